@@ -1,0 +1,1 @@
+"""Corpora to one manifest: loaders, labels, splits and the quality report."""

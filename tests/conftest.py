@@ -1,0 +1,40 @@
+"""Shared fixtures: one Ray for the whole test session, and no telemetry."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.update(
+    RAY_AUTH_MODE="disabled",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
+    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="90",
+    RAY_DATA_DISABLE_PROGRESS_BARS="1",
+    RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S="90",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """The session's Ray: 4 logical CPUs (Ray needs one free beside train workers)."""
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="mst-", dir="/tmp", ignore_cleanup_errors=True) as home:
+        ray.init(
+            num_cpus=4,
+            num_gpus=0,
+            object_store_memory=300_000_000,
+            include_dashboard=True,
+            log_to_driver=False,
+            logging_level="error",
+            _temp_dir=home,
+        )
+        yield
+        ray.shutdown()
