@@ -1,0 +1,1 @@
+"""Encode once: speech and text states of a whole corpus, in a store that every trial reads."""
