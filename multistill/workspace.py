@@ -163,7 +163,7 @@ class Workspace:
         Raises:
             whatever `build` raises; the partial folder is kept for the next attempt.
         """
-        with self.lock(f"{kind}-{fingerprint}", say):
+        with self.lock(f"{kind}-{fingerprint}".replace("/", "-"), say):
             found = self.find(kind, fingerprint)
             if found is not None:
                 return found

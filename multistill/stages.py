@@ -1,0 +1,535 @@
+"""The eight stages: each turns typed config and input artifacts into one artifact.
+
+A stage knows its inputs and nothing of the stages after it. What happens inside is the
+rooms' business (`corpora`, `features`, `training`, ...); here is only the joint between
+them: which config and which inputs decide a stage's fingerprint, and which room does the
+work. `multistill.pipeline` decides order, skipping and recording.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from multistill import jobfile
+from multistill.config import JobConfig, ModelConfig, StudentConfig, TrainConfig
+from multistill.workspace import Artifact, Workspace, clear, fingerprint, read_json, write_json
+
+if TYPE_CHECKING:
+    from multistill.training.task import TrainingTask
+    from multistill.watch import Watch
+
+STAGES = (
+    "prepare",
+    "features",
+    "teacher",
+    "distill",
+    "students",
+    "search",
+    "evaluate",
+    "report",
+)
+"""In the order of the data."""
+
+VERSIONS = dict.fromkeys(STAGES, 1)
+"""Format of each stage's artifact; raise one and that stage and all after it are made anew."""
+
+MODEL_FORMAT = 1
+SOFT_TARGETS = "soft_targets.parquet"
+MODEL_INDEX = "models.json"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of one job, ready to be looked up or built."""
+
+    stage: str
+    kind: str
+    config: Any
+    inputs: Mapping[str, str]
+    build: Callable[[Path, Watch], Mapping[str, Any]]
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.stage, VERSIONS[self.stage], self.config, self.inputs)
+
+
+class Stages:
+    """The stages of one job in one workspace.
+
+    `step(name)` needs the artifacts of its inputs in `done`; it raises KeyError without.
+    Only `prepare` must have run for every later fingerprint to be known: the features'
+    identity is the content of the manifest, not the settings that led to it, so another
+    split of the same clips finds the same features.
+    """
+
+    def __init__(self, job: JobConfig, workspace: Workspace) -> None:
+        self.job = job
+        self.workspace = workspace
+        self.done: dict[str, Artifact] = {}
+        self.records: dict[str, str] = {}  # stage or model -> id in the tracking server
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(s for s in STAGES if s != "search" or self.job.search.enabled)
+
+    def step(self, stage: str) -> Step:
+        step: Step = getattr(self, f"_{stage}")()
+        return step
+
+    # -- prepare and features -------------------------------------------------------------
+
+    def _prepare(self) -> Step:
+        from multistill.corpora.prepare import listing, prepare
+
+        job = self.job
+
+        def build(out: Path, watch: Watch) -> Mapping[str, Any]:
+            return prepare(
+                job.corpora,
+                job.split,
+                job.seed,
+                clear(out),
+                unpacked=self.workspace.root / "corpora",
+                watch=watch,
+            )
+
+        config = {
+            "corpora": [corpus.identity() for corpus in job.corpora],
+            "split": job.split.identity(),
+            "seed": job.seed,
+        }
+        return Step("prepare", "prepare", config, {"files": listing(job.corpora)}, build)
+
+    def _features(self) -> Step:
+        from multistill.features.identity import features_identity
+
+        manifest = self.done["prepare"]
+
+        def build(out: Path, watch: Watch) -> Mapping[str, Any]:
+            from multistill.features.encode import encode
+
+            return encode(manifest.path, self.job.features, out, watch)
+
+        inputs = {"content": str(manifest.summary["content"])}
+        return Step("features", "features", features_identity(self.job.features), inputs, build)
+
+    # -- teacher, soft targets, students --------------------------------------------------
+
+    def _inputs(self, *stages: str) -> dict[str, str]:
+        return {stage: self.done[stage].fingerprint for stage in stages}
+
+    def _task(
+        self, name: str, model: ModelConfig, train: TrainConfig, seed: int, **more: Any
+    ) -> TrainingTask:
+        from multistill.models.presets import resolve
+        from multistill.training.task import TrainingTask
+
+        return TrainingTask(
+            name=name,
+            spec=resolve(model.preset, model.overrides()).to_dict(),
+            train=train.model_dump(mode="json"),
+            seed=seed,
+            manifest=str(self.done["prepare"].path),
+            features=str(self.done["features"].path),
+            **more,
+        )
+
+    def teacher_tasks(self) -> list[TrainingTask]:
+        """A teacher per seed on all training rows; for out-of-fold targets, one per fold too."""
+        teacher, job = self.job.teacher, self.job
+        names = ["teacher", *(f"teacher-{n + 1}" for n in range(1, teacher.seeds))]
+        tasks = [
+            self._task(name, teacher.model, teacher.train, job.seed + n)
+            for n, name in enumerate(names)
+        ]
+        if job.distillation.targets == "out-of-fold":
+            tasks += [
+                self._task(
+                    f"teacher-fold{fold}",
+                    teacher.model,
+                    teacher.train,
+                    job.seed,
+                    leave_out_fold=fold,
+                )
+                for fold in range(job.split.folds)
+            ]
+        return tasks
+
+    def _teacher(self) -> Step:
+        job = self.job
+        config = {
+            "teacher": job.teacher.identity(),
+            "seed": job.seed,
+            "targets": job.distillation.targets,
+        }
+
+        def build(out: Path, watch: Watch) -> Mapping[str, Any]:
+            return self._train(self.teacher_tasks(), out, watch)
+
+        return Step("teacher", "teacher", config, self._inputs("prepare", "features"), build)
+
+    def _distill(self) -> Step:
+        job = self.job
+        config = {"targets": job.distillation.targets}
+
+        def build(out: Path, watch: Watch) -> Mapping[str, Any]:
+            teachers = self.models("teacher")
+            folds = {
+                int(name.removeprefix("teacher-fold")): str(folder)
+                for name, folder in teachers.items()
+                if name.startswith("teacher-fold")
+            }
+            whole = [str(f) for name, f in teachers.items() if not name.startswith("teacher-fold")]
+            summary: Mapping[str, Any] = on_cluster(
+                soft_targets,
+                str(self.done["prepare"].path),
+                str(self.done["features"].path),
+                whole,
+                folds,
+                job.teacher.train.max_frames,
+                str(clear(out) / SOFT_TARGETS),
+            )
+            watch.metrics({k: v for k, v in summary.items() if isinstance(v, int | float)})
+            return summary
+
+        inputs = self._inputs("prepare", "features", "teacher")
+        return Step("distill", "distill", config, inputs, build)
+
+    def student_task(self, student: StudentConfig, *, control: bool = False) -> TrainingTask:
+        """The distilled student, or its control: no teacher, but the same seed and budget."""
+        if control:
+            return self._task(
+                f"{student.name}-control", student.model, student.train, self.job.seed
+            )
+        return self._task(
+            student.name,
+            student.model,
+            student.train,
+            self.job.seed,
+            soft_targets=str(self.done["distill"].path / SOFT_TARGETS),
+            distillation=self.job.distillation.model_dump(mode="json"),
+        )
+
+    def _students(self) -> Step:
+        job = self.job
+        config = {
+            "students": [student.identity() for student in job.students],
+            "distillation": job.distillation.identity(),
+            "seed": job.seed,
+        }
+
+        def build(out: Path, watch: Watch) -> Mapping[str, Any]:
+            tasks = [
+                self.student_task(student, control=control)
+                for student in job.students
+                for control in (False, True)
+            ]
+            return self._train(tasks, out, watch)
+
+        inputs = self._inputs("prepare", "features", "distill")
+        return Step("students", "students", config, inputs, build)
+
+    # -- search ---------------------------------------------------------------------------
+
+    def _search(self) -> Step:
+        job = self.job
+        student = job.searched_student()
+        config = {
+            "search": job.search.identity(),
+            "student": student.identity(),
+            "distillation": job.distillation.identity(),
+            "seed": job.seed,
+        }
+        inputs = self._inputs("prepare", "features", "distill")
+        name = fingerprint("search", VERSIONS["search"], config, inputs)
+
+        def build(out: Path, watch: Watch) -> Mapping[str, Any]:
+            from multistill.search.study import search
+
+            base = self.student_task(student)
+            found = search(base, job.search, job.seed, out, watch, name)
+            finalists = self._finalists(base, found["top"])
+            watch.say(f"training the best {len(finalists)} at full budget")
+            trained = self._train(finalists, out, watch)
+            winner = self._winner(trained["models"])
+            watch.tags({"winner": winner})
+            return {**found, **trained, "winner": winner}
+
+        return Step("search", "search", config, inputs, build)
+
+    def _finalists(
+        self, base: TrainingTask, top: Sequence[Mapping[str, Any]]
+    ) -> list[TrainingTask]:
+        """The best trials again, at the student's full budget, since trials may be shorter."""
+        from dataclasses import replace
+
+        from multistill.search.space import apply
+
+        return [
+            replace(apply(base, values), name=f"{base.name}-searched-{place}")
+            for place, values in enumerate(top[: self.job.search.retrain], start=1)
+        ]
+
+    def _winner(self, models: Mapping[str, Any]) -> str:
+        """Chosen on validation, by the search's metric; test is not looked at."""
+        metric = f"valid_{self.job.search.metric}"
+        sign = -1.0 if self.job.search.mode == "min" else 1.0
+
+        def score(name: str) -> float:
+            history = read_json(self._model_folder(models[name]) / "history.json")
+            return float(max(sign * epoch[metric] for epoch in history["epochs"]))
+
+        return max(models, key=score)
+
+    # -- evaluate and report --------------------------------------------------------------
+
+    def _evaluate(self) -> Step:
+        stages = ["prepare", "features", "teacher", "distill", "students"]
+        if self.job.search.enabled:
+            stages.append("search")
+
+        def build(out: Path, watch: Watch) -> Mapping[str, Any]:
+            summary: Mapping[str, Any] = on_cluster(
+                _evaluate,
+                str(self.done["prepare"].path),
+                str(self.done["features"].path),
+                self.entries(),
+                self.job.evaluation.model_dump(mode="json"),
+                str(clear(out)),
+                self.job.seed,
+            )
+            for name, figures in summary.get("headline", {}).items():
+                watch.metrics({f"{name}_{key}": value for key, value in figures.items()})
+            return summary
+
+        config = self.job.evaluation.identity()
+        return Step("evaluate", "evaluate", config, self._inputs(*stages), build)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What `evaluate` scores: teacher, students, their controls and the searched student."""
+        job = self.job
+
+        def entry(
+            stage: str, names: list[str], role: str, title: str, **more: Any
+        ) -> dict[str, Any]:
+            index = self.done[stage].summary["models"]
+            folders = [str(self._model_folder(index[name])) for name in names]
+            record = index[names[0]].get("record_id")
+            return {
+                "name": title,
+                "role": role,
+                "folders": folders,
+                "mlflow_run_id": record,
+                **more,
+            }
+
+        whole = [n for n in self.done["teacher"].summary["models"] if "-fold" not in n]
+        found = [entry("teacher", whole, "teacher", "teacher")]
+        for student in job.students:
+            control = f"{student.name}-control"
+            found.append(
+                entry("students", [student.name], "student", student.name, compare_to=control)
+            )
+            found.append(entry("students", [control], "control", control))
+        if job.search.enabled:
+            student = job.searched_student()
+            winner = str(self.done["search"].summary["winner"])
+            found.append(
+                entry(
+                    "search",
+                    [winner],
+                    "student",
+                    f"{student.name}-searched",
+                    compare_to=f"{student.name}-control",
+                )
+            )
+        return found
+
+    def _report(self) -> Step:
+        job = self.job
+
+        def build(out: Path, watch: Watch) -> Mapping[str, Any]:
+            from multistill.evaluation.report import write_report
+
+            search = self.done.get("search")
+            write_report(
+                clear(out),
+                job=job,
+                prepare=self.done["prepare"],
+                features=self.done["features"],
+                distill=self.done["distill"],
+                evaluate=self.done["evaluate"],
+                search=search,
+                histories=self._histories(),
+                stages=[
+                    {
+                        "name": name,
+                        "fingerprint": artifact.fingerprint,
+                        "seconds": artifact.seconds,
+                        "cached": name not in self.records,
+                    }
+                    for name, artifact in self.done.items()
+                ],
+            )
+            watch.artifact(out / "report.html", "report")
+            watch.artifact(out / "report.json", "report")
+            return {}
+
+        config = {"name": job.name, "job": dict(jobfile.identity(job))}
+        return Step("report", f"reports/{job.name}", config, self._inputs("evaluate"), build)
+
+    def _histories(self) -> dict[str, Any]:
+        found = {}
+        for stage in ("teacher", "students", "search"):
+            if stage in self.done:
+                for name, model in self.done[stage].summary["models"].items():
+                    found[name] = read_json(self._model_folder(model) / "history.json")
+        return found
+
+    # -- models as artifacts of their own -------------------------------------------------
+
+    def _model_folder(self, model: Mapping[str, Any]) -> Path:
+        return self.workspace.folder("models", str(model["fingerprint"]))
+
+    def models(self, stage: str) -> dict[str, Path]:
+        """Name -> folder of every model that a stage trained."""
+        index = self.done[stage].summary["models"]
+        return {name: self._model_folder(model) for name, model in index.items()}
+
+    def model_fingerprint(self, task: TrainingTask) -> str:
+        """A model's name does not count: equal tasks give one model, whatever it is called."""
+        config = {
+            "spec": task.spec,
+            "train": TrainConfig.model_validate(task.train).identity(),
+            "seed": task.seed,
+            "leave_out_fold": task.leave_out_fold,
+            "distillation": task.distillation,
+        }
+        inputs = self._inputs("prepare", "features")
+        if task.soft_targets is not None:
+            inputs |= self._inputs("distill")
+        return fingerprint("models", MODEL_FORMAT, config, inputs)
+
+    def _train(self, tasks: Sequence[TrainingTask], out: Path, watch: Watch) -> dict[str, Any]:
+        """Train what is missing; each model becomes an artifact that any job may find."""
+        from multistill.training.launcher import train
+
+        names = {task.name: self.model_fingerprint(task) for task in tasks}
+        missing = [t for t in tasks if self.workspace.find("models", names[t.name]) is None]
+        if len(missing) < len(tasks):
+            watch.say(f"{len(tasks) - len(missing)} of {len(tasks)} models are there already")
+        results = train(missing, out / "training", watch) if missing else []
+        records = {result["name"]: result.get("record_id") for result in results}
+        for task in missing:
+            source = out / "training" / task.name
+
+            def build(folder: Path, source: Path = source) -> None:
+                clear(folder)
+                for file in ("model.safetensors", "config.json", "history.json"):
+                    shutil.copy2(source / file, folder / file)
+
+            self.workspace.make(
+                "models",
+                names[task.name],
+                build,
+                config=task.to_dict(),
+                inputs=self._inputs("prepare", "features"),
+                provenance={"record_id": records.get(task.name)},
+            )
+        index = {}
+        for name, print_ in names.items():
+            found = self.workspace.find("models", print_)
+            assert found is not None
+            record = found.meta["provenance"].get("record_id")
+            index[name] = {"fingerprint": print_, "record_id": record}
+        write_json(out / MODEL_INDEX, index)
+        shutil.rmtree(out / "training", ignore_errors=True)
+        return {"models": index}
+
+
+def on_cluster(function: Callable[..., T], *arguments: Any) -> T:
+    """Run one function as a Ray task, on a GPU where the cluster has one.
+
+    The driver may sit on a head node without CPUs to spare, so it computes nothing itself.
+    """
+    import ray
+
+    resources = ray.cluster_resources()
+    cpus = max(1, min(4, int(resources.get("CPU", 1)) - 1))
+    gpus = 1 if resources.get("GPU", 0) >= 1 else 0
+    task = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)
+    result: T = ray.get(task.remote(*arguments))
+    return result
+
+
+def soft_targets(
+    manifest: str,
+    features: str,
+    teachers: Sequence[str],
+    folds: Mapping[int, str],
+    max_frames: int | None,
+    out: str,
+) -> dict[str, Any]:
+    """Logits of the teacher for every row outside test, as one Parquet file.
+
+    Rows of a fold whose own teacher is in `folds` get that teacher's logits (it never
+    trained on them); the rest get the mean logits of `teachers`.
+    """
+    import numpy as np
+
+    from multistill.corpora.schema import read_manifest
+    from multistill.distillation.targets import predict_logits, write_soft_targets
+    from multistill.features.store import FeatureStore
+    from multistill.models.files import load_model
+
+    table = read_manifest(Path(manifest)).select(["utterance_id", "split", "fold"]).to_pandas()
+    store = FeatureStore(Path(features))
+    rows = table[(table["split"] != "test") & table["utterance_id"].isin(set(store.ids))]
+    ids = rows["utterance_id"].tolist()
+    fold = rows["fold"].to_numpy(copy=True)
+    train = (rows["split"] == "train").to_numpy()
+    logits = np.mean(
+        [
+            predict_logits(load_model(Path(folder)), store, ids, max_frames=max_frames)
+            for folder in teachers
+        ],
+        axis=0,
+    )
+    for number, folder in folds.items():
+        chosen = np.flatnonzero(train & (fold == number))
+        part = [ids[row] for row in chosen]
+        if part:
+            model = load_model(Path(folder))
+            logits[chosen] = predict_logits(model, store, part, max_frames=max_frames)
+    used = np.where(train & np.isin(fold, list(folds)), fold, -1)
+    name = "out-of-fold" if folds else "in-sample"
+    write_soft_targets(Path(out), ids, logits, name, used)
+    return {"rows": len(ids), "teachers": len(teachers), "folds": len(folds)}
+
+
+def _evaluate(
+    manifest: str,
+    features: str,
+    entries: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    out: str,
+    seed: int,
+) -> Mapping[str, Any]:
+    from multistill.config import EvaluationConfig
+    from multistill.evaluation.evaluate import ModelEntry, evaluate
+    from multistill.watch import Silent
+
+    return evaluate(
+        Path(manifest),
+        Path(features),
+        [ModelEntry(**entry) for entry in entries],
+        EvaluationConfig.model_validate(config),
+        Path(out),
+        Silent(),
+        seed=seed,
+    )
