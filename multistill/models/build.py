@@ -1,0 +1,142 @@
+"""A spec and the encoders' widths become a model."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from multistill.models.context import ContextReader
+from multistill.models.fusion import FUSIONS, Stream
+from multistill.models.spec import ModelSpec
+
+
+class ModelOutput(NamedTuple):
+    """logits [B, classes]; pooled [B, D], the vector that the classifier reads."""
+
+    logits: Tensor
+    pooled: Tensor
+
+
+class EmotionModel(nn.Module):
+    """Emotion head over cached encoder states.
+
+    Padding never changes an answer: positions where a mask is False are neither attended
+    to nor pooled. A multimodal model answers with one modality missing (None, or a row
+    without real positions); with both missing it gives its prior.
+    """
+
+    def __init__(self, spec: ModelSpec, audio_dim: int, text_dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.audio_dim = audio_dim
+        self.text_dim = text_dim
+        self.audio_projection: nn.Linear | None = None
+        self.text_projection: nn.Linear | None = None
+        if spec.reads_audio or spec.keep_unused_projection:
+            # The published 1x1 convolution without bias is a linear layer.
+            self.audio_projection = nn.Linear(audio_dim, spec.width, bias=False)
+        if spec.reads_text and text_dim != spec.width:
+            self.text_projection = nn.Linear(text_dim, spec.width, bias=False)
+        self.fusion = FUSIONS[spec.fusion](spec)
+        pooled = self.fusion.out_width
+        self.context: ContextReader | None = None
+        if spec.context_turns:
+            self.context = ContextReader(spec, audio_dim, text_dim, pooled)
+            pooled += spec.width
+        self.pooled_dim = pooled
+        self.classifier = nn.Sequential(
+            nn.Dropout(spec.classifier_dropout),
+            nn.Linear(pooled, spec.classifier),
+            nn.GELU(),
+            nn.Dropout(spec.classifier_dropout),
+            nn.Linear(spec.classifier, spec.num_classes),
+        )
+
+    def forward(
+        self,
+        audio: Tensor | None = None,
+        audio_mask: Tensor | None = None,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> ModelOutput:
+        """One decision per utterance.
+
+        Args:
+            audio: [B, Ta, audio_dim] frame states; text: [B, Tt, text_dim] token states.
+            audio_mask, text_mask: bool [B, T], True = real; None = all real.
+            context: [B, K, text_dim + audio_dim], the previous turns (see
+                `multistill.models.context`); context_mask: bool [B, K].
+        Raises:
+            ValueError: nothing that this model reads was given.
+        """
+        audio = audio if self.spec.reads_audio else None
+        text = text if self.spec.reads_text else None
+        given = audio if audio is not None else text
+        if given is None:
+            raise ValueError(f"a {self.spec.modality} model needs its states: none were given")
+        streams: list[Stream] = []
+        if self.spec.reads_audio:
+            streams.append(_stream(audio, audio_mask, given, self.audio_dim))
+        if self.spec.reads_text:
+            streams.append(_stream(text, text_mask, given, self.text_dim))
+        if self.training and len(streams) == 2 and self.spec.modality_dropout:
+            streams = drop_modality(streams, self.spec.modality_dropout)
+        projected: list[Stream] = []
+        if self.spec.reads_audio:
+            assert self.audio_projection is not None
+            states, mask = streams[0]
+            projected.append((self.audio_projection(states), mask))
+        if self.spec.reads_text:
+            states, mask = streams[-1]
+            if self.text_projection is not None:
+                states = self.text_projection(states)
+            projected.append((states, mask))
+        pooled: Tensor = self.fusion(projected)
+        if self.context is not None:
+            present = [mask.any(dim=1) for _, mask in streams]
+            read = self.context(pooled, context, context_mask, present)
+            pooled = torch.cat((pooled, read), dim=-1)
+        logits: Tensor = self.classifier(pooled)
+        if self.training and self.spec.keep_unused_projection:
+            assert self.audio_projection is not None
+            # Data-parallel training waits for a gradient of every parameter.
+            logits = logits + 0.0 * self.audio_projection.weight.sum()
+        return ModelOutput(logits, pooled)
+
+
+def _stream(states: Tensor | None, mask: Tensor | None, given: Tensor, dim: int) -> Stream:
+    """States with their padding zeroed, or one masked position where they are missing."""
+    if states is None:
+        batch = given.shape[0]
+        return given.new_zeros(batch, 1, dim), torch.zeros(
+            batch, 1, dtype=torch.bool, device=given.device
+        )
+    if mask is None:
+        mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+    return states.masked_fill(~mask[:, :, None], 0.0), mask
+
+
+def drop_modality(streams: list[Stream], share: float) -> list[Stream]:
+    """Each sample loses one of its two modalities with probability `share`, never its last."""
+    (audio, audio_mask), (text, text_mask) = streams
+    draw = torch.rand(audio.shape[0], device=audio.device)
+    lose_audio = (draw < share / 2) & text_mask.any(dim=1)
+    lose_text = (draw >= 1 - share / 2) & audio_mask.any(dim=1)
+    return [
+        (audio, audio_mask & ~lose_audio[:, None]),
+        (text, text_mask & ~lose_text[:, None]),
+    ]
+
+
+def build(spec: ModelSpec, audio_dim: int, text_dim: int) -> EmotionModel:
+    """A new model with weights from torch's current random state."""
+    return EmotionModel(spec, audio_dim, text_dim)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,176 @@
+"""From the projected sequences to one vector: the published transformer and its rivals.
+
+A fusion takes one sequence (unimodal) or two, audio first, each as (states [B, T, W],
+mask [B, T]), and returns [B, `out_width`].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from multistill.models.layers import Attention, AttentionPool, FirstPool, MeanPool, Stack
+from multistill.models.spec import ModelSpec
+
+Stream = tuple[Tensor, Tensor]
+
+
+def _pool(spec: ModelSpec, *, first: bool = False) -> nn.Module:
+    if spec.pooling == "attention":
+        return AttentionPool(spec.width)
+    if spec.pooling == "published" and first:
+        return FirstPool()
+    return MeanPool()
+
+
+class Crossmodal(nn.Module):
+    """Two stacks of crossmodal layers, audio asks text and text asks audio (Tsai et al. 2019).
+
+    With one modality it is a plain self-attention stack.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        both = spec.modality == "multimodal"
+        self.out_width = spec.width * (2 if both else 1)
+        shape = (spec.width, spec.heads, spec.layers, spec.feedforward, spec.dropout)
+        self.stacks = nn.ModuleList(Stack(*shape) for _ in range(2 if both else 1))
+        if both:
+            self.pools = nn.ModuleList([_pool(spec), _pool(spec, first=True)])
+        else:
+            self.pools = nn.ModuleList([_pool(spec, first=spec.modality == "audio")])
+
+    def forward(self, streams: Sequence[Stream]) -> Tensor:
+        if len(streams) == 1:
+            (states, mask) = streams[0]
+            return self.pools[0](self.stacks[0](states, None, mask), mask)
+        (audio, audio_mask), (text, text_mask) = streams
+        heard = self.pools[0](self.stacks[0](audio, text, text_mask), audio_mask)
+        read = self.pools[1](self.stacks[1](text, audio, audio_mask), text_mask)
+        return torch.cat((heard, read), dim=-1)
+
+
+class Concat(nn.Module):
+    """Pooled states side by side."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        count = 2 if spec.modality == "multimodal" else 1
+        self.out_width = spec.width * count
+        self.pools = nn.ModuleList(_pool(spec) for _ in range(count))
+
+    def forward(self, streams: Sequence[Stream]) -> Tensor:
+        pooled = [
+            pool(states, mask) for pool, (states, mask) in zip(self.pools, streams, strict=True)
+        ]
+        return torch.cat(pooled, dim=-1)
+
+
+class CrossAttention(nn.Module):
+    """One attention each way with a residual and a norm: no feed-forward part, no positions.
+
+    The residual lets a sequence through when the other one is missing.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        count = 2 if spec.modality == "multimodal" else 1
+        self.out_width = spec.width * count
+        self.attentions = nn.ModuleList(
+            Attention(spec.width, spec.heads, spec.dropout) for _ in range(count)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(spec.width) for _ in range(count))
+        self.pools = nn.ModuleList(_pool(spec) for _ in range(count))
+
+    def forward(self, streams: Sequence[Stream]) -> Tensor:
+        pooled = []
+        sources = list(reversed(streams))
+        for index, ((states, mask), (source, source_mask)) in enumerate(
+            zip(streams, sources, strict=True)
+        ):
+            attended = self.attentions[index](states, source, source_mask)
+            pooled.append(self.pools[index](self.norms[index](states + attended), mask))
+        return torch.cat(pooled, dim=-1)
+
+
+class MixerBlock(nn.Module):
+    """Token mixing, then channel mixing, both pre-norm with residuals (Tolstikhin et al. 2021)."""
+
+    def __init__(self, tokens: int, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.token_norm = nn.LayerNorm(width)
+        self.token_mix = _mlp(tokens, 4 * tokens, dropout)
+        self.channel_norm = nn.LayerNorm(width)
+        self.channel_mix = _mlp(width, hidden, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.token_mix(self.token_norm(x).transpose(1, 2)).transpose(1, 2)
+        x = x + mixed
+        return x + self.channel_mix(self.channel_norm(x))
+
+
+def _mlp(width: int, hidden: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width, hidden),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, width),
+        nn.Dropout(dropout),
+    )
+
+
+SEGMENTS = 16
+"""Tokens a mixer sees of each sequence, whatever its length."""
+
+
+def segment_means(states: Tensor, mask: Tensor, segments: int = SEGMENTS) -> Tensor:
+    """Average pooling of the real positions into a fixed number of segments.
+
+    states [B, T, W], mask [B, T] (real positions first) -> [B, segments, W]. Equals
+    `F.adaptive_avg_pool1d` of each sequence without its padding; zeros where it is empty.
+    """
+    length = mask.sum(dim=1)[:, None]
+    index = torch.arange(segments, device=states.device)[None, :]
+    start = (index * length) // segments
+    end = ((index + 1) * length + segments - 1) // segments
+    position = torch.arange(states.shape[1], device=states.device)
+    inside = (position >= start[:, :, None]) & (position < end[:, :, None])
+    weights = inside.to(states.dtype)
+    return (weights @ states) / weights.sum(dim=2, keepdim=True).clamp(min=1.0)
+
+
+class Mixer(nn.Module):
+    """MLP-Mixer over segments of both sequences.
+
+    A mixer needs a fixed number of tokens: each sequence is averaged into `SEGMENTS` of its
+    real positions, so that padding never takes part.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.out_width = spec.width
+        tokens = SEGMENTS * (2 if spec.modality == "multimodal" else 1)
+        self.blocks = nn.ModuleList(
+            MixerBlock(tokens, spec.width, spec.feedforward, spec.dropout)
+            for _ in range(spec.layers)
+        )
+        self.norm = nn.LayerNorm(spec.width)
+        self.pool = _pool(spec)
+
+    def forward(self, streams: Sequence[Stream]) -> Tensor:
+        x = torch.cat([segment_means(states, mask) for states, mask in streams], dim=1)
+        # All segments of a present sequence are read; those of a missing one are not.
+        some = [mask.any(dim=1, keepdim=True).expand(-1, SEGMENTS) for _, mask in streams]
+        for block in self.blocks:
+            x = block(x)
+        return self.pool(self.norm(x), torch.cat(some, dim=1))
+
+
+FUSIONS: dict[str, type[Crossmodal] | type[Concat] | type[CrossAttention] | type[Mixer]] = {
+    "crossmodal": Crossmodal,
+    "concat": Concat,
+    "cross-attention": CrossAttention,
+    "mixer": Mixer,
+}

@@ -1,0 +1,71 @@
+"""Models by name. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any
+
+from multistill.errors import UsageError
+from multistill.models.spec import ModelSpec
+
+_PAPER = ModelSpec(modality="multimodal")
+_SMALL = ModelSpec(
+    modality="multimodal",
+    width=64,
+    heads=4,
+    layers=2,
+    feedforward=128,
+    classifier=64,
+    dropout=0.1,
+    classifier_dropout=0.2,
+    modality_dropout=0.1,
+    pooling="mean",
+)
+
+
+def _alone(spec: ModelSpec, modality: str) -> ModelSpec:
+    return ModelSpec.from_dict({**spec.to_dict(), "modality": modality, "modality_dropout": 0.0})
+
+
+def _student(spec: ModelSpec) -> ModelSpec:
+    return replace(spec, layers=1)
+
+
+_TEXT = _alone(_PAPER, "text")
+_PAPER_TEXT = replace(_TEXT, keep_unused_projection=True)
+_PAPER_AUDIO = _alone(_PAPER, "audio")
+
+PRESETS: dict[str, ModelSpec] = {
+    "paper-teacher": _PAPER,
+    "paper-text-teacher": _PAPER_TEXT,
+    "paper-audio-teacher": _PAPER_AUDIO,
+    "paper-student": _student(_PAPER),
+    "paper-text-student": _student(_PAPER_TEXT),
+    "paper-audio-student": _student(_PAPER_AUDIO),
+    "text-teacher": _TEXT,
+    "text-student": _student(_TEXT),
+    "small-teacher": _SMALL,
+    "small-text-teacher": _alone(_SMALL, "text"),
+    "small-audio-teacher": _alone(_SMALL, "audio"),
+    "small-student": _student(_SMALL),
+    "small-text-student": _student(_alone(_SMALL, "text")),
+    "small-audio-student": _student(_alone(_SMALL, "audio")),
+}
+"""`paper-*` are the published heads (Multi-Still 2023) for 1024-d audio and 768-d text states.
+`text-*` are the published text heads without the audio projection that they never use."""
+
+
+def resolve(preset: str, overrides: Mapping[str, Any]) -> ModelSpec:
+    """The preset with some fields replaced.
+
+    Raises:
+        UsageError: unknown preset (with the nearest name), unknown field, or values that do
+            not fit together.
+    """
+    if preset not in PRESETS:
+        near = get_close_matches(preset, PRESETS, n=1, cutoff=0.4)
+        hint = f"did you mean `{near[0]}`?" if near else f"use one of {', '.join(PRESETS)}"
+        raise UsageError(f"model: there is no preset `{preset}`; {hint}")
+    return ModelSpec.from_dict({**PRESETS[preset].to_dict(), **overrides})
