@@ -101,10 +101,6 @@ class EmotionModel(nn.Module):
             read = self.context(pooled, context, context_mask, present)
             pooled = torch.cat((pooled, read), dim=-1)
         logits: Tensor = self.classifier(pooled)
-        if self.training and self.spec.keep_unused_projection:
-            assert self.audio_projection is not None
-            # Data-parallel training waits for a gradient of every parameter.
-            logits = logits + 0.0 * self.audio_projection.weight.sum()
         return ModelOutput(logits, pooled)
 
 

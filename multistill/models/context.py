@@ -47,7 +47,6 @@ class ContextReader(nn.Module):
     ) -> Tensor:
         """present: per stream (audio first) bool [B]; what is missing now is not read earlier."""
         if context is None:
-            # Keeps every parameter in the graph, so that data-parallel training never waits.
             context = pooled.new_zeros(pooled.shape[0], 1, self.text_dim + self.audio_dim)
             context_mask = torch.zeros(pooled.shape[0], 1, dtype=torch.bool, device=pooled.device)
         elif context_mask is None:

@@ -1,0 +1,1 @@
+"""Distillation: losses and soft targets. Free of Ray and MLflow."""

@@ -1,0 +1,192 @@
+"""Soft targets: a teacher's logits over utterances, computed once and kept as Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from multistill.config import CLASSES
+from multistill.errors import MultistillError
+from multistill.features.batches import collate
+from multistill.features.store import FeatureStore
+from multistill.models.build import EmotionModel
+from multistill.models.context import DialogueContext
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+BATCH_FRAMES = 32_768
+"""Padded audio frames and text tokens of one batch: about 128 MB at 1,024 values a frame."""
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """A teacher's outputs.
+
+    Attributes:
+        logits: float32 [N, 7] in class order, before softmax and temperature.
+        teacher: who made them, for people.
+        fold: int64 [N], the fold that the row's teacher did not train on, -1 where it may
+            have trained on the row.
+        pooled: float32 [N, D] the vectors before the teacher's classifier, or None.
+    """
+
+    ids: list[str]
+    logits: Floats
+    teacher: str
+    fold: Integers
+    pooled: Floats | None = None
+
+
+def write_soft_targets(
+    path: Path,
+    ids: Sequence[str],
+    logits: npt.ArrayLike,
+    teacher: str,
+    fold: npt.ArrayLike,
+    pooled: npt.ArrayLike | None = None,
+) -> None:
+    """Write `utterance_id`, `logits`, `teacher`, `fold` (and `pooled`) as one Parquet file.
+
+    The file appears whole or not at all.
+    """
+    columns = {
+        "utterance_id": pa.array(ids, pa.string()),
+        "logits": _vectors(logits, len(ids), len(CLASSES)),
+        "teacher": pa.array([teacher] * len(ids), pa.string()),
+        "fold": pa.array(np.asarray(fold), pa.int32()),
+    }
+    if pooled is not None:
+        columns["pooled"] = _vectors(pooled, len(ids), np.shape(pooled)[1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    pq.write_table(pa.table(columns), temporary)
+    temporary.replace(path)
+
+
+def read_soft_targets(path: Path) -> SoftTargets:
+    """Raises MultistillError where the file is missing, cut short or lacks a column."""
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise MultistillError(f"{path} is missing; run the distillation stage") from None
+    except pa.ArrowInvalid as error:
+        raise MultistillError(
+            f"{path} is damaged ({error}); remove it and run the distillation stage again"
+        ) from error
+    for name in ("utterance_id", "logits", "teacher", "fold"):
+        if name not in table.column_names:
+            raise MultistillError(f"{path} holds no soft targets: the column {name} is missing")
+    return SoftTargets(
+        ids=table["utterance_id"].to_pylist(),
+        logits=_matrix(table["logits"]),
+        teacher=table["teacher"][0].as_py() if len(table) else "",
+        fold=table["fold"].to_numpy().astype(np.int64),
+        pooled=_matrix(table["pooled"]) if "pooled" in table.column_names else None,
+    )
+
+
+def _vectors(values: npt.ArrayLike, rows: int, width: int) -> pa.Array:
+    matrix = np.asarray(values, dtype=np.float32)
+    if matrix.shape != (rows, width):
+        raise ValueError(f"expected an array of shape {(rows, width)}, not {matrix.shape}")
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), width)
+
+
+def _matrix(column: pa.ChunkedArray) -> Floats:
+    width = column.type.list_size
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    flat = np.concatenate(parts) if parts else np.zeros(0)
+    return flat.astype(np.float32).reshape(-1, width)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A model's outputs: logits float32 [N, 7] and pooled float32 [N, D]."""
+
+    logits: Floats
+    pooled: Floats
+
+
+def predict(
+    model: EmotionModel,
+    store: FeatureStore,
+    ids: Sequence[str],
+    device: torch.device | str | None = None,
+    max_frames: int | None = None,
+    batch_frames: int = BATCH_FRAMES,
+    context: DialogueContext | None = None,
+) -> Outputs:
+    """Outputs of the model in eval mode, in the order of `ids`; its mode is restored.
+
+    Args:
+        device: default: a GPU where there is one. The model is moved there.
+        max_frames: audio frames read, as in training.
+        batch_frames: padded frames plus tokens of one batch; one utterance always fits.
+        context: required by a model that reads previous turns.
+    """
+    if model.spec.context_turns and context is None:
+        raise ValueError("this model reads previous turns: give it a DialogueContext")
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(chosen)
+    logits = np.zeros((len(ids), model.spec.num_classes), dtype=np.float32)
+    pooled = np.zeros((len(ids), model.pooled_dim), dtype=np.float32)
+    frames, tokens = store.audio_frames(ids), store.text_tokens(ids)
+    if max_frames is not None:
+        frames = np.minimum(frames, max_frames)
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for rows in _by_length(frames, tokens, batch_frames):
+                names = [ids[row] for row in rows]
+                batch = collate(store, names, max_frames).to(chosen)
+                turns = context.batch(names) if model.spec.context_turns and context else None
+                output = model(
+                    batch.audio,
+                    batch.audio_mask,
+                    batch.text,
+                    batch.text_mask,
+                    *((part.to(chosen) for part in turns) if turns else ()),
+                )
+                logits[rows] = output.logits.float().cpu().numpy()
+                pooled[rows] = output.pooled.float().cpu().numpy()
+    finally:
+        model.train(training)
+    return Outputs(logits, pooled)
+
+
+def predict_logits(
+    model: EmotionModel,
+    store: FeatureStore,
+    ids: Sequence[str],
+    device: torch.device | str | None = None,
+    max_frames: int | None = None,
+    batch_frames: int = BATCH_FRAMES,
+    context: DialogueContext | None = None,
+) -> Floats:
+    """The logits of `predict`, [N, 7]."""
+    return predict(model, store, ids, device, max_frames, batch_frames, context).logits
+
+
+def _by_length(frames: Integers, tokens: Integers, budget: int) -> Iterator[Integers]:
+    """Rows of like length together, each batch within the budget of padded positions."""
+    order = np.argsort(frames, kind="stable")
+    start = 0
+    widest = 0
+    for end, row in enumerate(order):
+        text = max(widest, int(tokens[row]))
+        # Sorted by frames: the newest row is the longest clip of the batch.
+        if end > start and (end - start + 1) * (int(frames[row]) + text) > budget:
+            yield order[start:end]
+            start, text = end, int(tokens[row])
+        widest = text
+    if start < len(order):
+        yield order[start:]
