@@ -284,6 +284,11 @@ class SearchParameter(Section):
     log: bool = False
     step: float | None = Field(None, gt=0)
     choices: list[str | int | float | bool] | None = Field(None, min_length=1)
+    when: dict[str, list[str | int | float | bool]] = Field(
+        default_factory=dict,
+        description="searched only where other searched names take one of these values, "
+        "e.g. {distillation.loss: [hinton, dkd]}",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> SearchParameter:
@@ -322,6 +327,14 @@ class SearchConfig(Section):
     reduction: int = Field(3, ge=2)
     startup_trials: int = Field(8, ge=1, description="random trials before the sampler learns")
     retrain: int = Field(1, ge=1, le=10, description="best trials retrained at full budget")
+    second: Literal["parameters", "latency"] | None = Field(
+        None, description="also keep this low: a Pareto front of the metric against it"
+    )
+    storage: str | None = execution(
+        None,
+        description="database of the study (postgresql://user@host/name; the password comes from "
+        "the environment); default: a journal file in the workspace",
+    )
     concurrent: int | None = execution(None, ge=1, description="default: what the cluster holds")
     cpus_per_trial: float = execution(1.0, gt=0)
     gpus_per_trial: float | None = execution(None, ge=0)
