@@ -261,12 +261,30 @@ class TeacherConfig(Section):
 
 
 class DistillationConfig(Section):
-    """weight * T^2 * KL(teacher_T || student_T) + (1 - weight) * label loss (Hinton 2015)."""
+    """weight * teacher's loss + (1 - weight) * label loss.
+
+    The teacher's loss is T^2 * KL(teacher_T || student_T) (Hinton 2015) unless `loss` says
+    otherwise.
+    """
 
     loss: Literal["hinton", "two-mse", "dkd", "dist"] = "hinton"
     temperature: float = Field(2.0, gt=0)
     weight: float = Field(0.5, ge=0, le=1)
     standardize: bool = Field(False, description="logit standardisation (Sun 2024)")
+    dkd_alpha: float = Field(1.0, ge=0, description="`dkd`: weight of the target class part")
+    dkd_beta: float = Field(
+        2.0, ge=0, description="`dkd`: weight of the other classes; 8 in the paper, of 100 classes"
+    )
+    schedule: Literal["fixed", "rise", "fall"] = Field(
+        "fixed", description="`weight` over training: `rise` starts at 0, `fall` ends at 0"
+    )
+    schedule_share: float = Field(
+        0.2, gt=0, le=1, description="share of the training that rises or falls"
+    )
+    representation: Literal["none", "hint", "cka"] = Field(
+        "none", description="also match the teacher's pooled states"
+    )
+    representation_weight: float = Field(1.0, ge=0)
     targets: Literal["in-sample", "out-of-fold"] = "in-sample"
 
 
