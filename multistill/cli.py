@@ -312,9 +312,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit the process with its code."""
     arguments = _several_after_set(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or bool(os.environ.get("MULTISTILL_DEBUG"))
+    command = typer.main.get_command(app)
     try:
-        app(args=arguments, prog_name="multistill", standalone_mode=True)
-    except KeyboardInterrupt:
+        with command.make_context("multistill", list(arguments)) as context:
+            command.invoke(context)
+        code = 0
+    except typer.Exit as end:
+        code = end.exit_code
+    except (KeyboardInterrupt, typer.Abort):
         print("multistill: interrupted; run the same command to continue", file=sys.stderr)
         code = 130
     except Exception as error:
@@ -324,6 +329,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(known, MultistillError):
             print(f"multistill: {known}", file=sys.stderr)
             code = known.exit_code
+        elif hasattr(error, "show") and hasattr(error, "exit_code"):  # wrong use of the command
+            error.show()
+            code = error.exit_code
         else:
             first = (str(error).strip().splitlines() or [""])[0]
             print(
@@ -332,6 +340,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 file=sys.stderr,
             )
             code = 1
-    else:
-        return
     raise SystemExit(code)

@@ -1,0 +1,156 @@
+"""The command line: quick, thin, one sentence and the right code for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from multistill.cli import _several_after_set, main
+from multistill.errors import MultistillError
+
+HEAVY = ("torch", "ray", "mlflow", "transformers", "pandas", "optuna", "matplotlib")
+
+
+def loaded_after(code: str) -> set[str]:
+    script = f"{code}\nimport sys\nprint(','.join(m for m in {HEAVY!r} if m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(filter(None, done.stdout.splitlines()[-1].split(",")))
+
+
+def test_importing_the_package_pulls_in_nothing_heavy() -> None:
+    code = "import multistill, multistill.cli, multistill.config, multistill.workspace"
+    assert loaded_after(code) == set()
+
+
+def test_help_pulls_in_nothing_heavy() -> None:
+    code = (
+        "from multistill.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as e:\n    assert not e.code"
+    )
+    assert loaded_after(code) == set()
+
+
+def test_reading_a_job_file_needs_no_engine() -> None:
+    code = (
+        "from multistill import jobfile\n"
+        "jobfile.parse('name: t\\ncorpora: [{kind: demo}]', 'job.yaml')"
+    )
+    assert loaded_after(code) & {"torch", "ray", "mlflow", "transformers"} == set()
+
+
+def code_of(arguments: list[str]) -> int:
+    try:
+        main(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def job(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_validate_says_yes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = job(tmp_path, "name: t\ncorpora: [{kind: demo}]\n")
+    assert code_of(["validate", path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["valid"] is True
+
+
+def test_validate_lists_every_problem_with_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = job(tmp_path, "name: t\ncorpora: [{kind: demo}]\nsead: 1\nsplit: {tset: 0.1}\n")
+    assert code_of(["validate", path, "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert [problem["line"] for problem in found["problems"]] == [3, 4]
+    assert code_of(["validate", path]) == 2
+    text = capsys.readouterr().err
+    assert f"{path}:3: unknown key `sead`; did you mean `seed`?" in text
+    assert "Traceback" not in text
+
+
+def test_unknown_stage_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = job(tmp_path, "name: t\ncorpora: [{kind: demo}]\n")
+    assert code_of(["run", path, "--until", "techer"]) == 2
+    assert "did you mean `teacher`?" in capsys.readouterr().err
+
+
+def test_missing_corpus_folder_is_wrong_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = job(tmp_path, "name: t\ncorpora: [{kind: emodb, path: /nowhere/emodb}]\n")
+    assert code_of(["run", path, "--workspace", str(tmp_path / "w")]) == 2
+    text = capsys.readouterr().err
+    assert "/nowhere/emodb" in text
+    assert "Traceback" not in text
+
+
+def test_several_values_may_follow_one_set() -> None:
+    given = ["run", "j.yaml", "--set", "a=1", "b=2", "--until", "x=y", "--set", "c=3"]
+    assert _several_after_set(given) == [
+        *["run", "j.yaml", "--set", "a=1", "--set", "b=2"],
+        *["--until", "x=y", "--set", "c=3"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (MultistillError("the disk is full; free some"), 1, "the disk is full; free some"),
+        (ValueError("odd"), 1, "unexpected ValueError: odd; run the command again with --debug"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_errors_are_one_sentence(
+    error: BaseException,
+    code: int,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from multistill import pipeline
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    assert code_of(["run", job(tmp_path, "name: t\ncorpora: [{kind: demo}]\n")]) == code
+    printed = capsys.readouterr().err
+    assert text in printed
+    assert "Traceback" not in printed
+
+
+def test_our_error_inside_rays_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from multistill import pipeline
+
+    class WrappedError(RuntimeError):
+        cause = MultistillError("3 clips of 4 failed; see quarantine.parquet")
+
+    def fail(*_: object, **__: object) -> None:
+        raise WrappedError("long text of a remote traceback")
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    assert code_of(["run", job(tmp_path, "name: t\ncorpora: [{kind: demo}]\n")]) == 1
+    assert capsys.readouterr().err == "multistill: 3 clips of 4 failed; see quarantine.parquet\n"
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from multistill import pipeline
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("odd")
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    with pytest.raises(ValueError, match="odd"):
+        main(["run", job(tmp_path, "name: t\ncorpora: [{kind: demo}]\n"), "--debug"])

@@ -1,0 +1,144 @@
+"""Artifacts appear whole or not at all, and are found again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multistill.errors import MultistillError, UsageError
+from multistill.workspace import Workspace, clear, fingerprint, read_json, write_atomic
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(), json_values, max_size=5))
+def test_fingerprint_ignores_the_order_of_keys(config: dict[str, object]) -> None:
+    turned = dict(reversed(list(config.items())))
+    assert fingerprint("k", 1, config, {}) == fingerprint("k", 1, turned, {})
+
+
+def test_fingerprint_changes_with_each_of_its_parts() -> None:
+    prints = {
+        fingerprint("k", 1, {"a": 1}, {"x": "1"}),
+        fingerprint("q", 1, {"a": 1}, {"x": "1"}),
+        fingerprint("k", 2, {"a": 1}, {"x": "1"}),
+        fingerprint("k", 1, {"a": 2}, {"x": "1"}),
+        fingerprint("k", 1, {"a": 1}, {"x": "2"}),
+    }
+    assert len(prints) == 5
+
+
+def test_make_builds_once_and_finds_afterwards(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path).open()
+    calls = []
+
+    def build(out: Path) -> dict[str, int]:
+        calls.append(out)
+        (out / "a.txt").write_text("a")
+        return {"rows": 3}
+
+    first = workspace.make("stage", "f1", build, config={"k": 1}, inputs={"in": "f0"})
+    second = workspace.make("stage", "f1", build)
+    assert len(calls) == 1
+    assert second.path == first.path == tmp_path / "stage" / "f1"
+    assert second.summary == {"rows": 3}
+    assert second.meta["inputs"] == {"in": "f0"}
+
+
+def test_failed_build_leaves_no_artifact_but_keeps_its_parts(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path).open()
+
+    def fail(out: Path) -> None:
+        (out / "shard-0").write_text("done")
+        raise MultistillError("no")
+
+    with pytest.raises(MultistillError):
+        workspace.make("stage", "f1", fail)
+    assert workspace.find("stage", "f1") is None
+    assert [p.name for p in (tmp_path / "stage").iterdir()] == [".f1.partial"]
+
+    def resume(out: Path) -> None:
+        assert (out / "shard-0").read_text() == "done"
+
+    assert workspace.make("stage", "f1", resume).path.joinpath("shard-0").exists()
+
+
+def test_killed_build_counts_as_not_done(tmp_path: Path) -> None:
+    script = (
+        "import os, sys\nfrom multistill.workspace import Workspace\n"
+        "def build(out):\n    (out / 'half').write_text('x')\n    os.kill(os.getpid(), 9)\n"
+        "Workspace(sys.argv[1]).open().make('stage', 'f1', build)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60)
+    assert done.returncode == -9
+    workspace = Workspace(tmp_path)
+    assert workspace.find("stage", "f1") is None
+    workspace.make("stage", "f1", lambda out: clear(out) and None)  # the lock died with its holder
+    assert workspace.find("stage", "f1") is not None
+
+
+def test_two_makers_build_once(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path).open()
+    built = []
+    said: list[str] = []
+
+    def build(out: Path) -> None:
+        built.append(1)
+        time.sleep(0.3)
+
+    threads = [
+        threading.Thread(target=lambda: workspace.make("s", "f", build, say=said.append))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1
+    assert any("waiting" in line for line in said)
+
+
+def test_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    def build(out: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(MultistillError, match="is full"):
+        Workspace(tmp_path).open().make("s", "f", build)
+
+
+def test_unwritable_workspace_is_wrong_use(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        Workspace(tmp_path / "file" / "below").open()
+
+
+def test_object_store_is_refused_in_a_sentence() -> None:
+    with pytest.raises(UsageError, match="object stores"):
+        Workspace("s3://bucket/x")
+
+
+def test_damaged_done_marker_says_what_to_do(tmp_path: Path) -> None:
+    folder = tmp_path / "s" / "f"
+    folder.mkdir(parents=True)
+    (folder / "done.json").write_text("{")
+    with pytest.raises(MultistillError, match="remove the folder"):
+        Workspace(tmp_path).find("s", "f")
+
+
+def test_write_atomic_replaces_and_leaves_no_rest(tmp_path: Path) -> None:
+    target = tmp_path / "x.json"
+    write_atomic(target, '{"a": 1}')
+    write_atomic(target, '{"a": 2}')
+    assert read_json(target) == {"a": 2}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
