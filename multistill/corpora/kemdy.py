@@ -1,0 +1,262 @@
+"""What KEMDy19 and KEMDy20 share: annotation tables with two header rows, votes, clips.
+
+Columns are found by their names, not by their numbers, so versions with other columns
+in front still load: a `Segment ID`, a `Total Evaluation` of three (Emotion, Valence,
+Arousal), then the same three for each evaluator.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from multistill.corpora.labels import class_of, count, leaders, split_tie
+from multistill.corpora.paths import listing
+from multistill.corpora.records import Note, Record, Rejected, Utterance
+from multistill.corpora.text import UndecodableError, clean, decode, read_transcript
+from multistill.errors import UsageError
+
+_PARTS = ("Emotion", "Valence", "Arousal")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of an annotation table."""
+
+    place: str
+    segment: str
+    start: float | None
+    total: str
+    valence: float | None
+    arousal: float | None
+    ratings: tuple[str | None, ...]
+    unknown: tuple[str, ...] = ()
+
+    def says_the_same(self, other: Row) -> bool:
+        return replace(self, place="") == replace(other, place="")
+
+
+@dataclass(frozen=True)
+class _Columns:
+    segment: int
+    start: int | None
+    total: Mapping[str, int]
+    raters: tuple[Mapping[str, int], ...]
+
+    @property
+    def last(self) -> int:
+        return max(max(group.values()) for group in (self.total, *self.raters))
+
+
+def read_annotation(
+    path: Path, root: Path, label_map: Mapping[str, str]
+) -> Iterator[Row | Rejected]:
+    """The rows of one table in its order; a row that cannot be read is `Rejected`.
+
+    Raises:
+        UsageError: where the file is not such a table; names file, row and column.
+    """
+    place = path.relative_to(root).as_posix()
+    try:
+        text, _ = decode(path.read_bytes())
+    except UndecodableError as error:
+        raise UsageError(f"{path}: {error}; save it as UTF-8 or CP949") from error
+    reader = csv.reader(io.StringIO(text, newline=""))
+    columns = _columns(path, next(reader, []), next(reader, []))
+    for cells in reader:
+        cells = [cell.strip() for cell in cells]
+        if not any(cells):
+            continue
+        where = f"{place}:{reader.line_num}"
+        if len(cells) <= columns.last:
+            yield Rejected(
+                where, f"the row has {len(cells)} columns where the header has {columns.last + 1}"
+            )
+        elif not cells[columns.segment]:
+            yield Rejected(where, "no value in column `Segment ID`")
+        else:
+            yield _row(where, cells, columns, label_map)
+
+
+def _columns(path: Path, first: list[str], second: list[str]) -> _Columns:
+    names = [name.strip().casefold() for name in first]
+    parts = [name.strip().casefold() for name in second]
+
+    def group(start: int, name: str) -> dict[str, int]:
+        found = {part: start + at for at, part in enumerate(parts[start : start + 3])}
+        for part in _PARTS:
+            if part.casefold() not in found:
+                raise UsageError(f"{path}: row 2: no column `{part}` below `{name}`")
+        return {part: found[part.casefold()] for part in _PARTS}
+
+    for wanted in ("Segment ID", "Total Evaluation"):
+        if wanted.casefold() not in names:
+            raise UsageError(
+                f"{path}: row 1: no column `{wanted}`; found "
+                + (", ".join(name for name in first if name.strip()) or "nothing")
+            )
+    raters = [at for at, name in enumerate(names) if name.startswith("eval")]
+    if not raters:
+        raise UsageError(f"{path}: row 1: no evaluator columns (`Eval01F`, ...)")
+    return _Columns(
+        segment=names.index("segment id"),
+        start=names.index("wav") if "wav" in names else None,
+        total=group(names.index("total evaluation"), "Total Evaluation"),
+        raters=tuple(group(at, first[at].strip()) for at in raters),
+    )
+
+
+def _row(where: str, cells: list[str], columns: _Columns, label_map: Mapping[str, str]) -> Row:
+    named = [cells[group["Emotion"]] for group in columns.raters]
+    ratings = tuple(class_of(name, label_map) for name in named)
+    return Row(
+        place=where,
+        segment=cells[columns.segment],
+        start=_number(cells[columns.start]) if columns.start is not None else None,
+        total=cells[columns.total["Emotion"]],
+        valence=_scale(cells[columns.total["Valence"]]),
+        arousal=_scale(cells[columns.total["Arousal"]]),
+        ratings=ratings,
+        unknown=tuple(
+            name for name, found in zip(named, ratings, strict=True) if name and found is None
+        ),
+    )
+
+
+def _number(cell: str) -> float | None:
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _scale(cell: str) -> float | None:
+    """A mean on the scale of 1 to 5; anything else is no rating."""
+    value = _number(cell)
+    return value if value is not None and 1.0 <= value <= 5.0 else None
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Where a row's recording stands in the corpus."""
+
+    row: Row
+    stem: str
+    dialogue: str
+    speaker: str
+    gender: str
+
+
+@dataclass
+class Folder:
+    """One folder of wav and txt files, and which of them some row has named."""
+
+    path: Path
+    root: Path
+    files: dict[str, bool] = field(init=False)
+    named: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.files = listing(self.path, self.root)
+
+    def place(self, name: str = "") -> str:
+        return (self.path / name).relative_to(self.root).as_posix()
+
+    def unnamed(self) -> Iterator[Rejected]:
+        """Recordings that no row names."""
+        for name in sorted(self.files):
+            stem, dot, ending = name.rpartition(".")
+            if dot and ending.lower() == "wav" and stem not in self.named:
+                yield Rejected(self.place(name), "no row of the annotation names this recording")
+
+
+def utterance(
+    clip: Clip, turn: int, session: str, folder: Folder, label_map: Mapping[str, str]
+) -> Iterator[Record]:
+    """One row's utterance with its notes, or why there is none."""
+    row = clip.row
+    folder.named.add(clip.stem)
+    wav, txt = f"{clip.stem}.wav", f"{clip.stem}.txt"
+    missing = [kind for kind, name in (("wav", wav), ("txt", txt)) if name not in folder.files]
+    if missing:
+        files = " and no ".join(missing)
+        yield Rejected(row.place, f"{row.segment}: no {files} file in {folder.place()}")
+        return
+    for name in (wav, txt):
+        if not folder.files[name]:
+            yield Rejected(row.place, f"{folder.place(name)} is a link that leaves the corpus")
+            return
+    try:
+        text_raw, encoding = read_transcript(folder.path / txt)
+    except UndecodableError as error:
+        yield Rejected(row.place, f"{folder.place(txt)}: {error}")
+        return
+    votes = count(row.ratings)
+    label = None
+    if sum(votes) == 0:
+        published = [class_of(name, label_map) for name in split_tie(row.total)]
+        label = published[0] if len(published) == 1 else None
+        if label is None:
+            published_as = (
+                f"`{row.total}` is no single class" if row.total else "no published label"
+            )
+            yield Rejected(row.place, f"{row.segment}: no votes, and {published_as}")
+            return
+    yield from _notes(row, votes, label_map)
+    yield Utterance(
+        utterance_id=row.segment,
+        audio_path=folder.path / wav,
+        session=session,
+        dialogue=clip.dialogue,
+        turn=turn,
+        speaker=clip.speaker,
+        gender=clip.gender,
+        text_raw=text_raw,
+        text=clean(text_raw),
+        encoding=encoding,
+        votes=votes if sum(votes) else None,
+        label=label,
+        valence=row.valence,
+        arousal=row.arousal,
+        ratings=row.ratings,
+    )
+
+
+def _notes(row: Row, votes: tuple[int, ...], label_map: Mapping[str, str]) -> Iterator[Note]:
+    if row.unknown:
+        names = ", ".join(sorted(set(row.unknown)))
+        yield Note(row.place, "unknown vote", f"{row.segment}: votes for {names} are not counted")
+    if not sum(votes):
+        yield Note(row.place, "no votes", f"{row.segment}: the published label {row.total} is used")
+        return
+    published = {class_of(name, label_map) or name for name in split_tie(row.total)}
+    recount = set(leaders(votes))
+    if published != recount:
+        yield Note(
+            row.place,
+            "recount",
+            f"{row.segment}: published {row.total or 'nothing'}, "
+            f"the votes say {';'.join(leaders(votes))}",
+        )
+
+
+def in_turn(clips: Iterable[Clip]) -> Iterator[tuple[int, Clip]]:
+    """Dialogue by dialogue, each in the order of its start times, with turns from 0.
+
+    Where a start is missing in a dialogue, the order of the rows stands for time.
+    """
+    dialogues: dict[str, list[Clip]] = {}
+    for clip in clips:
+        dialogues.setdefault(clip.dialogue, []).append(clip)
+    for name in sorted(dialogues):
+        members = dialogues[name]
+        starts = [clip.row.start for clip in members]
+        if None not in starts:
+            order = sorted(range(len(members)), key=lambda at: (starts[at], at))
+            members = [members[at] for at in order]
+        yield from enumerate(members)

@@ -1,0 +1,61 @@
+"""Finding a corpus's files without ever leaving its root."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+from multistill.errors import UsageError
+
+
+def listing(folder: Path, root: Path) -> dict[str, bool]:
+    """Names of the files in `folder` -> whether the file stays below `root`.
+
+    One directory read instead of a question a file. A folder that is not there is empty.
+    A file leaves the root when it, or a folder above it, is a link to somewhere else.
+    """
+    if not folder.is_dir():
+        return {}
+    real_root = root.resolve()
+    home = folder.resolve().is_relative_to(real_root)
+    with os.scandir(folder) as entries:
+        return {
+            entry.name: home
+            and (not entry.is_symlink() or Path(entry.path).resolve().is_relative_to(real_root))
+            for entry in entries
+            if entry.is_file()
+        }
+
+
+def entries(folder: Path) -> dict[str, str]:
+    """Names below a folder, NFC -> as on disk (archives made on a Mac hold NFD names)."""
+    if not folder.is_dir():
+        return {}
+    names = sorted(child.name for child in folder.iterdir())
+    return {unicodedata.normalize("NFC", name): name for name in names}
+
+
+def found_below(folder: Path, most: int = 6) -> str:
+    """What a folder holds, for the message that says what was looked for."""
+    if not folder.exists():
+        return "there is no such folder"
+    if not folder.is_dir():
+        return "it is a file"
+    names = sorted(
+        child.name + ("/" if child.is_dir() else "")
+        for child in folder.iterdir()
+        if not child.name.startswith(".")
+    )
+    if not names:
+        return "it is empty"
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return "found " + ", ".join(names[:most]) + rest
+
+
+def not_the_corpus(corpus: str, looked_for: str, root: Path) -> UsageError:
+    """The error for a folder that is not the corpus; names a subfolder that may be it."""
+    inner = [child for child in (sorted(root.iterdir()) if root.is_dir() else []) if child.is_dir()]
+    first = looked_for.split("/", 1)[0]
+    hint = next((f"; did you mean {child}?" for child in inner if (child / first).exists()), "")
+    return UsageError(f"{root} is not {corpus}: looked for {looked_for}, {found_below(root)}{hint}")
