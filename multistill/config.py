@@ -238,6 +238,9 @@ class TrainConfig(Section):
     max_frames: int | None = Field(None, ge=1, description="audio frames read; 512 as published")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = execution(False)
+    batch_frames: int | None = execution(
+        None, ge=1, description="padded audio frames computed at once; splits larger batches"
+    )
     workers: int = execution(1, ge=1, description="data-parallel workers")
     gpus_per_worker: float | None = execution(None, ge=0)
     cpus_per_worker: float = execution(1.0, gt=0)
