@@ -1,0 +1,63 @@
+"""The presets with their sizes, for `multistill models`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multistill.models.presets import PRESETS
+
+PAPER_DIMS = (1024, 768)
+"""States of wav2vec2-large and KoELECTRA-base: what the published counts go with."""
+
+SMALL_DIMS = (80, 128)
+"""States of the log-mel and the untrained ELECTRA encoder."""
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """One row a preset: its shape and its trainable parameters for the given state widths."""
+    import torch
+
+    from multistill.models.build import build, count_parameters
+
+    rows = []
+    for name, spec in PRESETS.items():
+        audio_dim, text_dim = SMALL_DIMS if name.startswith("small-") else PAPER_DIMS
+        with torch.device("meta"):  # shapes only: nothing is allocated
+            params = count_parameters(build(spec, audio_dim, text_dim))
+        rows.append(
+            {
+                "preset": name,
+                "modality": spec.modality,
+                "fusion": spec.fusion,
+                "layers": spec.layers,
+                "width": spec.width,
+                "audio_dim": audio_dim,
+                "text_dim": text_dim,
+                "params_trainable": params,
+                "note": "with the unused audio projection, as published"
+                if spec.keep_unused_projection
+                else "",
+            }
+        )
+    return rows
+
+
+def render(rows: list[dict[str, Any]]) -> None:
+    """Print the catalogue as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("preset", "modality", "layers", "width", "states", "trainable", "note"):
+        table.add_column(title, justify="right" if title in {"layers", "trainable"} else "left")
+    for row in rows:
+        table.add_row(
+            row["preset"],
+            row["modality"],
+            str(row["layers"]),
+            str(row["width"]),
+            f"{row['audio_dim']} + {row['text_dim']}",
+            f"{row['params_trainable']:,}",
+            row["note"],
+        )
+    Console(highlight=False).print(table)
