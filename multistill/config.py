@@ -33,6 +33,18 @@ def _file_name(value: str) -> str:
 FolderName = Annotated[str, AfterValidator(_file_name)]
 
 
+def _without_secret(value: str) -> str:
+    if "@" in value and ":" in value.rpartition("@")[0].partition("://")[2]:
+        raise ValueError(
+            "holds a password, and a job file is recorded with every run; remove it and give it "
+            "through the environment"
+        )
+    return value
+
+
+Address = Annotated[str, AfterValidator(_without_secret)]
+
+
 class Section(BaseModel):
     """A part of the job file. Unknown keys are errors; values are frozen once read."""
 
@@ -62,7 +74,7 @@ def _identity_of(value: Any) -> Any:
 class TrackingConfig(Section):
     """The MLflow server. Credentials come from the environment only (MLFLOW_TRACKING_*)."""
 
-    uri: str | None = Field(
+    uri: Address | None = Field(
         None, description="server address, or sqlite:///file; default: a file in the workspace"
     )
     experiment: str | None = Field(None, description="default: the job's name")
@@ -74,7 +86,7 @@ class TrackingConfig(Section):
 class ResourcesConfig(Section):
     """Where Ray is and how much of it a local Ray may use."""
 
-    address: str | None = Field(
+    address: Address | None = Field(
         None, description="a Ray cluster (`auto`, host:port); default: a Ray on this machine"
     )
     num_cpus: int | None = Field(None, ge=1, description="logical CPUs of a local Ray")
@@ -351,7 +363,7 @@ class SearchConfig(Section):
     second: Literal["parameters", "latency"] | None = Field(
         None, description="also keep this low: a Pareto front of the metric against it"
     )
-    storage: str | None = execution(
+    storage: Address | None = execution(
         None,
         description="database of the study (postgresql://user@host/name; the password comes from "
         "the environment); default: a journal file in the workspace",

@@ -11,7 +11,7 @@ from multistill.pipeline import plan as planned_stages
 
 def describe(job: JobConfig) -> dict[str, Any]:
     """The plan as JSON values. Starts nothing; looks at files and this machine only."""
-    from multistill.search.space import concurrency
+    from multistill.search.capacity import concurrency
 
     here = _this_machine(job)
     facts: dict[str, Any] = {

@@ -145,3 +145,10 @@ def test_identity_ignores_where_and_how_but_not_what() -> None:
 def test_fraction_of_a_gpu_is_for_one_worker_only() -> None:
     found = problems(SMALL + "teacher: {train: {workers: 2, gpus_per_worker: 0.5}}\n")
     assert "one worker only" in found[0][1]
+
+
+def test_passwords_are_refused_and_not_repeated() -> None:
+    found = problems(SMALL + "tracking: {uri: 'https://me:geheim@host:5000'}\n")
+    assert found[0][0] == 4
+    assert "environment" in found[0][1]
+    assert "geheim" not in found[0][1]
