@@ -1,0 +1,187 @@
+"""The whole chain on a tiny corpus, through real Ray and a real MLflow server."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from generators import kemdy20
+
+from multistill import jobfile, pipeline
+from multistill.config import JobConfig
+from multistill.stages import STAGES
+
+JOB = """
+name: tiny
+seed: 3
+workspace: {workspace}
+tracking: {{uri: "{server}"}}
+corpora:
+  - kind: kemdy20
+    path: {corpus}
+split: {{test: 0.34, valid: 0.2, folds: 2}}
+features:
+  speech: {{model: log-mel}}
+  max_quarantined: 0.2
+teacher:
+  model: {{preset: small-teacher, width: 16, layers: 1, feedforward: 16, classifier: 16}}
+  train: {{epochs: 2, batch_size: 16, learning_rate: 1.0e-3, workers: 2}}
+students:
+  - name: audio
+    model: {{preset: small-audio-student, width: 16, feedforward: 16, classifier: 16}}
+    train: {{epochs: 2, batch_size: 16, learning_rate: 1.0e-3}}
+search: {{trials: 2, epochs: 2, startup_trials: 1, grace_epochs: 1}}
+evaluation: {{resamples: 100, latency_clips: 2}}
+"""
+
+REPORT_KEYS = {"job", "created", "versions", "corpus", "baseline", "models", "search", "stages"}
+MODEL_KEYS = {
+    "name",
+    "role",
+    "modality",
+    "params_trainable",
+    "params_end_to_end",
+    "metrics",
+    "mlflow_run_id",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(
+    ray_session: None, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[JobConfig, pipeline.Outcome]:
+    home = tmp_path_factory.mktemp("chain")
+    kemdy20.make(
+        home / "corpus",
+        sessions=range(1, 7),
+        segments_per_session=12,
+        glitches=False,
+        samples=12_000,
+    )
+    broken = next((home / "corpus" / "wav" / "Session01").glob("*.wav"))
+    broken.write_bytes(broken.read_bytes()[:2000])  # header promises more than there is
+    text = JOB.format(workspace=home / "workspace", server=mlflow_server, corpus=home / "corpus")
+    job = jobfile.parse(text, "tiny.yaml")
+    return job, pipeline.run(job)
+
+
+def report_of(outcome: pipeline.Outcome) -> dict[str, Any]:
+    assert outcome.report is not None
+    found: dict[str, Any] = json.loads((outcome.report / "report.json").read_text())
+    return found
+
+
+def test_every_stage_leaves_a_whole_artifact(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, outcome = finished
+    assert tuple(outcome.stages) == STAGES
+    for artifact in outcome.stages.values():
+        assert (artifact.path / "done.json").exists()
+        assert artifact.meta["provenance"]["job"]["name"] == "tiny"
+    left = list(Path(job.workspace).glob("*/.*partial"))
+    assert left == [], "nothing half-made is left"
+
+
+def test_report_has_the_keys_of_the_contract(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    report = report_of(finished[1])
+    assert set(report) >= REPORT_KEYS
+    assert {"counts", "splits", "class_shares", "leaks"} & set(report["corpus"])
+    for model in report["models"]:
+        assert set(model) >= MODEL_KEYS, model["name"]
+        for metric in ("accuracy", "uar", "macro_f1", "weighted_f1"):
+            assert set(model["metrics"][metric]) >= {"value", "low", "high"}
+    roles = {model["role"] for model in report["models"]}
+    assert roles == {"teacher", "student", "control"}
+    assert report["search"]["trials"] == 2
+    assert {"distillation.temperature", "distillation.weight"} <= set(
+        json.loads(json.dumps(report["search"]["best"]["params"]))
+    )
+    page = (finished[1].report / "report.html").read_text()  # type: ignore[operator]
+    assert "<script src" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_truncated_clip_is_accounted_for(finished: tuple[JobConfig, pipeline.Outcome]) -> None:
+    _, outcome = finished
+    import pyarrow.parquet as pq
+
+    prepared = outcome.stages["prepare"].summary
+    rejected = pq.read_table(outcome.stages["prepare"].path / "rejected.parquet").to_pylist()
+    features = outcome.stages["features"]
+    quarantined = pq.read_table(features.path / "quarantine.parquet").to_pylist()
+    assert prepared["utterances"] + len(rejected) == 72
+    assert features.summary["clips"] + len(quarantined) == prepared["utterances"]
+    assert len(rejected) + len(quarantined) == 1
+    assert all(row["reason"] for row in [*rejected, *quarantined])
+
+
+def test_tracking_server_shows_the_run_tree(
+    finished: tuple[JobConfig, pipeline.Outcome], mlflow_server: str
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(mlflow_server)
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=200)
+    parent_of = {r.info.run_id: r.data.tags.get("mlflow.parentRunId") for r in runs}
+    top = [r for r in runs if parent_of[r.info.run_id] is None]
+    assert len(top) == 1
+    assert all(r.info.status == "FINISHED" for r in runs)
+    stages = {r.info.run_name: r for r in runs if parent_of[r.info.run_id] == top[0].info.run_id}
+    assert set(stages) == set(STAGES)
+    searching = stages["search"].info.run_id
+    trials = [r for r in runs if parent_of[r.info.run_id] == searching]
+    trials = [r for r in trials if r.data.tags.get("multistill.kind") == "trial"]
+    assert len(trials) == 2
+    for trial in trials:
+        history = client.get_metric_history(trial.info.run_id, "valid_macro_f1")
+        assert [point.step for point in history] == list(range(1, len(history) + 1))
+        assert history
+    listed = {model["name"]: model["mlflow_run_id"] for model in report_of(finished[1])["models"]}
+    known = {r.info.run_id for r in runs}
+    assert all(run_id in known for run_id in listed.values()), listed
+
+
+def test_second_run_does_no_work_and_says_so_within_seconds(
+    finished: tuple[JobConfig, pipeline.Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, first = finished
+    started = time.monotonic()
+    again = pipeline.run(job.model_copy(update={"tracking": job.tracking}))
+    assert time.monotonic() - started < 5
+    assert not again.worked
+    assert "nothing to do" in capsys.readouterr().err
+    assert {k: a.fingerprint for k, a in again.stages.items()} == {
+        k: a.fingerprint for k, a in first.stages.items()
+    }
+
+
+def test_plan_knows_what_is_done_and_what_an_edit_costs(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, _ = finished
+    assert {stage.state for stage in pipeline.plan(job)} == {"done"}
+    text = jobfile.dump(job)
+    edited = jobfile.parse(text, "t", ["students.audio.train.epochs=3"])
+    states = {stage.stage: stage.state for stage in pipeline.plan(edited)}
+    assert states["teacher"] == states["distill"] == "done"
+    assert states["students"] == states["evaluate"] == "to do"
+    other_split = jobfile.parse(text, "t", ["split.test=0.5"])
+    assert pipeline.plan(other_split)[1].state == "after prepare"
+
+
+def test_another_split_finds_the_same_features(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, first = finished
+    other = jobfile.parse(jobfile.dump(job), "t", ["split.test=0.5"])
+    outcome = pipeline.run(other, until="features")
+    assert outcome.stages["prepare"].fingerprint != first.stages["prepare"].fingerprint
+    assert outcome.stages["features"].fingerprint == first.stages["features"].fingerprint
