@@ -1,0 +1,185 @@
+"""One Ray for a run: started on this machine, or joined where the job file says."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multistill.cluster.machine import local_cpus
+from multistill.errors import MultistillError
+
+if TYPE_CHECKING:
+    from multistill.config import ResourcesConfig
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # else relative paths break inside trials
+    # report() blocks until the controller polls; its default of 2 s is long for small models.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""Set where the user has not: Ray reads its settings from the environment only."""
+
+FORWARDED = ("HF_HUB_OFFLINE", "HF_HOME", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM")
+"""Passed to workers of a cluster we join. Never secrets: Ray shows these to every user."""
+
+
+@contextmanager
+def start(resources: ResourcesConfig, *, dashboard: bool = False) -> Iterator[dict[str, float]]:
+    """Ray for the time of the block; yields the cluster's resources.
+
+    An existing connection of this process is used and left alone. Inside a Ray job, or
+    where `resources.address` or RAY_ADDRESS names a cluster, that cluster is joined.
+    Else a private Ray is started on this machine and ended with the block.
+
+    Args:
+        dashboard: a local Ray's dashboard and state API, on 127.0.0.1. Ray Train inside
+            Ray Tune needs it to free resources of stopped trials.
+
+    Raises:
+        MultistillError: the cluster does not answer, or a local Ray does not start.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if "ray" not in sys.modules:
+        # Set after the import, the mode would reach Ray's processes but not this one.
+        os.environ.setdefault("RAY_AUTH_MODE", "token" if not _address(resources) else _mode())
+    import ray
+
+    if ray.is_initialized():
+        yield dict(ray.cluster_resources())
+        return
+    address = _address(resources)
+    options = _join_options(address) if address else _local_options(resources, dashboard)
+    try:
+        ray.init(logging_level="error", log_to_driver=False, **options)
+    except Exception as error:
+        raise MultistillError(_not_started(address, error)) from error
+    try:
+        yield dict(ray.cluster_resources())
+    finally:
+        ray.shutdown()
+
+
+def _address(resources: ResourcesConfig) -> str | None:
+    address = resources.address or os.environ.get("RAY_ADDRESS")
+    if address == "local":
+        return None
+    if address and address.startswith(("http://", "https://")):
+        # RAY_ADDRESS may hold the address for job submission; a driver needs the other one.
+        if resources.address is None:
+            return None
+        raise MultistillError(
+            f"resources.address `{address}` is the address of the dashboard; run "
+            f"`multistill submit JOB --address {address}`, or give `auto` on a node of the cluster"
+        )
+    return address
+
+
+def _mode() -> str:
+    """Auth mode for joining a cluster: `token` as soon as a token can be found."""
+    found = (
+        os.environ.get("RAY_AUTH_TOKEN")
+        or os.environ.get("RAY_AUTH_TOKEN_PATH")
+        or (Path.home() / ".ray" / "auth_token").is_file()
+    )
+    return "token" if found else "disabled"
+
+
+def _local_options(resources: ResourcesConfig, dashboard: bool) -> dict[str, Any]:
+    # Without `local`, Ray would join whatever cluster someone runs on this machine.
+    options: dict[str, Any] = {
+        "address": "local",
+        "num_cpus": resources.num_cpus or local_cpus(),
+        "num_gpus": resources.num_gpus,
+        "include_dashboard": dashboard,
+        "dashboard_host": "127.0.0.1",
+    }
+    if resources.object_store_mb is not None:
+        options["object_store_memory"] = resources.object_store_mb * 2**20
+    return options
+
+
+def _join_options(address: str) -> dict[str, Any]:
+    options: dict[str, Any] = {"address": address}
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job has its own
+        package = Path(__file__).resolve().parents[1]
+        values = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+        options["runtime_env"] = {"py_modules": [str(package)], "env_vars": values}
+    return options
+
+
+def _not_started(address: str | None, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if address is None:
+        return f"Ray does not start on this machine ({reason}); run `multistill doctor`"
+    return (
+        f"the Ray cluster at `{address}` cannot be joined ({reason}); see that it runs, that "
+        "resources.address is right and that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH holds its token"
+    )
+
+
+@dataclass(frozen=True)
+class Need:
+    """Resources that a stage must hold at the same time.
+
+    Attributes:
+        what: for the sentence, e.g. `training of student-text`.
+        count: how many workers, each on one node.
+        each: Ray's resource names and amounts of one worker, e.g. {"CPU": 1, "GPU": 0.5}.
+        setting: the job file's key that asks for it.
+    """
+
+    what: str
+    count: int
+    each: Mapping[str, float]
+    setting: str
+
+
+def preflight(needs: Sequence[Need]) -> list[str]:
+    """What the connected cluster can never give: one sentence a need, empty if all is well.
+
+    Ray would wait for ever instead. Where an autoscaler can add nodes, what it may add
+    counts, as far as Ray knows it.
+    """
+    import ray
+
+    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    may_grow = _growth_limits()
+    problems = []
+    for need in needs:
+        for name, amount in need.each.items():
+            if amount <= 0:
+                continue
+            total = max(sum(n.get(name, 0.0) for n in nodes), may_grow.get(name, 0.0))
+            places = sum(_fitting(n.get(name, 0.0), amount) for n in nodes)
+            fits = name in may_grow or places >= need.count
+            if fits and total + 1e-6 >= amount * need.count:
+                continue
+            largest = max((n.get(name, 0.0) for n in nodes), default=0.0)
+            problems.append(
+                f"{need.what} needs {need.count} x {amount:g} {name}, but the cluster has "
+                f"{total:g} {name} in all and at most {largest:g} on one node; "
+                f"lower {need.setting} or add nodes"
+            )
+    return problems
+
+
+def _fitting(amount: float, each: float) -> int:
+    return math.floor(amount / each + 1e-6)
+
+
+def _growth_limits() -> dict[str, float]:
+    """Most of each resource that the autoscaler may reach; empty without an autoscaler."""
+    from ray._private.state import state
+
+    return dict(state.get_max_resources_from_cluster_config() or {})
