@@ -28,7 +28,7 @@ def header() -> list[list[str]]:
 def make(
     root: Path,
     sessions: Iterable[int] = (1, 2, 17),
-    segments_per_session: int = 36,
+    segments_per_session: int | Sequence[int] = 36,
     scripts: int = 3,
     glitches: bool = True,
     seed: int = 0,
@@ -38,7 +38,8 @@ def make(
     """Write the tree below `root` and return what a loader must say of it.
 
     Args:
-        segments_per_session: with `glitches`, at least 36 so that each finds a segment.
+        segments_per_session: one number, or one a session; with `glitches`, at least 36
+            so that each finds a segment.
         samples: length of every recording, at 16 kHz.
         leaders: the classes that lead each segment's votes; default: drawn.
     """
@@ -48,12 +49,12 @@ def make(
     for sensor in ("EDA", "IBI", "TEMP"):
         (root / sensor).mkdir()
     plan = iter(leaders) if leaders is not None else None
-    for number in sessions:
+    for order, number in enumerate(sessions):
         session = f"{number:02d}"
-        mine = kemdy.plan(rng, segments_per_session) if plan is None else plan
-        segments = [
-            _segment(rng, session, at, next(mine), scripts) for at in range(segments_per_session)
-        ]
+        size = segments_per_session
+        size = size if isinstance(size, int) else size[order]
+        mine = kemdy.plan(rng, size) if plan is None else plan
+        segments = [_segment(rng, session, at, next(mine), scripts) for at in range(size)]
         _write_session(truth, rng, session, segments, glitches, samples)
     return truth
 

@@ -1,0 +1,148 @@
+"""Vote arithmetic, ties and class names, for any votes."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multistill.config import CLASSES
+from multistill.corpora.labels import (
+    TiePolicy,
+    class_of,
+    count,
+    decide,
+    leaders,
+    one_hot,
+    shares,
+    split_tie,
+    winner,
+)
+
+POLICIES: tuple[TiePolicy, ...] = ("soft", "drop", "first", "multi")
+
+votes_of = st.lists(st.integers(0, 30), min_size=7, max_size=7).filter(any)
+ratings_of = st.lists(st.one_of(st.none(), st.sampled_from(CLASSES)), max_size=20)
+
+
+@given(ratings_of)
+def test_counts_are_the_number_of_raters_who_chose_the_class(ratings: list[str | None]) -> None:
+    expected = Counter(ratings)
+    assert count(ratings) == tuple(expected[name] for name in CLASSES)
+
+
+@given(votes_of)
+def test_shares_sum_to_one_and_keep_the_order_of_the_votes(votes: list[int]) -> None:
+    found = shares(votes)
+    assert sum(found) == pytest.approx(1.0)
+    assert [share * sum(votes) for share in found] == pytest.approx(votes)
+
+
+@given(votes_of, st.integers(2, 9))
+def test_shares_and_winner_do_not_depend_on_how_many_ask(votes: list[int], factor: int) -> None:
+    more = [vote * factor for vote in votes]
+    assert shares(more) == pytest.approx(shares(votes))
+    assert winner(more) == winner(votes)
+
+
+@given(votes_of)
+def test_the_winner_beats_every_other_class_or_there_is_none(votes: list[int]) -> None:
+    found = winner(votes)
+    best = sorted(votes, reverse=True)
+    if best[0] == best[1]:
+        assert found is None
+    else:
+        assert found is not None and votes[CLASSES.index(found)] == best[0]
+
+
+@given(votes_of)
+def test_leaders_are_all_the_classes_that_nobody_beats(votes: list[int]) -> None:
+    assert [CLASSES.index(name) for name in leaders(votes)] == [
+        at for at, vote in enumerate(votes) if all(vote >= other for other in votes)
+    ]
+
+
+@given(votes_of, st.sampled_from(POLICIES))
+def test_a_tie_policy_changes_only_ties(votes: list[int], policy: TiePolicy) -> None:
+    found = decide(votes, policy)
+    if winner(votes) is not None:
+        assert (found.keep, found.label, found.tied) == (True, winner(votes), False)
+        assert found.soft == shares(votes)
+    else:
+        assert found.tied
+
+
+@given(votes_of)
+def test_every_policy_keeps_a_distribution_over_the_leaders_or_the_votes(votes: list[int]) -> None:
+    tied = leaders(votes)
+    for policy in POLICIES:
+        found = decide(votes, policy)
+        assert sum(found.soft) == pytest.approx(1.0)
+        if policy == "multi" and found.tied:
+            support = [name for name, share in zip(CLASSES, found.soft, strict=True) if share]
+            assert tuple(support) == tied and len(set(found.soft) - {0.0}) == 1
+        else:
+            assert found.soft == shares(votes)
+
+
+def test_what_each_policy_makes_of_a_tie() -> None:
+    tie = (0, 4, 0, 4, 2, 0, 0)
+    assert winner(tie) is None and leaders(tie) == ("happy", "angry")
+    soft, drop, first, multi = (decide(tie, policy) for policy in POLICIES)
+    assert (soft.keep, soft.label, soft.soft) == (True, None, (0, 0.4, 0, 0.4, 0.2, 0, 0))
+    assert not drop.keep and drop.label is None
+    assert (first.keep, first.label, first.soft) == (True, "happy", soft.soft)
+    assert (multi.keep, multi.label, multi.soft) == (True, None, (0, 0.5, 0, 0.5, 0, 0, 0))
+
+
+@pytest.mark.parametrize("votes", [(0,) * 7, (1, 2, 3), (-1, 1, 0, 0, 0, 0, 2)])
+def test_votes_that_are_none_are_refused(votes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"votes|nobody"):
+        shares(votes)
+
+
+@given(st.permutations(CLASSES), st.integers(1, 3), st.sampled_from(["", " "]))
+def test_a_published_tie_is_the_same_in_any_order(order: list[str], width: int, space: str) -> None:
+    names = order[:width]
+    assert set(split_tie(f"{space};{space}".join(names))) == set(names)
+    assert len(split_tie(";".join(names) + ";")) == width
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("disqust", "disgust"),
+        ("Sadness", "sad"),
+        ("HAPPINESS", "happy"),
+        ("anger", "angry"),
+        (" Neutral\t", "neutral"),
+        ("기쁨", "happy"),
+        ("행복", "happy"),
+        ("놀람", "surprise"),
+        ("분노", "angry"),
+        ("슬픔", "sad"),
+        ("혐오", "disgust"),
+        ("공포", "fear"),
+        ("중립", "neutral"),
+        ("boredom", None),
+        ("불안", None),
+        ("", None),
+    ],
+)
+def test_spellings(name: str, label: str | None) -> None:
+    assert class_of(name) == label
+    assert class_of(unicodedata.normalize("NFD", name)) == label
+
+
+def test_the_job_files_label_map_goes_first() -> None:
+    assert class_of("Boredom", {"boredom": "neutral"}) == "neutral"
+    assert class_of("happy", {"happy": "surprise"}) == "surprise"
+    assert class_of("sad", {"boredom": "neutral"}) == "sad"
+
+
+@pytest.mark.parametrize("label", CLASSES)
+def test_one_hot_is_its_own_winner(label: str) -> None:
+    assert winner([int(share) for share in one_hot(label)]) == label
