@@ -1,0 +1,1 @@
+"""Training: one model's data, the loop a worker runs, checkpoints, the Ray Train launcher."""

@@ -1,0 +1,190 @@
+"""What one model trains on: manifest rows that the store holds, labels, the teacher's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from multistill.config import CLASSES
+from multistill.distillation.targets import read_soft_targets
+from multistill.errors import MultistillError
+from multistill.features.store import FeatureStore
+from multistill.models.context import DialogueContext
+from multistill.training.task import TrainingTask
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+_COLUMNS = ["utterance_id", "session", "label", "label_soft", "split", "fold"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some utterances of a split.
+
+    Attributes:
+        shares: vote shares [N, 7].
+        winner: winning class [N], -1 where the votes tie.
+        lengths: what batches are sorted by [N]: audio frames, or tokens for a text model.
+        teacher: the teacher's logits [N, 7], for students.
+    """
+
+    ids: list[str]
+    session: list[str]
+    shares: Floats
+    winner: Integers
+    lengths: Integers
+    teacher: Floats | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Training and validation rows of one task; the test split is never read.
+
+    Attributes:
+        missing: rows of these splits without features (quarantined clips).
+        context: previous turns of any utterance, for models that read them.
+    """
+
+    store: FeatureStore
+    train: Rows
+    valid: Rows
+    missing: int
+    context: DialogueContext | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must have been trained on: the encoders and their widths."""
+        info = self.store.info
+        encoders = {
+            kind: info[kind]["name"] for kind in ("speech", "text") if "name" in info.get(kind, {})
+        }
+        return {
+            "audio_dim": self.store.audio_dim,
+            "text_dim": self.store.text_dim,
+            "train_rows": len(self.train),
+            **encoders,
+        }
+
+    @classmethod
+    def open(cls, task: TrainingTask) -> TrainingData:
+        """Join the manifest, the store and the soft targets of a task.
+
+        Raises:
+            MultistillError: nothing is left to train on, or the teacher lacks rows.
+        """
+        store = FeatureStore(task.features)
+        path = Path(task.manifest)
+        if path.is_dir():
+            path = path / "manifest.parquet"
+        try:
+            table = pq.read_table(path, columns=_COLUMNS)
+        except FileNotFoundError as error:
+            raise MultistillError(
+                f"there is no manifest at {path}; run the prepare stage"
+            ) from error
+        split = np.asarray(table.column("split").to_pylist())
+        ids = np.asarray(table.column("utterance_id").to_pylist(), dtype=object)
+        wanted = np.isin(split, ("train", "valid"))
+        if task.leave_out_fold is not None:
+            folds = table.column("fold").to_numpy()
+            wanted &= (split != "train") | (folds != task.leave_out_fold)
+        stored = np.fromiter((name in store for name in ids), dtype=bool, count=len(ids))
+        missing = int((wanted & ~stored).sum())
+        wanted &= stored
+
+        session = np.asarray(table.column("session").to_pylist(), dtype=object)
+        number = {name: index for index, name in enumerate(CLASSES)}
+        labels = table.column("label").to_pylist()
+        winner = np.asarray([-1 if name is None else number[name] for name in labels], np.int64)
+        shares = np.asarray(table.column("label_soft").to_pylist(), dtype=np.float32)
+        train_config = task.train_config
+        by_text = task.spec.get("modality") == "text"
+
+        def rows(which: npt.NDArray[np.bool_]) -> Rows:
+            chosen = [str(name) for name in ids[which]]
+            if by_text:
+                lengths = store.text_tokens(chosen)
+            else:
+                lengths = store.audio_frames(chosen)
+                if train_config.max_frames is not None:
+                    lengths = np.minimum(lengths, train_config.max_frames)
+            return Rows(
+                ids=chosen,
+                session=[str(name) for name in session[which]],
+                shares=shares[which].reshape(-1, len(CLASSES)),
+                winner=winner[which],
+                lengths=np.maximum(lengths, 1),
+            )
+
+        train = rows(wanted & (split == "train"))
+        valid = rows(wanted & (split == "valid"))
+        if not len(train):
+            left_out = (
+                f" outside fold {task.leave_out_fold}" if task.leave_out_fold is not None else ""
+            )
+            raise MultistillError(
+                f"`{task.name}` has no training utterance with features{left_out}; "
+                f"{missing} are quarantined in {task.features}, see also `split` in the job file"
+            )
+        if task.soft_targets is not None:
+            teacher = _teacher_logits(Path(task.soft_targets), train.ids)
+            train = replace(train, teacher=teacher)
+        context = None
+        turns = int(task.spec.get("context_turns", 0))
+        if turns:
+            past = pq.read_table(path, columns=["utterance_id", "dialogue", "turn"])
+            context = DialogueContext(store, past.to_pydict(), turns)
+        return cls(store, train, valid, missing, context)
+
+
+def _teacher_logits(path: Path, ids: list[str]) -> Floats:
+    targets = read_soft_targets(path)
+    place = {name: row for row, name in enumerate(targets.ids)}
+    absent = [name for name in ids if name not in place]
+    if absent:
+        raise MultistillError(
+            f"the soft targets in {path} lack {len(absent)} of {len(ids)} training utterances "
+            f"(first: {absent[0]}); run the distillation stage again"
+        )
+    order = np.asarray([place[name] for name in ids], dtype=np.int64)
+    logits = np.asarray(targets.logits, dtype=np.float32)[order]
+    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(broken):
+        raise MultistillError(
+            f"the soft targets in {path} are not finite for {len(broken)} utterances "
+            f"(first: {ids[int(broken[0])]}); train the teacher again"
+        )
+    return logits
+
+
+def micro_batches(
+    rows: Integers, lengths: Integers, pieces: int = 1, frames: int | None = None
+) -> Iterator[Integers]:
+    """Cut one worker's part of a batch into pieces that are computed one after another.
+
+    Rows are sorted by length first, so that short clips are not padded to the longest.
+
+    Args:
+        lengths: of all utterances, indexed by `rows`.
+        pieces: at least so many pieces, where there are as many rows.
+        frames: most padded frames (rows x longest) in a piece; one row always fits.
+    """
+    order = rows[np.argsort(lengths[rows], kind="stable")]
+    for part in np.array_split(order, min(pieces, max(1, len(order)))):
+        start = 0
+        for end in range(1, len(part) + 1):
+            full = end < len(part) and (
+                frames is not None and (end + 1 - start) * int(lengths[part[end]]) > frames
+            )
+            if full or end == len(part):
+                yield part[start:end]
+                start = end

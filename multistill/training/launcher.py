@@ -1,0 +1,183 @@
+"""Trains tasks on the cluster with Ray Train.
+
+Starting a worker group costs many seconds, an epoch of a small student less than one. So
+tasks that ask for the same resources share one group: it has as many lanes as the cluster
+has room for, each lane trains its tasks one after another, and a task with W workers is
+data-parallel over the W ranks of its lane.
+
+Ray Train starts the workers, joins them into a process group, watches them and starts the
+group again when one dies. Checkpoints are ours (`multistill.training.state`): checked by
+digest, whole or absent, and under a folder that the job's fingerprint names, so that an
+edited job can never continue old weights.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Queue
+
+from multistill.config import TrainConfig
+from multistill.training.capacity import Resources, lanes, require
+from multistill.training.journal import Journal
+from multistill.training.result import is_finished
+from multistill.training.task import TrainingTask
+from multistill.training.worker import run_lane
+from multistill.watch import Silent, Watch
+
+CONTROLLER_FAILURES = 3
+"""Ray would start a controller or a group that cannot start again for ever."""
+
+COLLECTIVE_TIMEOUT_S = 900
+
+_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+
+
+def train(
+    tasks: Sequence[TrainingTask],
+    out: Path,
+    watch: Watch = Silent(),  # noqa: B008 - stateless
+) -> list[dict[str, Any]]:
+    """Train all tasks; continue those that an earlier call left unfinished.
+
+    Each result lies in `out/<name>`: model.safetensors, config.json, history.json.
+
+    Args:
+        tasks: with unique names.
+        out: on storage that every node sees, named by a fingerprint of what is trained.
+        watch: gets a child of kind `model` per task, with metrics every epoch.
+    Returns:
+        per task `name`, `folder`, `record_id`, and the summary of its config.json.
+    Raises:
+        MultistillError: a request that the cluster can never meet (within seconds), bad
+            data, or workers that kept dying. Finished tasks are kept.
+    """
+    names = [task.name for task in tasks]
+    assert len(set(names)) == len(names), "tasks share a name"
+    out.mkdir(parents=True, exist_ok=True)
+    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    groups: dict[tuple[int, tuple[tuple[str, float], ...]], list[TrainingTask]] = {}
+    for task in tasks:
+        config = task.train_config
+        need = worker_resources(config, nodes)
+        require(task.name, config.workers, need, nodes, growing=_growing())
+        groups.setdefault((config.workers, tuple(need.items())), []).append(task)
+    journal = Journal(tasks, out, watch)
+    for (workers, each), members in groups.items():
+        missing = [task for task in members if not is_finished(out / task.name)]
+        if missing:
+            _run_group(missing, workers, dict(each), nodes, out, journal)
+    return journal.results()
+
+
+def worker_resources(config: TrainConfig, nodes: Sequence[Resources]) -> dict[str, float]:
+    """What one worker holds. Without a wish: a whole GPU where the cluster has any."""
+    gpus = config.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if any(node.get("GPU", 0.0) >= 1.0 for node in nodes) else 0.0
+    need = {"CPU": float(config.cpus_per_worker)}
+    return {**need, "GPU": float(gpus)} if gpus else need
+
+
+def _growing() -> bool:
+    return bool(ray._private.state.state.get_max_resources_from_cluster_config())
+
+
+def _run_group(
+    tasks: Sequence[TrainingTask],
+    workers: int,
+    need: dict[str, float],
+    nodes: Sequence[Resources],
+    out: Path,
+    journal: Journal,
+) -> None:
+    count = lanes(len(tasks), workers, need, nodes, ray.available_resources())
+    threads = max(1, int(need["CPU"]))
+    if len(nodes) == 1:
+        cores = len(os.sched_getaffinity(0))
+        count = max(1, min(count, cores // workers))
+        threads = max(threads, cores // (count * workers))
+    attempts = max(task.train_config.max_failures for task in tasks)
+    storage = out / ".ray-train"
+    events = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        run_lane,
+        train_loop_config={
+            "tasks": [task.to_dict() for task in tasks],
+            "out": str(out),
+            "workers": workers,
+            "lanes": count,
+            "threads": threads,
+            "events": events,
+        },
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=ScalingConfig(
+            num_workers=count * workers,
+            use_gpu="GPU" in need,
+            resources_per_worker=need,
+        ),
+        run_config=RunConfig(
+            # A new name every time: Ray's own resume would read a snapshot that it does not
+            # write atomically, and we keep no checkpoint with it.
+            name=f"{tasks[0].name}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(storage),
+            failure_config=FailureConfig(
+                max_failures=attempts, controller_failure_limit=CONTROLLER_FAILURES
+            ),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        with journal.listening(events), _environment(_ENVIRONMENT), _interruptible():
+            trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        journal.fail(error, attempts)
+    finally:
+        events.shutdown(force=True)
+        shutil.rmtree(storage, ignore_errors=True)
+    journal.check(tasks)
+
+
+@contextmanager
+def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
+    """Settings that Ray Train reads from the driver's environment; the user's own win."""
+    added = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends the workers and then this process as it would without Ray Train.
+
+    Ray Train leaves its own handler installed, and exits with 0 when interrupted.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,120 @@
+"""What each worker of a Ray Train group runs: the tasks of its lane, one after another."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray.train
+import ray.train.torch
+import torch
+
+from multistill.errors import MultistillError
+from multistill.training.data import TrainingData
+from multistill.training.loop import fit
+from multistill.training.result import discard_state, export, is_finished, state_folder
+from multistill.training.state import newest_epoch
+from multistill.training.task import TrainingTask
+from multistill.training.world import World, torch_world
+
+
+class Events(Protocol):
+    """Where a worker tells the driver what happened; a Ray queue."""
+
+    def put(self, item: dict[str, Any]) -> None: ...
+
+
+def run_lane(config: dict[str, Any]) -> None:
+    """Train the tasks of this worker's lane.
+
+    Args:
+        config: `tasks` (dicts), `out`, `workers` (of each task), `lanes`, `threads`, `events`.
+    """
+    rank = ray.train.get_context().get_world_rank()
+    workers, lanes = int(config["workers"]), int(config["lanes"])
+    lane, place = divmod(rank, workers)
+    torch.set_num_threads(int(config["threads"]))
+    world = _lane_world(lane, place, workers, lanes)
+    device = ray.train.torch.get_device()
+    tasks = [TrainingTask.from_dict(task) for task in config["tasks"]]
+    for task in tasks[lane::lanes]:
+        _train(task, Path(config["out"]) / task.name, world, device, config["events"])
+
+
+def _lane_world(lane: int, place: int, workers: int, lanes: int) -> World:
+    if workers == 1:
+        return World()
+    if lanes == 1:
+        return torch_world(None, workers, place)
+    # Every rank takes part in making every group, in one order.
+    groups = [
+        torch.distributed.new_group(list(range(start, start + workers)))
+        for start in range(0, lanes * workers, workers)
+    ]
+    return torch_world(groups[lane], workers, place)
+
+
+def _train(
+    task: TrainingTask, folder: Path, world: World, device: torch.device, events: Events
+) -> None:
+    """One task, from its checkpoint to its exported model.
+
+    Errors that the user can mend are told to the driver and end this task only: a new
+    attempt would meet them again. All others are raised, for Ray Train to try again.
+    """
+    done = torch.tensor([float(world.leads and is_finished(folder))], device=device)
+    if world.from_first(done).item():
+        return
+    try:
+        data = TrainingData.open(task)
+        if world.leads:
+            epoch, problems = newest_epoch(state_folder(folder))
+            events.put(
+                {
+                    "task": task.name,
+                    "kind": "started",
+                    "epoch": epoch,
+                    "problems": problems,
+                    "train_rows": len(data.train),
+                    "valid_rows": len(data.valid),
+                    "missing": data.missing,
+                }
+            )
+        for report in fit(
+            task, world=world, state_dir=state_folder(folder), device=device, data=data
+        ):
+            if world.leads:
+                events.put(
+                    {
+                        "task": task.name,
+                        "kind": "epoch",
+                        "epoch": report.epoch,
+                        "metrics": report.metrics,
+                        "best": report.best,
+                    }
+                )
+        if world.leads:
+            summary = export(task, data, state_folder(folder), folder)
+            discard_state(folder)
+            events.put({"task": task.name, "kind": "finished", "summary": summary})
+    except MultistillError as error:
+        _give_up(task, str(error), world, events)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _give_up(
+            task,
+            f"the disk that holds {folder} is full; free some space and run the same command "
+            "again: finished epochs are kept",
+            world,
+            events,
+        )
+
+
+def _give_up(task: TrainingTask, reason: str, world: World, events: Events) -> None:
+    events.put({"task": task.name, "kind": "failed", "reason": reason})
+    if world.size > 1 and torch.distributed.is_initialized():
+        # Where only this rank failed, the others must not wait for it in a collective.
+        torch.distributed.destroy_process_group()
+        raise MultistillError(reason)
