@@ -133,7 +133,7 @@ def soft_loss(
     temperature: float,
     standardize: bool = False,
     dkd_alpha: float = 1.0,
-    dkd_beta: float = 8.0,
+    dkd_beta: float = 2.0,
 ) -> Tensor:
     """The teacher's part of the loss, [B]."""
     teacher = teacher.detach()
@@ -163,7 +163,7 @@ def distillation_loss(
     weight: float = 0.5,
     standardize: bool = False,
     dkd_alpha: float = 1.0,
-    dkd_beta: float = 8.0,
+    dkd_beta: float = 2.0,
     label_kind: LabelLoss = "soft-cross-entropy",
     label_source: LabelSource = "shares",
     class_weights: Tensor | None = None,

@@ -1,0 +1,104 @@
+"""Linear probe: mean-pooled states and a logistic regression, the baseline without a network.
+
+What a head adds beyond this is what it learnt to do with the sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from multistill.models.context import States, mean_states
+from multistill.models.spec import Modality
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted probe: softmax(W (x - mean) / scale + bias) over mean-pooled states x.
+
+    Attributes:
+        mean, scale: [D] of the training rows. weights: [C, D]. bias: [C].
+    """
+
+    modality: Modality
+    mean: Floats
+    scale: Floats
+    weights: Floats
+    bias: Floats
+
+    @property
+    def params_trainable(self) -> int:
+        return self.weights.size + self.bias.size
+
+    def predict(self, store: States, ids: Sequence[str]) -> Floats:
+        """Distributions float32 [N, C] in class order; a class never trained on gets 0."""
+        states = (_pooled(store, ids, self.modality) - self.mean) / self.scale
+        logits = states @ self.weights.T + self.bias
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        result: Floats = (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
+        return result
+
+
+def fit_probe(
+    store: States,
+    ids: Sequence[str],
+    shares: npt.ArrayLike,
+    *,
+    modality: Modality = "multimodal",
+    strength: float = 1.0,
+    balanced: bool = False,
+    iterations: int = 500,
+) -> Probe:
+    """Fit on the training rows.
+
+    Soft labels: an utterance enters once for every class with a share, weighted by the
+    share, which makes the loss the cross-entropy with the vote distribution. Ties need no
+    rule then.
+
+    Args:
+        ids: [N] training utterances. shares: [N, C] vote shares in class order.
+        strength: C of scikit-learn, the inverse of the L2 penalty.
+        balanced: weigh classes by the inverse of their share.
+    Raises:
+        ValueError: no rows.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    target = np.asarray(shares, dtype=np.float64)
+    if len(ids) == 0 or target.shape[0] != len(ids):
+        raise ValueError(f"{len(ids)} utterances and {target.shape[0]} rows of shares")
+    states = _pooled(store, ids, modality)
+    mean = states.mean(axis=0)
+    scale = states.std(axis=0)
+    # A constant value says nothing and must not be divided by its rounding error.
+    scale[scale < 1e-6] = 1.0
+    rows, labels = np.nonzero(target > 0)
+    classes, count = np.unique(labels), target.shape[1]
+    weights = np.zeros((count, states.shape[1]), dtype=np.float32)
+    bias = np.full(count, -np.inf, dtype=np.float32)
+    if len(classes) == 1:
+        bias[classes] = 0.0
+        return Probe(modality, mean, scale, weights, bias)
+    model = LogisticRegression(
+        C=strength, class_weight="balanced" if balanced else None, max_iter=iterations
+    )
+    model.fit(((states - mean) / scale)[rows], labels, sample_weight=target[rows, labels])
+    if len(classes) == 2:  # scikit-learn keeps one row of coefficients for two classes
+        weights[classes[1]] = model.coef_[0]
+        bias[classes] = 0.0, model.intercept_[0]
+    else:
+        weights[classes] = model.coef_
+        bias[classes] = model.intercept_
+    return Probe(modality, mean, scale, weights, bias)
+
+
+def _pooled(store: States, ids: Sequence[str], modality: Modality) -> Floats:
+    states: Floats = mean_states(store, ids)
+    if modality == "text":
+        return states[:, : store.text_dim]
+    return states if modality == "multimodal" else states[:, store.text_dim :]

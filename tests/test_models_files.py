@@ -1,0 +1,125 @@
+"""Models on disk: what comes back, what is refused, and that nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from multistill.config import CLASSES
+from multistill.errors import MultistillError
+from multistill.models.build import EmotionModel, build
+from multistill.models.files import DamagedModelError, load_model, read_model_config, save_model
+from multistill.models.presets import resolve
+
+ENCODERS = {"speech": {"name": "log-mel", "revision": None}, "text": {"name": "electra"}}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[EmotionModel, Path]:
+    torch.manual_seed(3)
+    model = build(resolve("small-student", {"context_turns": 2}), 12, 9)
+    folder = tmp_path / "model"
+    save_model(model, folder, {"encoders": ENCODERS, "note": "x"})
+    return model, folder
+
+
+def test_a_model_comes_back_the_same(saved: tuple[EmotionModel, Path]) -> None:
+    model, folder = saved
+    loaded = load_model(folder, {"encoders": ENCODERS, "spec": model.spec.to_dict()})
+    assert loaded.spec == model.spec
+    assert not loaded.training
+    inputs = torch.randn(2, 5, 12), None, torch.randn(2, 4, 9), None
+    torch.testing.assert_close(loaded(*inputs).logits, model.eval()(*inputs).logits)
+    config = read_model_config(folder)
+    assert config["labels"] == list(CLASSES)
+    assert config["note"] == "x"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_the_field_that_differs_is_named(saved: tuple[EmotionModel, Path]) -> None:
+    _, folder = saved
+    other = {**ENCODERS, "speech": {"name": "wav2vec2", "revision": None}}
+    with pytest.raises(MultistillError, match=r"encoders\.speech\.name is 'log-mel' there"):
+        load_model(folder, {"encoders": other})
+    with pytest.raises(MultistillError, match="audio_dim is 12 there and 80 here"):
+        load_model(folder, {"audio_dim": 80})
+    config = json.loads((folder / "config.json").read_text())
+    config["labels"] = config["labels"][::-1]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MultistillError, match="labels is"):
+        load_model(folder)
+
+
+def test_weights_of_another_shape_are_refused_by_name(
+    saved: tuple[EmotionModel, Path], tmp_path: Path
+) -> None:
+    _, folder = saved
+    config = json.loads((folder / "config.json").read_text())
+    config["spec"]["classifier"] = 32
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        MultistillError, match=r"classifier\.1\.bias is \[64\] in the file and \[32"
+    ):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 10, -1])
+def test_truncated_or_changed_weights_are_found(
+    saved: tuple[EmotionModel, Path], keep: int
+) -> None:
+    _, folder = saved
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DamagedModelError, match="checksum"):
+        load_model(folder)
+
+
+def test_a_flipped_bit_is_found(saved: tuple[EmotionModel, Path]) -> None:
+    _, folder = saved
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(DamagedModelError, match="checksum"):
+        load_model(folder)
+
+
+def test_missing_and_damaged_files_are_sentences(saved: tuple[EmotionModel, Path]) -> None:
+    _, folder = saved
+    (folder / "config.json").write_text('{"spec": ')
+    with pytest.raises(DamagedModelError, match="is damaged"):
+        load_model(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(DamagedModelError, match=r"config\.json is missing"):
+        load_model(folder)
+    with pytest.raises(DamagedModelError, match="is no model"):
+        load_model(folder / "nowhere")
+
+
+class _Trap:
+    """Unpickling this writes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (Path.touch, (self.target,))
+
+
+def test_pickles_are_named_and_never_loaded(tmp_path: Path) -> None:
+    sprung = tmp_path / "sprung"
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    torch.save(_Trap(sprung), folder / "best.pt")
+    with pytest.raises(MultistillError, match=r"best\.pt is a pickled checkpoint"):
+        load_model(folder)
+    assert not sprung.exists()
+
+
+def test_extra_must_not_replace_our_own_fields(tmp_path: Path) -> None:
+    model = build(resolve("small-text-student", {}), 4, 4)
+    with pytest.raises(ValueError, match="repeats the key spec"):
+        save_model(model, tmp_path, {"spec": {}})
