@@ -1,12 +1,18 @@
 """Ray: starting one here, joining one elsewhere, and jobs on it."""
 
+from multistill.cluster.jobs import Submission, logs, status, stop, submit
 from multistill.cluster.machine import local_cpus, local_gpus
 from multistill.cluster.session import Need, preflight, start
 
 __all__ = [
     "Need",
+    "Submission",
     "local_cpus",
     "local_gpus",
+    "logs",
     "preflight",
     "start",
+    "status",
+    "stop",
+    "submit",
 ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from multistill.cluster.machine import local_cpus
 from multistill.errors import MultistillError
+from multistill.tracking.secrets import has_password
 
 if TYPE_CHECKING:
     from multistill.config import ResourcesConfig
@@ -113,9 +114,17 @@ def _join_options(address: str) -> dict[str, Any]:
     options: dict[str, Any] = {"address": address}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job has its own
         package = Path(__file__).resolve().parents[1]
-        values = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-        options["runtime_env"] = {"py_modules": [str(package)], "env_vars": values}
+        options["runtime_env"] = {"py_modules": [str(package)], "env_vars": forwarded()}
     return options
+
+
+def forwarded() -> dict[str, str]:
+    """Environment for processes on other nodes, without secrets."""
+    found = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri and not has_password(uri):
+        found["MLFLOW_TRACKING_URI"] = uri
+    return found
 
 
 def _not_started(address: str | None, error: Exception) -> str:

@@ -12,6 +12,11 @@ _USERINFO = re.compile(
 _HIDDEN = "***"
 
 
+def has_password(uri: str) -> bool:
+    """Whether an address carries a password."""
+    return _USERINFO.search(uri) is not None
+
+
 def redact(text: str) -> str:
     """The text with passwords inside addresses, and secrets of the environment, hidden."""
     hidden = _USERINFO.sub(rf"\g<scheme>\g<user>:{_HIDDEN}@", text)

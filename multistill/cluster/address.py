@@ -1,0 +1,102 @@
+"""Where a job is sent, and whether it is safe to send it there."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from multistill.errors import MultistillError, UsageError
+
+DASHBOARD_PORT = 8265
+
+
+def job_server(address: str) -> str:
+    """The address of a cluster's job server as a URL without a trailing slash.
+
+    Accepts `https://host[:port][/path]`, `http://host[:port]`, `host[:port]`.
+
+    Raises:
+        UsageError: another scheme, credentials in the address, or no host.
+    """
+    text = address.strip().rstrip("/")
+    if "://" not in text:
+        text = f"http://{text}"
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or parts.scheme not in {"http", "https"}:
+        raise UsageError(
+            f"`{address}` is not the address of a Ray job server; "
+            f"give http://HOST:{DASHBOARD_PORT} or https://HOST"
+        )
+    if parts.username or parts.password:
+        raise UsageError(
+            "the address holds credentials; put the token into RAY_AUTH_TOKEN or its file's path "
+            "into RAY_AUTH_TOKEN_PATH instead"
+        )
+    if port is None and parts.scheme == "http" and not parts.path:
+        bracketed = f"[{host}]" if ":" in host else host
+        text = f"http://{bracketed}:{DASHBOARD_PORT}"
+    return text
+
+
+def token() -> str | None:
+    """The cluster's token from RAY_AUTH_TOKEN, else from the file RAY_AUTH_TOKEN_PATH names.
+
+    Raises:
+        UsageError: the file cannot be read or is empty.
+    """
+    value = os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    if value:
+        return value
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if not path:
+        return None
+    try:
+        value = Path(path).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"RAY_AUTH_TOKEN_PATH names `{path}`, which cannot be read") from error
+    if not value:
+        raise UsageError(f"RAY_AUTH_TOKEN_PATH names `{path}`, which is empty")
+    return value
+
+
+def refuse_unsafe(server: str, has_token: bool) -> None:
+    """Refuse a plain-http address on the public internet.
+
+    Without a token, whoever finds such a cluster runs code on it (CVE-2023-48022); with
+    one, the token itself would travel in clear.
+
+    Raises:
+        UsageError: the address is unsafe.
+        MultistillError: the host's name cannot be resolved.
+    """
+    parts = urlsplit(server)
+    if parts.scheme == "https" or not _is_public(parts.hostname or ""):
+        return
+    host = parts.hostname
+    danger = "sends the token in clear" if has_token else "has no token"
+    raise UsageError(
+        f"{server} is a public address over plain http and {danger}; open a tunnel "
+        f"(ssh -L {DASHBOARD_PORT}:127.0.0.1:{DASHBOARD_PORT} {host}) and submit to "
+        f"http://127.0.0.1:{DASHBOARD_PORT}, or use https with RAY_AUTH_TOKEN"
+    )
+
+
+def _is_public(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_global
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:
+        raise MultistillError(
+            f"the host `{host}` is not known here; see that --address is right"
+        ) from error
+    return any(ipaddress.ip_address(str(entry[4][0])).is_global for entry in found)
