@@ -285,6 +285,50 @@ def stop(
         print(f"{submission}: {'stopping' if stopped else 'was not running'}")
 
 
+Run = Annotated[str, typer.Argument(metavar="RUN", help="a job's name, or its job file")]
+
+
+@search_app.command()
+def resume(
+    run_name: Run,
+    overrides: Overrides = None,
+    workspace: WorkspaceFolder = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Continue a job whose search was cut short; finished trials stay."""
+    _run(_earlier(run_name, overrides, workspace), until=None, as_json=as_json)
+
+
+@search_app.command()
+def extend(
+    run_name: Run,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="how many more")],
+    overrides: Overrides = None,
+    workspace: WorkspaceFolder = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Add trials to a job's search; it goes on from what it has learnt."""
+    job = _earlier(run_name, overrides, workspace)
+    larger = job.search.model_copy(update={"trials": job.search.trials + trials})
+    _run(job.model_copy(update={"search": larger}), until=None, as_json=as_json)
+
+
+def _earlier(run_name: str, overrides: Sequence[str] | None, workspace: str | None) -> JobConfig:
+    """The job of a file, or the newest one of that name that ran in the workspace."""
+    if run_name.endswith((".yaml", ".yml")):
+        return _load(Path(run_name), overrides, workspace)
+    folder = Path(workspace or "workspace") / "jobs"
+    found = sorted(folder.glob(f"{run_name}-*.yaml"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UsageError(
+            f"no job called `{run_name}` has run in `{folder.parent}`; give its job file, or the "
+            "right folder with --workspace"
+        )
+    return _load(found[-1], overrides, workspace)
+
+
 def _several_after_set(arguments: Sequence[str]) -> list[str]:
     """`--set a=1 b=2` means `--set a=1 --set b=2`; Typer takes one value per option."""
     found: list[str] = []

@@ -12,11 +12,19 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from multistill import jobfile
+from multistill import jobfile, remote
 from multistill.config import JobConfig, ModelConfig, StudentConfig, TrainConfig
-from multistill.workspace import Artifact, Workspace, clear, fingerprint, read_json, write_json
+from multistill.workspace import (
+    Artifact,
+    Workspace,
+    canonical,
+    clear,
+    fingerprint,
+    read_json,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from multistill.training.task import TrainingTask
@@ -40,8 +48,6 @@ VERSIONS = dict.fromkeys(STAGES, 1)
 MODEL_FORMAT = 1
 SOFT_TARGETS = "soft_targets.parquet"
 MODEL_INDEX = "models.json"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -185,8 +191,8 @@ class Stages:
                 if name.startswith("teacher-fold")
             }
             whole = [str(f) for name, f in teachers.items() if not name.startswith("teacher-fold")]
-            summary: Mapping[str, Any] = on_cluster(
-                soft_targets,
+            summary: Mapping[str, Any] = remote.on_cluster(
+                remote.soft_targets,
                 str(self.done["prepare"].path),
                 str(self.done["features"].path),
                 whole,
@@ -252,7 +258,8 @@ class Stages:
             from multistill.search.study import search
 
             base = self.student_task(student)
-            found = search(base, job.search, job.seed, out, watch, name)
+            start = self._smaller_search(config, inputs)
+            found = search(base, job.search, job.seed, out, watch, name, start=start)
             finalists = self._finalists(base, found["top"])
             watch.say(f"training the best {len(finalists)} at full budget")
             trained = self._train(finalists, out, watch)
@@ -261,6 +268,26 @@ class Stages:
             return {**found, **trained, "winner": winner}
 
         return Step("search", "search", config, inputs, build)
+
+    def _smaller_search(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Path | None:
+        """The largest finished search that differs in the number of trials only.
+
+        A search of more trials takes its trials over instead of running them again.
+        """
+
+        def others(settings: Mapping[str, Any]) -> Any:
+            return {**settings, "search": {**settings["search"], "trials": None}}
+
+        found: list[tuple[int, Path]] = []
+        for folder in sorted((self.workspace.root / "search").glob("[!.]*")):
+            artifact = self.workspace.find("search", folder.name)
+            if artifact is None or artifact.meta["inputs"] != dict(inputs):
+                continue
+            trials = artifact.meta["config"]["search"]["trials"]
+            same = canonical(others(artifact.meta["config"])) == canonical(others(config))
+            if same and trials < self.job.search.trials:
+                found.append((trials, folder))
+        return max(found)[1] if found else None
 
     def _finalists(
         self, base: TrainingTask, top: Sequence[Mapping[str, Any]]
@@ -294,8 +321,8 @@ class Stages:
             stages.append("search")
 
         def build(out: Path, watch: Watch) -> Mapping[str, Any]:
-            summary: Mapping[str, Any] = on_cluster(
-                _evaluate,
+            summary: Mapping[str, Any] = remote.on_cluster(
+                remote.evaluate_models,
                 str(self.done["prepare"].path),
                 str(self.done["features"].path),
                 self.entries(),
@@ -315,7 +342,7 @@ class Stages:
         job = self.job
 
         def entry(
-            stage: str, names: list[str], role: str, title: str, **more: Any
+            stage: str, names: list[str], role: str, title: str, train: TrainConfig, **more: Any
         ) -> dict[str, Any]:
             index = self.done[stage].summary["models"]
             folders = [str(self._model_folder(index[name])) for name in names]
@@ -324,29 +351,25 @@ class Stages:
                 "name": title,
                 "role": role,
                 "folders": folders,
+                "max_frames": train.max_frames,
                 "mlflow_run_id": record,
                 **more,
             }
 
         whole = [n for n in self.done["teacher"].summary["models"] if "-fold" not in n]
-        found = [entry("teacher", whole, "teacher", "teacher")]
+        found = [entry("teacher", whole, "teacher", "teacher", job.teacher.train)]
         for student in job.students:
-            control = f"{student.name}-control"
-            found.append(
-                entry("students", [student.name], "student", student.name, compare_to=control)
-            )
-            found.append(entry("students", [control], "control", control))
+            name, control = student.name, f"{student.name}-control"
+            found += [
+                entry("students", [name], "student", name, student.train, compare_to=control),
+                entry("students", [control], "control", control, student.train),
+            ]
         if job.search.enabled:
             student = job.searched_student()
             winner = str(self.done["search"].summary["winner"])
+            name, control = f"{student.name}-searched", f"{student.name}-control"
             found.append(
-                entry(
-                    "search",
-                    [winner],
-                    "student",
-                    f"{student.name}-searched",
-                    compare_to=f"{student.name}-control",
-                )
+                entry("search", [winner], "student", name, student.train, compare_to=control)
             )
         return found
 
@@ -450,86 +473,3 @@ class Stages:
         write_json(out / MODEL_INDEX, index)
         shutil.rmtree(out / "training", ignore_errors=True)
         return {"models": index}
-
-
-def on_cluster(function: Callable[..., T], *arguments: Any) -> T:
-    """Run one function as a Ray task, on a GPU where the cluster has one.
-
-    The driver may sit on a head node without CPUs to spare, so it computes nothing itself.
-    """
-    import ray
-
-    resources = ray.cluster_resources()
-    cpus = max(1, min(4, int(resources.get("CPU", 1)) - 1))
-    gpus = 1 if resources.get("GPU", 0) >= 1 else 0
-    task = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)
-    result: T = ray.get(task.remote(*arguments))
-    return result
-
-
-def soft_targets(
-    manifest: str,
-    features: str,
-    teachers: Sequence[str],
-    folds: Mapping[int, str],
-    max_frames: int | None,
-    out: str,
-) -> dict[str, Any]:
-    """Logits of the teacher for every row outside test, as one Parquet file.
-
-    Rows of a fold whose own teacher is in `folds` get that teacher's logits (it never
-    trained on them); the rest get the mean logits of `teachers`.
-    """
-    import numpy as np
-
-    from multistill.corpora.schema import read_manifest
-    from multistill.distillation.targets import predict_logits, write_soft_targets
-    from multistill.features.store import FeatureStore
-    from multistill.models.files import load_model
-
-    table = read_manifest(Path(manifest)).select(["utterance_id", "split", "fold"]).to_pandas()
-    store = FeatureStore(Path(features))
-    rows = table[(table["split"] != "test") & table["utterance_id"].isin(set(store.ids))]
-    ids = rows["utterance_id"].tolist()
-    fold = rows["fold"].to_numpy(copy=True)
-    train = (rows["split"] == "train").to_numpy()
-    logits = np.mean(
-        [
-            predict_logits(load_model(Path(folder)), store, ids, max_frames=max_frames)
-            for folder in teachers
-        ],
-        axis=0,
-    )
-    for number, folder in folds.items():
-        chosen = np.flatnonzero(train & (fold == number))
-        part = [ids[row] for row in chosen]
-        if part:
-            model = load_model(Path(folder))
-            logits[chosen] = predict_logits(model, store, part, max_frames=max_frames)
-    used = np.where(train & np.isin(fold, list(folds)), fold, -1)
-    name = "out-of-fold" if folds else "in-sample"
-    write_soft_targets(Path(out), ids, logits, name, used)
-    return {"rows": len(ids), "teachers": len(teachers), "folds": len(folds)}
-
-
-def _evaluate(
-    manifest: str,
-    features: str,
-    entries: Sequence[Mapping[str, Any]],
-    config: Mapping[str, Any],
-    out: str,
-    seed: int,
-) -> Mapping[str, Any]:
-    from multistill.config import EvaluationConfig
-    from multistill.evaluation.evaluate import ModelEntry, evaluate
-    from multistill.watch import Silent
-
-    return evaluate(
-        Path(manifest),
-        Path(features),
-        [ModelEntry(**entry) for entry in entries],
-        EvaluationConfig.model_validate(config),
-        Path(out),
-        Silent(),
-        seed=seed,
-    )

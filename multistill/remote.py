@@ -1,0 +1,93 @@
+"""What the pipeline lets a Ray worker do: the driver itself computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def on_cluster(function: Callable[..., T], *arguments: Any) -> T:
+    """Run one function as a Ray task, on a GPU where the cluster has one.
+
+    The driver may sit on a head node without CPUs to spare, so it computes nothing itself.
+    """
+    import ray
+
+    resources = ray.cluster_resources()
+    cpus = max(1, min(4, int(resources.get("CPU", 1)) - 1))
+    gpus = 1 if resources.get("GPU", 0) >= 1 else 0
+    task = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)
+    result: T = ray.get(task.remote(*arguments))
+    return result
+
+
+def soft_targets(
+    manifest: str,
+    features: str,
+    teachers: Sequence[str],
+    folds: Mapping[int, str],
+    max_frames: int | None,
+    out: str,
+) -> dict[str, Any]:
+    """Logits of the teacher for every row outside test, as one Parquet file.
+
+    Rows of a fold whose own teacher is in `folds` get that teacher's logits (it never
+    trained on them); the rest get the mean logits of `teachers`.
+    """
+    import numpy as np
+
+    from multistill.corpora.schema import read_manifest
+    from multistill.distillation.targets import predict_logits, write_soft_targets
+    from multistill.features.store import FeatureStore
+    from multistill.models.files import load_model
+
+    table = read_manifest(Path(manifest)).select(["utterance_id", "split", "fold"]).to_pandas()
+    store = FeatureStore(Path(features))
+    rows = table[(table["split"] != "test") & table["utterance_id"].isin(set(store.ids))]
+    ids = rows["utterance_id"].tolist()
+    fold = rows["fold"].to_numpy(copy=True)
+    train = (rows["split"] == "train").to_numpy()
+    logits = np.mean(
+        [
+            predict_logits(load_model(Path(folder)), store, ids, max_frames=max_frames)
+            for folder in teachers
+        ],
+        axis=0,
+    )
+    for number, folder in folds.items():
+        chosen = np.flatnonzero(train & (fold == number))
+        part = [ids[row] for row in chosen]
+        if part:
+            model = load_model(Path(folder))
+            logits[chosen] = predict_logits(model, store, part, max_frames=max_frames)
+    used = np.where(train & np.isin(fold, list(folds)), fold, -1)
+    name = "out-of-fold" if folds else "in-sample"
+    write_soft_targets(Path(out), ids, logits, name, used)
+    return {"rows": len(ids), "teachers": len(teachers), "folds": len(folds)}
+
+
+def evaluate_models(
+    manifest: str,
+    features: str,
+    entries: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    out: str,
+    seed: int,
+) -> Mapping[str, Any]:
+    """`evaluation.evaluate` with arguments that travel."""
+    from multistill.config import EvaluationConfig
+    from multistill.evaluation.evaluate import ModelEntry, evaluate
+    from multistill.watch import Silent
+
+    return evaluate(
+        Path(manifest),
+        Path(features),
+        [ModelEntry(**entry) for entry in entries],
+        EvaluationConfig.model_validate(config),
+        Path(out),
+        Silent(),
+        seed=seed,
+    )
