@@ -8,7 +8,6 @@ work. `multistill.pipeline` decides order, skipping and recording.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from multistill import jobfile, remote
 from multistill.config import JobConfig, ModelConfig, StudentConfig, TrainConfig
+from multistill.shelf import Shelf
 from multistill.workspace import (
     Artifact,
     Workspace,
@@ -23,7 +23,6 @@ from multistill.workspace import (
     clear,
     fingerprint,
     read_json,
-    write_json,
 )
 
 if TYPE_CHECKING:
@@ -45,9 +44,7 @@ STAGES = (
 VERSIONS = dict.fromkeys(STAGES, 1)
 """Format of each stage's artifact; raise one and that stage and all after it are made anew."""
 
-MODEL_FORMAT = 1
 SOFT_TARGETS = "soft_targets.parquet"
-MODEL_INDEX = "models.json"
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,7 @@ class Stages:
     def __init__(self, job: JobConfig, workspace: Workspace) -> None:
         self.job = job
         self.workspace = workspace
+        self.shelf = Shelf(workspace)
         self.done: dict[str, Artifact] = {}
         self.records: dict[str, str] = {}  # stage or model -> id in the tracking server
 
@@ -175,7 +173,9 @@ class Stages:
         }
 
         def build(out: Path, watch: Watch) -> Mapping[str, Any]:
-            return self._train(self.teacher_tasks(), out, watch)
+            return self.shelf.train(
+                self.teacher_tasks(), self._inputs("prepare", "features"), out, watch
+            )
 
         return Step("teacher", "teacher", config, self._inputs("prepare", "features"), build)
 
@@ -184,7 +184,8 @@ class Stages:
         config = {"targets": job.distillation.targets}
 
         def build(out: Path, watch: Watch) -> Mapping[str, Any]:
-            teachers = self.models("teacher")
+            index = self.done["teacher"].summary["models"]
+            teachers = {name: self.shelf.folder(model) for name, model in index.items()}
             folds = {
                 int(name.removeprefix("teacher-fold")): str(folder)
                 for name, folder in teachers.items()
@@ -235,7 +236,7 @@ class Stages:
                 for student in job.students
                 for control in (False, True)
             ]
-            return self._train(tasks, out, watch)
+            return self.shelf.train(tasks, inputs, out, watch)
 
         inputs = self._inputs("prepare", "features", "distill")
         return Step("students", "students", config, inputs, build)
@@ -262,7 +263,7 @@ class Stages:
             found = search(base, job.search, job.seed, out, watch, name, start=start)
             finalists = self._finalists(base, found["top"])
             watch.say(f"training the best {len(finalists)} at full budget")
-            trained = self._train(finalists, out, watch)
+            trained = self.shelf.train(finalists, inputs, out, watch)
             winner = self._winner(trained["models"])
             watch.tags({"winner": winner})
             return {**found, **trained, "winner": winner}
@@ -308,7 +309,7 @@ class Stages:
         sign = -1.0 if self.job.search.mode == "min" else 1.0
 
         def score(name: str) -> float:
-            history = read_json(self._model_folder(models[name]) / "history.json")
+            history = read_json(self.shelf.folder(models[name]) / "history.json")
             return float(max(sign * epoch[metric] for epoch in history["epochs"]))
 
         return max(models, key=score)
@@ -345,7 +346,7 @@ class Stages:
             stage: str, names: list[str], role: str, title: str, train: TrainConfig, **more: Any
         ) -> dict[str, Any]:
             index = self.done[stage].summary["models"]
-            folders = [str(self._model_folder(index[name])) for name in names]
+            folders = [str(self.shelf.folder(index[name])) for name in names]
             record = index[names[0]].get("record_id")
             return {
                 "name": title,
@@ -411,65 +412,5 @@ class Stages:
         for stage in ("teacher", "students", "search"):
             if stage in self.done:
                 for name, model in self.done[stage].summary["models"].items():
-                    found[name] = read_json(self._model_folder(model) / "history.json")
+                    found[name] = read_json(self.shelf.folder(model) / "history.json")
         return found
-
-    # -- models as artifacts of their own -------------------------------------------------
-
-    def _model_folder(self, model: Mapping[str, Any]) -> Path:
-        return self.workspace.folder("models", str(model["fingerprint"]))
-
-    def models(self, stage: str) -> dict[str, Path]:
-        """Name -> folder of every model that a stage trained."""
-        index = self.done[stage].summary["models"]
-        return {name: self._model_folder(model) for name, model in index.items()}
-
-    def model_fingerprint(self, task: TrainingTask) -> str:
-        """A model's name does not count: equal tasks give one model, whatever it is called."""
-        config = {
-            "spec": task.spec,
-            "train": TrainConfig.model_validate(task.train).identity(),
-            "seed": task.seed,
-            "leave_out_fold": task.leave_out_fold,
-            "distillation": task.distillation,
-        }
-        inputs = self._inputs("prepare", "features")
-        if task.soft_targets is not None:
-            inputs |= self._inputs("distill")
-        return fingerprint("models", MODEL_FORMAT, config, inputs)
-
-    def _train(self, tasks: Sequence[TrainingTask], out: Path, watch: Watch) -> dict[str, Any]:
-        """Train what is missing; each model becomes an artifact that any job may find."""
-        from multistill.training.launcher import train
-
-        names = {task.name: self.model_fingerprint(task) for task in tasks}
-        missing = [t for t in tasks if self.workspace.find("models", names[t.name]) is None]
-        if len(missing) < len(tasks):
-            watch.say(f"{len(tasks) - len(missing)} of {len(tasks)} models are there already")
-        results = train(missing, out / "training", watch) if missing else []
-        records = {result["name"]: result.get("record_id") for result in results}
-        for task in missing:
-            source = out / "training" / task.name
-
-            def build(folder: Path, source: Path = source) -> None:
-                clear(folder)
-                for file in ("model.safetensors", "config.json", "history.json"):
-                    shutil.copy2(source / file, folder / file)
-
-            self.workspace.make(
-                "models",
-                names[task.name],
-                build,
-                config=task.to_dict(),
-                inputs=self._inputs("prepare", "features"),
-                provenance={"record_id": records.get(task.name)},
-            )
-        index = {}
-        for name, print_ in names.items():
-            found = self.workspace.find("models", print_)
-            assert found is not None
-            record = found.meta["provenance"].get("record_id")
-            index[name] = {"fingerprint": print_, "record_id": record}
-        write_json(out / MODEL_INDEX, index)
-        shutil.rmtree(out / "training", ignore_errors=True)
-        return {"models": index}
