@@ -203,7 +203,9 @@ class FeaturesConfig(Section):
     speech: SpeechEncoderConfig = Field(default_factory=SpeechEncoderConfig)
     text: TextEncoderConfig = Field(default_factory=TextEncoderConfig)
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
-    max_quarantined: float = Field(0.05, ge=0.0, le=1.0, description="share that stops the stage")
+    max_quarantined: float = execution(
+        0.05, ge=0.0, le=1.0, description="share of failed clips that stops the stage"
+    )
     batch_seconds: float = execution(80.0, gt=0, description="audio seconds in one encoder batch")
     shard_seconds: float = execution(1200.0, gt=0, description="audio seconds in one shard")
     decoders: int | None = execution(None, ge=1, description="CPU decode workers; default: sized")

@@ -1,10 +1,10 @@
 """The feature store: Arrow shards, memory-mapped, read by utterance id.
 
-    features.json          encoders, dimensions, dtype, padding policy, checksums of the shards
-    index.parquet          utterance_id, shard, batch, row, audio_frames, text_tokens
-    quarantine.parquet     utterance_id, audio_path, reason
-    shards/00000.arrow     Arrow IPC file, one row a clip
-    shards/00000.json      its done marker: rows, bytes, checksum
+    features.json               encoders, dimensions, dtype; file and checksum of each shard
+    index.parquet               utterance_id, shard, batch, row, audio_frames, text_tokens
+    quarantine.parquet          utterance_id, audio_path, reason
+    shards/00000-1f0c….arrow    Arrow IPC file, one row a clip; the name holds its checksum
+    shards/00000.json           its done marker: file, rows, bytes, checksum
 
 `docs/features.md` tells how to read it with plain pyarrow. States are stored without
 padding, so a clip of 3 s holds 3 s. All processes of a node that read a store share one
@@ -146,10 +146,6 @@ def _column(field: pa.Field, values: list[Any]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, type=field.type)
 
 
-def shard_path(folder: Path, shard: int) -> Path:
-    return folder / SHARDS / f"{shard:05d}.arrow"
-
-
 def marker_path(folder: Path, shard: int) -> Path:
     return folder / SHARDS / f"{shard:05d}.json"
 
@@ -160,13 +156,15 @@ def shard_writer(
 ) -> Iterator[ShardWriter]:
     """Write one shard: beside its place, then renamed, then marked done.
 
+    Two attempts at one shard may overlap (a worker thought dead that is not). Each marker
+    names its own file, so whichever comes last is whole.
+
     Args:
         facts: further facts for the marker; may be filled while writing.
     """
-    path = shard_path(folder, shard)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps a retried task apart from a first attempt that is still dying.
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}")
+    shards = folder / SHARDS
+    shards.mkdir(parents=True, exist_ok=True)
+    temporary = shards / f".{shard:05d}-{os.uname().nodename}-{os.getpid()}"
     try:
         with temporary.open("wb") as stream:
             hashing = _Hashing(stream)
@@ -176,12 +174,15 @@ def shard_writer(
                 writer.close()
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
+        checksum = hashing.digest.hexdigest()
+        name = f"{shard:05d}-{checksum[:8]}.arrow"
+        temporary.replace(shards / name)
         marker = {
             "shard": shard,
+            "file": name,
             "rows": writer.rows,
             "bytes": hashing.length,
-            "blake2b": hashing.digest.hexdigest(),
+            "blake2b": checksum,
             **facts,
         }
         write_json(marker_path(folder, shard), marker)
@@ -190,13 +191,13 @@ def shard_writer(
 
 
 def read_marker(folder: Path, shard: int) -> dict[str, Any] | None:
-    """The done marker of a shard that is really there, else None."""
+    """The done marker of a shard whose file is really there, else None."""
     try:
         marker = read_json(marker_path(folder, shard))
-        there = shard_path(folder, shard).stat().st_size == marker["bytes"]
+        size = (folder / SHARDS / marker["file"]).stat().st_size
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    return cast("dict[str, Any]", marker) if there else None
+    return cast("dict[str, Any]", marker) if size == marker["bytes"] else None
 
 
 class _Batch:
@@ -257,6 +258,7 @@ class FeatureStore:
         )
         self._frames = index.column("audio_frames").to_numpy().astype(np.int64)
         self._tokens = index.column("text_tokens").to_numpy().astype(np.int64)
+        self._files = {entry["shard"]: entry for entry in self.info["shards"]}
         self._shards: dict[int, list[_Batch]] = {}
 
     def __len__(self) -> int:
@@ -309,7 +311,7 @@ class FeatureStore:
     def _batches(self, shard: int) -> list[_Batch]:
         found = self._shards.get(shard)
         if found is None:
-            path = shard_path(self.folder, shard)
+            path = self.folder / SHARDS / self._files[shard]["file"]
             try:
                 reader = pa.ipc.open_file(pa.memory_map(str(path)))
             except (OSError, pa.ArrowInvalid) as error:
@@ -329,10 +331,9 @@ class FeatureStore:
         Raises:
             MultistillError: naming the first shard that differs.
         """
-        for shard in np.unique(self._place[:, 0]):
-            path = shard_path(self.folder, int(shard))
-            marker = read_marker(self.folder, int(shard))
-            if marker is None or file_digest(path) != marker["blake2b"]:
+        for entry in self.info["shards"]:
+            path = self.folder / SHARDS / entry["file"]
+            if not path.exists() or file_digest(path) != entry["blake2b"]:
                 raise MultistillError(
                     f"the shard {path} does not match its checksum; remove the folder "
                     f"{self.folder} and run the features stage again"
@@ -345,23 +346,42 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def write_index(folder: Path, shards: Iterable[int]) -> int:
-    """Index all finished shards; returns the number of clips.
+def finish_store(
+    folder: Path, markers: Sequence[dict[str, Any]], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Index the finished shards and write features.json; returns its content.
 
     Raises:
-        MultistillError: one utterance stands in two places.
+        MultistillError: nothing was encoded, or one utterance stands in two places.
     """
+    shards = [
+        {key: marker[key] for key in ("shard", "file", "rows", "bytes", "blake2b")}
+        for marker in markers
+        if marker["rows"]
+    ]
+    _write_index(folder, shards)
+    kept = {entry["file"] for entry in shards}
+    for path in (folder / SHARDS).glob("*.arrow"):
+        if path.name not in kept:
+            path.unlink()
+    info = {"format": FORMAT, **facts, "shards": shards}
+    write_json(folder / FACTS, info)
+    return info
+
+
+def _write_index(folder: Path, shards: Sequence[dict[str, Any]]) -> None:
     tables = []
-    for shard in shards:
-        with pa.memory_map(str(shard_path(folder, shard))) as source:
+    for entry in shards:
+        with pa.memory_map(str(folder / SHARDS / entry["file"])) as source:
             reader = pa.ipc.open_file(source)
             for number in range(reader.num_record_batches):
                 batch = reader.get_batch(number)
+                rows = len(batch)
                 columns = {
                     "utterance_id": pa.array(batch.column("utterance_id").to_pylist(), pa.string()),
-                    "shard": pa.array(np.full(len(batch), shard, np.int32)),
-                    "batch": pa.array(np.full(len(batch), number, np.int32)),
-                    "row": pa.array(np.arange(len(batch), dtype=np.int32)),
+                    "shard": pa.array(np.full(rows, entry["shard"], np.int32)),
+                    "batch": pa.array(np.full(rows, number, np.int32)),
+                    "row": pa.array(np.arange(rows, dtype=np.int32)),
                     "audio_frames": pa.array(batch.column("audio_frames").to_numpy().copy()),
                     "text_tokens": pa.array(batch.column("text_tokens").to_numpy().copy()),
                 }
@@ -376,4 +396,3 @@ def write_index(folder: Path, shards: Iterable[int]) -> int:
     temporary = folder / f".{INDEX}.partial"
     pq.write_table(index, temporary)
     temporary.replace(folder / INDEX)
-    return len(index)

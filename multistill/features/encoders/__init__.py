@@ -1,0 +1,1 @@
+"""Speech and text encoders: Hugging Face models, a log-mel baseline, untrained stand-ins."""

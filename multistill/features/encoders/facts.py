@@ -1,0 +1,68 @@
+"""What every encoder tells of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+from multistill.features.numbers import Floats
+
+SAMPLE_RATE = 16_000
+"""Every speech encoder here hears 16 kHz mono."""
+
+Weights = Literal["pretrained", "untrained", "none"]
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """Stands in features.json, so that every table can name its encoders honestly.
+
+    Attributes:
+        weights: `none` for a fixed transform, `untrained` for a stand-in with random weights.
+        trained: the same for tables: True, False, or None where there are no weights.
+        params: parameters that run; layers above the highest kept one do not.
+        padding: how clips share a batch: `mask`, `equal-length` or `none`.
+    """
+
+    name: str
+    weights: Weights
+    dim: int
+    params: int
+    layers: tuple[int, ...]
+    padding: Literal["mask", "equal-length", "none"]
+    precision: str = "float32"
+    revision: str | None = None
+
+    @property
+    def trained(self) -> bool | None:
+        return {"pretrained": True, "untrained": False, "none": None}[self.weights]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "layers": list(self.layers), "trained": self.trained}
+
+
+class SpeechEncoder(Protocol):
+    """Turns waves into states. A wave is 16 kHz mono float32, normalised, [samples]."""
+
+    facts: EncoderFacts
+    minimum_samples: int
+    hop: int
+
+    def frames(self, samples: int) -> int:
+        """Exact number of states of a wave of this length; 0 below `minimum_samples`."""
+        ...
+
+    def encode(self, waves: Sequence[Floats]) -> list[Floats]:
+        """States [frames, dim] float32 of each wave; the waves make one batch."""
+        ...
+
+
+class TextEncoder(Protocol):
+    """Turns transcripts into states."""
+
+    facts: EncoderFacts
+
+    def encode(self, texts: Sequence[str]) -> list[Floats]:
+        """States [tokens, dim] float32 of each text; [0, dim] for an empty one."""
+        ...
