@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
 
 from multistill.errors import UsageError
@@ -59,3 +61,40 @@ def not_the_corpus(corpus: str, looked_for: str, root: Path) -> UsageError:
     first = looked_for.split("/", 1)[0]
     hint = next((f"; did you mean {child}?" for child in inner if (child / first).exists()), "")
     return UsageError(f"{root} is not {corpus}: looked for {looked_for}, {found_below(root)}{hint}")
+
+
+class Enclosure:
+    """Turns names from a table into files, and refuses those that leave the root.
+
+    A folder is resolved once; a file costs one `lstat`.
+    """
+
+    def __init__(self, root: Path, folders: int = 256) -> None:
+        self.root = root
+        self._real_root = root.resolve()
+        self._inside = lru_cache(folders)(self._is_inside)
+
+    def _is_inside(self, path: str) -> bool:
+        return Path(path).resolve().is_relative_to(self._real_root)
+
+    def file(self, name: str) -> Path:
+        """The file that `name`, relative to the root, means.
+
+        Raises:
+            ValueError: where it leaves the root or is no file; the text is a reason for people.
+        """
+        path = os.path.normpath(os.path.join(self.root, name))  # noqa: PTH118, Path keeps `..`
+        folder = os.path.dirname(path)  # noqa: PTH120
+        if "\0" in name or not Path(path).is_relative_to(self.root) or not self._inside(folder):
+            raise ValueError(f"{name!r} leaves the corpus folder")
+        try:
+            mode = os.lstat(path).st_mode
+            if stat.S_ISLNK(mode):
+                if not self._is_inside(path):
+                    raise ValueError(f"{name!r} is a link that leaves the corpus folder")
+                mode = os.stat(path).st_mode  # noqa: PTH116, beside lstat
+        except OSError as error:
+            raise ValueError(f"no such file: {name}") from error
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"not a file: {name}")
+        return Path(path)
