@@ -1,0 +1,1 @@
+"""Hyperparameter search: Ray Tune and Optuna over the students of one teacher."""

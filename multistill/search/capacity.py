@@ -1,0 +1,76 @@
+"""How many trials run at once, and what to say before a search that could never start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from multistill.config import SearchConfig
+from multistill.search.storage import storage_problem
+
+Resources = Mapping[str, float]
+
+
+def concurrency(config: SearchConfig, resources: Resources | Sequence[Resources]) -> int:
+    """Trials at a time: what fits node by node, but no more than there are trials.
+
+    A trial runs in one process on one node, so halves of two nodes do not add up.
+
+    Args:
+        resources: `CPU` and `GPU` of every node; one mapping stands for one node.
+    Returns:
+        0 if no node can hold a trial.
+    """
+    fits = sum(_fits(config, node) for node in _nodes(resources))
+    return min(config.trials, fits, config.concurrent or fits)
+
+
+def capacity_problems(
+    config: SearchConfig, resources: Resources | Sequence[Resources]
+) -> list[str]:
+    """Why no trial could ever start, one sentence each; empty if trials fit."""
+    nodes, found = _nodes(resources), []
+    gpus = config.gpus_per_trial or 0.0
+    if gpus > 1 and gpus % 1:
+        found.append(
+            f"search.gpus_per_trial: {gpus:g} is neither a whole number nor a share of one GPU"
+        )
+    for name, wanted, key in (
+        ("CPU", config.cpus_per_trial, "cpus_per_trial"),
+        ("GPU", gpus, "gpus_per_trial"),
+    ):
+        most = max((float(node.get(name, 0.0)) for node in nodes), default=0.0)
+        if wanted > most:
+            found.append(
+                f"search.{key}: a trial asks for {wanted:g} {name}s, but the largest node has "
+                f"{most:g}; lower it or add a node that has them"
+            )
+    if not found and concurrency(config, nodes) == 0:
+        found.append(
+            f"search: no single node has the {config.cpus_per_trial:g} CPUs and {gpus:g} GPUs "
+            "that a trial asks for together; lower one of them"
+        )
+    problem = storage_problem(config.storage)
+    return [*found, problem] if problem else found
+
+
+def cluster_nodes() -> list[dict[str, float]]:
+    """Resources of every living node of the connected Ray cluster."""
+    import ray
+
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def _fits(config: SearchConfig, node: Resources) -> int:
+    fits = math.floor(float(node.get("CPU", 0.0)) / config.cpus_per_trial + 1e-9)
+    if config.gpus_per_trial:
+        whole = float(node.get("GPU", 0.0))
+        share = config.gpus_per_trial
+        # A trial's share lies on one GPU: three halves need two GPUs.
+        per_gpu = math.floor(1 / share + 1e-9) if share <= 1 else 1 / share
+        fits = min(fits, math.floor(whole * per_gpu + 1e-9))
+    return fits
+
+
+def _nodes(resources: Resources | Sequence[Resources]) -> list[Resources]:
+    return [resources] if isinstance(resources, Mapping) else list(resources)

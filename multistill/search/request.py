@@ -1,0 +1,92 @@
+"""What a search was asked to do, as the file that drivers and trials read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from multistill.config import SearchConfig
+from multistill.errors import MultistillError, UsageError
+from multistill.training.task import TrainingTask
+from multistill.workspace import read_json, write_json
+
+FILE = "search.json"
+OBJECTIVE = "multistill.training.loop:fit"
+"""`module:function` that a trial runs: (task, state_dir=...) -> iterator of epoch reports."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One search.
+
+    Attributes:
+        base: the student whose settings are varied.
+        fingerprint: of the job's search stage.
+        study: name in the Optuna storage, unlike any other.
+        objective: what a trial runs, `module:function`; a trained student by default. It
+            yields reports with `epoch`, `metrics` and `stop`, one per epoch, and continues
+            from `state_dir` when called again.
+    """
+
+    base: TrainingTask
+    config: SearchConfig
+    seed: int
+    fingerprint: str
+    study: str
+    objective: str = OBJECTIVE
+
+    @property
+    def epochs(self) -> int:
+        """Budget of a trial."""
+        return self.config.epochs or int(self.base.train["epochs"])
+
+    @property
+    def directions(self) -> list[str]:
+        first = "maximize" if self.config.mode == "max" else "minimize"
+        return [first, "minimize"] if self.config.second else [first]
+
+    def budgeted(self, task: TrainingTask) -> TrainingTask:
+        """The task cut to a trial's budget, its best epoch chosen by the search's metric."""
+        train = {**task.train, "epochs": self.epochs, "metric": self.config.metric, "workers": 1}
+        return replace(task, train=train)
+
+    def write(self, folder: Path) -> None:
+        write_json(
+            folder / FILE,
+            {
+                "base": self.base.to_dict(),
+                "config": self.config.model_dump(mode="json"),
+                "seed": self.seed,
+                "fingerprint": self.fingerprint,
+                "study": self.study,
+                "objective": self.objective,
+            },
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> Request:
+        """The search of this folder.
+
+        Raises:
+            UsageError: there is none.
+            MultistillError: the file is damaged.
+        """
+        try:
+            values: dict[str, Any] = read_json(folder / FILE)
+            return cls(
+                base=TrainingTask.from_dict(values["base"]),
+                config=SearchConfig.model_validate(values["config"]),
+                seed=int(values["seed"]),
+                fingerprint=str(values["fingerprint"]),
+                study=str(values["study"]),
+                objective=str(values["objective"]),
+            )
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"{folder} holds no search; give the folder or name of a search that was started"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise MultistillError(
+                f"{folder / FILE} is damaged ({error}); remove the folder {folder} and search anew"
+            ) from error

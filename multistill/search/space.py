@@ -1,0 +1,279 @@
+"""The search space: dotted names into one student's settings, checked and applied.
+
+`distillation.temperature`, `train.learning_rate`, `model.width`: the part before the dot
+is a section of the job file, the part after it one of that section's fields. Types and
+limits come from those sections, so a field added there can be searched at once. Imports
+neither ray, optuna nor torch: the job file's checks use it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from graphlib import CycleError, TopologicalSorter
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+from pydantic import ValidationError
+
+from multistill.config import (
+    DistillationConfig,
+    ModelConfig,
+    SearchParameter,
+    Section,
+    StudentConfig,
+    TrainConfig,
+)
+from multistill.errors import UsageError
+from multistill.models.presets import resolve
+from multistill.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial
+
+    from multistill.training.task import TrainingTask
+
+Space = Mapping[str, SearchParameter]
+Values = Mapping[str, Any]
+
+SECTIONS: dict[str, type[Section]] = {
+    "distillation": DistillationConfig,
+    "train": TrainConfig,
+    "model": ModelConfig,
+}
+
+NOT_SEARCHED = {
+    "distillation.targets": "soft targets are made once, before the search",
+    "train.epochs": "the budget of a trial is `search.epochs`",
+    "train.metric": "trials are compared by `search.metric`",
+    "model.preset": "choose the preset in `students` and search its fields",
+}
+
+_COMBINATIONS = 4096
+_REQUIRED: dict[str, dict[str, Any]] = {"model": {"preset": "small-student"}}
+
+
+def known_keys() -> list[str]:
+    """Every name that a space may hold, sorted."""
+    return sorted(
+        f"{section}.{name}"
+        for section, model in SECTIONS.items()
+        for name, field in model.model_fields.items()
+        if f"{section}.{name}" not in NOT_SEARCHED
+        and not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra)
+    )
+
+
+def check_space(space: Space, student: StudentConfig | None = None) -> list[str]:
+    """Everything that is wrong with the space, one sentence each; empty if nothing is.
+
+    Args:
+        student: the searched student; with it, combinations of model settings that cannot
+            be built (a width that the heads do not divide) are found too.
+    """
+    problems = [text for key in space for text in _problems_of(key, space)]
+    if not problems:
+        try:
+            _ordered(space)
+        except CycleError as error:
+            circle = " -> ".join(f"`{key}`" for key in error.args[1])
+            problems.append(f"the conditions go in a circle: {circle}; remove one `when`")
+    if not problems and student is not None:
+        problems += _unbuildable(space, student)
+    return problems
+
+
+def suggest(space: Space, trial: BaseTrial) -> dict[str, Any]:
+    """One point of the space, asked of Optuna; conditional names only where they apply."""
+    values: dict[str, Any] = {}
+    for key in _ordered(space):
+        parameter = space[key]
+        if not _applies(parameter, values):
+            continue
+        if parameter.choices is not None:
+            values[key] = trial.suggest_categorical(key, parameter.choices)
+            continue
+        low, high = _bounds(parameter)
+        if _kind(key) is int:
+            step = int(parameter.step or 1)
+            values[key] = trial.suggest_int(key, int(low), int(high), step=step, log=parameter.log)
+        else:
+            values[key] = trial.suggest_float(
+                key, low, high, step=parameter.step, log=parameter.log
+            )
+    return values
+
+
+def current(task: TrainingTask, space: Space) -> dict[str, Any] | None:
+    """The student's own settings as a point of the space; None where they lie outside it."""
+    settings = {
+        "distillation": task.distillation or {},
+        "train": task.train,
+        "model": task.spec,
+    }
+    values: dict[str, Any] = {}
+    for key in _ordered(space):
+        parameter = space[key]
+        if not _applies(parameter, values):
+            continue
+        section, _, name = key.partition(".")
+        value = settings[section].get(name)
+        if value is None or not _holds(key, parameter, value):
+            return None
+        values[key] = value
+    return values
+
+
+def apply(task: TrainingTask, values: Values) -> TrainingTask:
+    """The task with these settings.
+
+    Raises:
+        UsageError: an unknown name, a value out of its range, settings that do not fit
+            together, or a distillation setting for a task without a teacher.
+    """
+    settings: dict[str, dict[str, Any]] = {
+        "distillation": dict(task.distillation or {}),
+        "train": dict(task.train),
+        "model": dict(task.spec),
+    }
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        if key not in known_keys():
+            raise UsageError(f"search: {_unknown(key)}")
+        if section == "distillation" and task.distillation is None:
+            raise UsageError(f"search: `{key}` needs a student that is distilled from a teacher")
+        problem = _invalid(key, value)
+        if problem:
+            raise UsageError(f"search: `{key}`: {problem}")
+        settings[section][name] = value
+    return replace(
+        task,
+        spec=ModelSpec.from_dict(settings["model"]).to_dict(),
+        train=settings["train"],
+        distillation=settings["distillation"] if task.distillation is not None else None,
+    )
+
+
+def _problems_of(key: str, space: Space) -> list[str]:
+    if key in NOT_SEARCHED:
+        return [f"`{key}` cannot be searched: {NOT_SEARCHED[key]}"]
+    if key not in known_keys():
+        return [_unknown(key)]
+    parameter, found = space[key], []
+    if parameter.choices is not None:
+        if len(set(map(repr, parameter.choices))) < len(parameter.choices):
+            found.append(f"`{key}` lists a choice twice")
+        for choice in parameter.choices:
+            problem = _invalid(key, choice)
+            if problem:
+                found.append(f"`{key}`: {choice!r} is not possible: {problem}")
+    elif _kind(key) not in (int, float):
+        found.append(f"`{key}` is not a number: give it `choices`")
+    else:
+        for bound in _bounds(parameter):
+            whole = int(bound) if _kind(key) is int and bound == int(bound) else bound
+            problem = _invalid(key, whole)
+            if problem:
+                found.append(f"`{key}`: {whole!r} is not possible: {problem}")
+        if _kind(key) is int and parameter.step is not None and parameter.step % 1:
+            found.append(f"`{key}` counts in whole numbers: give it a whole `step`")
+    for parent, allowed in parameter.when.items():
+        found += _condition_problems(key, parent, allowed, space)
+    return found
+
+
+def _condition_problems(key: str, parent: str, allowed: list[Any], space: Space) -> list[str]:
+    if parent not in space:
+        return [f"`{key}` depends on `{parent}`, which is not searched; add it or remove `when`"]
+    choices = space[parent].choices
+    if choices is None:
+        return [f"`{key}` depends on `{parent}`, which has no `choices`; give it some"]
+    return [
+        f"`{key}` depends on `{parent}` being {value!r}, which is not among its choices"
+        for value in allowed
+        if value not in choices
+    ]
+
+
+def _unbuildable(space: Space, student: StudentConfig) -> list[str]:
+    """The first combination of searched model settings that no model can have."""
+    axes: dict[str, list[Any]] = {}
+    for key in _ordered(space):
+        if key.startswith("model.") or any(key in p.when for p in space.values()):
+            parameter = space[key]
+            axes[key] = parameter.choices or list(_bounds(parameter))
+    if not axes:
+        return []
+    for point in itertools.islice(itertools.product(*axes.values()), _COMBINATIONS):
+        chosen = dict(zip(axes, point, strict=True))
+        fields = {}
+        for key, value in chosen.items():
+            if key.startswith("model.") and _applies(space[key], chosen):
+                whole = int(value) if _kind(key) is int else value
+                fields[key.removeprefix("model.")] = whole
+        try:
+            resolve(student.model.preset, {**student.model.overrides(), **fields})
+        except UsageError as error:
+            shown = ", ".join(f"{name} {value}" for name, value in fields.items())
+            return [
+                f"the space holds a model that cannot be built ({shown}): {error}; "
+                "change the choices or keep them apart with `when`"
+            ]
+    return []
+
+
+def _ordered(space: Space) -> list[str]:
+    """Names with those they depend on first, otherwise in the file's order."""
+    graph = {key: [p for p in parameter.when if p in space] for key, parameter in space.items()}
+    return list(TopologicalSorter(graph).static_order())
+
+
+def _applies(parameter: SearchParameter, values: Values) -> bool:
+    return all(
+        parent in values and values[parent] in allowed for parent, allowed in parameter.when.items()
+    )
+
+
+def _holds(key: str, parameter: SearchParameter, value: Any) -> bool:
+    if parameter.choices is not None:
+        return value in parameter.choices
+    low, high = _bounds(parameter)
+    on_grid = parameter.step is None or abs(((value - low) / parameter.step) % 1) < 1e-9
+    return low <= value <= high and on_grid
+
+
+def _bounds(parameter: SearchParameter) -> tuple[float, float]:
+    assert parameter.low is not None
+    assert parameter.high is not None
+    return parameter.low, parameter.high
+
+
+def _kind(key: str) -> type | None:
+    """int, float or bool; None for names and other values."""
+    section, _, name = key.partition(".")
+    annotation = SECTIONS[section].model_fields[name].annotation
+    if get_origin(annotation) is Literal:
+        return None
+    members = [m for m in get_args(annotation) or (annotation,) if m is not NoneType]
+    return members[0] if len(members) == 1 and members[0] in (int, float, bool) else None
+
+
+def _invalid(key: str, value: Any) -> str | None:
+    """Why the section refuses the value, in pydantic's words; None if it takes it."""
+    section, _, name = key.partition(".")
+    if _kind(key) in (int, float) and isinstance(value, bool):
+        return "a number is needed"
+    try:
+        SECTIONS[section](**{**_REQUIRED.get(section, {}), name: value})
+    except ValidationError as error:
+        return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+    return None
+
+
+def _unknown(key: str) -> str:
+    names = known_keys()
+    near = get_close_matches(key, names, n=1, cutoff=0.5)
+    hint = f"did you mean `{near[0]}`?" if near else f"one can search {', '.join(names)}"
+    return f"`{key}` is not something to search; {hint}"

@@ -1,0 +1,238 @@
+"""A search from its start to its table of trials: Ray Tune runs it, the Optuna study is it.
+
+Kill anything at any time: the study on disk knows every trial that was handed out, and
+`search` called again with the same folder finishes the orphans from their checkpoints,
+asks for the trials that are missing, and ends as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from multistill.config import SearchConfig
+from multistill.errors import MultistillError, UsageError
+from multistill.search.capacity import capacity_problems, cluster_nodes, concurrency
+from multistill.search.request import FILE, OBJECTIVE, Request
+from multistill.search.results import TRIALS, write_results
+from multistill.search.space import check_space
+from multistill.search.storage import Guard, Lease, open_storage, open_study
+from multistill.training.task import TrainingTask
+from multistill.watch import Silent, Watch
+
+
+def search(
+    base: TrainingTask,
+    config: SearchConfig,
+    seed: int,
+    out: Path,
+    watch: Watch | None = None,
+    fingerprint: str = "",
+    *,
+    objective: str = OBJECTIVE,
+    start: Path | None = None,
+) -> dict[str, Any]:
+    """Search the student's settings, or go on with a search that was cut short.
+
+    Ray must be connected. Writes `trials.parquet` and `study.json` into `out`, beside the
+    study itself.
+
+    Args:
+        base: the distilled student whose settings are varied.
+        out: folder on storage that all nodes see; holds the state of an unfinished search.
+        fingerprint: of the job's search stage; part of the study's name.
+        objective: what a trial runs, as `module:function`; see `Request.objective`.
+        start: folder of a finished search whose trials this one takes over and adds to.
+    Returns:
+        What study.json holds: best, top (settings of the best trials), counts, seconds.
+    Raises:
+        UsageError: a space, a storage or a resource request that cannot work.
+        MultistillError: every trial failed.
+        KeyboardInterrupt: Ctrl-C; trials in hand stopped after their epoch.
+    """
+    watch = watch or Silent()
+    problems = [f"search.space: {text}" for text in check_space(config.space)]
+    problems += capacity_problems(config, cluster_nodes())
+    if any(key.startswith("distillation.") for key in config.space) and base.distillation is None:
+        problems.append("search.space: `distillation` settings need a student with a teacher")
+    if problems:
+        raise UsageError("; ".join(problems))
+    request = _opened(Request(base, config, seed, fingerprint, "", objective), out, start)
+    return _finish(request, out, watch)
+
+
+def resume(out: Path, watch: Watch | None = None) -> dict[str, Any]:
+    """Go on with the search in this folder, as it was asked for. See `search`."""
+    return _finish(Request.read(out), out, watch or Silent())
+
+
+def extend(
+    finished: Path,
+    out: Path,
+    trials: int,
+    watch: Watch | None = None,
+    fingerprint: str | None = None,
+) -> dict[str, Any]:
+    """A search of `trials` more trials, in a folder of its own, on what `finished` learnt.
+
+    Args:
+        fingerprint: of the larger search; default: the finished one's.
+    """
+    old = Request.read(finished)
+    config = old.config.model_copy(update={"trials": old.config.trials + trials})
+    return search(
+        old.base,
+        config,
+        old.seed,
+        out,
+        watch,
+        fingerprint or old.fingerprint,
+        objective=old.objective,
+        start=finished,
+    )
+
+
+def join(out: Path, watch: Watch | None = None) -> int:
+    """Run trials of a search that another driver started, until none is left to start.
+
+    Returns:
+        How many trials ended here. The driver that started the search writes its results.
+    """
+    watch = watch or Silent()
+    request = Request.read(out)
+    with Lease(out) as lease:
+        return _round(request, out, watch, lease).ended
+
+
+def _opened(request: Request, out: Path, start: Path | None) -> Request:
+    """The request as it stands in `out`, written there unless it is."""
+    with Guard(out):
+        if (out / FILE).exists():
+            known = Request.read(out)
+            if known.config.identity() != request.config.identity() or (
+                known.base.identity() != request.base.identity()
+            ):
+                raise UsageError(
+                    f"{out} holds a search with other settings; use another folder or remove it"
+                )
+            opened = replace(request, study=known.study, objective=known.objective)
+        else:
+            study = f"multistill-{request.fingerprint}-{uuid.uuid4().hex[:8]}"
+            opened = replace(request, study=study)
+            if start is not None:
+                _take_over(start, opened, out)
+        opened.write(out)
+    return opened
+
+
+def _take_over(start: Path, request: Request, out: Path) -> None:
+    """Copy the ended trials of another search. Nothing names the copy until it is whole."""
+    old = Request.read(start)
+    source = open_study(open_storage(start, old.config.storage), old.study, old.directions)
+    target = open_study(
+        open_storage(out, request.config.storage), request.study, request.directions
+    )
+    target.add_trials([t for t in source.get_trials(deepcopy=False) if t.state.is_finished()])
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one Tune experiment of this driver came to."""
+
+    ended: int
+    waits: list[float]
+    training_seconds: float
+    concurrency: int
+    hopeless: bool
+
+
+def _finish(request: Request, out: Path, watch: Watch) -> dict[str, Any]:
+    from multistill.search.searcher import reason_of, succeeded
+
+    started = time.monotonic()
+    rounds: list[Round] = []
+    with Lease(out) as lease:
+        rounds.append(_round(request, out, watch, lease))
+        while not rounds[-1].hopeless and _others_running(request, out, watch):
+            rounds.append(_round(request, out, watch, lease))
+    study = open_study(open_storage(out, request.config.storage), request.study, request.directions)
+    waits = [seconds for done in rounds for seconds in done.waits]
+    spent = time.monotonic() - started
+    training = sum(done.training_seconds for done in rounds)
+    at_once = rounds[0].concurrency
+    summary = write_results(
+        study,
+        request,
+        out,
+        spent,
+        concurrency=at_once,
+        start_seconds=round(statistics.median(waits), 3) if waits else None,
+        training_share=round(training / (spent * at_once), 4),
+    )
+    if not succeeded(study):
+        reasons = [reason for reason in map(reason_of, study.get_trials()) if reason]
+        raise MultistillError(
+            f"the search stopped because every trial failed ({len(reasons)} of them), the last "
+            f"one with: {reasons[-1] if reasons else 'no reason given'}; {out / TRIALS} has all "
+            "reasons, and the same command goes on once the cause is mended"
+        )
+    _tell(watch, summary, out)
+    return summary
+
+
+def _round(request: Request, out: Path, watch: Watch, lease: Lease) -> Round:
+    """Run orphans and missing trials through Tune until no more can be handed out."""
+    from multistill.search.experiment import run_trials
+
+    limit = concurrency(request.config, cluster_nodes())
+    recorder = run_trials(request, out, watch, driver=lease.name, limit=limit)
+    return Round(
+        recorder.ended, recorder.waits, recorder.training_seconds, limit, recorder.hopeless
+    )
+
+
+def _others_running(request: Request, out: Path, watch: Watch) -> bool:
+    """Wait for the trials of other drivers; true if one of those drivers died meanwhile."""
+    from optuna.trial import TrialState
+
+    from multistill.search.searcher import DRIVER
+    from multistill.search.storage import alive
+
+    study = open_study(open_storage(out, request.config.storage), request.study, request.directions)
+    told = False
+    while True:
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        if not running:
+            return False
+        with Guard(out):
+            if any(not alive(out, trial.user_attrs.get(DRIVER, "")) for trial in running):
+                return True
+        if not told:
+            watch.say(f"another driver still runs {len(running)} trials of this search; waiting")
+            told = True
+        time.sleep(1.0)
+
+
+def _tell(watch: Watch, summary: dict[str, Any], out: Path) -> None:
+    counts, best = summary["counts"], summary["best"]
+    watch.metrics(
+        {
+            "best_value": float(best["value"]),
+            **{f"trials_{state}": float(count) for state, count in counts.items()},
+        }
+    )
+    watch.params({f"best {key}": value for key, value in best["params"].items()})
+    watch.tags({"study": summary["study"], "best_trial": str(best["trial"])})
+    watch.artifact(out / TRIALS, "search")
+    chosen = ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in best["params"].items()
+    )
+    watch.say(
+        f"{summary['trials']} trials ({counts['stopped']} stopped early, {counts['failed']} "
+        f"failed), best {summary['metric']} {best['value']:.4f}: {chosen}"
+    )
