@@ -1,0 +1,1 @@
+"""Metrics with intervals, paired comparisons, calibration, cost, and the report."""

@@ -1,0 +1,156 @@
+"""The HTML page: facts and pictures into the packaged template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from multistill.config import CLASSES, JobConfig
+from multistill.evaluation import plots
+from multistill.evaluation.comparisons import WORDS
+from multistill.evaluation.table import count, encoder, score
+
+LISTED_TRIALS = 20
+TEMPLATES = "templates"
+
+
+def render(
+    report: Mapping[str, Any],
+    *,
+    trials: Sequence[Mapping[str, Any]],
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    quality: Mapping[str, Any] | None,
+    job: JobConfig,
+) -> str:
+    """The page as one string; nothing in it is fetched from elsewhere."""
+    template = environment().get_template("report.html")
+    return template.render(
+        report=report,
+        job=job,
+        resolved=yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        classes=CLASSES,
+        words=WORDS,
+        quality=quality,
+        pictures=_pictures(report, trials, histories, job),
+        slices=_slices(report),
+        listed=_listed(trials, report["search"]),
+    )
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """Escapes everything that is not markup of ours; an unknown name in a template is an error."""
+    folder = resources.files("multistill.evaluation") / TEMPLATES
+    made = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
+        score=_score,
+        signed=_signed,
+        parameters=count,
+        encoder=encoder,
+        number=_number,
+        percent=_percent,
+        seconds=_seconds,
+    )
+    return made
+
+
+def _pictures(
+    report: Mapping[str, Any],
+    trials: Sequence[Mapping[str, Any]],
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    job: JobConfig,
+) -> dict[str, Markup | None]:
+    confidence = report["confidence"]
+    shares = report["corpus"]["class_shares"]
+    drawn = {
+        "results": plots.results(report["baseline"], report["models"], confidence),
+        "differences": plots.differences(report["distillation"], confidence),
+        "reliability": plots.reliability(report["models"]),
+        "classes": plots.classes({k: v for k, v in shares.items() if k != "all"}),
+        "curves": plots.curves(histories, job.teacher.train.metric),
+    }
+    search = report["search"]
+    if search:
+        best = search["best"]["params"] if search["best"] else {}
+        drawn |= {
+            "txw": plots.temperature_weight(trials, job.search.metric, best),
+            "history": plots.search_history(trials, job.search.metric),
+            "importance": plots.importance(search.get("importance") or {}),
+            "pareto": plots.pareto(trials, search.get("pareto") or [], job.search),
+        }
+    # The SVG is ours, with every text in it escaped by matplotlib.
+    return {name: Markup(svg) if svg else None for name, svg in drawn.items()}  # noqa: S704
+
+
+def _slices(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Slices turned round: per kind, a line a slice with every model's figures."""
+    models = [report["baseline"], *report["models"]]
+    found: list[dict[str, Any]] = []
+    for place, first in enumerate(report["baseline"]["slices"]):
+        line = {
+            "name": first["name"],
+            "clips": first["clips"],
+            "scores": [model["slices"][place]["metrics"] for model in models],
+        }
+        if not found or found[-1]["by"] != first["by"]:
+            found.append({"by": first["by"], "lines": []})
+        found[-1]["lines"].append(line)
+    return found
+
+
+def _listed(
+    trials: Sequence[Mapping[str, Any]], search: Mapping[str, Any] | None
+) -> list[Mapping[str, Any]]:
+    """The best trials: complete ones first, as the search ranks them."""
+    if not search:
+        return []
+    sign = 1.0 if search["mode"] == "min" else -1.0
+    valued = [trial for trial in trials if trial["value"] is not None]
+    ranked = sorted(valued, key=lambda t: (t["state"] != "complete", sign * t["value"], t["trial"]))
+    return ranked[:LISTED_TRIALS]
+
+
+def _score(metric: Mapping[str, float | None]) -> Markup:
+    value, _, interval = score(metric).partition(" ")
+    if not interval:
+        return Markup("<b>{}</b>").format(value)
+    return Markup('<b>{}</b> <span class="ci">{}</span>').format(value, interval)
+
+
+def _signed(metric: Mapping[str, float | None]) -> Markup:
+    value, low, high = metric["value"], metric["low"], metric["high"]
+    if value is None or low is None or high is None:
+        return Markup("<b>-</b>")
+    return Markup('<b>{}</b> <span class="ci">[{}, {}]</span>').format(
+        *(f"{figure:+.3f}".replace("-", "\u2212") for figure in (value, low, high))
+    )
+
+
+def _number(value: float | int | None, digits: int = 3) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _seconds(value: float) -> str:
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,199 @@
+"""From predictions to the facts of the report: metrics, intervals, slices, comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from multistill.config import CLASSES, EvaluationConfig
+from multistill.evaluation.clips import Clips, Training
+from multistill.evaluation.comparisons import Scored, compare
+from multistill.evaluation.intervals import Resampling, choose_clusters, interval, intervals
+from multistill.evaluation.metrics import (
+    CALIBRATION,
+    CELLS,
+    HARD,
+    Array,
+    Labels,
+    Sheet,
+    entropy,
+    from_confusion,
+    per_class,
+)
+
+BASELINE = "majority baseline"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A model's answers on the test clips.
+
+    Attributes:
+        probabilities: [N, 7].
+        calibrated: the same after temperature scaling, or None where there was no
+            validation set to fit on.
+    """
+
+    name: str
+    probabilities: Array
+    calibrated: Array | None = None
+    temperature: float | None = None
+    compare_to: str | None = None
+
+
+class Scorer:
+    """Scores any number of models on the same clips and the same resamples of them."""
+
+    def __init__(
+        self, clips: Clips, training: Training, config: EvaluationConfig, seed: int
+    ) -> None:
+        self.clips = clips
+        self.training = training
+        self.confidence = config.confidence
+        self.sheet = Sheet(config.calibration_bins)
+        self.clusters = choose_clusters(clips.sessions, clips.speakers)
+        self.resampling = Resampling(self.clusters, config.resamples, seed)
+        self.groups = _groups(clips, training)
+        self.scored: dict[str, Scored] = {}
+
+    def baseline(self) -> dict[str, Any]:
+        """Always the most frequent class of training, with training's shares as distribution."""
+        label = self.training.majority
+        size = len(self.clips)
+        rows = self.sheet.rows_of(
+            self.clips.truth,
+            np.full(size, label, dtype=np.int64),
+            np.tile(self.training.prior, (size, 1)),
+            self.clips.shares,
+        )
+        values, draws = self._measure(rows)
+        train_share = self.training.counts[label] / self.training.counts.sum()
+        return {
+            "kind": "majority",
+            "name": BASELINE,
+            "label": CLASSES[label],
+            "train_share": float(train_share),
+            "metrics": intervals(values, draws, self.confidence),
+            "slices": self._slices(rows),
+        }
+
+    def model(self, prediction: Prediction) -> dict[str, Any]:
+        """Metrics with intervals, confusion, calibration and slices of one model."""
+        clips = self.clips
+        rows = self.sheet.rows(clips.truth, prediction.probabilities, clips.shares)
+        values, draws = self._measure(rows)
+        self.scored[prediction.name] = Scored(
+            values, draws, prediction.probabilities.argmax(axis=1)
+        )
+        sums = rows.sum(axis=0)
+        confusion = self.sheet.confusion(sums)
+        return {
+            "metrics": intervals(values, draws, self.confidence),
+            "confusion": confusion.astype(int).tolist(),
+            "classes": per_class(confusion),
+            "reliability": self.sheet.reliability(sums).tolist(),
+            "calibration": self._calibrated(prediction),
+            "slices": self._slices(rows),
+        }
+
+    def comparison(self, name: str, against: str) -> dict[str, Any]:
+        """Paired difference of two models that `model` has scored."""
+        first, second = self.scored[name], self.scored[against]
+        return compare(name, first, against, second, self.clips.truth, self.confidence)
+
+    def facts(self) -> dict[str, Any]:
+        """What the test set is, for the head of every table."""
+        truth = self.clips.truth
+        return {
+            "clips": len(truth),
+            "decided": int((truth >= 0).sum()),
+            "ties": int((truth < 0).sum()),
+            "left_out": self.clips.left_out,
+            "sessions": len(set(self.clips.sessions)),
+            "speakers": len(set(self.clips.speakers)),
+            "resampled": self.clusters.facts(),
+        }
+
+    def _measure(self, rows: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        values = self.sheet.measure(rows.sum(axis=0))
+        return values, self.sheet.measure(self.resampling.sums(rows))
+
+    def _calibrated(self, prediction: Prediction) -> dict[str, Any] | None:
+        if prediction.calibrated is None:
+            return None
+        rows = self.sheet.rows(self.clips.truth, prediction.calibrated, self.clips.shares)
+        values, draws = self._measure(rows)
+        found = intervals(values, draws, self.confidence)
+        return {
+            "temperature": prediction.temperature,
+            **{name: found[name] for name in CALIBRATION},
+        }
+
+    def _slices(self, rows: Array) -> list[dict[str, Any]]:
+        """Hard metrics inside groups of clips; sessions have no interval by session."""
+        if not self.groups:
+            return []
+        cells = rows[:, :CELLS]
+        drawn = self.resampling.sums(
+            np.concatenate([cells * mask[:, None] for _, _, mask in self.groups], axis=1)
+        )
+        found = []
+        for position, (by, name, mask) in enumerate(self.groups):
+            values = from_confusion(self.sheet.confusion(rows[mask].sum(axis=0)))
+            block = drawn[:, position * CELLS : (position + 1) * CELLS]
+            draws = from_confusion(self.sheet.confusion(block))
+            metrics = (
+                {m: {"value": _number(values[m]), "low": None, "high": None} for m in HARD}
+                if by == self.clusters.unit
+                else {m: interval(float(values[m]), draws[m], self.confidence) for m in HARD}
+            )
+            decided = int((self.clips.truth[mask] >= 0).sum())
+            found.append({"by": by, "name": name, "clips": decided, "metrics": metrics})
+        return found
+
+
+def _number(value: Array) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _groups(clips: Clips, training: Training) -> list[tuple[str, str, np.ndarray]]:
+    """(kind, name, mask [N]) of every slice that splits the test set."""
+    found: list[tuple[str, str, np.ndarray]] = []
+    for by, names in (("session", clips.sessions), ("gender", clips.genders)):
+        present = sorted({name for name in names if name is not None})
+        if len(present) > 1:
+            found += [(by, name, np.array([n == name for n in names])) for name in present]
+    found += _agreement(clips)
+    heard = np.array([text in training.texts for text in clips.texts], dtype=bool)
+    if heard.any() and not heard.all():
+        found.append(("transcript", "also stands in training", heard))
+        found.append(("transcript", "not in training", ~heard))
+    return found
+
+
+def _agreement(clips: Clips) -> list[tuple[str, str, np.ndarray]]:
+    """Bands of vote entropy; nothing where no clip has divided votes."""
+    spread = entropy(clips.shares)
+    divided = (spread > 1e-6) & (clips.truth >= 0)
+    if divided.sum() < 2:
+        return []
+    middle = float(np.median(spread[divided]))
+    bands: list[tuple[str, np.ndarray]] = [
+        ("all raters agree", spread <= 1e-6),
+        (f"entropy up to {middle:.2f} nats", (spread > 1e-6) & (spread <= middle)),
+        (f"entropy above {middle:.2f} nats", spread > middle),
+    ]
+    known: Labels = clips.truth
+    return [("votes", name, mask) for name, mask in bands if (mask & (known >= 0)).any()]
+
+
+def compare_all(scorer: Scorer, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """A line for every model that names the model it is to be judged against."""
+    return [
+        scorer.comparison(prediction.name, prediction.compare_to)
+        for prediction in predictions
+        if prediction.compare_to is not None
+    ]

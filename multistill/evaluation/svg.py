@@ -1,0 +1,148 @@
+"""Matplotlib figures as inline SVG that follows the page: its colours, its font, its width.
+
+Figures are drawn in stand-in colours (`INK`, `STUDENT`, ...) that become CSS variables in
+the SVG, so one drawing serves the light page, the dark one and print. Text stays text: it
+can be selected, searched and read aloud.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+INK = "#010101"
+MUTED = "#020202"
+LINE = "#030303"
+PAPER = "#040404"
+TEACHER = "#050505"
+STUDENT = "#060606"
+CONTROL = "#070707"
+BASELINE = "#080808"
+ACCENT = "#090909"
+
+VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    LINE: "--line",
+    PAPER: "--paper",
+    TEACHER: "--teacher",
+    STUDENT: "--student",
+    CONTROL: "--control",
+    BASELINE: "--baseline",
+    ACCENT: "--accent",
+}
+
+ROLES = {"teacher": TEACHER, "student": STUDENT, "control": CONTROL, "baseline": BASELINE}
+
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "legend.labelcolor": INK,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "savefig.dpi": 160,
+}
+
+
+def styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """Draw with `STYLE`, and leave the caller's matplotlib settings alone."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> T:
+        from matplotlib import rc_context
+
+        with rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Any:
+    """(figure, axes [rows, columns]) of a size in inches, without pyplot's global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    return made, made.subplots(rows, columns, squeeze=False, **options)
+
+
+def inline(made: Any, name: str, description: str) -> str:
+    """The figure as an `<svg>` element for inclusion in HTML.
+
+    Args:
+        name: unique on the page; keeps the ids of several figures apart.
+        description: what the figure shows, for those who do not see it.
+    """
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context({**STYLE, "svg.hashsalt": name}):
+        made.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    view = re.search(r'viewBox="([^"]+)"', text)
+    assert view is not None
+    width = float(view.group(1).split()[2])
+    label = html.escape(description, quote=True)
+    text = re.sub(
+        r"<svg[^>]*>",
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{view.group(1)}" style="max-width: {width:.0f}pt" role="img" '
+        f'aria-label="{label}">',
+        text,
+        count=1,
+    )
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
+    # Groups carry ids that nothing refers to; without them the page is a quarter smaller.
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(
+        r' id="([^"]+)"', lambda found: found.group(0) if found.group(1) in used else "", text
+    )
+    text = re.sub(r"font: ([^;\"]*?) ?'DejaVu Sans'[^;\"]*", _font, text)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return re.sub(r">\s+<", "><", text).strip()
+
+
+def _font(found: re.Match[str]) -> str:
+    """CSS `font` shorthand as single properties, so that the page's family is inherited."""
+    size = re.search(r"([\d.]+)px", found.group(1))
+    weight = "bold" if re.search(r"\b(bold|700)\b", found.group(1)) else "normal"
+    assert size is not None
+    return f"font-size: {size.group(1)}px; font-weight: {weight}"

@@ -1,0 +1,85 @@
+"""The result table of the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHOWN = {"uar": "UAR", "macro_f1": "macro F1", "weighted_f1": "weighted F1"}
+
+
+def score(metric: Mapping[str, float | None]) -> str:
+    """`0.612 [0.550, 0.671]`, or a dash where the metric is not defined."""
+    value, low, high = metric.get("value"), metric.get("low"), metric.get("high")
+    if value is None:
+        return "-"
+    if low is None or high is None:
+        return f"{value:.3f}"
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def count(parameters: int | None) -> str:
+    """`15.8 M`, `412 k`, `907`; a dash where it is not known."""
+    if parameters is None:
+        return "-"
+    if parameters >= 1_000_000:
+        return f"{parameters / 1e6:.1f} M"
+    return f"{parameters / 1e3:.0f} k" if parameters >= 10_000 else f"{parameters:,}"
+
+
+def encoder(facts: Mapping[str, Any]) -> str:
+    """An encoder's name; a stand-in with random weights is called untrained wherever shown."""
+    name, trained = str(facts["name"]), facts["trained"]
+    if trained is None:
+        return f"{name} (a fixed transform, no weights)"
+    return name if trained else f"{name} (untrained stand-in)"
+
+
+def table(report: Mapping[str, Any]) -> Table:
+    """A rich table of report.json: one line a model, the majority baseline first."""
+    from rich.table import Table
+
+    warnings = [warning["title"] for warning in report.get("warnings", ())]
+    encoders = report.get("encoders", {})
+    caption = [
+        f"{part}: {encoder(encoders[part])}" for part in ("speech", "text") if part in encoders
+    ]
+    test = report.get("test", {})
+    if test:
+        resampled = test["resampled"]
+        caption.append(
+            f"{test['decided']} test clips of {test['speakers']} speakers; "
+            f"{report['confidence']:.0%} intervals over {resampled['count']} "
+            f"{resampled['unit']}s"
+        )
+    found = Table(
+        title="  ".join([str(report["job"]), *warnings]),
+        caption="; ".join(caption) or None,
+        title_justify="left",
+        caption_justify="left",
+    )
+    found.add_column("model")
+    found.add_column("modality")
+    for title in SHOWN.values():
+        found.add_column(title, justify="right", no_wrap=True)
+    found.add_column("params head / end to end", justify="right", no_wrap=True)
+    baseline = report["baseline"]
+    found.add_row(
+        f"always {baseline['label']}",
+        "majority",
+        *(score(baseline["metrics"][name]) for name in SHOWN),
+        "-",
+        style="dim",
+    )
+    for model in report["models"]:
+        found.add_row(
+            str(model["name"]),
+            str(model["modality"]),
+            *(score(model["metrics"][name]) for name in SHOWN),
+            f"{count(model['params_trainable'])} / {count(model['params_end_to_end'])}",
+            style="bold" if model["role"] == "student" else None,
+        )
+    return found
