@@ -1,0 +1,173 @@
+"""Audio files without decoding them: length, rate, and a digest sampled from the content.
+
+A corpus of a million clips is read header by header, so this is the hot path of
+`prepare`: one open file, three short reads for the digest, the header by libsndfile.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import blake2b
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+SAMPLED = 4096  # bytes
+ALONE = 8192  # files
+CHUNK = 512  # files a worker gets at a time
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Header(NamedTuple):
+    """What an audio file says of itself."""
+
+    num_samples: int
+    sample_rate: int
+    channels: int
+    encoding: str
+    digest: str
+
+
+def read_header(path: Path) -> Header | str:
+    """The header of an audio file, or the reason why there is none.
+
+    `digest` is 16 bytes of BLAKE2b in hex over the file's size and its first, middle and
+    last 4 KiB: the same for copies and moved files, another one for an edited file of any
+    other length, at a cost that does not grow with the clip.
+    """
+    import soundfile
+
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}"
+    try:
+        size = os.fstat(handle).st_size
+        if size == 0:
+            return "is empty (0 bytes)"
+        state = blake2b(size.to_bytes(8, "little"), digest_size=16)
+        for start in (0, max(0, size // 2 - SAMPLED // 2), max(0, size - SAMPLED)):
+            os.lseek(handle, start, os.SEEK_SET)
+            state.update(os.read(handle, SAMPLED))
+        os.lseek(handle, 0, os.SEEK_SET)
+        with soundfile.SoundFile(handle, closefd=False) as file:
+            if file.frames <= 0:
+                return "holds no samples"
+            return Header(
+                file.frames,
+                file.samplerate,
+                file.channels,
+                f"{file.format} {file.subtype}",
+                state.hexdigest(),
+            )
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except soundfile.LibsndfileError as error:
+        return f"is no audio that libsndfile reads: {error.error_string.rstrip('.')}"
+    finally:
+        os.close(handle)
+
+
+class Signal(NamedTuple):
+    """What the samples of one clip say; levels in dB below full scale."""
+
+    peak_dbfs: float
+    level_dbfs: float
+    silent_share: float
+    clipped_share: float
+
+
+def read_signal(path: Path) -> Signal | None:
+    """Decode one clip and measure it; None where it cannot be decoded.
+
+    `silent_share` is the share of 25 ms frames below -60 dBFS, `clipped_share` the share of
+    samples at full scale.
+    """
+    import numpy as np
+    import soundfile
+
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, soundfile.LibsndfileError):
+        return None
+    mono = samples.mean(axis=1)
+    width = min(max(1, rate // 40), len(mono))
+    if not len(mono):
+        return None
+    frames = mono[: len(mono) // width * width].reshape(-1, width)
+    loudness = np.sqrt(np.mean(frames.astype(np.float64) ** 2, axis=1))
+
+    def decibel(value: float) -> float:
+        return float(20 * np.log10(max(value, 1e-5)))
+
+    return Signal(
+        decibel(float(np.abs(samples).max())),
+        decibel(float(np.sqrt(np.mean(mono.astype(np.float64) ** 2)))),
+        float(np.mean(loudness < 1e-3)),
+        float(np.mean(np.abs(samples) >= 32767 / 32768)),
+    )
+
+
+def content_digest(path: Path) -> str | None:
+    """BLAKE2b of the whole file, None where it cannot be read."""
+    state = blake2b(digest_size=16)
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                state.update(block)
+    except OSError:
+        return None
+    return state.hexdigest()
+
+
+def workers_here() -> int:
+    """CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def map_files(
+    work: Callable[[Path], R], items: Iterable[tuple[T, Path]], workers: int | None = None
+) -> Iterator[tuple[T, R]]:
+    """`(item, work(path))` for each `(item, path)`, in order, over the CPUs of this machine.
+
+    The first `ALONE` files are done in this process: starting workers costs longer. `items`
+    is read ahead by one wave only, so it may be longer than memory.
+
+    Args:
+        work: a function of a module, so that other processes find it.
+        workers: processes; default one a CPU.
+    """
+    count = workers_here() if workers is None else workers
+    source = iter(items)
+    for item, path in islice(source, ALONE) if count > 1 else source:
+        yield item, work(path)
+    ahead: Iterator[tuple[T, R]] = iter(())
+    while wave := list(islice(source, CHUNK * 4 * count)):
+        started = _start(work, wave, count)
+        yield from ahead
+        ahead = started
+    yield from ahead
+
+
+def _start(
+    work: Callable[[Path], R], wave: Sequence[tuple[T, Path]], workers: int
+) -> Iterator[tuple[T, R]]:
+    # joblib's workers start clean, where forks would inherit Ray's and torch's threads and
+    # multiprocessing's spawn would run a caller's script again.
+    from joblib import Parallel, delayed  # type: ignore[import-untyped]
+
+    paths = [path for _, path in wave]
+    parts = (paths[at : at + CHUNK] for at in range(0, len(paths), CHUNK))
+    parallel = Parallel(workers, return_as="generator", batch_size=1, idle_worker_timeout=20)
+    found = parallel(delayed(_each)(work, part) for part in parts)
+    items = (item for item, _ in wave)
+    return zip(items, chain.from_iterable(found), strict=True)
+
+
+def _each(work: Callable[[Path], R], paths: Sequence[Path]) -> list[R]:
+    return [work(path) for path in paths]

@@ -1,0 +1,98 @@
+"""EMO-DB: ten German actors, ten sentences, seven emotions (Burkhardt et al., 2005).
+
+    wav/SSTTTEv.wav   speaker, text, emotion letter, version: `03a01Wa.wav`
+
+Sentences were chosen to say nothing of the emotion, so text cannot help here. There are no
+raters and no dialogues: a clip is its own dialogue, and the speaker stands for the session.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from multistill.config import CorpusConfig
+from multistill.corpora.labels import class_of
+from multistill.corpora.paths import listing, not_the_corpus
+from multistill.corpora.records import Record, Rejected, Utterance
+
+_CLIP = re.compile(r"(?P<speaker>\d{2})(?P<text>[ab]\d{2})(?P<emotion>[A-Z])[a-z]?\.wav")
+
+EMOTIONS = {
+    "W": ("angry", "Wut"),
+    "L": ("boredom", "Langeweile"),
+    "E": ("disgust", "Ekel"),
+    "A": ("fear", "Angst"),
+    "F": ("happy", "Freude"),
+    "T": ("sad", "Trauer"),
+    "N": ("neutral", "neutral"),
+}
+
+SPEAKERS = {
+    "03": "M", "08": "F", "09": "F", "10": "M", "11": "M",
+    "12": "M", "13": "F", "14": "F", "15": "M", "16": "F",
+}  # fmt: skip
+
+TEXTS = {
+    "a01": "Der Lappen liegt auf dem Eisschrank.",
+    "a02": "Das will sie am Mittwoch abgeben.",
+    "a04": "Heute abend könnte ich es ihm sagen.",
+    "a05": "Das schwarze Stück Papier befindet sich da oben neben dem Holzstück.",
+    "a07": "In sieben Stunden wird es soweit sein.",
+    "b01": "Was sind denn das für Tüten, die da unter dem Tisch stehen?",
+    "b02": "Sie haben es gerade hochgetragen und jetzt gehen sie wieder runter.",
+    "b03": "An den Wochenenden bin ich jetzt immer nach Hause gefahren und habe Agnes besucht.",
+    "b09": "Ich will das eben wegbringen und dann mit Karl was trinken gehen.",
+    "b10": "Die wird auf dem Platz sein, wo wir sie immer hinlegen.",
+}
+
+
+def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
+    """Clips in the order of their names.
+
+    Boredom is not one of the seven classes: its clips are rejected unless the job maps it
+    (`labels: {boredom: neutral}`; the letter or the German name work too).
+    """
+    folder = root / "wav"
+    files = listing(folder, root)
+    clips = sorted(name for name in files if name.lower().endswith(".wav"))
+    if not any(_CLIP.fullmatch(name) for name in clips):
+        raise not_the_corpus("EMO-DB", "wav/SSTTTEv.wav (as 03a01Wa.wav)", root)
+    for name in clips:
+        yield _clip(config, folder / name, files[name])
+
+
+def _clip(config: CorpusConfig, path: Path, inside: bool) -> Record:
+    source = f"wav/{path.name}"
+    found = _CLIP.fullmatch(path.name)
+    if not inside:
+        return Rejected(source, "is a link that leaves the corpus")
+    if found is None:
+        return Rejected(source, "is not named like an EMO-DB clip (as 03a01Wa.wav)")
+    if found["emotion"] not in EMOTIONS or found["text"] not in TEXTS:
+        return Rejected(source, "its name holds an emotion or a text that EMO-DB does not have")
+    names = (found["emotion"], *EMOTIONS[found["emotion"]])
+    asked = {name.strip().casefold() for name in config.labels}
+    # The job's own map decides, under whichever name it uses; else the English name.
+    name = next((name for name in names if name.casefold() in asked), names[1])
+    label = class_of(name, config.labels)
+    if label is None:
+        return Rejected(
+            source,
+            f"{names[1]} is not one of the seven classes; to keep it, map it in the job file "
+            f"(labels: {{{names[1]}: neutral}})",
+        )
+    text = TEXTS[found["text"]]
+    return Utterance(
+        utterance_id=path.stem,
+        audio_path=path,
+        session=found["speaker"],
+        dialogue=path.stem,
+        turn=0,
+        speaker=found["speaker"],
+        gender=SPEAKERS.get(found["speaker"]),
+        text_raw=text,
+        text=text,
+        label=label,
+    )

@@ -1,0 +1,182 @@
+"""The prepare stage: corpora to one manifest, what was left out, and a quality report."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from multistill.config import CorpusConfig, SplitConfig
+from multistill.corpora import demo, quality
+from multistill.corpora.gather import Rejections, gather
+from multistill.corpora.loaders import corpus_root, load
+from multistill.corpora.records import Record, Utterance
+from multistill.corpora.schema import MANIFEST_SCHEMA, QUALITY, REJECTED, write_manifest
+from multistill.corpora.split import PARTS, guard, hash64, leaks, split_rows
+from multistill.errors import MultistillError, UsageError
+from multistill.watch import Silent, Watch
+from multistill.workspace import write_json
+
+AUDIO = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
+_READ = AUDIO | {".csv", ".tsv", ".txt"}
+_SPOKEN = 5000  # utterances between two words on progress
+
+
+def prepare(
+    corpora: Sequence[CorpusConfig],
+    split: SplitConfig,
+    seed: int,
+    out: Path,
+    *,
+    unpacked: Path,
+    watch: Watch | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Write `manifest.parquet`, `rejected.parquet` and `quality.json` into `out`.
+
+    Args:
+        unpacked: folder for corpora that travel packed (the demo corpus).
+        workers: processes that read audio headers; default one a CPU.
+    Returns:
+        `utterances`, `rejected`, `synthetic`, `leaks`, `splits` (counts), and `content`:
+        digest of what features are made of (ids, audio and text), whatever the split.
+    Raises:
+        UsageError: where a corpus is not found, or the split cannot be made or leaks.
+        MultistillError: where nothing is left to train on.
+    """
+    watch = watch or Silent()
+    told = ((config.title, _told(config, unpacked, watch)) for config in corpora)
+    found = gather(told, split.ties, workers)
+    if not len(found.rows):
+        raise MultistillError(_nothing(found.rejections))
+    watch.say(f"{len(found.rows)} utterances read, {len(found.rejections)} left out")
+    made = split_rows(found.rows, split, seed, found.rows["given_split"].to_pylist())
+    leaked = leaks(found.rows, made.part)
+    guard(leaked, split)
+    before = found.rows.append_column(
+        "split", pa.array(np.array(PARTS)[made.part], pa.string())
+    ).append_column("fold", pa.array(made.fold, pa.int32()))
+    rows = _capped(before, split.max_per_class, seed, found.rejections)
+    report = quality.report(found, before, rows, made.facts, leaked, split, seed, workers)
+    report["synthetic"] = any(config.kind == "demo" for config in corpora)
+    write_manifest(rows.select(MANIFEST_SCHEMA.names), out)
+    pq.write_table(found.rejections.table(), out / REJECTED)
+    write_json(out / QUALITY, report)
+    return {
+        "utterances": len(rows),
+        "rejected": len(found.rejections),
+        "synthetic": report["synthetic"],
+        "leaks": report["leaks"],
+        "splits": report["counts"]["split"],
+        "content": _content(rows),
+    }
+
+
+def _told(config: CorpusConfig, unpacked: Path, watch: Watch) -> Iterator[Record]:
+    root = demo.unpack(unpacked) if config.kind == "demo" else corpus_root(config)
+    read = 0
+    for record in load(config, root):
+        yield record
+        if isinstance(record, Utterance):
+            read += 1
+            if read % _SPOKEN == 0:
+                watch.say(f"{config.title}: {read} utterances")
+
+
+def _nothing(rejections: Rejections) -> str:
+    if not len(rejections):
+        return "the corpora hold no utterance; look at `corpora` in the job file"
+    return (
+        f"no utterance is left of {len(rejections)}; the first, {rejections.sources[0]}: "
+        f"{rejections.reasons[0]}"
+    )
+
+
+def _capped(rows: pa.Table, caps: Mapping[str, int], seed: int, rejections: Rejections) -> pa.Table:
+    """Training utterances above a class's cap leave, the last in a seeded order.
+
+    The order is a hash of the id, so which clips stay does not depend on the others.
+    """
+    keep = np.ones(len(rows), bool)
+    train = pc.equal(rows["split"], "train")
+    for label, most in caps.items():
+        chosen = pc.and_(train, pc.fill_null(pc.equal(rows["label"], label), False))
+        at = np.flatnonzero(chosen.to_numpy())
+        names = rows["utterance_id"].take(pa.array(at)).to_pylist()
+        order = sorted(range(len(at)), key=lambda i: (hash64(seed, "cap", names[i]), names[i]))
+        for i in order[most:]:
+            keep[at[i]] = False
+            rejections.add("cap", names[i], f"left out by split.max_per_class.{label}: {most}")
+    return rows if keep.all() else rows.filter(pa.array(keep))
+
+
+def _content(rows: pa.Table) -> str:
+    """Digest of the sorted (id, audio digest, text), of which features are made."""
+    state = hashlib.blake2b(digest_size=16)
+    columns = rows.select(["utterance_id", "audio_digest", "text"])
+    for batch in columns.sort_by("utterance_id").to_batches(max_chunksize=65_536):
+        for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            state.update("\0".join(values).encode())
+            state.update(b"\1")
+    return state.hexdigest()
+
+
+def listing(corpora: Sequence[CorpusConfig]) -> str:
+    """Digest of the corpora's files by relative path, size and time of change.
+
+    Decides whether what was prepared still holds. The demo corpus counts by its content.
+    Only files that loaders read count, so a note or a workspace beside them does no harm.
+
+    Raises:
+        UsageError: where a corpus's folder or table is not there.
+    """
+    state = hashlib.blake2b(digest_size=16)
+    for config in corpora:
+        state.update(f"{config.title}\0{config.kind}\n".encode())
+        if config.kind == "demo":
+            state.update(demo.digest().encode())
+            continue
+        root = corpus_root(config)
+        endings = _READ
+        if config.kind == "table":
+            _count(state, root, root.name)
+            root = root.parent / Path(config.audio_root or "").expanduser()
+            endings = AUDIO | {".txt"}
+        for path, name in _files(root, endings):
+            _count(state, path, name)
+    return state.hexdigest()
+
+
+def _count(state: Any, path: Path | os.DirEntry[str], name: str) -> None:
+    try:
+        found = path.stat()
+    except OSError:  # gone meanwhile, or a link to nowhere
+        return
+    state.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+
+
+def _files(root: Path, endings: set[str]) -> Iterator[tuple[os.DirEntry[str], str]]:
+    """Files below a folder in a fixed order; hidden ones and linked folders left out."""
+    folders = [(root, "")]
+    while folders:
+        folder, prefix = folders.pop()
+        try:
+            with os.scandir(folder) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be read: {error.strerror}") from error
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            name = f"{prefix}{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                folders.append((Path(entry.path), f"{name}/"))
+            elif os.path.splitext(entry.name)[1].lower() in endings:  # noqa: PTH122, hot
+                yield entry, name

@@ -1,0 +1,259 @@
+"""The quality report of a manifest: what is in it, how far raters agree, what looks wrong.
+
+Everything but `signal` comes from headers and annotations. `signal` (silence, clipping)
+needs samples, so a seeded sample of clips is decoded; it says how many of how many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from multistill.config import CLASSES, SplitConfig
+from multistill.corpora.audio import content_digest, map_files, read_signal
+from multistill.corpora.gather import Examples, Gathered
+from multistill.corpora.raters import krippendorff_alpha, leave_one_rater_out, vote_entropy
+from multistill.corpora.split import PARTS, hash64
+
+RATE = 16_000
+SHORTEST = 400  # samples at 16 kHz: below, Wav2Vec2's convolutions give no frame at all
+LONGEST = 30.0  # seconds; longer clips are cut, windowed or quarantined by the encoders
+SIGNAL_CLIPS = 1000
+SILENT_DBFS = -60.0
+CLIPPED_SHARE = 1e-3
+_DURATIONS = [0, 0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 60, 120]
+_NAMED = 10
+
+
+def report(
+    found: Gathered,
+    before: pa.Table,
+    rows: pa.Table,
+    split_facts: Mapping[str, Any],
+    leaked: Mapping[str, Any],
+    split: SplitConfig,
+    seed: int,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Everything `quality.json` holds, as JSON values.
+
+    Args:
+        before: rows before caps took some away.
+        rows: the manifest.
+        leaked: what `split.leaks` found.
+    """
+    return {
+        "utterances": len(rows),
+        "rejected": {"count": len(found.rejections), "by": dict(found.rejections.sorts)},
+        "counts": {
+            name: counts(rows[name])
+            for name in ("corpus", "split", "label", "gender", "session", "speaker")
+        },
+        "classes": {
+            name: class_counts(rows.filter(pc.equal(rows["corpus"], name)))
+            for name in pc.unique(rows["corpus"]).to_pylist()
+        },
+        "split": {**split_facts, "classes": by_part(rows)},
+        "balance": {
+            "caps": dict(split.max_per_class),
+            "before": training(before),
+            "after": training(rows),
+        },
+        "leaks": {
+            **{name: value for name, value in leaked.items() if isinstance(value, int)},
+            "allowed": split.allow_leak,
+        },
+        "leaks_named": {name: v for name, v in leaked.items() if not isinstance(v, int)},
+        "duration": durations(rows),
+        "audio": headers(rows, found),
+        "signal": signal(rows, seed, workers),
+        "duplicates": duplicates(rows, workers),
+        "text": {**transcripts(rows), "encodings": dict(found.encodings)},
+        "raters": agreement(before, found),
+        "notes": {kind: notes.json() for kind, notes in sorted(found.notes.items())},
+    }
+
+
+def counts(column: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value stands in a column, null as `none`; sorted by name."""
+    table = pc.value_counts(column.combine_chunks())
+    pairs = ((entry["values"], entry["counts"]) for entry in table.to_pylist())
+    return dict(sorted(("none" if name is None else name, count) for name, count in pairs))
+
+
+def class_counts(rows: pa.Table) -> dict[str, int]:
+    """Utterances of each class in class order, and `tie` for those without a label."""
+    found = counts(rows["label"])
+    return {**{name: found.get(name, 0) for name in CLASSES}, "tie": found.get("none", 0)}
+
+
+def by_part(rows: pa.Table) -> dict[str, dict[str, int]]:
+    return {part: class_counts(rows.filter(pc.equal(rows["split"], part))) for part in PARTS}
+
+
+def training(rows: pa.Table) -> dict[str, Any]:
+    """Class counts and mean vote shares of the training part."""
+    part = rows.filter(pc.equal(rows["split"], "train"))
+    soft = matrix(part["label_soft"])
+    mean = soft.mean(axis=0) if len(soft) else np.zeros(len(CLASSES))
+    return {
+        "counts": class_counts(part),
+        "mean_shares": {n: round(float(v), 6) for n, v in zip(CLASSES, mean, strict=True)},
+    }
+
+
+def matrix(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """A column of 7-lists without nulls as [N, 7]."""
+    flat = column.combine_chunks().flatten()
+    if isinstance(flat, pa.ChunkedArray):
+        flat = flat.combine_chunks()
+    return flat.to_numpy(zero_copy_only=False).reshape(-1, len(CLASSES))
+
+
+def durations(rows: pa.Table) -> dict[str, Any]:
+    seconds = rows["duration_s"].to_numpy()
+    edges = [*_DURATIONS, max(float(seconds.max()), _DURATIONS[-1] + 1)]
+    quantiles = dict(
+        zip(("p5", "median", "p95"), np.quantile(seconds, [0.05, 0.5, 0.95]), strict=True)
+    )
+    return {
+        "hours": round(float(seconds.sum()) / 3600, 4),
+        "mean": float(seconds.mean()),
+        "min": float(seconds.min()),
+        "max": float(seconds.max()),
+        **{name: float(value) for name, value in quantiles.items()},
+        "histogram": {"edges": edges, "counts": np.histogram(seconds, edges)[0].tolist()},
+    }
+
+
+def headers(rows: pa.Table, found: Gathered) -> dict[str, Any]:
+    """What headers tell: rates, channels, formats, and clips too short or too long."""
+    rates = rows["sample_rate"].to_numpy()
+    seconds = rows["duration_s"].to_numpy()
+
+    def named(which: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        at = np.flatnonzero(which)
+        some = rows["utterance_id"].take(pa.array(at[:_NAMED])).to_pylist()
+        return {"count": len(at), "examples": some}
+
+    return {
+        "sample_rates": counts(pc.cast(rows["sample_rate"], pa.string())),
+        "channels": counts(pc.cast(rows["channels"], pa.string())),
+        "formats": dict(found.formats),
+        "other_rate": named(rates != RATE),
+        "too_short": named(np.round(seconds * RATE) < SHORTEST),
+        "too_long": named(seconds > LONGEST),
+    }
+
+
+def signal(rows: pa.Table, seed: int, workers: int | None) -> dict[str, Any]:
+    """Silence and clipping of a seeded sample of at most `SIGNAL_CLIPS` clips."""
+    names = rows["utterance_id"]
+    chosen = np.arange(len(rows))
+    if len(rows) > SIGNAL_CLIPS:
+        drawn = np.random.default_rng(hash64(seed, "signal")).choice(len(rows), SIGNAL_CLIPS, False)
+        chosen = np.sort(drawn)
+    paths = rows["audio_path"].take(pa.array(chosen)).to_pylist()
+    silent, clipped, broken = Examples(), Examples(), Examples()
+    levels = []
+    items = [(int(at), Path(path)) for at, path in zip(chosen, paths, strict=True)]
+    for at, found in map_files(read_signal, items, workers):
+        name = names[at].as_py()
+        if found is None:
+            broken.add(name)
+            continue
+        levels.append(found.level_dbfs)
+        if found.peak_dbfs < SILENT_DBFS:
+            silent.add(name)
+        if found.clipped_share > CLIPPED_SHARE:
+            clipped.add(name)
+    return {
+        "checked": len(items),
+        "of": len(rows),
+        "silent": silent.json(),
+        "clipped": clipped.json(),
+        "undecodable": broken.json(),
+        "level_dbfs": _quantiles(np.array(levels)),
+    }
+
+
+def _quantiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
+    if not len(values):
+        return {}
+    names = ("p5", "median", "p95")
+    return {n: float(v) for n, v in zip(names, np.quantile(values, [0.05, 0.5, 0.95]), strict=True)}
+
+
+def duplicates(rows: pa.Table, workers: int | None) -> dict[str, Any]:
+    """Recordings of equal content under several ids.
+
+    Candidates share the sampled digest; whole files are compared only for these.
+    """
+    groups = rows.group_by("audio_digest").aggregate([("audio_digest", "count")])
+    several = groups.filter(pc.greater(groups["audio_digest_count"], 1))["audio_digest"]
+    wanted = rows.filter(pc.is_in(rows["audio_digest"], several.combine_chunks()))
+    cells = wanted.select(["utterance_id", "audio_path", "split"]).to_pylist()
+    found: dict[str, list[dict[str, str]]] = {}
+    candidates = ((cell, Path(cell["audio_path"])) for cell in cells)
+    for cell, digest in map_files(content_digest, candidates, workers):
+        if digest is not None:
+            found.setdefault(digest, []).append(cell)
+    same = [group for group in found.values() if len(group) > 1]
+    return {
+        "groups": len(same),
+        "utterances": sum(map(len, same)),
+        "groups_on_both_sides": sum(len({c["split"] for c in group}) > 1 for group in same),
+        "examples": [[c["utterance_id"] for c in group] for group in same[:_NAMED]],
+    }
+
+
+def transcripts(rows: pa.Table) -> dict[str, Any]:
+    texts = rows["text"]
+    distinct = counts(texts)
+    empty = distinct.pop("", 0)
+    return {
+        "empty": empty,
+        "distinct": len(distinct),
+        "repeated": sum(count for count in distinct.values() if count > 1),
+    }
+
+
+def agreement(rows: pa.Table, found: Gathered) -> dict[str, Any] | None:
+    """Raters' agreement over all rows with votes, and by corpus; None where nobody voted."""
+    voted = rows.filter(pc.is_valid(rows["votes"]))
+    if not len(voted):
+        return None
+    by_corpus = {
+        name: {
+            **_agreement(matrix(voted.filter(pc.equal(voted["corpus"], name))["votes"])),
+            "ties": found.ties[name],
+            "each": found.raters[name].json() if name in found.raters else [],
+        }
+        for name in pc.unique(voted["corpus"]).to_pylist()
+    }
+    return {**_agreement(matrix(voted["votes"])), "corpora": by_corpus}
+
+
+def _agreement(votes: npt.NDArray[Any]) -> dict[str, Any]:
+    votes = votes.astype(np.int64)
+    entropy = vote_entropy(votes)
+    ceiling = leave_one_rater_out(votes)
+    edges = [round(0.25 * step, 2) for step in range(13)]
+    return {
+        "utterances": len(votes),
+        "answers": int(votes.sum()),
+        "krippendorff_alpha": krippendorff_alpha(votes),
+        "leave_one_rater_out": asdict(ceiling) if ceiling else None,
+        "unanimous": int((votes.max(axis=1) == votes.sum(axis=1)).sum()),
+        "entropy_bits": {
+            "mean": float(entropy.mean()),
+            "histogram": {"edges": edges, "counts": np.histogram(entropy, edges)[0].tolist()},
+        },
+    }

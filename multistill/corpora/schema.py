@@ -1,0 +1,79 @@
+"""The manifest: one row an utterance, the same columns whatever the corpus."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from multistill.errors import MultistillError
+
+MANIFEST = "manifest.parquet"
+REJECTED = "rejected.parquet"
+QUALITY = "quality.json"
+
+
+def _field(name: str, kind: pa.DataType, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable)
+
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        _field("utterance_id", pa.string()),
+        _field("corpus", pa.string()),
+        _field("session", pa.string()),
+        _field("dialogue", pa.string()),
+        _field("turn", pa.int32()),
+        _field("speaker", pa.string()),
+        _field("gender", pa.string(), nullable=True),
+        _field("audio_path", pa.string()),
+        _field("num_samples", pa.int64()),
+        _field("sample_rate", pa.int32()),
+        _field("duration_s", pa.float64()),
+        _field("text", pa.string()),
+        _field("text_raw", pa.string()),
+        _field("votes", pa.list_(pa.int32(), 7), nullable=True),
+        _field("label", pa.string(), nullable=True),
+        _field("label_soft", pa.list_(pa.float32(), 7)),
+        _field("valence", pa.float32(), nullable=True),
+        _field("arousal", pa.float32(), nullable=True),
+        _field("split", pa.string()),
+        _field("fold", pa.int32()),
+        _field("audio_digest", pa.string()),
+    ]
+)
+"""Columns in order. `utterance_id`, `session`, `dialogue` and `speaker` start with the corpus's
+title and a slash, so they are unique over corpora; `session` and `speaker` are empty where the
+corpus does not tell. `votes` and `label_soft` follow the class order, `label` is null on a tie,
+`duration_s` is seconds, `fold` is -1 for test. `audio_digest` samples the file's content
+(`multistill.corpora.audio`)."""
+
+REJECTED_SCHEMA = pa.schema([_field("source", pa.string()), _field("reason", pa.string())])
+
+
+def write_manifest(table: pa.Table, folder: Path) -> Path:
+    """Write the manifest of a prepare artifact; the columns must be `MANIFEST_SCHEMA`'s."""
+    path = folder / MANIFEST
+    pq.write_table(table.cast(MANIFEST_SCHEMA), path, row_group_size=65_536, compression="zstd")
+    return path
+
+
+def read_manifest(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """The manifest in a folder, or the manifest file itself.
+
+    Raises:
+        MultistillError: where there is none, or it is not a manifest of this version.
+    """
+    file = path / MANIFEST if path.is_dir() else path
+    if not file.is_file():
+        raise MultistillError(f"there is no manifest at {os.fspath(file)}; run the prepare stage")
+    schema = pq.read_schema(file)
+    missing = [name for name in MANIFEST_SCHEMA.names if name not in schema.names]
+    if missing:
+        raise MultistillError(
+            f"{os.fspath(file)} is no manifest of this version: it lacks {', '.join(missing)}; "
+            "remove its folder and prepare again"
+        )
+    return pq.read_table(file, columns=columns)

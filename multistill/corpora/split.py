@@ -1,0 +1,249 @@
+"""Who is trained on and who is tested on: a rule of the group's own name, so it is stable.
+
+Whether a group (a session, a speaker) is tested on may depend on nothing but the seed and
+its name: any rule that looks at the other groups moves somebody when a corpus grows. A
+group therefore has a fixed place in [0, 1), and test is the places below `test`, valid the
+next `valid`, train the rest.
+
+Groups that are numbered, as sessions are, take the places of a Weyl sequence: number times
+the golden ratio, shifted by a seeded hash of the rest of the name. Any run of numbers is
+then spread evenly, so 12 sessions at 20 % give 2 or 3 to test, where independent hashes
+give none at all once in fifteen seeds (three-distance theorem; Knuth, TAOCP 3, 6.4).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from multistill.config import SplitConfig
+from multistill.errors import UsageError
+
+PARTS = ("train", "valid", "test")
+_GOLDEN = 0x9E3779B97F4A7C15
+_NUMBERED = re.compile(r"(.*\D|)(\d+)(\D*)", re.DOTALL)
+_ALIASES = {
+    "train": "train", "training": "train",
+    "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
+    "test": "test", "testing": "test", "eval": "test",
+}  # fmt: skip
+
+
+def hash64(*parts: object) -> int:
+    """A 64-bit number that depends on these values only."""
+    text = "\0".join(map(str, parts))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def place(name: str, seed: int) -> float:
+    """The place of a group in [0, 1); needs to know no other group."""
+    found = _NUMBERED.fullmatch(name)
+    if found is None:
+        return hash64(seed, name) / 2**64
+    before, number, after = found.groups()
+    return ((hash64(seed, before, after) + int(number) * _GOLDEN) % 2**64) / 2**64
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which part each group is in. `borrowed` names groups that chance had put elsewhere."""
+
+    part: Mapping[str, str]
+    borrowed: tuple[str, ...] = ()
+
+
+def assign(groups: Iterable[str], test: float, valid: float, seed: int) -> Parts:
+    """A part for every group.
+
+    Where a part that was asked for gets no group by its place, the nearest group is
+    borrowed; that group alone may move back when the corpus grows, and is reported.
+
+    Raises:
+        UsageError: where there are fewer groups than parts.
+    """
+    places = {name: place(name, seed) for name in set(groups)}
+    wanted = [part for part, share in (("test", test), ("valid", valid)) if share > 0]
+    if len(places) < len(wanted) + 1:
+        raise UsageError(
+            f"{' and '.join([*wanted, 'train'])} need at least {len(wanted) + 1} groups and there "
+            f"are {len(places)}; set split.{wanted[-1]}: 0, add data, or raise corpora's `limit`"
+        )
+    part = {
+        name: "test" if at < test else "valid" if at < test + valid else "train"
+        for name, at in places.items()
+    }
+    borrowed = []
+    for missing in [*wanted, "train"]:
+        if missing in part.values():
+            continue
+        edge = {"test": 0.0, "valid": test, "train": 1.0}[missing]
+        held = list(part.values())
+        # From train if it can, and never the last group of a part.
+        free = [name for name in places if held.count(part[name]) > 1]
+        best = min(free, key=lambda name: (part[name] != "train", abs(places[name] - edge), name))
+        part[best] = missing
+        borrowed.append(best)
+    return Parts(part, tuple(borrowed))
+
+
+def deal_folds(part: Mapping[str, str], folds: int, seed: int) -> dict[str, int]:
+    """A fold for every group outside test: train's groups evenly first, then valid's.
+
+    The order is that of a seeded hash. Unlike the parts, folds are dealt for even size, so
+    a group may change its fold when the corpus grows.
+    """
+    order = sorted(
+        (name for name, where in part.items() if where != "test"),
+        key=lambda name: (part[name] != "train", hash64(seed, "fold", name)),
+    )
+    return {name: at % folds for at, name in enumerate(order)}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row by row: index into `PARTS`, and fold (-1 for test). `facts` is for the report."""
+
+    part: npt.NDArray[np.int8]
+    fold: npt.NDArray[np.int32]
+    facts: dict[str, Any]
+
+
+def split_rows(
+    table: pa.Table, config: SplitConfig, seed: int, given: Sequence[str | None] | None = None
+) -> Split:
+    """Split the rows of a manifest (`utterance_id`, `session`, `speaker`).
+
+    Args:
+        given: with `by: column`, what the corpora say of each row.
+    Raises:
+        UsageError: where the split cannot be made, or leaks and `allow_leak` is not set.
+    """
+    if config.by == "random":
+        names = table["utterance_id"].to_pylist()
+        places = np.array([hash64(seed, name) for name in names], dtype=np.uint64) / 2.0**64
+        tested, held = places < config.test, places < config.test + config.valid
+        part = np.where(tested, 2, np.where(held, 1, 0)).astype(np.int8)
+        fold = np.array([hash64(seed, "fold", name) % config.folds for name in names], np.int32)
+        facts: dict[str, Any] = {"by": "random", "borrowed": []}
+    elif config.by == "column":
+        part, fold, facts = _by_column(table, config, seed, given)
+    else:
+        codes, names = _coded(table, config.by)
+        if "" in names:
+            at = int(np.flatnonzero(codes == names.index(""))[0])
+            raise UsageError(
+                f"split.by: {config.by} needs a {config.by} for every utterance, and "
+                f"{table['utterance_id'][at].as_py()} has none; split by another key"
+            )
+        parts = _assigned(config, names, seed)
+        folds = deal_folds(parts.part, config.folds, seed)
+        part = np.array([PARTS.index(parts.part[name]) for name in names], np.int8)[codes]
+        fold = np.array([folds.get(name, -1) for name in names], np.int32)[codes]
+        facts = {
+            "by": config.by,
+            "groups": {p: sum(w == p for w in parts.part.values()) for p in PARTS},
+            "borrowed": list(parts.borrowed),
+        }
+    return Split(part, np.where(part == 2, -1, fold).astype(np.int32), facts)
+
+
+def _assigned(config: SplitConfig, names: Iterable[str], seed: int) -> Parts:
+    try:
+        return assign(names, config.test, config.valid, seed)
+    except UsageError as error:
+        raise UsageError(f"split.by: {config.by}: {error}") from error
+
+
+def _by_column(
+    table: pa.Table, config: SplitConfig, seed: int, given: Sequence[str | None] | None
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32], dict[str, Any]]:
+    """The corpora's own split; valid is cut from train by session where they have none."""
+    found = [_ALIASES.get((value or "").strip().casefold()) for value in given or []]
+    if len(found) != len(table) or None in found:
+        at = found.index(None) if None in found else 0
+        value = given[at] if given else None
+        raise UsageError(
+            f"split.by: column: {table['utterance_id'][at].as_py()} says "
+            f"`{'' if value is None else value}` where train, valid or test is needed; "
+            "fill the split column, or split by session"
+        )
+    part = np.array([PARTS.index(str(value)) for value in found], np.int8)
+    codes, names = _coded(table, "session")
+    facts: dict[str, Any] = {"by": "column", "borrowed": []}
+    tested = set(np.unique(codes[part == 2]).tolist())
+    if not (part == 1).any() and config.valid > 0:
+        open_groups = [name for code, name in enumerate(names) if code not in tested]
+        parts = _assigned(config.model_copy(update={"test": 0.0}), open_groups, seed)
+        held = np.array([parts.part.get(name) == "valid" for name in names])[codes]
+        part = np.where(held & (part == 0), 1, part).astype(np.int8)
+        facts |= {"valid_from_train": True, "borrowed": list(parts.borrowed)}
+    main = {
+        name: "valid" if (part[codes == code] == 1).all() else "train"
+        for code, name in enumerate(names)
+    }
+    folds = deal_folds(main, config.folds, seed)
+    return part, np.array([folds[name] for name in names], np.int32)[codes], facts
+
+
+def _coded(table: pa.Table, column: str) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Each row's group as a number, and the groups' names."""
+    encoded = table[column].combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
+
+
+def leaks(table: pa.Table, part: npt.NDArray[np.int8]) -> dict[str, Any]:
+    """What stands on more than one side of the split.
+
+    sessions, speakers: how many stand in more than one part (refused, unless allowed).
+    transcripts, recordings: how many words-for-words equal texts and equal recordings of
+    test also stand in train or valid; `transcript_rows` is the test utterances they touch.
+    """
+    found: dict[str, Any] = {}
+    for name in ("session", "speaker"):
+        codes, names = _coded(table, name)
+        sides = np.zeros((len(names), len(PARTS)), bool)
+        sides[codes, part] = True
+        several = [
+            name for name, count in zip(names, sides.sum(axis=1), strict=True) if name and count > 1
+        ]
+        found[f"{name}s"] = len(several)
+        found[f"{name}s_named"] = sorted(several)[:10]
+    for name, column in (("transcript", "text"), ("recording", "audio_digest")):
+        codes, names = _coded(table, column)
+        test = np.zeros(len(names), bool)
+        rest = np.zeros(len(names), bool)
+        test[codes[part == 2]] = True
+        rest[codes[part != 2]] = True
+        both = test & rest
+        if "" in names:
+            both[names.index("")] = False
+        found[f"{name}s"] = int(both.sum())
+        found[f"{name}_rows"] = int((both[codes] & (part == 2)).sum())
+    return found
+
+
+def guard(found: Mapping[str, Any], config: SplitConfig) -> None:
+    """Refuse a split with a session or a speaker on both sides.
+
+    Raises:
+        UsageError: unless `split.allow_leak` is set.
+    """
+    if config.allow_leak:
+        return
+    for name in ("sessions", "speakers"):
+        if found[name]:
+            some = ", ".join(found[f"{name}_named"][:3])
+            other = "speaker" if config.by == "session" else "session"
+            raise UsageError(
+                f"split.by: {config.by} puts {found[name]} {name} on both sides ({some}); use "
+                f"`by: {other}`, or set split.allow_leak: true and every table will say LEAKY SPLIT"
+            )
