@@ -70,7 +70,7 @@ class Enclosure:
     """
 
     def __init__(self, root: Path, folders: int = 256) -> None:
-        self.root = root
+        self.root = Path(os.path.abspath(root))  # noqa: PTH100, resolve() would follow links
         self._real_root = root.resolve()
         self._inside = lru_cache(folders)(self._is_inside)
 

@@ -80,7 +80,7 @@ def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
             f"corpus `{config.title}`: looked for the folder {audio_root} (audio_root), "
             "which does not exist"
         )
-    reader = _Reader(config, names, Enclosure(audio_root.absolute()), table.encoding)
+    reader = _Reader(config, names, Enclosure(audio_root), table.encoding)
     for item in table.rows():
         if isinstance(item, Rejected):
             yield item
@@ -140,7 +140,7 @@ class _Reader:
         self.names = names
         self.enclosure = enclosure
         self.encoding = encoding
-        self.raters = [name for name in names if name.startswith(_RATER)]
+        self.raters = sorted(name for name in names if name.startswith(_RATER))
         self.counts = [name for name in CLASSES if name in names]
         self.turns: dict[str, int] = {}
         # Hashes, so that a million names cost less than the manifest's own column of them.
@@ -148,6 +148,9 @@ class _Reader:
 
     def row(self, place: str, values: Mapping[str, Any]) -> Iterator[Record]:
         cell = {ours: _cell(values[theirs]) for ours, theirs in self.names.items()}
+        # A row that is rejected below still was said: it takes its place in the dialogue.
+        dialogue = _text(cell, "dialogue")
+        turn = self._turn(cell, dialogue)
         named = _text(cell, "audio_path")
         if named is None:
             raise _RowError("no value in column `audio_path`")
@@ -161,12 +164,10 @@ class _Reader:
         if speaker is None and session is None:
             raise _RowError("no value in column `speaker` or `session`")
         speaker, session = speaker or session or "", session or speaker or ""
-        dialogue = _text(cell, "dialogue")
         scales = {scale: self._scale(cell, scale, target.notes) for scale in ("valence", "arousal")}
         split = _text(cell, "split")
         if split is not None and split.casefold() not in _SPLITS:
             raise _RowError(f"column `split` says `{split}`; use train, valid or test")
-        turn = self._turn(cell, dialogue)
         self.seen.add(hash(name))
         for kind, text in target.notes:
             yield Note(place, kind, f"{name}: {text}")

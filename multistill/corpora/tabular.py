@@ -13,7 +13,7 @@ from typing import Any
 from multistill.corpora.records import Rejected
 from multistill.errors import UsageError
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 _BATCH = 4096
 
 
