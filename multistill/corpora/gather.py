@@ -209,15 +209,14 @@ def _table(rows: Sequence[tuple[str, Utterance, Header, Decision]]) -> pa.Table:
 
 def _first_of_each(rows: pa.Table, rejections: Rejections) -> pa.Table:
     """Drop rows whose id another row already has; ids must be unique."""
-    names = rows["utterance_id"].combine_chunks()
-    codes = names.dictionary_encode()
-    if isinstance(codes, pa.ChunkedArray):
-        codes = codes.combine_chunks()
-    if len(codes.dictionary) == len(rows):
+    encoded = rows["utterance_id"].dictionary_encode()  # one dictionary over all chunks
+    codes = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks] or [[]])
+    if len(np.unique(codes)) == len(rows):
         return rows
-    _, first = np.unique(codes.indices.to_numpy(), return_index=True)
+    _, first = np.unique(codes, return_index=True)
     keep = np.zeros(len(rows), bool)
     keep[first] = True
     for at in np.flatnonzero(~keep):
-        rejections.add("duplicate id", names[int(at)].as_py(), "another utterance has this id")
+        name = rows["utterance_id"][int(at)].as_py()
+        rejections.add("duplicate id", name, "another utterance has this id")
     return rows.filter(pa.array(keep))

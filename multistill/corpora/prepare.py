@@ -57,7 +57,10 @@ def prepare(
     if not len(found.rows):
         raise MultistillError(_nothing(found.rejections))
     watch.say(f"{len(found.rows)} utterances read, {len(found.rejections)} left out")
-    made = split_rows(found.rows, split, seed, found.rows["given_split"].to_pylist())
+    given = found.rows["given_split"].to_pylist() if split.by == "column" else None
+    made = split_rows(found.rows, split, seed, given)
+    for name in made.facts["borrowed"]:
+        watch.say(f"the split had to borrow {name}: chance gave one part no group")
     leaked = leaks(found.rows, made.part)
     guard(leaked, split)
     before = found.rows.append_column(

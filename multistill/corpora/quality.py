@@ -83,7 +83,7 @@ def report(
 
 def counts(column: pa.ChunkedArray) -> dict[str, int]:
     """How often each value stands in a column, null as `none`; sorted by name."""
-    table = pc.value_counts(column.combine_chunks())
+    table = pc.value_counts(column)
     pairs = ((entry["values"], entry["counts"]) for entry in table.to_pylist())
     return dict(sorted(("none" if name is None else name, count) for name, count in pairs))
 
@@ -111,10 +111,8 @@ def training(rows: pa.Table) -> dict[str, Any]:
 
 def matrix(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     """A column of 7-lists without nulls as [N, 7]."""
-    flat = column.combine_chunks().flatten()
-    if isinstance(flat, pa.ChunkedArray):
-        flat = flat.combine_chunks()
-    return flat.to_numpy(zero_copy_only=False).reshape(-1, len(CLASSES))
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    return np.concatenate(parts or [np.zeros(0)]).reshape(-1, len(CLASSES))
 
 
 def durations(rows: pa.Table) -> dict[str, Any]:
@@ -215,13 +213,13 @@ def duplicates(rows: pa.Table, workers: int | None) -> dict[str, Any]:
 
 
 def transcripts(rows: pa.Table) -> dict[str, Any]:
-    texts = rows["text"]
-    distinct = counts(texts)
-    empty = distinct.pop("", 0)
+    table = pc.value_counts(rows["text"])
+    often = table.field("counts").to_numpy()
+    told = pc.binary_length(table.field("values")).to_numpy() > 0
     return {
-        "empty": empty,
-        "distinct": len(distinct),
-        "repeated": sum(count for count in distinct.values() if count > 1),
+        "empty": int(often[~told].sum()),
+        "distinct": int(told.sum()),
+        "repeated": int(often[told & (often > 1)].sum()),
     }
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from multistill.config import SplitConfig
 from multistill.errors import UsageError
@@ -126,22 +127,12 @@ def split_rows(
         UsageError: where the split cannot be made, or leaks and `allow_leak` is not set.
     """
     if config.by == "random":
-        names = table["utterance_id"].to_pylist()
-        places = np.array([hash64(seed, name) for name in names], dtype=np.uint64) / 2.0**64
-        tested, held = places < config.test, places < config.test + config.valid
-        part = np.where(tested, 2, np.where(held, 1, 0)).astype(np.int8)
-        fold = np.array([hash64(seed, "fold", name) % config.folds for name in names], np.int32)
+        part, fold = _by_row(table, config, seed)
         facts: dict[str, Any] = {"by": "random", "borrowed": []}
     elif config.by == "column":
         part, fold, facts = _by_column(table, config, seed, given)
     else:
-        codes, names = _coded(table, config.by)
-        if "" in names:
-            at = int(np.flatnonzero(codes == names.index(""))[0])
-            raise UsageError(
-                f"split.by: {config.by} needs a {config.by} for every utterance, and "
-                f"{table['utterance_id'][at].as_py()} has none; split by another key"
-            )
+        codes, names = _groups(table, config.by)
         parts = _assigned(config, names, seed)
         folds = deal_folds(parts.part, config.folds, seed)
         part = np.array([PARTS.index(parts.part[name]) for name in names], np.int8)[codes]
@@ -152,6 +143,66 @@ def split_rows(
             "borrowed": list(parts.borrowed),
         }
     return Split(part, np.where(part == 2, -1, fold).astype(np.int32), facts)
+
+
+def _groups(table: pa.Table, by: str) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Each row's group as a number, and the groups' names; a group never comes apart.
+
+    By session, a group is a session. By speaker, a group is a speaker with all whom some
+    session links to them, so that dialogues do not stand on both sides. It is called after
+    its only speaker, else its only session, else its first session: the name stays when
+    others join, unless they link groups that were apart.
+    """
+    codes, told = _coded(table, by)
+    names = told.to_pylist()
+    if "" in names:
+        at = int(np.flatnonzero(codes == names.index(""))[0])
+        raise UsageError(
+            f"split.by: {by} needs a {by} for every utterance, and "
+            f"{table['utterance_id'][at].as_py()} has none; split by another key"
+        )
+    if by == "session":
+        return codes, names
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    session, found = _coded(table, "session")
+    sessions = found.to_pylist()
+    pairs = np.unique(np.stack([codes, session]), axis=1)
+    pairs = pairs[:, np.array([bool(sessions[at]) for at in pairs[1]], bool)]
+    size = len(names) + len(sessions)
+    links = coo_array((np.ones(pairs.shape[1]), (pairs[0], len(names) + pairs[1])), (size, size))
+    count, component = connected_components(links, directed=False)
+    members: list[list[str]] = [[] for _ in range(count)]
+    places: list[list[str]] = [[] for _ in range(count)]
+    for name, at in zip(names, component[: len(names)], strict=True):
+        members[at].append(name)
+    for name, at in zip(sessions, component[len(names) :], strict=True):
+        places[at].append(name)
+    called = [
+        people[0] if len(people) == 1 else min(where)
+        for people, where in zip(members, places, strict=True)
+        if people
+    ]
+    number = {at: i for i, at in enumerate(at for at in range(count) if members[at])}
+    mine = np.array([number[at] for at in component[: len(names)]], np.int64)
+    return mine[codes], called
+
+
+def _by_row(
+    table: pa.Table, config: SplitConfig, seed: int
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32]]:
+    """Each utterance on its own, as published; speakers then stand on both sides."""
+    part = np.zeros(len(table), np.int8)
+    fold = np.zeros(len(table), np.int32)
+    at = 0
+    for batch in table.select(["utterance_id"]).to_batches(max_chunksize=65_536):
+        for name in batch.column(0).to_pylist():
+            where = hash64(seed, name) / 2**64
+            part[at] = 2 if where < config.test else where < config.test + config.valid
+            fold[at] = hash64(seed, "fold", name) % config.folds
+            at += 1
+    return part, fold
 
 
 def _assigned(config: SplitConfig, names: Iterable[str], seed: int) -> Parts:
@@ -175,7 +226,8 @@ def _by_column(
             "fill the split column, or split by session"
         )
     part = np.array([PARTS.index(str(value)) for value in found], np.int8)
-    codes, names = _coded(table, "session")
+    codes, sessions = _coded(table, "session")
+    names = sessions.to_pylist()
     facts: dict[str, Any] = {"by": "column", "borrowed": []}
     tested = set(np.unique(codes[part == 2]).tolist())
     if not (part == 1).any() and config.valid > 0:
@@ -192,12 +244,13 @@ def _by_column(
     return part, np.array([folds[name] for name in names], np.int32)[codes], facts
 
 
-def _coded(table: pa.Table, column: str) -> tuple[npt.NDArray[np.int64], list[str]]:
+def _coded(table: pa.Table, column: str) -> tuple[npt.NDArray[np.int64], pa.Array]:
     """Each row's group as a number, and the groups' names."""
-    encoded = table[column].combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
+    encoded = table[column].dictionary_encode()  # one dictionary over all chunks
+    if not encoded.num_chunks:
+        return np.zeros(0, np.int64), pa.array([], pa.string())
+    codes = [chunk.indices.to_numpy() for chunk in encoded.chunks]
+    return np.concatenate(codes).astype(np.int64), encoded.chunk(0).dictionary
 
 
 def leaks(table: pa.Table, part: npt.NDArray[np.int8]) -> dict[str, Any]:
@@ -209,23 +262,20 @@ def leaks(table: pa.Table, part: npt.NDArray[np.int8]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name in ("session", "speaker"):
-        codes, names = _coded(table, name)
-        sides = np.zeros((len(names), len(PARTS)), bool)
+        codes, told = _coded(table, name)
+        sides = np.zeros((len(told), len(PARTS)), bool)
         sides[codes, part] = True
-        several = [
-            name for name, count in zip(names, sides.sum(axis=1), strict=True) if name and count > 1
-        ]
+        several = told.filter(pa.array(sides.sum(axis=1) > 1)).to_pylist()
+        several = sorted(group for group in several if group)
         found[f"{name}s"] = len(several)
-        found[f"{name}s_named"] = sorted(several)[:10]
+        found[f"{name}s_named"] = several[:10]
     for name, column in (("transcript", "text"), ("recording", "audio_digest")):
-        codes, names = _coded(table, column)
-        test = np.zeros(len(names), bool)
-        rest = np.zeros(len(names), bool)
+        codes, told = _coded(table, column)
+        test = np.zeros(len(told), bool)
+        rest = np.zeros(len(told), bool)
         test[codes[part == 2]] = True
         rest[codes[part != 2]] = True
-        both = test & rest
-        if "" in names:
-            both[names.index("")] = False
+        both = test & rest & (pc.binary_length(told).to_numpy() > 0)
         found[f"{name}s"] = int(both.sum())
         found[f"{name}_rows"] = int((both[codes] & (part == 2)).sum())
     return found
@@ -242,8 +292,8 @@ def guard(found: Mapping[str, Any], config: SplitConfig) -> None:
     for name in ("sessions", "speakers"):
         if found[name]:
             some = ", ".join(found[f"{name}_named"][:3])
-            other = "speaker" if config.by == "session" else "session"
             raise UsageError(
                 f"split.by: {config.by} puts {found[name]} {name} on both sides ({some}); use "
-                f"`by: {other}`, or set split.allow_leak: true and every table will say LEAKY SPLIT"
+                "`by: speaker`, which keeps speakers and their sessions together, or set "
+                "split.allow_leak: true and every table will say LEAKY SPLIT"
             )
