@@ -23,6 +23,7 @@ from multistill.evaluation.intervals import (
     Resampling,
     choose_clusters,
     interval,
+    intervals,
 )
 from multistill.evaluation.metrics import HARD, Sheet, entropy, softmax
 
@@ -186,6 +187,18 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         found = interval(float(right.mean()), sums / len(right), 0.95)
         covered += bool(found["low"] <= 0.6 <= found["high"])  # type: ignore[operator]
     assert 0.85 <= covered / 120 <= 1.0
+
+
+def test_every_interval_holds_its_value_that_of_the_ece_included() -> None:
+    truth, probabilities, shares = random_case(90)
+    sheet = Sheet()
+    rows = sheet.rows(truth, probabilities, shares)
+    values = sheet.measure(rows.sum(axis=0))
+    draws = sheet.measure(Resampling(clusters_of([30] * 3), 300, seed=12).sums(rows))
+    found = intervals(values, draws, 0.95)
+    assert set(found) == {*HARD, "ece", "brier", "nll", "kl", "js", "tv"}
+    for name, score in found.items():
+        assert score["low"] <= score["value"] <= score["high"], name  # type: ignore[operator]
 
 
 def test_units_fall_back_from_sessions_to_speakers_to_utterances() -> None:

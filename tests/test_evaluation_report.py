@@ -26,7 +26,7 @@ from rich.console import Console
 from multistill.config import CLASSES, JobConfig
 from multistill.errors import MultistillError
 from multistill.evaluation.evaluate import ModelEntry, evaluate
-from multistill.evaluation.report import write_report
+from multistill.evaluation.report import warnings, write_report
 from multistill.evaluation.table import count, score, table
 from multistill.workspace import read_json
 
@@ -43,11 +43,10 @@ class Case:
         self.store = make_store(self.manifest, home / "features")
         models = {
             "teacher": ("small-teacher", 60),
-            "teacher-2": ("small-teacher", 60),
-            "multimodal": ("small-student", 50),
+            "teacher-2": ("small-teacher", 20),
+            "multimodal": ("small-student", 40),
             "multimodal-control": ("small-student", 4),
             "audio": ("small-audio-student", 40),
-            "audio-control": ("small-audio-student", 40),
             "text": ("small-text-student", 40),
         }
         self.folders = {
@@ -58,8 +57,7 @@ class Case:
             ModelEntry("teacher", "teacher", [self.folders["teacher"], self.folders["teacher-2"]]),
             self.entry("multimodal", compare_to="multimodal-control", mlflow_run_id="abc123"),
             self.entry("multimodal-control", role="control"),
-            self.entry("audio", compare_to="audio-control"),
-            self.entry("audio-control", role="control"),
+            self.entry("audio", compare_to="multimodal-control"),
             self.entry("text"),
         ]
         self.distill = make_targets(self.manifest, home / "distill")
@@ -300,37 +298,30 @@ def test_every_table_of_results_names_encoders_and_baseline(
 
 
 def test_leaky_split_stands_on_every_table_of_results(case: Case) -> None:
-    job = make_job(split={"by": "random", "allow_leak": True})
+    job = make_job(name="a&b", split={"by": "random", "allow_leak": True})
     report, page = case.report(job, synthetic=False)
     assert report["warnings"][0]["title"] == "LEAKY SPLIT"
     for text in structure(page).tables:
         if "UAR" in text:
             assert "LEAKY SPLIT" in text
     assert "SYNTHETIC" not in page
-    counted, _ = case.report(leaks={"sessions": 2, "speakers": 0})
-    assert counted["warnings"][0]["kind"] == "leak"
+    assert "<title>a&amp;b" in page, "names are text, not markup"
 
 
-def test_an_honest_split_of_real_speech_has_neither_banner(case: Case) -> None:
-    report, page = case.report(synthetic=False)
-    assert {"leak", "synthetic"}.isdisjoint(w["kind"] for w in report["warnings"])
-    assert "LEAKY" not in page
+def test_banners_follow_what_was_counted(case: Case) -> None:
+    def kinds(sessions: int, synthetic: bool) -> set[str]:
+        corpus = {"leaks": {"sessions": sessions, "speakers": 0}, "synthetic": synthetic}
+        return {warning["kind"] for warning in warnings(corpus, case.facts, make_job())}
+
+    always = {"untrained", "few-sessions", "left-out"}
+    assert kinds(0, False) == always
+    assert kinds(2, False) == always | {"leak"}
+    assert kinds(0, True) == always | {"synthetic"}
 
 
-def test_few_test_sessions_are_said(written: tuple[dict[str, Any], str]) -> None:
-    assert any(w["kind"] == "few-sessions" for w in written[0]["warnings"])
-
-
-def test_markup_in_names_is_text_on_the_page(case: Case) -> None:
-    _, page = case.report(make_job(name="a&b"))
-    assert "<title>a&amp;b" in page
-
-
-def test_page_of_two_thousand_trials_is_small_and_quick(case: Case) -> None:
-    start = time.perf_counter()
+def test_page_of_two_thousand_trials_is_small(case: Case) -> None:
     _, page = case.report(trials=2000)
-    assert time.perf_counter() - start < 20
-    assert len(page) < 2_000_000
+    assert len(page) < 1_500_000
     assert page.count("<tr") < 300
 
 

@@ -97,5 +97,5 @@ def _sentence(
     }[answer]
     return (
         f"{opening}; {WORDS[DECIDING]} {value:+.3f} against {against} "
-        f"({confidence:.0%} interval {low:+.3f} to {high:+.3f})."
+        f"({100 * confidence:.0f} % interval {low:+.3f} to {high:+.3f})."
     )

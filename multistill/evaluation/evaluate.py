@@ -290,7 +290,7 @@ def device_name(device: torch.device) -> str:
     """What latency was measured on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    return f"CPU (threads: {torch.get_num_threads()})"
 
 
 def _table(

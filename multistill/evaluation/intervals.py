@@ -111,5 +111,15 @@ def interval(value: float, draws: Array, confidence: float) -> dict[str, float |
 def intervals(
     values: Mapping[str, Array], draws: Mapping[str, Array], confidence: float
 ) -> dict[str, dict[str, float | None]]:
-    """`interval` of every metric by name."""
-    return {name: interval(float(values[name]), draws[name], confidence) for name in values}
+    """`interval` of every metric by name.
+
+    Resamples repeat clips, which makes the bins of the ECE look less calibrated than they
+    are: its draws lie above its value. They are shifted back to it, and kept above zero.
+    """
+    found = {}
+    for name, value in values.items():
+        own = draws[name]
+        if name == "ece" and np.isfinite(own).any():
+            own = np.maximum(own - np.nanmedian(own) + value, 0.0)
+        found[name] = interval(float(value), own, confidence)
+    return found

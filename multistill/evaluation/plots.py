@@ -29,6 +29,9 @@ from multistill.evaluation.svg import (
 Facts = Mapping[str, Any]
 
 PANELS = {"uar": "UAR", "macro_f1": "macro F1", "weighted_f1": "weighted F1"}
+WIDTH = 10.3
+"""Inches of a picture as wide as the page's text."""
+
 RASTER_FROM = 400
 """Scatters of more points become a bitmap inside the SVG: a page must open at once."""
 
@@ -38,7 +41,7 @@ def results(baseline: Facts, models: Sequence[Facts], confidence: float) -> str:
     """Dots with intervals, a panel a metric, the baseline's value as a line in each."""
     rows = [{**baseline, "name": f"always {baseline['label']}", "role": "baseline"}]
     rows += [dict(model) for model in models]
-    made, axes = figure(9.2, 0.9 + 0.32 * len(rows), 1, len(PANELS), sharey=True)
+    made, axes = figure(WIDTH, 0.9 + 0.32 * len(rows), 1, len(PANELS), sharey=True)
     for axis, (metric, title) in zip(axes[0], PANELS.items(), strict=True):
         zero = rows[0]["metrics"][metric]["value"]
         if zero is not None:
@@ -73,7 +76,7 @@ def results(baseline: Facts, models: Sequence[Facts], confidence: float) -> str:
     return inline(
         made,
         "results",
-        f"UAR, macro F1 and weighted F1 of every model with {confidence:.0%} intervals; "
+        f"UAR, macro F1 and weighted F1 of every model with {100 * confidence:.0f} % intervals; "
         "the figures stand in the table above",
     )
 
@@ -83,7 +86,7 @@ def differences(comparisons: Sequence[Facts], confidence: float) -> str | None:
     """Student minus control, with intervals around zero."""
     if not comparisons:
         return None
-    made, axes = figure(9.2, 0.9 + 0.32 * len(comparisons), 1, len(PANELS), sharey=True)
+    made, axes = figure(WIDTH, 1.05 + 0.32 * len(comparisons), 1, len(PANELS), sharey=True)
     reach = 0.02
     for comparison in comparisons:
         for metric in PANELS:
@@ -107,7 +110,8 @@ def differences(comparisons: Sequence[Facts], confidence: float) -> str | None:
                 markeredgecolor=PAPER,
                 markeredgewidth=1.2,
             )
-        axis.set_title(f"{title}, student minus control")
+        axis.set_title(title)
+        axis.set_xlabel("student minus control")
         axis.set_xlim(-1.1 * reach, 1.1 * reach)
         axis.grid(axis="x", alpha=0.7)
         axis.set_axisbelow(True)
@@ -121,7 +125,7 @@ def differences(comparisons: Sequence[Facts], confidence: float) -> str | None:
     return inline(
         made,
         "differences",
-        f"difference of each student to its control with {confidence:.0%} intervals",
+        f"difference of each student to its control with {100 * confidence:.0f} % intervals",
     )
 
 
@@ -133,7 +137,7 @@ def reliability(models: Sequence[Facts]) -> str | None:
         return None
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
-    made, axes = figure(2.3 * columns, 2.35 * rows, rows, columns, sharex=True, sharey=True)
+    made, axes = figure(WIDTH / 4 * columns, 2.6 * rows, rows, columns, sharex=True, sharey=True)
     for place, axis in enumerate(axes.flat):
         if place >= len(shown):
             axis.set_visible(False)
@@ -167,7 +171,7 @@ def classes(shares: Mapping[str, Mapping[str, float]]) -> str | None:
     """Share of each class, a bar a set (all clips before caps, the splits after)."""
     if not shares:
         return None
-    made, axes = figure(9.2, 2.5)
+    made, axes = figure(WIDTH, 2.5)
     axis = axes[0][0]
     colours = [CONTROL, TEACHER, STUDENT, ACCENT, BASELINE]
     width = 0.8 / len(shares)
@@ -198,7 +202,7 @@ def curves(histories: Mapping[str, Sequence[Facts]], metric: str) -> str | None:
         return None
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
-    made, axes = figure(2.3 * columns, 1.75 * rows + 0.2, rows, columns)
+    made, axes = figure(WIDTH / 4 * columns, 1.8 * rows + 0.2, rows, columns)
     for place, axis in enumerate(axes.flat):
         if place >= len(shown):
             axis.set_visible(False)

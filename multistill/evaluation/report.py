@@ -149,7 +149,7 @@ def warnings(
         warn(
             "left-out",
             "CLIPS LEFT OUT",
-            f"{measured['test']['left_out']} test clips have no features (quarantined) and are "
-            "not scored.",
+            f"Test clips without features (quarantined), not scored: "
+            f"{measured['test']['left_out']}.",
         )
     return found

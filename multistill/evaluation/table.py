@@ -52,7 +52,7 @@ def table(report: Mapping[str, Any]) -> Table:
         resampled = test["resampled"]
         caption.append(
             f"{test['decided']} test clips of {test['speakers']} speakers; "
-            f"{report['confidence']:.0%} intervals over {resampled['count']} "
+            f"{100 * report['confidence']:.0f} % intervals over {resampled['count']} "
             f"{resampled['unit']}s"
         )
     found = Table(
