@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
@@ -56,16 +56,18 @@ def run_trials(request: Request, out: Path, watch: Watch, *, driver: str, limit:
         stopping=lambda: interrupt.asked,
         on_continue=lambda trial_id, trial: _replay(scheduler, trial_id, trial),
     )
-    done = 0
+    values, done = [], 0
     for trial in searcher.study.get_trials(deepcopy=False):
-        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+        if trial.values:
             _replay(scheduler, trial_key(trial.number), trial)
+            values.append(trial.values[0])
         done += trial.state.is_finished()
     recorder = Recorder(
         watch,
         searcher,
         done,
         request.config.trials,
+        best=(max if request.config.mode == "max" else min)(values, default=None),
         ended=lambda number: shutil.rmtree(trial_folder(out, number), ignore_errors=True),
     )
     scratch = out / "tune" / uuid.uuid4().hex[:8]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import TrialState
 from ray import tune
 
 from multistill.search.searcher import StudySearch
@@ -28,13 +27,16 @@ class Recorder(Unsaved, tune.Callback):
         searcher: StudySearch,
         done: int,
         total: int,
+        best: float | None,
         ended: Callable[[int], object],
     ) -> None:
         self._watch, self._searcher = watch, searcher
         self._done, self._total, self._ended = done, total, ended
         self.ended = 0
         self._children: dict[str, Watch] = {}
-        self._asked: dict[str, float] = {}
+        self._sign = 1.0 if searcher.study.directions[0].name == "MAXIMIZE" else -1.0
+        self._best = best
+        self._started: set[str] = set()
         self.waits: list[float] = []
         self.training_seconds = 0.0
 
@@ -49,16 +51,16 @@ class Recorder(Unsaved, tune.Callback):
         child = self._watch.child(f"trial {number}", trial_key(number), "trial")
         child.params(trial.config["values"])
         self._children[trial.trial_id] = child
-        self._asked[trial.trial_id] = time.monotonic()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         seconds = float(result.get("train_seconds", 0.0))
         self.training_seconds += seconds
-        asked = self._asked.pop(trial.trial_id, None)
-        if asked is not None and seconds:
-            self.waits.append(max(0.0, time.monotonic() - asked - seconds))
+        entry = self._searcher.running.get(trial.trial_id)
+        if seconds and entry is not None and trial.trial_id not in self._started:
+            self._started.add(trial.trial_id)
+            self.waits.append(max(0.0, time.monotonic() - entry.since - seconds))
         child = self._children.get(trial.trial_id)
         if child is not None and result["metrics"]:
             child.metrics(result["metrics"], step=int(result["epoch"]))
@@ -95,27 +97,20 @@ class Recorder(Unsaved, tune.Callback):
         value = result.get("value")
         if not reason and value is not None:
             child.metrics({"value": float(value), "epochs": float(result["epoch"])})
+            better = self._best is None or self._sign * value > self._sign * self._best
+            self._best = float(value) if better else self._best
             if not result["finished"]:
                 reason = f"stopped by the scheduler after epoch {result['epoch']}"
         child.tags({"reason": reason or "ran its budget"})
         child.close(status)
         self._done += 1
-        best = _best(self._searcher)
+        self._started.discard(trial.trial_id)
         self._watch.progress(
-            self._done, self._total, "trials", **({} if best is None else {"best": best})
+            self._done,
+            self._total,
+            "trials",
+            **({} if self._best is None else {"best": self._best}),
         )
-
-
-def _best(searcher: StudySearch) -> float | None:
-    """Best value so far of the first metric."""
-    states = (TrialState.COMPLETE, TrialState.PRUNED)
-    values = [
-        t.values[0] for t in searcher.study.get_trials(deepcopy=False, states=states) if t.values
-    ]
-    if not values:
-        return None
-    first = searcher.study.directions[0].name
-    return float(max(values) if first == "MAXIMIZE" else min(values))
 
 
 def _reason(trial: Any) -> str:

@@ -9,6 +9,7 @@ asked for, and a trial ends in the study by rules of ours (see `conclude`).
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,10 @@ _ABORT_AFTER = 3
 
 @dataclass
 class Running:
-    """A trial that this driver runs."""
+    """A trial that this driver runs, handed out at `since` on the monotonic clock."""
 
     trial: optuna.Trial
-    values: dict[str, Any]
-    continued: bool
+    since: float
 
 
 class StudySearch(Unsaved, OptunaSearch):
@@ -133,7 +133,7 @@ class StudySearch(Unsaved, OptunaSearch):
             trial.set_user_attr(DRIVER, self._driver)
             self._ot_trials[trial_id] = trial
             values = super().suggest(trial_id)
-        self.running[trial_id] = Running(trial, values, continued=bool(orphans))
+        self.running[trial_id] = Running(trial, time.monotonic())
         return {"folder": str(self._folder), "number": trial.number, "values": values}
 
     def _ask(self) -> optuna.Trial:

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -104,7 +103,7 @@ def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
     Args:
         url: a database for Optuna's RDBStorage; None: the journal file in `folder`.
     Raises:
-        UsageError: the database cannot be reached, or the URL carries a password.
+        UsageError: the database cannot be reached.
     """
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
@@ -130,16 +129,8 @@ def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
 
 def storage_problem(url: str | None) -> str | None:
     """What is wrong with the URL as written, or None."""
-    if url is None:
-        return None
-    if "://" not in url:
+    if url is not None and "://" not in url:
         return f"search.storage: `{url}` is not an address such as postgresql://user@host/name"
-    parts = urlsplit(url)
-    if parts.password is not None:
-        return (
-            f"search.storage: take the password out of the address of {parts.hostname}; "
-            "put it into the environment (PGPASSWORD) or a password file (~/.pgpass)"
-        )
     return None
 
 

@@ -7,6 +7,7 @@ asks for the trials that are missing, and ends as if nothing had happened.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 import uuid
@@ -18,7 +19,7 @@ from multistill.config import SearchConfig
 from multistill.errors import MultistillError, UsageError
 from multistill.search.capacity import capacity_problems, cluster_nodes, concurrency
 from multistill.search.request import FILE, OBJECTIVE, Request
-from multistill.search.results import TRIALS, write_results
+from multistill.search.results import STUDY, TRIALS, write_results
 from multistill.search.space import check_space
 from multistill.search.storage import Guard, Lease, open_storage, open_study
 from multistill.training.task import TrainingTask
@@ -46,7 +47,8 @@ def search(
         out: folder on storage that all nodes see; holds the state of an unfinished search.
         fingerprint: of the job's search stage; part of the study's name.
         objective: what a trial runs, as `module:function`; see `Request.objective`.
-        start: folder of a finished search whose trials this one takes over and adds to.
+        start: folder of a finished search whose trials this one takes over and adds to;
+            default: `earlier(out.parent, ...)`, if there is one.
     Returns:
         What study.json holds: best, top (settings of the best trials), counts, seconds.
     Raises:
@@ -55,19 +57,16 @@ def search(
         KeyboardInterrupt: Ctrl-C; trials in hand stopped after their epoch.
     """
     watch = watch or Silent()
-    problems = [f"search.space: {text}" for text in check_space(config.space)]
-    problems += capacity_problems(config, cluster_nodes())
-    if any(key.startswith("distillation.") for key in config.space) and base.distillation is None:
-        problems.append("search.space: `distillation` settings need a student with a teacher")
-    if problems:
-        raise UsageError("; ".join(problems))
-    request = _opened(Request(base, config, seed, fingerprint, "", objective), out, start)
-    return _finish(request, out, watch)
+    asked = Request(base, config, seed, fingerprint, "", objective)
+    _preflight(asked)
+    return _finish(_opened(asked, out, start), out, watch)
 
 
 def resume(out: Path, watch: Watch | None = None) -> dict[str, Any]:
     """Go on with the search in this folder, as it was asked for. See `search`."""
-    return _finish(Request.read(out), out, watch or Silent())
+    request = Request.read(out)
+    _preflight(request)
+    return _finish(request, out, watch or Silent())
 
 
 def extend(
@@ -104,8 +103,21 @@ def join(out: Path, watch: Watch | None = None) -> int:
     """
     watch = watch or Silent()
     request = Request.read(out)
+    _preflight(request)
     with Lease(out) as lease:
         return _round(request, out, watch, lease).ended
+
+
+def _preflight(request: Request) -> None:
+    """Refuse, before anything is written, what could never run."""
+    config = request.config
+    problems = [f"search.space: {text}" for text in check_space(config.space)]
+    teacher = request.base.distillation is not None
+    if not teacher and any(key.startswith("distillation.") for key in config.space):
+        problems.append("search.space: `distillation` settings need a student with a teacher")
+    problems += capacity_problems(config, cluster_nodes())
+    if problems:
+        raise UsageError("; ".join(problems))
 
 
 def _opened(request: Request, out: Path, start: Path | None) -> Request:
@@ -123,10 +135,32 @@ def _opened(request: Request, out: Path, start: Path | None) -> Request:
         else:
             study = f"multistill-{request.fingerprint}-{uuid.uuid4().hex[:8]}"
             opened = replace(request, study=study)
+            start = start or earlier(out.parent, request)
             if start is not None:
                 _take_over(start, opened, out)
         opened.write(out)
     return opened
+
+
+def earlier(folder: Path, request: Request) -> Path | None:
+    """The largest finished search beside this one that differs from it in `trials` only.
+
+    So a job whose number of trials is raised goes on instead of starting anew.
+    """
+
+    def kin(other: Request) -> object:
+        config = {**other.config.identity(), "trials": 0, "retrain": 0}
+        files = (other.base.manifest, other.base.features, other.base.soft_targets)
+        return config, other.base.identity(), files, other.seed, other.objective
+
+    found = []
+    for file in folder.glob(f"[!.]*/{FILE}"):
+        with contextlib.suppress(MultistillError):
+            other = Request.read(file.parent)
+            smaller = other.config.trials <= request.config.trials
+            if (file.parent / STUDY).exists() and smaller and kin(other) == kin(request):
+                found.append((other.config.trials, file.parent))
+    return max(found, default=(0, None))[1]
 
 
 def _take_over(start: Path, request: Request, out: Path) -> None:
@@ -180,6 +214,9 @@ def _finish(request: Request, out: Path, watch: Watch) -> dict[str, Any]:
             f"one with: {reasons[-1] if reasons else 'no reason given'}; {out / TRIALS} has all "
             "reasons, and the same command goes on once the cause is mended"
         )
+    for name in ("drivers", "trials", "tune"):
+        with contextlib.suppress(OSError):  # not empty: another driver is about to end
+            (out / name).rmdir()
     _tell(watch, summary, out)
     return summary
 

@@ -17,7 +17,7 @@ from filelock import FileLock
 from ray import tune
 
 from multistill.errors import MultistillError
-from multistill.search.request import Request
+from multistill.search.request import OBJECTIVE, Request
 from multistill.search.space import apply
 from multistill.search.storage import trial_folder
 from multistill.workspace import read_json, write_json
@@ -90,8 +90,22 @@ class Trial(tune.Trainable):
             from multistill.search.cost import cost
 
             self._progress["cost"] = cost(request.config.second, task)
+        if request.objective == OBJECTIVE:
+            self._catch_up()
         epochs: Iterator[Any] = _load(request.objective)(task, state_dir=self._state)
         return epochs
+
+    def _catch_up(self) -> None:
+        """Take in epochs whose checkpoint was written, but whose report was cut off by a kill."""
+        from multistill.training.state import load_checkpoint, newest_epoch
+
+        newest, _ = newest_epoch(self._state)
+        if newest > self._progress["epoch"]:
+            for metrics in load_checkpoint(self._state, newest).progress.history:
+                if metrics["epoch"] > self._progress["epoch"]:
+                    self._progress["epoch"] = int(metrics["epoch"])
+                    self._progress["seconds"] += metrics.get("seconds", 0.0)
+                    self._judge(metrics)
 
     def _judge(self, metrics: dict[str, float]) -> str | None:
         """Take the epoch's value into the best so far, or say why the trial is over."""
