@@ -143,7 +143,10 @@ def _run_group(
         ),
     )
     try:
-        with journal.listening(events), _environment(_ENVIRONMENT), _interruptible():
+        environment = dict(_ENVIRONMENT)
+        if len(nodes) == 1:  # nobody to warn of: where the node goes, the driver goes
+            environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+        with journal.listening(events), _environment(environment), _interruptible():
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         journal.fail(error, attempts)

@@ -3,15 +3,18 @@
     <state>/epoch-000003/   model.safetensors, optimizer.safetensors, state.json
     <state>/best-000002/    model.safetensors, state.json
 
-A checkpoint folder is filled beside its final name, flushed, then renamed. `state.json`
-carries the SHA-256 of every tensor file. The two newest epochs are kept, so a newest one
-that was cut short (a full disk, a crashed node) costs one epoch, not the training.
+A checkpoint folder is filled beside its final name, then renamed. `state.json` carries the
+SHA-256 of every tensor file. The two newest epochs are kept, so a newest one that was cut
+short costs one epoch, not the training. Files are not forced to the disk: that takes longer
+than an epoch of a small student, a killed process loses nothing by it, and what a crashed
+node loses (some seconds of writing) is found by its checksum and trained again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import uuid
@@ -26,7 +29,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from multistill.errors import MultistillError
-from multistill.workspace import read_json, write_atomic, write_json
+from multistill.workspace import canonical, read_json
 
 Tensors = dict[str, torch.Tensor]
 
@@ -150,15 +153,11 @@ def _commit(
     try:
         for file, content in files.items():
             if source is None or not _linked(source / file, partial / file):
-                write_atomic(partial / file, content)
-        record = {
-            "format": FORMAT,
-            "sha256": {
-                file: hashlib.sha256(content).hexdigest() for file, content in files.items()
-            },
-            "progress": vars(progress),
-        }
-        write_json(partial / _RECORD, record)
+                (partial / file).write_bytes(content)
+        digests = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+        record = {"format": FORMAT, "sha256": digests, "progress": vars(progress)}
+        sealed = {**record, "seal": _seal(record)}
+        (partial / _RECORD).write_text(json.dumps(sealed), encoding="utf-8")
         if folder.exists():  # a damaged one of an earlier attempt: this epoch is being redone
             shutil.rmtree(folder)
         partial.rename(folder)
@@ -197,16 +196,24 @@ def _epochs(state_dir: Path, prefix: str) -> list[int]:
     return [int(number) for number in found if number.isdigit()]
 
 
+def _seal(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(dict(record)).encode()).hexdigest()
+
+
 def _record(folder: Path) -> dict[str, Any]:
+    path = folder / _RECORD
     try:
-        record = read_json(folder / _RECORD)
-        if record["format"] != FORMAT:
-            raise MultistillError(
-                f"checkpoint {folder} is of format {record['format']}, this version reads {FORMAT}"
-            )
-        return dict(record)
+        record = dict(read_json(path))
+        seal = record.pop("seal")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MultistillError(f"checkpoint {folder} cannot be read ({error})") from error
+        raise MultistillError(f"checkpoint file {path} cannot be read ({error})") from error
+    if seal != _seal(record):
+        raise MultistillError(f"checkpoint file {path} is altered")
+    if record["format"] != FORMAT:
+        raise MultistillError(
+            f"checkpoint {folder} is of format {record['format']}, this version reads {FORMAT}"
+        )
+    return record
 
 
 def _content(folder: Path, name: str, record: Mapping[str, Any]) -> bytes:
