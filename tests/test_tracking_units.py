@@ -1,0 +1,145 @@
+"""The parts of tracking that need no server: secrets, limits, the journal."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multistill.config import TrackingConfig
+from multistill.errors import UsageError
+from multistill.tracking import redact, tracking_uri
+from multistill.tracking.journal import Journal
+from multistill.tracking.server import as_number, batches, clean_key, clean_params
+
+
+@pytest.mark.parametrize(
+    ("uri", "secret"),
+    [
+        ("http://ann:hunter22@mlflow.lab:5000", "hunter22"),
+        ("postgresql+psycopg2://ann:p@ss/w0rd@db/mlflow", "p@ss/w0rd"),
+        ("failed: https://u:s3cret@a/b and http://v:0ther@c/d", "s3cret"),
+    ],
+)
+def test_a_password_in_an_address_is_hidden(uri: str, secret: str) -> None:
+    assert secret not in redact(uri)
+    assert "***" in redact(uri)
+
+
+def test_a_secret_of_the_environment_is_hidden_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "tok-12345678")
+    assert redact("Bearer tok-12345678 was refused") == "Bearer *** was refused"
+    assert clean_params({"note": "tok-12345678"}) == {"note": "***"}
+
+
+def test_an_address_without_secrets_stays_as_it_is() -> None:
+    for text in ["http://mlflow.lab:5000", "sqlite:////tmp/a@b.db", "a: b@c"]:
+        assert redact(text) == text
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2500), st.integers(0, 250), st.integers(0, 250), st.integers(0, 6000))
+def test_batches_lose_nothing_and_respect_every_limit(
+    metrics: int, params: int, tags: int, width: int
+) -> None:
+    points = [(f"m{i}", 0.5, 1_700_000_000_000, i) for i in range(metrics)]
+    settings_ = {f"p{i}": "값" * width for i in range(params)}
+    facts = {f"t{i}": "x" * width for i in range(tags)}
+    seen: tuple[list[object], dict[str, str], dict[str, str]] = ([], {}, {})
+    for part in batches(points, settings_, facts):
+        assert len(part[0]) <= 1000
+        assert len(part[1]) <= 100
+        assert len(part[2]) <= 100
+        assert 0 < len(part[0]) + len(part[1]) + len(part[2]) <= 1000
+        assert len(json.dumps(part)) < 1_000_000
+        seen[0].extend(part[0])
+        seen[1].update(part[1])
+        seen[2].update(part[2])
+    assert seen == (points, settings_, facts)
+
+
+def test_keys_become_what_mlflow_accepts() -> None:
+    assert clean_key("f1[macro]/valid") == "f1_macro_/valid"
+    assert clean_key("../x") == "_../x"
+    assert clean_key("") == "_"
+    assert len(clean_key("x" * 300)) == 250
+
+
+def test_only_numbers_become_metrics() -> None:
+    import numpy as np
+
+    assert as_number(np.float32(0.5)) == 0.5
+    assert as_number(True) == 1.0
+    nan = as_number(float("nan"))
+    assert nan is not None and math.isnan(nan)
+    assert as_number("0.5") is None
+    assert as_number(None) is None
+    assert as_number([1, 2]) is None
+
+
+def test_a_folder_is_refused_as_a_store(tmp_path: Path) -> None:
+    for uri in ["file:///tmp/mlruns", "./mlruns"]:
+        with pytest.raises(UsageError, match="sqlite"):
+            tracking_uri(TrackingConfig(uri=uri), tmp_path)
+
+
+def test_the_default_store_is_in_the_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(TrackingConfig(), tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert tracking_uri(TrackingConfig(), tmp_path) == "http://server:5000"
+
+
+def test_a_journal_of_a_living_process_is_not_abandoned(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, {"target": "a"})
+    journal.append({"op": "tags", "node": "n", "values": {}})
+    assert _abandoned_elsewhere(tmp_path) == 0
+    journal.release()
+    assert _abandoned_elsewhere(tmp_path) == 1
+
+
+def _abandoned_elsewhere(folder: Path) -> int:
+    code = (
+        "import sys; from pathlib import Path; from multistill.tracking.journal import Journal;"
+        "print(len(Journal.abandoned(Path(sys.argv[1]))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+def test_a_line_cut_by_a_kill_is_left_out_and_the_rest_is_read(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, {"target": "a"})
+    journal.append({"op": "tags", "node": "n", "values": {"a": "가"}})
+    journal.release()
+    with (journal.folder / "records.jsonl").open("ab") as stream:
+        stream.write(b'{"op": "tags", "nod')
+    found = Journal.abandoned(tmp_path)[0]
+    records, offset = found.read(0, 100)
+    assert [record.get("op") for record in records] == [None, "tags"]
+    assert found.read(offset, 100) == ([], offset)
+    found.release()
+
+
+def test_reading_in_parts_gives_every_record_once(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, {"target": "a"})
+    for number in range(57):
+        journal.append({"op": "metrics", "number": number})
+    offset, seen = 0, []
+    while True:
+        records, offset = journal.read(offset, 10)
+        if not records:
+            break
+        seen += [record["number"] for record in records if "number" in record]
+    assert seen == list(range(57))
+    journal.remove()
+    assert not journal.folder.exists()
