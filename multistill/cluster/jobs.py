@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 import shlex
 import sys
@@ -30,6 +31,12 @@ JOB_FILE = "job.yaml"
 MAX_UPLOAD = 90 * 2**20
 """Ray's dashboard takes 100 MiB; the request around the package needs some of it."""
 LOST_SECONDS = 300.0
+READY_SECONDS = 120.0
+_CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 _DONE = {"SUCCEEDED", "FAILED", "STOPPED"}
 
 
@@ -184,7 +191,7 @@ def _start(client: Any, wanted: str, *, fixed: bool, **request: Any) -> str:
         name = wanted if number == 1 else f"{wanted}-{number}"
         known = _known(client, name)
         if known is None:
-            return str(_call(client.submit_job, submission_id=name, **request))
+            return _submit_when_ready(client, submission_id=name, **request)
         if known not in _DONE:
             return name
         if fixed:
@@ -192,6 +199,18 @@ def _start(client: Any, wanted: str, *, fixed: bool, **request: Any) -> str:
                 f"the cluster has a finished job `{name}`; choose another id, or leave it out"
             )
     raise MultistillError(f"the cluster has a thousand jobs `{wanted}`; delete the old ones")
+
+
+def _submit_when_ready(client: Any, **request: Any) -> str:
+    """Submit; a head that has just started needs a while before it takes jobs."""
+    end = time.monotonic() + READY_SECONDS
+    while True:
+        try:
+            return str(_call(client.submit_job, **request))
+        except MultistillError as error:
+            if "No available agent" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(2.0)
 
 
 def _known(client: Any, submission_id: str) -> str | None:
@@ -207,6 +226,8 @@ def _client(address: str) -> Any:
     refuse_unsafe(server, secret is not None)
     from ray.job_submission import JobSubmissionClient
 
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
     return _call(JobSubmissionClient, server, headers=headers, where=server)
 
