@@ -1,0 +1,335 @@
+"""`multistill doctor`: what of this machine, and of a job's surroundings, does not work.
+
+Each check is a function that yields findings and never raises; a check that breaks is
+itself a finding. Nothing is changed, and no secret is shown.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multistill.tracking.secrets import has_password, redact
+
+if TYPE_CHECKING:
+    from multistill.config import JobConfig
+
+GIB = 2**30
+MIN_MEMORY = 4 * GIB
+MIN_WORKSPACE = 5 * GIB
+MIN_SCRATCH = 2 * GIB
+RAY_SECONDS = 90.0
+TRACKING_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        sentence: what was found.
+        mend: what to do; empty where nothing is to be done.
+    """
+
+    name: str
+    ok: bool
+    sentence: str
+    mend: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Check = Callable[["JobConfig | None"], Iterator[Finding]]
+
+
+def examine(job: JobConfig | None = None) -> list[Finding]:
+    """All checks; with a job also its workspace, corpora, encoders, server and cluster."""
+    checks: list[tuple[str, Check]] = [
+        ("machine", _machine),
+        ("disk", _disk),
+        ("audio", _audio),
+        ("gpu", _gpu),
+        ("corpora", _corpora),
+        ("encoders", _encoders),
+        ("tracking", _tracking),
+        ("secrets", _secrets),
+        ("ray", _ray),
+    ]
+    findings: list[Finding] = []
+    for name, check in checks:
+        try:
+            findings += check(job)
+        except Exception as error:
+            text = redact(f"{type(error).__name__}: {error}")
+            findings.append(Finding(name, False, text, "report this with --debug's traceback"))
+    return findings
+
+
+def render(findings: list[Finding]) -> None:
+    """Print the findings, with the mend below what is wrong."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for finding in findings:
+        mark = Text("ok   ", "green") if finding.ok else Text("wrong", "bold red")
+        console.print(mark, f"{finding.name:<9}", Text(finding.sentence), soft_wrap=True)
+        if finding.mend:
+            console.print(" " * 15, Text(f"-> {finding.mend}"), soft_wrap=True)
+
+
+def _machine(job: JobConfig | None) -> Iterator[Finding]:
+    from multistill.cluster.machine import cores
+
+    yield Finding(
+        "machine",
+        True,
+        f"Python {platform.python_version()} on {platform.system()}, {cores()} cores",
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if memory < MIN_MEMORY:
+        yield Finding(
+            "machine",
+            False,
+            f"{memory / GIB:.1f} GiB of memory; Ray and one model need {MIN_MEMORY / GIB:.0f}",
+            "use a larger machine, or a cluster with `multistill submit`",
+        )
+
+
+def _disk(job: JobConfig | None) -> Iterator[Finding]:
+    workspace = Path(job.workspace if job else "workspace").absolute()
+    there = next(folder for folder in [workspace, *workspace.parents] if folder.is_dir())
+    if not os.access(there, os.W_OK):
+        yield Finding(
+            "disk",
+            False,
+            f"the workspace {workspace} cannot be written",
+            "choose another with --workspace",
+        )
+    scratch = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108 - Ray's own default
+    for what, folder, least in [
+        (f"the workspace {workspace}", there, MIN_WORKSPACE),
+        (f"Ray's scratch folder {scratch}", scratch, MIN_SCRATCH),
+    ]:
+        free = shutil.disk_usage(folder).free
+        ok = free >= least
+        mend = "" if ok else f"free some space: {least / GIB:.0f} GiB are a fair start"
+        yield Finding("disk", ok, f"{free / GIB:.1f} GiB free for {what}", mend)
+    shared = Path("/dev/shm")  # noqa: S108 - the memory file system Ray uses
+    size = shutil.disk_usage(shared).total if shared.is_dir() else GIB
+    if size < GIB:
+        yield Finding(
+            "disk",
+            False,
+            f"{shared} has {size / 2**20:.0f} MiB, so that Ray keeps its objects on disk",
+            "start the container with --shm-size=2g or more",
+        )
+
+
+def _audio(job: JobConfig | None) -> Iterator[Finding]:
+    import soundfile
+
+    formats = soundfile.available_formats()
+    ok = {"WAV", "FLAC", "OGG"} <= set(formats)
+    mend = "" if ok else "reinstall soundfile, whose wheels bring a complete libsndfile"
+    yield Finding("audio", ok, f"libsndfile {soundfile.__libsndfile_version__}", mend)
+
+
+def _gpu(job: JobConfig | None) -> Iterator[Finding]:
+    from multistill.cluster.machine import local_gpus
+
+    devices = local_gpus()
+    if devices == 0:
+        yield Finding("gpu", True, "no NVIDIA GPU here: everything runs on the CPU")
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        yield Finding(
+            "gpu",
+            False,
+            f"{devices} NVIDIA GPUs, but torch {torch.__version__} cannot use them",
+            "install the driver that this torch needs, or a torch build with CUDA",
+        )
+        return
+    names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    yield Finding("gpu", True, f"{torch.cuda.device_count()} x {', '.join(sorted(names))}")
+
+
+def _corpora(job: JobConfig | None) -> Iterator[Finding]:
+    for corpus in job.corpora if job else []:
+        if corpus.path is None:
+            yield Finding("corpora", True, f"{corpus.title}: packaged")
+            continue
+        there = Path(corpus.path).exists()
+        mend = "" if there else "correct its `path`, or mount the storage that holds it"
+        sentence = f"{corpus.title}: {corpus.path} is {'there' if there else 'missing'}"
+        yield Finding("corpora", there, sentence, mend)
+
+
+def _encoders(job: JobConfig | None) -> Iterator[Finding]:
+    if job is None:
+        return
+    speech, text = job.features.speech, job.features.text
+    for what, model, revision in [
+        ("speech", speech.model, speech.revision),
+        ("text", text.model, text.revision),
+    ]:
+        if model == "log-mel":
+            yield Finding("encoders", True, f"{what}: log-mel needs no weights")
+        elif model.startswith("untrained-"):
+            yield Finding("encoders", True, f"{what}: {model} is a stand-in with untrained weights")
+        else:
+            yield _weights(what, model, revision)
+
+
+def _weights(what: str, model: str, revision: str | None) -> Finding:
+    folder = Path(model)
+    if folder.is_absolute():
+        ok = (folder / "config.json").is_file()
+        mend = "" if ok else "give a folder made by save_pretrained"
+        return Finding("encoders", ok, f"{what}: {model} is a folder", mend)
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(model, "config.json", revision=revision), str):
+        return Finding("encoders", True, f"{what}: {model} is in the local cache")
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}:
+        return Finding(
+            "encoders",
+            False,
+            f"{what}: {model} is not in the local cache, and HF_HUB_OFFLINE is set",
+            f"run `hf download {model}` where there is a network, or give a folder",
+        )
+    return Finding("encoders", True, f"{what}: {model} will be downloaded at the first run")
+
+
+def _tracking(job: JobConfig | None) -> Iterator[Finding]:
+    from multistill.config import TrackingConfig
+    from multistill.tracking import tracking_uri
+    from multistill.tracking.journal import Journal
+    from multistill.tracking.server import RecordRefusedError, Server, ServerAwayError
+
+    workspace = Path(job.workspace if job else "workspace").absolute()
+    uri = tracking_uri(job.tracking if job else TrackingConfig(), workspace)
+    place = redact(uri)
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and not database.exists():
+        yield Finding("tracking", True, f"{place} will be made at the first run")
+    else:
+        problem: list[Exception] = []
+        server = Server(uri, "multistill doctor", workspace)
+
+        def ping() -> None:
+            try:
+                server.ping()
+            except (ServerAwayError, RecordRefusedError) as error:
+                problem.append(error)
+
+        thread = threading.Thread(target=ping, daemon=True)
+        thread.start()
+        thread.join(TRACKING_SECONDS)
+        if thread.is_alive() or problem:
+            reason = str(problem[0]) if problem else f"nothing within {TRACKING_SECONDS:.0f} s"
+            yield Finding(
+                "tracking",
+                False,
+                f"{place} does not answer ({reason})",
+                "start the server or correct tracking.uri; tracking.required: false starts anyway",
+            )
+        else:
+            yield Finding("tracking", True, f"{place} answers")
+    left = Journal.abandoned(workspace / "tracking")
+    waiting = sum(journal.waiting(journal.sent) for journal in left)
+    for journal in left:
+        journal.release()
+    if waiting:
+        yield Finding(
+            "tracking",
+            True,
+            f"{waiting} records of earlier runs wait for their server; the next run sends them",
+        )
+
+
+def _secrets(job: JobConfig | None) -> Iterator[Finding]:
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if has_password(uri):
+        yield Finding(
+            "secrets",
+            False,
+            "MLFLOW_TRACKING_URI holds a password, which other programs may log",
+            "use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        )
+    home = Path.home()
+    paths = [home / ".mlflow" / "credentials", home / ".ray" / "auth_token"]
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if named:
+        paths.append(Path(named).expanduser())
+        if not paths[-1].is_file():
+            yield Finding(
+                "secrets",
+                False,
+                f"RAY_AUTH_TOKEN_PATH names {named}, which is not there",
+                "run `ray get-auth-token --generate`, or unset the variable",
+            )
+    open_files = [
+        path
+        for path in paths
+        if path.is_file()
+        and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
+        and path.parent.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH)
+        and home.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH)
+    ]
+    for path in open_files:
+        yield Finding(
+            "secrets", False, f"{path} can be read by other users", f"run `chmod 600 {path}`"
+        )
+    if not open_files:
+        yield Finding("secrets", True, "no secret lies open")
+
+
+def _ray(job: JobConfig | None) -> Iterator[Finding]:
+    from multistill import cluster
+    from multistill.config import ResourcesConfig
+    from multistill.errors import MultistillError
+
+    resources = job.resources if job else ResourcesConfig()
+    try:
+        socket.gethostbyname(socket.gethostname())
+    except OSError:
+        yield Finding(
+            "ray",
+            False,
+            f"the machine's own name `{socket.gethostname()}` does not resolve",
+            "add it to /etc/hosts",
+        )
+    try:
+        with cluster.start(resources) as found:
+            import ray
+
+            task = ray.remote(num_cpus=1)(_nothing).remote()
+            ray.get(task, timeout=RAY_SECONDS)
+            where = f"the cluster at {resources.address}" if resources.address else "a local Ray"
+            figures = f"{found.get('CPU', 0):g} CPUs, {found.get('GPU', 0):g} GPUs"
+            yield Finding("ray", True, f"Ray {ray.__version__}: {where} runs tasks ({figures})")
+    except MultistillError as error:
+        yield Finding("ray", False, str(error), "see docs/cluster.md")
+    except TimeoutError:
+        yield Finding(
+            "ray",
+            False,
+            f"Ray started, but ran no task within {RAY_SECONDS:.0f} s",
+            "see that the machine is not overloaded, and that a firewall lets it reach itself",
+        )
+
+
+def _nothing() -> None:
+    """The smallest task."""
