@@ -1,7 +1,8 @@
 """Audio files without decoding them: length, rate, and a digest sampled from the content.
 
 A corpus of a million clips is read header by header, so this is the hot path of
-`prepare`: one open file, three short reads for the digest, the header by libsndfile.
+`prepare`: one open file, three short reads for the digest, and the header from the first of
+them where it is an everyday wav, by libsndfile otherwise.
 """
 
 from __future__ import annotations
@@ -11,11 +12,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
+from struct import Struct
 from typing import NamedTuple, TypeVar
 
 SAMPLED = 4096  # bytes
 ALONE = 8192  # files
 CHUNK = 512  # files a worker gets at a time
+_CHUNK_HEAD = Struct("<4sI")
+_FORMAT = Struct("<HHIIHH")  # kind, channels, rate, bytes a second, bytes a frame, bits
+_ENCODINGS = {  # kind 1 is whole numbers, 3 is floating point
+    (1, 8): "WAV PCM_U8",
+    (1, 16): "WAV PCM_16",
+    (1, 24): "WAV PCM_24",
+    (1, 32): "WAV PCM_32",
+    (3, 32): "WAV FLOAT",
+    (3, 64): "WAV DOUBLE",
+}
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -38,8 +50,6 @@ def read_header(path: Path) -> Header | str:
     last 4 KiB: the same for copies and moved files, another one for an edited file of any
     other length, at a cost that does not grow with the clip.
     """
-    import soundfile
-
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError as error:
@@ -48,27 +58,63 @@ def read_header(path: Path) -> Header | str:
         size = os.fstat(handle).st_size
         if size == 0:
             return "is empty (0 bytes)"
-        state = blake2b(size.to_bytes(8, "little"), digest_size=16)
-        for start in (0, max(0, size // 2 - SAMPLED // 2), max(0, size - SAMPLED)):
-            os.lseek(handle, start, os.SEEK_SET)
-            state.update(os.read(handle, SAMPLED))
-        os.lseek(handle, 0, os.SEEK_SET)
+        head = os.read(handle, SAMPLED)
+        state = blake2b(size.to_bytes(8, "little") + head, digest_size=16)
+        for start in (size // 2 - SAMPLED // 2, size - SAMPLED):
+            if size > SAMPLED:
+                os.lseek(handle, start if start > 0 else 0, os.SEEK_SET)
+                state.update(os.read(handle, SAMPLED))
+        told = plain_wav(head, size) or _told_by_libsndfile(handle)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    finally:
+        os.close(handle)
+    if isinstance(told, str):
+        return told
+    return Header(*told, state.hexdigest())
+
+
+def plain_wav(head: bytes, size: int) -> tuple[int, int, int, str] | None:
+    """Frames, rate, channels and encoding of an everyday wav file, from its first bytes.
+
+    Reads uncompressed RIFF files whose `data` chunk starts in `head` and fits the file of
+    `size` bytes, several times faster than libsndfile; None for anything else, damaged files
+    included, so that libsndfile decides about those.
+    """
+    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+        return None
+    at, form = 12, None
+    while at + 8 <= len(head):
+        name, length = _CHUNK_HEAD.unpack_from(head, at)
+        at += 8
+        if name == b"data":
+            if form is None or not 0 < length <= size - at:
+                return None
+            kind, channels, rate, _, block, bits = form
+            encoding = _ENCODINGS.get((kind, bits))
+            if encoding is None or not channels or block != channels * bits // 8 or not rate:
+                return None
+            frames = length // block
+            return (frames, rate, channels, encoding) if frames else None
+        if name == b"fmt ":
+            if length not in (16, 18) or at + 16 > len(head):
+                return None
+            form = _FORMAT.unpack_from(head, at)
+        at += length + length % 2
+    return None
+
+
+def _told_by_libsndfile(handle: int) -> tuple[int, int, int, str] | str:
+    import soundfile
+
+    os.lseek(handle, 0, os.SEEK_SET)
+    try:
         with soundfile.SoundFile(handle, closefd=False) as file:
             if file.frames <= 0:
                 return "holds no samples"
-            return Header(
-                file.frames,
-                file.samplerate,
-                file.channels,
-                f"{file.format} {file.subtype}",
-                state.hexdigest(),
-            )
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
+            return file.frames, file.samplerate, file.channels, f"{file.format} {file.subtype}"
     except soundfile.LibsndfileError as error:
         return f"is no audio that libsndfile reads: {error.error_string.rstrip('.')}"
-    finally:
-        os.close(handle)
 
 
 class Signal(NamedTuple):

@@ -34,7 +34,8 @@ MANIFEST_SCHEMA = pa.schema(
         _field("duration_s", pa.float64()),
         _field("text", pa.string()),
         _field("text_raw", pa.string()),
-        _field("votes", pa.list_(pa.int32(), 7), nullable=True),
+        # Not of fixed size: Arrow reads such columns back from Parquet only without nulls.
+        _field("votes", pa.list_(pa.int32()), nullable=True),
         _field("label", pa.string(), nullable=True),
         _field("label_soft", pa.list_(pa.float32(), 7)),
         _field("valence", pa.float32(), nullable=True),
