@@ -49,7 +49,7 @@ def load_dialogue(config: CorpusConfig, root: Path) -> Iterator[Record]:
 def _dialogue_table(
     config: CorpusConfig, root: Path, table: Table, folder: str, seen: set[str]
 ) -> Iterator[Record]:
-    columns = {_squeezed(name): name for name in table.header}
+    columns = {_squeezed(name): at for at, name in enumerate(table.header)}
     for wanted in ("wav_id", "발화문", *(name for pair in _PAIRS for name in pair)):
         if _squeezed(wanted) not in columns:
             table.require([wanted])
@@ -59,7 +59,7 @@ def _dialogue_table(
             yield item
             continue
         place, raw = item
-        row = {key: str(raw[name] or "").strip() for key, name in columns.items()}
+        row = {key: str(raw[at] or "").strip() for key, at in columns.items()}
         name = row["wav_id"]
         if not name or name in seen:
             twice = f"{name}: named twice; the first row is kept"
@@ -76,7 +76,7 @@ def _dialogue_table(
             continue
         seen.add(name)
         yield from (Note(place, kind, f"{name}: {text}") for kind, text in notes)
-        gender = gender_of(row.get("성별"))
+        gender = gender_of(row.get("성별", ""))
         speaker = f"{gender or 'unknown'}-{row.get('나이') or 'unknown'}"
         yield Utterance(
             utterance_id=name,
@@ -155,7 +155,7 @@ def load_scripted(config: CorpusConfig, root: Path) -> Iterator[Record]:
         raise not_the_corpus("AI Hub's scripted corpus", "스크립트.csv", root)
     table = open_table(root / name, "스크립트.csv")
     scripts: dict[int, tuple[str, str]] = {}
-    columns = {name.casefold(): name for name in table.header}
+    columns = {name.casefold(): at for at, name in enumerate(table.header)}
     for wanted in ("number", "script", "emotion"):
         if wanted not in columns:
             table.require([wanted])
@@ -165,7 +165,7 @@ def load_scripted(config: CorpusConfig, root: Path) -> Iterator[Record]:
             continue
         place, raw = item
         yield from _script(
-            scripts, place, {key: str(raw[name] or "").strip() for key, name in columns.items()}
+            scripts, place, {key: str(raw[at] or "").strip() for key, at in columns.items()}
         )
     enclosure = Enclosure(root)
     for path in _recordings(root):
@@ -272,7 +272,7 @@ def load_wellness(config: CorpusConfig, root: Path) -> Iterator[Record]:
         present = [name for name in theirs if name in table.header]
         if not present:
             table.require(theirs[:1])
-        names[ours] = present[0]
+        names[ours] = table.header.index(present[0])
     files = listing(root / folder, root)
     named: set[str] = set()
     for item in table.rows():
@@ -280,7 +280,7 @@ def load_wellness(config: CorpusConfig, root: Path) -> Iterator[Record]:
             yield item
             continue
         place, raw = item
-        row = {ours: str(raw[theirs] or "").strip() for ours, theirs in names.items()}
+        row = {ours: str(raw[at] or "").strip() for ours, at in names.items()}
         yield from _wellness_row(config, root / folder, place, row, files, named, table.encoding)
     for name in sorted(files):
         if name.lower().endswith(".wav") and name.rsplit(".", 1)[0] not in named:

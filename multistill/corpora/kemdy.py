@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from multistill.corpora.labels import class_of, count, leaders, split_tie
+from multistill.config import CLASSES
+from multistill.corpora.labels import Spellings, count, leaders, split_tie
 from multistill.corpora.paths import listing
 from multistill.corpora.records import Note, Record, Rejected, Utterance
 from multistill.corpora.text import UndecodableError, clean, decode, read_transcript
@@ -25,12 +26,16 @@ _PARTS = ("Emotion", "Valence", "Arousal")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of an annotation table."""
+    """One line of an annotation table.
+
+    `published` holds what Total Evaluation names, as classes where they are ones;
+    `unknown` the votes that are none.
+    """
 
     place: str
     segment: str
     start: float | None
-    total: str
+    published: tuple[str, ...]
     valence: float | None
     arousal: float | None
     ratings: tuple[str | None, ...]
@@ -45,11 +50,8 @@ class _Columns:
     segment: int
     start: int | None
     total: Mapping[str, int]
-    raters: tuple[Mapping[str, int], ...]
-
-    @property
-    def last(self) -> int:
-        return max(max(group.values()) for group in (self.total, *self.raters))
+    votes: tuple[int, ...]
+    width: int
 
 
 def read_annotation(
@@ -67,19 +69,18 @@ def read_annotation(
         raise UsageError(f"{path}: {error}; save it as UTF-8 or CP949") from error
     reader = csv.reader(io.StringIO(text, newline=""))
     columns = _columns(path, next(reader, []), next(reader, []))
+    width = columns.width
+    classes = Spellings(label_map)
     for cells in reader:
-        cells = [cell.strip() for cell in cells]
-        if not any(cells):
+        if not any(map(str.strip, cells)):
             continue
         where = f"{place}:{reader.line_num}"
-        if len(cells) <= columns.last:
-            yield Rejected(
-                where, f"the row has {len(cells)} columns where the header has {columns.last + 1}"
-            )
-        elif not cells[columns.segment]:
+        if len(cells) < width:
+            yield Rejected(where, f"the row has {len(cells)} columns where the header has {width}")
+        elif not cells[columns.segment].strip():
             yield Rejected(where, "no value in column `Segment ID`")
         else:
-            yield _row(where, cells, columns, label_map)
+            yield _row(where, cells, columns, classes)
 
 
 def _columns(path: Path, first: list[str], second: list[str]) -> _Columns:
@@ -102,28 +103,35 @@ def _columns(path: Path, first: list[str], second: list[str]) -> _Columns:
     raters = [at for at, name in enumerate(names) if name.startswith("eval")]
     if not raters:
         raise UsageError(f"{path}: row 1: no evaluator columns (`Eval01F`, ...)")
+    total = group(names.index("total evaluation"), "Total Evaluation")
+    groups = [group(at, first[at].strip()) for at in raters]
     return _Columns(
         segment=names.index("segment id"),
         start=names.index("wav") if "wav" in names else None,
-        total=group(names.index("total evaluation"), "Total Evaluation"),
-        raters=tuple(group(at, first[at].strip()) for at in raters),
+        total=total,
+        votes=tuple(found["Emotion"] for found in groups),
+        width=1 + max(max(found.values()) for found in (total, *groups)),
     )
 
 
-def _row(where: str, cells: list[str], columns: _Columns, label_map: Mapping[str, str]) -> Row:
-    named = [cells[group["Emotion"]] for group in columns.raters]
-    ratings = tuple(class_of(name, label_map) for name in named)
+def _row(where: str, cells: list[str], columns: _Columns, classes: Spellings) -> Row:
+    named = [cells[at] for at in columns.votes]
+    ratings = tuple([classes[name] for name in named])
+    unknown: tuple[str, ...] = ()
+    if None in ratings:
+        pairs = zip(named, ratings, strict=True)
+        unknown = tuple(name.strip() for name, found in pairs if found is None and name.strip())
     return Row(
         place=where,
-        segment=cells[columns.segment],
+        segment=cells[columns.segment].strip(),
         start=_number(cells[columns.start]) if columns.start is not None else None,
-        total=cells[columns.total["Emotion"]],
+        published=tuple(
+            [classes[name] or name for name in split_tie(cells[columns.total["Emotion"]])]
+        ),
         valence=_scale(cells[columns.total["Valence"]]),
         arousal=_scale(cells[columns.total["Arousal"]]),
         ratings=ratings,
-        unknown=tuple(
-            name for name, found in zip(named, ratings, strict=True) if name and found is None
-        ),
+        unknown=unknown,
     )
 
 
@@ -167,6 +175,9 @@ class Folder:
     def place(self, name: str = "") -> str:
         return (self.path / name).relative_to(self.root).as_posix()
 
+    def file(self, name: str) -> str:
+        return f"{self.path}/{name}"
+
     def unnamed(self) -> Iterator[Rejected]:
         """Recordings that no row names."""
         for name in sorted(self.files):
@@ -175,9 +186,7 @@ class Folder:
                 yield Rejected(self.place(name), "no row of the annotation names this recording")
 
 
-def utterance(
-    clip: Clip, turn: int, session: str, folder: Folder, label_map: Mapping[str, str]
-) -> Iterator[Record]:
+def utterance(clip: Clip, turn: int, session: str, folder: Folder) -> Iterator[Record]:
     """One row's utterance with its notes, or why there is none."""
     row = clip.row
     folder.named.add(clip.stem)
@@ -192,25 +201,23 @@ def utterance(
             yield Rejected(row.place, f"{folder.place(name)} is a link that leaves the corpus")
             return
     try:
-        text_raw, encoding = read_transcript(folder.path / txt)
+        text_raw, encoding = read_transcript(folder.file(txt))
     except UndecodableError as error:
         yield Rejected(row.place, f"{folder.place(txt)}: {error}")
         return
     votes = count(row.ratings)
     label = None
-    if sum(votes) == 0:
-        published = [class_of(name, label_map) for name in split_tie(row.total)]
-        label = published[0] if len(published) == 1 else None
-        if label is None:
-            published_as = (
-                f"`{row.total}` is no single class" if row.total else "no published label"
-            )
-            yield Rejected(row.place, f"{row.segment}: no votes, and {published_as}")
+    if not any(votes):
+        if len(row.published) != 1 or row.published[0] not in CLASSES:
+            named = ";".join(row.published)
+            what = f"`{named}` is no single class" if named else "no published label"
+            yield Rejected(row.place, f"{row.segment}: no votes, and {what}")
             return
-    yield from _notes(row, votes, label_map)
+        label = row.published[0]
+    yield from _notes(row, votes)
     yield Utterance(
         utterance_id=row.segment,
-        audio_path=folder.path / wav,
+        audio_path=Path(folder.file(wav)),
         session=session,
         dialogue=clip.dialogue,
         turn=turn,
@@ -219,7 +226,7 @@ def utterance(
         text_raw=text_raw,
         text=clean(text_raw),
         encoding=encoding,
-        votes=votes if sum(votes) else None,
+        votes=None if label else votes,
         label=label,
         valence=row.valence,
         arousal=row.arousal,
@@ -227,22 +234,18 @@ def utterance(
     )
 
 
-def _notes(row: Row, votes: tuple[int, ...], label_map: Mapping[str, str]) -> Iterator[Note]:
+def _notes(row: Row, votes: tuple[int, ...]) -> Iterator[Note]:
     if row.unknown:
         names = ", ".join(sorted(set(row.unknown)))
         yield Note(row.place, "unknown vote", f"{row.segment}: votes for {names} are not counted")
-    if not sum(votes):
-        yield Note(row.place, "no votes", f"{row.segment}: the published label {row.total} is used")
-        return
-    published = {class_of(name, label_map) or name for name in split_tie(row.total)}
-    recount = set(leaders(votes))
-    if published != recount:
-        yield Note(
-            row.place,
-            "recount",
-            f"{row.segment}: published {row.total or 'nothing'}, "
-            f"the votes say {';'.join(leaders(votes))}",
-        )
+    recount = leaders(votes)
+    if not recount:
+        text = f"{row.segment}: the published label {row.published[0]} is used"
+        yield Note(row.place, "no votes", text)
+    elif set(row.published) != set(recount):
+        published = ";".join(row.published) or "nothing"
+        text = f"{row.segment}: published {published}, the votes say {';'.join(recount)}"
+        yield Note(row.place, "recount", text)
 
 
 def in_turn(clips: Iterable[Clip]) -> Iterator[tuple[int, Clip]]:

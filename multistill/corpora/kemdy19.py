@@ -70,7 +70,7 @@ def _session(
     folders: dict[str, Folder] = {}
     for turn, clip in in_turn(_clip(spoken[name], session) for name in position):
         here = folders.setdefault(clip.dialogue, Folder(folder / clip.dialogue, root))
-        yield from utterance(clip, turn, f"Session{session}", here, config.labels)
+        yield from utterance(clip, turn, f"Session{session}", here)
     for name in entries(folder).values():
         here = folders.get(name) or Folder(folder / name, root)
         yield from here.unnamed()

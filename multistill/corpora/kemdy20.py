@@ -68,7 +68,7 @@ def _session(config: CorpusConfig, root: Path, session: str, path: Path) -> Iter
             f"{renamed} rows say Sess{_RENAMED[session]} and are read as Sess{session}",
         )
     for turn, clip in in_turn(clips.values()):
-        yield from utterance(clip, turn, f"Session{session}", folder, config.labels)
+        yield from utterance(clip, turn, f"Session{session}", folder)
     yield from folder.unnamed()
 
 

@@ -47,6 +47,18 @@ def class_of(name: str, label_map: Mapping[str, str] | None = None) -> str | Non
     return _CLASS_OF.get(key)
 
 
+class Spellings(dict[str, str | None]):
+    """`class_of` that remembers: a corpus has a million votes and few spellings."""
+
+    def __init__(self, label_map: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self.label_map = label_map
+
+    def __missing__(self, name: str) -> str | None:
+        self[name] = class_of(name, self.label_map)
+        return self[name]
+
+
 def split_tie(text: str) -> list[str]:
     """The names in a published label; a tie is written `a;b`, in any order."""
     return [part.strip() for part in text.split(";") if part.strip()]
@@ -54,11 +66,8 @@ def split_tie(text: str) -> list[str]:
 
 def count(ratings: Iterable[str | None]) -> Votes:
     """Votes for each class; None is a rater who did not answer."""
-    found = [0] * len(CLASSES)
-    for rating in ratings:
-        if rating is not None:
-            found[CLASSES.index(rating)] += 1
-    return tuple(found)
+    found = list(ratings)
+    return tuple([found.count(name) for name in CLASSES])
 
 
 def one_hot(label: str) -> Shares:
@@ -85,7 +94,7 @@ def leaders(votes: Sequence[int]) -> tuple[str, ...]:
     top = max(votes)
     if top <= 0:
         return ()
-    return tuple(name for name, vote in zip(CLASSES, votes, strict=True) if vote == top)
+    return tuple([name for name, vote in zip(CLASSES, votes, strict=True) if vote == top])
 
 
 def winner(votes: Sequence[int]) -> str | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from multistill.config import CLASSES, CorpusConfig
-from multistill.corpora.labels import class_of, count, leaders, split_tie
+from multistill.corpora.labels import Spellings, count, leaders, split_tie
 from multistill.corpora.paths import Enclosure
 from multistill.corpora.records import Note, Record, Rejected, Utterance
 from multistill.corpora.tabular import Table, open_table
@@ -64,7 +65,7 @@ class _RowError(ValueError):
     """Why one row does not become an utterance."""
 
 
-def gender_of(text: str | None) -> str | None:
+def gender_of(text: str) -> str | None:
     """F or M where the word is known, else the word itself."""
     return _GENDERS.get(text.casefold(), text) if text else None
 
@@ -80,7 +81,7 @@ def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
             f"corpus `{config.title}`: looked for the folder {audio_root} (audio_root), "
             "which does not exist"
         )
-    reader = _Reader(config, names, Enclosure(audio_root), table.encoding)
+    reader = _Reader(config, table, names, Enclosure(audio_root))
     for item in table.rows():
         if isinstance(item, Rejected):
             yield item
@@ -129,55 +130,56 @@ class _Target:
 
 
 class _Reader:
+    """Makes utterances of rows. Written for speed: it must not outweigh reading headers."""
+
     def __init__(
-        self,
-        config: CorpusConfig,
-        names: Mapping[str, str],
-        enclosure: Enclosure,
-        encoding: str | None,
+        self, config: CorpusConfig, table: Table, names: Mapping[str, str], enclosure: Enclosure
     ) -> None:
-        self.labels = config.labels
-        self.names = names
+        self.spellings = Spellings(config.labels)
+        self.names = tuple(names)
+        self.pick = itemgetter(*(table.header.index(theirs) for theirs in names.values()))
+        self.plain: Callable[[Any], Any] = str.strip if table.encoding else _plain
         self.enclosure = enclosure
-        self.encoding = encoding
+        self.encoding = table.encoding
         self.raters = sorted(name for name in names if name.startswith(_RATER))
-        self.counts = [name for name in CLASSES if name in names]
+        self.counted = any(name in names for name in CLASSES)
         self.turns: dict[str, int] = {}
         # Hashes, so that a million names cost less than the manifest's own column of them.
         self.seen: set[int] = set()
 
-    def row(self, place: str, values: Mapping[str, Any]) -> Iterator[Record]:
-        cell = {ours: _cell(values[theirs]) for ours, theirs in self.names.items()}
+    def row(self, place: str, values: Sequence[Any]) -> Iterator[Record]:
+        cell = dict(zip(self.names, map(self.plain, self.pick(values)), strict=True))
         # A row that is rejected below still was said: it takes its place in the dialogue.
         dialogue = _text(cell, "dialogue")
         turn = self._turn(cell, dialogue)
         named = _text(cell, "audio_path")
-        if named is None:
+        if not named:
             raise _RowError("no value in column `audio_path`")
         audio = self._file(named)
         name = _text(cell, "utterance_id") or named.replace("\\", "/").rsplit(".", 1)[0]
-        if hash(name) in self.seen:
+        key = hash(name)
+        if key in self.seen:
             raise _RowError(f"{name}: named twice; the first row is kept")
         text_raw, encoding = self._transcript(cell)
         target = self._target(cell)
         speaker, session = _text(cell, "speaker"), _text(cell, "session")
-        if speaker is None and session is None:
+        if not speaker and not session:
             raise _RowError("no value in column `speaker` or `session`")
-        speaker, session = speaker or session or "", session or speaker or ""
-        scales = {scale: self._scale(cell, scale, target.notes) for scale in ("valence", "arousal")}
+        valence = self._scale(cell, "valence", target.notes)
+        arousal = self._scale(cell, "arousal", target.notes)
         split = _text(cell, "split")
-        if split is not None and split.casefold() not in _SPLITS:
+        if split and split.casefold() not in _SPLITS:
             raise _RowError(f"column `split` says `{split}`; use train, valid or test")
-        self.seen.add(hash(name))
+        self.seen.add(key)
         for kind, text in target.notes:
             yield Note(place, kind, f"{name}: {text}")
         yield Utterance(
             utterance_id=name,
             audio_path=audio,
-            session=session,
+            session=session or speaker,
             dialogue=dialogue or name,
             turn=turn,
-            speaker=speaker,
+            speaker=speaker or session,
             gender=gender_of(_text(cell, "gender")),
             text_raw=text_raw,
             text=tidy(text_raw),
@@ -185,8 +187,9 @@ class _Reader:
             votes=target.votes,
             label=target.label,
             ratings=target.ratings,
-            split=_SPLITS[split.casefold()] if split is not None else None,
-            **scales,
+            valence=valence,
+            arousal=arousal,
+            split=_SPLITS[split.casefold()] if split else None,
         )
 
     def _file(self, name: str) -> Path:
@@ -197,8 +200,8 @@ class _Reader:
 
     def _transcript(self, cell: Mapping[str, Any]) -> tuple[str, str | None]:
         name = _text(cell, "text_path")
-        if name is None:
-            return _text(cell, "text") or "", self.encoding
+        if not name:
+            return _text(cell, "text"), self.encoding
         try:
             return read_transcript(self._file(name))
         except UndecodableError as error:
@@ -209,7 +212,7 @@ class _Reader:
         ratings: list[str | None] = []
         for rater in self.raters:
             named = _text(cell, rater)
-            ratings.append(class_of(named, self.labels) if named else None)
+            ratings.append(self.spellings[named])
             if named and ratings[-1] is None:
                 notes.append(("unknown vote", f"the vote for {named} is not counted"))
         votes = self._votes(cell)
@@ -229,21 +232,21 @@ class _Reader:
 
     def _votes(self, cell: Mapping[str, Any]) -> tuple[int, ...] | None:
         listed = cell.get("votes")
-        if listed is not None:
+        if listed is not None and listed != "":
             values = (
                 re.split(r"[\s,;|]+", listed.strip("[]() ")) if isinstance(listed, str) else listed
             )
             if len(values) != len(CLASSES):
                 raise _RowError(f"column `votes` has {len(values)} counts, needs {len(CLASSES)}")
-            return tuple(_whole(value, "votes") for value in values)
-        if not self.counts:
+            return tuple([_whole(value, "votes") for value in values])
+        if not self.counted:
             return None
-        return tuple(_whole(cell.get(name) or 0, name) for name in CLASSES)
+        return tuple([_whole(cell.get(name) or 0, name) for name in CLASSES])
 
     def _label(self, cell: Mapping[str, Any]) -> tuple[str | None, tuple[int, ...] | None]:
         """The one class, or the votes that a label of several classes stands for."""
-        named = split_tie(_text(cell, "label") or "")
-        classes = [class_of(name, self.labels) for name in named]
+        named = split_tie(_text(cell, "label"))
+        classes = [self.spellings[name] for name in named]
         for name, found in zip(named, classes, strict=True):
             if found is None:
                 raise _RowError(
@@ -263,38 +266,36 @@ class _Reader:
             return None
         return value
 
-    def _turn(self, cell: Mapping[str, Any], dialogue: str | None) -> int:
+    def _turn(self, cell: Mapping[str, Any], dialogue: str) -> int:
         if "turn" in self.names:
-            given = cell["turn"]
-            if given is None:
+            if cell["turn"] == "":
                 raise _RowError("no value in column `turn`")
-            return _whole(given, "turn")
-        if dialogue is None:
+            return _whole(cell["turn"], "turn")
+        if not dialogue:
             return 0
         turn = self.turns.get(dialogue, 0)
         self.turns[dialogue] = turn + 1
         return turn
 
 
-def _cell(value: Any) -> Any:
-    """None for what is empty, text without surrounding white space."""
+def _plain(value: Any) -> Any:
+    """A Parquet value as a CSV would tell it: empty text for what is not there."""
     if isinstance(value, str):
-        return value.strip() or None
-    if isinstance(value, float) and math.isnan(value):
-        return None
+        return value.strip()
+    if value is None or value != value:  # the second is true of NaN only
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        # A column of numbers with a gap becomes float on the way through pandas.
+        return int(value)
     return value
 
 
-def _text(cell: Mapping[str, Any], name: str) -> str | None:
-    value = cell.get(name)
-    if isinstance(value, float) and value.is_integer():
-        # A column of numbers with a gap becomes float on the way through pandas.
-        value = int(value)
-    return None if value is None else str(value)
+def _text(cell: Mapping[str, Any], name: str) -> str:
+    return str(cell.get(name, ""))
 
 
 def _number(value: Any, column: str) -> float | None:
-    if value is None:
+    if value is None or value == "":
         return None
     try:
         found = float(value)
@@ -306,6 +307,8 @@ def _number(value: Any, column: str) -> float | None:
 
 
 def _whole(value: Any, column: str) -> int:
+    if isinstance(value, str) and value.isdecimal():
+        return int(value)
     found = _number(value, column)
     if found is None or found < 0 or not found.is_integer():
         raise _RowError(f"column `{column}` says `{value}`, which is no whole number of 0 or more")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,21 +41,24 @@ class Table:
                     f"{self.path}: row 1: no column `{name}`; found {', '.join(self.header)}"
                 )
 
-    def rows(self) -> Iterator[tuple[str, Mapping[str, Any]] | Rejected]:
-        """`(place:row, values)` by column; row 1 of a CSV is its header, of Parquet its first."""
+    def rows(self) -> Iterator[tuple[str, Sequence[Any]] | Rejected]:
+        """`(place:row, values)` in the header's order.
+
+        Row 1 of a CSV is its header, of Parquet its first row of values.
+        """
         if self.encoding is None:
             yield from self._parquet()
         else:
             yield from self._csv(self.encoding)
 
-    def _csv(self, encoding: str) -> Iterator[tuple[str, Mapping[str, Any]] | Rejected]:
+    def _csv(self, encoding: str) -> Iterator[tuple[str, Sequence[Any]] | Rejected]:
         width = len(self.header)
         with self.path.open(encoding=encoding, newline="") as stream:
             reader = csv.reader(stream, delimiter=self.delimiter)
             try:
                 next(reader)
                 for cells in reader:
-                    if not any(cell.strip() for cell in cells):
+                    if not any(map(str.strip, cells)):
                         continue
                     where = f"{self.place}:{reader.line_num}"
                     if len(cells) != width:
@@ -63,17 +66,17 @@ class Table:
                             where, f"the row has {len(cells)} columns where the header has {width}"
                         )
                     else:
-                        yield where, dict(zip(self.header, cells, strict=True))
+                        yield where, cells
             except csv.Error as error:
                 raise UsageError(f"{self.path}: row {reader.line_num}: {error}") from error
 
-    def _parquet(self) -> Iterator[tuple[str, Mapping[str, Any]] | Rejected]:
+    def _parquet(self) -> Iterator[tuple[str, Sequence[Any]] | Rejected]:
         import pyarrow.parquet as pq
 
         number = 0
         with pq.ParquetFile(self.path) as file:
             for batch in file.iter_batches(batch_size=_BATCH):
-                for values in batch.rename_columns(list(self.header)).to_pylist():
+                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     number += 1
                     yield f"{self.place}:{number}", values
 

@@ -51,14 +51,15 @@ def decode(data: bytes) -> tuple[str, str]:
     return korean, "cp949"
 
 
-def read_transcript(path: Path) -> tuple[str, str]:
+def read_transcript(path: Path | str) -> tuple[str, str]:
     """`(text_raw, encoding)` of a transcript file, without surrounding white space.
 
     Raises:
         UndecodableError: where the file is no text in any known encoding.
         OSError: where it cannot be read.
     """
-    text, encoding = decode(path.read_bytes())
+    with open(path, "rb", buffering=0) as stream:  # noqa: PTH123, once a clip
+        text, encoding = decode(stream.read())
     return text.strip(), encoding
 
 
