@@ -157,6 +157,24 @@ class _Progress:
         left = max(0.0, self._plan.seconds - done) / rate
         self._watch.progress(self.clips, self._plan.clips, "clips", **self.rates, seconds_left=left)
 
+    def record(self, summary: dict[str, Any]) -> None:
+        """Throughput and counts of the whole stage, for the tracking server."""
+        figures = ("quarantined", "cut", "audio_seconds", "bytes", "shards")
+        self._watch.metrics(
+            {
+                "clips": float(summary["encoded"]),
+                **{name: float(summary[name]) for name in figures},
+                "encoder_real_time_factor": summary["seconds"]
+                / max(summary["audio_seconds"], 1e-9),
+                **self.rates,
+            }
+        )
+        if summary["cut"]:
+            self._watch.say(
+                f"{summary['cut']} clips were longer than {self._config.speech.max_seconds:g} s "
+                "and were cut there (features.speech.long_clips)"
+            )
+
     def check_budget(self) -> None:
         """Stop where more clips failed than the job allows, with the reasons and a list."""
         failed = self.quarantined
@@ -226,7 +244,7 @@ def _run(
             ):
                 yield from batch.column("shard").to_pylist()
         except Exception as error:
-            raise _explained(error, out) from error
+            raise explained(error, out) from error
 
 
 @contextmanager
@@ -241,7 +259,7 @@ def _quiet_ray_data() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _explained(error: BaseException, out: Path) -> BaseException:
+def explained(error: BaseException, out: Path) -> BaseException:
     """The error that a worker raised, unwrapped from Ray's, as a sentence where we know it."""
     link: BaseException | None = error
     for _ in range(20):
@@ -285,6 +303,7 @@ def _finish(plan: Plan, config: FeaturesConfig, out: Path, state: _Progress) -> 
         "speech": markers[0]["speech"],
         "text": markers[0]["text"],
     }
+    state.record(summary)
     finish_store(
         out,
         markers,

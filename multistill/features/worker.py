@@ -148,7 +148,8 @@ class Encoder:
     def _spans(self, wave: Wave) -> list[Span]:
         length = len(wave.samples)
         speech = self.config.speech
-        if speech.long_clips != "window" or length <= speech.max_seconds * SAMPLE_RATE:
+        long = speech.long_clips == "window" and length > speech.max_seconds * SAMPLE_RATE
+        if not long or not self.speech.windowed:
             return [(0, length)]
         return spans(
             length,

@@ -43,11 +43,18 @@ class EncoderFacts:
 
 
 class SpeechEncoder(Protocol):
-    """Turns waves into states. A wave is 16 kHz mono float32, normalised, [samples]."""
+    """Turns waves into states. A wave is 16 kHz mono float32, normalised, [samples].
+
+    Attributes:
+        hop: samples from one state to the next.
+        minimum_samples: of the shortest wave that makes a state.
+        windowed: cost grows faster than length, so long waves come in windows.
+    """
 
     facts: EncoderFacts
     minimum_samples: int
     hop: int
+    windowed: bool
 
     def frames(self, samples: int) -> int:
         """Exact number of states of a wave of this length; 0 below `minimum_samples`."""

@@ -82,8 +82,9 @@ def load(model: str, resolved: str | None, where: str, loader: Callable[..., Any
     arguments = {} if local else {"revision": resolved}
     try:
         return loader(str(folder) if local else model, **arguments)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0][:200]
+    except Exception as error:
+        # Loaders of many authors: a wrong folder may raise anything.
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise MultistillError(
             f"{where}.model: `{model}` cannot be loaded ({first}); {_advice(where)}"
         ) from error

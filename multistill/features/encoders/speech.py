@@ -33,8 +33,10 @@ class LogMel:
     """
 
     bands = 80
+    spread = 3.0  # typical deviation of log energies: brings the states near unit variance
     minimum_samples = 400
     hop = 320
+    windowed = False
 
     def __init__(self) -> None:
         from torchaudio.transforms import MelSpectrogram
@@ -59,9 +61,9 @@ class LogMel:
 
     def _one(self, wave: Tensor) -> Floats:
         states = torch.log(self._mel(wave).T.clamp_min(1e-6))
-        # One mean and one deviation for the clip: loudness goes, the spectrum's shape stays.
-        states = (states - states.mean()) / (states.std(correction=0) + 1e-5)
-        return np.ascontiguousarray(states.numpy())
+        # One mean for the clip: the microphone's gain goes, the spectrum's shape and range
+        # stay. Per band normalisation was worse on EMO-DB (docs/features.md).
+        return np.ascontiguousarray(((states - states.mean()) / self.spread).numpy())
 
 
 class Wav2Vec2Family:
@@ -70,6 +72,8 @@ class Wav2Vec2Family:
     Layer-norm feature extractors get the attention mask. Group-norm ones take statistics
     over time, padding included, with or without a mask; they get batches of equal length.
     """
+
+    windowed = True
 
     def __init__(
         self,
