@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import soundfile
 import torch
+from generators import kemdy20
 
-from multistill.config import CLASSES, JobConfig
+from multistill.config import CLASSES, CorpusConfig, FeaturesConfig, JobConfig, SplitConfig
+from multistill.corpora.prepare import prepare
 from multistill.distillation.targets import write_soft_targets
 from multistill.features.batches import collate
 from multistill.features.store import Clip, FeatureStore, finish_store, read_marker, shard_writer
@@ -67,7 +71,8 @@ def make_manifest(folder: Path, sessions: int = 16, per_session: int = 24) -> Pa
                     "turn": turn,
                     "speaker": f"case-p{2 * session + turn % 2:02d}",
                     "gender": "female" if turn % 2 else "male",
-                    "duration_s": float(draw.uniform(1, 6)),
+                    "audio_path": str(folder / "clip.wav"),
+                    "duration_s": 0.5,
                     "text": f"문장 {int(draw.integers(0, 120))}",
                     "label": CLASSES[winner] if votes.max() > 5 else None,
                     "label_soft": (votes / 10).tolist(),
@@ -76,11 +81,25 @@ def make_manifest(folder: Path, sessions: int = 16, per_session: int = 24) -> Pa
                 }
             )
     folder.mkdir(parents=True, exist_ok=True)
+    wave = 0.1 * draw.normal(size=8_000)  # half a second stands for every clip's audio
+    soundfile.write(folder / "clip.wav", wave, 16_000)
     schema = {"label_soft": pa.list_(pa.float32(), 7), "turn": pa.int32(), "fold": pa.int32()}
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     table = pa.table({name: pa.array(v, schema.get(name)) for name, v in columns.items()})
     pq.write_table(table, folder / "manifest.parquet")
     return folder
+
+
+def make_quality(manifest: Path, home: Path) -> None:
+    """The quality report that a real `prepare` writes, of a generated KEMDy20 tree."""
+    kemdy20.make(
+        home / "tree", sessions=range(1, 4), segments_per_session=12, glitches=False, samples=8_000
+    )
+    corpus = CorpusConfig(kind="kemdy20", path=str(home / "tree"))
+    split = SplitConfig(test=0.34, valid=0.34, folds=2, max_per_class={"neutral": 2})
+    (home / "prepared").mkdir()
+    prepare([corpus], split, 1, home / "prepared", unpacked=home, workers=1)
+    shutil.copy(home / "prepared" / "quality.json", manifest / "quality.json")
 
 
 def make_store(manifest: Path, folder: Path, missing: int = 1, noise: float = 2.0) -> Path:
@@ -101,7 +120,8 @@ def make_store(manifest: Path, folder: Path, missing: int = 1, noise: float = 2.
     marker = read_marker(folder, 0)
     assert marker is not None
     facts = {"dtype": "float32", "audio_dim": AUDIO_DIM, "text_dim": TEXT_DIM}
-    finish_store(folder, [marker], {**facts, "speech": SPEECH, "text": TEXT})
+    settings = FeaturesConfig().identity()
+    finish_store(folder, [marker], {**facts, "speech": SPEECH, "text": TEXT, "settings": settings})
     return folder
 
 

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from evaluation_case import (
     artifact,
     make_job,
     make_manifest,
     make_model,
+    make_quality,
     make_search,
     make_store,
     make_targets,
@@ -26,6 +28,7 @@ from rich.console import Console
 from multistill.config import CLASSES, JobConfig
 from multistill.errors import MultistillError
 from multistill.evaluation.evaluate import ModelEntry, evaluate
+from multistill.evaluation.latency import NEEDED, Road
 from multistill.evaluation.report import warnings, write_report
 from multistill.evaluation.table import count, score, table
 from multistill.workspace import read_json
@@ -40,12 +43,13 @@ class Case:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.manifest = make_manifest(home / "manifest")
+        make_quality(self.manifest, home)
         self.store = make_store(self.manifest, home / "features")
         models = {
             "teacher": ("small-teacher", 60),
             "teacher-2": ("small-teacher", 20),
             "multimodal": ("small-student", 40),
-            "multimodal-control": ("small-student", 4),
+            "multimodal-control": ("small-student", 1),
             "audio": ("small-audio-student", 40),
             "text": ("small-text-student", 40),
         }
@@ -109,8 +113,10 @@ def written(case: Case) -> tuple[dict[str, Any], str]:
 def test_predictions_hold_every_answer_of_every_model_and_the_baseline(case: Case) -> None:
     answers = pq.read_table(case.out / "predictions.parquet").to_pandas()
     clips = case.facts["test"]["clips"]
-    assert len(answers) == clips * (len(case.entries) + 1)
-    assert set(answers["model"]) == {"majority baseline", *(e.name for e in case.entries)}
+    probes = {f"linear probe, {modality}" for modality in ("multimodal", "audio", "text")}
+    names = {"majority baseline", *probes, *(e.name for e in case.entries)}
+    assert set(answers["model"]) == names
+    assert len(answers) == clips * len(names)
     shares = np.stack(answers["distribution"].to_list())
     assert shares.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
     student = answers[answers["model"] == "multimodal"]
@@ -120,7 +126,8 @@ def test_predictions_hold_every_answer_of_every_model_and_the_baseline(case: Cas
 
 def test_metrics_can_be_recomputed_from_the_predictions(case: Case) -> None:
     answers = pq.read_table(case.out / "predictions.parquet").to_pandas()
-    for model in (case.facts["baseline"], *case.facts["models"]):
+    facts = case.facts
+    for model in (facts["baseline"], *facts["references"], *facts["models"]):
         own = answers[(answers["model"] == model["name"]) & answers["truth"].notna()]
         accuracy = (own["truth"] == own["label"]).mean()
         assert model["metrics"]["accuracy"]["value"] == pytest.approx(accuracy)
@@ -147,7 +154,25 @@ def test_trained_models_beat_the_baseline_and_parameters_add_up(case: Case) -> N
     text, audio = by_name["text"], by_name["audio"]
     assert text["params_end_to_end"] == text["params_trainable"] + 5_000
     assert audio["params_end_to_end"] == audio["params_trainable"]
-    assert by_name["multimodal"]["latency_ms"]["p95"] >= by_name["multimodal"]["latency_ms"]["p50"]
+
+
+def test_latency_end_to_end_adds_the_encoders_of_the_modality(case: Case) -> None:
+    latency = case.facts["latency"]
+    assert latency["reason"] is None
+    assert set(latency["parts"]) == {"decode", "speech", "text"}
+    for model in case.facts["models"]:
+        head, whole = model["latency_ms"], model["latency_end_to_end_ms"]
+        assert 0 < head["p50"] <= head["p95"]
+        parts = NEEDED[model["modality"]]
+        assert whole["p95"] >= max(latency["parts"][part]["p50"] for part in parts)
+        assert model["real_time_factor"] == pytest.approx(whole["p50"] / 500, rel=0.5)
+
+
+def test_encoders_that_cannot_be_run_here_cost_the_timing_only(case: Case) -> None:
+    info = {"settings": {"speech": {"model": "nobody/there"}}}
+    road = Road(case.manifest, info, ["case-12-00"], 1, torch.device("cpu"))
+    assert road.end_to_end("audio", [1.0]) is None
+    assert road.reason is not None and "nobody/there" in road.reason
 
 
 def test_distillation_is_judged_against_the_control(case: Case) -> None:
@@ -325,6 +350,17 @@ def test_page_of_two_thousand_trials_is_small(case: Case) -> None:
     assert page.count("<tr") < 300
 
 
+def test_quality_of_the_corpus_stands_on_the_page(
+    case: Case, written: tuple[dict[str, Any], str]
+) -> None:
+    quality = read_json(case.manifest / "quality.json")
+    _, page = written
+    assert "Krippendorff" in page
+    assert f"{quality['raters']['krippendorff_alpha']:.3f}" in page
+    assert "before and after the caps" in page
+    assert "train before caps" in page
+
+
 def test_page_without_a_search_has_no_search_section(case: Case, tmp_path: Path) -> None:
     report = write_report(
         tmp_path,
@@ -352,4 +388,4 @@ def test_terminal_table_shows_baseline_flags_and_intervals(
 def test_scores_and_counts_read_well() -> None:
     assert score({"value": 0.5, "low": 0.4, "high": 0.6}) == "0.500 [0.400, 0.600]"
     assert score({"value": None, "low": None, "high": None}) == "-"
-    assert [count(n) for n in (None, 907, 41_234, 15_755_783)] == ["-", "907", "41 k", "15.8 M"]
+    assert [count(n) for n in (None, 907, 41_234, 15_755_783)] == ["-", "907", "41.2 k", "15.8 M"]

@@ -14,10 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from multistill.config import CLASSES
+from multistill.corpora.schema import MANIFEST
 from multistill.errors import MultistillError
 from multistill.evaluation.metrics import Array, Labels
-
-MANIFEST = "manifest.parquet"
 
 
 @dataclass(frozen=True)

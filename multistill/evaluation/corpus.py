@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from multistill.config import CLASSES
-from multistill.evaluation.clips import MANIFEST
+from multistill.corpora.schema import MANIFEST
 
 SPLITS = ("train", "valid", "test")
 COLUMNS = ["corpus", "session", "speaker", "dialogue", "label", "split", "duration_s"]

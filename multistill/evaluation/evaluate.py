@@ -1,14 +1,13 @@
 """The test set is touched here, once: every model's answers, and the facts drawn from them.
 
 predictions.parquet   utterance_id, model, label (predicted), distribution (7 shares),
-                      truth (null on a tie), session, speaker; the baseline included
+                      truth (null on a tie), session, speaker; baselines included
 metrics.json          everything that the report and the terminal table show
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,25 @@ import pyarrow.parquet as pq
 import torch
 
 from multistill.config import CLASSES, EvaluationConfig
-from multistill.distillation.targets import predict_logits
 from multistill.errors import MultistillError
+from multistill.evaluation.answering import (
+    Answering,
+    ModelEntry,
+    device_name,
+    encoders,
+    evenly,
+    probe,
+)
 from multistill.evaluation.calibration import fit_temperature
-from multistill.evaluation.clips import MANIFEST, Clips, read_clips, read_training
-from multistill.evaluation.latency import percentiles, time_each
+from multistill.evaluation.clips import Clips, read_clips, read_training
+from multistill.evaluation.latency import Road, percentiles
 from multistill.evaluation.metrics import SMALLEST, Array, Labels, calibration_of, softmax
 from multistill.evaluation.scoring import BASELINE, Prediction, Scorer, compare_all
-from multistill.features.batches import collate
 from multistill.features.store import FeatureStore
-from multistill.models.build import EmotionModel, count_parameters
-from multistill.models.context import DialogueContext
-from multistill.models.files import load_model
 from multistill.watch import Silent, Watch
 from multistill.workspace import write_json
+
+__all__ = ["METRICS", "PREDICTIONS", "ModelEntry", "evaluate"]
 
 PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"
@@ -49,27 +53,6 @@ SCHEMA = pa.schema(
         pa.field("speaker", pa.string(), nullable=False),
     ]
 )
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """A model to score.
-
-    Attributes:
-        role: `teacher`, `student` or `control`.
-        folders: of `save_model`; several are an ensemble (mean of probabilities).
-        compare_to: name of the entry it is judged against (a student's control).
-        max_frames: audio frames it reads, as in its training.
-        params_note: shown beside its parameters.
-    """
-
-    name: str
-    role: str
-    folders: Sequence[str | Path]
-    compare_to: str | None = None
-    max_frames: int | None = None
-    params_note: str | None = None
-    mlflow_run_id: str | None = None
 
 
 def evaluate(
@@ -95,55 +78,69 @@ def evaluate(
     watch = watch or Silent()
     _check(models)
     store = FeatureStore(features)
-    test = read_clips(manifest, "test", store)
+    splits = {name: read_clips(manifest, name, store) for name in ("train", "valid", "test")}
+    test = splits["test"]
     if not len(test):
         raise MultistillError(
             f"the test split of {manifest} has no clip with features, so nothing can be "
             "scored; raise `split.test` or look into quarantine.parquet of the features"
         )
-    valid = read_clips(manifest, "valid", store)
     training = read_training(manifest)
-    scorer = Scorer(test, training, config, seed)
-    facts: dict[str, Any] = {
-        "format": FORMAT,
-        "test": scorer.facts(),
-        "confidence": config.confidence,
-        "resamples": config.resamples,
-        "seed": seed,
-        "encoders": encoders(store.info),
-        "classes": list(CLASSES),
-        "baseline": scorer.baseline(),
-        "models": [],
-    }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts["device"] = device_name(device)
+    scorer = Scorer(test, training, config, seed)
+    used = encoders(store.info)
+    road = None
+    if config.latency_clips:
+        road = Road(manifest, store.info, test.ids, config.latency_clips, device)
+    described: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
     with pq.ParquetWriter(out / PREDICTIONS, SCHEMA) as writer:
-        prior = np.tile(training.prior, (len(test), 1))
         constant = np.full(len(test), training.majority, dtype=np.int64)
+        prior = np.tile(training.prior, (len(test), 1))
         writer.write_table(_table(BASELINE, test, prior, constant))
         for number, entry in enumerate(models, start=1):
-            members = [load_model(Path(folder)).to(device) for folder in entry.folders]
-            context = _context(members, store, manifest)
-            answering = _Answering(members, store, device, entry.max_frames, context)
-            prediction = _predict(entry, answering, test, valid)
+            answering = Answering(entry, store, manifest, device)
+            prediction = _predict(answering, test, splits["valid"])
             predictions.append(prediction)
             writer.write_table(_table(entry.name, test, prediction.probabilities))
-            described = _describe(entry, members, facts["encoders"]) | scorer.model(prediction)
+            facts = answering.facts(used) | scorer.model(prediction)
             if entry.role == "teacher":
-                described["in_sample"] = _in_sample(manifest, store, answering, config)
-            if config.latency_clips:
-                described["latency_ms"] = answering.latency(test.ids, config.latency_clips)
-            facts["models"].append(described)
+                facts["in_sample"] = _in_sample(answering, splits["train"], config)
+            if road is not None:
+                facts |= _latency(road, answering)
+            described.append(facts)
             watch.progress(number, len(models), "models")
-    facts["distillation"] = compare_all(scorer, predictions)
-    write_json(out / METRICS, facts)
+        references = []
+        for modality in dict.fromkeys(facts["modality"] for facts in described):
+            facts, answers = probe(modality, store, splits["train"], test, used)
+            references.append(facts | scorer.model(Prediction(facts["name"], answers)))
+            writer.write_table(_table(facts["name"], test, answers))
+    baseline = scorer.baseline()
+    comparisons = compare_all(scorer, predictions)
+    write_json(
+        out / METRICS,
+        {
+            "format": FORMAT,
+            "test": scorer.facts(),
+            "confidence": config.confidence,
+            "resamples": config.resamples,
+            "seed": seed,
+            "encoders": used,
+            "classes": list(CLASSES),
+            "baseline": baseline,
+            "references": references,
+            "models": described,
+            "distillation": comparisons,
+            "device": device_name(device),
+            "latency": road.facts() if road else None,
+        },
+    )
     return {
         "headline": {
-            model["name"]: {name: score["value"] for name, score in model["metrics"].items()}
-            for model in (facts["baseline"], *facts["models"])
+            facts["name"]: {name: score["value"] for name, score in facts["metrics"].items()}
+            for facts in (baseline, *described)
         },
-        "distillation": [line["sentence"] for line in facts["distillation"]],
+        "distillation": [line["sentence"] for line in comparisons],
     }
 
 
@@ -159,82 +156,15 @@ def _check(models: Sequence[ModelEntry]) -> None:
             )
 
 
-class _Answering:
-    """An ensemble (of one, mostly) that answers from a feature store."""
-
-    def __init__(
-        self,
-        members: Sequence[EmotionModel],
-        store: FeatureStore,
-        device: torch.device,
-        max_frames: int | None,
-        context: DialogueContext | None,
-    ) -> None:
-        self.members = members
-        self.context = context
-        self.store = store
-        self.device = device
-        self.max_frames = max_frames
-
-    def probabilities(self, ids: list[str]) -> Array:
-        """Mean of the members' distributions, [N, 7]."""
-        parts = [
-            softmax(
-                predict_logits(
-                    model,
-                    self.store,
-                    ids,
-                    device=self.device,
-                    max_frames=self.max_frames,
-                    context=self.context,
-                )
-            )
-            for model in self.members
-        ]
-        return np.asarray(np.mean(parts, axis=0))
-
-    def latency(self, ids: Sequence[str], clips: int) -> dict[str, float]:
-        """Milliseconds of the head alone, one clip at a time, states already in memory."""
-        step = max(1, len(ids) // clips)
-        given = [self._inputs(name) for name in ids[::step][:clips]]
-        for model in self.members:
-            model.eval()
-
-        def answer(inputs: tuple[torch.Tensor, ...]) -> None:
-            for model in self.members:
-                model(*inputs)
-
-        return percentiles(time_each(answer, given, self.device))
-
-    def _inputs(self, name: str) -> tuple[torch.Tensor, ...]:
-        batch = collate(self.store, [name], self.max_frames).to(self.device)
-        states = (batch.audio, batch.audio_mask, batch.text, batch.text_mask)
-        if self.context is None:
-            return states
-        return *states, *(part.to(self.device) for part in self.context.batch([name]))
-
-
-def _context(
-    members: Sequence[EmotionModel], store: FeatureStore, manifest: Path
-) -> DialogueContext | None:
-    """Previous turns, for models that read them."""
-    turns = max(model.spec.context_turns for model in members)
-    if not turns:
-        return None
-    past = pq.read_table(manifest / MANIFEST, columns=["utterance_id", "dialogue", "turn"])
-    return DialogueContext(store, past.to_pydict(), turns)
-
-
-def _predict(entry: ModelEntry, answering: _Answering, test: Clips, valid: Clips) -> Prediction:
+def _predict(answering: Answering, test: Clips, valid: Clips) -> Prediction:
+    """Answers on test, as they are and with a temperature fitted on validation."""
+    entry = answering.entry
     probabilities = answering.probabilities(test.ids)
-    found = Prediction(entry.name, probabilities, compare_to=entry.compare_to)
-    if not len(valid):
-        return found
-    temperature = fit_temperature(_logits(answering.probabilities(valid.ids)), valid.truth)
-    if temperature is None:
-        return found
-    calibrated = softmax(_logits(probabilities) / temperature)
-    return replace(found, calibrated=calibrated, temperature=temperature)
+    temperature = None
+    if len(valid):
+        temperature = fit_temperature(_logits(answering.probabilities(valid.ids)), valid.truth)
+    calibrated = softmax(_logits(probabilities) / temperature) if temperature else None
+    return Prediction(entry.name, probabilities, calibrated, temperature, entry.compare_to)
 
 
 def _logits(probabilities: Array) -> Array:
@@ -242,55 +172,23 @@ def _logits(probabilities: Array) -> Array:
     return np.asarray(np.log(np.maximum(probabilities, SMALLEST)))
 
 
-def _in_sample(
-    manifest: Path, store: FeatureStore, answering: _Answering, config: EvaluationConfig
-) -> dict[str, Any]:
+def _in_sample(answering: Answering, train: Clips, config: EvaluationConfig) -> dict[str, Any]:
     """A teacher's calibration on the clips it was trained on (at most `IN_SAMPLE_CLIPS`)."""
-    train = read_clips(manifest, "train", store)
-    chosen = np.linspace(0, len(train) - 1, min(len(train), IN_SAMPLE_CLIPS)).astype(int)
+    chosen = evenly(len(train), IN_SAMPLE_CLIPS)
     probabilities = answering.probabilities([train.ids[row] for row in chosen])
     return calibration_of(
         train.truth[chosen], probabilities, train.shares[chosen], config.calibration_bins
     )
 
 
-def encoders(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Per modality: name, whether its weights were trained (None: it has none), parameters."""
-    return {
-        modality: {key: info[modality].get(key) for key in ("name", "trained", "params")}
-        for modality in ("speech", "text")
-    }
-
-
-def _describe(
-    entry: ModelEntry, members: Sequence[EmotionModel], used: dict[str, Any]
-) -> dict[str, Any]:
-    spec = members[0].spec
-    head = sum(count_parameters(model) for model in members)
-    needed = [
-        used[modality]["params"]
-        for modality, reads in (("speech", spec.reads_audio), ("text", spec.reads_text))
-        if reads
-    ]
-    known = all(count is not None for count in needed)
-    return {
-        "name": entry.name,
-        "role": entry.role,
-        "modality": spec.modality,
-        "params_trainable": head,
-        "params_end_to_end": head + sum(needed) if known else None,
-        "params_note": entry.params_note,
-        "members": len(members),
-        "compare_to": entry.compare_to,
-        "mlflow_run_id": entry.mlflow_run_id,
-    }
-
-
-def device_name(device: torch.device) -> str:
-    """What latency was measured on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU (threads: {torch.get_num_threads()})"
+def _latency(road: Road, answering: Answering) -> dict[str, Any]:
+    head = answering.head_times(road.ids)
+    whole = road.end_to_end(answering.spec.modality, head)
+    found: dict[str, Any] = {"latency_ms": percentiles(head)}
+    if whole is not None:
+        found["latency_end_to_end_ms"] = percentiles(whole)
+        found["real_time_factor"] = road.real_time_factor(whole)
+    return found
 
 
 def _table(

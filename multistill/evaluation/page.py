@@ -37,7 +37,7 @@ def render(
         classes=CLASSES,
         words=WORDS,
         quality=quality,
-        pictures=_pictures(report, trials, histories, job),
+        pictures=_pictures(report, trials, histories, quality, job),
         slices=_slices(report),
         listed=_listed(trials, report["search"]),
     )
@@ -70,17 +70,26 @@ def _pictures(
     report: Mapping[str, Any],
     trials: Sequence[Mapping[str, Any]],
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    quality: Mapping[str, Any] | None,
     job: JobConfig,
 ) -> dict[str, Markup | None]:
     confidence = report["confidence"]
-    shares = report["corpus"]["class_shares"]
+    shown = [*report["references"], *report["models"]]
     drawn = {
-        "results": plots.results(report["baseline"], report["models"], confidence),
+        "results": plots.results(report["baseline"], shown, confidence),
         "differences": plots.differences(report["distillation"], confidence),
         "reliability": plots.reliability(report["models"]),
-        "classes": plots.classes({k: v for k, v in shares.items() if k != "all"}),
+        "classes": plots.classes(_class_shares(report, quality)),
         "curves": plots.curves(histories, job.teacher.train.metric),
     }
+    if quality:
+        drawn["durations"] = plots.histogram(
+            "durations", "seconds", **quality["duration"]["histogram"]
+        )
+    if quality and quality["raters"]:
+        drawn["entropy"] = plots.histogram(
+            "entropy", "vote entropy, bits", **quality["raters"]["entropy_bits"]["histogram"]
+        )
     search = report["search"]
     if search:
         best = search["best"]["params"] if search["best"] else {}
@@ -92,6 +101,18 @@ def _pictures(
         }
     # The SVG is ours, with every text in it escaped by matplotlib.
     return {name: Markup(svg) if svg else None for name, svg in drawn.items()}  # noqa: S704
+
+
+def _class_shares(
+    report: Mapping[str, Any], quality: Mapping[str, Any] | None
+) -> dict[str, Mapping[str, float]]:
+    """Class shares of the parts, with training before its caps where there were any."""
+    parts = {k: v for k, v in report["corpus"]["class_shares"].items() if k != "all"}
+    if not quality or not quality["balance"]["caps"]:
+        return parts
+    counts = quality["balance"]["before"]["counts"]
+    total = sum(counts[label] for label in CLASSES)
+    return {"train before caps": {label: counts[label] / total for label in CLASSES}, **parts}
 
 
 def _slices(report: Mapping[str, Any]) -> list[dict[str, Any]]:

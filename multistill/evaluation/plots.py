@@ -378,15 +378,22 @@ def importance(shares: Mapping[str, float]) -> str | None:
 
 
 @styled
-def histogram(edges: Sequence[float], counts: Sequence[int], unit: str, name: str) -> str | None:
-    """Bars of counts between edges."""
-    if not counts or not sum(counts):
+def histogram(name: str, title: str, edges: Sequence[float], counts: Sequence[int]) -> str | None:
+    """Clips between edges; bars of one width, since the edges need not be even."""
+    filled = np.flatnonzero(counts)
+    if not len(filled):
         return None
-    made, axes = figure(4.5, 2.2)
+    first, last = int(filled[0]), int(filled[-1])
+    labels = [f"{edges[bin]:g}" for bin in range(first, last + 2)]
+    made, axes = figure(WIDTH / 2 - 0.4, 2.3)
     axis = axes[0][0]
-    axis.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=TEACHER, edgecolor=PAPER)
-    axis.set_xlabel(unit)
+    shown = counts[first : last + 1]
+    axis.bar(range(len(shown)), shown, width=0.94, align="edge", color=TEACHER)
+    # A label stands at the edge between two bars; with many, every second is left out.
+    step = 1 if len(labels) <= 10 else 2
+    axis.set_xticks(range(0, len(labels), step), labels[::step])
+    axis.set_title(title)
     axis.set_ylabel("clips")
     axis.grid(axis="y", alpha=0.7)
     axis.set_axisbelow(True)
-    return inline(made, name, f"histogram: clips by {unit}")
+    return inline(made, name, f"histogram: {title}")

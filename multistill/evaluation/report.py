@@ -9,6 +9,7 @@ from typing import Any
 
 from multistill import provenance
 from multistill.config import JobConfig
+from multistill.corpora.schema import QUALITY
 from multistill.evaluation import searched
 from multistill.evaluation.corpus import describe
 from multistill.evaluation.page import render
@@ -18,7 +19,6 @@ from multistill.workspace import Artifact, read_json, write_atomic, write_json
 
 JSON = "report.json"
 HTML = "report.html"
-QUALITY = "quality.json"
 FEW_SESSIONS = 6
 """With fewer, no test by session can reach 5 %: all signs agree in 2 of 2^5 cases (6 %)."""
 
@@ -60,7 +60,9 @@ def write_report(
         "resamples": measured["resamples"],
         "device": measured["device"],
         "baseline": measured["baseline"],
+        "references": measured["references"],
         "models": measured["models"],
+        "latency": measured["latency"],
         "distillation": measured["distillation"],
         "teacher_calibration": teacher_calibration(
             measured, prepare.path, distill.path, job.evaluation.calibration_bins
@@ -113,6 +115,13 @@ def warnings(
             "Sessions or speakers stand on both sides of the split, so every figure here is "
             "too good: models may know the voices they are tested on.",
         )
+    if corpus["leaks"].get("recordings"):
+        warn(
+            "recordings",
+            "EQUAL RECORDINGS",
+            f"Recordings of the test set that also stand in training or validation, under "
+            f"other names: {corpus['leaks']['recordings']}.",
+        )
     if corpus["synthetic"]:
         warn(
             "synthetic",
@@ -144,6 +153,14 @@ def warnings(
             f"The test set has {resampled['count']} sessions. Intervals tell how sure the "
             "figures are for these speakers; how much other speakers would differ cannot be "
             "known from so few.",
+        )
+    shared = corpus["leaks"].get("transcripts")
+    if shared:
+        warn(
+            "transcripts",
+            "SHARED TRANSCRIPTS",
+            f"Transcripts of the test set that also stand outside it: {shared}. Models that "
+            "read text may know them; results without these clips stand under Slices.",
         )
     if measured["test"]["left_out"]:
         warn(

@@ -39,7 +39,13 @@ VARIABLES = {
     ACCENT: "--accent",
 }
 
-ROLES = {"teacher": TEACHER, "student": STUDENT, "control": CONTROL, "baseline": BASELINE}
+ROLES = {
+    "teacher": TEACHER,
+    "student": STUDENT,
+    "control": CONTROL,
+    "baseline": BASELINE,
+    "probe": BASELINE,
+}
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",

@@ -22,12 +22,14 @@ def score(metric: Mapping[str, float | None]) -> str:
 
 
 def count(parameters: int | None) -> str:
-    """`15.8 M`, `412 k`, `907`; a dash where it is not known."""
+    """`15.8 M`, `412 k`, `8.8 k`, `907`; a dash where it is not known."""
     if parameters is None:
         return "-"
-    if parameters >= 1_000_000:
-        return f"{parameters / 1e6:.1f} M"
-    return f"{parameters / 1e3:.0f} k" if parameters >= 10_000 else f"{parameters:,}"
+    for scale, letter in ((1e6, "M"), (1e3, "k")):
+        if parameters >= scale:
+            figure = parameters / scale
+            return f"{figure:.1f} {letter}" if figure < 100 else f"{figure:.0f} {letter}"
+    return str(parameters)
 
 
 def encoder(facts: Mapping[str, Any]) -> str:
@@ -74,12 +76,12 @@ def table(report: Mapping[str, Any]) -> Table:
         "-",
         style="dim",
     )
-    for model in report["models"]:
+    for model in (*report.get("references", ()), *report["models"]):
         found.add_row(
             str(model["name"]),
             str(model["modality"]),
             *(score(model["metrics"][name]) for name in SHOWN),
             f"{count(model['params_trainable'])} / {count(model['params_end_to_end'])}",
-            style="bold" if model["role"] == "student" else None,
+            style={"student": "bold", "probe": "dim"}.get(model["role"]),
         )
     return found

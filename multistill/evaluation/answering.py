@@ -1,0 +1,169 @@
+"""Trained heads and linear probes that answer from a feature store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from multistill.corpora.schema import MANIFEST
+from multistill.distillation.targets import predict_logits
+from multistill.evaluation.clips import Clips
+from multistill.evaluation.latency import time_each
+from multistill.evaluation.metrics import Array, softmax
+from multistill.features.batches import collate
+from multistill.features.store import FeatureStore
+from multistill.models.build import EmotionModel, count_parameters
+from multistill.models.context import DialogueContext
+from multistill.models.files import load_model
+from multistill.models.probe import fit_probe
+from multistill.models.spec import Modality, ModelSpec
+
+PROBE_CLIPS = 20_000
+"""The probe is fitted on at most so many training clips: it is a yardstick, not a product."""
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model to score.
+
+    Attributes:
+        role: `teacher`, `student` or `control`.
+        folders: of `save_model`; several are an ensemble (mean of probabilities).
+        compare_to: name of the entry it is judged against (a student's control).
+        max_frames: audio frames it reads, as in its training.
+        params_note: shown beside its parameters.
+    """
+
+    name: str
+    role: str
+    folders: Sequence[str | Path]
+    compare_to: str | None = None
+    max_frames: int | None = None
+    params_note: str | None = None
+    mlflow_run_id: str | None = None
+
+
+class Answering:
+    """The heads of an entry (one, mostly), in memory."""
+
+    def __init__(
+        self, entry: ModelEntry, store: FeatureStore, manifest: Path, device: torch.device
+    ) -> None:
+        self.entry = entry
+        self.store = store
+        self.device = device
+        self.members: list[EmotionModel] = [
+            load_model(Path(folder)).to(device) for folder in entry.folders
+        ]
+        self.spec: ModelSpec = self.members[0].spec
+        self.context: DialogueContext | None = None
+        turns = max(model.spec.context_turns for model in self.members)
+        if turns:
+            past = pq.read_table(manifest / MANIFEST, columns=["utterance_id", "dialogue", "turn"])
+            self.context = DialogueContext(store, past.to_pydict(), turns)
+
+    def probabilities(self, ids: list[str]) -> Array:
+        """Mean of the members' distributions, [N, 7]."""
+        parts = [
+            softmax(
+                predict_logits(
+                    model,
+                    self.store,
+                    ids,
+                    device=self.device,
+                    max_frames=self.entry.max_frames,
+                    context=self.context,
+                )
+            )
+            for model in self.members
+        ]
+        return np.asarray(np.mean(parts, axis=0))
+
+    def head_times(self, ids: Sequence[str]) -> list[float]:
+        """Milliseconds of the head alone, one clip at a time, states already in memory."""
+
+        def answer(inputs: tuple[torch.Tensor, ...]) -> None:
+            for model in self.members:
+                model(*inputs)
+
+        taken, _ = time_each(answer, [self._inputs(name) for name in ids], self.device)
+        return taken
+
+    def _inputs(self, name: str) -> tuple[torch.Tensor, ...]:
+        batch = collate(self.store, [name], self.entry.max_frames).to(self.device)
+        states = (batch.audio, batch.audio_mask, batch.text, batch.text_mask)
+        if self.context is None:
+            return states
+        return *states, *(part.to(self.device) for part in self.context.batch([name]))
+
+    def facts(self, used: Mapping[str, Any]) -> dict[str, Any]:
+        """Who it is and what it costs, for metrics.json.
+
+        Args:
+            used: `encoders` of the store.
+        """
+        entry = self.entry
+        head = sum(count_parameters(model) for model in self.members)
+        return {
+            "name": entry.name,
+            "role": entry.role,
+            "modality": self.spec.modality,
+            "params_trainable": head,
+            "params_end_to_end": end_to_end(head, self.spec.modality, used),
+            "params_note": entry.params_note,
+            "members": len(self.members),
+            "compare_to": entry.compare_to,
+            "mlflow_run_id": entry.mlflow_run_id,
+        }
+
+
+def encoders(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Per modality: name, whether its weights were trained (None: it has none), parameters."""
+    return {
+        modality: {key: info[modality].get(key) for key in ("name", "trained", "params")}
+        for modality in ("speech", "text")
+    }
+
+
+def end_to_end(head: int, modality: str, used: Mapping[str, Any]) -> int | None:
+    """Parameters of the head and of the encoders that it needs; None where they are not told."""
+    needed = {"audio": ("speech",), "text": ("text",), "multimodal": ("speech", "text")}[modality]
+    counts = [used[name]["params"] for name in needed]
+    return None if None in counts else head + sum(counts)
+
+
+def probe(
+    modality: Modality, store: FeatureStore, train: Clips, test: Clips, used: Mapping[str, Any]
+) -> tuple[dict[str, Any], Array]:
+    """A linear probe of mean-pooled states: facts and its distributions on test, [N, 7]."""
+    chosen = evenly(len(train), PROBE_CLIPS)
+    fitted = fit_probe(
+        store, [train.ids[row] for row in chosen], train.shares[chosen], modality=modality
+    )
+    facts = {
+        "name": f"linear probe, {modality}",
+        "role": "probe",
+        "modality": modality,
+        "params_trainable": fitted.params_trainable,
+        "params_end_to_end": end_to_end(fitted.params_trainable, modality, used),
+        "clips": len(chosen),
+    }
+    return facts, fitted.predict(store, test.ids).astype(np.float64)
+
+
+def evenly(size: int, most: int) -> np.ndarray:
+    """At most `most` rows of `size`, evenly spaced."""
+    return np.linspace(0, size - 1, min(size, most)).astype(np.int64)
+
+
+def device_name(device: torch.device) -> str:
+    """What latency was measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU (threads: {torch.get_num_threads()})"
