@@ -1,0 +1,291 @@
+"""How fast training is: against the published procedure, over workers, against the bare step.
+
+    python benchmarks/training.py published    ours / the published procedure, on this CPU
+    python benchmarks/training.py workers      1 and 2 workers over gloo, one thread each
+    python benchmarks/training.py gpu          samples/s, share of peak, ratio to the bare step
+
+Inputs are synthetic states of encoder size (1024-d audio at 50 frames/s, 768-d text) with
+clip lengths of dialogue speech; speed does not depend on their values. Each prints one
+JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from multistill.config import CLASSES
+from multistill.features.store import Clip, finish_store, read_marker, shard_writer
+from multistill.models.build import build
+from multistill.models.presets import resolve
+from multistill.models.spec import ModelSpec
+from multistill.training.data import TrainingData
+from multistill.training.loop import fit
+from multistill.training.objective import objective
+from multistill.training.optimizer import make_optimizer
+from multistill.training.step import FlatGradients, training_step
+from multistill.training.supply import Piece, Supply
+from multistill.training.task import TrainingTask
+from multistill.training.world import World, torch_world
+
+AUDIO_DIM, TEXT_DIM, FRAMES_PER_S, TOKENS_PER_S = 1024, 768, 50, 3.5
+FIXED_FRAMES, FIXED_TOKENS = 512, 128
+DENSE_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Peak for dense bf16 products, by the name the driver gives (vendor's data sheets)."""
+
+
+def make_inputs(folder: Path, clips: int, mean_seconds: float) -> tuple[Path, Path]:
+    """A manifest and a store of `clips` training utterances, gamma-distributed in length."""
+    random = np.random.default_rng(0)
+    seconds = random.gamma(4.0, mean_seconds / 4.0, clips).clip(0.4, 20.0)
+    label = random.integers(0, len(CLASSES), clips)
+    ids = [f"clip-{row:06d}" for row in range(clips)]
+    shares = np.eye(len(CLASSES), dtype=np.float32)[label]
+    table = {
+        "utterance_id": ids,
+        "session": ["s"] * clips,
+        "label": [CLASSES[index] for index in label],
+        "label_soft": pa.array(shares.tolist(), pa.list_(pa.float32(), len(CLASSES))),
+        "split": ["train"] * clips,
+        "fold": pa.array([0] * clips, pa.int32()),
+    }
+    manifest, store = folder / "manifest.parquet", folder / "features"
+    pq.write_table(pa.table(table), manifest)
+    with shard_writer(store, 0, "float16", AUDIO_DIM, TEXT_DIM, {}) as writer:
+        for row, name in enumerate(ids):
+            frames, tokens = int(seconds[row] * FRAMES_PER_S), int(seconds[row] * TOKENS_PER_S) + 3
+            audio = random.standard_normal((frames, AUDIO_DIM), dtype=np.float32)
+            text = random.standard_normal((tokens, TEXT_DIM), dtype=np.float32)
+            writer.append([Clip(name, audio, text)])
+    marker = read_marker(store, 0)
+    assert marker is not None
+    finish_store(
+        store, [marker], {"dtype": "float16", "audio_dim": AUDIO_DIM, "text_dim": TEXT_DIM}
+    )
+    return manifest, store
+
+
+def make_task(inputs: tuple[Path, Path], preset: str, **train: Any) -> TrainingTask:
+    spec = resolve(preset, {}).to_dict()
+    settings = {"max_frames": FIXED_FRAMES, "learning_rate": 5e-5, **train}
+    return TrainingTask("benchmark", spec, settings, 0, str(inputs[0]), str(inputs[1]))
+
+
+def our_speed(task: TrainingTask, state: Path, device: str, world: World = World()) -> float:  # noqa: B008
+    """Samples/s of `fit`, checkpoints included in its epochs, without the first epoch."""
+    reports = list(fit(task, state_dir=state, device=device, world=world))
+    return statistics.median(report.metrics["samples_per_second"] for report in reports[1:])
+
+
+# -- the published procedure, written from its description -----------------------------------
+
+
+def published_pad(states: Tensor, length: int) -> Tensor:
+    """Cut, or filled up with a nested Python list of zeros made into a tensor."""
+    states = states[:length]
+    missing = length - len(states)
+    if not missing:
+        return states[None]
+    zeros = torch.Tensor([[[0] * states.shape[1]] * missing])
+    return torch.cat((states[None], zeros), dim=1)
+
+
+def published_speed(task: TrainingTask, folder: Path, batch_size: int, batches: int) -> float:
+    """Samples/s of the published procedure with the same model and the same cached audio.
+
+    One `.pt` per clip read anew every epoch, 512 frames and 128 tokens for every clip, no
+    mask, a step every eighth batch, and the text encoder run again every time: a base-size
+    ELECTRA with random weights, which costs what the real one does (and runs without
+    gradients here, in its favour).
+    """
+    from transformers import ElectraConfig, ElectraModel
+
+    data = TrainingData.open(task)
+    ids = data.train.ids[: batch_size * batches]
+    for name in ids:
+        audio = np.array(data.store.audio(name), dtype=np.float32)
+        torch.save(torch.from_numpy(audio), folder / f"{name}.pt")
+    encoder = ElectraModel(
+        ElectraConfig(
+            vocab_size=35_000,
+            embedding_size=768,
+            hidden_size=768,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            intermediate_size=3072,
+        )
+    ).eval()
+    tokens = torch.randint(0, 35_000, (len(ids), FIXED_TOKENS))
+    model = build(ModelSpec.from_dict(task.spec), AUDIO_DIM, TEXT_DIM)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
+    shares = torch.from_numpy(data.train.shares)
+
+    started = time.perf_counter()
+    for batch in range(batches):
+        rows = range(batch * batch_size, (batch + 1) * batch_size)
+        audio = torch.cat(
+            [
+                published_pad(
+                    torch.load(folder / f"{ids[row]}.pt", weights_only=True), FIXED_FRAMES
+                )
+                for row in rows
+            ]
+        )
+        with torch.no_grad():
+            text = encoder(tokens[rows.start : rows.stop]).last_hidden_state
+        output = model(audio, None, text, None)
+        loss = torch.nn.functional.mse_loss(output.logits, shares[rows.start : rows.stop])
+        loss.backward()
+        if batch % 8 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    return len(ids) / (time.perf_counter() - started)
+
+
+def published(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    inputs = make_inputs(folder, arguments.clips, arguments.seconds)
+    task = make_task(inputs, arguments.preset, epochs=3, batch_size=arguments.batch_size)
+    batches = max(1, arguments.published_clips // arguments.batch_size)
+    theirs = published_speed(task, folder, arguments.batch_size, batches)
+    ours = our_speed(task, folder / "state", "cpu")
+    return {
+        "published_samples_per_s": theirs,
+        "our_samples_per_s": ours,
+        "ratio": ours / theirs,
+        "threads": torch.get_num_threads(),
+    }
+
+
+# -- workers ---------------------------------------------------------------------------------
+
+
+def _rank(rank: int, size: int, task: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    if size > 1:
+        address = f"file://{folder}/meet-{size}"
+        torch.distributed.init_process_group("gloo", address, rank=rank, world_size=size)
+    state, speed = Path(folder) / f"state-{size}", Path(folder) / f"speed-{size}.json"
+    found = our_speed(TrainingTask.from_json(task), state, "cpu", torch_world(None, size, rank))
+    if rank == 0:
+        speed.write_text(json.dumps(found))
+    if size > 1:
+        torch.distributed.destroy_process_group()
+
+
+def workers(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    inputs = make_inputs(folder, arguments.clips, arguments.seconds)
+    task = make_task(inputs, arguments.preset, epochs=4, batch_size=arguments.batch_size)
+    speeds = {}
+    for size in (1, 2):
+        mp.spawn(_rank, (size, task.to_json(), str(folder)), nprocs=size)
+        speeds[size] = json.loads((folder / f"speed-{size}.json").read_text())
+    return {
+        "samples_per_s_1": speeds[1],
+        "samples_per_s_2": speeds[2],
+        "efficiency": speeds[2] / (2 * speeds[1]),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+
+
+# -- GPU -------------------------------------------------------------------------------------
+
+
+def bare_speed(task: TrainingTask, steps: int) -> tuple[float, float]:
+    """Samples/s and FLOP/s of the step alone, on pieces that are on the GPU already."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from multistill.features.batches import plan
+
+    device = torch.device("cuda")
+    data, config = TrainingData.open(task), task.train_config
+    supply = Supply(data.store, device, config.max_frames)
+    batches = plan(data.train.lengths, config.batch_size, seed=0, epoch=1)[:steps]
+    pieces = list(supply.pieces(data.train, batches))
+    model = build(ModelSpec.from_dict(task.spec), AUDIO_DIM, TEXT_DIM).to(device).train()
+    flat = FlatGradients(model.parameters(), device)
+    optimizer = make_optimizer(model, config.weight_decay)
+    loss = objective(task, data.train, device)
+
+    def sample_losses(piece: Piece) -> Tensor:
+        states = piece.states
+        with torch.autocast("cuda", torch.bfloat16):
+            output = model(states.audio, states.audio_mask, states.text, states.text_mask)
+        return loss(output.logits.float(), piece)
+
+    def epoch() -> None:
+        for piece in pieces:
+            training_step(
+                [piece],
+                sample_losses,
+                len(piece.rows),
+                flat,
+                optimizer,
+                rate=1e-5,
+                clip_norm=1.0,
+                world=World(),
+            )
+        torch.cuda.synchronize()
+
+    epoch()
+    with FlopCounterMode(display=False) as counter:
+        epoch()
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        epoch()
+        seconds.append(time.perf_counter() - started)
+    fastest = statistics.median(seconds)
+    rows = sum(len(piece.rows) for piece in pieces)
+    return rows / fastest, counter.get_total_flops() / fastest
+
+
+def gpu(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    inputs = make_inputs(folder, arguments.clips, arguments.seconds)
+    task = make_task(
+        inputs, arguments.preset, epochs=6, batch_size=arguments.batch_size, precision="bfloat16"
+    )
+    name = torch.cuda.get_device_name()
+    peak = next((flops for key, flops in DENSE_BF16_FLOPS.items() if key in name), float("nan"))
+    bare, flops = bare_speed(task, arguments.clips // arguments.batch_size)
+    ours = our_speed(task, folder / "state", "cuda")
+    return {
+        "gpu": name,
+        "our_samples_per_s": ours,
+        "bare_samples_per_s": bare,
+        "ratio_to_bare": ours / bare,
+        "bare_share_of_peak": flops / peak,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["published", "workers", "gpu"])
+    parser.add_argument("--preset", default="paper-student")
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--published-clips", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=4.0, help="mean clip length")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--folder", default=None)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        found = {"published": published, "workers": workers, "gpu": gpu}[arguments.what](
+            arguments, Path(folder)
+        )
+    print(json.dumps({"preset": arguments.preset, **vars(arguments), **found}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
