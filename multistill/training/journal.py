@@ -64,6 +64,7 @@ class Journal:
         match event["kind"]:
             case "started":
                 child.params(_params(task, event))
+                child.tags({"worker": event["worker"]})
                 for problem in event["problems"]:
                     child.say(f"{name}: {problem}; going back to the checkpoint before it")
                 if event["epoch"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,6 +80,7 @@ def _train(
                     "train_rows": len(data.train),
                     "valid_rows": len(data.valid),
                     "missing": data.missing,
+                    "worker": f"{os.uname().nodename}:{os.getpid()}",
                 }
             )
         for report in fit(
