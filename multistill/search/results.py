@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from multistill.search.analysis import grid, history, importance
 from multistill.search.request import Request
 from multistill.search.storage import attribute, trial_key
 from multistill.workspace import write_json
@@ -93,6 +94,9 @@ def write_results(
         "seconds": round(seconds, 3),
         **more,
     }
+    summary["importance"] = importance(study, request.seed)
+    summary["history"] = history(found, config.mode)
+    summary["grid"] = grid(found, "distillation.temperature", "distillation.weight")
     if config.second:
         summary["pareto"] = [_shown(row) for row in pareto(found, request)]
     write_json(out / STUDY, summary)

@@ -1,0 +1,335 @@
+"""Real searches through Ray Tune and Optuna, kept short: stub objectives but for one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from test_search_space import TASK, among, between
+from training_corpus import make_corpus, make_task
+
+from multistill.config import DistillationConfig, SearchConfig
+from multistill.distillation.targets import write_soft_targets
+from multistill.errors import MultistillError, UsageError
+from multistill.search.request import Request
+from multistill.search.study import extend, resume, search
+from multistill.workspace import read_json
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+STUBS = "tests.search_stubs"
+ROOT = Path(__file__).parents[1]
+
+
+class Notes:
+    """A `Watch` that remembers."""
+
+    record_id = None
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.children: dict[str, Notes] = {}
+        self.rows: list[tuple[int | None, dict]] = []
+        self.status = ""
+        self.labels: dict[str, str] = {}
+        self.settings: dict[str, object] = {}
+        self.counts: list[tuple[float, float]] = []
+
+    def say(self, message):
+        self.said.append(message)
+
+    def progress(self, done, total, unit, **figures):
+        self.counts.append((done, total))
+
+    def metrics(self, values, step=None):
+        self.rows.append((step, dict(values)))
+
+    def params(self, values):
+        self.settings.update(values)
+
+    def tags(self, values):
+        self.labels.update(values)
+
+    def artifact(self, path, folder=""):
+        assert path.exists()
+
+    def child(self, name, key, kind):
+        assert kind == "trial"
+        return self.children.setdefault(key, Notes())
+
+    def close(self, status="FINISHED"):
+        self.status = status
+
+
+def config(**more) -> SearchConfig:
+    return SearchConfig(**{"trials": 8, "concurrent": 2, "startup_trials": 3, **more})
+
+
+def stub(out: Path, name: str, watch=None, **more) -> dict:
+    return search(TASK, config(**more), 1, out, watch, "print", objective=f"{STUBS}:{name}")
+
+
+def table(out: Path) -> list[dict]:
+    return pq.read_table(out / "trials.parquet").to_pylist()
+
+
+def epochs_run(out: Path) -> Counter:
+    """(trial, epoch) -> how often an objective ran it."""
+    lines = (out / "ran.log").read_text().splitlines()
+    return Counter(tuple(line.split()[:2]) for line in lines)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, ray_session):
+    out, notes = tmp_path_factory.mktemp("searches") / "small", Notes()
+    return out, stub(out, "climb", notes), notes
+
+
+def test_every_trial_is_counted_recorded_and_ranked(finished):
+    out, summary, notes = finished
+    rows = table(out)
+    assert [row["trial"] for row in rows] == list(range(8))
+    assert summary["counts"]["complete"] + summary["counts"]["stopped"] == summary["trials"] == 8
+    assert json.loads(rows[0]["params"]) == {
+        "distillation.temperature": 2.0,
+        "distillation.weight": 0.5,
+    }, "the student as configured is the first trial"
+    complete = [row["value"] for row in rows if row["state"] == "complete"]
+    assert summary["best"]["value"] == max(complete)
+    assert summary["top"] == [summary["best"]["params"]]
+    for row in rows:
+        assert (row["state"] == "complete") == (row["epochs"] == 9)
+        record = notes.children[row["key"]]
+        assert record.status == "FINISHED"
+        assert record.settings == json.loads(row["params"])
+        steps = [step for step, _ in record.rows if step is not None]
+        assert steps == list(range(1, row["epochs"] + 1)), "one row an epoch, none twice"
+    assert notes.counts[-1] == (8, 8)
+
+
+def test_the_scheduler_saves_epochs_and_says_so(finished):
+    out, summary, _ = finished
+    stopped = [row for row in table(out) if row["state"] == "stopped"]
+    assert stopped, "none of eight trials was stopped"
+    assert all("scheduler" in row["reason"] and 3 <= row["epochs"] < 9 for row in stopped)
+    assert summary["trained_epochs"] == sum(epochs_run(out).values()) < 8 * 9
+
+
+def test_nothing_is_left_but_tables_and_the_study(finished):
+    out, _, _ = finished
+    names = {path.name for path in out.rglob("*")} - {"ran.log"}
+    assert names == {
+        "search.json", "study.json", "study.lock", "study.log", "study.log.lock", "trials.parquet",
+    }  # fmt: skip
+    assert all(json.loads(line) for line in (out / "study.log").read_text().splitlines())
+
+
+def test_a_finished_search_called_again_trains_nothing(finished):
+    out, summary, _ = finished
+    before = epochs_run(out)
+    again = resume(out)
+    assert epochs_run(out) == before
+    assert again["best"] == summary["best"]
+    assert again["counts"] == summary["counts"]
+
+
+def test_a_larger_search_takes_over_the_trials_of_the_smaller(finished):
+    out, summary, _ = finished
+    larger = out.parent / "larger"
+    found = extend(out, larger, 3)
+    old, new = table(out), table(larger)
+    assert len(new) == found["trials"] == 11
+    same = ("trial", "state", "params", "value", "epochs", "reason")
+    assert [[row[k] for k in same] for row in new[:8]] == [[row[k] for k in same] for row in old]
+    assert {trial for trial, _ in epochs_run(larger)} == {"0008", "0009", "0010"}
+    assert found["best"]["value"] >= summary["best"]["value"]
+    assert len({row["params"] for row in new}) == 11, "a continued sampler repeats no point"
+
+
+def test_diverged_trials_fail_with_their_reason_and_are_not_stuck(tmp_path):
+    notes = Notes()
+    space = {"distillation.weight": among(0.2, 0.4, 0.6, 0.8)}
+    summary = stub(tmp_path, "diverging", notes, trials=6, space=space, grace_epochs=9)
+    assert summary["counts"]["running"] == 0
+    for row in table(tmp_path):
+        weight = json.loads(row["params"])["distillation.weight"]
+        assert (row["state"] == "failed") == (weight > 0.5)
+        if weight > 0.5:
+            assert row["reason"] == "diverged: train_loss is nan in epoch 2"
+            assert row["value"] is None
+            assert notes.children[row["key"]].status == "FAILED"
+
+
+def test_a_search_in_which_everything_fails_stops_and_goes_on_once_mended(tmp_path):
+    with pytest.raises(MultistillError, match=r"every trial failed.*valid_macro_f1 was not repor"):
+        stub(tmp_path, "mute", trials=40)
+    assert 3 <= len(table(tmp_path)) < 10, "it did not wait for forty failures"
+    mended = replace(Request.read(tmp_path), objective=f"{STUBS}:climb")
+    replace(mended, config=config(trials=4)).write(tmp_path)
+    summary = resume(tmp_path)
+    assert summary["counts"]["complete"] + summary["counts"]["stopped"] >= 4
+
+
+def test_an_exception_in_a_trial_is_tried_again_then_told(tmp_path):
+    notes = Notes()
+    with pytest.raises(MultistillError, match="CUDA out of memory"):
+        stub(tmp_path, "raising", notes, trials=3, concurrent=1)
+    assert sum("goes on from its last checkpoint" in line for line in notes.said) == 3
+    assert {row["reason"] for row in table(tmp_path)} == {"RuntimeError: CUDA out of memory"}
+
+
+def test_a_killed_trial_process_continues_from_its_last_epoch(tmp_path):
+    notes = Notes()
+    summary = stub(tmp_path, "dying", notes, trials=2, concurrent=1)
+    assert (tmp_path / "killed").exists()
+    assert summary["counts"]["failed"] == 0
+    assert any("its process died" in line for line in notes.said)
+    ran = epochs_run(tmp_path)
+    assert all(ran["0000", str(epoch)] == 1 for epoch in range(1, 10)), "an epoch ran twice"
+
+
+def driver(out: Path, action: str) -> subprocess.Popen:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "search_driver.py"), address, str(out), action],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def prepared(out: Path, name: str, **more) -> None:
+    """A search that was asked for and not begun."""
+    request = Request(TASK, config(**more), 1, "print", "study-of-test", f"{STUBS}:{name}")
+    request.write(out)
+
+
+def until(condition, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
+
+
+def ran(out: Path) -> int:
+    return sum(epochs_run(out).values()) if (out / "ran.log").exists() else 0
+
+
+def test_a_killed_driver_loses_no_trial_and_counts_none_twice(tmp_path):
+    prepared(tmp_path, "slow", trials=4, grace_epochs=9)
+    process = driver(tmp_path, "resume")
+    until(lambda: ran(tmp_path) >= 11)
+    process.kill()
+    process.wait()
+    begun = {trial for trial, _ in epochs_run(tmp_path)}
+    notes = Notes()
+    summary = resume(tmp_path, notes)
+    rows = table(tmp_path)
+    assert [row["trial"] for row in rows] == [0, 1, 2, 3]
+    assert summary["counts"] == {"complete": 4, "stopped": 0, "failed": 0, "running": 0}
+    again = Counter(epochs_run(tmp_path).values())
+    assert set(again) <= {1, 2} and again[2] <= 2, "only epochs in hand at the kill run again"
+    assert begun & {key.removeprefix("trial-") for key in notes.children}, "none was continued"
+    assert all(row["epochs"] == 9 for row in rows)
+
+
+def test_one_interrupt_ends_epochs_in_hand_and_leaves_the_search_resumable(tmp_path):
+    prepared(tmp_path, "slow", trials=3, grace_epochs=9)
+    process = driver(tmp_path, "resume")
+    until(lambda: ran(tmp_path) >= 4)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopping: trials in hand end their epoch" in said
+    assert not (tmp_path / "study.json").exists()
+    assert resume(tmp_path)["counts"]["complete"] == 3
+    assert set(epochs_run(tmp_path).values()) == {1}, "a clean stop repeats no epoch"
+
+
+def test_two_drivers_share_one_study(tmp_path):
+    prepared(tmp_path, "slow", trials=6, concurrent=1, grace_epochs=9)
+    process = driver(tmp_path, "join")
+    until(lambda: ran(tmp_path) >= 1)
+    notes = Notes()
+    summary = resume(tmp_path, notes)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    theirs = {line.split()[1] for line in said.splitlines() if line.startswith("child")}
+    assert theirs and notes.children, "one of them had no trial"
+    assert not theirs & set(notes.children), "a trial was run by both"
+    assert len(theirs | set(notes.children)) == summary["trials"] == 6
+    assert set(epochs_run(tmp_path).values()) == {1}
+
+
+def test_real_students_are_searched_with_a_second_objective(tmp_path):
+    corpus = make_corpus(tmp_path / "corpus")
+    ids = pq.read_table(corpus[0])["utterance_id"].to_pylist()
+    logits = np.random.default_rng(0).normal(size=(len(ids), 7)).astype(np.float32)
+    targets = tmp_path / "soft.parquet"
+    write_soft_targets(targets, ids, logits, "teacher", np.full(len(ids), -1))
+    base = replace(
+        make_task(corpus, epochs=2),
+        soft_targets=str(targets),
+        distillation=DistillationConfig().model_dump(mode="json"),
+    )
+    space = {
+        "distillation.temperature": between(1.0, 8.0),
+        "model.width": among(16, 32),
+        "train.learning_rate": between(1e-3, 1e-2, log=True),
+    }
+    asked = SearchConfig(trials=4, concurrent=2, space=space, second="parameters")
+    summary = search(base, asked, 1, tmp_path / "out", fingerprint="real")
+    rows = table(tmp_path / "out")
+    assert all(row["state"] == "complete" and 0 <= row["value"] <= 1 for row in rows)
+    sizes = {json.loads(row["params"])["model.width"]: row["cost"] for row in rows}
+    assert len(sizes) == 1 or sizes[16] < sizes[32]
+    front = summary["pareto"]
+    assert front and all(a["cost"] < b["cost"] for a, b in pairwise(front))
+    for row in rows:
+        assert any(p["cost"] <= row["cost"] and p["value"] >= row["value"] for p in front)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"gpus_per_trial": 1}, "asks for 1 GPUs, but the largest node has 0"),
+        ({"cpus_per_trial": 64}, "the largest node has 4"),
+        ({"storage": "sqlite:////nowhere/at/all.db"}, "cannot be reached"),
+        ({"space": {"model.depth": between(1, 2)}}, "not something to search"),
+    ],
+)
+def test_an_impossible_search_is_one_sentence_and_writes_no_study(tmp_path, more, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        stub(tmp_path / "out", "climb", **more)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "ran.log").exists()
+
+
+def test_a_study_in_a_database_gives_the_same_table(tmp_path):
+    address = f"sqlite:///{tmp_path / 'study.db'}"
+    summary = stub(tmp_path / "out", "climb", trials=3, storage=address)
+    assert summary["trials"] == 3
+    assert not (tmp_path / "out" / "study.log").exists()
+    assert read_json(tmp_path / "out" / "study.json")["study"].startswith("multistill-print-")
+
+
+def test_a_folder_of_another_search_is_refused(finished):
+    out, _, _ = finished
+    with pytest.raises(UsageError, match="other settings"):
+        stub(out, "climb", metric="uar")
+    with pytest.raises(UsageError, match="holds no search"):
+        resume(out / "nothing")
