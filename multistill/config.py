@@ -227,6 +227,9 @@ class ModelConfig(Section):
     classifier_dropout: float | None = Field(None, ge=0.0, lt=1.0)
     modality_dropout: float | None = Field(None, ge=0.0, lt=1.0)
     pooling: Literal["published", "mean", "attention"] | None = None
+    audio_stride: int | None = Field(
+        None, ge=1, description="neighbouring audio frames averaged into one before the head"
+    )
     context_turns: int | None = Field(None, ge=0, le=32)
 
     def overrides(self) -> dict[str, Any]:
@@ -360,6 +363,9 @@ class SearchConfig(Section):
     space: dict[str, SearchParameter] = Field(default_factory=_default_space, min_length=1)
     grace_epochs: int = Field(3, ge=1, description="ASHA stops no trial before")
     reduction: int = Field(3, ge=2)
+    sampler: Literal["tpe", "random", "grid"] = Field(
+        "tpe", description="random and grid are baselines; a grid needs `choices` everywhere"
+    )
     startup_trials: int = Field(8, ge=1, description="random trials before the sampler learns")
     retrain: int = Field(1, ge=1, le=10, description="best trials retrained at full budget")
     second: Literal["parameters", "latency"] | None = Field(
