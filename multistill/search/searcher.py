@@ -138,7 +138,8 @@ class StudySearch(Unsaved, OptunaSearch):
 
     def _ask(self) -> optuna.Trial:
         own = current(self._request.base, self._request.config.space)
-        if own is not None and not self.study.get_trials(deepcopy=False):
+        baseline = self._request.config.sampler != "tpe"
+        if own is not None and not baseline and not self.study.get_trials(deepcopy=False):
             self.study.enqueue_trial(own)  # the student as configured is the first trial
         return self.study.ask()
 
@@ -232,11 +233,17 @@ def _sampler(request: Request, asked: int) -> optuna.samplers.BaseSampler:
     The seed takes in how many trials there are: a continued study would otherwise repeat
     the first points of its random start.
     """
-    conditional = any(parameter.when for parameter in request.config.space.values())
+    config = request.config
+    seed = (request.seed + 7919 * asked) % 2**32
+    if config.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if config.sampler == "grid":
+        axes = {name: parameter.choices for name, parameter in config.space.items()}
+        return optuna.samplers.GridSampler(axes, seed=request.seed)
     return optuna.samplers.TPESampler(
-        n_startup_trials=request.config.startup_trials,
+        n_startup_trials=config.startup_trials,
         multivariate=True,
-        group=conditional,
+        group=any(parameter.when for parameter in config.space.values()),
         constant_liar=True,
-        seed=(request.seed + 7919 * asked) % 2**32,
+        seed=seed,
     )

@@ -115,6 +115,10 @@ def _preflight(request: Request) -> None:
     teacher = request.base.distillation is not None
     if not teacher and any(key.startswith("distillation.") for key in config.space):
         problems.append("search.space: `distillation` settings need a student with a teacher")
+    if config.sampler == "grid" and any(
+        parameter.choices is None or parameter.when for parameter in config.space.values()
+    ):
+        problems.append("search.sampler: a grid needs plain `choices` for every searched name")
     problems += capacity_problems(config, cluster_nodes())
     if problems:
         raise UsageError("; ".join(problems))

@@ -1,0 +1,195 @@
+"""What a search costs beside its training, and what it gains over random search and a grid.
+
+    python benchmarks/search.py many [--trials 2000]
+    python benchmarks/search.py overhead FOLDER [--trials 32] [--epochs 30]
+    python benchmarks/search.py compare FOLDER [--trials 30] [--epochs 20] [--seeds 3]
+
+FOLDER is a finished search (`<workspace>/search/<fingerprint>`): its student, features and
+soft targets are trained again, nothing in it is changed. `many` needs nothing: its trials
+are a formula. Figures are of this machine; run on an idle one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from multistill.config import DistillationConfig, SearchConfig, SearchParameter, TrainConfig
+from multistill.models.presets import resolve
+from multistill.search.request import Request
+from multistill.search.study import search
+from multistill.training.task import TrainingTask
+from multistill.watch import Silent
+
+T, WEIGHT = "distillation.temperature", "distillation.weight"
+GRID = {T: [1.0, 2.0, 3.0, 4.0, 6.0, 8.0], WEIGHT: [0.1, 0.3, 0.5, 0.7, 0.9]}
+
+
+@dataclass(frozen=True)
+class Report:
+    epoch: int
+    metrics: dict[str, float]
+    stop: bool
+
+
+def formula(task: TrainingTask, *, state_dir: Path) -> Iterator[Report]:
+    """A stand-in for training: three epochs without work."""
+    settings = task.distillation or {}
+    distance = (math.log(settings["temperature"] / 3) / 2) ** 2 + (settings["weight"] - 0.6) ** 2
+    for epoch in range(1, 4):
+        value = max(0.0, 0.9 - distance) * (1 - 0.5**epoch)
+        yield Report(epoch, {"train_loss": 1 - value, "valid_macro_f1": value}, epoch == 3)
+
+
+class Memory(Silent):
+    """Prints the driver's resident memory as the search goes on."""
+
+    def __init__(self) -> None:
+        self.started, self.samples = time.monotonic(), [(0, resident_mb())]
+
+    def progress(self, done: float, total: float, unit: str, **figures: float) -> None:
+        if done % 200 == 0:
+            self.samples.append((int(done), resident_mb()))
+            rate = done / (time.monotonic() - self.started)
+            print(f"{int(done):6d} trials  {self.samples[-1][1]:7.1f} MB  {rate:6.1f} trials/s")
+
+
+def resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def many(trials: int) -> None:
+    """Thousands of trials: the driver's memory and the trials per second."""
+    base = TrainingTask(
+        name="student",
+        spec=resolve("small-student", {}).to_dict(),
+        train=TrainConfig(epochs=3).model_dump(mode="json"),
+        seed=1,
+        manifest="-",
+        features="-",
+        soft_targets="-",
+        distillation=DistillationConfig().model_dump(mode="json"),
+    )
+    config = SearchConfig(trials=trials, concurrent=2, grace_epochs=1)
+    watch = Memory()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "search"
+        found = search(base, config, 1, out, watch, "many", objective="benchmarks.search:formula")
+        size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
+    first = next(mb for done, mb in watch.samples if done >= 200)
+    last = watch.samples[-1][1]
+    print(f"best {found['best']['value']:.4f} of 0.7875 possible; study on disk {size:.1f} MB")
+    print(f"driver memory after 200 trials {first:.0f} MB, at the end {last:.0f} MB")
+
+
+def overhead(folder: Path, trials: int, epochs: int) -> None:
+    """Wall time against pure training time, without early stopping."""
+    asked = Request.read(folder)
+    config = asked.config.model_copy(
+        update={"trials": trials, "epochs": epochs, "grace_epochs": epochs, "second": None}
+    )
+    with tempfile.TemporaryDirectory() as out:
+        found = search(asked.base, config, asked.seed, Path(out) / "search", fingerprint="bench")
+    pure = found["training_share"] * found["seconds"] * found["concurrency"]
+    ideal = pure / found["concurrency"]
+    print(
+        f"{trials} trials of {found['trial_seconds'] / trials:.1f} s, "
+        f"{found['concurrency']} at once"
+    )
+    print(f"seconds from hand-out to first step, median: {found['start_seconds']:.2f}")
+    print(f"share of wall time in training epochs: {found['training_share']:.3f}")
+    print(f"wall time / (training time / concurrency): {found['seconds'] / ideal:.3f}")
+
+
+def compare(folder: Path, trials: int, epochs: int, seeds: int) -> None:
+    """Seconds of training until the best of a full grid over T and weight is reached."""
+    asked = Request.read(folder)
+    ranges = {
+        T: SearchParameter(low=GRID[T][0], high=GRID[T][-1]),
+        WEIGHT: SearchParameter(low=GRID[WEIGHT][0], high=GRID[WEIGHT][-1]),
+    }
+    points = {name: SearchParameter(choices=list(values)) for name, values in GRID.items()}
+    methods: dict[str, dict[str, Any]] = {
+        "grid": {"sampler": "grid", "space": points, "trials": len(GRID[T]) * len(GRID[WEIGHT])},
+        "random": {"sampler": "random", "space": ranges, "trials": trials},
+        "tpe + asha": {"space": ranges, "trials": trials, "grace_epochs": max(1, epochs // 4)},
+    }
+    shares: dict[str, list[float]] = {name: [] for name in methods}
+    for seed in range(seeds):
+        base = replace(asked.base, seed=asked.base.seed + seed)
+        curves = {}
+        for name, changes in methods.items():
+            settings = {"epochs": epochs, "grace_epochs": epochs, "second": None, **changes}
+            config = asked.config.model_copy(update=settings)
+            with tempfile.TemporaryDirectory() as temporary:
+                out = Path(temporary) / "search"
+                search(base, config, asked.seed + seed, out, fingerprint=f"bench-{seed}")
+                curves[name] = curve(out)
+        cost, target = curves["grid"][-1]
+        for name, points_of in curves.items():
+            reached = next((spent for spent, best in points_of if best >= target), math.inf)
+            shares[name].append(reached / cost)
+            print(
+                f"seed {seed} {name:10s} best {points_of[-1][1]:.4f} in {points_of[-1][0]:.0f} s; "
+                f"grid's best after {reached / cost:.2f} of the grid's cost"
+            )
+    for name, found in shares.items():
+        print(f"{name:10s} median share of the grid's cost: {statistics.median(found):.2f}")
+
+
+def curve(out: Path) -> list[tuple[float, float]]:
+    """(training seconds spent, best value at full budget so far) after each trial."""
+    spent, best, points = 0.0, -math.inf, []
+    for row in pq.read_table(out / "trials.parquet").to_pylist():
+        spent += row["seconds"]
+        if row["state"] == "complete":
+            best = max(best, row["value"])
+        points.append((spent, best))
+    return points
+
+
+def main() -> None:
+    import ray
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["many", "overhead", "compare"])
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--trials", type=int)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.what != "many" and arguments.folder is None:
+        parser.error("give the folder of a finished search")
+    ray.init(
+        num_cpus=max(2, os.cpu_count() or 2),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        object_store_memory=200_000_000,
+    )
+    try:
+        if arguments.what == "many":
+            many(arguments.trials or 2000)
+        elif arguments.what == "overhead":
+            overhead(arguments.folder, arguments.trials or 32, arguments.epochs or 30)
+        else:
+            compare(
+                arguments.folder, arguments.trials or 30, arguments.epochs or 20, arguments.seeds
+            )
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
