@@ -350,6 +350,21 @@ def test_page_of_two_thousand_trials_is_small(case: Case) -> None:
     assert page.count("<tr") < 300
 
 
+def test_slices_on_the_page_belong_to_the_model_above_them(
+    case: Case, written: tuple[dict[str, Any], str]
+) -> None:
+    text = next(text for text in structure(written[1]).tables if "by gender" in text)
+    shown = [model for model in case.facts["models"] if model["role"] != "control"]
+    head, body = text.split("by session")
+    assert head.split()[-len(shown) :] == [model["name"] for model in shown]
+    female = body[body.index("female") :].split()
+    expected = [
+        next(line for line in model["slices"] if line["name"] == "female")["metrics"]["uar"]
+        for model in (case.facts["baseline"], *shown)
+    ]
+    assert female[2::3][: len(expected)] == [f"{uar['value']:.3f}" for uar in expected]
+
+
 def test_quality_of_the_corpus_stands_on_the_page(
     case: Case, written: tuple[dict[str, Any], str]
 ) -> None:

@@ -115,20 +115,17 @@ def _class_shares(
     return {"train before caps": {label: counts[label] / total for label in CLASSES}, **parts}
 
 
-def _slices(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Slices turned round: per kind, a line a slice with every model's figures."""
-    models = [report["baseline"], *report["models"]]
-    found: list[dict[str, Any]] = []
-    for place, first in enumerate(report["baseline"]["slices"]):
-        line = {
-            "name": first["name"],
-            "clips": first["clips"],
-            "scores": [model["slices"][place]["metrics"] for model in models],
-        }
-        if not found or found[-1]["by"] != first["by"]:
-            found.append({"by": first["by"], "lines": []})
-        found[-1]["lines"].append(line)
-    return found
+def _slices(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Slices turned round: `columns` name the models, `groups` hold a line a slice."""
+    shown = [model for model in report["models"] if model["role"] != "control"]
+    baseline = report["baseline"]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for place, first in enumerate(baseline["slices"]):
+        scores = [model["slices"][place]["metrics"]["uar"] for model in (baseline, *shown)]
+        line = {"name": first["name"], "clips": first["clips"], "scores": scores}
+        groups.setdefault(first["by"], []).append(line)
+    columns = [f"always {baseline['label']}", *(model["name"] for model in shown)]
+    return {"columns": columns, "groups": groups}
 
 
 def _listed(
