@@ -13,6 +13,7 @@ from torch import Tensor
 from multistill.errors import UsageError
 from multistill.models.build import EmotionModel, build, count_parameters, drop_modality
 from multistill.models.fusion import segment_means
+from multistill.models.layers import join_frames
 from multistill.models.presets import PRESETS, resolve
 from multistill.models.spec import ModelSpec
 
@@ -31,17 +32,24 @@ TINY = ModelSpec(
     "multimodal", width=8, heads=2, layers=2, feedforward=12, classifier=5, classifier_dropout=0.0
 )
 VARIANTS = [
-    replace(TINY, fusion=fusion, pooling=pooling, modality=modality, context_turns=turns)
-    for fusion, pooling, modality, turns in product(
+    replace(
+        TINY,
+        fusion=fusion,
+        pooling=pooling,
+        modality=modality,
+        context_turns=turns,
+        audio_stride=stride,
+    )
+    for fusion, pooling, modality, (turns, stride) in product(
         ("crossmodal", "concat", "cross-attention", "mixer"),
         ("published", "mean", "attention"),
         ("multimodal", "text", "audio"),
-        (0, 2),
+        ((0, 1), (2, 3)),
     )
 ]
 
 EXPORTED = [
-    replace(TINY, pooling="attention", context_turns=2),
+    replace(TINY, pooling="attention", context_turns=2, audio_stride=4),
     replace(TINY, modality="text"),
     replace(TINY, modality="audio"),
     *(replace(TINY, fusion=f, layers=1) for f in ("concat", "cross-attention", "mixer")),
@@ -350,6 +358,16 @@ def test_context_is_read_in_order_and_its_absence_is_no_special_case() -> None:
     assert (with_turns - none).abs().max() > 1e-3
 
 
+def test_joined_frames_are_means_of_real_neighbours() -> None:
+    values, mask = states([7, 3, 0], 2)
+    joined, kept = join_frames(values.nan_to_num(0.0), mask, 3)
+    assert kept.tolist() == [[True] * 3, [True, False, False], [False] * 3]
+    torch.testing.assert_close(joined[0, 2], values[0, 6])
+    torch.testing.assert_close(joined[0, 1], values[0, 3:6].mean(dim=0))
+    torch.testing.assert_close(joined[1, 0], values[1, :3].mean(dim=0))
+    assert not joined[~kept].any()
+
+
 def test_segments_equal_adaptive_pooling_without_the_padding() -> None:
     lengths = [40, 16, 5, 1]
     values, mask = states(lengths, 3)
@@ -366,7 +384,9 @@ def test_heads_export_with_free_batch_and_lengths(spec: ModelSpec) -> None:
     text, text_mask = states([3, 4, 1], TEXT, seed=2)
     audio, text = audio.nan_to_num(0.0), text.nan_to_num(0.0)
     context, context_mask = torch.randn(3, 2, TEXT + AUDIO), torch.ones(3, 2).bool()
-    batch, frames, tokens = (torch.export.Dim(n) for n in ("batch", "frames", "tokens"))
+    # More than one joined frame: shorter clips are padded, which changes nothing.
+    frames = torch.export.Dim("frames", min=spec.audio_stride + 1)
+    batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens")
     rows = {0: batch}
     shapes = (
         {0: batch, 1: frames}, {0: batch, 1: frames}, {0: batch, 1: tokens}, {0: batch, 1: tokens},

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from multistill.models.context import ContextReader
 from multistill.models.fusion import FUSIONS, Stream
+from multistill.models.layers import join_frames
 from multistill.models.spec import ModelSpec
 
 
@@ -89,6 +90,8 @@ class EmotionModel(nn.Module):
         if self.spec.reads_audio:
             assert self.audio_projection is not None
             states, mask = streams[0]
+            if self.spec.audio_stride > 1:
+                states, mask = join_frames(states, mask, self.spec.audio_stride)
             projected.append((self.audio_projection(states), mask))
         if self.spec.reads_text:
             states, mask = streams[-1]

@@ -36,7 +36,7 @@ class ContextReader(nn.Module):
         nn.init.normal_(self.distance, std=0.02)
         self.question = nn.Linear(pooled_dim, spec.width)
         self.norm = nn.LayerNorm(spec.width)
-        self.attention = Attention(spec.width, spec.heads, spec.dropout)
+        self.attention = Attention(spec.width, spec.heads)
 
     def forward(
         self,

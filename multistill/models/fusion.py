@@ -78,9 +78,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         count = 2 if spec.modality == "multimodal" else 1
         self.out_width = spec.width * count
-        self.attentions = nn.ModuleList(
-            Attention(spec.width, spec.heads, spec.dropout) for _ in range(count)
-        )
+        self.attentions = nn.ModuleList(Attention(spec.width, spec.heads) for _ in range(count))
         self.norms = nn.ModuleList(nn.LayerNorm(spec.width) for _ in range(count))
         self.pools = nn.ModuleList(_pool(spec) for _ in range(count))
 

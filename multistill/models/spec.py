@@ -27,12 +27,14 @@ class ModelSpec:
         layers: transformer layers per stack, or mixer blocks; unused by the other two.
         feedforward: hidden width of the feed-forward (or channel-mixing) part.
         classifier: hidden width of the classifier.
-        dropout: in attention weights and after each block's parts.
+        dropout: of embedded states and of each block's parts; never of attention weights.
         classifier_dropout: before both linear layers of the classifier.
         modality_dropout: share of training samples that lose one of two modalities.
         pooling: `published`: mean over frames for audio queries, first position for text
             queries, mean for text alone, first frame for audio alone. `mean` and `attention`
             are over the real positions of every sequence.
+        audio_stride: so many neighbouring audio frames are averaged into one first; 1 as
+            published. Cost falls with it, that of audio self-attention with its square.
         context_turns: how many previous turns of the dialogue are read; 0 as published.
         keep_unused_projection: a text head carries the audio projection that it never uses,
             as the published parameter counts do.
@@ -49,6 +51,7 @@ class ModelSpec:
     classifier_dropout: float = 0.1
     modality_dropout: float = 0.0
     pooling: Pooling = "published"
+    audio_stride: int = 1
     context_turns: int = 0
     keep_unused_projection: bool = False
     num_classes: int = 7
@@ -58,7 +61,15 @@ class ModelSpec:
             value, allowed = getattr(self, name), get_args(kind)
             if value not in allowed:
                 raise UsageError(f"model: {name} `{value}` is not one of {', '.join(allowed)}")
-        for name in ("width", "heads", "layers", "feedforward", "classifier", "num_classes"):
+        for name in (
+            "width",
+            "heads",
+            "layers",
+            "feedforward",
+            "classifier",
+            "audio_stride",
+            "num_classes",
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UsageError(f"model: {name} must be a whole number of at least 1, not {value}")
