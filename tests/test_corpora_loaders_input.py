@@ -133,6 +133,27 @@ def test_kemdy19_never_joins_by_position(tmp_path: Path) -> None:
     assert [item for item in load("kemdy19", root) if isinstance(item, Utterance)] == before
 
 
+@pytest.mark.parametrize("kind", KEMDY)
+def test_without_start_times_the_rows_tell_the_order_of_the_talk(
+    tmp_path: Path, kind: CorpusKind
+) -> None:
+    root = make(kind, tmp_path / "K")
+    for path in (root / "annotation").iterdir():
+        head, lines = path.read_text().splitlines()[:2], path.read_text().splitlines()[2:]
+        rows = [line.split(",") for line in lines]
+        # The first table turned upside down, in the second every row as it was.
+        rows = rows[::-1] if path == annotation(root) else rows
+        body = [",".join([row[0], "", *row[2:]]) for row in rows]
+        path.write_text("\n".join([*head, *body]) + "\n")
+    kept = [item for item in load(kind, root) if isinstance(item, Utterance)]
+    column = 9 if kind == "kemdy19" else 3
+    named = [row.split(",")[column] for row in annotation(root).read_text().splitlines()[2:]]
+    for dialogue in {item.dialogue for item in kept}:
+        inside = [name for name in named if name.startswith(dialogue)]
+        assert [item.utterance_id for item in kept if item.dialogue == dialogue] == inside
+        assert [item.turn for item in kept if item.dialogue == dialogue] == list(range(len(inside)))
+
+
 def test_session_17_of_kemdy20_loads_whether_its_clips_say_17_or_42(tmp_path: Path) -> None:
     truth = kemdy20.make(tmp_path / "K", sessions=(17,), segments_per_session=6, glitches=False)
     for path in list((truth.root / "wav/Session17").glob("Sess17*")):

@@ -136,9 +136,10 @@ def test_a_mapped_column_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_a_table_in_a_wrong_encoding_names_the_row(tmp_path: Path) -> None:
     text = "audio_path,label,speaker\na.wav,sad,김\n"
-    (tmp_path / "t.csv").write_bytes(text.encode("utf-16"))
-    with pytest.raises(UsageError, match=r"t\.csv: row 1: text in none of"):
-        list(loaders.load(config(tmp_path / "t.csv")))
+    for encoded in (text.encode("utf-16"), text.replace("김", "kim").encode("utf-16-le")):
+        (tmp_path / "t.csv").write_bytes(encoded)
+        with pytest.raises(UsageError, match=r"t\.csv: row 1: text in none of"):
+            list(loaders.load(config(tmp_path / "t.csv")))
     (tmp_path / "t.csv").write_bytes(text.encode("utf-8") + b"b.wav,sad,\xff\xfe\n")
     with pytest.raises(UsageError, match=r"t\.csv: row 3: text in none of"):
         list(loaders.load(config(tmp_path / "t.csv")))

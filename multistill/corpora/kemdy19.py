@@ -43,7 +43,7 @@ def _session(
 ) -> Iterator[Record]:
     spoken: dict[str, Row] = {}
     heard: dict[str, Row] = {}
-    position: dict[str, int] = {}
+    order: dict[str, None] = {}
     for gender in "FM":
         if gender not in tables:
             yield Rejected(
@@ -60,15 +60,15 @@ def _session(
                 what = "belongs to another session" if found else "is not a segment id of KEMDy19"
                 yield Rejected(item.place, f"{item.segment} {what}")
                 continue
-            position.setdefault(item.segment, len(position))
+            order.setdefault(item.segment)
             yield from _add(item, spoken if found["gender"] == gender else heard, spoken)
     for name in heard.keys() - spoken.keys():
-        position.pop(name)
+        order.pop(name)
     yield from _one_sided(spoken, heard)
 
     folder = root / "wav" / f"Session{session}"
     folders: dict[str, Folder] = {}
-    for turn, clip in in_turn(_clip(spoken[name], session) for name in position):
+    for turn, clip in in_turn(_clip(spoken[name], session) for name in order):
         here = folders.setdefault(clip.dialogue, Folder(folder / clip.dialogue, root))
         yield from utterance(clip, turn, f"Session{session}", here)
     for name in entries(folder).values():
