@@ -56,16 +56,23 @@ def test_columns_of_any_name_are_mapped(tmp_path: Path) -> None:
     assert differences(truth, loaders.load(config(truth.root, columns=renamed))) == []
 
 
-def test_audio_may_lie_elsewhere(tmp_path: Path) -> None:
+def test_audio_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     truth = table.make(tmp_path / "own", glitches=False)
     moved = tmp_path / "tables" / "corpus.csv"
     moved.parent.mkdir()
     truth.root.rename(moved)
+    monkeypatch.chdir(moved.parent)
     for root in (tmp_path / "own", Path("../own")):
         found = list(loaders.load(config(moved, audio_root=str(root))))
         kept = [item for item in found if isinstance(item, Utterance)]
         assert len(kept) == len(truth.utterances)
-        assert all(item.audio_path.is_file() for item in kept)
+        assert all(item.audio_path.is_absolute() and item.audio_path.is_file() for item in kept)
+
+
+def test_an_audio_root_that_is_not_there_is_named(tmp_path: Path) -> None:
+    header = "audio_path,label,speaker"
+    with pytest.raises(UsageError, match=r"looked for the folder .*gone \(audio_root\)"):
+        one_row(tmp_path, header, "a.wav,sad,kim", audio_root=str(tmp_path / "gone"))
 
 
 def test_least_columns_and_their_defaults(tmp_path: Path) -> None:

@@ -74,8 +74,7 @@ def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
     """The table's rows in its order. `root` is the table; paths start from its folder."""
     table = open_table(root, root.name)
     names = _mapping(config, table)
-    folder = Path(config.audio_root).expanduser() if config.audio_root else Path()
-    audio_root = root.parent / folder
+    audio_root = Path(config.audio_root).expanduser() if config.audio_root else root.parent
     if not audio_root.is_dir():
         raise UsageError(
             f"corpus `{config.title}`: looked for the folder {audio_root} (audio_root), "
