@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from models_store import AUDIO_DIM, TEXT_DIM, make_store
 
 from multistill.distillation.targets import (
+    dialogue_context,
     predict,
     predict_logits,
     read_soft_targets,
@@ -65,7 +67,7 @@ def test_rows_follow_the_order_asked_for(store: FeatureStore) -> None:
     assert predict_logits(model, store, [], "cpu").shape == (0, 7)
 
 
-def test_a_model_with_context_is_given_it_or_refuses(store: FeatureStore) -> None:
+def test_a_model_with_context_is_given_it_or_refuses(store: FeatureStore, tmp_path: Path) -> None:
     model = small(context_turns=2)
     columns = {"utterance_id": IDS, "dialogue": ["d"] * 9, "turn": list(range(9))}
     context = DialogueContext(store, columns, 2)
@@ -74,6 +76,11 @@ def test_a_model_with_context_is_given_it_or_refuses(store: FeatureStore) -> Non
     alone = predict_logits(model, store, IDS, "cpu", context=apart)
     np.testing.assert_allclose(with_past[0], alone[0], atol=1e-5)
     assert np.abs(with_past[1:] - alone[1:]).max(axis=1).min() > 1e-5
+    manifest = tmp_path / "manifest.parquet"
+    pq.write_table(pa.table(columns), manifest)
+    read = dialogue_context(model, store, manifest)
+    np.testing.assert_array_equal(predict_logits(model, store, IDS, "cpu", context=read), with_past)
+    assert dialogue_context(small(), store, manifest) is None
     with pytest.raises(ValueError, match="DialogueContext"):
         predict_logits(model, store, IDS, "cpu")
 

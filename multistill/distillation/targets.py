@@ -107,6 +107,20 @@ def _matrix(column: pa.ChunkedArray) -> Floats:
     return flat.astype(np.float32).reshape(-1, width)
 
 
+def dialogue_context(
+    model: EmotionModel, store: FeatureStore, manifest: Path
+) -> DialogueContext | None:
+    """The previous turns that a model reads; None for a model that reads none.
+
+    Args:
+        manifest: Parquet with `utterance_id`, `dialogue` and `turn` of all splits.
+    """
+    if not model.spec.context_turns:
+        return None
+    columns = pq.read_table(manifest, columns=["utterance_id", "dialogue", "turn"]).to_pydict()
+    return DialogueContext(store, columns, model.spec.context_turns)
+
+
 @dataclass(frozen=True)
 class Outputs:
     """A model's outputs: logits float32 [N, 7] and pooled float32 [N, D]."""
@@ -130,7 +144,7 @@ def predict(
         device: default: a GPU where there is one. The model is moved there.
         max_frames: audio frames read, as in training.
         batch_frames: padded frames plus tokens of one batch; one utterance always fits.
-        context: required by a model that reads previous turns.
+        context: required by a model that reads previous turns, see `dialogue_context`.
     """
     if model.spec.context_turns and context is None:
         raise ValueError("this model reads previous turns: give it a DialogueContext")

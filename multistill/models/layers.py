@@ -17,8 +17,8 @@ class Attention(nn.Module):
     """Multi-head scaled dot-product attention with a key mask (Vaswani et al. 2017, 3.2).
 
     Same parameters as `nn.MultiheadAttention`: in- and out-projections with biases. The
-    weights see no dropout: with it no fused kernel applies, and drawing [B, H, Tq, Tk]
-    random numbers was 40 % of a small model's training time on a CPU.
+    weights see no dropout: no fused kernel knows it, and drawing [B, H, Tq, Tk] random
+    numbers is dear on a CPU.
     """
 
     def __init__(self, width: int, heads: int) -> None:
