@@ -248,7 +248,7 @@ def _call(call: Callable[..., Any], *args: Any, where: str = "", **kwargs: Any) 
                 "the cluster refuses the token; see that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
                 "holds the token of this cluster (`ray get-auth-token` on its head)"
             ) from error
-        if isinstance(error, ConnectionError):
+        if isinstance(error, ConnectionError) or "Connection aborted" in text:
             place = f" at {where}" if where else ""
             raise MultistillError(
                 f"no Ray job server answers{place}; see that the head runs, that the address is "

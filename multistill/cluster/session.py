@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 """Set where the user has not: Ray reads its settings from the environment only."""
+
+KNOCK_SECONDS = 5.0
 
 FORWARDED = ("HF_HUB_OFFLINE", "HF_HOME", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM")
 """Passed to workers of a cluster we join. Never secrets: Ray shows these to every user."""
@@ -60,6 +63,8 @@ def start(resources: ResourcesConfig, *, dashboard: bool = False) -> Iterator[di
         yield dict(ray.cluster_resources())
         return
     address = _address(resources)
+    if address:
+        _knock(address)
     options = _join_options(address) if address else _local_options(resources, dashboard)
     try:
         ray.init(logging_level="error", log_to_driver=False, **options)
@@ -84,6 +89,21 @@ def _address(resources: ResourcesConfig) -> str | None:
             f"`multistill submit JOB --address {address}`, or give `auto` on a node of the cluster"
         )
     return address
+
+
+def _knock(address: str) -> None:
+    """See that something listens there; Ray itself would try for minutes.
+
+    Raises:
+        MultistillError: nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # `auto`, which Ray finds on this machine or refuses at once
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise MultistillError(_not_started(address, error)) from error
 
 
 def _mode() -> str:

@@ -1,0 +1,117 @@
+"""Starting, joining and judging a Ray."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from multistill import cluster
+from multistill.cluster import machine
+from multistill.config import ResourcesConfig
+from multistill.errors import MultistillError
+
+ALONE = """
+import os, sys
+from multistill import cluster
+from multistill.config import ResourcesConfig
+assert "ray" not in sys.modules and "torch" not in sys.modules
+with cluster.start(ResourcesConfig(num_cpus=3, object_store_mb=100)) as found:
+    import ray
+    print("cpus", found["CPU"])
+    print("mode", os.environ["RAY_AUTH_MODE"])
+    print("same", ray.get(ray.remote(lambda: os.environ["RAY_AUTH_MODE"]).remote()))
+print("left", ray.is_initialized())
+"""
+
+
+@pytest.mark.ray
+def test_a_private_ray_starts_with_authentication_and_ends(tmp_path: Path) -> None:
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"}
+    }
+    environment["HOME"] = str(tmp_path)  # Ray writes its token there
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["cpus", "3.0", "mode", "token", "same", "token", "left", "False"]
+    assert done.stderr == ""
+
+
+@pytest.mark.ray
+def test_a_ray_that_is_there_is_used_and_left(ray_session: None) -> None:
+    import ray
+
+    with cluster.start(ResourcesConfig(num_cpus=64)) as found:
+        assert found["CPU"] == 4
+    assert ray.is_initialized()
+
+
+@pytest.mark.ray
+def test_what_the_cluster_can_never_give_is_named(ray_session: None) -> None:
+    needs = [
+        cluster.Need("training of teacher", 2, {"CPU": 1}, "teacher.train.workers"),
+        cluster.Need("training of text", 2, {"CPU": 1, "GPU": 1}, "students.1.train.workers"),
+        cluster.Need("a trial", 1, {"CPU": 64}, "search.cpus_per_trial"),
+        cluster.Need("the encoders", 5, {"CPU": 1, "GPU": 0}, "features.encoders"),
+    ]
+    problems = cluster.preflight(needs)
+    assert len(problems) == 3
+    assert "training of text needs 2 x 1 GPU" in problems[0]
+    assert "students.1.train.workers" in problems[0]
+    assert "a trial needs 1 x 64 CPU" in problems[1]
+    assert "at most 4 on one node" in problems[1]
+    assert "the encoders needs 5 x 1 CPU" in problems[2]
+
+
+def test_a_dashboards_address_is_no_cluster_to_join() -> None:
+    code = (
+        "from multistill import cluster\n"
+        "from multistill.config import ResourcesConfig\n"
+        "with cluster.start(ResourcesConfig(address='http://127.0.0.1:8265')): pass"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "multistill submit" in done.stderr.splitlines()[-1]
+
+
+def test_an_address_without_a_cluster_is_a_sentence() -> None:
+    code = (
+        "from multistill import cluster\n"
+        "from multistill.config import ResourcesConfig\n"
+        "with cluster.start(ResourcesConfig(address='127.0.0.1:1')): pass"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    last = done.stderr.strip().splitlines()[-1]
+    assert MultistillError.__name__ in last
+    assert "the Ray cluster at `127.0.0.1:1` cannot be joined" in last
+
+
+def test_a_small_machine_still_gets_enough_logical_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for real, logical in [(1, 4), (2, 4), (4, 4), (32, 32)]:
+        monkeypatch.setattr(machine, "cores", lambda real=real: real)
+        assert machine.local_cpus() == logical
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"),
+    [
+        ("", 0),
+        ("-1", 0),
+        ("NoDevFiles", 0),
+        ("0", 1),
+        ("2,3", 2),
+        ("0,-1,1", 1),
+        ("GPU-ab,GPU-cd", 2),
+    ],
+)
+def test_gpus_are_counted_as_cuda_would(
+    monkeypatch: pytest.MonkeyPatch, visible: str, count: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine.local_gpus() == count
