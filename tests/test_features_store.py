@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -70,7 +72,23 @@ def test_lengths_are_known_without_reading_states(tmp_path: Path) -> None:
         store.audio(ids[0])
 
 
-def test_plain_pyarrow_reads_it_as_the_documentation_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_documented_code_reads_it_with_plain_pyarrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    clips = random_clips(7)
+    make_store(tmp_path, clips, dtype)
+    guide = (Path(__file__).parents[1] / "docs" / "features.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", guide, re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(tmp_path)
+    for clip in clips:
+        found: dict[str, Any] = {}
+        exec(code.group(1).replace("emodb/03a01Wa", clip.utterance_id), found)
+        assert np.allclose(found["audio"], clip.audio, rtol=1e-3)
+
+
+def test_plain_pyarrow_reads_int8_with_its_scales(tmp_path: Path) -> None:
     clips = random_clips(6)
     make_store(tmp_path, clips, "int8")
     info = json.loads((tmp_path / "features.json").read_text())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from multistill.errors import MultistillError
 from multistill.features.decode import UnusableClipError, Wave, decode
 from multistill.features.shards import plan_shards, read_shard
 from multistill.features.sizing import size_pools
+from multistill.features.watchdog import watched
 from multistill.features.waves import Decoded, from_table, to_table
 from multistill.features.windows import join, spans
 from multistill.features.worker import Piece, batches
@@ -182,6 +185,38 @@ def test_a_small_corpus_starts_one_cheap_encoder() -> None:
     config = FeaturesConfig()
     assert size_pools(config, {"CPU": 16}, shards=16, seconds=1_000).encoders == 1
     assert size_pools(config, {"CPU": 16, "GPU": 1}, shards=16, seconds=1_000).gpus_per_encoder == 0
+
+
+def test_workers_lost_for_good_end_the_stage_and_lost_ones_that_return_do_not() -> None:
+    def slow() -> Iterator[int]:
+        yield 1
+        time.sleep(0.3)
+        yield 2
+        time.sleep(30)
+
+    answers = iter([None, "gone", None, "gone", None])
+    items = watched(slow(), lambda: next(answers, "gone: 1 GPU"), grace_s=0.2, poll_s=0.05)
+    assert next(items) == 1
+    assert next(items) == 2
+    with pytest.raises(MultistillError, match=r"gone: 1 GPU; finished shards are kept"):
+        next(items)
+
+
+def test_a_slow_shard_on_a_whole_cluster_is_waited_for() -> None:
+    def slow() -> Iterator[int]:
+        time.sleep(0.4)
+        yield 1
+
+    assert list(watched(slow(), lambda: None, grace_s=0.1, poll_s=0.02)) == [1]
+
+
+def test_a_worker_error_reaches_the_reader() -> None:
+    def failing() -> Iterator[int]:
+        yield 1
+        raise ValueError("from a worker")
+
+    with pytest.raises(ValueError, match="from a worker"):
+        list(watched(failing(), lambda: None))
 
 
 def test_a_cluster_that_lacks_something_is_told_at_once() -> None:

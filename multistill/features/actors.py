@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,8 +36,8 @@ class DecodeShard:
 class EncodeShard:
     """Actor: holds both encoders; a shard's waves or its number -> the finished shard.
 
-    An encoder that cannot be loaded is reported with the first shard: Ray would turn an
-    error in the constructor into one without the sentence it was raised with.
+    What a user can mend comes back as a sentence beside the shard: Ray keeps of an exception
+    only its text, among its own.
     """
 
     def __init__(
@@ -63,22 +64,36 @@ class EncodeShard:
             self._encoder = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        [shard] = batch.column("shard").to_pylist()
+        error = None
+        try:
+            self._work(batch, shard)
+        except MultistillError as told:
+            error = str(told)
+        except OSError as failure:
+            if failure.errno != errno.ENOSPC:
+                raise
+            error = (
+                f"the disk that holds {self._out} is full; free some space and run the same "
+                "command again: finished shards are kept"
+            )
+        return pa.table({"shard": [shard], "error": pa.array([error], pa.string())})
+
+    def _work(self, batch: pa.Table, shard: int) -> None:
         from multistill.features.waves import decode_shard, from_table
 
         if isinstance(self._encoder, MultistillError):
             raise self._encoder
-        [shard] = batch.column("shard").to_pylist()
-        with _counted(self._out, shard):
+        with counted(self._out, shard):
             if "samples" in batch.column_names:
                 decoded = from_table(batch)
             else:
                 decoded = decode_shard(self._plan, shard, self._config)
             self._encoder.write(decoded, shard, self._out)
-        return pa.table({"shard": pa.array([shard], pa.int64())})
 
 
 @contextmanager
-def _counted(out: Path, shard: int) -> Iterator[None]:
+def counted(out: Path, shard: int) -> Iterator[None]:
     """Count the attempts at a shard in a file, which survives a worker's death.
 
     Raises:

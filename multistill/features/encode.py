@@ -24,7 +24,7 @@ from multistill.config import FeaturesConfig
 from multistill.errors import MultistillError
 from multistill.features.identity import DECODER, PADDING, resolved_weights
 from multistill.features.shards import Plan, plan_shards
-from multistill.features.sizing import Pools, size_pools
+from multistill.features.sizing import Pools, lacking, size_pools
 from multistill.features.store import (
     QUARANTINE,
     SHARDS,
@@ -32,9 +32,8 @@ from multistill.features.store import (
     marker_path,
     read_marker,
 )
+from multistill.features.watchdog import watched
 from multistill.watch import Silent, Watch
-
-DISK_FULL = 28
 
 
 def encode(
@@ -55,6 +54,7 @@ def encode(
     """
     watch = watch or Silent()
     weights = resolved_weights(config)
+    out.mkdir(parents=True, exist_ok=True)
     plan = plan_shards(manifest, config.shard_seconds, out)
     (out / SHARDS).mkdir(exist_ok=True)
     markers = _finished(plan, config, out)
@@ -101,14 +101,19 @@ class _Progress:
         watch: Watch,
         markers: dict[int, dict[str, Any]],
     ) -> None:
-        self.markers = markers
+        self.markers: dict[int, dict[str, Any]] = {}
+        self.clips = 0
+        self.audio_seconds = 0.0
+        self.failed = 0
+        self.rates: dict[str, float] = {}
         self._plan = plan
         self._config = config
         self._out = out
         self._watch = watch
         self._first: tuple[float, int, float] | None = None
         self._shown = 0.0
-        self.rates: dict[str, float] = {}
+        for shard, marker in markers.items():
+            self._count(shard, marker)
 
     def add(self, shard: int) -> None:
         marker = read_marker(self._out, shard)
@@ -117,17 +122,15 @@ class _Progress:
                 f"the worker's shard {marker_path(self._out, shard)} is not visible here; the "
                 "workspace must be a folder that every node of the cluster shares"
             )
-        self.markers[shard] = marker
+        self._count(shard, marker)
         self._show()
         self.check_budget()
 
-    @property
-    def clips(self) -> int:
-        return sum(marker["clips"] for marker in self.markers.values())
-
-    @property
-    def audio_seconds(self) -> float:
-        return sum(marker["audio_seconds"] for marker in self.markers.values())
+    def _count(self, shard: int, marker: dict[str, Any]) -> None:
+        self.markers[shard] = marker
+        self.clips += marker["clips"]
+        self.audio_seconds += marker["audio_seconds"]
+        self.failed += len(marker["quarantined"])
 
     @property
     def quarantined(self) -> list[list[str]]:
@@ -159,7 +162,7 @@ class _Progress:
 
     def record(self, summary: dict[str, Any]) -> None:
         """Throughput and counts of the whole stage, for the tracking server."""
-        figures = ("quarantined", "cut", "audio_seconds", "bytes", "shards")
+        figures = ("quarantined", "cut", "audio_seconds", "bytes", "worker_peak_bytes", "shards")
         self._watch.metrics(
             {
                 "clips": float(summary["encoded"]),
@@ -177,10 +180,10 @@ class _Progress:
 
     def check_budget(self) -> None:
         """Stop where more clips failed than the job allows, with the reasons and a list."""
-        failed = self.quarantined
         allowed = self._config.max_quarantined * self._plan.clips
-        if len(failed) <= allowed:
+        if self.failed <= allowed:
             return
+        failed = self.quarantined
         write_quarantine(self._out / QUARANTINE, failed)
         reasons = Counter(row[2].split(":")[0] for row in failed).most_common(3)
         raise MultistillError(
@@ -238,13 +241,12 @@ def _run(
             num_cpus=pools.cpus_per_encoder,
             num_gpus=pools.gpus_per_encoder or None,
         )
-        try:
-            for batch in dataset.iter_batches(
-                batch_size=None, batch_format="pyarrow", prefetch_batches=0
-            ):
-                yield from batch.column("shard").to_pylist()
-        except Exception as error:
-            raise explained(error, out) from error
+        finished = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        for batch in watched(finished, lambda: lacking(pools, ray.cluster_resources())):
+            for row in batch.to_pylist():
+                if row["error"]:
+                    raise MultistillError(row["error"])
+                yield row["shard"]
 
 
 @contextmanager
@@ -257,23 +259,6 @@ def _quiet_ray_data() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def explained(error: BaseException, out: Path) -> BaseException:
-    """The error that a worker raised, unwrapped from Ray's, as a sentence where we know it."""
-    link: BaseException | None = error
-    for _ in range(20):
-        if link is None:
-            break
-        if isinstance(link, MultistillError):
-            return MultistillError(str(link))
-        if isinstance(link, OSError) and link.errno == DISK_FULL:
-            return MultistillError(
-                f"the disk that holds {out} is full; free some space and run the same command "
-                "again: finished shards are kept"
-            )
-        link = getattr(link, "cause", None) or link.__cause__
-    return error
 
 
 def _finish(plan: Plan, config: FeaturesConfig, out: Path, state: _Progress) -> dict[str, Any]:
@@ -298,6 +283,7 @@ def _finish(plan: Plan, config: FeaturesConfig, out: Path, state: _Progress) -> 
         "audio_seconds": round(state.audio_seconds, 3),
         "seconds": round(busy, 3),
         "bytes": bytes_stored,
+        "worker_peak_bytes": max(marker["worker_peak_bytes"] for marker in markers),
         "shards": plan.shards,
         "dtype": config.dtype,
         "speech": markers[0]["speech"],

@@ -64,22 +64,30 @@ def size_pools(
     else:
         decoders = max(1, min(math.floor(spare), DECODERS_PER_GPU * encoders)) if per_encoder else 0
     pools = Pools(encoders, cpus_each, per_encoder, decoders)
-    _check(pools, cpus, gpus)
+    missing = lacking(pools, resources)
+    if missing is not None:
+        raise MultistillError(
+            f"features: {missing}; lower `features.encoders`, `features.gpus_per_encoder` or "
+            "`features.decoders`, or give Ray more (`resources`)"
+        )
     return pools
 
 
-def _check(pools: Pools, cpus: float, gpus: float) -> None:
-    needed_gpus = pools.encoders * pools.gpus_per_encoder
-    if needed_gpus > gpus:
-        raise MultistillError(
-            f"features: {pools.encoders} encoders with {pools.gpus_per_encoder:g} GPU each need "
-            f"{needed_gpus:g} GPUs and the cluster has {gpus:g}; lower `features.encoders` or "
-            "`features.gpus_per_encoder`"
+def lacking(pools: Pools, resources: Mapping[str, float]) -> str | None:
+    """What the cluster lacks for these pools, in words, or None."""
+    gpus = resources.get("GPU", 0.0)
+    needed = pools.encoders * pools.gpus_per_encoder
+    if needed > gpus:
+        return (
+            f"{pools.encoders} encoders with {pools.gpus_per_encoder:g} GPU each need "
+            f"{needed:g} GPUs and the cluster has {gpus:g}"
         )
     # One CPU is enough for all decode tasks, only slower; without one they would never start.
-    needed_cpus = pools.encoders * pools.cpus_per_encoder + min(1, pools.decoders)
-    if needed_cpus > cpus:
-        raise MultistillError(
-            f"features: {pools.encoders} encoders and the decoders need {needed_cpus:g} CPUs and "
-            f"the cluster has {cpus:g}; lower `features.encoders` or raise `resources.num_cpus`"
+    cpus = resources.get("CPU", 0.0)
+    needed = pools.encoders * pools.cpus_per_encoder + min(1, pools.decoders)
+    if needed > cpus:
+        return (
+            f"{pools.encoders} encoders and the decoders need {needed:g} CPUs and the cluster "
+            f"has {cpus:g}"
         )
+    return None

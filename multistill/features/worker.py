@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -110,6 +111,8 @@ class Encoder:
             "audio_seconds": sum(len(wave.samples) for wave in kept) / SAMPLE_RATE,
             "cut": sum(wave.cut for wave in kept),
             "encode_seconds": round(time.monotonic() - started, 4),
+            # Linux counts in KiB.
+            "worker_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "quarantined": [
                 [decoded.ids[row], decoded.paths[row], reason]
                 for row, reason in sorted(reasons.items())
