@@ -381,3 +381,18 @@ def test_tasks_travel_as_json(corpus):
         assert TrainingTask.from_json(task.to_json()) == task
     assert [task.name for task in seed_tasks(make_task(corpus, "t"), 2)] == ["t-seed0", "t-seed1"]
     assert seed_tasks(make_task(corpus, "t"), 1)[0].name == "t"
+
+
+def test_a_validation_clip_that_is_not_finite_is_named(tmp_path):
+    corpus = make_corpus(tmp_path / "corpus", broken=18)  # sessions 8 are for validation
+    with pytest.raises(MultistillError, match=r"validation utterances.*utt-018"):
+        run(make_task(corpus), tmp_path / "state")
+
+
+def test_a_full_gpu_gives_advice(corpus, tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("multistill.training.loop.training_step", full)
+    with pytest.raises(MultistillError, match=r"train\.batch_frames"):
+        run(make_task(corpus), tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -87,12 +86,20 @@ def fit(
         state_dir: on storage that every worker sees; the first rank writes it.
         data: opened rows, to share between tasks; default: opened here.
     Raises:
-        MultistillError: no rows, a checkpoint of another task, or a loss that is not finite.
+        MultistillError: no rows, a checkpoint of another task, a loss that is not finite, or
+            a GPU that is too small. Raised on all ranks alike but for the last.
     """
     training = _Training(task, world, state_dir, torch.device(device or default_device()), data)
     training.resume()
     while not training.progress.stopped:
-        yield training.run_epoch()
+        try:
+            report = training.run_epoch()
+        except torch.OutOfMemoryError as error:
+            raise MultistillError(
+                f"`{task.name}` does not fit into the GPU's memory; set `train.batch_frames` "
+                "(padded frames computed at once) or lower the value it has"
+            ) from error
+        yield report
 
 
 class _Training:
@@ -254,8 +261,14 @@ class _Training:
                 context=self.data.context,
             )
         gathered = self.world.sum(torch.from_numpy(logits).to(self.device)).cpu().numpy()
+        broken = np.flatnonzero(~np.isfinite(gathered).all(axis=1))
+        if len(broken):
+            raise MultistillError(
+                f"the outputs for {len(broken)} validation utterances are not finite (first: "
+                f"{valid.ids[int(broken[0])]}); look at the clip and its features"
+            )
         found = scores(self.config, gathered, valid)
-        return {f"valid_{name}": value for name, value in found.items() if math.isfinite(value)}
+        return {f"valid_{name}": value for name, value in found.items()}
 
     def _conclude(self, epoch: int, metrics: Mapping[str, float]) -> EpochReport:
         """Judge the epoch and write its checkpoint."""

@@ -40,7 +40,9 @@ def run_lane(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     tasks = [TrainingTask.from_dict(task) for task in config["tasks"]]
     for task in tasks[lane::lanes]:
-        _train(task, Path(config["out"]) / task.name, world, device, config["events"])
+        folder = Path(config["out"]) / task.name
+        if not _train(task, folder, world, device, config["events"]):
+            return
 
 
 def _lane_world(lane: int, place: int, workers: int, lanes: int) -> World:
@@ -58,15 +60,18 @@ def _lane_world(lane: int, place: int, workers: int, lanes: int) -> World:
 
 def _train(
     task: TrainingTask, folder: Path, world: World, device: torch.device, events: Events
-) -> None:
+) -> bool:
     """One task, from its checkpoint to its exported model.
 
     Errors that the user can mend are told to the driver and end this task only: a new
     attempt would meet them again. All others are raised, for Ray Train to try again.
+
+    Returns:
+        whether this lane can train another task.
     """
     done = torch.tensor([float(world.leads and is_finished(folder))], device=device)
     if world.from_first(done).item():
-        return
+        return True
     try:
         data = TrainingData.open(task)
         if world.leads:
@@ -100,12 +105,13 @@ def _train(
             summary = export(task, data, state_folder(folder), folder)
             discard_state(folder)
             events.put({"task": task.name, "kind": "finished", "summary": summary})
+        return True
     except MultistillError as error:
-        _give_up(task, str(error), world, events)
+        return _give_up(task, str(error), world, events)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        _give_up(
+        return _give_up(
             task,
             f"the disk that holds {folder} is full; free some space and run the same command "
             "again: finished epochs are kept",
@@ -114,9 +120,10 @@ def _train(
         )
 
 
-def _give_up(task: TrainingTask, reason: str, world: World, events: Events) -> None:
+def _give_up(task: TrainingTask, reason: str, world: World, events: Events) -> bool:
     events.put({"task": task.name, "kind": "failed", "reason": reason})
-    if world.size > 1 and torch.distributed.is_initialized():
-        # Where only this rank failed, the others must not wait for it in a collective.
-        torch.distributed.destroy_process_group()
-        raise MultistillError(reason)
+    if world.size == 1:
+        return True
+    # Where only this rank failed, the others wait for it in a collective: break it.
+    torch.distributed.destroy_process_group()
+    return False
