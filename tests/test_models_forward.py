@@ -12,6 +12,7 @@ from torch import Tensor
 
 from multistill.errors import UsageError
 from multistill.models.build import EmotionModel, build, count_parameters, drop_modality
+from multistill.models.catalogue import catalogue
 from multistill.models.fusion import segment_means
 from multistill.models.layers import join_frames
 from multistill.models.presets import PRESETS, resolve
@@ -83,6 +84,14 @@ def states(lengths: list[int], dim: int, seed: int = 1) -> tuple[Tensor, Tensor]
 def test_presets_have_the_published_number_of_parameters(preset: str, count: int) -> None:
     with torch.device("meta"):
         assert count_parameters(build(PRESETS[preset], 1024, 768)) == count
+
+
+def test_the_catalogue_lists_every_preset_with_its_parameters() -> None:
+    rows = {row["preset"]: row for row in catalogue()}
+    assert list(rows) == list(PRESETS)
+    assert {name: rows[name]["params_trainable"] for name in PUBLISHED} == PUBLISHED
+    noted = {name for name, row in rows.items() if row["note"]}
+    assert noted == {"paper-text-teacher", "paper-text-student"}
 
 
 # --- an independent reference: one utterance, one head, one number at a time ---
