@@ -199,3 +199,22 @@ def test_the_report_finds_what_is_wrong_with_the_recordings(tmp_path: Path) -> N
     assert report["raters"] is None
     assert sum(report["duration"]["histogram"]["counts"]) == 14
     assert sum(sum(part.values()) for part in report["split"]["classes"].values()) == 14
+
+
+def test_recordings_that_differ_only_between_the_sampled_parts_are_told_from_copies(
+    tmp_path: Path,
+) -> None:
+    sound = np.random.default_rng(5).uniform(-0.5, 0.5, 40_000)
+    other = sound.copy()
+    other[10_000] = 0.9
+    for at, samples in enumerate((sound, sound, other, sound[::-1])):
+        soundfile.write(tmp_path / f"c{at}.wav", samples, 16_000, "PCM_16")
+    rows = [f"c{at}.wav,말,sad,p{at}" for at in range(4)]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["audio_path,text,label,speaker", *rows]), encoding="utf-8")
+    corpus = CorpusConfig(kind="table", path=str(table))
+    prepare([corpus], SplitConfig(), 1, tmp_path, unpacked=tmp_path)
+    found = read_json(tmp_path / "quality.json")["duplicates"]
+    assert (found["groups"], found["utterances"], found["compared_whole"]) == (1, 3, 3)
+    assert found["only_alike"] == 1
+    assert found["examples"] == [["table/c0", "table/c1"]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from itertools import chain, islice
 from pathlib import Path
 from struct import Struct
@@ -46,9 +46,10 @@ class Header(NamedTuple):
 def read_header(path: Path) -> Header | str:
     """The header of an audio file, or the reason why there is none.
 
-    `digest` is 16 bytes of BLAKE2b in hex over the file's size and its first, middle and
+    `digest` is 16 bytes of SHA-256 in hex over the file's size and its first, middle and
     last 4 KiB: the same for copies and moved files, another one for an edited file of any
-    other length, at a cost that does not grow with the clip.
+    other length, at a cost that does not grow with the clip. (SHA-256 because processors
+    help with it: half the time of BLAKE2b here.)
     """
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -59,7 +60,7 @@ def read_header(path: Path) -> Header | str:
         if size == 0:
             return "is empty (0 bytes)"
         head = os.read(handle, SAMPLED)
-        state = blake2b(size.to_bytes(8, "little") + head, digest_size=16)
+        state = sha256(size.to_bytes(8, "little") + head, usedforsecurity=False)
         for start in (size // 2 - SAMPLED // 2, size - SAMPLED):
             if size > SAMPLED:
                 os.lseek(handle, start if start > 0 else 0, os.SEEK_SET)
@@ -71,7 +72,7 @@ def read_header(path: Path) -> Header | str:
         os.close(handle)
     if isinstance(told, str):
         return told
-    return Header(*told, state.hexdigest())
+    return Header(*told, state.hexdigest()[:32])
 
 
 def plain_wav(head: bytes, size: int) -> tuple[int, int, int, str] | None:

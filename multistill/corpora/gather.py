@@ -109,6 +109,9 @@ class Gathered:
     ties: Counter[str] = field(default_factory=Counter)
     raters: dict[str, RaterTally] = field(default_factory=dict)
 
+    def reject(self, sort: str, title: str, utterance: Utterance, reason: str) -> None:
+        self.rejections.add(sort, f"{title}/{utterance.utterance_id}", reason)
+
 
 def gather(
     corpora: Iterable[tuple[str, Iterable[Record]]], ties: TiePolicy, workers: int | None = None
@@ -125,28 +128,23 @@ def gather(
     for title, records in corpora:
         utterances = _utterances(title, records, result)
         for utterance, header in map_files(read_header, utterances, workers):
-            source = f"{title}/{utterance.utterance_id}"
             if isinstance(header, str):
-                result.rejections.add(
-                    "unreadable audio", source, f"{utterance.audio_path} {header}"
-                )
+                reason = f"{utterance.audio_path} {header}"
+                result.reject("unreadable audio", title, utterance, reason)
                 continue
             decision = _decision(utterance, ties)
             if decision.tied:
                 result.ties[title] += 1
             if not decision.keep:
-                result.rejections.add("tie", source, "several classes have the most votes")
+                result.reject("tie", title, utterance, "several classes have the most votes")
                 continue
-            result.formats[header.encoding] += 1
-            if utterance.encoding is not None:
-                result.encodings[utterance.encoding] += 1
             if utterance.ratings:
                 result.raters.setdefault(title, RaterTally()).add(utterance.ratings)
             rows.append((title, utterance, header, decision))
             if len(rows) == _ROWS:
-                parts.append(_table(rows))
+                parts.append(_table(rows, result))
                 rows = []
-    parts.append(_table(rows))
+    parts.append(_table(rows, result))
     result.rows = _first_of_each(pa.concat_tables(parts), result.rejections)
     return result
 
@@ -175,7 +173,10 @@ def _decision(utterance: Utterance, ties: TiePolicy) -> Decision:
     return Decision(True, utterance.label, _decide(utterance.votes, "soft").soft, False)
 
 
-def _table(rows: Sequence[tuple[str, Utterance, Header, Decision]]) -> pa.Table:
+def _table(rows: Sequence[tuple[str, Utterance, Header, Decision]], result: Gathered) -> pa.Table:
+    result.formats.update(header.encoding for _, _, header, _ in rows)
+    result.encodings.update(u.encoding for _, u, _, _ in rows if u.encoding is not None)
+
     def told(title: str, name: str) -> str:
         return f"{title}/{name}" if name else ""
 
