@@ -16,7 +16,7 @@ from multistill.config import CorpusConfig, CorpusKind
 from multistill.corpora import loaders
 from multistill.corpora.paths import Enclosure, listing
 from multistill.corpora.records import Note, Rejected, Utterance
-from multistill.errors import UsageError
+from multistill.errors import MultistillError, UsageError
 
 KEMDY: tuple[CorpusKind, ...] = ("kemdy19", "kemdy20")
 
@@ -260,6 +260,29 @@ def test_loaders_are_lazy(tmp_path: Path) -> None:
     assert len(list(itertools.islice(records, 6))) == 6
     with pytest.raises(UsageError):
         next(records)
+
+
+def unreadable(*_: object) -> None:
+    raise PermissionError(13, "Permission denied", "/data/x")
+
+
+def test_a_transcript_that_may_not_be_read_costs_its_clip_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make("kemdy20", tmp_path / "K")
+    monkeypatch.setattr("multistill.corpora.kemdy.read_transcript", unreadable)
+    found = load("kemdy20", root)
+    assert len(found) == 6
+    assert all(isinstance(x, Rejected) and "Permission denied" in x.reason for x in found)
+
+
+def test_a_folder_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make("kemdy20", tmp_path / "K")
+    monkeypatch.setattr("multistill.corpora.kemdy.listing", unreadable)
+    with pytest.raises(MultistillError, match="`kemdy20`: /data/x cannot be read: Permission"):
+        load("kemdy20", root)
 
 
 def test_every_kind_of_the_job_file_has_a_loader() -> None:

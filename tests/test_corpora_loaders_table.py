@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from generators import table
 from generators.parts import differences, write_wav
 from generators.table import Form
@@ -14,6 +17,7 @@ from generators.table import Form
 from multistill.config import CorpusConfig
 from multistill.corpora import loaders
 from multistill.corpora.records import Note, Record, Rejected, Utterance
+from multistill.corpora.table import COLUMNS
 from multistill.errors import UsageError
 
 FORMS: tuple[Form, ...] = ("counts", "votes", "raters", "label")
@@ -29,6 +33,40 @@ def one_row(folder: Path, header: str, row: str, **more: object) -> list[Record]
     write_wav(folder / "a.wav", 1)
     (folder / "t.csv").write_text(f"{header}\n{row}\n", encoding="utf-8")
     return list(loaders.load(config(folder / "t.csv", **more)))
+
+
+def blocks() -> list[str]:
+    """The indented examples of docs/corpora.md."""
+    page = Path(__file__).parents[1] / "docs" / "corpora.md"
+    found = re.findall(r"(?m)(?:^    .*\n|^\n(?=    ))+", page.read_text(encoding="utf-8"))
+    return [textwrap.dedent(block).strip("\n") for block in found]
+
+
+def test_the_examples_of_the_documentation_load(tmp_path: Path) -> None:
+    (rows,) = [block for block in blocks() if block.startswith("audio_path,")]
+    rows = rows.split("\n\n")[0]
+    (tmp_path / "corpus.csv").write_text(rows + "\n", encoding="utf-8")
+    for line in rows.splitlines()[1:]:
+        path = tmp_path / line.split(",")[0]
+        path.parent.mkdir(exist_ok=True)
+        write_wav(path, len(line))
+    found = list(loaders.load(config(tmp_path / "corpus.csv")))
+    assert len(found) == 2 and all(isinstance(item, Utterance) for item in found)
+
+
+def test_the_job_files_of_the_documentation_are_valid() -> None:
+    jobs = [
+        "corpora:" + part for block in blocks() for part in re.split(r"(?m)^corpora:", block)[1:]
+    ]
+    kinds = [
+        CorpusConfig(**corpus).kind for job in jobs for corpus in yaml.safe_load(job)["corpora"]
+    ]
+    assert kinds == ["aihub-wellness", "table", "table"]
+
+
+def test_the_documentation_names_every_column() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "corpora.md").read_text(encoding="utf-8")
+    assert [name for name in COLUMNS if f"`{name}`" not in page] == []
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -202,7 +202,7 @@ def utterance(clip: Clip, turn: int, session: str, folder: Folder) -> Iterator[R
             return
     try:
         text_raw, encoding = read_transcript(folder.file(txt))
-    except UndecodableError as error:
+    except (UndecodableError, OSError) as error:
         yield Rejected(row.place, f"{folder.place(txt)}: {error}")
         return
     votes = count(row.ratings)

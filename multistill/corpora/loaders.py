@@ -11,7 +11,7 @@ from typing import cast
 from multistill.config import CorpusConfig, CorpusKind
 from multistill.corpora.paths import found_below
 from multistill.corpora.records import Loader, Record, Utterance
-from multistill.errors import UsageError
+from multistill.errors import MultistillError, UsageError
 
 LOADERS: dict[CorpusKind, str] = {
     "demo": "demo:load",
@@ -60,11 +60,21 @@ def load(config: CorpusConfig, root: Path | None = None) -> Iterator[Record]:
 
     `root` is the folder to read, default `corpus_root(config)`; the packaged demo corpus
     is read where it was unpacked. `config.limit` ends the corpus after so many utterances.
+
+    Raises:
+        UsageError: where the folder is not the corpus.
+        MultistillError: where a folder or a table cannot be read.
     """
     read = loader(config.kind)
     kept = 0
-    for record in read(config, corpus_root(config) if root is None else root):
-        yield record
-        kept += isinstance(record, Utterance)
-        if kept == config.limit:
-            return
+    try:
+        for record in read(config, corpus_root(config) if root is None else root):
+            yield record
+            kept += isinstance(record, Utterance)
+            if kept == config.limit:
+                return
+    except OSError as error:
+        raise MultistillError(
+            f"corpus `{config.title}`: {error.filename} cannot be read: {error.strerror}; "
+            "look at its permissions and the disk"
+        ) from error

@@ -203,7 +203,7 @@ class _Reader:
             return _text(cell, "text"), self.encoding
         try:
             return read_transcript(self._file(name))
-        except UndecodableError as error:
+        except (UndecodableError, OSError) as error:
             raise _RowError(f"{name}: {error}") from error
 
     def _target(self, cell: Mapping[str, Any]) -> _Target:

@@ -151,6 +151,11 @@ def _looks_like_utf8(segment: Segment) -> None:
     segment.encoding = "cp949"
 
 
+def _two_lines(segment: Segment) -> None:
+    segment.text_raw = f"b/ {segment.text}\n\n{segment.text}"
+    segment.text = f"{segment.text} {segment.text}"
+
+
 def _undecodable(segment: Segment) -> None:
     segment.txt_bytes = b"\xff\xfe\x00\xd8\xff"
     segment.rejected = "text in none of"
@@ -217,6 +222,7 @@ GLITCHES: tuple[Glitch, ...] = (
     _byte_order_mark,
     _decomposed,
     _looks_like_utf8,
+    _two_lines,
     _undecodable,
     _missing_votes,
     _unknown_vote,
