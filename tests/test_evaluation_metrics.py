@@ -152,6 +152,19 @@ def test_whole_sessions_are_drawn_where_there_are_many() -> None:
     assert sums.std() > 0
 
 
+@pytest.mark.parametrize("sessions", [3, FEW + 2])
+def test_groups_are_drawn_together_with_the_whole(sessions: int) -> None:
+    """Two halves of the clips add up to the whole in every single draw."""
+    draw = np.random.default_rng(0)
+    rows = draw.normal(size=(sessions * 9, 2))
+    half = draw.random(len(rows)) < 0.5
+    resampling = Resampling(clusters_of([9] * sessions), 40, seed=1)
+    first, second = resampling.sums_of(rows, [half, ~half])
+    assert np.allclose(first + second, resampling.sums(rows))
+    nothing = resampling.sums_of(rows, [np.zeros(len(rows), dtype=bool)])[0]
+    assert (nothing == 0).all()
+
+
 def test_equal_seeds_draw_equally_and_others_do_not() -> None:
     rows = np.random.default_rng(0).normal(size=(60, 3))
     clusters = clusters_of([20, 20, 20])

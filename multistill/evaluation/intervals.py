@@ -68,12 +68,28 @@ class Resampling:
 
     def sums(self, rows: Array) -> Array:
         """Sums [resamples, K] over each draw of the lines [N, K]."""
+        return self.sums_of(rows, [np.ones(len(rows), dtype=bool)])[0]
+
+    def sums_of(self, rows: Array, groups: Sequence[np.ndarray]) -> list[Array]:
+        """The same, over the lines of each group (masks [N]) only."""
         if self.clusters.few and self.clusters.unit != "utterance":
-            return np.concatenate([weights @ rows for weights in self._two_stage()])
-        order = np.argsort(self.clusters.index, kind="stable")
-        starts = np.searchsorted(self.clusters.index[order], np.arange(self.clusters.count))
-        totals = np.add.reduceat(rows[order], starts, axis=0)
-        return self._counts(np.random.default_rng(self.seed), self.resamples) @ totals
+            parts: list[list[Array]] = [[] for _ in groups]
+            for weights in self._two_stage():
+                for part, mask in zip(parts, groups, strict=True):
+                    part.append(weights[:, mask] @ rows[mask])
+            return [np.concatenate(part) for part in parts]
+        counts = self._counts(np.random.default_rng(self.seed), self.resamples)
+        return [counts @ self._totals(rows, mask) for mask in groups]
+
+    def _totals(self, rows: Array, mask: np.ndarray) -> Array:
+        """Sums [clusters, K] of the group's lines in each cluster."""
+        index = self.clusters.index[mask]
+        order = np.argsort(index, kind="stable")
+        present, starts = np.unique(index[order], return_index=True)
+        totals = np.zeros((self.clusters.count, rows.shape[1]))
+        if len(present):
+            totals[present] = np.add.reduceat(rows[mask][order], starts, axis=0)
+        return totals
 
     def _counts(self, draw: np.random.Generator, size: int) -> Array:
         """How often each cluster is drawn: [size, clusters]."""

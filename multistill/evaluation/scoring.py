@@ -133,23 +133,20 @@ class Scorer:
         }
 
     def _slices(self, rows: Array) -> list[dict[str, Any]]:
-        """Hard metrics inside groups of clips; sessions have no interval by session."""
-        if not self.groups:
-            return []
+        """Hard metrics inside groups of clips; what is resampled has no interval of its own."""
         cells = rows[:, :CELLS]
-        drawn = self.resampling.sums(
-            np.concatenate([cells * mask[:, None] for _, _, mask in self.groups], axis=1)
-        )
+        drawn = [mask for by, _, mask in self.groups if by != self.clusters.unit]
+        draws = iter(self.resampling.sums_of(cells, drawn))
         found = []
-        for position, (by, name, mask) in enumerate(self.groups):
-            values = from_confusion(self.sheet.confusion(rows[mask].sum(axis=0)))
-            block = drawn[:, position * CELLS : (position + 1) * CELLS]
-            draws = from_confusion(self.sheet.confusion(block))
-            metrics = (
-                {m: {"value": _number(values[m]), "low": None, "high": None} for m in HARD}
-                if by == self.clusters.unit
-                else {m: interval(float(values[m]), draws[m], self.confidence) for m in HARD}
-            )
+        for by, name, mask in self.groups:
+            values = from_confusion(self.sheet.confusion(cells[mask].sum(axis=0)))
+            if by == self.clusters.unit:
+                metrics = {
+                    m: {"value": _number(values[m]), "low": None, "high": None} for m in HARD
+                }
+            else:
+                spread = from_confusion(self.sheet.confusion(next(draws)))
+                metrics = {m: interval(float(values[m]), spread[m], self.confidence) for m in HARD}
             decided = int((self.clips.truth[mask] >= 0).sum())
             found.append({"by": by, "name": name, "clips": decided, "metrics": metrics})
         return found
