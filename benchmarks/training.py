@@ -35,7 +35,7 @@ from multistill.models.spec import ModelSpec
 from multistill.training.data import TrainingData
 from multistill.training.loop import fit
 from multistill.training.objective import objective
-from multistill.training.optimizer import make_optimizer
+from multistill.training.optimizer import AdamW
 from multistill.training.step import FlatGradients, training_step
 from multistill.training.supply import Piece, Supply
 from multistill.training.task import TrainingTask
@@ -216,7 +216,7 @@ def bare_speed(task: TrainingTask, steps: int) -> tuple[float, float]:
     pieces = list(supply.pieces(data.train, batches))
     model = build(ModelSpec.from_dict(task.spec), AUDIO_DIM, TEXT_DIM).to(device).train()
     flat = FlatGradients(model.parameters(), device)
-    optimizer = make_optimizer(model, config.weight_decay)
+    optimizer = AdamW(model, config.weight_decay)
     loss = objective(task, data.train, device)
 
     def sample_losses(piece: Piece) -> Tensor:

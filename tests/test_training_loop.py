@@ -26,6 +26,7 @@ from multistill.models.build import build
 from multistill.models.spec import ModelSpec
 from multistill.training.data import TrainingData, micro_batches
 from multistill.training.loop import EpochReport, fit
+from multistill.training.optimizer import AdamW
 from multistill.training.schedule import learning_rate
 from multistill.training.state import best_weights, newest_epoch
 from multistill.training.task import TrainingTask, fold_tasks, seed_tasks
@@ -396,3 +397,31 @@ def test_a_full_gpu_gives_advice(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("multistill.training.loop.training_step", full)
     with pytest.raises(MultistillError, match=r"train\.batch_frames"):
         run(make_task(corpus), tmp_path)
+
+
+def test_the_optimiser_is_torchs_adamw():
+    torch.manual_seed(0)
+    ours = torch.nn.Linear(5, 3)
+    theirs = copy.deepcopy(ours)
+    mine = AdamW(ours, weight_decay=0.1)
+    reference = torch.optim.AdamW(theirs.parameters(), lr=0.02, weight_decay=0.1)
+    for _ in range(5):
+        x = torch.randn(4, 5)
+        for model in (ours, theirs):
+            model.zero_grad()
+            model(x).square().mean().backward()
+        mine.step(0.02)
+        reference.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    torch.testing.assert_close(ours.bias, theirs.bias)
+    again = AdamW(ours, weight_decay=0.1)
+    again.load(mine.tensors())
+    assert all(torch.equal(a, b) for a, b in zip(again.squares, mine.squares, strict=True))
+
+
+def test_training_does_not_import_the_compiler(corpus, tmp_path):
+    """It would cost every worker and every trial two seconds."""
+    (tmp_path / "task.json").write_text(make_task(corpus, epochs=1).to_json())
+    code = KILLED + "\nassert 'torch._dynamo' not in sys.modules and 'ray' not in sys.modules"
+    arguments = [str(Path(__file__).parent), tmp_path / "task.json", tmp_path / "state"]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)

@@ -23,12 +23,7 @@ from multistill.models.spec import ModelSpec
 from multistill.training.data import Integers, TrainingData, micro_batches
 from multistill.training.guard import REPORT, FiniteGuard
 from multistill.training.objective import objective, sampling_weights, scores
-from multistill.training.optimizer import (
-    load_optimizer,
-    make_optimizer,
-    optimizer_tensors,
-    runs_bfloat16,
-)
+from multistill.training.optimizer import AdamW, runs_bfloat16
 from multistill.training.schedule import derived_seed, learning_rate
 from multistill.training.state import (
     Checkpoint,
@@ -130,7 +125,7 @@ class _Training:
         for parameter in self.model.parameters():
             world.from_first(parameter.data)
         self.flat = FlatGradients(self.model.parameters(), device)
-        self.optimizer = make_optimizer(self.model, self.config.weight_decay)
+        self.optimizer = AdamW(self.model, self.config.weight_decay)
         if self.config.compile:
             self.model.compile(dynamic=True)
         self.objective = objective(task, self.data.train, device)
@@ -156,7 +151,7 @@ class _Training:
                 "remove the folder to start anew"
             )
         self.model.load_state_dict(checkpoint.model)
-        load_optimizer(self.optimizer, self.model, checkpoint.optimizer)
+        self.optimizer.load(checkpoint.optimizer)
         self.progress = checkpoint.progress
 
     def run_epoch(self) -> EpochReport:
@@ -281,12 +276,8 @@ class _Training:
         progress.stopped = epoch >= config.epochs or not patient
         progress.history.append({"epoch": float(epoch), **metrics})
         if self.world.leads:
-            save_checkpoint(
-                self.state_dir,
-                Checkpoint(
-                    progress, self.model.state_dict(), optimizer_tensors(self.optimizer, self.model)
-                ),
-            )
+            model = self.model.state_dict()
+            save_checkpoint(self.state_dir, Checkpoint(progress, model, self.optimizer.tensors()))
         return EpochReport(epoch, dict(metrics), best, progress.stopped)
 
     def _rank(self, metrics: Mapping[str, float], epoch: int) -> list[float]:

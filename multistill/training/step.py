@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from multistill.training.optimizer import AdamW
 from multistill.training.supply import Piece
 from multistill.training.world import World
 
@@ -59,7 +60,7 @@ def training_step(
     sample_losses: Callable[[Piece], Tensor],
     batch_rows: int,
     flat: FlatGradients,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamW,
     *,
     rate: float,
     clip_norm: float,
@@ -89,7 +90,5 @@ def training_step(
     world.sum(flat.buffer)
     norm = torch.linalg.vector_norm(flat.gradients)
     flat.gradients.mul_((clip_norm / (norm + 1e-6)).clamp(max=1.0))
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
+    optimizer.step(rate)
     return StepResult(torch.stack((flat.loss, norm)), rows, seen)
