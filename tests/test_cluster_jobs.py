@@ -168,6 +168,21 @@ def test_the_exit_code_of_the_job_is_ours(authorised: Head, job: Path) -> None:
 
 
 @pytest.mark.ray
+def test_the_command_line_itself_runs_there(authorised: Head, tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f"name: nothing\nworkspace: {tmp_path / 'ws'}\n"
+        f"corpora: [{{kind: emodb, path: {tmp_path / 'missing'}}}]\n"
+    )
+    log: list[str] = []
+    done = cluster.submit(path, authorised.address, write=log.append)
+    text = "".join(log)
+    assert done.exit_code == 2
+    assert f"{tmp_path / 'missing'}" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.ray
 def test_submitting_a_running_job_again_finds_it_and_stop_ends_it(
     authorised: Head, job: Path
 ) -> None:

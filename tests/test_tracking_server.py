@@ -323,6 +323,33 @@ def test_the_caller_never_waits_for_the_store(
     assert all(run.info.status == "FINISHED" for run in runs.values())
 
 
+def test_the_champion_is_the_best_version_and_one_model_is_one_version(
+    start: Callable[..., Tracker], server: MlflowServer, tmp_path: Path
+) -> None:
+    def model(weights: str) -> Path:
+        folder = tmp_path / "models" / weights
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.safetensors").write_text(weights)
+        (folder / "config.json").write_text("{}")
+        return folder
+
+    top = start("registry", server.uri)
+    for weights, value in [("a", 0.5), ("b", 0.7), ("c", 0.6), ("b", 0.7), ("d", float("nan"))]:
+        child = top.child(weights, weights, "model")
+        child.register("emotion/audio", model(weights), "valid_uar", value)
+    assert top.flush(60)
+    top.close()
+    client = client_of(server.uri)
+    versions = client.search_model_versions("name = 'emotion-audio'")
+    assert len(versions) == 4
+    champion = client.get_model_version_by_alias("emotion-audio", "champion")
+    assert champion.tags["valid_uar"] == "0.7"
+    assert champion.run_id == runs_of(client, "registry")["b"].info.run_id
+    local = client.download_artifacts(champion.run_id, "model", str(tmp_path))
+    assert (Path(local) / "model.safetensors").read_text() == "b"
+    assert sum("is the champion" in text for text in start.said) == 3  # type: ignore[attr-defined]
+
+
 def test_no_secret_reaches_the_disk(
     start: Callable[..., Tracker],
     server: MlflowServer,

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from multistill.tracking.journal import Journal, Record
+from multistill.tracking.registry import register
 from multistill.tracking.server import (
     KEY_TAG,
     KIND_TAG,
@@ -60,12 +61,14 @@ class Delivery:
 
     Attributes:
         refused: sentences about records that the server will never take, oldest first.
+        news: sentences for a person about what was done.
         protected: ids of runs that no old journal may end, since they are live now.
     """
 
     def __init__(self, server: Server) -> None:
         self.server = server
         self.refused: list[str] = []
+        self.news: list[str] = []
         self.protected: set[str] = set()
         self._runs: dict[tuple[str, str], Run | None] = {}
 
@@ -115,6 +118,8 @@ class Delivery:
                 waiting.tags.update(record["values"])
             elif operation == "artifact":
                 self._upload(run, record, journal)
+            elif operation == "register":
+                self._register(run, record, journal)
             elif operation == "close":
                 self._send(run, pending.pop(node))
                 if live or run.id not in self.protected:
@@ -202,6 +207,16 @@ class Delivery:
             return
         try:
             self.server.upload(run.id, path, record["folder"])
+        except RecordRefusedError as error:
+            self.refused.append(str(error))
+        journal.drop_copy(record["file"])
+
+    def _register(self, run: Run, record: Record, journal: Journal) -> None:
+        path = journal.folder / record["file"]
+        if not path.exists():
+            return
+        try:
+            self.news.append(register(self.server, run.id, record, path))
         except RecordRefusedError as error:
             self.refused.append(str(error))
         journal.drop_copy(record["file"])

@@ -174,7 +174,7 @@ class Recorder:
             if self._failures and self._opened:
                 self._tell("the tracking server answers again; the record is being completed")
                 self._failures = 0
-            self._tell_refused()
+            self._tell_news()
             return True
         with self._state:
             self.problem = problem
@@ -191,7 +191,10 @@ class Recorder:
             self._hurry.wait(RETRY_SECONDS[min(self._failures, len(RETRY_SECONDS)) - 1])
         return False
 
-    def _tell_refused(self) -> None:
+    def _tell_news(self) -> None:
+        for sentence in self._delivery.news:
+            self._tell(sentence)
+        self._delivery.news.clear()
         if self._delivery.refused:
             count = len(self._delivery.refused)
             self._tell(f"the tracking server refused {count} entries: {self._delivery.refused[0]}")

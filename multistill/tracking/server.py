@@ -131,7 +131,7 @@ class Server:
                 logging.getLogger(name).setLevel(logging.ERROR)
             from mlflow import MlflowClient
 
-            self._client = _guarded(MlflowClient, tracking_uri=self.uri, registry_uri=self.uri)
+            self._client = guarded(MlflowClient, tracking_uri=self.uri, registry_uri=self.uri)
         return self._client
 
     def connect(self) -> str:
@@ -140,18 +140,18 @@ class Server:
 
     def ping(self) -> None:
         """Raises ServerAwayError when the server does not answer now."""
-        _guarded(self.client.get_experiment_by_name, self.experiment)
+        guarded(self.client.get_experiment_by_name, self.experiment)
 
     def experiment_id(self, name: str) -> str:
         if name in self._experiments:
             return self._experiments[name]
-        found = _guarded(self.client.get_experiment_by_name, name)
+        found = guarded(self.client.get_experiment_by_name, name)
         if found is None:
             location = None if self.remote else self._artifacts.as_uri()
             try:
-                created = _guarded(self.client.create_experiment, name, artifact_location=location)
+                created = guarded(self.client.create_experiment, name, artifact_location=location)
             except RecordRefusedError:  # another process created it in between
-                found = _guarded(self.client.get_experiment_by_name, name)
+                found = guarded(self.client.get_experiment_by_name, name)
                 if found is None:
                     raise
                 created = found.experiment_id
@@ -167,7 +167,7 @@ class Server:
 
     def find(self, experiment: str, key: str) -> Any:
         """The newest top run with this key, or None."""
-        runs = _guarded(
+        runs = guarded(
             self.client.search_runs,
             [self.experiment_id(experiment)],
             filter_string=f"tags.`{KEY_TAG}` = {quoted(key)}",
@@ -181,7 +181,7 @@ class Server:
         found: list[Any] = []
         token = None
         while True:
-            page = _guarded(
+            page = guarded(
                 self.client.search_runs,
                 [self.experiment_id(experiment)],
                 filter_string=f"tags.`{PARENT_TAG}` = '{parent}'",
@@ -195,7 +195,7 @@ class Server:
 
     def create(self, experiment: str, name: str, start: int, tags: Mapping[str, str]) -> str:
         full = {"mlflow.user": _user(), **tags}
-        run = _guarded(
+        run = guarded(
             self.client.create_run,
             self.experiment_id(experiment),
             start_time=start,
@@ -205,17 +205,17 @@ class Server:
         return str(run.info.run_id)
 
     def reopen(self, run_id: str) -> None:
-        _guarded(self.client.update_run, run_id, status="RUNNING")
+        guarded(self.client.update_run, run_id, status="RUNNING")
 
     def end(self, run_id: str, status: str, time_ms: int) -> None:
-        _guarded(self.client.set_terminated, run_id, status=status, end_time=time_ms)
+        guarded(self.client.set_terminated, run_id, status=status, end_time=time_ms)
 
     def steps(self, run_id: str, key: str) -> set[int]:
         """Steps of a metric that the server already has."""
-        return {point.step for point in _guarded(self.client.get_metric_history, run_id, key)}
+        return {point.step for point in guarded(self.client.get_metric_history, run_id, key)}
 
     def known_params(self, run_id: str) -> dict[str, str]:
-        return dict(_guarded(self.client.get_run, run_id).data.params)
+        return dict(guarded(self.client.get_run, run_id).data.params)
 
     def log(
         self,
@@ -242,7 +242,7 @@ class Server:
     ) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        _guarded(
+        guarded(
             self.client.log_batch,
             run_id,
             metrics=[Metric(key, value, time, step) for key, value, time, step in points],
@@ -271,12 +271,13 @@ class Server:
                 refused.append(str(error))
         return refused
 
-    def upload(self, run_id: str, path: Path, folder: str) -> None:
+    def upload(self, run_id: str, path: Path, folder: str, name: str | None = None) -> None:
+        """Send a file, or a folder as `name` (default: its own), below `folder`."""
         if path.is_dir():
-            target = f"{folder}/{path.name}" if folder else path.name
-            _guarded(self.client.log_artifacts, run_id, str(path), artifact_path=target)
+            target = "/".join(part for part in (folder, name or path.name) if part)
+            guarded(self.client.log_artifacts, run_id, str(path), artifact_path=target)
         else:
-            _guarded(self.client.log_artifact, run_id, str(path), artifact_path=folder or None)
+            guarded(self.client.log_artifact, run_id, str(path), artifact_path=folder or None)
 
 
 def quoted(value: str) -> str:
@@ -324,7 +325,7 @@ def _user() -> str:
         return "unknown"
 
 
-def _guarded(call: Any, *args: Any, **kwargs: Any) -> Any:
+def guarded(call: Any, *args: Any, **kwargs: Any) -> Any:
     """Call MLflow; what goes wrong becomes one of our two errors, without secrets."""
     from mlflow.exceptions import MlflowException
 

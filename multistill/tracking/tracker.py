@@ -9,7 +9,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from multistill.errors import MultistillError, UsageError
 from multistill.tracking.journal import Journal, size_of
@@ -98,6 +98,40 @@ class Tracker:
             self.tags({f"missing artifact {path.name}": str(error)})
             return
         self._append("artifact", file=copy, folder=folder.strip("/"))
+
+    def register(
+        self,
+        name: str,
+        folder: Path,
+        metric: str,
+        value: float,
+        *,
+        mode: Literal["max", "min"] = "max",
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Register a model folder as a version of `name`; the best one is the `champion`.
+
+        The version belongs to this run. The alias moves only if `value` beats the
+        champion's `metric`; the sentence about it goes where the tracker's others go.
+        """
+        from multistill.tracking.registry import digest_of
+
+        try:
+            digest = digest_of(folder)
+            copy = self._recorder.journal.keep(folder)
+        except OSError as error:
+            self.tags({f"not registered {name}": str(error)})
+            return
+        self._append(
+            "register",
+            file=copy,
+            name=name,
+            metric=metric,
+            value=to_json_number(float(value)),
+            mode=mode,
+            digest=digest,
+            tags=clean_tags(tags or {}),
+        )
 
     def child(self, name: str, key: str, kind: str) -> Tracker:
         """The run below this one that has this key: continued if it exists, else made."""
