@@ -282,7 +282,7 @@ class Structure(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if "table" in self.open:
-            self.tables[-1] += data
+            self.tables[-1] += f" {data}"
 
 
 def structure(page: str) -> Structure:
