@@ -129,7 +129,9 @@ class _Training:
         if self.config.compile:
             self.model.compile(dynamic=True)
         self.objective = objective(task, self.data.train, device)
-        self.supply = Supply(store, device, self.config.max_frames, self.data.context)
+        # A text model's audio is neither read nor padded.
+        self.max_frames = self.config.max_frames if self.model.spec.reads_audio else 0
+        self.supply = Supply(store, device, self.max_frames, self.data.context)
         self.progress = Progress(identity={**task.identity(), "features": self.data.identity()})
 
     @property
@@ -252,7 +254,7 @@ class _Training:
                 self.data.store,
                 [valid.ids[row] for row in mine],
                 self.device,
-                self.config.max_frames,
+                self.max_frames,
                 context=self.data.context,
             )
         gathered = self.world.sum(torch.from_numpy(logits).to(self.device)).cpu().numpy()
