@@ -87,6 +87,12 @@ def test_wellness_without_a_table_says_what_to_save(tmp_path: Path) -> None:
         list(loaders.load(config("aihub-wellness", truth.root)))
 
 
+def test_a_folder_one_too_high_is_answered_with_the_right_one(tmp_path: Path) -> None:
+    truth = aihub.make_dialogue(tmp_path / "hub", rows_per_table=1)
+    with pytest.raises(UsageError, match=f"did you mean {truth.root}"):
+        list(loaders.load(config("aihub-dialogue", tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("kind", "looked_for"),
     [

@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multistill.config import CLASSES
@@ -28,12 +28,14 @@ votes_of = st.lists(st.integers(0, 30), min_size=7, max_size=7).filter(any)
 ratings_of = st.lists(st.one_of(st.none(), st.sampled_from(CLASSES)), max_size=20)
 
 
+@settings(deadline=None)
 @given(ratings_of)
 def test_counts_are_the_number_of_raters_who_chose_the_class(ratings: list[str | None]) -> None:
     expected = Counter(ratings)
     assert count(ratings) == tuple(expected[name] for name in CLASSES)
 
 
+@settings(deadline=None)
 @given(votes_of)
 def test_shares_sum_to_one_and_keep_the_order_of_the_votes(votes: list[int]) -> None:
     found = shares(votes)
@@ -41,6 +43,7 @@ def test_shares_sum_to_one_and_keep_the_order_of_the_votes(votes: list[int]) -> 
     assert [share * sum(votes) for share in found] == pytest.approx(votes)
 
 
+@settings(deadline=None)
 @given(votes_of, st.integers(2, 9))
 def test_shares_and_winner_do_not_depend_on_how_many_ask(votes: list[int], factor: int) -> None:
     more = [vote * factor for vote in votes]
@@ -48,6 +51,7 @@ def test_shares_and_winner_do_not_depend_on_how_many_ask(votes: list[int], facto
     assert winner(more) == winner(votes)
 
 
+@settings(deadline=None)
 @given(votes_of)
 def test_the_winner_beats_every_other_class_or_there_is_none(votes: list[int]) -> None:
     found = winner(votes)
@@ -58,6 +62,7 @@ def test_the_winner_beats_every_other_class_or_there_is_none(votes: list[int]) -
         assert found is not None and votes[CLASSES.index(found)] == best[0]
 
 
+@settings(deadline=None)
 @given(votes_of)
 def test_leaders_are_all_the_classes_that_nobody_beats(votes: list[int]) -> None:
     assert [CLASSES.index(name) for name in leaders(votes)] == [
@@ -65,6 +70,7 @@ def test_leaders_are_all_the_classes_that_nobody_beats(votes: list[int]) -> None
     ]
 
 
+@settings(deadline=None)
 @given(votes_of, st.sampled_from(POLICIES))
 def test_a_tie_policy_changes_only_ties(votes: list[int], policy: TiePolicy) -> None:
     found = decide(votes, policy)
@@ -75,6 +81,7 @@ def test_a_tie_policy_changes_only_ties(votes: list[int], policy: TiePolicy) -> 
         assert found.tied
 
 
+@settings(deadline=None)
 @given(votes_of)
 def test_every_policy_keeps_a_distribution_over_the_leaders_or_the_votes(votes: list[int]) -> None:
     tied = leaders(votes)
@@ -104,6 +111,7 @@ def test_votes_that_are_none_are_refused(votes: tuple[int, ...]) -> None:
         shares(votes)
 
 
+@settings(deadline=None)
 @given(st.permutations(CLASSES), st.integers(1, 3), st.sampled_from(["", " "]))
 def test_a_published_tie_is_the_same_in_any_order(order: list[str], width: int, space: str) -> None:
     names = order[:width]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from generators.parts import sentence, tagged
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multistill.corpora.text import UndecodableError, clean, decode, read_transcript, tidy
@@ -18,6 +18,7 @@ ascii_text = st.characters(min_codepoint=32, max_codepoint=126)
 korean = st.text(st.one_of(hangul, ascii_text), max_size=30)
 
 
+@settings(deadline=None)
 @given(korean, st.sampled_from(["utf-8", "utf-8-sig", "cp949"]))
 def test_korean_comes_back_from_any_encoding_it_is_kept_in(text: str, encoding: str) -> None:
     found, named = decode(text.encode(encoding))
@@ -44,6 +45,7 @@ def test_reading_a_file_takes_white_space_off_and_names_the_encoding(tmp_path: P
     assert read_transcript(path) == ("b/ 어제 눈이 왔어", "cp949")
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_tags_take_nothing_of_the_sentence_with_them(seed: int) -> None:
     rng = random.Random(seed)
@@ -67,12 +69,14 @@ def test_each_tag(raw: str, text: str) -> None:
     assert clean(raw) == text
 
 
+@settings(deadline=None)
 @given(korean)
 def test_cleaning_twice_is_cleaning_once(text: str) -> None:
     assert clean(clean(text)) == clean(text)
     assert not set(clean(text)) & set("*+/")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_tidy_text_is_composed_and_single_spaced_and_keeps_every_sign(text: str) -> None:
     found = tidy(text)

@@ -73,6 +73,7 @@ def _session(
         yield from utterance(clip, turn, f"Session{session}", here)
     for name in entries(folder).values():
         here = folders.get(name) or Folder(folder / name, root)
+        here.named.update(heard)
         yield from here.unnamed()
 
 

@@ -58,7 +58,7 @@ def found_below(folder: Path, most: int = 6) -> str:
 def not_the_corpus(corpus: str, looked_for: str, root: Path) -> UsageError:
     """The error for a folder that is not the corpus; names a subfolder that may be it."""
     inner = [child for child in (sorted(root.iterdir()) if root.is_dir() else []) if child.is_dir()]
-    first = looked_for.split("/", 1)[0]
+    first = looked_for.replace("/", ",").split(",", 1)[0]
     hint = next((f"; did you mean {child}?" for child in inner if (child / first).exists()), "")
     return UsageError(f"{root} is not {corpus}: looked for {looked_for}, {found_below(root)}{hint}")
 

@@ -185,6 +185,11 @@ def _write_session(
         table.write(truth, "utf-8-sig" if glitches and gender == "M" else "utf-8")
 
     kemdy.write_clips(truth, segments, samples)
+    if glitches:
+        # What only the listener's table names may well be on disk; it is told of once.
+        for row in heard.values():
+            if row.rejected and row.named == row.segment:
+                write_wav(truth.root / row.folder / f"{row.segment}.wav", 38_000 + int(session))
     for row in heard.values():
         if row.rejected:
             truth.rejected.append((row.place, row.rejected))
