@@ -22,7 +22,7 @@ from multistill.corpora.records import Note, Record, Rejected, Utterance
 from multistill.corpora.schema import MANIFEST_SCHEMA, REJECTED_SCHEMA
 
 _EXAMPLES = 10
-_ROWS = 8192
+_ROWS = 2048
 _WORKING = pa.schema(
     [
         *(field for field in MANIFEST_SCHEMA if field.name not in ("split", "fold")),

@@ -6,7 +6,7 @@ needs samples, so a seeded sample of clips is decoded; it says how many of how m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,12 @@ import pyarrow.compute as pc
 from multistill.config import CLASSES, SplitConfig
 from multistill.corpora.audio import content_digest, map_files, read_signal
 from multistill.corpora.gather import Examples, Gathered
-from multistill.corpora.raters import krippendorff_alpha, leave_one_rater_out, vote_entropy
+from multistill.corpora.raters import (
+    distinct,
+    krippendorff_alpha,
+    leave_one_rater_out,
+    vote_entropy,
+)
 from multistill.corpora.split import PARTS, hash64
 
 RATE = 16_000
@@ -58,7 +63,7 @@ def report(
             for name in ("corpus", "split", "label", "gender", "session", "speaker")
         },
         "classes": {
-            name: class_counts(rows.filter(pc.equal(rows["corpus"], name)))
+            name: class_counts(where(rows, "corpus", name, ["label"]))
             for name in pc.unique(rows["corpus"]).to_pylist()
         },
         "split": {**split_facts, "classes": by_part(rows)},
@@ -96,24 +101,29 @@ def class_counts(rows: pa.Table) -> dict[str, int]:
 
 
 def by_part(rows: pa.Table) -> dict[str, dict[str, int]]:
-    return {part: class_counts(rows.filter(pc.equal(rows["split"], part))) for part in PARTS}
+    return {part: class_counts(where(rows, "split", part, ["label"])) for part in PARTS}
+
+
+def where(rows: pa.Table, column: str, value: str, kept: list[str]) -> pa.Table:
+    """Some columns of the rows with a value; a filter copies what it keeps."""
+    return rows.select(kept).filter(pc.equal(rows[column], value))
 
 
 def training(rows: pa.Table) -> dict[str, Any]:
     """Class counts and mean vote shares of the training part."""
-    part = rows.filter(pc.equal(rows["split"], "train"))
-    soft = matrix(part["label_soft"])
-    mean = soft.mean(axis=0) if len(soft) else np.zeros(len(CLASSES))
+    part = where(rows, "split", "train", ["label", "label_soft"])
+    total = sum((soft.sum(axis=0, dtype=float) for soft in matrices(part["label_soft"])), 0.0)
+    mean = np.broadcast_to(np.asarray(total) / max(len(part), 1), len(CLASSES))
     return {
         "counts": class_counts(part),
         "mean_shares": {n: round(float(v), 6) for n, v in zip(CLASSES, mean, strict=True)},
     }
 
 
-def matrix(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-    """A column of 7-lists without nulls as [N, 7]."""
-    parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    return np.concatenate(parts or [np.zeros(0)]).reshape(-1, len(CLASSES))
+def matrices(column: pa.ChunkedArray) -> Iterator[npt.NDArray[Any]]:
+    """A column of lists without nulls as [N, 7], chunk by chunk."""
+    for chunk in column.chunks:
+        yield chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, len(CLASSES))
 
 
 def durations(rows: pa.Table) -> dict[str, Any]:
@@ -232,33 +242,36 @@ def transcripts(rows: pa.Table) -> dict[str, Any]:
 
 def agreement(rows: pa.Table, found: Gathered) -> dict[str, Any] | None:
     """Raters' agreement over all rows with votes, and by corpus; None where nobody voted."""
-    voted = rows.filter(pc.is_valid(rows["votes"]))
+    voted = rows.select(["corpus", "votes"]).filter(pc.is_valid(rows["votes"]))
     if not len(voted):
         return None
     by_corpus = {
         name: {
-            **_agreement(matrix(voted.filter(pc.equal(voted["corpus"], name))["votes"])),
+            **_agreement(where(voted, "corpus", name, ["votes"])),
             "ties": found.ties[name],
             "each": found.raters[name].json() if name in found.raters else [],
         }
         for name in pc.unique(voted["corpus"]).to_pylist()
     }
-    return {**_agreement(matrix(voted["votes"])), "corpora": by_corpus}
+    return {**_agreement(voted), "corpora": by_corpus}
 
 
-def _agreement(votes: npt.NDArray[Any]) -> dict[str, Any]:
-    votes = votes.astype(np.int64)
+def _agreement(voted: pa.Table) -> dict[str, Any]:
+    votes, times = distinct(matrices(voted["votes"]))
     entropy = vote_entropy(votes)
-    ceiling = leave_one_rater_out(votes)
+    ceiling = leave_one_rater_out(votes, times)
     edges = [round(0.25 * step, 2) for step in range(13)]
     return {
-        "utterances": len(votes),
-        "answers": int(votes.sum()),
-        "krippendorff_alpha": krippendorff_alpha(votes),
+        "utterances": int(times.sum()),
+        "answers": int((votes.sum(axis=1) * times).sum()),
+        "krippendorff_alpha": krippendorff_alpha(votes, times),
         "leave_one_rater_out": asdict(ceiling) if ceiling else None,
-        "unanimous": int((votes.max(axis=1) == votes.sum(axis=1)).sum()),
+        "unanimous": int(times[votes.max(axis=1) == votes.sum(axis=1)].sum()),
         "entropy_bits": {
-            "mean": float(entropy.mean()),
-            "histogram": {"edges": edges, "counts": np.histogram(entropy, edges)[0].tolist()},
+            "mean": float(np.average(entropy, weights=times)),
+            "histogram": {
+                "edges": edges,
+                "counts": np.histogram(entropy, edges, weights=times)[0].tolist(),
+            },
         },
     }
