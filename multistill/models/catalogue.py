@@ -9,7 +9,7 @@ from multistill.models.presets import PRESETS
 PAPER_DIMS = (1024, 768)
 """States of wav2vec2-large and KoELECTRA-base: what the published counts go with."""
 
-SMALL_DIMS = (80, 96)
+SMALL_DIMS = (80, 256)
 """States of the log-mel and the untrained ELECTRA encoder."""
 
 

@@ -45,13 +45,18 @@ class ContextReader(nn.Module):
         context_mask: Tensor | None,
         present: Sequence[Tensor],
     ) -> Tensor:
-        """present: per stream (audio first) bool [B]; what is missing now is not read earlier."""
+        """Read at most `turns` turns.
+
+        Args:
+            present: bool [B] per stream, audio first: what is missing now is not read earlier.
+        """
         if context is None:
             context = pooled.new_zeros(pooled.shape[0], 1, self.text_dim + self.audio_dim)
             context_mask = torch.zeros(pooled.shape[0], 1, dtype=torch.bool, device=pooled.device)
         elif context_mask is None:
             context_mask = torch.ones(context.shape[:2], dtype=torch.bool, device=context.device)
         assert context_mask is not None
+        context, context_mask = context[:, : self.turns], context_mask[:, : self.turns]
         context = context.masked_fill(~context_mask[:, :, None], 0.0)
         parts = []
         if self.reads_text:
