@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from features_case import tone
+from features_case import save_wav2vec2, tone
 
 from multistill.config import FeaturesConfig
 from multistill.errors import MultistillError
@@ -43,6 +43,8 @@ class Probe:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.batches.append(cost)
         return [self.one(wave) for wave in waves]
+
+    def verify(self, waves: Sequence[Floats]) -> None: ...
 
     def one(self, wave: Floats) -> Floats:
         index = np.arange(self.frames(len(wave))) * 320
@@ -102,6 +104,22 @@ def test_a_clip_that_makes_nan_is_set_aside_alone(tmp_path: Path) -> None:
     assert [row[0] for row in facts["quarantined"]] == ["u1"]
     assert "not finite" in facts["quarantined"][0][2]
     assert store.ids == ["u0", "u2"]
+
+
+def test_bfloat16_is_used_and_measured_where_it_holds_and_refused_where_not(
+    tmp_path: Path,
+) -> None:
+    def encoder(model: str) -> Encoder:
+        speech = {"model": model, "precision": "bfloat16"}
+        config = FeaturesConfig.model_validate({"speech": speech})
+        return Encoder(config, {"speech": None, "text": None}, "cpu")
+
+    facts = encoder("untrained-wav2vec2").write(decoded([0.5, 1.0]), 0, tmp_path / "store")
+    assert 0.999 < facts["speech"]["bfloat16_cosine"] < 1
+    # 16 random channels under a layer norm: rounding errors are blown up.
+    shaky = encoder(str(save_wav2vec2(tmp_path / "shaky")))
+    with pytest.raises(MultistillError, match=r"bfloat16 changes.*use `precision: float32`"):
+        shaky.write(decoded([0.5, 1.0]), 0, tmp_path / "store")
 
 
 def test_a_clip_too_short_for_one_state_is_set_aside(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from multistill.features.waves import Decoded
 from multistill.features.windows import Span, join, spans
 
 TEXTS_PER_BATCH = 64
+VERIFIED_CLIPS = 4
+"""Clips of its first shard on which a worker compares bfloat16 with float32."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Encoder:
         self.speech: SpeechEncoder = load_speech(config.speech, weights["speech"], self.device)
         self.text: TextEncoder = load_text(config.text, weights["text"], self.device)
         self._batch_seconds = config.batch_seconds
+        self._verified = False
 
     def write(self, decoded: Decoded, shard: int, out: Path) -> dict[str, Any]:
         """Encode a shard and write it with its done marker.
@@ -76,6 +79,8 @@ class Encoder:
         """
         started = time.monotonic()
         reasons = {**decoded.reasons, **self._too_short(decoded)}
+        if not self._verified:
+            self._verify([wave for row, wave in decoded.waves.items() if row not in reasons])
         facts: dict[str, Any] = {}
         dims = (self.speech.facts.dim, self.text.facts.dim)
         with (
@@ -92,6 +97,11 @@ class Encoder:
                 _note_refused(future.result(), decoded, reasons)
             facts.update(self._facts(decoded, reasons, writer, started))
         return facts
+
+    def _verify(self, waves: list[Wave]) -> None:
+        shortest = sorted((wave.samples for wave in waves), key=len)[:VERIFIED_CLIPS]
+        self.speech.verify(shortest)
+        self._verified = bool(shortest)
 
     def _too_short(self, decoded: Decoded) -> dict[int, str]:
         minimum = self.speech.minimum_samples

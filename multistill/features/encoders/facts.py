@@ -23,6 +23,7 @@ class EncoderFacts:
         trained: the same for tables: True, False, or None where there are no weights.
         params: parameters that run; layers above the highest kept one do not.
         padding: how clips share a batch: `mask`, `equal-length` or `none`.
+        bfloat16_cosine: of states in bfloat16 with those in float32, the worst of some clips.
     """
 
     name: str
@@ -33,6 +34,7 @@ class EncoderFacts:
     padding: Literal["mask", "equal-length", "none"]
     precision: str = "float32"
     revision: str | None = None
+    bfloat16_cosine: float | None = None
 
     @property
     def trained(self) -> bool | None:
@@ -62,6 +64,14 @@ class SpeechEncoder(Protocol):
 
     def encode(self, waves: Sequence[Floats]) -> list[Floats]:
         """States [frames, dim] float32 of each wave; the waves make one batch."""
+        ...
+
+    def verify(self, waves: Sequence[Floats]) -> None:
+        """Refuse a precision that changes the states of these waves.
+
+        Raises:
+            MultistillError: with the precision to use instead.
+        """
         ...
 
 

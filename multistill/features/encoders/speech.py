@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from multistill.features.numbers import Floats
 
 WHERE = "features.speech"
 STAND_IN_SEED = 20231
+
+LOWEST_COSINE = 0.99
+"""Of bfloat16 with float32 states; below it bfloat16 is refused. Rounding alone costs 1e-4."""
 
 
 class LogMel:
@@ -58,6 +62,9 @@ class LogMel:
     @torch.inference_mode()
     def encode(self, waves: Sequence[Floats]) -> list[Floats]:
         return [self._one(torch.from_numpy(wave.copy())) for wave in waves]
+
+    def verify(self, waves: Sequence[Floats]) -> None:
+        """Always float32."""
 
     def _one(self, wave: Tensor) -> Floats:
         states = torch.log(self._mel(wave).T.clamp_min(1e-6))
@@ -127,6 +134,25 @@ class Wav2Vec2Family:
             if samples <= 0:
                 return 0
         return samples
+
+    def verify(self, waves: Sequence[Floats]) -> None:
+        if not self._bfloat16 or not waves:
+            return
+        worst = 1.0
+        for wave in waves:
+            self._bfloat16 = False
+            [exact] = self.encode([wave])
+            self._bfloat16 = True
+            [rough] = self.encode([wave])
+            norms = float(np.linalg.norm(exact) * np.linalg.norm(rough))
+            worst = min(worst, float((exact * rough).sum()) / max(norms, 1e-12))
+        if not worst >= LOWEST_COSINE:
+            raise MultistillError(
+                f"{WHERE}.precision: bfloat16 changes the states of `{self.facts.name}` too much "
+                f"(cosine {worst:.4f} with float32, at least {LOWEST_COSINE} is asked); "
+                "use `precision: float32`"
+            )
+        self.facts = replace(self.facts, bfloat16_cosine=round(worst, 6))
 
     @torch.inference_mode()
     def encode(self, waves: Sequence[Floats]) -> list[Floats]:

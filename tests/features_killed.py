@@ -1,0 +1,113 @@
+"""Runs of the features stage that are meant to be killed; started as processes of their own.
+
+python features_killed.py driver MANIFEST OUT     waits to be killed from outside
+python features_killed.py cluster MANIFEST OUT    three nodes; kills an actor, then a node
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from multistill.config import FeaturesConfig
+from multistill.features.encode import encode
+
+CONFIG = {
+    "speech": {"model": "untrained-wav2vec2"},
+    "dtype": "float32",
+    "shard_seconds": 4.0,
+    "encoders": 2,
+}
+
+
+def markers(out: Path) -> int:
+    return len(list((out / "shards").glob("*.json")))
+
+
+def wait_for(count: int, out: Path) -> None:
+    deadline = time.monotonic() + 150
+    while markers(out) < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def descendants(root: int) -> dict[int, str]:
+    """Process id -> command line of every process below one (Linux)."""
+    parents, names = {}, {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            # pid (name) state parent ...; the name may hold spaces.
+            parents[int(entry.name)] = int(
+                (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            )
+            names[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    found: dict[int, str] = {}
+    level = [root]
+    while level:
+        level = [pid for pid, parent in parents.items() if parent in level and pid in names]
+        found.update({pid: names[pid] for pid in level})
+    return found
+
+
+def actors(root: int) -> list[int]:
+    """Encoder actors among the processes below one of ours."""
+    return [pid for pid, command in descendants(root).items() if "EncodeShard" in command]
+
+
+def kill_one_by_one(cluster: Any, nodes: list[Any], out: Path) -> None:
+    wait_for(3, out)
+    os.kill(actors(os.getpid())[0], signal.SIGKILL)
+    print("killed an actor", markers(out), flush=True)
+    wait_for(markers(out) + 10, out)
+    for node in nodes:
+        raylet = node.all_processes["raylet"][0].process.pid
+        if actors(raylet):
+            cluster.remove_node(node, allow_graceful=False)
+            print("killed a node", markers(out), flush=True)
+            return
+    print("no node had an actor", flush=True)
+
+
+def run_cluster(manifest: Path, out: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    memory = {"object_store_memory": 80_000_000}
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, **memory},
+    )
+    nodes = [cluster.add_node(num_cpus=1, **memory) for _ in range(2)]
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    threading.Thread(target=kill_one_by_one, args=(cluster, nodes, out), daemon=True).start()
+    print(encode(manifest, FeaturesConfig.model_validate(CONFIG), out), flush=True)
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def run_driver(manifest: Path, out: Path) -> None:
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=80_000_000,
+        log_to_driver=False,
+        logging_level="error",
+        _temp_dir=tempfile.mkdtemp(prefix="mst-", dir="/tmp"),
+    )
+    encode(manifest, FeaturesConfig.model_validate(CONFIG), out)
+    os.write(1, b"finished before it was killed\n")
+
+
+if __name__ == "__main__":
+    {"driver": run_driver, "cluster": run_cluster}[sys.argv[1]](
+        Path(sys.argv[2]), Path(sys.argv[3])
+    )
