@@ -224,6 +224,10 @@ SPEAKERS = (  # two a session: sex, espeak variant, pitch base
     ("M", "Lee", 44), ("F", "Steph", 48),
     ("M", "Max", 42), ("M", "Michael", 46),
     ("F", "Belinda", 50), ("M", "Denis", 44),
+    ("M", "Alex", 42), ("F", "aunty", 50),
+    ("M", "david", 44), ("F", "shelby", 48),
+    ("M", "edward", 40), ("M", "Mario", 44),
+    ("M", "antonio", 42), ("F", "steph2", 50),
 )  # fmt: skip
 
 
@@ -312,7 +316,7 @@ def script(seed: int) -> list[Spoken]:
             which = (turn + dialogue) % 2
             sex, variant, base = pair[which]
             user = 2 * session - 1 + which
-            voice = VOICES[lean(rng, emotion, VOICE_PARTNER[emotion], 0.55, 0.36, 0.05)]
+            voice = VOICES[lean(rng, emotion, VOICE_PARTNER[emotion], 0.68, 0.26, 0.03)]
             text, said = sentence(rng, emotion)
             emotions, valences, arousals = rated(rng, emotion, float(rng.beta(2.0, 3.2)))
             result.append(
@@ -368,7 +372,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("multistill/corpora/data"))
     parser.add_argument("--seed", type=int, default=2023)
-    parser.add_argument("--quality", type=float, default=0.95, help="0 best to 1 smallest")
+    parser.add_argument("--quality", type=float, default=0.98, help="0 best to 1 smallest")
     arguments = parser.parse_args()
     if shutil.which("espeak-ng") is None:
         print("espeak-ng is not installed: apt-get install espeak-ng", file=sys.stderr)
