@@ -172,6 +172,7 @@ def main() -> None:
     if arguments.what != "many" and arguments.folder is None:
         parser.error("give the folder of a finished search")
     ray.init(
+        address="local",
         num_cpus=max(2, os.cpu_count() or 2),
         include_dashboard=False,
         log_to_driver=False,

@@ -189,6 +189,8 @@ def test_every_known_key_can_be_applied_or_is_not_offered():
         (SearchConfig(trials=40, gpus_per_trial=0.4), {"CPU": 8.0, "GPU": 1.0}, 2),
         (SearchConfig(trials=40, gpus_per_trial=2), [{"CPU": 8.0, "GPU": 3.0}] * 2, 2),
         (SearchConfig(trials=40, cpus_per_trial=3), [{"CPU": 2.0}] * 4, 0),
+        (SearchConfig(trials=40), {"CPU": 8.0, "GPU": 2.0}, 2),
+        (SearchConfig(trials=40, gpus_per_trial=0), {"CPU": 8.0, "GPU": 2.0}, 8),
         (SearchConfig(trials=40, cpus_per_trial=0.1), {"CPU": 1.0}, 10),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 
 from multistill.config import SearchConfig
@@ -21,8 +22,28 @@ def concurrency(config: SearchConfig, resources: Resources | Sequence[Resources]
     Returns:
         0 if no node can hold a trial.
     """
-    fits = sum(_fits(config, node) for node in _nodes(resources))
+    nodes = _nodes(resources)
+    gpus = gpus_per_trial(config, nodes)
+    fits = sum(_fits(config.cpus_per_trial, gpus, node) for node in nodes)
     return min(config.trials, fits, config.concurrent or fits)
+
+
+def cores_fit(config: SearchConfig, limit: int, nodes: Sequence[Resources]) -> int:
+    """`limit`, lowered to this machine's cores where it is the only node.
+
+    A local Ray may promise more CPUs than there are; trials would only slow each other.
+    """
+    if len(nodes) != 1 or config.concurrent is not None:
+        return limit
+    cores = len(os.sched_getaffinity(0))
+    return min(limit, max(1, math.floor(cores / config.cpus_per_trial)))
+
+
+def gpus_per_trial(config: SearchConfig, resources: Resources | Sequence[Resources]) -> float:
+    """GPUs of one trial. Without a wish, as in training: a whole one where there is any."""
+    if config.gpus_per_trial is not None:
+        return config.gpus_per_trial
+    return 1.0 if any(node.get("GPU", 0.0) >= 1 for node in _nodes(resources)) else 0.0
 
 
 def capacity_problems(
@@ -30,7 +51,7 @@ def capacity_problems(
 ) -> list[str]:
     """Why no trial could ever start, one sentence each; empty if trials fit."""
     nodes, found = _nodes(resources), []
-    gpus = config.gpus_per_trial or 0.0
+    gpus = gpus_per_trial(config, nodes)
     if gpus > 1 and gpus % 1:
         found.append(
             f"search.gpus_per_trial: {gpus:g} is neither a whole number nor a share of one GPU"
@@ -68,14 +89,12 @@ def cluster_nodes() -> list[dict[str, float]]:
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
-def _fits(config: SearchConfig, node: Resources) -> int:
-    fits = math.floor(float(node.get("CPU", 0.0)) / config.cpus_per_trial + 1e-9)
-    if config.gpus_per_trial:
-        whole = float(node.get("GPU", 0.0))
-        share = config.gpus_per_trial
-        # A trial's share lies on one GPU: three halves need two GPUs.
-        per_gpu = math.floor(1 / share + 1e-9) if share <= 1 else 1 / share
-        fits = min(fits, math.floor(whole * per_gpu + 1e-9))
+def _fits(cpus: float, gpus: float, node: Resources) -> int:
+    fits = math.floor(float(node.get("CPU", 0.0)) / cpus + 1e-9)
+    if gpus:
+        # A trial's share lies on one GPU: three of 0.4 need two GPUs.
+        per_gpu = math.floor(1 / gpus + 1e-9) if gpus <= 1 else 1 / gpus
+        fits = min(fits, math.floor(float(node.get("GPU", 0.0)) * per_gpu + 1e-9))
     return fits
 
 

@@ -38,9 +38,15 @@ _ENVIRONMENT = {
 }
 
 
-def run_trials(request: Request, out: Path, watch: Watch, *, driver: str, limit: int) -> Recorder:
+def run_trials(
+    request: Request, out: Path, watch: Watch, *, driver: str, limit: int, gpus: float
+) -> Recorder:
     """Hand out trials of the study until none is left for this driver.
 
+    Args:
+        driver: name of this driver's lease.
+        limit: trials at a time.
+        gpus: of each trial.
     Raises:
         KeyboardInterrupt: after Ctrl-C; trials in hand keep their state to be continued.
     """
@@ -72,7 +78,7 @@ def run_trials(request: Request, out: Path, watch: Watch, *, driver: str, limit:
     )
     scratch = out / "tune" / uuid.uuid4().hex[:8]
     scratch.mkdir(parents=True)
-    resources = {"cpu": request.config.cpus_per_trial, "gpu": request.config.gpus_per_trial or 0}
+    resources = {"cpu": request.config.cpus_per_trial, "gpu": gpus}
     try:
         with interrupt, _quiet():
             tuner = tune.Tuner(
@@ -184,13 +190,15 @@ def _quiet() -> Iterator[None]:
     os.environ.update(_ENVIRONMENT)
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

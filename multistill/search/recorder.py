@@ -103,6 +103,9 @@ class Recorder(Unsaved, tune.Callback):
                 reason = f"stopped by the scheduler after epoch {result['epoch']}"
         child.tags({"reason": reason or "ran its budget"})
         child.close(status)
+        # Tune keeps statistics of every figure of every trial, 30 kB each; nothing reads them.
+        trial.run_metadata.metric_analysis.clear()
+        trial.run_metadata.metric_n_steps.clear()
         self._done += 1
         self._started.discard(trial.trial_id)
         self._watch.progress(

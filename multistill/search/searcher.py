@@ -27,8 +27,8 @@ from multistill.search.storage import Guard, Unsaved, alive, attribute, quiet_op
 
 DRIVER = "driver"
 OUTCOME = "outcome"
-_ABORT_AFTER = 3
-"""So many failures and not one success: the cause is common to all trials."""
+_HOPELESS_AT_FIRST, _HOPELESS_LATER = 3, 10
+"""Failures in a row that have one common cause: a full disk, a wrong setting, a lost mount."""
 
 
 @dataclass
@@ -67,8 +67,7 @@ class StudySearch(Unsaved, OptunaSearch):
         self._stopping, self._on_continue = stopping, on_continue
         self._guard = Guard(folder)
         self.running: dict[str, Running] = {}
-        self.ended: dict[TrialState, int] = {}
-        self.last_reason = ""
+        self.failures_in_row = 0
         names = ["value", "cost"] if request.config.second else "value"
         modes = [request.config.mode, "min"] if request.config.second else request.config.mode
         with quiet_optuna():
@@ -87,15 +86,16 @@ class StudySearch(Unsaved, OptunaSearch):
                 storage=storage,
             )
         self.study: optuna.Study = self._ot_study
-        before = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        failed = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        self._succeeded = succeeded(self.study)
         # A study in which nothing ever worked was stopped by a common cause, now mended.
-        self._forgiven = {trial.number for trial in before} if not succeeded(self.study) else set()
+        self._forgiven = set() if self._succeeded else {trial.number for trial in failed}
 
     @property
     def hopeless(self) -> bool:
-        """True if this driver's trials all fail, so that more of them are a waste."""
-        failed = self.ended.get(TrialState.FAIL, 0)
-        return failed >= max(_ABORT_AFTER, self._limit) and failed == sum(self.ended.values())
+        """True if trials fail one after another, so that more of them are a waste."""
+        patience = _HOPELESS_LATER if self._succeeded else _HOPELESS_AT_FIRST
+        return self.failures_in_row >= max(patience, self._limit)
 
     def used(self) -> int:
         """Trials that count towards the target."""
@@ -180,7 +180,6 @@ class StudySearch(Unsaved, OptunaSearch):
 
     def fail(self, trial_id: str, reason: str, result: Mapping[str, Any] | None = None) -> None:
         """A trial without a value."""
-        self.last_reason = reason
         self._tell(trial_id, TrialState.FAIL, None, reason, result or {})
 
     def _tell(
@@ -204,7 +203,9 @@ class StudySearch(Unsaved, OptunaSearch):
         with quiet_optuna():
             entry.trial.set_user_attr(OUTCOME, outcome)
             self.study.tell(entry.trial, values, state=state, skip_if_finished=True)
-        self.ended[state] = self.ended.get(state, 0) + 1
+        failed = state == TrialState.FAIL
+        self.failures_in_row = self.failures_in_row + 1 if failed else 0
+        self._succeeded = self._succeeded or not failed
         self._ot_trials.pop(trial_id, None)
 
     def save(self, checkpoint_path: str) -> None:

@@ -17,7 +17,13 @@ from typing import Any
 
 from multistill.config import SearchConfig
 from multistill.errors import MultistillError, UsageError
-from multistill.search.capacity import capacity_problems, cluster_nodes, concurrency
+from multistill.search.capacity import (
+    capacity_problems,
+    cluster_nodes,
+    concurrency,
+    cores_fit,
+    gpus_per_trial,
+)
 from multistill.search.request import FILE, OBJECTIVE, Request
 from multistill.search.results import STUDY, TRIALS, write_results
 from multistill.search.space import check_space
@@ -53,7 +59,7 @@ def search(
         What study.json holds: best, top (settings of the best trials), counts, seconds.
     Raises:
         UsageError: a space, a storage or a resource request that cannot work.
-        MultistillError: every trial failed.
+        MultistillError: trials fail one after another, or all did.
         KeyboardInterrupt: Ctrl-C; trials in hand stopped after their epoch.
     """
     watch = watch or Silent()
@@ -104,8 +110,7 @@ def join(out: Path, watch: Watch | None = None) -> int:
     watch = watch or Silent()
     request = Request.read(out)
     _preflight(request)
-    with Lease(out) as lease:
-        return _round(request, out, watch, lease).ended
+    return _round(request, out, watch).ended
 
 
 def _preflight(request: Request) -> None:
@@ -139,9 +144,11 @@ def _opened(request: Request, out: Path, start: Path | None) -> Request:
         else:
             study = f"multistill-{request.fingerprint}-{uuid.uuid4().hex[:8]}"
             opened = replace(request, study=study)
-            start = start or earlier(out.parent, request)
             if start is not None:
                 _take_over(start, opened, out)
+            elif (found := earlier(out.parent, request)) is not None:
+                with contextlib.suppress(UsageError):  # its database is gone: start anew
+                    _take_over(found, opened, out)
         opened.write(out)
     return opened
 
@@ -192,11 +199,9 @@ def _finish(request: Request, out: Path, watch: Watch) -> dict[str, Any]:
     from multistill.search.searcher import reason_of, succeeded
 
     started = time.monotonic()
-    rounds: list[Round] = []
-    with Lease(out) as lease:
-        rounds.append(_round(request, out, watch, lease))
-        while not rounds[-1].hopeless and _others_running(request, out, watch):
-            rounds.append(_round(request, out, watch, lease))
+    rounds = [_round(request, out, watch)]
+    while not rounds[-1].hopeless and _others_running(request, out, watch):
+        rounds.append(_round(request, out, watch))
     study = open_study(open_storage(out, request.config.storage), request.study, request.directions)
     waits = [seconds for done in rounds for seconds in done.waits]
     spent = time.monotonic() - started
@@ -211,12 +216,13 @@ def _finish(request: Request, out: Path, watch: Watch) -> dict[str, Any]:
         start_seconds=round(statistics.median(waits), 3) if waits else None,
         training_share=round(training / (spent * at_once), 4),
     )
-    if not succeeded(study):
-        reasons = [reason for reason in map(reason_of, study.get_trials()) if reason]
+    if rounds[-1].hopeless or not succeeded(study):
+        failed = [trial for trial in study.get_trials() if trial.state.name == "FAIL"]
+        reason = reason_of(failed[-1]) if failed else "no trial ended"
         raise MultistillError(
-            f"the search stopped because every trial failed ({len(reasons)} of them), the last "
-            f"one with: {reasons[-1] if reasons else 'no reason given'}; {out / TRIALS} has all "
-            "reasons, and the same command goes on once the cause is mended"
+            f"the search stopped because trials fail one after another ({len(failed)} of "
+            f"{summary['trials']}), the last one with: {reason}; {out / TRIALS} has all reasons, "
+            "and the same command goes on once the cause is mended"
         )
     for name in ("drivers", "trials", "tune"):
         with contextlib.suppress(OSError):  # not empty: another driver is about to end
@@ -225,12 +231,15 @@ def _finish(request: Request, out: Path, watch: Watch) -> dict[str, Any]:
     return summary
 
 
-def _round(request: Request, out: Path, watch: Watch, lease: Lease) -> Round:
+def _round(request: Request, out: Path, watch: Watch) -> Round:
     """Run orphans and missing trials through Tune until no more can be handed out."""
     from multistill.search.experiment import run_trials
 
-    limit = concurrency(request.config, cluster_nodes())
-    recorder = run_trials(request, out, watch, driver=lease.name, limit=limit)
+    nodes = cluster_nodes()
+    limit = cores_fit(request.config, concurrency(request.config, nodes), nodes)
+    gpus = gpus_per_trial(request.config, nodes)
+    with Lease(out) as lease:  # its own: what a round leaves running is then an orphan
+        recorder = run_trials(request, out, watch, driver=lease.name, limit=limit, gpus=gpus)
     return Round(
         recorder.ended, recorder.waits, recorder.training_seconds, limit, recorder.hopeless
     )

@@ -61,7 +61,8 @@ class Trial(tune.Trainable):
         except MultistillError as error:
             return self._result(failure=str(error))
         if report is None:
-            return self._result(done=True, finished=True)
+            nothing = "value" not in self._progress
+            return self._result(failure="it ended without an epoch" if nothing else None, last=True)
         self._progress["seconds"] += time.monotonic() - started
         self._progress["epoch"] = report.epoch
         metrics = {name: float(value) for name, value in report.metrics.items()}
@@ -71,7 +72,7 @@ class Trial(tune.Trainable):
         return self._result(
             metrics=metrics,
             failure=failure,
-            finished=bool(report.stop),
+            last=bool(report.stop),
             train_seconds=metrics.get("seconds", 0.0),
         )
 
@@ -120,10 +121,10 @@ class Trial(tune.Trainable):
         self._progress["value"] = metrics[name] if best is None else better(best, metrics[name])
         return None
 
-    def _result(self, *, failure: str | None = None, **more: Any) -> dict[str, Any]:
+    def _result(self, *, failure: str | None, last: bool = False, **more: Any) -> dict[str, Any]:
         progress = self._progress
         epoch = int(progress["epoch"])
-        finished = bool(more.pop("finished", False)) or epoch >= self._request.epochs
+        finished = last or epoch >= self._request.epochs
         return {
             "epoch": epoch,
             "value": float("nan") if failure else progress.get("value", float("nan")),
