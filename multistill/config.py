@@ -301,10 +301,6 @@ class DistillationConfig(Section):
     schedule_share: float = Field(
         0.2, gt=0, le=1, description="share of the training that rises or falls"
     )
-    representation: Literal["none", "hint", "cka"] = Field(
-        "none", description="also match the teacher's pooled states"
-    )
-    representation_weight: float = Field(1.0, ge=0)
     targets: Literal["in-sample", "out-of-fold"] = "in-sample"
 
 

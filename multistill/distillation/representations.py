@@ -1,7 +1,8 @@
 """Losses that match the pooled states of student and teacher, h_s [B, D_s] and h_t [B, D_t].
 
-The teacher's states carry no gradient. Both modules map (h_s, h_t) to [B], to be added to
-the loss on logits with a weight of their own.
+Both modules map (h_s, h_t) to [B], to be added to the loss on logits with a weight of their
+own. The teacher's states carry no gradient. They need one teacher: the pooled spaces of
+several teachers, out-of-fold ones too, have nothing to do with each other.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def _centred_gram(states: Tensor) -> Tensor:
 def representation_loss(
     kind: Literal["hint", "cka"], student_dim: int, teacher_dim: int
 ) -> nn.Module:
-    """The module for a job file's `distillation.representation`; a hint has weights to train."""
+    """The loss by name; a hint has weights to train beside the student's."""
     if kind == "hint":
         return Hint(student_dim, teacher_dim)
     if kind == "cka":
