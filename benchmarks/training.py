@@ -56,7 +56,6 @@ def make_inputs(folder: Path, clips: int, mean_seconds: float) -> tuple[Path, Pa
     shares = np.eye(len(CLASSES), dtype=np.float32)[label]
     table = {
         "utterance_id": ids,
-        "session": ["s"] * clips,
         "label": [CLASSES[index] for index in label],
         "label_soft": pa.array(shares.tolist(), pa.list_(pa.float32(), len(CLASSES))),
         "split": ["train"] * clips,

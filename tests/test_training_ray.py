@@ -128,7 +128,7 @@ def test_killed_driver_and_the_same_command_equal_one_run(corpus, tmp_path, ray_
 
     from multistill.training.launcher import train
 
-    task = with_dropout(make_task(corpus, "teacher", epochs=40, batch_size=8))
+    task = with_dropout(make_task(corpus, "teacher", epochs=80, batch_size=4))
     (tmp_path / "task.json").write_text(task.to_json())
     out = tmp_path / "out"
     address = ray.get_runtime_context().gcs_address
@@ -142,7 +142,7 @@ def test_killed_driver_and_the_same_command_equal_one_run(corpus, tmp_path, ray_
     driver.kill()
     driver.wait()
     reached = newest_epoch(state)[0]
-    assert 3 <= reached < 40
+    assert 3 <= reached < 80
 
     watch = Recorder()
     train([task], out, watch)

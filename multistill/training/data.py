@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from multistill.config import CLASSES
@@ -21,7 +23,7 @@ from multistill.training.task import TrainingTask
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
-_COLUMNS = ["utterance_id", "session", "label", "label_soft", "split", "fold"]
+_COLUMNS = ["utterance_id", "label", "label_soft", "split", "fold"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,6 @@ class Rows:
     """
 
     ids: list[str]
-    session: list[str]
     shares: Floats
     winner: Integers
     lengths: Integers
@@ -82,57 +83,30 @@ class TrainingData:
             MultistillError: nothing is left to train on, or the teacher lacks rows.
         """
         store = FeatureStore(task.features)
-        path = Path(task.manifest)
-        if path.is_dir():
-            path = path / "manifest.parquet"
-        try:
-            table = pq.read_table(path, columns=_COLUMNS)
-        except FileNotFoundError as error:
-            raise MultistillError(
-                f"there is no manifest at {path}; run the prepare stage"
-            ) from error
-        split = np.asarray(table.column("split").to_pylist())
-        ids = np.asarray(table.column("utterance_id").to_pylist(), dtype=object)
-        wanted = np.isin(split, ("train", "valid"))
+        table = _read_manifest(Path(task.manifest), _COLUMNS)
+        split = table.column("split").to_numpy()
+        wanted = (split == "train") | (split == "valid")
         if task.leave_out_fold is not None:
-            folds = table.column("fold").to_numpy()
-            wanted &= (split != "train") | (folds != task.leave_out_fold)
+            left_out = table.column("fold").to_numpy() == task.leave_out_fold
+            wanted &= (split != "train") | ~left_out
+        ids = table.column("utterance_id").to_pylist()
         stored = np.fromiter((name in store for name in ids), dtype=bool, count=len(ids))
-        missing = int((wanted & ~stored).sum())
-        wanted &= stored
-
-        session = np.asarray(table.column("session").to_pylist(), dtype=object)
-        number = {name: index for index, name in enumerate(CLASSES)}
-        labels = table.column("label").to_pylist()
-        winner = np.asarray([-1 if name is None else number[name] for name in labels], np.int64)
-        shares = np.asarray(table.column("label_soft").to_pylist(), dtype=np.float32)
-        train_config = task.train_config
-        by_text = task.spec.get("modality") == "text"
+        labels = _Labels.of(table)
 
         def rows(which: npt.NDArray[np.bool_]) -> Rows:
-            chosen = [str(name) for name in ids[which]]
-            if by_text:
-                lengths = store.text_tokens(chosen)
-            else:
-                lengths = store.audio_frames(chosen)
-                if train_config.max_frames is not None:
-                    lengths = np.minimum(lengths, train_config.max_frames)
+            places = np.flatnonzero(which & wanted & stored)
+            chosen = [ids[place] for place in places]
             return Rows(
-                ids=chosen,
-                session=[str(name) for name in session[which]],
-                shares=shares[which].reshape(-1, len(CLASSES)),
-                winner=winner[which],
-                lengths=np.maximum(lengths, 1),
+                chosen, labels.shares[places], labels.winner[places], _lengths(task, store, chosen)
             )
 
-        train = rows(wanted & (split == "train"))
-        valid = rows(wanted & (split == "valid"))
+        train, valid = rows(split == "train"), rows(split == "valid")
+        missing = int((wanted & ~stored).sum())
         if not len(train):
-            left_out = (
-                f" outside fold {task.leave_out_fold}" if task.leave_out_fold is not None else ""
-            )
+            fold = task.leave_out_fold
+            outside = "" if fold is None else f" outside fold {fold}"
             raise MultistillError(
-                f"`{task.name}` has no training utterance with features{left_out}; "
+                f"`{task.name}` has no training utterance with features{outside}; "
                 f"{missing} are quarantined in {task.features}, see also `split` in the job file"
             )
         if task.soft_targets is not None:
@@ -141,9 +115,43 @@ class TrainingData:
         context = None
         turns = int(task.spec.get("context_turns", 0))
         if turns:
-            past = pq.read_table(path, columns=["utterance_id", "dialogue", "turn"])
+            past = _read_manifest(Path(task.manifest), ["utterance_id", "dialogue", "turn"])
             context = DialogueContext(store, past.to_pydict(), turns)
         return cls(store, train, valid, missing, context)
+
+
+def _read_manifest(path: Path, columns: list[str]) -> pa.Table:
+    path = path / "manifest.parquet" if path.is_dir() else path
+    try:
+        return pq.read_table(path, columns=columns)
+    except FileNotFoundError as error:
+        raise MultistillError(f"there is no manifest at {path}; run the prepare stage") from error
+
+
+@dataclass(frozen=True)
+class _Labels:
+    shares: Floats
+    winner: Integers
+
+    @classmethod
+    def of(cls, table: pa.Table) -> _Labels:
+        flat = table.column("label_soft").combine_chunks().flatten().to_numpy()
+        place = pc.index_in(table.column("label"), value_set=pa.array(CLASSES))
+        return cls(
+            shares=flat.astype(np.float32).reshape(-1, len(CLASSES)),
+            winner=pc.fill_null(place, -1).to_numpy().astype(np.int64),
+        )
+
+
+def _lengths(task: TrainingTask, store: FeatureStore, ids: list[str]) -> Integers:
+    """At least 1: an empty clip or transcript still takes a masked position."""
+    if task.spec.get("modality") == "text":
+        lengths = store.text_tokens(ids)
+    else:
+        lengths = store.audio_frames(ids)
+        most = task.train_config.max_frames
+        lengths = lengths if most is None else np.minimum(lengths, most)
+    return np.maximum(lengths, 1)
 
 
 def _teacher_logits(path: Path, ids: list[str]) -> Floats:
