@@ -208,7 +208,7 @@ def test_a_worker_does_not_span_two_nodes():
     assert slots(nodes, {"CPU": 1.0, "GPU": 0.5}) == 2
     with pytest.raises(MultistillError, match="GPU is lacking"):
         require("x", 2, {"CPU": 1.0, "GPU": 1.0}, nodes)
-    require("x", 2, {"CPU": 1.0, "GPU": 1.0}, nodes, growing=True)
+    require("x", 1, {"CPU": 1.0, "GPU": 1.0}, nodes)
 
 
 def test_lanes_are_what_is_free_and_never_more_than_tasks():

@@ -17,18 +17,15 @@ def slots(nodes: Sequence[Resources], need: Resources) -> int:
     )
 
 
-def require(
-    name: str, workers: int, need: Resources, nodes: Sequence[Resources], growing: bool = False
-) -> None:
+def require(name: str, workers: int, need: Resources, nodes: Sequence[Resources]) -> None:
     """Refuse what can never start, instead of waiting for it.
 
     Args:
         nodes: total resources of each node.
-        growing: the cluster adds nodes by itself; it is then left to judge.
     Raises:
         MultistillError: naming the resource that is lacking.
     """
-    if growing or slots(nodes, need) >= workers:
+    if slots(nodes, need) >= workers:
         return
 
     def fitting(resource: str) -> int:
@@ -40,7 +37,8 @@ def require(
     raise MultistillError(
         f"`{name}` asks for {workers} workers with {each} each, but the cluster has room for "
         f"{slots(nodes, need)}: {lacking} is lacking ({total:g} on {len(nodes)} nodes); lower "
-        f"`train.workers` or `train.{lacking.lower()}s_per_worker`, or add nodes"
+        f"`train.workers` or `train.{lacking.lower()}s_per_worker`, or add nodes "
+        "(a cluster that grows by itself: `resources.wait_for`)"
     )
 
 

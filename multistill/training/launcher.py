@@ -41,6 +41,9 @@ CONTROLLER_FAILURES = 3
 
 COLLECTIVE_TIMEOUT_S = 900
 
+MOST_SPARE_THREADS = 4
+"""Small heads gain nothing from more; `cpus_per_worker` gives more where they do."""
+
 _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
@@ -75,7 +78,7 @@ def train(
     for task in tasks:
         config = task.train_config
         need = worker_resources(config, nodes)
-        require(task.name, config.workers, need, nodes, growing=_growing())
+        require(task.name, config.workers, need, nodes)
         groups.setdefault((config.workers, tuple(need.items())), []).append(task)
     journal = Journal(tasks, out, watch)
     for (workers, each), members in groups.items():
@@ -94,10 +97,6 @@ def worker_resources(config: TrainConfig, nodes: Sequence[Resources]) -> dict[st
     return {**need, "GPU": float(gpus)} if gpus else need
 
 
-def _growing() -> bool:
-    return bool(ray._private.state.state.get_max_resources_from_cluster_config())
-
-
 def _run_group(
     tasks: Sequence[TrainingTask],
     workers: int,
@@ -109,9 +108,11 @@ def _run_group(
     count = lanes(len(tasks), workers, need, nodes, ray.available_resources())
     threads = max(1, int(need["CPU"]))
     if len(nodes) == 1:
+        # Alone on one machine: a local Ray may promise more CPUs than there are cores, and
+        # cores that no worker holds would idle.
         cores = len(os.sched_getaffinity(0))
         count = max(1, min(count, cores // workers))
-        threads = max(threads, cores // (count * workers))
+        threads = max(threads, min(MOST_SPARE_THREADS, cores // (count * workers)))
     attempts = max(task.train_config.max_failures for task in tasks)
     storage = out / ".ray-train"
     events = Queue(actor_options={"num_cpus": 0})
