@@ -92,6 +92,12 @@ class ResourcesConfig(Section):
     num_cpus: int | None = Field(None, ge=1, description="logical CPUs of a local Ray")
     num_gpus: int | None = Field(None, ge=0, description="GPUs of a local Ray; default: all")
     object_store_mb: int | None = Field(None, ge=80)
+    wait_for: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="what a cluster that adds nodes by itself shall grow to before the first "
+        "stage, e.g. {GPU: 4}",
+    )
+    wait_minutes: float = Field(20.0, gt=0, description="for `wait_for`")
 
 
 CorpusKind = Literal[

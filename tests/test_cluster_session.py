@@ -54,20 +54,18 @@ def test_a_ray_that_is_there_is_used_and_left(ray_session: None) -> None:
 
 
 @pytest.mark.ray
-def test_what_the_cluster_can_never_give_is_named(ray_session: None) -> None:
-    needs = [
-        cluster.Need("training of teacher", 2, {"CPU": 1}, "teacher.train.workers"),
-        cluster.Need("training of text", 2, {"CPU": 1, "GPU": 1}, "students.1.train.workers"),
-        cluster.Need("a trial", 1, {"CPU": 64}, "search.cpus_per_trial"),
-        cluster.Need("the encoders", 5, {"CPU": 1, "GPU": 0}, "features.encoders"),
-    ]
-    problems = cluster.preflight(needs)
-    assert len(problems) == 3
-    assert "training of text needs 2 x 1 GPU" in problems[0]
-    assert "students.1.train.workers" in problems[0]
-    assert "a trial needs 1 x 64 CPU" in problems[1]
-    assert "at most 4 on one node" in problems[1]
-    assert "the encoders needs 5 x 1 CPU" in problems[2]
+def test_what_a_cluster_does_not_grow_to_is_named(ray_session: None) -> None:
+    said: list[str] = []
+    resources = ResourcesConfig(wait_for={"CPU": 4, "GPU": 2}, wait_minutes=0.05)
+    with (
+        pytest.raises(MultistillError, match=r"did not get 2 GPU \(has 0\) within 0.05 minutes"),
+        cluster.start(resources, say=said.append),
+    ):
+        raise AssertionError("the block must not be entered")
+    assert said == ["waiting for the cluster to get 2 GPU (has 0)"]
+    with cluster.start(ResourcesConfig(wait_for={"CPU": 4}), say=said.append) as found:
+        assert found["CPU"] == 4
+    assert len(said) == 1
 
 
 def test_a_dashboards_address_is_no_cluster_to_join() -> None:

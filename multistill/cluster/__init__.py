@@ -2,15 +2,13 @@
 
 from multistill.cluster.jobs import Submission, logs, status, stop, submit
 from multistill.cluster.machine import local_cpus, local_gpus
-from multistill.cluster.session import Need, preflight, start
+from multistill.cluster.session import start
 
 __all__ = [
-    "Need",
     "Submission",
     "local_cpus",
     "local_gpus",
     "logs",
-    "preflight",
     "start",
     "status",
     "stop",

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multistill.cluster.growth import grown
 from multistill.cluster.machine import local_cpus
 from multistill.errors import MultistillError
 from multistill.tracking.secrets import has_password
@@ -38,7 +37,12 @@ FORWARDED = ("HF_HUB_OFFLINE", "HF_HOME", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PA
 
 
 @contextmanager
-def start(resources: ResourcesConfig, *, dashboard: bool = False) -> Iterator[dict[str, float]]:
+def start(
+    resources: ResourcesConfig,
+    *,
+    dashboard: bool = False,
+    say: Callable[[str], None] = lambda message: None,
+) -> Iterator[dict[str, float]]:
     """Ray for the time of the block; yields the cluster's resources.
 
     An existing connection of this process is used and left alone. Inside a Ray job, or
@@ -48,9 +52,10 @@ def start(resources: ResourcesConfig, *, dashboard: bool = False) -> Iterator[di
     Args:
         dashboard: a local Ray's dashboard and state API, on 127.0.0.1. Ray Train inside
             Ray Tune needs it to free resources of stopped trials.
+        say: hears what is waited for on a cluster that grows.
 
     Raises:
-        MultistillError: the cluster does not answer, or a local Ray does not start.
+        MultistillError: the cluster does not answer or grow, or a local Ray does not start.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -60,20 +65,34 @@ def start(resources: ResourcesConfig, *, dashboard: bool = False) -> Iterator[di
     import ray
 
     if ray.is_initialized():
-        yield dict(ray.cluster_resources())
+        with grown(resources.wait_for, resources.wait_minutes, say) as found:
+            yield found
         return
     address = _address(resources)
     if address:
         _knock(address)
     options = _join_options(address) if address else _local_options(resources, dashboard)
+    _init(address, options)
     try:
-        ray.init(logging_level="error", log_to_driver=False, **options)
-    except Exception as error:
-        raise MultistillError(_not_started(address, error)) from error
-    try:
-        yield dict(ray.cluster_resources())
+        with grown(resources.wait_for, resources.wait_minutes, say) as found:
+            yield found
     finally:
         ray.shutdown()
+
+
+def _init(address: str | None, options: dict[str, Any]) -> None:
+    import ray
+
+    for last in (False, True):
+        try:
+            ray.init(logging_level="error", log_to_driver=False, **options)
+            return
+        except Exception as error:
+            # Ray gives its own processes 30 s to import; the first time, from a cold or busy
+            # disk, they may need longer.
+            if last or address or "timed out during startup" not in str(error):
+                raise MultistillError(_not_started(address, error)) from error
+            ray.shutdown()
 
 
 def _address(resources: ResourcesConfig) -> str | None:
@@ -155,60 +174,3 @@ def _not_started(address: str | None, error: Exception) -> str:
         f"the Ray cluster at `{address}` cannot be joined ({reason}); see that it runs, that "
         "resources.address is right and that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH holds its token"
     )
-
-
-@dataclass(frozen=True)
-class Need:
-    """Resources that a stage must hold at the same time.
-
-    Attributes:
-        what: for the sentence, e.g. `training of student-text`.
-        count: how many workers, each on one node.
-        each: Ray's resource names and amounts of one worker, e.g. {"CPU": 1, "GPU": 0.5}.
-        setting: the job file's key that asks for it.
-    """
-
-    what: str
-    count: int
-    each: Mapping[str, float]
-    setting: str
-
-
-def preflight(needs: Sequence[Need]) -> list[str]:
-    """What the connected cluster can never give: one sentence a need, empty if all is well.
-
-    Ray would wait for ever instead. Where an autoscaler can add nodes, what it may add
-    counts, as far as Ray knows it.
-    """
-    import ray
-
-    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    may_grow = _growth_limits()
-    problems = []
-    for need in needs:
-        for name, amount in need.each.items():
-            if amount <= 0:
-                continue
-            total = max(sum(n.get(name, 0.0) for n in nodes), may_grow.get(name, 0.0))
-            places = sum(_fitting(n.get(name, 0.0), amount) for n in nodes)
-            fits = name in may_grow or places >= need.count
-            if fits and total + 1e-6 >= amount * need.count:
-                continue
-            largest = max((n.get(name, 0.0) for n in nodes), default=0.0)
-            problems.append(
-                f"{need.what} needs {need.count} x {amount:g} {name}, but the cluster has "
-                f"{total:g} {name} in all and at most {largest:g} on one node; "
-                f"lower {need.setting} or add nodes"
-            )
-    return problems
-
-
-def _fitting(amount: float, each: float) -> int:
-    return math.floor(amount / each + 1e-6)
-
-
-def _growth_limits() -> dict[str, float]:
-    """Most of each resource that the autoscaler may reach; empty without an autoscaler."""
-    from ray._private.state import state
-
-    return dict(state.get_max_resources_from_cluster_config() or {})
