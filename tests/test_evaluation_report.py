@@ -301,6 +301,7 @@ def test_page_is_whole_and_needs_nothing_from_elsewhere(
     assert "@import" not in written[1]
     assert len(found.ids) == len(set(found.ids)), "ids are unique, those of pictures included"
     assert found.unnamed == 0, "every picture says what it shows"
+    assert not re.search("#0([1-9])0\\1", written[1]), "pictures take the page's colours"
 
 
 def test_every_links_target_is_on_the_page(written: tuple[dict[str, Any], str]) -> None:
@@ -334,14 +335,20 @@ def test_leaky_split_stands_on_every_table_of_results(case: Case) -> None:
 
 
 def test_banners_follow_what_was_counted(case: Case) -> None:
-    def kinds(sessions: int, synthetic: bool) -> set[str]:
-        corpus = {"leaks": {"sessions": sessions, "speakers": 0}, "synthetic": synthetic}
+    def kinds(sessions: int, synthetic: bool, **leaks: int) -> set[str]:
+        corpus = {
+            "leaks": {"sessions": sessions, "speakers": 0, **leaks},
+            "synthetic": synthetic,
+            "splits": {"test": {"utterances": 96}},
+        }
         return {warning["kind"] for warning in warnings(corpus, case.facts, make_job())}
 
     always = {"untrained", "few-sessions", "left-out"}
     assert kinds(0, False) == always
     assert kinds(2, False) == always | {"leak"}
     assert kinds(0, True) == always | {"synthetic"}
+    assert kinds(0, False, recordings=1) == always | {"recordings"}
+    assert kinds(0, False, transcript_rows=96) == always | {"transcripts"}
 
 
 def test_page_of_two_thousand_trials_is_small(case: Case) -> None:
@@ -392,12 +399,19 @@ def test_page_without_a_search_has_no_search_section(case: Case, tmp_path: Path)
 def test_terminal_table_shows_baseline_flags_and_intervals(
     written: tuple[dict[str, Any], str],
 ) -> None:
-    console = Console(width=160, record=True, file=None)
+    console = Console(width=80)
     with console.capture() as captured:
         console.print(table(written[0]))
     text = captured.get()
-    for wanted in ("SYNTHETIC CORPUS", "always ", "untrained stand-in", "multimodal", "["):
+    for wanted in ("SYNTHETIC CORPUS", "always ", "untrained stand-in", "linear probe", "weighted"):
         assert wanted in text
+    uar = written[0]["models"][0]["metrics"]["uar"]
+    assert f"{uar['value']:.3f}" in text
+    assert f"{uar['low']:.2f}–{uar['high']:.2f}" in text
+    assert "…" not in text, "nothing is cut off in a log of 80 columns"
+    told = " ".join(text.split())
+    assert "distillation helped" in told
+    assert "best of 40 trials has temperature" in told
 
 
 def test_scores_and_counts_read_well() -> None:

@@ -154,13 +154,19 @@ def warnings(
             "figures are for these speakers; how much other speakers would differ cannot be "
             "known from so few.",
         )
-    shared = corpus["leaks"].get("transcripts")
+    shared = corpus["leaks"].get("transcript_rows", 0)
     if shared:
+        every = shared == corpus["splits"]["test"]["utterances"]
+        rest = (
+            "what they do with new words cannot be told from this corpus."
+            if every
+            else "results without these clips stand under Slices."
+        )
         warn(
             "transcripts",
             "SHARED TRANSCRIPTS",
-            f"Transcripts of the test set that also stand outside it: {shared}. Models that "
-            "read text may know them; results without these clips stand under Slices.",
+            f"{'All' if every else shared} test clips have a transcript that also stands outside "
+            f"the test set. Models that read text may know it; {rest}",
         )
     if measured["test"]["left_out"]:
         warn(

@@ -25,6 +25,8 @@ from multistill.evaluation.metrics import (
 )
 
 BASELINE = "majority baseline"
+MOST_GROUPS = 60
+"""A table of more sessions than this is read by nobody."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,8 @@ def _groups(clips: Clips, training: Training) -> list[tuple[str, str, np.ndarray
     """(kind, name, mask [N]) of every slice that splits the test set."""
     found: list[tuple[str, str, np.ndarray]] = []
     for by, names in (("session", clips.sessions), ("gender", clips.genders)):
-        present = sorted({name for name in names if name is not None})
-        if len(present) > 1:
+        present = sorted({name for name in names if name})
+        if 1 < len(present) <= MOST_GROUPS:
             found += [(by, name, np.array([n == name for n in names])) for name in present]
     found += _agreement(clips)
     heard = np.array([text in training.texts for text in clips.texts], dtype=bool)
