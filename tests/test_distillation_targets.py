@@ -78,7 +78,7 @@ def test_a_model_with_context_is_given_it_or_refuses(store: FeatureStore, tmp_pa
     assert np.abs(with_past[1:] - alone[1:]).max(axis=1).min() > 1e-5
     manifest = tmp_path / "manifest.parquet"
     pq.write_table(pa.table(columns), manifest)
-    read = dialogue_context(model, store, manifest)
+    read = dialogue_context(model, store, tmp_path)
     np.testing.assert_array_equal(predict_logits(model, store, IDS, "cpu", context=read), with_past)
     assert dialogue_context(small(), store, manifest) is None
     with pytest.raises(ValueError, match="DialogueContext"):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 
 from multistill.config import CLASSES
+from multistill.corpora.schema import MANIFEST
 from multistill.errors import MultistillError
 from multistill.features.batches import collate
 from multistill.features.store import FeatureStore
@@ -113,11 +114,12 @@ def dialogue_context(
     """The previous turns that a model reads; None for a model that reads none.
 
     Args:
-        manifest: Parquet with `utterance_id`, `dialogue` and `turn` of all splits.
+        manifest: the manifest or its folder, with the turns of all splits.
     """
     if not model.spec.context_turns:
         return None
-    columns = pq.read_table(manifest, columns=["utterance_id", "dialogue", "turn"]).to_pydict()
+    file = manifest / MANIFEST if manifest.is_dir() else manifest
+    columns = pq.read_table(file, columns=["utterance_id", "dialogue", "turn"]).to_pydict()
     return DialogueContext(store, columns, model.spec.context_turns)
 
 
