@@ -93,6 +93,7 @@ def cluster(cpus: int) -> Iterator[None]:
 
     with tempfile.TemporaryDirectory(prefix="mst-", dir="/tmp", ignore_cleanup_errors=True) as home:
         ray.init(
+            address="local",  # never one that happens to run here
             num_cpus=cpus,
             include_dashboard=False,
             log_to_driver=False,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -96,12 +95,12 @@ def run_cluster(manifest: Path, out: Path) -> None:
 
 def run_driver(manifest: Path, out: Path) -> None:
     ray.init(
+        address="local",  # never one that happens to run here
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=80_000_000,
         log_to_driver=False,
         logging_level="error",
-        _temp_dir=tempfile.mkdtemp(prefix="mst-", dir="/tmp"),
     )
     encode(manifest, FeaturesConfig.model_validate(CONFIG), out)
     os.write(1, b"finished before it was killed\n")
