@@ -88,9 +88,7 @@ class Journal:
 
     def fail(self, error: Exception, restarts: int) -> None:
         """The group ended with an error: raise what the user can do something about."""
-        for name in self.tasks:
-            if not is_finished(self.out / name):
-                self._close(name, "FAILED")
+        self.close("FAILED")
         for reason in self.reasons.values():
             raise MultistillError(reason) from error
         cause = str(error).strip().splitlines()
@@ -98,6 +96,11 @@ class Journal:
             f"training stopped after {restarts} restarts: {cause[-1] if cause else error!r}; "
             "finished epochs are kept, run the same command to continue"
         ) from error
+
+    def close(self, status: str) -> None:
+        """End the records of all tasks that were begun and not ended."""
+        for name in self.children:
+            self._close(name, status)
 
     def check(self, tasks: Sequence[TrainingTask]) -> None:
         """Raise the first reason for which one of the tasks has no result."""

@@ -81,10 +81,14 @@ def train(
         require(task.name, config.workers, need, nodes)
         groups.setdefault((config.workers, tuple(need.items())), []).append(task)
     journal = Journal(tasks, out, watch)
-    for (workers, each), members in groups.items():
-        missing = [task for task in members if not is_finished(out / task.name)]
-        if missing:
-            _run_group(missing, workers, dict(each), nodes, out, journal)
+    try:
+        for (workers, each), members in groups.items():
+            missing = [task for task in members if not is_finished(out / task.name)]
+            if missing:
+                _run_group(missing, workers, dict(each), nodes, out, journal)
+    except KeyboardInterrupt:
+        journal.close("KILLED")
+        raise
     return journal.results()
 
 
