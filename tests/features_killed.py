@@ -32,7 +32,7 @@ def markers(out: Path) -> int:
 
 
 def wait_for(count: int, out: Path) -> None:
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 400
     while markers(out) < count and time.monotonic() < deadline:
         time.sleep(0.01)
 

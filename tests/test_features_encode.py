@@ -224,6 +224,7 @@ def assert_complete(out: Path) -> None:
     assert {len(store.audio(name)) for name in store.ids} == {99}
 
 
+@pytest.mark.timeout(900)
 def test_a_killed_driver_costs_only_the_shards_in_hand(
     large: tuple[Path, Path], ray_session: None
 ) -> None:
@@ -246,10 +247,11 @@ def test_a_killed_driver_costs_only_the_shards_in_hand(
     assert_complete(out)
 
 
+@pytest.mark.timeout(900)
 def test_a_killed_actor_and_a_killed_node_cost_nothing_but_time(large: tuple[Path, Path]) -> None:
     manifest, out = large
     with started("cluster", manifest, out) as process:
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=800)
     assert process.returncode == 0, output[-3000:]
     assert "killed an actor" in output
     assert "killed a node" in output

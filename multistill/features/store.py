@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from multistill.errors import MultistillError
+from multistill.features.cache import local_folder
 from multistill.features.numbers import Array, Dtype, Floats, item_type, pack, unpack
 from multistill.workspace import read_json, write_json
 
@@ -228,13 +229,26 @@ class FeatureStore:
     """Random access to a finished store.
 
     Args:
-        folder: holds features.json, index.parquet and shards/.
+        folder: holds features.json, index.parquet and shards/. An address like
+            `s3://bucket/...` is read through the node's copy (`multistill.features.cache`).
     Raises:
         MultistillError: the folder is not a store, or of another format.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self._source = folder
+        self._open(local_folder(folder))
+
+    @classmethod
+    def at(cls, folder: Path) -> FeatureStore:
+        """The store in exactly this folder, never a copy of it."""
+        store = cls.__new__(cls)
+        store._source = folder
+        store._open(folder)
+        return store
+
+    def _open(self, folder: Path) -> None:
+        self.folder = folder
         try:
             self.info: dict[str, Any] = read_json(self.folder / FACTS)
             index = pq.read_table(self.folder / INDEX, memory_map=True)
@@ -268,10 +282,10 @@ class FeatureStore:
         return utterance_id in self._row
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder}
+        return {"source": self._source}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["folder"])  # type: ignore[misc]
+        self.__init__(state["source"])  # type: ignore[misc]
 
     def rows(self, ids: Iterable[str]) -> Counts:
         """Positions of utterances in `.ids`."""
