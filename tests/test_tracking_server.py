@@ -138,6 +138,9 @@ def test_a_run_tree_in_the_default_sqlite_file(
     note.write_text("changed after")
     assert child.record_id is not None
     child.close("KILLED")
+    stage = top.child("stage", "s", "stage")
+    stage.child("left open", "a/b", "trial")
+    stage.close("FAILED")
     top.close()
 
     client = client_of(top.uri)
@@ -152,6 +155,8 @@ def test_a_run_tree_in_the_default_sqlite_file(
     assert steps(client, recorded, "loss") == [1, 2, 3]
     assert "bad" not in recorded.data.metrics
     assert runs["트리 job"].info.status == "FINISHED"
+    assert runs["left open"].info.status == "FAILED"
+    assert runs["left open"].data.tags["mlflow.parentRunId"] == runs["stage"].info.run_id
     local = client.download_artifacts(recorded.info.run_id, "files/note.txt", str(tmp_path / "d"))
     assert Path(local).read_text() == "hello"
     assert not any((tmp_path / "tracking").iterdir())

@@ -123,6 +123,8 @@ class Delivery:
             elif operation == "close":
                 self._send(run, pending.pop(node))
                 if live or run.id not in self.protected:
+                    for below in self._open_below(experiment, node):
+                        self._end(below, record)
                     self._end(run, record)
         for node, waiting in pending.items():
             run = self._runs[(experiment, node)]
@@ -220,6 +222,17 @@ class Delivery:
         except RecordRefusedError as error:
             self.refused.append(str(error))
         journal.drop_copy(record["file"])
+
+    def _open_below(self, experiment: str, node: str) -> list[Run]:
+        """Runs below this one that nobody closed: they end as it ends."""
+        return [
+            run
+            for (place, other), run in self._runs.items()
+            if run is not None
+            and run.running
+            and place == experiment
+            and other.startswith(f"{node}/")
+        ]
 
     def _end(self, run: Run, record: Record) -> None:
         try:

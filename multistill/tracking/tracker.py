@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
 
 from multistill.errors import MultistillError, UsageError
 from multistill.tracking.journal import Journal, size_of
@@ -135,7 +136,9 @@ class Tracker:
 
     def child(self, name: str, key: str, kind: str) -> Tracker:
         """The run below this one that has this key: continued if it exists, else made."""
-        child = Tracker(self._recorder, f"{self._node}/{key}", self._tags, top=False)
+        child = Tracker(
+            self._recorder, f"{self._node}/{quote(key, safe='')}", self._tags, top=False
+        )
         child._open(name, key, kind, parent=self._node)
         return child
 
