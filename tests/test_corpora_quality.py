@@ -200,6 +200,8 @@ def test_the_report_finds_what_is_wrong_with_the_recordings(tmp_path: Path) -> N
     assert report["signal"]["silent"] == {"count": 1, "examples": ["table/silent"]}
     assert report["signal"]["clipped"] == {"count": 1, "examples": ["table/clipped"]}
     assert (report["signal"]["checked"], report["signal"]["of"]) == (14, 14)
+    assert report["signal"]["silent_share"]["median"] == 0
+    assert -25 < report["signal"]["level_dbfs"]["median"] < -15
     assert report["duplicates"]["groups"] == 1
     assert report["duplicates"]["examples"] == [["table/same1", "table/same2"]]
     assert report["text"] == {"empty": 0, "distinct": 7, "repeated": 14, "encodings": {"utf-8": 14}}

@@ -129,15 +129,12 @@ def matrices(column: pa.ChunkedArray) -> Iterator[npt.NDArray[Any]]:
 def durations(rows: pa.Table) -> dict[str, Any]:
     seconds = rows["duration_s"].to_numpy()
     edges = [*_DURATIONS, max(float(seconds.max()), _DURATIONS[-1] + 1)]
-    quantiles = dict(
-        zip(("p5", "median", "p95"), np.quantile(seconds, [0.05, 0.5, 0.95]), strict=True)
-    )
     return {
         "hours": round(float(seconds.sum()) / 3600, 4),
         "mean": float(seconds.mean()),
         "min": float(seconds.min()),
         "max": float(seconds.max()),
-        **{name: float(value) for name, value in quantiles.items()},
+        **_quantiles(seconds),
         "histogram": {"edges": edges, "counts": np.histogram(seconds, edges)[0].tolist()},
     }
 
@@ -171,7 +168,7 @@ def signal(rows: pa.Table, seed: int, workers: int | None) -> dict[str, Any]:
         chosen = np.sort(drawn)
     paths = rows["audio_path"].take(pa.array(chosen)).to_pylist()
     silent, clipped, broken = Examples(), Examples(), Examples()
-    levels = []
+    levels, pauses = [], []
     items = [(int(at), Path(path)) for at, path in zip(chosen, paths, strict=True)]
     for at, found in map_files(read_signal, items, workers):
         name = names[at].as_py()
@@ -179,6 +176,7 @@ def signal(rows: pa.Table, seed: int, workers: int | None) -> dict[str, Any]:
             broken.add(name)
             continue
         levels.append(found.level_dbfs)
+        pauses.append(found.silent_share)
         if found.peak_dbfs < SILENT_DBFS:
             silent.add(name)
         if found.clipped_share > CLIPPED_SHARE:
@@ -190,6 +188,7 @@ def signal(rows: pa.Table, seed: int, workers: int | None) -> dict[str, Any]:
         "clipped": clipped.json(),
         "undecodable": broken.json(),
         "level_dbfs": _quantiles(np.array(levels)),
+        "silent_share": _quantiles(np.array(pauses)),
     }
 
 
