@@ -237,7 +237,7 @@ class _Work:
         if not self.ray_started:
             from multistill import cluster
 
-            self.stack.enter_context(cluster.start(self.job.resources))
+            self.stack.enter_context(cluster.start(self.job.resources, say=self.screen.line))
             self.ray_started = True
             job_id = _ray_job_id()
             if job_id:

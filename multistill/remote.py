@@ -30,19 +30,26 @@ def soft_targets(
     teachers: Sequence[str],
     folds: Mapping[int, str],
     max_frames: int | None,
+    raw: bool,
     out: str,
 ) -> dict[str, Any]:
     """Logits of the teacher for every row outside test, as one Parquet file.
 
     Rows of a fold whose own teacher is in `folds` get that teacher's logits (it never
-    trained on them); the rest get the mean logits of `teachers`.
+    trained on them); the rest get those of the ensemble `teachers`. `raw`: the teachers were
+    trained with the published squared error, so their outputs are shares, not logits.
     """
     import numpy as np
 
     from multistill.corpora.schema import read_manifest
-    from multistill.distillation.targets import predict_logits, write_soft_targets
+    from multistill.distillation.targets import (
+        dialogue_context,
+        predict_logits,
+        write_soft_targets,
+    )
     from multistill.features.store import FeatureStore
     from multistill.models.files import load_model
+    from multistill.training.ensemble import combine
 
     table = read_manifest(Path(manifest)).select(["utterance_id", "split", "fold"]).to_pandas()
     store = FeatureStore(Path(features))
@@ -50,19 +57,18 @@ def soft_targets(
     ids = rows["utterance_id"].tolist()
     fold = rows["fold"].to_numpy(copy=True)
     train = (rows["split"] == "train").to_numpy()
-    logits = np.mean(
-        [
-            predict_logits(load_model(Path(folder)), store, ids, max_frames=max_frames)
-            for folder in teachers
-        ],
-        axis=0,
-    )
+
+    def answer(folder: str, part: list[str]) -> np.typing.NDArray[np.float32]:
+        model = load_model(Path(folder))
+        past = dialogue_context(model, store, Path(manifest))
+        return predict_logits(model, store, part, max_frames=max_frames, context=past)
+
+    logits = combine([answer(folder, ids) for folder in teachers], raw=raw)
     for number, folder in folds.items():
         chosen = np.flatnonzero(train & (fold == number))
         part = [ids[row] for row in chosen]
         if part:
-            model = load_model(Path(folder))
-            logits[chosen] = predict_logits(model, store, part, max_frames=max_frames)
+            logits[chosen] = answer(folder, part)
     used = np.where(train & np.isin(fold, list(folds)), fold, -1)
     name = "out-of-fold" if folds else "in-sample"
     write_soft_targets(Path(out), ids, logits, name, used)

@@ -115,9 +115,10 @@ class Stages:
         manifest = self.done["prepare"]
 
         def build(out: Path, watch: Watch) -> Mapping[str, Any]:
+            from multistill.corpora.schema import MANIFEST
             from multistill.features.encode import encode
 
-            return encode(manifest.path, self.job.features, out, watch)
+            return encode(manifest.path / MANIFEST, self.job.features, out, watch)
 
         inputs = {"content": str(manifest.summary["content"])}
         return Step("features", "features", features_identity(self.job.features), inputs, build)
@@ -199,6 +200,7 @@ class Stages:
                 whole,
                 folds,
                 job.teacher.train.max_frames,
+                job.teacher.train.loss == "mse",
                 str(clear(out) / SOFT_TARGETS),
             )
             watch.metrics({k: v for k, v in summary.items() if isinstance(v, int | float)})

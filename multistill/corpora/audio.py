@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeVar
 SAMPLED = 4096  # bytes
 ALONE = 8192  # files
 CHUNK = 512  # files a worker gets at a time
+OPEN_LENGTH = 0x7FFF0000  # and above: what programs write that stream and never come back
 _CHUNK_HEAD = Struct("<4sI")
 _FORMAT = Struct("<HHIIHH")  # kind, channels, rate, bytes a second, bytes a frame, bits
 _ENCODINGS = {  # kind 1 is whole numbers, 3 is floating point
@@ -75,12 +76,13 @@ def read_header(path: Path) -> Header | str:
     return Header(*told, state.hexdigest()[:32])
 
 
-def plain_wav(head: bytes, size: int) -> tuple[int, int, int, str] | None:
+def plain_wav(head: bytes, size: int) -> tuple[int, int, int, str] | str | None:
     """Frames, rate, channels and encoding of an everyday wav file, from its first bytes.
 
-    Reads uncompressed RIFF files whose `data` chunk starts in `head` and fits the file of
-    `size` bytes, several times faster than libsndfile; None for anything else, damaged files
-    included, so that libsndfile decides about those.
+    Reads uncompressed RIFF files whose `data` chunk starts in `head`, several times faster
+    than libsndfile; None for anything else, so that libsndfile decides about those. A file of
+    `size` bytes that ends before its samples do is a reason: libsndfile would read the part
+    that is left without a word.
     """
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
@@ -89,8 +91,10 @@ def plain_wav(head: bytes, size: int) -> tuple[int, int, int, str] | None:
         name, length = _CHUNK_HEAD.unpack_from(head, at)
         at += 8
         if name == b"data":
-            if form is None or not 0 < length <= size - at:
+            if form is None or not 0 < length < OPEN_LENGTH:
                 return None
+            if length > size - at + length % 2:
+                return f"is cut short: {size - at} of {length} bytes of samples are there"
             kind, channels, rate, _, block, bits = form
             encoding = _ENCODINGS.get((kind, bits))
             if encoding is None or not channels or block != channels * bits // 8 or not rate:

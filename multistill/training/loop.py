@@ -235,7 +235,8 @@ class _Training:
                 piece.context,
                 piece.context_mask,
             )
-        return self.objective(output.logits.float(), piece)
+        progress = self.progress.step / (self.config.epochs * self.steps_per_epoch)
+        return self.objective(output.logits.float(), piece, progress)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = runs_bfloat16(self.config.precision, self.device)

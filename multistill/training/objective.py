@@ -11,14 +11,15 @@ from torch import Tensor
 
 from multistill.config import CLASSES, TrainConfig
 from multistill.distillation.losses import distillation_loss
+from multistill.distillation.schedule import scheduled_weight
 from multistill.evaluation.metrics import from_confusion
 from multistill.models.losses import class_weights, label_loss
 from multistill.training.data import Floats, Rows
 from multistill.training.supply import Piece
 from multistill.training.task import TrainingTask
 
-Objective = Callable[[Tensor, Piece], Tensor]
-"""(logits [b, 7], piece) -> losses [b]."""
+Objective = Callable[[Tensor, Piece, float], Tensor]
+"""(logits [b, 7], piece, share of the training's steps that are done) -> losses [b]."""
 
 
 def objective(task: TrainingTask, train: Rows, device: torch.device) -> Objective:
@@ -34,14 +35,14 @@ def objective(task: TrainingTask, train: Rows, device: torch.device) -> Objectiv
     distillation = task.distillation_config
     if distillation is None:
 
-        def from_labels(logits: Tensor, piece: Piece) -> Tensor:
+        def from_labels(logits: Tensor, piece: Piece, progress: float) -> Tensor:
             return label_loss(
                 logits, piece.shares, piece.winner, config.loss, config.label_source, weights
             )
 
         return from_labels
 
-    def from_teacher(logits: Tensor, piece: Piece) -> Tensor:
+    def from_teacher(logits: Tensor, piece: Piece, progress: float) -> Tensor:
         assert piece.teacher is not None
         return distillation_loss(
             logits,
@@ -50,8 +51,12 @@ def objective(task: TrainingTask, train: Rows, device: torch.device) -> Objectiv
             piece.winner,
             loss=distillation.loss,
             temperature=distillation.temperature,
-            weight=distillation.weight,
+            weight=scheduled_weight(
+                distillation.weight, distillation.schedule, progress, distillation.schedule_share
+            ),
             standardize=distillation.standardize,
+            dkd_alpha=distillation.dkd_alpha,
+            dkd_beta=distillation.dkd_beta,
             label_kind=config.loss,
             label_source=config.label_source,
             class_weights=weights,
