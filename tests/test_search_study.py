@@ -225,7 +225,7 @@ def prepared(out: Path, name: str, **more) -> None:
     request.write(out)
 
 
-def until(condition, seconds: float = 60.0) -> None:
+def until(condition, seconds: float = 180.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing happened"
@@ -259,7 +259,7 @@ def test_one_interrupt_ends_epochs_in_hand_and_leaves_the_search_resumable(tmp_p
     process = driver(tmp_path, "resume")
     until(lambda: ran(tmp_path) >= 4)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=180)
     assert process.returncode == 130
     assert "stopping: trials in hand end their epoch" in said
     assert not (tmp_path / "study.json").exists()
@@ -273,7 +273,7 @@ def test_two_drivers_share_one_study(tmp_path):
     until(lambda: ran(tmp_path) >= 1)
     notes = Notes()
     summary = resume(tmp_path, notes)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=180)
     assert process.returncode == 0
     theirs = {line.split()[1] for line in said.splitlines() if line.startswith("child")}
     assert theirs and notes.children, "one of them had no trial"
@@ -330,5 +330,7 @@ def test_a_folder_of_another_search_is_refused(finished):
     out, _, _ = finished
     with pytest.raises(UsageError, match="other settings"):
         stub(out, "climb", metric="uar")
+    with pytest.raises(UsageError, match="lies in the workspace"):
+        stub(out, "climb", storage=f"sqlite:///{out / 'other.db'}")
     with pytest.raises(UsageError, match="holds no search"):
         resume(out / "nothing")

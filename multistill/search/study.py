@@ -140,6 +140,11 @@ def _opened(request: Request, out: Path, start: Path | None) -> Request:
                 raise UsageError(
                     f"{out} holds a search with other settings; use another folder or remove it"
                 )
+            if known.config.storage != request.config.storage:
+                raise UsageError(
+                    f"the study of {out} lies in {known.config.storage or 'the workspace'}; "
+                    "set `search.storage` back to go on with it"
+                )
             opened = replace(request, study=known.study, objective=known.objective)
         else:
             study = f"multistill-{request.fingerprint}-{uuid.uuid4().hex[:8]}"
