@@ -120,7 +120,10 @@ def test_a_cut_wav_is_never_believed_beyond_its_end(cut: int, frames: int) -> No
     soundfile.write(stream, np.zeros(frames, np.float32), 16_000, "PCM_16", format="WAV")
     data = stream.getvalue()[: max(1, len(stream.getvalue()) - cut)]
     told = plain_wav(data, len(data))
-    if told is not None:
+    if isinstance(told, str):
+        assert cut > 0
+        assert "cut short" in told
+    elif told is not None:
         assert cut == 0
         assert told[0] == frames
 
