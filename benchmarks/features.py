@@ -3,6 +3,7 @@
     python benchmarks/features.py                        CPU, a wav2vec2 of small size
     python benchmarks/features.py --encoder large --cuda wav2vec2-large's shape on a GPU
     python benchmarks/features.py --emodb ../shared/data/emodb    adds the UAR of int8
+    python benchmarks/features.py --only kill            5,000 clips, killed twice on the way
 
 Weights are random: speed does not depend on them. The published procedure encodes one clip
 at a time in float32 and saves one `.pt` file for each. The bare forward runs the same batches
@@ -15,7 +16,6 @@ import argparse
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -38,6 +38,9 @@ from multistill.features.encode import encode
 from multistill.features.encoders.facts import SAMPLE_RATE
 from multistill.features.store import FeatureStore
 from multistill.features.worker import Encoder, Piece, batches
+
+SHARDS_TO_KILL = 120
+"""Of the 150 or so that 5,000 clips make; the kills come at a third and at two thirds of it."""
 
 SHAPES = {
     "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "conv_dim": (64,) * 7},
@@ -91,17 +94,17 @@ def write_corpus(folder: Path, clips: int, files: int = 400) -> Path:
 def cluster(cpus: int) -> Iterator[None]:
     import ray
 
-    with tempfile.TemporaryDirectory(prefix="mst-", dir="/tmp", ignore_cleanup_errors=True) as home:
-        ray.init(
-            address="local",  # never one that happens to run here
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="error",
-            object_store_memory=2_000_000_000 if torch.cuda.is_available() else 300_000_000,
-            _temp_dir=home,
-        )
+    ray.init(
+        address="local",  # never one that happens to run here
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        object_store_memory=2_000_000_000 if torch.cuda.is_available() else 300_000_000,
+    )
+    try:
         yield
+    finally:
         ray.shutdown()
 
 
@@ -252,10 +255,12 @@ def uar_of(emodb: Path, folder: Path, config: dict[str, Any]) -> dict[str, float
     return found
 
 
-def one_size(config: FeaturesConfig, manifest: Path, cpus: int) -> dict[str, float]:
+def one_size(
+    config: FeaturesConfig, manifest: Path, cpus: int, into: Path | None
+) -> dict[str, float]:
     """Of a corpus of one size, in a process of its own: seconds and peak memory."""
     with cluster(cpus), tempfile.TemporaryDirectory() as out:
-        seconds, summary = time_pipeline(config, manifest, Path(out) / "store")
+        seconds, summary = time_pipeline(config, manifest, into or Path(out) / "store")
     return {
         "clips": summary["clips"],
         "seconds": seconds,
@@ -325,6 +330,43 @@ def grow(options: argparse.Namespace, folder: Path) -> list[dict[str, float]]:
     return found
 
 
+def kill_twice(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Kill -9 the stage at a third and at two thirds, run it a last time, verify everything."""
+    clips = options.kill_clips
+    out = folder / "killed"
+    command = [sys.executable, __file__, "--one-size", str(clips), "--into", str(out)]
+    command += ["--cpus", str(options.cpus), "--folder", str(folder)]
+    kept: list[int] = []
+    redone = 0
+    seen: dict[str, int] = {}
+    for attempt in range(3):
+        with tempfile.TemporaryDirectory(dir="/tmp", prefix="mst-") as home:
+            environment = {**os.environ, "RAY_TMPDIR": home}
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+            while process.poll() is None:
+                time.sleep(0.02)
+                done = len(list((out / "shards").glob("*.json")))
+                if attempt < 2 and done >= (attempt + 1) * SHARDS_TO_KILL // 3:
+                    process.kill()
+                    process.wait()
+                    time.sleep(10)  # Ray's processes end with their driver
+            markers = {p.name: p.stat().st_mtime_ns for p in (out / "shards").glob("*.json")}
+            redone += sum(markers[name] != when for name, when in seen.items())
+            seen = markers
+            kept.append(len(markers))
+    store = FeatureStore(out)
+    store.verify()
+    failed = pq.read_table(out / "quarantine.parquet").num_rows
+    return {
+        "clips": clips,
+        "shards after each attempt": kept,
+        "finished shards done again": redone,
+        "encoded": len(store),
+        "quarantined": failed,
+        "complete": len(store) + failed == clips,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--encoder", choices=sorted(SHAPES), default="small")
@@ -337,29 +379,32 @@ def main() -> None:
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--emodb", type=Path)
     parser.add_argument("--grow", type=int, default=1000, help="clips of the smallest corpus")
-    parser.add_argument("--only", choices=["compare", "grow"])
+    parser.add_argument("--only", choices=["compare", "grow", "kill"])
+    parser.add_argument("--kill-clips", type=int, default=5000)
     parser.add_argument("--one-size", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one_size:
-        config = FeaturesConfig.model_validate({"shard_seconds": 600.0})
+        config = FeaturesConfig.model_validate({"shard_seconds": 120.0})
         manifest = write_corpus(options.folder / "grow", options.one_size)
-        print(json.dumps(one_size(config, manifest, options.cpus)))
+        print(json.dumps(one_size(config, manifest, options.cpus, options.into)))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found: dict[str, Any] = {}
-        if options.only != "grow":
+        if options.only in (None, "compare"):
             found["compare"] = compare(options, folder)
             for key, value in found["compare"].items():
                 print(f"{key:34} {value:.3f}" if isinstance(value, float) else f"{key:34} {value}")
-        if options.only != "compare":
+        if options.only in (None, "grow"):
             found["grow"] = grow(options, folder)
             for row in found["grow"]:
                 print("  ".join(f"{key} {value:.2f}" for key, value in row.items()))
             cost = [row["ms_per_clip"] for row in found["grow"]]
             found["cost per clip, 10x / 1x"] = cost[-1] / cost[0]
-            found["median ms per clip"] = statistics.median(cost)
+        if options.only in (None, "kill"):
+            found["kill"] = kill_twice(options, folder)
         print(json.dumps(found))
 
 

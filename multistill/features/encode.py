@@ -49,6 +49,8 @@ def encode(
     """
     watch = watch or Silent()
     weights = resolved_weights(config)
+    watch.params({"speech": config.speech.model, "text": config.text.model, "dtype": config.dtype})
+    watch.tags({f"{name}_weights": found or "no download" for name, found in weights.items()})
     out.mkdir(parents=True, exist_ok=True)
     plan = plan_shards(manifest, config.shard_seconds, out)
     (out / SHARDS).mkdir(exist_ok=True)
