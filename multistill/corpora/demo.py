@@ -1,6 +1,6 @@
 """The packaged demo corpus: SYNTHETIC Korean utterances in KEMDy20's real file layout.
 
-Twelve sessions of two eSpeak NG voices travel as Ogg Opus beside a JSON index (made by
+Sessions of two eSpeak NG voices each travel as Ogg Opus beside a JSON index (made by
 `scripts/make_demo_corpus.py`). They unpack into 16 kHz wav files, CP949 transcripts and
 annotation tables, and are then read by the very loader that reads KEMDy20.
 """
