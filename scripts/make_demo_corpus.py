@@ -15,6 +15,9 @@ classes are grouped twice, and the groupings cross:
 An utterance of a class takes its words from the class itself, often from its partner in
 the word grouping, and sometimes from anywhere; its voice likewise. Ten simulated raters
 then confuse it with partners and with neutral. A few transcripts carry KEMDy's tags.
+
+The same seed gives the same samples; the files still differ in a few bytes from run to run,
+since libsndfile draws a number for each Ogg stream.
 """
 
 from __future__ import annotations
