@@ -355,6 +355,7 @@ class Stages:
                 "role": role,
                 "folders": folders,
                 "max_frames": train.max_frames,
+                "raw": train.loss == "mse",
                 "mlflow_run_id": record,
                 **more,
             }

@@ -25,7 +25,7 @@ from multistill.evaluation.intervals import (
     interval,
     intervals,
 )
-from multistill.evaluation.metrics import HARD, Sheet, entropy, softmax
+from multistill.evaluation.metrics import HARD, Sheet, entropy, regressed, softmax
 
 LABELS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=60)
 
@@ -277,3 +277,12 @@ def test_the_fitted_temperature_undoes_a_known_one(true_temperature: float) -> N
 
 def test_no_decided_validation_clip_means_no_temperature() -> None:
     assert fit_temperature(np.zeros((3, 7)), np.full(3, -1)) is None
+
+
+def test_outputs_of_squared_error_are_shares_and_stay_sharp() -> None:
+    outputs = np.array([[0.9, 0.1, 0.0, -0.05, 0.0, 0.0, 0.0]])
+    shares = regressed(outputs)
+    assert shares.sum() == pytest.approx(1.0)
+    assert shares[0, 0] == pytest.approx(0.9, abs=1e-5)
+    assert shares.min() > 0
+    assert softmax(outputs)[0, 0] < 0.3, "what softmax would make of them"

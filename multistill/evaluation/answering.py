@@ -15,7 +15,7 @@ from multistill.corpora.schema import MANIFEST
 from multistill.distillation.targets import predict_logits
 from multistill.evaluation.clips import Clips
 from multistill.evaluation.latency import time_each
-from multistill.evaluation.metrics import Array, softmax
+from multistill.evaluation.metrics import Array, regressed, softmax
 from multistill.features.batches import collate
 from multistill.features.store import FeatureStore
 from multistill.models.build import EmotionModel, count_parameters
@@ -38,6 +38,7 @@ class ModelEntry:
         compare_to: name of the entry it is judged against (a student's control).
         max_frames: audio frames it reads, as in its training.
         params_note: shown beside its parameters.
+        raw: trained with the published squared error, so its outputs are shares, not logits.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ModelEntry:
     max_frames: int | None = None
     params_note: str | None = None
     mlflow_run_id: str | None = None
+    raw: bool = False
 
 
 class Answering:
@@ -70,8 +72,9 @@ class Answering:
 
     def probabilities(self, ids: list[str]) -> Array:
         """Mean of the members' distributions, [N, 7]."""
+        distribution = regressed if self.entry.raw else softmax
         parts = [
-            softmax(
+            distribution(
                 predict_logits(
                     model,
                     self.store,
@@ -118,6 +121,7 @@ class Answering:
             "params_end_to_end": end_to_end(head, self.spec.modality, used),
             "params_note": entry.params_note,
             "members": len(self.members),
+            "raw": entry.raw,
             "compare_to": entry.compare_to,
             "mlflow_run_id": entry.mlflow_run_id,
         }

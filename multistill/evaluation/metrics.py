@@ -48,6 +48,15 @@ def softmax(logits: npt.NDArray[np.floating]) -> Array:
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
 
+def regressed(outputs: npt.NDArray[np.floating]) -> Array:
+    """Shares [..., C] of the outputs [..., C] of a head trained by squared error on shares.
+
+    Such outputs estimate the shares themselves: softmax would make them nearly uniform.
+    """
+    values = np.maximum(outputs.astype(np.float64), SMALLEST)
+    return np.asarray(values / values.sum(axis=-1, keepdims=True))
+
+
 def entropy(shares: Array) -> Array:
     """Entropy in nats of distributions [..., C]."""
     return np.asarray(-np.sum(shares * np.log(np.maximum(shares, SMALLEST)), axis=-1))

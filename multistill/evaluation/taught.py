@@ -14,7 +14,7 @@ import numpy as np
 
 from multistill.distillation.targets import read_soft_targets
 from multistill.evaluation.clips import read_clips
-from multistill.evaluation.metrics import calibration_of, softmax
+from multistill.evaluation.metrics import calibration_of, regressed, softmax
 
 SOFT_TARGETS = "soft_targets.parquet"
 
@@ -32,6 +32,7 @@ def teacher_calibration(
     if teacher is None:
         return []
     lines = [{"name": "training, seen by the teacher", **teacher["in_sample"]}]
+    distribution = regressed if teacher["raw"] else softmax
     targets = read_soft_targets(distill / SOFT_TARGETS)
     place = {name: row for row, name in enumerate(targets.ids)}
     for split, name, of_fold in (
@@ -42,7 +43,7 @@ def teacher_calibration(
         rows = np.array([place[utterance] for utterance in clips.ids], dtype=np.int64)
         chosen = (targets.fold[rows] >= 0) == of_fold
         if (clips.truth[chosen] >= 0).any():
-            probabilities = softmax(targets.logits[rows[chosen]])
+            probabilities = distribution(targets.logits[rows[chosen]])
             found = calibration_of(clips.truth[chosen], probabilities, clips.shares[chosen], bins)
             lines.append({"name": name, **found})
     metrics = teacher["metrics"]
