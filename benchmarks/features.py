@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -337,23 +338,33 @@ def kill_twice(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     command = [sys.executable, __file__, "--one-size", str(clips), "--into", str(out)]
     command += ["--cpus", str(options.cpus), "--folder", str(folder)]
     kept: list[int] = []
-    redone = 0
+    redone, failures = 0, 0
     seen: dict[str, int] = {}
-    for attempt in range(3):
-        with tempfile.TemporaryDirectory(dir="/tmp", prefix="mst-") as home:
-            environment = {**os.environ, "RAY_TMPDIR": home}
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-            while process.poll() is None:
-                time.sleep(0.02)
-                done = len(list((out / "shards").glob("*.json")))
-                if attempt < 2 and done >= (attempt + 1) * SHARDS_TO_KILL // 3:
-                    process.kill()
-                    process.wait()
-                    time.sleep(10)  # Ray's processes end with their driver
-            markers = {p.name: p.stat().st_mtime_ns for p in (out / "shards").glob("*.json")}
-            redone += sum(markers[name] != when for name, when in seen.items())
-            seen = markers
+    finished = False
+    while not finished:
+        home = tempfile.mkdtemp(dir="/tmp", prefix="mst-")
+        environment = {**os.environ, "RAY_TMPDIR": home}
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+        killed = False
+        while process.poll() is None:
+            time.sleep(0.02)
+            done = len(list((out / "shards").glob("*.json")))
+            if len(kept) < 2 and done >= (len(kept) + 1) * SHARDS_TO_KILL // 3:
+                process.kill()
+                process.wait()
+                killed = True
+                time.sleep(10)  # Ray's processes end with their driver
+        shutil.rmtree(home, ignore_errors=True)
+        markers = {p.name: p.stat().st_mtime_ns for p in (out / "shards").glob("*.json")}
+        redone += sum(markers[name] != when for name, when in seen.items())
+        seen = markers
+        finished = process.returncode == 0
+        if killed or finished:
             kept.append(len(markers))
+        else:
+            failures += 1  # e.g. Ray did not start on a busy machine
+            if failures > 5:
+                raise RuntimeError("the stage fails without being killed")
     store = FeatureStore(out)
     store.verify()
     failed = pq.read_table(out / "quarantine.parquet").num_rows
