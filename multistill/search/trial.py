@@ -6,6 +6,7 @@ importing torch are paid once per slot, not once per trial.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import time
@@ -45,11 +46,7 @@ class Trial(tune.Trainable):
         self._request = Request.read(folder)
         self._values = new_config["values"]
         self._state = trial_folder(folder, new_config["number"])
-        self._state.mkdir(parents=True, exist_ok=True)
-        # An earlier process of this trial may still write its last epoch (a lost driver).
-        self._lock = FileLock(self._state / _LOCK)
-        self._lock.acquire(timeout=120)
-        self._progress = _read_progress(self._state / _PROGRESS)
+        self._progress: dict[str, Any] = {"epoch": 0, "seconds": 0.0}
         return True
 
     def step(self) -> dict[str, Any]:
@@ -85,6 +82,13 @@ class Trial(tune.Trainable):
             self._lock = None
 
     def _start(self) -> Iterator[Any]:
+        # Not in `setup`: Tune may set up a process for a trial and then run it in another.
+        self._state.mkdir(parents=True, exist_ok=True)
+        # An earlier process of this trial may still write its last epoch (a lost driver).
+        self._lock = FileLock(self._state / _LOCK)
+        self._lock.acquire(timeout=120)
+        with contextlib.suppress(FileNotFoundError):
+            self._progress = dict(read_json(self._state / _PROGRESS))
         request = self._request
         task = request.budgeted(apply(request.base, self._values))
         if request.config.second and "cost" not in self._progress:
@@ -141,10 +145,3 @@ class Trial(tune.Trainable):
 def _load(objective: str) -> Any:
     module, _, name = objective.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-def _read_progress(path: Path) -> dict[str, Any]:
-    try:
-        return dict(read_json(path))
-    except FileNotFoundError:
-        return {"epoch": 0, "seconds": 0.0}
