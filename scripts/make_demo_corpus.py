@@ -228,7 +228,7 @@ SPEAKERS = (  # two a session: sex, espeak variant, pitch base
     ("M", "Max", 42), ("M", "Michael", 46),
     ("F", "Belinda", 50), ("M", "Denis", 44),
     ("M", "Alex", 42), ("F", "aunty", 50),
-    ("M", "david", 44), ("F", "shelby", 48),
+    ("M", "david", 44), ("F", "steph3", 48),
     ("M", "edward", 40), ("M", "Mario", 44),
     ("M", "antonio", 42), ("F", "steph2", 50),
 )  # fmt: skip
