@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +17,6 @@ from multistill.models.files import load_model
 from multistill.training.capacity import lanes, require, slots
 from multistill.training.loop import fit
 from multistill.training.result import is_finished
-from multistill.training.state import newest_epoch
 from multistill.watch import Silent
 from multistill.workspace import read_json
 
@@ -108,50 +105,6 @@ def test_killed_two_worker_training_equals_one_worker(corpus, tmp_path, ray_sess
     again = Recorder()
     assert train([task], tmp_path / "out", again)[0]["best_epoch"] == result["best_epoch"]
     assert again.epochs == {}  # nothing was trained again
-
-
-DRIVER = """
-import sys
-from pathlib import Path
-import ray
-from multistill.training.launcher import train
-from multistill.training.task import TrainingTask
-ray.init(address=sys.argv[1], log_to_driver=False)
-train([TrainingTask.from_json(Path(sys.argv[2]).read_text())], Path(sys.argv[3]))
-"""
-
-
-@pytest.mark.ray
-def test_killed_driver_and_the_same_command_equal_one_run(corpus, tmp_path, ray_session):
-    """SIGKILL to the driver in mid-training; its workers go with it, the next run continues."""
-    import ray
-
-    from multistill.training.launcher import train
-
-    task = with_dropout(make_task(corpus, "teacher", epochs=80, batch_size=4))
-    (tmp_path / "task.json").write_text(task.to_json())
-    out = tmp_path / "out"
-    address = ray.get_runtime_context().gcs_address
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, address, tmp_path / "task.json", out],
-        stderr=subprocess.DEVNULL,
-    )
-    state = out / "teacher" / "state"
-    while newest_epoch(state)[0] < 3 and driver.poll() is None:
-        time.sleep(0.05)
-    driver.kill()
-    driver.wait()
-    reached = newest_epoch(state)[0]
-    assert 3 <= reached < 80
-
-    watch = Recorder()
-    train([task], out, watch)
-    assert any("continuing after epoch" in line for line in watch.said)
-    alone = list(fit(task, state_dir=tmp_path / "alone", device="cpu"))
-    found = read_json(out / "teacher" / "history.json")["epochs"]
-    assert [epoch["train_loss"] for epoch in found] == pytest.approx(
-        [report.metrics["train_loss"] for report in alone], abs=1e-4
-    )
 
 
 @pytest.mark.ray
