@@ -11,7 +11,7 @@ from multistill.pipeline import plan as planned_stages
 
 def describe(job: JobConfig) -> dict[str, Any]:
     """The plan as JSON values. Starts nothing; looks at files and this machine only."""
-    from multistill.search.capacity import concurrency
+    from multistill.search.capacity import concurrency, cores_fit
 
     here = _this_machine(job)
     facts: dict[str, Any] = {
@@ -32,7 +32,7 @@ def describe(job: JobConfig) -> dict[str, Any]:
             "parameters": list(job.search.space),
             "concurrent": None
             if job.resources.address and job.search.concurrent is None
-            else concurrency(job.search, here),
+            else cores_fit(job.search, concurrency(job.search, here), [here]),
         }
     return facts
 

@@ -252,13 +252,20 @@ def open_tracker(
     return tracker
 
 
+def _briefly(problem: ServerAwayError) -> str:
+    """The cause alone: the HTTP library wraps it in all that it tried."""
+    text = str(problem)
+    cause = re.search(r"\[Errno -?\d+\] ([^'\")(<]+)", text)
+    return cause.group(1).strip().lower() if cause else text[:120]
+
+
 def _unreachable(place: str, problem: ServerAwayError | None) -> str:
     if problem is not None and problem.denied:
         return (
             f"the tracking server {place} refuses the credentials; set MLFLOW_TRACKING_USERNAME "
             "and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) in the environment"
         )
-    reason = f" ({problem})" if problem is not None else f" within {PROBE_SECONDS:.0f} s"
+    reason = f" ({_briefly(problem)})" if problem is not None else f" within {PROBE_SECONDS:.0f} s"
     return (
         f"the tracking server {place} does not answer{reason}; start it, correct tracking.uri, or "
         "set tracking.required: false to keep the record in the workspace until it is back"
