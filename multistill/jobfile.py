@@ -83,7 +83,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
             resolve(model.preset, model.overrides())
         except MultistillError as error:
             yield at, f"{'.'.join(map(str, at))}: {error}"
-    for sentence in check_space(job.search.space):
+    for sentence in check_space(job.search.space, job.searched_student()):
         yield ("search", "space"), f"search.space: {sentence}"
     if job.search.epochs is not None and job.search.grace_epochs > job.search.epochs:
         yield (

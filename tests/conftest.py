@@ -7,10 +7,12 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 os.environ.update(
     RAY_AUTH_MODE="disabled",
     RAY_USAGE_STATS_ENABLED="0",
+    RAY_raylet_start_wait_time_s="120",
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
     RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="90",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
@@ -20,6 +22,9 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
+settings.register_profile("shared-machine", deadline=None)  # a busy neighbour is no defect
+settings.load_profile("shared-machine")
+
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
@@ -28,6 +33,7 @@ def ray_session() -> Iterator[None]:
 
     with tempfile.TemporaryDirectory(prefix="mst-", dir="/tmp", ignore_cleanup_errors=True) as home:
         ray.init(
+            address="local",  # without it Ray joins the cluster that last ran on this machine
             num_cpus=4,
             num_gpus=0,
             object_store_memory=300_000_000,
