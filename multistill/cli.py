@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import resources
@@ -258,11 +259,16 @@ def logs(
     submission: Annotated[str, typer.Argument(metavar="ID")],
     address: Address,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="until the job ends")] = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Log of a submitted job."""
     from multistill import cluster
 
+    if as_json:
+        text = "".join(cluster.logs(submission, address, follow=follow))
+        _print_json({"submission_id": submission, "log": text})
+        return
     for text in cluster.logs(submission, address, follow=follow):
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -310,7 +316,15 @@ def extend(
     debug: Debug = False,
 ) -> None:
     """Add trials to a job's search; it goes on from what it has learnt."""
+    from multistill import pipeline
+
     job = _earlier(run_name, overrides, workspace)
+    state = {stage.stage: stage.state for stage in pipeline.plan(job)}
+    if state.get("search") != "done":
+        raise UsageError(
+            f"the search of `{job.name}` is not finished, so nothing is added to it; "
+            f"first run `multistill search resume {run_name}`"
+        )
     larger = job.search.model_copy(update={"trials": job.search.trials + trials})
     _run(job.model_copy(update={"search": larger}), until=None, as_json=as_json)
 
@@ -320,7 +334,9 @@ def _earlier(run_name: str, overrides: Sequence[str] | None, workspace: str | No
     if run_name.endswith((".yaml", ".yml")):
         return _load(Path(run_name), overrides, workspace)
     folder = Path(workspace or "workspace") / "jobs"
-    found = sorted(folder.glob(f"{run_name}-*.yaml"), key=lambda path: path.stat().st_mtime)
+    named = re.compile(re.escape(run_name) + r"-[0-9a-f]{16}\.yaml")
+    files = [path for path in folder.glob("*.yaml") if named.fullmatch(path.name)]
+    found = sorted(files, key=lambda path: path.stat().st_mtime)
     if not found:
         raise UsageError(
             f"no job called `{run_name}` has run in `{folder.parent}`; give its job file, or the "
@@ -343,12 +359,20 @@ def _several_after_set(arguments: Sequence[str]) -> list[str]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Our own error inside what Ray wrapped around it, else the error itself."""
+    """Our own error inside what Ray wrapped around it, else the error itself.
+
+    Ray's wrapper may be an instance of our class too, with a remote traceback as its text:
+    what it names as its cause comes first.
+    """
     seen: BaseException | None = error
     for _ in range(8):
-        if seen is None or isinstance(seen, MultistillError):
+        inner = getattr(seen, "cause", None)
+        if isinstance(inner, BaseException):
+            seen = inner
+        elif seen is None or isinstance(seen, MultistillError):
             break
-        seen = getattr(seen, "cause", None) or seen.__cause__
+        else:
+            seen = seen.__cause__
     return seen if isinstance(seen, MultistillError) else error
 
 

@@ -164,6 +164,8 @@ class SplitConfig(Section):
     def _check(self) -> SplitConfig:
         if self.test + self.valid >= 1.0:
             raise ValueError("`test` and `valid` together leave nothing to train on")
+        if self.by != "column" and self.test == 0.0:
+            raise ValueError("`test: 0` leaves nothing to judge the models on; use 0.2, say")
         if self.by == "random" and not self.allow_leak:
             raise ValueError(
                 "a random split puts the same speakers on both sides; use `by: session`, "
@@ -429,6 +431,15 @@ class JobConfig(Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two students are called `{name}`")
+            if name == "teacher" or name.endswith(("-control", "-search")):
+                raise ValueError(
+                    f"a student cannot be called `{name}`: tables use `teacher`, `*-control` and "
+                    "`*-search` for other models"
+                )
+        if self.split.valid == 0.0 and self.split.by != "column":
+            raise ValueError(
+                "split.valid: 0 leaves nothing to choose epochs, trials and winners on; use 0.15"
+            )
         if self.search.student is not None and self.search.student not in names:
             raise ValueError(
                 f"search.student: no student is called `{self.search.student}`; "

@@ -54,6 +54,7 @@ def parse(text: str, source: str, overrides: Sequence[str] = ()) -> JobConfig:
             source, [(1, "a job file is a mapping with at least `name` and `corpora`")]
         )
     problems = list(_repeated_keys(node))
+    data = _unshared(data)
     for override in overrides:
         _apply(data, override)
     try:
@@ -85,12 +86,33 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
             yield at, f"{'.'.join(map(str, at))}: {error}"
     for sentence in check_space(job.search.space, job.searched_student()):
         yield ("search", "space"), f"search.space: {sentence}"
+    yield from _losses(job)
     if job.search.epochs is not None and job.search.grace_epochs > job.search.epochs:
         yield (
             ("search", "grace_epochs"),
             f"search.grace_epochs ({job.search.grace_epochs}) is above search.epochs "
             f"({job.search.epochs}); no trial would ever be stopped early",
         )
+
+
+def _losses(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """Distillation losses that do not go with how students are trained."""
+    searched = job.search.space.get("distillation.loss") if job.search.enabled else None
+    asked = {job.distillation.loss, *((searched.choices or []) if searched else [])}
+    for index, student in enumerate(job.students):
+        at, name = ("students", index, "train"), f"student `{student.name}`"
+        if "two-mse" in asked and student.train.loss != "mse":
+            yield (
+                at,
+                f"{name}: distillation.loss two-mse fits shares, not logits, so the student and "
+                "its control need `train.loss: mse`",
+            )
+        if "dist" in asked and (student.train.workers > 1 or student.train.batch_frames):
+            yield (
+                at,
+                f"{name}: distillation.loss dist correlates over the batch that one worker sees; "
+                "it needs `workers: 1` and no `batch_frames`",
+            )
 
 
 def dump(job: JobConfig) -> str:
@@ -124,6 +146,13 @@ def absolute(job: JobConfig) -> JobConfig:
     return job.model_copy(
         update={"workspace": path(job.workspace), "corpora": corpora, "features": features}
     )
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no two places are one: YAML aliases are, and `--set` means one place."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

@@ -10,6 +10,7 @@ Ray and the tracking server are touched only when there is work to do.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -82,7 +83,7 @@ def plan(job: JobConfig) -> list[Planned]:
             planned.append(Planned(name, "after prepare", None, None))
             continue
         found = stages.workspace.find(step.kind, step.fingerprint)
-        if found is not None:
+        if found is not None and stages.intact(found):
             stages.done[name] = found
             planned.append(Planned(name, "done", step.fingerprint, found.seconds))
         else:
@@ -153,6 +154,10 @@ class _Work:
     def make(self, name: str) -> None:
         step = self.stages.step(name)
         found = self.workspace.find(step.kind, step.fingerprint)
+        if found is not None and not self.stages.intact(found):
+            self.screen.line(f"{name:<9} has lost models; making them again")
+            shutil.rmtree(found.path)
+            found = None
         if found is not None:
             self.screen.line(f"{name:<9} there already  {step.fingerprint}", style="dim")
             self.stages.done[name] = found

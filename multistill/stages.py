@@ -9,14 +9,15 @@ work. `multistill.pipeline` decides order, skipping and recording.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multistill import jobfile, remote
 from multistill.config import JobConfig, ModelConfig, StudentConfig, TrainConfig
-from multistill.shelf import Shelf
+from multistill.shelf import FORMAT, Shelf
 from multistill.workspace import (
+    DONE,
     Artifact,
     Workspace,
     canonical,
@@ -42,7 +43,8 @@ STAGES = (
 """In the order of the data."""
 
 VERSIONS = dict.fromkeys(STAGES, 1)
-"""Format of each stage's artifact; raise one and that stage and all after it are made anew."""
+"""Format of each stage's artifact; raise one and that stage and all after it are made anew.
+What changes trained weights is `shelf.FORMAT` instead: models are found by it."""
 
 SOFT_TARGETS = "soft_targets.parquet"
 
@@ -84,6 +86,11 @@ class Stages:
     def step(self, stage: str) -> Step:
         step: Step = getattr(self, f"_{stage}")()
         return step
+
+    def intact(self, artifact: Artifact) -> bool:
+        """Whether the models it names are still on the shelf; folders may be deleted by hand."""
+        index = artifact.summary.get("models", {})
+        return all((self.shelf.folder(m) / DONE).exists() for m in index.values())
 
     # -- prepare and features -------------------------------------------------------------
 
@@ -171,6 +178,7 @@ class Stages:
             "teacher": job.teacher.identity(),
             "seed": job.seed,
             "targets": job.distillation.targets,
+            "models": FORMAT,
         }
 
         def build(out: Path, watch: Watch) -> Mapping[str, Any]:
@@ -230,6 +238,7 @@ class Stages:
             "students": [student.identity() for student in job.students],
             "distillation": job.distillation.identity(),
             "seed": job.seed,
+            "models": FORMAT,
         }
 
         def build(out: Path, watch: Watch) -> Mapping[str, Any]:
@@ -253,6 +262,7 @@ class Stages:
             "student": student.identity(),
             "distillation": job.distillation.identity(),
             "seed": job.seed,
+            "models": FORMAT,
         }
         inputs = self._inputs("prepare", "features", "distill")
         name = fingerprint("search", VERSIONS["search"], config, inputs)
@@ -265,10 +275,23 @@ class Stages:
             found = search(base, job.search, job.seed, out, watch, name, start=start)
             finalists = self._finalists(base, found["top"])
             watch.say(f"training the best {len(finalists)} at full budget")
-            trained = self.shelf.train(finalists, inputs, out, watch)
+            trained = self.shelf.train(list(finalists.values()), inputs, out, watch)
             winner = self._winner(trained["models"])
             watch.tags({"winner": winner})
-            return {**found, **trained, "winner": winner}
+            # Its control differs in the teacher only, so it has the winner's own settings.
+            alone = replace(
+                finalists[winner],
+                name=f"{student.name}-search-control",
+                soft_targets=None,
+                distillation=None,
+            )
+            control = self.shelf.train([alone], inputs, out, watch)
+            return {
+                **found,
+                "models": {**trained["models"], **control["models"]},
+                "winner": winner,
+                "winner_train": finalists[winner].train,
+            }
 
         return Step("search", "search", config, inputs, build)
 
@@ -294,16 +317,18 @@ class Stages:
 
     def _finalists(
         self, base: TrainingTask, top: Sequence[Mapping[str, Any]]
-    ) -> list[TrainingTask]:
+    ) -> dict[str, TrainingTask]:
         """The best trials again, at the student's full budget, since trials may be shorter."""
-        from dataclasses import replace
-
         from multistill.search.space import apply
 
-        return [
-            replace(apply(base, values), name=f"{base.name}-searched-{place}")
-            for place, values in enumerate(top[: self.job.search.retrain], start=1)
-        ]
+        found = {}
+        for place, values in enumerate(top[: self.job.search.retrain], start=1):
+            task = apply(base, values)
+            # Like its trial, a finalist keeps the epoch that the search's metric calls best.
+            train = {**task.train, "metric": self.job.search.metric}
+            name = f"{base.name}-search-{place}"
+            found[name] = replace(task, name=name, train=train)
+        return found
 
     def _winner(self, models: Mapping[str, Any]) -> str:
         """Chosen on validation, by the search's metric; test is not looked at."""
@@ -369,12 +394,17 @@ class Stages:
                 entry("students", [control], "control", control, student.train),
             ]
         if job.search.enabled:
-            student = job.searched_student()
-            winner = str(self.done["search"].summary["winner"])
-            name, control = f"{student.name}-searched", f"{student.name}-control"
-            found.append(
-                entry("search", [winner], "student", name, student.train, compare_to=control)
-            )
+            summary = self.done["search"].summary
+            student, winner = job.searched_student(), str(summary["winner"])
+            train = TrainConfig.model_validate(summary["winner_train"])
+            control = f"{student.name}-search-control"
+            usual = self.done["students"].summary["models"][f"{student.name}-control"]
+            if summary["models"][control]["fingerprint"] == usual["fingerprint"]:
+                control = f"{student.name}-control"  # only the distillation was searched
+            else:
+                found.append(entry("search", [control], "control", control, train))
+            name = f"{student.name}-search"
+            found.append(entry("search", [winner], "student", name, train, compare_to=control))
         return found
 
     def _report(self) -> Step:

@@ -145,6 +145,48 @@ def test_our_error_inside_rays_is_found(
     assert capsys.readouterr().err == "multistill: 3 clips of 4 failed; see quarantine.parquet\n"
 
 
+def test_rays_own_error_is_ours_too_and_still_only_our_sentence_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from multistill import pipeline
+
+    class DualError(MultistillError):
+        cause = MultistillError("the test split has no clip")
+
+    def fail(*_: object, **__: object) -> None:
+        raise DualError("ray::evaluate()\n  File ..., line 1, in ...")
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    assert code_of(["run", job(tmp_path, "name: t\ncorpora: [{kind: demo}]\n")]) == 1
+    assert capsys.readouterr().err == "multistill: the test split has no clip\n"
+
+
+def test_resume_finds_the_job_of_exactly_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from multistill import pipeline
+
+    jobs = tmp_path / "w" / "jobs"
+    jobs.mkdir(parents=True)
+    for name, key in (("emo", "0" * 16), ("emo-large", "1" * 16)):  # the longer one is newer
+        (jobs / f"{name}-{key}.yaml").write_text(f"name: {name}\ncorpora: [{{kind: demo}}]\n")
+    ran: list[str] = []
+
+    def note(config: object, **_: object) -> None:
+        ran.append(config.name)  # type: ignore[attr-defined]
+        raise MultistillError("far enough")
+
+    monkeypatch.setattr(pipeline, "run", note)
+    where = ["--workspace", str(tmp_path / "w")]
+    assert code_of(["search", "resume", "emo", *where]) == 1
+    assert ran == ["emo"]
+    capsys.readouterr()
+    assert code_of(["search", "resume", "em", *where]) == 2
+    assert "no job called `em`" in capsys.readouterr().err
+    assert code_of(["search", "extend", "emo", "--trials", "5", *where]) == 2
+    assert "search resume emo" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from multistill import pipeline
 

@@ -152,3 +152,33 @@ def test_passwords_are_refused_and_not_repeated() -> None:
     assert found[0][0] == 4
     assert "environment" in found[0][1]
     assert "geheim" not in found[0][1]
+
+
+def test_an_override_changes_one_place_even_where_the_file_shares_a_value() -> None:
+    text = SMALL + (
+        "teacher: {train: &t {epochs: 4}}\n"
+        "students:\n"
+        "  - {name: a, model: {preset: small-student}, train: *t}\n"
+        "  - {name: b, model: {preset: small-student}, train: *t}\n"
+    )
+    job = jobfile.parse(text, "j", ["students.b.train.epochs=9"])
+    assert [job.teacher.train.epochs, *(s.train.epochs for s in job.students)] == [4, 4, 9]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("distillation: {loss: two-mse}\n", "train.loss: mse"),
+        ("students: [{name: teacher, model: {preset: small-student}}]\n", "cannot be called"),
+        ("students: [{name: a-control, model: {preset: small-student}}]\n", "cannot be called"),
+        ("split: {test: 0}\n", "nothing to judge"),
+        ("split: {valid: 0}\n", "nothing to choose"),
+        (
+            "distillation: {loss: dist}\nstudents:\n"
+            "  - {name: a, model: {preset: small-student}, train: {workers: 2}}\n",
+            "workers: 1",
+        ),
+    ],
+)
+def test_what_could_only_fail_hours_later_is_refused_now(text: str, says: str) -> None:
+    assert any(says in sentence for _, sentence in problems(SMALL + text))

@@ -177,6 +177,30 @@ def test_plan_knows_what_is_done_and_what_an_edit_costs(
     assert pipeline.plan(other_split)[1].state == "after prepare"
 
 
+def test_models_that_were_deleted_are_noticed(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, _ = finished
+    shelf = Path(job.workspace) / "models"
+    away = shelf.rename(shelf.with_name("away"))
+    states = {stage.stage: stage.state for stage in pipeline.plan(job)}
+    away.rename(shelf)
+    assert states["features"] == "done"
+    assert states["teacher"] == states["students"] == states["search"] == "to do"
+
+
+def test_the_winner_is_judged_as_it_was_trained(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, outcome = finished
+    report = report_of(outcome)
+    winner = next(model for model in report["models"] if model["name"] == "audio-search")
+    assert winner["compare_to"] == "audio-control", "only the distillation was searched"
+    summary = outcome.stages["search"].summary
+    assert summary["winner_train"]["metric"] == job.search.metric
+    assert summary["winner_train"]["epochs"] == job.students[0].train.epochs
+
+
 def test_another_split_finds_the_same_features(
     finished: tuple[JobConfig, pipeline.Outcome],
 ) -> None:
