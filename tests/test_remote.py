@@ -22,11 +22,10 @@ def test_a_task_fits_on_one_node(nodes: list[dict[str, float]], asked: tuple[int
     assert remote._one_node(nodes) == asked
 
 
-def refuse() -> None:
-    raise MultistillError("the store is damaged; encode again")
-
-
 def test_our_error_comes_back_as_our_sentence(ray_session: None) -> None:
+    def refuse() -> None:
+        raise MultistillError("the store is damaged; encode again")
+
     with pytest.raises(MultistillError) as caught:
         remote.on_cluster(refuse)
     assert str(caught.value) == "the store is damaged; encode again"

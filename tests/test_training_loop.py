@@ -95,8 +95,10 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+import torch
 from multistill.training.loop import fit
 from multistill.training.task import TrainingTask
+torch.set_num_threads(int(sys.argv[4]))
 task = TrainingTask.from_json(Path(sys.argv[2]).read_text())
 for report in fit(task, state_dir=Path(sys.argv[3]), device="cpu"):
     print(report.epoch, flush=True)
@@ -107,9 +109,10 @@ def test_kill_in_mid_epoch_and_run_again_equals_uninterrupted(corpus, tmp_path):
     task = with_dropout(make_task(corpus, epochs=10, batch_size=4))
     (tmp_path / "task.json").write_text(task.to_json())
     state = tmp_path / "killed"
+    # Equal sums need equal threads, and Ray tests before this one may have changed the default.
+    arguments = [Path(__file__).parent, tmp_path / "task.json", state, torch.get_num_threads()]
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(Path(__file__).parent), tmp_path / "task.json", state],
-        stdout=subprocess.PIPE,
+        [sys.executable, "-c", KILLED, *map(str, arguments)], stdout=subprocess.PIPE
     )
     assert process.stdout is not None
     for _ in range(2):
@@ -423,5 +426,5 @@ def test_training_does_not_import_the_compiler(corpus, tmp_path):
     """It would cost every worker and every trial two seconds."""
     (tmp_path / "task.json").write_text(make_task(corpus, epochs=1).to_json())
     code = KILLED + "\nassert 'torch._dynamo' not in sys.modules and 'ray' not in sys.modules"
-    arguments = [str(Path(__file__).parent), tmp_path / "task.json", tmp_path / "state"]
+    arguments = [str(Path(__file__).parent), tmp_path / "task.json", tmp_path / "state", "1"]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True)
