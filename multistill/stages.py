@@ -153,23 +153,13 @@ class Stages:
 
     def teacher_tasks(self) -> list[TrainingTask]:
         """A teacher per seed on all training rows; for out-of-fold targets, one per fold too."""
+        from multistill.training.task import fold_tasks, seed_tasks
+
         teacher, job = self.job.teacher, self.job
-        names = ["teacher", *(f"teacher-{n + 1}" for n in range(1, teacher.seeds))]
-        tasks = [
-            self._task(name, teacher.model, teacher.train, job.seed + n)
-            for n, name in enumerate(names)
-        ]
+        base = self._task("teacher", teacher.model, teacher.train, job.seed)
+        tasks = seed_tasks(base, teacher.seeds)
         if job.distillation.targets == "out-of-fold":
-            tasks += [
-                self._task(
-                    f"teacher-fold{fold}",
-                    teacher.model,
-                    teacher.train,
-                    job.seed,
-                    leave_out_fold=fold,
-                )
-                for fold in range(job.split.folds)
-            ]
+            tasks += fold_tasks(base, job.split.folds)
         return tasks
 
     def _teacher(self) -> Step:
