@@ -60,8 +60,12 @@ Address = Annotated[
 def _load(job: Path, overrides: Sequence[str] | None, workspace: str | None) -> JobConfig:
     from multistill import jobfile
 
+    return jobfile.load(job, _all_overrides(overrides, workspace))
+
+
+def _all_overrides(overrides: Sequence[str] | None, workspace: str | None) -> list[str]:
     extra = [] if workspace is None else [f"workspace={json.dumps(workspace)}"]
-    return jobfile.load(job, [*(overrides or []), *extra])
+    return [*(overrides or []), *extra]
 
 
 def _print_json(value: Any) -> None:
@@ -228,8 +232,9 @@ def submit(
     """Run a job file on a Ray cluster, as a Ray job."""
     from multistill import cluster
 
-    extra = [] if workspace is None else [f"workspace={json.dumps(workspace)}"]
-    done = cluster.submit(job, address, overrides=[*(overrides or []), *extra], wait=not no_wait)
+    done = cluster.submit(
+        job, address, overrides=_all_overrides(overrides, workspace), wait=not no_wait
+    )
     if as_json:
         _print_json(done.as_json())
     else:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multistill.workspace import Workspace, clear, fingerprint, write_json
+from multistill.workspace import Workspace, clear, fingerprint
 
 if TYPE_CHECKING:
     from multistill.training.task import TrainingTask
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 KIND = "models"
 FORMAT = 1
 FILES = ("model.safetensors", "config.json", "history.json")
-INDEX = "models.json"
 
 Index = Mapping[str, Mapping[str, Any]]
 """Model name -> its `fingerprint` and `record_id` (in the tracking server)."""
@@ -50,7 +49,7 @@ class Shelf:
                 tasks with soft targets only, so a control is the same under any teacher.
             out: the calling stage's partial folder; holds checkpoints until all are done.
         Returns:
-            `{"models": Index}`, also written to `out/models.json`.
+            `{"models": Index}`, for the stage's summary.
         """
         from multistill.training.launcher import train
 
@@ -82,7 +81,6 @@ class Shelf:
             assert found is not None
             record = found.meta["provenance"].get("record_id")
             index[name] = {"fingerprint": print_, "record_id": record}
-        write_json(out / INDEX, index)
         shutil.rmtree(work, ignore_errors=True)
         return {"models": index}
 

@@ -255,14 +255,13 @@ class Stages:
             "models": FORMAT,
         }
         inputs = self._inputs("prepare", "features", "distill")
-        name = fingerprint("search", VERSIONS["search"], config, inputs)
 
         def build(out: Path, watch: Watch) -> Mapping[str, Any]:
             from multistill.search.study import search
 
             base = self.student_task(student)
             start = self._smaller_search(config, inputs)
-            found = search(base, job.search, job.seed, out, watch, name, start=start)
+            found = search(base, job.search, job.seed, out, watch, step.fingerprint, start=start)
             finalists = self._finalists(base, found["top"])
             watch.say(f"training the best {len(finalists)} at full budget")
             trained = self.shelf.train(list(finalists.values()), inputs, out, watch)
@@ -283,7 +282,8 @@ class Stages:
                 "winner_train": finalists[winner].train,
             }
 
-        return Step("search", "search", config, inputs, build)
+        step = Step("search", "search", config, inputs, build)
+        return step
 
     def _smaller_search(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Path | None:
         """The largest finished search that differs in the number of trials only.

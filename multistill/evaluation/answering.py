@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
-from multistill.corpora.schema import MANIFEST
-from multistill.distillation.targets import predict_logits
+from multistill.distillation.targets import dialogue_context, predict_logits
 from multistill.evaluation.clips import Clips
 from multistill.evaluation.latency import time_each
 from multistill.evaluation.metrics import Array, regressed, softmax
 from multistill.features.batches import collate
 from multistill.features.store import FeatureStore
 from multistill.models.build import EmotionModel, count_parameters
-from multistill.models.context import DialogueContext
 from multistill.models.files import load_model
 from multistill.models.probe import fit_probe
 from multistill.models.spec import Modality, ModelSpec
@@ -64,11 +61,8 @@ class Answering:
             load_model(Path(folder)).to(device) for folder in entry.folders
         ]
         self.spec: ModelSpec = self.members[0].spec
-        self.context: DialogueContext | None = None
-        turns = max(model.spec.context_turns for model in self.members)
-        if turns:
-            past = pq.read_table(manifest / MANIFEST, columns=["utterance_id", "dialogue", "turn"])
-            self.context = DialogueContext(store, past.to_pydict(), turns)
+        longest = max(self.members, key=lambda model: model.spec.context_turns)
+        self.context = dialogue_context(longest, store, manifest)
 
     def probabilities(self, ids: list[str]) -> Array:
         """Mean of the members' distributions, [N, 7]."""
