@@ -71,6 +71,24 @@ def _identity_of(value: Any) -> Any:
     return value
 
 
+class ChampionConfig(Section):
+    """The rule by which a searched student becomes the `champion` of MLflow's model registry."""
+
+    model: str | None = Field(None, min_length=1, description="default: <job>-<student>")
+    metric: Literal[
+        "validation.macro_f1",
+        "validation.uar",
+        "validation.weighted_f1",
+        "validation.accuracy",
+        "validation.loss",
+    ] = Field("validation.macro_f1", description="mean over the seeds; test chooses nothing")
+    margin: float = Field(0.0, ge=0, description="by how much the champion must be beaten")
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        return "min" if self.metric == "validation.loss" else "max"
+
+
 class TrackingConfig(Section):
     """The MLflow server. Credentials come from the environment only (MLFLOW_TRACKING_*)."""
 
@@ -80,6 +98,9 @@ class TrackingConfig(Section):
     experiment: str | None = Field(None, description="default: the job's name")
     required: bool = Field(
         True, description="false: start although the server is away, and keep the record for later"
+    )
+    champion: ChampionConfig | None = Field(
+        default_factory=ChampionConfig, description="null: register no model"
     )
 
 
@@ -292,7 +313,7 @@ class DistillationConfig(Section):
     """weight * teacher's loss + (1 - weight) * label loss.
 
     The teacher's loss is T^2 * KL(teacher_T || student_T) (Hinton 2015) unless `loss` says
-    otherwise.
+    otherwise. Losses on representations come on top of it, each with a weight of its own.
     """
 
     loss: Literal["hinton", "two-mse", "dkd", "dist"] = "hinton"
@@ -303,13 +324,28 @@ class DistillationConfig(Section):
     dkd_beta: float = Field(
         2.0, ge=0, description="`dkd`: weight of the other classes; 8 in the paper, of 100 classes"
     )
+    hint_weight: float = Field(
+        0.0, ge=0, description="of the squared distance to the teacher's pooled state (FitNets)"
+    )
+    cka_weight: float = Field(
+        0.0, ge=0, description="of 1 - linear CKA of the pooled states; wants batches of 64"
+    )
     schedule: Literal["fixed", "rise", "fall"] = Field(
-        "fixed", description="`weight` over training: `rise` starts at 0, `fall` ends at 0"
+        "fixed", description="all weights over training: `rise` starts at 0, `fall` ends at 0"
     )
     schedule_share: float = Field(
         0.2, gt=0, le=1, description="share of the training that rises or falls"
     )
-    targets: Literal["in-sample", "out-of-fold"] = "in-sample"
+    targets: Literal["in-sample", "out-of-fold"] = Field(
+        "out-of-fold",
+        description="a training clip's target from a teacher that did not train on it (one more "
+        "teacher a fold), or from the teacher of all clips, which is over-confident on them",
+    )
+
+    @property
+    def reads_pooled(self) -> bool:
+        """Whether the student learns from the teacher's representations."""
+        return self.hint_weight > 0 or self.cka_weight > 0
 
 
 class StudentConfig(Section):
@@ -372,6 +408,7 @@ class SearchConfig(Section):
     )
     startup_trials: int = Field(8, ge=1, description="random trials before the sampler learns")
     retrain: int = Field(1, ge=1, le=10, description="best trials retrained at full budget")
+    seeds: int = Field(3, ge=1, le=20, description="of each retrained trial and of its control")
     second: Literal["parameters", "latency"] | None = Field(
         None, description="also keep this low: a Pareto front of the metric against it"
     )

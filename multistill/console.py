@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from threading import RLock
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -58,6 +60,13 @@ class Screen:
                 self._live = None
 
 
+def figure(name: str, value: float) -> str:
+    """`clips per second 1,234`, `1:02:03 left`."""
+    if name == "seconds_left":
+        return f"{timedelta(seconds=round(value))} left"
+    return f"{name.replace('_', ' ')} {f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'}"
+
+
 class ConsoleWatch:
     """A `Watch` that shows, and records nothing."""
 
@@ -72,7 +81,7 @@ class ConsoleWatch:
 
     def progress(self, done: float, total: float, unit: str, **figures: float) -> None:
         share = f"{100 * done / total:3.0f} %" if total else ""
-        shown = "  ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in figures.items())
+        shown = "  ".join(figure(name, value) for name, value in figures.items())
         self.screen.moving(f"{self.name}  {done:g}/{total:g} {unit} {share}  {shown}".rstrip())
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
@@ -85,6 +94,8 @@ class ConsoleWatch:
     def tags(self, values: Mapping[str, str]) -> None: ...
 
     def artifact(self, path: Path, folder: str = "") -> None: ...
+
+    def register(self, name: str, folder: Path, metric: str, value: float, **rule: Any) -> None: ...
 
     def child(self, name: str, key: str, kind: str) -> Watch:
         return ConsoleWatch(self.screen, name)
@@ -125,6 +136,10 @@ class Several:
     def artifact(self, path: Path, folder: str = "") -> None:
         for watch in self.watches:
             watch.artifact(path, folder)
+
+    def register(self, name: str, folder: Path, metric: str, value: float, **rule: Any) -> None:
+        for watch in self.watches:
+            watch.register(name, folder, metric, value, **rule)
 
     def child(self, name: str, key: str, kind: str) -> Watch:
         return Several([watch.child(name, key, kind) for watch in self.watches])

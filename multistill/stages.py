@@ -9,7 +9,7 @@ work. `multistill.pipeline` decides order, skipping and recording.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ from multistill.workspace import (
     DONE,
     Artifact,
     Workspace,
-    canonical,
     clear,
     fingerprint,
     read_json,
@@ -180,7 +179,11 @@ class Stages:
 
     def _distill(self) -> Step:
         job = self.job
-        config = {"targets": job.distillation.targets}
+        searched = job.search.space if job.search.enabled else {}
+        pooled = job.distillation.reads_pooled or bool(
+            {"distillation.hint_weight", "distillation.cka_weight"} & set(searched)
+        )
+        config = {"targets": job.distillation.targets, "pooled": pooled}
 
         def build(out: Path, watch: Watch) -> Mapping[str, Any]:
             index = self.done["teacher"].summary["models"]
@@ -199,7 +202,8 @@ class Stages:
                 folds,
                 job.teacher.train.max_frames,
                 job.teacher.train.loss == "mse",
-                str(clear(out) / SOFT_TARGETS),
+                pooled,
+                str(out / SOFT_TARGETS),
             )
             watch.metrics({k: v for k, v in summary.items() if isinstance(v, int | float)})
             return summary
@@ -257,79 +261,28 @@ class Stages:
         inputs = self._inputs("prepare", "features", "distill")
 
         def build(out: Path, watch: Watch) -> Mapping[str, Any]:
+            from multistill.finals import retrain
             from multistill.search.study import search
 
             base = self.student_task(student)
-            start = self._smaller_search(config, inputs)
-            found = search(base, job.search, job.seed, out, watch, step.fingerprint, start=start)
-            finalists = self._finalists(base, found["top"])
-            watch.say(f"training the best {len(finalists)} at full budget")
-            trained = self.shelf.train(list(finalists.values()), inputs, out, watch)
-            winner = self._winner(trained["models"])
-            watch.tags({"winner": winner})
-            # Its control differs in the teacher only, so it has the winner's own settings.
-            alone = replace(
-                finalists[winner],
-                name=f"{student.name}-search-control",
-                soft_targets=None,
-                distillation=None,
-            )
-            control = self.shelf.train([alone], inputs, out, watch)
-            return {
-                **found,
-                "models": {**trained["models"], **control["models"]},
-                "winner": winner,
-                "winner_train": finalists[winner].train,
-            }
+            found = search(base, job.search, job.seed, out, watch, step.fingerprint)
+            final = retrain(base, found["top"], job.search, self.shelf, inputs, out, watch)
+            self._register(final, watch)
+            return {**found, **final}
 
         step = Step("search", "search", config, inputs, build)
         return step
 
-    def _smaller_search(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Path | None:
-        """The largest finished search that differs in the number of trials only.
+    def _register(self, final: Mapping[str, Any], watch: Watch) -> None:
+        """Offer the winner to the model registry, by the job's rule."""
+        from multistill.champion import register
 
-        A search of more trials takes its trials over instead of running them again.
-        """
-
-        def others(settings: Mapping[str, Any]) -> Any:
-            return {**settings, "search": {**settings["search"], "trials": None}}
-
-        found: list[tuple[int, Path]] = []
-        for folder in sorted((self.workspace.root / "search").glob("[!.]*")):
-            artifact = self.workspace.find("search", folder.name)
-            if artifact is None or artifact.meta["inputs"] != dict(inputs):
-                continue
-            trials = artifact.meta["config"]["search"]["trials"]
-            same = canonical(others(artifact.meta["config"])) == canonical(others(config))
-            if same and trials < self.job.search.trials:
-                found.append((trials, folder))
-        return max(found)[1] if found else None
-
-    def _finalists(
-        self, base: TrainingTask, top: Sequence[Mapping[str, Any]]
-    ) -> dict[str, TrainingTask]:
-        """The best trials again, at the student's full budget, since trials may be shorter."""
-        from multistill.search.space import apply
-
-        found = {}
-        for place, values in enumerate(top[: self.job.search.retrain], start=1):
-            task = apply(base, values)
-            # Like its trial, a finalist keeps the epoch that the search's metric calls best.
-            train = {**task.train, "metric": self.job.search.metric}
-            name = f"{base.name}-search-{place}"
-            found[name] = replace(task, name=name, train=train)
-        return found
-
-    def _winner(self, models: Mapping[str, Any]) -> str:
-        """Chosen on validation, by the search's metric; test is not looked at."""
-        metric = f"valid_{self.job.search.metric}"
-        sign = -1.0 if self.job.search.mode == "min" else 1.0
-
-        def score(name: str) -> float:
-            history = read_json(self.shelf.folder(models[name]) / "history.json")
-            return float(max(sign * epoch[metric] for epoch in history["epochs"]))
-
-        return max(models, key=score)
+        rule = self.job.tracking.champion
+        if rule is not None:
+            winner = next(f for f in final["finalists"] if f["name"] == final["winner"])
+            folders = [self.shelf.folder(final["models"][name]) for name in winner["members"]]
+            name = rule.model or f"{self.job.name}-{self.job.searched_student().name}"
+            register(name, folders, rule, self.done["prepare"].path, watch)
 
     # -- evaluate and report --------------------------------------------------------------
 
@@ -363,12 +316,11 @@ class Stages:
             stage: str, names: list[str], role: str, title: str, train: TrainConfig, **more: Any
         ) -> dict[str, Any]:
             index = self.done[stage].summary["models"]
-            folders = [str(self.shelf.folder(index[name])) for name in names]
             record = index[names[0]].get("record_id")
             return {
                 "name": title,
                 "role": role,
-                "folders": folders,
+                "folders": self._folders(stage, names),
                 "max_frames": train.max_frames,
                 "raw": train.loss == "mse",
                 "mlflow_run_id": record,
@@ -385,17 +337,27 @@ class Stages:
             ]
         if job.search.enabled:
             summary = self.done["search"].summary
-            student, winner = job.searched_student(), str(summary["winner"])
+            student = job.searched_student()
             train = TrainConfig.model_validate(summary["winner_train"])
+            winner = next(f for f in summary["finalists"] if f["name"] == summary["winner"])
+            names, alone = winner["members"], summary["control"]["members"]
             control = f"{student.name}-search-control"
             usual = self.done["students"].summary["models"][f"{student.name}-control"]
-            if summary["models"][control]["fingerprint"] == usual["fingerprint"]:
+            repeats = {"repeats": self._folders("search", alone[1:])}
+            if summary["models"][alone[0]]["fingerprint"] == usual["fingerprint"]:
                 control = f"{student.name}-control"  # only the distillation was searched
+                place = next(i for i, known in enumerate(found) if known["name"] == control)
+                found[place] |= repeats
             else:
-                found.append(entry("search", [control], "control", control, train))
+                found.append(entry("search", alone[:1], "control", control, train, **repeats))
+            more = {"compare_to": control, "repeats": self._folders("search", names[1:])}
             name = f"{student.name}-search"
-            found.append(entry("search", [winner], "student", name, train, compare_to=control))
+            found.append(entry("search", names[:1], "student", name, train, **more))
         return found
+
+    def _folders(self, stage: str, names: Sequence[str]) -> list[str]:
+        index = self.done[stage].summary["models"]
+        return [str(self.shelf.folder(index[name])) for name in names]
 
     def _report(self) -> Step:
         job = self.job

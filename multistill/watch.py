@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 
 class Watch(Protocol):
@@ -40,6 +40,28 @@ class Watch(Protocol):
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """A small file to keep with the record."""
+        ...
+
+    def register(
+        self,
+        name: str,
+        folder: Path,
+        metric: str,
+        value: float,
+        *,
+        mode: Literal["max", "min"] = "max",
+        margin: float = 0.0,
+        data: str = "",
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Offer a model to the registry, where there is one.
+
+        Args:
+            name: of the registered model; its best version is the `champion`.
+            folder: the model's files; copied, so it may go.
+            margin: by how much `value` must beat the champion's `metric`.
+            data: digest of the data that the value was measured on; others are not compared.
+        """
         ...
 
     def child(self, name: str, key: str, kind: str) -> Watch:
@@ -79,6 +101,8 @@ class Silent:
     def tags(self, values: Mapping[str, str]) -> None: ...
 
     def artifact(self, path: Path, folder: str = "") -> None: ...
+
+    def register(self, name: str, folder: Path, metric: str, value: float, **rule: Any) -> None: ...
 
     def child(self, name: str, key: str, kind: str) -> Watch:
         return self

@@ -124,6 +124,35 @@ def test_predictions_hold_every_answer_of_every_model_and_the_baseline(case: Cas
     assert [CLASSES[mode] for mode in modes] == student["label"].to_list()
 
 
+def test_several_seeds_are_compared_by_their_means(case: Case, tmp_path: Path) -> None:
+    def trained(name: str, other: str, **more: Any) -> ModelEntry:
+        return case.entry(name, repeats=[case.folders[other]], **more)
+
+    entries = [
+        trained("multimodal", "audio", compare_to="multimodal-control"),
+        trained("multimodal-control", "text", role="control"),
+        case.entry("text", compare_to="multimodal-control"),
+    ]
+    config = make_job().evaluation.model_copy(update={"latency_clips": 0})
+    evaluate(case.manifest, case.store, entries, config, tmp_path, seed=5)
+    facts = read_json(tmp_path / "metrics.json")
+    alone = {model["name"]: model["metrics"]["macro_f1"] for model in case.facts["models"]}
+    found = {model["name"]: model for model in facts["models"]}
+    assert found["multimodal"]["metrics"]["macro_f1"] == alone["multimodal"], "its own figures"
+    seeds = found["multimodal"]["seeds"]["metrics"]["macro_f1"]
+    first, second = (alone[name]["value"] for name in ("multimodal", "audio"))
+    assert seeds["values"] == pytest.approx([first, second])
+    assert seeds["value"] == pytest.approx((first + second) / 2)
+    assert seeds["sd"] == pytest.approx(abs(first - second) / 2**0.5)
+    assert seeds["low"] <= seeds["value"] <= seeds["high"]
+    both, single = facts["distillation"]
+    expected = seeds["value"] - (alone["multimodal-control"]["value"] + alone["text"]["value"]) / 2
+    assert both["seeds"] == 2 and "mean of 2 seeds" in both["sentence"]
+    assert both["differences"]["macro_f1"]["value"] == pytest.approx(expected)
+    assert single["seeds"] == 1, "one training is never compared with a mean"
+    assert "seeds" not in found["text"]
+
+
 def test_metrics_can_be_recomputed_from_the_predictions(case: Case) -> None:
     answers = pq.read_table(case.out / "predictions.parquet").to_pandas()
     facts = case.facts

@@ -33,7 +33,7 @@ students:
   - name: audio
     model: {{preset: small-audio-student, width: 16, feedforward: 16, classifier: 16}}
     train: {{epochs: 2, batch_size: 16, learning_rate: 1.0e-3}}
-search: {{trials: 2, epochs: 2, startup_trials: 1, grace_epochs: 1}}
+search: {{trials: 2, epochs: 2, startup_trials: 1, grace_epochs: 1, seeds: 2}}
 evaluation: {{resamples: 100, latency_clips: 2}}
 """
 
@@ -136,6 +136,11 @@ def test_tracking_server_shows_the_run_tree(
     assert all(r.info.status == "FINISHED" for r in runs)
     stages = {r.info.run_name: r for r in runs if parent_of[r.info.run_id] == top[0].info.run_id}
     assert set(stages) == set(STAGES)
+    encoding = stages["features"].data
+    rates = {"clips_per_second", "audio_hours_per_hour", "real_time_factor"}
+    assert rates | {"clips", "quarantined"} <= encoding.metrics.keys()
+    assert encoding.tags["multistill.fingerprint"] == finished[1].stages["features"].fingerprint
+    assert {"speech_weights", "text_weights"} <= encoding.tags.keys()
     searching = stages["search"].info.run_id
     trials = [r for r in runs if parent_of[r.info.run_id] == searching]
     trials = [r for r in trials if r.data.tags.get("multistill.kind") == "trial"]
@@ -147,6 +152,38 @@ def test_tracking_server_shows_the_run_tree(
     listed = {model["name"]: model["mlflow_run_id"] for model in report_of(finished[1])["models"]}
     known = {r.info.run_id for r in runs}
     assert all(run_id in known for run_id in listed.values()), listed
+
+
+def test_the_winner_is_the_champion_of_the_registry_and_holds_no_pickle(
+    finished: tuple[JobConfig, pipeline.Outcome], mlflow_server: str, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    from multistill.models.files import load_model
+
+    _, outcome = finished
+    client = MlflowClient(mlflow_server)
+    champion = client.get_model_version_by_alias("tiny-audio", "champion")
+    summary = outcome.stages["search"].summary
+    winner = next(f for f in summary["finalists"] if f["name"] == summary["winner"])
+    assert float(champion.tags["valid_macro_f1"]) == pytest.approx(winner["mean"])
+    local = Path(client.download_artifacts(champion.run_id, "model", str(tmp_path)))
+    assert {path.name for path in local.iterdir()} == {"model.safetensors", "config.json"}
+    assert load_model(local).spec.modality == "audio"
+
+
+def test_the_search_is_judged_over_seeds_with_honest_targets(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    report = report_of(finished[1])
+    seeds = report["search"]["seeds"]
+    assert seeds["count"] == 2
+    assert all(len(line["test"]["values"]) == 2 for line in seeds["lines"])
+    verdict = next(v for v in report["distillation"] if v["model"] == "audio-search")
+    assert verdict["seeds"] == 2
+    assert report["targets"] == "out-of-fold"
+    ece = {line["name"]: line["ece"] for line in report["teacher_calibration"]}
+    assert {"training, seen by the teacher", "training, out of fold"} <= set(ece)
 
 
 def test_second_run_does_no_work_and_says_so_within_seconds(

@@ -355,6 +355,34 @@ def test_the_champion_is_the_best_version_and_one_model_is_one_version(
     assert sum("is the champion" in text for text in start.said) == 3  # type: ignore[attr-defined]
 
 
+def test_a_champion_is_beaten_by_the_margin_and_on_its_own_data_only(
+    start: Callable[..., Tracker], server: MlflowServer, tmp_path: Path
+) -> None:
+    def offer(run: Tracker, weights: str, value: float, data: str) -> None:
+        folder = tmp_path / weights
+        folder.mkdir()
+        (folder / "model.safetensors").write_text(weights)
+        run.register("ruled", folder, "valid_loss", value, mode="min", margin=0.1, data=data)
+
+    top = start("ruled", server.uri)
+    for weights, value, data in [
+        ("first", 0.9, "a"),
+        ("slightly", 0.85, "a"),
+        ("elsewhere", 0.1, "b"),
+        ("clearly", 0.7, "a"),
+    ]:
+        offer(top, weights, value, data)
+    assert top.flush(60)
+    top.close()
+    client = client_of(server.uri)
+    champion = client.get_model_version_by_alias("ruled", "champion")
+    assert champion.tags["valid_loss"] == "0.7" and champion.tags["multistill.data"] == "a"
+    said = [text for text in start.said if text.startswith("ruled version")]  # type: ignore[attr-defined]
+    assert ["is the champion" in text for text in said] == [True, False, False, True]
+    assert "not beaten by 0.1" in said[1]
+    assert "other data" in said[2] and "stays the champion" in said[2]
+
+
 def test_no_secret_reaches_the_disk(
     start: Callable[..., Tracker],
     server: MlflowServer,

@@ -32,6 +32,8 @@ class ModelEntry:
     Attributes:
         role: `teacher`, `student` or `control`.
         folders: of `save_model`; several are an ensemble (mean of probabilities).
+        repeats: of the same model trained from other seeds, a folder each; the entry's own
+            figures are those of `folders`, comparisons are of the means over all seeds.
         compare_to: name of the entry it is judged against (a student's control).
         max_frames: audio frames it reads, as in its training.
         params_note: shown beside its parameters.
@@ -46,6 +48,7 @@ class ModelEntry:
     params_note: str | None = None
     mlflow_run_id: str | None = None
     raw: bool = False
+    repeats: Sequence[str | Path] = ()
 
 
 class Answering:

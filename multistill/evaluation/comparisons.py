@@ -29,7 +29,8 @@ class Scored:
     values: dict[str, Array]
     draws: dict[str, Array]
     predicted: Labels
-    """Predicted class [N]."""
+    """Predicted class [N]; with several seeds, of the first."""
+    seeds: int = 1
 
 
 def verdict(low: float | None, high: float | None) -> Verdict:
@@ -72,11 +73,12 @@ def compare(
         "against": against,
         "metric": DECIDING,
         "verdict": answer,
+        "seeds": first.seeds,
         "differences": differences,
         "mcnemar": mcnemar(
             first.predicted[known] == truth[known], second.predicted[known] == truth[known]
         ),
-        "sentence": _sentence(name, against, answer, decided, confidence),
+        "sentence": _sentence(name, against, answer, decided, confidence, first.seeds),
     }
 
 
@@ -86,6 +88,7 @@ def _sentence(
     answer: Verdict,
     difference: dict[str, float | None],
     confidence: float,
+    seeds: int,
 ) -> str:
     value, low, high = (difference[key] for key in ("value", "low", "high"))
     if value is None or low is None or high is None:
@@ -95,7 +98,8 @@ def _sentence(
         "did not help": f"{name}: distillation did not help",
         "cannot tell": f"{name}: cannot tell whether distillation helped",
     }[answer]
+    mean = f", mean of {seeds} seeds" if seeds > 1 else ""
     return (
-        f"{opening}; {WORDS[DECIDING]} {value:+.3f} against {against} "
+        f"{opening}; {WORDS[DECIDING]} {value:+.3f} against {against}{mean} "
         f"({100 * confidence:.0f} % interval {low:+.3f} to {high:+.3f})."
     )

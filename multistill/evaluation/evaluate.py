@@ -8,6 +8,7 @@ metrics.json          everything that the report and the terminal table show
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,14 @@ def evaluate(
             predictions.append(prediction)
             writer.write_table(_table(entry.name, test, prediction.probabilities))
             facts = answering.facts(used) | scorer.model(prediction)
+            if entry.repeats:
+                repeats = [
+                    Answering(replace(entry, folders=[folder]), store, manifest, device)
+                    for folder in entry.repeats
+                ]
+                facts["seeds"] = scorer.seeds(
+                    prediction, [repeat.probabilities(test.ids) for repeat in repeats]
+                )
             if entry.role == "teacher":
                 facts["in_sample"] = _in_sample(answering, splits["train"], config)
             if road is not None:

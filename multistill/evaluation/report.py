@@ -71,6 +71,8 @@ def write_report(
         "search": searched.facts(search.path, search.summary, job) if search else None,
         "stages": [dict(stage) for stage in stages],
     }
+    if report["search"]:
+        report["search"]["seeds"] = searched.over_seeds(report["search"], measured["models"])
     write_json(out / JSON, report)
     quality = prepare.path / QUALITY
     page = render(

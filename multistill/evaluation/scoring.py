@@ -60,6 +60,7 @@ class Scorer:
         self.resampling = Resampling(self.clusters, config.resamples, seed)
         self.groups = _groups(clips, training)
         self.scored: dict[str, Scored] = {}
+        self.repeated: dict[str, Scored] = {}
 
     def baseline(self) -> dict[str, Any]:
         """Always the most frequent class of training, with training's shares as distribution."""
@@ -101,9 +102,43 @@ class Scorer:
             "slices": self._slices(rows),
         }
 
+    def seeds(self, prediction: Prediction, repeats: Sequence[Array]) -> dict[str, Any]:
+        """The hard metrics over trainings from several seeds.
+
+        Args:
+            prediction: of the job's own seed, already scored by `model`.
+            repeats: probabilities [N, 7] of each other seed.
+        Returns:
+            `count`, and per metric `values`, `sd` and the mean over seeds with the interval
+            that resampled clips give it.
+        """
+        answers = [prediction.probabilities, *repeats]
+        truth, shares = self.clips.truth, self.clips.shares
+        measured = [self._measure(self.sheet.rows(truth, answer, shares)) for answer in answers]
+        values = {m: np.stack([values[m] for values, _ in measured]) for m in HARD}
+        draws = {m: np.mean([draws[m] for _, draws in measured], axis=0) for m in HARD}
+        means = {m: np.mean(values[m], axis=0) for m in HARD}
+        predicted = self.scored[prediction.name].predicted
+        self.repeated[prediction.name] = Scored(means, draws, predicted, len(answers))
+        metrics = {}
+        for m in HARD:
+            found = [_number(value) for value in values[m]]
+            sd = None if None in found else float(np.std(values[m], ddof=1))
+            metrics[m] = {
+                "values": found,
+                "sd": sd,
+                **interval(float(means[m]), draws[m], self.confidence),
+            }
+        return {"count": len(answers), "metrics": metrics}
+
     def comparison(self, name: str, against: str) -> dict[str, Any]:
-        """Paired difference of two models that `model` has scored."""
+        """Paired difference of two models that `model` has scored: of their means over
+        seeds where both were trained from as many."""
         first, second = self.scored[name], self.scored[against]
+        if name in self.repeated and against in self.repeated:
+            means = self.repeated[name], self.repeated[against]
+            if means[0].seeds == means[1].seeds:
+                first, second = means
         return compare(name, first, against, second, self.clips.truth, self.confidence)
 
     def facts(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,39 @@ def facts(folder: Path, summary: Mapping[str, Any], job: JobConfig) -> dict[str,
         "study": study["study"],
         "student": job.searched_student().name,
         "space": space,
-        "winner": summary.get("winner"),
+        **{name: summary[name] for name in ("winner", "finalists", "control")},
     }
+
+
+def over_seeds(search: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several seeds showed: a line per retrained trial and one for the control.
+
+    Returns:
+        `count` of seeds and `lines` of `name`, `params`, `valid` and `test` (the winner's and
+        its control's; null for others), both with `values`, `mean` and `sd`.
+    """
+    name = f"{search['student']}-search"
+    by_name = {model["name"]: model for model in models}
+    control = by_name.get(name, {}).get("compare_to")
+    metric = search["metric"].removeprefix("valid_")
+
+    def line(found: Mapping[str, Any], shown: str | None) -> dict[str, Any]:
+        seeds = by_name.get(shown or "", {}).get("seeds")
+        test = seeds["metrics"].get(metric) if seeds else None
+        return {
+            "name": found["name"],
+            "winner": found["name"] == search["winner"],
+            "params": found.get("params", {}),
+            "valid": {key: found[key] for key in ("values", "mean", "sd")},
+            "test": {**test, "mean": test["value"]} if test else None,
+        }
+
+    lines = [
+        line(found, name if found["name"] == search["winner"] else None)
+        for found in search["finalists"]
+    ]
+    lines.append(line(search["control"], control))
+    return {"count": len(search["control"]["seeds"]), "lines": lines}
 
 
 def trials(folder: Path) -> list[dict[str, Any]]:

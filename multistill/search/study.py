@@ -165,7 +165,8 @@ def earlier(folder: Path, request: Request) -> Path | None:
     """
 
     def kin(other: Request) -> object:
-        config = {**other.config.identity(), "trials": 0, "retrain": 0}
+        # What is done with the best trials decides no trial.
+        config = {**other.config.identity(), "trials": 0, "retrain": 0, "seeds": 0}
         files = (other.base.manifest, other.base.features, other.base.soft_targets)
         return config, other.base.identity(), files, other.seed, other.objective
 

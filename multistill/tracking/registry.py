@@ -13,6 +13,7 @@ from multistill.tracking.server import RecordRefusedError, Server, clean_tags, g
 
 CHAMPION = "champion"
 DIGEST_TAG = "multistill.digest"
+DATA_TAG = "multistill.data"
 FOLDER = "model"
 
 
@@ -30,8 +31,9 @@ def digest_of(folder: Path) -> str:
 def register(server: Server, run_id: str, record: Record, folder: Path) -> str:
     """Add a version for the folder, and make it the champion if it is better.
 
-    The same weights make one version however often this is called. A champion without
-    the metric, or with one that is no number, is beaten by any number.
+    The same weights make one version however often this is called. A champion of other data
+    is neither beaten nor kept: its figure cannot be compared, so the alias stays. A champion
+    without the metric, or with one that is no number, is beaten by any number.
 
     Returns:
         a sentence about what happened.
@@ -45,7 +47,12 @@ def register(server: Server, run_id: str, record: Record, folder: Path) -> str:
     if version is None:
         server.upload(run_id, folder, "", name=FOLDER)
         run = guarded(server.client.get_run, run_id)
-        tags = {DIGEST_TAG: record["digest"], metric: str(value), **clean_tags(record["tags"])}
+        tags = {
+            DIGEST_TAG: record["digest"],
+            DATA_TAG: record["data"],
+            metric: str(value),
+            **clean_tags(record["tags"]),
+        }
         version = guarded(
             server.client.create_model_version,
             name,
@@ -54,18 +61,34 @@ def register(server: Server, run_id: str, record: Record, folder: Path) -> str:
             tags=tags,
         )
     champion = _champion(server, name)
+    title = f"{name} version {version.version}"
     if champion is not None and champion.version == version.version:
-        return f"{name} version {version.version} is the champion"
+        return f"{title} is the champion"
+    if champion is not None and champion.tags.get(DATA_TAG) != record["data"]:
+        return (
+            f"{title} is registered ({metric} {value:.4g}); version {champion.version} stays the "
+            "champion: it was chosen on other data, so the two figures cannot be compared; move "
+            "the alias in MLflow if the new data shall count from now on"
+        )
     best = _number(champion.tags.get(metric)) if champion is not None else None
-    better = math.isfinite(value) and (
-        best is None or (value < best if record["mode"] == "min" else value > best)
-    )
-    if better:
+    if math.isfinite(value) and (best is None or _gain(record, value, best) > record["margin"]):
         guarded(server.client.set_registered_model_alias, name, CHAMPION, version.version)
         before = "" if best is None else f", before {best:.4g}"
-        return f"{name} version {version.version} is the champion ({metric} {value:.4g}{before})"
-    kept = f"version {champion.version} stays the champion" if champion else "there is no champion"
-    return f"{name} version {version.version} is registered ({metric} {value:.4g}); {kept}"
+        return f"{title} is the champion ({metric} {value:.4g}{before})"
+    if champion is None:
+        return f"{title} is registered ({metric} {value:.4g}); there is no champion"
+    short = f" by {record['margin']:g}" if record["margin"] else ""
+    return (
+        f"{title} is registered ({metric} {value:.4g}); version {champion.version} stays the "
+        f"champion with {best:.4g}, which is not beaten{short}"
+        if best is not None
+        else f"{title} is registered ({metric} {value:.4g}); version {champion.version} stays the "
+        "champion"
+    )
+
+
+def _gain(record: Record, value: float, best: float) -> float:
+    return best - value if record["mode"] == "min" else value - best
 
 
 def _make_model(server: Server, name: str) -> None:

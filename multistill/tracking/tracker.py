@@ -108,12 +108,15 @@ class Tracker:
         value: float,
         *,
         mode: Literal["max", "min"] = "max",
+        margin: float = 0.0,
+        data: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> None:
         """Register a model folder as a version of `name`; the best one is the `champion`.
 
         The version belongs to this run. The alias moves only if `value` beats the
-        champion's `metric`; the sentence about it goes where the tracker's others go.
+        champion's `metric` by more than `margin` on the same data; the sentence about it
+        goes where the tracker's others go.
         """
         from multistill.tracking.registry import digest_of
 
@@ -130,6 +133,8 @@ class Tracker:
             metric=metric,
             value=to_json_number(float(value)),
             mode=mode,
+            margin=margin,
+            data=data,
             digest=digest,
             tags=clean_tags(tags or {}),
         )
