@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from features_case import make_store, random_clips
+from pyarrow import fs
 
 from multistill.errors import MultistillError
 from multistill.features.cache import CACHE_VARIABLE, local_copy
@@ -65,3 +68,51 @@ def test_an_address_without_a_store_is_named(tmp_path: Path) -> None:
     for source in (tmp_path.as_uri(), "nosuch://bucket/store"):
         with pytest.raises(MultistillError, match=r"cannot be read.*credentials"):
             FeatureStore(source)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[fs.SubTreeFileSystem]:
+    """A bucket of a real S3 API, reached as a cluster reaches MinIO: by the environment."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = "{}:{}".format(*server.get_host_and_port())
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{address}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    system = fs.S3FileSystem(
+        endpoint_override=address, scheme="http", allow_bucket_creation=True, region="us-east-1"
+    )
+    system.create_dir("bucket")
+    try:
+        yield fs.SubTreeFileSystem("bucket", system)
+    finally:
+        server.stop()
+
+
+def test_a_store_on_s3_is_fetched_once_and_read_from_the_node(
+    tmp_path: Path, bucket: fs.SubTreeFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = make_store(tmp_path / "made", random_clips(9))
+    for path in (tmp_path / "made").rglob("*"):
+        if path.is_file():  # as `aws s3 sync`: no object stands for a folder
+            with bucket.open_output_stream(
+                f"team/features/{path.relative_to(tmp_path / 'made')}"
+            ) as stream:
+                stream.write(path.read_bytes())
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "near"))
+    store = FeatureStore("s3://bucket/team/features")
+    assert store.folder.parent == tmp_path / "near"
+    assert store.ids == original.ids
+    for name in store.ids:
+        assert np.array_equal(store.audio(name), original.audio(name))
+    for info in bucket.get_file_info(fs.FileSelector("team/features/shards")):
+        bucket.delete_file(info.path)
+    FeatureStore("s3://bucket/team/features").verify()
+    with pytest.raises(MultistillError, match=r"s3://bucket/nothing cannot be read.*credentials"):
+        FeatureStore("s3://bucket/nothing")

@@ -46,10 +46,12 @@ def shard_times(out: Path) -> dict[str, int]:
 class Recorder(Silent):
     def __init__(self) -> None:
         self.steps: list[tuple[float, float]] = []
+        self.figures: set[str] = set()
         self.recorded: dict[str, float] = {}
 
     def progress(self, done: float, total: float, unit: str, **figures: float) -> None:
         self.steps.append((done, total))
+        self.figures |= set(figures)
 
     def metrics(self, values: object, step: int | None = None) -> None:
         self.recorded.update(values)  # type: ignore[call-overload]
@@ -83,6 +85,11 @@ def test_failed_clips_are_set_aside_and_a_rerun_takes_up_what_is_left(
     assert watch.steps[-1] == (24, 24)
     assert watch.recorded["clips"] == 21
     assert watch.recorded["quarantined"] == 3
+    assert watch.recorded["quarantined_too_short"] == 1
+    assert watch.recorded["quarantined_cannot_be_decoded"] == 2
+    rates = {"clips_per_second", "audio_hours_per_hour", "real_time_factor"}
+    assert rates <= watch.recorded.keys()
+    assert watch.figures == rates | {"seconds_left"}
     assert summary["speech"]["trained"] is None
     assert summary["text"]["trained"] is False
     before = {name: store.audio(name).copy() for name in store.ids}

@@ -18,6 +18,7 @@ from multistill.features.encoders.speech import LogMel, Wav2Vec2Family, load_spe
 from multistill.features.encoders.text import load_text
 from multistill.features.identity import features_identity
 from multistill.features.worker import Piece, batches
+from multistill.workspace import canonical
 
 CPU = torch.device("cpu")
 SAMPLES = [400, 719, 720, 5_000, 16_000, 16_001, 23_456]
@@ -251,6 +252,36 @@ def test_other_weights_are_another_identity(layer_norm: Path, tmp_path: Path) ->
     data[-1] ^= 1
     (copy / "model.safetensors").write_bytes(data)
     assert identity(copy) != identity(layer_norm)
+
+
+def test_whatever_changes_a_state_is_another_store_and_nothing_else_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def identity(**keys: Any) -> str:
+        return canonical(features_identity(FeaturesConfig.model_validate(keys)))
+
+    same = identity()
+    for workers in ({"encoders": 3}, {"decoders": 2}, {"batch_seconds": 5}, {"shard_seconds": 9}):
+        assert identity(**workers) == same
+    changed = [
+        identity(**keys)
+        for keys in (
+            {"dtype": "int8"},
+            {"speech": {"model": "untrained-wav2vec2"}},
+            {"speech": {"layers": [0]}},
+            {"speech": {"layers": [0, -1], "combine": "concat"}},
+            {"speech": {"precision": "bfloat16"}},
+            {"speech": {"long_clips": "window"}},
+            {"speech": {"max_seconds": 9}},
+            {"text": {"layers": [1]}},
+            {"text": {"max_tokens": 9}},
+        )
+    ]
+    for version in ("DECODER", "PADDING"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"multistill.features.identity.{version}", 99)
+            changed.append(identity())
+    assert len({same, *changed}) == 1 + len(changed)
 
 
 def test_the_family_covers_hubert_and_wavlm(tmp_path: Path) -> None:

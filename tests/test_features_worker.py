@@ -106,6 +106,24 @@ def test_a_clip_that_makes_nan_is_set_aside_alone(tmp_path: Path) -> None:
     assert store.ids == ["u0", "u2"]
 
 
+def test_a_transcript_that_makes_nan_sets_its_clip_aside(tmp_path: Path) -> None:
+    clips = decoded([1.0, 1.0, 1.0])
+    clips.texts[1] = "nan"
+    encoder = Encoder(FeaturesConfig(), {"speech": None, "text": None}, "cpu")
+    whole = encoder.text.encode
+
+    def broken(texts: Sequence[str]) -> list[Floats]:
+        factors = [np.nan if text == "nan" else 1.0 for text in texts]
+        return [states * factor for states, factor in zip(whole(texts), factors, strict=True)]
+
+    encoder.text.encode = broken  # type: ignore[method-assign]
+    facts = encoder.write(clips, 0, tmp_path)
+    assert facts["encoded"] == 2
+    assert facts["quarantined"] == [
+        ["u1", "u1.wav", "the text encoder made values that are not finite"]
+    ]
+
+
 def test_bfloat16_is_used_and_measured_where_it_holds_and_refused_where_not(
     tmp_path: Path,
 ) -> None:

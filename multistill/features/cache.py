@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from urllib.parse import urlencode, urlsplit
 
 import pyarrow as pa
 from filelock import FileLock
@@ -22,6 +23,9 @@ from multistill.errors import MultistillError
 
 CACHE_VARIABLE = "MULTISTILL_FEATURES_CACHE"
 """Environment variable: the folder for copies. Where set, shared folders are copied too."""
+
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+"""As in the AWS SDKs: the address of an S3 service other than Amazon's, e.g. MinIO."""
 
 
 def local_folder(source: str | Path) -> Path:
@@ -36,16 +40,17 @@ def local_copy(source: str | Path, cache: Path) -> Path:
     """The copy of a store below `cache`, made now unless it is there; whole or not at all.
 
     Args:
-        source: a folder, or a URI that pyarrow understands (`s3://bucket/...`, `gs://...`).
+        source: a folder, or a URI that pyarrow understands (`s3://bucket/...`, `gs://...`);
+            for S3, credentials and ENDPOINT_VARIABLES come from the environment.
     Raises:
         MultistillError: the source cannot be read or is no finished store.
     """
-    from multistill.features.store import FACTS, FeatureStore
+    from multistill.features.store import FACTS, SHARDS, FeatureStore
 
     text = str(source)
     try:
         if "://" in text:
-            system, path = fs.FileSystem.from_uri(text)
+            system, path = fs.FileSystem.from_uri(_with_endpoint(text))
         else:
             system, path = fs.LocalFileSystem(), str(Path(text).absolute())
         with system.open_input_stream(f"{path}/{FACTS}") as stream:
@@ -63,6 +68,8 @@ def local_copy(source: str | Path, cache: Path) -> Path:
         if not target.exists():
             partial = cache / f".{name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
+            # pyarrow makes the folders it finds, and an object store has none.
+            (partial / SHARDS).mkdir(parents=True)
             fs.copy_files(
                 path,
                 str(partial),
@@ -72,3 +79,13 @@ def local_copy(source: str | Path, cache: Path) -> Path:
             FeatureStore.at(partial).verify()
             partial.rename(target)
     return target
+
+
+def _with_endpoint(address: str) -> str:
+    """An S3 address that names its service: pyarrow reads the variables of the SDKs but this."""
+    endpoint = next(filter(None, map(os.environ.get, ENDPOINT_VARIABLES)), None)
+    if not endpoint or not address.startswith("s3://") or "endpoint_override=" in address:
+        return address
+    service = urlsplit(endpoint)
+    options = urlencode({"scheme": service.scheme, "endpoint_override": service.netloc})
+    return f"{address}{'&' if '?' in address else '?'}{options}"

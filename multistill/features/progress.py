@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,32 @@ from multistill.errors import MultistillError
 from multistill.features.shards import Plan
 from multistill.features.store import QUARANTINE, marker_path, read_marker
 from multistill.watch import Watch
+
+
+class State(NamedTuple):
+    """What was done at a moment."""
+
+    time: float
+    clips: int
+    audio_seconds: float
+
+
+def rates(before: State, now: State) -> dict[str, float]:
+    """Throughput between two moments; nothing where nothing was done."""
+    seconds = now.time - before.time
+    audio = now.audio_seconds - before.audio_seconds
+    if seconds <= 0 or audio <= 0:
+        return {}
+    return {
+        "clips_per_second": (now.clips - before.clips) / seconds,
+        "audio_hours_per_hour": audio / seconds,
+        "real_time_factor": seconds / audio,
+    }
+
+
+def _kind(reason: str) -> str:
+    """`too short` of `too short: 320 samples ...`."""
+    return re.split("[:;]", reason, maxsplit=1)[0]
 
 
 class Progress:
@@ -33,15 +60,15 @@ class Progress:
         self.clips = 0
         self.audio_seconds = 0.0
         self.failed = 0
-        self.rates: dict[str, float] = {}
         self._plan = plan
         self._config = config
         self._out = out
         self._watch = watch
-        self._first: tuple[float, int, float] | None = None
         self._shown = 0.0
         for shard, marker in markers.items():
             self._count(shard, marker)
+        self._start = self._state()
+        self._first: State | None = None
 
     def add(self, shard: int) -> None:
         marker = read_marker(self._out, shard)
@@ -64,32 +91,26 @@ class Progress:
     def quarantined(self) -> list[list[str]]:
         return [row for _, marker in sorted(self.markers.items()) for row in marker["quarantined"]]
 
+    def _state(self) -> State:
+        return State(time.monotonic(), self.clips, self.audio_seconds)
+
     def _show(self) -> None:
-        now = time.monotonic()
-        if self._first is None:
-            # Rates start with the first shard: before it the workers were only starting.
-            self._first = (now, self.clips, self.audio_seconds)
+        now = self._state()
+        # Rates start with the first shard: before it the workers were only starting.
+        self._first = self._first or now
         last = len(self.markers) == self._plan.shards
-        if now - self._shown < 0.5 and not last:
+        if now.time - self._shown < 0.5 and not last:
             return
-        self._shown = now
-        began, clips, audio = self._first
-        seconds = now - began
-        done = self.audio_seconds
-        if done <= audio or seconds <= 0:
-            self._watch.progress(self.clips, self._plan.clips, "clips")
-            return
-        rate = (done - audio) / seconds
-        self.rates = {
-            "clips_per_second": (self.clips - clips) / seconds,
-            "audio_hours_per_hour": rate,
-            "real_time_factor": 1 / rate,
-        }
-        left = max(0.0, self._plan.seconds - done) / rate
-        self._watch.progress(self.clips, self._plan.clips, "clips", **self.rates, seconds_left=left)
+        self._shown = now.time
+        figures = rates(self._first, now)
+        if figures:
+            left = max(0.0, self._plan.seconds - now.audio_seconds)
+            figures["seconds_left"] = left * figures["real_time_factor"]
+        self._watch.progress(self.clips, self._plan.clips, "clips", **figures)
 
     def record(self, summary: dict[str, Any]) -> None:
         """Throughput and counts of the whole stage, for the tracking server."""
+        kinds = Counter(_kind(reason) for _, _, reason in self.quarantined)
         figures = ("quarantined", "cut", "audio_seconds", "bytes", "worker_peak_bytes", "shards")
         self._watch.metrics(
             {
@@ -97,7 +118,9 @@ class Progress:
                 **{name: float(summary[name]) for name in figures},
                 "encoder_real_time_factor": summary["seconds"]
                 / max(summary["audio_seconds"], 1e-9),
-                **self.rates,
+                **{f"quarantined_{kind.replace(' ', '_')}": n for kind, n in kinds.items()},
+                # Of this attempt, with the start of its workers.
+                **rates(self._start, self._state()),
             }
         )
         if summary["cut"]:
@@ -113,7 +136,7 @@ class Progress:
             return
         failed = self.quarantined
         write_quarantine(self._out / QUARANTINE, failed)
-        reasons = Counter(row[2].split(":")[0] for row in failed).most_common(3)
+        reasons = Counter(_kind(reason) for _, _, reason in failed).most_common(3)
         raise MultistillError(
             f"{len(failed)} of {self._plan.clips} clips cannot be encoded, allowed are "
             f"{allowed:g} (features.max_quarantined: {self._config.max_quarantined:g}); "

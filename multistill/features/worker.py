@@ -156,7 +156,7 @@ class Encoder:
                 if len(states[row]) == len(parts[row])
             ]
             if done:
-                yield self._clips(decoded, done, parts, states)
+                yield self._clips(decoded, done, parts, states, reasons)
 
     def _spans(self, wave: Wave) -> list[Span]:
         length = len(wave.samples)
@@ -178,6 +178,7 @@ class Encoder:
         rows: list[int],
         parts: dict[int, list[Span]],
         states: dict[int, dict[int, Floats]],
+        reasons: dict[int, str],
     ) -> list[Clip]:
         texts: list[Floats] = []
         for start in range(0, len(rows), TEXTS_PER_BATCH):
@@ -186,6 +187,9 @@ class Encoder:
         clips = []
         for row, text in zip(rows, texts, strict=True):
             found = states.pop(row)
+            if not np.isfinite(text).all():
+                reasons[row] = "the text encoder made values that are not finite"
+                continue
             pieces = [found[number] for number in range(len(parts[row]))]
             audio = join(pieces, parts[row], self.speech.hop)
             expected = self.speech.frames(len(decoded.waves[row].samples))
@@ -202,7 +206,9 @@ class Encoder:
                 torch.cuda.empty_cache()
             if len(group) == 1:
                 seconds = len(group[0].samples) / SAMPLE_RATE
-                return [f"{seconds:.1f} s do not fit the GPU's memory; use `long_clips: window`"]
+                return [
+                    f"out of memory: {seconds:.1f} s do not fit the GPU; use `long_clips: window`"
+                ]
         # Outside the handler, so that the failed batch's tensors are free.
         self._batch_seconds = max(self._batch_seconds / 2, 1.0)
         middle = len(group) // 2
