@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from multistill.config import CLASSES
 from multistill.errors import MultistillError
 
 T = TypeVar("T")
@@ -45,47 +46,64 @@ def soft_targets(
     folds: Mapping[int, str],
     max_frames: int | None,
     raw: bool,
+    pooled: bool,
     out: str,
 ) -> dict[str, Any]:
     """Logits of the teacher for every row outside test, as one Parquet file.
 
     Rows of a fold whose own teacher is in `folds` get that teacher's logits (it never
-    trained on them); the rest get those of the ensemble `teachers`. `raw`: the teachers were
-    trained with the published squared error, so their outputs are shares, not logits.
+    trained on them); the rest get those of the ensemble `teachers`.
+
+    Args:
+        raw: the teachers were trained with the published squared error, so their outputs are
+            shares, not logits.
+        pooled: also write the representations of the training rows: of the fold's own
+            teacher, or else of all `teachers` side by side.
+        out: the Parquet file. Finished parts are kept beside it until all are there.
     """
+    import shutil
+
     import numpy as np
 
     from multistill.corpora.schema import read_manifest
-    from multistill.distillation.targets import (
-        dialogue_context,
-        predict_logits,
-        write_soft_targets,
-    )
+    from multistill.distillation.answers import Teacher
+    from multistill.distillation.targets import write_pooled, write_soft_targets
     from multistill.features.store import FeatureStore
-    from multistill.models.files import load_model
     from multistill.training.ensemble import combine
 
-    table = read_manifest(Path(manifest)).select(["utterance_id", "split", "fold"]).to_pandas()
+    columns = ["utterance_id", "split", "fold"]
+    table = read_manifest(Path(manifest), columns).to_pandas()
     store = FeatureStore(Path(features))
     rows = table[(table["split"] != "test") & table["utterance_id"].isin(set(store.ids))]
     ids = rows["utterance_id"].tolist()
     fold = rows["fold"].to_numpy(copy=True)
     train = (rows["split"] == "train").to_numpy()
 
-    def answer(folder: str, part: list[str]) -> np.typing.NDArray[np.float32]:
-        model = load_model(Path(folder))
-        past = dialogue_context(model, store, Path(manifest))
-        return predict_logits(model, store, part, max_frames=max_frames, context=past)
-
-    logits = combine([answer(folder, ids) for folder in teachers], raw=raw)
-    for number, folder in folds.items():
-        chosen = np.flatnonzero(train & (fold == number))
-        part = [ids[row] for row in chosen]
-        if part:
-            logits[chosen] = answer(folder, part)
     used = np.where(train & np.isin(fold, list(folds)), fold, -1)
-    name = "out-of-fold" if folds else "in-sample"
-    write_soft_targets(Path(out), ids, logits, name, used)
+    target, parts = Path(out), Path(out).with_name("parts")
+    logits = np.zeros((len(ids), len(CLASSES)), dtype=np.float32)
+    taught, states = [], []
+    for number in [-1, *sorted(folds)]:
+        chosen = np.flatnonzero(used == number)
+        if not len(chosen):
+            continue
+        # A student with teachers of other folds has no use for what a whole one represents.
+        keep = pooled and (number >= 0 or not folds)
+        members = [
+            Teacher(
+                Path(folder), store, Path(manifest), parts, max_frames=max_frames, keep_pooled=keep
+            ).answers([ids[row] for row in chosen])
+            for folder in (teachers if number < 0 else [folds[number]])
+        ]
+        logits[chosen] = combine([member.logits for member in members], raw=raw)
+        if keep:
+            seen = train[chosen]
+            taught.append(chosen[seen])
+            states.append(np.concatenate([m.pooled for m in members], axis=1)[seen])
+    if pooled:
+        write_pooled(target, np.concatenate(taught), np.concatenate(states))
+    write_soft_targets(target, ids, logits, "out-of-fold" if folds else "in-sample", used)
+    shutil.rmtree(parts, ignore_errors=True)
     return {"rows": len(ids), "teachers": len(teachers), "folds": len(folds)}
 
 

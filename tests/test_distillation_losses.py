@@ -22,7 +22,7 @@ from multistill.distillation.losses import (
     soft_loss,
     standardized,
 )
-from multistill.distillation.representations import Hint, linear_cka, representation_loss
+from multistill.distillation.representations import Hint, LinearCKA, linear_cka
 from multistill.distillation.schedule import scheduled_weight
 from multistill.models.losses import label_loss
 
@@ -264,7 +264,41 @@ def test_hint_has_the_value_computed_by_hand_and_learns_the_teacher_space() -> N
     value.sum().backward()
     assert teacher.grad is None
     assert hint.projection.weight.grad is not None
-    assert list(representation_loss("cka", 2, 3).parameters()) == []
+    assert list(LinearCKA().parameters()) == []
+
+
+def test_every_teacher_has_a_space_and_a_projection_of_its_own() -> None:
+    hint = Hint(2, 2, spaces=2)
+    with torch.no_grad():  # the second space is the first one turned over
+        hint.projection.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]))
+    student = torch.tensor([[1.0, 2.0], [1.0, 2.0], [3.0, 0.0]])
+    teacher = torch.tensor([[1.0, 2.0], [2.0, 1.0], [3.0, 0.0]])
+    value = hint(student, teacher, torch.tensor([0, 1, 1]))
+    torch.testing.assert_close(value, torch.tensor([0.0, 0.0, 9.0]))
+
+
+def test_cka_compares_the_rows_of_one_teacher_only() -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(24, 3), torch.randn(24, 5)
+    space = torch.tensor([0, 1, 1, 2] * 6)
+    value = LinearCKA(4)(student, teacher, space)
+    for one in range(3):
+        rows = space == one
+        alone = 1 - linear_cka(student[rows], teacher[rows])
+        torch.testing.assert_close(value[rows], alone.expand(int(rows.sum())))
+
+
+def test_an_ensemble_side_by_side_has_the_sum_of_the_members_gram_matrices() -> None:
+    torch.manual_seed(0)
+    student, one, two = torch.randn(16, 3), torch.randn(16, 4), torch.randn(16, 4)
+
+    def gram(states: torch.Tensor) -> torch.Tensor:
+        centred = states - states.mean(0)
+        return centred @ centred.T
+
+    a, b = gram(student), gram(one) + gram(two)
+    expected = (a * b).sum() / (a.norm() * b.norm())
+    torch.testing.assert_close(linear_cka(student, torch.cat((one, two), dim=1)), expected)
 
 
 def test_cka_has_the_value_computed_by_hand() -> None:
@@ -282,16 +316,17 @@ def test_cka_does_not_know_rotation_scale_and_shift_but_width() -> None:
     other = torch.randn(64, 9)
     assert linear_cka(states, other).item() == pytest.approx(linear_cka(other, states).item())
     assert 0 <= linear_cka(states, other).item() < 0.3
-    loss = representation_loss("cka", 5, 9)(states, other)
+    loss = LinearCKA()(states, other)
     assert loss.shape == (64,)
     torch.testing.assert_close(loss, (1 - linear_cka(states, other)).expand(64))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3])
 def test_representation_losses_of_few_or_constant_rows_are_finite(rows: int) -> None:
-    for kind in ("hint", "cka"):
+    for loss in (Hint(4, 2), LinearCKA(), Hint(4, 2, spaces=3), LinearCKA(3)):
         student = torch.ones(rows, 4, requires_grad=True)
-        value = representation_loss(kind, 4, 2)(student, torch.ones(rows, 2))  # type: ignore[arg-type]
+        space = torch.arange(rows) if loss.spaces == 3 else None
+        value = loss(student, torch.ones(rows, 2), space)
         assert value.shape == (rows,)
         assert value.isfinite().all()
         value.sum().backward()

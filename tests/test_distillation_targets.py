@@ -11,17 +11,23 @@ import pytest
 import torch
 from models_store import AUDIO_DIM, TEXT_DIM, make_store
 
+from multistill.corpora.schema import MANIFEST_SCHEMA
+from multistill.distillation.answers import Teacher
 from multistill.distillation.targets import (
+    Outputs,
     dialogue_context,
     predict,
     predict_logits,
+    read_pooled,
     read_soft_targets,
+    write_pooled,
     write_soft_targets,
 )
 from multistill.errors import MultistillError
 from multistill.features.store import FeatureStore
 from multistill.models.build import EmotionModel, build
 from multistill.models.context import DialogueContext
+from multistill.models.files import save_model
 from multistill.models.presets import resolve
 
 IDS = [f"u{row}" for row in range(9)]
@@ -55,6 +61,7 @@ def test_batches_of_any_size_give_the_logits_of_single_utterances(
                 audio if audio.shape[1] else None, None, text if text.shape[1] else None, None
             )
         np.testing.assert_allclose(found.logits[row], alone.logits[0], atol=1e-5)
+        assert found.pooled is not None
         np.testing.assert_allclose(found.pooled[row], alone.pooled[0], atol=1e-5)
 
 
@@ -76,8 +83,9 @@ def test_a_model_with_context_is_given_it_or_refuses(store: FeatureStore, tmp_pa
     alone = predict_logits(model, store, IDS, "cpu", context=apart)
     np.testing.assert_allclose(with_past[0], alone[0], atol=1e-5)
     assert np.abs(with_past[1:] - alone[1:]).max(axis=1).min() > 1e-5
+    whole = {name: columns.get(name, [None] * len(IDS)) for name in MANIFEST_SCHEMA.names}
     manifest = tmp_path / "manifest.parquet"
-    pq.write_table(pa.table(columns), manifest)
+    pq.write_table(pa.table(whole), manifest)
     read = dialogue_context(model, store, tmp_path)
     np.testing.assert_array_equal(predict_logits(model, store, IDS, "cpu", context=read), with_past)
     assert dialogue_context(small(), store, manifest) is None
@@ -94,15 +102,9 @@ def test_soft_targets_come_back_the_same(tmp_path: Path) -> None:
     found = read_soft_targets(path)
     assert found.ids == IDS
     assert found.teacher == "teacher"
-    assert found.pooled is None
     np.testing.assert_array_equal(found.logits, logits)
     np.testing.assert_array_equal(found.fold, fold)
     assert pq.read_schema(path).names == ["utterance_id", "logits", "teacher", "fold"]
-    pooled = random.normal(size=(9, 4))
-    write_soft_targets(path, IDS, logits, "teacher", fold, pooled)
-    again = read_soft_targets(path).pooled
-    assert again is not None
-    np.testing.assert_allclose(again, pooled, rtol=1e-6)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     write_soft_targets(path, [], np.zeros((0, 7)), "nobody", [])
     assert read_soft_targets(path).logits.shape == (0, 7)
@@ -121,6 +123,53 @@ def test_missing_damaged_and_foreign_files_are_sentences(tmp_path: Path) -> None
         read_soft_targets(path)
     with pytest.raises(ValueError, match=r"shape \(9, 7\), not \(9, 6\)"):
         write_soft_targets(path, IDS, np.zeros((9, 6)), "t", np.zeros(9))
+
+
+def test_representations_come_back_by_row_or_say_why_not(tmp_path: Path) -> None:
+    path = tmp_path / "soft_targets.parquet"
+    with pytest.raises(MultistillError, match=r"pooled\.safetensors is missing.*hint_weight"):
+        read_pooled(path)
+    pooled = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    write_pooled(path, [5, 0, 8], pooled)
+    rows, found = read_pooled(path)
+    assert rows.tolist() == [5, 0, 8]
+    np.testing.assert_array_equal(found.numpy(), pooled)
+    assert [file.name for file in tmp_path.iterdir()] == ["pooled.safetensors"]
+    file = tmp_path / "pooled.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(MultistillError, match="damaged"):
+        read_pooled(path)
+
+
+def test_answers_go_on_after_the_parts_that_are_there(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill after some parts: what is there is not computed again, a part cut short is."""
+    model = small()
+    save_model(model, tmp_path / "model")
+    parts, asked = tmp_path / "parts", []
+
+    def counted(*arguments: object, **more: object) -> Outputs:
+        asked.append(list(arguments[2]))  # type: ignore[call-overload]
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return predict(*arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("multistill.distillation.answers.predict", counted)
+
+    def teacher(**more: bool) -> Teacher:
+        return Teacher(tmp_path / "model", store, tmp_path, parts, **more)
+
+    with pytest.raises(KeyboardInterrupt):
+        teacher(keep_pooled=True).answers(IDS, part_rows=4)
+    first = sorted(parts.iterdir())[0]
+    first.write_bytes(first.read_bytes()[:-8])
+    found = teacher(keep_pooled=True).answers(IDS, part_rows=4)
+    assert sorted(map(len, asked)) == [1, 1, 4, 4, 4]  # of two finished parts, the whole one once
+    whole = predict(model, store, IDS, "cpu")
+    np.testing.assert_allclose(found.logits, whole.logits, atol=1e-5)
+    np.testing.assert_allclose(found.pooled, whole.pooled, atol=1e-5)
+    assert teacher().answers(IDS, part_rows=4).pooled is None
 
 
 def _rewritten(path: Path) -> Path:

@@ -18,9 +18,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_corpus import AUDIO_DIM, TEXT_DIM, make_corpus, make_task, with_dropout
+from training_corpus import (
+    AUDIO_DIM,
+    TEXT_DIM,
+    make_corpus,
+    make_task,
+    with_dropout,
+    with_states,
+    with_teacher,
+)
 
-from multistill.distillation.targets import write_soft_targets
+from multistill.distillation.representations import Hint
+from multistill.distillation.targets import (
+    predict,
+    read_pooled,
+    write_pooled,
+    write_soft_targets,
+)
 from multistill.errors import MultistillError
 from multistill.models.build import build
 from multistill.models.spec import ModelSpec
@@ -28,7 +42,7 @@ from multistill.training.data import TrainingData, micro_batches
 from multistill.training.loop import EpochReport, fit
 from multistill.training.optimizer import AdamW
 from multistill.training.schedule import learning_rate
-from multistill.training.state import best_weights, newest_epoch
+from multistill.training.state import best_weights, load_checkpoint, newest_epoch
 from multistill.training.task import TrainingTask, fold_tasks, seed_tasks
 from multistill.training.world import World
 
@@ -326,14 +340,6 @@ def test_quarantined_clips_are_counted_and_test_rows_never_read(corpus):
     assert not any(int(name[-1]) == 9 for name in (*data.train.ids, *data.valid.ids))
 
 
-def with_teacher(task: TrainingTask, path: Path, weight: float) -> TrainingTask:
-    ids = TrainingData.open(task).train.ids
-    logits = np.random.default_rng(0).normal(size=(len(ids), 7)) * 3
-    write_soft_targets(path, ids, logits, "random", np.full(len(ids), -1))
-    distillation = {"loss": "hinton", "temperature": 3.0, "weight": weight}
-    return replace(task, soft_targets=str(path), distillation=distillation)
-
-
 def test_a_student_at_weight_zero_is_its_control_and_otherwise_not(corpus, tmp_path):
     control = with_dropout(make_task(corpus))
     alone = run(control, tmp_path / "control")
@@ -342,6 +348,75 @@ def test_a_student_at_weight_zero_is_its_control_and_otherwise_not(corpus, tmp_p
     assert losses(same) == pytest.approx(losses(alone), abs=1e-6)
     taught = run(with_teacher(control, path, 0.7), tmp_path / "taught")
     assert losses(taught) != pytest.approx(losses(alone), abs=1e-2)
+
+
+def hint_of(task: TrainingTask, state: Path, epoch: int) -> float:
+    """Mean hint loss over the training rows under a checkpoint."""
+    data = TrainingData.open(task)
+    taught = data.train.states
+    assert taught is not None
+    kept = load_checkpoint(state, epoch)
+    model = build(ModelSpec.from_dict(task.spec), AUDIO_DIM, TEXT_DIM)
+    model.load_state_dict(kept.model)
+    pooled = predict(model, data.store, data.train.ids, "cpu").pooled
+    [projection] = [tensor for name, tensor in kept.optimizer.items() if name.endswith("weight")]
+    hint = Hint(model.pooled_dim, taught.table.shape[1], taught.spaces)
+    hint.projection.weight.data = projection
+    space = torch.from_numpy(taught.space)
+    return hint(torch.tensor(pooled), taught.table[taught.place], space).mean().item()
+
+
+@pytest.mark.parametrize("folds", [1, 3])
+def test_a_hint_brings_the_student_to_its_teachers_and_goes_on_after_a_stop(
+    corpus, tmp_path, folds
+):
+    task = with_dropout(make_task(corpus, epochs=6))
+    student = with_states(task, tmp_path / "soft.parquet", folds, hint_weight=2.0)
+    assert student.distillation_config is not None
+    whole = run(student, tmp_path / "whole")
+    parts = fit(student, state_dir=tmp_path / "parts", device="cpu")
+    for _ in range(2):
+        next(parts)
+    parts.close()
+    first = hint_of(student, tmp_path / "parts", 1)
+    assert hint_of(student, tmp_path / "whole", 6) < 0.5 * first
+    rest = run(student, tmp_path / "parts")
+    assert losses(rest) == losses(whole)[2:]
+    ended = [load_checkpoint(tmp_path / name, 6) for name in ("whole", "parts")]
+    assert ended[0].optimizer.keys() == ended[1].optimizer.keys()
+    for kind in ("model", "optimizer"):
+        a, b = (getattr(checkpoint, kind) for checkpoint in ended)
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    # What is handed over is the control's model: the projection is thrown away.
+    names, _ = best_weights(tmp_path / "whole")
+    run(replace(task, train={**task.train, "epochs": 1}), tmp_path / "control")
+    assert names.keys() == best_weights(tmp_path / "control")[0].keys()
+
+
+def test_cka_changes_what_is_learnt_and_schedules_hold_for_it(corpus, tmp_path):
+    task = make_task(corpus, epochs=2)
+    control = run(task, tmp_path / "control")
+    path = tmp_path / "soft.parquet"
+    nothing = run(with_states(task, path, cka_weight=0.0), tmp_path / "0")
+    assert losses(nothing) == pytest.approx(losses(control), abs=1e-6)
+    taught = run(with_states(task, path, cka_weight=1.0), tmp_path / "1")
+    assert losses(taught)[0] > losses(control)[0] + 0.1
+    assert losses(taught, "valid_loss") != losses(control, "valid_loss")
+    rising = {"cka_weight": 1.0, "schedule": "rise", "schedule_share": 1.0}
+    late = run(with_states(task, path, **rising), tmp_path / "rise")
+    assert losses(control)[0] < losses(late)[0] < losses(taught)[0]
+
+
+def test_representations_that_lack_a_row_are_refused(corpus, tmp_path):
+    path = tmp_path / "soft.parquet"
+    student = with_states(make_task(corpus), path, hint_weight=1.0)
+    rows, pooled = read_pooled(path)
+    write_pooled(path, rows[1:], pooled[1:])
+    with pytest.raises(MultistillError, match="lack 1 of 72 training utterances"):
+        run(student, tmp_path / "state")
+    (tmp_path / "pooled.safetensors").unlink()
+    with pytest.raises(MultistillError, match=r"pooled\.safetensors is missing"):
+        run(student, tmp_path / "state")
 
 
 def test_soft_targets_that_lack_rows_are_refused(corpus, tmp_path):
@@ -406,7 +481,7 @@ def test_the_optimiser_is_torchs_adamw():
     torch.manual_seed(0)
     ours = torch.nn.Linear(5, 3)
     theirs = copy.deepcopy(ours)
-    mine = AdamW(ours, weight_decay=0.1)
+    mine = AdamW(ours.named_parameters(), weight_decay=0.1)
     reference = torch.optim.AdamW(theirs.parameters(), lr=0.02, weight_decay=0.1)
     for _ in range(5):
         x = torch.randn(4, 5)
@@ -417,7 +492,7 @@ def test_the_optimiser_is_torchs_adamw():
         reference.step()
     torch.testing.assert_close(ours.weight, theirs.weight)
     torch.testing.assert_close(ours.bias, theirs.bias)
-    again = AdamW(ours, weight_decay=0.1)
+    again = AdamW(ours.named_parameters(), weight_decay=0.1)
     again.load(mine.tensors())
     assert all(torch.equal(a, b) for a, b in zip(again.squares, mine.squares, strict=True))
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from multistill.config import CLASSES
+from multistill.corpora.schema import MANIFEST_SCHEMA, write_manifest
+from multistill.distillation.targets import write_pooled, write_soft_targets
 from multistill.features.store import Clip, finish_store, read_marker, shard_writer
 from multistill.models.presets import resolve
+from multistill.training.data import TrainingData
 from multistill.training.task import TrainingTask
 
 AUDIO_DIM, TEXT_DIM = 12, 8
@@ -29,8 +31,7 @@ def make_corpus(
     """
     random = np.random.default_rng(7)
     directions = random.normal(size=(len(CLASSES), AUDIO_DIM + TEXT_DIM)).astype(np.float32)
-    columns = ("utterance_id", "session", "speaker", "dialogue", "turn", "label", "label_soft")
-    table: dict[str, list[Any]] = {name: [] for name in (*columns, "split", "fold")}
+    table: list[dict[str, Any]] = []
     clips = []
     for row in range(rows):
         label = int(random.integers(0, 4))
@@ -43,19 +44,27 @@ def make_corpus(
         session = row % 10
         split = "test" if session == 9 else "valid" if session == 8 else "train"
         name = f"utt-{row:03d}"
-        values = {
-            "utterance_id": name,
-            "session": f"s{session}",
-            "speaker": f"p{session}",
-            "dialogue": f"s{session}",
-            "turn": row // 10,
-            "label": None if tied else CLASSES[label],
-            "label_soft": shares.tolist(),
-            "split": split,
-            "fold": -1 if split == "test" else session % 4,
-        }
-        for key, value in values.items():
-            table[key].append(value)
+        table.append(
+            {
+                "utterance_id": name,
+                "corpus": "test",
+                "session": f"s{session}",
+                "dialogue": f"s{session}",
+                "turn": row // 10,
+                "speaker": f"p{session}",
+                "audio_path": f"{name}.wav",
+                "num_samples": 16_000,
+                "sample_rate": 16_000,
+                "duration_s": 1.0,
+                "text": name,
+                "text_raw": name,
+                "label": None if tied else CLASSES[label],
+                "label_soft": shares.tolist(),
+                "split": split,
+                "fold": -1 if split == "test" else session % 4,
+                "audio_digest": "",
+            }
+        )
         frames, tokens = int(random.integers(5, 40)), int(random.integers(0, 7))
         audio = random.normal(size=(frames, AUDIO_DIM)).astype(np.float32)
         text = random.normal(size=(tokens, TEXT_DIM)).astype(np.float32)
@@ -65,10 +74,7 @@ def make_corpus(
             audio[0, 0] = np.nan
         clips.append(Clip(name, audio, text))
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = folder / "manifest.parquet"
-    types = {"label_soft": pa.list_(pa.float32(), 7), "fold": pa.int32(), "turn": pa.int32()}
-    arrays = {key: pa.array(value, types.get(key)) for key, value in table.items()}
-    pq.write_table(pa.table(arrays), manifest)
+    manifest = write_manifest(pa.Table.from_pylist(table, schema=MANIFEST_SCHEMA), folder)
     store = folder / "features"
     with shard_writer(store, 0, "float32", AUDIO_DIM, TEXT_DIM, {}) as writer:
         writer.append(clips[: rows - quarantined])
@@ -117,3 +123,28 @@ def make_task(corpus: tuple[Path, Path], name: str = "model", **train: Any) -> T
 def with_dropout(task: TrainingTask, **spec: Any) -> TrainingTask:
     changes = {"dropout": 0.2, "classifier_dropout": 0.2, "modality_dropout": 0.2, **spec}
     return replace(task, spec={**task.spec, **changes})
+
+
+def with_teacher(task: TrainingTask, path: Path, weight: float) -> TrainingTask:
+    """A student of a random teacher."""
+    ids = TrainingData.open(task).train.ids
+    logits = np.random.default_rng(0).normal(size=(len(ids), 7)) * 3
+    write_soft_targets(path, ids, logits, "random", np.full(len(ids), -1))
+    distillation = {"loss": "hinton", "temperature": 3.0, "weight": weight}
+    return replace(task, soft_targets=str(path), distillation=distillation)
+
+
+def with_states(
+    task: TrainingTask, path: Path, folds: int = 1, **distillation: float
+) -> TrainingTask:
+    """A student whose teachers, one per fold, represent a class as one of seven vectors."""
+    student = with_teacher(task, path, 0.0)
+    train = TrainingData.open(task).train
+    fold = np.arange(len(train)) % folds
+    vectors = np.random.default_rng(1).normal(size=(folds, 7, 10)).astype(np.float32)
+    states = np.stack([vectors[f].T @ shares for f, shares in zip(fold, train.shares, strict=True)])
+    logits = np.zeros((len(train), 7))
+    write_soft_targets(path, train.ids, logits, "t", fold if folds > 1 else fold - 1)
+    order = np.random.default_rng(2).permutation(len(train))
+    write_pooled(path, order, states[order])
+    return replace(student, distillation={"weight": 0.0, **distillation})

@@ -1,4 +1,8 @@
-"""Soft targets: a teacher's logits over utterances, computed once and kept as Parquet."""
+"""Soft targets: what a teacher says of utterances, computed once and kept.
+
+soft_targets.parquet       logits of every utterance outside test
+pooled.safetensors         where asked for: its representations of the training utterances
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from multistill.config import CLASSES
-from multistill.corpora.schema import MANIFEST
+from multistill.corpora.schema import read_manifest
 from multistill.errors import MultistillError
 from multistill.features.batches import collate
 from multistill.features.store import FeatureStore
@@ -22,6 +28,8 @@ from multistill.models.context import DialogueContext
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
+
+POOLED = "pooled.safetensors"
 
 BATCH_FRAMES = 32_768
 """Padded audio frames and text tokens of one batch: about 128 MB at 1,024 values a frame."""
@@ -36,25 +44,18 @@ class SoftTargets:
         teacher: who made them, for people.
         fold: int64 [N], the fold that the row's teacher did not train on, -1 where it may
             have trained on the row.
-        pooled: float32 [N, D] the vectors before the teacher's classifier, or None.
     """
 
     ids: list[str]
     logits: Floats
     teacher: str
     fold: Integers
-    pooled: Floats | None = None
 
 
 def write_soft_targets(
-    path: Path,
-    ids: Sequence[str],
-    logits: npt.ArrayLike,
-    teacher: str,
-    fold: npt.ArrayLike,
-    pooled: npt.ArrayLike | None = None,
+    path: Path, ids: Sequence[str], logits: npt.ArrayLike, teacher: str, fold: npt.ArrayLike
 ) -> None:
-    """Write `utterance_id`, `logits`, `teacher`, `fold` (and `pooled`) as one Parquet file.
+    """Write `utterance_id`, `logits`, `teacher` and `fold` as one Parquet file.
 
     The file appears whole or not at all.
     """
@@ -64,8 +65,6 @@ def write_soft_targets(
         "teacher": pa.array([teacher] * len(ids), pa.string()),
         "fold": pa.array(np.asarray(fold), pa.int32()),
     }
-    if pooled is not None:
-        columns["pooled"] = _vectors(pooled, len(ids), np.shape(pooled)[1])
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     pq.write_table(pa.table(columns), temporary)
@@ -90,8 +89,46 @@ def read_soft_targets(path: Path) -> SoftTargets:
         logits=_matrix(table["logits"]),
         teacher=table["teacher"][0].as_py() if len(table) else "",
         fold=table["fold"].to_numpy().astype(np.int64),
-        pooled=_matrix(table["pooled"]) if "pooled" in table.column_names else None,
     )
+
+
+def write_pooled(targets: Path, rows: npt.ArrayLike, pooled: npt.ArrayLike) -> None:
+    """Write the teacher's representations beside the soft targets; whole or not at all.
+
+    Args:
+        targets: the Parquet file.
+        rows: int64 [M], rows of that file, in any order.
+        pooled: float32 [M, D], the vectors before the teacher's classifier.
+    """
+    path = targets.with_name(POOLED)
+    temporary = path.with_name(f".{path.name}.partial")
+    tensors = {
+        "row": torch.from_numpy(np.asarray(rows, dtype=np.int64)),
+        "pooled": torch.from_numpy(np.ascontiguousarray(pooled, dtype=np.float32)),
+    }
+    save_file(tensors, temporary)
+    temporary.replace(path)
+
+
+def read_pooled(targets: Path) -> tuple[Integers, torch.Tensor]:
+    """`rows` and `pooled` of `write_pooled`; memory-mapped, so processes of a node share it.
+
+    Raises:
+        MultistillError: the file is missing or damaged.
+    """
+    path = targets.with_name(POOLED)
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise MultistillError(
+            f"{path} is missing, which `distillation.hint_weight` and `cka_weight` need; run the "
+            "distillation stage of a job file that sets one of them"
+        ) from None
+    except SafetensorError as error:
+        raise MultistillError(
+            f"{path} is damaged ({error}); remove its folder and run the distillation stage again"
+        ) from error
+    return tensors["row"].numpy(), tensors["pooled"]
 
 
 def _vectors(values: npt.ArrayLike, rows: int, width: int) -> pa.Array:
@@ -118,17 +155,16 @@ def dialogue_context(
     """
     if not model.spec.context_turns:
         return None
-    file = manifest / MANIFEST if manifest.is_dir() else manifest
-    columns = pq.read_table(file, columns=["utterance_id", "dialogue", "turn"]).to_pydict()
+    columns = read_manifest(manifest, ["utterance_id", "dialogue", "turn"]).to_pydict()
     return DialogueContext(store, columns, model.spec.context_turns)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """A model's outputs: logits float32 [N, 7] and pooled float32 [N, D]."""
+    """A model's outputs: logits float32 [N, 7] and, where asked for, pooled float32 [N, D]."""
 
     logits: Floats
-    pooled: Floats
+    pooled: Floats | None
 
 
 def predict(
@@ -139,6 +175,7 @@ def predict(
     max_frames: int | None = None,
     batch_frames: int = BATCH_FRAMES,
     context: DialogueContext | None = None,
+    keep_pooled: bool = True,
 ) -> Outputs:
     """Outputs of the model in eval mode, in the order of `ids`; its mode is restored.
 
@@ -147,13 +184,14 @@ def predict(
         max_frames: audio frames read, as in training.
         batch_frames: padded frames plus tokens of one batch; one utterance always fits.
         context: required by a model that reads previous turns, see `dialogue_context`.
+        keep_pooled: give the pooled states too; [N, D] is much for many utterances.
     """
     if model.spec.context_turns and context is None:
         raise ValueError("this model reads previous turns: give it a DialogueContext")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(chosen)
     logits = np.zeros((len(ids), model.spec.num_classes), dtype=np.float32)
-    pooled = np.zeros((len(ids), model.pooled_dim), dtype=np.float32)
+    pooled = np.zeros((len(ids), model.pooled_dim), dtype=np.float32) if keep_pooled else None
     frames, tokens = store.audio_frames(ids), store.text_tokens(ids)
     if max_frames is not None:
         frames = np.minimum(frames, max_frames)
@@ -173,7 +211,8 @@ def predict(
                     *((part.to(chosen) for part in turns) if turns else ()),
                 )
                 logits[rows] = output.logits.float().cpu().numpy()
-                pooled[rows] = output.pooled.float().cpu().numpy()
+                if pooled is not None:
+                    pooled[rows] = output.pooled.float().cpu().numpy()
     finally:
         model.train(training)
     return Outputs(logits, pooled)
@@ -189,7 +228,9 @@ def predict_logits(
     context: DialogueContext | None = None,
 ) -> Floats:
     """The logits of `predict`, [N, 7]."""
-    return predict(model, store, ids, device, max_frames, batch_frames, context).logits
+    return predict(
+        model, store, ids, device, max_frames, batch_frames, context, keep_pooled=False
+    ).logits
 
 
 def _by_length(frames: Integers, tokens: Integers, budget: int) -> Iterator[Integers]:

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from torch import Tensor
 
 from multistill.config import CLASSES
-from multistill.distillation.targets import read_soft_targets
+from multistill.corpora.schema import read_manifest
+from multistill.distillation.targets import SoftTargets, read_pooled, read_soft_targets
 from multistill.errors import MultistillError
 from multistill.features.store import FeatureStore
 from multistill.models.context import DialogueContext
@@ -27,6 +28,23 @@ _COLUMNS = ["utterance_id", "label", "label_soft", "split", "fold"]
 
 
 @dataclass(frozen=True)
+class TeacherStates:
+    """The teacher's representations of N utterances.
+
+    Attributes:
+        table: float32 [M, D], mapped from a file, in the file's order.
+        place: row of the table [N].
+        space: whose space each lies in [N], 0 to `spaces` - 1: out-of-fold teachers have one
+            each.
+    """
+
+    table: Tensor
+    place: Integers
+    space: Integers
+    spaces: int
+
+
+@dataclass(frozen=True)
 class Rows:
     """Some utterances of a split.
 
@@ -35,6 +53,7 @@ class Rows:
         winner: winning class [N], -1 where the votes tie.
         lengths: what batches are sorted by [N]: audio frames, or tokens for a text model.
         teacher: the teacher's logits [N, 7], for students.
+        states: the teacher's representations, for students that learn from them.
     """
 
     ids: list[str]
@@ -42,6 +61,7 @@ class Rows:
     winner: Integers
     lengths: Integers
     teacher: Floats | None = None
+    states: TeacherStates | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,7 +103,7 @@ class TrainingData:
             MultistillError: nothing is left to train on, or the teacher lacks rows.
         """
         store = FeatureStore(task.features)
-        table = _read_manifest(Path(task.manifest), _COLUMNS)
+        table = read_manifest(Path(task.manifest), _COLUMNS)
         split = table.column("split").to_numpy()
         wanted = (split == "train") | (split == "valid")
         if task.leave_out_fold is not None:
@@ -110,22 +130,13 @@ class TrainingData:
                 f"{missing} are quarantined in {task.features}, see also `split` in the job file"
             )
         if task.soft_targets is not None:
-            teacher = _teacher_logits(Path(task.soft_targets), train.ids)
-            train = replace(train, teacher=teacher)
+            train = _taught(train, task)
         context = None
         turns = int(task.spec.get("context_turns", 0))
         if turns:
-            past = _read_manifest(Path(task.manifest), ["utterance_id", "dialogue", "turn"])
+            past = read_manifest(Path(task.manifest), ["utterance_id", "dialogue", "turn"])
             context = DialogueContext(store, past.to_pydict(), turns)
         return cls(store, train, valid, missing, context)
-
-
-def _read_manifest(path: Path, columns: list[str]) -> pa.Table:
-    path = path / "manifest.parquet" if path.is_dir() else path
-    try:
-        return pq.read_table(path, columns=columns)
-    except FileNotFoundError as error:
-        raise MultistillError(f"there is no manifest at {path}; run the prepare stage") from error
 
 
 @dataclass(frozen=True)
@@ -154,7 +165,9 @@ def _lengths(task: TrainingTask, store: FeatureStore, ids: list[str]) -> Integer
     return np.maximum(lengths, 1)
 
 
-def _teacher_logits(path: Path, ids: list[str]) -> Floats:
+def _taught(train: Rows, task: TrainingTask) -> Rows:
+    """The rows with what the task's teacher says of them."""
+    path, ids, config = Path(task.soft_targets or ""), train.ids, task.distillation_config
     targets = read_soft_targets(path)
     place = {name: row for row, name in enumerate(targets.ids)}
     absent = [name for name in ids if name not in place]
@@ -171,7 +184,25 @@ def _teacher_logits(path: Path, ids: list[str]) -> Floats:
             f"the soft targets in {path} are not finite for {len(broken)} utterances "
             f"(first: {ids[int(broken[0])]}); train the teacher again"
         )
-    return logits
+    reads_pooled = config is not None and config.reads_pooled
+    states = _teacher_states(path, targets, order, ids) if reads_pooled else None
+    return replace(train, teacher=logits, states=states)
+
+
+def _teacher_states(
+    path: Path, targets: SoftTargets, order: Integers, ids: list[str]
+) -> TeacherStates:
+    rows, table = read_pooled(path)
+    place = np.full(len(targets.ids), -1, dtype=np.int64)
+    place[rows] = np.arange(len(rows))
+    absent = np.flatnonzero(place[order] < 0)
+    if len(absent):
+        raise MultistillError(
+            f"the teacher's representations beside {path} lack {len(absent)} of {len(ids)} "
+            f"training utterances (first: {ids[int(absent[0])]}); run the distillation stage again"
+        )
+    spaces, space = np.unique(targets.fold[order], return_inverse=True)
+    return TeacherStates(table, place[order], space.astype(np.int64), len(spaces))
 
 
 def micro_batches(

@@ -22,7 +22,7 @@ from multistill.models.build import EmotionModel, build
 from multistill.models.spec import ModelSpec
 from multistill.training.data import Integers, TrainingData, micro_batches
 from multistill.training.guard import REPORT, FiniteGuard
-from multistill.training.objective import objective, sampling_weights, scores
+from multistill.training.objective import Objective, sampling_weights, scores
 from multistill.training.optimizer import AdamW, runs_bfloat16
 from multistill.training.schedule import derived_seed, learning_rate
 from multistill.training.state import (
@@ -37,6 +37,8 @@ from multistill.training.step import FlatGradients, training_step
 from multistill.training.supply import Piece, Supply
 from multistill.training.task import TrainingTask
 from multistill.training.world import World
+
+_OBJECTIVE = "objective."
 
 
 @dataclass(frozen=True)
@@ -121,14 +123,20 @@ class _Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(task.seed)
             model = build(ModelSpec.from_dict(task.spec), store.audio_dim, store.text_dim)
+            # After the model, whose weights are those of its control.
+            objective = Objective(task, self.data.train, model.pooled_dim)
         self.model: EmotionModel = model.to(device)
-        for parameter in self.model.parameters():
+        self.objective = objective.to(device)
+        named = [
+            *self.model.named_parameters(),
+            *((f"{_OBJECTIVE}{name}", p) for name, p in self.objective.named_parameters()),
+        ]
+        for _, parameter in named:
             world.from_first(parameter.data)
-        self.flat = FlatGradients(self.model.parameters(), device)
-        self.optimizer = AdamW(self.model, self.config.weight_decay)
+        self.flat = FlatGradients([parameter for _, parameter in named], device)
+        self.optimizer = AdamW(named, self.config.weight_decay)
         if self.config.compile:
             self.model.compile(dynamic=True)
-        self.objective = objective(task, self.data.train, device)
         # A text model's audio is neither read nor padded.
         self.max_frames = self.config.max_frames if self.model.spec.reads_audio else 0
         self.supply = Supply(store, device, self.max_frames, self.data.context)
@@ -153,6 +161,12 @@ class _Training:
                 "remove the folder to start anew"
             )
         self.model.load_state_dict(checkpoint.model)
+        self.objective.load_state_dict(
+            {
+                name.removeprefix(_OBJECTIVE): checkpoint.optimizer[name]
+                for name in self._beside_the_model()
+            }
+        )
         self.optimizer.load(checkpoint.optimizer)
         self.progress = checkpoint.progress
 
@@ -236,7 +250,8 @@ class _Training:
                 piece.context_mask,
             )
         progress = self.progress.step / (self.config.epochs * self.steps_per_epoch)
-        return self.objective(output.logits.float(), piece, progress)
+        losses: Tensor = self.objective(output, piece, progress)
+        return losses
 
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = runs_bfloat16(self.config.precision, self.device)
@@ -280,8 +295,14 @@ class _Training:
         progress.history.append({"epoch": float(epoch), **metrics})
         if self.world.leads:
             model = self.model.state_dict()
-            save_checkpoint(self.state_dir, Checkpoint(progress, model, self.optimizer.tensors()))
+            optimizer = {**self.optimizer.tensors(), **self._beside_the_model()}
+            save_checkpoint(self.state_dir, Checkpoint(progress, model, optimizer))
         return EpochReport(epoch, dict(metrics), best, progress.stopped)
+
+    def _beside_the_model(self) -> dict[str, Tensor]:
+        """Weights that are trained and thrown away: kept with the optimiser's state."""
+        own = self.objective.state_dict()
+        return {f"{_OBJECTIVE}{name}": tensor for name, tensor in own.items()}
 
     def _rank(self, metrics: Mapping[str, float], epoch: int) -> list[float]:
         """What the best epoch has most of: the metric, then (small sets tie) a low loss.

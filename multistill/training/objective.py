@@ -2,58 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multistill.config import CLASSES, TrainConfig
 from multistill.distillation.losses import distillation_loss
+from multistill.distillation.representations import Hint, LinearCKA
 from multistill.distillation.schedule import scheduled_weight
 from multistill.evaluation.metrics import from_confusion
+from multistill.models.build import ModelOutput
 from multistill.models.losses import class_weights, label_loss
 from multistill.training.data import Floats, Rows
 from multistill.training.supply import Piece
 from multistill.training.task import TrainingTask
 
-Objective = Callable[[Tensor, Piece, float], Tensor]
-"""(logits [b, 7], piece, share of the training's steps that are done) -> losses [b]."""
 
-
-def objective(task: TrainingTask, train: Rows, device: torch.device) -> Objective:
+class Objective(nn.Module):
     """The loss of each utterance under a task.
 
-    Args:
-        train: class weights count its labels.
-    """
-    config = task.train_config
-    weights = class_weights(torch.from_numpy(train.shares), config.class_weights)
-    if weights is not None:
-        weights = weights.to(device)
-    distillation = task.distillation_config
-    if distillation is None:
+    Its own parameters (a hint's projection) are trained beside the model's and are part of
+    the checkpoints, never of the model.
 
-        def from_labels(logits: Tensor, piece: Piece, progress: float) -> Tensor:
+    Args:
+        train: class weights count its labels; its teacher's states decide a hint's width.
+        pooled_dim: width of the model's pooled states.
+    """
+
+    def __init__(self, task: TrainingTask, train: Rows, pooled_dim: int) -> None:
+        super().__init__()
+        self.config, self.distillation = task.train_config, task.distillation_config
+        self.weights = class_weights(torch.from_numpy(train.shares), self.config.class_weights)
+        self.hint: Hint | None = None
+        self.cka: LinearCKA | None = None
+        taught, distillation = train.states, self.distillation
+        if taught is not None and distillation is not None:
+            if distillation.hint_weight:
+                self.hint = Hint(pooled_dim, taught.table.shape[1], taught.spaces)
+            if distillation.cka_weight:
+                self.cka = LinearCKA(taught.spaces)
+
+    def forward(self, output: ModelOutput, piece: Piece, progress: float) -> Tensor:
+        """Losses [b].
+
+        Args:
+            progress: share of the training's steps that are done.
+        """
+        logits = output.logits.float()
+        weights = None if self.weights is None else self.weights.to(logits.device)
+        config, distillation = self.config, self.distillation
+        if distillation is None:
             return label_loss(
                 logits, piece.shares, piece.winner, config.loss, config.label_source, weights
             )
-
-        return from_labels
-
-    def from_teacher(logits: Tensor, piece: Piece, progress: float) -> Tensor:
         assert piece.teacher is not None
-        return distillation_loss(
+
+        def scheduled(weight: float) -> float:
+            return scheduled_weight(
+                weight, distillation.schedule, progress, distillation.schedule_share
+            )
+
+        losses = distillation_loss(
             logits,
             piece.teacher,
             piece.shares,
             piece.winner,
             loss=distillation.loss,
             temperature=distillation.temperature,
-            weight=scheduled_weight(
-                distillation.weight, distillation.schedule, progress, distillation.schedule_share
-            ),
+            weight=scheduled(distillation.weight),
             standardize=distillation.standardize,
             dkd_alpha=distillation.dkd_alpha,
             dkd_beta=distillation.dkd_beta,
@@ -61,8 +78,14 @@ def objective(task: TrainingTask, train: Rows, device: torch.device) -> Objectiv
             label_source=config.label_source,
             class_weights=weights,
         ).total
-
-    return from_teacher
+        for weight, match in (
+            (distillation.hint_weight, self.hint),
+            (distillation.cka_weight, self.cka),
+        ):
+            if match is not None:
+                found = match(output.pooled.float(), piece.teacher_states, piece.space)
+                losses = losses + scheduled(weight) * found
+        return losses
 
 
 def scores(config: TrainConfig, logits: Floats, rows: Rows) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
@@ -11,14 +13,14 @@ EPSILON = 1e-8
 
 
 class AdamW:
-    """AdamW (Loshchilov and Hutter 2019) on all parameters, as published.
+    """AdamW (Loshchilov and Hutter 2019) on all parameters that are trained, as published.
 
     Torch's own functional form. The class `torch.optim.AdamW` around it imports torch's
     compiler on first use: 870 modules and 2 s of processor time in every worker and trial.
     """
 
-    def __init__(self, model: nn.Module, weight_decay: float) -> None:
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> None:
+        named = [(name, p) for name, p in parameters if p.requires_grad]
         self.names = [name for name, _ in named]
         self.parameters = [parameter for _, parameter in named]
         self.weight_decay = weight_decay

@@ -29,6 +29,8 @@ class Piece:
         rows: row numbers in the split.
         context, context_mask: previous turns, for models that read them.
         teacher: the teacher's logits [b, 7], for students.
+        teacher_states, space: its representations [b, D] and whose space they lie in [b],
+            for students that learn from them.
     """
 
     rows: list[int]
@@ -36,6 +38,8 @@ class Piece:
     shares: Tensor
     winner: Tensor
     teacher: Tensor | None = None
+    teacher_states: Tensor | None = None
+    space: Tensor | None = None
     context: Tensor | None = None
     context_mask: Tensor | None = None
 
@@ -49,6 +53,8 @@ class Piece:
             shares=self.shares.to(device, non_blocking=True),
             winner=self.winner.to(device, non_blocking=True),
             teacher=move(self.teacher),
+            teacher_states=move(self.teacher_states),
+            space=move(self.space),
             context=move(self.context),
             context_mask=move(self.context_mask),
         )
@@ -90,12 +96,15 @@ class Supply:
         ids = [data.ids[row] for row in part]
         states = collate(self.store, ids, self.max_frames)
         context, context_mask = self.context.batch(ids) if self.context else (None, None)
+        taught = data.states
         return Piece(
             rows=part.tolist(),
             states=states.pin() if self.device.type == "cuda" else states,
             shares=torch.from_numpy(data.shares[part]),
             winner=torch.from_numpy(data.winner[part]),
             teacher=None if data.teacher is None else torch.from_numpy(data.teacher[part]),
+            teacher_states=None if taught is None else taught.table[taught.place[part]],
+            space=None if taught is None else torch.from_numpy(taught.space[part]),
             context=context,
             context_mask=context_mask,
         )
