@@ -36,11 +36,13 @@ class Crossmodal(nn.Module):
         both = spec.modality == "multimodal"
         self.out_width = spec.width * (2 if both else 1)
         shape = (spec.width, spec.heads, spec.layers, spec.feedforward, spec.dropout)
-        self.stacks = nn.ModuleList(Stack(*shape) for _ in range(2 if both else 1))
         if both:
             self.pools = nn.ModuleList([_pool(spec), _pool(spec, first=True)])
         else:
             self.pools = nn.ModuleList([_pool(spec, first=spec.modality == "audio")])
+        self.stacks = nn.ModuleList(
+            Stack(*shape, first_only=isinstance(pool, FirstPool)) for pool in self.pools
+        )
 
     def forward(self, streams: Sequence[Stream]) -> Tensor:
         if len(streams) == 1:

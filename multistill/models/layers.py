@@ -71,10 +71,17 @@ class Layer(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, source: Tensor | None, source_mask: Tensor) -> Tensor:
-        """source None: self-attention; then `source_mask` is the mask of x."""
+    def forward(
+        self, x: Tensor, source: Tensor | None, source_mask: Tensor, first_only: bool = False
+    ) -> Tensor:
+        """source None: self-attention; then `source_mask` is the mask of x.
+
+        first_only: of x's positions only the first is worked out and returned.
+        """
         query = self.attention_norm(x)
         keys = query if source is None else self.attention_norm(source)
+        if first_only:
+            x, query = x[:, :1], query[:, :1]
         x = x + self.dropout(self.attention(query, keys, source_mask))
         hidden = F.relu(self.expand(self.feedforward_norm(x)))
         return x + self.dropout(self.contract(hidden))
@@ -104,12 +111,24 @@ class Positions(nn.Module):
 
 
 class Stack(nn.Module):
-    """Crossmodal stack, or a self-attention stack where the source is None."""
+    """Crossmodal stack, or a self-attention stack where the source is None.
+
+    Args:
+        first_only: the readout is the first position, so the last layer, whose positions do
+            not meet any more, need not work out the others: the same answer for less.
+    """
 
     def __init__(
-        self, width: int, heads: int, layers: int, feedforward: int, dropout: float
+        self,
+        width: int,
+        heads: int,
+        layers: int,
+        feedforward: int,
+        dropout: float,
+        first_only: bool = False,
     ) -> None:
         super().__init__()
+        self.first_only = first_only
         self.positions = Positions(width)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
@@ -118,12 +137,13 @@ class Stack(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, source: Tensor | None, source_mask: Tensor) -> Tensor:
-        """x [B, Tq, W], source [B, Tk, W] or None, source_mask [B, Tk] -> [B, Tq, W]."""
+        """x [B, Tq, W], source [B, Tk, W] or None, source_mask [B, Tk] -> [B, Tq or 1, W]."""
         x = self.dropout(self.positions(x))
         if source is not None:
             source = self.dropout(self.positions(source))
-        for layer in self.layers:
-            x = layer(x, source, source_mask)
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            x = layer(x, source, source_mask, self.first_only and index == last)
         return self.norm(x)
 
 

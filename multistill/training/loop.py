@@ -40,6 +40,10 @@ from multistill.training.world import World
 
 _OBJECTIVE = "objective."
 
+CPU_STATES = 2**20
+"""Padded positions times width of a piece on a CPU: what stays in its caches computes faster,
+and the shorter pieces are, the less of them is padding."""
+
 
 @dataclass(frozen=True)
 class EpochReport:
@@ -146,6 +150,14 @@ class _Training:
     def steps_per_epoch(self) -> int:
         return -(-len(self.data.train) // self.config.batch_size)
 
+    @property
+    def _piece_frames(self) -> int | None:
+        """Most padded frames that are computed at once; None: all of a batch."""
+        wish = self.config.batch_frames
+        if wish is not None or self.device.type != "cpu" or self.objective.over_batch:
+            return wish
+        return CPU_STATES // self.model.spec.width
+
     def resume(self) -> None:
         """Take up the newest checkpoint. The first rank decides which, so that all agree."""
         found = newest_epoch(self.state_dir)[0] if self.world.leads else 0
@@ -207,7 +219,7 @@ class _Training:
                     rank_part(batch, world.rank, world.size),
                     train.lengths,
                     config.accumulation,
-                    config.batch_frames,
+                    self._piece_frames,
                 )
             )
             for batch in batches

@@ -43,6 +43,12 @@ class Objective(nn.Module):
             if distillation.cka_weight:
                 self.cka = LinearCKA(taught.spaces)
 
+    @property
+    def over_batch(self) -> bool:
+        """Whether a row's loss depends on the rows that are computed with it."""
+        distillation = self.distillation
+        return self.cka is not None or (distillation is not None and distillation.loss == "dist")
+
     def forward(self, output: ModelOutput, piece: Piece, progress: float) -> Tensor:
         """Losses [b].
 
