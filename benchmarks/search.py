@@ -1,7 +1,7 @@
 """What a search costs beside its training, and what it gains over random search and a grid.
 
     python benchmarks/search.py many [--trials 2000]
-    python benchmarks/search.py overhead FOLDER [--trials 32] [--epochs 30]
+    python benchmarks/search.py overhead FOLDER [--trials 32] [--epochs N, default: trials of 22 s]
     python benchmarks/search.py compare FOLDER [--trials 30] [--epochs 20] [--seeds 3]
 
 FOLDER is a finished search (`<workspace>/search/<fingerprint>`): its student, features and
@@ -32,6 +32,7 @@ from multistill.training.task import TrainingTask
 from multistill.watch import Silent
 
 T, WEIGHT = "distillation.temperature", "distillation.weight"
+TRIAL_SECONDS = 22.0
 GRID = {T: [1.0, 2.0, 3.0, 4.0, 6.0, 8.0], WEIGHT: [0.1, 0.3, 0.5, 0.7, 0.9]}
 
 
@@ -93,9 +94,23 @@ def many(trials: int) -> None:
     print(f"driver memory after 200 trials {first:.0f} MB, at the end {last:.0f} MB")
 
 
-def overhead(folder: Path, trials: int, epochs: int) -> None:
+def epoch_seconds(folder: Path) -> float:
+    """Median seconds of an epoch in the trials of a finished search."""
+    rows = pq.read_table(folder / "trials.parquet").to_pylist()
+    return statistics.median(row["seconds"] / row["epochs"] for row in rows if row["epochs"])
+
+
+def announce(trials: float, epochs: int, folder: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    minutes = trials * epochs * epoch_seconds(folder) / cores / 60
+    print(f"{trials:g} trials of {epochs} epochs: about {minutes:.0f} min on {cores} cores")
+
+
+def overhead(folder: Path, trials: int, epochs: int | None) -> None:
     """Wall time against pure training time, without early stopping."""
     asked = Request.read(folder)
+    epochs = epochs or math.ceil(TRIAL_SECONDS / epoch_seconds(folder))
+    announce(trials, epochs, folder)
     config = asked.config.model_copy(
         update={"trials": trials, "epochs": epochs, "grace_epochs": epochs, "second": None}
     )
@@ -115,6 +130,7 @@ def overhead(folder: Path, trials: int, epochs: int) -> None:
 def compare(folder: Path, trials: int, epochs: int, seeds: int) -> None:
     """Seconds of training until the best of a full grid over T and weight is reached."""
     asked = Request.read(folder)
+    announce((2 * trials + len(GRID[T]) * len(GRID[WEIGHT])) * seeds, epochs, folder)
     ranges = {
         T: SearchParameter(low=GRID[T][0], high=GRID[T][-1]),
         WEIGHT: SearchParameter(low=GRID[WEIGHT][0], high=GRID[WEIGHT][-1]),
@@ -183,7 +199,7 @@ def main() -> None:
         if arguments.what == "many":
             many(arguments.trials or 2000)
         elif arguments.what == "overhead":
-            overhead(arguments.folder, arguments.trials or 32, arguments.epochs or 30)
+            overhead(arguments.folder, arguments.trials or 32, arguments.epochs)
         else:
             compare(
                 arguments.folder, arguments.trials or 30, arguments.epochs or 20, arguments.seeds

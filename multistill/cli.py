@@ -32,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-search_app = typer.Typer(help="Continue or extend a search.", no_args_is_help=True)
+search_app = typer.Typer(help="Continue, extend or join a search.", no_args_is_help=True)
 app.add_typer(search_app, name="search")
 
 Job = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="the job file")]
@@ -332,6 +332,25 @@ def extend(
         )
     larger = job.search.model_copy(update={"trials": job.search.trials + trials})
     _run(job.model_copy(update={"search": larger}), until=None, as_json=as_json)
+
+
+@search_app.command()
+def join(
+    run_name: Run,
+    overrides: Overrides = None,
+    workspace: WorkspaceFolder = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Help with a search that runs elsewhere: take trials of it until none is left."""
+    from multistill import pipeline
+
+    job = _earlier(run_name, overrides, workspace)
+    ended = pipeline.join(job)
+    if as_json:
+        _print_json({"job": job.name, "trials": ended})
+    else:
+        print(f"{ended} trials of `{job.name}` ended here")
 
 
 def _earlier(run_name: str, overrides: Sequence[str] | None, workspace: str | None) -> JobConfig:

@@ -241,6 +241,14 @@ class FeaturesConfig(Section):
     encoders: int | None = execution(None, ge=1, description="encoder actors; default: sized")
     gpus_per_encoder: float | None = execution(None, ge=0)
 
+    def side_by_side(self) -> dict[str, list[int]]:
+        """Layers that the store holds one beside another, as `ModelSpec` names them."""
+        return {
+            f"{name}_layers": list(encoder.layers)
+            for name, encoder in (("speech", self.speech), ("text", self.text))
+            if encoder.combine == "concat" and len(encoder.layers) > 1
+        }
+
 
 class ModelConfig(Section):
     """A preset by name; every other key overrides one value of it (`multistill models`)."""
@@ -260,6 +268,10 @@ class ModelConfig(Section):
         None, ge=1, description="neighbouring audio frames averaged into one before the head"
     )
     context_turns: int | None = Field(None, ge=0, le=32)
+    speech_layer: int | None = Field(
+        None, description="the one it reads of features.speech.layers (`combine: concat`)"
+    )
+    text_layer: int | None = Field(None, description="likewise, of features.text.layers")
 
     def overrides(self) -> dict[str, Any]:
         return {k: v for k, v in self.model_dump().items() if k != "preset" and v is not None}
@@ -418,9 +430,22 @@ class SearchConfig(Section):
         "the environment); default: a journal file in the workspace",
     )
     concurrent: int | None = execution(None, ge=1, description="default: what the cluster holds")
-    cpus_per_trial: float = execution(1.0, gt=0)
-    gpus_per_trial: float | None = execution(None, ge=0)
+    workers_per_trial: int = execution(
+        1, ge=1, description="data-parallel workers of one trial; more than one start Ray Train"
+    )
+    cpus_per_trial: float = execution(1.0, gt=0, description="of each worker of a trial")
+    gpus_per_trial: float | None = execution(None, ge=0, description="of each worker of a trial")
     max_failures: int = execution(1, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchConfig:
+        gpus = self.gpus_per_trial
+        if gpus is not None and gpus % 1 and self.workers_per_trial > 1:
+            raise ValueError(
+                "a fraction of a GPU works for trials of one worker only (NCCL refuses a shared "
+                "GPU); set `workers_per_trial: 1` or a whole `gpus_per_trial`"
+            )
+        return self
 
     @property
     def mode(self) -> Literal["min", "max"]:

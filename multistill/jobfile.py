@@ -86,6 +86,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
             yield at, f"{'.'.join(map(str, at))}: {error}"
     for sentence in check_space(job.search.space, job.searched_student()):
         yield ("search", "space"), f"search.space: {sentence}"
+    yield from _layers(job)
     yield from _losses(job)
     if job.search.epochs is not None and job.search.grace_epochs > job.search.epochs:
         yield (
@@ -95,10 +96,45 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
         )
 
 
+def _layers(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """Encoder layers that a model is to read and the features do not hold apart."""
+    kept = job.features.side_by_side()
+    asked: list[tuple[Location, str, object]] = []
+    for name in ("speech_layer", "text_layer"):
+        asked.append((("teacher", "model"), name, getattr(job.teacher.model, name)))
+        for index, student in enumerate(job.students):
+            asked.append((("students", index, "model"), name, getattr(student.model, name)))
+        searched = job.search.space.get(f"model.{name}") if job.search.enabled else None
+        if searched and searched.choices is None:
+            yield ("search", "space"), f"search.space: `model.{name}` needs `choices`"
+        choices = (searched.choices if searched else None) or []
+        asked += [(("search", "space", f"model.{name}"), name, choice) for choice in choices]
+    for at, name, layer in asked:
+        encoder, layers = name.removesuffix("_layer"), kept.get(f"{name}s", [])
+        if layer is not None and layer not in layers:
+            there = f"holds {', '.join(map(str, layers))}" if layers else "holds one state"
+            yield (
+                at,
+                f"{name}: layer {layer} cannot be read, the store {there}; set features.{encoder}: "
+                f"{{layers: [..., {layer}], combine: concat}}",
+            )
+
+
 def _losses(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Distillation losses that do not go with how students are trained."""
-    searched = job.search.space.get("distillation.loss") if job.search.enabled else None
+    space = job.search.space if job.search.enabled else {}
+    searched = space.get("distillation.loss")
     asked = {job.distillation.loss, *((searched.choices or []) if searched else [])}
+    over_batch = ["loss dist"] if "dist" in asked else []
+    if job.distillation.cka_weight or "distillation.cka_weight" in space:
+        over_batch.append("cka_weight")
+    if job.search.enabled and job.search.workers_per_trial > 1:
+        for option in over_batch:
+            yield (
+                ("search", "workers_per_trial"),
+                f"search.workers_per_trial: distillation.{option} correlates over the batch that "
+                "one worker sees; it needs trials of one worker",
+            )
     for index, student in enumerate(job.students):
         at, name = ("students", index, "train"), f"student `{student.name}`"
         if "two-mse" in asked and student.train.loss != "mse":
@@ -107,12 +143,13 @@ def _losses(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 f"{name}: distillation.loss two-mse fits shares, not logits, so the student and "
                 "its control need `train.loss: mse`",
             )
-        if "dist" in asked and (student.train.workers > 1 or student.train.batch_frames):
-            yield (
-                at,
-                f"{name}: distillation.loss dist correlates over the batch that one worker sees; "
-                "it needs `workers: 1` and no `batch_frames`",
-            )
+        if student.train.workers > 1 or student.train.batch_frames:
+            for option in over_batch:
+                yield (
+                    at,
+                    f"{name}: distillation.{option} correlates over the batch that one worker "
+                    "sees; it needs `workers: 1` and no `batch_frames`",
+                )
 
 
 def dump(job: JobConfig) -> str:

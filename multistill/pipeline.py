@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from multistill import jobfile, provenance
 from multistill.config import JobConfig
 from multistill.console import ConsoleWatch, Screen, Several
+from multistill.errors import UsageError
 from multistill.stages import Stages, Step
 from multistill.workspace import Artifact, Workspace, fingerprint, write_atomic
 
@@ -69,7 +70,10 @@ class Outcome:
 
 def plan(job: JobConfig) -> list[Planned]:
     """Which stages are there and which a run would make. Starts nothing, writes nothing."""
-    stages = Stages(job, Workspace(job.workspace))
+    return _look_up(Stages(job, Workspace(job.workspace)))
+
+
+def _look_up(stages: Stages) -> list[Planned]:
     planned = []
     known = True
     for name in stages.names():
@@ -125,6 +129,42 @@ def run(job: JobConfig, *, until: str | None = None, screen: Screen | None = Non
         report=report,
         tracking_uri=work.tracking_uri,
     )
+
+
+def join(job: JobConfig, *, screen: Screen | None = None) -> int:
+    """Run trials of a search that another process has in hand, until none is left to start.
+
+    Nothing else of the job is made here, and nothing is recorded: that process does both.
+
+    Returns:
+        how many trials ended here.
+    Raises:
+        UsageError: the job has no search that could be joined.
+    """
+    from multistill import cluster
+    from multistill.search import study
+    from multistill.search.request import FILE
+
+    screen = screen or Screen()
+    stages = Stages(job, Workspace(job.workspace))
+    state = {stage.stage: stage for stage in _look_up(stages)}
+    found = state.get("search")
+    if found is not None and found.state == "done":
+        raise UsageError(
+            f"the search of `{job.name}` has ended, so there is nothing to join; "
+            f"`multistill search extend {job.name} --trials N` adds trials"
+        )
+    folder = None
+    if found is not None and found.fingerprint is not None:
+        folder = stages.workspace.partial("search", found.fingerprint)
+    if folder is None or not (folder / FILE).exists():
+        raise UsageError(
+            f"no search of `{job.name}` is under way in {stages.workspace.root}; start it with "
+            "`multistill run`, then join it with the same job and workspace"
+        )
+    nested = job.search.workers_per_trial > 1
+    with _interruptible(), cluster.start(job.resources, dashboard=nested, say=screen.line):
+        return study.join(folder, ConsoleWatch(screen, job.name), job.search)
 
 
 class _Work:
@@ -242,7 +282,11 @@ class _Work:
         if not self.ray_started:
             from multistill import cluster
 
-            self.stack.enter_context(cluster.start(self.job.resources, say=self.screen.line))
+            # Ray Train inside Ray Tune frees what it held through the dashboard.
+            nested = self.job.search.enabled and self.job.search.workers_per_trial > 1
+            self.stack.enter_context(
+                cluster.start(self.job.resources, dashboard=nested, say=self.screen.line)
+            )
             self.ray_started = True
             job_id = _ray_job_id()
             if job_id:

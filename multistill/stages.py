@@ -140,9 +140,10 @@ class Stages:
         from multistill.models.presets import resolve
         from multistill.training.task import TrainingTask
 
+        layers = self.job.features.side_by_side()
         return TrainingTask(
             name=name,
-            spec=resolve(model.preset, model.overrides()).to_dict(),
+            spec=resolve(model.preset, {**model.overrides(), **layers}).to_dict(),
             train=train.model_dump(mode="json"),
             seed=seed,
             manifest=str(self.done["prepare"].path),

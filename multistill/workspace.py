@@ -114,6 +114,10 @@ class Workspace:
     def folder(self, kind: str, fingerprint: str) -> Path:
         return self.root / kind / fingerprint
 
+    def partial(self, kind: str, fingerprint: str) -> Path:
+        """Where the artifact is while it is being made."""
+        return self.root / kind / f".{fingerprint}.partial"
+
     def find(self, kind: str, fingerprint: str) -> Artifact | None:
         """The finished artifact, or None."""
         path = self.folder(kind, fingerprint)
@@ -167,7 +171,7 @@ class Workspace:
             found = self.find(kind, fingerprint)
             if found is not None:
                 return found
-            partial = self.root / kind / f".{fingerprint}.partial"
+            partial = self.partial(kind, fingerprint)
             partial.mkdir(parents=True, exist_ok=True)
             started = time.monotonic()
             try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from generators import kemdy20
 
 from multistill import jobfile, pipeline
 from multistill.config import JobConfig
+from multistill.errors import UsageError
 from multistill.stages import STAGES
+from multistill.workspace import Workspace
 
 JOB = """
 name: tiny
@@ -236,6 +240,40 @@ def test_the_winner_is_judged_as_it_was_trained(
     summary = outcome.stages["search"].summary
     assert summary["winner_train"]["metric"] == job.search.metric
     assert summary["winner_train"]["epochs"] == job.students[0].train.epochs
+
+
+def test_a_search_under_way_is_joined_and_no_other(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    from multistill.search.request import Request
+
+    job, outcome = finished
+    with pytest.raises(UsageError, match="has ended"):
+        pipeline.join(job)
+    larger = jobfile.parse(jobfile.dump(job), "t", ["search.trials=3"])
+    with pytest.raises(UsageError, match="no search of `tiny` is under way"):
+        pipeline.join(larger)
+    print_ = next(stage.fingerprint for stage in pipeline.plan(larger) if stage.stage == "search")
+    folder = Workspace(job.workspace).partial("search", str(print_))
+    folder.mkdir()
+    asked = Request.read(outcome.stages["search"].path)
+    replace(asked, config=larger.search, study="joined").write(folder)
+    assert pipeline.join(larger) == 3
+    shutil.rmtree(folder)
+
+
+def test_latency_of_a_trial_is_from_the_recording_to_the_logits(
+    finished: tuple[JobConfig, pipeline.Outcome], tmp_path: Path
+) -> None:
+    from multistill.search.cost import cost, time_encoders
+    from multistill.search.request import Request
+
+    task = Request.read(finished[1].stages["search"].path).base
+    encoders = time_encoders(task, tmp_path)["milliseconds"]
+    assert 0 < encoders["audio"] < encoders["multimodal"]
+    assert encoders["text"] < encoders["multimodal"]
+    whole = cost("latency", task, tmp_path)
+    assert encoders["audio"] < whole < encoders["audio"] + 1000, "with the head's own time"
 
 
 def test_another_split_finds_the_same_features(

@@ -216,3 +216,14 @@ def test_what_can_never_run_is_said_before_anything_starts(config, nodes, words)
     problems = capacity_problems(config, nodes)
     assert any(words in problem for problem in problems), problems
     assert capacity_problems(SearchConfig(), {"CPU": 8.0}) == []
+
+
+def test_trials_of_several_workers_take_whole_gpus():
+    with pytest.raises(ValueError, match="a fraction of a GPU works for trials of one worker"):
+        SearchConfig(workers_per_trial=2, gpus_per_trial=0.5)
+    nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 2.0}]
+    asked = SearchConfig(workers_per_trial=3, gpus_per_trial=1)
+    assert concurrency(asked, nodes) == 1, "its workers may lie on several nodes"
+    assert capacity_problems(asked, nodes) == []
+    four = asked.model_copy(update={"workers_per_trial": 4})
+    assert "no room for 4 workers" in capacity_problems(four, nodes)[0]

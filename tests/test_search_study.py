@@ -24,6 +24,7 @@ from multistill.distillation.targets import write_soft_targets
 from multistill.errors import MultistillError, UsageError
 from multistill.search.request import Request
 from multistill.search.study import extend, resume, search
+from multistill.training.task import TrainingTask
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -156,7 +157,10 @@ def test_a_larger_search_takes_over_the_trials_of_the_smaller(finished):
     assert len({row["params"] for row in new}) == 11, "a continued sampler repeats no point"
 
 
-def test_diverged_trials_fail_with_their_reason_in_a_database_too(tmp_path):
+def test_diverged_trials_fail_with_their_reason_in_a_database_too(tmp_path, monkeypatch):
+    # Two rounds, as searches of thousands have: Tune keeps every trial of a round in memory.
+    monkeypatch.setattr("multistill.search.experiment.ROUND", 4)
+    monkeypatch.setattr("multistill.search.experiment.ROUND_PER_SLOT", 1)
     notes = Notes()
     more = {
         "trials": 6,
@@ -169,6 +173,8 @@ def test_diverged_trials_fail_with_their_reason_in_a_database_too(tmp_path):
     assert not (tmp_path / "study.log").exists()
     assert {row["state"] for row in table(tmp_path)} == {"complete", "failed"}
     assert summary["counts"]["running"] == 0
+    assert [row["trial"] for row in table(tmp_path)] == list(range(6)), "over both rounds"
+    assert notes.counts[-1] == (6, 6)
     for row in table(tmp_path):
         weight = json.loads(row["params"])["distillation.weight"]
         assert (row["state"] == "failed") == (weight > 0.5)
@@ -267,6 +273,20 @@ def test_one_interrupt_ends_epochs_in_hand_and_leaves_the_search_resumable(tmp_p
     assert set(epochs_run(tmp_path).values()) == {1}, "a clean stop repeats no epoch"
 
 
+def test_a_second_interrupt_ends_the_search_at_once_and_it_can_be_resumed(tmp_path):
+    prepared(tmp_path, "stuck", trials=3, grace_epochs=9)
+    process = driver(tmp_path, "resume")
+    until(lambda: len(list(tmp_path.glob("stuck-*"))) == 2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(2.0)
+    assert process.poll() is None, "the first waits for epochs in hand"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert resume(tmp_path)["counts"] == {"complete": 3, "stopped": 0, "failed": 0, "running": 0}
+    assert set(epochs_run(tmp_path).values()) == {1}, "what was on disk is not run again"
+
+
 def test_two_drivers_share_one_study(tmp_path):
     prepared(tmp_path, "slow", trials=6, concurrent=1, grace_epochs=9)
     process = driver(tmp_path, "join")
@@ -276,23 +296,32 @@ def test_two_drivers_share_one_study(tmp_path):
     said, _ = process.communicate(timeout=180)
     assert process.returncode == 0
     theirs = {line.split()[1] for line in said.splitlines() if line.startswith("child")}
-    assert theirs and notes.children, "one of them had no trial"
-    assert not theirs & set(notes.children), "a trial was run by both"
-    assert len(theirs | set(notes.children)) == summary["trials"] == 6
-    assert set(epochs_run(tmp_path).values()) == {1}
+    joined = {k for k, note in notes.children.items() if note.labels.get("driver") == "joined"}
+    assert joined == theirs, "the driver that started the search records what others ran"
+    assert theirs and set(notes.children) - theirs, "one of them had no trial"
+    assert len(notes.children) == summary["trials"] == 6
+    assert set(epochs_run(tmp_path).values()) == {1}, "a trial was run by both"
+    for key in theirs:
+        steps = [step for step, _ in notes.children[key].rows]
+        assert steps == list(range(1, 10)) and notes.children[key].status == "FINISHED"
+    assert not list(tmp_path.glob("drivers/*"))
 
 
-def test_real_students_are_searched_with_a_second_objective(tmp_path):
-    corpus = make_corpus(tmp_path / "corpus")
+def real_student(folder: Path, **train) -> TrainingTask:
+    corpus = make_corpus(folder / "corpus")
     ids = pq.read_table(corpus[0])["utterance_id"].to_pylist()
     logits = np.random.default_rng(0).normal(size=(len(ids), 7)).astype(np.float32)
-    targets = tmp_path / "soft.parquet"
+    targets = folder / "soft.parquet"
     write_soft_targets(targets, ids, logits, "teacher", np.full(len(ids), -1))
-    base = replace(
-        make_task(corpus, epochs=2),
+    return replace(
+        make_task(corpus, **train),
         soft_targets=str(targets),
         distillation=DistillationConfig().model_dump(mode="json"),
     )
+
+
+def test_real_students_are_searched_with_a_second_objective(tmp_path):
+    base = real_student(tmp_path, epochs=2)
     space = {
         "distillation.temperature": between(1.0, 8.0),
         "model.width": among(16, 32),
@@ -310,9 +339,29 @@ def test_real_students_are_searched_with_a_second_objective(tmp_path):
         assert any(p["cost"] <= row["cost"] and p["value"] >= row["value"] for p in front)
 
 
+def test_trials_of_two_workers_are_stopped_and_leave_nothing_behind(tmp_path):
+    """A Ray Train run in each trial; the second starts only if the first freed its CPUs."""
+    space = {"train.learning_rate": among(3e-2, 1e-9)}
+    asked = SearchConfig(
+        trials=2, space=space, sampler="grid", workers_per_trial=2, grace_epochs=1, reduction=2
+    )
+    notes, out = Notes(), tmp_path / "out"
+    summary = search(real_student(tmp_path, epochs=4), asked, 1, out, notes, "nested")
+    assert summary["concurrency"] == 1
+    assert summary["counts"]["failed"] == summary["counts"]["running"] == 0
+    for row in table(out):
+        steps = [step for step, _ in notes.children[row["key"]].rows if step is not None]
+        assert steps == list(range(1, row["epochs"] + 1))
+    assert not list(out.rglob("stop")), "folders of ended trials are gone"
+    import ray
+
+    until(lambda: ray.available_resources().get("CPU") == 4.0, 60)
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        ({"workers_per_trial": 9}, "no room for 9 workers"),
         ({"gpus_per_trial": 1}, "asks for 1 GPUs, but the largest node has 0"),
         ({"cpus_per_trial": 64}, "the largest node has 4"),
         ({"storage": "sqlite:////nowhere/at/all.db"}, "cannot be reached"),

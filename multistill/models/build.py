@@ -33,13 +33,17 @@ class EmotionModel(nn.Module):
         self.spec = spec
         self.audio_dim = audio_dim
         self.text_dim = text_dim
+        self._audio_part = spec.part("speech", audio_dim)
+        self._text_part = spec.part("text", text_dim)
+        audio_width = self._audio_part.stop - self._audio_part.start
+        text_width = self._text_part.stop - self._text_part.start
         self.audio_projection: nn.Linear | None = None
         self.text_projection: nn.Linear | None = None
         if spec.reads_audio or spec.keep_unused_projection:
             # The published 1x1 convolution without bias is a linear layer.
-            self.audio_projection = nn.Linear(audio_dim, spec.width, bias=False)
-        if spec.reads_text and text_dim != spec.width:
-            self.text_projection = nn.Linear(text_dim, spec.width, bias=False)
+            self.audio_projection = nn.Linear(audio_width, spec.width, bias=False)
+        if spec.reads_text and text_width != spec.width:
+            self.text_projection = nn.Linear(text_width, spec.width, bias=False)
         self.fusion = FUSIONS[spec.fusion](spec)
         pooled = self.fusion.out_width
         self.context: ContextReader | None = None
@@ -90,11 +94,13 @@ class EmotionModel(nn.Module):
         if self.spec.reads_audio:
             assert self.audio_projection is not None
             states, mask = streams[0]
+            states = states[..., self._audio_part]
             if self.spec.audio_stride > 1:
                 states, mask = join_frames(states, mask, self.spec.audio_stride)
             projected.append((self.audio_projection(states), mask))
         if self.spec.reads_text:
             states, mask = streams[-1]
+            states = states[..., self._text_part]
             if self.text_projection is not None:
                 states = self.text_projection(states)
             projected.append((states, mask))

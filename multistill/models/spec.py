@@ -36,6 +36,9 @@ class ModelSpec:
         audio_stride: so many neighbouring audio frames are averaged into one first; 1 as
             published. Cost falls with it, that of audio self-attention with its square.
         context_turns: how many previous turns of the dialogue are read; 0 as published.
+        speech_layers, text_layers: encoder layers whose states lie side by side in what it is
+            given (`combine: concat`); empty where they are one state.
+        speech_layer, text_layer: the one of them that it reads; all of them without.
         keep_unused_projection: a text head carries the audio projection that it never uses,
             as the published parameter counts do.
     """
@@ -53,6 +56,10 @@ class ModelSpec:
     pooling: Pooling = "published"
     audio_stride: int = 1
     context_turns: int = 0
+    speech_layer: int | None = None
+    text_layer: int | None = None
+    speech_layers: tuple[int, ...] = ()
+    text_layers: tuple[int, ...] = ()
     keep_unused_projection: bool = False
     num_classes: int = 7
 
@@ -86,6 +93,13 @@ class ModelSpec:
             )
         if self.width % 2:
             raise UsageError(f"model: width {self.width} must be even (sine and cosine positions)")
+        for name in ("speech", "text"):
+            chosen, kept = getattr(self, f"{name}_layer"), getattr(self, f"{name}_layers")
+            if chosen is not None and kept and chosen not in kept:
+                raise UsageError(
+                    f"model: {name}_layer {chosen} is not among the layers that features.{name} "
+                    f"keeps: {', '.join(map(str, kept))}"
+                )
         if self.keep_unused_projection and self.modality != "text":
             raise UsageError("model: keep_unused_projection is for text heads only")
 
@@ -97,8 +111,30 @@ class ModelSpec:
     def reads_text(self) -> bool:
         return self.modality != "audio"
 
+    def part(self, encoder: Literal["speech", "text"], dim: int) -> slice:
+        """Which of the `dim` values of a state it reads.
+
+        Raises:
+            UsageError: a layer is chosen, but what it is given is not of several layers.
+        """
+        chosen = self.speech_layer if encoder == "speech" else self.text_layer
+        kept = self.speech_layers if encoder == "speech" else self.text_layers
+        if chosen is None:
+            return slice(0, dim)
+        if chosen not in kept or dim % len(kept):
+            raise UsageError(
+                f"model: {encoder}_layer {chosen} cannot be read: the features hold one state per "
+                f"position; keep several with features.{encoder}: {{layers: [..., {chosen}], "
+                "combine: concat}"
+            )
+        width = dim // len(kept)
+        place = kept.index(chosen)
+        return slice(place * width, (place + 1) * width)
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON has it: lists, no tuples."""
+        values = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
@@ -115,4 +151,5 @@ class ModelSpec:
             )
         if "modality" not in values:
             raise UsageError("model: the field `modality` is missing")
-        return cls(**values)
+        layers = {k: tuple(values[k]) for k in ("speech_layers", "text_layers") if k in values}
+        return cls(**{**values, **layers})

@@ -15,7 +15,7 @@ Resources = Mapping[str, float]
 def concurrency(config: SearchConfig, resources: Resources | Sequence[Resources]) -> int:
     """Trials at a time: what fits node by node, but no more than there are trials.
 
-    A trial runs in one process on one node, so halves of two nodes do not add up.
+    A worker of a trial runs on one node, so halves of two nodes do not add up.
 
     Args:
         resources: `CPU` and `GPU` of every node; one mapping stands for one node.
@@ -24,7 +24,8 @@ def concurrency(config: SearchConfig, resources: Resources | Sequence[Resources]
     """
     nodes = _nodes(resources)
     gpus = gpus_per_trial(config, nodes)
-    fits = sum(_fits(config.cpus_per_trial, gpus, node) for node in nodes)
+    workers = sum(_fits(config.cpus_per_trial, gpus, node) for node in nodes)
+    fits = workers // config.workers_per_trial
     return min(config.trials, fits, config.concurrent or fits)
 
 
@@ -36,7 +37,8 @@ def cores_fit(config: SearchConfig, limit: int, nodes: Sequence[Resources]) -> i
     if len(nodes) != 1 or config.concurrent is not None:
         return limit
     cores = len(os.sched_getaffinity(0))
-    return min(limit, max(1, math.floor(cores / config.cpus_per_trial)))
+    each = config.cpus_per_trial * config.workers_per_trial
+    return min(limit, max(1, math.floor(cores / each)))
 
 
 def gpus_per_trial(config: SearchConfig, resources: Resources | Sequence[Resources]) -> float:
@@ -66,10 +68,16 @@ def capacity_problems(
                 f"search.{key}: a trial asks for {wanted:g} {name}s, but the largest node has "
                 f"{most:g}; lower it or add a node that has them"
             )
-    if not found and concurrency(config, nodes) == 0:
+    if not found and concurrency(config.model_copy(update={"workers_per_trial": 1}), nodes) == 0:
         found.append(
             f"search: no single node has the {config.cpus_per_trial:g} CPUs and {gpus:g} GPUs "
             "that a trial asks for together; lower one of them"
+        )
+    if not found and concurrency(config, nodes) == 0:
+        found.append(
+            f"search.workers_per_trial: the cluster has no room for {config.workers_per_trial} "
+            f"workers with {config.cpus_per_trial:g} CPUs and {gpus:g} GPUs each; lower it or add "
+            "nodes"
         )
     problem = storage_problem(config.storage)
     return [*found, problem] if problem else found

@@ -3,43 +3,89 @@
 from __future__ import annotations
 
 import statistics
-import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from multistill.errors import UsageError
 from multistill.features.batches import collate
 from multistill.features.store import FeatureStore
 from multistill.models.build import build, count_parameters
 from multistill.models.spec import ModelSpec
 from multistill.training.task import TrainingTask
+from multistill.workspace import read_json, write_json
 
-_CLIPS = 5
-_REPEATS = 6
+ENCODERS = "encoders.json"
+_CLIPS = 10
+_REPEATS = 3
 
 
-def cost(kind: Literal["parameters", "latency"], task: TrainingTask) -> float:
-    """Trainable parameters, or the head's median milliseconds for one clip on one CPU thread.
+def cost(kind: Literal["parameters", "latency"], task: TrainingTask, folder: Path) -> float:
+    """Trainable parameters, or the median milliseconds from a recording to its logits.
 
-    Both depend on the model's settings only, so they are known before training. Encoders
-    cost the same for every trial and are left out.
+    Both depend on the model's settings only, so they are known before training. The way to
+    the encoders' states is the same for every trial: it was timed once, by `time_encoders`.
+
+    Args:
+        folder: of the search; for `latency` it holds what `time_encoders` found.
     """
     store = FeatureStore(Path(task.features))
     model = build(ModelSpec.from_dict(task.spec), store.audio_dim, store.text_dim).eval()
     if kind == "parameters":
         return float(count_parameters(model))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        times = []
-        for identity in store.ids[:_CLIPS]:
-            batch = collate(store, [identity], task.train_config.max_frames)
-            for _ in range(_REPEATS):
-                started = time.perf_counter()
-                with torch.inference_mode():
-                    model(batch.audio, batch.audio_mask, batch.text, batch.text_mask)
-                times.append(time.perf_counter() - started)
-    finally:
-        torch.set_num_threads(threads)
-    return statistics.median(times) * 1000.0
+    encoders = read_json(folder / ENCODERS)["milliseconds"]
+    return float(encoders[model.spec.modality] + _head(task, store, model))
+
+
+def time_encoders(task: TrainingTask, folder: Path) -> dict[str, Any]:
+    """Decode and encode some clips one at a time; write the medians into `folder`.
+
+    Runs where trials run, with what a trial may take: a GPU where it has one.
+
+    Returns:
+        `milliseconds` by modality, `clips`, `device`.
+    Raises:
+        UsageError: the recordings or the encoders are not at hand there.
+    """
+    from multistill.evaluation.latency import Road
+
+    manifest, store, device = Path(task.manifest), FeatureStore(Path(task.features)), _device()
+    road = Road(
+        manifest if manifest.is_dir() else manifest.parent, store.info, store.ids, _CLIPS, device
+    )
+    whole = {
+        modality: road.end_to_end(modality, [0.0] * len(road.ids))
+        for modality in ("audio", "text", "multimodal")
+    }
+    found: dict[str, Any] = {
+        "milliseconds": {k: statistics.median(v) for k, v in whole.items() if v is not None},
+        "clips": len(road.ids),
+        "device": str(device),
+    }
+    if road.parts is None:
+        raise UsageError(
+            "search.second: latency is from the recording on, which cannot be timed here "
+            f"({road.reason}); use `second: parameters`"
+        )
+    write_json(folder / ENCODERS, found)
+    return found
+
+
+def _head(task: TrainingTask, store: FeatureStore, model: torch.nn.Module) -> float:
+    """Median milliseconds of the head alone, states already in memory."""
+    from multistill.evaluation.latency import time_each
+
+    device = _device()
+    model = model.to(device)
+    frames = task.train_config.max_frames
+    step = max(1, len(store.ids) // _CLIPS)
+    batches = [collate(store, [name], frames).to(device) for name in store.ids[::step][:_CLIPS]]
+    times, _ = time_each(
+        lambda b: model(b.audio, b.audio_mask, b.text, b.text_mask), batches * _REPEATS, device
+    )
+    return statistics.median(times)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

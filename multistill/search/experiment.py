@@ -26,6 +26,13 @@ from multistill.search.storage import Unsaved, open_storage, trial_folder, trial
 from multistill.search.trial import Trial
 from multistill.watch import Watch
 
+ROUND, ROUND_PER_SLOT = 400, 20
+"""Tune keeps every trial of an experiment, some 25 kB each, until the experiment ends. So a
+long search is several experiments on one study, each long enough that starting it (seconds)
+and running dry at its end cost next to nothing."""
+
+_NESTED_BYTES = 100 * 2**20
+
 _ENVIRONMENT = {
     # Tune's result.json, progress.csv and TensorBoard files per trial: we record ourselves.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -41,7 +48,7 @@ _ENVIRONMENT = {
 def run_trials(
     request: Request, out: Path, watch: Watch, *, driver: str, limit: int, gpus: float
 ) -> Recorder:
-    """Hand out trials of the study until none is left for this driver.
+    """Hand out trials of the study until none is left for this driver, or the round is full.
 
     Args:
         driver: name of this driver's lease.
@@ -50,6 +57,7 @@ def run_trials(
     Raises:
         KeyboardInterrupt: after Ctrl-C; trials in hand keep their state to be continued.
     """
+    nested = request.config.workers_per_trial > 1
     interrupt = Interrupt(watch)
     scheduler = _scheduler(request)
     searcher = StudySearch(
@@ -58,6 +66,7 @@ def run_trials(
         open_storage(out, request.config.storage),
         target=request.config.trials,
         limit=limit,
+        most=max(ROUND, ROUND_PER_SLOT * limit),
         driver=driver,
         stopping=lambda: interrupt.asked,
         on_continue=lambda trial_id, trial: _replay(scheduler, trial_id, trial),
@@ -68,17 +77,24 @@ def run_trials(
             _replay(scheduler, trial_key(trial.number), trial)
             values.append(trial.values[0])
         done += trial.state.is_finished()
+    ended: list[int] = []  # folders that workers may still write to for an epoch
+
+    def clear(number: int) -> None:
+        shutil.rmtree(trial_folder(out, number), ignore_errors=True)
+
     recorder = Recorder(
         watch,
         searcher,
         done,
         request.config.trials,
         best=(max if request.config.mode == "max" else min)(values, default=None),
-        ended=lambda number: shutil.rmtree(trial_folder(out, number), ignore_errors=True),
+        ended=ended.append if nested else clear,
     )
     scratch = out / "tune" / uuid.uuid4().hex[:8]
     scratch.mkdir(parents=True)
     resources = {"cpu": request.config.cpus_per_trial, "gpu": gpus}
+    if nested:  # its workers hold all; Tune reserves nothing but a process
+        resources = {"cpu": 0, "memory": _NESTED_BYTES}
     try:
         with interrupt, _quiet():
             tuner = tune.Tuner(
@@ -87,7 +103,8 @@ def run_trials(
                     search_alg=searcher,
                     scheduler=scheduler,
                     num_samples=-1,
-                    reuse_actors=True,
+                    # Workers of a trial that was stopped must end now, not with the next one.
+                    reuse_actors=not nested,
                     trial_name_creator=_name,
                     trial_dirname_creator=_name,
                 ),
@@ -106,6 +123,8 @@ def run_trials(
             tuner.fit()
     finally:
         recorder.interrupted()
+        for number in ended:
+            clear(number)
         shutil.rmtree(scratch, ignore_errors=True)
     if interrupt.asked:
         watch.say("the search stopped; the same command, or `search resume`, goes on with it")

@@ -44,6 +44,10 @@ class Recorder(Unsaved, tune.Callback):
     def hopeless(self) -> bool:
         return self._searcher.hopeless
 
+    @property
+    def full(self) -> bool:
+        return self._searcher.full
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if trial.trial_id in self._children:  # another attempt of the same trial
             return

@@ -48,7 +48,15 @@ class Request:
 
     def budgeted(self, task: TrainingTask) -> TrainingTask:
         """The task cut to a trial's budget, its best epoch chosen by the search's metric."""
-        train = {**task.train, "epochs": self.epochs, "metric": self.config.metric, "workers": 1}
+        config = self.config
+        train = {
+            **task.train,
+            "epochs": self.epochs,
+            "metric": config.metric,
+            "workers": config.workers_per_trial,
+            "cpus_per_worker": config.cpus_per_trial,
+            "gpus_per_worker": config.gpus_per_trial,
+        }
         return replace(task, train=train)
 
     def write(self, folder: Path) -> None:

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from multistill.search.analysis import grid, history, importance
 from multistill.search.request import Request
-from multistill.search.storage import attribute, trial_key
+from multistill.search.storage import JOINED, attribute, trial_key
+from multistill.watch import Watch
 from multistill.workspace import write_json
 
 if TYPE_CHECKING:
@@ -101,6 +102,24 @@ def write_results(
         summary["pareto"] = [_shown(row) for row in pareto(found, request)]
     write_json(out / STUDY, summary)
     return summary
+
+
+def record_joined(study: optuna.Study, watch: Watch) -> None:
+    """Records of the trials that other drivers ran: they have no tracking server of their own.
+
+    Two drivers that wrote to one record would end each other's runs.
+    """
+    for trial in study.get_trials(deepcopy=False):
+        joined = str(trial.user_attrs.get("driver", "")).startswith(JOINED)
+        if not joined or not trial.state.is_finished():
+            continue
+        row = _row(trial)
+        child = watch.child(f"trial {trial.number}", row["key"], "trial")
+        child.params(row["params"])
+        for epoch, value in sorted(trial.intermediate_values.items()):
+            child.metrics({"value": value}, step=epoch)
+        child.tags({"reason": row["reason"] or "ran its budget", "driver": "joined"})
+        child.close("FAILED" if row["state"] == "failed" else "FINISHED")
 
 
 def _row(trial: FrozenTrial) -> dict[str, Any]:

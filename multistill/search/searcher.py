@@ -45,6 +45,7 @@ class StudySearch(Unsaved, OptunaSearch):
     Args:
         target: trials that the study shall hold in the end, over all drivers.
         limit: trials at a time of this driver.
+        most: trials that this searcher hands out before it says that it has no more.
         driver: name of this driver's lease.
         stopping: true once no new trial shall start.
         on_continue: told an orphan's Tune id and its history, to warm the scheduler.
@@ -58,12 +59,13 @@ class StudySearch(Unsaved, OptunaSearch):
         *,
         target: int,
         limit: int,
+        most: int,
         driver: str,
         stopping: Callable[[], bool],
         on_continue: Callable[[str, FrozenTrial], None],
     ) -> None:
         self._request, self._folder, self._driver = request, folder, driver
-        self._target, self._limit = target, limit
+        self._target, self._limit, self._left = target, limit, most
         self._stopping, self._on_continue = stopping, on_continue
         self._guard = Guard(folder)
         self.running: dict[str, Running] = {}
@@ -97,6 +99,11 @@ class StudySearch(Unsaved, OptunaSearch):
         patience = _HOPELESS_LATER if self._succeeded else _HOPELESS_AT_FIRST
         return self.failures_in_row >= max(patience, self._limit)
 
+    @property
+    def full(self) -> bool:
+        """Whether it has handed out all that it may."""
+        return self._left <= 0
+
     def used(self) -> int:
         """Trials that count towards the target."""
         trials = self.study.get_trials(deepcopy=False)
@@ -119,7 +126,7 @@ class StudySearch(Unsaved, OptunaSearch):
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         if len(self.running) >= self._limit:
             return None
-        if self._stopping():
+        if self._stopping() or self.full:
             return Searcher.FINISHED
         with self._guard, quiet_optuna():
             orphans = self.orphans()
@@ -134,6 +141,7 @@ class StudySearch(Unsaved, OptunaSearch):
             self._ot_trials[trial_id] = trial
             values = super().suggest(trial_id)
         self.running[trial_id] = Running(trial, time.monotonic())
+        self._left -= 1
         return {"folder": str(self._folder), "number": trial.number, "values": values}
 
     def _ask(self) -> optuna.Trial:

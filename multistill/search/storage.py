@@ -54,11 +54,18 @@ class Guard:
         self.release()
 
 
-class Lease:
-    """The sign that a driver lives. Its name stands in every trial that it runs."""
+JOINED = "joined-"
 
-    def __init__(self, folder: Path) -> None:
-        self.name = uuid.uuid4().hex[:12]
+
+class Lease:
+    """The sign that a driver lives. Its name stands in every trial that it runs.
+
+    Args:
+        joined: the driver helps with a search that another one started.
+    """
+
+    def __init__(self, folder: Path, *, joined: bool = False) -> None:
+        self.name = (JOINED if joined else "") + uuid.uuid4().hex[:12]
         self._path = folder / _DRIVERS / self.name
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self._path)
@@ -86,6 +93,11 @@ def alive(folder: Path, driver: str) -> bool:
     path.unlink(missing_ok=True)
     lock.release()
     return False
+
+
+def drivers_alive(folder: Path) -> bool:
+    """Whether any driver still holds a lease. Ask under the `Guard`, without one of your own."""
+    return any(alive(folder, path.name) for path in (folder / _DRIVERS).glob("*"))
 
 
 def trial_folder(folder: Path, number: int) -> Path:

@@ -8,12 +8,15 @@ asks for the trials that are missing, and ends as if nothing had happened.
 from __future__ import annotations
 
 import contextlib
+import gc
 import statistics
 import time
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from multistill.config import SearchConfig
 from multistill.errors import MultistillError, UsageError
@@ -25,11 +28,13 @@ from multistill.search.capacity import (
     gpus_per_trial,
 )
 from multistill.search.request import FILE, OBJECTIVE, Request
-from multistill.search.results import STUDY, TRIALS, write_results
+from multistill.search.results import STUDY, TRIALS, record_joined, write_results
 from multistill.search.space import check_space
-from multistill.search.storage import Guard, Lease, open_storage, open_study
+from multistill.search.storage import Guard, Lease, drivers_alive, open_storage, open_study
 from multistill.training.task import TrainingTask
 from multistill.watch import Silent, Watch
+
+LEAVING_SECONDS = 60.0
 
 
 def search(
@@ -101,16 +106,28 @@ def extend(
     )
 
 
-def join(out: Path, watch: Watch | None = None) -> int:
+def join(out: Path, watch: Watch | None = None, config: SearchConfig | None = None) -> int:
     """Run trials of a search that another driver started, until none is left to start.
 
+    Args:
+        config: says how many trials run here and what each may take; default: as the search
+            itself.
     Returns:
-        How many trials ended here. The driver that started the search writes its results.
+        How many trials ended here. The driver that started the search writes its results
+        and records these trials with its own.
     """
     watch = watch or Silent()
     request = Request.read(out)
+    if config is not None:
+        own = config.model_copy(update={"storage": request.config.storage})
+        request = replace(request, config=own)
     _preflight(request)
-    return _round(request, out, watch).ended
+    ended = 0
+    while True:
+        done = _round(request, out, watch, joined=True)
+        ended += done.ended
+        if done.hopeless or not done.full:
+            return ended
 
 
 def _preflight(request: Request) -> None:
@@ -125,6 +142,11 @@ def _preflight(request: Request) -> None:
     ):
         problems.append("search.sampler: a grid needs plain `choices` for every searched name")
     problems += capacity_problems(config, cluster_nodes())
+    if config.workers_per_trial > 1 and not ray._private.worker.get_dashboard_url():
+        problems.append(
+            "search.workers_per_trial: Ray Train inside Ray Tune frees the workers of stopped "
+            "trials through Ray's dashboard, which this Ray runs without; start it with one"
+        )
     if problems:
         raise UsageError("; ".join(problems))
 
@@ -199,16 +221,21 @@ class Round:
     training_seconds: float
     concurrency: int
     hopeless: bool
+    full: bool
 
 
 def _finish(request: Request, out: Path, watch: Watch) -> dict[str, Any]:
     from multistill.search.searcher import reason_of, succeeded
 
     started = time.monotonic()
+    if request.config.second == "latency" and request.objective == OBJECTIVE:
+        _time_encoders(request, out)
     rounds = [_round(request, out, watch)]
-    while not rounds[-1].hopeless and _others_running(request, out, watch):
+    while not rounds[-1].hopeless and (rounds[-1].full or _others_running(request, out, watch)):
         rounds.append(_round(request, out, watch))
+    _wait_for_leases(out)
     study = open_study(open_storage(out, request.config.storage), request.study, request.directions)
+    record_joined(study, watch)
     waits = [seconds for done in rounds for seconds in done.waits]
     spent = time.monotonic() - started
     training = sum(done.training_seconds for done in rounds)
@@ -237,18 +264,26 @@ def _finish(request: Request, out: Path, watch: Watch) -> dict[str, Any]:
     return summary
 
 
-def _round(request: Request, out: Path, watch: Watch) -> Round:
+def _round(request: Request, out: Path, watch: Watch, *, joined: bool = False) -> Round:
     """Run orphans and missing trials through Tune until no more can be handed out."""
     from multistill.search.experiment import run_trials
 
     nodes = cluster_nodes()
     limit = cores_fit(request.config, concurrency(request.config, nodes), nodes)
     gpus = gpus_per_trial(request.config, nodes)
-    with Lease(out) as lease:  # its own: what a round leaves running is then an orphan
+    with Lease(out, joined=joined) as lease:  # its own: what a round leaves running is an orphan
         recorder = run_trials(request, out, watch, driver=lease.name, limit=limit, gpus=gpus)
-    return Round(
-        recorder.ended, recorder.waits, recorder.training_seconds, limit, recorder.hopeless
+    done = Round(
+        recorder.ended,
+        recorder.waits,
+        recorder.training_seconds,
+        limit,
+        recorder.hopeless,
+        recorder.full,
     )
+    del recorder
+    gc.collect()  # what Tune kept names itself in circles; the next round shall have its memory
+    return done
 
 
 def _others_running(request: Request, out: Path, watch: Watch) -> bool:
@@ -271,6 +306,33 @@ def _others_running(request: Request, out: Path, watch: Watch) -> bool:
             watch.say(f"another driver still runs {len(running)} trials of this search; waiting")
             told = True
         time.sleep(1.0)
+
+
+def _time_encoders(request: Request, out: Path) -> None:
+    """Once for all trials and before any of them, so that none slows the clock of another."""
+    from multistill.search.cost import ENCODERS, time_encoders
+
+    if not (out / ENCODERS).exists():
+        config, nodes = request.config, cluster_nodes()
+        task = ray.remote(time_encoders).options(
+            num_cpus=config.cpus_per_trial, num_gpus=gpus_per_trial(config, nodes)
+        )
+        try:
+            ray.get(task.remote(request.base, out))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, MultistillError):
+                raise error.cause from None
+            raise
+
+
+def _wait_for_leases(out: Path) -> None:
+    """Drivers without trials are about to end; the folder must not move under their feet."""
+    deadline = time.monotonic() + LEAVING_SECONDS
+    while time.monotonic() < deadline:
+        with Guard(out):
+            if not drivers_alive(out):
+                return
+        time.sleep(0.2)
 
 
 def _tell(watch: Watch, summary: dict[str, Any], out: Path) -> None:

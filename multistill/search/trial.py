@@ -42,7 +42,7 @@ class Trial(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
-        folder = Path(new_config["folder"])
+        folder = self._folder = Path(new_config["folder"])
         self._request = Request.read(folder)
         self._values = new_config["values"]
         self._state = trial_folder(folder, new_config["number"])
@@ -94,23 +94,33 @@ class Trial(tune.Trainable):
         if request.config.second and "cost" not in self._progress:
             from multistill.search.cost import cost
 
-            self._progress["cost"] = cost(request.config.second, task)
-        if request.objective == OBJECTIVE:
+            self._progress["cost"] = cost(request.config.second, task, self._folder)
+        objective = request.objective
+        if objective == OBJECTIVE:
+            if request.config.workers_per_trial > 1:
+                objective = "multistill.search.workers:fit"
             self._catch_up()
-        epochs: Iterator[Any] = _load(request.objective)(task, state_dir=self._state)
+        epochs: Iterator[Any] = _load(objective)(task, state_dir=self._state)
         return epochs
 
     def _catch_up(self) -> None:
         """Take in epochs whose checkpoint was written, but whose report was cut off by a kill."""
+        for metrics in self._on_disk():
+            if metrics["epoch"] > self._progress["epoch"]:
+                self._progress["epoch"] = int(metrics["epoch"])
+                self._progress["seconds"] += metrics.get("seconds", 0.0)
+                self._judge(metrics)
+
+    def _on_disk(self) -> list[dict[str, float]]:
+        """Metrics of every epoch that an earlier process of this trial finished."""
+        if self._request.config.workers_per_trial > 1:
+            from multistill.search.workers import history
+
+            return history(self._state)
         from multistill.training.state import load_checkpoint, newest_epoch
 
         newest, _ = newest_epoch(self._state)
-        if newest > self._progress["epoch"]:
-            for metrics in load_checkpoint(self._state, newest).progress.history:
-                if metrics["epoch"] > self._progress["epoch"]:
-                    self._progress["epoch"] = int(metrics["epoch"])
-                    self._progress["seconds"] += metrics.get("seconds", 0.0)
-                    self._judge(metrics)
+        return load_checkpoint(self._state, newest).progress.history if newest else []
 
     def _judge(self, metrics: dict[str, float]) -> str | None:
         """Take the epoch's value into the best so far, or say why the trial is over."""

@@ -19,6 +19,9 @@ from multistill.training.state import newest_epoch
 from multistill.training.task import TrainingTask
 from multistill.training.world import World, torch_world
 
+STOP = "stop"
+"""A file of this name in a training's folder ends it after the epoch in hand, unfinished."""
+
 
 class Events(Protocol):
     """Where a worker tells the driver what happened; a Ray queue."""
@@ -101,6 +104,9 @@ def _train(
                         "best": report.best,
                     }
                 )
+            asked = torch.tensor([float(world.leads and (folder / STOP).exists())], device=device)
+            if world.from_first(asked).item():
+                return True
         if world.leads:
             summary = export(task, data, state_folder(folder), folder)
             discard_state(folder)
