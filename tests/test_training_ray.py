@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from training_corpus import make_corpus, make_task, with_dropout
+import torch
+from training_corpus import make_corpus, make_task, with_dropout, with_states
 
 from multistill.errors import MultistillError
 from multistill.models.files import load_model
 from multistill.training.capacity import lanes, require, slots
+from multistill.training.data import TrainingData
 from multistill.training.loop import fit
-from multistill.training.result import is_finished
+from multistill.training.result import export, is_finished, state_folder
+from multistill.training.state import best_weights, newest_epoch
+from multistill.training.task import TrainingTask
 from multistill.watch import Silent
 from multistill.workspace import read_json
 
@@ -70,11 +77,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.ray
-def test_killed_two_worker_training_equals_one_worker(corpus, tmp_path, ray_session):
-    """Two ranks over gloo, rank 0 killed with SIGKILL in mid-training, against one process."""
+def test_killed_four_worker_training_equals_one_worker(corpus, tmp_path, ray_session):
+    """Four ranks over gloo, rank 0 killed with SIGKILL in mid-training, against one process."""
     from multistill.training.launcher import train
 
-    task = make_task(corpus, "teacher", epochs=6, batch_size=8, workers=2, accumulation=2)
+    task = make_task(corpus, "teacher", epochs=6, batch_size=8, workers=4, accumulation=2)
     watch = Recorder(kill_after={"teacher": 3})
     [result] = train([task], tmp_path / "out", watch)
     folder = tmp_path / "out" / "teacher"
@@ -105,6 +112,134 @@ def test_killed_two_worker_training_equals_one_worker(corpus, tmp_path, ray_sess
     again = Recorder()
     assert train([task], tmp_path / "out", again)[0]["best_epoch"] == result["best_epoch"]
     assert again.epochs == {}  # nothing was trained again
+
+
+def compare(folder: Path, task: TrainingTask, alone: Path, tolerance: float) -> None:
+    """Losses of every epoch and the final weights are those of one uninterrupted process."""
+    whole = list(fit(task, state_dir=alone, device="cpu"))
+    found = read_json(folder / "history.json")["epochs"]
+    assert [epoch["train_loss"] for epoch in found] == pytest.approx(
+        [report.metrics["train_loss"] for report in whole], abs=tolerance
+    )
+    weights, _ = best_weights(alone)
+    ours = load_model(folder).state_dict()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(ours[name], tensor, atol=tolerance, rtol=0)
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+import ray
+from multistill.training.launcher import train
+from multistill.training.task import TrainingTask
+from multistill.watch import Silent
+
+class Watch(Silent):
+    def child(self, name, key, kind):
+        return self
+
+    def tags(self, values):
+        print(values["worker"].split(":")[1], flush=True)
+
+ray.init(address=sys.argv[1], log_to_driver=False)
+train([TrainingTask.from_json(Path(sys.argv[2]).read_text())], Path(sys.argv[3]), Watch())
+"""
+
+
+@pytest.mark.ray
+def test_workers_go_with_a_killed_driver_and_the_rest_equals_one_run(corpus, tmp_path, ray_session):
+    """SIGKILL to the driver in mid-epoch; a hint beside, whose projection has to survive too."""
+    import ray
+
+    task = with_dropout(make_task(corpus, "student", epochs=24, batch_size=8))
+    task = with_states(task, tmp_path / "soft.parquet", folds=2, hint_weight=0.5)
+    (tmp_path / "task.json").write_text(task.to_json())
+    folder = tmp_path / "out" / "student"
+    address = ray.get_runtime_context().gcs_address
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, address, tmp_path / "task.json", folder.parent],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert driver.stdout is not None
+    worker = int(driver.stdout.readline())
+    while newest_epoch(state_folder(folder))[0] < 3 and driver.poll() is None:
+        time.sleep(0.02)
+    driver.kill()
+    driver.wait()
+    given_up = time.monotonic() + 30
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < given_up:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{worker}").exists(), "an orphan would write beside the next run"
+    reached, problems = newest_epoch(state_folder(folder))
+    assert 3 <= reached < 24
+    assert problems == []
+
+    data = TrainingData.open(task)
+    rest = list(fit(task, state_dir=state_folder(folder), device="cpu", data=data))
+    assert rest[0].epoch == reached + 1
+    export(task, data, state_folder(folder), folder)
+    compare(folder, task, tmp_path / "alone", 1e-5)
+
+
+NODES = """
+import sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from multistill.training.launcher import train
+from multistill.training.task import TrainingTask
+from multistill.watch import Silent
+
+quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500,
+         "health_check_failure_threshold": 4}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": quick})
+nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
+ray.init(address=cluster.address, log_to_driver=False)
+
+class Watch(Silent):
+    workers = []
+
+    def child(self, name, key, kind):
+        return self
+
+    def tags(self, values):
+        self.workers.append(values["worker"])
+
+    def metrics(self, values, step=None):
+        if step == 2 and len(nodes) == 2:
+            status = Path(f"/proc/{self.workers[0].split(':')[1]}/stat").read_text()
+            raylet = int(status.rpartition(")")[2].split()[1])  # the worker's parent
+            [lost] = [node for node in nodes if raylet in pids(node)]
+            nodes.remove(lost)
+            cluster.remove_node(lost, allow_graceful=False)
+
+def pids(node):
+    return [entry.process.pid for entry in node.all_processes["raylet"]]
+
+train([TrainingTask.from_json(Path(sys.argv[1]).read_text())], Path(sys.argv[2]), Watch())
+assert len(nodes) == 1 and len(set(Watch.workers)) == 2, Watch.workers
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.ray
+def test_two_workers_whose_node_dies_go_on_on_another_node(corpus, tmp_path):
+    """A node of a cluster of three removed in mid-training, without leave, against one process."""
+    task = make_task(corpus, "teacher", epochs=30, batch_size=8, workers=2)
+    (tmp_path / "task.json").write_text(task.to_json())
+    out = tmp_path / "out"
+    driver = subprocess.Popen(
+        [sys.executable, "-c", NODES, tmp_path / "task.json", out], start_new_session=True
+    )
+    try:
+        assert driver.wait(timeout=150) == 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)  # what a failed run left of its cluster
+    compare(out / "teacher", task, tmp_path / "alone", 1e-3)
 
 
 @pytest.mark.ray

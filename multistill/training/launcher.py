@@ -27,6 +27,7 @@ import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from multistill.config import TrainConfig
 from multistill.training.capacity import Resources, lanes, require
@@ -119,7 +120,10 @@ def _run_group(
         threads = max(threads, min(MOST_SPARE_THREADS, cores // (count * workers)))
     attempts = max(task.train_config.max_failures for task in tasks)
     storage = out / ".ray-train"
-    events = Queue(actor_options={"num_cpus": 0})
+    # Beside the driver that reads it: on a worker's node it would die with that node, and
+    # every later attempt with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     trainer = TorchTrainer(
         run_lane,
         train_loop_config={
