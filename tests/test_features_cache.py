@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,21 @@ def test_a_copy_that_was_interrupted_or_damaged_is_never_read(tmp_path: Path) ->
     with pytest.raises(MultistillError, match="does not match its checksum"):
         local_copy(tmp_path / "far", tmp_path / "near")
     shard.write_bytes(content)
+    FeatureStore(local_copy(tmp_path / "far", tmp_path / "near")).verify()
+
+
+def test_a_copy_for_which_there_is_no_room_is_told_and_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    make_store(tmp_path / "far", random_clips(5))
+    with monkeypatch.context() as patch:
+        patch.setattr("multistill.features.cache.fs.copy_files", full)
+        with pytest.raises(MultistillError, match=rf"No space left.*{CACHE_VARIABLE}"):
+            local_copy(tmp_path / "far", tmp_path / "near")
+    assert [path.suffix for path in (tmp_path / "near").iterdir()] == [".lock"]
     FeatureStore(local_copy(tmp_path / "far", tmp_path / "near")).verify()
 
 

@@ -160,8 +160,9 @@ def test_an_encoder_that_cannot_be_had_stops_the_stage_with_a_sentence(
             encode(manifest, config(speech=speech), tmp_path / "out")
 
 
+@pytest.mark.parametrize("place", ["_Hashing.write", "os.fsync", "write_json"])
 def test_a_full_disk_on_a_worker_is_told_as_such(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -175,7 +176,7 @@ def test_a_full_disk_on_a_worker_is_told_as_such(
     (out / "shards").mkdir()
     weights = {"speech": None, "text": None}
     worker = EncodeShard(config().model_dump(), weights, str(plan.path), str(out), False, 1)
-    monkeypatch.setattr("multistill.features.store.os.fsync", full)
+    monkeypatch.setattr(f"multistill.features.store.{place}", full)
     [answer] = worker(pa.table({"shard": [0]})).to_pylist()
     assert "is full; free some space" in answer["error"]
     assert markers(out) == 0

@@ -61,6 +61,17 @@ def test_states_do_not_depend_on_batch_mates(model: str, request: pytest.Fixture
         assert np.abs(alone - states).max() < 1e-5
 
 
+def test_in_bfloat16_batch_mates_change_no_more_than_is_stated() -> None:
+    """docs/features.md: 1/16 of a state of unit variance, a cosine of 0.9999."""
+    encoder = speech("untrained-wav2vec2", precision="bfloat16")
+    clips = waves([*SAMPLES, 40_000])
+    for clip, states in zip(clips, encoder.encode(clips), strict=True):
+        [alone] = encoder.encode([clip])
+        assert np.abs(alone - states).max() <= 1 / 16
+        norms = np.linalg.norm(alone) * np.linalg.norm(states)
+        assert (alone * states).sum() / norms > 0.9999
+
+
 def test_a_layer_norm_model_without_its_mask_would_fail_that(layer_norm: Path) -> None:
     encoder = speech(layer_norm)
     short, long = waves([5_000, 16_000])

@@ -72,6 +72,21 @@ def test_lengths_are_known_without_reading_states(tmp_path: Path) -> None:
         store.audio(ids[0])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_stored_values_are_views_of_the_mapped_file(tmp_path: Path, dtype: str) -> None:
+    store = make_store(tmp_path, random_clips(9), dtype)
+    values, _ = store.raw("audio", "u004")
+    assert not values.flags.owndata
+    assert not values.flags.writeable
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    mapped = [line.split() for line in maps if str(tmp_path) in line]
+    address = values.__array_interface__["data"][0]
+    assert any(
+        int(start, 16) <= address < int(end, 16)
+        for start, end in (line[0].split("-") for line in mapped)
+    )
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_the_documented_code_reads_it_with_plain_pyarrow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str

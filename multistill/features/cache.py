@@ -43,7 +43,8 @@ def local_copy(source: str | Path, cache: Path) -> Path:
         source: a folder, or a URI that pyarrow understands (`s3://bucket/...`, `gs://...`);
             for S3, credentials and ENDPOINT_VARIABLES come from the environment.
     Raises:
-        MultistillError: the source cannot be read or is no finished store.
+        MultistillError: the source cannot be read or is no finished store, or there is no
+            room for the copy.
     """
     from multistill.features.store import FACTS, SHARDS, FeatureStore
 
@@ -56,10 +57,9 @@ def local_copy(source: str | Path, cache: Path) -> Path:
         with system.open_input_stream(f"{path}/{FACTS}") as stream:
             facts = stream.read()
     except (OSError, pa.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0][:200]
         raise MultistillError(
-            f"the feature store {text} cannot be read ({reason}); run the features stage, or "
-            "check the address and the credentials"
+            f"the feature store {text} cannot be read ({_first_line(error)}); run the features "
+            "stage, or check the address and the credentials"
         ) from error
     name = hashlib.blake2b(facts, digest_size=8).hexdigest()
     target = cache / name
@@ -70,15 +70,27 @@ def local_copy(source: str | Path, cache: Path) -> Path:
             shutil.rmtree(partial, ignore_errors=True)
             # pyarrow makes the folders it finds, and an object store has none.
             (partial / SHARDS).mkdir(parents=True)
-            fs.copy_files(
-                path,
-                str(partial),
-                source_filesystem=system,
-                destination_filesystem=fs.LocalFileSystem(),
-            )
+            try:
+                fs.copy_files(
+                    path,
+                    str(partial),
+                    source_filesystem=system,
+                    destination_filesystem=fs.LocalFileSystem(),
+                )
+            except OSError as error:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise MultistillError(
+                    f"the feature store {text} cannot be copied to {cache} "
+                    f"({_first_line(error)}); run again, after freeing space or naming another "
+                    f"folder by {CACHE_VARIABLE} where the disk is full"
+                ) from error
             FeatureStore.at(partial).verify()
             partial.rename(target)
     return target
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200]
 
 
 def _with_endpoint(address: str) -> str:
