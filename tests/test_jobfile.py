@@ -178,6 +178,11 @@ def test_an_override_changes_one_place_even_where_the_file_shares_a_value() -> N
             "  - {name: a, model: {preset: small-student}, train: {workers: 2}}\n",
             "workers: 1",
         ),
+        (
+            "distillation: {cka_weight: 1}\nstudents:\n"
+            "  - {name: a, model: {preset: small-student}, train: {batch_frames: 99}}\n",
+            "distillation.cka_weight correlates over the batch",
+        ),
     ],
 )
 def test_what_could_only_fail_hours_later_is_refused_now(text: str, says: str) -> None:
