@@ -227,3 +227,20 @@ def test_trials_of_several_workers_take_whole_gpus():
     assert capacity_problems(asked, nodes) == []
     four = asked.model_copy(update={"workers_per_trial": 4})
     assert "no room for 4 workers" in capacity_problems(four, nodes)[0]
+
+
+def test_the_last_point_of_a_grid_ends_like_any_other():
+    import optuna
+
+    from multistill.search.request import Request
+    from multistill.search.searcher import _sampler
+
+    space = {"distillation.weight": among(0.2, 0.4), "model.width": among(32, 64)}
+    request = Request(TASK, SearchConfig(sampler="grid", space=space), 1, "f", "grid", "o")
+    study = optuna.create_study(sampler=_sampler(request, 0))
+    for _ in range(4):
+        trial = study.ask()
+        suggest(space, trial)
+        study.tell(trial, 0.0)  # Optuna's own sampler raises here, outside its own loop
+    points = {tuple(trial.params.values()) for trial in study.get_trials()}
+    assert len(points) == 4

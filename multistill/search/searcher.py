@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,6 +232,19 @@ def reason_of(trial: FrozenTrial) -> str:
     return str(attribute(trial, OUTCOME).get("reason", ""))
 
 
+class _Grid(optuna.samplers.GridSampler):
+    """Optuna's grid without its wish to end Optuna's own loop at the last point: the loop is
+    Tune's, and the wish an error there that would run the last trial twice."""
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None: ...
+
+
 def _asked(request: Request, trial: Any) -> None:
     suggest(request.config.space, trial)
 
@@ -248,7 +261,7 @@ def _sampler(request: Request, asked: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.RandomSampler(seed=seed)
     if config.sampler == "grid":
         axes = {name: parameter.choices for name, parameter in config.space.items()}
-        return optuna.samplers.GridSampler(axes, seed=request.seed)
+        return _Grid(axes, seed=request.seed)
     return optuna.samplers.TPESampler(
         n_startup_trials=config.startup_trials,
         multivariate=True,
