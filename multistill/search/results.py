@@ -118,6 +118,8 @@ def record_joined(study: optuna.Study, watch: Watch) -> None:
         child.params(row["params"])
         for epoch, value in sorted(trial.intermediate_values.items()):
             child.metrics({"value": value}, step=epoch)
+        if row["value"] is not None:
+            child.metrics({"value": row["value"], "epochs": float(row["epochs"])})
         child.tags({"reason": row["reason"] or "ran its budget", "driver": "joined"})
         child.close("FAILED" if row["state"] == "failed" else "FINISHED")
 
