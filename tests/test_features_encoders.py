@@ -64,7 +64,7 @@ def test_states_do_not_depend_on_batch_mates(model: str, request: pytest.Fixture
 def test_in_bfloat16_batch_mates_change_no_more_than_is_stated() -> None:
     """docs/features.md: 1/16 of a state of unit variance, a cosine of 0.9999."""
     encoder = speech("untrained-wav2vec2", precision="bfloat16")
-    clips = waves([*SAMPLES, 40_000])
+    clips = waves([720, 5_000, 16_000])
     for clip, states in zip(clips, encoder.encode(clips), strict=True):
         [alone] = encoder.encode([clip])
         assert np.abs(alone - states).max() <= 1 / 16
