@@ -73,7 +73,7 @@ def test_it_unpacks_in_kemdy20s_layout(root: Path, utterances: list[Utterance]) 
     for utterance in utterances[::50]:
         info = soundfile.info(utterance.audio_path)
         assert (info.samplerate, info.channels, info.subtype) == (16_000, 1, "PCM_16")
-        raw = utterance.audio_path.with_suffix(".txt").read_bytes()
+        raw = Path(utterance.audio_path).with_suffix(".txt").read_bytes()
         with pytest.raises(UnicodeDecodeError):
             raw.decode("utf-8")
         assert raw.decode("cp949").strip() == utterance.text_raw

@@ -13,10 +13,12 @@ import yaml
 from generators import table
 from generators.parts import differences, write_wav
 from generators.table import Form
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from multistill.config import CorpusConfig
 from multistill.corpora import loaders
-from multistill.corpora.records import Note, Record, Rejected, Utterance
+from multistill.corpora.records import Names, Note, Record, Rejected, Utterance
 from multistill.corpora.table import COLUMNS
 from multistill.errors import UsageError
 
@@ -104,7 +106,9 @@ def test_audio_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         found = list(loaders.load(config(moved, audio_root=str(root))))
         kept = [item for item in found if isinstance(item, Utterance)]
         assert len(kept) == len(truth.utterances)
-        assert all(item.audio_path.is_absolute() and item.audio_path.is_file() for item in kept)
+        assert all(
+            Path(item.audio_path).is_absolute() and Path(item.audio_path).is_file() for item in kept
+        )
 
 
 def test_an_audio_root_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -204,3 +208,15 @@ def test_numbers_in_parquet_are_names_without_a_point(tmp_path: Path) -> None:
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     (found,) = loaders.load(config(tmp_path / "t.parquet"))
     assert isinstance(found, Utterance) and (found.speaker, found.session) == ("7", "3")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text(max_size=3), max_size=40))
+def test_names_are_known_after_they_were_added_and_not_before(names: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multistill.corpora.records._RECENT", 4)
+        seen, known = Names(), set()
+        for name in names:
+            assert (name in seen) == (name in known)
+            known.add(name)
+            seen.add(name)

@@ -260,7 +260,7 @@ def test_an_id_that_two_records_have_is_kept_once(corpus: Corpus) -> None:
     corpus.config()
 
     def utterance(name: str, file: str) -> Utterance:
-        path = corpus.root / f"{file}.wav"
+        path = str(corpus.root / f"{file}.wav")
         return Utterance(name, path, "s", "d", 0, "p", "말", "말", votes=(1, 0, 0, 0, 0, 0, 0))
 
     records: list[Record] = [

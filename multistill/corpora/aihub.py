@@ -14,7 +14,7 @@ from pathlib import Path
 from multistill.config import CLASSES, CorpusConfig
 from multistill.corpora.labels import class_of
 from multistill.corpora.paths import Enclosure, entries, listing, not_the_corpus
-from multistill.corpora.records import Note, Record, Rejected, Utterance
+from multistill.corpora.records import Names, Note, Record, Rejected, Utterance
 from multistill.corpora.table import gender_of
 from multistill.corpora.tabular import Table, open_table
 from multistill.corpora.text import tidy
@@ -40,14 +40,14 @@ def load_dialogue(config: CorpusConfig, root: Path) -> Iterator[Record]:
     if not names:
         looked_for = ", ".join(f"{name}.csv" for name in DIALOGUE_TABLES)
         raise not_the_corpus("AI Hub's dialogue corpus", looked_for, root)
-    seen: set[str] = set()
+    seen = Names()
     for name in names:
         table = open_table(root / found[f"{name}.csv"], f"{name}.csv")
         yield from _dialogue_table(config, root, table, found.get(name, name), seen)
 
 
 def _dialogue_table(
-    config: CorpusConfig, root: Path, table: Table, folder: str, seen: set[str]
+    config: CorpusConfig, root: Path, table: Table, folder: str, seen: Names
 ) -> Iterator[Record]:
     columns = {_squeezed(name): at for at, name in enumerate(table.header)}
     for wanted in ("wav_id", "발화문", *(name for pair in _PAIRS for name in pair)):
@@ -120,7 +120,7 @@ def _squeezed(name: str) -> str:
     return "".join(name.split())
 
 
-def _finder(root: Path, folder: Path) -> Callable[[str], Path]:
+def _finder(root: Path, folder: Path) -> Callable[[str], str]:
     """Looks a file up in `folder`, then in the folders right below it."""
     enclosure = Enclosure(root)
     inner = [
@@ -129,7 +129,7 @@ def _finder(root: Path, folder: Path) -> Callable[[str], Path]:
         if child.is_dir()
     ]
 
-    def find(name: str) -> Path:
+    def find(name: str) -> str:
         first: ValueError | None = None
         for part in ("", *inner):
             try:
@@ -318,7 +318,7 @@ def _wellness_row(
         return
     yield Utterance(
         utterance_id=name,
-        audio_path=folder / file,
+        audio_path=f"{folder}/{file}",
         session=name[0],
         dialogue=name,
         turn=0,

@@ -86,7 +86,7 @@ def _clip(config: CorpusConfig, path: Path, inside: bool) -> Record:
     text = TEXTS[found["text"]]
     return Utterance(
         utterance_id=path.stem,
-        audio_path=path,
+        audio_path=str(path),
         session=found["speaker"],
         dialogue=path.stem,
         turn=0,

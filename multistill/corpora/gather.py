@@ -8,29 +8,35 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from multistill.config import CLASSES
 from multistill.corpora.audio import Header, map_files, read_header
-from multistill.corpora.labels import Decision, TiePolicy, decide, one_hot
+from multistill.corpora.labels import Decision, TiePolicy, Votes, decide, one_hot, shares
 from multistill.corpora.records import Note, Record, Rejected, Utterance
-from multistill.corpora.schema import MANIFEST_SCHEMA, REJECTED_SCHEMA
+from multistill.corpora.schema import MANIFEST_SCHEMA, REJECTED_SCHEMA, keys
 
 _EXAMPLES = 10
 _ROWS = 2048
+_NAME = pa.dictionary(pa.int32(), pa.string())
+_REPEATED = ("corpus", "session", "dialogue", "speaker", "gender", "label")
+# Names that many rows share are held once while the corpus is in memory.
 _WORKING = pa.schema(
     [
-        *(field for field in MANIFEST_SCHEMA if field.name not in ("split", "fold")),
-        pa.field("given_split", pa.string()),
+        *(
+            field.with_type(_NAME) if field.name in _REPEATED else field
+            for field in MANIFEST_SCHEMA
+            if field.name not in ("split", "fold")
+        ),
+        pa.field("given_split", _NAME),
         pa.field("channels", pa.int16()),
     ]
 )
-_decide = lru_cache(maxsize=65_536)(decide)
 
 
 class Examples:
@@ -99,7 +105,7 @@ class RaterTally:
 
 @dataclass
 class Gathered:
-    """All that the corpora gave: `rows` has `_WORKING`'s columns."""
+    """All that the corpora gave: `rows` has `_WORKING`'s columns, each name coded once."""
 
     rows: pa.Table
     rejections: Rejections
@@ -123,38 +129,22 @@ def gather(
         workers: processes that read headers; the order of the rows is the corpora's own.
     """
     result = Gathered(_WORKING.empty_table(), Rejections())
-    parts: list[pa.Table] = []
-    rows: list[tuple[str, Utterance, Header, Decision]] = []
+    decisions = _Decisions(ties)
+    parts: list[pa.Table] = [result.rows]
     for title, records in corpora:
-        utterances = _utterances(title, records, result)
-        for utterance, header in map_files(read_header, utterances, workers):
-            if isinstance(header, str):
-                reason = f"{utterance.audio_path} {header}"
-                result.reject("unreadable audio", title, utterance, reason)
-                continue
-            decision = _decision(utterance, ties)
-            if decision.tied:
-                result.ties[title] += 1
-            if not decision.keep:
-                result.reject("tie", title, utterance, "several classes have the most votes")
-                continue
-            if utterance.ratings:
-                result.raters.setdefault(title, RaterTally()).add(utterance.ratings)
-            rows.append((title, utterance, header, decision))
-            if len(rows) == _ROWS:
-                parts.append(_table(rows, result))
-                rows = []
-    parts.append(_table(rows, result))
-    result.rows = _first_of_each(pa.concat_tables(parts), result.rejections)
+        told = ((said, said.audio_path) for said in _utterances(title, records, result))
+        found = map_files(read_header, told, workers)
+        while block := list(islice(found, _ROWS)):
+            parts.append(_table(title, block, decisions, result))
+    rows = pa.concat_tables(parts).unify_dictionaries()
+    result.rows = _first_of_each(rows, result.rejections)
     return result
 
 
-def _utterances(
-    title: str, records: Iterable[Record], result: Gathered
-) -> Iterator[tuple[Utterance, Path]]:
+def _utterances(title: str, records: Iterable[Record], result: Gathered) -> Iterator[Utterance]:
     for record in records:
         if isinstance(record, Utterance):
-            yield record, record.audio_path
+            yield record
         elif isinstance(record, Rejected):
             result.rejections.add("corpus", f"{title}/{record.source}", record.reason)
         elif isinstance(record, Note):
@@ -162,62 +152,118 @@ def _utterances(
             found.add(f"{title}/{record.source}: {record.text}")
 
 
-def _decision(utterance: Utterance, ties: TiePolicy) -> Decision:
-    """Votes decide; a label that the corpus itself names goes before their winner."""
-    if utterance.votes is None:
-        assert utterance.label is not None, "loaders give votes or a label"
-        return Decision(True, utterance.label, one_hot(utterance.label), False)
-    found = _decide(utterance.votes, ties)
-    if utterance.label is None:
-        return found
-    return Decision(True, utterance.label, _decide(utterance.votes, "soft").soft, False)
+class _Decisions(dict[tuple[Votes | None, str | None], int]):
+    """`(votes, label)` -> number of its decision; a million utterances have few of them.
+
+    Votes decide; a label that the corpus itself names goes before their winner.
+    """
+
+    def __init__(self, ties: TiePolicy) -> None:
+        super().__init__()
+        self.ties = ties
+        self.made: list[Decision] = []
+
+    def __missing__(self, said: tuple[Votes | None, str | None]) -> int:
+        votes, label = said
+        if votes is None:
+            assert label is not None, "loaders give votes or a label"
+            made = Decision(True, label, one_hot(label), False)
+        elif label is None:
+            made = decide(votes, self.ties)
+        else:
+            made = Decision(True, label, shares(votes), False)
+        self[said] = len(self.made)
+        self.made.append(made)
+        return self[said]
+
+    def columns(self, numbers: npt.NDArray[np.int64]) -> tuple[pa.Array, pa.Array]:
+        """Label and shares of decisions."""
+        used, at = np.unique(numbers, return_inverse=True)
+        made = [self.made[number] for number in used]
+        soft = np.array([one.soft for one in made], np.float32).reshape(-1, len(CLASSES))
+        return (
+            pa.array([one.label for one in made], _NAME).take(pa.array(at)),
+            pa.FixedSizeListArray.from_arrays(pa.array(soft[at].ravel()), len(CLASSES)),
+        )
 
 
-def _table(rows: Sequence[tuple[str, Utterance, Header, Decision]], result: Gathered) -> pa.Table:
-    result.formats.update(header.encoding for _, _, header, _ in rows)
-    result.encodings.update(u.encoding for _, u, _, _ in rows if u.encoding is not None)
+def _table(
+    title: str,
+    block: Sequence[tuple[Utterance, Header | str]],
+    decisions: _Decisions,
+    result: Gathered,
+) -> pa.Table:
+    """The rows of a block, column by column; those without audio or class are left out."""
+    kept: list[tuple[Utterance, Header, int]] = []
+    for utterance, header in block:
+        if isinstance(header, str):
+            result.reject("unreadable audio", title, utterance, f"{utterance.audio_path} {header}")
+            continue
+        number = decisions[utterance.votes, utterance.label]
+        made = decisions.made[number]
+        if made.tied:
+            result.ties[title] += 1
+            if not made.keep:
+                result.reject("tie", title, utterance, "several classes have the most votes")
+                continue
+        if utterance.ratings:
+            result.raters.setdefault(title, RaterTally()).add(utterance.ratings)
+        kept.append((utterance, header, number))
+    if not kept:
+        return _WORKING.empty_table()
+    utterances, headers, numbers = zip(*kept, strict=True)
+    said: dict[str, Any] = dict(zip(Utterance._fields, zip(*utterances, strict=True), strict=True))
+    head: dict[str, Any] = dict(zip(Header._fields, zip(*headers, strict=True), strict=True))
+    result.formats.update(head["encoding"])
+    result.encodings.update(name for name in said["encoding"] if name is not None)
+    label, soft = decisions.columns(np.array(numbers))
+    samples, rate = np.array(head["num_samples"]), np.array(head["sample_rate"])
+    prefix = f"{title}/"
 
-    def told(title: str, name: str) -> str:
-        return f"{title}/{name}" if name else ""
+    def told(names: Sequence[str]) -> list[str]:
+        return [prefix + name if name else "" for name in names]
 
-    columns: dict[str, Sequence[Any] | npt.NDArray[Any]] = {
-        "utterance_id": [f"{t}/{u.utterance_id}" for t, u, _, _ in rows],
-        "corpus": [t for t, _, _, _ in rows],
-        "session": [told(t, u.session) for t, u, _, _ in rows],
-        "dialogue": [told(t, u.dialogue) for t, u, _, _ in rows],
-        "turn": [u.turn for _, u, _, _ in rows],
-        "speaker": [told(t, u.speaker) for t, u, _, _ in rows],
-        "gender": [u.gender for _, u, _, _ in rows],
-        "audio_path": [str(u.audio_path.absolute()) for _, u, _, _ in rows],
-        "num_samples": [h.num_samples for _, _, h, _ in rows],
-        "sample_rate": [h.sample_rate for _, _, h, _ in rows],
-        "duration_s": [h.num_samples / h.sample_rate for _, _, h, _ in rows],
-        "text": [u.text for _, u, _, _ in rows],
-        "text_raw": [u.text_raw for _, u, _, _ in rows],
-        "votes": [u.votes for _, u, _, _ in rows],
-        "label": [d.label for _, _, _, d in rows],
-        "label_soft": [d.soft for _, _, _, d in rows],
-        "valence": [u.valence for _, u, _, _ in rows],
-        "arousal": [u.arousal for _, u, _, _ in rows],
-        "audio_digest": [h.digest for _, _, h, _ in rows],
-        "given_split": [u.split for _, u, _, _ in rows],
-        "channels": [h.channels for _, _, h, _ in rows],
+    text = pa.array(said["text"], pa.string())
+    columns = {
+        "utterance_id": [prefix + name for name in said["utterance_id"]],
+        "corpus": [title] * len(kept),
+        "session": told(said["session"]),
+        "dialogue": told(said["dialogue"]),
+        "turn": said["turn"],
+        "speaker": told(said["speaker"]),
+        "gender": said["gender"],
+        "audio_path": said["audio_path"],
+        "num_samples": samples,
+        "sample_rate": rate,
+        "duration_s": samples / rate,
+        "text": text,
+        "text_raw": text if said["text"] == said["text_raw"] else said["text_raw"],
+        "votes": said["votes"],
+        "label": label,
+        "label_soft": soft,
+        "valence": said["valence"],
+        "arousal": said["arousal"],
+        "audio_digest": head["digest"],
+        "given_split": said["split"],
+        "channels": head["channels"],
     }
-    return pa.table(
-        [pa.array(columns[field.name], field.type) for field in _WORKING], schema=_WORKING
-    )
+    arrays = [pa.array(columns[field.name], field.type) for field in _WORKING]
+    return pa.table(arrays, schema=_WORKING)
 
 
 def _first_of_each(rows: pa.Table, rejections: Rejections) -> pa.Table:
     """Drop rows whose id another row already has; ids must be unique."""
-    encoded = rows["utterance_id"].dictionary_encode()  # one dictionary over all chunks
-    codes = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks] or [[]])
-    if len(np.unique(codes)) == len(rows):
+    found, code, times = np.unique(
+        keys(rows["utterance_id"]), return_inverse=True, return_counts=True
+    )
+    if len(found) == len(rows):
         return rows
-    _, first = np.unique(codes, return_index=True)
-    keep = np.zeros(len(rows), bool)
-    keep[first] = True
-    for at in np.flatnonzero(~keep):
+    keep = np.ones(len(rows), bool)
+    seen: set[str] = set()
+    for at in np.flatnonzero(times[code] > 1):
         name = rows["utterance_id"][int(at)].as_py()
-        rejections.add("duplicate id", name, "another utterance has this id")
+        if name in seen:
+            keep[at] = False
+            rejections.add("duplicate id", name, "another utterance has this id")
+        seen.add(name)
     return rows.filter(pa.array(keep))

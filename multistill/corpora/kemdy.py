@@ -217,7 +217,7 @@ def utterance(clip: Clip, turn: int, session: str, folder: Folder) -> Iterator[R
     yield from _notes(row, votes)
     yield Utterance(
         utterance_id=row.segment,
-        audio_path=Path(folder.file(wav)),
+        audio_path=folder.file(wav),
         session=session,
         dialogue=clip.dialogue,
         turn=turn,

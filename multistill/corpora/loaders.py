@@ -67,8 +67,9 @@ def load(config: CorpusConfig, root: Path | None = None) -> Iterator[Record]:
     """
     read = loader(config.kind)
     kept = 0
+    where = corpus_root(config) if root is None else Path(os.path.abspath(root))  # noqa: PTH100
     try:
-        for record in read(config, corpus_root(config) if root is None else root):
+        for record in read(config, where):
             yield record
             kept += isinstance(record, Utterance)
             if kept == config.limit:

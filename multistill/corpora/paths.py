@@ -73,22 +73,30 @@ class Enclosure:
         # resolve() would follow links, and audio paths are to read as the job file says.
         self._start = os.path.abspath(root).rstrip("/") + "/"  # noqa: PTH100
         self._real_root = root.resolve()
-        self._inside = lru_cache(folders)(self._is_inside)
+        self._home = lru_cache(folders)(self._folder)
 
     def _is_inside(self, path: str) -> bool:
         return Path(path).resolve().is_relative_to(self._real_root)
 
-    def file(self, name: str) -> Path:
-        """The file that `name`, relative to the root, means.
+    def _folder(self, name: str) -> str | None:
+        """A folder's path without dots, ending in a slash; None where it is not inside."""
+        path = os.path.normpath(name if name[:1] == "/" else self._start + name).rstrip("/") + "/"
+        return path if path.startswith(self._start) and self._is_inside(path) else None
+
+    def file(self, name: str) -> str:
+        """The absolute path of the file that `name`, relative to the root, means.
 
         Raises:
             ValueError: where it leaves the root or is no file; the text is a reason for people.
         """
         # Text all the way: this runs once a row, and a Path costs more than the `lstat`.
-        path = os.path.normpath(self._start + name) if name[:1] != "/" else os.path.normpath(name)
-        folder = os.path.dirname(path)  # noqa: PTH120
-        if "\0" in name or not path.startswith(self._start) or not self._inside(folder):
+        last = name[name.rfind("/") + 1 :]
+        if last in {"", ".", ".."}:  # a folder
+            last = ""
+        home = None if "\0" in name else self._home(name[: len(name) - len(last)])
+        if home is None:
             raise ValueError(f"{name!r} leaves the corpus folder")
+        path = home + last
         try:
             mode = os.lstat(path).st_mode
             if stat.S_ISLNK(mode):
@@ -99,4 +107,4 @@ class Enclosure:
             raise ValueError(f"no such file: {name}") from error
         if not stat.S_ISREG(mode):
             raise ValueError(f"not a file: {name}")
-        return Path(path)
+        return path

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from multistill.corpora.raters import (
     leave_one_rater_out,
     vote_entropy,
 )
+from multistill.corpora.schema import keys
 from multistill.corpora.split import PARTS, hash64
 
 RATE = 16_000
@@ -169,7 +169,7 @@ def signal(rows: pa.Table, seed: int, workers: int | None) -> dict[str, Any]:
     paths = rows["audio_path"].take(pa.array(chosen)).to_pylist()
     silent, clipped, broken = Examples(), Examples(), Examples()
     levels, pauses = [], []
-    items = [(int(at), Path(path)) for at, path in zip(chosen, paths, strict=True)]
+    items = list(zip(map(int, chosen), paths, strict=True))
     for at, found in map_files(read_signal, items, workers):
         name = names[at].as_py()
         if found is None:
@@ -213,7 +213,7 @@ def duplicates(rows: pa.Table, workers: int | None) -> dict[str, Any]:
     wanted = rows.filter(pc.is_in(rows["audio_digest"], first.combine_chunks()))
     wanted = wanted.select(["audio_digest", "audio_path", "utterance_id"]).slice(0, 10 * COMPARED)
     paths = pc.unique(wanted["audio_path"]).to_pylist()
-    whole = dict(map_files(content_digest, ((path, Path(path)) for path in paths), workers))
+    whole = dict(map_files(content_digest, ((path, path) for path in paths), workers))
     found: dict[str, dict[str | None, list[str]]] = {}
     for alike, path, name in zip(*(column.to_pylist() for column in wanted.columns), strict=True):
         found.setdefault(alike, {}).setdefault(whole[path], []).append(name)
@@ -229,13 +229,12 @@ def duplicates(rows: pa.Table, workers: int | None) -> dict[str, Any]:
 
 
 def transcripts(rows: pa.Table) -> dict[str, Any]:
-    table = pc.value_counts(rows["text"])
-    often = table.field("counts").to_numpy()
-    told = pc.binary_length(table.field("values")).to_numpy() > 0
+    told = pc.binary_length(rows["text"]).to_numpy() > 0
+    _, often = np.unique(keys(rows["text"])[told], return_counts=True)
     return {
-        "empty": int(often[~told].sum()),
-        "distinct": int(told.sum()),
-        "repeated": int(often[told & (often > 1)].sum()),
+        "empty": int((~told).sum()),
+        "distinct": len(often),
+        "repeated": int(often[often > 1].sum()),
     }
 
 

@@ -21,9 +21,7 @@ def distinct(parts: Iterable[npt.NDArray[np.integer]]) -> tuple[Counts, Counts]:
     """Distinct rows of vote counts and how often each stands in the parts, [U, C] and [U]."""
     found: Counter[tuple[int, ...]] = Counter()
     for part in parts:
-        rows, times = np.unique(part, axis=0, return_counts=True)
-        for row, count in zip(rows.tolist(), times.tolist(), strict=True):
-            found[tuple(row)] += count
+        found.update(map(tuple, part.tolist()))
     order = sorted(found)
     return np.array(order, np.int64), np.array([found[row] for row in order], np.int64)
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from xxhash import xxh3_64_intdigest
 
 from multistill.errors import MultistillError
 
 MANIFEST = "manifest.parquet"
 REJECTED = "rejected.parquet"
 QUALITY = "quality.json"
+_KEYED = 8192
+_GROUP = 65_536
 
 
 def _field(name: str, kind: pa.DataType, nullable: bool = False) -> pa.Field:
@@ -57,8 +62,26 @@ REJECTED_SCHEMA = pa.schema([_field("source", pa.string()), _field("reason", pa.
 def write_manifest(table: pa.Table, folder: Path) -> Path:
     """Write the manifest of a prepare artifact; the columns must be `MANIFEST_SCHEMA`'s."""
     path = folder / MANIFEST
-    pq.write_table(table.cast(MANIFEST_SCHEMA), path, row_group_size=65_536, compression="zstd")
+    with pq.ParquetWriter(path, MANIFEST_SCHEMA, compression="zstd") as writer:
+        for start in range(0, max(len(table), 1), _GROUP):  # a cast copies
+            writer.write_table(table.slice(start, _GROUP).cast(MANIFEST_SCHEMA))
     return path
+
+
+def keys(column: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    """A 64-bit hash of each string of a column, [N]: equal for equal strings.
+
+    Eight bytes a row where Arrow's own dictionary would hold every string again. Two
+    different ones of a million share a key with a chance of 3e-8.
+    """
+    found = np.empty(len(column), np.uint64)
+    at = 0
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), _KEYED):
+            some = [xxh3_64_intdigest(t.encode()) for t in chunk.slice(start, _KEYED).to_pylist()]
+            found[at : at + len(some)] = some
+            at += len(some)
+    return found
 
 
 def read_manifest(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from multistill.config import SplitConfig
+from multistill.corpora.schema import keys
 from multistill.errors import UsageError
 
 PARTS = ("train", "valid", "test")
@@ -270,14 +271,11 @@ def leaks(table: pa.Table, part: npt.NDArray[np.int8]) -> dict[str, Any]:
         found[f"{name}s"] = len(several)
         found[f"{name}s_named"] = several[:10]
     for name, column in (("transcript", "text"), ("recording", "audio_digest")):
-        codes, told = _coded(table, column)
-        test = np.zeros(len(told), bool)
-        rest = np.zeros(len(told), bool)
-        test[codes[part == 2]] = True
-        rest[codes[part != 2]] = True
-        both = test & rest & (pc.binary_length(told).to_numpy() > 0)
-        found[f"{name}s"] = int(both.sum())
-        found[f"{name}_rows"] = int((both[codes] & (part == 2)).sum())
+        code = keys(table[column])
+        told = pc.binary_length(table[column]).to_numpy() > 0
+        both = np.intersect1d(code[told & (part == 2)], code[told & (part != 2)])
+        found[f"{name}s"] = len(both)
+        found[f"{name}_rows"] = int((told & (part == 2) & np.isin(code, both)).sum())
     return found
 
 

@@ -9,15 +9,15 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from multistill.config import CLASSES, CorpusConfig
 from multistill.corpora.labels import Spellings, count, leaders, split_tie
 from multistill.corpora.paths import Enclosure
-from multistill.corpora.records import Note, Record, Rejected, Utterance
+from multistill.corpora.records import Names, Note, Record, Rejected, Utterance
 from multistill.corpora.tabular import Table, open_table
 from multistill.corpora.text import UndecodableError, read_transcript, tidy
 from multistill.errors import UsageError
@@ -42,6 +42,7 @@ COLUMNS = (
 """Our column names. Beside them `rater_...`: one column a rater, with the class they chose."""
 
 _RATER = "rater_"
+_REMEMBERED = 65_536  # different answers of raters whose meaning is kept
 _SPLITS = {
     "train": "train",
     "valid": "valid",
@@ -120,97 +121,124 @@ def _mapping(config: CorpusConfig, table: Table) -> dict[str, str]:
     return found
 
 
-@dataclass
-class _Target:
+class _Target(NamedTuple):
     votes: tuple[int, ...] | None
     label: str | None
     ratings: tuple[str | None, ...]
-    notes: list[tuple[str, str]]
+    notes: tuple[tuple[str, str], ...]
+
+
+class _Scale(NamedTuple):
+    value: float | None
+    note: tuple[tuple[str, str], ...] = ()
+
+
+_SINGLE = (
+    "audio_path",
+    "utterance_id",
+    "text",
+    "text_path",
+    "dialogue",
+    "turn",
+    "speaker",
+    "session",
+    "gender",
+    "split",
+    "valence",
+    "arousal",
+)
 
 
 class _Reader:
-    """Makes utterances of rows. Written for speed: it must not outweigh reading headers."""
+    """Makes utterances of rows. Written for speed: it must not outweigh reading headers.
+
+    A million rows hold few different answers of raters, so those are parsed once each.
+    """
 
     def __init__(
         self, config: CorpusConfig, table: Table, names: Mapping[str, str], enclosure: Enclosure
     ) -> None:
         self.spellings = Spellings(config.labels)
-        self.names = tuple(names)
-        self.pick = itemgetter(*(table.header.index(theirs) for theirs in names.values()))
-        self.plain: Callable[[Any], Any] = str.strip if table.encoding else _plain
+        at = {ours: table.header.index(theirs) for ours, theirs in names.items()}
+        beyond = len(table.header)  # where `row` puts an empty cell
+        self.single = itemgetter(*(at.get(name, beyond) for name in _SINGLE))
+        self.raters = sorted(name for name in names if name.startswith(_RATER))
+        counted = CLASSES if any(name in names for name in CLASSES) else ()
+        self.judged = ("label", "votes", *self.raters, *counted)
+        self.judging = itemgetter(*(at.get(name, beyond) for name in self.judged))
+        self.counted = bool(counted)
+        self.has_turns = "turn" in names
+        self.plain: Callable[[Any], str] = str.strip if table.encoding else _plain
         self.enclosure = enclosure
         self.encoding = table.encoding
-        self.raters = sorted(name for name in names if name.startswith(_RATER))
-        self.counted = any(name in names for name in CLASSES)
+        self.target = lru_cache(_REMEMBERED)(self._target)
+        self.scale = lru_cache(_REMEMBERED)(_scale)
         self.turns: dict[str, int] = {}
-        # Hashes, so that a million names cost less than the manifest's own column of them.
-        self.seen: set[int] = set()
+        self.seen = Names()
 
     def row(self, place: str, values: Sequence[Any]) -> Iterator[Record]:
-        cell = dict(zip(self.names, map(self.plain, self.pick(values)), strict=True))
+        cells = (*values, "")
+        named, name, said, text_path, dialogue, turn, speaker, session, gender, split, *scales = (
+            map(self.plain, self.single(cells))
+        )
         # A row that is rejected below still was said: it takes its place in the dialogue.
-        dialogue = _text(cell, "dialogue")
-        turn = self._turn(cell, dialogue)
-        named = _text(cell, "audio_path")
+        number = self._turn(turn, dialogue)
         if not named:
             raise _RowError("no value in column `audio_path`")
         audio = self._file(named)
-        name = _text(cell, "utterance_id") or named.replace("\\", "/").rsplit(".", 1)[0]
-        key = hash(name)
-        if key in self.seen:
+        name = name or named.replace("\\", "/").rsplit(".", 1)[0]
+        if name in self.seen:
             raise _RowError(f"{name}: named twice; the first row is kept")
-        text_raw, encoding = self._transcript(cell)
-        target = self._target(cell)
-        speaker, session = _text(cell, "speaker"), _text(cell, "session")
+        text_raw, encoding = self._transcript(text_path) if text_path else (said, self.encoding)
+        judged = self.judging(cells)
+        if self.encoding is None:
+            judged = tuple([_hashable(cell) for cell in judged])
+        target = self.target(judged)
         if not speaker and not session:
             raise _RowError("no value in column `speaker` or `session`")
-        valence = self._scale(cell, "valence", target.notes)
-        arousal = self._scale(cell, "arousal", target.notes)
-        split = _text(cell, "split")
+        valence, arousal = map(self.scale, scales, ("valence", "arousal"))
         if split and split.casefold() not in _SPLITS:
             raise _RowError(f"column `split` says `{split}`; use train, valid or test")
-        self.seen.add(key)
-        for kind, text in target.notes:
+        self.seen.add(name)
+        for kind, text in (*target.notes, *valence.note, *arousal.note):
             yield Note(place, kind, f"{name}: {text}")
         yield Utterance(
-            utterance_id=name,
-            audio_path=audio,
-            session=session or speaker,
-            dialogue=dialogue or name,
-            turn=turn,
-            speaker=speaker or session,
-            gender=gender_of(_text(cell, "gender")),
-            text_raw=text_raw,
-            text=tidy(text_raw),
-            encoding=encoding,
-            votes=target.votes,
-            label=target.label,
-            ratings=target.ratings,
-            valence=valence,
-            arousal=arousal,
-            split=_SPLITS[split.casefold()] if split else None,
+            name,
+            audio,
+            session or speaker,
+            dialogue or name,
+            number,
+            speaker or session,
+            text_raw,
+            tidy(text_raw),
+            gender_of(gender),
+            target.votes,
+            target.label,
+            valence.value,
+            arousal.value,
+            encoding,
+            target.ratings,
+            _SPLITS[split.casefold()] if split else None,
         )
 
-    def _file(self, name: str) -> Path:
+    def _file(self, name: str) -> str:
         try:
             return self.enclosure.file(name)
         except ValueError as error:
             raise _RowError(str(error)) from error
 
-    def _transcript(self, cell: Mapping[str, Any]) -> tuple[str, str | None]:
-        name = _text(cell, "text_path")
-        if not name:
-            return _text(cell, "text"), self.encoding
+    def _transcript(self, name: str) -> tuple[str, str]:
         try:
             return read_transcript(self._file(name))
         except (UndecodableError, OSError) as error:
             raise _RowError(f"{name}: {error}") from error
 
-    def _target(self, cell: Mapping[str, Any]) -> _Target:
+    def _target(self, judged: tuple[Any, ...]) -> _Target:
+        cell = dict(zip(self.judged, judged, strict=True))
         notes: list[tuple[str, str]] = []
         ratings: list[str | None] = []
         for rater in self.raters:
-            named = _text(cell, rater)
+            named = self.plain(cell[rater])
             ratings.append(self.spellings[named])
             if named and ratings[-1] is None:
                 notes.append(("unknown vote", f"the vote for {named} is not counted"))
@@ -219,7 +247,7 @@ class _Reader:
             votes = count(ratings)
         if votes is not None and not any(votes):
             votes = None
-        label, tied = self._label(cell)
+        label, tied = self._label(self.plain(cell["label"]))
         if label is None and votes is None:
             votes = tied
         if label is None and votes is None:
@@ -227,26 +255,24 @@ class _Reader:
         if label and votes and label not in leaders(votes):
             most = ";".join(leaders(votes))
             notes.append(("recount", f"the label says {label}, the votes say {most}"))
-        return _Target(votes, label, tuple(ratings), notes)
+        return _Target(votes, label, tuple(ratings), tuple(notes))
 
     def _votes(self, cell: Mapping[str, Any]) -> tuple[int, ...] | None:
-        listed = cell.get("votes")
-        if listed is not None and listed != "":
-            values = (
-                re.split(r"[\s,;|]+", listed.strip("[]() ")) if isinstance(listed, str) else listed
-            )
+        listed = cell["votes"]
+        values = listed if isinstance(listed, tuple) else _listed(self.plain(listed))
+        if values:
             if len(values) != len(CLASSES):
                 raise _RowError(f"column `votes` has {len(values)} counts, needs {len(CLASSES)}")
-            return tuple([_whole(value, "votes") for value in values])
+            return tuple([_whole(str(value), "votes") for value in values])
         if not self.counted:
             return None
-        return tuple([_whole(cell.get(name) or 0, name) for name in CLASSES])
+        return tuple([_whole(self.plain(cell[name]) or "0", name) for name in CLASSES])
 
-    def _label(self, cell: Mapping[str, Any]) -> tuple[str | None, tuple[int, ...] | None]:
+    def _label(self, named: str) -> tuple[str | None, tuple[int, ...] | None]:
         """The one class, or the votes that a label of several classes stands for."""
-        named = split_tie(_text(cell, "label"))
-        classes = [self.spellings[name] for name in named]
-        for name, found in zip(named, classes, strict=True):
+        names = split_tie(named)
+        classes = [self.spellings[name] for name in names]
+        for name, found in zip(names, classes, strict=True):
             if found is None:
                 raise _RowError(
                     f"label `{name}` is none of the seven classes; "
@@ -256,28 +282,19 @@ class _Reader:
             return classes[0], None
         return None, count(classes) if classes else None
 
-    def _scale(
-        self, cell: Mapping[str, Any], name: str, notes: list[tuple[str, str]]
-    ) -> float | None:
-        value = _number(cell.get(name), name)
-        if value is not None and not 1.0 <= value <= 5.0:
-            notes.append(("off the scale", f"{name} {value:g} is not from 1 to 5 and is left out"))
-            return None
-        return value
-
-    def _turn(self, cell: Mapping[str, Any], dialogue: str) -> int:
-        if "turn" in self.names:
-            if cell["turn"] == "":
+    def _turn(self, turn: str, dialogue: str) -> int:
+        if self.has_turns:
+            if not turn:
                 raise _RowError("no value in column `turn`")
-            return _whole(cell["turn"], "turn")
+            return _whole(turn, "turn")
         if not dialogue:
             return 0
-        turn = self.turns.get(dialogue, 0)
-        self.turns[dialogue] = turn + 1
-        return turn
+        number = self.turns.get(dialogue, 0)
+        self.turns[dialogue] = number + 1
+        return number
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> str:
     """A Parquet value as a CSV would tell it: empty text for what is not there."""
     if isinstance(value, str):
         return value.strip()
@@ -285,30 +302,46 @@ def _plain(value: Any) -> Any:
         return ""
     if isinstance(value, float) and value.is_integer():
         # A column of numbers with a gap becomes float on the way through pandas.
-        return int(value)
-    return value
+        return str(int(value))
+    return str(value)
 
 
-def _text(cell: Mapping[str, Any], name: str) -> str:
-    return str(cell.get(name, ""))
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
-def _number(value: Any, column: str) -> float | None:
-    if value is None or value == "":
-        return None
+def _listed(text: str) -> list[str]:
+    inner = text.strip("[]() ")
+    return re.split(r"[\s,;|]+", inner) if inner else []
+
+
+def _scale(text: str, column: str) -> _Scale:
+    if not text:
+        return _Scale(None)
+    value = _number(text, column)
+    if 1.0 <= value <= 5.0:
+        return _Scale(value)
+    note = f"{column} {value:g} is not from 1 to 5 and is left out"
+    return _Scale(None, (("off the scale", note),))
+
+
+def _number(text: str, column: str) -> float:
     try:
-        found = float(value)
-    except (TypeError, ValueError) as error:
-        raise _RowError(f"column `{column}` says `{value}`, which is no number") from error
+        found = float(text)
+    except ValueError:
+        found = math.nan
     if not math.isfinite(found):
-        raise _RowError(f"column `{column}` says `{value}`, which is no number")
+        raise _RowError(f"column `{column}` says `{text}`, which is no number")
     return found
 
 
-def _whole(value: Any, column: str) -> int:
-    if isinstance(value, str) and value.isdecimal():
-        return int(value)
-    found = _number(value, column)
-    if found is None or found < 0 or not found.is_integer():
-        raise _RowError(f"column `{column}` says `{value}`, which is no whole number of 0 or more")
+def _whole(text: str, column: str) -> int:
+    if text.isdecimal():
+        return int(text)
+    try:
+        found = _number(text, column)
+    except _RowError:
+        found = -1.0
+    if found < 0 or not found.is_integer():
+        raise _RowError(f"column `{column}` says `{text}`, which is no whole number of 0 or more")
     return int(found)

@@ -123,7 +123,7 @@ class _Dialogue:
         truth.utterances.append(
             Utterance(
                 utterance_id=name,
-                audio_path=path,
+                audio_path=str(path),
                 session=speaker,
                 dialogue=name,
                 turn=0,
@@ -170,7 +170,7 @@ def make_scripted(root: Path, speakers: int = 12, scripts: int = 14, seed: int =
             truth.utterances.append(
                 Utterance(
                     utterance_id=f"{group}/{speaker:03d}/{name}",
-                    audio_path=folder / f"{name}.wav",
+                    audio_path=str(folder / f"{name}.wav"),
                     session=f"{speaker:03d}",
                     dialogue=f"{speaker:03d}-{number:03d}",
                     turn=0,
@@ -233,7 +233,7 @@ def make_wellness(
         truth.utterances.append(
             Utterance(
                 utterance_id=name,
-                audio_path=folder / f"{name}.wav",
+                audio_path=str(folder / f"{name}.wav"),
                 session=name[0],
                 dialogue=name,
                 turn=0,

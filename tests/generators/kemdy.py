@@ -50,7 +50,7 @@ class Segment:
         votes = counted(self.ratings)
         return Utterance(
             utterance_id=self.segment,
-            audio_path=root / self.folder / f"{self.segment}.wav",
+            audio_path=str(root / self.folder / f"{self.segment}.wav"),
             session=self.session,
             dialogue=self.dialogue,
             turn=turn,

@@ -103,7 +103,7 @@ def differences(truth: Truth, records: Iterable[Record]) -> list[str]:
     found: list[str] = []
     kept = [record for record in records if isinstance(record, Utterance)]
     for expected, got in zip(truth.utterances, kept, strict=False):
-        for name in Utterance.__dataclass_fields__:
+        for name in Utterance._fields:
             if getattr(expected, name) != getattr(got, name):
                 found.append(
                     f"{expected.utterance_id}.{name}: expected {getattr(expected, name)!r}, "

@@ -78,7 +78,7 @@ def make(
         truth.notes += [(place, kind) for kind in entry.notes]
         audio = folder / entry.expected.pop("audio")
         truth.utterances.append(
-            Utterance(audio_path=audio, encoding=table_encoding, **entry.expected)
+            Utterance(audio_path=str(audio), encoding=table_encoding, **entry.expected)
         )
     cells = [
         {(renamed or {}).get(ours, ours): value for ours, value in entry.cells.items()}
