@@ -5,8 +5,9 @@
     python benchmarks/training.py gpu          samples/s, share of peak, ratio to the bare step
 
 Inputs are synthetic states of encoder size (1024-d audio at 50 frames/s, 768-d text) with
-clip lengths of dialogue speech; speed does not depend on their values. Each prints one
-JSON object.
+clip lengths of dialogue speech; speed does not depend on their values. What is compared runs in
+turns, `--rounds` times, and the fastest of each counts: neighbours only ever slow a run down.
+Each prints one JSON object.
 """
 
 from __future__ import annotations
@@ -23,19 +24,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
 from multistill.config import CLASSES
+from multistill.corpora.schema import MANIFEST_SCHEMA, write_manifest
 from multistill.features.store import Clip, finish_store, read_marker, shard_writer
 from multistill.models.build import build
+from multistill.models.layers import Stack
 from multistill.models.presets import resolve
 from multistill.models.spec import ModelSpec
 from multistill.training.data import TrainingData
 from multistill.training.loop import fit
-from multistill.training.objective import objective
+from multistill.training.objective import Objective
 from multistill.training.optimizer import AdamW
 from multistill.training.step import FlatGradients, training_step
 from multistill.training.supply import Piece, Supply
@@ -55,15 +57,22 @@ def make_inputs(folder: Path, clips: int, mean_seconds: float) -> tuple[Path, Pa
     label = random.integers(0, len(CLASSES), clips)
     ids = [f"clip-{row:06d}" for row in range(clips)]
     shares = np.eye(len(CLASSES), dtype=np.float32)[label]
-    table = {
-        "utterance_id": ids,
-        "label": [CLASSES[index] for index in label],
-        "label_soft": pa.array(shares.tolist(), pa.list_(pa.float32(), len(CLASSES))),
-        "split": ["train"] * clips,
-        "fold": pa.array([0] * clips, pa.int32()),
-    }
-    manifest, store = folder / "manifest.parquet", folder / "features"
-    pq.write_table(pa.table(table), manifest)
+    unread = dict.fromkeys(("corpus", "session", "dialogue", "speaker", "audio_path"), "-")
+    unread |= dict.fromkeys(("text", "text_raw", "audio_digest"), "-")
+    numbers = dict.fromkeys(("turn", "num_samples", "sample_rate", "duration_s", "fold"), 0)
+    table = [
+        {
+            **unread,
+            **numbers,
+            "utterance_id": ids[row],
+            "label": CLASSES[label[row]],
+            "label_soft": shares[row],
+            "split": "train",
+        }
+        for row in range(clips)
+    ]
+    store = folder / "features"
+    manifest = write_manifest(pa.Table.from_pylist(table, schema=MANIFEST_SCHEMA), folder)
     with shard_writer(store, 0, "float16", AUDIO_DIM, TEXT_DIM, {}) as writer:
         for row, name in enumerate(ids):
             frames, tokens = int(seconds[row] * FRAMES_PER_S), int(seconds[row] * TOKENS_PER_S) + 3
@@ -90,6 +99,10 @@ class Speed:
 
     wall: float
     processor: float
+
+
+def fastest(speeds: list[Speed]) -> Speed:
+    return Speed(max(s.wall for s in speeds), max(s.processor for s in speeds))
 
 
 def our_speed(task: TrainingTask, state: Path, device: str, world: World | None = None) -> Speed:
@@ -143,6 +156,9 @@ def published_speed(task: TrainingTask, folder: Path, batch_size: int, batches: 
     ).train()
     tokens = torch.randint(0, 35_000, (len(ids), FIXED_TOKENS))
     model = build(ModelSpec.from_dict(task.spec), AUDIO_DIM, TEXT_DIM)
+    for module in model.modules():
+        if isinstance(module, Stack):
+            module.first_only = False  # every position is worked out, whatever the readout
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
     shares = torch.from_numpy(data.train.shares)
 
@@ -174,13 +190,16 @@ def published(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     task = make_task(
         inputs,
         arguments.preset,
-        epochs=3,
+        epochs=2,
         batch_size=arguments.batch_size,
         precision=arguments.precision,
     )
     batches = max(1, arguments.published_clips // arguments.batch_size)
-    theirs = published_speed(task, folder, arguments.batch_size, batches)
-    ours = our_speed(task, folder / "state", "cpu")
+    slow, quick = [], []
+    for turn in range(arguments.rounds):
+        slow.append(published_speed(task, folder, arguments.batch_size, batches))
+        quick.append(our_speed(task, folder / f"state-{turn}", "cpu"))
+    theirs, ours = fastest(slow), fastest(quick)
     return {
         "published": asdict(theirs),
         "ours": asdict(ours),
@@ -198,7 +217,7 @@ def _rank(rank: int, size: int, task: str, folder: str) -> None:
     if size > 1:
         address = f"file://{folder}/meet-{size}"
         torch.distributed.init_process_group("gloo", address, rank=rank, world_size=size)
-    state, speed = Path(folder) / f"state-{size}", Path(folder) / f"speed-{size}.json"
+    state, speed = Path(folder) / f"state-{size}", Path(folder) / "speed.json"
     found = our_speed(TrainingTask.from_json(task), state, "cpu", torch_world(None, size, rank))
     if rank == 0:
         speed.write_text(json.dumps(found.wall))
@@ -208,11 +227,15 @@ def _rank(rank: int, size: int, task: str, folder: str) -> None:
 
 def workers(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     inputs = make_inputs(folder, arguments.clips, arguments.seconds)
-    task = make_task(inputs, arguments.preset, epochs=4, batch_size=arguments.batch_size)
-    speeds = {}
-    for size in (1, 2):
-        mp.spawn(_rank, (size, task.to_json(), str(folder)), nprocs=size)
-        speeds[size] = json.loads((folder / f"speed-{size}.json").read_text())
+    task = make_task(inputs, arguments.preset, epochs=2, batch_size=arguments.batch_size)
+    speeds = {1: 0.0, 2: 0.0}
+    for turn in range(arguments.rounds):
+        for size in (1, 2):
+            here = folder / f"{turn}-{size}"
+            here.mkdir()
+            mp.spawn(_rank, (size, task.to_json(), str(here)), nprocs=size)
+            found = json.loads((here / "speed.json").read_text())
+            speeds[size] = max(speeds[size], found)
     return {
         "samples_per_s_1": speeds[1],
         "samples_per_s_2": speeds[2],
@@ -237,14 +260,15 @@ def bare_speed(task: TrainingTask, steps: int) -> tuple[float, float]:
     pieces = list(supply.pieces(data.train, batches))
     model = build(ModelSpec.from_dict(task.spec), AUDIO_DIM, TEXT_DIM).to(device).train()
     flat = FlatGradients(model.parameters(), device)
-    optimizer = AdamW(model, config.weight_decay)
-    loss = objective(task, data.train, device)
+    optimizer = AdamW(model.named_parameters(), config.weight_decay)
+    loss = Objective(task, data.train, model.pooled_dim)
 
     def sample_losses(piece: Piece) -> Tensor:
         states = piece.states
         with torch.autocast("cuda", torch.bfloat16):
             output = model(states.audio, states.audio_mask, states.text, states.text_mask)
-        return loss(output.logits.float(), piece)
+        found: Tensor = loss(output, piece, 0.0)
+        return found
 
     def epoch() -> None:
         for piece in pieces:
@@ -299,6 +323,7 @@ def main() -> None:
     parser.add_argument("--published-clips", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=4.0, help="mean clip length")
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3, help="of `published` and `workers`")
     parser.add_argument(
         "--precision", default="float32", help="ours, for `published`; theirs is float32"
     )

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,6 +143,56 @@ def test_kill_in_mid_epoch_and_run_again_equals_uninterrupted(corpus, tmp_path):
     whole = run(task, tmp_path / "whole")
     assert losses(rest) == pytest.approx(losses(whole)[reached:], abs=1e-6)
     torch.testing.assert_close(weights(state), weights(tmp_path / "whole"), atol=1e-6, rtol=0)
+
+
+def test_a_batch_on_a_cpu_is_cut_unless_its_rows_are_compared(corpus, tmp_path, monkeypatch):
+    whole = run(make_task(corpus), tmp_path / "whole")
+    monkeypatch.setattr("multistill.training.loop.CPU_STATES", 16 * 60)  # 60 frames, width 16
+    sizes: list[int] = []
+
+    def counted(lengths: object, *arguments: object) -> Iterator[np.ndarray]:
+        for part in micro_batches(lengths, *arguments):  # type: ignore[arg-type]
+            sizes.append(len(part))
+            yield part
+
+    monkeypatch.setattr("multistill.training.loop.micro_batches", counted)
+    cut = run(make_task(corpus), tmp_path / "cut")
+    assert max(sizes) < 16
+    assert losses(cut) == pytest.approx(losses(whole), abs=1e-5)
+    sizes.clear()
+    student = with_states(make_task(corpus, epochs=1), tmp_path / "soft.parquet", cka_weight=1.0)
+    run(student, tmp_path / "cka")
+    assert max(sizes) == 16
+
+
+def test_a_compiled_training_has_the_losses_and_the_weights_of_a_plain_one(
+    corpus, tmp_path, monkeypatch
+):
+    """Traced forward and backward, free lengths; without torch's C++ stage, which takes minutes."""
+    asked: list[dict[str, object]] = []
+    original = torch.nn.Module.compile
+
+    def traced(self: torch.nn.Module, **options: object) -> None:
+        asked.append(options)
+        original(self, backend="aot_eager", fullgraph=True, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+
+    def small(**train: object) -> TrainingTask:
+        task = make_task(corpus, epochs=1, **train)  # the more operations, the longer it takes
+        return replace(task, spec={**task.spec, "modality": "text", "fusion": "concat"})
+
+    plain = run(small(), tmp_path / "plain")
+    torch._dynamo.reset()
+    compiled = run(small(compile=True), tmp_path / "compiled")
+    traces = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert asked == [{"dynamic": True}]
+    assert 1 <= traces <= 4  # not one for each new length
+    assert losses(compiled) == pytest.approx(losses(plain), abs=1e-5)
+    saved, _ = best_weights(tmp_path / "compiled")
+    model = build(ModelSpec.from_dict(small().spec), AUDIO_DIM, TEXT_DIM)
+    model.load_state_dict(saved)  # every name as in a plain model
+    assert run(small(), tmp_path / "compiled") == []  # `compile` is no part of the identity
 
 
 def test_a_finished_training_yields_nothing_and_keeps_its_weights(corpus, tmp_path):

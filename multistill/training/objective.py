@@ -30,10 +30,13 @@ class Objective(nn.Module):
         pooled_dim: width of the model's pooled states.
     """
 
+    weights: Tensor | None
+
     def __init__(self, task: TrainingTask, train: Rows, pooled_dim: int) -> None:
         super().__init__()
         self.config, self.distillation = task.train_config, task.distillation_config
-        self.weights = class_weights(torch.from_numpy(train.shares), self.config.class_weights)
+        weights = class_weights(torch.from_numpy(train.shares), self.config.class_weights)
+        self.register_buffer("weights", weights, persistent=False)
         self.hint: Hint | None = None
         self.cka: LinearCKA | None = None
         taught, distillation = train.states, self.distillation
@@ -56,11 +59,10 @@ class Objective(nn.Module):
             progress: share of the training's steps that are done.
         """
         logits = output.logits.float()
-        weights = None if self.weights is None else self.weights.to(logits.device)
         config, distillation = self.config, self.distillation
         if distillation is None:
             return label_loss(
-                logits, piece.shares, piece.winner, config.loss, config.label_source, weights
+                logits, piece.shares, piece.winner, config.loss, config.label_source, self.weights
             )
         assert piece.teacher is not None
 
@@ -82,7 +84,7 @@ class Objective(nn.Module):
             dkd_beta=distillation.dkd_beta,
             label_kind=config.loss,
             label_source=config.label_source,
-            class_weights=weights,
+            class_weights=self.weights,
         ).total
         for weight, match in (
             (distillation.hint_weight, self.hint),
