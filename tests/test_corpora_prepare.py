@@ -283,7 +283,7 @@ def test_an_id_that_two_records_have_is_kept_once(corpus: Corpus) -> None:
 def test_files_read_by_many_processes_come_in_order(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audio, "ALONE", 5)
+    monkeypatch.setattr(audio, "ALONE", 0.0)
     monkeypatch.setattr(audio, "CHUNK", 4)
     items = [(at, corpus.root / f"s{1 + at // 6:02d}t{at % 6:02d}.wav") for at in range(48)]
     items[20] = (20, corpus.root / "absent.wav")

@@ -14,12 +14,13 @@ from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
 from struct import Struct
+from time import perf_counter
 from typing import NamedTuple, TypeVar
 
 from xxhash import xxh3_128
 
 SAMPLED = 4096  # bytes
-ALONE = 8192  # files
+ALONE = 1.0  # seconds of reading before other processes are started
 CHUNK = 512  # files a worker gets at a time
 OPEN_LENGTH = 0x7FFF0000  # and above: what programs write that stream and never come back
 _CHUNK_HEAD = Struct("<4sI")
@@ -189,8 +190,9 @@ def map_files(
 ) -> Iterator[tuple[T, R]]:
     """`(item, work(path))` for each `(item, path)`, in order, over the CPUs of this machine.
 
-    The first `ALONE` files are done in this process: starting workers costs longer. `items`
-    is read ahead by one wave only, so it may be longer than memory.
+    The first `ALONE` seconds are worked in this process, because starting workers costs as
+    much: some 50,000 headers of a warm local disk, a few hundred over a slow network.
+    `items` is read ahead by one wave only, so it may be longer than memory.
 
     Args:
         work: a function of a module, so that other processes find it.
@@ -198,13 +200,19 @@ def map_files(
     """
     count = workers_here() if workers is None else workers
     source = iter(items)
-    for item, path in islice(source, ALONE) if count > 1 else source:
-        yield item, work(path)
+    spent = 0.0
+    for item, path in source:
+        started = perf_counter()
+        found = work(path)
+        spent += perf_counter() - started
+        yield item, found
+        if spent > ALONE and count > 1:
+            break
     ahead: Iterator[tuple[T, R]] = iter(())
     while wave := list(islice(source, CHUNK * 4 * count)):
-        started = _start(work, wave, count)
+        begun = _start(work, wave, count)
         yield from ahead
-        ahead = started
+        ahead = begun
     yield from ahead
 
 
