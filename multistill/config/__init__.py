@@ -1,0 +1,110 @@
+"""The job file as typed models: every section, every default, in the order of the data.
+
+Reading YAML, `--set` and line numbers live in `multistill.jobfile`. This module knows
+nothing else of ours, so any room may import it.
+
+Fields marked `execution()` say how work is done, not what comes out (pool sizes,
+retries). They are left out of fingerprints, so changing them reuses what exists.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from multistill.config.base import CLASSES, FolderName, Section
+from multistill.config.data import (
+    CorpusConfig,
+    CorpusKind,
+    FeaturesConfig,
+    SpeechEncoderConfig,
+    SplitConfig,
+    TextEncoderConfig,
+)
+from multistill.config.learning import (
+    DistillationConfig,
+    ModelConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+from multistill.config.search import EvaluationConfig, SearchConfig, SearchParameter
+from multistill.config.service import ChampionConfig, ResourcesConfig, TrackingConfig
+
+__all__ = [
+    "CLASSES",
+    "ChampionConfig",
+    "CorpusConfig",
+    "CorpusKind",
+    "DistillationConfig",
+    "EvaluationConfig",
+    "FeaturesConfig",
+    "FolderName",
+    "JobConfig",
+    "ModelConfig",
+    "ResourcesConfig",
+    "SearchConfig",
+    "SearchParameter",
+    "Section",
+    "SpeechEncoderConfig",
+    "SplitConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TextEncoderConfig",
+    "TrackingConfig",
+    "TrainConfig",
+]
+
+
+class JobConfig(Section):
+    """The whole job file. Everything has a default but `name` and `corpora`."""
+
+    name: FolderName
+    seed: int = Field(1024, ge=0, lt=2**31)
+    workspace: str = "workspace"
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
+    corpora: list[CorpusConfig] = Field(min_length=1)
+    split: SplitConfig = Field(default_factory=SplitConfig)
+    features: FeaturesConfig = Field(default_factory=FeaturesConfig)
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
+    distillation: DistillationConfig = Field(default_factory=DistillationConfig)
+    students: list[StudentConfig] = Field(
+        default_factory=lambda: [
+            StudentConfig(name="multimodal", model=ModelConfig(preset="small-student")),
+            StudentConfig(name="text", model=ModelConfig(preset="small-text-student")),
+            StudentConfig(name="audio", model=ModelConfig(preset="small-audio-student")),
+        ],
+        min_length=1,
+    )
+    search: SearchConfig = Field(default_factory=SearchConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> JobConfig:
+        titles = [corpus.title for corpus in self.corpora]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise ValueError(f"two corpora are called `{title}`; give one a `name`")
+        names = [student.name for student in self.students]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two students are called `{name}`")
+            if name == "teacher" or name.endswith(("-control", "-search")):
+                raise ValueError(
+                    f"a student cannot be called `{name}`: tables use `teacher`, `*-control` and "
+                    "`*-search` for other models"
+                )
+        if self.split.valid == 0.0 and self.split.by != "column":
+            raise ValueError(
+                "split.valid: 0 leaves nothing to choose epochs, trials and winners on; use 0.15"
+            )
+        if self.search.student is not None and self.search.student not in names:
+            raise ValueError(
+                f"search.student: no student is called `{self.search.student}`; "
+                f"there is {', '.join(names)}"
+            )
+        return self
+
+    def searched_student(self) -> StudentConfig:
+        wanted = self.search.student or self.students[0].name
+        return next(student for student in self.students if student.name == wanted)

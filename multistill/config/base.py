@@ -1,0 +1,64 @@
+"""What every section of the job file is made of: strict, frozen, with an identity."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+CLASSES = ("neutral", "happy", "surprise", "angry", "sad", "disgust", "fear")
+"""Class order as published (Multi-Still). Votes, shares and logits all follow it."""
+
+Modality = Literal["multimodal", "text", "audio"]
+
+
+def execution(default: Any, **constraints: Any) -> Any:
+    """A field that does not change any result, only how it is computed."""
+    return Field(default, json_schema_extra={"execution": True}, **constraints)
+
+
+def _file_name(value: str) -> str:
+    if not value or value in {".", ".."} or any(c in value for c in '/\\\0:*?"<>|'):
+        raise ValueError('must be usable as a folder name: no slashes and none of : * ? " < > |')
+    return value
+
+
+FolderName = Annotated[str, AfterValidator(_file_name)]
+
+
+def _without_secret(value: str) -> str:
+    if "@" in value and ":" in value.rpartition("@")[0].partition("://")[2]:
+        raise ValueError(
+            "holds a password, and a job file is recorded with every run; remove it and give it "
+            "through the environment"
+        )
+    return value
+
+
+Address = Annotated[str, AfterValidator(_without_secret)]
+
+
+class Section(BaseModel):
+    """A part of the job file. Unknown keys are errors; values are frozen once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result: all fields but those marked `execution`, as JSON values."""
+        found: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("execution"):
+                continue
+            found[name] = _identity_of(getattr(self, name))
+        return found
+
+
+def _identity_of(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.identity()
+    if isinstance(value, list | tuple):
+        return [_identity_of(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _identity_of(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,137 @@
+"""Sections of the data: corpora, their split, and the encoders' features."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from multistill.config.base import CLASSES, FolderName, Section, execution
+
+CorpusKind = Literal[
+    "demo",
+    "emodb",
+    "kemdy19",
+    "kemdy20",
+    "aihub-dialogue",
+    "aihub-scripted",
+    "aihub-wellness",
+    "table",
+]
+
+
+class CorpusConfig(Section):
+    """One corpus. `table` reads any corpus from a CSV or Parquet table."""
+
+    kind: CorpusKind
+    path: str | None = Field(None, description="folder (for `table`: the table); `demo` has none")
+    name: FolderName | None = Field(None, description="default: the kind")
+    audio_root: str | None = Field(
+        None, description="`table`: folder the audio paths start from; default: the table's folder"
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="`table`: our column name -> the table's column name"
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="label of the corpus -> one of the seven classes"
+    )
+    limit: int | None = Field(None, ge=1, description="keep the first N utterances, for trials")
+
+    @property
+    def title(self) -> str:
+        return self.name or self.kind
+
+    @model_validator(mode="after")
+    def _check(self) -> CorpusConfig:
+        if self.kind == "demo" and self.path is not None:
+            raise ValueError("the demo corpus is packaged: remove `path`")
+        if self.kind != "demo" and not self.path:
+            raise ValueError(f"a corpus of kind `{self.kind}` needs `path`")
+        for source, target in self.labels.items():
+            if target not in CLASSES:
+                raise ValueError(
+                    f"labels.{source}: `{target}` is not a class; use one of {', '.join(CLASSES)}"
+                )
+        return self
+
+
+class SplitConfig(Section):
+    """Who is tested on, how votes become labels, and caps against imbalance."""
+
+    by: Literal["session", "speaker", "random", "column"] = "session"
+    test: float = Field(0.2, ge=0.0, lt=1.0, description="share of groups (of rows if random)")
+    valid: float = Field(0.15, ge=0.0, lt=1.0)
+    folds: int = Field(5, ge=2, le=50, description="folds over the groups outside test")
+    allow_leak: bool = Field(False, description="allow sessions or speakers on both sides")
+    ties: Literal["soft", "drop", "first", "multi"] = "soft"
+    max_per_class: dict[str, int] = Field(
+        default_factory=dict, description="caps on training utterances, e.g. {neutral: 2000}"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> SplitConfig:
+        if self.test + self.valid >= 1.0:
+            raise ValueError("`test` and `valid` together leave nothing to train on")
+        if self.by != "column" and self.test == 0.0:
+            raise ValueError("`test: 0` leaves nothing to judge the models on; use 0.2, say")
+        if self.by == "random" and not self.allow_leak:
+            raise ValueError(
+                "a random split puts the same speakers on both sides; use `by: session`, "
+                "or set `allow_leak: true` and every table will say LEAKY SPLIT"
+            )
+        for name in self.max_per_class:
+            if name not in CLASSES:
+                raise ValueError(f"max_per_class: `{name}` is not one of {', '.join(CLASSES)}")
+        return self
+
+
+class SpeechEncoderConfig(Section):
+    """Speech encoder: `log-mel`, `untrained-wav2vec2`, or a Hugging Face name or folder."""
+
+    model: str = "log-mel"
+    revision: str | None = None
+    layers: list[int] = Field(
+        default_factory=lambda: [-1],
+        min_length=1,
+        description="hidden states kept, as in output_hidden_states (0 is the input to layer 1)",
+    )
+    combine: Literal["mean", "concat"] = Field("mean", description="of several layers")
+    max_seconds: float = Field(30.0, gt=0.1, description="longer clips are handled by `long_clips`")
+    long_clips: Literal["cut", "window", "quarantine"] = "cut"
+    window_seconds: float = Field(10.0, gt=0.5)
+    overlap_seconds: float = Field(1.0, ge=0.0)
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+
+
+class TextEncoderConfig(Section):
+    """Text encoder: `untrained-electra`, or a Hugging Face name or folder."""
+
+    model: str = "untrained-electra"
+    revision: str | None = None
+    layers: list[int] = Field(default_factory=lambda: [-1], min_length=1)
+    combine: Literal["mean", "concat"] = "mean"
+    max_tokens: int = Field(128, ge=8, le=512)
+
+
+class FeaturesConfig(Section):
+    """Encoding, done once, and the store it goes to."""
+
+    speech: SpeechEncoderConfig = Field(default_factory=SpeechEncoderConfig)
+    text: TextEncoderConfig = Field(default_factory=TextEncoderConfig)
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
+    max_quarantined: float = execution(
+        0.05, ge=0.0, le=1.0, description="share of failed clips that stops the stage"
+    )
+    batch_seconds: float = execution(80.0, gt=0, description="audio seconds in one encoder batch")
+    shard_seconds: float = execution(1200.0, gt=0, description="audio seconds in one shard")
+    decoders: int | None = execution(None, ge=1, description="CPU decode workers; default: sized")
+    encoders: int | None = execution(None, ge=1, description="encoder actors; default: sized")
+    gpus_per_encoder: float | None = execution(None, ge=0)
+
+    def side_by_side(self) -> dict[str, list[int]]:
+        """Layers that the store holds one beside another, as `ModelSpec` names them."""
+        return {
+            f"{name}_layers": list(encoder.layers)
+            for name, encoder in (("speech", self.speech), ("text", self.text))
+            if encoder.combine == "concat" and len(encoder.layers) > 1
+        }

@@ -1,0 +1,102 @@
+"""Sections of the search and of the evaluation after it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from multistill.config.base import Address, Section, execution
+
+
+class SearchParameter(Section):
+    """One searched value: a range (`low`, `high`, `log`, `step`) or `choices`."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    step: float | None = Field(None, gt=0)
+    choices: list[str | int | float | bool] | None = Field(None, min_length=1)
+    when: dict[str, list[str | int | float | bool]] = Field(
+        default_factory=dict,
+        description="searched only where other searched names take one of these values, "
+        "e.g. {distillation.loss: [hinton, dkd]}",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchParameter:
+        if self.choices is not None:
+            if self.low is not None or self.high is not None:
+                raise ValueError("give either `choices` or `low` and `high`, not both")
+            return self
+        if self.low is None or self.high is None:
+            raise ValueError("needs `low` and `high`, or `choices`")
+        if self.low >= self.high:
+            raise ValueError(f"the range is empty or reversed: low {self.low} >= high {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError("a logarithmic range needs `low` above 0")
+        if self.log and self.step is not None:
+            raise ValueError("`log` and `step` exclude each other")
+        return self
+
+
+def _default_space() -> dict[str, SearchParameter]:
+    return {
+        "distillation.temperature": SearchParameter(low=1.0, high=8.0),
+        "distillation.weight": SearchParameter(low=0.05, high=0.9),
+    }
+
+
+class SearchConfig(Section):
+    """Ray Tune with Optuna over one student. Looks at validation only."""
+
+    enabled: bool = True
+    student: str | None = Field(None, description="which student; default: the first")
+    trials: int = Field(16, ge=1)
+    epochs: int | None = Field(None, ge=1, description="budget of a trial; default: the student's")
+    metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss"] = "macro_f1"
+    space: dict[str, SearchParameter] = Field(default_factory=_default_space, min_length=1)
+    grace_epochs: int = Field(3, ge=1, description="ASHA stops no trial before")
+    reduction: int = Field(3, ge=2)
+    sampler: Literal["tpe", "random", "grid"] = Field(
+        "tpe", description="random and grid are baselines; a grid needs `choices` everywhere"
+    )
+    startup_trials: int = Field(8, ge=1, description="random trials before the sampler learns")
+    retrain: int = Field(1, ge=1, le=10, description="best trials retrained at full budget")
+    seeds: int = Field(3, ge=1, le=20, description="of each retrained trial and of its control")
+    second: Literal["parameters", "latency"] | None = Field(
+        None, description="also keep this low: a Pareto front of the metric against it"
+    )
+    storage: Address | None = execution(
+        None,
+        description="database of the study (postgresql://user@host/name; the password comes from "
+        "the environment); default: a journal file in the workspace",
+    )
+    concurrent: int | None = execution(None, ge=1, description="default: what the cluster holds")
+    workers_per_trial: int = execution(
+        1, ge=1, description="data-parallel workers of one trial; more than one start Ray Train"
+    )
+    cpus_per_trial: float = execution(1.0, gt=0, description="of each worker of a trial")
+    gpus_per_trial: float | None = execution(None, ge=0, description="of each worker of a trial")
+    max_failures: int = execution(1, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchConfig:
+        gpus = self.gpus_per_trial
+        if gpus is not None and gpus % 1 and self.workers_per_trial > 1:
+            raise ValueError(
+                "a fraction of a GPU works for trials of one worker only (NCCL refuses a shared "
+                "GPU); set `workers_per_trial: 1` or a whole `gpus_per_trial`"
+            )
+        return self
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        return "min" if self.metric == "loss" else "max"
+
+
+class EvaluationConfig(Section):
+    resamples: int = Field(1000, ge=100, description="bootstrap resamples of sessions")
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    calibration_bins: int = Field(15, ge=2)
+    latency_clips: int = Field(20, ge=0, description="clips timed one at a time; 0: no timing")
