@@ -124,7 +124,15 @@ def compare(folder: Path, task: TrainingTask, alone: Path, tolerance: float) -> 
     weights, _ = best_weights(alone)
     ours = load_model(folder).state_dict()
     for name, tensor in weights.items():
-        torch.testing.assert_close(ours[name], tensor, atol=tolerance, rtol=0)
+        if name.endswith("key_value.bias"):
+            # Softmax does not see a shift of all keys: the key bias has no gradient but
+            # rounding, of which Adam makes steps of full size. Another number of threads
+            # rounds otherwise.
+            shift, value = tensor.chunk(2)
+            assert shift.abs().max() < 0.1
+            torch.testing.assert_close(ours[name].chunk(2)[1], value, atol=tolerance, rtol=0)
+        else:
+            torch.testing.assert_close(ours[name], tensor, atol=tolerance, rtol=0)
 
 
 DRIVER = """
