@@ -133,8 +133,8 @@ def test_another_split_of_the_same_clips_is_other_data(tmp_path):
 
 
 def test_seeds_do_not_change_the_trials_that_a_larger_search_takes_over(tmp_path):
+    from multistill.search.inherit import earlier
     from multistill.search.request import Request
-    from multistill.search.study import earlier
 
     old = Request(TASK, SearchConfig(trials=4, seeds=3), 1, "a", "study", "o")
     old.write(tmp_path / "old")

@@ -142,6 +142,8 @@ def test_a_finished_search_called_again_trains_nothing(finished):
     assert epochs_run(out) == before
     assert again["best"] == summary["best"]
     assert again["counts"] == summary["counts"]
+    assert again["seconds"] > summary["seconds"], "what it cost is the sum over all calls"
+    assert again["start_seconds"] == summary["start_seconds"]
 
 
 def test_a_larger_search_takes_over_the_trials_of_the_smaller(finished):

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -22,7 +23,15 @@ from ray.tune.schedulers import ASHAScheduler
 from multistill.search.recorder import Recorder
 from multistill.search.request import Request
 from multistill.search.searcher import StudySearch
-from multistill.search.storage import Unsaved, open_storage, trial_folder, trial_key
+from multistill.search.storage import (
+    JOINED,
+    Unsaved,
+    discard_trial,
+    open_storage,
+    trial_folder,
+    trial_key,
+    trials_in_hand,
+)
 from multistill.search.trial import Trial
 from multistill.watch import Watch
 
@@ -30,6 +39,10 @@ ROUND, ROUND_PER_SLOT = 400, 20
 """Tune keeps every trial of an experiment, some 25 kB each, until the experiment ends. So a
 long search is several experiments on one study, each long enough that starting it (seconds)
 and running dry at its end cost next to nothing."""
+
+ROUND_OF = "round-"
+"""Attributes of the study that begin so say what a round cost: a later process of the same
+search reads there what the earlier ones spent."""
 
 _NESTED_BYTES = 100 * 2**20
 
@@ -57,6 +70,7 @@ def run_trials(
     Raises:
         KeyboardInterrupt: after Ctrl-C; trials in hand keep their state to be continued.
     """
+    started = time.monotonic()
     nested = request.config.workers_per_trial > 1
     interrupt = Interrupt(watch)
     scheduler = _scheduler(request)
@@ -71,6 +85,7 @@ def run_trials(
         stopping=lambda: interrupt.asked,
         on_continue=lambda trial_id, trial: _replay(scheduler, trial_id, trial),
     )
+    trials_in_hand(out, searcher.study)  # an earlier driver's leavings go
     values, done = [], 0
     for trial in searcher.study.get_trials(deepcopy=False):
         if trial.values:
@@ -82,13 +97,16 @@ def run_trials(
     def clear(number: int) -> None:
         shutil.rmtree(trial_folder(out, number), ignore_errors=True)
 
+    def clear_soon(number: int) -> None:
+        ended[:] = [early for early in ended if not discard_trial(out, early)] + [number]
+
     recorder = Recorder(
         watch,
         searcher,
         done,
         request.config.trials,
         best=(max if request.config.mode == "max" else min)(values, default=None),
-        ended=ended.append if nested else clear,
+        ended=clear_soon if nested else clear,
     )
     scratch = out / "tune" / uuid.uuid4().hex[:8]
     scratch.mkdir(parents=True)
@@ -126,6 +144,14 @@ def run_trials(
         for number in ended:
             clear(number)
         shutil.rmtree(scratch, ignore_errors=True)
+        if not driver.startswith(JOINED):
+            figures = {
+                "seconds": round(time.monotonic() - started, 3),
+                "training": round(recorder.training_seconds, 3),
+                "slots": limit,
+                "waits": [round(seconds, 3) for seconds in recorder.waits],
+            }
+            searcher.study.set_user_attr(f"{ROUND_OF}{driver}", figures)
     if interrupt.asked:
         watch.say("the search stopped; the same command, or `search resume`, goes on with it")
         raise KeyboardInterrupt

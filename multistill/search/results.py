@@ -109,9 +109,11 @@ def record_joined(study: optuna.Study, watch: Watch) -> None:
 
     Two drivers that wrote to one record would end each other's runs.
     """
+    known = study.user_attrs
     for trial in study.get_trials(deepcopy=False):
+        recorded = f"recorded-{trial.number}"  # of the study: an ended trial takes no more
         joined = str(trial.user_attrs.get("driver", "")).startswith(JOINED)
-        if not joined or not trial.state.is_finished():
+        if not joined or recorded in known or not trial.state.is_finished():
             continue
         row = _row(trial)
         child = watch.child(f"trial {trial.number}", row["key"], "trial")
@@ -122,6 +124,7 @@ def record_joined(study: optuna.Study, watch: Watch) -> None:
             child.metrics({"value": row["value"], "epochs": float(row["epochs"])})
         child.tags({"reason": row["reason"] or "ran its budget", "driver": "joined"})
         child.close("FAILED" if row["state"] == "failed" else "FINISHED")
+        study.set_user_attr(recorded, True)
 
 
 def _row(trial: FrozenTrial) -> dict[str, Any]:

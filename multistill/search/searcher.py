@@ -142,7 +142,12 @@ class StudySearch(Unsaved, OptunaSearch):
             values = super().suggest(trial_id)
         self.running[trial_id] = Running(trial, time.monotonic())
         self._left -= 1
-        return {"folder": str(self._folder), "number": trial.number, "values": values}
+        return {
+            "folder": str(self._folder),
+            "number": trial.number,
+            "values": values,
+            "at_once": self._limit,
+        }
 
     def _ask(self) -> optuna.Trial:
         own = current(self._request.base, self._request.config.space)

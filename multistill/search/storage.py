@@ -3,7 +3,8 @@
     <out>/study.log        Optuna's journal: one JSON line per event, appended and flushed
     <out>/study.lock       held while a trial is handed out (`study.log.lock`: a line appended)
     <out>/drivers/<id>     held for as long as the driver lives
-    <out>/trials/<number>/ checkpoints of a trial in hand, removed when it ends
+    <out>/trials/<number>/ checkpoints of a trial in hand, removed when it ends; `trial.lock`
+                           in it is held by the process that runs it
 
 The locks are the kernel's: a killed process holds none. So a trial that is RUNNING in the
 study and whose driver's lock is free was orphaned, and whoever sees it first continues it.
@@ -13,6 +14,8 @@ No clocks are compared. Nothing here is a pickle.
 from __future__ import annotations
 
 import os
+import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -31,6 +34,9 @@ JOURNAL = "study.log"
 _LOCK = "study.lock"
 _DRIVERS = "drivers"
 _TRIALS = "trials"
+_TRIAL_LOCK = "trial.lock"
+
+LEAVING_SECONDS = 60.0
 
 
 class Guard:
@@ -100,8 +106,60 @@ def drivers_alive(folder: Path) -> bool:
     return any(alive(folder, path.name) for path in (folder / _DRIVERS).glob("*"))
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Held once the other drivers are gone: the folder must not move under their feet.
+
+    Those without trials are about to end. One that joins now waits, and then finds the
+    results and leaves.
+    """
+    deadline = time.monotonic() + LEAVING_SECONDS
+    while True:
+        with Guard(folder):
+            if not drivers_alive(folder) or time.monotonic() >= deadline:
+                yield
+                return
+        time.sleep(0.2)
+
+
 def trial_folder(folder: Path, number: int) -> Path:
     return folder / _TRIALS / f"{number:04d}"
+
+
+def trial_lock(folder: Path, number: int) -> FileLock:
+    """Held by the process that writes to the trial's folder."""
+    return FileLock(trial_folder(folder, number) / _TRIAL_LOCK)
+
+
+def discard_trial(folder: Path, number: int) -> bool:
+    """Remove the folder of an ended trial, unless a process still writes to it.
+
+    Returns:
+        whether it is gone.
+    """
+    place = trial_folder(folder, number)
+    if place.exists():
+        lock = trial_lock(folder, number)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        try:
+            shutil.rmtree(place, ignore_errors=True)
+        finally:
+            lock.release()
+    return True
+
+
+def trials_in_hand(folder: Path, study: optuna.Study) -> list[int]:
+    """Trials with a folder, once the folders of ended ones are removed: a driver that is
+    killed between a trial's end and the removal leaves its checkpoints behind."""
+    numbers = sorted(int(path.name) for path in (folder / _TRIALS).glob("[0-9]*"))
+    if not numbers:
+        return []
+    trials = study.get_trials(deepcopy=False)
+    ended = {trial.number for trial in trials if trial.state.is_finished()}
+    return [n for n in numbers if n not in ended or not discard_trial(folder, n)]
 
 
 def trial_key(number: int) -> str:

@@ -14,7 +14,7 @@ import time
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -27,14 +27,23 @@ from multistill.search.capacity import (
     cores_fit,
     gpus_per_trial,
 )
+from multistill.search.inherit import earlier, take_over
 from multistill.search.request import FILE, OBJECTIVE, Request
 from multistill.search.results import STUDY, TRIALS, record_joined, write_results
 from multistill.search.space import check_space
-from multistill.search.storage import Guard, Lease, drivers_alive, open_storage, open_study
+from multistill.search.storage import (
+    Guard,
+    Lease,
+    alone_in,
+    open_storage,
+    open_study,
+    trials_in_hand,
+)
 from multistill.training.task import TrainingTask
 from multistill.watch import Silent, Watch
 
-LEAVING_SECONDS = 60.0
+if TYPE_CHECKING:
+    import optuna
 
 
 def search(
@@ -111,23 +120,55 @@ def join(out: Path, watch: Watch | None = None, config: SearchConfig | None = No
 
     Args:
         config: says how many trials run here and what each may take; default: as the search
-            itself.
+            itself. Trials are of as many workers as the search's own.
     Returns:
         How many trials ended here. The driver that started the search writes its results
         and records these trials with its own.
+    Raises:
+        UsageError: the search has ended its trials, or cannot run here.
+        MultistillError: trials fail one after another here.
     """
     watch = watch or Silent()
     request = Request.read(out)
     if config is not None:
-        own = config.model_copy(update={"storage": request.config.storage})
-        request = replace(request, config=own)
+        request = replace(request, config=_joining(config, request.config))
     _preflight(request)
+    _refuse_ended(out)
+    _time_encoders(request, out)
     ended = 0
     while True:
-        done = _round(request, out, watch, joined=True)
+        try:
+            done = _round(request, out, watch, joined=True)
+        except UsageError:
+            if ended:  # it was over between two rounds of this driver
+                return ended
+            raise
         ended += done.ended
-        if done.hopeless or not done.full:
+        if done.hopeless:
+            count, reason = _failures(_study(request, out))
+            raise MultistillError(
+                f"this driver stopped because trials fail one after another ({count} of the "
+                f"search so far), the last one with: {reason}; mend the cause and join again"
+            )
+        if not done.full:
             return ended
+
+
+def _joining(config: SearchConfig, search: SearchConfig) -> SearchConfig:
+    """The joiner's settings, but for what the trials themselves read from the search's file."""
+    fixed = ["storage", "workers_per_trial"]
+    if search.workers_per_trial > 1:  # what a worker takes is then asked for by the trial
+        fixed += ["cpus_per_trial", "gpus_per_trial"]
+    return config.model_copy(update={name: getattr(search, name) for name in fixed})
+
+
+def _refuse_ended(out: Path) -> None:
+    """A search that has its results is left alone: its folder may move at any moment."""
+    if (out / STUDY).exists() or not (out / FILE).exists():
+        raise UsageError(
+            f"the search in {out} has ended its trials, so there is nothing to join; more of them "
+            "are added by `multistill search extend` once it is done"
+        )
 
 
 def _preflight(request: Request) -> None:
@@ -141,8 +182,15 @@ def _preflight(request: Request) -> None:
         parameter.choices is None or parameter.when for parameter in config.space.values()
     ):
         problems.append("search.sampler: a grid needs plain `choices` for every searched name")
-    problems += capacity_problems(config, cluster_nodes())
-    if config.workers_per_trial > 1 and not ray._private.worker.get_dashboard_url():
+    nodes = cluster_nodes()
+    problems += capacity_problems(config, nodes)
+    nested = config.workers_per_trial > 1
+    if nested and config.second == "latency" and gpus_per_trial(config, nodes):
+        problems.append(
+            "search.second: latency is timed in the trial's own process, which holds no GPU where "
+            "`workers_per_trial` is above 1; use `workers_per_trial: 1` or `second: parameters`"
+        )
+    if nested and not ray._private.worker.get_dashboard_url():
         problems.append(
             "search.workers_per_trial: Ray Train inside Ray Tune frees the workers of stopped "
             "trials through Ray's dashboard, which this Ray runs without; start it with one"
@@ -167,49 +215,25 @@ def _opened(request: Request, out: Path, start: Path | None) -> Request:
                     f"the study of {out} lies in {known.config.storage or 'the workspace'}; "
                     "set `search.storage` back to go on with it"
                 )
+            workers = known.config.workers_per_trial
+            if workers != request.config.workers_per_trial and trials_in_hand(
+                out, _study(known, out)
+            ):
+                raise UsageError(
+                    f"{out} holds trials that were cut off, of {workers} workers each; set "
+                    f"`search.workers_per_trial` back to {workers} to finish them"
+                )
             opened = replace(request, study=known.study, objective=known.objective)
         else:
             study = f"multistill-{request.fingerprint}-{uuid.uuid4().hex[:8]}"
             opened = replace(request, study=study)
             if start is not None:
-                _take_over(start, opened, out)
+                take_over(start, opened, out)
             elif (found := earlier(out.parent, request)) is not None:
                 with contextlib.suppress(UsageError):  # its database is gone: start anew
-                    _take_over(found, opened, out)
+                    take_over(found, opened, out)
         opened.write(out)
     return opened
-
-
-def earlier(folder: Path, request: Request) -> Path | None:
-    """The largest finished search beside this one that differs from it in `trials` only.
-
-    So a job whose number of trials is raised goes on instead of starting anew.
-    """
-
-    def kin(other: Request) -> object:
-        # What is done with the best trials decides no trial.
-        config = {**other.config.identity(), "trials": 0, "retrain": 0, "seeds": 0}
-        files = (other.base.manifest, other.base.features, other.base.soft_targets)
-        return config, other.base.identity(), files, other.seed, other.objective
-
-    found = []
-    for file in folder.glob(f"[!.]*/{FILE}"):
-        with contextlib.suppress(MultistillError):
-            other = Request.read(file.parent)
-            smaller = other.config.trials <= request.config.trials
-            if (file.parent / STUDY).exists() and smaller and kin(other) == kin(request):
-                found.append((other.config.trials, file.parent))
-    return max(found, default=(0, None))[1]
-
-
-def _take_over(start: Path, request: Request, out: Path) -> None:
-    """Copy the ended trials of another search. Nothing names the copy until it is whole."""
-    old = Request.read(start)
-    source = open_study(open_storage(start, old.config.storage), old.study, old.directions)
-    target = open_study(
-        open_storage(out, request.config.storage), request.study, request.directions
-    )
-    target.add_trials([t for t in source.get_trials(deepcopy=False) if t.state.is_finished()])
 
 
 @dataclass(frozen=True)
@@ -217,51 +241,70 @@ class Round:
     """What one Tune experiment of this driver came to."""
 
     ended: int
-    waits: list[float]
-    training_seconds: float
     concurrency: int
     hopeless: bool
     full: bool
 
 
 def _finish(request: Request, out: Path, watch: Watch) -> dict[str, Any]:
-    from multistill.search.searcher import reason_of, succeeded
+    from multistill.search.searcher import succeeded
 
-    started = time.monotonic()
-    if request.config.second == "latency" and request.objective == OBJECTIVE:
-        _time_encoders(request, out)
+    (out / STUDY).unlink(missing_ok=True)  # of an earlier end; others may join until the next
+    _time_encoders(request, out)
     rounds = [_round(request, out, watch)]
     while not rounds[-1].hopeless and (rounds[-1].full or _others_running(request, out, watch)):
         rounds.append(_round(request, out, watch))
-    _wait_for_leases(out)
-    study = open_study(open_storage(out, request.config.storage), request.study, request.directions)
-    record_joined(study, watch)
-    waits = [seconds for done in rounds for seconds in done.waits]
-    spent = time.monotonic() - started
-    training = sum(done.training_seconds for done in rounds)
-    at_once = rounds[0].concurrency
-    summary = write_results(
-        study,
-        request,
-        out,
-        spent,
-        concurrency=at_once,
-        start_seconds=round(statistics.median(waits), 3) if waits else None,
-        training_share=round(training / (spent * at_once), 4),
-    )
+    study = _study(request, out)
+    with alone_in(out):
+        record_joined(study, watch)
+        summary = _write(study, request, out, rounds[0].concurrency)
     if rounds[-1].hopeless or not succeeded(study):
-        failed = [trial for trial in study.get_trials() if trial.state.name == "FAIL"]
-        reason = reason_of(failed[-1]) if failed else "no trial ended"
+        count, reason = _failures(study)
         raise MultistillError(
-            f"the search stopped because trials fail one after another ({len(failed)} of "
+            f"the search stopped because trials fail one after another ({count} of "
             f"{summary['trials']}), the last one with: {reason}; {out / TRIALS} has all reasons, "
             "and the same command goes on once the cause is mended"
         )
+    trials_in_hand(out, study)  # what a killed driver could not remove
     for name in ("drivers", "trials", "tune"):
         with contextlib.suppress(OSError):  # not empty: another driver is about to end
             (out / name).rmdir()
     _tell(watch, summary, out)
     return summary
+
+
+def _study(request: Request, out: Path) -> optuna.Study:
+    return open_study(open_storage(out, request.config.storage), request.study, request.directions)
+
+
+def _failures(study: optuna.Study) -> tuple[int, str]:
+    """How many trials failed, and why the last one did."""
+    from multistill.search.searcher import reason_of
+
+    failed = [trial for trial in study.get_trials() if trial.state.name == "FAIL"]
+    return len(failed), reason_of(failed[-1]) if failed else "no trial ended"
+
+
+def _write(study: optuna.Study, request: Request, out: Path, at_once: int) -> dict[str, Any]:
+    """The results, with what all rounds cost, those of earlier processes too.
+
+    A round that was killed is not among them.
+    """
+    from multistill.search.experiment import ROUND_OF
+
+    rounds = [value for name, value in study.user_attrs.items() if name.startswith(ROUND_OF)]
+    waits = [seconds for done in rounds for seconds in done["waits"]]
+    held = sum(done["seconds"] * done["slots"] for done in rounds)
+    training = sum(done["training"] for done in rounds)
+    return write_results(
+        study,
+        request,
+        out,
+        sum(done["seconds"] for done in rounds),
+        concurrency=at_once,
+        start_seconds=round(statistics.median(waits), 3) if waits else None,
+        training_share=round(training / held, 4),
+    )
 
 
 def _round(request: Request, out: Path, watch: Watch, *, joined: bool = False) -> Round:
@@ -271,16 +314,14 @@ def _round(request: Request, out: Path, watch: Watch, *, joined: bool = False) -
     nodes = cluster_nodes()
     limit = cores_fit(request.config, concurrency(request.config, nodes), nodes)
     gpus = gpus_per_trial(request.config, nodes)
-    with Lease(out, joined=joined) as lease:  # its own: what a round leaves running is an orphan
+    with contextlib.ExitStack() as stack:
+        with Guard(out):
+            if joined:
+                _refuse_ended(out)
+            # Its own: what a round leaves running is an orphan.
+            lease = stack.enter_context(Lease(out, joined=joined))
         recorder = run_trials(request, out, watch, driver=lease.name, limit=limit, gpus=gpus)
-    done = Round(
-        recorder.ended,
-        recorder.waits,
-        recorder.training_seconds,
-        limit,
-        recorder.hopeless,
-        recorder.full,
-    )
+    done = Round(recorder.ended, limit, recorder.hopeless, recorder.full)
     del recorder
     gc.collect()  # what Tune kept names itself in circles; the next round shall have its memory
     return done
@@ -293,7 +334,7 @@ def _others_running(request: Request, out: Path, watch: Watch) -> bool:
     from multistill.search.searcher import DRIVER
     from multistill.search.storage import alive
 
-    study = open_study(open_storage(out, request.config.storage), request.study, request.directions)
+    study = _study(request, out)
     told = False
     while True:
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -309,10 +350,17 @@ def _others_running(request: Request, out: Path, watch: Watch) -> bool:
 
 
 def _time_encoders(request: Request, out: Path) -> None:
-    """Once for all trials and before any of them, so that none slows the clock of another."""
+    """Once for all trials and before any of them, so that none slows the clock of another.
+
+    A driver that joins meanwhile waits here.
+    """
+    if request.config.second != "latency" or request.objective != OBJECTIVE:
+        return
     from multistill.search.cost import ENCODERS, time_encoders
 
-    if not (out / ENCODERS).exists():
+    with Guard(out, f"{ENCODERS}.lock"):
+        if (out / ENCODERS).exists():
+            return
         config, nodes = request.config, cluster_nodes()
         task = ray.remote(time_encoders).options(
             num_cpus=config.cpus_per_trial, num_gpus=gpus_per_trial(config, nodes)
@@ -323,16 +371,6 @@ def _time_encoders(request: Request, out: Path) -> None:
             if isinstance(error.cause, MultistillError):
                 raise error.cause from None
             raise
-
-
-def _wait_for_leases(out: Path) -> None:
-    """Drivers without trials are about to end; the folder must not move under their feet."""
-    deadline = time.monotonic() + LEAVING_SECONDS
-    while time.monotonic() < deadline:
-        with Guard(out):
-            if not drivers_alive(out):
-                return
-        time.sleep(0.2)
 
 
 def _tell(watch: Watch, summary: dict[str, Any], out: Path) -> None:

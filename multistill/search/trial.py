@@ -20,17 +20,17 @@ from ray import tune
 from multistill.errors import MultistillError
 from multistill.search.request import OBJECTIVE, Request
 from multistill.search.space import apply
-from multistill.search.storage import trial_folder
+from multistill.search.storage import trial_folder, trial_lock
 from multistill.workspace import read_json, write_json
 
 _PROGRESS = "trial.json"
-_LOCK = "trial.lock"
 
 
 class Trial(tune.Trainable):
     """Runs `objective(task, state_dir=...)` epoch by epoch.
 
-    Config: `folder` (the search's), `number` (Optuna's), `values` (of the space).
+    Config: `folder` (the search's), `number` (Optuna's), `values` (of the space), `at_once`
+    (trials of this driver at a time).
     Result of a step: `epoch`, `value` (best so far of the search's metric), `cost` where
     there is a second objective, `metrics` of the epoch, `failure` (why it cannot go on).
     """
@@ -45,7 +45,8 @@ class Trial(tune.Trainable):
         folder = self._folder = Path(new_config["folder"])
         self._request = Request.read(folder)
         self._values = new_config["values"]
-        self._state = trial_folder(folder, new_config["number"])
+        self._number, self._at_once = new_config["number"], new_config["at_once"]
+        self._state = trial_folder(folder, self._number)
         self._progress: dict[str, Any] = {"epoch": 0, "seconds": 0.0}
         return True
 
@@ -85,7 +86,7 @@ class Trial(tune.Trainable):
         # Not in `setup`: Tune may set up a process for a trial and then run it in another.
         self._state.mkdir(parents=True, exist_ok=True)
         # An earlier process of this trial may still write its last epoch (a lost driver).
-        self._lock = FileLock(self._state / _LOCK)
+        self._lock = trial_lock(self._folder, self._number)
         self._lock.acquire(timeout=120)
         with contextlib.suppress(FileNotFoundError):
             self._progress = dict(read_json(self._state / _PROGRESS))
@@ -95,12 +96,12 @@ class Trial(tune.Trainable):
             from multistill.search.cost import cost
 
             self._progress["cost"] = cost(request.config.second, task, self._folder)
-        objective = request.objective
+        objective, more = request.objective, {}
         if objective == OBJECTIVE:
             if request.config.workers_per_trial > 1:
-                objective = "multistill.search.workers:fit"
+                objective, more = "multistill.search.workers:fit", {"at_once": self._at_once}
             self._catch_up()
-        epochs: Iterator[Any] = _load(objective)(task, state_dir=self._state)
+        epochs: Iterator[Any] = _load(objective)(task, state_dir=self._state, **more)
         return epochs
 
     def _catch_up(self) -> None:

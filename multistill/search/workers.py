@@ -37,8 +37,11 @@ class _Feed(Silent):
             self._reports.put((step, dict(values)))
 
 
-def fit(task: TrainingTask, *, state_dir: Path) -> Iterator[EpochReport]:
+def fit(task: TrainingTask, *, state_dir: Path, at_once: int = 1) -> Iterator[EpochReport]:
     """As `training.loop.fit`, by `train.workers` workers; continues what `state_dir` holds.
+
+    Args:
+        at_once: trials at a time; they share the machine's cores.
 
     Closing the iterator ends the workers after their epoch. An epoch may then have been
     trained that was not yielded; `history` knows it.
@@ -53,7 +56,7 @@ def fit(task: TrainingTask, *, state_dir: Path) -> Iterator[EpochReport]:
 
     def run() -> None:
         try:
-            train([named], state_dir, _Feed(reports))
+            train([named], state_dir, _Feed(reports), at_once=at_once)
             reports.put(None)
         except BaseException as error:  # raised again where the trial hears it
             reports.put(error)

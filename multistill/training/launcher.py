@@ -56,6 +56,8 @@ def train(
     tasks: Sequence[TrainingTask],
     out: Path,
     watch: Watch = Silent(),  # noqa: B008 - stateless
+    *,
+    at_once: int = 1,
 ) -> list[dict[str, Any]]:
     """Train all tasks; continue those that an earlier call left unfinished.
 
@@ -65,6 +67,7 @@ def train(
         tasks: with unique names.
         out: on storage that every node sees, named by a fingerprint of what is trained.
         watch: gets a child of kind `model` per task, with metrics every epoch.
+        at_once: calls like this one at a time, this one included; they share the cores.
     Returns:
         per task `name`, `folder`, `record_id`, and the summary of its config.json.
     Raises:
@@ -86,7 +89,7 @@ def train(
         for (workers, each), members in groups.items():
             missing = [task for task in members if not is_finished(out / task.name)]
             if missing:
-                _run_group(missing, workers, dict(each), nodes, out, journal)
+                _run_group(missing, workers, dict(each), nodes, out, journal, at_once)
     except KeyboardInterrupt:
         journal.close("KILLED")
         raise
@@ -102,6 +105,16 @@ def worker_resources(config: TrainConfig, nodes: Sequence[Resources]) -> dict[st
     return {**need, "GPU": float(gpus)} if gpus else need
 
 
+def on_one_machine(cores: int, count: int, workers: int) -> tuple[int, int]:
+    """Lanes, of at most `count`, and threads of each worker where there is one node.
+
+    A local Ray may promise more CPUs than there are cores, and cores that no worker holds
+    would idle.
+    """
+    count = max(1, min(count, cores // workers))
+    return count, max(1, min(MOST_SPARE_THREADS, cores // (count * workers)))
+
+
 def _run_group(
     tasks: Sequence[TrainingTask],
     workers: int,
@@ -109,15 +122,14 @@ def _run_group(
     nodes: Sequence[Resources],
     out: Path,
     journal: Journal,
+    at_once: int,
 ) -> None:
     count = lanes(len(tasks), workers, need, nodes, ray.available_resources())
     threads = max(1, int(need["CPU"]))
     if len(nodes) == 1:
-        # Alone on one machine: a local Ray may promise more CPUs than there are cores, and
-        # cores that no worker holds would idle.
-        cores = len(os.sched_getaffinity(0))
-        count = max(1, min(count, cores // workers))
-        threads = max(threads, min(MOST_SPARE_THREADS, cores // (count * workers)))
+        cores = len(os.sched_getaffinity(0)) // at_once
+        count, spare = on_one_machine(cores, count, workers)
+        threads = max(threads, spare)
     attempts = max(task.train_config.max_failures for task in tasks)
     storage = out / ".ray-train"
     # Beside the driver that reads it: on a worker's node it would die with that node, and
