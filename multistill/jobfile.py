@@ -144,7 +144,7 @@ def _losses(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 f"search.workers_per_trial: distillation.{option} correlates over the batch that "
                 "one worker sees; it needs trials of one worker",
             )
-        if cut is not None and any(value != 1 for value in cut.choices or [cut.high]):
+        if cut is not None and cut.choices != [1]:
             yield (
                 ("search", "space", "train.accumulation"),
                 f"search.space: distillation.{option} correlates over the rows that are computed "
