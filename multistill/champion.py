@@ -6,9 +6,9 @@ import hashlib
 import shutil
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from multistill.config import ChampionConfig
 from multistill.finals import kept_epoch
@@ -20,7 +20,12 @@ _COLUMNS = ["utterance_id", "audio_digest", "text", "label_soft", "split"]
 
 
 def register(
-    name: str, folders: Sequence[Path], rule: ChampionConfig, manifest: Path, watch: Watch
+    name: str,
+    folders: Sequence[Path],
+    rule: ChampionConfig,
+    manifest: Path,
+    train: Mapping[str, Any],
+    watch: Watch,
 ) -> None:
     """Register the first model; it becomes the champion if its settings beat the champion's.
 
@@ -29,11 +34,15 @@ def register(
         folders: the same settings trained from several seeds, the one to register first; the
             rule compares their mean.
         manifest: folder of the manifest, which decides whether two figures can be compared.
+        train: the models' `TrainConfig` dump. A loss is registered under a name that says
+            which one, so that it is never compared with another.
     """
     from multistill.models.files import CONFIG, WEIGHTS
 
     metric = f"valid_{rule.metric.removeprefix('validation.')}"
     value = statistics.fmean(kept_epoch(folder)[metric] for folder in folders)
+    if metric == "valid_loss":
+        metric = f"{metric}.{train['loss']}.{train['label_source']}"
     with tempfile.TemporaryDirectory(prefix="multistill-") as temporary:
         copy = Path(temporary)
         for file in (WEIGHTS, CONFIG):  # weights and spec; the history stays with the job

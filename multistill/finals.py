@@ -2,8 +2,9 @@
 
 One training is one draw: another seed moves a small student by as much as most settings
 do. So settings are compared by their mean over seeds, on validation; the test set sees
-the winner only. The student that is handed over is that of the job's own seed, not the
-luckiest one.
+the winner only. The seeds are those after the job's own: with that one the trials were
+trained, so the best trial is the luckiest draw of it, and its figure flatters. The student
+that is handed over is that of the first of these seeds, not the luckiest one.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def retrain(
         inputs, out: as in `Shelf.train`.
     Returns:
         `models` (index), `winner`, `winner_train`, `finalists` and `control`: each `name`,
-        `members` (model names, the job's own seed first), `seeds`, `metric`, and over them
+        `members` (model names, in the order of `seeds`), `seeds`, `metric`, and over them
         `values`, `mean`, `sd` (null with one seed).
     """
     finalists = _finalists(base, top, config)
@@ -49,9 +50,9 @@ def retrain(
     # One worker group less to start where the winner does not decide what its control is.
     tasks += next(iter(alone.values())) if shared else []
     watch.say(
-        f"training the best {len(finalists)} at full budget, from {config.seeds} seeds"
+        f"training the best {len(finalists)} at full budget, from {config.seeds} fresh seeds"
         if config.seeds > 1
-        else f"training the best {len(finalists)} at full budget"
+        else f"training the best {len(finalists)} at full budget, from a fresh seed"
     )
     models = dict(shelf.train(tasks, inputs, out, watch)["models"])
     judged = [_judged(name, members, models, config, shelf) for name, members in finalists.items()]
@@ -89,7 +90,8 @@ def _finalists(
         # Like its trial, a finalist keeps the epoch that the search's metric calls best.
         train = {**task.train, "metric": config.metric}
         name = f"{base.name}-search-{place}"
-        found[name] = seed_tasks(replace(task, name=name, train=train), config.seeds)
+        fresh = replace(task, name=name, train=train, seed=base.seed + 1)
+        found[name] = seed_tasks(fresh, config.seeds)
     return found
 
 

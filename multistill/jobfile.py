@@ -88,6 +88,14 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
         yield ("search", "space"), f"search.space: {sentence}"
     yield from _layers(job)
     yield from _losses(job)
+    if job.search.enabled and job.search.metric == "loss":
+        for key in ("train.loss", "train.label_source"):
+            if key in job.search.space:
+                yield (
+                    ("search", "metric"),
+                    f"search.metric: trials with another `{key}` measure another loss, so `loss` "
+                    "cannot compare them; choose another metric or take it out of search.space",
+                )
     if job.search.epochs is not None and job.search.grace_epochs > job.search.epochs:
         yield (
             ("search", "grace_epochs"),
@@ -128,12 +136,19 @@ def _losses(job: JobConfig) -> Iterator[tuple[Location, str]]:
     over_batch = ["loss dist"] if "dist" in asked else []
     if job.distillation.cka_weight or "distillation.cka_weight" in space:
         over_batch.append("cka_weight")
-    if job.search.enabled and job.search.workers_per_trial > 1:
-        for option in over_batch:
+    cut = space.get("train.accumulation")
+    for option in over_batch if job.search.enabled else []:
+        if job.search.workers_per_trial > 1:
             yield (
                 ("search", "workers_per_trial"),
                 f"search.workers_per_trial: distillation.{option} correlates over the batch that "
                 "one worker sees; it needs trials of one worker",
+            )
+        if cut is not None and cut.choices != [1]:
+            yield (
+                ("search", "space", "train.accumulation"),
+                f"search.space: distillation.{option} correlates over the rows that are computed "
+                "together, which `train.accumulation` cuts; take it out of the space",
             )
     for index, student in enumerate(job.students):
         at, name = ("students", index, "train"), f"student `{student.name}`"
@@ -143,12 +158,13 @@ def _losses(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 f"{name}: distillation.loss two-mse fits shares, not logits, so the student and "
                 "its control need `train.loss: mse`",
             )
-        if student.train.workers > 1 or student.train.batch_frames:
+        train = student.train
+        if train.workers > 1 or train.batch_frames or train.accumulation > 1:
             for option in over_batch:
                 yield (
                     at,
                     f"{name}: distillation.{option} correlates over the batch that one worker "
-                    "sees; it needs `workers: 1` and no `batch_frames`",
+                    "sees; it needs `workers: 1`, `accumulation: 1` and no `batch_frames`",
                 )
 
 

@@ -54,9 +54,12 @@ class Shelf:
         from multistill.training.launcher import train
 
         names = {task.name: self._fingerprint(task, inputs) for task in tasks}
-        missing = [t for t in tasks if self.workspace.find(KIND, names[t.name]) is None]
-        if len(missing) < len(tasks):
-            watch.say(f"{len(tasks) - len(missing)} of {len(tasks)} models are there already")
+        absent = [t for t in tasks if self.workspace.find(KIND, names[t.name]) is None]
+        if len(absent) < len(tasks):
+            watch.say(f"{len(tasks) - len(absent)} of {len(tasks)} models are there already")
+        # Two names for one training are trained once, under the first.
+        first = {names[task.name]: task for task in reversed(absent)}
+        missing = [task for task in absent if first[names[task.name]] is task]
         work = out / "training"
         results = train(missing, work, watch) if missing else []
         records = {result["name"]: result.get("record_id") for result in results}

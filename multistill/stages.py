@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from multistill import jobfile, remote
 from multistill.config import JobConfig, ModelConfig, StudentConfig, TrainConfig
+from multistill.errors import UsageError
 from multistill.shelf import FORMAT, Shelf
 from multistill.workspace import (
     DONE,
@@ -41,7 +42,7 @@ STAGES = (
 )
 """In the order of the data."""
 
-VERSIONS = dict.fromkeys(STAGES, 1)
+VERSIONS = {**dict.fromkeys(STAGES, 1), "search": 2}
 """Format of each stage's artifact; raise one and that stage and all after it are made anew.
 What changes trained weights is `shelf.FORMAT` instead: models are found by it."""
 
@@ -124,6 +125,7 @@ class Stages:
             from multistill.corpora.schema import MANIFEST
             from multistill.features.encode import encode
 
+            self.folds()  # what is wrong with them is said before the hours of encoding
             return encode(manifest.path / MANIFEST, self.job.features, out, watch)
 
         inputs = {"content": str(manifest.summary["content"])}
@@ -151,16 +153,35 @@ class Stages:
             **more,
         )
 
+    def folds(self) -> list[int]:
+        """Folds that hold training rows, each of which gets a teacher; none for in-sample targets.
+
+        Raises:
+            UsageError: there are fewer than two, so a teacher would have nothing to train on.
+        """
+        import pyarrow.compute as pc
+
+        from multistill.corpora.schema import read_manifest
+
+        if self.job.distillation.targets != "out-of-fold":
+            return []
+        rows = read_manifest(self.done["prepare"].path, ["split", "fold"])
+        held = rows.filter(pc.equal(rows["split"], "train"))["fold"].unique().to_pylist()
+        if len(held) < 2:
+            raise UsageError(
+                f"out-of-fold targets need training groups in at least two of the "
+                f"{self.job.split.folds} folds (split.folds), and there is {len(held)}; add data, "
+                "split by another key, or set `distillation.targets: in-sample`"
+            )
+        return sorted(held)
+
     def teacher_tasks(self) -> list[TrainingTask]:
         """A teacher per seed on all training rows; for out-of-fold targets, one per fold too."""
         from multistill.training.task import fold_tasks, seed_tasks
 
         teacher, job = self.job.teacher, self.job
         base = self._task("teacher", teacher.model, teacher.train, job.seed)
-        tasks = seed_tasks(base, teacher.seeds)
-        if job.distillation.targets == "out-of-fold":
-            tasks += fold_tasks(base, job.split.folds)
-        return tasks
+        return seed_tasks(base, teacher.seeds) + fold_tasks(base, self.folds())
 
     def _teacher(self) -> Step:
         job = self.job
@@ -283,7 +304,8 @@ class Stages:
             winner = next(f for f in final["finalists"] if f["name"] == final["winner"])
             folders = [self.shelf.folder(final["models"][name]) for name in winner["members"]]
             name = rule.model or f"{self.job.name}-{self.job.searched_student().name}"
-            register(name, folders, rule, self.done["prepare"].path, watch)
+            data, train = self.done["prepare"].path, final["winner_train"]
+            register(name, folders, rule, data, train, watch)
 
     # -- evaluate and report --------------------------------------------------------------
 
@@ -341,19 +363,15 @@ class Stages:
             student = job.searched_student()
             train = TrainConfig.model_validate(summary["winner_train"])
             winner = next(f for f in summary["finalists"] if f["name"] == summary["winner"])
-            names, alone = winner["members"], summary["control"]["members"]
-            control = f"{student.name}-search-control"
-            usual = self.done["students"].summary["models"][f"{student.name}-control"]
-            repeats = {"repeats": self._folders("search", alone[1:])}
-            if summary["models"][alone[0]]["fingerprint"] == usual["fingerprint"]:
-                control = f"{student.name}-control"  # only the distillation was searched
-                place = next(i for i, known in enumerate(found) if known["name"] == control)
-                found[place] |= repeats
-            else:
-                found.append(entry("search", alone[:1], "control", control, train, **repeats))
-            more = {"compare_to": control, "repeats": self._folders("search", names[1:])}
-            name = f"{student.name}-search"
-            found.append(entry("search", names[:1], "student", name, train, **more))
+            name, control = f"{student.name}-search", f"{student.name}-search-control"
+            for members, role, title, more in (
+                (summary["control"]["members"], "control", control, {}),
+                (winner["members"], "student", name, {"compare_to": control}),
+            ):
+                repeats = self._folders("search", members[1:])
+                found.append(
+                    entry("search", members[:1], role, title, train, repeats=repeats, **more)
+                )
         return found
 
     def _folders(self, stage: str, names: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,21 @@ import torch
 from training_corpus import AUDIO_DIM, TEXT_DIM, make_corpus, make_task
 
 from multistill import jobfile
-from multistill.corpora.schema import read_manifest
+from multistill.corpora.schema import read_manifest, write_manifest
 from multistill.distillation.targets import predict, read_pooled, read_soft_targets
+from multistill.errors import UsageError
 from multistill.features.store import FeatureStore
 from multistill.models.build import build
 from multistill.models.files import load_model, save_model
 from multistill.models.spec import ModelSpec
 from multistill.remote import soft_targets
 from multistill.search.space import check_space, known_keys
+from multistill.shelf import FILES, Shelf
 from multistill.stages import Stages
 from multistill.training.data import TrainingData
 from multistill.training.ensemble import combine
+from multistill.training.task import TrainingTask
+from multistill.watch import Silent
 from multistill.workspace import Artifact, Workspace
 
 Case = tuple[Path, Path, list[str]]
@@ -151,3 +156,56 @@ def test_the_weights_are_searched_like_any_field() -> None:
         JOB + "search: {space: {distillation.cka_weight: {choices: [0, 0.3, 1.0]}}}\n", "job.yaml"
     )
     assert check_space(job.search.space, job.searched_student()) == []
+
+
+def prepared(folder: Path, sessions: set[int]) -> Stages:
+    """Stages after `prepare`, of which these sessions are left (fold: session % 4)."""
+    make_corpus(folder)
+    table = read_manifest(folder)
+    keep = [int(name[1:]) in sessions for name in table["session"].to_pylist()]
+    write_manifest(table.filter(keep), folder)
+    stages = Stages(jobfile.parse(JOB, "job.yaml"), Workspace(folder))
+    stages.done = {name: Artifact(name, name, folder, {}) for name in ("prepare", "features")}
+    return stages
+
+
+def test_only_folds_that_hold_training_rows_get_a_teacher(tmp_path: Path) -> None:
+    stages = prepared(tmp_path, {1, 3, 8, 9})  # 8 is validation, of fold 0
+    assert [task.name for task in stages.teacher_tasks()] == [
+        "teacher",
+        "teacher-fold1",
+        "teacher-fold3",
+    ]
+
+
+def test_one_fold_is_refused_before_the_features_are_made(tmp_path: Path) -> None:
+    stages = prepared(tmp_path, {3, 7, 8, 9})
+    stages.done["prepare"] = replace(
+        stages.done["prepare"], meta={"summary": {"content": "c"}, "seconds": 0}
+    )
+    with pytest.raises(UsageError, match=r"split\.folds.*distillation\.targets: in-sample"):
+        stages.step("features").build(tmp_path / "out", Silent())
+
+
+def test_two_names_for_one_training_are_trained_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+
+    def train(tasks: list[TrainingTask], work: Path, watch: object) -> list[dict[str, str]]:
+        for task in tasks:
+            trained.append(task.name)
+            (work / task.name).mkdir(parents=True)
+            for file in FILES:
+                (work / task.name / file).write_text(task.name)
+        return [{"name": task.name, "record_id": task.name} for task in tasks]
+
+    monkeypatch.setattr("multistill.training.launcher.train", train)
+    base = make_task(make_corpus(tmp_path / "corpus"), "a")
+    tasks = [base, replace(base, name="b"), replace(base, name="c", seed=9)]
+    shelf = Shelf(Workspace(tmp_path / "workspace").open())
+    models = shelf.train(tasks, {}, tmp_path / "out", Silent())["models"]
+    assert trained == ["a", "c"]
+    assert models["a"] == models["b"] != models["c"]
+    shelf.train(tasks, {}, tmp_path / "out", Silent())
+    assert trained == ["a", "c"]

@@ -412,6 +412,29 @@ def test_quality_of_the_corpus_stands_on_the_page(
     assert "train before caps" in page
 
 
+def test_settings_searched_beside_the_distillation_are_named_as_a_bias(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = {**case.facts["distillation"][0], "model": "multimodal-search", "seeds": 2}
+    facts = {**case.facts, "distillation": [line]}
+    monkeypatch.setattr(
+        "multistill.evaluation.report.read_json",
+        lambda path: facts if path.name == "metrics.json" else read_json(path),
+    )
+    note = "control had no search of its own"
+    for space, told in (
+        ({"distillation.weight": {"low": 0.1, "high": 0.9}}, False),
+        ({"train.learning_rate": {"low": 1e-4, "high": 1e-3}}, True),
+    ):
+        job = make_job(
+            students=[{"name": "multimodal", "model": {"preset": "small-student"}}],
+            search={"space": space},
+        )
+        page = " ".join(case.report(job)[1].split())
+        assert (note in page) is told
+    assert "first seed" in page, "McNemar's columns are not of the means"
+
+
 def test_page_without_a_search_has_no_search_section(case: Case, tmp_path: Path) -> None:
     report = write_report(
         tmp_path,

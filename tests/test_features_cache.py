@@ -86,6 +86,15 @@ def test_an_address_without_a_store_is_named(tmp_path: Path) -> None:
             FeatureStore(source)
 
 
+@pytest.mark.parametrize("keys", ["AKIA1:gehe1m", "AKIA1:gehe/1m", "AKIA1:g%2Fehe1m", "gehe1m"])
+def test_keys_in_an_address_are_not_repeated(keys: str) -> None:
+    with pytest.raises(MultistillError) as caught:
+        FeatureStore(f"nosuch://{keys}@bucket/store")
+    said = str(caught.value)
+    assert "nosuch://***@bucket/store" in said
+    assert "AKIA1" not in said and "1m" not in said
+
+
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[fs.SubTreeFileSystem]:
     """A bucket of a real S3 API, reached as a cluster reaches MinIO: by the environment."""

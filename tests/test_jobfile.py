@@ -183,6 +183,24 @@ def test_an_override_changes_one_place_even_where_the_file_shares_a_value() -> N
             "  - {name: a, model: {preset: small-student}, train: {batch_frames: 99}}\n",
             "distillation.cka_weight correlates over the batch",
         ),
+        (
+            "distillation: {cka_weight: 1}\nstudents:\n"
+            "  - {name: a, model: {preset: small-student}, train: {accumulation: 2}}\n",
+            "accumulation: 1",
+        ),
+        (
+            "distillation: {loss: dist}\n"
+            "search: {space: {train.accumulation: {low: 1, high: 2}}}\n",
+            "`train.accumulation` cuts",
+        ),
+        (
+            "search: {metric: loss, space: {train.loss: {choices: [focal, cross-entropy]}}}\n",
+            "another `train.loss` measure another loss",
+        ),
+        (
+            "search: {metric: loss, space: {train.label_source: {choices: [shares, winner]}}}\n",
+            "another `train.label_source` measure another loss",
+        ),
     ],
 )
 def test_what_could_only_fail_hours_later_is_refused_now(text: str, says: str) -> None:

@@ -236,8 +236,9 @@ def test_the_winner_is_judged_as_it_was_trained(
     job, outcome = finished
     report = report_of(outcome)
     winner = next(model for model in report["models"] if model["name"] == "audio-search")
-    assert winner["compare_to"] == "audio-control", "only the distillation was searched"
+    assert winner["compare_to"] == "audio-search-control", "of the winner's seeds"
     summary = outcome.stages["search"].summary
+    assert summary["control"]["seeds"] == summary["finalists"][0]["seeds"] == [4, 5]
     assert summary["winner_train"]["metric"] == job.search.metric
     assert summary["winner_train"]["epochs"] == job.students[0].train.epochs
 

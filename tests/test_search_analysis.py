@@ -192,3 +192,17 @@ def test_a_running_trial_goes_on_in_another_process_under_its_number(tmp_path):
     assert [(t.number, t.value, t.intermediate_values) for t in trials] == [
         (begun.number, 0.6, {1: 0.4, 2: 0.6})
     ]
+
+
+def test_a_setting_that_was_tried_twice_is_retrained_once(tmp_path):
+    with quiet_optuna():
+        study = optuna.create_study(direction="maximize")
+    for temperature, value in [(2.0, 0.5), (4.0, 0.7), (4.0, 0.6), (3.0, 0.4)]:
+        study.add_trial(
+            create_trial(
+                params={T: temperature}, distributions={T: SPACE[T]}, value=value,
+                state=TrialState.COMPLETE,
+            )
+        )  # fmt: skip
+    summary = write_results(study, request(retrain=2), tmp_path, 1.0)
+    assert summary["top"] == [{T: 4.0}, {T: 2.0}]

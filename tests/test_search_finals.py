@@ -65,7 +65,7 @@ def test_the_winner_has_the_best_mean_not_the_best_seed(tmp_path):
     assert second["mean"] == pytest.approx(0.55) and second["sd"] == pytest.approx(0.1 / 2**0.5)
     assert first["values"] == [0.7, 0.3] and first["params"] == HOT
     assert first["seeds"] == second["seeds"] == found["control"]["seeds"]
-    assert first["seeds"] == [TASK.seed, TASK.seed + 1]
+    assert first["seeds"] == [TASK.seed + 1, TASK.seed + 2], "the trials' own flatters"
 
 
 def test_a_control_has_the_winners_settings_and_seeds_and_no_teacher(tmp_path):
@@ -74,6 +74,7 @@ def test_a_control_has_the_winners_settings_and_seeds_and_no_teacher(tmp_path):
     found = finals(shelf, [COLD, wide], seeds=1)
     assert len(shelf.calls) == 2, "which control is known once the winner is"
     control = shelf.tasks[f"{TASK.name}-search-control"]
+    assert control.seed == shelf.tasks[found["winner"]].seed == TASK.seed + 1
     assert control.distillation is None and control.soft_targets is None
     assert control.train == found["winner_train"]
     assert control.train["learning_rate"] == 2e-3
@@ -111,12 +112,12 @@ def manifest(folder: Path, split: str = "valid") -> Path:
     return folder
 
 
-def test_the_model_of_the_jobs_seed_is_offered_with_the_mean_over_seeds(tmp_path):
+def test_the_model_of_the_first_seed_is_offered_with_the_mean_over_seeds(tmp_path):
     shelf = Shelf(tmp_path, {f"{TASK.name}-search-1-seed{n}": v for n, v in enumerate((0.4, 0.8))})
     found = finals(shelf, [HOT], seeds=2)
     folders = [shelf.folder(found["models"][name]) for name in found["finalists"][0]["members"]]
     offered, rule = Registry(), ChampionConfig(margin=0.01)
-    register("emotion", folders, rule, manifest(tmp_path / "prepared"), offered)
+    register("emotion", folders, rule, manifest(tmp_path / "prepared"), TASK.train, offered)
     assert offered.value == pytest.approx(0.6) and offered.metric == "valid_macro_f1"
     assert offered.files == {
         "model.safetensors": f"{TASK.name}-search-1-seed0",
@@ -124,6 +125,16 @@ def test_the_model_of_the_jobs_seed_is_offered_with_the_mean_over_seeds(tmp_path
     }
     assert offered.rule["margin"] == 0.01
     assert offered.rule["data"] == data_digest(tmp_path / "prepared")
+
+
+def test_a_loss_is_registered_under_a_name_that_says_which(tmp_path):
+    shelf = Shelf(tmp_path, {f"{TASK.name}-search-1": 0.4})
+    found = finals(shelf, [HOT], seeds=1)
+    folders, offered = [shelf.folder(found["models"][found["winner"]])], Registry()
+    rule = ChampionConfig(metric="validation.loss")
+    train = {**found["winner_train"], "loss": "focal", "label_source": "winner"}
+    register("emotion", folders, rule, manifest(tmp_path / "prepared"), train, offered)
+    assert offered.metric == "valid_loss.focal.winner" and offered.value == pytest.approx(1.6)
 
 
 def test_another_split_of_the_same_clips_is_other_data(tmp_path):

@@ -383,6 +383,34 @@ def test_a_champion_is_beaten_by_the_margin_and_on_its_own_data_only(
     assert "other data" in said[2] and "stays the champion" in said[2]
 
 
+def test_a_version_found_again_says_what_was_measured_last(
+    start: Callable[..., Tracker], server: MlflowServer, tmp_path: Path
+) -> None:
+    def offer(run: Tracker, weights: str, metric: str, value: float, seeds: int) -> None:
+        folder = tmp_path / weights
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_text(weights)
+        tags = {"multistill.seeds": str(seeds)}
+        run.register("again", folder, metric, value, data="a", tags=tags)
+
+    top = start("again", server.uri)
+    offer(top, "first", "valid_uar", 0.9, 1)
+    offer(top, "second", "valid_macro_f1", 0.1, 1)  # the champion has no such figure
+    offer(top, "first", "valid_uar", 0.5, 3)
+    offer(top, "third", "valid_uar", 0.6, 3)
+    assert top.flush(60)
+    top.close()
+    client = client_of(server.uri)
+    versions = client.search_model_versions("name = 'again'")
+    first = next(v for v in versions if v.tags.get("valid_uar") == "0.5")
+    assert first.tags["multistill.seeds"] == "3"
+    champion = client.get_model_version_by_alias("again", "champion")
+    assert champion.tags["valid_uar"] == "0.6" and len(versions) == 3
+    said = [text for text in start.said if text.startswith("again version")]  # type: ignore[attr-defined]
+    assert ["is the champion" in text for text in said] == [True, False, True, True]
+    assert "nothing says what its valid_macro_f1 is" in said[1]
+
+
 def test_no_secret_reaches_the_disk(
     start: Callable[..., Tracker],
     server: MlflowServer,

@@ -375,7 +375,7 @@ def test_a_left_out_fold_is_not_trained_on_and_validation_stays(corpus):
     base = make_task(corpus)
     everything = TrainingData.open(base)
     seen: list[str] = []
-    for task in fold_tasks(base, 4):
+    for task in fold_tasks(base, range(4)):
         data = TrainingData.open(task)
         assert data.valid.ids == everything.valid.ids
         left_out = set(everything.train.ids) - set(data.train.ids)
@@ -507,7 +507,7 @@ def test_unimodal_models_and_dialogue_context_train(corpus, tmp_path, modality):
 
 
 def test_tasks_travel_as_json(corpus):
-    for task in [*seed_tasks(make_task(corpus, "t"), 3), *fold_tasks(make_task(corpus), 2)]:
+    for task in [*seed_tasks(make_task(corpus, "t"), 3), *fold_tasks(make_task(corpus), range(2))]:
         assert TrainingTask.from_json(task.to_json()) == task
     assert [task.name for task in seed_tasks(make_task(corpus, "t"), 2)] == ["t-seed0", "t-seed1"]
     assert seed_tasks(make_task(corpus, "t"), 1)[0].name == "t"

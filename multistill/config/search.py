@@ -63,7 +63,9 @@ class SearchConfig(Section):
     )
     startup_trials: int = Field(8, ge=1, description="random trials before the sampler learns")
     retrain: int = Field(1, ge=1, le=10, description="best trials retrained at full budget")
-    seeds: int = Field(3, ge=1, le=20, description="of each retrained trial and of its control")
+    seeds: int = Field(
+        3, ge=1, le=20, description="of each retrained trial and of its control; no trial has them"
+    )
     second: Literal["parameters", "latency"] | None = Field(
         None, description="also keep this low: a Pareto front of the metric against it"
     )

@@ -56,7 +56,10 @@ def mcnemar(right: np.ndarray, other: np.ndarray) -> dict[str, Any]:
 def compare(
     name: str, first: Scored, against: str, second: Scored, truth: Labels, confidence: float
 ) -> dict[str, Any]:
-    """Paired differences `name` minus `against` with intervals, a verdict and a sentence."""
+    """Paired differences `name` minus `against` with intervals, a verdict and a sentence.
+
+    Differences are of the means over seeds; `mcnemar` needs single answers: the first seed's.
+    """
     differences = {
         metric: interval(
             float(first.values[metric] - second.values[metric]),

@@ -106,7 +106,7 @@ class Scorer:
         """The hard metrics over trainings from several seeds.
 
         Args:
-            prediction: of the job's own seed, already scored by `model`.
+            prediction: of the first seed, already scored by `model`.
             repeats: probabilities [N, 7] of each other seed.
         Returns:
             `count`, and per metric `values`, `sd` and the mean over seeds with the interval

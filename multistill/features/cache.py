@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -26,6 +27,9 @@ CACHE_VARIABLE = "MULTISTILL_FEATURES_CACHE"
 
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 """As in the AWS SDKs: the address of an S3 service other than Amazon's, e.g. MinIO."""
+
+_USER = re.compile(r"://(?:[^/\s]*|[^/\s@:]*:\S*)@")
+"""Keys inside an address; a secret may hold a slash."""
 
 
 def local_folder(source: str | Path) -> Path:
@@ -58,8 +62,8 @@ def local_copy(source: str | Path, cache: Path) -> Path:
             facts = stream.read()
     except (OSError, pa.ArrowInvalid) as error:
         raise MultistillError(
-            f"the feature store {text} cannot be read ({_first_line(error)}); run the features "
-            "stage, or check the address and the credentials"
+            f"the feature store {_masked(text)} cannot be read ({_first_line(error)}); run the "
+            "features stage, or check the address and the credentials"
         ) from error
     name = hashlib.blake2b(facts, digest_size=8).hexdigest()
     target = cache / name
@@ -80,7 +84,7 @@ def local_copy(source: str | Path, cache: Path) -> Path:
             except OSError as error:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise MultistillError(
-                    f"the feature store {text} cannot be copied to {cache} "
+                    f"the feature store {_masked(text)} cannot be copied to {cache} "
                     f"({_first_line(error)}); run again, after freeing space or naming another "
                     f"folder by {CACHE_VARIABLE} where the disk is full"
                 ) from error
@@ -90,7 +94,12 @@ def local_copy(source: str | Path, cache: Path) -> Path:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200]
+    return _masked(str(error)).splitlines()[0][:200]
+
+
+def _masked(text: str) -> str:
+    """The text without the keys that an address may carry, which pyarrow takes."""
+    return _USER.sub("://***@", text)
 
 
 def _with_endpoint(address: str) -> str:

@@ -88,7 +88,7 @@ def write_results(
         "trials": len(found),
         "counts": {name: sum(r["state"] == name for r in found) for name in _STATES.values()},
         "best": _shown(order[0]) if order else None,
-        "top": [row["params"] for row in order[: config.retrain]],
+        "top": _settings(order, config.retrain),
         "epochs": request.epochs,
         "trained_epochs": sum(row["epochs"] for row in found),
         "trial_seconds": round(sum(row["seconds"] for row in found), 3),
@@ -102,6 +102,15 @@ def write_results(
         summary["pareto"] = [_shown(row) for row in pareto(found, request)]
     write_json(out / STUDY, summary)
     return summary
+
+
+def _settings(order: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """The best distinct settings, best first: a sampler may ask for one more than once."""
+    found: list[dict[str, Any]] = []
+    for row in order:
+        if len(found) < most and row["params"] not in found:
+            found.append(row["params"])
+    return found
 
 
 def record_joined(study: optuna.Study, watch: Watch) -> None:

@@ -31,9 +31,10 @@ def digest_of(folder: Path) -> str:
 def register(server: Server, run_id: str, record: Record, folder: Path) -> str:
     """Add a version for the folder, and make it the champion if it is better.
 
-    The same weights make one version however often this is called. A champion of other data
-    is neither beaten nor kept: its figure cannot be compared, so the alias stays. A champion
-    without the metric, or with one that is no number, is beaten by any number.
+    The same weights make one version however often this is called; its tags say what was
+    measured last. A champion of other data, or without the metric, is neither beaten nor
+    kept: its figure cannot be compared, so the alias stays. One whose figure is no number is
+    beaten by any number.
 
     Returns:
         a sentence about what happened.
@@ -44,15 +45,19 @@ def register(server: Server, run_id: str, record: Record, folder: Path) -> str:
     metric, value = record["metric"], float(record["value"])
     _make_model(server, name)
     version = _find(server, name, record["digest"])
-    if version is None:
+    tags = {
+        DIGEST_TAG: record["digest"],
+        DATA_TAG: record["data"],
+        metric: str(value),
+        **clean_tags(record["tags"]),
+    }
+    if version is not None:
+        for key, text in tags.items():
+            if version.tags.get(key) != text:
+                guarded(server.client.set_model_version_tag, name, version.version, key, text)
+    else:
         server.upload(run_id, folder, "", name=FOLDER)
         run = guarded(server.client.get_run, run_id)
-        tags = {
-            DIGEST_TAG: record["digest"],
-            DATA_TAG: record["data"],
-            metric: str(value),
-            **clean_tags(record["tags"]),
-        }
         version = guarded(
             server.client.create_model_version,
             name,
@@ -69,6 +74,12 @@ def register(server: Server, run_id: str, record: Record, folder: Path) -> str:
             f"{title} is registered ({metric} {value:.4g}); version {champion.version} stays the "
             "champion: it was chosen on other data, so the two figures cannot be compared; move "
             "the alias in MLflow if the new data shall count from now on"
+        )
+    if champion is not None and metric not in champion.tags:
+        return (
+            f"{title} is registered ({metric} {value:.4g}); version {champion.version} stays the "
+            f"champion: nothing says what its {metric} is, so the two cannot be compared; move the "
+            "alias in MLflow if this metric shall count from now on"
         )
     best = _number(champion.tags.get(metric)) if champion is not None else None
     if math.isfinite(value) and (best is None or _gain(record, value, best) > record["margin"]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -95,8 +95,6 @@ def seed_tasks(base: TrainingTask, seeds: int) -> list[TrainingTask]:
     ]
 
 
-def fold_tasks(base: TrainingTask, folds: int) -> list[TrainingTask]:
+def fold_tasks(base: TrainingTask, folds: Iterable[int]) -> list[TrainingTask]:
     """One training per left-out fold, for out-of-fold soft targets (cross-fitting)."""
-    return [
-        replace(base, name=f"{base.name}-fold{fold}", leave_out_fold=fold) for fold in range(folds)
-    ]
+    return [replace(base, name=f"{base.name}-fold{fold}", leave_out_fold=fold) for fold in folds]
