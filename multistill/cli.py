@@ -414,6 +414,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         print("multistill: interrupted; run the same command to continue", file=sys.stderr)
         code = 130
+    except BrokenPipeError:  # the reader had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor flush at exit
+        code = 141
     except Exception as error:
         if debug:
             raise

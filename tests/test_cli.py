@@ -196,3 +196,9 @@ def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pipeline, "run", fail)
     with pytest.raises(ValueError, match="odd"):
         main(["run", job(tmp_path, "name: t\ncorpora: [{kind: demo}]\n"), "--debug"])
+
+
+def test_a_reader_who_has_had_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m multistill models --json | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
