@@ -217,6 +217,5 @@ def test_names_are_known_after_they_were_added_and_not_before(names: list[str]) 
         patch.setattr("multistill.corpora.records._RECENT", 4)
         seen, known = Names(), set()
         for name in names:
-            assert (name in seen) == (name in known)
+            assert seen.is_new(name) == (name not in known)
             known.add(name)
-            seen.add(name)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,11 +16,12 @@ import pytest
 import soundfile
 
 from multistill.config import CLASSES, CorpusConfig, SplitConfig
-from multistill.corpora import audio
-from multistill.corpora.audio import map_files, read_header
+from multistill.corpora import gather as gathering
+from multistill.corpora import parallel
+from multistill.corpora.audio import read_header
 from multistill.corpora.gather import gather
 from multistill.corpora.prepare import listing, prepare
-from multistill.corpora.records import Note, Record, Rejected, Utterance
+from multistill.corpora.records import Note, Record, Rejected, Rows, Utterance
 from multistill.corpora.schema import MANIFEST_SCHEMA, REJECTED_SCHEMA, read_manifest
 from multistill.errors import MultistillError, UsageError
 from multistill.workspace import read_json
@@ -270,7 +274,7 @@ def test_an_id_that_two_records_have_is_kept_once(corpus: Corpus) -> None:
         Rejected("y", "no wav"),
         utterance("b", "s01t02"),
     ]
-    found = gather([("own", records)], "soft")
+    found = gather([("own", Rows(iter(records), list))], "soft")
     assert found.rows["utterance_id"].to_pylist() == ["own/a", "own/b"]
     assert found.rows["audio_path"][0].as_py().endswith("s01t00.wav")
     assert found.rejections.table().to_pylist() == [
@@ -280,17 +284,47 @@ def test_an_id_that_two_records_have_is_kept_once(corpus: Corpus) -> None:
     assert found.notes["recount"].json() == {"count": 1, "examples": ["own/x: differs"]}
 
 
-def test_files_read_by_many_processes_come_in_order(
-    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(audio, "ALONE", 0.0)
-    monkeypatch.setattr(audio, "CHUNK", 4)
-    items = [(at, corpus.root / f"s{1 + at // 6:02d}t{at % 6:02d}.wav") for at in range(48)]
-    items[20] = (20, corpus.root / "absent.wav")
-    alone = list(map_files(read_header, iter(items), workers=1))
-    assert [at for at, _ in alone] == list(range(48))
-    assert list(map_files(read_header, iter(items), workers=2)) == alone
-    assert [at for at, found in alone if isinstance(found, str)] == [20]
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes join in from the first chunk on."""
+    monkeypatch.setattr(parallel, "ALONE", -1.0)
+    monkeypatch.setattr(gathering, "CHUNK", 4)
+    started = parallel._Helpers.__init__
+
+    def waited(self: Any, *arguments: Any) -> None:
+        started(self, *arguments)
+        self._started.result()
+
+    monkeypatch.setattr(parallel._Helpers, "__init__", waited)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_files_read_by_many_processes_come_in_order(corpus: Corpus) -> None:
+    paths = [str(corpus.root / f"s{1 + at // 6:02d}t{at % 6:02d}.wav") for at in range(48)]
+    paths[20] = str(corpus.root / "absent.wav")
+    alone = list(parallel.map_files(read_header, paths, workers=1))
+    assert list(parallel.map_files(read_header, paths, workers=2, chunk=4)) == alone
+    assert [at for at, found in enumerate(alone) if isinstance(found, str)] == [20]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_many_processes_prepare_what_one_does(tmp_path: Path, corpus: Corpus) -> None:
+    (corpus.root / "s02t01.wav").write_bytes(b"RIFF but no wave")
+    corpus.rows += [corpus.rows[7], corpus.rows[3].replace("s01t03", "gone")]
+    config = corpus.config()
+    made = run(tmp_path / "many", config, workers=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "ALONE", 1e9)
+        assert run(tmp_path / "one", config) == made
+    assert made["rejected"] == 3
+    for name in ("manifest.parquet", "rejected.parquet", "quality.json"):
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+@pytest.mark.usefixtures("at_once")
+def test_an_error_in_another_process_is_raised_here() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(parallel.in_order(partial(operator.floordiv, 1), [1, 2, 0, 3], 2))
 
 
 def test_the_listing_follows_the_files_that_loaders_read(tmp_path: Path, corpus: Corpus) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from multistill.config import CLASSES, CorpusConfig
 from multistill.corpora.labels import class_of
 from multistill.corpora.paths import Enclosure, entries, listing, not_the_corpus
-from multistill.corpora.records import Names, Note, Record, Rejected, Utterance
+from multistill.corpora.records import Names, Note, Record, Rejected, Utterance, named_twice
 from multistill.corpora.table import gender_of
 from multistill.corpora.tabular import Table, open_table
 from multistill.corpora.text import tidy
@@ -61,9 +61,8 @@ def _dialogue_table(
         place, raw = item
         row = {key: str(raw[at] or "").strip() for key, at in columns.items()}
         name = row["wav_id"]
-        if not name or name in seen:
-            twice = f"{name}: named twice; the first row is kept"
-            yield Rejected(place, twice if name else "no value in column `wav_id`")
+        if not name:
+            yield Rejected(place, "no value in column `wav_id`")
             continue
         try:
             audio = find(f"{name}.wav")
@@ -74,7 +73,9 @@ def _dialogue_table(
         if not any(votes):
             yield Rejected(place, f"{name}: no votes")
             continue
-        seen.add(name)
+        if not seen.is_new(name):
+            yield Rejected(place, named_twice(name))
+            continue
         yield from (Note(place, kind, f"{name}: {text}") for kind, text in notes)
         gender = gender_of(row.get("성별", ""))
         speaker = f"{gender or 'unknown'}-{row.get('나이') or 'unknown'}"

@@ -8,20 +8,14 @@ them where it is an everyday wav, by libsndfile otherwise.
 from __future__ import annotations
 
 import os
-import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
-from itertools import chain, islice
 from pathlib import Path
 from struct import Struct
-from time import perf_counter
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from xxhash import xxh3_128
 
 SAMPLED = 4096  # bytes
-ALONE = 1.0  # seconds of reading before other processes are started
-CHUNK = 512  # files a worker gets at a time
 OPEN_LENGTH = 0x7FFF0000  # and above: what programs write that stream and never come back
 _CHUNK_HEAD = Struct("<4sI")
 _FORMAT = Struct("<HHIIHH")  # kind, channels, rate, bytes a second, bytes a frame, bits
@@ -33,9 +27,6 @@ _ENCODINGS = {  # kind 1 is whole numbers, 3 is floating point
     (3, 32): "WAV FLOAT",
     (3, 64): "WAV DOUBLE",
 }
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Header(NamedTuple):
@@ -57,7 +48,7 @@ def read_header(path: str) -> Header | str:
     seal: a sample never is, and SHA-256 of it takes as long as all the reading.)
     """
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        handle = os.open(path, os.O_RDONLY)
     except OSError as error:
         return f"cannot be opened: {error.strerror}"
     try:
@@ -68,8 +59,7 @@ def read_header(path: str) -> Header | str:
         state = xxh3_128(size.to_bytes(8, "little") + head)
         if size > SAMPLED:
             for start in (max(0, size // 2 - SAMPLED // 2), size - SAMPLED):
-                os.lseek(handle, start, os.SEEK_SET)
-                state.update(os.read(handle, SAMPLED))
+                state.update(os.pread(handle, SAMPLED, start))
         told = plain_wav(head, size) or _told_by_libsndfile(handle)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
@@ -176,61 +166,3 @@ def content_digest(path: str) -> str | None:
     except OSError:
         return None
     return state.hexdigest()
-
-
-def workers_here() -> int:
-    """CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def map_files(
-    work: Callable[[str], R], items: Iterable[tuple[T, str]], workers: int | None = None
-) -> Iterator[tuple[T, R]]:
-    """`(item, work(path))` for each `(item, path)`, in order, over the CPUs of this machine.
-
-    The first `ALONE` seconds are worked in this process, because starting workers costs as
-    much: some 50,000 headers of a warm local disk, a few hundred over a slow network.
-    `items` is read ahead by one wave only, so it may be longer than memory.
-
-    Args:
-        work: a function of a module, so that other processes find it.
-        workers: processes; default one a CPU.
-    """
-    count = workers_here() if workers is None else workers
-    source = iter(items)
-    spent = 0.0
-    for item, path in source:
-        started = perf_counter()
-        found = work(path)
-        spent += perf_counter() - started
-        yield item, found
-        if spent > ALONE and count > 1:
-            break
-    ahead: Iterator[tuple[T, R]] = iter(())
-    while wave := list(islice(source, CHUNK * 4 * count)):
-        begun = _start(work, wave, count)
-        yield from ahead
-        ahead = begun
-    yield from ahead
-
-
-def _start(
-    work: Callable[[str], R], wave: Sequence[tuple[T, str]], workers: int
-) -> Iterator[tuple[T, R]]:
-    # joblib's workers start clean, where forks would inherit Ray's and torch's threads and
-    # multiprocessing's spawn would run a caller's script again.
-    from joblib import Parallel, delayed  # type: ignore[import-untyped]
-
-    paths = [path for _, path in wave]
-    parts = (paths[at : at + CHUNK] for at in range(0, len(paths), CHUNK))
-    parallel = Parallel(workers, return_as="generator", batch_size=1, idle_worker_timeout=20)
-    found = parallel(delayed(_each)(work, part) for part in parts)
-    items = (item for item, _ in wave)
-    return zip(items, chain.from_iterable(map(pickle.loads, found)), strict=True)
-
-
-def _each(work: Callable[[str], R], paths: Sequence[str]) -> bytes:
-    # joblib would ask Python about every tuple on its way; plain pickle takes a tenth.
-    return pickle.dumps([work(path) for path in paths], pickle.HIGHEST_PROTOCOL)

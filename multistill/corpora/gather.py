@@ -1,14 +1,14 @@
-"""Records of all corpora to one Arrow table, chunk by chunk: headers, labels, tallies.
+"""Rows of all corpora to one Arrow table, chunk by chunk: records, headers, labels, tallies.
 
-Python objects live for one chunk only; what stays is the manifest's own columns.
+Python objects live for one chunk only, in the process that makes it; what stays is the
+manifest's own columns.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from multistill.config import CLASSES
-from multistill.corpora.audio import Header, map_files, read_header
+from multistill.corpora.audio import Header, read_header
 from multistill.corpora.labels import Decision, TiePolicy, Votes, decide, one_hot, shares
-from multistill.corpora.records import Note, Record, Rejected, Utterance
+from multistill.corpora.parallel import chunked, in_order
+from multistill.corpora.records import Record, Rejected, Rows, Utterance
 from multistill.corpora.schema import MANIFEST_SCHEMA, REJECTED_SCHEMA, keys
+from multistill.watch import Watch
 
+CHUNK = 512  # rows at a time: half a second where a file takes a millisecond
 _EXAMPLES = 10
-_ROWS = 2048
+_SPOKEN = 5000  # utterances between two words on progress
 _NAME = pa.dictionary(pa.int32(), pa.string())
 _REPEATED = ("corpus", "session", "dialogue", "speaker", "gender", "label")
 # Names that many rows share are held once while the corpus is in memory.
@@ -51,6 +54,10 @@ class Examples:
         if len(self.cases) < _EXAMPLES:
             self.cases.append(case)
 
+    def count_also(self, other: Examples) -> None:
+        self.count += other.count
+        self.cases += other.cases[: _EXAMPLES - len(self.cases)]
+
     def json(self) -> dict[str, Any]:
         return {"count": self.count, "examples": self.cases}
 
@@ -67,6 +74,11 @@ class Rejections:
         self.sorts[sort] += 1
         self.sources.append(source)
         self.reasons.append(reason)
+
+    def count_also(self, other: Rejections) -> None:
+        self.sorts.update(other.sorts)
+        self.sources += other.sources
+        self.reasons += other.reasons
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -96,6 +108,10 @@ class RaterTally:
                 self.asked[rater] += 1
                 self.agreed[rater] += first[0] == answer
 
+    def count_also(self, other: RaterTally) -> None:
+        self.agreed.update(other.agreed)
+        self.asked.update(other.asked)
+
     def json(self) -> list[dict[str, Any]]:
         return [
             {"rater": rater + 1, "answers": asked, "accuracy": self.agreed[rater] / asked}
@@ -105,7 +121,7 @@ class RaterTally:
 
 @dataclass
 class Gathered:
-    """All that the corpora gave: `rows` has `_WORKING`'s columns, each name coded once."""
+    """What corpora, or some rows of one, gave; `rows` has `_WORKING`'s columns."""
 
     rows: pa.Table
     rejections: Rejections
@@ -118,38 +134,45 @@ class Gathered:
     def reject(self, sort: str, title: str, utterance: Utterance, reason: str) -> None:
         self.rejections.add(sort, f"{title}/{utterance.utterance_id}", reason)
 
+    def count_also(self, other: Gathered) -> None:
+        """Add what was counted elsewhere; not the rows."""
+        self.rejections.count_also(other.rejections)
+        for kind, cases in other.notes.items():
+            self.notes.setdefault(kind, Examples()).count_also(cases)
+        self.encodings.update(other.encodings)
+        self.formats.update(other.formats)
+        self.ties.update(other.ties)
+        for title, tally in other.raters.items():
+            self.raters.setdefault(title, RaterTally()).count_also(tally)
+
 
 def gather(
-    corpora: Iterable[tuple[str, Iterable[Record]]], ties: TiePolicy, workers: int | None = None
+    corpora: Iterable[tuple[str, Rows]],
+    ties: TiePolicy,
+    workers: int | None = None,
+    watch: Watch | None = None,
 ) -> Gathered:
-    """Read every record's audio header and label it.
+    """Make records of rows, read every record's audio header and label it.
 
     Args:
-        corpora: title and records of each corpus, in the order of the job file.
-        workers: processes that read headers; the order of the rows is the corpora's own.
+        corpora: title and rows of each corpus, in the order of the job file.
+        workers: processes that do it; the order of the rows is the corpora's own.
     """
     result = Gathered(_WORKING.empty_table(), Rejections())
-    decisions = _Decisions(ties)
     parts: list[pa.Table] = [result.rows]
-    for title, records in corpora:
-        told = ((said, said.audio_path) for said in _utterances(title, records, result))
-        found = map_files(read_header, told, workers)
-        while block := list(islice(found, _ROWS)):
-            parts.append(_table(title, block, decisions, result))
-    rows = pa.concat_tables(parts).unify_dictionaries()
-    result.rows = _first_of_each(rows, result.rejections)
+    for title, rows in corpora:
+        made, said = 0, 0
+        chunks = chunked(rows.items, CHUNK)
+        for found in in_order(_Maker(title, ties, rows.make), chunks, workers):
+            parts.append(found.rows)
+            result.count_also(found)
+            made += len(found.rows)
+            if watch is not None and made // _SPOKEN > said:
+                said = made // _SPOKEN
+                watch.say(f"{title}: {made} utterances")
+    table = pa.concat_tables(parts).unify_dictionaries()
+    result.rows = _first_of_each(table, result.rejections)
     return result
-
-
-def _utterances(title: str, records: Iterable[Record], result: Gathered) -> Iterator[Utterance]:
-    for record in records:
-        if isinstance(record, Utterance):
-            yield record
-        elif isinstance(record, Rejected):
-            result.rejections.add("corpus", f"{title}/{record.source}", record.reason)
-        elif isinstance(record, Note):
-            found = result.notes.setdefault(record.kind, Examples())
-            found.add(f"{title}/{record.source}: {record.text}")
 
 
 class _Decisions(dict[tuple[Votes | None, str | None], int]):
@@ -187,30 +210,62 @@ class _Decisions(dict[tuple[Votes | None, str | None], int]):
         )
 
 
+class _Maker:
+    """Rows of one corpus -> what they give; what it remembers spares parsing votes again."""
+
+    def __init__(
+        self, title: str, ties: TiePolicy, make: Callable[[Sequence[Any]], Iterable[Record]]
+    ) -> None:
+        self.made_of = title, ties, make
+        self.title = title
+        self.make = make
+        self.decisions = _Decisions(ties)
+
+    def __reduce__(self) -> tuple[type[_Maker], tuple[Any, ...]]:
+        return _Maker, self.made_of
+
+    def __call__(self, rows: Sequence[Any]) -> Gathered:
+        result = Gathered(_WORKING.empty_table(), Rejections())
+        kept: list[tuple[Utterance, Header, int]] = []
+        for record in self.make(rows):
+            if isinstance(record, Utterance):
+                if found := self._header_and_label(record, result):
+                    kept.append((record, *found))
+            elif isinstance(record, Rejected):
+                result.rejections.add("corpus", f"{self.title}/{record.source}", record.reason)
+            else:
+                told = result.notes.setdefault(record.kind, Examples())
+                told.add(f"{self.title}/{record.source}: {record.text}")
+        if kept:
+            result.rows = _table(self.title, kept, self.decisions, result)
+        return result
+
+    def _header_and_label(self, said: Utterance, result: Gathered) -> tuple[Header, int] | None:
+        """The header and the number of the decision; None for what is left out."""
+        header = read_header(said.audio_path)
+        if isinstance(header, str):
+            reason = f"{said.audio_path} {header}"
+            result.reject("unreadable audio", self.title, said, reason)
+            return None
+        number = self.decisions[said.votes, said.label]
+        made = self.decisions.made[number]
+        if made.tied:
+            result.ties[self.title] += 1
+            if not made.keep:
+                result.reject("tie", self.title, said, "several classes have the most votes")
+                return None
+        if said.ratings:
+            result.raters.setdefault(self.title, RaterTally()).add(said.ratings)
+        return header, number
+
+
 def _table(
     title: str,
-    block: Sequence[tuple[Utterance, Header | str]],
+    kept: Sequence[tuple[Utterance, Header, int]],
     decisions: _Decisions,
     result: Gathered,
 ) -> pa.Table:
-    """The rows of a block, column by column; those without audio or class are left out."""
-    kept: list[tuple[Utterance, Header, int]] = []
-    for utterance, header in block:
-        if isinstance(header, str):
-            result.reject("unreadable audio", title, utterance, f"{utterance.audio_path} {header}")
-            continue
-        number = decisions[utterance.votes, utterance.label]
-        made = decisions.made[number]
-        if made.tied:
-            result.ties[title] += 1
-            if not made.keep:
-                result.reject("tie", title, utterance, "several classes have the most votes")
-                continue
-        if utterance.ratings:
-            result.raters.setdefault(title, RaterTally()).add(utterance.ratings)
-        kept.append((utterance, header, number))
-    if not kept:
-        return _WORKING.empty_table()
+    """The utterances of a chunk, column by column."""
     utterances, headers, numbers = zip(*kept, strict=True)
     said: dict[str, Any] = dict(zip(Utterance._fields, zip(*utterances, strict=True), strict=True))
     head: dict[str, Any] = dict(zip(Header._fields, zip(*headers, strict=True), strict=True))

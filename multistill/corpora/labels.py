@@ -86,7 +86,7 @@ def shares(votes: Sequence[int]) -> Shares:
     total = sum(votes)
     if total == 0:
         raise ValueError("nobody voted")
-    return tuple(vote / total for vote in votes)
+    return tuple([vote / total for vote in votes])
 
 
 def leaders(votes: Sequence[int]) -> tuple[str, ...]:

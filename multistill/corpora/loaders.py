@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from multistill.config import CorpusConfig, CorpusKind
 from multistill.corpora.paths import found_below
-from multistill.corpora.records import Loader, Record, Utterance
+from multistill.corpora.records import Loader, Record, Rows, Utterance
 from multistill.errors import MultistillError, UsageError
+
+T = TypeVar("T")
 
 LOADERS: dict[CorpusKind, str] = {
     "demo": "demo:load",
@@ -65,15 +70,46 @@ def load(config: CorpusConfig, root: Path | None = None) -> Iterator[Record]:
         UsageError: where the folder is not the corpus.
         MultistillError: where a folder or a table cannot be read.
     """
-    read = loader(config.kind)
-    kept = 0
+    rows = read(config, root)
+    for row in rows.items:
+        yield from rows.make([row])
+
+
+def read(config: CorpusConfig, root: Path | None = None) -> Rows:
+    """What `load` gives, before the work that many processes can share."""
     where = corpus_root(config) if root is None else Path(os.path.abspath(root))  # noqa: PTH100
+    with _readable(config):
+        found = loader(config.kind)(config, where)
+    if isinstance(found, Rows):
+        if config.limit is None:
+            return replace(found, items=_guarded(config, found.items))
+        items, make = found.items, found.make
+        found = chain.from_iterable(make([row]) for row in items)
+    return Rows(_guarded(config, _limited(found, config.limit)), _as_they_are)
+
+
+def _as_they_are(records: Sequence[Record]) -> Sequence[Record]:
+    return records
+
+
+def _limited(records: Iterable[Record], limit: int | None) -> Iterator[Record]:
+    kept = 0
+    for record in records:
+        yield record
+        kept += isinstance(record, Utterance)
+        if kept == limit:
+            return
+
+
+def _guarded(config: CorpusConfig, items: Iterator[T]) -> Iterator[T]:
+    with _readable(config):
+        yield from items
+
+
+@contextmanager
+def _readable(config: CorpusConfig) -> Iterator[None]:
     try:
-        for record in read(config, where):
-            yield record
-            kept += isinstance(record, Utterance)
-            if kept == config.limit:
-                return
+        yield
     except OSError as error:
         raise MultistillError(
             f"corpus `{config.title}`: {error.filename} cannot be read: {error.strerror}; "

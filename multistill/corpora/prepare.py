@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from multistill.config import CorpusConfig, SplitConfig
 from multistill.corpora import demo, quality
 from multistill.corpora.gather import Rejections, gather
-from multistill.corpora.loaders import corpus_root, load
-from multistill.corpora.records import Record, Utterance
+from multistill.corpora.loaders import corpus_root, read
+from multistill.corpora.records import Rows
 from multistill.corpora.schema import MANIFEST_SCHEMA, QUALITY, REJECTED, write_manifest
 from multistill.corpora.split import PARTS, guard, hash64, leaks, split_rows
 from multistill.errors import MultistillError, UsageError
@@ -27,7 +27,6 @@ from multistill.workspace import write_json
 
 AUDIO = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
 _READ = AUDIO | {".csv", ".tsv", ".txt"}
-_SPOKEN = 5000  # utterances between two words on progress
 
 
 def prepare(
@@ -44,7 +43,7 @@ def prepare(
 
     Args:
         unpacked: folder for corpora that travel packed (the demo corpus).
-        workers: processes that read audio headers; default one a CPU.
+        workers: processes that read rows and files; default one a CPU.
     Returns:
         `utterances`, `rejected`, `synthetic`, `leaks`, `splits` (counts), and `content`:
         digest of what features are made of (ids, audio and text), whatever the split.
@@ -76,8 +75,8 @@ def _prepare(
     watch: Watch,
     workers: int | None,
 ) -> dict[str, Any]:
-    told = ((config.title, _told(config, unpacked, watch)) for config in corpora)
-    found = gather(told, split.ties, workers)
+    told = ((config.title, _rows(config, unpacked)) for config in corpora)
+    found = gather(told, split.ties, workers, watch)
     if not len(found.rows):
         raise MultistillError(_nothing(found.rejections))
     watch.say(f"{len(found.rows)} utterances read, {len(found.rejections)} left out")
@@ -106,15 +105,8 @@ def _prepare(
     }
 
 
-def _told(config: CorpusConfig, unpacked: Path, watch: Watch) -> Iterator[Record]:
-    root = demo.unpack(unpacked) if config.kind == "demo" else corpus_root(config)
-    read = 0
-    for record in load(config, root):
-        yield record
-        if isinstance(record, Utterance):
-            read += 1
-            if read % _SPOKEN == 0:
-                watch.say(f"{config.title}: {read} utterances")
+def _rows(config: CorpusConfig, unpacked: Path) -> Rows:
+    return read(config, demo.unpack(unpacked) if config.kind == "demo" else None)
 
 
 def _nothing(rejections: Rejections) -> str:

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from multistill.config import CLASSES, SplitConfig
-from multistill.corpora.audio import content_digest, map_files, read_signal
+from multistill.corpora.audio import content_digest, read_signal
 from multistill.corpora.gather import Examples, Gathered
+from multistill.corpora.parallel import map_files
 from multistill.corpora.raters import (
     distinct,
     krippendorff_alpha,
@@ -169,8 +170,8 @@ def signal(rows: pa.Table, seed: int, workers: int | None) -> dict[str, Any]:
     paths = rows["audio_path"].take(pa.array(chosen)).to_pylist()
     silent, clipped, broken = Examples(), Examples(), Examples()
     levels, pauses = [], []
-    items = list(zip(map(int, chosen), paths, strict=True))
-    for at, found in map_files(read_signal, items, workers):
+    read = map_files(read_signal, paths, workers)
+    for at, found in zip(map(int, chosen), read, strict=True):
         name = names[at].as_py()
         if found is None:
             broken.add(name)
@@ -182,7 +183,7 @@ def signal(rows: pa.Table, seed: int, workers: int | None) -> dict[str, Any]:
         if found.clipped_share > CLIPPED_SHARE:
             clipped.add(name)
     return {
-        "checked": len(items),
+        "checked": len(paths),
         "of": len(rows),
         "silent": silent.json(),
         "clipped": clipped.json(),
@@ -213,7 +214,7 @@ def duplicates(rows: pa.Table, workers: int | None) -> dict[str, Any]:
     wanted = rows.filter(pc.is_in(rows["audio_digest"], first.combine_chunks()))
     wanted = wanted.select(["audio_digest", "audio_path", "utterance_id"]).slice(0, 10 * COMPARED)
     paths = pc.unique(wanted["audio_path"]).to_pylist()
-    whole = dict(map_files(content_digest, ((path, path) for path in paths), workers))
+    whole = dict(zip(paths, map_files(content_digest, paths, workers), strict=True))
     found: dict[str, dict[str | None, list[str]]] = {}
     for alike, path, name in zip(*(column.to_pylist() for column in wanted.columns), strict=True):
         found.setdefault(alike, {}).setdefault(whole[path], []).append(name)

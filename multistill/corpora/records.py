@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
@@ -76,6 +76,20 @@ class Note:
 Record = Utterance | Rejected | Note
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Records still to be made, so that many processes may make them.
+
+    Attributes:
+        items: the corpus's rows in its order, of types that pickle fast.
+        make: records of some rows, in their order. It pickles, and remembers nothing from one
+            call that changes what the next gives: each process has its own.
+    """
+
+    items: Iterator[Any]
+    make: Callable[[Sequence[Any]], Iterable[Record]]
+
+
 class Names:
     """Names that have been seen, eight bytes each: a Python set takes ten times that.
 
@@ -87,21 +101,30 @@ class Names:
         self._sorted = array("Q")
         self._recent: set[int] = set()
 
-    def __contains__(self, name: str) -> bool:
+    def is_new(self, name: str) -> bool:
+        """Whether the name was never asked for; from now on it was."""
         key = xxh3_64_intdigest(name.encode())
-        at = bisect_left(self._sorted, key)
-        return key in self._recent or (at < len(self._sorted) and self._sorted[at] == key)
-
-    def add(self, name: str) -> None:
-        self._recent.add(xxh3_64_intdigest(name.encode()))
+        if key in self._recent:
+            return False
+        if self._sorted:
+            at = bisect_left(self._sorted, key)
+            if at < len(self._sorted) and self._sorted[at] == key:
+                return False
+        self._recent.add(key)
         if len(self._recent) >= _RECENT:
             merged = np.concatenate([self._sorted, np.array(list(self._recent), np.uint64)])
             merged.sort()
             self._sorted = array("Q", merged.tobytes())
             self._recent.clear()
+        return True
+
+
+def named_twice(name: str) -> str:
+    """The reason of a row whose utterance an earlier row has named, whatever became of that."""
+    return f"{name}: named twice; only the first row counts"
 
 
 class Loader(Protocol):
     """Reads one corpus in a fixed order. Raises UsageError where the folder is not the corpus."""
 
-    def __call__(self, config: CorpusConfig, root: Path) -> Iterator[Record]: ...
+    def __call__(self, config: CorpusConfig, root: Path) -> Iterator[Record] | Rows: ...

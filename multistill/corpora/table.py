@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from operator import itemgetter
@@ -17,7 +18,15 @@ from typing import Any, NamedTuple
 from multistill.config import CLASSES, CorpusConfig
 from multistill.corpora.labels import Spellings, count, leaders, split_tie
 from multistill.corpora.paths import Enclosure
-from multistill.corpora.records import Names, Note, Record, Rejected, Utterance
+from multistill.corpora.records import (
+    Names,
+    Note,
+    Record,
+    Rejected,
+    Rows,
+    Utterance,
+    named_twice,
+)
 from multistill.corpora.tabular import Table, open_table
 from multistill.corpora.text import UndecodableError, read_transcript, tidy
 from multistill.errors import UsageError
@@ -71,7 +80,7 @@ def gender_of(text: str) -> str | None:
     return _GENDERS.get(text.casefold(), text) if text else None
 
 
-def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
+def load(config: CorpusConfig, root: Path) -> Rows:
     """The table's rows in its order. `root` is the table; paths start from its folder."""
     table = open_table(root, root.name)
     names = _mapping(config, table)
@@ -81,16 +90,33 @@ def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
             f"corpus `{config.title}`: looked for the folder {audio_root} (audio_root), "
             "which does not exist"
         )
-    reader = _Reader(config, table, names, Enclosure(audio_root))
+    reader = _Reader(config, table.header, table.encoding, names, audio_root)
+    return Rows(_rows(table, reader), reader.records)
+
+
+# A row as it stands in the table: its place, the rows of its dialogue before it (counting those
+# that are rejected later: they were said all the same), its cells.
+_Row = tuple[str, int, Sequence[Any]]
+
+
+def _rows(table: Table, reader: _Reader) -> Iterator[_Row | Rejected]:
+    """What takes the whole table to know: names that stand twice, and the turn by counting."""
+    seen = Names()
+    turns: Counter[str] = Counter()
     for item in table.rows():
         if isinstance(item, Rejected):
             yield item
             continue
         place, values = item
-        try:
-            yield from reader.row(place, values)
-        except _RowError as error:
-            yield Rejected(place, str(error))
+        number = 0
+        if reader.counts_turns and (dialogue := reader.dialogue(values)):
+            number = turns[dialogue]
+            turns[dialogue] += 1
+        name = reader.name(values)
+        if name and not seen.is_new(name):
+            yield Rejected(place, named_twice(name))
+        else:
+            yield place, number, values
 
 
 def _mapping(config: CorpusConfig, table: Table) -> dict[str, str]:
@@ -156,39 +182,68 @@ class _Reader:
     """
 
     def __init__(
-        self, config: CorpusConfig, table: Table, names: Mapping[str, str], enclosure: Enclosure
+        self,
+        config: CorpusConfig,
+        header: Sequence[str],
+        encoding: str | None,
+        names: Mapping[str, str],
+        audio_root: Path,
     ) -> None:
+        self.made_of = (config, header, encoding, names, audio_root)
         self.spellings = Spellings(config.labels)
-        at = {ours: table.header.index(theirs) for ours, theirs in names.items()}
-        beyond = len(table.header)  # where `row` puts an empty cell
+        at = {ours: header.index(theirs) for ours, theirs in names.items()}
+        beyond = len(header)  # where `row` puts an empty cell
         self.single = itemgetter(*(at.get(name, beyond) for name in _SINGLE))
         self.raters = sorted(name for name in names if name.startswith(_RATER))
         counted = CLASSES if any(name in names for name in CLASSES) else ()
         self.judged = ("label", "votes", *self.raters, *counted)
         self.judging = itemgetter(*(at.get(name, beyond) for name in self.judged))
         self.counted = bool(counted)
+        self.id_at, self.audio_at = at.get("utterance_id"), at["audio_path"]
+        self.dialogue_at = at.get("dialogue", -1)
         self.has_turns = "turn" in names
-        self.plain: Callable[[Any], str] = str.strip if table.encoding else _plain
-        self.enclosure = enclosure
-        self.encoding = table.encoding
+        self.counts_turns = "dialogue" in names and not self.has_turns
+        self.plain: Callable[[Any], str] = str.strip if encoding else _plain
+        self.enclosure = Enclosure(audio_root)
+        self.encoding = encoding
         self.target = lru_cache(_REMEMBERED)(self._target)
         self.scale = lru_cache(_REMEMBERED)(_scale)
-        self.turns: dict[str, int] = {}
-        self.seen = Names()
 
-    def row(self, place: str, values: Sequence[Any]) -> Iterator[Record]:
+    def __reduce__(self) -> tuple[type[_Reader], tuple[Any, ...]]:
+        return _Reader, self.made_of  # what it remembers stays here
+
+    def name(self, values: Sequence[Any]) -> str:
+        """The row's utterance id; empty where it has neither id nor file."""
+        name = "" if self.id_at is None else self.plain(values[self.id_at])
+        return name or _stem(self.plain(values[self.audio_at]))
+
+    def dialogue(self, values: Sequence[Any]) -> str:
+        return self.plain(values[self.dialogue_at])
+
+    def records(self, rows: Sequence[_Row | Rejected]) -> list[Record]:
+        found: list[Record] = []
+        for item in rows:
+            if isinstance(item, Rejected):
+                found.append(item)
+                continue
+            place, number, values = item
+            try:
+                found.extend(self.row(place, number, values))
+            except _RowError as error:
+                found.append(Rejected(place, str(error)))
+        return found
+
+    def row(self, place: str, number: int, values: Sequence[Any]) -> Iterator[Record]:
         cells = (*values, "")
         named, name, said, text_path, dialogue, turn, speaker, session, gender, split, *scales = (
             map(self.plain, self.single(cells))
         )
-        # A row that is rejected below still was said: it takes its place in the dialogue.
-        number = self._turn(turn, dialogue)
+        if self.has_turns:
+            number = _turn(turn)
         if not named:
             raise _RowError("no value in column `audio_path`")
         audio = self._file(named)
-        name = name or named.replace("\\", "/").rsplit(".", 1)[0]
-        if name in self.seen:
-            raise _RowError(f"{name}: named twice; the first row is kept")
+        name = name or _stem(named)
         text_raw, encoding = self._transcript(text_path) if text_path else (said, self.encoding)
         judged = self.judging(cells)
         if self.encoding is None:
@@ -199,7 +254,6 @@ class _Reader:
         valence, arousal = map(self.scale, scales, ("valence", "arousal"))
         if split and split.casefold() not in _SPLITS:
             raise _RowError(f"column `split` says `{split}`; use train, valid or test")
-        self.seen.add(name)
         for kind, text in (*target.notes, *valence.note, *arousal.note):
             yield Note(place, kind, f"{name}: {text}")
         yield Utterance(
@@ -282,16 +336,15 @@ class _Reader:
             return classes[0], None
         return None, count(classes) if classes else None
 
-    def _turn(self, turn: str, dialogue: str) -> int:
-        if self.has_turns:
-            if not turn:
-                raise _RowError("no value in column `turn`")
-            return _whole(turn, "turn")
-        if not dialogue:
-            return 0
-        number = self.turns.get(dialogue, 0)
-        self.turns[dialogue] = number + 1
-        return number
+
+def _stem(path: str) -> str:
+    return path.replace("\\", "/").rsplit(".", 1)[0]
+
+
+def _turn(text: str) -> int:
+    if not text:
+        raise _RowError("no value in column `turn`")
+    return _whole(text, "turn")
 
 
 def _plain(value: Any) -> str:
