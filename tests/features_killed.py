@@ -86,9 +86,9 @@ def run_cluster(manifest: Path, out: Path) -> None:
         "health_check_period_ms": 500,
         "health_check_failure_threshold": 4,
     }
-    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": quick, **memory}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    nodes = [cluster.add_node(num_cpus=1, **memory) for _ in range(2)]
+    head = {"num_cpus": 1, "include_dashboard": False, "include_log_monitor": False, **memory}
+    cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": quick})
+    nodes = [cluster.add_node(wait=False, num_cpus=1, **memory) for _ in range(2)]
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     threading.Thread(target=kill_one_by_one, args=(cluster, nodes, out), daemon=True).start()
