@@ -125,6 +125,17 @@ def test_too_many_failures_stop_the_stage_with_their_reasons(tmp_path: Path) -> 
     assert pq.read_table(tmp_path / "quarantine.parquet").num_rows == 6
 
 
+def encode_here(manifest: Path, config: FeaturesConfig, out: Path) -> None:
+    """What one actor does, one shard after another, in this process."""
+    plan = plan_shards(manifest, config.shard_seconds, out)
+    (out / "shards").mkdir()
+    weights = {"speech": None, "text": None}
+    worker = EncodeShard(config.model_dump(), weights, str(plan.path), str(out), False, 1)
+    for shard in range(plan.shards):
+        assert worker(pa.table({"shard": [shard]}))["error"].to_pylist() == [None]
+    encode(manifest, config, out)  # finds every shard done and finishes the store
+
+
 def test_states_are_the_same_on_any_number_of_actors_and_decoders(
     tmp_path: Path, ray_session: None
 ) -> None:
@@ -132,13 +143,13 @@ def test_states_are_the_same_on_any_number_of_actors_and_decoders(
     manifest = write_manifest_rows(tmp_path / "manifest.parquet", rows)
     base = {"speech": {"model": "untrained-wav2vec2"}, "dtype": "float32"}
     stores = []
-    for name, keys in {
-        "one": {"encoders": 1, "batch_seconds": 1},
-        "many": {"encoders": 2, "decoders": 2, "shard_seconds": 100.0},
-    }.items():
+    for name, run, keys in (
+        ("one", encode_here, {"batch_seconds": 1}),
+        ("many", encode, {"encoders": 2, "decoders": 2, "shard_seconds": 100.0}),
+    ):
         out = tmp_path / name
         out.mkdir()
-        encode(manifest, config(**base, **keys), out)
+        run(manifest, config(**base, **keys), out)
         stores.append(FeatureStore(out))
     one, many = stores
     assert one.ids == many.ids
