@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -47,9 +49,21 @@ def ray_session() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database, to be copied; its migrations take seconds, so they run once."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Iterator[str]:
     """The session's MLflow server, a process of its own; tests that kill one start their own."""
     from servers import mlflow_server
 
-    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as address:
+    folder = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(mlflow_database, folder)
+    with mlflow_server(folder) as address:
         yield address

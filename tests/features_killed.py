@@ -58,7 +58,7 @@ def descendants(root: int) -> dict[int, str]:
 
 
 def actors(root: int) -> list[int]:
-    """Encoder actors among the processes below one of ours."""
+    """Encoder actors among the processes below one of ours: all that write shards."""
     return [pid for pid, command in descendants(root).items() if "EncodeShard" in command]
 
 
@@ -80,11 +80,15 @@ def run_cluster(manifest: Path, out: Path) -> None:
     from ray.cluster_utils import Cluster
 
     memory = {"object_store_memory": 80_000_000}
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": False, **memory},
-    )
-    nodes = [cluster.add_node(num_cpus=1, **memory) for _ in range(2)]
+    # A lost node is noticed in two seconds; by default it takes Ray fifteen.
+    quick = {
+        "health_check_initial_delay_ms": 0,
+        "health_check_period_ms": 500,
+        "health_check_failure_threshold": 4,
+    }
+    head = {"num_cpus": 1, "include_dashboard": False, "include_log_monitor": False, **memory}
+    cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": quick})
+    nodes = [cluster.add_node(wait=False, num_cpus=1, **memory) for _ in range(2)]
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     threading.Thread(target=kill_one_by_one, args=(cluster, nodes, out), daemon=True).start()

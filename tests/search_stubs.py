@@ -76,8 +76,8 @@ def dying(task, *, state_dir: Path) -> Iterator[Report]:
 
 
 def stuck(task, *, state_dir: Path) -> Iterator[Report]:
-    """The second epoch takes minutes in the first attempt at the first two trials."""
-    for report in climb(task, state_dir=state_dir):
+    """As `slow`; the second epoch takes minutes in the first attempt at the first two trials."""
+    for report in slow(task, state_dir=state_dir):
         yield report
         mark = state_dir.parent.parent / f"stuck-{state_dir.name}"
         if report.epoch == 1 and state_dir.name < "0002" and not mark.exists():

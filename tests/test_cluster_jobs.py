@@ -168,15 +168,9 @@ def test_a_job_runs_with_our_package_and_the_resolved_file(authorised: Head, job
 
 
 @pytest.mark.ray
-def test_the_exit_code_of_the_job_is_ours(authorised: Head, job: Path) -> None:
-    done = cluster.submit(
-        job, authorised.address, entrypoint="python -c 'raise SystemExit(2)'", write=lambda _: 0
-    )
-    assert (done.status, done.exit_code) == ("FAILED", 2)
-
-
-@pytest.mark.ray
-def test_the_command_line_itself_runs_there(authorised: Head, tmp_path: Path) -> None:
+def test_the_command_line_itself_runs_there_and_its_exit_code_is_ours(
+    authorised: Head, tmp_path: Path
+) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(
         f"name: nothing\nworkspace: {tmp_path / 'ws'}\n"
@@ -185,7 +179,7 @@ def test_the_command_line_itself_runs_there(authorised: Head, tmp_path: Path) ->
     log: list[str] = []
     done = cluster.submit(path, authorised.address, write=log.append)
     text = "".join(log)
-    assert done.exit_code == 2
+    assert (done.status, done.exit_code) == ("FAILED", 2)
     assert f"{tmp_path / 'missing'}" in text
     assert "Traceback" not in text
 

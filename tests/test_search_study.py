@@ -244,13 +244,36 @@ def ran(out: Path) -> int:
     return sum(epochs_run(out).values()) if (out / "ran.log").exists() else 0
 
 
-def test_a_killed_driver_loses_no_trial_and_counts_none_twice(tmp_path):
-    prepared(tmp_path, "slow", trials=4, grace_epochs=9)
+def test_drivers_end_in_three_ways_and_no_trial_is_lost_or_counted_twice(tmp_path):
+    """Two interrupts, then one, then SIGKILL, each to the next driver of the same search."""
+    prepared(tmp_path, "stuck", trials=4, grace_epochs=9)
     process = driver(tmp_path, "resume")
-    until(lambda: ran(tmp_path) >= 11)
+    until(lambda: len(list(tmp_path.glob("stuck-*"))) == 2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(2.0)
+    assert process.poll() is None, "the first waits for epochs in hand"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert set(epochs_run(tmp_path).values()) == {1}
+
+    process = driver(tmp_path, "resume")
+    until(lambda: ran(tmp_path) >= 6)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=180)
+    assert process.returncode == 130
+    assert "stopping: trials in hand end their epoch" in said
+    assert not (tmp_path / "study.json").exists()
+    clean = epochs_run(tmp_path)
+    assert set(clean.values()) == {1}, "what was on disk is not run again"
+
+    process = driver(tmp_path, "resume")
+    until(lambda: ran(tmp_path) >= clean.total() + 7)
     process.kill()
     process.wait()
-    begun = {trial for trial, _ in epochs_run(tmp_path)}
+    killed = epochs_run(tmp_path)
+    assert set(killed.values()) == {1}, "a clean stop repeats no epoch"
+    begun = {trial for trial, _ in killed}
     notes = Notes()
     summary = resume(tmp_path, notes)
     rows = table(tmp_path)
@@ -260,33 +283,6 @@ def test_a_killed_driver_loses_no_trial_and_counts_none_twice(tmp_path):
     assert set(again) <= {1, 2} and again[2] <= 2, "only epochs in hand at the kill run again"
     assert begun & {key.removeprefix("trial-") for key in notes.children}, "none was continued"
     assert all(row["epochs"] == 9 for row in rows)
-
-
-def test_one_interrupt_ends_epochs_in_hand_and_leaves_the_search_resumable(tmp_path):
-    prepared(tmp_path, "slow", trials=3, grace_epochs=9)
-    process = driver(tmp_path, "resume")
-    until(lambda: ran(tmp_path) >= 4)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=180)
-    assert process.returncode == 130
-    assert "stopping: trials in hand end their epoch" in said
-    assert not (tmp_path / "study.json").exists()
-    assert resume(tmp_path)["counts"]["complete"] == 3
-    assert set(epochs_run(tmp_path).values()) == {1}, "a clean stop repeats no epoch"
-
-
-def test_a_second_interrupt_ends_the_search_at_once_and_it_can_be_resumed(tmp_path):
-    prepared(tmp_path, "stuck", trials=3, grace_epochs=9)
-    process = driver(tmp_path, "resume")
-    until(lambda: len(list(tmp_path.glob("stuck-*"))) == 2)
-    process.send_signal(signal.SIGINT)
-    time.sleep(2.0)
-    assert process.poll() is None, "the first waits for epochs in hand"
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert resume(tmp_path)["counts"] == {"complete": 3, "stopped": 0, "failed": 0, "running": 0}
-    assert set(epochs_run(tmp_path).values()) == {1}, "what was on disk is not run again"
 
 
 def test_two_drivers_share_one_study(tmp_path):

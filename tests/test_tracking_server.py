@@ -70,17 +70,11 @@ class MlflowServer:
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database; its migrations take seconds, so they are run once."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    client_of(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[MlflowServer]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path
+) -> Iterator[MlflowServer]:
     process = MlflowServer(tmp_path_factory.mktemp("mlflow"))
-    shutil.copyfile(database, process.folder / "server.db")
+    shutil.copyfile(mlflow_database, process.folder / "server.db")
     process.start()
     yield process
     process.kill()
@@ -164,9 +158,9 @@ def test_a_run_tree_in_the_default_sqlite_file(
 
 
 def test_a_resumed_run_continues_its_record(
-    start: Callable[..., Tracker], database: Path, tmp_path: Path
+    start: Callable[..., Tracker], mlflow_database: Path, tmp_path: Path
 ) -> None:
-    shutil.copyfile(database, tmp_path / "mlflow.db")
+    shutil.copyfile(mlflow_database, tmp_path / "mlflow.db")
     first = start("resumed")
     child = first.child("model", "m", "model")
     gone = first.child("gone", "g", "model")
@@ -309,9 +303,9 @@ def test_a_deleted_experiment_is_said_at_the_start(
 
 
 def test_the_caller_never_waits_for_the_store(
-    start: Callable[..., Tracker], database: Path, tmp_path: Path
+    start: Callable[..., Tracker], mlflow_database: Path, tmp_path: Path
 ) -> None:
-    shutil.copyfile(database, tmp_path / "mlflow.db")
+    shutil.copyfile(mlflow_database, tmp_path / "mlflow.db")
     top = start("many")
     began = time.monotonic()
     for number in range(40):

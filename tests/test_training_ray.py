@@ -202,8 +202,10 @@ from multistill.watch import Silent
 
 quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500,
          "health_check_failure_threshold": 4}
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": quick})
-nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
+head = {"num_cpus": 0, "include_dashboard": False, "include_log_monitor": False}
+cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": quick})
+nodes = [cluster.add_node(wait=False, num_cpus=2) for _ in range(2)]
+cluster.wait_for_nodes()
 ray.init(address=cluster.address, log_to_driver=False)
 
 class Watch(Silent):
