@@ -281,7 +281,7 @@ def test_an_id_that_two_records_have_is_kept_once(corpus: Corpus) -> None:
         {"source": "own/y", "reason": "no wav"},
         {"source": "own/a", "reason": "another utterance has this id"},
     ]
-    assert found.notes["recount"].json() == {"count": 1, "examples": ["own/x: differs"]}
+    assert found.notes.json() == {"recount": {"count": 1, "examples": ["own/x: differs"]}}
 
 
 @pytest.fixture

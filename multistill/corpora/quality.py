@@ -6,6 +6,7 @@ needs samples, so a seeded sample of clips is decoded; it says how many of how m
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +18,9 @@ import pyarrow.compute as pc
 
 from multistill.config import CLASSES, SplitConfig
 from multistill.corpora.audio import content_digest, read_signal
-from multistill.corpora.gather import Examples, Gathered
+from multistill.corpora.gather import Gathered
+from multistill.corpora.labels import Votes
+from multistill.corpora.ledger import Examples
 from multistill.corpora.parallel import map_files
 from multistill.corpora.raters import (
     distinct,
@@ -83,8 +86,8 @@ def report(
         "signal": signal(rows, seed, workers),
         "duplicates": duplicates(rows, workers),
         "text": {**transcripts(rows), "encodings": dict(found.encodings)},
-        "raters": agreement(before, found),
-        "notes": {kind: notes.json() for kind, notes in sorted(found.notes.items())},
+        "raters": agreement(found),
+        "notes": found.notes.json(),
     }
 
 
@@ -239,24 +242,27 @@ def transcripts(rows: pa.Table) -> dict[str, Any]:
     }
 
 
-def agreement(rows: pa.Table, found: Gathered) -> dict[str, Any] | None:
-    """Raters' agreement over all rows with votes, and by corpus; None where nobody voted."""
-    voted = rows.select(["corpus", "votes"]).filter(pc.is_valid(rows["votes"]))
-    if not len(voted):
+def agreement(found: Gathered) -> dict[str, Any] | None:
+    """Raters' agreement over all corpora and by corpus; None where nobody answered.
+
+    Over every clip that can be read, but for ties that `split.ties: drop` leaves out, and
+    before class caps, which are about training.
+    """
+    tallies = {title: tally for title, tally in found.raters.items() if tally.answers}
+    if not tallies:
         return None
     by_corpus = {
-        name: {
-            **_agreement(where(voted, "corpus", name, ["votes"])),
-            "ties": found.ties[name],
-            "each": found.raters[name].json() if name in found.raters else [],
-        }
-        for name in pc.unique(voted["corpus"]).to_pylist()
+        title: {**_agreement(tally.answers), "ties": found.ties[title], "each": tally.json()}
+        for title, tally in tallies.items()
     }
-    return {**_agreement(voted), "corpora": by_corpus}
+    return {
+        **_agreement(sum((tally.answers for tally in tallies.values()), Counter())),
+        "corpora": by_corpus,
+    }
 
 
-def _agreement(voted: pa.Table) -> dict[str, Any]:
-    votes, times = distinct(matrices(voted["votes"]))
+def _agreement(answers: Mapping[Votes, int]) -> dict[str, Any]:
+    votes, times = distinct(answers)
     entropy = vote_entropy(votes)
     ceiling = leave_one_rater_out(votes, times)
     edges = [round(0.25 * step, 2) for step in range(13)]

@@ -15,6 +15,7 @@ from multistill.errors import MultistillError
 
 MANIFEST = "manifest.parquet"
 REJECTED = "rejected.parquet"
+NOTES = "notes.parquet"
 QUALITY = "quality.json"
 _KEYED = 8192
 _GROUP = 65_536
@@ -57,6 +58,7 @@ corpus does not tell. `votes` and `label_soft` follow the class order, `label` i
 (`multistill.corpora.audio`)."""
 
 REJECTED_SCHEMA = pa.schema([_field("source", pa.string()), _field("reason", pa.string())])
+NOTES_SCHEMA = pa.schema([_field(name, pa.string()) for name in ("source", "kind", "text")])
 
 
 def write_manifest(table: pa.Table, folder: Path) -> Path:
