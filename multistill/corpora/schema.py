@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +71,8 @@ def write_manifest(table: pa.Table, folder: Path) -> Path:
     return path
 
 
-def keys(column: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
-    """A 64-bit hash of each string of a column, [N]: equal for equal strings.
+def keys(column: pa.ChunkedArray, seen_as: Callable[[str], str] = str) -> npt.NDArray[np.uint64]:
+    """A 64-bit hash of each string of a column, [N]: equal for strings that are `seen_as` equal.
 
     Eight bytes a row where Arrow's own dictionary would hold every string again. Two
     different ones of a million share a key with a chance of 3e-8.
@@ -80,7 +81,8 @@ def keys(column: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
     at = 0
     for chunk in column.chunks:
         for start in range(0, len(chunk), _KEYED):
-            some = [xxh3_64_intdigest(t.encode()) for t in chunk.slice(start, _KEYED).to_pylist()]
+            told = map(seen_as, chunk.slice(start, _KEYED).to_pylist())
+            some = [xxh3_64_intdigest(text.encode()) for text in told]
             found[at : at + len(some)] = some
             at += len(some)
     return found
