@@ -8,12 +8,14 @@ from itertools import permutations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multistill.config import CorpusConfig, SplitConfig
+from multistill.corpora import quality
 from multistill.corpora.audio import content_digest, plain_wav, read_header, read_signal
 from multistill.corpora.prepare import prepare
 from multistill.corpora.raters import (
@@ -233,9 +235,29 @@ def test_recordings_that_differ_only_between_the_sampled_parts_are_told_from_cop
     corpus = CorpusConfig(kind="table", path=str(table))
     prepare([corpus], SplitConfig(), 1, tmp_path, unpacked=tmp_path)
     found = read_json(tmp_path / "quality.json")["duplicates"]
-    assert (found["groups"], found["utterances"], found["compared_whole"]) == (1, 3, 3)
-    assert found["only_alike"] == 1
+    assert (found["groups"], found["utterances"], found["compared_whole"]) == (1, 2, 3)
+    assert (found["only_alike"], found["not_compared"]) == (1, 0)
     assert found["examples"] == [["table/c0", "table/c1"]]
+
+
+def test_alike_recordings_that_differ_are_no_duplicates_and_the_unread_are_counted_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quality, "COMPARED", 1)
+    content = {**{f"{at}": "same" for at in range(11)}, "x": "one", "y": "two"}
+    monkeypatch.setattr(quality, "map_files", lambda _, paths, __: [content[p] for p in paths])
+    names = [*"xy", *map(str, range(11))]
+    rows = pa.table(
+        {
+            "utterance_id": names,
+            "audio_path": names,
+            "audio_digest": ["alike"] * 2 + ["many"] * 11,
+            "split": ["train", "test"] + ["train"] * 11,
+        }
+    )
+    found = quality.duplicates(rows, 1)
+    assert found["groups"] == found["utterances"] == found["groups_on_both_sides"] == 0
+    assert (found["compared_whole"], found["only_alike"], found["not_compared"]) == (2, 1, 1)
 
 
 @pytest.mark.parametrize("raters", ["", ",rater_a,rater_b"])
