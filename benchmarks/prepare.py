@@ -5,8 +5,8 @@
 1. A corpus of many small wav files behind one CSV table, prepared on one core and on all of
    them, against a bare loop of `soundfile.info` over the same files (best of `--repeats`,
    taken in turns, file cache warm).
-2. Tables of many rows over those files, prepared for their peak memory: how much more ten
-   times the rows take, against how much more the manifest's own columns hold.
+2. Tables of many rows over those files, on one core and on all of them: time, and how much
+   more memory ten times the rows take, against how much more the manifest's own columns hold.
 
 Each measurement runs in a process of its own.
 """
@@ -160,10 +160,11 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
         for rows in (arguments.rows // 10, arguments.rows):
             table = folder / f"table{rows}.csv"
             make_table(table, rows, files)
+            alone = measure("prepare", table, 1)
             held[rows] = found = measure("prepare", table, cores)
             print(
-                f"{rows} rows: {found['seconds']:.1f} s, "
-                f"{found['seconds'] / rows * 1000:.4f} s per thousand rows, memory grew by "
+                f"{rows} rows: {alone['seconds']:.1f} s on 1 core, {found['seconds']:.1f} s on "
+                f"{cores} ({found['seconds'] / alone['seconds']:.2f} of it); memory grew by "
                 f"{found['grown_mb']:.0f} MB (libraries included), "
                 f"the manifest's own columns hold {found['columns_mb']:.0f} MB"
             )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 import os
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -321,10 +321,29 @@ def test_many_processes_prepare_what_one_does(tmp_path: Path, corpus: Corpus) ->
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
+def killed_elsewhere(numbers: Sequence[int], here: int) -> list[int]:
+    if numbers and os.getpid() != here:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [-number for number in numbers]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_what_a_killed_process_had_in_hand_is_done_here() -> None:
+    work = partial(killed_elsewhere, here=os.getpid())
+    parts = list(parallel.in_order(work, parallel.chunked(range(40), 4), 3))
+    assert [number for part in parts for number in part] == [-at for at in range(40)]
+
+
+def failing(numbers: Sequence[int]) -> list[float]:
+    return [1 / number for number in numbers]
+
+
 @pytest.mark.usefixtures("at_once")
 def test_an_error_in_another_process_is_raised_here() -> None:
+    found = parallel.in_order(failing, [[1], [2], [4, 0], [3]], 2)
+    assert [next(found), next(found)] == [[1], [0.5]]
     with pytest.raises(ZeroDivisionError):
-        list(parallel.in_order(partial(operator.floordiv, 1), [1, 2, 0, 3], 2))
+        next(found)
 
 
 def test_the_listing_follows_the_files_that_loaders_read(tmp_path: Path, corpus: Corpus) -> None:

@@ -26,6 +26,7 @@ from multistill.corpora.schema import MANIFEST_SCHEMA, keys
 from multistill.watch import Watch
 
 CHUNK = 512  # rows at a time: half a second where a file takes a millisecond
+_MERGED = 128  # chunks held as one
 _SPOKEN = 5000  # utterances between two words on progress
 _NAME = pa.dictionary(pa.int32(), pa.string())
 _REPEATED = ("corpus", "session", "dialogue", "speaker", "gender", "label")
@@ -83,19 +84,27 @@ def gather(
     """
     result = Gathered(_WORKING.empty_table(), Rejections())
     parts: list[pa.Table] = [result.rows]
+    chunks: list[pa.Table] = []
     for title, rows in corpora:
         made, said = 0, 0
-        chunks = chunked(rows.items, CHUNK)
-        for found in in_order(_Maker(title, ties, rows.make), chunks, workers):
-            parts.append(found.rows)
+        for found in in_order(_Maker(title, ties, rows.make), chunked(rows.items, CHUNK), workers):
+            chunks.append(found.rows)
+            if len(chunks) == _MERGED:
+                parts.append(_merged(chunks))
+                chunks.clear()
             result.count_also(found)
             made += len(found.rows)
             if watch is not None and made // _SPOKEN > said:
                 said = made // _SPOKEN
                 watch.say(f"{title}: {made} utterances")
-    table = pa.concat_tables(parts).unify_dictionaries()
+    table = pa.concat_tables([*parts, *chunks]).unify_dictionaries()
     result.rows = _first_of_each(table, result.rejections)
     return result
+
+
+def _merged(chunks: Sequence[pa.Table]) -> pa.Table:
+    # A column's chunk costs hundreds of bytes beside its values.
+    return pa.concat_tables(chunks).unify_dictionaries().combine_chunks()
 
 
 class _Decisions(dict[tuple[Votes | None, str | None], int]):

@@ -9,7 +9,7 @@ import os
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future
 from functools import lru_cache, partial
 from itertools import chain, islice
 from time import perf_counter
@@ -52,25 +52,33 @@ def in_order(
     """
     others = (workers_here() if workers is None else workers) - 1
     helpers: _Helpers[T, R] | None = None
-    waiting: deque[Future[R]] = deque()
+    waiting: deque[tuple[Future[R], Sequence[T]]] = deque()
     spent = 0.0
+
+    def first() -> R:
+        future, chunk = waiting.popleft()
+        try:
+            return future.result()
+        except BrokenExecutor:  # a process was killed, most likely for memory
+            return work(chunk)
+
     try:
         for chunk in chunks:
             if helpers is None and others > 0 and spent > ALONE:
                 helpers = _Helpers(work, others)
-            if helpers is not None and helpers.have_room(waiting):
-                waiting.append(helpers.start(chunk))
-            else:
+            future = helpers.take(chunk) if helpers is not None else None
+            if future is None:
                 started = perf_counter()
-                waiting.append(_done(work(chunk)))
+                future = _done(work(chunk))
                 spent += perf_counter() - started
+            waiting.append((future, chunk))
             # What this process has made behind a slow chunk must not pile up either.
-            while waiting and (waiting[0].done() or len(waiting) > 2 * AHEAD * others + 2):
-                yield waiting.popleft().result()
+            while waiting and (waiting[0][0].done() or len(waiting) > 2 * AHEAD * others + 2):
+                yield first()
         while waiting:
-            yield waiting.popleft().result()
+            yield first()
     finally:
-        for future in waiting:
+        for future, _ in waiting:
             future.cancel()
 
 
@@ -103,13 +111,20 @@ class _Helpers(Generic[T, R]):
         self._work = pickle.dumps(work, pickle.HIGHEST_PROTOCOL)
         self._started = self._pool.submit(_ready, self._work)
         self._most = AHEAD * count
+        self._taken: list[Future[R]] = []
 
-    def have_room(self, waiting: Iterable[Future[R]]) -> bool:
-        return self._started.done() and sum(not one.done() for one in waiting) < self._most
-
-    def start(self, chunk: Sequence[T]) -> Future[R]:
-        # Pickled here, because loky would ask Python about every tuple.
-        return self._pool.submit(_there, self._work, pickle.dumps(chunk, pickle.HIGHEST_PROTOCOL))
+    def take(self, chunk: Sequence[T]) -> Future[R] | None:
+        """The chunk's result to come; None while they start, are busy, or are gone."""
+        self._taken = [one for one in self._taken if not one.done()]
+        if not self._started.done() or len(self._taken) >= self._most:
+            return None
+        try:
+            # Pickled here, because loky would ask Python about every tuple.
+            rows = pickle.dumps(chunk, pickle.HIGHEST_PROTOCOL)
+            self._taken.append(self._pool.submit(_there, self._work, rows))
+        except BrokenExecutor:
+            return None
+        return self._taken[-1]
 
 
 def _ready(work: bytes) -> None:
