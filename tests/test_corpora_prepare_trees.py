@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from generators import aihub, kemdy19, kemdy20
@@ -12,7 +13,8 @@ from generators.parts import Truth
 
 from multistill.config import CLASSES, CorpusConfig, SplitConfig
 from multistill.corpora.prepare import prepare
-from multistill.corpora.schema import read_manifest
+from multistill.corpora.raters import vote_entropy
+from multistill.corpora.schema import NOTES_SCHEMA, read_manifest
 from multistill.workspace import read_json
 
 
@@ -89,3 +91,47 @@ def test_sessions_stay_together_and_agreement_is_told_by_corpus(
     voted = {t for t, truth in truths.items() if any(u.votes for u in truth.utterances)}
     assert set(raters) == voted >= {"k19", "kemdy20", "aihub-dialogue"}
     assert all(-1 <= found["krippendorff_alpha"] <= 1 for found in raters.values())
+
+
+def test_agreement_is_of_what_raters_said_and_not_of_votes_weighed_by_intensity(
+    made: tuple[dict[str, Truth], Path],
+) -> None:
+    truths, out = made
+    report = read_json(out / "quality.json")["raters"]
+    said = {
+        title: [[name for name in u.ratings if name] for u in truth.utterances if any(u.ratings)]
+        for title, truth in truths.items()
+    }
+    for title, found in report["corpora"].items():
+        answers, asked, agreed = said[title], 0, 0
+        assert (found["utterances"], found["answers"]) == (len(answers), sum(map(len, answers)))
+        for names in answers:
+            for at, name in enumerate(names):
+                others = Counter(names[:at] + names[at + 1 :]).most_common(2)
+                if others and (len(others) == 1 or others[0][1] > others[1][1]):
+                    asked += 1
+                    agreed += others[0][0] == name
+        ceiling = found["leave_one_rater_out"]
+        assert (ceiling["answers"], ceiling["accuracy"]) == (asked, pytest.approx(agreed / asked))
+        each = sum(rater["accuracy"] * rater["answers"] for rater in found["each"])
+        assert each == pytest.approx(agreed)
+        by_class = np.array([[names.count(c) for c in CLASSES] for names in answers])
+        assert found["entropy_bits"]["mean"] == pytest.approx(vote_entropy(by_class).mean())
+    assert report["answers"] == sum(found["answers"] for found in report["corpora"].values())
+    dialogue = [u for u in truths["aihub-dialogue"].utterances if u.votes]
+    assert report["corpora"]["aihub-dialogue"]["answers"] < sum(sum(u.votes) for u in dialogue)
+
+
+def test_every_note_is_named_and_the_report_counts_them(
+    made: tuple[dict[str, Truth], Path],
+) -> None:
+    truths, out = made
+    table = pq.read_table(out / "notes.parquet")
+    assert table.schema.equals(NOTES_SCHEMA)
+    notes = table.to_pylist()
+    wanted = Counter((f"{t}/{place}", kind) for t in truths for place, kind in truths[t].notes)
+    assert Counter((note["source"], note["kind"]) for note in notes) == wanted
+    report = read_json(out / "quality.json")["notes"]
+    for kind, found in report.items():
+        told = [f"{n['source']}: {n['text']}" for n in notes if n["kind"] == kind]
+        assert (found["count"], found["examples"]) == (len(told), told[:10])

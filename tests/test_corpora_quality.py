@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from itertools import permutations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multistill.config import CorpusConfig, SplitConfig
+from multistill.corpora import quality
 from multistill.corpora.audio import content_digest, plain_wav, read_header, read_signal
 from multistill.corpora.prepare import prepare
 from multistill.corpora.raters import (
@@ -21,12 +24,17 @@ from multistill.corpora.raters import (
     leave_one_rater_out,
     vote_entropy,
 )
+from multistill.corpora.schema import read_manifest
 from multistill.workspace import read_json
 
 steady = settings(max_examples=60, deadline=None)
 votes_table = st.lists(
     st.lists(st.integers(0, 5), min_size=7, max_size=7), min_size=1, max_size=12
 ).map(lambda rows: np.array(rows, dtype=np.int64))
+
+
+def counted(*parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return distinct(Counter(tuple(row) for part in parts for row in part.tolist()))
 
 
 def answers(votes: np.ndarray) -> list[list[int]]:
@@ -42,7 +50,7 @@ def test_alpha_is_that_of_the_coincidence_matrix(votes: np.ndarray) -> None:
             matrix[a, b] += 1 / (len(row) - 1)
     total, each = matrix.sum(), matrix.sum(axis=0)
     off = total**2 - (each**2).sum()
-    found = krippendorff_alpha(*distinct([votes]))
+    found = krippendorff_alpha(*counted(votes))
     if not off:
         assert found is None
         return
@@ -57,7 +65,7 @@ def test_alpha_of_agreement_is_one_and_of_chance_near_zero() -> None:
     assert krippendorff_alpha(agreed, once) == 1.0
     rng = np.random.default_rng(0)
     chance = rng.multinomial(10, [1 / 7] * 7, size=4000)
-    assert krippendorff_alpha(*distinct([chance])) == pytest.approx(0, abs=0.01)
+    assert krippendorff_alpha(*counted(chance)) == pytest.approx(0, abs=0.01)
     assert krippendorff_alpha(agreed[:1], once[:1]) is None
     assert krippendorff_alpha(agreed // 10, once) is None  # one answer each: none to compare
 
@@ -75,7 +83,7 @@ def test_leaving_one_rater_out_is_that_of_asking_each_in_turn(votes: np.ndarray)
             if (rest == rest.max()).sum() == 1:
                 pairs.append((int(rest.argmax()), own))
     half = len(votes) // 2
-    found = leave_one_rater_out(*distinct([votes[:half], votes[half:]]))
+    found = leave_one_rater_out(*counted(votes[:half], votes[half:]))
     if not pairs:
         assert found is None
         return
@@ -227,6 +235,42 @@ def test_recordings_that_differ_only_between_the_sampled_parts_are_told_from_cop
     corpus = CorpusConfig(kind="table", path=str(table))
     prepare([corpus], SplitConfig(), 1, tmp_path, unpacked=tmp_path)
     found = read_json(tmp_path / "quality.json")["duplicates"]
-    assert (found["groups"], found["utterances"], found["compared_whole"]) == (1, 3, 3)
-    assert found["only_alike"] == 1
+    assert (found["groups"], found["utterances"], found["compared_whole"]) == (1, 2, 3)
+    assert (found["only_alike"], found["not_compared"]) == (1, 0)
     assert found["examples"] == [["table/c0", "table/c1"]]
+
+
+def test_alike_recordings_that_differ_are_no_duplicates_and_the_unread_are_counted_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quality, "COMPARED", 1)
+    content = {**{f"{at}": "same" for at in range(11)}, "x": "one", "y": "two"}
+    monkeypatch.setattr(quality, "map_files", lambda _, paths, __: [content[p] for p in paths])
+    names = [*"xy", *map(str, range(11))]
+    rows = pa.table(
+        {
+            "utterance_id": names,
+            "audio_path": names,
+            "audio_digest": ["alike"] * 2 + ["many"] * 11,
+            "split": ["train", "test"] + ["train"] * 11,
+        }
+    )
+    found = quality.duplicates(rows, 1)
+    assert found["groups"] == found["utterances"] == found["groups_on_both_sides"] == 0
+    assert (found["compared_whole"], found["only_alike"], found["not_compared"]) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("raters", ["", ",rater_a,rater_b"])
+def test_ties_among_plain_labels_are_no_raters(tmp_path: Path, raters: str) -> None:
+    rng = np.random.default_rng(6)
+    labels = ["sad", "happy;sad", "angry", "happy;fear", "sad", "neutral;sad"]
+    rows = [f"audio_path,label,speaker{raters}"]
+    for at, label in enumerate(labels):
+        write(tmp_path / f"c{at}.wav", rng.normal(0, 0.1, 4000))
+        rows.append(f"c{at}.wav,{label},p{at}" + "," * raters.count(","))
+    (tmp_path / "table.csv").write_text("\n".join(rows), encoding="utf-8")
+    corpus = CorpusConfig(kind="table", path=str(tmp_path / "table.csv"))
+    prepare([corpus], SplitConfig(), 1, tmp_path, unpacked=tmp_path)
+    assert read_json(tmp_path / "quality.json")["raters"] is None
+    soft = read_manifest(tmp_path)["label_soft"].to_pylist()
+    assert soft[1] == [0, 0.5, 0, 0, 0.5, 0, 0]

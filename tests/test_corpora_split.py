@@ -145,6 +145,82 @@ def test_by_speaker_never_parts_a_speaker_or_a_session(
     assert (found["sessions"], found["speakers"]) == (0, 0)
 
 
+people = st.text(alphabet="abcXYZ0129", min_size=1, max_size=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sets(people, min_size=1, max_size=3), min_size=8, max_size=24),
+    st.lists(st.tuples(st.integers(0, 40), st.one_of(st.none(), people)), max_size=12),
+    seeds,
+)
+def test_by_speaker_nobody_moves_when_people_join_a_session_or_come_back_later(
+    sessions: list[set[str]], joined: list[tuple[int, str | None]], seed: int
+) -> None:
+    """Places are dates without leading zeros; `None` is a new face, a name one that is known."""
+    here = [(f"u{s}{p}", f"day{s}", p) for s, who in enumerate(sessions) for p in sorted(who)]
+    more = []
+    for at, (session, person) in enumerate(joined):
+        if person is None and session < len(sessions):  # a new face in a session there is
+            more.append((f"n{at}", f"day{session}", f"{'aZ'[at % 2]}new{at}"))
+        else:  # a session of its own, of one person
+            more.append((f"n{at}", f"day{100 + at}", person or f"0new{at}"))
+    try:
+        before, after = (
+            split_rows(table(rows), SplitConfig(by="speaker"), seed) for rows in (here, here + more)
+        )
+    except UsageError:  # everybody is linked to everybody
+        return
+    if before.facts["borrowed"] or after.facts["borrowed"]:
+        return
+    assert before.part.tolist() == after.part.tolist()[: len(here)]
+
+
+def test_a_lone_speaker_whom_another_joins_stays() -> None:
+    alone = [(f"u{s}", f"ses{s:02d}", f"kim{s}") for s in range(20)]
+    joined = [(f"v{s}", f"ses{s:02d}", f"lee{s}") for s in range(20)]
+    for seed in range(5):
+        before = split_rows(table(alone), SplitConfig(by="speaker"), seed).part
+        after = split_rows(table(alone + joined), SplitConfig(by="speaker"), seed).part
+        assert before.tolist() == after[:20].tolist() == after[20:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("said", "empty"),
+    [
+        (["train"] * 20, "test"),
+        (["test"] * 20, "train"),
+        (["dev"] * 20, "train and test"),
+        (["train"] * 12 + ["dev"] * 8, "test"),
+        (["test"] * 12 + ["dev"] * 8, "train"),
+    ],
+)
+def test_a_column_that_leaves_a_part_empty_is_refused(said: list[str], empty: str) -> None:
+    with pytest.raises(UsageError, match=rf"none of the 20 utterances into {empty}; name some"):
+        split_rows(dialogues(10, turns=2), SplitConfig(by="column"), 1, said)
+
+
+def test_a_column_without_valid_needs_a_share_to_cut() -> None:
+    said = ["train"] * 12 + ["test"] * 8
+    with pytest.raises(UsageError, match=r"into valid; .*set split\.valid to cut it from train"):
+        split_rows(dialogues(10, turns=2), SplitConfig(by="column", valid=0.0), 1, said)
+
+
+def test_a_random_split_of_too_few_rows_is_refused() -> None:
+    config = SplitConfig(by="random", allow_leak=True)
+    refused = 0
+    for seed in range(20):
+        try:
+            made = split_rows(dialogues(3, turns=2), config, seed)
+        except UsageError as error:
+            refused += 1
+            assert "none of the 6 utterances into" in str(error)
+            assert "add data" in str(error)
+        else:
+            assert set(made.part.tolist()) == {0, 1, 2}
+    assert refused
+
+
 def test_a_speaker_in_two_sessions_is_refused_by_session_and_kept_together_by_speaker() -> None:
     rows = table([(f"u{s}", f"ses{s:02d}", f"spk{s % 6}") for s in range(12)])
     made = split_rows(rows, SplitConfig(), 3)
@@ -169,7 +245,10 @@ def test_a_random_split_never_moves_an_utterance_either(count: int, more: int, s
     config = SplitConfig(by="random", allow_leak=True, test=0.2, valid=0.1)
     rows = [(f"u{at}", "s", "p") for at in range(count + more)]
     few, many = table(rows[:count]), table(rows)
-    before = part_of(few, split_rows(few, config, seed))
+    try:
+        before = part_of(few, split_rows(few, config, seed))
+    except UsageError:  # none in valid, by chance
+        return
     after = part_of(many, split_rows(many, config, seed))
     assert before == {name: after[name] for name in before}
 
@@ -206,6 +285,11 @@ def test_a_row_without_a_usable_split_is_named(value: str | None) -> None:
     rows = dialogues(2, turns=2)
     with pytest.raises(UsageError, match=r"c/s01u1 says `(holdout)?` where train, valid or test"):
         split_rows(rows, SplitConfig(by="column"), 0, ["train", value, "test", "test"])
+
+
+def test_transcripts_are_compared_as_evaluate_does() -> None:
+    rows = table([("u0", "s0", "p0"), ("u1", "s1", "p1")], texts=["Thank  You", "thank you"])
+    assert leaks(rows, np.array([0, 2], np.int8))["transcripts"] == 1
 
 
 def test_equal_transcripts_on_both_sides_are_counted_and_empty_ones_are_not() -> None:

@@ -173,6 +173,7 @@ def test_an_override_changes_one_place_even_where_the_file_shares_a_value() -> N
         ("students: [{name: a-control, model: {preset: small-student}}]\n", "cannot be called"),
         ("split: {test: 0}\n", "nothing to judge"),
         ("split: {valid: 0}\n", "nothing to choose"),
+        ("split: {max_per_class: {neutral: -3}}\n", "max_per_class.neutral: -3 is no number"),
         (
             "distillation: {loss: dist}\nstudents:\n"
             "  - {name: a, model: {preset: small-student}, train: {workers: 2}}\n",

@@ -79,9 +79,13 @@ class SplitConfig(Section):
                 "a random split puts the same speakers on both sides; use `by: session`, "
                 "or set `allow_leak: true` and every table will say LEAKY SPLIT"
             )
-        for name in self.max_per_class:
+        for name, most in self.max_per_class.items():
             if name not in CLASSES:
                 raise ValueError(f"max_per_class: `{name}` is not one of {', '.join(CLASSES)}")
+            if most < 0:
+                raise ValueError(
+                    f"max_per_class.{name}: {most} is no number of clips; use 0 or more"
+                )
         return self
 
 

@@ -18,14 +18,15 @@ import pyarrow as pa
 from multistill.config import CLASSES
 from multistill.corpora.audio import Header, read_header
 from multistill.corpora.labels import Decision, TiePolicy, Votes, decide, one_hot, shares
+from multistill.corpora.ledger import Notes, Rejections
 from multistill.corpora.parallel import chunked, in_order
+from multistill.corpora.raters import RaterTally
 from multistill.corpora.records import Record, Rejected, Rows, Utterance
-from multistill.corpora.schema import MANIFEST_SCHEMA, REJECTED_SCHEMA, keys
+from multistill.corpora.schema import MANIFEST_SCHEMA, keys
 from multistill.watch import Watch
 
 CHUNK = 512  # rows at a time: half a second where a file takes a millisecond
 _MERGED = 128  # chunks held as one
-_EXAMPLES = 10
 _SPOKEN = 5000  # utterances between two words on progress
 _NAME = pa.dictionary(pa.int32(), pa.string())
 _REPEATED = ("corpus", "session", "dialogue", "speaker", "gender", "label")
@@ -43,90 +44,13 @@ _WORKING = pa.schema(
 )
 
 
-class Examples:
-    """How often something was found, with the first few cases."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.cases: list[str] = []
-
-    def add(self, case: str) -> None:
-        self.count += 1
-        if len(self.cases) < _EXAMPLES:
-            self.cases.append(case)
-
-    def count_also(self, other: Examples) -> None:
-        self.count += other.count
-        self.cases += other.cases[: _EXAMPLES - len(self.cases)]
-
-    def json(self) -> dict[str, Any]:
-        return {"count": self.count, "examples": self.cases}
-
-
-class Rejections:
-    """What is left out, as the columns of `rejected.parquet`, and how many of each sort."""
-
-    def __init__(self) -> None:
-        self.sources: list[str] = []
-        self.reasons: list[str] = []
-        self.sorts: Counter[str] = Counter()
-
-    def add(self, sort: str, source: str, reason: str) -> None:
-        self.sorts[sort] += 1
-        self.sources.append(source)
-        self.reasons.append(reason)
-
-    def count_also(self, other: Rejections) -> None:
-        self.sorts.update(other.sorts)
-        self.sources += other.sources
-        self.reasons += other.reasons
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def table(self) -> pa.Table:
-        return pa.table([self.sources, self.reasons], schema=REJECTED_SCHEMA)
-
-
-class RaterTally:
-    """Each rater's agreement with the rest, by the rater's place in the corpus."""
-
-    def __init__(self) -> None:
-        self.agreed: Counter[int] = Counter()
-        self.asked: Counter[int] = Counter()
-
-    def add(self, ratings: Sequence[str | None]) -> None:
-        """Counts a rater where all others have one winner."""
-        answers = Counter(answer for answer in ratings if answer is not None)
-        for rater, answer in enumerate(ratings):
-            if answer is None:
-                continue
-            answers[answer] -= 1
-            top = max(answers.values())
-            first = [name for name, votes in answers.items() if votes == top]
-            answers[answer] += 1
-            if top > 0 and len(first) == 1:
-                self.asked[rater] += 1
-                self.agreed[rater] += first[0] == answer
-
-    def count_also(self, other: RaterTally) -> None:
-        self.agreed.update(other.agreed)
-        self.asked.update(other.asked)
-
-    def json(self) -> list[dict[str, Any]]:
-        return [
-            {"rater": rater + 1, "answers": asked, "accuracy": self.agreed[rater] / asked}
-            for rater, asked in sorted(self.asked.items())
-        ]
-
-
 @dataclass
 class Gathered:
     """What corpora, or some rows of one, gave; `rows` has `_WORKING`'s columns."""
 
     rows: pa.Table
     rejections: Rejections
-    notes: dict[str, Examples] = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes)
     encodings: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     ties: Counter[str] = field(default_factory=Counter)
@@ -138,8 +62,7 @@ class Gathered:
     def count_also(self, other: Gathered) -> None:
         """Add what was counted elsewhere; not the rows."""
         self.rejections.count_also(other.rejections)
-        for kind, cases in other.notes.items():
-            self.notes.setdefault(kind, Examples()).count_also(cases)
+        self.notes.count_also(other.notes)
         self.encodings.update(other.encodings)
         self.formats.update(other.formats)
         self.ties.update(other.ties)
@@ -235,6 +158,7 @@ class _Maker:
 
     def __call__(self, rows: Sequence[Any]) -> Gathered:
         result = Gathered(_WORKING.empty_table(), Rejections())
+        result.raters[self.title] = RaterTally()
         kept: list[tuple[Utterance, Header, int]] = []
         for record in self.make(rows):
             if isinstance(record, Utterance):
@@ -243,8 +167,7 @@ class _Maker:
             elif isinstance(record, Rejected):
                 result.rejections.add("corpus", f"{self.title}/{record.source}", record.reason)
             else:
-                told = result.notes.setdefault(record.kind, Examples())
-                told.add(f"{self.title}/{record.source}: {record.text}")
+                result.notes.add(f"{self.title}/{record.source}", record.kind, record.text)
         if kept:
             result.rows = _table(self.title, kept, self.decisions, result)
         return result
@@ -263,8 +186,8 @@ class _Maker:
             if not made.keep:
                 result.reject("tie", self.title, said, "several classes have the most votes")
                 return None
-        if said.ratings:
-            result.raters.setdefault(self.title, RaterTally()).add(said.ratings)
+        if said.ratings is not None:
+            result.raters[self.title].add(said.ratings, said.votes)
         return header, number
 
 

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 
 from multistill.config import CorpusConfig, SplitConfig
 from multistill.corpora import demo, quality
-from multistill.corpora.gather import Rejections, gather
+from multistill.corpora.gather import gather
+from multistill.corpora.ledger import Rejections
 from multistill.corpora.loaders import corpus_root, read
 from multistill.corpora.records import Rows
-from multistill.corpora.schema import MANIFEST_SCHEMA, QUALITY, REJECTED, write_manifest
+from multistill.corpora.schema import MANIFEST_SCHEMA, NOTES, QUALITY, REJECTED, write_manifest
 from multistill.corpora.split import PARTS, guard, hash64, leaks, split_rows
 from multistill.errors import MultistillError, UsageError
 from multistill.watch import Silent, Watch
@@ -39,7 +40,7 @@ def prepare(
     watch: Watch | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Write `manifest.parquet`, `rejected.parquet` and `quality.json` into `out`.
+    """Write `manifest.parquet`, `rejected.parquet`, `notes.parquet`, `quality.json` into `out`.
 
     Args:
         unpacked: folder for corpora that travel packed (the demo corpus).
@@ -94,6 +95,7 @@ def _prepare(
     report["synthetic"] = any(config.kind == "demo" for config in corpora)
     write_manifest(rows.select(MANIFEST_SCHEMA.names), out)
     pq.write_table(found.rejections.table(), out / REJECTED)
+    found.notes.write(out / NOTES)
     write_json(out / QUALITY, report)
     return {
         "utterances": len(rows),

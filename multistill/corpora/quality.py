@@ -6,6 +6,7 @@ needs samples, so a seeded sample of clips is decoded; it says how many of how m
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +18,9 @@ import pyarrow.compute as pc
 
 from multistill.config import CLASSES, SplitConfig
 from multistill.corpora.audio import content_digest, read_signal
-from multistill.corpora.gather import Examples, Gathered
+from multistill.corpora.gather import Gathered
+from multistill.corpora.labels import Votes
+from multistill.corpora.ledger import Examples
 from multistill.corpora.parallel import map_files
 from multistill.corpora.raters import (
     distinct,
@@ -27,12 +30,13 @@ from multistill.corpora.raters import (
 )
 from multistill.corpora.schema import keys
 from multistill.corpora.split import PARTS, hash64
+from multistill.corpora.text import normal_text
 
 RATE = 16_000
 SHORTEST = 400  # samples at 16 kHz: below, Wav2Vec2's convolutions give no frame at all
 LONGEST = 30.0  # seconds; longer clips are cut, windowed or quarantined by the encoders
 SIGNAL_CLIPS = 500
-COMPARED = 1000  # groups of recordings that look equal
+COMPARED = 1000  # groups of recordings that look equal, and a tenth of their clips
 SILENT_DBFS = -60.0
 CLIPPED_SHARE = 1e-3
 _DURATIONS = [0, 0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 60, 120]
@@ -83,8 +87,8 @@ def report(
         "signal": signal(rows, seed, workers),
         "duplicates": duplicates(rows, workers),
         "text": {**transcripts(rows), "encodings": dict(found.encodings)},
-        "raters": agreement(before, found),
-        "notes": {kind: notes.json() for kind, notes in sorted(found.notes.items())},
+        "raters": agreement(found),
+        "notes": found.notes.json(),
     }
 
 
@@ -201,37 +205,46 @@ def _quantiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
 
 
 def duplicates(rows: pa.Table, workers: int | None) -> dict[str, Any]:
-    """Recordings of equal content under several ids.
+    """Files of equal bytes under several ids.
 
-    A group shares the sampled digest. The files of the first `COMPARED` groups are also read
-    whole; `only_alike` counts groups that this shows to differ in between.
+    Files that share the sampled digest are read whole, as far as `COMPARED` groups of them
+    with ten times as many clips go, small groups first. `groups`, `utterances` and
+    `groups_on_both_sides` count files of equal bytes; `only_alike` is the groups that turned
+    out to differ in between, `not_compared` those that were not read.
     """
-    groups = rows.group_by("audio_digest").aggregate(
-        [("audio_digest", "count"), ("split", "count_distinct")]
-    )
-    groups = groups.filter(pc.greater(groups["audio_digest_count"], 1))
-    first = groups["audio_digest"].slice(0, COMPARED)
-    wanted = rows.filter(pc.is_in(rows["audio_digest"], first.combine_chunks()))
-    wanted = wanted.select(["audio_digest", "audio_path", "utterance_id"]).slice(0, 10 * COMPARED)
+    alike = rows.group_by("audio_digest").aggregate([("audio_digest", "count")])
+    alike = alike.filter(pc.greater(alike["audio_digest_count"], 1))
+    alike = alike.sort_by([(name, "ascending") for name in ("audio_digest_count", "audio_digest")])
+    sizes = np.cumsum(alike["audio_digest_count"].to_numpy())
+    compared = min(COMPARED, int(np.searchsorted(sizes, 10 * COMPARED, side="right")))
+    chosen = alike["audio_digest"].slice(0, compared).combine_chunks()
+    wanted = rows.select(["audio_digest", "audio_path", "utterance_id", "split"])
+    wanted = wanted.filter(pc.is_in(rows["audio_digest"], chosen))
     paths = pc.unique(wanted["audio_path"]).to_pylist()
     whole = dict(zip(paths, map_files(content_digest, paths, workers), strict=True))
-    found: dict[str, dict[str | None, list[str]]] = {}
-    for alike, path, name in zip(*(column.to_pylist() for column in wanted.columns), strict=True):
-        found.setdefault(alike, {}).setdefault(whole[path], []).append(name)
-    same = [names for group in found.values() for names in group.values() if len(names) > 1]
+    found: dict[str, dict[str | None, list[tuple[str, str]]]] = {}
+    for digest, path, *clip in zip(*(column.to_pylist() for column in wanted.columns), strict=True):
+        found.setdefault(digest, {}).setdefault(whole[path], []).append((clip[0], clip[1]))
+    same = [
+        clips
+        for group in found.values()
+        for content, clips in group.items()
+        if content is not None and len(clips) > 1
+    ]
     return {
-        "groups": len(groups),
-        "utterances": int(pc.sum(groups["audio_digest_count"]).as_py() or 0),
-        "groups_on_both_sides": int((groups["split_count_distinct"].to_numpy() > 1).sum()),
+        "groups": len(same),
+        "utterances": sum(map(len, same)),
+        "groups_on_both_sides": sum(len({part for _, part in clips}) > 1 for clips in same),
         "compared_whole": len(paths),
         "only_alike": sum(len(group) > 1 for group in found.values()),
-        "examples": [names[:_NAMED] for names in same[:_NAMED]],
+        "not_compared": len(alike) - compared,
+        "examples": [[name for name, _ in clips[:_NAMED]] for clips in same[:_NAMED]],
     }
 
 
 def transcripts(rows: pa.Table) -> dict[str, Any]:
     told = pc.binary_length(rows["text"]).to_numpy() > 0
-    _, often = np.unique(keys(rows["text"])[told], return_counts=True)
+    _, often = np.unique(keys(rows["text"], normal_text)[told], return_counts=True)
     return {
         "empty": int((~told).sum()),
         "distinct": len(often),
@@ -239,24 +252,27 @@ def transcripts(rows: pa.Table) -> dict[str, Any]:
     }
 
 
-def agreement(rows: pa.Table, found: Gathered) -> dict[str, Any] | None:
-    """Raters' agreement over all rows with votes, and by corpus; None where nobody voted."""
-    voted = rows.select(["corpus", "votes"]).filter(pc.is_valid(rows["votes"]))
-    if not len(voted):
+def agreement(found: Gathered) -> dict[str, Any] | None:
+    """Raters' agreement over all corpora and by corpus; None where nobody answered.
+
+    Over every clip that can be read, but for ties that `split.ties: drop` leaves out, and
+    before class caps, which are about training.
+    """
+    tallies = {title: tally for title, tally in found.raters.items() if tally.answers}
+    if not tallies:
         return None
     by_corpus = {
-        name: {
-            **_agreement(where(voted, "corpus", name, ["votes"])),
-            "ties": found.ties[name],
-            "each": found.raters[name].json() if name in found.raters else [],
-        }
-        for name in pc.unique(voted["corpus"]).to_pylist()
+        title: {**_agreement(tally.answers), "ties": found.ties[title], "each": tally.json()}
+        for title, tally in tallies.items()
     }
-    return {**_agreement(voted), "corpora": by_corpus}
+    return {
+        **_agreement(sum((tally.answers for tally in tallies.values()), Counter())),
+        "corpora": by_corpus,
+    }
 
 
-def _agreement(voted: pa.Table) -> dict[str, Any]:
-    votes, times = distinct(matrices(voted["votes"]))
+def _agreement(answers: Mapping[Votes, int]) -> dict[str, Any]:
+    votes, times = distinct(answers)
     entropy = vote_entropy(votes)
     ceiling = leave_one_rater_out(votes, times)
     edges = [round(0.25 * step, 2) for step in range(13)]

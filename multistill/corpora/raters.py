@@ -1,27 +1,81 @@
-"""How far raters agree, from vote counts: the ceiling for any model of their labels.
+"""How far raters agree, from counts of answers: the ceiling for any model of their labels.
 
-`votes` is [U, C], one row for each distinct count of votes, one column a class; `times` [U]
+`votes` is [U, C], one row for each distinct count of answers, one column a class; `times` [U]
 says how many utterances have it. Rows may differ in their sum. A million utterances rated by
 ten people have at most 8,008 distinct rows over seven classes.
+
+An answer is one rater's choice. Votes that a corpus weighs, by intensity say, are a target to
+train on; taken for raters, they would agree with themselves.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from multistill.config import CLASSES
+from multistill.corpora.labels import Votes, count, winner
+
 Counts = npt.NDArray[np.int64]
 
 
-def distinct(parts: Iterable[npt.NDArray[np.integer]]) -> tuple[Counts, Counts]:
-    """Distinct rows of vote counts and how often each stands in the parts, [U, C] and [U]."""
-    found: Counter[tuple[int, ...]] = Counter()
-    for part in parts:
-        found.update(map(tuple, part.tolist()))
+class RaterTally:
+    """The answers of a corpus's raters: how often each count of them, and how each rater fares.
+
+    Attributes:
+        answers: utterances by their counts of answers in class order.
+        agreed, asked: by the rater's place in the corpus; asked is where all others have one
+            winner.
+    """
+
+    def __init__(self) -> None:
+        self.answers: Counter[Votes] = Counter()
+        self.agreed: Counter[int] = Counter()
+        self.asked: Counter[int] = Counter()
+
+    def add(self, ratings: Sequence[str | None], votes: Votes | None) -> None:
+        """Counts one utterance, by its votes where nobody says who gave which."""
+        answers = count(ratings) if ratings else votes
+        if answers is None or not any(answers):
+            return
+        self.answers[answers] += 1
+        others = _others(answers)
+        for rater, answer in enumerate(ratings):
+            if answer in others:
+                self.asked[rater] += 1
+                self.agreed[rater] += others[answer] == answer
+
+    def count_also(self, other: RaterTally) -> None:
+        self.answers.update(other.answers)
+        self.agreed.update(other.agreed)
+        self.asked.update(other.asked)
+
+    def json(self) -> list[dict[str, Any]]:
+        return [
+            {"rater": rater + 1, "answers": asked, "accuracy": self.agreed[rater] / asked}
+            for rater, asked in sorted(self.asked.items())
+        ]
+
+
+@lru_cache(65_536)
+def _others(answers: Votes) -> dict[str, str]:
+    """Each answer that was given -> the winner of all others, where they have a single one."""
+    found = {}
+    for at, given in enumerate(answers):
+        rest = winner([*answers[:at], given - 1, *answers[at + 1 :]]) if given else None
+        if rest is not None:
+            found[CLASSES[at]] = rest
+    return found
+
+
+def distinct(found: Mapping[Votes, int]) -> tuple[Counts, Counts]:
+    """Distinct counts of answers and how many utterances have each, [U, C] and [U]."""
     order = sorted(found)
     return np.array(order, np.int64), np.array([found[row] for row in order], np.int64)
 

@@ -35,7 +35,8 @@ class Utterance(NamedTuple):
         label: the class the corpus itself names (one label corpora), or None: then the
             votes decide.
         encoding: of the transcript file, as found by trying; None where there is no file.
-        ratings: one class name (or None) per rater, for agreement; empty where unknown.
+        ratings: one class name (or None) per rater, for agreement; empty where only the votes
+            tell, each an answer; None where the votes are no people's answers.
     """
 
     utterance_id: str
@@ -52,7 +53,7 @@ class Utterance(NamedTuple):
     valence: float | None = None
     arousal: float | None = None
     encoding: str | None = None
-    ratings: tuple[str | None, ...] = ()
+    ratings: tuple[str | None, ...] | None = ()
     split: str | None = None
 
 

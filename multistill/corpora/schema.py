@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from multistill.errors import MultistillError
 
 MANIFEST = "manifest.parquet"
 REJECTED = "rejected.parquet"
+NOTES = "notes.parquet"
 QUALITY = "quality.json"
 _KEYED = 8192
 _GROUP = 65_536
@@ -57,6 +59,7 @@ corpus does not tell. `votes` and `label_soft` follow the class order, `label` i
 (`multistill.corpora.audio`)."""
 
 REJECTED_SCHEMA = pa.schema([_field("source", pa.string()), _field("reason", pa.string())])
+NOTES_SCHEMA = pa.schema([_field(name, pa.string()) for name in ("source", "kind", "text")])
 
 
 def write_manifest(table: pa.Table, folder: Path) -> Path:
@@ -68,8 +71,8 @@ def write_manifest(table: pa.Table, folder: Path) -> Path:
     return path
 
 
-def keys(column: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
-    """A 64-bit hash of each string of a column, [N]: equal for equal strings.
+def keys(column: pa.ChunkedArray, seen_as: Callable[[str], str] = str) -> npt.NDArray[np.uint64]:
+    """A 64-bit hash of each string of a column, [N]: equal for strings that are `seen_as` equal.
 
     Eight bytes a row where Arrow's own dictionary would hold every string again. Two
     different ones of a million share a key with a chance of 3e-8.
@@ -78,7 +81,8 @@ def keys(column: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
     at = 0
     for chunk in column.chunks:
         for start in range(0, len(chunk), _KEYED):
-            some = [xxh3_64_intdigest(t.encode()) for t in chunk.slice(start, _KEYED).to_pylist()]
+            told = map(seen_as, chunk.slice(start, _KEYED).to_pylist())
+            some = [xxh3_64_intdigest(text.encode()) for text in told]
             found[at : at + len(some)] = some
             at += len(some)
     return found

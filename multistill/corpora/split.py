@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 
 from multistill.config import SplitConfig
 from multistill.corpora.schema import keys
+from multistill.corpora.text import normal_text
 from multistill.errors import UsageError
 
 PARTS = ("train", "valid", "test")
@@ -151,8 +152,11 @@ def _groups(table: pa.Table, by: str) -> tuple[npt.NDArray[np.int64], list[str]]
 
     By session, a group is a session. By speaker, a group is a speaker with all whom some
     session links to them, so that dialogues do not stand on both sides. It is called after
-    its only speaker, else its only session, else its first session: the name stays when
-    others join, unless they link groups that were apart.
+    its first session, numbers taken as numbers, however few its speakers are: so the name
+    stays when people join its sessions, and when its people come back in sessions that sort
+    later. No rule promises more. Of a session of A and one of B, to which the other may come
+    next, the name must be the same, so it is the session's; and where one person links two
+    sessions, one of their names must give way, as it must where two groups become one.
     """
     codes, told = _coded(table, by)
     names = told.to_pylist()
@@ -180,14 +184,21 @@ def _groups(table: pa.Table, by: str) -> tuple[npt.NDArray[np.int64], list[str]]
         members[at].append(name)
     for name, at in zip(sessions, component[len(names) :], strict=True):
         places[at].append(name)
+    # Who is in no session is alone, and called by their own name.
     called = [
-        people[0] if len(people) == 1 else min(where)
+        min(where or people, key=_natural)
         for people, where in zip(members, places, strict=True)
         if people
     ]
     number = {at: i for i, at in enumerate(at for at in range(count) if members[at])}
     mine = np.array([number[at] for at in component[: len(names)]], np.int64)
     return mine[codes], called
+
+
+def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sorts `day9` before `day10`: sessions that come later should sort later."""
+    pieces = re.split(r"(\d+)", name)
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in pieces], name
 
 
 def _by_row(
@@ -203,7 +214,19 @@ def _by_row(
             part[at] = 2 if where < config.test else where < config.test + config.valid
             fold[at] = hash64(seed, "fold", name) % config.folds
             at += 1
+    wanted = [name for name in PARTS if name != "valid" or config.valid > 0]
+    _need(part, wanted, "random", "add data, ask for larger shares, or take another `seed`")
     return part, fold
+
+
+def _need(part: npt.NDArray[np.int8], wanted: Sequence[str], by: str, way_out: str) -> None:
+    """Refuse parts without a row: training, the search or the judgement would fail later."""
+    rows = np.bincount(part, minlength=len(PARTS))
+    if empty := [name for name in wanted if not rows[PARTS.index(name)]]:
+        raise UsageError(
+            f"split.by: {by} puts none of the {len(part)} utterances into {' and '.join(empty)}; "
+            + way_out
+        )
 
 
 def _assigned(config: SplitConfig, names: Iterable[str], seed: int) -> Parts:
@@ -227,6 +250,8 @@ def _by_column(
             "fill the split column, or split by session"
         )
     part = np.array([PARTS.index(str(value)) for value in found], np.int8)
+    way_out = "name some there in the split column, or split by session"
+    _need(part, ("train", "test"), "column", way_out)
     codes, sessions = _coded(table, "session")
     names = sessions.to_pylist()
     facts: dict[str, Any] = {"by": "column", "borrowed": []}
@@ -237,6 +262,8 @@ def _by_column(
         held = np.array([parts.part.get(name) == "valid" for name in names])[codes]
         part = np.where(held & (part == 0), 1, part).astype(np.int8)
         facts |= {"valid_from_train": True, "borrowed": list(parts.borrowed)}
+    way_out = "name some there in the split column, or set split.valid to cut it from train"
+    _need(part, ("valid",), "column", way_out)
     main = {
         name: "valid" if (part[codes == code] == 1).all() else "train"
         for code, name in enumerate(names)
@@ -258,8 +285,9 @@ def leaks(table: pa.Table, part: npt.NDArray[np.int8]) -> dict[str, Any]:
     """What stands on more than one side of the split.
 
     sessions, speakers: how many stand in more than one part (refused, unless allowed).
-    transcripts, recordings: how many words-for-words equal texts and equal recordings of
-    test also stand in train or valid; `transcript_rows` is the test utterances they touch.
+    transcripts, recordings: how many texts (the words of `normal_text`, as `evaluate` compares
+    them) and recordings (by `audio_digest`: size, beginning, middle and end) of test also
+    stand in train or valid; `transcript_rows` is the test utterances they touch.
     """
     found: dict[str, Any] = {}
     for name in ("session", "speaker"):
@@ -271,7 +299,7 @@ def leaks(table: pa.Table, part: npt.NDArray[np.int8]) -> dict[str, Any]:
         found[f"{name}s"] = len(several)
         found[f"{name}s_named"] = several[:10]
     for name, column in (("transcript", "text"), ("recording", "audio_digest")):
-        code = keys(table[column])
+        code = keys(table[column], normal_text if column == "text" else str)
         told = pc.binary_length(table[column]).to_numpy() > 0
         both = np.intersect1d(code[told & (part == 2)], code[told & (part != 2)])
         found[f"{name}s"] = len(both)

@@ -150,7 +150,7 @@ def _mapping(config: CorpusConfig, table: Table) -> dict[str, str]:
 class _Target(NamedTuple):
     votes: tuple[int, ...] | None
     label: str | None
-    ratings: tuple[str | None, ...]
+    ratings: tuple[str | None, ...] | None
     notes: tuple[tuple[str, str], ...]
 
 
@@ -303,13 +303,13 @@ class _Reader:
             votes = None
         label, tied = self._label(self.plain(cell["label"]))
         if label is None and votes is None:
-            votes = tied
-        if label is None and votes is None:
-            raise _RowError("no label and no votes")
+            if tied is None:
+                raise _RowError("no label and no votes")
+            return _Target(tied, None, None, tuple(notes))
         if label and votes and label not in leaders(votes):
             most = ";".join(leaders(votes))
             notes.append(("recount", f"the label says {label}, the votes say {most}"))
-        return _Target(votes, label, tuple(ratings), tuple(notes))
+        return _Target(votes, label, tuple(ratings) if any(ratings) else (), tuple(notes))
 
     def _votes(self, cell: Mapping[str, Any]) -> tuple[int, ...] | None:
         listed = cell["votes"]

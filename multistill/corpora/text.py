@@ -71,3 +71,8 @@ def tidy(text: str) -> str:
 def clean(text_raw: str) -> str:
     """A KEMDy transcript without its tags, in NFC with single spaces; may be empty."""
     return tidy(_SIGN_TAG.sub("", _LETTER_TAG.sub(" ", text_raw)))
+
+
+def normal_text(text: str) -> str:
+    """Transcripts that differ only in spacing, case or Unicode form are the same words."""
+    return tidy(text).casefold()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import pyarrow.parquet as pq
 
 from multistill.config import CLASSES
 from multistill.corpora.schema import MANIFEST
+from multistill.corpora.text import normal_text
 from multistill.errors import MultistillError
 from multistill.evaluation.metrics import Array, Labels
 
@@ -50,11 +49,6 @@ class Training:
     @property
     def majority(self) -> int:
         return int(self.counts.argmax())
-
-
-def normal_text(text: str) -> str:
-    """Transcripts that differ only in spacing, case or Unicode form are the same words."""
-    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", text)).strip().casefold()
 
 
 def _split(manifest: Path, split: str, columns: list[str]) -> pa.Table:

@@ -121,8 +121,9 @@ def warnings(
         warn(
             "recordings",
             "EQUAL RECORDINGS",
-            f"Recordings of the test set that also stand in training or validation, under "
-            f"other names: {corpus['leaks']['recordings']}.",
+            "Recordings of the test set that also stand in training or validation, under other "
+            "names and alike in size, beginning, middle and end: "
+            f"{corpus['leaks']['recordings']}.",
         )
     if corpus["synthetic"]:
         warn(

@@ -121,7 +121,8 @@ def _entry(rng: random.Random, at: int, form: Form, name: str) -> Entry:
         "arousal": arousal if parquet else str(arousal),
         "split": ("train", "dev", "test")[at % 3],
     }
-    label, ratings = None, ()
+    label: str | None = None
+    ratings: tuple[str | None, ...] | None = ()
     if form == "counts":
         # A class nobody chose may be left blank.
         cells |= {c: v if parquet else str(v or "") for c, v in zip(CLASSES, votes, strict=True)}
@@ -134,6 +135,7 @@ def _entry(rng: random.Random, at: int, form: Form, name: str) -> Entry:
         cells["label"] = ";".join(leaders)
         label = leaders[0] if len(leaders) == 1 else None
         votes = counted(leaders)
+        ratings = () if label else None
     return Entry(
         cells,
         {
