@@ -19,6 +19,7 @@ from multistill.config import CLASSES
 from multistill.corpora.audio import Header, read_header
 from multistill.corpora.labels import Decision, TiePolicy, Votes, decide, one_hot, shares
 from multistill.corpora.parallel import chunked, in_order
+from multistill.corpora.paths import UNPACK, is_utf8, utf8
 from multistill.corpora.records import Record, Rejected, Rows, Utterance
 from multistill.corpora.schema import MANIFEST_SCHEMA, REJECTED_SCHEMA, keys
 from multistill.watch import Watch
@@ -52,7 +53,7 @@ class Examples:
     def add(self, case: str) -> None:
         self.count += 1
         if len(self.cases) < _EXAMPLES:
-            self.cases.append(case)
+            self.cases.append(utf8(case))
 
     def count_also(self, other: Examples) -> None:
         self.count += other.count
@@ -72,8 +73,8 @@ class Rejections:
 
     def add(self, sort: str, source: str, reason: str) -> None:
         self.sorts[sort] += 1
-        self.sources.append(source)
-        self.reasons.append(reason)
+        self.sources.append(utf8(source))
+        self.reasons.append(utf8(reason))
 
     def count_also(self, other: Rejections) -> None:
         self.sorts.update(other.sorts)
@@ -242,6 +243,10 @@ class _Maker:
 
     def _header_and_label(self, said: Utterance, result: Gathered) -> tuple[Header, int] | None:
         """The header and the number of the decision; None for what is left out."""
+        if not is_utf8(said.audio_path):
+            reason = f"the name {said.audio_path} is not UTF-8: {UNPACK}"
+            result.reject("file name", self.title, said, reason)
+            return None
         header = read_header(said.audio_path)
         if isinstance(header, str):
             reason = f"{said.audio_path} {header}"
