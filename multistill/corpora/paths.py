@@ -11,6 +11,9 @@ from pathlib import Path
 from multistill.config import CorpusConfig
 from multistill.errors import UsageError
 
+UNPACK = "unpack the archive again so that they are, as by `unzip -O cp949`"
+"""What helps where names are not UTF-8."""
+
 
 def audio_folder(config: CorpusConfig, table: Path) -> Path:
     """Where the audio paths of a table start: a path like `path` itself, or the table's folder."""
@@ -108,9 +111,6 @@ def not_the_corpus(corpus: str, looked_for: str, root: Path) -> UsageError:
     if not hint and not all(is_utf8(name) for name in entries(root)):
         hint = f"; names there are not UTF-8: {UNPACK}"
     return UsageError(f"{root} is not {corpus}: looked for {looked_for}, {found_below(root)}{hint}")
-
-
-UNPACK = "unpack the archive again so that they are, as by `unzip -O cp949`"
 
 
 class Enclosure:
