@@ -49,6 +49,15 @@ def test_names_tell_speaker_text_and_emotion(tmp_path: Path) -> None:
         assert utterance.votes is None
 
 
+def test_the_folder_of_wav_files_may_be_the_corpus_too(tmp_path: Path) -> None:
+    root = corpus(tmp_path, NAMES)
+    found, inner = read(root), read(root / "wav")
+    assert [r for r in inner if isinstance(r, Utterance)] == [
+        r for r in found if isinstance(r, Utterance)
+    ]
+    assert [r.source for r in inner if isinstance(r, Rejected)] == ["03a01Lb.wav"]
+
+
 def test_boredom_is_rejected_with_the_way_to_keep_it(tmp_path: Path) -> None:
     rejected = [r for r in read(corpus(tmp_path, NAMES)) if isinstance(r, Rejected)]
     assert [r.source for r in rejected] == ["wav/03a01Lb.wav"]

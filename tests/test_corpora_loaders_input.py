@@ -264,7 +264,7 @@ def test_loaders_are_lazy(tmp_path: Path) -> None:
         next(records)
 
 
-def unreadable(*_: object) -> None:
+def unreadable(*_: object, **__: object) -> None:
     raise PermissionError(13, "Permission denied", "/data/x")
 
 

@@ -125,10 +125,13 @@ def test_least_columns_and_their_defaults(tmp_path: Path) -> None:
 
 
 def test_a_transcript_may_be_a_file(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("카\n".encode("cp949"))
+    (tmp_path / "a.txt").write_bytes("어제\n".encode("cp949"))
     header = "audio_path,label,speaker,text_path"
     (found,) = one_row(tmp_path, header, "a.wav,sad,kim,a.txt")
-    assert isinstance(found, Utterance) and (found.text, found.encoding) == ("카", "cp949")
+    assert isinstance(found, Utterance) and (found.text, found.encoding) == ("어제", "cp949")
+    (tmp_path / "a.txt").write_text("für Tüten", encoding="utf-8")
+    (found,) = one_row(tmp_path, header, "a.wav,sad,kim,a.txt")
+    assert isinstance(found, Utterance) and (found.text, found.encoding) == ("für Tüten", "utf-8")
     (outside,) = one_row(tmp_path, header, "a.wav,sad,kim,../../secret.txt")
     assert isinstance(outside, Rejected) and "leaves the corpus folder" in outside.reason
 

@@ -21,7 +21,7 @@ korean = st.text(st.one_of(hangul, ascii_text), max_size=30)
 @settings(deadline=None)
 @given(korean, st.sampled_from(["utf-8", "utf-8-sig", "cp949"]))
 def test_korean_comes_back_from_any_encoding_it_is_kept_in(text: str, encoding: str) -> None:
-    found, named = decode(text.encode(encoding))
+    found, named = decode(text.encode(encoding), korean=True)
     assert found == text
     if encoding == "utf-8-sig" or not text.isascii():
         assert named == encoding
@@ -30,7 +30,12 @@ def test_korean_comes_back_from_any_encoding_it_is_kept_in(text: str, encoding: 
 @pytest.mark.parametrize("word", ["카", "큰", "치", "타", "칭"])
 def test_short_words_of_cp949_that_are_also_utf8_are_read_as_korean(word: str) -> None:
     assert word.encode("cp949").decode("utf-8") != word
-    assert decode(word.encode("cp949")) == (word, "cp949")
+    assert decode(word.encode("cp949"), korean=True) == (word, "cp949")
+
+
+@pytest.mark.parametrize("text", ["für Tüten", "El niño está aquí", "Ça va très bien", "카"])
+def test_outside_korean_corpora_valid_utf8_is_utf8(text: str) -> None:
+    assert decode(text.encode()) == (text, "utf-8")
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe\x00\xd8\xff", b"\xef\xbb\xbf\xff", b"\x80\x80\x80"])

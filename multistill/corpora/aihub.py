@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from multistill.config import CLASSES, CorpusConfig
+from multistill.corpora.cells import gender_of
 from multistill.corpora.labels import class_of
-from multistill.corpora.paths import Enclosure, entries, listing, not_the_corpus
+from multistill.corpora.paths import Enclosure, enclosed, entries, listing, not_the_corpus
 from multistill.corpora.records import Names, Note, Record, Rejected, Utterance, named_twice
-from multistill.corpora.table import gender_of
 from multistill.corpora.tabular import Table, open_table
 from multistill.corpora.text import tidy
 from multistill.errors import UsageError
@@ -42,7 +42,7 @@ def load_dialogue(config: CorpusConfig, root: Path) -> Iterator[Record]:
         raise not_the_corpus("AI Hub's dialogue corpus", looked_for, root)
     seen = Names()
     for name in names:
-        table = open_table(root / found[f"{name}.csv"], f"{name}.csv")
+        table = open_table(enclosed(root / found[f"{name}.csv"], root), f"{name}.csv")
         yield from _dialogue_table(config, root, table, found.get(name, name), seen)
 
 
@@ -154,7 +154,7 @@ def load_scripted(config: CorpusConfig, root: Path) -> Iterator[Record]:
     name = entries(root).get("스크립트.csv")
     if name is None:
         raise not_the_corpus("AI Hub's scripted corpus", "스크립트.csv", root)
-    table = open_table(root / name, "스크립트.csv")
+    table = open_table(enclosed(root / name, root), "스크립트.csv")
     scripts: dict[int, tuple[str, str]] = {}
     columns = {name.casefold(): at for at, name in enumerate(table.header)}
     for wanted in ("number", "script", "emotion"):
@@ -208,7 +208,7 @@ def _script(
     scripts: dict[int, tuple[str, str]], place: str, row: Mapping[str, str]
 ) -> Iterator[Rejected]:
     number = row["number"]
-    if not number.isdecimal():
+    if not number.isdecimal() or len(number) > 9:
         yield Rejected(place, f"column `number` says `{number}`, which is no number")
     elif int(number) in scripts:
         yield Rejected(place, f"script {number}: named twice; the first row is kept")
@@ -267,7 +267,7 @@ def load_wellness(config: CorpusConfig, root: Path) -> Iterator[Record]:
             "spreadsheet as CSV with the columns "
             + ", ".join(names[0] for names in _WELLNESS_COLUMNS.values())
         )
-    table = open_table(tables[0], tables[0].name)
+    table = open_table(enclosed(tables[0], root), tables[0].name)
     names = {}
     for ours, theirs in _WELLNESS_COLUMNS.items():
         present = [name for name in theirs if name in table.header]

@@ -17,6 +17,8 @@ from xxhash import xxh3_128
 
 SAMPLED = 4096  # bytes
 OPEN_LENGTH = 0x7FFF0000  # and above: what programs write that stream and never come back
+_FASTEST = 2**31 - 1  # samples a second that the manifest can hold
+_MOST_CHANNELS = 1024  # as libsndfile
 _CHUNK_HEAD = Struct("<4sI")
 _FORMAT = Struct("<HHIIHH")  # kind, channels, rate, bytes a second, bytes a frame, bits
 _ENCODINGS = {  # kind 1 is whole numbers, 3 is floating point
@@ -93,6 +95,8 @@ def plain_wav(head: bytes, size: int) -> tuple[int, int, int, str] | str | None:
             encoding = _ENCODINGS.get((kind, bits))
             if encoding is None or not channels or block != channels * bits // 8 or not rate:
                 return None
+            if rate > _FASTEST or channels > _MOST_CHANNELS:
+                return f"says {channels} channels of {rate} samples a second, which no audio has"
             frames = length // block
             return (frames, rate, channels, encoding) if frames else None
         if name == b"fmt ":
@@ -111,6 +115,8 @@ def _told_by_libsndfile(handle: int) -> tuple[int, int, int, str] | str:
         with soundfile.SoundFile(handle, closefd=False) as file:
             if file.frames <= 0:
                 return "holds no samples"
+            if not 0 < file.samplerate <= _FASTEST:
+                return f"says {file.samplerate} samples a second, which no audio has"
             return file.frames, file.samplerate, file.channels, f"{file.format} {file.subtype}"
     except soundfile.LibsndfileError as error:
         return f"is no audio that libsndfile reads: {error.error_string.rstrip('.')}"

@@ -1,6 +1,8 @@
 """EMO-DB: ten German actors, ten sentences, seven emotions (Burkhardt et al., 2005).
 
-    wav/SSTTTEv.wav   speaker, text, emotion letter, version: `03a01Wa.wav`
+    SSTTTEv.wav   speaker, text, emotion letter, version: `03a01Wa.wav`
+
+The archive has them in wav/; the folder that holds it and wav/ itself are both the corpus.
 
 Sentences were chosen to say nothing of the emotion, so text cannot help here. There are no
 raters and no dialogues: a clip is its own dialogue, and the speaker stands for the session.
@@ -54,17 +56,19 @@ def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
     Boredom is not one of the seven classes: its clips are rejected unless the job maps it
     (`labels: {boredom: neutral}`; the letter or the German name work too).
     """
-    folder = root / "wav"
-    files = listing(folder, root)
-    clips = sorted(name for name in files if name.lower().endswith(".wav"))
-    if not any(_CLIP.fullmatch(name) for name in clips):
+    for folder in (root / "wav", root):
+        files = listing(folder, root)
+        clips = sorted(name for name in files if name.lower().endswith(".wav"))
+        if any(_CLIP.fullmatch(name) for name in clips):
+            break
+    else:
         raise not_the_corpus("EMO-DB", "wav/SSTTTEv.wav (as 03a01Wa.wav)", root)
     for name in clips:
-        yield _clip(config, folder / name, files[name])
+        path = folder / name
+        yield _clip(config, path, path.relative_to(root).as_posix(), files[name])
 
 
-def _clip(config: CorpusConfig, path: Path, inside: bool) -> Record:
-    source = f"wav/{path.name}"
+def _clip(config: CorpusConfig, path: Path, source: str, inside: bool) -> Record:
     found = _CLIP.fullmatch(path.name)
     if not inside:
         return Rejected(source, "is a link that leaves the corpus")

@@ -20,6 +20,7 @@ from multistill.corpora.audio import Header, read_header
 from multistill.corpora.labels import Decision, TiePolicy, Votes, decide, one_hot, shares
 from multistill.corpora.ledger import Notes, Rejections
 from multistill.corpora.parallel import chunked, in_order
+from multistill.corpora.paths import UNPACK, is_utf8
 from multistill.corpora.raters import RaterTally
 from multistill.corpora.records import Record, Rejected, Rows, Utterance
 from multistill.corpora.schema import MANIFEST_SCHEMA, keys
@@ -174,6 +175,10 @@ class _Maker:
 
     def _header_and_label(self, said: Utterance, result: Gathered) -> tuple[Header, int] | None:
         """The header and the number of the decision; None for what is left out."""
+        if not is_utf8(said.audio_path):
+            reason = f"the name {said.audio_path} is not UTF-8: {UNPACK}"
+            result.reject("file name", self.title, said, reason)
+            return None
         header = read_header(said.audio_path)
         if isinstance(header, str):
             reason = f"{said.audio_path} {header}"

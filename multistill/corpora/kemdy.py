@@ -7,20 +7,23 @@ Arousal), then the same three for each evaluator.
 
 from __future__ import annotations
 
-import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from multistill.config import CLASSES
 from multistill.corpora.labels import Spellings, count, leaders, split_tie
-from multistill.corpora.paths import listing
+from multistill.corpora.paths import enclosed, entries, listing
 from multistill.corpora.records import Note, Record, Rejected, Utterance
+from multistill.corpora.tabular import csv_rows
 from multistill.corpora.text import UndecodableError, clean, decode, read_transcript
 from multistill.errors import UsageError
 
+_UNNAMED = "no row of the annotation names this recording"
 _PARTS = ("Emotion", "Valence", "Arousal")
 
 
@@ -64,23 +67,30 @@ def read_annotation(
     """
     place = path.relative_to(root).as_posix()
     try:
-        text, _ = decode(path.read_bytes())
+        text, _ = decode(enclosed(path, root).read_bytes(), korean=True)
     except UndecodableError as error:
         raise UsageError(f"{path}: {error}; save it as UTF-8 or CP949") from error
-    reader = csv.reader(io.StringIO(text, newline=""))
-    columns = _columns(path, next(reader, []), next(reader, []))
+    rows = csv_rows(io.StringIO(text, newline=""))
+    columns = _columns(path, _head(path, rows), _head(path, rows))
     width = columns.width
     classes = Spellings(label_map)
-    for cells in reader:
-        if not any(map(str.strip, cells)):
-            continue
-        where = f"{place}:{reader.line_num}"
-        if len(cells) < width:
+    for line, cells in rows:
+        where = f"{place}:{line}"
+        if isinstance(cells, str):
+            yield Rejected(where, cells)
+        elif len(cells) < width:
             yield Rejected(where, f"the row has {len(cells)} columns where the header has {width}")
         elif not cells[columns.segment].strip():
             yield Rejected(where, "no value in column `Segment ID`")
         else:
             yield _row(where, cells, columns, classes)
+
+
+def _head(path: Path, rows: Iterator[tuple[int, list[str] | str]]) -> list[str]:
+    line, cells = next(rows, (0, []))
+    if isinstance(cells, str):
+        raise UsageError(f"{path}: row {line}: {cells}")
+    return cells
 
 
 def _columns(path: Path, first: list[str], second: list[str]) -> _Columns:
@@ -149,6 +159,12 @@ def _scale(cell: str) -> float | None:
     return value if value is not None and 1.0 <= value <= 5.0 else None
 
 
+def sessions(root: Path) -> set[str]:
+    """Numbers of the sessions that have recordings, in two digits."""
+    found = map(re.compile(r"Session(\d{2})").fullmatch, entries(root / "wav"))
+    return {match[1] for match in found if match}
+
+
 @dataclass(frozen=True)
 class Clip:
     """Where a row's recording stands in the corpus."""
@@ -183,7 +199,7 @@ class Folder:
         for name in sorted(self.files):
             stem, dot, ending = name.rpartition(".")
             if dot and ending.lower() == "wav" and stem not in self.named:
-                yield Rejected(self.place(name), "no row of the annotation names this recording")
+                yield Rejected(self.place(name), _UNNAMED)
 
 
 def utterance(clip: Clip, turn: int, session: str, folder: Folder) -> Iterator[Record]:
@@ -201,7 +217,7 @@ def utterance(clip: Clip, turn: int, session: str, folder: Folder) -> Iterator[R
             yield Rejected(row.place, f"{folder.place(name)} is a link that leaves the corpus")
             return
     try:
-        text_raw, encoding = read_transcript(folder.file(txt))
+        text_raw, encoding = read_transcript(folder.file(txt), korean=True)
     except (UndecodableError, OSError) as error:
         yield Rejected(row.place, f"{folder.place(txt)}: {error}")
         return
@@ -246,6 +262,22 @@ def _notes(row: Row, votes: tuple[int, ...]) -> Iterator[Note]:
         published = ";".join(row.published) or "nothing"
         text = f"{row.segment}: published {published}, the votes say {';'.join(recount)}"
         yield Note(row.place, "recount", text)
+
+
+def unvisited(root: Path, visited: Collection[Path]) -> Iterator[Rejected]:
+    """Recordings below wav/ outside the folders in which rows were looked for."""
+    done = set(visited)
+    known = done | {folder.parent for folder in visited}
+    for base, folders, files in os.walk(root / "wav"):
+        here = Path(base)
+        folders.sort()
+        for name in folders:
+            if (here / name).is_symlink() and here / name not in known:
+                place = (here / name).relative_to(root).as_posix()
+                yield Rejected(place, "a link to a folder; links are not followed")
+        for name in [] if here in done else sorted(files):
+            if name.lower().endswith(".wav"):
+                yield Rejected((here / name).relative_to(root).as_posix(), _UNNAMED)
 
 
 def in_turn(clips: Iterable[Clip]) -> Iterator[tuple[int, Clip]]:

@@ -16,7 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from multistill.config import CorpusConfig
-from multistill.corpora.kemdy import Clip, Folder, Row, in_turn, read_annotation, utterance
+from multistill.corpora.kemdy import (
+    Clip,
+    Folder,
+    Row,
+    in_turn,
+    read_annotation,
+    sessions,
+    unvisited,
+    utterance,
+)
 from multistill.corpora.paths import entries, not_the_corpus
 from multistill.corpora.records import Note, Record, Rejected
 
@@ -28,18 +37,20 @@ _SEGMENT = re.compile(
 
 def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
     """Session by session, dialogue by dialogue, in the order of the talk."""
-    sessions: dict[str, dict[str, Path]] = {}
+    found_tables: dict[str, dict[str, Path]] = {}
     for name in entries(root / "annotation"):
         if found := _FILE.fullmatch(name):
-            sessions.setdefault(found[1], {})[found[2]] = root / "annotation" / name
-    if not sessions:
+            found_tables.setdefault(found[1], {})[found[2]] = root / "annotation" / name
+    if not found_tables:
         raise not_the_corpus("KEMDy19", "annotation/SessionNN_F_res.csv", root)
-    for session, tables in sessions.items():
-        yield from _session(config, root, session, tables)
+    visited: list[Path] = []
+    for session in sorted(found_tables.keys() | sessions(root)):
+        yield from _session(config, root, session, found_tables.get(session, {}), visited)
+    yield from unvisited(root, visited)
 
 
 def _session(
-    config: CorpusConfig, root: Path, session: str, tables: dict[str, Path]
+    config: CorpusConfig, root: Path, session: str, tables: dict[str, Path], visited: list[Path]
 ) -> Iterator[Record]:
     spoken: dict[str, Row] = {}
     heard: dict[str, Row] = {}
@@ -73,6 +84,7 @@ def _session(
         yield from utterance(clip, turn, f"Session{session}", here)
     for name in entries(folder).values():
         here = folders.get(name) or Folder(folder / name, root)
+        visited.append(here.path)
         here.named.update(heard)
         yield from here.unnamed()
 

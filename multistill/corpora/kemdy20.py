@@ -15,7 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from multistill.config import CorpusConfig
-from multistill.corpora.kemdy import Clip, Folder, Row, in_turn, read_annotation, utterance
+from multistill.corpora.kemdy import (
+    Clip,
+    Folder,
+    Row,
+    in_turn,
+    read_annotation,
+    sessions,
+    unvisited,
+    utterance,
+)
 from multistill.corpora.paths import entries, not_the_corpus
 from multistill.corpora.records import Note, Record, Rejected
 
@@ -30,15 +39,22 @@ _RENAMED = {"17": "42"}
 
 def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
     """Session by session, dialogue by dialogue, in the order of the talk."""
-    tables = [
-        (found[1], root / "annotation" / name)
+    tables = {
+        found[1]: root / "annotation" / name
         for name in entries(root / "annotation")
         if (found := _FILE.fullmatch(name))
-    ]
+    }
     if not tables:
         raise not_the_corpus("KEMDy20", "annotation/SessNN_eval.csv", root)
-    for session, path in tables:
-        yield from _session(config, root, session, path)
+    for session in sorted(tables.keys() | sessions(root)):
+        if session in tables:
+            yield from _session(config, root, session, tables[session])
+        else:
+            yield Rejected(
+                f"annotation/Sess{session}_eval.csv",
+                "no such file: without it the recordings of the session have no ratings",
+            )
+    yield from unvisited(root, [root / "wav" / f"Session{session}" for session in tables])
 
 
 def _session(config: CorpusConfig, root: Path, session: str, path: Path) -> Iterator[Record]:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from multistill.corpora.paths import utf8
 from multistill.corpora.schema import NOTES_SCHEMA, REJECTED_SCHEMA
 
 _EXAMPLES = 10
@@ -25,7 +26,7 @@ class Examples:
     def add(self, case: str) -> None:
         self.count += 1
         if len(self.cases) < _EXAMPLES:
-            self.cases.append(case)
+            self.cases.append(utf8(case))
 
     def count_also(self, other: Examples) -> None:
         self.count += other.count
@@ -45,8 +46,8 @@ class Rejections:
 
     def add(self, sort: str, source: str, reason: str) -> None:
         self.sorts[sort] += 1
-        self.sources.append(source)
-        self.reasons.append(reason)
+        self.sources.append(utf8(source))
+        self.reasons.append(utf8(reason))
 
     def count_also(self, other: Rejections) -> None:
         self.sorts.update(other.sorts)
@@ -76,7 +77,7 @@ class Notes:
 
     def add(self, source: str, kind: str, text: str) -> None:
         self.kinds.setdefault(kind, Examples()).add(f"{source}: {text}")
-        self._held.append((source, kind, text))
+        self._held.append((utf8(source), kind, utf8(text)))
 
     def count_also(self, other: Notes) -> None:
         for kind, cases in other.kinds.items():

@@ -19,6 +19,7 @@ from multistill.corpora import demo, quality
 from multistill.corpora.gather import gather
 from multistill.corpora.ledger import Rejections
 from multistill.corpora.loaders import corpus_root, read
+from multistill.corpora.paths import audio_folder
 from multistill.corpora.records import Rows
 from multistill.corpora.schema import MANIFEST_SCHEMA, NOTES, QUALITY, REJECTED, write_manifest
 from multistill.corpora.split import PARTS, guard, hash64, leaks, split_rows
@@ -172,7 +173,7 @@ def listing(corpora: Sequence[CorpusConfig]) -> str:
         endings = _READ
         if config.kind == "table":
             _count(state, root, root.name)
-            root = root.parent / Path(config.audio_root or "").expanduser()
+            root = audio_folder(config, root)
             endings = AUDIO | {".txt"}
         for path, name in _files(root, endings):
             _count(state, path, name)
@@ -184,7 +185,7 @@ def _count(state: Any, path: Path | os.DirEntry[str], name: str) -> None:
         found = path.stat()
     except OSError:  # gone meanwhile, or a link to nowhere
         return
-    state.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+    state.update(os.fsencode(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n"))
 
 
 def _files(root: Path, endings: set[str]) -> Iterator[tuple[os.DirEntry[str], str]]:

@@ -32,11 +32,12 @@ from multistill.errors import UsageError
 PARTS = ("train", "valid", "test")
 _GOLDEN = 0x9E3779B97F4A7C15
 _NUMBERED = re.compile(r"(.*\D|)(\d+)(\D*)", re.DOTALL)
-_ALIASES = {
+ALIASES = {
     "train": "train", "training": "train",
     "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
     "test": "test", "testing": "test", "eval": "test",
 }  # fmt: skip
+"""What corpora call the parts in a split column of theirs."""
 
 
 def hash64(*parts: object) -> int:
@@ -240,7 +241,7 @@ def _by_column(
     table: pa.Table, config: SplitConfig, seed: int, given: Sequence[str | None] | None
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32], dict[str, Any]]:
     """The corpora's own split; valid is cut from train by session where they have none."""
-    found = [_ALIASES.get((value or "").strip().casefold()) for value in given or []]
+    found = [ALIASES.get((value or "").strip().casefold()) for value in given or []]
     if len(found) != len(table) or None in found:
         at = found.index(None) if None in found else 0
         value = given[at] if given else None

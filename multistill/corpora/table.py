@@ -6,8 +6,6 @@ Columns are ours by name, or mapped by the job file's `columns: {ours: theirs}`.
 from __future__ import annotations
 
 import difflib
-import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -16,8 +14,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from multistill.config import CLASSES, CorpusConfig
+from multistill.corpora.cells import (
+    RowError,
+    gender_of,
+    hashable,
+    listed,
+    plain_text,
+    scale,
+    stem,
+    turn_of,
+    whole,
+)
 from multistill.corpora.labels import Spellings, count, leaders, split_tie
-from multistill.corpora.paths import Enclosure
+from multistill.corpora.paths import Enclosure, audio_folder
 from multistill.corpora.records import (
     Names,
     Note,
@@ -27,6 +36,7 @@ from multistill.corpora.records import (
     Utterance,
     named_twice,
 )
+from multistill.corpora.split import ALIASES
 from multistill.corpora.tabular import Table, open_table
 from multistill.corpora.text import UndecodableError, read_transcript, tidy
 from multistill.errors import UsageError
@@ -52,39 +62,14 @@ COLUMNS = (
 
 _RATER = "rater_"
 _REMEMBERED = 65_536  # different answers of raters whose meaning is kept
-_SPLITS = {
-    "train": "train",
-    "valid": "valid",
-    "validation": "valid",
-    "dev": "valid",
-    "test": "test",
-}
-_GENDERS = {
-    "f": "F",
-    "female": "F",
-    "여": "F",
-    "여성": "F",
-    "m": "M",
-    "male": "M",
-    "남": "M",
-    "남성": "M",
-}
-
-
-class _RowError(ValueError):
-    """Why one row does not become an utterance."""
-
-
-def gender_of(text: str) -> str | None:
-    """F or M where the word is known, else the word itself."""
-    return _GENDERS.get(text.casefold(), text) if text else None
 
 
 def load(config: CorpusConfig, root: Path) -> Rows:
     """The table's rows in its order. `root` is the table; paths start from its folder."""
     table = open_table(root, root.name)
     names = _mapping(config, table)
-    audio_root = Path(config.audio_root).expanduser() if config.audio_root else root.parent
+    table.require_text(names.values(), lists=[names[ours] for ours in ("votes",) if ours in names])
+    audio_root = audio_folder(config, root)
     if not audio_root.is_dir():
         raise UsageError(
             f"corpus `{config.title}`: looked for the folder {audio_root} (audio_root), "
@@ -154,11 +139,6 @@ class _Target(NamedTuple):
     notes: tuple[tuple[str, str], ...]
 
 
-class _Scale(NamedTuple):
-    value: float | None
-    note: tuple[tuple[str, str], ...] = ()
-
-
 _SINGLE = (
     "audio_path",
     "utterance_id",
@@ -203,11 +183,11 @@ class _Reader:
         self.dialogue_at = at.get("dialogue", -1)
         self.has_turns = "turn" in names
         self.counts_turns = "dialogue" in names and not self.has_turns
-        self.plain: Callable[[Any], str] = str.strip if encoding else _plain
+        self.plain: Callable[[Any], str] = str.strip if encoding else plain_text
         self.enclosure = Enclosure(audio_root)
         self.encoding = encoding
         self.target = lru_cache(_REMEMBERED)(self._target)
-        self.scale = lru_cache(_REMEMBERED)(_scale)
+        self.scale = lru_cache(_REMEMBERED)(scale)
 
     def __reduce__(self) -> tuple[type[_Reader], tuple[Any, ...]]:
         return _Reader, self.made_of  # what it remembers stays here
@@ -215,7 +195,7 @@ class _Reader:
     def name(self, values: Sequence[Any]) -> str:
         """The row's utterance id; empty where it has neither id nor file."""
         name = "" if self.id_at is None else self.plain(values[self.id_at])
-        return name or _stem(self.plain(values[self.audio_at]))
+        return name or stem(self.plain(values[self.audio_at]))
 
     def dialogue(self, values: Sequence[Any]) -> str:
         return self.plain(values[self.dialogue_at])
@@ -229,7 +209,7 @@ class _Reader:
             place, number, values = item
             try:
                 found.extend(self.row(place, number, values))
-            except _RowError as error:
+            except RowError as error:
                 found.append(Rejected(place, str(error)))
         return found
 
@@ -239,21 +219,19 @@ class _Reader:
             map(self.plain, self.single(cells))
         )
         if self.has_turns:
-            number = _turn(turn)
+            number = turn_of(turn)
         if not named:
-            raise _RowError("no value in column `audio_path`")
+            raise RowError("no value in column `audio_path`")
         audio = self._file(named)
-        name = name or _stem(named)
+        name = name or stem(named)
         text_raw, encoding = self._transcript(text_path) if text_path else (said, self.encoding)
         judged = self.judging(cells)
         if self.encoding is None:
-            judged = tuple([_hashable(cell) for cell in judged])
+            judged = tuple([hashable(cell) for cell in judged])
         target = self.target(judged)
         if not speaker and not session:
-            raise _RowError("no value in column `speaker` or `session`")
+            raise RowError("no value in column `speaker` or `session`")
         valence, arousal = map(self.scale, scales, ("valence", "arousal"))
-        if split and split.casefold() not in _SPLITS:
-            raise _RowError(f"column `split` says `{split}`; use train, valid or test")
         for kind, text in (*target.notes, *valence.note, *arousal.note):
             yield Note(place, kind, f"{name}: {text}")
         yield Utterance(
@@ -272,20 +250,20 @@ class _Reader:
             arousal.value,
             encoding,
             target.ratings,
-            _SPLITS[split.casefold()] if split else None,
+            ALIASES.get(split.casefold(), split) if split else None,
         )
 
     def _file(self, name: str) -> str:
         try:
             return self.enclosure.file(name)
         except ValueError as error:
-            raise _RowError(str(error)) from error
+            raise RowError(str(error)) from error
 
     def _transcript(self, name: str) -> tuple[str, str]:
         try:
             return read_transcript(self._file(name))
         except (UndecodableError, OSError) as error:
-            raise _RowError(f"{name}: {error}") from error
+            raise RowError(f"{name}: {error}") from error
 
     def _target(self, judged: tuple[Any, ...]) -> _Target:
         cell = dict(zip(self.judged, judged, strict=True))
@@ -304,7 +282,7 @@ class _Reader:
         label, tied = self._label(self.plain(cell["label"]))
         if label is None and votes is None:
             if tied is None:
-                raise _RowError("no label and no votes")
+                raise RowError("no label and no votes")
             return _Target(tied, None, None, tuple(notes))
         if label and votes and label not in leaders(votes):
             most = ";".join(leaders(votes))
@@ -312,15 +290,15 @@ class _Reader:
         return _Target(votes, label, tuple(ratings) if any(ratings) else (), tuple(notes))
 
     def _votes(self, cell: Mapping[str, Any]) -> tuple[int, ...] | None:
-        listed = cell["votes"]
-        values = listed if isinstance(listed, tuple) else _listed(self.plain(listed))
+        said = cell["votes"]
+        values = said if isinstance(said, tuple) else listed(self.plain(said))
         if values:
             if len(values) != len(CLASSES):
-                raise _RowError(f"column `votes` has {len(values)} counts, needs {len(CLASSES)}")
-            return tuple([_whole(str(value), "votes") for value in values])
+                raise RowError(f"column `votes` has {len(values)} counts, needs {len(CLASSES)}")
+            return tuple([whole(str(value), "votes") for value in values])
         if not self.counted:
             return None
-        return tuple([_whole(self.plain(cell[name]) or "0", name) for name in CLASSES])
+        return tuple([whole(self.plain(cell[name]) or "0", name) for name in CLASSES])
 
     def _label(self, named: str) -> tuple[str | None, tuple[int, ...] | None]:
         """The one class, or the votes that a label of several classes stands for."""
@@ -328,73 +306,10 @@ class _Reader:
         classes = [self.spellings[name] for name in names]
         for name, found in zip(names, classes, strict=True):
             if found is None:
-                raise _RowError(
+                raise RowError(
                     f"label `{name}` is none of the seven classes; "
                     "map it with `labels` in the job file"
                 )
         if len(classes) == 1:
             return classes[0], None
         return None, count(classes) if classes else None
-
-
-def _stem(path: str) -> str:
-    return path.replace("\\", "/").rsplit(".", 1)[0]
-
-
-def _turn(text: str) -> int:
-    if not text:
-        raise _RowError("no value in column `turn`")
-    return _whole(text, "turn")
-
-
-def _plain(value: Any) -> str:
-    """A Parquet value as a CSV would tell it: empty text for what is not there."""
-    if isinstance(value, str):
-        return value.strip()
-    if value is None or value != value:  # the second is true of NaN only
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        # A column of numbers with a gap becomes float on the way through pandas.
-        return str(int(value))
-    return str(value)
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _listed(text: str) -> list[str]:
-    inner = text.strip("[]() ")
-    return re.split(r"[\s,;|]+", inner) if inner else []
-
-
-def _scale(text: str, column: str) -> _Scale:
-    if not text:
-        return _Scale(None)
-    value = _number(text, column)
-    if 1.0 <= value <= 5.0:
-        return _Scale(value)
-    note = f"{column} {value:g} is not from 1 to 5 and is left out"
-    return _Scale(None, (("off the scale", note),))
-
-
-def _number(text: str, column: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
-        raise _RowError(f"column `{column}` says `{text}`, which is no number")
-    return found
-
-
-def _whole(text: str, column: str) -> int:
-    if text.isdecimal():
-        return int(text)
-    try:
-        found = _number(text, column)
-    except _RowError:
-        found = -1.0
-    if found < 0 or not found.is_integer():
-        raise _RowError(f"column `{column}` says `{text}`, which is no whole number of 0 or more")
-    return int(found)

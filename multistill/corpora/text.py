@@ -19,13 +19,14 @@ class UndecodableError(ValueError):
     """Bytes that are text in none of `ENCODINGS`."""
 
 
-def decode(data: bytes) -> tuple[str, str]:
+def decode(data: bytes, *, korean: bool = False) -> tuple[str, str]:
     """Text and the name of the encoding that fitted, tried in the order of `ENCODINGS`.
 
-    A few short Korean words in CP949 are also valid UTF-8 (`카` is C4 AB, which UTF-8
-    reads as `ī`). Hangul is never two bytes long in UTF-8, so where UTF-8 sees only
-    two-byte letters and CP949 sees Hangul, CP949 is right for a Korean corpus.
-
+    Args:
+        korean: for corpora that are. A few short Korean words in CP949 are also valid UTF-8
+            (`카` is C4 AB, which UTF-8 reads as `ī`). Hangul is never two bytes long in UTF-8,
+            so where UTF-8 sees only two-byte letters and CP949 sees Hangul, CP949 is right;
+            anywhere else this would garble `für`.
     Raises:
         UndecodableError: where none fits.
     """
@@ -38,28 +39,28 @@ def decode(data: bytes) -> tuple[str, str]:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         text = None
-    if text is not None and (text.isascii() or any(char > "\u07ff" for char in text)):
+    if text is not None and (not korean or text.isascii() or any(char > "\u07ff" for char in text)):
         return text, "utf-8"
     try:
-        korean = data.decode("cp949")
+        as_korean = data.decode("cp949")
     except UnicodeDecodeError as error:
         if text is not None:
             return text, "utf-8"
         raise UndecodableError(f"text in none of {', '.join(ENCODINGS)}") from error
-    if text is not None and not any("가" <= char <= "힣" for char in korean):
+    if text is not None and not any("가" <= char <= "힣" for char in as_korean):
         return text, "utf-8"
-    return korean, "cp949"
+    return as_korean, "cp949"
 
 
-def read_transcript(path: Path | str) -> tuple[str, str]:
-    """`(text_raw, encoding)` of a transcript file, without surrounding white space.
+def read_transcript(path: Path | str, *, korean: bool = False) -> tuple[str, str]:
+    """`(text_raw, encoding)` of a transcript file, without surrounding white space; see `decode`.
 
     Raises:
         UndecodableError: where the file is no text in any known encoding.
         OSError: where it cannot be read.
     """
     with open(path, "rb", buffering=0) as stream:  # noqa: PTH123, once a clip
-        text, encoding = decode(stream.read())
+        text, encoding = decode(stream.read(), korean=korean)
     return text.strip(), encoding
 
 

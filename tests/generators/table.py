@@ -228,6 +228,11 @@ def _unsplit(entry: Entry, first: Entry, form: Form) -> None:
     entry.expected["split"] = None
 
 
+def _own_split(entry: Entry, first: Entry, form: Form) -> None:
+    # No part that is known: the split by column has to say so, where it is asked for.
+    entry.cells["split"] = entry.expected["split"] = "holdout"
+
+
 _GLITCHES: tuple[Spoil, ...] = (
     _absent,
     _twice,
@@ -246,5 +251,5 @@ _GLITCHES: tuple[Spoil, ...] = (
     _set("not a file", audio_path="wav/0"),
     _set("no value in column `audio_path`", audio_path=None),
     _set("no value in column `speaker` or `session`", speaker=None, session=None),
-    _set("column `split` says `holdout`", split="holdout"),
+    _own_split,
 )
