@@ -111,12 +111,12 @@ def test_a_number_too_large_for_the_manifest_costs_its_row(
     tmp_path: Path, column: str, value: str
 ) -> None:
     good = {"turn": "7", "happy": "3", "votes": "[1, 2, 1, 0, 0, 0, 0]"}[column]
-    rows = [f'{at}.wav,sad,kim,"{good}"' for at in range(6)]
+    rows = [f'{at}.wav,sad,kim,"{good}"' for at in range(40)]
     rows[3] = f'3.wav,sad,kim,"{value}"'
     path = own(tmp_path / "own", rows, f"audio_path,label,speaker,{column}")
     config = CorpusConfig(kind="table", path=str(path))
     made = prepare([config], RANDOM, 1, tmp_path, unpacked=tmp_path, workers=1)
-    assert (made["utterances"], made["rejected"]) == (5, 1)
+    assert (made["utterances"], made["rejected"]) == (39, 1)
     (row,) = pq.read_table(tmp_path / "rejected.parquet").to_pylist()
     assert row["source"] == "table/t.csv:5"
     assert f"column `{column}` says `" in row["reason"] and len(row["reason"]) < 150
@@ -255,14 +255,14 @@ def _nfc(path: Path, root: Path) -> str:
 
 
 def test_words_of_a_split_column_pass_where_nobody_asks_for_it(tmp_path: Path) -> None:
-    words = ["train", "VAL", "eval", "fold3", ""]
+    words = ["train", "VAL", "eval", "fold3", ""] * 8
     rows = [f"{at}.wav,{word},sad,p{at}" for at, word in enumerate(words)]
     path = own(tmp_path / "own", rows, "audio_path,split,label,speaker")
     found = [item.split for item in load("table", path) if isinstance(item, Utterance)]
-    assert found == ["train", "valid", "test", "fold3", None]
+    assert found == ["train", "valid", "test", "fold3", None] * 8
     config = CorpusConfig(kind="table", path=str(path))
     made = prepare([config], RANDOM, 1, tmp_path, unpacked=tmp_path, workers=1)
-    assert (made["utterances"], made["rejected"]) == (5, 0)
+    assert (made["utterances"], made["rejected"]) == (40, 0)
     with pytest.raises(UsageError, match=r"split\.by: column: table/3 says `fold3` where train"):
         prepare([config], SplitConfig(by="column"), 1, tmp_path, unpacked=tmp_path, workers=1)
 
