@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -85,11 +85,7 @@ def read(config: CorpusConfig, root: Path | None = None) -> Rows:
             return replace(found, items=_guarded(config, found.items))
         items, make = found.items, found.make
         found = chain.from_iterable(make([row]) for row in items)
-    return Rows(_guarded(config, _limited(found, config.limit)), _as_they_are)
-
-
-def _as_they_are(records: Sequence[Record]) -> Sequence[Record]:
-    return records
+    return Rows(_guarded(config, _limited(found, config.limit)), list)
 
 
 def _limited(records: Iterable[Record], limit: int | None) -> Iterator[Record]:
