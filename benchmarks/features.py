@@ -33,10 +33,10 @@ import soundfile
 import torch
 
 from multistill.config import FeaturesConfig
-from multistill.features.batches import collate, plan
-from multistill.features.decode import decode
+from multistill.encoders.audio import decode
+from multistill.encoders.base import SAMPLE_RATE
+from multistill.features.collate import collate, plan
 from multistill.features.encode import encode
-from multistill.features.encoders.facts import SAMPLE_RATE
 from multistill.features.store import FeatureStore
 from multistill.features.worker import Encoder, Piece, batches
 

@@ -93,8 +93,8 @@ def measured(what: str, table: Path, workers: int) -> dict[str, float]:
             soundfile.info(path)
         return {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu}
     from multistill.config import CorpusConfig, SplitConfig
+    from multistill.corpora.manifest import read_manifest
     from multistill.corpora.prepare import prepare
-    from multistill.corpora.schema import read_manifest
 
     corpus = CorpusConfig(kind="table", path=str(table))
     with tempfile.TemporaryDirectory(dir=table.parent) as out:

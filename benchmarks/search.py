@@ -28,8 +28,8 @@ from multistill.config import DistillationConfig, SearchConfig, SearchParameter,
 from multistill.models.presets import resolve
 from multistill.search.request import Request
 from multistill.search.study import search
+from multistill.tracking.logger import NullLogger
 from multistill.training.task import TrainingTask
-from multistill.watch import Silent
 
 T, WEIGHT = "distillation.temperature", "distillation.weight"
 TRIAL_SECONDS = 22.0
@@ -52,7 +52,7 @@ def formula(task: TrainingTask, *, state_dir: Path) -> Iterator[Report]:
         yield Report(epoch, {"train_loss": 1 - value, "valid_macro_f1": value}, epoch == 3)
 
 
-class Memory(Silent):
+class Memory(NullLogger):
     """Prints the driver's resident memory as the search goes on."""
 
     def __init__(self) -> None:
@@ -83,13 +83,13 @@ def many(trials: int) -> None:
         distillation=DistillationConfig().model_dump(mode="json"),
     )
     config = SearchConfig(trials=trials, concurrent=2, grace_epochs=1)
-    watch = Memory()
+    logger = Memory()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "search"
-        found = search(base, config, 1, out, watch, "many", objective="benchmarks.search:formula")
+        found = search(base, config, 1, out, logger, "many", objective="benchmarks.search:formula")
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
-    first = next(mb for done, mb in watch.samples if done >= 200)
-    last = watch.samples[-1][1]
+    first = next(mb for done, mb in logger.samples if done >= 200)
+    last = logger.samples[-1][1]
     print(f"best {found['best']['value']:.4f} of 0.7875 possible; study on disk {size:.1f} MB")
     print(f"driver memory after 200 trials {first:.0f} MB, at the end {last:.0f} MB")
 

@@ -29,20 +29,20 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from multistill.config import CLASSES
-from multistill.corpora.schema import MANIFEST_SCHEMA, write_manifest
+from multistill.corpora.manifest import MANIFEST_SCHEMA, write_manifest
 from multistill.features.store import Clip, finish_store, read_marker, shard_writer
 from multistill.models.build import build
 from multistill.models.layers import Stack
 from multistill.models.presets import resolve
 from multistill.models.spec import ModelSpec
 from multistill.training.data import TrainingData
+from multistill.training.distributed import ProcessGroup, torch_process_group
 from multistill.training.loop import fit
 from multistill.training.objective import Objective
 from multistill.training.optimizer import AdamW
+from multistill.training.prefetch import MicroBatch, Prefetcher
 from multistill.training.step import FlatGradients, training_step
-from multistill.training.supply import Piece, Supply
 from multistill.training.task import TrainingTask
-from multistill.training.world import World, torch_world
 
 AUDIO_DIM, TEXT_DIM, FRAMES_PER_S, TOKENS_PER_S = 1024, 768, 50, 3.5
 FIXED_FRAMES, FIXED_TOKENS = 512, 128
@@ -105,10 +105,12 @@ def fastest(speeds: list[Speed]) -> Speed:
     return Speed(max(s.wall for s in speeds), max(s.processor for s in speeds))
 
 
-def our_speed(task: TrainingTask, state: Path, device: str, world: World | None = None) -> Speed:
+def our_speed(
+    task: TrainingTask, state: Path, device: str, world: ProcessGroup | None = None
+) -> Speed:
     """`fit` without its first epoch; the rest with its checkpoints."""
     rows = len(TrainingData.open(task).train)
-    epochs = fit(task, state_dir=state, device=device, world=world or World())
+    epochs = fit(task, state_dir=state, device=device, world=world or ProcessGroup())
     next(epochs)
     wall, processor = time.perf_counter(), time.process_time()
     count = sum(1 for _ in epochs)
@@ -218,7 +220,9 @@ def _rank(rank: int, size: int, task: str, folder: str) -> None:
         address = f"file://{folder}/meet-{size}"
         torch.distributed.init_process_group("gloo", address, rank=rank, world_size=size)
     state, speed = Path(folder) / f"state-{size}", Path(folder) / "speed.json"
-    found = our_speed(TrainingTask.from_json(task), state, "cpu", torch_world(None, size, rank))
+    found = our_speed(
+        TrainingTask.from_json(task), state, "cpu", torch_process_group(None, size, rank)
+    )
     if rank == 0:
         speed.write_text(json.dumps(found.wall))
     if size > 1:
@@ -251,11 +255,11 @@ def bare_speed(task: TrainingTask, steps: int) -> tuple[float, float]:
     """Samples/s and FLOP/s of the step alone, on pieces that are on the GPU already."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from multistill.features.batches import plan
+    from multistill.features.collate import plan
 
     device = torch.device("cuda")
     data, config = TrainingData.open(task), task.train_config
-    supply = Supply(data.store, device, config.max_frames)
+    supply = Prefetcher(data.store, device, config.max_frames)
     batches = plan(data.train.lengths, config.batch_size, seed=0, epoch=1)[:steps]
     pieces = list(supply.pieces(data.train, batches))
     model = build(ModelSpec.from_dict(task.spec), AUDIO_DIM, TEXT_DIM).to(device).train()
@@ -263,7 +267,7 @@ def bare_speed(task: TrainingTask, steps: int) -> tuple[float, float]:
     optimizer = AdamW(model.named_parameters(), config.weight_decay)
     loss = Objective(task, data.train, model.pooled_dim)
 
-    def sample_losses(piece: Piece) -> Tensor:
+    def sample_losses(piece: MicroBatch) -> Tensor:
         states = piece.states
         with torch.autocast("cuda", torch.bfloat16):
             output = model(states.audio, states.audio_mask, states.text, states.text_mask)
@@ -280,7 +284,7 @@ def bare_speed(task: TrainingTask, steps: int) -> tuple[float, float]:
                 optimizer,
                 rate=1e-5,
                 clip_norm=1.0,
-                world=World(),
+                world=ProcessGroup(),
             )
         torch.cuda.synchronize()
 

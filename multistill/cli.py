@@ -22,7 +22,7 @@ from multistill.errors import JobFileError, MultistillError, UsageError
 
 if TYPE_CHECKING:
     from multistill.config import JobConfig
-    from multistill.pipeline import Outcome
+    from multistill.pipeline.runner import Outcome
 
 app = typer.Typer(
     name="multistill",
@@ -57,15 +57,17 @@ Address = Annotated[
 ]
 
 
-def _load(job: Path, overrides: Sequence[str] | None, workspace: str | None) -> JobConfig:
-    from multistill import jobfile
+def _load(
+    job: Path,
+    overrides: Sequence[str] | None,
+    workspace: str | None,
+    *,
+    for_cluster: bool = False,
+) -> JobConfig:
+    from multistill.pipeline import jobfile
 
-    return jobfile.load(job, _all_overrides(overrides, workspace))
-
-
-def _all_overrides(overrides: Sequence[str] | None, workspace: str | None) -> list[str]:
     extra = [] if workspace is None else [f"workspace={json.dumps(workspace)}"]
-    return [*(overrides or []), *extra]
+    return jobfile.load(job, [*(overrides or []), *extra], for_cluster=for_cluster)
 
 
 def _print_json(value: Any) -> None:
@@ -80,7 +82,7 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Run the packaged job on the packaged SYNTHETIC corpus; nothing to prepare."""
-    with resources.as_file(resources.files("multistill") / "demo.yaml") as job:
+    with resources.as_file(resources.files("multistill") / "jobs" / "demo.yaml") as job:
         _run(_load(job, overrides, workspace), until=None, as_json=as_json)
 
 
@@ -114,7 +116,7 @@ def _run(job: JobConfig, *, until: str | None, as_json: bool) -> None:
 def _check_stage(name: str) -> None:
     import difflib
 
-    from multistill.stages import STAGES
+    from multistill.pipeline.stages import STAGES
 
     if name not in STAGES:
         near = difflib.get_close_matches(name, STAGES, n=1, cutoff=0.4)
@@ -127,7 +129,7 @@ def _show(outcome: Outcome) -> None:
 
     console = Console(highlight=False)
     if outcome.report is not None:
-        from multistill.evaluation.table import table
+        from multistill.report.terminal import table
 
         report = json.loads((outcome.report / "report.json").read_text(encoding="utf-8"))
         console.print(table(report))
@@ -155,7 +157,7 @@ def plan(
     debug: Debug = False,
 ) -> None:
     """Show stages, what is cached, resources and trial concurrency; start nothing."""
-    from multistill.plan import describe, render
+    from multistill.pipeline.plan import describe, render
 
     facts = describe(_load(job, overrides, workspace))
     if as_json:
@@ -207,7 +209,7 @@ def doctor(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check machine, Ray, GPU, disk, encoders and tracking server: what is wrong, and the mend."""
+    """Check machine, Ray, GPU, disk, encoders and tracking server: what is wrong, and the fix."""
     from multistill.doctor import examine, render
 
     findings = examine(_load(job, overrides, workspace) if job else None)
@@ -232,9 +234,8 @@ def submit(
     """Run a job file on a Ray cluster, as a Ray job."""
     from multistill import cluster
 
-    done = cluster.submit(
-        job, address, overrides=_all_overrides(overrides, workspace), wait=not no_wait
-    )
+    config = _load(job, overrides, workspace, for_cluster=True)
+    done = cluster.submit(config, address, wait=not no_wait)
     if as_json:
         _print_json(done.as_json())
     else:
@@ -324,7 +325,7 @@ def extend(
     from multistill import pipeline
 
     job = _earlier(run_name, overrides, workspace)
-    state = {stage.stage: stage.state for stage in pipeline.plan(job)}
+    state = {stage.stage: stage.state for stage in pipeline.status(job)}
     if state.get("search") != "done":
         raise UsageError(
             f"the search of `{job.name}` is not finished, so nothing is added to it; "

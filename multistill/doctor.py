@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multistill.tracking.secrets import has_password, redact
+from multistill.tracking.redaction import has_password, redact
 
 if TYPE_CHECKING:
     from multistill.config import JobConfig
@@ -36,13 +36,13 @@ class Finding:
 
     Attributes:
         sentence: what was found.
-        mend: what to do; empty where nothing is to be done.
+        fix: what to do; empty where nothing is to be done.
     """
 
     name: str
     ok: bool
     sentence: str
-    mend: str = ""
+    fix: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,7 +75,7 @@ def examine(job: JobConfig | None = None) -> list[Finding]:
 
 
 def render(findings: list[Finding]) -> None:
-    """Print the findings, with the mend below what is wrong."""
+    """Print the findings, with the fix below what is wrong."""
     from rich.console import Console
     from rich.text import Text
 
@@ -83,12 +83,12 @@ def render(findings: list[Finding]) -> None:
     for finding in findings:
         mark = Text("ok   ", "green") if finding.ok else Text("wrong", "bold red")
         console.print(mark, f"{finding.name:<9}", Text(finding.sentence), soft_wrap=True)
-        if finding.mend:
-            console.print(" " * 15, Text(f"-> {finding.mend}"), soft_wrap=True)
+        if finding.fix:
+            console.print(" " * 15, Text(f"-> {finding.fix}"), soft_wrap=True)
 
 
 def _machine(job: JobConfig | None) -> Iterator[Finding]:
-    from multistill.cluster.machine import cores
+    from multistill.hardware import cores
 
     yield Finding(
         "machine",
@@ -122,8 +122,8 @@ def _disk(job: JobConfig | None) -> Iterator[Finding]:
     ]:
         free = shutil.disk_usage(folder).free
         ok = free >= least
-        mend = "" if ok else f"free some space: {least / GIB:.0f} GiB are a fair start"
-        yield Finding("disk", ok, f"{free / GIB:.1f} GiB free for {what}", mend)
+        fix = "" if ok else f"free some space: {least / GIB:.0f} GiB are a fair start"
+        yield Finding("disk", ok, f"{free / GIB:.1f} GiB free for {what}", fix)
     shared = Path("/dev/shm")  # noqa: S108 - the memory file system Ray uses
     size = shutil.disk_usage(shared).total if shared.is_dir() else GIB
     if size < GIB:
@@ -140,12 +140,12 @@ def _audio(job: JobConfig | None) -> Iterator[Finding]:
 
     formats = soundfile.available_formats()
     ok = {"WAV", "FLAC", "OGG"} <= set(formats)
-    mend = "" if ok else "reinstall soundfile, whose wheels bring a complete libsndfile"
-    yield Finding("audio", ok, f"libsndfile {soundfile.__libsndfile_version__}", mend)
+    fix = "" if ok else "reinstall soundfile, whose wheels bring a complete libsndfile"
+    yield Finding("audio", ok, f"libsndfile {soundfile.__libsndfile_version__}", fix)
 
 
 def _gpu(job: JobConfig | None) -> Iterator[Finding]:
-    from multistill.cluster.machine import local_gpus
+    from multistill.hardware import local_gpus
 
     devices = local_gpus()
     if devices == 0:
@@ -171,9 +171,9 @@ def _corpora(job: JobConfig | None) -> Iterator[Finding]:
             yield Finding("corpora", True, f"{corpus.title}: packaged")
             continue
         there = Path(corpus.path).exists()
-        mend = "" if there else "correct its `path`, or mount the storage that holds it"
+        fix = "" if there else "correct its `path`, or mount the storage that holds it"
         sentence = f"{corpus.title}: {corpus.path} is {'there' if there else 'missing'}"
-        yield Finding("corpora", there, sentence, mend)
+        yield Finding("corpora", there, sentence, fix)
 
 
 def _encoders(job: JobConfig | None) -> Iterator[Finding]:
@@ -196,8 +196,8 @@ def _weights(what: str, model: str, revision: str | None) -> Finding:
     folder = Path(model)
     if folder.is_absolute():
         ok = (folder / "config.json").is_file()
-        mend = "" if ok else "give a folder made by save_pretrained"
-        return Finding("encoders", ok, f"{what}: {model} is a folder", mend)
+        fix = "" if ok else "give a folder made by save_pretrained"
+        return Finding("encoders", ok, f"{what}: {model} is a folder", fix)
     from huggingface_hub import try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(model, "config.json", revision=revision), str):

@@ -132,7 +132,7 @@ class Workspace:
         return Artifact(kind, fingerprint, path, meta)
 
     @contextmanager
-    def lock(self, name: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
+    def lock(self, name: str, log: Callable[[str], None] | None = None) -> Iterator[None]:
         """Exclusive over all processes of this file system; released when the holder dies."""
         path = self.root / "locks" / f"{name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,8 +140,8 @@ class Workspace:
         try:
             held.acquire(timeout=0)
         except Timeout:
-            if say:
-                say(f"another run is making {name}; waiting for it")
+            if log:
+                log(f"another run is making {name}; waiting for it")
             held.acquire()
         try:
             yield
@@ -157,7 +157,7 @@ class Workspace:
         config: Any = None,
         inputs: Mapping[str, str] | None = None,
         provenance: Mapping[str, Any] | None = None,
-        say: Callable[[str], None] | None = None,
+        log: Callable[[str], None] | None = None,
     ) -> Artifact:
         """The artifact, built now unless it exists.
 
@@ -167,7 +167,7 @@ class Workspace:
         Raises:
             whatever `build` raises; the partial folder is kept for the next attempt.
         """
-        with self.lock(f"{kind}-{fingerprint}".replace("/", "-"), say):
+        with self.lock(f"{kind}-{fingerprint}".replace("/", "-"), log):
             found = self.find(kind, fingerprint)
             if found is not None:
                 return found

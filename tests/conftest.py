@@ -61,7 +61,7 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Iterator[str]:
     """The session's MLflow server, a process of its own; tests that kill one start their own."""
-    from servers import mlflow_server
+    from helpers.servers import mlflow_server
 
     folder = tmp_path_factory.mktemp("mlflow")
     shutil.copy(mlflow_database, folder)

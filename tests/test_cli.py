@@ -38,7 +38,7 @@ def test_help_pulls_in_nothing_heavy() -> None:
 
 def test_reading_a_job_file_needs_no_engine() -> None:
     code = (
-        "from multistill import jobfile\n"
+        "from multistill.pipeline import jobfile\n"
         "jobfile.parse('name: t\\ncorpora: [{kind: demo}]', 'job.yaml')"
     )
     assert loaded_after(code) & {"torch", "ray", "mlflow", "transformers"} == set()

@@ -98,7 +98,7 @@ def test_two_makers_build_once(tmp_path: Path) -> None:
         time.sleep(0.3)
 
     threads = [
-        threading.Thread(target=lambda: workspace.make("s", "f", build, say=said.append))
+        threading.Thread(target=lambda: workspace.make("s", "f", build, log=said.append))
         for _ in range(3)
     ]
     for thread in threads:

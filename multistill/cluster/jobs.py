@@ -14,20 +14,22 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from multistill.cluster.address import job_server, refuse_unsafe, token
 from multistill.cluster.session import forwarded
 from multistill.errors import MultistillError, UsageError
-from multistill.tracking.secrets import has_password, redact
+from multistill.tracking.redaction import redact
+
+if TYPE_CHECKING:
+    from multistill.config import JobConfig
 
 PACKAGE = Path(__file__).resolve().parents[1]
 JOB_FILE = "job.yaml"
+ENTRYPOINT = ["python", "-m", "multistill", "run", JOB_FILE, "--set", "resources.address=auto"]
 MAX_UPLOAD = 90 * 2**20
 """Ray's dashboard takes 100 MiB; the request around the package needs some of it."""
 LOST_SECONDS = 300.0
@@ -59,64 +61,43 @@ class Submission:
         return asdict(self)
 
 
-def submit(
-    job_file: Path,
-    address: str,
-    overrides: Sequence[str] = (),
-    wait: bool = True,
-    *,
-    submission_id: str | None = None,
-    entrypoint: str | None = None,
-    environment: Mapping[str, str] | None = None,
-    write: Callable[[str], object] = sys.stdout.write,
-) -> Submission:
-    """Run a job file on the cluster at `address`; with `wait`, follow its log to the end.
+def submit(job: JobConfig, address: str, *, wait: bool = True) -> Submission:
+    """Run a job on the cluster at `address`; with `wait`, copy its log to standard output.
 
-    The default id is made from the job's content: submitting the same job while it runs
-    follows the running one. A finished id gets a number behind it.
+    The id is made from the job's content: submitting the same job while it runs follows the
+    running one. When a job of that id has ended, a number is appended.
 
     Args:
-        overrides: `key=value` as for `multistill run --set`.
-        entrypoint: another command than `multistill run`.
-        environment: variables of the job; everyone who sees the dashboard sees them.
-        write: gets the log.
+        job: with absolute paths that every node of the cluster resolves.
 
     Raises:
-        JobFileError, UsageError: the job file or the address is wrong; nothing was sent.
+        UsageError: the address is wrong; nothing was sent.
         MultistillError: the cluster does not answer, or refuses.
     """
-    from multistill import __version__, jobfile
+    from multistill import __version__
 
-    job = jobfile.load(job_file, overrides)
-    _check_for_cluster(job_file, overrides, job.tracking.uri)
-    resolved = jobfile.dump(job)
+    resolved = job.to_yaml()
     _check_size(PACKAGE)
     client = _client(address)
-    wanted = submission_id or _id_of(job.name, resolved)
     with tempfile.TemporaryDirectory(prefix="multistill-") as folder:
         (Path(folder) / JOB_FILE).write_text(resolved, encoding="utf-8")
-        runtime_env = {
-            "working_dir": folder,
-            "py_modules": [str(PACKAGE)],
-            "excludes": ["__pycache__", "*.pyc"],
-            "env_vars": {**forwarded(), **(environment or {})},
-        }
         started = _start(
             client,
-            wanted,
-            fixed=submission_id is not None,
-            entrypoint=entrypoint
-            or shlex.join(
-                ["python", "-m", "multistill", "run", JOB_FILE, "--set", "resources.address=auto"]
-            ),
-            runtime_env=runtime_env,
+            _id_of(job.name, resolved),
+            entrypoint=shlex.join(ENTRYPOINT),
+            runtime_env={
+                "working_dir": folder,
+                "py_modules": [str(PACKAGE)],
+                "excludes": ["__pycache__", "*.pyc"],
+                "env_vars": forwarded(),
+            },
             metadata={"job": job.name, "multistill": __version__},
         )
-    if not wait:
-        return _result(client, address, started, waited=False)
-    for text in _follow(client, started):
-        write(text)
-    return _result(client, address, started, waited=True)
+    if wait:
+        for text in _follow(client, started):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    return _result(client, address, started, waited=wait)
 
 
 def status(submission_id: str, address: str) -> dict[str, Any]:
@@ -149,24 +130,6 @@ def stop(submission_id: str, address: str) -> bool:
     return bool(_call(client.stop_job, submission_id))
 
 
-def _check_for_cluster(job_file: Path, overrides: Sequence[str], uri: str | None) -> None:
-    if uri and has_password(uri):
-        raise UsageError(
-            f"{job_file}: tracking.uri holds a password, which Ray's dashboard would show; remove "
-            "it and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on the nodes"
-        )
-    given = yaml.safe_load(job_file.read_text(encoding="utf-8")).get("workspace", "workspace")
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key.strip() == "workspace":
-            given = yaml.safe_load(value)
-    if not Path(str(given)).is_absolute():
-        raise UsageError(
-            f"{job_file}: the workspace `{given}` is a relative path, which means nothing on a "
-            "cluster; give a folder that all its nodes see with --workspace /shared/FOLDER"
-        )
-
-
 def _check_size(package: Path) -> None:
     sizes = sorted(
         ((path.stat().st_size, path) for path in package.rglob("*") if path.is_file()), reverse=True
@@ -185,7 +148,7 @@ def _id_of(name: str, resolved: str) -> str:
     return f"multistill-{slug}-{hashlib.sha256(resolved.encode()).hexdigest()[:8]}"
 
 
-def _start(client: Any, wanted: str, *, fixed: bool, **request: Any) -> str:
+def _start(client: Any, wanted: str, **request: Any) -> str:
     """Start the job, or find that it runs already. Returns its id."""
     for number in range(1, 1000):
         name = wanted if number == 1 else f"{wanted}-{number}"
@@ -194,10 +157,6 @@ def _start(client: Any, wanted: str, *, fixed: bool, **request: Any) -> str:
             return _submit_when_ready(client, submission_id=name, **request)
         if known not in _DONE:
             return name
-        if fixed:
-            raise UsageError(
-                f"the cluster has a finished job `{name}`; choose another id, or leave it out"
-            )
     raise MultistillError(f"the cluster has a thousand jobs `{wanted}`; delete the old ones")
 
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multistill.cluster.growth import grown
-from multistill.cluster.machine import local_cpus
+from multistill.cluster.autoscale import wait_for_resources
 from multistill.errors import MultistillError
-from multistill.tracking.secrets import has_password
+from multistill.hardware import local_cpus
+from multistill.tracking.redaction import has_password
 
 if TYPE_CHECKING:
     from multistill.config import ResourcesConfig
@@ -41,7 +41,7 @@ def start(
     resources: ResourcesConfig,
     *,
     dashboard: bool = False,
-    say: Callable[[str], None] = lambda message: None,
+    log: Callable[[str], None] = lambda message: None,
 ) -> Iterator[dict[str, float]]:
     """Ray for the time of the block; yields the cluster's resources.
 
@@ -52,7 +52,7 @@ def start(
     Args:
         dashboard: a local Ray's dashboard and state API, on 127.0.0.1. Ray Train inside
             Ray Tune needs it to free resources of stopped trials.
-        say: hears what is waited for on a cluster that grows.
+        log: hears what is waited for on a cluster that grows.
 
     Raises:
         MultistillError: the cluster does not answer or grow, or a local Ray does not start.
@@ -65,16 +65,16 @@ def start(
     import ray
 
     if ray.is_initialized():
-        with grown(resources.wait_for, resources.wait_minutes, say) as found:
+        with wait_for_resources(resources.wait_for, resources.wait_minutes, log) as found:
             yield found
         return
     address = _address(resources)
     if address:
-        _knock(address)
+        _check_reachable(address)
     options = _join_options(address) if address else _local_options(resources, dashboard)
     _init(address, options)
     try:
-        with grown(resources.wait_for, resources.wait_minutes, say) as found:
+        with wait_for_resources(resources.wait_for, resources.wait_minutes, log) as found:
             yield found
     finally:
         ray.shutdown()
@@ -110,7 +110,7 @@ def _address(resources: ResourcesConfig) -> str | None:
     return address
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """See that something listens there; Ray itself would try for minutes.
 
     Raises:

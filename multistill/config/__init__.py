@@ -1,6 +1,6 @@
 """The job file as typed models: every section, every default, in the order of the data.
 
-Reading YAML, `--set` and line numbers live in `multistill.jobfile`. This module knows
+Reading YAML, `--set` and line numbers live in `multistill.pipeline.jobfile`. This module knows
 nothing else of ours, so any room may import it.
 
 Fields marked `execution()` say how work is done, not what comes out (pool sizes,
@@ -8,6 +8,8 @@ retries). They are left out of fingerprints, so changing them reuses what exists
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -20,15 +22,16 @@ from multistill.config.data import (
     SplitConfig,
     TextEncoderConfig,
 )
-from multistill.config.learning import (
+from multistill.config.models import (
     DistillationConfig,
     ModelConfig,
     StudentConfig,
     TeacherConfig,
     TrainConfig,
 )
+from multistill.config.resources import ResourcesConfig
 from multistill.config.search import EvaluationConfig, SearchConfig, SearchParameter
-from multistill.config.service import ChampionConfig, ResourcesConfig, TrackingConfig
+from multistill.config.tracking import ChampionConfig, TrackingConfig
 
 __all__ = [
     "CLASSES",
@@ -104,6 +107,20 @@ class JobConfig(Section):
                 f"there is {', '.join(names)}"
             )
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the results: not where the job runs, is stored or recorded."""
+        return {
+            name: value
+            for name, value in super().identity().items()
+            if name not in {"workspace", "tracking", "resources"}
+        }
+
+    def to_yaml(self) -> str:
+        """The resolved job as a job file, defaults included."""
+        import yaml
+
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def searched_student(self) -> StudentConfig:
         wanted = self.search.student or self.students[0].name

@@ -20,7 +20,7 @@ class SearchParameter(Section):
     when: dict[str, list[str | int | float | bool]] = Field(
         default_factory=dict,
         description="searched only where other searched names take one of these values, "
-        "e.g. {distillation.loss: [hinton, dkd]}",
+        "e.g. {distillation.loss: [kd, dkd]}",
     )
 
     @model_validator(mode="after")

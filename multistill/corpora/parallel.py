@@ -5,7 +5,6 @@ Small corpora never pay for processes, and a process that is starting holds noth
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,19 +14,14 @@ from itertools import chain, islice
 from time import perf_counter
 from typing import Any, Generic, TypeVar
 
+from multistill.hardware import cores
+
 ALONE = 0.1  # seconds of work before other processes are started
 AHEAD = 4  # chunks handed out for each process, so that none waits for its next
 _IDLE = 20  # seconds that a process waits for more work before it leaves
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-def workers_here() -> int:
-    """CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -50,7 +44,7 @@ def in_order(
             new processes warm up with one.
         workers: processes, this one included; default one a CPU.
     """
-    others = (workers_here() if workers is None else workers) - 1
+    others = (cores() if workers is None else workers) - 1
     helpers: _Helpers[T, R] | None = None
     waiting: deque[tuple[Future[R], Sequence[T]]] = deque()
     spent = 0.0

@@ -21,7 +21,7 @@ def audio_folder(config: CorpusConfig, table: Path) -> Path:
 
 
 def listing(folder: Path, root: Path) -> dict[str, bool]:
-    """Names of the files in `folder` -> whether the file stays below `root`.
+    """SeenIds of the files in `folder` -> whether the file stays below `root`.
 
     One directory read instead of a question a file. A folder that is not there is empty.
     A file leaves the root when it, or a folder above it, is a link to somewhere else.
@@ -79,7 +79,7 @@ def is_utf8(name: str) -> bool:
 
 
 def entries(folder: Path) -> dict[str, str]:
-    """Names below a folder, NFC -> as on disk (archives made on a Mac hold NFD names)."""
+    """SeenIds below a folder, NFC -> as on disk (archives made on a Mac hold NFD names)."""
     if not folder.is_dir():
         return {}
     names = sorted(child.name for child in folder.iterdir())

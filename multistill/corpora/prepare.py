@@ -15,16 +15,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from multistill.config import CorpusConfig, SplitConfig
-from multistill.corpora import demo, quality
-from multistill.corpora.gather import gather
-from multistill.corpora.ledger import Rejections
-from multistill.corpora.loaders import corpus_root, read
+from multistill.corpora import quality
+from multistill.corpora.build import build_manifest
+from multistill.corpora.loaders import corpus_root, demo, read
+from multistill.corpora.manifest import MANIFEST_SCHEMA, NOTES, QUALITY, REJECTED, write_manifest
 from multistill.corpora.paths import audio_folder
 from multistill.corpora.records import Rows
-from multistill.corpora.schema import MANIFEST_SCHEMA, NOTES, QUALITY, REJECTED, write_manifest
-from multistill.corpora.split import PARTS, guard, hash64, leaks, split_rows
+from multistill.corpora.rejections import Rejections
+from multistill.corpora.split import PARTS, hash64, leaks, refuse_leaks, split_rows
 from multistill.errors import MultistillError, UsageError
-from multistill.watch import Silent, Watch
+from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.workspace import write_json
 
 AUDIO = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
@@ -38,7 +38,7 @@ def prepare(
     out: Path,
     *,
     unpacked: Path,
-    watch: Watch | None = None,
+    logger: RunLogger | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Write `manifest.parquet`, `rejected.parquet`, `notes.parquet`, `quality.json` into `out`.
@@ -54,7 +54,7 @@ def prepare(
         MultistillError: where nothing is left to train on.
     """
     with _lean():
-        return _prepare(corpora, split, seed, out, unpacked, watch or Silent(), workers)
+        return _prepare(corpora, split, seed, out, unpacked, logger or NullLogger(), workers)
 
 
 @contextmanager
@@ -74,20 +74,20 @@ def _prepare(
     seed: int,
     out: Path,
     unpacked: Path,
-    watch: Watch,
+    logger: RunLogger,
     workers: int | None,
 ) -> dict[str, Any]:
     told = ((config.title, _rows(config, unpacked)) for config in corpora)
-    found = gather(told, split.ties, workers, watch)
+    found = build_manifest(told, split.ties, workers, logger)
     if not len(found.rows):
         raise MultistillError(_nothing(found.rejections))
-    watch.say(f"{len(found.rows)} utterances read, {len(found.rejections)} left out")
+    logger.info(f"{len(found.rows)} utterances read, {len(found.rejections)} left out")
     given = found.rows["given_split"].to_pylist() if split.by == "column" else None
     made = split_rows(found.rows, split, seed, given)
-    for name in made.facts["borrowed"]:
-        watch.say(f"the split had to borrow {name}: chance gave one part no group")
+    for name in made.facts["reassigned"]:
+        logger.info(f"the split had to borrow {name}: chance gave one part no group")
     leaked = leaks(found.rows, made.part)
-    guard(leaked, split)
+    refuse_leaks(leaked, split)
     before = found.rows.append_column(
         "split", pa.array(np.array(PARTS)[made.part], pa.string())
     ).append_column("fold", pa.array(made.fold, pa.int32()))

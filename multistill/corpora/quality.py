@@ -17,18 +17,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from multistill.config import CLASSES, SplitConfig
-from multistill.corpora.audio import content_digest, read_signal
-from multistill.corpora.gather import Gathered
-from multistill.corpora.labels import Votes
-from multistill.corpora.ledger import Examples
-from multistill.corpora.parallel import map_files
-from multistill.corpora.raters import (
+from multistill.corpora.agreement import (
     distinct,
     krippendorff_alpha,
     leave_one_rater_out,
     vote_entropy,
 )
-from multistill.corpora.schema import keys
+from multistill.corpora.audio import content_digest, read_signal
+from multistill.corpora.build import Gathered
+from multistill.corpora.labels import Votes
+from multistill.corpora.manifest import keys
+from multistill.corpora.parallel import map_files
+from multistill.corpora.rejections import Examples
 from multistill.corpora.split import PARTS, hash64
 from multistill.corpora.text import normal_text
 

@@ -91,8 +91,8 @@ class Rows:
     make: Callable[[Sequence[Any]], Iterable[Record]]
 
 
-class Names:
-    """Names that have been seen, eight bytes each: a Python set takes ten times that.
+class SeenIds:
+    """SeenIds that have been seen, eight bytes each: a Python set takes ten times that.
 
     Holds 64-bit hashes; two different names of a million are taken for one another with a
     chance of 3e-8.

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from multistill.config import SplitConfig
-from multistill.corpora.schema import keys
+from multistill.corpora.manifest import keys
 from multistill.corpora.text import normal_text
 from multistill.errors import UsageError
 
@@ -46,7 +46,7 @@ def hash64(*parts: object) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def place(name: str, seed: int) -> float:
+def position(name: str, seed: int) -> float:
     """The place of a group in [0, 1); needs to know no other group."""
     found = _NUMBERED.fullmatch(name)
     if found is None:
@@ -57,22 +57,22 @@ def place(name: str, seed: int) -> float:
 
 @dataclass(frozen=True)
 class Parts:
-    """Which part each group is in. `borrowed` names groups that chance had put elsewhere."""
+    """Which part each group is in. `reassigned` names groups that chance had put elsewhere."""
 
     part: Mapping[str, str]
-    borrowed: tuple[str, ...] = ()
+    reassigned: tuple[str, ...] = ()
 
 
 def assign(groups: Iterable[str], test: float, valid: float, seed: int) -> Parts:
     """A part for every group.
 
     Where a part that was asked for gets no group by its place, the nearest group is
-    borrowed; that group alone may move back when the corpus grows, and is reported.
+    reassigned; that group alone may move back when the corpus grows, and is reported.
 
     Raises:
         UsageError: where there are fewer groups than parts.
     """
-    places = {name: place(name, seed) for name in set(groups)}
+    places = {name: position(name, seed) for name in set(groups)}
     wanted = [part for part, share in (("test", test), ("valid", valid)) if share > 0]
     if len(places) < len(wanted) + 1:
         raise UsageError(
@@ -83,7 +83,7 @@ def assign(groups: Iterable[str], test: float, valid: float, seed: int) -> Parts
         name: "test" if at < test else "valid" if at < test + valid else "train"
         for name, at in places.items()
     }
-    borrowed = []
+    reassigned = []
     for missing in [*wanted, "train"]:
         if missing in part.values():
             continue
@@ -93,8 +93,8 @@ def assign(groups: Iterable[str], test: float, valid: float, seed: int) -> Parts
         free = [name for name in places if held.count(part[name]) > 1]
         best = min(free, key=lambda name: (part[name] != "train", abs(places[name] - edge), name))
         part[best] = missing
-        borrowed.append(best)
-    return Parts(part, tuple(borrowed))
+        reassigned.append(best)
+    return Parts(part, tuple(reassigned))
 
 
 def deal_folds(part: Mapping[str, str], folds: int, seed: int) -> dict[str, int]:
@@ -131,7 +131,7 @@ def split_rows(
     """
     if config.by == "random":
         part, fold = _by_row(table, config, seed)
-        facts: dict[str, Any] = {"by": "random", "borrowed": []}
+        facts: dict[str, Any] = {"by": "random", "reassigned": []}
     elif config.by == "column":
         part, fold, facts = _by_column(table, config, seed, given)
     else:
@@ -143,7 +143,7 @@ def split_rows(
         facts = {
             "by": config.by,
             "groups": {p: sum(w == p for w in parts.part.values()) for p in PARTS},
-            "borrowed": list(parts.borrowed),
+            "reassigned": list(parts.reassigned),
         }
     return Split(part, np.where(part == 2, -1, fold).astype(np.int32), facts)
 
@@ -255,14 +255,14 @@ def _by_column(
     _need(part, ("train", "test"), "column", way_out)
     codes, sessions = _coded(table, "session")
     names = sessions.to_pylist()
-    facts: dict[str, Any] = {"by": "column", "borrowed": []}
+    facts: dict[str, Any] = {"by": "column", "reassigned": []}
     tested = set(np.unique(codes[part == 2]).tolist())
     if not (part == 1).any() and config.valid > 0:
         open_groups = [name for code, name in enumerate(names) if code not in tested]
         parts = _assigned(config.model_copy(update={"test": 0.0}), open_groups, seed)
         held = np.array([parts.part.get(name) == "valid" for name in names])[codes]
         part = np.where(held & (part == 0), 1, part).astype(np.int8)
-        facts |= {"valid_from_train": True, "borrowed": list(parts.borrowed)}
+        facts |= {"valid_from_train": True, "reassigned": list(parts.reassigned)}
     way_out = "name some there in the split column, or set split.valid to cut it from train"
     _need(part, ("valid",), "column", way_out)
     main = {
@@ -308,7 +308,7 @@ def leaks(table: pa.Table, part: npt.NDArray[np.int8]) -> dict[str, Any]:
     return found
 
 
-def guard(found: Mapping[str, Any], config: SplitConfig) -> None:
+def refuse_leaks(found: Mapping[str, Any], config: SplitConfig) -> None:
     """Refuse a split with a session or a speaker on both sides.
 
     Raises:

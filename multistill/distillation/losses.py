@@ -25,7 +25,7 @@ from torch import Tensor
 
 from multistill.models.losses import LabelLoss, LabelSource, label_loss
 
-SoftLoss = Literal["hinton", "two-mse", "dkd", "dist"]
+SoftLoss = Literal["kd", "two-mse", "dkd", "dist"]
 
 
 class DistillationTerms(NamedTuple):
@@ -46,7 +46,7 @@ def standardized(logits: Tensor, eps: float = 1e-7) -> Tensor:
     return (logits - logits.mean(dim=1, keepdim=True)) / (eps + deviation)
 
 
-def hinton(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 * KL(p_t(T) || p_s(T)) -> [B] (Hinton et al. 2015, arXiv 1503.02531).
 
     The sum over classes, so that its batch mean is torch's `batchmean`. T^2 keeps the size
@@ -66,7 +66,7 @@ def mean_squared(student: Tensor, teacher: Tensor) -> Tensor:
     return ((student - teacher) ** 2).mean(dim=1)
 
 
-def decoupled(
+def dkd(
     student: Tensor,
     teacher: Tensor,
     target: Tensor,
@@ -139,16 +139,16 @@ def soft_loss(
     teacher = teacher.detach()
     if standardize:
         student, teacher = standardized(student), standardized(teacher)
-    if loss == "hinton":
-        return hinton(student, teacher, temperature)
+    if loss == "kd":
+        return kd(student, teacher, temperature)
     if loss == "two-mse":
         return mean_squared(student, teacher)
     if loss == "dist":
         return dist(student, teacher, temperature)
     if loss == "dkd":
         target = winner.clamp(min=0)
-        apart = decoupled(student, teacher, target, temperature, dkd_alpha, dkd_beta)
-        return torch.where(winner < 0, hinton(student, teacher, temperature), apart)
+        apart = dkd(student, teacher, target, temperature, dkd_alpha, dkd_beta)
+        return torch.where(winner < 0, kd(student, teacher, temperature), apart)
     raise ValueError(f"there is no distillation loss `{loss}`")
 
 
@@ -158,7 +158,7 @@ def distillation_loss(
     shares: Tensor,
     winner: Tensor,
     *,
-    loss: SoftLoss = "hinton",
+    loss: SoftLoss = "kd",
     temperature: float = 2.0,
     weight: float = 0.5,
     standardize: bool = False,

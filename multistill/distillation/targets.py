@@ -6,7 +6,7 @@ pooled.safetensors         where asked for: its representations of the training 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,20 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from multistill.config import CLASSES
-from multistill.corpora.schema import read_manifest
 from multistill.errors import MultistillError
-from multistill.features.batches import collate
-from multistill.features.store import FeatureStore
-from multistill.models.build import EmotionModel
-from multistill.models.context import DialogueContext
-
-Floats = npt.NDArray[np.float32]
-Integers = npt.NDArray[np.int64]
+from multistill.typing import FloatArray, IntArray
 
 POOLED = "pooled.safetensors"
-
-BATCH_FRAMES = 32_768
-"""Padded audio frames and text tokens of one batch: about 128 MB at 1,024 values a frame."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +37,9 @@ class SoftTargets:
     """
 
     ids: list[str]
-    logits: Floats
+    logits: FloatArray
     teacher: str
-    fold: Integers
+    fold: IntArray
 
 
 def write_soft_targets(
@@ -110,7 +100,7 @@ def write_pooled(targets: Path, rows: npt.ArrayLike, pooled: npt.ArrayLike) -> N
     temporary.replace(path)
 
 
-def read_pooled(targets: Path) -> tuple[Integers, torch.Tensor]:
+def read_pooled(targets: Path) -> tuple[IntArray, torch.Tensor]:
     """`rows` and `pooled` of `write_pooled`; memory-mapped, so processes of a node share it.
 
     Raises:
@@ -138,112 +128,8 @@ def _vectors(values: npt.ArrayLike, rows: int, width: int) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), width)
 
 
-def _matrix(column: pa.ChunkedArray) -> Floats:
+def _matrix(column: pa.ChunkedArray) -> FloatArray:
     width = column.type.list_size
     parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     flat = np.concatenate(parts) if parts else np.zeros(0)
     return flat.astype(np.float32).reshape(-1, width)
-
-
-def dialogue_context(
-    model: EmotionModel, store: FeatureStore, manifest: Path
-) -> DialogueContext | None:
-    """The previous turns that a model reads; None for a model that reads none.
-
-    Args:
-        manifest: the manifest or its folder, with the turns of all splits.
-    """
-    if not model.spec.context_turns:
-        return None
-    columns = read_manifest(manifest, ["utterance_id", "dialogue", "turn"]).to_pydict()
-    return DialogueContext(store, columns, model.spec.context_turns)
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """A model's outputs: logits float32 [N, 7] and, where asked for, pooled float32 [N, D]."""
-
-    logits: Floats
-    pooled: Floats | None
-
-
-def predict(
-    model: EmotionModel,
-    store: FeatureStore,
-    ids: Sequence[str],
-    device: torch.device | str | None = None,
-    max_frames: int | None = None,
-    batch_frames: int = BATCH_FRAMES,
-    context: DialogueContext | None = None,
-    keep_pooled: bool = True,
-) -> Outputs:
-    """Outputs of the model in eval mode, in the order of `ids`; its mode is restored.
-
-    Args:
-        device: default: a GPU where there is one. The model is moved there.
-        max_frames: audio frames read, as in training.
-        batch_frames: padded frames plus tokens of one batch; one utterance always fits.
-        context: required by a model that reads previous turns, see `dialogue_context`.
-        keep_pooled: give the pooled states too; [N, D] is much for many utterances.
-    """
-    if model.spec.context_turns and context is None:
-        raise ValueError("this model reads previous turns: give it a DialogueContext")
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model.to(chosen)
-    logits = np.zeros((len(ids), model.spec.num_classes), dtype=np.float32)
-    pooled = np.zeros((len(ids), model.pooled_dim), dtype=np.float32) if keep_pooled else None
-    frames, tokens = store.audio_frames(ids), store.text_tokens(ids)
-    if max_frames is not None:
-        frames = np.minimum(frames, max_frames)
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for rows in _by_length(frames, tokens, batch_frames):
-                names = [ids[row] for row in rows]
-                batch = collate(store, names, max_frames).to(chosen)
-                turns = context.batch(names) if model.spec.context_turns and context else None
-                output = model(
-                    batch.audio,
-                    batch.audio_mask,
-                    batch.text,
-                    batch.text_mask,
-                    *((part.to(chosen) for part in turns) if turns else ()),
-                )
-                logits[rows] = output.logits.float().cpu().numpy()
-                if pooled is not None:
-                    pooled[rows] = output.pooled.float().cpu().numpy()
-    finally:
-        model.train(training)
-    return Outputs(logits, pooled)
-
-
-def predict_logits(
-    model: EmotionModel,
-    store: FeatureStore,
-    ids: Sequence[str],
-    device: torch.device | str | None = None,
-    max_frames: int | None = None,
-    batch_frames: int = BATCH_FRAMES,
-    context: DialogueContext | None = None,
-) -> Floats:
-    """The logits of `predict`, [N, 7]."""
-    return predict(
-        model, store, ids, device, max_frames, batch_frames, context, keep_pooled=False
-    ).logits
-
-
-def _by_length(frames: Integers, tokens: Integers, budget: int) -> Iterator[Integers]:
-    """Rows of like length together, each batch within the budget of padded positions."""
-    order = np.argsort(frames, kind="stable")
-    start = 0
-    widest = 0
-    for end, row in enumerate(order):
-        text = max(widest, int(tokens[row]))
-        # Sorted by frames: the newest row is the longest clip of the batch.
-        if end > start and (end - start + 1) * (int(frames[row]) + text) > budget:
-            yield order[start:end]
-            start, text = end, int(tokens[row])
-        widest = text
-    if start < len(order):
-        yield order[start:]

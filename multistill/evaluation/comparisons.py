@@ -8,8 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import binomtest
 
-from multistill.evaluation.intervals import interval
-from multistill.evaluation.metrics import HARD, Array, Labels
+from multistill.metrics.classification import HARD
+from multistill.metrics.intervals import interval
+from multistill.typing import DoubleArray, IntArray
 
 Verdict = Literal["helped", "did not help", "cannot tell"]
 DECIDING = "macro_f1"
@@ -26,9 +27,9 @@ WORDS = {
 class Scored:
     """One model's metrics on the test set and on every resample of it."""
 
-    values: dict[str, Array]
-    draws: dict[str, Array]
-    predicted: Labels
+    values: dict[str, DoubleArray]
+    draws: dict[str, DoubleArray]
+    predicted: IntArray
     """Predicted class [N]; with several seeds, of the first."""
     seeds: int = 1
 
@@ -54,7 +55,7 @@ def mcnemar(right: np.ndarray, other: np.ndarray) -> dict[str, Any]:
 
 
 def compare(
-    name: str, first: Scored, against: str, second: Scored, truth: Labels, confidence: float
+    name: str, first: Scored, against: str, second: Scored, truth: IntArray, confidence: float
 ) -> dict[str, Any]:
     """Paired differences `name` minus `against` with intervals, a verdict and a sentence.
 

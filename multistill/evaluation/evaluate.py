@@ -15,28 +15,29 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from multistill.config import CLASSES, EvaluationConfig
 from multistill.errors import MultistillError
-from multistill.evaluation.answering import (
-    Answering,
-    ModelEntry,
+from multistill.evaluation.candidates import (
+    Candidate,
+    LoadedModel,
     device_name,
     encoders,
     evenly,
     probe,
 )
-from multistill.evaluation.calibration import fit_temperature
-from multistill.evaluation.clips import Clips, read_clips, read_training
-from multistill.evaluation.latency import Road, percentiles
-from multistill.evaluation.metrics import SMALLEST, Array, Labels, calibration_of, softmax
 from multistill.evaluation.scoring import BASELINE, Prediction, Scorer, compare_all
-from multistill.features.store import FeatureStore
-from multistill.watch import Silent, Watch
+from multistill.evaluation.utterances import Utterances, read_training, read_utterances
+from multistill.features.cache import open_store
+from multistill.hardware import default_device
+from multistill.inference.latency import EncoderLatency, percentiles
+from multistill.metrics.calibration import fit_temperature
+from multistill.metrics.classification import SMALLEST, calibration_of, softmax
+from multistill.tracking.logger import NullLogger, RunLogger
+from multistill.typing import DoubleArray, IntArray
 from multistill.workspace import write_json
 
-__all__ = ["METRICS", "PREDICTIONS", "ModelEntry", "evaluate"]
+__all__ = ["METRICS", "PREDICTIONS", "Candidate", "evaluate"]
 
 PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"
@@ -59,10 +60,10 @@ SCHEMA = pa.schema(
 def evaluate(
     manifest: Path,
     features: Path,
-    models: Sequence[ModelEntry],
+    models: Sequence[Candidate],
     config: EvaluationConfig,
     out: Path,
-    watch: Watch | None = None,
+    logger: RunLogger | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Score models on the test split; write predictions.parquet and metrics.json into `out`.
@@ -76,10 +77,10 @@ def evaluate(
     Raises:
         MultistillError: no test clip has features, or `compare_to` names no entry.
     """
-    watch = watch or Silent()
+    logger = logger or NullLogger()
     _check(models)
-    store = FeatureStore(features)
-    splits = {name: read_clips(manifest, name, store) for name in ("train", "valid", "test")}
+    store = open_store(features)
+    splits = {name: read_utterances(manifest, name, store) for name in ("train", "valid", "test")}
     test = splits["test"]
     if not len(test):
         raise MultistillError(
@@ -87,12 +88,14 @@ def evaluate(
             "scored; raise `split.test` or look into quarantine.parquet of the features"
         )
     training = read_training(manifest)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     scorer = Scorer(test, training, config, seed)
     used = encoders(store.info)
-    road = None
+    encoder_latency = None
     if config.latency_clips:
-        road = Road(manifest, store.info, test.ids, config.latency_clips, device)
+        encoder_latency = EncoderLatency(
+            manifest, store.info, test.ids, config.latency_clips, device
+        )
     described: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
     with pq.ParquetWriter(out / PREDICTIONS, SCHEMA) as writer:
@@ -100,25 +103,25 @@ def evaluate(
         prior = np.tile(training.prior, (len(test), 1))
         writer.write_table(_table(BASELINE, test, prior, constant))
         for number, entry in enumerate(models, start=1):
-            answering = Answering(entry, store, manifest, device)
-            prediction = _predict(answering, test, splits["valid"])
+            loaded = LoadedModel(entry, store, manifest, device)
+            prediction = _predict(loaded, test, splits["valid"])
             predictions.append(prediction)
             writer.write_table(_table(entry.name, test, prediction.probabilities))
-            facts = answering.facts(used) | scorer.model(prediction)
+            facts = loaded.facts(used) | scorer.model(prediction)
             if entry.repeats:
                 repeats = [
-                    Answering(replace(entry, folders=[folder]), store, manifest, device)
+                    LoadedModel(replace(entry, folders=[folder]), store, manifest, device)
                     for folder in entry.repeats
                 ]
                 facts["seeds"] = scorer.seeds(
                     prediction, [repeat.probabilities(test.ids) for repeat in repeats]
                 )
             if entry.role == "teacher":
-                facts["in_sample"] = _in_sample(answering, splits["train"], config)
-            if road is not None:
-                facts |= _latency(road, answering)
+                facts["in_sample"] = _in_sample(loaded, splits["train"], config)
+            if encoder_latency is not None:
+                facts |= _latency(encoder_latency, loaded)
             described.append(facts)
-            watch.progress(number, len(models), "models")
+            logger.progress(number, len(models), "models")
         references = []
         for modality in dict.fromkeys(facts["modality"] for facts in described):
             facts, answers = probe(modality, store, splits["train"], test, used)
@@ -141,7 +144,7 @@ def evaluate(
             "models": described,
             "distillation": comparisons,
             "device": device_name(device),
-            "latency": road.facts() if road else None,
+            "latency": encoder_latency.facts() if encoder_latency else None,
         },
     )
     return {
@@ -153,7 +156,7 @@ def evaluate(
     }
 
 
-def _check(models: Sequence[ModelEntry]) -> None:
+def _check(models: Sequence[Candidate]) -> None:
     names = [entry.name for entry in models]
     for entry in models:
         if names.count(entry.name) > 1 or entry.name == BASELINE:
@@ -165,43 +168,43 @@ def _check(models: Sequence[ModelEntry]) -> None:
             )
 
 
-def _predict(answering: Answering, test: Clips, valid: Clips) -> Prediction:
+def _predict(loaded: LoadedModel, test: Utterances, valid: Utterances) -> Prediction:
     """Answers on test, as they are and with a temperature fitted on validation."""
-    entry = answering.entry
-    probabilities = answering.probabilities(test.ids)
+    entry = loaded.entry
+    probabilities = loaded.probabilities(test.ids)
     temperature = None
     if len(valid):
-        temperature = fit_temperature(_logits(answering.probabilities(valid.ids)), valid.truth)
+        temperature = fit_temperature(_logits(loaded.probabilities(valid.ids)), valid.truth)
     calibrated = softmax(_logits(probabilities) / temperature) if temperature else None
     return Prediction(entry.name, probabilities, calibrated, temperature, entry.compare_to)
 
 
-def _logits(probabilities: Array) -> Array:
+def _logits(probabilities: DoubleArray) -> DoubleArray:
     """Logits up to a constant, which no softmax sees; defined for an ensemble's mean too."""
     return np.asarray(np.log(np.maximum(probabilities, SMALLEST)))
 
 
-def _in_sample(answering: Answering, train: Clips, config: EvaluationConfig) -> dict[str, Any]:
+def _in_sample(loaded: LoadedModel, train: Utterances, config: EvaluationConfig) -> dict[str, Any]:
     """A teacher's calibration on the clips it was trained on (at most `IN_SAMPLE_CLIPS`)."""
     chosen = evenly(len(train), IN_SAMPLE_CLIPS)
-    probabilities = answering.probabilities([train.ids[row] for row in chosen])
+    probabilities = loaded.probabilities([train.ids[row] for row in chosen])
     return calibration_of(
         train.truth[chosen], probabilities, train.shares[chosen], config.calibration_bins
     )
 
 
-def _latency(road: Road, answering: Answering) -> dict[str, Any]:
-    head = answering.head_times(road.ids)
-    whole = road.end_to_end(answering.spec.modality, head)
+def _latency(encoder_latency: EncoderLatency, loaded: LoadedModel) -> dict[str, Any]:
+    head = loaded.head_times(encoder_latency.ids)
+    whole = encoder_latency.end_to_end(loaded.spec.modality, head)
     found: dict[str, Any] = {"latency_ms": percentiles(head)}
     if whole is not None:
         found["latency_end_to_end_ms"] = percentiles(whole)
-        found["real_time_factor"] = road.real_time_factor(whole)
+        found["real_time_factor"] = encoder_latency.real_time_factor(whole)
     return found
 
 
 def _table(
-    name: str, clips: Clips, probabilities: Array, predicted: Labels | None = None
+    name: str, clips: Utterances, probabilities: DoubleArray, predicted: IntArray | None = None
 ) -> pa.Table:
     answers = probabilities.argmax(axis=1) if predicted is None else predicted
     flat = pa.array(probabilities.astype(np.float32).reshape(-1))

@@ -9,20 +9,19 @@ from typing import Any
 import numpy as np
 
 from multistill.config import CLASSES, EvaluationConfig
-from multistill.evaluation.clips import Clips, Training
 from multistill.evaluation.comparisons import Scored, compare
-from multistill.evaluation.intervals import Resampling, choose_clusters, interval, intervals
-from multistill.evaluation.metrics import (
+from multistill.evaluation.utterances import Training, Utterances
+from multistill.metrics.classification import (
     CALIBRATION,
     CELLS,
     HARD,
-    Array,
-    Labels,
-    Sheet,
+    SufficientStatistics,
     entropy,
     from_confusion,
     per_class,
 )
+from multistill.metrics.intervals import Resampling, choose_clusters, interval, intervals
+from multistill.typing import DoubleArray, IntArray
 
 BASELINE = "majority baseline"
 MOST_GROUPS = 60
@@ -40,8 +39,8 @@ class Prediction:
     """
 
     name: str
-    probabilities: Array
-    calibrated: Array | None = None
+    probabilities: DoubleArray
+    calibrated: DoubleArray | None = None
     temperature: float | None = None
     compare_to: str | None = None
 
@@ -50,12 +49,12 @@ class Scorer:
     """Scores any number of models on the same clips and the same resamples of them."""
 
     def __init__(
-        self, clips: Clips, training: Training, config: EvaluationConfig, seed: int
+        self, clips: Utterances, training: Training, config: EvaluationConfig, seed: int
     ) -> None:
         self.clips = clips
         self.training = training
         self.confidence = config.confidence
-        self.sheet = Sheet(config.calibration_bins)
+        self.statistics = SufficientStatistics(config.calibration_bins)
         self.clusters = choose_clusters(clips.sessions, clips.speakers)
         self.resampling = Resampling(self.clusters, config.resamples, seed)
         self.groups = _groups(clips, training)
@@ -66,7 +65,7 @@ class Scorer:
         """Always the most frequent class of training, with training's shares as distribution."""
         label = self.training.majority
         size = len(self.clips)
-        rows = self.sheet.rows_of(
+        rows = self.statistics.rows_of(
             self.clips.truth,
             np.full(size, label, dtype=np.int64),
             np.tile(self.training.prior, (size, 1)),
@@ -86,23 +85,23 @@ class Scorer:
     def model(self, prediction: Prediction) -> dict[str, Any]:
         """Metrics with intervals, confusion, calibration and slices of one model."""
         clips = self.clips
-        rows = self.sheet.rows(clips.truth, prediction.probabilities, clips.shares)
+        rows = self.statistics.rows(clips.truth, prediction.probabilities, clips.shares)
         values, draws = self._measure(rows)
         self.scored[prediction.name] = Scored(
             values, draws, prediction.probabilities.argmax(axis=1)
         )
         sums = rows.sum(axis=0)
-        confusion = self.sheet.confusion(sums)
+        confusion = self.statistics.confusion(sums)
         return {
             "metrics": intervals(values, draws, self.confidence),
             "confusion": confusion.astype(int).tolist(),
             "classes": per_class(confusion),
-            "reliability": self.sheet.reliability(sums).tolist(),
+            "reliability": self.statistics.reliability(sums).tolist(),
             "calibration": self._calibrated(prediction),
             "slices": self._slices(rows),
         }
 
-    def seeds(self, prediction: Prediction, repeats: Sequence[Array]) -> dict[str, Any]:
+    def seeds(self, prediction: Prediction, repeats: Sequence[DoubleArray]) -> dict[str, Any]:
         """The hard metrics over trainings from several seeds.
 
         Args:
@@ -114,7 +113,9 @@ class Scorer:
         """
         answers = [prediction.probabilities, *repeats]
         truth, shares = self.clips.truth, self.clips.shares
-        measured = [self._measure(self.sheet.rows(truth, answer, shares)) for answer in answers]
+        measured = [
+            self._measure(self.statistics.rows(truth, answer, shares)) for answer in answers
+        ]
         values = {m: np.stack([values[m] for values, _ in measured]) for m in HARD}
         draws = {m: np.mean([draws[m] for _, draws in measured], axis=0) for m in HARD}
         means = {m: np.mean(values[m], axis=0) for m in HARD}
@@ -148,20 +149,20 @@ class Scorer:
             "clips": len(truth),
             "decided": int((truth >= 0).sum()),
             "ties": int((truth < 0).sum()),
-            "left_out": self.clips.left_out,
+            "without_features": self.clips.without_features,
             "sessions": len(set(self.clips.sessions)),
             "speakers": len(set(self.clips.speakers)),
             "resampled": self.clusters.facts(),
         }
 
-    def _measure(self, rows: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-        values = self.sheet.measure(rows.sum(axis=0))
-        return values, self.sheet.measure(self.resampling.sums(rows))
+    def _measure(self, rows: DoubleArray) -> tuple[dict[str, DoubleArray], dict[str, DoubleArray]]:
+        values = self.statistics.measure(rows.sum(axis=0))
+        return values, self.statistics.measure(self.resampling.sums(rows))
 
     def _calibrated(self, prediction: Prediction) -> dict[str, Any] | None:
         if prediction.calibrated is None:
             return None
-        rows = self.sheet.rows(self.clips.truth, prediction.calibrated, self.clips.shares)
+        rows = self.statistics.rows(self.clips.truth, prediction.calibrated, self.clips.shares)
         values, draws = self._measure(rows)
         found = intervals(values, draws, self.confidence)
         return {
@@ -169,31 +170,31 @@ class Scorer:
             **{name: found[name] for name in CALIBRATION},
         }
 
-    def _slices(self, rows: Array) -> list[dict[str, Any]]:
+    def _slices(self, rows: DoubleArray) -> list[dict[str, Any]]:
         """Hard metrics inside groups of clips; what is resampled has no interval of its own."""
         cells = rows[:, :CELLS]
         drawn = [mask for by, _, mask in self.groups if by != self.clusters.unit]
         draws = iter(self.resampling.sums_of(cells, drawn))
         found = []
         for by, name, mask in self.groups:
-            values = from_confusion(self.sheet.confusion(cells[mask].sum(axis=0)))
+            values = from_confusion(self.statistics.confusion(cells[mask].sum(axis=0)))
             if by == self.clusters.unit:
                 metrics = {
                     m: {"value": _number(values[m]), "low": None, "high": None} for m in HARD
                 }
             else:
-                spread = from_confusion(self.sheet.confusion(next(draws)))
+                spread = from_confusion(self.statistics.confusion(next(draws)))
                 metrics = {m: interval(float(values[m]), spread[m], self.confidence) for m in HARD}
             decided = int((self.clips.truth[mask] >= 0).sum())
             found.append({"by": by, "name": name, "clips": decided, "metrics": metrics})
         return found
 
 
-def _number(value: Array) -> float | None:
+def _number(value: DoubleArray) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _groups(clips: Clips, training: Training) -> list[tuple[str, str, np.ndarray]]:
+def _groups(clips: Utterances, training: Training) -> list[tuple[str, str, np.ndarray]]:
     """(kind, name, mask [N]) of every slice that splits the test set."""
     found: list[tuple[str, str, np.ndarray]] = []
     for by, names in (("session", clips.sessions), ("gender", clips.genders)):
@@ -208,7 +209,7 @@ def _groups(clips: Clips, training: Training) -> list[tuple[str, str, np.ndarray
     return found
 
 
-def _agreement(clips: Clips) -> list[tuple[str, str, np.ndarray]]:
+def _agreement(clips: Utterances) -> list[tuple[str, str, np.ndarray]]:
     """Bands of vote entropy; nothing where no clip has divided votes."""
     spread = entropy(clips.shares)
     divided = (spread > 1e-6) & (clips.truth >= 0)
@@ -220,7 +221,7 @@ def _agreement(clips: Clips) -> list[tuple[str, str, np.ndarray]]:
         (f"entropy up to {middle:.2f} nats", (spread > 1e-6) & (spread <= middle)),
         (f"entropy above {middle:.2f} nats", spread > middle),
     ]
-    known: Labels = clips.truth
+    known: IntArray = clips.truth
     return [("votes", name, mask) for name, mask in bands if (mask & (known >= 0)).any()]
 
 

@@ -21,6 +21,7 @@ from filelock import FileLock
 from pyarrow import fs
 
 from multistill.errors import MultistillError
+from multistill.features.store import FACTS, SHARDS, FeatureStore
 
 CACHE_VARIABLE = "MULTISTILL_FEATURES_CACHE"
 """Environment variable: the folder for copies. Where set, shared folders are copied too."""
@@ -30,6 +31,17 @@ ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 _USER = re.compile(r"://(?:[^/\s]*|[^/\s@:]*:\S*)@")
 """Keys inside an address; a secret may hold a slash."""
+
+
+def open_store(source: str | Path) -> FeatureStore:
+    """The store at a folder or address, through the node's copy of it where one is wanted.
+
+    Args:
+        source: a folder, or a URI as for `local_copy`.
+    Raises:
+        MultistillError: it is no finished store, or cannot be copied.
+    """
+    return FeatureStore(local_folder(source))
 
 
 def local_folder(source: str | Path) -> Path:
@@ -50,8 +62,6 @@ def local_copy(source: str | Path, cache: Path) -> Path:
         MultistillError: the source cannot be read or is no finished store, or there is no
             room for the copy.
     """
-    from multistill.features.store import FACTS, SHARDS, FeatureStore
-
     text = str(source)
     try:
         if "://" in text:
@@ -88,7 +98,7 @@ def local_copy(source: str | Path, cache: Path) -> Path:
                     f"({_first_line(error)}); run again, after freeing space or naming another "
                     f"folder by {CACHE_VARIABLE} where the disk is full"
                 ) from error
-            FeatureStore.at(partial).verify()
+            FeatureStore(partial).verify()
             partial.rename(target)
     return target
 

@@ -19,7 +19,7 @@ from multistill.config import FeaturesConfig
 from multistill.errors import MultistillError
 from multistill.features.identity import DECODER, PADDING, resolved_weights
 from multistill.features.progress import Progress, write_quarantine
-from multistill.features.shards import Plan, plan_shards
+from multistill.features.shards import ShardPlan, plan_shards
 from multistill.features.sizing import Pools, lacking, size_pools
 from multistill.features.store import (
     QUARANTINE,
@@ -28,11 +28,11 @@ from multistill.features.store import (
     read_marker,
 )
 from multistill.features.watchdog import watched
-from multistill.watch import Silent, Watch
+from multistill.tracking.logger import NullLogger, RunLogger
 
 
 def encode(
-    manifest: Path, config: FeaturesConfig, out: Path, watch: Watch | None = None
+    manifest: Path, config: FeaturesConfig, out: Path, logger: RunLogger | None = None
 ) -> dict[str, Any]:
     """Encode every utterance of a manifest into a store.
 
@@ -47,31 +47,31 @@ def encode(
         MultistillError: too many clips failed, the cluster lacks resources, an encoder
             cannot be loaded, or the disk is full.
     """
-    watch = watch or Silent()
+    logger = logger or NullLogger()
     weights = resolved_weights(config)
-    watch.params({"speech": config.speech.model, "text": config.text.model, "dtype": config.dtype})
-    watch.tags({f"{name}_weights": found or "no download" for name, found in weights.items()})
+    logger.params({"speech": config.speech.model, "text": config.text.model, "dtype": config.dtype})
+    logger.tags({f"{name}_weights": found or "no download" for name, found in weights.items()})
     out.mkdir(parents=True, exist_ok=True)
     plan = plan_shards(manifest, config.shard_seconds, out)
     (out / SHARDS).mkdir(exist_ok=True)
     markers = _finished(plan, config, out)
-    state = Progress(plan, config, out, watch, markers)
+    state = Progress(plan, config, out, logger, markers)
     todo = [shard for shard in range(plan.shards) if shard not in markers]
     if len(todo) < plan.shards:
-        watch.say(f"{plan.shards - len(todo)} of {plan.shards} shards are there already")
+        logger.info(f"{plan.shards - len(todo)} of {plan.shards} shards are there already")
     if todo:
         import ray
 
         left = plan.seconds * len(todo) / plan.shards
         pools = size_pools(config, ray.cluster_resources(), len(todo), left)
-        watch.params({"encoders": pools.encoders, "decoders": pools.decoders})
+        logger.params({"encoders": pools.encoders, "decoders": pools.decoders})
         for shard in _run(plan, config, weights, out, todo, pools):
             state.add(shard)
     state.check_budget()
     return _finish(plan, config, out, state)
 
 
-def _finished(plan: Plan, config: FeaturesConfig, out: Path) -> dict[int, dict[str, Any]]:
+def _finished(plan: ShardPlan, config: FeaturesConfig, out: Path) -> dict[int, dict[str, Any]]:
     """Markers of the shards that are done.
 
     When an earlier attempt was stopped by too many failures, shards with failed clips are
@@ -88,7 +88,7 @@ def _finished(plan: Plan, config: FeaturesConfig, out: Path) -> dict[int, dict[s
 
 
 def _run(
-    plan: Plan,
+    plan: ShardPlan,
     config: FeaturesConfig,
     weights: dict[str, str | None],
     out: Path,
@@ -153,7 +153,7 @@ def _quiet_ray_data() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _finish(plan: Plan, config: FeaturesConfig, out: Path, state: Progress) -> dict[str, Any]:
+def _finish(plan: ShardPlan, config: FeaturesConfig, out: Path, state: Progress) -> dict[str, Any]:
     """Index the shards, write the quarantine table, and count rows in against rows out."""
     quarantined = state.quarantined
     write_quarantine(out / QUARANTINE, quarantined)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from multistill.config import FeaturesConfig
-from multistill.features.encoders.hub import resolve
+from multistill.encoders.hub import resolve
 
 DECODER = 1
 """Counts up when decoding, mixing, resampling or normalising changes a single sample."""

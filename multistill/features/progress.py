@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from multistill.config import FeaturesConfig
 from multistill.errors import MultistillError
-from multistill.features.shards import Plan
+from multistill.features.shards import ShardPlan
 from multistill.features.store import QUARANTINE, marker_path, read_marker
-from multistill.watch import Watch
+from multistill.tracking.logger import RunLogger
 
 
 class State(NamedTuple):
@@ -46,14 +46,14 @@ def _kind(reason: str) -> str:
 
 
 class Progress:
-    """Counts of what is done, shown to the watch; stops the stage at too many failures."""
+    """Counts of what is done, shown to the logger; stops the stage at too many failures."""
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ShardPlan,
         config: FeaturesConfig,
         out: Path,
-        watch: Watch,
+        logger: RunLogger,
         markers: dict[int, dict[str, Any]],
     ) -> None:
         self.markers: dict[int, dict[str, Any]] = {}
@@ -63,7 +63,7 @@ class Progress:
         self._plan = plan
         self._config = config
         self._out = out
-        self._watch = watch
+        self._logger = logger
         self._shown = 0.0
         for shard, marker in markers.items():
             self._count(shard, marker)
@@ -106,13 +106,13 @@ class Progress:
         if figures:
             left = max(0.0, self._plan.seconds - now.audio_seconds)
             figures["seconds_left"] = left * figures["real_time_factor"]
-        self._watch.progress(self.clips, self._plan.clips, "clips", **figures)
+        self._logger.progress(self.clips, self._plan.clips, "clips", **figures)
 
     def record(self, summary: dict[str, Any]) -> None:
         """Throughput and counts of the whole stage, for the tracking server."""
         kinds = Counter(_kind(reason) for _, _, reason in self.quarantined)
         figures = ("quarantined", "cut", "audio_seconds", "bytes", "worker_peak_bytes", "shards")
-        self._watch.metrics(
+        self._logger.metrics(
             {
                 "clips": float(summary["encoded"]),
                 **{name: float(summary[name]) for name in figures},
@@ -124,7 +124,7 @@ class Progress:
             }
         )
         if summary["cut"]:
-            self._watch.say(
+            self._logger.info(
                 f"{summary['cut']} clips were longer than {self._config.speech.max_seconds:g} s "
                 "and were cut there (features.speech.long_clips)"
             )

@@ -32,7 +32,7 @@ SMALLEST_SHARD_S = 60.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShardPlan:
     """What there is to do. seconds and clips are of the whole corpus."""
 
     path: Path
@@ -41,7 +41,7 @@ class Plan:
     seconds: float
 
 
-def plan_shards(manifest: Path, shard_seconds: float, out: Path) -> Plan:
+def plan_shards(manifest: Path, shard_seconds: float, out: Path) -> ShardPlan:
     """The plan in `out`: the one already there if it is of this manifest, else a new one.
 
     A plan of another manifest is removed with everything it led to.
@@ -55,7 +55,7 @@ def plan_shards(manifest: Path, shard_seconds: float, out: Path) -> Plan:
         clear(out)
         facts = {"content": content, **_write(table, shard_seconds, out / PLAN)}
         write_json(out / PLAN_FACTS, facts)
-    return Plan(out / PLAN, facts["shards"], facts["clips"], facts["seconds"])
+    return ShardPlan(out / PLAN, facts["shards"], facts["clips"], facts["seconds"])
 
 
 def read_shard(path: Path, shard: int) -> pa.RecordBatch:

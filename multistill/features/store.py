@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from multistill.errors import MultistillError
-from multistill.features.cache import local_folder
-from multistill.features.numbers import Array, Dtype, Floats, item_type, pack, unpack
+from multistill.features.dtypes import Dtype, item_type, pack, unpack
+from multistill.typing import AnyArray, FloatArray, IntArray
 from multistill.workspace import read_json, write_json
 
 FORMAT = 1
@@ -38,16 +37,14 @@ INDEX = "index.parquet"
 QUARANTINE = "quarantine.parquet"
 SHARDS = "shards"
 
-Counts = npt.NDArray[np.int64]
-
 
 @dataclass(frozen=True)
 class Clip:
     """States of one utterance: audio [frames, audio_dim], text [tokens, text_dim]."""
 
     utterance_id: str
-    audio: Floats
-    text: Floats
+    audio: FloatArray
+    text: FloatArray
 
 
 def shard_schema(dtype: Dtype, audio_dim: int, text_dim: int) -> pa.Schema:
@@ -219,7 +216,7 @@ class _Batch:
                 scales,
             )
 
-    def raw(self, name: str, row: int, dim: int) -> tuple[Array, Floats | None]:
+    def raw(self, name: str, row: int, dim: int) -> tuple[AnyArray, FloatArray | None]:
         values, offsets, scales = self.columns[name]
         states = values[offsets[row] : offsets[row + 1]].reshape(-1, dim)
         return states, None if scales is None else scales[row]
@@ -229,26 +226,14 @@ class FeatureStore:
     """Random access to a finished store.
 
     Args:
-        folder: holds features.json, index.parquet and shards/. An address like
-            `s3://bucket/...` is read through the node's copy (`multistill.features.cache`).
+        folder: holds features.json, index.parquet and shards/. `cache.open_store` also takes
+            an address, and copies the store to the node first.
     Raises:
         MultistillError: the folder is not a store, or of another format.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self._source = folder
-        self._open(local_folder(folder))
-
-    @classmethod
-    def at(cls, folder: Path) -> FeatureStore:
-        """The store in exactly this folder, never a copy of it."""
-        store = cls.__new__(cls)
-        store._source = folder
-        store._open(folder)
-        return store
-
-    def _open(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = Path(folder)
         try:
             self.info: dict[str, Any] = read_json(self.folder / FACTS)
             index = pq.read_table(self.folder / INDEX, memory_map=True)
@@ -282,12 +267,12 @@ class FeatureStore:
         return utterance_id in self._row
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"source": self._source}
+        return {"folder": self.folder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["source"])  # type: ignore[misc]
+        self.__init__(state["folder"])  # type: ignore[misc]
 
-    def rows(self, ids: Iterable[str]) -> Counts:
+    def rows(self, ids: Iterable[str]) -> IntArray:
         """Positions of utterances in `.ids`."""
         try:
             return np.fromiter((self._row[name] for name in ids), dtype=np.int64)
@@ -296,23 +281,23 @@ class FeatureStore:
                 f"utterance {error.args[0]} is not in the store {self.folder}; see its {QUARANTINE}"
             ) from None
 
-    def audio_frames(self, ids: Iterable[str]) -> Counts:
+    def audio_frames(self, ids: Iterable[str]) -> IntArray:
         """Frames of each utterance, without touching the states."""
         return self._frames[self.rows(ids)]
 
-    def text_tokens(self, ids: Iterable[str]) -> Counts:
+    def text_tokens(self, ids: Iterable[str]) -> IntArray:
         """Tokens of each utterance; 0 for an empty transcript."""
         return self._tokens[self.rows(ids)]
 
-    def audio(self, utterance_id: str) -> Array:
+    def audio(self, utterance_id: str) -> AnyArray:
         """Speech states [frames, audio_dim]; float16 and float32 stores give read-only views."""
         return unpack(*self.raw("audio", utterance_id), self.dtype)
 
-    def text(self, utterance_id: str) -> Array:
+    def text(self, utterance_id: str) -> AnyArray:
         """Text states [tokens, text_dim], like `audio`."""
         return unpack(*self.raw("text", utterance_id), self.dtype)
 
-    def raw(self, modality: str, utterance_id: str) -> tuple[Array, Floats | None]:
+    def raw(self, modality: str, utterance_id: str) -> tuple[AnyArray, FloatArray | None]:
         """Stored values [length, dim] (a view of the mapped file) and int8 scales [dim]."""
         shard, batch, row = self._place[self._row_of(utterance_id)]
         dim = self.audio_dim if modality == "audio" else self.text_dim

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from multistill.config import FeaturesConfig
-from multistill.features.decode import UnusableClipError, Wave, decode
+from multistill.encoders.audio import UnusableClipError, Wave, decode
 from multistill.features.shards import read_shard
 
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from multistill.features.encoders.facts import SAMPLE_RATE
-from multistill.features.numbers import Floats
+from multistill.encoders.base import SAMPLE_RATE
+from multistill.typing import FloatArray
 
 Span = tuple[int, int]
 
@@ -42,7 +42,7 @@ def spans(samples: int, hop: int, minimum: int, window_s: float, overlap_s: floa
     return found
 
 
-def join(pieces: Sequence[Floats], parts: Sequence[Span], hop: int) -> Floats:
+def join(pieces: Sequence[FloatArray], parts: Sequence[Span], hop: int) -> FloatArray:
     """States [T, dim] of the whole clip from the states of its windows."""
     if len(pieces) == 1:
         return pieces[0]

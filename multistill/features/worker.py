@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from multistill.config import FeaturesConfig
-from multistill.features.decode import Wave
-from multistill.features.encoders.facts import SAMPLE_RATE, SpeechEncoder, TextEncoder
-from multistill.features.encoders.speech import load_speech
-from multistill.features.encoders.text import load_text
-from multistill.features.numbers import Floats
+from multistill.encoders.audio import Wave
+from multistill.encoders.base import SAMPLE_RATE, SpeechEncoder, TextEncoder
+from multistill.encoders.speech import load_speech
+from multistill.encoders.text import load_text
 from multistill.features.store import Clip, ShardWriter, shard_writer
 from multistill.features.waves import Decoded
 from multistill.features.windows import Span, join, spans
+from multistill.typing import FloatArray
 
 TEXTS_PER_BATCH = 64
 VERIFIED_CLIPS = 4
@@ -29,22 +29,22 @@ VERIFIED_CLIPS = 4
 
 
 @dataclass(frozen=True)
-class Piece:
+class Window:
     """A window of a clip, or all of it."""
 
     row: int
     number: int
-    samples: Floats
+    samples: FloatArray
 
 
-def batches(pieces: Sequence[Piece], seconds: float, equal: bool) -> Iterator[list[Piece]]:
+def batches(pieces: Sequence[Window], seconds: float, equal: bool) -> Iterator[list[Window]]:
     """Pieces of like length, together at most so many seconds with their padding.
 
     Args:
         equal: pieces of one length only.
     """
     limit = seconds * SAMPLE_RATE
-    group: list[Piece] = []
+    group: list[Window] = []
     for piece in sorted(pieces, key=lambda piece: (len(piece.samples), piece.row, piece.number)):
         length = len(piece.samples)
         full = length * (len(group) + 1) > limit
@@ -136,11 +136,11 @@ class Encoder:
         usable = {row: wave for row, wave in decoded.waves.items() if row not in reasons}
         parts = {row: self._spans(wave) for row, wave in usable.items()}
         pieces = [
-            Piece(row, number, usable[row].samples[start:stop])
+            Window(row, number, usable[row].samples[start:stop])
             for row, ranges in parts.items()
             for number, (start, stop) in enumerate(ranges)
         ]
-        states: dict[int, dict[int, Floats]] = {row: {} for row in parts}
+        states: dict[int, dict[int, FloatArray]] = {row: {} for row in parts}
         equal = self.speech.facts.padding == "equal-length"
         for group in batches(pieces, self._batch_seconds, equal):
             for piece, found in zip(group, self._encode(group), strict=True):
@@ -177,10 +177,10 @@ class Encoder:
         decoded: Decoded,
         rows: list[int],
         parts: dict[int, list[Span]],
-        states: dict[int, dict[int, Floats]],
+        states: dict[int, dict[int, FloatArray]],
         reasons: dict[int, str],
     ) -> list[Clip]:
-        texts: list[Floats] = []
+        texts: list[FloatArray] = []
         for start in range(0, len(rows), TEXTS_PER_BATCH):
             chosen = rows[start : start + TEXTS_PER_BATCH]
             texts += self.text.encode([decoded.texts[row] for row in chosen])
@@ -197,7 +197,7 @@ class Encoder:
             clips.append(Clip(decoded.ids[row], audio, text))
         return clips
 
-    def _encode(self, group: list[Piece]) -> list[Floats | str]:
+    def _encode(self, group: list[Window]) -> list[FloatArray | str]:
         """States of each piece, or why there are none."""
         try:
             return list(self.speech.encode([piece.samples for piece in group]))

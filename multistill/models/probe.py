@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from multistill.models.context import States, mean_states
 from multistill.models.spec import Modality
-
-Floats = npt.NDArray[np.float32]
+from multistill.typing import FloatArray
 
 
 @dataclass(frozen=True)
@@ -26,21 +25,21 @@ class Probe:
     """
 
     modality: Modality
-    mean: Floats
-    scale: Floats
-    weights: Floats
-    bias: Floats
+    mean: FloatArray
+    scale: FloatArray
+    weights: FloatArray
+    bias: FloatArray
 
     @property
     def params_trainable(self) -> int:
         return self.weights.size + self.bias.size
 
-    def predict(self, store: States, ids: Sequence[str]) -> Floats:
+    def predict(self, store: States, ids: Sequence[str]) -> FloatArray:
         """Distributions float32 [N, C] in class order; a class never trained on gets 0."""
         states = (_pooled(store, ids, self.modality) - self.mean) / self.scale
         logits = states @ self.weights.T + self.bias
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        result: Floats = (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
+        result: FloatArray = (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
         return result
 
 
@@ -97,8 +96,8 @@ def fit_probe(
     return Probe(modality, mean, scale, weights, bias)
 
 
-def _pooled(store: States, ids: Sequence[str], modality: Modality) -> Floats:
-    states: Floats = mean_states(store, ids)
+def _pooled(store: States, ids: Sequence[str], modality: Modality) -> FloatArray:
+    states: FloatArray = mean_states(store, ids)
     if modality == "text":
         return states[:, : store.text_dim]
     return states if modality == "multimodal" else states[:, store.text_dim :]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 
 from multistill.config import SearchConfig
+from multistill.hardware import Resources, cores, gpus_or_default, slots
 from multistill.search.storage import storage_problem
-
-Resources = Mapping[str, float]
 
 
 def concurrency(config: SearchConfig, resources: Resources | Sequence[Resources]) -> int:
@@ -24,7 +22,7 @@ def concurrency(config: SearchConfig, resources: Resources | Sequence[Resources]
     """
     nodes = _nodes(resources)
     gpus = gpus_per_trial(config, nodes)
-    workers = sum(_fits(config.cpus_per_trial, gpus, node) for node in nodes)
+    workers = slots(nodes, {"CPU": config.cpus_per_trial, "GPU": gpus})
     fits = workers // config.workers_per_trial
     return min(config.trials, fits, config.concurrent or fits)
 
@@ -36,16 +34,13 @@ def cores_fit(config: SearchConfig, limit: int, nodes: Sequence[Resources]) -> i
     """
     if len(nodes) != 1 or config.concurrent is not None:
         return limit
-    cores = len(os.sched_getaffinity(0))
     each = config.cpus_per_trial * config.workers_per_trial
-    return min(limit, max(1, math.floor(cores / each)))
+    return min(limit, max(1, math.floor(cores() / each)))
 
 
 def gpus_per_trial(config: SearchConfig, resources: Resources | Sequence[Resources]) -> float:
     """GPUs of one trial. Without a wish, as in training: a whole one where there is any."""
-    if config.gpus_per_trial is not None:
-        return config.gpus_per_trial
-    return 1.0 if any(node.get("GPU", 0.0) >= 1 for node in _nodes(resources)) else 0.0
+    return gpus_or_default(config.gpus_per_trial, _nodes(resources))
 
 
 def capacity_problems(
@@ -95,15 +90,6 @@ def cluster_nodes() -> list[dict[str, float]]:
     if limit:
         return [dict(limit)]
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-
-
-def _fits(cpus: float, gpus: float, node: Resources) -> int:
-    fits = math.floor(float(node.get("CPU", 0.0)) / cpus + 1e-9)
-    if gpus:
-        # A trial's share lies on one GPU: three of 0.4 need two GPUs.
-        per_gpu = math.floor(1 / gpus + 1e-9) if gpus <= 1 else 1 / gpus
-        fits = min(fits, math.floor(float(node.get("GPU", 0.0)) * per_gpu + 1e-9))
-    return fits
 
 
 def _nodes(resources: Resources | Sequence[Resources]) -> list[Resources]:

@@ -9,8 +9,10 @@ from typing import Any, Literal
 import torch
 
 from multistill.errors import UsageError
-from multistill.features.batches import collate
+from multistill.features.cache import open_store
+from multistill.features.collate import collate
 from multistill.features.store import FeatureStore
+from multistill.hardware import default_device
 from multistill.models.build import build, count_parameters
 from multistill.models.spec import ModelSpec
 from multistill.training.task import TrainingTask
@@ -30,7 +32,7 @@ def cost(kind: Literal["parameters", "latency"], task: TrainingTask, folder: Pat
     Args:
         folder: of the search; for `latency` it holds what `time_encoders` found.
     """
-    store = FeatureStore(Path(task.features))
+    store = open_store(Path(task.features))
     model = build(ModelSpec.from_dict(task.spec), store.audio_dim, store.text_dim).eval()
     if kind == "parameters":
         return float(count_parameters(model))
@@ -48,25 +50,29 @@ def time_encoders(task: TrainingTask, folder: Path) -> dict[str, Any]:
     Raises:
         UsageError: the recordings or the encoders are not at hand there.
     """
-    from multistill.evaluation.latency import Road
+    from multistill.inference.latency import EncoderLatency
 
-    manifest, store, device = Path(task.manifest), FeatureStore(Path(task.features)), _device()
-    road = Road(
+    manifest, store, device = (
+        Path(task.manifest),
+        open_store(Path(task.features)),
+        default_device(),
+    )
+    encoder_latency = EncoderLatency(
         manifest if manifest.is_dir() else manifest.parent, store.info, store.ids, _CLIPS, device
     )
     whole = {
-        modality: road.end_to_end(modality, [0.0] * len(road.ids))
+        modality: encoder_latency.end_to_end(modality, [0.0] * len(encoder_latency.ids))
         for modality in ("audio", "text", "multimodal")
     }
     found: dict[str, Any] = {
         "milliseconds": {k: statistics.median(v) for k, v in whole.items() if v is not None},
-        "clips": len(road.ids),
+        "clips": len(encoder_latency.ids),
         "device": str(device),
     }
-    if road.parts is None:
+    if encoder_latency.parts is None:
         raise UsageError(
             "search.second: latency is from the recording on, which cannot be timed here "
-            f"({road.reason}); use `second: parameters`"
+            f"({encoder_latency.reason}); use `second: parameters`"
         )
     write_json(folder / ENCODERS, found)
     return found
@@ -74,9 +80,9 @@ def time_encoders(task: TrainingTask, folder: Path) -> dict[str, Any]:
 
 def _head(task: TrainingTask, store: FeatureStore, model: torch.nn.Module) -> float:
     """Median milliseconds of the head alone, states already in memory."""
-    from multistill.evaluation.latency import time_each
+    from multistill.inference.latency import time_each
 
-    device = _device()
+    device = default_device()
     model = model.to(device)
     frames = task.train_config.max_frames
     step = max(1, len(store.ids) // _CLIPS)
@@ -85,7 +91,3 @@ def _head(task: TrainingTask, store: FeatureStore, model: torch.nn.Module) -> fl
         lambda b: model(b.audio, b.audio_mask, b.text, b.text_mask), batches * _REPEATS, device
     )
     return statistics.median(times)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

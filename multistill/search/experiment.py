@@ -25,15 +25,15 @@ from multistill.search.request import Request
 from multistill.search.searcher import StudySearch
 from multistill.search.storage import (
     JOINED,
-    Unsaved,
+    NotPickled,
     discard_trial,
     open_storage,
     trial_folder,
     trial_key,
-    trials_in_hand,
+    unfinished_trials,
 )
 from multistill.search.trial import Trial
-from multistill.watch import Watch
+from multistill.tracking.logger import RunLogger
 
 ROUND, ROUND_PER_SLOT = 400, 20
 """Tune keeps every trial of an experiment, some 25 kB each, until the experiment ends. So a
@@ -59,7 +59,7 @@ _ENVIRONMENT = {
 
 
 def run_trials(
-    request: Request, out: Path, watch: Watch, *, driver: str, limit: int, gpus: float
+    request: Request, out: Path, logger: RunLogger, *, driver: str, limit: int, gpus: float
 ) -> Recorder:
     """Hand out trials of the study until none is left for this driver, or the round is full.
 
@@ -72,7 +72,7 @@ def run_trials(
     """
     started = time.monotonic()
     nested = request.config.workers_per_trial > 1
-    interrupt = Interrupt(watch)
+    interrupt = Interrupt(logger)
     scheduler = _scheduler(request)
     searcher = StudySearch(
         request,
@@ -85,7 +85,7 @@ def run_trials(
         stopping=lambda: interrupt.asked,
         on_continue=lambda trial_id, trial: _replay(scheduler, trial_id, trial),
     )
-    trials_in_hand(out, searcher.study)  # an earlier driver's leavings go
+    unfinished_trials(out, searcher.study)  # an earlier driver's leavings go
     values, done = [], 0
     for trial in searcher.study.get_trials(deepcopy=False):
         if trial.values:
@@ -101,7 +101,7 @@ def run_trials(
         ended[:] = [early for early in ended if not discard_trial(out, early)] + [number]
 
     recorder = Recorder(
-        watch,
+        logger,
         searcher,
         done,
         request.config.trials,
@@ -153,7 +153,7 @@ def run_trials(
             }
             searcher.study.set_user_attr(f"{ROUND_OF}{driver}", figures)
     if interrupt.asked:
-        watch.say("the search stopped; the same command, or `search resume`, goes on with it")
+        logger.info("the search stopped; the same command, or `search resume`, goes on with it")
         raise KeyboardInterrupt
     return recorder
 
@@ -161,9 +161,9 @@ def run_trials(
 class Interrupt:
     """Ctrl-C once: no new trials, those in hand stop after their epoch. Twice: stop now."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, logger: RunLogger) -> None:
         self.asked = False
-        self._watch = watch
+        self._logger = logger
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -182,13 +182,13 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self._watch.say(
+        self._logger.info(
             "stopping: trials in hand end their epoch and can be continued; "
             "press Ctrl-C again to stop now"
         )
 
 
-class _Stopper(Unsaved, tune.Stopper):
+class _Stopper(NotPickled, tune.Stopper):
     """Ends the experiment on Ctrl-C, or when every trial fails."""
 
     def __init__(self, interrupt: Interrupt, searcher: StudySearch) -> None:
@@ -198,7 +198,7 @@ class _Stopper(Unsaved, tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self._interrupt.asked or self._searcher.hopeless
+        return self._interrupt.asked or self._searcher.should_abort
 
 
 def _scheduler(request: Request) -> ASHAScheduler:

@@ -10,30 +10,30 @@ from typing import Any
 from ray import tune
 
 from multistill.search.searcher import StudySearch
-from multistill.search.storage import Unsaved, trial_key
-from multistill.watch import Watch
+from multistill.search.storage import NotPickled, trial_key
+from multistill.tracking.logger import RunLogger
 
 
-class Recorder(Unsaved, tune.Callback):
-    """Tune's events, passed to a `Watch`.
+class Recorder(NotPickled, tune.Callback):
+    """Tune's events, passed to a `RunLogger`.
 
-    A `Watch` never raises, which matters here: Tune ends the whole search when a callback
+    A `RunLogger` never raises, which matters here: Tune ends the whole search when a callback
     does. Trials are forgotten when they end, so the driver does not grow with the search.
     """
 
     def __init__(
         self,
-        watch: Watch,
+        logger: RunLogger,
         searcher: StudySearch,
         done: int,
         total: int,
         best: float | None,
         ended: Callable[[int], object],
     ) -> None:
-        self._watch, self._searcher = watch, searcher
+        self._logger, self._searcher = logger, searcher
         self._done, self._total, self._ended = done, total, ended
         self.ended = 0
-        self._children: dict[str, Watch] = {}
+        self._children: dict[str, RunLogger] = {}
         self._sign = 1.0 if searcher.study.directions[0].name == "MAXIMIZE" else -1.0
         self._best = best
         self._started: set[str] = set()
@@ -41,8 +41,8 @@ class Recorder(Unsaved, tune.Callback):
         self.training_seconds = 0.0
 
     @property
-    def hopeless(self) -> bool:
-        return self._searcher.hopeless
+    def should_abort(self) -> bool:
+        return self._searcher.should_abort
 
     @property
     def full(self) -> bool:
@@ -52,7 +52,7 @@ class Recorder(Unsaved, tune.Callback):
         if trial.trial_id in self._children:  # another attempt of the same trial
             return
         number = trial.config["number"]
-        child = self._watch.child(f"trial {number}", trial_key(number), "trial")
+        child = self._logger.child(f"trial {number}", trial_key(number), "trial")
         child.params(trial.config["values"])
         self._children[trial.trial_id] = child
 
@@ -71,19 +71,19 @@ class Recorder(Unsaved, tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["number"]
-        self._watch.say(f"trial {number}: {_reason(trial)}; it goes on from its last checkpoint")
+        self._logger.info(f"trial {number}: {_reason(trial)}; it goes on from its last checkpoint")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
         failure = str(result.get("failure", ""))
         if failure:
-            self._watch.say(f"trial {trial.config['number']} failed: {failure}")
+            self._logger.info(f"trial {trial.config['number']} failed: {failure}")
         self._close(trial, "FAILED" if failure else "FINISHED", result, failure)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         reason = _reason(trial)
         self._searcher.fail(trial.trial_id, reason, trial.last_result or {})
-        self._watch.say(f"trial {trial.config['number']} failed: {reason}")
+        self._logger.info(f"trial {trial.config['number']} failed: {reason}")
         self._close(trial, "FAILED", trial.last_result or {}, reason)
 
     def interrupted(self) -> None:
@@ -112,7 +112,7 @@ class Recorder(Unsaved, tune.Callback):
         trial.run_metadata.metric_n_steps.clear()
         self._done += 1
         self._started.discard(trial.trial_id)
-        self._watch.progress(
+        self._logger.progress(
             self._done,
             self._total,
             "trials",

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from multistill.search.analysis import grid, history, importance
 from multistill.search.request import Request
 from multistill.search.storage import JOINED, attribute, trial_key
-from multistill.watch import Watch
+from multistill.tracking.logger import RunLogger
 from multistill.workspace import write_json
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _settings(order: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     return found
 
 
-def record_joined(study: optuna.Study, watch: Watch) -> None:
+def record_joined(study: optuna.Study, logger: RunLogger) -> None:
     """Records of the trials that other drivers ran: they have no tracking server of their own.
 
     Two drivers that wrote to one record would end each other's runs.
@@ -125,7 +125,7 @@ def record_joined(study: optuna.Study, watch: Watch) -> None:
         if not joined or recorded in known or not trial.state.is_finished():
             continue
         row = _row(trial)
-        child = watch.child(f"trial {trial.number}", row["key"], "trial")
+        child = logger.child(f"trial {trial.number}", row["key"], "trial")
         child.params(row["params"])
         for epoch, value in sorted(trial.intermediate_values.items()):
             child.metrics({"value": value}, step=epoch)

@@ -23,7 +23,7 @@ from ray.tune.search.searcher import Searcher
 
 from multistill.search.request import Request
 from multistill.search.space import current, suggest
-from multistill.search.storage import Guard, Unsaved, alive, attribute, quiet_optuna
+from multistill.search.storage import NotPickled, StudyLock, alive, attribute, quiet_optuna
 
 DRIVER = "driver"
 OUTCOME = "outcome"
@@ -39,7 +39,7 @@ class Running:
     since: float
 
 
-class StudySearch(Unsaved, OptunaSearch):
+class StudySearch(NotPickled, OptunaSearch):
     """Hands out trials of one study to Tune.
 
     Args:
@@ -67,7 +67,7 @@ class StudySearch(Unsaved, OptunaSearch):
         self._request, self._folder, self._driver = request, folder, driver
         self._target, self._limit, self._left = target, limit, most
         self._stopping, self._on_continue = stopping, on_continue
-        self._guard = Guard(folder)
+        self._guard = StudyLock(folder)
         self.running: dict[str, Running] = {}
         self.failures_in_row = 0
         names = ["value", "cost"] if request.config.second else "value"
@@ -94,7 +94,7 @@ class StudySearch(Unsaved, OptunaSearch):
         self._forgiven = set() if self._succeeded else {trial.number for trial in failed}
 
     @property
-    def hopeless(self) -> bool:
+    def should_abort(self) -> bool:
         """True if trials fail one after another, so that more of them are a waste."""
         patience = _HOPELESS_LATER if self._succeeded else _HOPELESS_AT_FIRST
         return self.failures_in_row >= max(patience, self._limit)

@@ -39,7 +39,7 @@ _TRIAL_LOCK = "trial.lock"
 LEAVING_SECONDS = 60.0
 
 
-class Guard:
+class StudyLock:
     """Exclusive access to the study (or its journal), over all processes of the file system."""
 
     def __init__(self, folder: Path, name: str = _LOCK) -> None:
@@ -63,7 +63,7 @@ class Guard:
 JOINED = "joined-"
 
 
-class Lease:
+class DriverLease:
     """The sign that a driver lives. Its name stands in every trial that it runs.
 
     Args:
@@ -76,7 +76,7 @@ class Lease:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self._path)
 
-    def __enter__(self) -> Lease:
+    def __enter__(self) -> DriverLease:
         self._lock.acquire()
         return self
 
@@ -86,7 +86,7 @@ class Lease:
 
 
 def alive(folder: Path, driver: str) -> bool:
-    """Whether the driver of that name still runs. Ask under the `Guard` only: the question
+    """Whether the driver of that name still runs. Ask under the `StudyLock` only: the question
     holds the driver's lock for a moment, and a second asker would take that for life."""
     path = folder / _DRIVERS / driver
     if not driver or not path.exists():
@@ -102,12 +102,12 @@ def alive(folder: Path, driver: str) -> bool:
 
 
 def drivers_alive(folder: Path) -> bool:
-    """Whether any driver still holds a lease. Ask under the `Guard`, without one of your own."""
+    """Whether any driver holds a lease. Call it under the `StudyLock`, holding no lease."""
     return any(alive(folder, path.name) for path in (folder / _DRIVERS).glob("*"))
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def wait_for_other_drivers(folder: Path) -> Iterator[None]:
     """Held once the other drivers are gone: the folder must not move under their feet.
 
     Those without trials are about to end. One that joins now waits, and then finds the
@@ -115,7 +115,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     deadline = time.monotonic() + LEAVING_SECONDS
     while True:
-        with Guard(folder):
+        with StudyLock(folder):
             if not drivers_alive(folder) or time.monotonic() >= deadline:
                 yield
                 return
@@ -151,7 +151,7 @@ def discard_trial(folder: Path, number: int) -> bool:
     return True
 
 
-def trials_in_hand(folder: Path, study: optuna.Study) -> list[int]:
+def unfinished_trials(folder: Path, study: optuna.Study) -> list[int]:
     """Trials with a folder, once the folders of ended ones are removed: a driver that is
     killed between a trial's end and the removal leaves its checkpoints behind."""
     numbers = sorted(int(path.name) for path in (folder / _TRIALS).glob("[0-9]*"))
@@ -179,7 +179,7 @@ def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
     from optuna.storages.journal import JournalFileBackend
 
     if url is None:
-        guard = Guard(folder, f"{JOURNAL}.lock")
+        guard = StudyLock(folder, f"{JOURNAL}.lock")
         with guard:
             _drop_torn_line(folder / JOURNAL)
         return JournalStorage(JournalFileBackend(str(folder / JOURNAL), lock_obj=guard))
@@ -270,7 +270,7 @@ def attribute(trial: Any, name: str) -> dict[str, Any]:
     return dict(value) if isinstance(value, dict) else {}
 
 
-class Unsaved:
+class NotPickled:
     """Objects that Tune pickles into its scratch folder without anyone reading it back."""
 
     def __getstate__(self) -> dict[str, Any]:

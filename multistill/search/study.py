@@ -27,20 +27,20 @@ from multistill.search.capacity import (
     cores_fit,
     gpus_per_trial,
 )
-from multistill.search.inherit import earlier, take_over
 from multistill.search.request import FILE, OBJECTIVE, Request
 from multistill.search.results import STUDY, TRIALS, record_joined, write_results
 from multistill.search.space import check_space
 from multistill.search.storage import (
-    Guard,
-    Lease,
-    alone_in,
+    DriverLease,
+    StudyLock,
     open_storage,
     open_study,
-    trials_in_hand,
+    unfinished_trials,
+    wait_for_other_drivers,
 )
+from multistill.search.warm_start import copy_trials, find_previous
+from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.training.task import TrainingTask
-from multistill.watch import Silent, Watch
 
 if TYPE_CHECKING:
     import optuna
@@ -51,7 +51,7 @@ def search(
     config: SearchConfig,
     seed: int,
     out: Path,
-    watch: Watch | None = None,
+    logger: RunLogger | None = None,
     fingerprint: str = "",
     *,
     objective: str = OBJECTIVE,
@@ -68,7 +68,7 @@ def search(
         fingerprint: of the job's search stage; part of the study's name.
         objective: what a trial runs, as `module:function`; see `Request.objective`.
         start: folder of a finished search whose trials this one takes over and adds to;
-            default: `earlier(out.parent, ...)`, if there is one.
+            default: `find_previous(out.parent, ...)`, if there is one.
     Returns:
         What study.json holds: best, top (settings of the best trials), counts, seconds.
     Raises:
@@ -76,24 +76,24 @@ def search(
         MultistillError: trials fail one after another, or all did.
         KeyboardInterrupt: Ctrl-C; trials in hand stopped after their epoch.
     """
-    watch = watch or Silent()
+    logger = logger or NullLogger()
     asked = Request(base, config, seed, fingerprint, "", objective)
     _preflight(asked)
-    return _finish(_opened(asked, out, start), out, watch)
+    return _finish(_opened(asked, out, start), out, logger)
 
 
-def resume(out: Path, watch: Watch | None = None) -> dict[str, Any]:
+def resume(out: Path, logger: RunLogger | None = None) -> dict[str, Any]:
     """Go on with the search in this folder, as it was asked for. See `search`."""
     request = Request.read(out)
     _preflight(request)
-    return _finish(request, out, watch or Silent())
+    return _finish(request, out, logger or NullLogger())
 
 
 def extend(
     finished: Path,
     out: Path,
     trials: int,
-    watch: Watch | None = None,
+    logger: RunLogger | None = None,
     fingerprint: str | None = None,
 ) -> dict[str, Any]:
     """A search of `trials` more trials, in a folder of its own, on what `finished` learnt.
@@ -108,14 +108,14 @@ def extend(
         config,
         old.seed,
         out,
-        watch,
+        logger,
         fingerprint or old.fingerprint,
         objective=old.objective,
         start=finished,
     )
 
 
-def join(out: Path, watch: Watch | None = None, config: SearchConfig | None = None) -> int:
+def join(out: Path, logger: RunLogger | None = None, config: SearchConfig | None = None) -> int:
     """Run trials of a search that another driver started, until none is left to start.
 
     Args:
@@ -128,7 +128,7 @@ def join(out: Path, watch: Watch | None = None, config: SearchConfig | None = No
         UsageError: the search has ended its trials, or cannot run here.
         MultistillError: trials fail one after another here.
     """
-    watch = watch or Silent()
+    logger = logger or NullLogger()
     request = Request.read(out)
     if config is not None:
         request = replace(request, config=_joining(config, request.config))
@@ -138,13 +138,13 @@ def join(out: Path, watch: Watch | None = None, config: SearchConfig | None = No
     ended = 0
     while True:
         try:
-            done = _round(request, out, watch, joined=True)
+            done = _round(request, out, logger, joined=True)
         except UsageError:
             if ended:  # it was over between two rounds of this driver
                 return ended
             raise
         ended += done.ended
-        if done.hopeless:
+        if done.should_abort:
             count, reason = _failures(_study(request, out))
             raise MultistillError(
                 f"this driver stopped because trials fail one after another ({count} of the "
@@ -201,7 +201,7 @@ def _preflight(request: Request) -> None:
 
 def _opened(request: Request, out: Path, start: Path | None) -> Request:
     """The request as it stands in `out`, written there unless it is."""
-    with Guard(out):
+    with StudyLock(out):
         if (out / FILE).exists():
             known = Request.read(out)
             if known.config.identity() != request.config.identity() or (
@@ -216,7 +216,7 @@ def _opened(request: Request, out: Path, start: Path | None) -> Request:
                     "set `search.storage` back to go on with it"
                 )
             workers = known.config.workers_per_trial
-            if workers != request.config.workers_per_trial and trials_in_hand(
+            if workers != request.config.workers_per_trial and unfinished_trials(
                 out, _study(known, out)
             ):
                 raise UsageError(
@@ -228,10 +228,10 @@ def _opened(request: Request, out: Path, start: Path | None) -> Request:
             study = f"multistill-{request.fingerprint}-{uuid.uuid4().hex[:8]}"
             opened = replace(request, study=study)
             if start is not None:
-                take_over(start, opened, out)
-            elif (found := earlier(out.parent, request)) is not None:
+                copy_trials(start, opened, out)
+            elif (found := find_previous(out.parent, request)) is not None:
                 with contextlib.suppress(UsageError):  # its database is gone: start anew
-                    take_over(found, opened, out)
+                    copy_trials(found, opened, out)
         opened.write(out)
     return opened
 
@@ -242,34 +242,36 @@ class Round:
 
     ended: int
     concurrency: int
-    hopeless: bool
+    should_abort: bool
     full: bool
 
 
-def _finish(request: Request, out: Path, watch: Watch) -> dict[str, Any]:
+def _finish(request: Request, out: Path, logger: RunLogger) -> dict[str, Any]:
     from multistill.search.searcher import succeeded
 
     (out / STUDY).unlink(missing_ok=True)  # of an earlier end; others may join until the next
     _time_encoders(request, out)
-    rounds = [_round(request, out, watch)]
-    while not rounds[-1].hopeless and (rounds[-1].full or _others_running(request, out, watch)):
-        rounds.append(_round(request, out, watch))
+    rounds = [_round(request, out, logger)]
+    while not rounds[-1].should_abort and (
+        rounds[-1].full or _others_running(request, out, logger)
+    ):
+        rounds.append(_round(request, out, logger))
     study = _study(request, out)
-    with alone_in(out):
-        record_joined(study, watch)
+    with wait_for_other_drivers(out):
+        record_joined(study, logger)
         summary = _write(study, request, out, rounds[0].concurrency)
-    if rounds[-1].hopeless or not succeeded(study):
+    if rounds[-1].should_abort or not succeeded(study):
         count, reason = _failures(study)
         raise MultistillError(
             f"the search stopped because trials fail one after another ({count} of "
             f"{summary['trials']}), the last one with: {reason}; {out / TRIALS} has all reasons, "
             "and the same command goes on once the cause is mended"
         )
-    trials_in_hand(out, study)  # what a killed driver could not remove
+    unfinished_trials(out, study)  # what a killed driver could not remove
     for name in ("drivers", "trials", "tune"):
         with contextlib.suppress(OSError):  # not empty: another driver is about to end
             (out / name).rmdir()
-    _tell(watch, summary, out)
+    _tell(logger, summary, out)
     return summary
 
 
@@ -307,7 +309,7 @@ def _write(study: optuna.Study, request: Request, out: Path, at_once: int) -> di
     )
 
 
-def _round(request: Request, out: Path, watch: Watch, *, joined: bool = False) -> Round:
+def _round(request: Request, out: Path, logger: RunLogger, *, joined: bool = False) -> Round:
     """Run orphans and missing trials through Tune until no more can be handed out."""
     from multistill.search.experiment import run_trials
 
@@ -315,19 +317,19 @@ def _round(request: Request, out: Path, watch: Watch, *, joined: bool = False) -
     limit = cores_fit(request.config, concurrency(request.config, nodes), nodes)
     gpus = gpus_per_trial(request.config, nodes)
     with contextlib.ExitStack() as stack:
-        with Guard(out):
+        with StudyLock(out):
             if joined:
                 _refuse_ended(out)
             # Its own: what a round leaves running is an orphan.
-            lease = stack.enter_context(Lease(out, joined=joined))
-        recorder = run_trials(request, out, watch, driver=lease.name, limit=limit, gpus=gpus)
-    done = Round(recorder.ended, limit, recorder.hopeless, recorder.full)
+            lease = stack.enter_context(DriverLease(out, joined=joined))
+        recorder = run_trials(request, out, logger, driver=lease.name, limit=limit, gpus=gpus)
+    done = Round(recorder.ended, limit, recorder.should_abort, recorder.full)
     del recorder
     gc.collect()  # what Tune kept names itself in circles; the next round shall have its memory
     return done
 
 
-def _others_running(request: Request, out: Path, watch: Watch) -> bool:
+def _others_running(request: Request, out: Path, logger: RunLogger) -> bool:
     """Wait for the trials of other drivers; true if one of those drivers died meanwhile."""
     from optuna.trial import TrialState
 
@@ -340,11 +342,11 @@ def _others_running(request: Request, out: Path, watch: Watch) -> bool:
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         if not running:
             return False
-        with Guard(out):
+        with StudyLock(out):
             if any(not alive(out, trial.user_attrs.get(DRIVER, "")) for trial in running):
                 return True
         if not told:
-            watch.say(f"another driver still runs {len(running)} trials of this search; waiting")
+            logger.info(f"another driver still runs {len(running)} trials of this search; waiting")
             told = True
         time.sleep(1.0)
 
@@ -358,7 +360,7 @@ def _time_encoders(request: Request, out: Path) -> None:
         return
     from multistill.search.cost import ENCODERS, time_encoders
 
-    with Guard(out, f"{ENCODERS}.lock"):
+    with StudyLock(out, f"{ENCODERS}.lock"):
         if (out / ENCODERS).exists():
             return
         config, nodes = request.config, cluster_nodes()
@@ -373,22 +375,22 @@ def _time_encoders(request: Request, out: Path) -> None:
             raise
 
 
-def _tell(watch: Watch, summary: dict[str, Any], out: Path) -> None:
+def _tell(logger: RunLogger, summary: dict[str, Any], out: Path) -> None:
     counts, best = summary["counts"], summary["best"]
-    watch.metrics(
+    logger.metrics(
         {
             "best_value": float(best["value"]),
             **{f"trials_{state}": float(count) for state, count in counts.items()},
         }
     )
-    watch.params({f"best {key}": value for key, value in best["params"].items()})
-    watch.tags({"study": summary["study"], "best_trial": str(best["trial"])})
-    watch.artifact(out / TRIALS, "search")
+    logger.params({f"best {key}": value for key, value in best["params"].items()})
+    logger.tags({"study": summary["study"], "best_trial": str(best["trial"])})
+    logger.artifact(out / TRIALS, "search")
     chosen = ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in best["params"].items()
     )
-    watch.say(
+    logger.info(
         f"{summary['trials']} trials ({counts['stopped']} stopped early, {counts['failed']} "
         f"failed), best {summary['metric']} {best['value']:.4f}: {chosen}"
     )

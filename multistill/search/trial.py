@@ -118,7 +118,7 @@ class Trial(tune.Trainable):
             from multistill.search.workers import history
 
             return history(self._state)
-        from multistill.training.state import load_checkpoint, newest_epoch
+        from multistill.training.checkpoint import load_checkpoint, newest_epoch
 
         newest, _ = newest_epoch(self._state)
         return load_checkpoint(self._state, newest).progress.history if newest else []

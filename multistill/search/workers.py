@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multistill.training.result import HISTORY, is_finished, state_folder
+from multistill.tracking.logger import NullLogger
+from multistill.training.export import HISTORY, is_finished, state_folder
 from multistill.training.task import TrainingTask
 from multistill.training.worker import STOP
-from multistill.watch import Silent
 from multistill.workspace import read_json
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _NAME = "trial"
 
 
-class _Feed(Silent):
+class _Feed(NullLogger):
     """Puts every epoch into a queue."""
 
     def __init__(self, reports: queue.SimpleQueue[Any]) -> None:
@@ -80,7 +80,7 @@ def fit(task: TrainingTask, *, state_dir: Path, at_once: int = 1) -> Iterator[Ep
 
 def history(state_dir: Path) -> list[dict[str, float]]:
     """Metrics of every epoch that is on disk, reported or not."""
-    from multistill.training.state import load_checkpoint, newest_epoch
+    from multistill.training.checkpoint import load_checkpoint, newest_epoch
 
     folder = state_dir / _NAME
     if is_finished(folder):

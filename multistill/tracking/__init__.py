@@ -1,6 +1,6 @@
 """Recording runs in MLflow: never raises into a run, never waits for the network."""
 
-from multistill.tracking.secrets import redact
+from multistill.tracking.redaction import redact
 from multistill.tracking.tracker import Tracker, open_tracker, tracking_uri
 
 __all__ = ["Tracker", "open_tracker", "redact", "tracking_uri"]

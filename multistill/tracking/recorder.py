@@ -13,7 +13,7 @@ from pathlib import Path
 
 from multistill.tracking.delivery import Delivery
 from multistill.tracking.journal import Journal, Record
-from multistill.tracking.secrets import redact
+from multistill.tracking.redaction import redact
 from multistill.tracking.server import RecordRefusedError, Server, ServerAwayError
 
 CHUNK = 1000

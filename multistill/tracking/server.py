@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from multistill.tracking.secrets import redact
+from multistill.tracking.redaction import redact
 
 KEY_TAG = "multistill.key"
 KIND_TAG = "multistill.kind"

@@ -1,4 +1,4 @@
-"""`Tracker`: a `Watch` that records to MLflow."""
+"""`Tracker`: a `RunLogger` that records to MLflow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import quote
 from multistill.errors import MultistillError, UsageError
 from multistill.tracking.journal import Journal, size_of
 from multistill.tracking.recorder import Recorder, now_ms
-from multistill.tracking.secrets import redact
+from multistill.tracking.redaction import redact
 from multistill.tracking.server import (
     RecordRefusedError,
     Server,
@@ -64,7 +64,7 @@ class Tracker:
         """Where the record is, without credentials."""
         return redact(self._recorder.uri)
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Words are for the terminal, not for MLflow."""
 
     def progress(self, done: float, total: float, unit: str, **figures: float) -> None:
@@ -196,7 +196,7 @@ def open_tracker(
     tags: Mapping[str, str],
     *,
     name: str | None = None,
-    say: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Tracker:
     """Start recording: the top run of this key, continued if it exists.
 
@@ -204,7 +204,7 @@ def open_tracker(
         run_key: the same for every attempt at the same work; attempts share one record.
         tags: facts that the top run and every run below it carry.
         name: of the top run, for people; default: the job's name.
-        say: gets the sentences about a server that is away; default: a logged warning.
+        log: gets the sentences about a server that is away; default: a logged warning.
 
     Raises:
         MultistillError: the server does not answer, or the experiment cannot be used, and
@@ -223,7 +223,7 @@ def open_tracker(
         "host": socket.gethostname(),
         "pid": os.getpid(),
     }
-    tell = say or logging.getLogger("multistill.tracking").warning
+    tell = log or logging.getLogger("multistill.tracking").warning
     try:
         journal = Journal.create(spool, header)
     except OSError as error:

@@ -1,20 +1,11 @@
-"""Whether a cluster can hold a training, and how many at once. No Ray needed to read it."""
+"""Whether a cluster can hold a training, and how many at once. Needs no Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from multistill.errors import MultistillError
-
-Resources = Mapping[str, float]
-
-
-def slots(nodes: Sequence[Resources], need: Resources) -> int:
-    """How many workers with `need` each fit on the nodes; a worker cannot span two."""
-    return sum(
-        min((int(node.get(name, 0.0) / amount + 1e-9) for name, amount in need.items()), default=0)
-        for node in nodes
-    )
+from multistill.hardware import Resources, slots
 
 
 def require(name: str, workers: int, need: Resources, nodes: Sequence[Resources]) -> None:
@@ -23,7 +14,7 @@ def require(name: str, workers: int, need: Resources, nodes: Sequence[Resources]
     Args:
         nodes: total resources of each node.
     Raises:
-        MultistillError: naming the resource that is lacking.
+        MultistillError: naming the resource that is short.
     """
     if slots(nodes, need) >= workers:
         return
@@ -31,14 +22,14 @@ def require(name: str, workers: int, need: Resources, nodes: Sequence[Resources]
     def fitting(resource: str) -> int:
         return slots(nodes, {resource: need[resource]})
 
-    lacking = min(need, key=fitting)
+    short = min(need, key=fitting)
     each = " and ".join(f"{amount:g} {resource}" for resource, amount in need.items())
-    total = sum(node.get(lacking, 0.0) for node in nodes)
+    total = sum(node.get(short, 0.0) for node in nodes)
     raise MultistillError(
         f"`{name}` asks for {workers} workers with {each} each, but the cluster has room for "
-        f"{slots(nodes, need)}: {lacking} is lacking ({total:g} on {len(nodes)} nodes); lower "
-        f"`train.workers` or `train.{lacking.lower()}s_per_worker`, or add nodes "
-        "(a cluster that grows by itself: `resources.wait_for`)"
+        f"{slots(nodes, need)}: there is too little {short} ({total:g} on {len(nodes)} nodes); "
+        f"lower `train.workers` or `train.{short.lower()}s_per_worker`, or add nodes "
+        "(a cluster that scales by itself: `resources.wait_for`)"
     )
 
 
@@ -48,7 +39,6 @@ def lanes(
     """How many of `tasks` train at the same time, at least one.
 
     Args:
-        free: resources of the whole cluster that nobody holds now.
+        free: resources of the whole cluster that are not in use.
     """
-    unused = min((int(free.get(name, 0.0) / amount + 1e-9) for name, amount in need.items()))
-    return max(1, min(tasks, slots(nodes, need) // workers, unused // workers))
+    return max(1, min(tasks, slots(nodes, need) // workers, slots([free], need) // workers))

@@ -14,15 +14,14 @@ import pyarrow.compute as pc
 from torch import Tensor
 
 from multistill.config import CLASSES
-from multistill.corpora.schema import read_manifest
+from multistill.corpora.manifest import read_manifest
 from multistill.distillation.targets import SoftTargets, read_pooled, read_soft_targets
 from multistill.errors import MultistillError
+from multistill.features.cache import open_store
 from multistill.features.store import FeatureStore
 from multistill.models.context import DialogueContext
 from multistill.training.task import TrainingTask
-
-Floats = npt.NDArray[np.float32]
-Integers = npt.NDArray[np.int64]
+from multistill.typing import FloatArray, IntArray
 
 _COLUMNS = ["utterance_id", "label", "label_soft", "split", "fold"]
 
@@ -39,8 +38,8 @@ class TeacherStates:
     """
 
     table: Tensor
-    place: Integers
-    space: Integers
+    place: IntArray
+    space: IntArray
     spaces: int
 
 
@@ -57,10 +56,10 @@ class Rows:
     """
 
     ids: list[str]
-    shares: Floats
-    winner: Integers
-    lengths: Integers
-    teacher: Floats | None = None
+    shares: FloatArray
+    winner: IntArray
+    lengths: IntArray
+    teacher: FloatArray | None = None
     states: TeacherStates | None = None
 
     def __len__(self) -> int:
@@ -102,7 +101,7 @@ class TrainingData:
         Raises:
             MultistillError: nothing is left to train on, or the teacher lacks rows.
         """
-        store = FeatureStore(task.features)
+        store = open_store(task.features)
         table = read_manifest(Path(task.manifest), _COLUMNS)
         split = table.column("split").to_numpy()
         wanted = (split == "train") | (split == "valid")
@@ -141,8 +140,8 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class _Labels:
-    shares: Floats
-    winner: Integers
+    shares: FloatArray
+    winner: IntArray
 
     @classmethod
     def of(cls, table: pa.Table) -> _Labels:
@@ -154,7 +153,7 @@ class _Labels:
         )
 
 
-def _lengths(task: TrainingTask, store: FeatureStore, ids: list[str]) -> Integers:
+def _lengths(task: TrainingTask, store: FeatureStore, ids: list[str]) -> IntArray:
     """At least 1: an empty clip or transcript still takes a masked position."""
     if task.spec.get("modality") == "text":
         lengths = store.text_tokens(ids)
@@ -190,7 +189,7 @@ def _taught(train: Rows, task: TrainingTask) -> Rows:
 
 
 def _teacher_states(
-    path: Path, targets: SoftTargets, order: Integers, ids: list[str]
+    path: Path, targets: SoftTargets, order: IntArray, ids: list[str]
 ) -> TeacherStates:
     rows, table = read_pooled(path)
     place = np.full(len(targets.ids), -1, dtype=np.int64)
@@ -206,8 +205,8 @@ def _teacher_states(
 
 
 def micro_batches(
-    rows: Integers, lengths: Integers, pieces: int = 1, frames: int | None = None
-) -> Iterator[Integers]:
+    rows: IntArray, lengths: IntArray, pieces: int = 1, frames: int | None = None
+) -> Iterator[IntArray]:
     """Cut one worker's part of a batch into pieces that are computed one after another.
 
     Rows are sorted by length first, so that short clips are not padded to the longest.

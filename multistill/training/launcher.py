@@ -6,7 +6,7 @@ has room for, each lane trains its tasks one after another, and a task with W wo
 data-parallel over the W ranks of its lane.
 
 Ray Train starts the workers, joins them into a process group, watches them and starts the
-group again when one dies. Checkpoints are ours (`multistill.training.state`): checked by
+group again when one dies. Checkpoints are ours (`multistill.training.checkpoint`): checked by
 digest, whole or absent, and under a folder that the job's fingerprint names, so that an
 edited job can never continue old weights.
 """
@@ -30,12 +30,13 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from multistill.config import TrainConfig
-from multistill.training.capacity import Resources, lanes, require
-from multistill.training.journal import Journal
-from multistill.training.result import is_finished
+from multistill.hardware import Resources, cores, gpus_or_default
+from multistill.tracking.logger import NullLogger, RunLogger
+from multistill.training.capacity import lanes, require
+from multistill.training.events import EventListener
+from multistill.training.export import is_finished
 from multistill.training.task import TrainingTask
 from multistill.training.worker import run_lane
-from multistill.watch import Silent, Watch
 
 CONTROLLER_FAILURES = 3
 """Ray would start a controller or a group that cannot start again for ever."""
@@ -55,7 +56,7 @@ _ENVIRONMENT = {
 def train(
     tasks: Sequence[TrainingTask],
     out: Path,
-    watch: Watch = Silent(),  # noqa: B008 - stateless
+    logger: RunLogger = NullLogger(),  # noqa: B008 - stateless
     *,
     at_once: int = 1,
 ) -> list[dict[str, Any]]:
@@ -66,7 +67,7 @@ def train(
     Args:
         tasks: with unique names.
         out: on storage that every node sees, named by a fingerprint of what is trained.
-        watch: gets a child of kind `model` per task, with metrics every epoch.
+        logger: gets a child of kind `model` per task, with metrics every epoch.
         at_once: calls like this one at a time, this one included; they share the cores.
     Returns:
         per task `name`, `folder`, `record_id`, and the summary of its config.json.
@@ -84,25 +85,23 @@ def train(
         need = worker_resources(config, nodes)
         require(task.name, config.workers, need, nodes)
         groups.setdefault((config.workers, tuple(need.items())), []).append(task)
-    journal = Journal(tasks, out, watch)
+    listener = EventListener(tasks, out, logger)
     try:
         for (workers, each), members in groups.items():
             missing = [task for task in members if not is_finished(out / task.name)]
             if missing:
-                _run_group(missing, workers, dict(each), nodes, out, journal, at_once)
+                _run_group(missing, workers, dict(each), nodes, out, listener, at_once)
     except KeyboardInterrupt:
-        journal.close("KILLED")
+        listener.close("KILLED")
         raise
-    return journal.results()
+    return listener.results()
 
 
 def worker_resources(config: TrainConfig, nodes: Sequence[Resources]) -> dict[str, float]:
     """What one worker holds. Without a wish: a whole GPU where the cluster has any."""
-    gpus = config.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if any(node.get("GPU", 0.0) >= 1.0 for node in nodes) else 0.0
+    gpus = gpus_or_default(config.gpus_per_worker, nodes)
     need = {"CPU": float(config.cpus_per_worker)}
-    return {**need, "GPU": float(gpus)} if gpus else need
+    return {**need, "GPU": gpus} if gpus else need
 
 
 def on_one_machine(cores: int, count: int, workers: int) -> tuple[int, int]:
@@ -121,14 +120,13 @@ def _run_group(
     need: dict[str, float],
     nodes: Sequence[Resources],
     out: Path,
-    journal: Journal,
+    listener: EventListener,
     at_once: int,
 ) -> None:
     count = lanes(len(tasks), workers, need, nodes, ray.available_resources())
     threads = max(1, int(need["CPU"]))
     if len(nodes) == 1:
-        cores = len(os.sched_getaffinity(0)) // at_once
-        count, spare = on_one_machine(cores, count, workers)
+        count, spare = on_one_machine(cores() // at_once, count, workers)
         threads = max(threads, spare)
     attempts = max(task.train_config.max_failures for task in tasks)
     storage = out / ".ray-train"
@@ -167,14 +165,14 @@ def _run_group(
         environment = dict(_ENVIRONMENT)
         if len(nodes) == 1:  # nobody to warn of: where the node goes, the driver goes
             environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
-        with journal.listening(events), _environment(environment), _interruptible():
+        with listener.listening(events), _environment(environment), _interruptible():
             trainer.fit()
     except ray.train.TrainingFailedError as error:
-        journal.fail(error, attempts)
+        listener.fail(error, attempts)
     finally:
         events.shutdown(force=True)
         shutil.rmtree(storage, ignore_errors=True)
-    journal.check(tasks)
+    listener.check(tasks)
 
 
 @contextmanager

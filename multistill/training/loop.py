@@ -15,17 +15,13 @@ import torch
 from torch import Tensor
 
 from multistill.config import CLASSES
-from multistill.distillation.targets import predict_logits
 from multistill.errors import MultistillError
-from multistill.features.batches import plan, rank_part
+from multistill.features.collate import plan_batches, shard_for_rank
+from multistill.hardware import default_device
+from multistill.inference.predict import predict_logits
 from multistill.models.build import EmotionModel, build
 from multistill.models.spec import ModelSpec
-from multistill.training.data import Integers, TrainingData, micro_batches
-from multistill.training.guard import REPORT, FiniteGuard
-from multistill.training.objective import Objective, sampling_weights, scores
-from multistill.training.optimizer import AdamW, runs_bfloat16
-from multistill.training.schedule import derived_seed, learning_rate
-from multistill.training.state import (
+from multistill.training.checkpoint import (
     Checkpoint,
     Progress,
     differing,
@@ -33,10 +29,16 @@ from multistill.training.state import (
     newest_epoch,
     save_checkpoint,
 )
+from multistill.training.data import TrainingData, micro_batches
+from multistill.training.distributed import ProcessGroup
+from multistill.training.nonfinite import REPORT, NonFiniteCheck
+from multistill.training.objective import Objective, sampling_weights, scores
+from multistill.training.optimizer import AdamW, runs_bfloat16
+from multistill.training.prefetch import MicroBatch, Prefetcher
+from multistill.training.schedule import derived_seed, learning_rate
 from multistill.training.step import FlatGradients, training_step
-from multistill.training.supply import Piece, Supply
 from multistill.training.task import TrainingTask
-from multistill.training.world import World
+from multistill.typing import IntArray
 
 _OBJECTIVE = "objective."
 
@@ -64,14 +66,10 @@ class EpochReport:
     stop: bool
 
 
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def fit(
     task: TrainingTask,
     *,
-    world: World = World(),  # noqa: B008 - frozen
+    world: ProcessGroup = ProcessGroup(),  # noqa: B008 - frozen
     state_dir: Path,
     device: torch.device | str | None = None,
     data: TrainingData | None = None,
@@ -109,7 +107,7 @@ class _Training:
     def __init__(
         self,
         task: TrainingTask,
-        world: World,
+        world: ProcessGroup,
         state_dir: Path,
         device: torch.device,
         data: TrainingData | None,
@@ -136,14 +134,14 @@ class _Training:
             *((f"{_OBJECTIVE}{name}", p) for name, p in self.objective.named_parameters()),
         ]
         for _, parameter in named:
-            world.from_first(parameter.data)
+            world.broadcast(parameter.data)
         self.flat = FlatGradients([parameter for _, parameter in named], device)
         self.optimizer = AdamW(named, self.config.weight_decay)
         if self.config.compile:
             self.model.compile(dynamic=True)
         # A text model's audio is neither read nor padded.
         self.max_frames = self.config.max_frames if self.model.spec.reads_audio else 0
-        self.supply = Supply(store, device, self.max_frames, self.data.context)
+        self.prefetcher = Prefetcher(store, device, self.max_frames, self.data.context)
         self.progress = Progress(identity={**task.identity(), "features": self.data.identity()})
 
     @property
@@ -160,9 +158,9 @@ class _Training:
 
     def resume(self) -> None:
         """Take up the newest checkpoint. The first rank decides which, so that all agree."""
-        found = newest_epoch(self.state_dir)[0] if self.world.leads else 0
+        found = newest_epoch(self.state_dir)[0] if self.world.is_main else 0
         agreed = torch.tensor([float(found)], device=self.device)
-        epoch = int(self.world.from_first(agreed).item())
+        epoch = int(self.world.broadcast(agreed).item())
         if not epoch:
             return
         checkpoint = load_checkpoint(self.state_dir, epoch, self.device)
@@ -211,12 +209,12 @@ class _Training:
         lengths = train.lengths[rows]
         batches = [
             rows[batch]
-            for batch in plan(lengths, config.batch_size, seed=self.task.seed, epoch=epoch)
+            for batch in plan_batches(lengths, config.batch_size, seed=self.task.seed, epoch=epoch)
         ]
         cut = [
             list(
                 micro_batches(
-                    rank_part(batch, world.rank, world.size),
+                    shard_for_rank(batch, world.rank, world.size),
                     train.lengths,
                     config.accumulation,
                     self._piece_frames,
@@ -224,8 +222,8 @@ class _Training:
             )
             for batch in batches
         ]
-        pieces = self.supply.pieces(train, (part for parts in cut for part in parts))
-        guard = FiniteGuard(train.ids, self.state_dir / REPORT, epoch, world)
+        pieces = self.prefetcher.pieces(train, (part for parts in cut for part in parts))
+        non_finite = NonFiniteCheck(train.ids, self.state_dir / REPORT, epoch, world)
         total = 0.0
         for batch, parts in zip(batches, cut, strict=True):
             result = training_step(
@@ -239,10 +237,10 @@ class _Training:
                 world=world,
             )
             self.progress.step += 1
-            total += guard.watch(result, batch, self.progress.step)
-        return (total + guard.finish()) / len(rows)
+            total += non_finite.check(result, batch, self.progress.step)
+        return (total + non_finite.finish()) / len(rows)
 
-    def _epoch_rows(self, epoch: int) -> Integers:
+    def _epoch_rows(self, epoch: int) -> IntArray:
         count = len(self.data.train)
         if not self.config.oversample:
             return np.arange(count, dtype=np.int64)
@@ -250,7 +248,7 @@ class _Training:
         drawn = random.choice(count, count, p=sampling_weights(self.data.train.shares))
         return drawn.astype(np.int64)
 
-    def _sample_losses(self, piece: Piece) -> Tensor:
+    def _sample_losses(self, piece: MicroBatch) -> Tensor:
         states = piece.states
         with self._autocast():
             output = self.model(
@@ -274,7 +272,7 @@ class _Training:
         valid = self.data.valid
         if not len(valid):
             return {}
-        mine = rank_part(np.arange(len(valid)), self.world.rank, self.world.size)
+        mine = shard_for_rank(np.arange(len(valid)), self.world.rank, self.world.size)
         logits = np.zeros((len(valid), len(CLASSES)), dtype=np.float32)
         with self._autocast():
             logits[mine] = predict_logits(
@@ -305,7 +303,7 @@ class _Training:
         patient = config.patience is None or epoch - progress.best_epoch < config.patience
         progress.stopped = epoch >= config.epochs or not patient
         progress.history.append({"epoch": float(epoch), **metrics})
-        if self.world.leads:
+        if self.world.is_main:
             model = self.model.state_dict()
             optimizer = {**self.optimizer.tensors(), **self._beside_the_model()}
             save_checkpoint(self.state_dir, Checkpoint(progress, model, optimizer))

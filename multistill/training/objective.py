@@ -11,12 +11,13 @@ from multistill.config import CLASSES, TrainConfig
 from multistill.distillation.losses import distillation_loss
 from multistill.distillation.representations import Hint, LinearCKA
 from multistill.distillation.schedule import scheduled_weight
-from multistill.evaluation.metrics import from_confusion
+from multistill.metrics.classification import from_confusion
 from multistill.models.build import ModelOutput
 from multistill.models.losses import class_weights, label_loss
-from multistill.training.data import Floats, Rows
-from multistill.training.supply import Piece
+from multistill.training.data import Rows
+from multistill.training.prefetch import MicroBatch
 from multistill.training.task import TrainingTask
+from multistill.typing import FloatArray
 
 
 class Objective(nn.Module):
@@ -52,7 +53,7 @@ class Objective(nn.Module):
         distillation = self.distillation
         return self.cka is not None or (distillation is not None and distillation.loss == "dist")
 
-    def forward(self, output: ModelOutput, piece: Piece, progress: float) -> Tensor:
+    def forward(self, output: ModelOutput, piece: MicroBatch, progress: float) -> Tensor:
         """Losses [b].
 
         Args:
@@ -96,7 +97,7 @@ class Objective(nn.Module):
         return losses
 
 
-def scores(config: TrainConfig, logits: Floats, rows: Rows) -> dict[str, float]:
+def scores(config: TrainConfig, logits: FloatArray, rows: Rows) -> dict[str, float]:
     """loss, accuracy, uar, macro_f1 and weighted_f1 of logits [N, 7], as the report defines them.
 
     The loss is the label loss without class weights: comparable between weightings, and
@@ -116,7 +117,7 @@ def scores(config: TrainConfig, logits: Floats, rows: Rows) -> dict[str, float]:
     return {"loss": float(losses.double().mean()), **hard}
 
 
-def sampling_weights(shares: Floats) -> npt.NDArray[np.float64]:
+def sampling_weights(shares: FloatArray) -> npt.NDArray[np.float64]:
     """Chance of each row [N] to be drawn, so that all classes weigh the same in an epoch.
 
     A row with mixed votes counts for each class by its share.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from multistill.training.distributed import ProcessGroup
 from multistill.training.optimizer import AdamW
-from multistill.training.supply import Piece
-from multistill.training.world import World
+from multistill.training.prefetch import MicroBatch
 
 
 class FlatGradients:
@@ -56,15 +56,15 @@ class StepResult:
 
 
 def training_step(
-    pieces: Iterable[Piece],
-    sample_losses: Callable[[Piece], Tensor],
+    pieces: Iterable[MicroBatch],
+    sample_losses: Callable[[MicroBatch], Tensor],
     batch_rows: int,
     flat: FlatGradients,
     optimizer: AdamW,
     *,
     rate: float,
     clip_norm: float,
-    world: World,
+    world: ProcessGroup,
 ) -> StepResult:
     """One optimiser step over one global batch.
 

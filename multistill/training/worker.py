@@ -12,12 +12,12 @@ import ray.train.torch
 import torch
 
 from multistill.errors import MultistillError
+from multistill.training.checkpoint import newest_epoch
 from multistill.training.data import TrainingData
+from multistill.training.distributed import ProcessGroup, torch_process_group
+from multistill.training.export import discard_state, export, is_finished, state_folder
 from multistill.training.loop import fit
-from multistill.training.result import discard_state, export, is_finished, state_folder
-from multistill.training.state import newest_epoch
 from multistill.training.task import TrainingTask
-from multistill.training.world import World, torch_world
 
 STOP = "stop"
 """A file of this name in a training's folder ends it after the epoch in hand, unfinished."""
@@ -48,21 +48,21 @@ def run_lane(config: dict[str, Any]) -> None:
             return
 
 
-def _lane_world(lane: int, place: int, workers: int, lanes: int) -> World:
+def _lane_world(lane: int, place: int, workers: int, lanes: int) -> ProcessGroup:
     if workers == 1:
-        return World()
+        return ProcessGroup()
     if lanes == 1:
-        return torch_world(None, workers, place)
+        return torch_process_group(None, workers, place)
     # Every rank takes part in making every group, in one order.
     groups = [
         torch.distributed.new_group(list(range(start, start + workers)))
         for start in range(0, lanes * workers, workers)
     ]
-    return torch_world(groups[lane], workers, place)
+    return torch_process_group(groups[lane], workers, place)
 
 
 def _train(
-    task: TrainingTask, folder: Path, world: World, device: torch.device, events: Events
+    task: TrainingTask, folder: Path, world: ProcessGroup, device: torch.device, events: Events
 ) -> bool:
     """One task, from its checkpoint to its exported model.
 
@@ -72,12 +72,12 @@ def _train(
     Returns:
         whether this lane can train another task.
     """
-    done = torch.tensor([float(world.leads and is_finished(folder))], device=device)
-    if world.from_first(done).item():
+    done = torch.tensor([float(world.is_main and is_finished(folder))], device=device)
+    if world.broadcast(done).item():
         return True
     try:
         data = TrainingData.open(task)
-        if world.leads:
+        if world.is_main:
             epoch, problems = newest_epoch(state_folder(folder))
             events.put(
                 {
@@ -94,7 +94,7 @@ def _train(
         for report in fit(
             task, world=world, state_dir=state_folder(folder), device=device, data=data
         ):
-            if world.leads:
+            if world.is_main:
                 events.put(
                     {
                         "task": task.name,
@@ -104,10 +104,10 @@ def _train(
                         "best": report.best,
                     }
                 )
-            asked = torch.tensor([float(world.leads and (folder / STOP).exists())], device=device)
-            if world.from_first(asked).item():
+            asked = torch.tensor([float(world.is_main and (folder / STOP).exists())], device=device)
+            if world.broadcast(asked).item():
                 return True
-        if world.leads:
+        if world.is_main:
             summary = export(task, data, state_folder(folder), folder)
             discard_state(folder)
             events.put({"task": task.name, "kind": "finished", "summary": summary})
@@ -126,7 +126,7 @@ def _train(
         )
 
 
-def _give_up(task: TrainingTask, reason: str, world: World, events: Events) -> bool:
+def _give_up(task: TrainingTask, reason: str, world: ProcessGroup, events: Events) -> bool:
     events.put({"task": task.name, "kind": "failed", "reason": reason})
     if world.size == 1:
         return True

@@ -1,0 +1,125 @@
+"""Sections of what learns: models, training, teacher, distillation, students."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from multistill.config.base import FolderName, Section, execution
+
+
+class ModelConfig(Section):
+    """A preset by name; every other key overrides one value of it (`multistill models`)."""
+
+    preset: str
+    fusion: Literal["crossmodal", "concat", "cross-attention", "mixer"] | None = None
+    width: int | None = Field(None, ge=8)
+    heads: int | None = Field(None, ge=1)
+    layers: int | None = Field(None, ge=1)
+    feedforward: int | None = Field(None, ge=8)
+    classifier: int | None = Field(None, ge=8, description="width of the classifier's hidden layer")
+    dropout: float | None = Field(None, ge=0.0, lt=1.0, description="in the transformer layers")
+    classifier_dropout: float | None = Field(None, ge=0.0, lt=1.0)
+    modality_dropout: float | None = Field(None, ge=0.0, lt=1.0)
+    pooling: Literal["published", "mean", "attention"] | None = None
+    audio_stride: int | None = Field(
+        None, ge=1, description="neighbouring audio frames averaged into one before the head"
+    )
+    context_turns: int | None = Field(None, ge=0, le=32)
+    speech_layer: int | None = Field(
+        None, description="the one it reads of features.speech.layers (`combine: concat`)"
+    )
+    text_layer: int | None = Field(None, description="likewise, of features.text.layers")
+
+    def overrides(self) -> dict[str, Any]:
+        return {k: v for k, v in self.model_dump().items() if k != "preset" and v is not None}
+
+
+class TrainConfig(Section):
+    """How a teacher or a student is trained."""
+
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(64, ge=1, description="utterances per optimiser step, over all workers")
+    accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step and worker")
+    learning_rate: float = Field(5e-5, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps")
+    clip_norm: float = Field(1.0, gt=0)
+    loss: Literal["soft-cross-entropy", "cross-entropy", "mse", "focal"] = "soft-cross-entropy"
+    label_source: Literal["shares", "winner"] = "shares"
+    class_weights: Literal["none", "inverse", "effective"] = "none"
+    oversample: bool = False
+    metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss"] = "macro_f1"
+    patience: int | None = Field(None, ge=1, description="epochs without gain before stopping")
+    max_frames: int | None = Field(None, ge=1, description="audio frames read; 512 as published")
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = execution(False)
+    batch_frames: int | None = execution(
+        None, ge=1, description="padded audio frames computed at once; splits larger batches"
+    )
+    workers: int = execution(1, ge=1, description="data-parallel workers")
+    gpus_per_worker: float | None = execution(None, ge=0)
+    cpus_per_worker: float = execution(1.0, gt=0)
+    max_failures: int = execution(2, ge=0, description="restarts from the last checkpoint")
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        gpus = self.gpus_per_worker
+        if gpus is not None and 0 < gpus < 1 and self.workers > 1:
+            raise ValueError(
+                "a fraction of a GPU works for one worker only (NCCL refuses a shared GPU); "
+                "set `workers: 1` or `gpus_per_worker: 1`"
+            )
+        return self
+
+
+class TeacherConfig(Section):
+    model: ModelConfig = Field(default_factory=lambda: ModelConfig(preset="small-teacher"))
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    seeds: int = Field(1, ge=1, le=20, description="several seeds make an ensemble")
+
+
+class DistillationConfig(Section):
+    """weight * teacher's loss + (1 - weight) * label loss.
+
+    The teacher's loss is T^2 * KL(teacher_T || student_T) (Hinton 2015) unless `loss` says
+    otherwise. Losses on representations come on top of it, each with a weight of its own.
+    """
+
+    loss: Literal["kd", "two-mse", "dkd", "dist"] = "kd"
+    temperature: float = Field(2.0, gt=0)
+    weight: float = Field(0.5, ge=0, le=1)
+    standardize: bool = Field(False, description="logit standardisation (Sun 2024)")
+    dkd_alpha: float = Field(1.0, ge=0, description="`dkd`: weight of the target class part")
+    dkd_beta: float = Field(
+        2.0, ge=0, description="`dkd`: weight of the other classes; 8 in the paper, of 100 classes"
+    )
+    hint_weight: float = Field(
+        0.0, ge=0, description="of the squared distance to the teacher's pooled state (FitNets)"
+    )
+    cka_weight: float = Field(
+        0.0, ge=0, description="of 1 - linear CKA of the pooled states; wants batches of 64"
+    )
+    schedule: Literal["fixed", "rise", "fall"] = Field(
+        "fixed", description="all weights over training: `rise` starts at 0, `fall` ends at 0"
+    )
+    schedule_share: float = Field(
+        0.2, gt=0, le=1, description="share of the training that rises or falls"
+    )
+    targets: Literal["in-sample", "out-of-fold"] = Field(
+        "out-of-fold",
+        description="a training clip's target from a teacher that did not train on it (one more "
+        "teacher a fold), or from the teacher of all clips, which is over-confident on them",
+    )
+
+    @property
+    def reads_pooled(self) -> bool:
+        """Whether the student learns from the teacher's representations."""
+        return self.hint_weight > 0 or self.cka_weight > 0
+
+
+class StudentConfig(Section):
+    name: FolderName
+    model: ModelConfig
+    train: TrainConfig = Field(default_factory=TrainConfig)

@@ -1,0 +1,42 @@
+"""The section of the MLflow server and the model registry."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from multistill.config.base import Address, Section
+
+
+class ChampionConfig(Section):
+    """The rule by which a searched student becomes the `champion` of MLflow's model registry."""
+
+    model: str | None = Field(None, min_length=1, description="default: <job>-<student>")
+    metric: Literal[
+        "validation.macro_f1",
+        "validation.uar",
+        "validation.weighted_f1",
+        "validation.accuracy",
+        "validation.loss",
+    ] = Field("validation.macro_f1", description="mean over the seeds; test chooses nothing")
+    margin: float = Field(0.0, ge=0, description="by how much the champion must be beaten")
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        return "min" if self.metric == "validation.loss" else "max"
+
+
+class TrackingConfig(Section):
+    """The MLflow server. Credentials come from the environment only (MLFLOW_TRACKING_*)."""
+
+    uri: Address | None = Field(
+        None, description="server address, or sqlite:///file; default: a file in the workspace"
+    )
+    experiment: str | None = Field(None, description="default: the job's name")
+    required: bool = Field(
+        True, description="false: start although the server is away, and keep the record for later"
+    )
+    champion: ChampionConfig | None = Field(
+        default_factory=ChampionConfig, description="null: register no model"
+    )

@@ -1,0 +1,139 @@
+"""From the store to padded batches: planned by seed and epoch, split over ranks, collated.
+
+The plan is made of whole batches over all ranks, so every rank takes the same number of
+steps and no row is dropped; a rank takes every `world`-th row of each batch. Reading
+stays zero-copy until `collate`, which casts straight into the padded float32 tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from multistill.features.store import FeatureStore
+from multistill.typing import IntArray
+
+BUCKET_BATCHES = 16
+"""Batches sorted by length together: enough to cut padding, few enough to mix lengths."""
+
+
+@dataclass
+class Batch:
+    """Padded states of some utterances.
+
+    Attributes:
+        audio: [B, Ta, Da] float32, zero beyond the true length.
+        audio_mask: [B, Ta] bool, True where real.
+        text: [B, Tt, Dt]; an utterance without transcript has a row of False in text_mask.
+        text_mask: [B, Tt] bool.
+    """
+
+    ids: list[str]
+    audio: Tensor
+    audio_mask: Tensor
+    text: Tensor
+    text_mask: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on another device; copies overlap with compute where memory is pinned."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return Batch(
+            self.ids,
+            move(self.audio),
+            move(self.audio_mask),
+            move(self.text),
+            move(self.text_mask),
+        )
+
+    def pin(self) -> Batch:
+        """The batch in page-locked memory, for copies to a GPU beside the computation."""
+        return Batch(
+            self.ids,
+            self.audio.pin_memory(),
+            self.audio_mask.pin_memory(),
+            self.text.pin_memory(),
+            self.text_mask.pin_memory(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def collate(store: FeatureStore, ids: Sequence[str], max_frames: int | None = None) -> Batch:
+    """Pad the states of some utterances into one batch.
+
+    Args:
+        ids: may be empty: a batch of shape [0, 1, dim], for ranks without a row.
+        max_frames: audio frames kept from the start of each clip.
+    """
+    frames = store.audio_frames(ids)
+    if max_frames is not None:
+        frames = np.minimum(frames, max_frames)
+    tokens = store.text_tokens(ids)
+    audio, audio_mask = _pad(store, "audio", ids, frames, store.audio_dim)
+    text, text_mask = _pad(store, "text", ids, tokens, store.text_dim)
+    return Batch(list(ids), audio, audio_mask, text, text_mask)
+
+
+def _pad(
+    store: FeatureStore, modality: str, ids: Sequence[str], lengths: IntArray, dim: int
+) -> tuple[Tensor, Tensor]:
+    width = max(1, int(lengths.max(initial=0)))
+    padded = np.empty((len(ids), width, dim), dtype=np.float32)
+    for row, (name, length) in enumerate(zip(ids, lengths, strict=True)):
+        values, scales = store.raw(modality, name)
+        target = padded[row, :length]
+        if scales is not None:
+            np.multiply(values[:length], scales, out=target, dtype=np.float32)
+        elif store.dtype == "bfloat16":
+            np.left_shift(values[:length], 16, out=target.view(np.uint32), dtype=np.uint32)
+        else:
+            target[...] = values[:length]
+        padded[row, length:] = 0.0
+    mask = np.arange(width) < lengths[:, None]
+    return torch.from_numpy(padded), torch.from_numpy(mask)
+
+
+def plan_batches(
+    lengths: npt.ArrayLike, batch_size: int, *, seed: int | None, epoch: int = 0
+) -> list[IntArray]:
+    """IntArray of every batch of one epoch, over all ranks. Each row stands in exactly one batch.
+
+    IntArray are shuffled, sorted by length inside buckets of some batches, cut into batches, and
+    the batches shuffled: rows of like length meet, in another order every epoch.
+
+    Args:
+        lengths: [N] frames of each row.
+        seed: None: in order, nothing shuffled (validation, prediction).
+    """
+    lengths = np.asarray(lengths)
+    total = len(lengths)
+    if seed is None:
+        order = np.arange(total, dtype=np.int64)
+        return [order[i : i + batch_size] for i in range(0, total, batch_size)]
+    random = np.random.default_rng((seed, epoch))
+    order = random.permutation(total).astype(np.int64)
+    bucket = batch_size * BUCKET_BATCHES
+    # Stable: rows of equal length keep the shuffled order.
+    order = np.concatenate(
+        [
+            part[np.argsort(lengths[part], kind="stable")]
+            for part in (order[i : i + bucket] for i in range(0, total, bucket))
+        ]
+        or [order]
+    )
+    batches = [order[i : i + batch_size] for i in range(0, total, batch_size)]
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def shard_for_rank(batch: IntArray, rank: int, world: int) -> IntArray:
+    """The rows of one rank: strided, so that lengths spread evenly; empty where rows run out."""
+    return batch[rank::world]

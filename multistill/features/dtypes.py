@@ -1,0 +1,71 @@
+"""How states are kept on disk: float16, bfloat16, float32, or int8 with scales.
+
+| dtype | Arrow item | back to float |
+| --- | --- | --- |
+| float16, float32 | halffloat, float | the value |
+| bfloat16 | uint16 | the upper 16 bits of a float32 |
+| int8 | int8 | value * scale of its channel |
+
+int8 has one scale per clip and channel, because a few channels of self-supervised speech
+models are tens of times larger than the rest and would flatten them under a common scale.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from multistill.typing import AnyArray, FloatArray
+
+Dtype = Literal["float16", "bfloat16", "float32", "int8"]
+
+FLOAT16_MAX = 65504.0
+
+
+def item_type(dtype: Dtype) -> pa.DataType:
+    """Arrow type of one stored value."""
+    return {
+        "float16": pa.float16(),
+        "bfloat16": pa.uint16(),
+        "float32": pa.float32(),
+        "int8": pa.int8(),
+    }[dtype]
+
+
+def pack(states: FloatArray, dtype: Dtype) -> tuple[AnyArray, FloatArray | None]:
+    """Stored values of one clip and, for int8, its scales.
+
+    Args:
+        states: [frames, dim], finite.
+    Returns:
+        values [frames, dim] in the stored type, scales [dim] or None.
+    Raises:
+        OverflowError: a value is beyond what float16 can hold.
+    """
+    if dtype == "float32":
+        return np.ascontiguousarray(states, dtype=np.float32), None
+    if dtype == "float16":
+        if states.size and float(np.abs(states).max()) > FLOAT16_MAX:
+            raise OverflowError("values beyond the range of float16")
+        return states.astype(np.float16), None
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(states, dtype=np.float32).view(np.uint32)
+        # Round half to even, as hardware does; the carry may rightly raise the exponent.
+        rounded = bits + (0x7FFF + ((bits >> 16) & 1))
+        return (rounded >> 16).astype(np.uint16), None
+    peak = np.abs(states).max(axis=0) if len(states) else np.zeros(states.shape[1], np.float32)
+    scales = (peak / 127.0).astype(np.float32)
+    divisor = np.where(scales > 0, scales, 1.0)
+    return np.clip(np.rint(states / divisor), -127, 127).astype(np.int8), scales
+
+
+def unpack(values: AnyArray, scales: FloatArray | None, dtype: Dtype) -> AnyArray:
+    """States as a float array: a view for float16 and float32, float32 for the others."""
+    if dtype == "bfloat16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    if dtype == "int8":
+        assert scales is not None
+        return values.astype(np.float32) * scales
+    return values

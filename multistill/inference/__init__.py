@@ -1,0 +1,1 @@
+"""From trained models to outputs: predictions over a store, ensembles, latency."""

@@ -1,0 +1,32 @@
+"""Several teachers as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import log_softmax, logsumexp
+
+from multistill.typing import FloatArray
+
+
+def combine(members: Sequence[npt.NDArray[np.floating]], *, raw: bool = False) -> FloatArray:
+    """Logits [N, C] of the ensemble of some models' logits [N, C].
+
+    The mean of the members' probabilities (a mixture, Lakshminarayanan et al. 2017), as
+    logarithms: softmax gives the mean back, and a temperature applies to it as to any
+    logits. The mean of logits would let a member with larger logits speak louder. One
+    member's logits come back as they are.
+
+    Args:
+        raw: the members were trained with `mse` on raw outputs, which are no logits: their
+            mean is what estimates the shares.
+    """
+    stacked = np.stack([np.asarray(member, dtype=np.float64) for member in members])
+    if len(stacked) == 1:
+        return stacked[0].astype(np.float32)
+    if raw:
+        return stacked.mean(axis=0).astype(np.float32)
+    mixture = logsumexp(log_softmax(stacked, axis=-1), axis=0) - np.log(len(stacked))
+    return np.asarray(mixture, dtype=np.float32)

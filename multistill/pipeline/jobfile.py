@@ -1,0 +1,247 @@
+"""Reading a job file: YAML in, `JobConfig` out, every problem at once with its line.
+
+Relative paths, in the file as in `--set`, start from the current folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from multistill.config import JobConfig, Section
+from multistill.errors import JobFileError, UsageError
+from multistill.pipeline.checks import Location, check
+
+Problem = tuple[int | None, str]
+
+
+def load(path: Path, overrides: Sequence[str] = (), *, for_cluster: bool = False) -> JobConfig:
+    """The job of a file, with `key.path=value` overrides applied and paths made absolute.
+
+    Args:
+        for_cluster: refuse a relative workspace, which other machines cannot resolve.
+    Raises:
+        UsageError: no such file, or an override that cannot be read.
+        JobFileError: everything that is wrong with the file, each with its line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"there is no job file `{path}`; give the path of a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the job file `{path}` cannot be read: {error}") from error
+    return parse(text, str(path), overrides, for_cluster=for_cluster)
+
+
+def parse(
+    text: str, source: str, overrides: Sequence[str] = (), *, for_cluster: bool = False
+) -> JobConfig:
+    """Like `load`, for the file's text."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else None
+        reason = getattr(error, "problem", None) or str(error)
+        raise JobFileError(source, [(line, f"not valid YAML: {reason}")]) from error
+    if not isinstance(data, dict) or node is None:
+        raise JobFileError(
+            source, [(1, "a job file is a mapping with at least `name` and `corpora`")]
+        )
+    problems = list(_repeated_keys(node))
+    data = _unshared(data)
+    for override in overrides:
+        _apply(data, override)
+    try:
+        job = JobConfig.model_validate(data)
+    except ValidationError as error:
+        problems += [_describe(item, data, node) for item in error.errors()]
+    else:
+        problems += [(_line(node, at), sentence) for at, sentence in check(job)]
+        if for_cluster and not Path(job.workspace).is_absolute():
+            problems.append(
+                (
+                    _line(node, ("workspace",)),
+                    f"the workspace `{job.workspace}` is a relative path, which means nothing on a "
+                    "cluster; give a folder that all its nodes see with --workspace /shared/FOLDER",
+                )
+            )
+        if not problems:
+            return absolute(job)
+    problems.sort(key=lambda problem: problem[0] or 0)
+    raise JobFileError(source, problems)
+
+
+def absolute(job: JobConfig) -> JobConfig:
+    """The job with every local path absolute, so that it means the same in any process."""
+
+    def path(value: str | None) -> str | None:
+        if value is None or "://" in value:
+            return value
+        return str(Path(value).expanduser().absolute())
+
+    def encoder(name: str) -> str:
+        # A name such as `org/model` is a folder only if that folder is there.
+        return str(Path(name).absolute()) if Path(name).is_dir() else name
+
+    speech, text = job.features.speech, job.features.text
+    features = job.features.model_copy(
+        update={
+            "speech": speech.model_copy(update={"model": encoder(speech.model)}),
+            "text": text.model_copy(update={"model": encoder(text.model)}),
+        }
+    )
+    corpora = [
+        corpus.model_copy(update={"path": path(corpus.path), "audio_root": path(corpus.audio_root)})
+        for corpus in job.corpora
+    ]
+    return job.model_copy(
+        update={"workspace": path(job.workspace), "corpora": corpora, "features": features}
+    )
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no two places are one: YAML aliases are, and `--set` means one place."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Set one `a.b.0.c=value`; a list item may also be named by its `name`."""
+    key, equals, text = override.partition("=")
+    steps = key.strip().split(".")
+    if not equals or not all(steps):
+        raise UsageError(f"--set {override}: write it as section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {override}: the value is not valid YAML") from error
+    at: Any = data
+    for position, step in enumerate(steps):
+        last = position == len(steps) - 1
+        where = ".".join(steps[: position + 1])
+        if isinstance(at, list):
+            index = _index(at, step, where)
+            if last:
+                at[index] = value
+            else:
+                at = at[index]
+        elif isinstance(at, dict):
+            if last:
+                at[step] = value
+            else:
+                if at.get(step) is None:
+                    at[step] = {}
+                at = at[step]
+        else:
+            raise UsageError(f"--set {override}: `{where}` is inside a plain value")
+
+
+def _index(items: list[Any], step: str, where: str) -> int:
+    for index, item in enumerate(items):
+        if isinstance(item, dict) and item.get("name") == step:
+            return index
+    if step.isdigit() and int(step) < len(items):
+        return int(step)
+    raise UsageError(f"--set: there is no `{where}`; the list has {len(items)} items (0 to N-1)")
+
+
+def _describe(error: Any, data: Any, node: Node) -> Problem:
+    at: Location = tuple(error["loc"])
+    kind, message = error["type"], error["msg"]
+    name = ".".join(str(step) for step in at)
+    line = _line(node, at)
+    if kind == "extra_forbidden":
+        parent = _section_at(at[:-1])
+        sentence = f"unknown key `{name}`"
+        if parent is not None:
+            keys = list(parent.model_fields)
+            near = difflib.get_close_matches(str(at[-1]), keys, n=1, cutoff=0.5)
+            sentence += f"; did you mean `{near[0]}`?" if near else f"; there is {', '.join(keys)}"
+        return line, sentence
+    if kind == "missing":
+        return line, f"`{name}` is missing"
+    if kind == "value_error":
+        cause = (error.get("ctx") or {}).get("error")
+        sentence = str(cause) if cause is not None else message
+        return line, f"{name}: {sentence}" if name else sentence
+    given = _value_at(data, at)
+    if kind == "literal_error":
+        expected = (error.get("ctx") or {}).get("expected", "")
+        choices = [choice.strip("'") for choice in expected.replace(" or ", ", ").split(", ")]
+        near = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        return line, f"{name}: `{given}` is not one of {', '.join(choices)}{hint}"
+    return line, f"{name}: {message[0].lower()}{message[1:]} (found: {given!r})"
+
+
+def _value_at(data: Any, at: Location) -> Any:
+    for step in at:
+        try:
+            data = data[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data
+
+
+def _section_at(at: Location) -> type[BaseModel] | None:
+    """The model that describes the mapping at this place of the file."""
+    current: Any = JobConfig
+    for step in at:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            field = current.model_fields.get(str(step))
+            if field is None:
+                return None
+            current = field.annotation
+        else:
+            arguments = [a for a in typing.get_args(current) if a is not type(None)]
+            if not arguments:
+                return None
+            current = arguments[-1]
+        while isinstance(current, types.UnionType) or typing.get_origin(current) is typing.Union:
+            current = next(a for a in typing.get_args(current) if a is not type(None))
+    return current if isinstance(current, type) and issubclass(current, Section) else None
+
+
+def _line(node: Node, at: Location) -> int | None:
+    """The line of the deepest part of the place that the file really has (1-based)."""
+    line = node.start_mark.line + 1
+    for step in at:
+        if isinstance(node, MappingNode):
+            pair = next((p for p in node.value if p[0].value == str(step)), None)
+            if pair is None:
+                return line
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, SequenceNode) and isinstance(step, int):
+            if step >= len(node.value):
+                return line
+            node = node.value[step]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line
+
+
+def _repeated_keys(node: Node) -> Iterator[Problem]:
+    """YAML keeps the last of two equal keys without a word; a job file must not."""
+    if isinstance(node, MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, ScalarNode):
+                if key.value in seen:
+                    yield key.start_mark.line + 1, f"the key `{key.value}` stands twice"
+                seen.add(key.value)
+            yield from _repeated_keys(value)
+    elif isinstance(node, SequenceNode):
+        for item in node.value:
+            yield from _repeated_keys(item)

@@ -1,0 +1,66 @@
+"""What a manifest holds, counted for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from multistill.config import CLASSES
+from multistill.corpora.manifest import MANIFEST
+
+SPLITS = ("train", "valid", "test")
+COLUMNS = ["corpus", "session", "speaker", "dialogue", "label", "split", "duration_s"]
+
+
+def describe(manifest: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts, split sizes, class shares and leaks.
+
+    Args:
+        manifest: folder of the manifest.
+        summary: what `prepare` returned: `rejected`, `synthetic`, `leaks`.
+    """
+    rows = pq.read_table(
+        manifest / MANIFEST,
+        columns=COLUMNS,
+        read_dictionary=["corpus", "session", "speaker", "dialogue", "label", "split"],
+    ).to_pandas()
+    by_split = {name: rows[rows["split"] == name] for name in SPLITS}
+    return {
+        "counts": {
+            **_sizes(rows),
+            "dialogues": int(rows["dialogue"].nunique()),
+            "rejected": int(summary.get("rejected", 0)),
+            "corpora": {str(k): int(v) for k, v in rows["corpus"].value_counts().items()},
+        },
+        "splits": {name: _sizes(part) for name, part in by_split.items()},
+        "class_counts": {name: _classes(part) for name, part in by_split.items()},
+        "class_shares": {
+            name: _shares(_classes(part)) for name, part in [("all", rows), *by_split.items()]
+        },
+        "leaks": dict(summary.get("leaks", {})),
+        "synthetic": bool(summary.get("synthetic", False)),
+    }
+
+
+def _sizes(rows: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "utterances": len(rows),
+        "sessions": int(rows["session"].nunique()),
+        "speakers": int(rows["speaker"].nunique()),
+        "hours": round(float(rows["duration_s"].sum()) / 3600, 4),
+        "ties": int(rows["label"].isna().sum()),
+    }
+
+
+def _classes(rows: pd.DataFrame) -> dict[str, int]:
+    counts = rows["label"].value_counts()
+    return {name: int(counts.get(name, 0)) for name in CLASSES}
+
+
+def _shares(counts: Mapping[str, int]) -> dict[str, float]:
+    total = sum(counts.values())
+    return {name: count / total if total else 0.0 for name, count in counts.items()}

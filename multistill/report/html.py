@@ -1,0 +1,174 @@
+"""The HTML page: facts and pictures into the packaged template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from multistill.config import CLASSES, JobConfig
+from multistill.evaluation.comparisons import WORDS
+from multistill.report import plots
+from multistill.report.terminal import count, encoder, score
+
+LISTED_TRIALS = 20
+TEMPLATES = "templates"
+
+
+def render(
+    report: Mapping[str, Any],
+    *,
+    trials: Sequence[Mapping[str, Any]],
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    quality: Mapping[str, Any] | None,
+    job: JobConfig,
+) -> str:
+    """The page as one string; nothing in it is fetched from elsewhere."""
+    template = environment().get_template("report.html")
+    return template.render(
+        report=report,
+        job=job,
+        resolved=yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        classes=CLASSES,
+        words=WORDS,
+        quality=quality,
+        pictures=_pictures(report, trials, histories, quality, job),
+        slices=_slices(report),
+        listed=_listed(trials, report["search"]),
+    )
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """Escapes everything that is not markup of ours; an unknown name in a template is an error."""
+    folder = resources.files("multistill.report") / TEMPLATES
+    made = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
+        score=_score,
+        signed=_signed,
+        parameters=count,
+        encoder=encoder,
+        number=_number,
+        percent=_percent,
+        seconds=_seconds,
+    )
+    return made
+
+
+def _pictures(
+    report: Mapping[str, Any],
+    trials: Sequence[Mapping[str, Any]],
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    quality: Mapping[str, Any] | None,
+    job: JobConfig,
+) -> dict[str, Markup | None]:
+    confidence = report["confidence"]
+    shown = [*report["references"], *report["models"]]
+    drawn = {
+        "results": plots.results(report["baseline"], shown, confidence),
+        "differences": plots.differences(report["distillation"], confidence),
+        "reliability": plots.reliability(report["models"]),
+        "classes": plots.classes(_class_shares(report, quality)),
+        "curves": plots.curves(histories, job.teacher.train.metric),
+    }
+    if quality:
+        drawn["durations"] = plots.histogram(
+            "durations", "seconds", **quality["duration"]["histogram"]
+        )
+    if quality and quality["raters"]:
+        drawn["entropy"] = plots.histogram(
+            "entropy", "vote entropy, bits", **quality["raters"]["entropy_bits"]["histogram"]
+        )
+    search = report["search"]
+    if search:
+        best = search["best"]["params"] if search["best"] else {}
+        drawn |= {
+            "txw": plots.temperature_weight(trials, job.search.metric, best),
+            "history": plots.search_history(trials, job.search.metric),
+            "importance": plots.importance(search.get("importance") or {}),
+            "pareto": plots.pareto(trials, search.get("pareto") or [], job.search),
+        }
+    # The SVG is ours, with every text in it escaped by matplotlib.
+    return {name: Markup(svg) if svg else None for name, svg in drawn.items()}  # noqa: S704
+
+
+def _class_shares(
+    report: Mapping[str, Any], quality: Mapping[str, Any] | None
+) -> dict[str, Mapping[str, float]]:
+    """Class shares of the parts, with training before its caps where there were any."""
+    parts = {k: v for k, v in report["corpus"]["class_shares"].items() if k != "all"}
+    if not quality or not quality["balance"]["caps"]:
+        return parts
+    counts = quality["balance"]["before"]["counts"]
+    total = sum(counts[label] for label in CLASSES)
+    return {"train before caps": {label: counts[label] / total for label in CLASSES}, **parts}
+
+
+def _slices(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Slices turned round: `columns` name the models, `groups` hold a line a slice."""
+    shown = [model for model in report["models"] if model["role"] != "control"]
+    baseline = report["baseline"]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for place, first in enumerate(baseline["slices"]):
+        scores = [model["slices"][place]["metrics"]["uar"] for model in (baseline, *shown)]
+        line = {"name": first["name"], "clips": first["clips"], "scores": scores}
+        groups.setdefault(first["by"], []).append(line)
+    columns = [f"always {baseline['label']}", *(model["name"] for model in shown)]
+    return {"columns": columns, "groups": groups}
+
+
+def _listed(
+    trials: Sequence[Mapping[str, Any]], search: Mapping[str, Any] | None
+) -> list[Mapping[str, Any]]:
+    """The best trials: complete ones first, as the search ranks them."""
+    if not search:
+        return []
+    sign = 1.0 if search["mode"] == "min" else -1.0
+    valued = [trial for trial in trials if trial["value"] is not None]
+    ranked = sorted(valued, key=lambda t: (t["state"] != "complete", sign * t["value"], t["trial"]))
+    return ranked[:LISTED_TRIALS]
+
+
+def _score(metric: Mapping[str, float | None]) -> Markup:
+    value, _, interval = score(metric).partition(" ")
+    if not interval:
+        return Markup("<b>{}</b>").format(value)
+    return Markup('<b>{}</b> <span class="ci">{}</span>').format(value, interval)
+
+
+def _signed(metric: Mapping[str, float | None]) -> Markup:
+    value, low, high = metric["value"], metric["low"], metric["high"]
+    if value is None or low is None or high is None:
+        return Markup("<b>-</b>")
+    return Markup('<b>{}</b> <span class="ci">[{}, {}]</span>').format(
+        *(f"{figure:+.3f}".replace("-", "\u2212") for figure in (value, low, high))
+    )
+
+
+def _number(value: float | int | None, digits: int = 3) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _seconds(value: float) -> str:
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,158 @@
+"""The driver's side of a training: workers' events become records and progress, live."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray.util.queue import Empty, Queue
+
+from multistill.errors import MultistillError
+from multistill.models.files import read_model_config
+from multistill.tracking.logger import RunLogger
+from multistill.training.export import is_finished
+from multistill.training.task import TrainingTask
+
+_WAIT_S = 0.5
+
+
+class EventListener:
+    """Follows some tasks from start to result.
+
+    Args:
+        out: folder that holds the results.
+        logger: gets a child per task.
+    """
+
+    def __init__(self, tasks: Sequence[TrainingTask], out: Path, logger: RunLogger) -> None:
+        self.tasks = {task.name: task for task in tasks}
+        self.out, self.logger = out, logger
+        self.children: dict[str, RunLogger] = {}
+        self.reasons: dict[str, str] = {}
+        self._closed: set[str] = set()
+
+    @contextmanager
+    def listening(self, events: Queue) -> Iterator[None]:
+        """Take in events beside the work of the block, and all that are left at its end."""
+        over = threading.Event()
+
+        def listen() -> None:
+            while True:
+                ending = over.is_set()
+                try:
+                    self.handle(events.get(timeout=_WAIT_S))
+                except Empty:
+                    if ending:
+                        return
+
+        thread = threading.Thread(target=listen, name="training-events", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def handle(self, event: dict[str, Any]) -> None:
+        """Record one event of `multistill.training.worker`."""
+        name = event["task"]
+        task, child = self.tasks[name], self._child(name)
+        epochs = task.train_config.epochs
+        match event["kind"]:
+            case "started":
+                child.params(_params(task, event))
+                child.tags({"worker": event["worker"]})
+                for problem in event["problems"]:
+                    child.info(f"{name}: {problem}; going back to the checkpoint before it")
+                if event["epoch"]:
+                    child.info(f"{name}: continuing after epoch {event['epoch']}")
+            case "epoch":
+                metrics = event["metrics"]
+                child.metrics(metrics, step=event["epoch"])
+                shown = {
+                    key.removeprefix("valid_"): value
+                    for key, value in metrics.items()
+                    if key in ("train_loss", f"valid_{task.train_config.metric}")
+                }
+                child.progress(event["epoch"], epochs, "epochs", **shown)
+            case "finished":
+                summary = event["summary"]
+                child.metrics({"best_epoch": float(summary["best_epoch"])})
+                self._close(name, "FINISHED")
+            case "failed":
+                self.reasons.setdefault(name, event["reason"])
+                self._close(name, "FAILED")
+
+    def fail(self, error: Exception, restarts: int) -> None:
+        """The group ended with an error: raise what the user can do something about."""
+        self.close("FAILED")
+        for reason in self.reasons.values():
+            raise MultistillError(reason) from error
+        cause = str(error).strip().splitlines()
+        raise MultistillError(
+            f"training stopped after {restarts} restarts: {cause[-1] if cause else error!r}; "
+            "finished epochs are kept, run the same command to continue"
+        ) from error
+
+    def close(self, status: str) -> None:
+        """End the records of all tasks that were begun and not ended."""
+        for name in self.children:
+            self._close(name, status)
+
+    def check(self, tasks: Sequence[TrainingTask]) -> None:
+        """Raise the first reason for which one of the tasks has no result."""
+        for task in tasks:
+            if task.name in self.reasons:
+                raise MultistillError(self.reasons[task.name])
+            if not is_finished(self.out / task.name):
+                raise MultistillError(
+                    f"`{task.name}` left no model in {self.out / task.name}; that folder must be "
+                    "on storage that every node of the cluster sees"
+                )
+
+    def results(self) -> list[dict[str, Any]]:
+        """Name, folder, record id and summary of every task."""
+        found = []
+        for name in self.tasks:
+            folder = self.out / name
+            child = self.children.get(name)
+            found.append(
+                {
+                    **read_model_config(folder)["training"],
+                    "name": name,
+                    "folder": str(folder),
+                    "record_id": child.record_id if child else None,
+                }
+            )
+        return found
+
+    def _child(self, name: str) -> RunLogger:
+        if name not in self.children:
+            self.children[name] = self.logger.child(name, key=name, kind="model")
+        return self.children[name]
+
+    def _close(self, name: str, status: str) -> None:
+        if name not in self._closed:
+            self._closed.add(name)
+            self._child(name).close(status)
+
+
+def _params(task: TrainingTask, event: dict[str, Any]) -> dict[str, object]:
+    config, spec = task.train_config, task.spec
+    return {
+        "seed": task.seed,
+        "modality": spec.get("modality"),
+        "layers": spec.get("layers"),
+        "width": spec.get("width"),
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "loss": config.loss,
+        "workers": config.workers,
+        "train_rows": event["train_rows"],
+        "valid_rows": event["valid_rows"],
+        **{f"distillation.{key}": value for key, value in (task.distillation or {}).items()},
+    }

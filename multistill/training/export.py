@@ -1,0 +1,68 @@
+"""The finished model of a training, as the stages after it read it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from multistill.models.build import build
+from multistill.models.files import CONFIG, save_model
+from multistill.models.spec import ModelSpec
+from multistill.training.checkpoint import best_weights
+from multistill.training.data import TrainingData
+from multistill.training.task import TrainingTask
+from multistill.workspace import canonical, write_json
+
+HISTORY = "history.json"
+STATE = "state"
+
+
+def state_folder(folder: Path) -> Path:
+    """Where a training in hand keeps its checkpoints: below its result's folder."""
+    return folder / STATE
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / CONFIG).exists() and (folder / HISTORY).exists()
+
+
+def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path) -> dict[str, Any]:
+    """Write model.safetensors, config.json and history.json from the best checkpoint.
+
+    config.json comes last, so a folder that has it is whole.
+
+    Returns:
+        the summary that stands in config.json under `training`.
+    """
+    weights, progress = best_weights(state_dir)
+    store = data.store
+    model = build(ModelSpec.from_dict(task.spec), store.audio_dim, store.text_dim)
+    model.load_state_dict(weights)
+    summary = {
+        "name": task.name,
+        "seed": task.seed,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "best_epoch": progress.best_epoch,
+        "metric": task.train_config.metric,
+        "train_rows": len(data.train),
+        "valid_rows": len(data.valid),
+        "rows_without_features": data.missing,
+        "task": hashlib.sha256(canonical(task.identity()).encode()).hexdigest()[:16],
+    }
+    write_json(folder / HISTORY, {**summary, "epochs": progress.history})
+    encoders = {kind: store.info[kind] for kind in ("speech", "text") if kind in store.info}
+    extra = {
+        "encoders": encoders,
+        "max_frames": task.train_config.max_frames,
+        "training": summary,
+    }
+    save_model(model, folder, extra)
+    return summary
+
+
+def discard_state(folder: Path) -> None:
+    """Remove the checkpoints of a finished training: optimiser states are twice the model."""
+    shutil.rmtree(state_folder(folder), ignore_errors=True)

@@ -1,0 +1,110 @@
+"""The cluster files that ship: valid for the tools that read them, and closed to strangers."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers.paths import ROOT
+
+LAUNCHER = ROOT / "cluster.yaml"
+
+
+@pytest.fixture(scope="module")
+def launcher() -> dict[str, Any]:
+    return yaml.safe_load(LAUNCHER.read_text(encoding="utf-8"))
+
+
+def test_the_launcher_file_is_valid_for_rays_schema(launcher: dict[str, Any]) -> None:
+    import jsonschema
+    import ray.autoscaler
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    jsonschema.validate(launcher, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**launcher, "max_wrokers": 1}, schema)
+
+
+def test_every_ray_starts_with_authentication(launcher: dict[str, Any]) -> None:
+    for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
+        starts = [line for line in launcher[commands] if "ray start" in line]
+        assert len(starts) == 1
+        before = starts[0].split("ray start")[0]
+        assert "#" not in starts[0]  # a comment inside a folded line would swallow the rest
+        assert "RAY_AUTH_MODE=token" in before
+        assert "RAY_AUTH_TOKEN_PATH=" in before
+        assert "RAY_AUTH_TOKEN=" not in before
+
+
+def test_the_head_directs_and_its_dashboard_is_private(launcher: dict[str, Any]) -> None:
+    head = launcher["available_node_types"][launcher["head_node_type"]]
+    assert head["resources"] == {"CPU": 0, "GPU": 0}
+    start = next(line for line in launcher["head_start_ray_commands"] if "ray start" in line)
+    options = {
+        name.lstrip("-"): value
+        for name, _, value in (part.partition("=") for part in shlex.split(start))
+    }
+    assert options["dashboard-host"] == "127.0.0.1"
+    assert options["num-cpus"] == "0"
+
+
+def test_workers_are_autoscaled_gpus_on_demand_by_default(launcher: dict[str, Any]) -> None:
+    workers = {
+        name: kind
+        for name, kind in launcher["available_node_types"].items()
+        if name != launcher["head_node_type"]
+    }
+    for kind in workers.values():
+        assert kind["resources"]["GPU"] >= 1
+        assert kind["min_workers"] == 0 < kind["max_workers"]
+        assert "InstanceMarketOptions" not in kind["node_config"]
+
+
+def test_nothing_is_installed_from_rays_defaults(launcher: dict[str, Any]) -> None:
+    assert launcher["setup_commands"] == []
+    for commands in ("head_setup_commands", "worker_setup_commands"):
+        assert not any("ray" in command.split() for command in launcher[commands])
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((ROOT / "deploy" / name).read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("name", ["kuberay-cluster.yaml", "kuberay-job.yaml"])
+def test_kuberay_clusters_authenticate_and_keep_work_off_the_head(name: str) -> None:
+    document = next(d for d in documents(name) if d["kind"] in {"RayCluster", "RayJob"})
+    spec = document["spec"]
+    cluster = spec if document["kind"] == "RayCluster" else spec["rayClusterSpec"]
+    assert document["apiVersion"] == "ray.io/v1"
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["rayVersion"].startswith("2.60.")
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] == 0 < group["maxReplicas"]
+        container = group["template"]["spec"]["containers"][0]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] >= 1
+    if document["kind"] == "RayJob":
+        assert "resources.address=auto" in spec["entrypoint"]
+        assert spec["shutdownAfterJobFinishes"] is True
+
+
+def test_the_mlflow_server_asks_for_passwords_and_takes_them_from_the_environment() -> None:
+    compose = documents("mlflow-compose.yaml")[0]
+    server, database = compose["services"]["mlflow"], compose["services"]["database"]
+    command = (
+        server["command"] if isinstance(server["command"], str) else " ".join(server["command"])
+    )
+    assert "--app-name=basic-auth" in command
+    assert "--allowed-hosts" in command
+    assert "--serve-artifacts" in command or "--artifacts-destination" in command
+    for service in (server, database):
+        for name, value in service["environment"].items():
+            if any(word in name for word in ("PASSWORD", "SECRET")):
+                assert str(value).startswith("${"), name
+    assert "ports" not in database
+    assert all(str(port).startswith("127.0.0.1:") for port in server["ports"])

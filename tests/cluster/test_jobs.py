@@ -1,0 +1,269 @@
+"""Jobs on a real Ray head with token authentication, in a process group of its own."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from multistill import cluster
+from multistill.cluster import jobs
+from multistill.cluster.address import job_server, refuse_unsafe
+from multistill.errors import JobFileError, MultistillError, UsageError
+from multistill.pipeline import jobfile
+
+JOB = """\
+name: tiny
+workspace: {workspace}
+corpora:
+  - kind: demo
+"""
+
+
+@dataclass
+class Head:
+    address: str
+    token: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """`ray start --head` on free ports. Ended by killing its own processes only."""
+    for _ in range(3):
+        home = Path(tempfile.mkdtemp(prefix="mh-", dir="/tmp"))
+        started = _start_head(home)
+        try:
+            if _is_up(started):
+                yield started
+                return
+        finally:
+            _end(started.process, home)
+    raise AssertionError("the head did not start in three attempts")
+
+
+def _start_head(home: Path) -> Head:
+    ports = _free_ports(6)
+    token = secrets.token_hex(32)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
+        environment.pop(name, None)
+    command = [
+        *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
+        *(f"--port={ports[0]}", "--dashboard-host=127.0.0.1", f"--dashboard-port={ports[1]}"),
+        *(f"--dashboard-agent-listen-port={ports[2]}", f"--ray-client-server-port={ports[3]}"),
+        *(f"--dashboard-agent-grpc-port={ports[4]}", f"--metrics-export-port={ports[5]}"),
+        *("--num-cpus=2", "--num-gpus=0", "--object-store-memory=100000000"),
+        *("--node-ip-address=127.0.0.1", f"--temp-dir={home}"),
+    ]
+    log = home / "start.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command, env=environment, stdout=stream, stderr=stream, start_new_session=True
+        )
+    return Head(f"http://127.0.0.1:{ports[1]}", token, process, log)
+
+
+def _is_up(head: Head) -> bool:
+    """Wait for the whole head; on a busy machine Ray gives itself up while it starts."""
+    request = urllib.request.Request(
+        f"{head.address}/api/jobs/", headers={"Authorization": f"Bearer {head.token}"}
+    )
+    end = time.monotonic() + 120
+    while time.monotonic() < end and head.process.poll() is None:
+        # The job server answers before the node itself is up; only the log tells that.
+        if "Ray runtime started" in head.log.read_text():
+            try:
+                with urllib.request.urlopen(request, timeout=5):
+                    return True
+            except OSError:
+                pass
+        time.sleep(0.5)
+    return False
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports below those that the system gives to outgoing connections at any moment."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+    return found
+
+
+def _end(process: subprocess.Popen[bytes], home: Path) -> None:
+    """Kill the head's process group and what lives on in it under its temp dir."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for entry in Path("/proc").iterdir():  # Ray's daemons leave the group, but name the folder
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if str(home).encode() in (entry / "cmdline").read_bytes():
+                    os.kill(int(entry.name), signal.SIGKILL)
+            except OSError:
+                continue
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def authorised(head: Head, monkeypatch: pytest.MonkeyPatch) -> Head:
+    assert head.process.poll() is None, head.log.read_text()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", head.token)
+    return head
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(JOB.format(workspace=tmp_path / "ws"))
+    return path
+
+
+SEE = (
+    "import multistill, pathlib; print('from', multistill.__file__); "
+    "print(pathlib.Path('job.yaml').read_text()); print('한글 fin')"
+)
+
+
+@pytest.mark.ray
+def test_a_job_runs_with_our_package_and_the_resolved_file(
+    authorised: Head,
+    job: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(jobs, "ENTRYPOINT", ["python", "-c", SEE])
+    done = cluster.submit(jobfile.load(job, ["seed=7"]), authorised.address)
+    text = capsys.readouterr().out
+    assert (done.status, done.exit_code) == ("SUCCEEDED", 0)
+    assert "py_modules" in text.split("from ")[1].splitlines()[0]
+    assert "seed: 7" in text
+    assert text.count("\n한글 fin\n") == 1
+    assert done.submission_id.startswith("multistill-tiny-")
+    assert "".join(cluster.logs(done.submission_id, authorised.address)) == text
+    state = cluster.status(done.submission_id, authorised.address)
+    assert state["status"] == "SUCCEEDED"
+    assert state["end_time"] >= state["start_time"] > 1.7e9
+    assert cluster.stop(done.submission_id, authorised.address) is False
+
+
+@pytest.mark.ray
+def test_the_command_line_itself_runs_there_and_its_exit_code_is_ours(
+    authorised: Head, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f"name: nothing\nworkspace: {tmp_path / 'ws'}\n"
+        f"corpora: [{{kind: emodb, path: {tmp_path / 'missing'}}}]\n"
+    )
+    done = cluster.submit(jobfile.load(path), authorised.address)
+    text = capsys.readouterr().out
+    assert (done.status, done.exit_code) == ("FAILED", 2)
+    assert f"{tmp_path / 'missing'}" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.ray
+def test_submitting_a_running_job_again_finds_it_and_stop_ends_it(
+    authorised: Head, job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "ENTRYPOINT", ["python", "-c", "import time; time.sleep(300)"])
+    config = jobfile.load(job)
+    first = cluster.submit(config, authorised.address, wait=False)
+    again = cluster.submit(config, authorised.address, wait=False)
+    assert again.submission_id == first.submission_id
+    assert first.exit_code == 0
+    assert cluster.stop(first.submission_id, authorised.address) is True
+    rest = "".join(cluster.logs(first.submission_id, authorised.address, follow=True))
+    assert "Traceback" not in rest
+    assert cluster.status(first.submission_id, authorised.address)["status"] == "STOPPED"
+    monkeypatch.setattr(jobs, "ENTRYPOINT", ["true"])
+    after = cluster.submit(config, authorised.address, wait=False)
+    assert after.submission_id != first.submission_id
+
+
+@pytest.mark.ray
+def test_the_token_opens_the_door_and_nothing_else_does(
+    head: Head, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    with pytest.raises(MultistillError, match="asks for a token"):
+        cluster.status("x", head.address)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    with pytest.raises(MultistillError, match="refuses the token"):
+        cluster.submit(jobfile.load(job), head.address)
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    path = tmp_path / "token"
+    path.write_text(head.token + "\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    with pytest.raises(UsageError, match="knows no job `never-sent`"):
+        cluster.status("never-sent", head.address)
+
+
+def test_no_server_at_the_address_is_a_sentence(job: Path) -> None:
+    port = _free_ports(1)[0]
+    with pytest.raises(MultistillError, match="no Ray job server answers at http://127"):
+        cluster.submit(jobfile.load(job), f"127.0.0.1:{port}")
+
+
+def test_what_cannot_work_on_a_cluster_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("name: x\ncorpora: [{kind: demo}]\n")
+    with pytest.raises(JobFileError, match="`workspace` is a relative path"):
+        jobfile.load(path, for_cluster=True)
+    with pytest.raises(JobFileError, match="`here` is a relative path"):
+        jobfile.load(path, ["workspace=here"], for_cluster=True)
+    jobfile.load(path, ["workspace=/shared/here"], for_cluster=True)
+    with pytest.raises(JobFileError, match="holds a password") as refused:
+        jobfile.load(path, ["tracking.uri=https://user:secret@mlflow.lab"])
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("address", ["ray://h:10001", "http://u:pw@h", "http://:80", "h:x"])
+def test_an_address_of_another_kind_is_wrong_use(address: str) -> None:
+    with pytest.raises(UsageError):
+        job_server(address)
+
+
+def test_addresses_are_completed() -> None:
+    assert job_server("head") == "http://head:8265"
+    assert job_server("10.0.0.1:9000/") == "http://10.0.0.1:9000"
+    assert job_server("https://ray.lab/") == "https://ray.lab"
+    assert job_server("http://[::1]") == "http://[::1]:8265"
+
+
+@pytest.mark.parametrize("has_token", [True, False])
+def test_a_public_plain_http_address_is_refused(has_token: bool) -> None:
+    for public in ["http://8.8.8.8:8265", "http://[2001:4860:4860::8888]:8265"]:
+        with pytest.raises(UsageError, match="tunnel"):
+            refuse_unsafe(public, has_token)
+    for fine in ["http://127.0.0.1:8265", "http://10.1.2.3:8265", "https://8.8.8.8"]:
+        refuse_unsafe(fine, has_token)

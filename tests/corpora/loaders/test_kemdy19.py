@@ -1,0 +1,22 @@
+"""KEMDy19: two tables a session, of which the speaker's own row counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers.generators import kemdy19
+from helpers.generators.parts import differences
+
+from multistill.config import CorpusConfig
+from multistill.corpora import loaders
+
+
+def config(root: Path, **more: object) -> CorpusConfig:
+    return CorpusConfig(kind="kemdy19", path=str(root), **more)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_glitch_gives_exactly_the_expected_records(tmp_path: Path, seed: int) -> None:
+    truth = kemdy19.make(tmp_path / "KEMDy19", seed=seed)
+    assert differences(truth, loaders.load(config(truth.root))) == []

@@ -1,0 +1,321 @@
+"""A clip's states are its own: alone, in any batch, at any layer, the same on every machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.features_case import save_electra, save_wav2vec2, tone
+
+from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
+from multistill.encoders.audio import normalize
+from multistill.encoders.hub import resolve
+from multistill.encoders.speech import LogMel, Wav2Vec2Family, load_speech
+from multistill.encoders.text import load_text
+from multistill.errors import MultistillError, UsageError
+from multistill.features.identity import features_identity
+from multistill.features.worker import Window, batches
+from multistill.workspace import canonical
+
+CPU = torch.device("cpu")
+SAMPLES = [400, 719, 720, 5_000, 16_000, 16_001, 23_456]
+
+
+def speech(model: str | Path, **keys: Any) -> Any:
+    return load_speech(SpeechEncoderConfig(model=str(model), **keys), None, CPU)
+
+
+def text(model: str | Path, **keys: Any) -> Any:
+    return load_text(TextEncoderConfig(model=str(model), **keys), None, CPU)
+
+
+def waves(lengths: list[int]) -> list[np.ndarray]:
+    return [normalize(tone(n / 16_000, seed=n)[:n]) for n in lengths]
+
+
+@pytest.fixture(scope="module")
+def layer_norm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_wav2vec2(tmp_path_factory.mktemp("w2v-layer"))
+
+
+@pytest.fixture(scope="module")
+def group_norm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_wav2vec2(tmp_path_factory.mktemp("w2v-group"), norm="group")
+
+
+@pytest.fixture(scope="module")
+def electra(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_electra(tmp_path_factory.mktemp("electra"))
+
+
+@pytest.mark.parametrize("model", ["log-mel", "untrained-wav2vec2", "layer_norm"])
+def test_states_do_not_depend_on_batch_mates(model: str, request: pytest.FixtureRequest) -> None:
+    encoder = speech(request.getfixturevalue(model) if model == "layer_norm" else model)
+    clips = waves(SAMPLES)
+    together = encoder.encode(clips)
+    for clip, states in zip(clips, together, strict=True):
+        [alone] = encoder.encode([clip])
+        assert np.abs(alone - states).max() < 1e-5
+
+
+def test_in_bfloat16_batch_mates_change_no_more_than_is_stated() -> None:
+    """docs/features.md: 1/16 of a state of unit variance, a cosine of 0.9999."""
+    encoder = speech("untrained-wav2vec2", precision="bfloat16")
+    clips = waves([720, 5_000, 16_000])
+    for clip, states in zip(clips, encoder.encode(clips), strict=True):
+        [alone] = encoder.encode([clip])
+        assert np.abs(alone - states).max() <= 1 / 16
+        norms = np.linalg.norm(alone) * np.linalg.norm(states)
+        assert (alone * states).sum() / norms > 0.9999
+
+
+def test_a_layer_norm_model_without_its_mask_would_fail_that(layer_norm: Path) -> None:
+    encoder = speech(layer_norm)
+    short, long = waves([5_000, 16_000])
+    padded = np.concatenate([short, np.zeros(11_000, np.float32)])
+    [alone] = encoder.encode([short])
+    unmasked = encoder.encode([padded, long])[0][: len(alone)]
+    assert np.abs(alone - unmasked).max() > 1e-3
+
+
+def test_a_group_norm_model_is_given_equal_lengths_only(group_norm: Path) -> None:
+    encoder = speech(group_norm)
+    assert encoder.facts.padding == "equal-length"
+    with pytest.raises(ValueError, match="equal length"):
+        encoder.encode(waves([5_000, 16_000]))
+    clips = waves([5_000, 16_000, 5_000, 7_000, 5_000])
+    pieces = [Window(row, 0, wave) for row, wave in enumerate(clips)]
+    for group in batches(pieces, 80.0, equal=True):
+        assert len({len(piece.samples) for piece in group}) == 1
+        together = encoder.encode([piece.samples for piece in group])
+        for piece, states in zip(group, together, strict=True):
+            [alone] = encoder.encode([piece.samples])
+            assert np.abs(alone - states).max() < 1e-5
+
+
+@pytest.mark.parametrize("model", ["log-mel", "untrained-wav2vec2"])
+def test_frame_counts_follow_the_convolution_formula(model: str) -> None:
+    encoder = speech(model)
+    for samples in [400, 719, 720, 1_039, 1_040, 16_000, 20_000]:
+        [states] = encoder.encode([tone(2.0)[:samples]])
+        expected = (samples - 400) // 320 + 1
+        assert len(states) == encoder.frames(samples) == expected
+    assert encoder.frames(399) == 0
+    assert encoder.minimum_samples == 400
+
+
+def test_the_encoder_is_deterministic_although_the_checkpoint_trains_with_masking(
+    layer_norm: Path,
+) -> None:
+    encoder = speech(layer_norm)
+    [wave] = waves([16_000])
+    assert (encoder.encode([wave])[0] == encoder.encode([wave])[0]).all()
+
+
+def hidden_states(folder: Path, wave: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Input of the first layer and output of every layer, and the model's own output."""
+    from transformers import Wav2Vec2Model
+
+    model = Wav2Vec2Model.from_pretrained(folder).eval()
+    seen: list[np.ndarray] = []
+    for layer in model.encoder.layers:
+        layer.register_forward_pre_hook(
+            lambda _m, args, kwargs: seen.append((args or [kwargs["hidden_states"]])[0][0].numpy()),
+            with_kwargs=True,
+        )
+    with torch.inference_mode():
+        output = model(torch.from_numpy(wave)[None]).last_hidden_state[0].numpy()
+    return seen, output
+
+
+def test_any_layer_any_several_and_their_mean_are_those_of_the_whole_model(
+    layer_norm: Path,
+) -> None:
+    [wave] = waves([9_000])
+    inputs, output = hidden_states(layer_norm, wave)
+    whole = [*inputs, output]
+
+    def kept(layers: list[int], combine: str = "mean") -> np.ndarray:
+        return speech(layer_norm, layers=layers, combine=combine).encode([wave])[0]
+
+    assert np.abs(kept([-1]) - output).max() < 1e-5
+    assert (kept([3]) == kept([-1])).all()
+    for index in range(3):
+        assert np.abs(kept([index]) - whole[index]).max() < 1e-5
+        assert (kept([index - 4]) == kept([index])).all()
+    assert np.abs(kept([0, 2]) - (whole[0] + whole[2]) / 2).max() < 1e-5
+    both = kept([1, -1], "concat")
+    assert np.abs(both - np.concatenate([whole[1], output], axis=1)).max() < 1e-5
+
+
+def test_layers_above_the_highest_kept_one_are_not_there(layer_norm: Path) -> None:
+    params = [speech(layer_norm, layers=[k]).facts.params for k in (1, 2, 3)]
+    assert params[0] < params[1] < params[2]
+
+
+def test_a_layer_that_does_not_exist_is_refused_with_the_range(layer_norm: Path) -> None:
+    with pytest.raises(UsageError, match=r"features\.speech\.layers: 7 .* it has 3.*0 to 3"):
+        speech(layer_norm, layers=[7])
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(layer_norm: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    (tmp_path / "config.json").write_text((layer_norm / "config.json").read_text())
+    weights = load_file(layer_norm / "model.safetensors")
+    gone = next(name for name in weights if "layers.1.attention" in name)
+    del weights[gone]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MultistillError, match="lacks weights"):
+        speech(tmp_path)
+
+
+def test_a_text_model_is_no_speech_encoder_and_the_other_way_round(
+    layer_norm: Path, electra: Path
+) -> None:
+    with pytest.raises(MultistillError, match="does not read raw audio"):
+        speech(electra)
+    with pytest.raises(MultistillError, match=r"features\.text\.model"):
+        text(layer_norm)
+
+
+def test_text_states_do_not_depend_on_batch_mates(electra: Path) -> None:
+    sentences = ["나는 좋다", "good", "", "good day days good good day", "   "]
+    for model in (electra, "untrained-electra"):
+        encoder = text(model)
+        together = encoder.encode(sentences)
+        for sentence, states in zip(sentences, together, strict=True):
+            [alone] = encoder.encode([sentence])
+            assert alone.shape == states.shape
+            assert np.abs(alone - states).max(initial=0) < 1e-5
+        assert together[2].shape == together[4].shape == (0, encoder.facts.dim)
+
+
+def test_text_states_are_those_of_the_checkpoint_cut_at_the_limit(electra: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    sentence = "good day " * 30
+    tokens = AutoTokenizer.from_pretrained(electra)(
+        sentence, truncation=True, max_length=12, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        expected = AutoModel.from_pretrained(electra).eval()(**tokens).last_hidden_state[0].numpy()
+    [states] = text(electra, max_tokens=12).encode([sentence])
+    assert states.shape == (12, 24)
+    assert np.abs(states - expected).max() < 1e-5
+
+
+def test_hashed_pieces_tell_words_apart_in_any_script() -> None:
+    encoder = text("untrained-electra")
+    one, two, same = encoder.encode(["나는 슬프다", "나는 기쁘다", "나는  슬프다"])
+    assert np.abs(one - same).max() < 1e-6
+    assert np.abs(one - two).max() > 0.1
+
+
+def test_stand_ins_are_the_same_whatever_was_drawn_before() -> None:
+    [wave] = waves([4_000])
+    torch.manual_seed(1)
+    first = speech("untrained-wav2vec2").encode([wave])[0]
+    torch.manual_seed(2)
+    before = torch.random.get_rng_state()
+    second = speech("untrained-wav2vec2").encode([wave])[0]
+    assert (first == second).all()
+    assert (torch.random.get_rng_state() == before).all()
+
+
+def test_every_encoder_says_whether_it_was_trained(layer_norm: Path) -> None:
+    assert speech("log-mel").facts.trained is None
+    assert speech("untrained-wav2vec2").facts.trained is False
+    assert speech(layer_norm).facts.trained is True
+
+
+def test_log_mel_ignores_the_gain_of_the_microphone() -> None:
+    encoder = LogMel()
+    wave = tone(1.0)
+    quiet, loud = (encoder.encode([normalize(wave * gain)])[0] for gain in (0.01, 0.9))
+    assert np.abs(quiet - loud).max() < 1e-2
+
+
+def test_a_model_that_is_nowhere_is_named_with_the_way_out() -> None:
+    for model in ("kresnik/wav2vec2-large-xlsr-korean", "./no-such-folder", "a/b/c d"):
+        with pytest.raises(MultistillError) as caught:
+            resolve(model, None, "features.speech")
+        message = str(caught.value)
+        assert model in message
+        assert "local folder" in message
+        assert "`log-mel`" in message
+
+
+def test_other_weights_are_another_identity(layer_norm: Path, tmp_path: Path) -> None:
+    def identity(folder: Path) -> dict[str, Any]:
+        found = features_identity(FeaturesConfig.model_validate({"speech": {"model": str(folder)}}))
+        return found["weights"]
+
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in layer_norm.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    assert identity(copy) == identity(layer_norm)
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+    assert identity(copy) != identity(layer_norm)
+
+
+def test_whatever_changes_a_state_is_another_store_and_nothing_else_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def identity(**keys: Any) -> str:
+        return canonical(features_identity(FeaturesConfig.model_validate(keys)))
+
+    same = identity()
+    for workers in ({"encoders": 3}, {"decoders": 2}, {"batch_seconds": 5}, {"shard_seconds": 9}):
+        assert identity(**workers) == same
+    changed = [
+        identity(**keys)
+        for keys in (
+            {"dtype": "int8"},
+            {"speech": {"model": "untrained-wav2vec2"}},
+            {"speech": {"layers": [0]}},
+            {"speech": {"layers": [0, -1], "combine": "concat"}},
+            {"speech": {"precision": "bfloat16"}},
+            {"speech": {"long_clips": "window"}},
+            {"speech": {"max_seconds": 9}},
+            {"text": {"layers": [1]}},
+            {"text": {"max_tokens": 9}},
+        )
+    ]
+    for version in ("DECODER", "PADDING"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"multistill.features.identity.{version}", 99)
+            changed.append(identity())
+    assert len({same, *changed}) == 1 + len(changed)
+
+
+def test_the_family_covers_hubert_and_wavlm(tmp_path: Path) -> None:
+    from transformers import HubertConfig, HubertModel, WavLMConfig, WavLMModel
+
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "conv_dim": (16,) * 7,
+        "feat_extract_norm": "layer",
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4,
+    }
+    for name, model in (
+        ("hubert", HubertModel(HubertConfig(**small))),
+        ("wavlm", WavLMModel(WavLMConfig(**small))),
+    ):
+        model.save_pretrained(tmp_path / name)
+        encoder = speech(tmp_path / name, layers=[0, 1, -1])
+        assert isinstance(encoder, Wav2Vec2Family)
+        clips = waves([5_000, 16_000])
+        together = encoder.encode(clips)
+        for clip, states in zip(clips, together, strict=True):
+            assert np.abs(encoder.encode([clip])[0] - states).max() < 1e-5

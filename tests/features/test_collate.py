@@ -1,0 +1,107 @@
+"""Plans lose no row, batches hold what the store holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.features_case import make_store, random_clips
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multistill.features.collate import collate, plan_batches, shard_for_rank
+
+LENGTHS = st.lists(st.integers(1, 2000), max_size=300)
+
+
+@settings(max_examples=60, deadline=None)
+@given(LENGTHS, st.integers(1, 40), st.one_of(st.none(), st.integers(0, 9)), st.integers(1, 5))
+def test_every_row_stands_in_exactly_one_batch_of_one_rank(
+    lengths: list[int], size: int, seed: int | None, world: int
+) -> None:
+    batches = plan_batches(np.array(lengths), size, seed=seed, epoch=3)
+    seen = [
+        row
+        for batch in batches
+        for rank in range(world)
+        for row in shard_for_rank(batch, rank, world)
+    ]
+    assert sorted(seen) == list(range(len(lengths)))
+    assert all(len(batch) <= size for batch in batches)
+    assert len(batches) == -(-len(lengths) // size)
+
+
+@given(st.integers(1, 64), st.integers(1, 9))
+def test_ranks_share_a_batch_evenly(size: int, world: int) -> None:
+    parts = [len(shard_for_rank(np.arange(size), rank, world)) for rank in range(world)]
+    assert max(parts) - min(parts) <= 1
+
+
+def test_an_epoch_repeats_by_its_seed_and_differs_from_the_next() -> None:
+    lengths = np.random.default_rng(0).integers(10, 500, 200)
+
+    def flat(seed: int, epoch: int) -> list[int]:
+        return np.concatenate(plan_batches(lengths, 8, seed=seed, epoch=epoch)).tolist()
+
+    assert flat(1, 0) == flat(1, 0)
+    assert flat(1, 0) != flat(1, 1)
+    assert flat(1, 0) != flat(2, 0)
+
+
+def test_without_a_seed_rows_keep_their_order() -> None:
+    assert np.concatenate(plan_batches(np.array([9, 1, 5, 3, 2]), 2, seed=None)).tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+
+
+def test_bucketing_wastes_far_less_padding_than_chance() -> None:
+    lengths = np.random.default_rng(0).lognormal(4.5, 0.7, 2000).astype(int) + 1
+
+    def padded(batches: list[np.ndarray]) -> float:
+        return sum(lengths[batch].max() * len(batch) for batch in batches) / lengths.sum()
+
+    assert padded(plan_batches(lengths, 32, seed=0)) < 1.25
+    assert padded(plan_batches(lengths, 32, seed=None)) > 2
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int8"])
+def test_a_batch_holds_each_clip_and_zeros_beyond_it(tmp_path: Path, dtype: str) -> None:
+    store = make_store(tmp_path, random_clips(9), dtype)
+    ids = ["u004", "u000", "u007"]
+    batch = collate(store, ids)
+    for row, name in enumerate(ids):
+        for states, mask, true in (
+            (batch.audio[row], batch.audio_mask[row], store.audio(name)),
+            (batch.text[row], batch.text_mask[row], store.text(name)),
+        ):
+            assert mask.sum() == len(true)
+            assert mask[: len(true)].all()
+            assert torch.equal(states[: len(true)], torch.from_numpy(true.astype(np.float32)))
+            assert not states[len(true) :].any()
+    assert batch.audio.dtype == torch.float32
+    assert batch.audio.shape[1] == store.audio_frames(ids).max()
+
+
+def test_frames_beyond_the_limit_are_left_out(tmp_path: Path) -> None:
+    store = make_store(tmp_path, random_clips(6), "int8")
+    batch = collate(store, store.ids, max_frames=5)
+    assert batch.audio.shape[1] <= 5
+    assert batch.audio_mask.sum(1).tolist() == [min(5, n) for n in store.audio_frames(store.ids)]
+
+
+def test_an_empty_transcript_and_an_empty_rank_still_make_a_batch(tmp_path: Path) -> None:
+    store = make_store(tmp_path, random_clips(12))
+    silent = [name for name in store.ids if store.text_tokens([name])[0] == 0]
+    assert silent
+    batch = collate(store, silent)
+    assert batch.text.shape == (len(silent), 1, store.text_dim)
+    assert not batch.text_mask.any()
+    nobody = collate(store, [])
+    assert nobody.audio.shape == (0, 1, store.audio_dim)
+    assert nobody.to("cpu").text_mask.shape == (0, 1)

@@ -1,0 +1,287 @@
+"""The stage on a real Ray: nothing lost, nothing doubled, whatever is killed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from helpers.features_case import tone, write_corpus, write_manifest_rows
+from helpers.features_killed import CONFIG, actors, descendants, markers, wait_for
+from helpers.paths import TESTS
+
+from multistill.config import FeaturesConfig
+from multistill.errors import MultistillError
+from multistill.features.actors import EncodeShard
+from multistill.features.encode import encode
+from multistill.features.progress import Progress
+from multistill.features.shards import ShardPlan, plan_shards
+from multistill.features.store import FeatureStore
+from multistill.tracking.logger import NullLogger
+from multistill.workspace import read_json
+
+pytestmark = pytest.mark.ray
+
+
+def config(**keys: object) -> FeaturesConfig:
+    return FeaturesConfig.model_validate({"shard_seconds": 6.0, **keys})
+
+
+def shard_times(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (out / "shards").glob("*.json")}
+
+
+class Recorder(NullLogger):
+    def __init__(self) -> None:
+        self.steps: list[tuple[float, float]] = []
+        self.figures: set[str] = set()
+        self.recorded: dict[str, float] = {}
+
+    def progress(self, done: float, total: float, unit: str, **figures: float) -> None:
+        self.steps.append((done, total))
+        self.figures |= set(figures)
+
+    def metrics(self, values: object, step: int | None = None) -> None:
+        self.recorded.update(values)  # type: ignore[call-overload]
+
+
+def test_failed_clips_are_set_aside_and_a_rerun_takes_up_what_is_left(
+    tmp_path: Path, ray_session: None
+) -> None:
+    rows = write_corpus(tmp_path / "wav", [1.0 + i % 7 / 3 for i in range(24)], ["a b", "", "나"])
+    bad = {3: b"", 8: b"not audio", 15: None}
+    for number, content in bad.items():
+        path = Path(rows[number]["audio_path"])
+        if content is None:
+            soundfile.write(path, tone(0.02), 16_000)
+        else:
+            path.write_bytes(content)
+    manifest = write_manifest_rows(tmp_path / "manifest.parquet", rows)
+    out = tmp_path / "store"
+
+    logger = Recorder()
+    summary = encode(manifest, config(max_quarantined=0.2), out, logger)
+    quarantine = pq.read_table(out / "quarantine.parquet").to_pylist()
+    assert {row["utterance_id"]: row["reason"].split(":")[0] for row in quarantine} == {
+        "c/0003": "cannot be decoded",
+        "c/0008": "cannot be decoded",
+        "c/0015": "too short",
+    }
+    store = FeatureStore(out)
+    store.verify()
+    assert len(store) + len(quarantine) == summary["clips"] == 24
+    assert logger.steps[-1] == (24, 24)
+    assert logger.recorded["clips"] == 21
+    assert logger.recorded["quarantined"] == 3
+    assert logger.recorded["quarantined_too_short"] == 1
+    assert logger.recorded["quarantined_cannot_be_decoded"] == 2
+    rates = {"clips_per_second", "audio_hours_per_hour", "real_time_factor"}
+    assert rates <= logger.recorded.keys()
+    assert logger.figures == rates | {"seconds_left"}
+    assert summary["speech"]["trained"] is None
+    assert summary["text"]["trained"] is False
+    before = {name: store.audio(name).copy() for name in store.ids}
+
+    # One marker is lost, one shard is cut short, one clip is mended, and three failures are
+    # now too many: their shards are taken again.
+    times = shard_times(out)
+    whole = [name for name in sorted(times) if not read_json(out / "shards" / name)["quarantined"]]
+    lost, cut = whole[:2]
+    (out / "shards" / lost).unlink()
+    [file] = (out / "shards").glob(cut.replace(".json", "-*.arrow"))
+    file.write_bytes(file.read_bytes()[:-10])
+    soundfile.write(rows[8]["audio_path"], tone(1.0), 16_000)
+    assert encode(manifest, config(max_quarantined=0.1), out)["quarantined"] == 2
+    again = FeatureStore(out)
+    again.verify()
+    assert len(again) == 22
+    assert all((again.audio(name) == states).all() for name, states in before.items())
+    redone = {name for name, when in shard_times(out).items() if times[name] != when}
+    assert redone == {lost, cut} | (set(times) - set(whole))
+
+
+def test_too_many_failures_stop_the_stage_with_their_reasons(tmp_path: Path) -> None:
+    plan = ShardPlan(tmp_path / "plan.arrow", shards=4, clips=100, seconds=100.0)
+    failed = [[f"u{i}", f"/wav/{i}.wav", "empty: no sample"] for i in range(6)]
+    marker = {"clips": 25, "audio_seconds": 19.0, "quarantined": failed}
+    Progress(plan, config(max_quarantined=0.06), tmp_path, NullLogger(), {0: marker}).check_budget()
+    progress = Progress(plan, config(max_quarantined=0.05), tmp_path, NullLogger(), {0: marker})
+    with pytest.raises(
+        MultistillError, match=r"6 of 100 clips.*allowed are 5 .*6 x empty, e\.g\. /wav/0\.wav"
+    ):
+        progress.check_budget()
+    assert pq.read_table(tmp_path / "quarantine.parquet").num_rows == 6
+
+
+def encode_here(manifest: Path, config: FeaturesConfig, out: Path) -> None:
+    """What one actor does, one shard after another, in this process."""
+    plan = plan_shards(manifest, config.shard_seconds, out)
+    (out / "shards").mkdir()
+    weights = {"speech": None, "text": None}
+    worker = EncodeShard(config.model_dump(), weights, str(plan.path), str(out), False, 1)
+    for shard in range(plan.shards):
+        assert worker(pa.table({"shard": [shard]}))["error"].to_pylist() == [None]
+    encode(manifest, config, out)  # finds every shard done and finishes the store
+
+
+def test_states_are_the_same_on_any_number_of_actors_and_decoders(
+    tmp_path: Path, ray_session: None
+) -> None:
+    rows = write_corpus(tmp_path / "wav", [0.5 + i % 5 for i in range(20)])
+    manifest = write_manifest_rows(tmp_path / "manifest.parquet", rows)
+    base = {"speech": {"model": "untrained-wav2vec2"}, "dtype": "float32"}
+    stores = []
+    for name, run, keys in (
+        ("one", encode_here, {"batch_seconds": 1}),
+        ("many", encode, {"encoders": 2, "decoders": 2, "shard_seconds": 100.0}),
+    ):
+        out = tmp_path / name
+        out.mkdir()
+        run(manifest, config(**base, **keys), out)
+        stores.append(FeatureStore(out))
+    one, many = stores
+    assert one.ids == many.ids
+    for name in one.ids:
+        assert np.abs(one.audio(name) - many.audio(name)).max() < 1e-5
+        assert np.abs(one.text(name) - many.text(name)).max() < 1e-5
+
+
+def test_an_encoder_that_cannot_be_had_stops_the_stage_with_a_sentence(
+    tmp_path: Path, ray_session: None
+) -> None:
+    rows = write_corpus(tmp_path / "wav", [1.0])
+    manifest = write_manifest_rows(tmp_path / "manifest.parquet", rows)
+    for speech, sentence in (
+        ({"model": "nobody/nothing"}, r"features\.speech\.model: `nobody/nothing`.*local folder"),
+        ({"model": "untrained-wav2vec2", "layers": [9]}, r"features\.speech\.layers: 9 is not"),
+    ):
+        with pytest.raises(MultistillError, match=sentence):
+            encode(manifest, config(speech=speech), tmp_path / "out")
+
+
+@pytest.mark.parametrize("place", ["_Hashing.write", "os.fsync", "write_json"])
+def test_a_full_disk_on_a_worker_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    manifest = write_manifest_rows(
+        tmp_path / "manifest.parquet", write_corpus(tmp_path / "wav", [1.0])
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    plan = plan_shards(manifest, 60, out)
+    (out / "shards").mkdir()
+    weights = {"speech": None, "text": None}
+    worker = EncodeShard(config().model_dump(), weights, str(plan.path), str(out), False, 1)
+    monkeypatch.setattr(f"multistill.features.store.{place}", full)
+    [answer] = worker(pa.table({"shard": [0]})).to_pylist()
+    assert "is full; free some space" in answer["error"]
+    assert markers(out) == 0
+    monkeypatch.undo()
+    assert worker(pa.table({"shard": [0]})).to_pylist() == [{"shard": 0, "error": None}]
+
+
+@contextmanager
+def started(mode: str, manifest: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
+    """features_killed.py; whatever it leaves behind is ended with it."""
+    script = TESTS / "helpers" / "features_killed.py"
+    # Unix sockets live below it, and their paths must be short.
+    home = tempfile.mkdtemp(prefix="mst-", dir="/tmp")
+    process = subprocess.Popen(
+        [sys.executable, str(script), mode, str(manifest), str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "RAY_raylet_start_wait_time_s": "120",
+            # A cluster of one's own also in the file by which Ray finds `auto`.
+            "RAY_TMPDIR": home,
+        },
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for pid in [process.pid, *descendants(process.pid)]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        process.communicate()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> tuple[Path, Path]:
+    """A manifest of 120 clips in 60 shards, and where its store goes."""
+    rows = write_corpus(tmp_path / "wav", [2.0] * 40)
+    rows = [{**rows[i % 40], "utterance_id": f"c/{i:04d}"} for i in range(120)]
+    out = tmp_path / "store"
+    out.mkdir()
+    return write_manifest_rows(tmp_path / "manifest.parquet", rows), out
+
+
+def assert_complete(out: Path) -> None:
+    store = FeatureStore(out)
+    store.verify()
+    assert store.ids == [f"c/{i:04d}" for i in range(120)]
+    assert pq.read_table(out / "quarantine.parquet").num_rows == 0
+    assert {len(store.audio(name)) for name in store.ids} == {99}
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_driver_costs_only_the_shards_in_hand(
+    large: tuple[Path, Path], ray_session: None
+) -> None:
+    manifest, out = large
+    with started("driver", manifest, out) as process:
+        wait_for(5, out)
+        below, encoders = descendants(process.pid), actors(process.pid)
+        process.send_signal(signal.SIGKILL)
+        try:
+            # The encoders end with the driver; until then they may still finish a shard.
+            deadline = time.monotonic() + 60
+            while any(Path(f"/proc/{pid}").exists() for pid in encoders):
+                assert time.monotonic() < deadline, "an orphan would write beside the next run"
+                time.sleep(0.05)
+        finally:
+            # Ray's agents try for a minute to tell a server that has gone.
+            for pid in below:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    done = shard_times(out)
+    assert encoders
+    assert 5 <= len(done) < 60
+    time.sleep(0.01)
+    encode(manifest, FeaturesConfig.model_validate(CONFIG), out)
+    after = shard_times(out)
+    assert len(after) == 60
+    assert {name: after[name] for name in done} == done
+    assert_complete(out)
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_actor_and_a_killed_node_cost_nothing_but_time(large: tuple[Path, Path]) -> None:
+    manifest, out = large
+    with started("cluster", manifest, out) as process:
+        output, _ = process.communicate(timeout=800)
+    assert process.returncode == 0, output[-3000:]
+    assert "killed an actor" in output
+    assert "killed a node" in output
+    assert markers(out) == 60
+    assert_complete(out)

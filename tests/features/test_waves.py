@@ -1,0 +1,228 @@
+"""Decoding, normalising, windows and the planning of shards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from helpers.features_case import tone, write_corpus, write_manifest_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multistill.config import FeaturesConfig
+from multistill.encoders.audio import UnusableClipError, Wave, decode
+from multistill.errors import MultistillError
+from multistill.features.shards import plan_shards, read_shard
+from multistill.features.sizing import size_pools
+from multistill.features.watchdog import watched
+from multistill.features.waves import Decoded, from_table, to_table
+from multistill.features.windows import join, spans
+from multistill.features.worker import Window, batches
+
+
+def read(path: Path, max_seconds: float = 30.0, long_clips: str = "cut") -> Wave:
+    return decode(str(path), max_seconds=max_seconds, long_clips=long_clips)
+
+
+def test_a_wave_is_mono_16_khz_zero_mean_and_unit_variance(tmp_path: Path) -> None:
+    for rate in (8_000, 16_000, 22_050, 44_100, 48_000):
+        left = tone(1.5, 440, rate) + 0.2
+        soundfile.write(tmp_path / "a.wav", np.stack([left, left], axis=1), rate)
+        wave = read(tmp_path / "a.wav").samples
+        assert wave.dtype == np.float32
+        assert len(wave) == 24_000
+        assert abs(wave.mean()) < 1e-4
+        assert abs(wave.std() - 1) < 1e-3
+        peak = np.abs(np.fft.rfft(wave)).argmax() / 1.5
+        assert abs(peak - 440) < 1
+
+
+def test_both_channels_are_heard(tmp_path: Path) -> None:
+    left, right = tone(1.0, 300), tone(1.0, 1_000)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 16_000)
+    spectrum = np.abs(np.fft.rfft(read(tmp_path / "a.wav").samples))
+    assert sorted(np.argsort(spectrum)[-2:].tolist()) == [300, 1_000]
+
+
+def test_a_silent_clip_stays_finite(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000, np.float32), 16_000)
+    assert not read(tmp_path / "a.wav").samples.any()
+
+
+def test_a_clip_that_cannot_be_used_says_why(tmp_path: Path) -> None:
+    (tmp_path / "corrupt.wav").write_bytes(b"RIFF" + b"\0" * 40)
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), 16_000)
+    soundfile.write(tmp_path / "nan.wav", np.full(800, np.nan, np.float32), 16_000, "FLOAT")
+    soundfile.write(tmp_path / "long.wav", tone(3.0), 16_000)
+    for name, reason in (
+        ("corrupt.wav", "cannot be decoded"),
+        ("gone.wav", "cannot be decoded"),
+        ("empty.wav", "empty"),
+        ("nan.wav", "not finite"),
+        ("long.wav", "too long: 3.0 s, allowed are 2 s"),
+    ):
+        with pytest.raises(UnusableClipError, match=reason):
+            read(tmp_path / name, 2.0, "quarantine")
+
+
+def test_a_long_clip_is_cut_and_says_so_or_left_whole_for_windows(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(3.0), 16_000)
+    cut = read(tmp_path / "a.wav", 2.0, "cut")
+    assert cut.cut
+    assert len(cut.samples) == 32_000
+    whole = read(tmp_path / "a.wav", 2.0, "window")
+    assert not whole.cut
+    assert len(whole.samples) == 48_000
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(400, 400_000), st.floats(0.6, 12), st.floats(0, 0.9))
+def test_windows_give_exactly_the_states_of_the_whole_clip(
+    samples: int, window: float, share: float
+) -> None:
+    """With an encoder that only looks at its receptive field, nothing may change at all."""
+    wave = np.random.default_rng(samples).normal(size=samples).astype(np.float32)
+
+    def states(piece: np.ndarray) -> np.ndarray:
+        frames = (len(piece) - 400) // 320 + 1
+        index = np.arange(frames) * 320
+        return np.stack([piece[index], piece[index + 399]], axis=1)
+
+    parts = spans(samples, 320, 400, window, window * share)
+    assert all(stop - start >= 400 for start, stop in parts)
+    assert all(stop - start <= window * 16_000 + 800 for start, stop in parts)
+    joined = join([states(wave[start:stop]) for start, stop in parts], parts, 320)
+    assert np.array_equal(joined, states(wave))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(400, 90_000), min_size=1, max_size=60), st.floats(0.5, 20))
+def test_batches_keep_to_the_seconds_with_their_padding(lengths: list[int], limit: float) -> None:
+    pieces = [Window(row, 0, np.zeros(n, np.float32)) for row, n in enumerate(lengths)]
+    groups = list(batches(pieces, limit, equal=False))
+    assert sorted(piece.row for group in groups for piece in group) == list(range(len(lengths)))
+    for group in groups:
+        longest = max(len(piece.samples) for piece in group)
+        assert len(group) == 1 or longest * len(group) <= limit * 16_000
+
+
+def test_a_decoded_shard_survives_its_way_through_arrow() -> None:
+    waves = {0: Wave(tone(0.1), False), 2: Wave(tone(0.2), True)}
+    decoded = Decoded(["a", "b", "c"], ["x", "y", "z"], ["", "나", "t"], waves, {1: "empty"})
+    back = from_table(to_table(decoded, 7))
+    assert (back.ids, back.paths, back.texts) == (decoded.ids, decoded.paths, decoded.texts)
+    assert back.reasons == decoded.reasons
+    assert back.waves.keys() == waves.keys()
+    for row, wave in waves.items():
+        assert np.array_equal(back.waves[row].samples, wave.samples)
+        assert back.waves[row].cut == wave.cut
+    nothing = from_table(to_table(Decoded(["a"], ["x"], [""], {}, {0: "empty"}), 1))
+    assert nothing.waves == {}
+    assert nothing.reasons == {0: "empty"}
+
+
+def test_shards_hold_every_clip_once_sorted_by_length_and_near_their_size(tmp_path: Path) -> None:
+    seconds = np.random.default_rng(0).uniform(0.5, 9, 3_000).round(3).tolist()
+    rows = [
+        {"utterance_id": f"u{i}", "audio_path": "a.wav", "text": "", "duration_s": length}
+        for i, length in enumerate(seconds)
+    ]
+    manifest = write_manifest_rows(tmp_path / "manifest.parquet", rows)
+    plan = plan_shards(manifest, 300, tmp_path)
+    shards = [read_shard(plan.path, shard) for shard in range(plan.shards)]
+    found = [row for shard in shards for row in shard.to_pylist()]
+    assert sorted(row["utterance_id"] for row in found) == sorted(f"u{i}" for i in range(3_000))
+    lengths = [row["duration_s"] for row in found]
+    assert lengths == sorted(lengths)
+    totals = [sum(shard.column("duration_s").to_pylist()) for shard in shards]
+    assert all(280 < total < 320 for total in totals[:-1])
+    assert plan.seconds == pytest.approx(sum(seconds))
+
+
+def test_a_plan_is_kept_although_the_shard_size_changes_and_replaced_with_its_manifest(
+    tmp_path: Path,
+) -> None:
+    rows = write_corpus(tmp_path / "wav", [])
+    rows = [
+        {"utterance_id": f"u{i}", "audio_path": "a.wav", "text": "x", "duration_s": 10.0}
+        for i in range(200)
+    ]
+    manifest = write_manifest_rows(tmp_path / "m.parquet", rows)
+    out = tmp_path / "out"
+    out.mkdir()
+    first = plan_shards(manifest, 100, out)
+    (out / "work").mkdir()
+    assert plan_shards(manifest, 400, out) == first
+    assert (out / "work").exists()
+    # The same rows in other row groups are the same manifest.
+    pq.write_table(pq.read_table(manifest), manifest, row_group_size=7)
+    assert plan_shards(manifest, 100, out) == first
+    rows[0]["text"] = "other"
+    write_manifest_rows(manifest, rows)
+    plan_shards(manifest, 100, out)
+    assert not (out / "work").exists()
+
+
+def test_pools_are_sized_from_the_cluster() -> None:
+    def sized(resources: dict[str, float], **keys: object) -> tuple[int, float, int]:
+        config = FeaturesConfig.model_validate({"speech": {"model": "x/y"}, **keys})
+        pools = size_pools(config, resources, shards=1_000, seconds=1e6)
+        return pools.encoders, pools.gpus_per_encoder, pools.decoders
+
+    assert sized({"CPU": 8}) == (8, 0, 0)
+    assert sized({"CPU": 64, "GPU": 4}) == (4, 1, 16)
+    assert sized({"CPU": 6, "GPU": 4}) == (4, 1, 2)
+    assert sized({"CPU": 8, "GPU": 2}, gpus_per_encoder=0.5) == (4, 0.5, 4)
+    assert sized({"CPU": 8}, encoders=3, decoders=2) == (3, 0, 2)
+
+
+def test_a_small_corpus_starts_one_cheap_encoder() -> None:
+    config = FeaturesConfig()
+    assert size_pools(config, {"CPU": 16}, shards=16, seconds=1_000).encoders == 1
+    assert size_pools(config, {"CPU": 16, "GPU": 1}, shards=16, seconds=1_000).gpus_per_encoder == 0
+
+
+def test_workers_lost_for_good_end_the_stage_and_lost_ones_that_return_do_not() -> None:
+    def slow() -> Iterator[int]:
+        yield 1
+        time.sleep(0.3)
+        yield 2
+        time.sleep(30)
+
+    answers = iter([None, "gone", None, "gone", None])
+    items = watched(slow(), lambda: next(answers, "gone: 1 GPU"), grace_s=0.2, poll_s=0.05)
+    assert next(items) == 1
+    assert next(items) == 2
+    with pytest.raises(MultistillError, match=r"gone: 1 GPU; finished shards are kept"):
+        next(items)
+
+
+def test_a_slow_shard_on_a_whole_cluster_is_waited_for() -> None:
+    def slow() -> Iterator[int]:
+        time.sleep(0.4)
+        yield 1
+
+    assert list(watched(slow(), lambda: None, grace_s=0.1, poll_s=0.02)) == [1]
+
+
+def test_a_worker_error_reaches_the_reader() -> None:
+    def failing() -> Iterator[int]:
+        yield 1
+        raise ValueError("from a worker")
+
+    with pytest.raises(ValueError, match="from a worker"):
+        list(watched(failing(), lambda: None))
+
+
+def test_a_cluster_that_lacks_something_is_told_at_once() -> None:
+    config = FeaturesConfig.model_validate({"encoders": 3, "gpus_per_encoder": 1})
+    with pytest.raises(MultistillError, match=r"3 encoders with 1 GPU each need 3 GPUs.*has 2"):
+        size_pools(config, {"CPU": 9, "GPU": 2}, shards=10, seconds=1e4)
+    config = FeaturesConfig.model_validate({"encoders": 5})
+    with pytest.raises(MultistillError, match=r"5 CPUs and the cluster has 2"):
+        size_pools(config, {"CPU": 2}, shards=10, seconds=1e4)

@@ -1,0 +1,1 @@
+"""What the tests share: generators, small corpora, servers, stubs."""

@@ -1,0 +1,227 @@
+"""A finished little job for the evaluation tests: manifest, store, trained heads, search."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+import torch
+
+from helpers.generators import kemdy20
+from multistill.config import CLASSES, CorpusConfig, FeaturesConfig, JobConfig, SplitConfig
+from multistill.corpora.prepare import prepare
+from multistill.distillation.targets import write_soft_targets
+from multistill.features.collate import collate
+from multistill.features.store import Clip, FeatureStore, finish_store, read_marker, shard_writer
+from multistill.models.build import EmotionModel, build
+from multistill.models.files import save_model
+from multistill.models.presets import resolve
+from multistill.workspace import Artifact, write_json
+
+AUDIO_DIM, TEXT_DIM = 12, 8
+SPEECH = {"name": "log-mel", "trained": None, "params": 0}
+TEXT = {"name": "untrained-electra", "trained": False, "params": 5_000}
+SMALL = {"width": 16, "heads": 2, "layers": 1, "feedforward": 16, "classifier": 16}
+
+
+def make_job(**more: Any) -> JobConfig:
+    return JobConfig.model_validate(
+        {
+            "name": "case",
+            "corpora": [{"kind": "demo"}],
+            "evaluation": {"resamples": 200, "latency_clips": 3},
+            **more,
+        }
+    )
+
+
+def make_manifest(folder: Path, sessions: int = 16, per_session: int = 24) -> Path:
+    """Votes of ten raters, every 15th clip tied; the last quarter of sessions is test."""
+    draw = np.random.default_rng(1)
+    rows: list[dict[str, Any]] = []
+    for session in range(sessions):
+        for turn in range(per_session):
+            winner = int(draw.integers(0, 7))
+            votes = np.zeros(7, dtype=int)
+            if turn % 15 == 14:
+                votes[[winner, (winner + 1) % 7]] = 5
+            else:
+                votes[winner] = int(draw.integers(6, 11))
+                votes[(winner + 3) % 7] = 10 - votes[winner]
+            split = (
+                "test"
+                if session >= sessions * 3 // 4
+                else "valid"
+                if session >= sessions * 5 // 8
+                else "train"
+            )
+            rows.append(
+                {
+                    "utterance_id": f"case-{session:02d}-{turn:02d}",
+                    "corpus": "case",
+                    "session": f"case-s{session:02d}",
+                    "dialogue": f"case-s{session:02d}",
+                    "turn": turn,
+                    "speaker": f"case-p{2 * session + turn % 2:02d}",
+                    "gender": "female" if turn % 2 else "male",
+                    "audio_path": str(folder / "clip.wav"),
+                    "duration_s": 0.5,
+                    "text": f"문장 {int(draw.integers(0, 120))}",
+                    "label": CLASSES[winner] if votes.max() > 5 else None,
+                    "label_soft": (votes / 10).tolist(),
+                    "split": split,
+                    "fold": -1 if split == "test" else session % 3,
+                }
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    wave = 0.1 * draw.normal(size=8_000)  # half a second stands for every clip's audio
+    soundfile.write(folder / "clip.wav", wave, 16_000)
+    schema = {"label_soft": pa.list_(pa.float32(), 7), "turn": pa.int32(), "fold": pa.int32()}
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    table = pa.table({name: pa.array(v, schema.get(name)) for name, v in columns.items()})
+    pq.write_table(table, folder / "manifest.parquet")
+    return folder
+
+
+def make_quality(manifest: Path, home: Path) -> None:
+    """The quality report that a real `prepare` writes, of a generated KEMDy20 tree."""
+    kemdy20.make(
+        home / "tree", sessions=range(1, 4), segments_per_session=12, glitches=False, samples=8_000
+    )
+    corpus = CorpusConfig(kind="kemdy20", path=str(home / "tree"))
+    split = SplitConfig(test=0.34, valid=0.34, folds=2, max_per_class={"neutral": 2})
+    (home / "prepared").mkdir()
+    prepare([corpus], split, 1, home / "prepared", unpacked=home, workers=1)
+    shutil.copy(home / "prepared" / "quality.json", manifest / "quality.json")
+
+
+def make_store(manifest: Path, folder: Path, missing: int = 1, noise: float = 2.0) -> Path:
+    """States that point at the class, weakly; the last `missing` test clips have none."""
+    draw = np.random.default_rng(2)
+    table = pq.read_table(manifest / "manifest.parquet")
+    directions = draw.normal(size=(7, AUDIO_DIM + TEXT_DIM))
+    clips = []
+    for name, shares in zip(
+        table["utterance_id"].to_pylist(), table["label_soft"].to_pylist(), strict=True
+    ):
+        middle = np.asarray(shares) @ directions + noise * draw.normal(size=AUDIO_DIM + TEXT_DIM)
+        audio = middle[:AUDIO_DIM] + 0.3 * draw.normal(size=(int(draw.integers(4, 20)), AUDIO_DIM))
+        text = middle[AUDIO_DIM:] + 0.3 * draw.normal(size=(int(draw.integers(1, 6)), TEXT_DIM))
+        clips.append(Clip(name, audio.astype(np.float32), text.astype(np.float32)))
+    with shard_writer(folder, 0, "float32", AUDIO_DIM, TEXT_DIM, {}) as writer:
+        writer.append(clips[: len(clips) - missing])
+    marker = read_marker(folder, 0)
+    assert marker is not None
+    facts = {"dtype": "float32", "audio_dim": AUDIO_DIM, "text_dim": TEXT_DIM}
+    settings = FeaturesConfig().identity()
+    finish_store(folder, [marker], {**facts, "speech": SPEECH, "text": TEXT, "settings": settings})
+    return folder
+
+
+def make_model(
+    manifest: Path, store: Path, folder: Path, preset: str, steps: int, seed: int = 0
+) -> Path:
+    """A small head after a few steps on the training split, with a history."""
+    torch.manual_seed(seed)
+    features = FeatureStore(store)
+    table = pq.read_table(manifest / "manifest.parquet", filters=[("split", "=", "train")])
+    batch = collate(features, table["utterance_id"].to_pylist())
+    shares = torch.tensor(table["label_soft"].to_pylist())
+    model: EmotionModel = build(resolve(preset, SMALL), AUDIO_DIM, TEXT_DIM)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    epochs = []
+    for step in range(steps):
+        output = model(batch.audio, batch.audio_mask, batch.text, batch.text_mask)
+        loss = torch.nn.functional.cross_entropy(output.logits, shares)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        value = loss.item()
+        figures = {"train_loss": value, "valid_loss": value + 0.1, "valid_macro_f1": 1 - value / 2}
+        epochs.append({"epoch": float(step + 1), **figures})
+    save_model(model, folder)
+    write_json(folder / "history.json", {"epochs": epochs})
+    return folder
+
+
+def make_targets(manifest: Path, folder: Path) -> Path:
+    """Soft targets: sure where the teacher had seen the clip, less so out of fold."""
+    table = pq.read_table(manifest / "manifest.parquet", filters=[("split", "!=", "test")])
+    train = np.array([split == "train" for split in table["split"].to_pylist()])
+    shares = np.array(table["label_soft"].to_pylist())
+    fold = np.where(train, table["fold"].to_numpy(), -1)
+    logits = np.random.default_rng(4).normal(size=shares.shape) + 2 * shares
+    write_soft_targets(
+        folder / "soft_targets.parquet", table["utterance_id"].to_pylist(), logits, "case", fold
+    )
+    return folder
+
+
+def make_search(folder: Path, trials: int = 40) -> dict[str, Any]:
+    """trials.parquet and study.json as a search leaves them; returns its summary."""
+    from multistill.search.results import SCHEMA
+
+    draw = np.random.default_rng(3)
+    rows = []
+    for number in range(trials):
+        params = {
+            "distillation.temperature": float(draw.uniform(1, 8)),
+            "distillation.weight": float(draw.uniform(0.05, 0.9)),
+        }
+        failed, stopped = number % 11 == 10, number % 3 == 2
+        value = 0.6 - 0.01 * (params["distillation.temperature"] - 3) ** 2
+        rows.append(
+            {
+                "trial": number,
+                "key": f"trial-{number}",
+                "state": "failed" if failed else "stopped" if stopped else "complete",
+                "reason": "",
+                "params": json.dumps(params),
+                "epochs": 4 if stopped else 20,
+                "value": None if failed else value - 0.1 * stopped,
+                "cost": None,
+                "seconds": 3.5,
+                "started": None,
+            }
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / "trials.parquet")
+    best = max((r for r in rows if r["state"] == "complete"), key=lambda r: r["value"])  # type: ignore[arg-type, return-value]
+    states = ("complete", "stopped", "failed", "running")
+    study = {
+        "study": "case-1234",
+        "metric": "valid_macro_f1",
+        "mode": "max",
+        "second": None,
+        "trials": trials,
+        "counts": {s: sum(r["state"] == s for r in rows) for s in states},
+        "best": {
+            "trial": best["trial"],
+            "value": best["value"],
+            "params": json.loads(str(best["params"])),
+            "epochs": 20,
+        },
+        "epochs": 20,
+        "seconds": 90.0,
+    }
+    write_json(folder / "study.json", study)
+    seeds = {"seeds": [1, 2], "metric": "valid_macro_f1", "sd": 0.02, "mean": 0.51}
+    winner = {**seeds, "name": "multimodal-search-1", "values": [0.5, 0.52], "params": {}}
+    control = {**seeds, "name": "multimodal-search-control", "values": [0.49, 0.51]}
+    return {
+        **study,
+        "winner": "multimodal-search-1",
+        "finalists": [winner],
+        "control": control,
+    }
+
+
+def artifact(kind: str, path: Path, summary: Mapping[str, Any] | None = None) -> Artifact:
+    return Artifact(kind, "0123456789abcdef", path, {"summary": dict(summary or {}), "seconds": 61})

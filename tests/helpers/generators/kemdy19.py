@@ -1,0 +1,245 @@
+"""A KEMDy19 tree: two annotation tables a session, a folder a dialogue, with its truth."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from helpers.generators import kemdy
+from helpers.generators.kemdy import Segment
+from helpers.generators.kemdy20 import RATERS
+from helpers.generators.parts import CLASSES, Truth, votes_for, write_wav
+
+
+def header() -> list[list[str]]:
+    """The two header rows, 43 columns."""
+    first = ["Numb"]
+    second = [""]
+    for signal in ("Wav", "ECG", "E4-EDA", "E4-TEMP"):
+        first += [signal, ""]
+        second += ["start", "end"]
+    first.append("Segment ID")
+    second.append("")
+    for group in ("Total Evaluation", *RATERS):
+        first += [group, "", ""]
+        second += ["Emotion", "Valence", "Arousal"]
+    return [first, second]
+
+
+@dataclass
+class Table:
+    """One of the two tables of a session, as written."""
+
+    place: str
+    rows: list[Segment] = field(default_factory=list)
+    broken: list[tuple[list[str], str]] = field(default_factory=list)
+
+    def write(self, truth: Truth, encoding: str) -> None:
+        out = io.StringIO(newline="")
+        writer = csv.writer(out)
+        writer.writerows(header())
+        for line, segment in enumerate(self.rows, start=3):
+            segment.place = f"{self.place}:{line}"
+            writer.writerow(cells(line - 2, segment))
+        for line, (row, reason) in enumerate(self.broken, start=3 + len(self.rows)):
+            writer.writerow(row)
+            truth.rejected.append((f"{self.place}:{line}", reason))
+        (truth.root / self.place).write_bytes(out.getvalue().encode(encoding))
+
+
+def cells(number: int, segment: Segment) -> list[str]:
+    start, end = str(segment.start), str(round(segment.start + 3.1, 3))
+    return [
+        str(number),
+        *[start, end] * 4,
+        segment.named,
+        *kemdy.total_cells(segment),
+        *kemdy.rater_cells(segment),
+    ]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Who leads the votes of one segment, and where it stands."""
+
+    leaders: Sequence[str]
+    scene: str
+    gender: str
+
+
+def make(
+    root: Path,
+    sessions: Iterable[int] = (1, 2, 3),
+    segments_per_session: int = 40,
+    glitches: bool = True,
+    seed: int = 0,
+    samples: int = 640,
+    shapes: Iterable[Sequence[Shape]] | None = None,
+    heard_only: Mapping[int, int] | None = None,
+    unpaired: Collection[str] = (),
+) -> Truth:
+    """Write the tree below `root` and return what a loader must say of it.
+
+    Args:
+        segments_per_session: with `glitches`, at least 40 so that each finds a segment.
+        shapes: the segments of each session; default: drawn.
+        heard_only: session -> how many segments only the listener's table names; default:
+            one in each session with `glitches`.
+        unpaired: segment ids without wav and txt.
+    """
+    truth = Truth(root)
+    rng = random.Random(seed)
+    (root / "annotation").mkdir(parents=True)
+    for sensor in ("ECG", "EDA", "TEMP"):
+        (root / sensor).mkdir()
+    drawn = iter(shapes) if shapes is not None else None
+    for number in sessions:
+        session = f"{number:02d}"
+        mine = next(drawn) if drawn is not None else _shapes(rng, segments_per_session)
+        segments = _segments(rng, session, mine)
+        for segment in segments:
+            if segment.segment in unpaired:
+                segment.wav = segment.txt = False
+                segment.rejected = "no wav and no txt file"
+        only = int(glitches) if heard_only is None else heard_only.get(number, 0)
+        _write_session(truth, rng, session, segments, glitches, samples, only)
+    return truth
+
+
+def _shapes(rng: random.Random, number: int) -> list[Shape]:
+    scenes = ("script01", "script02", "impro01")
+    return [
+        Shape(leaders, scenes[at % len(scenes)], "FM"[at // len(scenes) % 2])
+        for at, leaders in enumerate(kemdy.plan(rng, number))
+    ]
+
+
+def _segments(rng: random.Random, session: str, shapes: Sequence[Shape]) -> list[Segment]:
+    counts: dict[str, int] = {}
+    found = []
+    for at, shape in enumerate(shapes):
+        dialogue = f"Sess{session}_{shape.scene}"
+        key = f"{dialogue}_{shape.gender}"
+        counts[key] = counts.get(key, 0) + 1
+        segment = kemdy.draw(
+            rng,
+            shape.leaders,
+            session=f"Session{session}",
+            dialogue=dialogue,
+            segment=f"{key}{counts[key]:03d}",
+            speaker=f"Session{session}_{shape.gender}",
+            gender=shape.gender,
+            start=round(0.8 + 3.9 * at, 3),
+            folder=f"wav/Session{session}/{dialogue}",
+        )
+        # The transcripts of this corpus are UTF-8.
+        segment.encoding = "utf-8"
+        found.append(segment)
+    return found
+
+
+def listener(rng: random.Random, segment: Segment) -> Segment:
+    """The other person's row for a segment: another state, other votes."""
+    led = {name for name in CLASSES if name in segment.total}
+    votes = votes_for(rng, [rng.choice([name for name in CLASSES if name not in led])])
+    row = replace(
+        segment, cells=votes, total=max(set(votes), key=votes.count), rejected=None, notes=[]
+    )
+    row.scales = ("2.2", "4.4")
+    return row
+
+
+def _write_session(
+    truth: Truth,
+    rng: random.Random,
+    session: str,
+    segments: list[Segment],
+    glitches: bool,
+    samples: int,
+    heard_only: int,
+) -> None:
+    tables = {g: Table(f"annotation/Session{session}_{g}_res.csv") for g in "FM"}
+    untouched = kemdy.afflict(segments, rng) if glitches else list(segments)
+    heard = {segment.segment: listener(rng, segment) for segment in segments}
+    for gender, table in tables.items():
+        table.rows = [
+            segment if segment.gender == gender else heard[segment.segment] for segment in segments
+        ]
+        if glitches:
+            rng.shuffle(table.rows)
+    for at in range(heard_only):
+        ghost = replace(untouched[at], segment=f"{untouched[at].segment[:-3]}{900 + at}")
+        ghost.named = ghost.segment
+        row = listener(rng, ghost)
+        row.rejected = "only the listener's table names it"
+        tables["FM"[ghost.gender == "F"]].rows.append(row)
+        heard[ghost.segment] = row
+    repeated: list[Segment] = []
+    if glitches:
+        repeated = _glitches(rng, tables, untouched[heard_only:], heard, session)
+    for gender, table in tables.items():
+        table.write(truth, "utf-8-sig" if glitches and gender == "M" else "utf-8")
+
+    kemdy.write_clips(truth, segments, samples)
+    if glitches:
+        # What only the listener's table names may well be on disk; it is told of once.
+        for row in heard.values():
+            if row.rejected and row.named == row.segment:
+                write_wav(truth.root / row.folder / f"{row.segment}.wav", 38_000 + int(session))
+    for row in heard.values():
+        if row.rejected:
+            truth.rejected.append((row.place, row.rejected))
+        truth.notes += [(row.place, kind) for kind in row.notes]
+    if glitches:
+        stray = f"wav/Session{session}/Sess{session}_impro09/Sess{session}_impro09_M001.wav"
+        (truth.root / stray).parent.mkdir()
+        write_wav(truth.root / stray, 39_000 + int(session))
+        truth.rejected.append((stray, "no row of the annotation names this recording"))
+    kemdy.tell(truth, segments + repeated)
+
+
+def _glitches(
+    rng: random.Random,
+    tables: dict[str, Table],
+    untouched: Sequence[Segment],
+    heard: dict[str, Segment],
+    session: str,
+) -> list[Segment]:
+    """Spoil single rows of the two tables; the repeated rows of speakers are returned."""
+    twice, differing, heard_twice, alone, renamed = untouched[:5]
+    repeated = [
+        kemdy.again(twice),
+        # Some ids of the corpus have two mean valences and arousals.
+        kemdy.again(differing, valence=1.1, arousal=4.9),
+    ]
+    for row in repeated:
+        tables[row.gender].rows.append(row)
+
+    extra = replace(heard[heard_twice.segment], notes=["repeated row"])
+    tables["FM"[heard_twice.gender == "F"]].rows.append(extra)
+    heard[f"{heard_twice.segment} again"] = extra
+
+    # An id that the listener's table lacks, and one that it writes otherwise (session 3).
+    for segment in (alone, renamed):
+        segment.notes.append("one table only")
+    tables["FM"[alone.gender == "F"]].rows.remove(heard.pop(alone.segment))
+    other = heard[renamed.segment]
+    other.named = f"{renamed.segment[:-3]}800"
+    other.rejected = "only the listener's table names it"
+
+    whole = cells(0, twice)
+    nameless, climbing, foreign = list(whole), list(whole), list(whole)
+    nameless[9] = ""
+    climbing[9] = "../../secret_F001"
+    foreign[9] = f"Sess{int(session) + 1:02d}{twice.segment[len('SessNN') :]}"
+    tables["F"].broken = [
+        (nameless, "no value in column `Segment ID`"),
+        (whole[:42], "the row has 42 columns"),
+        (climbing, "is not a segment id"),
+        (foreign, "belongs to another session"),
+    ]
+    return repeated

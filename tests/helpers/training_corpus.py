@@ -1,0 +1,150 @@
+"""A small learnable corpus for the training tests: a manifest and a feature store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from multistill.config import CLASSES
+from multistill.corpora.manifest import MANIFEST_SCHEMA, write_manifest
+from multistill.distillation.targets import write_pooled, write_soft_targets
+from multistill.features.store import Clip, finish_store, read_marker, shard_writer
+from multistill.models.presets import resolve
+from multistill.training.data import TrainingData
+from multistill.training.task import TrainingTask
+
+AUDIO_DIM, TEXT_DIM = 12, 8
+
+
+def make_corpus(
+    folder: Path, rows: int = 90, *, broken: int | None = None, quarantined: int = 2
+) -> tuple[Path, Path]:
+    """Manifest and store of `rows` utterances whose states point at their class.
+
+    Args:
+        broken: a training row whose audio holds a NaN.
+        quarantined: rows at the end that the store lacks.
+    """
+    random = np.random.default_rng(7)
+    directions = random.normal(size=(len(CLASSES), AUDIO_DIM + TEXT_DIM)).astype(np.float32)
+    table: list[dict[str, Any]] = []
+    clips = []
+    for row in range(rows):
+        label = int(random.integers(0, 4))
+        tied = row % 17 == 0
+        shares = np.full(len(CLASSES), 0.02, np.float32)
+        shares[label] += 0.86
+        if tied:
+            shares[:] = 0
+            shares[[0, label or 1]] = 0.5
+        session = row % 10
+        split = "test" if session == 9 else "valid" if session == 8 else "train"
+        name = f"utt-{row:03d}"
+        table.append(
+            {
+                "utterance_id": name,
+                "corpus": "test",
+                "session": f"s{session}",
+                "dialogue": f"s{session}",
+                "turn": row // 10,
+                "speaker": f"p{session}",
+                "audio_path": f"{name}.wav",
+                "num_samples": 16_000,
+                "sample_rate": 16_000,
+                "duration_s": 1.0,
+                "text": name,
+                "text_raw": name,
+                "label": None if tied else CLASSES[label],
+                "label_soft": shares.tolist(),
+                "split": split,
+                "fold": -1 if split == "test" else session % 4,
+                "audio_digest": "",
+            }
+        )
+        frames, tokens = int(random.integers(5, 40)), int(random.integers(0, 7))
+        audio = random.normal(size=(frames, AUDIO_DIM)).astype(np.float32)
+        text = random.normal(size=(tokens, TEXT_DIM)).astype(np.float32)
+        audio += directions[label, :AUDIO_DIM]
+        text += directions[label, AUDIO_DIM:]
+        if row == broken:
+            audio[0, 0] = np.nan
+        clips.append(Clip(name, audio, text))
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = write_manifest(pa.Table.from_pylist(table, schema=MANIFEST_SCHEMA), folder)
+    store = folder / "features"
+    with shard_writer(store, 0, "float32", AUDIO_DIM, TEXT_DIM, {}) as writer:
+        writer.append(clips[: rows - quarantined])
+    marker = read_marker(store, 0)
+    assert marker is not None
+    finish_store(
+        store,
+        [marker],
+        {
+            "dtype": "float32",
+            "audio_dim": AUDIO_DIM,
+            "text_dim": TEXT_DIM,
+            "speech": {"name": "test-speech", "trained": False},
+            "text": {"name": "test-text", "trained": False},
+        },
+    )
+    return manifest, store
+
+
+def make_task(corpus: tuple[Path, Path], name: str = "model", **train: Any) -> TrainingTask:
+    """A small student without dropout, so that runs are comparable."""
+    manifest, store = corpus
+    spec = resolve(
+        "small-student",
+        {
+            "width": 16,
+            "heads": 2,
+            "feedforward": 32,
+            "classifier": 16,
+            "dropout": 0.0,
+            "classifier_dropout": 0.0,
+            "modality_dropout": 0.0,
+        },
+    )
+    settings = {"epochs": 4, "batch_size": 16, "learning_rate": 3e-3, **train}
+    return TrainingTask(
+        name=name,
+        spec=spec.to_dict(),
+        train=settings,
+        seed=3,
+        manifest=str(manifest),
+        features=str(store),
+    )
+
+
+def with_dropout(task: TrainingTask, **spec: Any) -> TrainingTask:
+    changes = {"dropout": 0.2, "classifier_dropout": 0.2, "modality_dropout": 0.2, **spec}
+    return replace(task, spec={**task.spec, **changes})
+
+
+def with_teacher(task: TrainingTask, path: Path, weight: float) -> TrainingTask:
+    """A student of a random teacher."""
+    ids = TrainingData.open(task).train.ids
+    logits = np.random.default_rng(0).normal(size=(len(ids), 7)) * 3
+    write_soft_targets(path, ids, logits, "random", np.full(len(ids), -1))
+    distillation = {"loss": "kd", "temperature": 3.0, "weight": weight}
+    return replace(task, soft_targets=str(path), distillation=distillation)
+
+
+def with_states(
+    task: TrainingTask, path: Path, folds: int = 1, **distillation: float
+) -> TrainingTask:
+    """A student whose teachers, one per fold, represent a class as one of seven vectors."""
+    student = with_teacher(task, path, 0.0)
+    train = TrainingData.open(task).train
+    fold = np.arange(len(train)) % folds
+    vectors = np.random.default_rng(1).normal(size=(folds, 7, 10)).astype(np.float32)
+    states = np.stack([vectors[f].T @ shares for f, shares in zip(fold, train.shares, strict=True)])
+    logits = np.zeros((len(train), 7))
+    write_soft_targets(path, train.ids, logits, "t", fold if folds > 1 else fold - 1)
+    order = np.random.default_rng(2).permutation(len(train))
+    write_pooled(path, order, states[order])
+    return replace(student, distillation={"weight": 0.0, **distillation})

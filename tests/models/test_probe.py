@@ -1,0 +1,76 @@
+"""The linear probe against scikit-learn, and on soft, missing and few classes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers.models_store import AUDIO_DIM, TEXT_DIM, make_store
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from multistill.features.store import FeatureStore
+from multistill.models.probe import fit_probe
+
+LABELS = [row % 3 for row in range(60)]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    lengths = [(3 + row % 5, row % 4) for row in range(60)]
+    return make_store(tmp_path_factory.mktemp("probe"), lengths, label_axis=LABELS)
+
+
+def shares(labels: list[int]) -> np.ndarray:
+    return np.eye(7, dtype=np.float32)[labels]
+
+
+def test_probe_equals_scikit_learn_on_hard_labels(store: FeatureStore) -> None:
+    train, test = [f"u{i}" for i in range(45)], [f"u{i}" for i in range(45, 60)]
+    probe = fit_probe(store, train, shares(LABELS[:45]), modality="audio")
+    found = probe.predict(store, test)
+
+    def states(ids: list[str]) -> np.ndarray:
+        return np.stack([store.audio(i).mean(axis=0) for i in ids])
+
+    scaler = StandardScaler().fit(states(train))
+    model = LogisticRegression(max_iter=500).fit(scaler.transform(states(train)), LABELS[:45])
+    np.testing.assert_allclose(
+        found[:, :3], model.predict_proba(scaler.transform(states(test))), atol=1e-4
+    )
+    assert not found[:, 3:].any()
+    assert (found.argmax(axis=1) == LABELS[45:]).mean() > 0.9
+    assert probe.params_trainable == 7 * AUDIO_DIM + 7
+
+
+@pytest.mark.parametrize(
+    ("modality", "width"),
+    [("multimodal", TEXT_DIM + AUDIO_DIM), ("text", TEXT_DIM), ("audio", AUDIO_DIM)],
+)
+def test_probe_reads_its_modality_and_gives_distributions(
+    store: FeatureStore, modality: str, width: int
+) -> None:
+    probe = fit_probe(store, store.ids, shares([0] * 60) * 0.4 + 0.6 / 7, modality=modality)  # type: ignore[arg-type]
+    assert probe.weights.shape == (7, width)
+    found = probe.predict(store, store.ids[:4])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
+
+
+def test_soft_labels_are_learnt_as_shares(store: FeatureStore) -> None:
+    mixed = np.zeros((60, 7), dtype=np.float32)
+    mixed[:, 2], mixed[:, 5] = 0.75, 0.25
+    found = fit_probe(store, store.ids, mixed, strength=1e-4).predict(store, store.ids)
+    np.testing.assert_allclose(found[:, 2], 0.75, atol=0.02)
+    np.testing.assert_allclose(found[:, 5], 0.25, atol=0.02)
+
+
+def test_two_classes_one_class_and_none(store: FeatureStore) -> None:
+    two = [1 if label else 4 for label in LABELS]
+    found = fit_probe(store, [f"u{i}" for i in range(60)], shares(two)).predict(
+        store, [f"u{i}" for i in range(60)]
+    )
+    assert (found.argmax(axis=1) == two).mean() > 0.9
+    only = fit_probe(store, ["u0"], shares([6])).predict(store, ["u1", "u2"])
+    assert only.tolist() == [[0, 0, 0, 0, 0, 0, 1]] * 2
+    with pytest.raises(ValueError, match="0 utterances"):
+        fit_probe(store, [], np.zeros((0, 7)))

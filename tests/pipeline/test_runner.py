@@ -1,0 +1,288 @@
+"""The whole chain on a tiny corpus, through real Ray and a real MLflow server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.generators import kemdy20
+
+from multistill import pipeline
+from multistill.config import JobConfig
+from multistill.errors import UsageError
+from multistill.pipeline import jobfile
+from multistill.pipeline.stages import STAGES
+from multistill.workspace import Workspace
+
+JOB = """
+name: tiny
+seed: 3
+workspace: {workspace}
+tracking: {{uri: "{server}"}}
+corpora:
+  - kind: kemdy20
+    path: {corpus}
+split: {{test: 0.34, valid: 0.2, folds: 2}}
+features:
+  speech: {{model: log-mel}}
+  max_quarantined: 0.2
+teacher:
+  model: {{preset: small-teacher, width: 16, layers: 1, feedforward: 16, classifier: 16}}
+  train: {{epochs: 2, batch_size: 16, learning_rate: 1.0e-3, workers: 2}}
+students:
+  - name: audio
+    model: {{preset: small-audio-student, width: 16, feedforward: 16, classifier: 16}}
+    train: {{epochs: 2, batch_size: 16, learning_rate: 1.0e-3}}
+search: {{trials: 2, epochs: 2, startup_trials: 1, grace_epochs: 1, seeds: 2}}
+evaluation: {{resamples: 100, latency_clips: 2}}
+"""
+
+REPORT_KEYS = {"job", "created", "versions", "corpus", "baseline", "models", "search", "stages"}
+MODEL_KEYS = {
+    "name",
+    "role",
+    "modality",
+    "params_trainable",
+    "params_end_to_end",
+    "metrics",
+    "mlflow_run_id",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(
+    ray_session: None, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[JobConfig, pipeline.Outcome]:
+    home = tmp_path_factory.mktemp("chain")
+    kemdy20.make(
+        home / "corpus",
+        sessions=range(1, 7),
+        segments_per_session=12,
+        glitches=False,
+        samples=12_000,
+    )
+    broken = next((home / "corpus" / "wav" / "Session01").glob("*.wav"))
+    broken.write_bytes(broken.read_bytes()[:2000])  # header promises more than there is
+    text = JOB.format(workspace=home / "workspace", server=mlflow_server, corpus=home / "corpus")
+    job = jobfile.parse(text, "tiny.yaml")
+    return job, pipeline.run(job)
+
+
+def report_of(outcome: pipeline.Outcome) -> dict[str, Any]:
+    assert outcome.report is not None
+    found: dict[str, Any] = json.loads((outcome.report / "report.json").read_text())
+    return found
+
+
+def test_every_stage_leaves_a_whole_artifact(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, outcome = finished
+    assert tuple(outcome.stages) == STAGES
+    for artifact in outcome.stages.values():
+        assert (artifact.path / "done.json").exists()
+        assert artifact.meta["provenance"]["job"]["name"] == "tiny"
+    left = list(Path(job.workspace).glob("*/.*partial"))
+    assert left == [], "nothing half-made is left"
+
+
+def test_report_has_the_keys_of_the_contract(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    report = report_of(finished[1])
+    assert set(report) >= REPORT_KEYS
+    assert set(report["corpus"]) >= {"counts", "splits", "class_shares", "leaks"}
+    for model in report["models"]:
+        assert set(model) >= MODEL_KEYS, model["name"]
+        for metric in ("accuracy", "uar", "macro_f1", "weighted_f1"):
+            assert set(model["metrics"][metric]) >= {"value", "low", "high"}
+    roles = {model["role"] for model in report["models"]}
+    assert roles == {"teacher", "student", "control"}
+    assert report["search"]["trials"] == 2
+    assert {"distillation.temperature", "distillation.weight"} <= set(
+        json.loads(json.dumps(report["search"]["best"]["params"]))
+    )
+    page = (finished[1].report / "report.html").read_text()  # type: ignore[operator]
+    for loads in ("<script src", "<link", 'src="http', "url(http", "@import"):
+        assert loads not in page, "the page opens offline"
+
+
+def test_truncated_clip_is_accounted_for(finished: tuple[JobConfig, pipeline.Outcome]) -> None:
+    _, outcome = finished
+    import pyarrow.parquet as pq
+
+    prepared = outcome.stages["prepare"].summary
+    rejected = pq.read_table(outcome.stages["prepare"].path / "rejected.parquet").to_pylist()
+    features = outcome.stages["features"]
+    quarantined = pq.read_table(features.path / "quarantine.parquet").to_pylist()
+    assert prepared["utterances"] + len(rejected) == 72
+    assert features.summary["clips"] + len(quarantined) == prepared["utterances"]
+    assert len(rejected) + len(quarantined) == 1
+    assert all(row["reason"] for row in [*rejected, *quarantined])
+
+
+def test_tracking_server_shows_the_run_tree(
+    finished: tuple[JobConfig, pipeline.Outcome], mlflow_server: str
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(mlflow_server)
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=200)
+    parent_of = {r.info.run_id: r.data.tags.get("mlflow.parentRunId") for r in runs}
+    top = [r for r in runs if parent_of[r.info.run_id] is None]
+    assert len(top) == 1
+    assert all(r.info.status == "FINISHED" for r in runs)
+    stages = {r.info.run_name: r for r in runs if parent_of[r.info.run_id] == top[0].info.run_id}
+    assert set(stages) == set(STAGES)
+    encoding = stages["features"].data
+    rates = {"clips_per_second", "audio_hours_per_hour", "real_time_factor"}
+    assert rates | {"clips", "quarantined"} <= encoding.metrics.keys()
+    assert encoding.tags["multistill.fingerprint"] == finished[1].stages["features"].fingerprint
+    assert {"speech_weights", "text_weights"} <= encoding.tags.keys()
+    searching = stages["search"].info.run_id
+    trials = [r for r in runs if parent_of[r.info.run_id] == searching]
+    trials = [r for r in trials if r.data.tags.get("multistill.kind") == "trial"]
+    assert len(trials) == 2
+    for trial in trials:
+        history = client.get_metric_history(trial.info.run_id, "valid_macro_f1")
+        assert [point.step for point in history] == list(range(1, len(history) + 1))
+        assert history
+    listed = {model["name"]: model["mlflow_run_id"] for model in report_of(finished[1])["models"]}
+    known = {r.info.run_id for r in runs}
+    assert all(run_id in known for run_id in listed.values()), listed
+
+
+def test_the_winner_is_the_champion_of_the_registry_and_holds_no_pickle(
+    finished: tuple[JobConfig, pipeline.Outcome], mlflow_server: str, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    from multistill.models.files import load_model
+
+    _, outcome = finished
+    client = MlflowClient(mlflow_server)
+    champion = client.get_model_version_by_alias("tiny-audio", "champion")
+    summary = outcome.stages["search"].summary
+    winner = next(f for f in summary["finalists"] if f["name"] == summary["winner"])
+    assert float(champion.tags["valid_macro_f1"]) == pytest.approx(winner["mean"])
+    local = Path(client.download_artifacts(champion.run_id, "model", str(tmp_path)))
+    assert {path.name for path in local.iterdir()} == {"model.safetensors", "config.json"}
+    assert load_model(local).spec.modality == "audio"
+
+
+def test_the_search_is_judged_over_seeds_with_honest_targets(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    report = report_of(finished[1])
+    seeds = report["search"]["seeds"]
+    assert seeds["count"] == 2
+    assert all(len(line["test"]["values"]) == 2 for line in seeds["lines"])
+    verdict = next(v for v in report["distillation"] if v["model"] == "audio-search")
+    assert verdict["seeds"] == 2
+    assert report["targets"] == "out-of-fold"
+    ece = {line["name"]: line["ece"] for line in report["teacher_calibration"]}
+    assert {"training, seen by the teacher", "training, out of fold"} <= set(ece)
+
+
+def test_second_run_does_no_work_and_says_so_within_seconds(
+    finished: tuple[JobConfig, pipeline.Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, first = finished
+    started = time.monotonic()
+    again = pipeline.run(job.model_copy(update={"tracking": job.tracking}))
+    assert time.monotonic() - started < 5
+    assert not again.worked
+    assert "nothing to do" in capsys.readouterr().err
+    assert {k: a.fingerprint for k, a in again.stages.items()} == {
+        k: a.fingerprint for k, a in first.stages.items()
+    }
+
+
+def test_plan_knows_what_is_done_and_what_an_edit_costs(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, _ = finished
+    assert {stage.state for stage in pipeline.status(job)} == {"done"}
+    text = job.to_yaml()
+    edited = jobfile.parse(text, "t", ["students.audio.train.epochs=3"])
+    states = {stage.stage: stage.state for stage in pipeline.status(edited)}
+    assert states["teacher"] == states["distill"] == "done"
+    assert states["students"] == states["evaluate"] == "to do"
+    other_split = jobfile.parse(text, "t", ["split.test=0.5"])
+    assert pipeline.status(other_split)[1].state == "after prepare"
+
+
+def test_models_that_were_deleted_are_noticed(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, _ = finished
+    model_store = Path(job.workspace) / "models"
+    away = model_store.rename(model_store.with_name("away"))
+    states = {stage.stage: stage.state for stage in pipeline.status(job)}
+    away.rename(model_store)
+    assert states["features"] == "done"
+    assert states["teacher"] == states["students"] == states["search"] == "to do"
+
+
+def test_the_winner_is_judged_as_it_was_trained(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, outcome = finished
+    report = report_of(outcome)
+    winner = next(model for model in report["models"] if model["name"] == "audio-search")
+    assert winner["compare_to"] == "audio-search-control", "of the winner's seeds"
+    summary = outcome.stages["search"].summary
+    assert summary["control"]["seeds"] == summary["finalists"][0]["seeds"] == [4, 5]
+    assert summary["winner_train"]["metric"] == job.search.metric
+    assert summary["winner_train"]["epochs"] == job.students[0].train.epochs
+
+
+def test_a_search_under_way_is_joined_and_no_other(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    from multistill.search.request import Request
+
+    job, outcome = finished
+    with pytest.raises(UsageError, match="has ended"):
+        pipeline.join(job)
+    larger = jobfile.parse(job.to_yaml(), "t", ["search.trials=3"])
+    with pytest.raises(UsageError, match="no search of `tiny` is under way"):
+        pipeline.join(larger)
+    print_ = next(stage.fingerprint for stage in pipeline.status(larger) if stage.stage == "search")
+    folder = Workspace(job.workspace).partial("search", str(print_))
+    folder.mkdir()
+    asked = Request.read(outcome.stages["search"].path)
+    replace(asked, config=larger.search, study="joined").write(folder)
+    assert pipeline.join(larger) == 3
+    shutil.rmtree(folder)
+
+
+def test_latency_of_a_trial_is_from_the_recording_to_the_logits(
+    finished: tuple[JobConfig, pipeline.Outcome], tmp_path: Path
+) -> None:
+    from multistill.search.cost import cost, time_encoders
+    from multistill.search.request import Request
+
+    task = Request.read(finished[1].stages["search"].path).base
+    encoders = time_encoders(task, tmp_path)["milliseconds"]
+    assert 0 < encoders["audio"] < encoders["multimodal"]
+    assert encoders["text"] < encoders["multimodal"]
+    whole = cost("latency", task, tmp_path)
+    assert encoders["audio"] < whole < encoders["audio"] + 1000, "with the head's own time"
+
+
+def test_another_split_finds_the_same_features(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, first = finished
+    other = jobfile.parse(job.to_yaml(), "t", ["split.test=0.5"])
+    outcome = pipeline.run(other, until="features")
+    assert outcome.stages["prepare"].fingerprint != first.stages["prepare"].fingerprint
+    assert outcome.stages["features"].fingerprint == first.stages["features"].fingerprint

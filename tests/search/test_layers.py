@@ -1,0 +1,86 @@
+"""A store that keeps several encoder layers: a model, and so a trial, reads one of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.search_case import TASK, among
+
+from multistill.config import FeaturesConfig, JobConfig
+from multistill.errors import JobFileError, UsageError
+from multistill.models.build import build
+from multistill.models.presets import resolve
+from multistill.models.spec import ModelSpec
+from multistill.pipeline import jobfile
+from multistill.search.space import apply, check_space
+
+AUDIO, TEXT = 6, 4
+KEPT = {"speech_layers": [6, 9, 12], "text_layers": [2, -1]}
+
+
+@pytest.mark.parametrize(("layer", "place"), [(6, 0), (9, 1), (12, 2)])
+def test_a_model_reads_its_layer_and_nothing_else(layer, place):
+    chosen = resolve("small-student", {**KEPT, "speech_layer": layer, "text_layer": -1})
+    model = build(chosen, 3 * AUDIO, 2 * TEXT).eval()
+    alone = build(resolve("small-student", {}), AUDIO, TEXT).eval()
+    alone.load_state_dict(model.state_dict())
+    audio, text = torch.randn(2, 5, 3 * AUDIO), torch.randn(2, 3, 2 * TEXT)
+    with torch.inference_mode():
+        found = model(audio=audio, text=text).logits
+        part = audio[..., place * AUDIO : (place + 1) * AUDIO]
+        assert torch.equal(found, alone(audio=part, text=text[..., TEXT:]).logits)
+
+
+def test_without_a_choice_it_reads_all_layers():
+    model = build(resolve("small-student", KEPT), 3 * AUDIO, 2 * TEXT)
+    assert model.audio_projection is not None
+    assert model.audio_projection.in_features == 3 * AUDIO
+
+
+def test_the_choice_outlives_json_and_the_search_sets_it():
+    task = TASK.from_json(TASK.to_json())
+    spec = resolve("small-student", KEPT)
+    assert ModelSpec.from_dict(spec.to_dict()) == spec
+    found = apply(
+        task.from_dict({**task.to_dict(), "spec": spec.to_dict()}), {"model.speech_layer": 9}
+    )
+    assert found.spec["speech_layer"] == 9
+    assert found.spec["speech_layers"] == [6, 9, 12]
+    assert check_space({"model.speech_layer": among(6, 9)}) == []
+
+
+def test_a_layer_that_is_not_there_is_refused():
+    with pytest.raises(UsageError, match="not among the layers"):
+        resolve("small-student", {**KEPT, "speech_layer": 7})
+    with pytest.raises(UsageError, match="combine: concat"):
+        build(resolve("small-student", {"speech_layer": 6}), AUDIO, TEXT)
+
+
+def problems(job: str) -> str:
+    with pytest.raises(JobFileError) as caught:
+        jobfile.parse(f"name: t\ncorpora: [{{kind: demo}}]\n{job}", "t.yaml")
+    return "; ".join(text for _, text in caught.value.problems)
+
+
+def test_a_job_that_asks_for_a_layer_that_it_does_not_keep_is_refused_at_once():
+    space = "search: {space: {model.speech_layer: {choices: [6, 9]}}}"
+    assert "layer 6 cannot be read, the store holds one state" in problems(space)
+    keeps = "features: {speech: {model: log-mel, layers: [6, 12], combine: concat}}\n"
+    assert "layer 9 cannot be read, the store holds 6, 12" in problems(keeps + space)
+    ranged = "search: {space: {model.speech_layer: {low: 6, high: 12}}}"
+    assert "needs `choices`" in problems(keeps + ranged)
+
+
+def test_losses_over_a_batch_need_trials_of_one_worker():
+    said = problems("distillation: {loss: dist}\nsearch: {workers_per_trial: 2}")
+    assert "search.workers_per_trial: distillation.loss dist correlates" in said
+
+
+def test_layers_that_are_averaged_are_one_state():
+    features = FeaturesConfig.model_validate(
+        {"speech": {"layers": [1, 2]}, "text": {"layers": [1]}}
+    )
+    assert features.side_by_side() == {}
+    kept = FeaturesConfig.model_validate({"speech": {"layers": [1, 2], "combine": "concat"}})
+    assert kept.side_by_side() == {"speech_layers": [1, 2]}
+    assert JobConfig.model_validate({"name": "t", "corpora": [{"kind": "demo"}]})

@@ -1,0 +1,389 @@
+"""Real searches through Ray Tune and Optuna, kept short: stub objectives but for one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from helpers.paths import ROOT
+from helpers.search_case import TASK, among, between
+from helpers.training_corpus import make_corpus, make_task
+
+from multistill.config import DistillationConfig, SearchConfig
+from multistill.distillation.targets import write_soft_targets
+from multistill.errors import MultistillError, UsageError
+from multistill.search.request import Request
+from multistill.search.study import extend, resume, search
+from multistill.training.task import TrainingTask
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+STUBS = "tests.search_stubs"
+
+
+class Notes:
+    """A `RunLogger` that remembers."""
+
+    record_id = None
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.children: dict[str, Notes] = {}
+        self.rows: list[tuple[int | None, dict]] = []
+        self.status = ""
+        self.labels: dict[str, str] = {}
+        self.settings: dict[str, object] = {}
+        self.counts: list[tuple[float, float]] = []
+
+    def info(self, message):
+        self.said.append(message)
+
+    def progress(self, done, total, unit, **figures):
+        self.counts.append((done, total))
+
+    def metrics(self, values, step=None):
+        self.rows.append((step, dict(values)))
+
+    def params(self, values):
+        self.settings.update(values)
+
+    def tags(self, values):
+        self.labels.update(values)
+
+    def artifact(self, path, folder=""):
+        assert path.exists()
+
+    def child(self, name, key, kind):
+        assert kind == "trial"
+        return self.children.setdefault(key, Notes())
+
+    def close(self, status="FINISHED"):
+        self.status = status
+
+
+def config(**more) -> SearchConfig:
+    return SearchConfig(**{"trials": 8, "concurrent": 2, "startup_trials": 3, **more})
+
+
+def stub(out: Path, name: str, logger=None, **more) -> dict:
+    return search(TASK, config(**more), 1, out, logger, "print", objective=f"{STUBS}:{name}")
+
+
+def table(out: Path) -> list[dict]:
+    return pq.read_table(out / "trials.parquet").to_pylist()
+
+
+def epochs_run(out: Path) -> Counter:
+    """(trial, epoch) -> how often an objective ran it."""
+    lines = (out / "ran.log").read_text().splitlines()
+    return Counter(tuple(line.split()[:2]) for line in lines)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, ray_session):
+    out, notes = tmp_path_factory.mktemp("searches") / "small", Notes()
+    return out, stub(out, "climb", notes), notes
+
+
+def test_every_trial_is_counted_recorded_and_ranked(finished):
+    out, summary, notes = finished
+    rows = table(out)
+    assert [row["trial"] for row in rows] == list(range(8))
+    assert summary["counts"]["complete"] + summary["counts"]["stopped"] == summary["trials"] == 8
+    assert json.loads(rows[0]["params"]) == {
+        "distillation.temperature": 2.0,
+        "distillation.weight": 0.5,
+    }, "the student as configured is the first trial"
+    complete = [row["value"] for row in rows if row["state"] == "complete"]
+    assert summary["best"]["value"] == max(complete)
+    assert summary["top"] == [summary["best"]["params"]]
+    for row in rows:
+        assert (row["state"] == "complete") == (row["epochs"] == 9)
+        record = notes.children[row["key"]]
+        assert record.status == "FINISHED"
+        assert record.settings == json.loads(row["params"])
+        steps = [step for step, _ in record.rows if step is not None]
+        assert steps == list(range(1, row["epochs"] + 1)), "one row an epoch, none twice"
+    assert notes.counts[-1] == (8, 8)
+
+
+def test_the_scheduler_saves_epochs_and_says_so(finished):
+    out, summary, _ = finished
+    stopped = [row for row in table(out) if row["state"] == "stopped"]
+    assert stopped, "none of eight trials was stopped"
+    assert all("scheduler" in row["reason"] and 3 <= row["epochs"] < 9 for row in stopped)
+    assert summary["trained_epochs"] == sum(epochs_run(out).values()) < 8 * 9
+
+
+def test_nothing_is_left_but_tables_and_the_study(finished):
+    out, _, _ = finished
+    names = {path.name for path in out.rglob("*")} - {"ran.log"}
+    assert names == {
+        "search.json", "study.json", "study.lock", "study.log", "study.log.lock", "trials.parquet",
+    }  # fmt: skip
+    assert all(json.loads(line) for line in (out / "study.log").read_text().splitlines())
+
+
+def test_a_finished_search_called_again_trains_nothing(finished):
+    out, summary, _ = finished
+    before = epochs_run(out)
+    again = resume(out)
+    assert epochs_run(out) == before
+    assert again["best"] == summary["best"]
+    assert again["counts"] == summary["counts"]
+    assert again["seconds"] > summary["seconds"], "what it cost is the sum over all calls"
+    assert again["start_seconds"] == summary["start_seconds"]
+
+
+def test_a_larger_search_takes_over_the_trials_of_the_smaller(finished):
+    out, summary, _ = finished
+    larger = out.parent / "larger"
+    found = extend(out, larger, 3)
+    old, new = table(out), table(larger)
+    assert len(new) == found["trials"] == 11
+    same = ("trial", "state", "params", "value", "epochs", "reason")
+    assert [[row[k] for k in same] for row in new[:8]] == [[row[k] for k in same] for row in old]
+    assert {trial for trial, _ in epochs_run(larger)} == {"0008", "0009", "0010"}
+    assert found["best"]["value"] >= summary["best"]["value"]
+    assert len({row["params"] for row in new}) == 11, "a continued sampler repeats no point"
+
+
+def test_diverged_trials_fail_with_their_reason_in_a_database_too(tmp_path, monkeypatch):
+    # Two rounds, as searches of thousands have: Tune keeps every trial of a round in memory.
+    monkeypatch.setattr("multistill.search.experiment.ROUND", 4)
+    monkeypatch.setattr("multistill.search.experiment.ROUND_PER_SLOT", 1)
+    notes = Notes()
+    more = {
+        "trials": 6,
+        "space": {"distillation.weight": among(0.2, 0.4, 0.6, 0.8)},
+        "grace_epochs": 9,
+        "sampler": "random",
+        "storage": f"sqlite:///{tmp_path / 'study.db'}",
+    }
+    summary = stub(tmp_path, "diverging", notes, **more)
+    assert not (tmp_path / "study.log").exists()
+    assert {row["state"] for row in table(tmp_path)} == {"complete", "failed"}
+    assert summary["counts"]["running"] == 0
+    assert [row["trial"] for row in table(tmp_path)] == list(range(6)), "over both rounds"
+    assert notes.counts[-1] == (6, 6)
+    for row in table(tmp_path):
+        weight = json.loads(row["params"])["distillation.weight"]
+        assert (row["state"] == "failed") == (weight > 0.5)
+        if weight > 0.5:
+            assert row["reason"] == "diverged: train_loss is nan in epoch 2"
+            assert row["value"] is None
+            assert notes.children[row["key"]].status == "FAILED"
+
+
+def test_a_search_in_which_everything_fails_stops_and_goes_on_once_mended(tmp_path):
+    with pytest.raises(MultistillError, match=r"one after another.*valid_macro_f1 was not repor"):
+        stub(tmp_path, "mute", trials=40)
+    assert 3 <= len(table(tmp_path)) < 10, "it did not wait for forty failures"
+    mended = replace(Request.read(tmp_path), objective=f"{STUBS}:climb")
+    replace(mended, config=config(trials=4)).write(tmp_path)
+    summary = resume(tmp_path)
+    assert summary["counts"]["complete"] + summary["counts"]["stopped"] >= 4
+
+
+def test_an_exception_in_a_trial_is_tried_again_then_told(tmp_path):
+    notes = Notes()
+    with pytest.raises(MultistillError, match="CUDA out of memory"):
+        stub(tmp_path, "raising", notes, trials=1, concurrent=1)
+    assert sum("goes on from its last checkpoint" in line for line in notes.said) == 1
+    assert {row["reason"] for row in table(tmp_path)} == {"RuntimeError: CUDA out of memory"}
+
+
+def test_a_killed_trial_process_continues_from_its_last_epoch(tmp_path):
+    notes = Notes()
+    summary = stub(tmp_path, "dying", notes, trials=2, concurrent=1)
+    assert (tmp_path / "killed").exists()
+    assert summary["counts"]["failed"] == 0
+    assert any("its process died" in line for line in notes.said)
+    ran = epochs_run(tmp_path)
+    assert all(ran["0000", str(epoch)] == 1 for epoch in range(1, 10)), "an epoch ran twice"
+
+
+def driver(out: Path, action: str) -> subprocess.Popen:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    return subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "tests" / "helpers" / "search_driver.py"),
+            address,
+            str(out),
+            action,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def prepared(out: Path, name: str, **more) -> None:
+    """A search that was asked for and not begun."""
+    request = Request(TASK, config(**more), 1, "print", "study-of-test", f"{STUBS}:{name}")
+    request.write(out)
+
+
+def until(condition, seconds: float = 180.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
+
+
+def ran(out: Path) -> int:
+    return sum(epochs_run(out).values()) if (out / "ran.log").exists() else 0
+
+
+def test_drivers_end_in_three_ways_and_no_trial_is_lost_or_counted_twice(tmp_path):
+    """Two interrupts, then one, then SIGKILL, each to the next driver of the same search."""
+    prepared(tmp_path, "stuck", trials=4, grace_epochs=9)
+    process = driver(tmp_path, "resume")
+    until(lambda: len(list(tmp_path.glob("stuck-*"))) == 2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(2.0)
+    assert process.poll() is None, "the first waits for epochs in hand"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert set(epochs_run(tmp_path).values()) == {1}
+
+    process = driver(tmp_path, "resume")
+    until(lambda: ran(tmp_path) >= 6)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=180)
+    assert process.returncode == 130
+    assert "stopping: trials in hand end their epoch" in said
+    assert not (tmp_path / "study.json").exists()
+    clean = epochs_run(tmp_path)
+    assert set(clean.values()) == {1}, "what was on disk is not run again"
+
+    process = driver(tmp_path, "resume")
+    until(lambda: ran(tmp_path) >= clean.total() + 7)
+    process.kill()
+    process.wait()
+    killed = epochs_run(tmp_path)
+    assert set(killed.values()) == {1}, "a clean stop repeats no epoch"
+    begun = {trial for trial, _ in killed}
+    notes = Notes()
+    summary = resume(tmp_path, notes)
+    rows = table(tmp_path)
+    assert [row["trial"] for row in rows] == [0, 1, 2, 3]
+    assert summary["counts"] == {"complete": 4, "stopped": 0, "failed": 0, "running": 0}
+    again = Counter(epochs_run(tmp_path).values())
+    assert set(again) <= {1, 2} and again[2] <= 2, "only epochs in hand at the kill run again"
+    assert begun & {key.removeprefix("trial-") for key in notes.children}, "none was continued"
+    assert all(row["epochs"] == 9 for row in rows)
+
+
+def test_two_drivers_share_one_study(tmp_path):
+    prepared(tmp_path, "slow", trials=6, concurrent=1, grace_epochs=9)
+    process = driver(tmp_path, "join")
+    until(lambda: ran(tmp_path) >= 1)
+    notes = Notes()
+    summary = resume(tmp_path, notes)
+    said, _ = process.communicate(timeout=180)
+    assert process.returncode == 0
+    theirs = {line.split()[1] for line in said.splitlines() if line.startswith("child")}
+    joined = {k for k, note in notes.children.items() if note.labels.get("driver") == "joined"}
+    assert joined == theirs, "the driver that started the search records what others ran"
+    assert theirs and set(notes.children) - theirs, "one of them had no trial"
+    assert len(notes.children) == summary["trials"] == 6
+    assert set(epochs_run(tmp_path).values()) == {1}, "a trial was run by both"
+    for key in theirs:
+        steps = [step for step, _ in notes.children[key].rows if step is not None]
+        assert steps == list(range(1, 10)) and notes.children[key].status == "FINISHED"
+    assert not list(tmp_path.glob("drivers/*"))
+
+
+def real_student(folder: Path, **train) -> TrainingTask:
+    corpus = make_corpus(folder / "corpus")
+    ids = pq.read_table(corpus[0])["utterance_id"].to_pylist()
+    logits = np.random.default_rng(0).normal(size=(len(ids), 7)).astype(np.float32)
+    targets = folder / "soft.parquet"
+    write_soft_targets(targets, ids, logits, "teacher", np.full(len(ids), -1))
+    return replace(
+        make_task(corpus, **train),
+        soft_targets=str(targets),
+        distillation=DistillationConfig().model_dump(mode="json"),
+    )
+
+
+def test_real_students_are_searched_with_a_second_objective(tmp_path):
+    base = real_student(tmp_path, epochs=2)
+    space = {
+        "distillation.temperature": between(1.0, 8.0),
+        "model.width": among(16, 32),
+        "train.learning_rate": between(1e-3, 1e-2, log=True),
+    }
+    asked = SearchConfig(trials=4, concurrent=2, space=space, second="parameters")
+    summary = search(base, asked, 1, tmp_path / "out", fingerprint="real")
+    rows = table(tmp_path / "out")
+    assert all(row["state"] == "complete" and 0 <= row["value"] <= 1 for row in rows)
+    sizes = {json.loads(row["params"])["model.width"]: row["cost"] for row in rows}
+    assert len(sizes) == 1 or sizes[16] < sizes[32]
+    front = summary["pareto"]
+    assert front and all(a["cost"] < b["cost"] for a, b in pairwise(front))
+    for row in rows:
+        assert any(p["cost"] <= row["cost"] and p["value"] >= row["value"] for p in front)
+
+
+def test_trials_of_two_workers_are_stopped_and_leave_nothing_behind(tmp_path):
+    """A Ray Train run in each trial; the second starts only if the first freed its CPUs."""
+    space = {"train.learning_rate": among(3e-2, 1e-9)}
+    asked = SearchConfig(
+        trials=2, space=space, sampler="grid", workers_per_trial=2, grace_epochs=1, reduction=2
+    )
+    notes, out = Notes(), tmp_path / "out"
+    summary = search(real_student(tmp_path, epochs=4), asked, 1, out, notes, "nested")
+    assert summary["concurrency"] == 1
+    assert summary["counts"]["failed"] == summary["counts"]["running"] == 0
+    for row in table(out):
+        steps = [step for step, _ in notes.children[row["key"]].rows if step is not None]
+        assert steps == list(range(1, row["epochs"] + 1))
+    assert not list(out.rglob("stop")), "folders of ended trials are gone"
+    import ray
+
+    until(lambda: ray.available_resources().get("CPU") == 4.0, 60)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"workers_per_trial": 9}, "no room for 9 workers"),
+        ({"gpus_per_trial": 1}, "asks for 1 GPUs, but the largest node has 0"),
+        ({"cpus_per_trial": 64}, "the largest node has 4"),
+        ({"storage": "sqlite:////nowhere/at/all.db"}, "cannot be reached"),
+        ({"space": {"model.depth": between(1, 2)}}, "not something to search"),
+    ],
+)
+def test_an_impossible_search_is_one_sentence_and_writes_no_study(tmp_path, more, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        stub(tmp_path / "out", "climb", **more)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "ran.log").exists()
+
+
+def test_a_folder_of_another_search_is_refused(finished):
+    out, _, _ = finished
+    with pytest.raises(UsageError, match="other settings"):
+        stub(out, "climb", metric="uar")
+    with pytest.raises(UsageError, match="lies in the workspace"):
+        stub(out, "climb", storage=f"sqlite:///{out / 'other.db'}")
+    with pytest.raises(UsageError, match="holds no search"):
+        resume(out / "nothing")
