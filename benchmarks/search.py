@@ -45,8 +45,8 @@ class Report:
 
 def formula(task: TrainingTask, *, state_dir: Path) -> Iterator[Report]:
     """A stand-in for training: three epochs without work."""
-    settings = task.distillation or {}
-    distance = (math.log(settings["temperature"] / 3) / 2) ** 2 + (settings["weight"] - 0.6) ** 2
+    settings = task.distillation or DistillationConfig()
+    distance = (math.log(settings.temperature / 3) / 2) ** 2 + (settings.weight - 0.6) ** 2
     for epoch in range(1, 4):
         value = max(0.0, 0.9 - distance) * (1 - 0.5**epoch)
         yield Report(epoch, {"train_loss": 1 - value, "valid_macro_f1": value}, epoch == 3)
@@ -74,19 +74,20 @@ def many(trials: int) -> None:
     """Thousands of trials: the driver's memory and the trials per second."""
     base = TrainingTask(
         name="student",
-        spec=resolve("small-student", {}).to_dict(),
-        train=TrainConfig(epochs=3).model_dump(mode="json"),
+        role="student",
+        spec=resolve("small-student", {}),
+        train=TrainConfig(epochs=3),
         seed=1,
         manifest="-",
         features="-",
         soft_targets="-",
-        distillation=DistillationConfig().model_dump(mode="json"),
+        distillation=DistillationConfig(),
     )
     config = SearchConfig(trials=trials, concurrent=2, grace_epochs=1)
     logger = Memory()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "search"
-        found = search(base, config, 1, out, logger, "many", objective="benchmarks.search:formula")
+        found = search(base, config, 1, out, logger, "many", objective=formula)
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
     first = next(mb for done, mb in logger.samples if done >= 200)
     last = logger.samples[-1][1]

@@ -28,18 +28,17 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from multistill.config import CLASSES
+from multistill.config import CLASSES, TrainConfig
 from multistill.corpora.manifest import MANIFEST_SCHEMA, write_manifest
 from multistill.features.store import Clip, finish_store, read_marker, shard_writer
 from multistill.models.build import build
 from multistill.models.layers import Stack
 from multistill.models.presets import resolve
-from multistill.models.spec import ModelSpec
 from multistill.training.data import TrainingData
 from multistill.training.distributed import ProcessGroup, torch_process_group
 from multistill.training.loop import fit
 from multistill.training.objective import Objective
-from multistill.training.optimizer import AdamW
+from multistill.training.optimizer import NamedAdamW
 from multistill.training.prefetch import MicroBatch, Prefetcher
 from multistill.training.step import FlatGradients, training_step
 from multistill.training.task import TrainingTask
@@ -88,9 +87,11 @@ def make_inputs(folder: Path, clips: int, mean_seconds: float) -> tuple[Path, Pa
 
 
 def make_task(inputs: tuple[Path, Path], preset: str, **train: Any) -> TrainingTask:
-    spec = resolve(preset, {}).to_dict()
+    spec = resolve(preset, {})
     settings = {"max_frames": FIXED_FRAMES, "learning_rate": 5e-5, **train}
-    return TrainingTask("benchmark", spec, settings, 0, str(inputs[0]), str(inputs[1]))
+    config = TrainConfig.model_validate(settings)
+    paths = map(str, inputs)
+    return TrainingTask("benchmark", "student", spec, config, 0, *paths)
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def published_speed(task: TrainingTask, folder: Path, batch_size: int, batches: 
         )
     ).train()
     tokens = torch.randint(0, 35_000, (len(ids), FIXED_TOKENS))
-    model = build(ModelSpec.from_dict(task.spec), AUDIO_DIM, TEXT_DIM)
+    model = build(task.spec, AUDIO_DIM, TEXT_DIM)
     for module in model.modules():
         if isinstance(module, Stack):
             module.first_only = False  # every position is worked out, whatever the readout
@@ -220,9 +221,7 @@ def _rank(rank: int, size: int, task: str, folder: str) -> None:
         address = f"file://{folder}/meet-{size}"
         torch.distributed.init_process_group("gloo", address, rank=rank, world_size=size)
     state, speed = Path(folder) / f"state-{size}", Path(folder) / "speed.json"
-    found = our_speed(
-        TrainingTask.from_json(task), state, "cpu", torch_process_group(None, size, rank)
-    )
+    found = our_speed(task, state, "cpu", torch_process_group(None, size, rank))
     if rank == 0:
         speed.write_text(json.dumps(found.wall))
     if size > 1:
@@ -237,7 +236,7 @@ def workers(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for size in (1, 2):
             here = folder / f"{turn}-{size}"
             here.mkdir()
-            mp.spawn(_rank, (size, task.to_json(), str(here)), nprocs=size)
+            mp.spawn(_rank, (size, task, str(here)), nprocs=size)
             found = json.loads((here / "speed.json").read_text())
             speeds[size] = max(speeds[size], found)
     return {
@@ -258,13 +257,13 @@ def bare_speed(task: TrainingTask, steps: int) -> tuple[float, float]:
     from multistill.features.collate import plan
 
     device = torch.device("cuda")
-    data, config = TrainingData.open(task), task.train_config
+    data, config = TrainingData.open(task), task.train
     supply = Prefetcher(data.store, device, config.max_frames)
     batches = plan(data.train.lengths, config.batch_size, seed=0, epoch=1)[:steps]
     pieces = list(supply.pieces(data.train, batches))
-    model = build(ModelSpec.from_dict(task.spec), AUDIO_DIM, TEXT_DIM).to(device).train()
+    model = build(task.spec, AUDIO_DIM, TEXT_DIM).to(device).train()
     flat = FlatGradients(model.parameters(), device)
-    optimizer = AdamW(model.named_parameters(), config.weight_decay)
+    optimizer = NamedAdamW(model.named_parameters(), config.weight_decay)
     loss = Objective(task, data.train, model.pooled_dim)
 
     def sample_losses(piece: MicroBatch) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from multistill.cli import _several_after_set, main
+from multistill.cli import main
 from multistill.errors import MultistillError
 
 HEAVY = ("torch", "ray", "mlflow", "transformers", "pandas", "optuna", "matplotlib")
@@ -93,12 +93,75 @@ def test_missing_corpus_folder_is_wrong_use(
     assert "Traceback" not in text
 
 
-def test_several_values_may_follow_one_set() -> None:
-    given = ["run", "j.yaml", "--set", "a=1", "b=2", "--until", "x=y", "--set", "c=3"]
-    assert _several_after_set(given) == [
-        *["run", "j.yaml", "--set", "a=1", "--set", "b=2"],
-        *["--until", "x=y", "--set", "c=3"],
-    ]
+def test_set_is_repeated_for_several_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = job(tmp_path, "name: t\ncorpora: [{kind: demo}]\n")
+    assert code_of(["validate", path, "--set", "seed=7", "--set", "search.trials=3"]) == 0
+    assert code_of(["validate", path, "--set", "seed=7", "--set", "search.trails=3"]) == 2
+    assert "unknown key `search.trails`" in capsys.readouterr().err
+
+
+def test_every_command_has_json_and_debug(capsys: pytest.CaptureFixture[str]) -> None:
+    import typer
+
+    from multistill.cli.app import app
+
+    def options(command: object, path: str = "multistill") -> dict[str, set[str]]:
+        commands = getattr(command, "commands", None)
+        if commands is None:
+            return {path: {o for p in command.params for o in p.opts}}  # type: ignore[attr-defined]
+        return {k: v for n, c in commands.items() for k, v in options(c, f"{path} {n}").items()}
+
+    found = options(typer.main.get_command(app))
+    assert len(found) >= 15
+    for name, flags in found.items():
+        assert {"--json", "--debug"} <= flags, name
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    import multistill
+
+    assert code_of(["--version"]) == 0
+    assert capsys.readouterr().out == f"multistill {multistill.__version__}\n"
+
+
+def test_packaged_jobs_are_listed_and_copied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert code_of(["jobs", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {"demo", "emodb", "kemdy", "paper", "search"} <= {row["job"] for row in listed}
+    assert all(row["summary"] for row in listed)
+    assert code_of(["jobs", "demo", "--copy", str(tmp_path / "mine")]) == 0
+    copied = tmp_path / "mine" / "demo.yaml"
+    assert capsys.readouterr().out == f"{copied}\n"
+    assert code_of(["validate", str(copied)]) == 0
+    copied.write_text("name: edited\n")
+    capsys.readouterr()
+    assert code_of(["jobs", "demo", "--copy", str(tmp_path / "mine")]) == 2
+    assert "exists" in capsys.readouterr().err and copied.read_text() == "name: edited\n"
+    assert code_of(["jobs", "nothing"]) == 2
+
+
+def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of(["recipes", "--json"]) == 0
+    found = [row["recipe"] for row in json.loads(capsys.readouterr().out)]
+    assert found[:2] == ["distillation", "features-only"]
+
+
+def test_an_unknown_recipe_and_a_section_that_none_of_its_stages_reads_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = job(tmp_path, "name: t\nrecipe: distilation\ncorpora: [{kind: demo}]\n")
+    assert code_of(["validate", path]) == 2
+    assert f"{path}:2: recipe: there is no recipe `distilation`" in capsys.readouterr().err
+    path = job(
+        tmp_path,
+        "name: t\nrecipe: features-only\ncorpora: [{kind: demo}]\nteacher: {seeds: 3}\n",
+    )
+    assert code_of(["validate", path]) == 2
+    assert f"{path}:4: no stage of the recipe `features-only` reads" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

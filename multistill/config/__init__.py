@@ -62,6 +62,9 @@ class JobConfig(Section):
     """The whole job file. Everything has a default but `name` and `corpora`."""
 
     name: FolderName
+    recipe: str = Field(
+        "distillation", description="the method: which stages run (`multistill recipes`)"
+    )
     seed: int = Field(1024, ge=0, lt=2**31)
     workspace: str = "workspace"
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)

@@ -10,14 +10,12 @@ from multistill.config import CLASSES
 
 
 def soft_targets(
-    manifest: str,
-    features: str,
-    teachers: Sequence[str],
-    folds: Mapping[int, str],
-    max_frames: int | None,
-    raw: bool,
+    manifest: Path,
+    features: Path,
+    teachers: Sequence[Path],
+    folds: Mapping[int, Path],
     pooled: bool,
-    out: str,
+    out: Path,
 ) -> dict[str, Any]:
     """Logits of the teacher for every row outside test, as one Parquet file.
 
@@ -25,8 +23,8 @@ def soft_targets(
     trained on them); the rest get those of the ensemble `teachers`.
 
     Args:
-        raw: the teachers were trained with the published squared error, so their outputs are
-            shares, not logits.
+        manifest, features: folders of the manifest and of the store.
+        teachers, folds: folders of models.
         pooled: also write the representations of the training rows: of the fold's own
             teacher, or else of all `teachers` side by side.
         out: the Parquet file. Finished parts are kept beside it until all are there.
@@ -42,15 +40,15 @@ def soft_targets(
     from multistill.inference.ensemble import combine
 
     columns = ["utterance_id", "split", "fold"]
-    table = read_manifest(Path(manifest), columns).to_pandas()
-    store = open_store(Path(features))
+    table = read_manifest(manifest, columns).to_pandas()
+    store = open_store(features)
     rows = table[(table["split"] != "test") & table["utterance_id"].isin(set(store.ids))]
     ids = rows["utterance_id"].tolist()
     fold = rows["fold"].to_numpy(copy=True)
     train = (rows["split"] == "train").to_numpy()
 
     used = np.where(train & np.isin(fold, list(folds)), fold, -1)
-    target, parts = Path(out), Path(out).with_name("parts")
+    parts = out.with_name("parts")
     logits = np.zeros((len(ids), len(CLASSES)), dtype=np.float32)
     taught, states = [], []
     for number in [-1, *sorted(folds)]:
@@ -60,18 +58,18 @@ def soft_targets(
         # A student with teachers of other folds has no use for what a whole one represents.
         keep = pooled and (number >= 0 or not folds)
         members = [
-            Teacher(
-                Path(folder), store, Path(manifest), parts, max_frames=max_frames, keep_pooled=keep
-            ).predict([ids[row] for row in chosen])
+            Teacher(folder, store, manifest, parts, keep_pooled=keep)
             for folder in (teachers if number < 0 else [folds[number]])
         ]
-        logits[chosen] = combine([member.logits for member in members], raw=raw)
+        outputs = [member.predict([ids[row] for row in chosen]) for member in members]
+        raw = members[0].output == "shares"
+        logits[chosen] = combine([output.logits for output in outputs], raw=raw)
         if keep:
             seen = train[chosen]
             taught.append(chosen[seen])
-            states.append(np.concatenate([m.pooled for m in members], axis=1)[seen])
+            states.append(np.concatenate([output.pooled for output in outputs], axis=1)[seen])
     if pooled:
-        write_pooled(target, np.concatenate(taught), np.concatenate(states))
-    write_soft_targets(target, ids, logits, "out-of-fold" if folds else "in-sample", used)
+        write_pooled(out, np.concatenate(taught), np.concatenate(states))
+    write_soft_targets(out, ids, logits, "out-of-fold" if folds else "in-sample", used)
     shutil.rmtree(parts, ignore_errors=True)
     return {"rows": len(ids), "teachers": len(teachers), "folds": len(folds)}

@@ -15,7 +15,7 @@ from multistill.features.store import FeatureStore
 from multistill.inference.predict import Outputs, dialogue_context, predict
 from multistill.models.build import EmotionModel
 from multistill.models.context import DialogueContext
-from multistill.models.files import load_model
+from multistill.models.files import Output, load_model, read_model_config
 from multistill.workspace import canonical
 
 PART_ROWS = 4096
@@ -29,7 +29,6 @@ class Teacher:
         folder: of the model.
         parts: folder for finished parts. A later call finds them by model, utterances and
             settings, so an answer is never taken for another's.
-        max_frames: audio frames read, as in the model's training.
         keep_pooled: give the pooled states too.
     """
 
@@ -40,11 +39,13 @@ class Teacher:
         manifest: Path,
         parts: Path,
         *,
-        max_frames: int | None = None,
         keep_pooled: bool = False,
     ) -> None:
         self.folder, self.store, self.manifest, self.parts = folder, store, manifest, parts
-        self.max_frames, self.keep_pooled = max_frames, keep_pooled
+        self.keep_pooled = keep_pooled
+        config = read_model_config(folder)
+        self.max_frames: int | None = config["max_frames"]
+        self.output: Output = config["output"]
         self._loaded: tuple[EmotionModel, DialogueContext | None] | None = None
 
     def predict(self, ids: Sequence[str], part_rows: int = PART_ROWS) -> Outputs:

@@ -17,7 +17,7 @@ from multistill.inference.latency import time_each
 from multistill.inference.predict import dialogue_context, predict_logits
 from multistill.metrics.classification import regressed, softmax
 from multistill.models.build import EmotionModel, count_parameters
-from multistill.models.files import load_model
+from multistill.models.files import Output, load_model, read_model_config
 from multistill.models.probe import fit_probe
 from multistill.models.spec import Modality, ModelSpec
 from multistill.typing import DoubleArray
@@ -36,19 +36,15 @@ class Candidate:
         repeats: of the same model trained from other seeds, a folder each; the entry's own
             figures are those of `folders`, comparisons are of the means over all seeds.
         compare_to: name of the entry it is judged against (a student's control).
-        max_frames: audio frames it reads, as in its training.
         params_note: shown beside its parameters.
-        raw: trained with the published squared error, so its outputs are shares, not logits.
     """
 
     name: str
     role: str
     folders: Sequence[str | Path]
     compare_to: str | None = None
-    max_frames: int | None = None
     params_note: str | None = None
     mlflow_run_id: str | None = None
-    raw: bool = False
     repeats: Sequence[str | Path] = ()
 
 
@@ -65,12 +61,15 @@ class LoadedModel:
             load_model(Path(folder)).to(device) for folder in entry.folders
         ]
         self.spec: ModelSpec = self.members[0].spec
+        config = read_model_config(Path(entry.folders[0]))
+        self.max_frames: int | None = config["max_frames"]
+        self.output: Output = config["output"]
         longest = max(self.members, key=lambda model: model.spec.context_turns)
         self.context = dialogue_context(longest, store, manifest)
 
     def probabilities(self, ids: list[str]) -> DoubleArray:
         """Mean of the members' distributions, [N, 7]."""
-        distribution = regressed if self.entry.raw else softmax
+        distribution = regressed if self.output == "shares" else softmax
         parts = [
             distribution(
                 predict_logits(
@@ -78,7 +77,7 @@ class LoadedModel:
                     self.store,
                     ids,
                     device=self.device,
-                    max_frames=self.entry.max_frames,
+                    max_frames=self.max_frames,
                     context=self.context,
                 )
             )
@@ -97,7 +96,7 @@ class LoadedModel:
         return taken
 
     def _inputs(self, name: str) -> tuple[torch.Tensor, ...]:
-        batch = collate(self.store, [name], self.entry.max_frames).to(self.device)
+        batch = collate(self.store, [name], self.max_frames).to(self.device)
         states = (batch.audio, batch.audio_mask, batch.text, batch.text_mask)
         if self.context is None:
             return states
@@ -119,7 +118,7 @@ class LoadedModel:
             "params_end_to_end": end_to_end(head, self.spec.modality, used),
             "params_note": entry.params_note,
             "members": len(self.members),
-            "raw": entry.raw,
+            "output": self.output,
             "compare_to": entry.compare_to,
             "mlflow_run_id": entry.mlflow_run_id,
         }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,7 @@ from multistill.hardware import default_device
 from multistill.inference.latency import EncoderLatency, percentiles
 from multistill.metrics.calibration import fit_temperature
 from multistill.metrics.classification import SMALLEST, calibration_of, softmax
+from multistill.models.spec import Modality
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.typing import DoubleArray, IntArray
 from multistill.workspace import write_json
@@ -123,7 +124,9 @@ def evaluate(
             described.append(facts)
             logger.progress(number, len(models), "models")
         references = []
-        for modality in dict.fromkeys(facts["modality"] for facts in described):
+        for modality in dict.fromkeys(facts["modality"] for facts in described) or get_args(
+            Modality
+        ):
             facts, answers = probe(modality, store, splits["train"], test, used)
             references.append(facts | scorer.model(Prediction(facts["name"], answers)))
             writer.write_table(_table(facts["name"], test, answers))

@@ -324,6 +324,15 @@ class FeatureStore:
             self._shards[shard] = found
         return found
 
+    def encoders(self) -> dict[str, dict[str, Any]]:
+        """Name, revision, dimension and settings of the encoders that made the states."""
+        settings = self.info.get("settings", {})
+        return {
+            kind: {**self.info[kind], "settings": settings.get(kind, {})}
+            for kind in ("speech", "text")
+            if kind in self.info
+        }
+
     def verify(self) -> None:
         """Read every shard and compare it with its checksum.
 

@@ -1,11 +1,18 @@
-"""A model on disk: `model.safetensors` and `config.json`. Nothing is ever unpickled."""
+"""A model on disk: `model.safetensors` and `config.json`. Nothing is ever unpickled.
+
+config.json holds all that an application needs to use the model: its architecture (`spec`,
+previous dialogue turns included), its classes in order (`labels`), what its outputs are
+(`output`), how many audio frames it reads (`max_frames`), and the encoders whose states it
+was trained on with all their settings (`encoders`).
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -20,38 +27,61 @@ from multistill.workspace import read_json, write_atomic, write_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-FORMAT = 1
+FORMAT = 2
 _PICKLES = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.ckpt")
+
+
+Role = Literal["teacher", "student", "control"]
+Output = Literal["logits", "shares"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What config.json says of a model beside its architecture.
+
+    Attributes:
+        role: what it was trained for; a control is a student without a teacher.
+        output: `logits` become probabilities by softmax; `shares` are the vote shares themselves,
+            from a model trained with the published squared error.
+        max_frames: audio frames that it reads of a clip; None: all.
+        encoders: `speech` and `text`: name, revision, dimension and settings (layers, how they
+            are combined, windows, seconds or tokens read), so that the states can be computed.
+        training: summary of the training, for people.
+    """
+
+    role: Role
+    output: Output = "logits"
+    max_frames: int | None = None
+    encoders: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 class DamagedModelError(MultistillError):
     """The files are incomplete or not what was written: an older checkpoint may still do."""
 
 
-def save_model(model: EmotionModel, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
-    """Write weights, then the config that holds their checksum.
-
-    Args:
-        extra: more JSON for config.json, e.g. `encoders`; must not repeat our own keys.
-    """
+def save_model(model: EmotionModel, folder: Path, info: ModelInfo) -> None:
+    """Write the weights, then the config that holds their checksum."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()
     }
     data = save_tensors(state, metadata={"format": "pt"})
-    own = {
+    config = {
         "format": FORMAT,
+        "role": info.role,
         "labels": list(CLASSES),
+        "output": info.output,
         "spec": model.spec.to_dict(),
         "audio_dim": model.audio_dim,
         "text_dim": model.text_dim,
+        "max_frames": info.max_frames,
+        "encoders": dict(info.encoders),
+        "training": dict(info.training),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    repeated = sorted(set(own) & set(extra or {}))
-    if repeated:
-        raise ValueError(f"`extra` repeats the key {repeated[0]} of config.json")
     write_atomic(folder / WEIGHTS, data)
-    write_json(folder / CONFIG, {**own, **(extra or {})})
+    write_json(folder / CONFIG, config)
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from multistill.config import JobConfig, Section
 from multistill.errors import JobFileError, UsageError
-from multistill.pipeline.checks import Location, check
+from multistill.pipeline.recipes import Location, get_recipe, steps_of
+from multistill.workspace import Workspace
 
 Problem = tuple[int | None, str]
 
@@ -66,7 +67,7 @@ def parse(
     except ValidationError as error:
         problems += [_describe(item, data, node) for item in error.errors()]
     else:
-        problems += [(_line(node, at), sentence) for at, sentence in check(job)]
+        problems += [(_line(node, at), sentence) for at, sentence in _check(job)]
         if for_cluster and not Path(job.workspace).is_absolute():
             problems.append(
                 (
@@ -79,6 +80,26 @@ def parse(
             return absolute(job)
     problems.sort(key=lambda problem: problem[0] or 0)
     raise JobFileError(source, problems)
+
+
+def _check(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """What is wrong with a job that every section accepts on its own."""
+    try:
+        recipe = get_recipe(job.recipe)
+    except UsageError as error:
+        yield ("recipe",), str(error)
+        return
+    used = {"name", "recipe", "seed", "workspace", "tracking", "resources"}
+    used = used.union(*(step.sections for step in steps_of(job, Workspace("."))))
+    for section in type(job).model_fields:
+        # A search that is switched off is a section that the job may keep.
+        if section in job.model_fields_set - used - {"search"}:
+            yield (
+                (section,),
+                f"no stage of the recipe `{recipe.name}` reads `{section}`; remove the section, or "
+                "choose another `recipe`",
+            )
+    yield from recipe.check(job)
 
 
 def absolute(job: JobConfig) -> JobConfig:

@@ -4,47 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from multistill.config import JobConfig, TrainConfig
-from multistill.pipeline.runner import status as stage_statuses
+from multistill.config import JobConfig
+from multistill.pipeline.recipes import steps_of
+from multistill.pipeline.stage_status import step_statuses
+from multistill.workspace import Workspace
 
 
 def describe(job: JobConfig) -> dict[str, Any]:
     """The plan as JSON values. Starts nothing; looks at files and this machine only."""
-    from multistill.search.capacity import concurrency, cores_fit
-
-    here = _this_machine(job)
+    workspace = Workspace(job.workspace)
+    statuses = step_statuses(steps_of(job, workspace), workspace)
+    resources = _this_machine(job)
     facts: dict[str, Any] = {
         "job": job.name,
+        "recipe": job.recipe,
         "workspace": job.workspace,
         "tracking": job.tracking.uri or "a SQLite file in the workspace",
         "ray": job.resources.address or "a local Ray on this machine",
-        "resources": here,
-        "stages": [vars(stage) for stage in stage_statuses(job)],
-        "models": [_training("teacher", job.teacher.train)]
-        + [_training(student.name, student.train) for student in job.students],
+        "resources": resources,
+        "stages": [vars(entry) for _, entry in statuses],
+        "models": [],
     }
-    if job.search.enabled:
-        facts["search"] = {
-            "student": job.searched_student().name,
-            "trials": job.search.trials,
-            "epochs": job.search.epochs or job.searched_student().train.epochs,
-            "parameters": list(job.search.space),
-            "concurrent": None
-            if job.resources.address and job.search.concurrent is None
-            else cores_fit(job.search, concurrency(job.search, here), [here]),
-        }
+    for step, _ in statuses:
+        for key, value in step.plan(resources).items():
+            facts[key] = [*facts.get(key, []), *value] if isinstance(value, list) else value
     return facts
-
-
-def _training(name: str, train: TrainConfig) -> dict[str, Any]:
-    gpus = train.gpus_per_worker
-    return {
-        "model": name,
-        "workers": train.workers,
-        "cpus_per_worker": train.cpus_per_worker,
-        "gpus_per_worker": "1 where there are GPUs" if gpus is None else gpus,
-        "epochs": train.epochs,
-    }
 
 
 def _this_machine(job: JobConfig) -> dict[str, float]:
@@ -64,7 +48,7 @@ def render(facts: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    console.print(f"job        {facts['job']}")
+    console.print(f"job        {facts['job']} (recipe {facts['recipe']})")
     console.print(f"workspace  {facts['workspace']}", soft_wrap=True)
     console.print(f"tracking   {facts['tracking']}", soft_wrap=True)
     resources = facts["resources"]
@@ -77,6 +61,8 @@ def render(facts: dict[str, Any]) -> None:
         stages.add_row(stage["stage"], stage["state"], stage["fingerprint"] or "", took)
     console.print()
     console.print(stages)
+    if not facts["models"]:
+        return
     training = Table("model", "workers", "epochs", box=None, pad_edge=False)
     for row in facts["models"]:
         training.add_row(row["model"], str(row["workers"]), str(row["epochs"]))

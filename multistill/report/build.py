@@ -27,23 +27,23 @@ def write_report(
     out: Path,
     *,
     job: JobConfig,
-    prepare: Artifact,
-    features: Artifact,
-    distill: Artifact,
-    evaluate: Artifact,
-    search: Artifact | None = None,
+    artifacts: Mapping[str, Artifact],
     histories: Mapping[str, Any] | None = None,
     stages: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Write both files into `out`.
 
     Args:
+        artifacts: `manifest`, `features` and `evaluation`; `soft_targets` and `search` where the
+            recipe makes them.
         histories: model name -> its history.json.
         stages: name, fingerprint, seconds, cached of every stage.
     Returns:
         what report.json holds.
     """
-    measured = read_json(evaluate.path / "metrics.json")
+    prepare, features = artifacts["manifest"], artifacts["features"]
+    distill, search = artifacts.get("soft_targets"), artifacts.get("search")
+    measured = read_json(artifacts["evaluation"].path / "metrics.json")
     corpus = describe(prepare.path, prepare.summary)
     report: dict[str, Any] = {
         "job": job.name,
@@ -66,7 +66,9 @@ def write_report(
         "distillation": measured["distillation"],
         "teacher_calibration": teacher_calibration(
             measured, prepare.path, distill.path, job.evaluation.calibration_bins
-        ),
+        )
+        if distill
+        else [],
         "targets": job.distillation.targets,
         "search": searched.facts(search.path, search.summary, job) if search else None,
         "stages": [dict(stage) for stage in stages],

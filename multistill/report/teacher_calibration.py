@@ -32,7 +32,7 @@ def teacher_calibration(
     if teacher is None:
         return []
     lines = [{"name": "training, seen by the teacher", **teacher["in_sample"]}]
-    distribution = regressed if teacher["raw"] else softmax
+    distribution = regressed if teacher["output"] == "shares" else softmax
     targets = read_soft_targets(distill / SOFT_TARGETS)
     place = {name: row for row, name in enumerate(targets.ids)}
     for split, name, of_fold in (

@@ -6,9 +6,9 @@ import hashlib
 import shutil
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from multistill.config import ChampionConfig
 from multistill.search.finalists import kept_epoch
@@ -24,7 +24,6 @@ def register(
     folders: Sequence[Path],
     rule: ChampionConfig,
     manifest: Path,
-    train: Mapping[str, Any],
     logger: RunLogger,
 ) -> None:
     """Register the first model; it becomes the champion if its settings beat the champion's.
@@ -34,15 +33,17 @@ def register(
         folders: the same settings trained from several seeds, the one to register first; the
             rule compares their mean.
         manifest: folder of the manifest, which decides whether two figures can be compared.
-        train: the models' `TrainConfig` dump. A loss is registered under a name that says
-            which one, so that it is never compared with another.
+
+    A validation loss is registered under a name that says which loss it is, so that it is
+    never compared with another.
     """
-    from multistill.models.files import CONFIG, WEIGHTS
+    from multistill.models.files import CONFIG, WEIGHTS, read_model_config
 
     metric = f"valid_{rule.metric.removeprefix('validation.')}"
     value = statistics.fmean(kept_epoch(folder)[metric] for folder in folders)
     if metric == "valid_loss":
-        metric = f"{metric}.{train['loss']}.{train['label_source']}"
+        training = read_model_config(folders[0])["training"]
+        metric = f"{metric}.{training['loss']}.{training['label_source']}"
     with tempfile.TemporaryDirectory(prefix="multistill-") as temporary:
         copy = Path(temporary)
         for file in (WEIGHTS, CONFIG):  # weights and spec; the history stays with the job

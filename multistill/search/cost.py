@@ -14,7 +14,6 @@ from multistill.features.collate import collate
 from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
 from multistill.models.build import build, count_parameters
-from multistill.models.spec import ModelSpec
 from multistill.training.task import TrainingTask
 from multistill.workspace import read_json, write_json
 
@@ -33,7 +32,7 @@ def cost(kind: Literal["parameters", "latency"], task: TrainingTask, folder: Pat
         folder: of the search; for `latency` it holds what `time_encoders` found.
     """
     store = open_store(Path(task.features))
-    model = build(ModelSpec.from_dict(task.spec), store.audio_dim, store.text_dim).eval()
+    model = build(task.spec, store.audio_dim, store.text_dim).eval()
     if kind == "parameters":
         return float(count_parameters(model))
     encoders = read_json(folder / ENCODERS)["milliseconds"]
@@ -84,7 +83,7 @@ def _head(task: TrainingTask, store: FeatureStore, model: torch.nn.Module) -> fl
 
     device = default_device()
     model = model.to(device)
-    frames = task.train_config.max_frames
+    frames = task.train.max_frames
     step = max(1, len(store.ids) // _CLIPS)
     batches = [collate(store, [name], frames).to(device) for name in store.ids[::step][:_CLIPS]]
     times, _ = time_each(

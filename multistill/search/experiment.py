@@ -32,7 +32,7 @@ from multistill.search.storage import (
     trial_key,
     unfinished_trials,
 )
-from multistill.search.trial import Trial
+from multistill.search.trial import Objective, Trial
 from multistill.tracking.logger import RunLogger
 
 ROUND, ROUND_PER_SLOT = 400, 20
@@ -59,7 +59,14 @@ _ENVIRONMENT = {
 
 
 def run_trials(
-    request: Request, out: Path, logger: RunLogger, *, driver: str, limit: int, gpus: float
+    request: Request,
+    out: Path,
+    logger: RunLogger,
+    objective: Objective | None,
+    *,
+    driver: str,
+    limit: int,
+    gpus: float,
 ) -> Recorder:
     """Hand out trials of the study until none is left for this driver, or the round is full.
 
@@ -116,7 +123,7 @@ def run_trials(
     try:
         with interrupt, _quiet():
             tuner = tune.Tuner(
-                tune.with_resources(Trial, resources),
+                tune.with_resources(tune.with_parameters(Trial, objective=objective), resources),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
                     scheduler=scheduler,

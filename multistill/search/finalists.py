@@ -39,12 +39,12 @@ def retrain(
         top: settings of the best trials, best first.
         inputs, out: as in `ModelStore.train`.
     Returns:
-        `models` (index), `winner`, `winner_train`, `finalists` and `control`: each `name`,
+        `models` (index), `winner`, `finalists` and `control`: each `name`,
         `members` (model names, in the order of `seeds`), `seeds`, `metric`, and over them
         `values`, `mean`, `sd` (null with one seed).
     """
     finalists = _finalists(base, top, config)
-    alone = {name: _controls(base.name, tasks) for name, tasks in finalists.items()}
+    alone = {name: _controls(base.name, name, tasks) for name, tasks in finalists.items()}
     shared = len({canonical([t.identity() for t in tasks]) for tasks in alone.values()}) == 1
     tasks = [task for members in finalists.values() for task in members]
     # One worker group less to start where the winner does not decide what its control is.
@@ -67,7 +67,6 @@ def retrain(
     return {
         "models": models,
         "winner": best["name"],
-        "winner_train": finalists[best["name"]][0].train,
         "finalists": [{**found, "params": dict(top[place])} for place, found in enumerate(judged)],
         "control": _judged(f"{base.name}-search-control", control, models, config, model_store),
     }
@@ -90,21 +89,18 @@ def _finalists(
     for place, values in enumerate(top[: config.retrain], start=1):
         task = apply(base, values)
         # Like its trial, a finalist keeps the epoch that the search's metric calls best.
-        train = {**task.train, "metric": config.metric}
         name = f"{base.name}-search-{place}"
-        fresh = replace(task, name=name, train=train, seed=base.seed + 1)
+        fresh = replace(task.with_train(metric=config.metric), name=name, seed=base.seed + 1)
         found[name] = seed_tasks(fresh, config.seeds)
     return found
 
 
-def _controls(student: str, tasks: Sequence[TrainingTask]) -> list[TrainingTask]:
-    """The same without a teacher: settings, budget and seeds are the finalist's own."""
+def _controls(student: str, finalist: str, tasks: Sequence[TrainingTask]) -> list[TrainingTask]:
+    """The same trainings without a teacher: settings, budget and seeds are the finalist's."""
     from multistill.training.task import seed_tasks
 
-    alone = replace(
-        tasks[0], name=f"{student}-search-control", soft_targets=None, distillation=None
-    )
-    return seed_tasks(alone, len(tasks))
+    control = tasks[0].control(f"{student}-search-control")
+    return seed_tasks(replace(control, control_of=finalist), len(tasks))
 
 
 def _judged(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,6 @@ from multistill.training.task import TrainingTask
 from multistill.workspace import read_json, write_json
 
 FILE = "search.json"
-OBJECTIVE = "multistill.training.loop:fit"
-"""`module:function` that a trial runs: (task, state_dir=...) -> iterator of epoch reports."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +22,6 @@ class Request:
         base: the student whose settings are varied.
         fingerprint: of the job's search stage.
         study: name in the Optuna storage, unlike any other.
-        objective: what a trial runs, `module:function`; a trained student by default. It
-            yields reports with `epoch`, `metrics` and `stop`, one per epoch, and continues
-            from `state_dir` when called again.
     """
 
     base: TrainingTask
@@ -34,12 +29,11 @@ class Request:
     seed: int
     fingerprint: str
     study: str
-    objective: str = OBJECTIVE
 
     @property
     def epochs(self) -> int:
         """Budget of a trial."""
-        return self.config.epochs or int(self.base.train["epochs"])
+        return self.config.epochs or self.base.train.epochs
 
     @property
     def directions(self) -> list[str]:
@@ -49,15 +43,13 @@ class Request:
     def budgeted(self, task: TrainingTask) -> TrainingTask:
         """The task cut to a trial's budget, its best epoch chosen by the search's metric."""
         config = self.config
-        train = {
-            **task.train,
-            "epochs": self.epochs,
-            "metric": config.metric,
-            "workers": config.workers_per_trial,
-            "cpus_per_worker": config.cpus_per_trial,
-            "gpus_per_worker": config.gpus_per_trial,
-        }
-        return replace(task, train=train)
+        return task.with_train(
+            epochs=self.epochs,
+            metric=config.metric,
+            workers=config.workers_per_trial,
+            cpus_per_worker=config.cpus_per_trial,
+            gpus_per_worker=config.gpus_per_trial,
+        )
 
     def write(self, folder: Path) -> None:
         write_json(
@@ -68,7 +60,6 @@ class Request:
                 "seed": self.seed,
                 "fingerprint": self.fingerprint,
                 "study": self.study,
-                "objective": self.objective,
             },
         )
 
@@ -88,7 +79,6 @@ class Request:
                 seed=int(values["seed"]),
                 fingerprint=str(values["fingerprint"]),
                 study=str(values["study"]),
-                objective=str(values["objective"]),
             )
         except FileNotFoundError as error:
             raise UsageError(

@@ -108,11 +108,7 @@ def suggest(space: Space, trial: BaseTrial) -> dict[str, Any]:
 
 def current(task: TrainingTask, space: Space) -> dict[str, Any] | None:
     """The student's own settings as a point of the space; None where they lie outside it."""
-    settings = {
-        "distillation": task.distillation or {},
-        "train": task.train,
-        "model": task.spec,
-    }
+    settings = _settings(task)
     values: dict[str, Any] = {}
     for key in _ordered(space):
         parameter = space[key]
@@ -133,11 +129,7 @@ def apply(task: TrainingTask, values: Values) -> TrainingTask:
         UsageError: an unknown name, a value out of its range, settings that do not fit
             together, or a distillation setting for a task without a teacher.
     """
-    settings: dict[str, dict[str, Any]] = {
-        "distillation": dict(task.distillation or {}),
-        "train": dict(task.train),
-        "model": dict(task.spec),
-    }
+    settings = _settings(task)
     for key, value in values.items():
         section, _, name = key.partition(".")
         if key not in known_keys():
@@ -150,10 +142,20 @@ def apply(task: TrainingTask, values: Values) -> TrainingTask:
         settings[section][name] = value
     return replace(
         task,
-        spec=ModelSpec.from_dict(settings["model"]).to_dict(),
-        train=settings["train"],
-        distillation=settings["distillation"] if task.distillation is not None else None,
+        spec=ModelSpec.from_dict(settings["model"]),
+        train=TrainConfig.model_validate(settings["train"]),
+        distillation=task.distillation
+        and DistillationConfig.model_validate(settings["distillation"]),
     )
+
+
+def _settings(task: TrainingTask) -> dict[str, dict[str, Any]]:
+    """The task's settings by section of the space."""
+    return {
+        "distillation": task.distillation.model_dump() if task.distillation else {},
+        "train": task.train.model_dump(),
+        "model": task.spec.to_dict(),
+    }
 
 
 def _problems_of(key: str, space: Space) -> list[str]:

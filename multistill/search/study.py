@@ -27,7 +27,7 @@ from multistill.search.capacity import (
     cores_fit,
     gpus_per_trial,
 )
-from multistill.search.request import FILE, OBJECTIVE, Request
+from multistill.search.request import FILE, Request
 from multistill.search.results import STUDY, TRIALS, record_joined, write_results
 from multistill.search.space import check_space
 from multistill.search.storage import (
@@ -45,6 +45,8 @@ from multistill.training.task import TrainingTask
 if TYPE_CHECKING:
     import optuna
 
+    from multistill.search.trial import Objective
+
 
 def search(
     base: TrainingTask,
@@ -54,8 +56,7 @@ def search(
     logger: RunLogger | None = None,
     fingerprint: str = "",
     *,
-    objective: str = OBJECTIVE,
-    start: Path | None = None,
+    objective: Objective | None = None,
 ) -> dict[str, Any]:
     """Search the student's settings, or go on with a search that was cut short.
 
@@ -67,8 +68,6 @@ def search(
         out: folder on storage that all nodes see; holds the state of an unfinished search.
         fingerprint: of the job's search stage; part of the study's name.
         objective: what a trial runs, as `module:function`; see `Request.objective`.
-        start: folder of a finished search whose trials this one takes over and adds to;
-            default: `find_previous(out.parent, ...)`, if there is one.
     Returns:
         What study.json holds: best, top (settings of the best trials), counts, seconds.
     Raises:
@@ -77,45 +76,18 @@ def search(
         KeyboardInterrupt: Ctrl-C; trials in hand stopped after their epoch.
     """
     logger = logger or NullLogger()
-    asked = Request(base, config, seed, fingerprint, "", objective)
-    _preflight(asked)
-    return _finish(_opened(asked, out, start), out, logger)
-
-
-def resume(out: Path, logger: RunLogger | None = None) -> dict[str, Any]:
-    """Go on with the search in this folder, as it was asked for. See `search`."""
-    request = Request.read(out)
+    request = Request(base, config, seed, fingerprint, "")
     _preflight(request)
-    return _finish(request, out, logger or NullLogger())
+    return _finish(_opened(request, out), out, logger, objective)
 
 
-def extend(
-    finished: Path,
+def join(
     out: Path,
-    trials: int,
     logger: RunLogger | None = None,
-    fingerprint: str | None = None,
-) -> dict[str, Any]:
-    """A search of `trials` more trials, in a folder of its own, on what `finished` learnt.
-
-    Args:
-        fingerprint: of the larger search; default: the finished one's.
-    """
-    old = Request.read(finished)
-    config = old.config.model_copy(update={"trials": old.config.trials + trials})
-    return search(
-        old.base,
-        config,
-        old.seed,
-        out,
-        logger,
-        fingerprint or old.fingerprint,
-        objective=old.objective,
-        start=finished,
-    )
-
-
-def join(out: Path, logger: RunLogger | None = None, config: SearchConfig | None = None) -> int:
+    config: SearchConfig | None = None,
+    *,
+    objective: Objective | None = None,
+) -> int:
     """Run trials of a search that another driver started, until none is left to start.
 
     Args:
@@ -134,11 +106,11 @@ def join(out: Path, logger: RunLogger | None = None, config: SearchConfig | None
         request = replace(request, config=_joining(config, request.config))
     _preflight(request)
     _refuse_ended(out)
-    _time_encoders(request, out)
+    _time_encoders(request, out, objective)
     ended = 0
     while True:
         try:
-            done = _round(request, out, logger, joined=True)
+            done = _round(request, out, logger, objective, joined=True)
         except UsageError:
             if ended:  # it was over between two rounds of this driver
                 return ended
@@ -199,7 +171,7 @@ def _preflight(request: Request) -> None:
         raise UsageError("; ".join(problems))
 
 
-def _opened(request: Request, out: Path, start: Path | None) -> Request:
+def _opened(request: Request, out: Path) -> Request:
     """The request as it stands in `out`, written there unless it is."""
     with StudyLock(out):
         if (out / FILE).exists():
@@ -223,13 +195,11 @@ def _opened(request: Request, out: Path, start: Path | None) -> Request:
                     f"{out} holds trials that were cut off, of {workers} workers each; set "
                     f"`search.workers_per_trial` back to {workers} to finish them"
                 )
-            opened = replace(request, study=known.study, objective=known.objective)
+            opened = replace(request, study=known.study)
         else:
             study = f"multistill-{request.fingerprint}-{uuid.uuid4().hex[:8]}"
             opened = replace(request, study=study)
-            if start is not None:
-                copy_trials(start, opened, out)
-            elif (found := find_previous(out.parent, request)) is not None:
+            if (found := find_previous(out.parent, request)) is not None:
                 with contextlib.suppress(UsageError):  # its database is gone: start anew
                     copy_trials(found, opened, out)
         opened.write(out)
@@ -246,16 +216,18 @@ class Round:
     full: bool
 
 
-def _finish(request: Request, out: Path, logger: RunLogger) -> dict[str, Any]:
+def _finish(
+    request: Request, out: Path, logger: RunLogger, objective: Objective | None
+) -> dict[str, Any]:
     from multistill.search.searcher import succeeded
 
     (out / STUDY).unlink(missing_ok=True)  # of an earlier end; others may join until the next
-    _time_encoders(request, out)
-    rounds = [_round(request, out, logger)]
+    _time_encoders(request, out, objective)
+    rounds = [_round(request, out, logger, objective)]
     while not rounds[-1].should_abort and (
         rounds[-1].full or _others_running(request, out, logger)
     ):
-        rounds.append(_round(request, out, logger))
+        rounds.append(_round(request, out, logger, objective))
     study = _study(request, out)
     with wait_for_other_drivers(out):
         record_joined(study, logger)
@@ -309,7 +281,14 @@ def _write(study: optuna.Study, request: Request, out: Path, at_once: int) -> di
     )
 
 
-def _round(request: Request, out: Path, logger: RunLogger, *, joined: bool = False) -> Round:
+def _round(
+    request: Request,
+    out: Path,
+    logger: RunLogger,
+    objective: Objective | None,
+    *,
+    joined: bool = False,
+) -> Round:
     """Run orphans and missing trials through Tune until no more can be handed out."""
     from multistill.search.experiment import run_trials
 
@@ -322,7 +301,9 @@ def _round(request: Request, out: Path, logger: RunLogger, *, joined: bool = Fal
                 _refuse_ended(out)
             # Its own: what a round leaves running is an orphan.
             lease = stack.enter_context(DriverLease(out, joined=joined))
-        recorder = run_trials(request, out, logger, driver=lease.name, limit=limit, gpus=gpus)
+        recorder = run_trials(
+            request, out, logger, objective, driver=lease.name, limit=limit, gpus=gpus
+        )
     done = Round(recorder.ended, limit, recorder.should_abort, recorder.full)
     del recorder
     gc.collect()  # what Tune kept names itself in circles; the next round shall have its memory
@@ -351,12 +332,12 @@ def _others_running(request: Request, out: Path, logger: RunLogger) -> bool:
         time.sleep(1.0)
 
 
-def _time_encoders(request: Request, out: Path) -> None:
+def _time_encoders(request: Request, out: Path, objective: Objective | None) -> None:
     """Once for all trials and before any of them, so that none slows the clock of another.
 
     A driver that joins meanwhile waits here.
     """
-    if request.config.second != "latency" or request.objective != OBJECTIVE:
+    if request.config.second != "latency" or objective is not None:
         return
     from multistill.search.cost import ENCODERS, time_encoders
 

@@ -7,10 +7,9 @@ importing torch are paid once per slot, not once per trial.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,20 @@ from filelock import FileLock
 from ray import tune
 
 from multistill.errors import MultistillError
-from multistill.search.request import OBJECTIVE, Request
+from multistill.search.request import Request
 from multistill.search.space import apply
 from multistill.search.storage import trial_folder, trial_lock
 from multistill.workspace import read_json, write_json
 
 _PROGRESS = "trial.json"
 
+Objective = Callable[..., Iterator[Any]]
+"""`objective(task, state_dir=...)` yields reports with `epoch`, `metrics` and `stop`, one per
+epoch, and continues from `state_dir` when called again."""
+
 
 class Trial(tune.Trainable):
-    """Runs `objective(task, state_dir=...)` epoch by epoch.
+    """Runs `objective(task, state_dir=...)` epoch by epoch; without one, trains the student.
 
     Config: `folder` (the search's), `number` (Optuna's), `values` (of the space), `at_once`
     (trials of this driver at a time).
@@ -35,7 +38,8 @@ class Trial(tune.Trainable):
     there is a second objective, `metrics` of the epoch, `failure` (why it cannot go on).
     """
 
-    def setup(self, config: dict[str, Any]) -> None:
+    def setup(self, config: dict[str, Any], objective: Objective | None = None) -> None:
+        self._objective = objective
         self._lock: FileLock | None = None
         self._epochs: Iterator[Any] | None = None
         self.reset_config(config)
@@ -96,13 +100,16 @@ class Trial(tune.Trainable):
             from multistill.search.cost import cost
 
             self._progress["cost"] = cost(request.config.second, task, self._folder)
-        objective, more = request.objective, {}
-        if objective == OBJECTIVE:
-            if request.config.workers_per_trial > 1:
-                objective, more = "multistill.search.workers:fit", {"at_once": self._at_once}
-            self._catch_up()
-        epochs: Iterator[Any] = _load(objective)(task, state_dir=self._state, **more)
-        return epochs
+        if self._objective is not None:
+            return self._objective(task, state_dir=self._state)
+        self._catch_up()
+        if request.config.workers_per_trial > 1:
+            from multistill.search import workers
+
+            return workers.fit(task, state_dir=self._state, at_once=self._at_once)
+        from multistill.training.loop import fit
+
+        return fit(task, state_dir=self._state)
 
     def _catch_up(self) -> None:
         """Take in epochs whose checkpoint was written, but whose report was cut off by a kill."""
@@ -151,8 +158,3 @@ class Trial(tune.Trainable):
             "done": finished or failure is not None,
             **more,
         }
-
-
-def _load(objective: str) -> Any:
-    module, _, name = objective.partition(":")
-    return getattr(importlib.import_module(module), name)

@@ -22,7 +22,7 @@ def find_previous(folder: Path, request: Request) -> Path | None:
         # What is done with the best trials decides no trial.
         config = {**other.config.identity(), "trials": 0, "retrain": 0, "seeds": 0}
         files = (other.base.manifest, other.base.features, other.base.soft_targets)
-        return config, other.base.identity(), files, other.seed, other.objective
+        return config, other.base.identity(), files, other.seed
 
     found = []
     for file in folder.glob(f"[!.]*/{FILE}"):

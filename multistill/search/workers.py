@@ -11,6 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ def fit(task: TrainingTask, *, state_dir: Path, at_once: int = 1) -> Iterator[Ep
     folder = state_dir / _NAME
     (folder / STOP).unlink(missing_ok=True)
     reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    named = TrainingTask.from_dict({**task.to_dict(), "name": _NAME})
+    named = replace(task, name=_NAME)
 
     def run() -> None:
         try:
@@ -69,7 +70,7 @@ def fit(task: TrainingTask, *, state_dir: Path, at_once: int = 1) -> Iterator[Ep
             if isinstance(found, BaseException):
                 raise found
             last, metrics = found
-            yield EpochReport(last, metrics, best=False, stop=last >= task.train_config.epochs)
+            yield EpochReport(last, metrics, best=False, stop=last >= task.train.epochs)
         # By its own patience it may end before its budget.
     finally:
         if thread.is_alive():

@@ -25,8 +25,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load_file, save_file
 
 from multistill.errors import MultistillError
 from multistill.workspace import canonical, read_json
@@ -67,16 +66,13 @@ def save_checkpoint(state_dir: Path, checkpoint: Checkpoint) -> None:
     """
     progress = checkpoint.progress
     state_dir.mkdir(parents=True, exist_ok=True)
-    files = {
-        "model.safetensors": save_tensors(_plain(checkpoint.model)),
-        "optimizer.safetensors": save_tensors(_plain(checkpoint.optimizer)),
-    }
+    files = {"model.safetensors": checkpoint.model, "optimizer.safetensors": checkpoint.optimizer}
     folder = _commit(state_dir, f"{_EPOCH}{progress.epoch:06d}", files, progress)
     if progress.best_epoch == progress.epoch:
         _commit(
             state_dir,
             f"{_BEST}{progress.epoch:06d}",
-            {"model.safetensors": files["model.safetensors"]},
+            {"model.safetensors": checkpoint.model},
             progress,
             source=folder,
         )
@@ -104,11 +100,11 @@ def newest_epoch(state_dir: Path) -> tuple[int, list[str]]:
         try:
             record = _record(folder)
             for name in record["sha256"]:
-                _content(folder, name, record)
+                _verify(folder, name, record)
             best = int(record["progress"]["best_epoch"])
             if best:
                 best_folder = state_dir / f"{_BEST}{best:06d}"
-                _content(best_folder, "model.safetensors", _record(best_folder))
+                _verify(best_folder, "model.safetensors", _record(best_folder))
         except MultistillError as error:
             problems.append(str(error))
             continue
@@ -143,7 +139,7 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") 
 def _commit(
     state_dir: Path,
     name: str,
-    files: Mapping[str, bytes],
+    files: Mapping[str, Tensors],
     progress: Progress,
     source: Path | None = None,
 ) -> Path:
@@ -151,10 +147,10 @@ def _commit(
     partial = state_dir / f".{name}.{uuid.uuid4().hex[:8]}"
     partial.mkdir()
     try:
-        for file, content in files.items():
+        for file, tensors in files.items():
             if source is None or not _linked(source / file, partial / file):
-                (partial / file).write_bytes(content)
-        digests = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+                save_file(_plain(tensors), partial / file)
+        digests = {file: _digest(partial / file) for file in files}
         record = {"format": FORMAT, "sha256": digests, "progress": vars(progress)}
         sealed = {**record, "seal": _seal(record)}
         (partial / _RECORD).write_text(json.dumps(sealed), encoding="utf-8")
@@ -216,24 +212,30 @@ def _record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _content(folder: Path, name: str, record: Mapping[str, Any]) -> bytes:
+def _verify(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
+    """Path of a checkpoint's file whose checksum is the recorded one."""
     try:
-        content = (folder / name).read_bytes()
+        digest = _digest(folder / name)
     except OSError as error:
         raise MultistillError(f"checkpoint file {folder / name} cannot be read: {error}") from error
-    if hashlib.sha256(content).hexdigest() != record["sha256"].get(name):
+    if digest != record["sha256"].get(name):
         raise MultistillError(f"checkpoint file {folder / name} is cut short or altered (SHA-256)")
-    return content
+    return folder / name
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _tensors(
     folder: Path, name: str, record: Mapping[str, Any], device: torch.device | str
 ) -> Tensors:
+    path = _verify(folder, name, record)
     try:
-        tensors = load_tensors(_content(folder, name, record))
+        return load_file(path, device=str(device))
     except (SafetensorError, ValueError) as error:
-        raise MultistillError(f"{folder / name} is not a safetensors file ({error})") from error
-    return {key: tensor.to(device) for key, tensor in tensors.items()}
+        raise MultistillError(f"{path} is not a safetensors file ({error})") from error
 
 
 def _plain(tensors: Mapping[str, torch.Tensor]) -> Tensors:

@@ -131,7 +131,7 @@ class TrainingData:
         if task.soft_targets is not None:
             train = _taught(train, task)
         context = None
-        turns = int(task.spec.get("context_turns", 0))
+        turns = task.spec.context_turns
         if turns:
             past = read_manifest(Path(task.manifest), ["utterance_id", "dialogue", "turn"])
             context = DialogueContext(store, past.to_pydict(), turns)
@@ -155,18 +155,18 @@ class _Labels:
 
 def _lengths(task: TrainingTask, store: FeatureStore, ids: list[str]) -> IntArray:
     """At least 1: an empty clip or transcript still takes a masked position."""
-    if task.spec.get("modality") == "text":
+    if not task.spec.reads_audio:
         lengths = store.text_tokens(ids)
     else:
         lengths = store.audio_frames(ids)
-        most = task.train_config.max_frames
+        most = task.train.max_frames
         lengths = lengths if most is None else np.minimum(lengths, most)
     return np.maximum(lengths, 1)
 
 
 def _taught(train: Rows, task: TrainingTask) -> Rows:
     """The rows with what the task's teacher says of them."""
-    path, ids, config = Path(task.soft_targets or ""), train.ids, task.distillation_config
+    path, ids, config = Path(task.soft_targets or ""), train.ids, task.distillation
     targets = read_soft_targets(path)
     place = {name: row for row, name in enumerate(targets.ids)}
     absent = [name for name in ids if name not in place]

@@ -60,7 +60,7 @@ class EventListener:
         """Record one event of `multistill.training.worker`."""
         name = event["task"]
         task, child = self.tasks[name], self._child(name)
-        epochs = task.train_config.epochs
+        epochs = task.train.epochs
         match event["kind"]:
             case "started":
                 child.params(_params(task, event))
@@ -75,7 +75,7 @@ class EventListener:
                 shown = {
                     key.removeprefix("valid_"): value
                     for key, value in metrics.items()
-                    if key in ("train_loss", f"valid_{task.train_config.metric}")
+                    if key in ("train_loss", f"valid_{task.train.metric}")
                 }
                 child.progress(event["epoch"], epochs, "epochs", **shown)
             case "finished":
@@ -141,12 +141,13 @@ class EventListener:
 
 
 def _params(task: TrainingTask, event: dict[str, Any]) -> dict[str, object]:
-    config, spec = task.train_config, task.spec
+    config, spec = task.train, task.spec
+    distillation = task.distillation.model_dump() if task.distillation else {}
     return {
         "seed": task.seed,
-        "modality": spec.get("modality"),
-        "layers": spec.get("layers"),
-        "width": spec.get("width"),
+        "modality": spec.modality,
+        "layers": spec.layers,
+        "width": spec.width,
         "epochs": config.epochs,
         "batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
@@ -154,5 +155,5 @@ def _params(task: TrainingTask, event: dict[str, Any]) -> dict[str, object]:
         "workers": config.workers,
         "train_rows": event["train_rows"],
         "valid_rows": event["valid_rows"],
-        **{f"distillation.{key}": value for key, value in (task.distillation or {}).items()},
+        **{f"distillation.{key}": value for key, value in distillation.items()},
     }

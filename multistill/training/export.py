@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from multistill.models.build import build
-from multistill.models.files import CONFIG, save_model
-from multistill.models.spec import ModelSpec
+from multistill.models.files import CONFIG, ModelInfo, save_model
 from multistill.training.checkpoint import best_weights
 from multistill.training.data import TrainingData
 from multistill.training.task import TrainingTask
@@ -38,7 +37,7 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
     """
     weights, progress = best_weights(state_dir)
     store = data.store
-    model = build(ModelSpec.from_dict(task.spec), store.audio_dim, store.text_dim)
+    model = build(task.spec, store.audio_dim, store.text_dim)
     model.load_state_dict(weights)
     summary = {
         "name": task.name,
@@ -46,20 +45,23 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
         "epochs": progress.epoch,
         "steps": progress.step,
         "best_epoch": progress.best_epoch,
-        "metric": task.train_config.metric,
+        "metric": task.train.metric,
+        "loss": task.train.loss,
+        "label_source": task.train.label_source,
         "train_rows": len(data.train),
         "valid_rows": len(data.valid),
         "rows_without_features": data.missing,
         "task": hashlib.sha256(canonical(task.identity()).encode()).hexdigest()[:16],
     }
     write_json(folder / HISTORY, {**summary, "epochs": progress.history})
-    encoders = {kind: store.info[kind] for kind in ("speech", "text") if kind in store.info}
-    extra = {
-        "encoders": encoders,
-        "max_frames": task.train_config.max_frames,
-        "training": summary,
-    }
-    save_model(model, folder, extra)
+    info = ModelInfo(
+        role=task.role,
+        output="shares" if task.train.loss == "mse" else "logits",
+        max_frames=task.train.max_frames,
+        encoders=store.encoders(),
+        training=summary,
+    )
+    save_model(model, folder, info)
     return summary
 
 

@@ -81,7 +81,7 @@ def train(
     nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     groups: dict[tuple[int, tuple[tuple[str, float], ...]], list[TrainingTask]] = {}
     for task in tasks:
-        config = task.train_config
+        config = task.train
         need = worker_resources(config, nodes)
         require(task.name, config.workers, need, nodes)
         groups.setdefault((config.workers, tuple(need.items())), []).append(task)
@@ -128,7 +128,7 @@ def _run_group(
     if len(nodes) == 1:
         count, spare = on_one_machine(cores() // at_once, count, workers)
         threads = max(threads, spare)
-    attempts = max(task.train_config.max_failures for task in tasks)
+    attempts = max(task.train.max_failures for task in tasks)
     storage = out / ".ray-train"
     # Beside the driver that reads it: on a worker's node it would die with that node, and
     # every later attempt with it.
@@ -137,7 +137,7 @@ def _run_group(
     trainer = TorchTrainer(
         run_lane,
         train_loop_config={
-            "tasks": [task.to_dict() for task in tasks],
+            "tasks": list(tasks),
             "out": str(out),
             "workers": workers,
             "lanes": count,

@@ -20,7 +20,6 @@ from multistill.features.collate import plan_batches, shard_for_rank
 from multistill.hardware import default_device
 from multistill.inference.predict import predict_logits
 from multistill.models.build import EmotionModel, build
-from multistill.models.spec import ModelSpec
 from multistill.training.checkpoint import (
     Checkpoint,
     Progress,
@@ -33,7 +32,7 @@ from multistill.training.data import TrainingData, micro_batches
 from multistill.training.distributed import ProcessGroup
 from multistill.training.nonfinite import REPORT, NonFiniteCheck
 from multistill.training.objective import Objective, sampling_weights, scores
-from multistill.training.optimizer import AdamW, runs_bfloat16
+from multistill.training.optimizer import NamedAdamW, runs_bfloat16
 from multistill.training.prefetch import MicroBatch, Prefetcher
 from multistill.training.schedule import derived_seed, learning_rate
 from multistill.training.step import FlatGradients, training_step
@@ -113,7 +112,7 @@ class _Training:
         data: TrainingData | None,
     ) -> None:
         self.task, self.world, self.state_dir, self.device = task, world, state_dir, device
-        self.config = task.train_config
+        self.config = task.train
         self.data = data or TrainingData.open(task)
         valid = self.data.valid
         if len(valid) and self.config.metric != "loss" and (valid.winner < 0).all():
@@ -124,7 +123,7 @@ class _Training:
         store = self.data.store
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(task.seed)
-            model = build(ModelSpec.from_dict(task.spec), store.audio_dim, store.text_dim)
+            model = build(task.spec, store.audio_dim, store.text_dim)
             # After the model, whose weights are those of its control.
             objective = Objective(task, self.data.train, model.pooled_dim)
         self.model: EmotionModel = model.to(device)
@@ -136,7 +135,7 @@ class _Training:
         for _, parameter in named:
             world.broadcast(parameter.data)
         self.flat = FlatGradients([parameter for _, parameter in named], device)
-        self.optimizer = AdamW(named, self.config.weight_decay)
+        self.optimizer = NamedAdamW(named, self.config.weight_decay)
         if self.config.compile:
             self.model.compile(dynamic=True)
         # A text model's audio is neither read nor padded.

@@ -35,7 +35,7 @@ class Objective(nn.Module):
 
     def __init__(self, task: TrainingTask, train: Rows, pooled_dim: int) -> None:
         super().__init__()
-        self.config, self.distillation = task.train_config, task.distillation_config
+        self.config, self.distillation = task.train, task.distillation
         weights = class_weights(torch.from_numpy(train.shares), self.config.class_weights)
         self.register_buffer("weights", weights, persistent=False)
         self.hint: Hint | None = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from multistill.training.distributed import ProcessGroup
-from multistill.training.optimizer import AdamW
+from multistill.training.optimizer import NamedAdamW
 from multistill.training.prefetch import MicroBatch
 
 
@@ -60,7 +60,7 @@ def training_step(
     sample_losses: Callable[[MicroBatch], Tensor],
     batch_rows: int,
     flat: FlatGradients,
-    optimizer: AdamW,
+    optimizer: NamedAdamW,
     *,
     rate: float,
     clip_norm: float,

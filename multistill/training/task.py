@@ -1,14 +1,15 @@
-"""What one training is: plain data that travels to workers and trials as JSON."""
+"""What one training is: typed settings, and where its inputs lie."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from multistill.config import DistillationConfig, TrainConfig
 from multistill.errors import UsageError
+from multistill.models.files import Role
+from multistill.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -17,26 +18,27 @@ class TrainingTask:
 
     Attributes:
         name: folder name of the result below the launcher's `out`.
-        spec: the model, as `ModelSpec.to_dict()` gives it.
-        train: a `TrainConfig` dump.
+        role: what the model is for. A control is a student without a teacher.
         seed: of weights, batches and dropout.
         manifest: absolute path of `manifest.parquet` (or of the folder that holds it).
         features: absolute path of the feature store.
         leave_out_fold: train on the other folds only. Validation rows are kept whatever
             their fold: no model trains on them, so no teacher can leak them.
         soft_targets: a teacher's Parquet file; with `distillation`, makes this a student.
-        distillation: a `DistillationConfig` dump.
+        control_of: name of the distilled task that this one is the control of.
     """
 
     name: str
-    spec: dict[str, Any]
-    train: dict[str, Any]
+    role: Role
+    spec: ModelSpec
+    train: TrainConfig
     seed: int
     manifest: str
     features: str
     leave_out_fold: int | None = None
     soft_targets: str | None = None
-    distillation: dict[str, Any] | None = None
+    distillation: DistillationConfig | None = None
+    control_of: str | None = None
 
     def __post_init__(self) -> None:
         if (self.soft_targets is None) != (self.distillation is None):
@@ -45,44 +47,63 @@ class TrainingTask:
                 "`distillation`; a student needs both, any other model neither"
             )
 
-    @property
-    def train_config(self) -> TrainConfig:
-        return TrainConfig.model_validate(self.train)
-
-    @property
-    def distillation_config(self) -> DistillationConfig | None:
-        if self.distillation is None:
-            return None
-        return DistillationConfig.model_validate(self.distillation)
-
     def identity(self) -> dict[str, Any]:
-        """What decides the weights, without where the files lie and how the work is spread."""
-        distillation = self.distillation_config
+        """What decides the weights, without names, paths and how the work is spread."""
         return {
-            "model": dict(self.spec),
-            "train": self.train_config.identity(),
+            "role": self.role,
+            "model": self.spec.to_dict(),
+            "train": self.train.identity(),
             "seed": self.seed,
             "leave_out_fold": self.leave_out_fold,
-            "distillation": distillation.identity() if distillation else None,
+            "distillation": self.distillation.identity() if self.distillation else None,
         }
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
+    def control(self, name: str) -> TrainingTask:
+        """The same training without a teacher: settings, budget and seed are equal."""
+        return replace(
+            self,
+            name=name,
+            role="control",
+            control_of=self.name,
+            soft_targets=None,
+            distillation=None,
+        )
 
-    @classmethod
-    def from_json(cls, text: str) -> TrainingTask:
-        return cls.from_dict(json.loads(text))
+    def with_train(self, **settings: Any) -> TrainingTask:
+        """The task with some fields of `train` replaced, validated."""
+        values = {**self.train.model_dump(), **settings}
+        return replace(self, train=TrainConfig.model_validate(values))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON values, for search.json."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            **values,
+            "spec": self.spec.to_dict(),
+            "train": self.train.model_dump(mode="json"),
+            "distillation": self.distillation and self.distillation.model_dump(mode="json"),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingTask:
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
+        """The task of `to_dict`.
+
+        Raises:
+            UsageError: an unknown field.
+            ValueError: a section that its config refuses.
+        """
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise UsageError(f"a training task has no field `{unknown[0]}`")
-        return cls(**values)
+        distillation = values.get("distillation")
+        return cls(
+            **{
+                **values,
+                "spec": ModelSpec.from_dict(values["spec"]),
+                "train": TrainConfig.model_validate(values["train"]),
+                "distillation": distillation and DistillationConfig.model_validate(distillation),
+            }
+        )
 
 
 def seed_tasks(base: TrainingTask, seeds: int) -> list[TrainingTask]:

@@ -33,7 +33,7 @@ def run_lane(config: dict[str, Any]) -> None:
     """Train the tasks of this worker's lane.
 
     Args:
-        config: `tasks` (dicts), `out`, `workers` (of each task), `lanes`, `threads`, `events`.
+        config: `tasks`, `out`, `workers` (of each task), `lanes`, `threads`, `events`.
     """
     rank = ray.train.get_context().get_world_rank()
     workers, lanes = int(config["workers"]), int(config["lanes"])
@@ -41,7 +41,7 @@ def run_lane(config: dict[str, Any]) -> None:
     torch.set_num_threads(int(config["threads"]))
     world = _lane_world(lane, place, workers, lanes)
     device = ray.train.torch.get_device()
-    tasks = [TrainingTask.from_dict(task) for task in config["tasks"]]
+    tasks = config["tasks"]
     for task in tasks[lane::lanes]:
         folder = Path(config["out"]) / task.name
         if not _train(task, folder, world, device, config["events"]):

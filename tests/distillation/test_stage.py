@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.training_corpus import AUDIO_DIM, TEXT_DIM, make_corpus, make_task
 
+from multistill.config import DistillationConfig
 from multistill.corpora.manifest import read_manifest, write_manifest
 from multistill.distillation.stage import soft_targets
 from multistill.distillation.targets import read_pooled, read_soft_targets
@@ -18,10 +19,9 @@ from multistill.features.store import FeatureStore
 from multistill.inference.ensemble import combine
 from multistill.inference.predict import predict
 from multistill.models.build import build
-from multistill.models.files import load_model, save_model
-from multistill.models.spec import ModelSpec
+from multistill.models.files import ModelInfo, load_model, save_model
 from multistill.pipeline import jobfile
-from multistill.pipeline.stages import Stages
+from multistill.pipeline.steps.training import Distill, Teacher
 from multistill.search.space import check_space, known_keys
 from multistill.tracking.logger import NullLogger
 from multistill.training.data import TrainingData
@@ -29,7 +29,7 @@ from multistill.training.model_store import FILES, ModelStore
 from multistill.training.task import TrainingTask
 from multistill.workspace import Artifact, Workspace
 
-Case = tuple[Path, Path, list[str]]
+Case = tuple[Path, Path, list[Path]]
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,11 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """A corpus and four saved teachers with random weights."""
     folder = tmp_path_factory.mktemp("stage")
     manifest, features = make_corpus(folder / "corpus")
-    spec = ModelSpec.from_dict(make_task((manifest, features)).spec)
+    spec = make_task((manifest, features)).spec
     for seed in range(4):
         torch.manual_seed(seed)
-        save_model(build(spec, AUDIO_DIM, TEXT_DIM), folder / f"model-{seed}")
-    return manifest, features, [str(folder / f"model-{seed}") for seed in range(4)]
+        save_model(build(spec, AUDIO_DIM, TEXT_DIM), folder / f"model-{seed}", ModelInfo("teacher"))
+    return manifest, features, [folder / f"model-{seed}" for seed in range(4)]
 
 
 def ask(case: Case, out: Path, **more: object) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -49,14 +49,12 @@ def ask(case: Case, out: Path, **more: object) -> tuple[list[str], np.ndarray, n
     manifest, features, models = case
     settings = {"teachers": models[:2], "folds": {}, "pooled": True, **more}
     soft_targets(
-        str(manifest),
-        str(features),
+        manifest,
+        features,
         settings["teachers"],  # type: ignore[arg-type]
         settings["folds"],  # type: ignore[arg-type]
-        None,
-        False,
         bool(settings["pooled"]),
-        str(out),
+        out,
     )
     table = read_manifest(manifest).to_pandas().set_index("utterance_id")
     ids = read_soft_targets(out).ids
@@ -64,7 +62,7 @@ def ask(case: Case, out: Path, **more: object) -> tuple[list[str], np.ndarray, n
 
 
 def outputs(case: Case, model: int, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    found = predict(load_model(Path(case[2][model])), FeatureStore(case[1]), ids, "cpu")
+    found = predict(load_model(case[2][model]), FeatureStore(case[1]), ids, "cpu")
     assert found.pooled is not None
     return found.logits, found.pooled
 
@@ -100,13 +98,10 @@ def test_out_of_fold_gives_each_clip_the_teacher_that_did_not_train_on_it(
             np.testing.assert_allclose(targets.logits[row], answers[own][0][row], atol=1e-5)
             np.testing.assert_allclose(pooled[place[row]], answers[own][1][row], atol=1e-5)
     # A student reads them row by row, each in the space of its own teacher.
-    student = make_task((manifest, features))
-    student = type(student).from_dict(
-        {
-            **student.to_dict(),
-            "soft_targets": str(path),
-            "distillation": {"hint_weight": 1.0},
-        }
+    student = replace(
+        make_task((manifest, features)),
+        soft_targets=str(path),
+        distillation=DistillationConfig(hint_weight=1.0),
     )
     train = TrainingData.open(student).train
     assert train.states is not None
@@ -144,11 +139,7 @@ def test_representations_are_made_for_the_job_or_its_search(
     tmp_path: Path, more: str, asked: bool
 ) -> None:
     job = jobfile.parse(JOB + more, "job.yaml")
-    stages = Stages(job, Workspace(tmp_path))
-    stages.done = {
-        name: Artifact(name, name, tmp_path, {}) for name in ("prepare", "features", "teacher")
-    }
-    assert stages.step("distill").config["pooled"] is asked
+    assert Distill(job, Workspace(tmp_path)).config()["pooled"] is asked
 
 
 def test_the_weights_are_searched_like_any_field() -> None:
@@ -159,33 +150,29 @@ def test_the_weights_are_searched_like_any_field() -> None:
     assert check_space(job.search.space, job.searched_student()) == []
 
 
-def prepared(folder: Path, sessions: set[int]) -> Stages:
-    """Stages after `prepare`, of which these sessions are left (fold: session % 4)."""
+def prepared(folder: Path, sessions: set[int]) -> tuple[Teacher, dict[str, Artifact]]:
+    """The teacher's step after `prepare`, with these sessions (fold: session % 4)."""
     make_corpus(folder)
     table = read_manifest(folder)
     keep = [int(name[1:]) in sessions for name in table["session"].to_pylist()]
     write_manifest(table.filter(keep), folder)
-    stages = Stages(jobfile.parse(JOB, "job.yaml"), Workspace(folder))
-    stages.done = {name: Artifact(name, name, folder, {}) for name in ("prepare", "features")}
-    return stages
+    teacher = Teacher(jobfile.parse(JOB, "job.yaml"), Workspace(folder))
+    return teacher, {name: Artifact(name, name, folder, {}) for name in ("manifest", "features")}
 
 
 def test_only_folds_that_hold_training_rows_get_a_teacher(tmp_path: Path) -> None:
-    stages = prepared(tmp_path, {1, 3, 8, 9})  # 8 is validation, of fold 0
-    assert [task.name for task in stages.teacher_tasks()] == [
-        "teacher",
-        "teacher-fold1",
-        "teacher-fold3",
-    ]
+    teacher, artifacts = prepared(tmp_path, {1, 3, 8, 9})  # 8 is validation, of fold 0
+    tasks = teacher.tasks(artifacts)
+    assert [task.name for task in tasks] == ["teacher", "teacher-fold1", "teacher-fold3"]
+    assert [task.leave_out_fold for task in tasks] == [None, 1, 3]
+    assert {task.role for task in tasks} == {"teacher"}
 
 
 def test_one_fold_is_refused_before_the_features_are_made(tmp_path: Path) -> None:
-    stages = prepared(tmp_path, {3, 7, 8, 9})
-    stages.done["prepare"] = replace(
-        stages.done["prepare"], meta={"summary": {"content": "c"}, "seconds": 0}
-    )
+    teacher, artifacts = prepared(tmp_path, {3, 7, 8, 9})
+    teacher.preflight({})  # nothing is known before the manifest exists
     with pytest.raises(UsageError, match=r"split\.folds.*distillation\.targets: in-sample"):
-        stages.step("features").build(tmp_path / "out", NullLogger())
+        teacher.preflight({"manifest": artifacts["manifest"]})
 
 
 def test_two_names_for_one_training_are_trained_once(

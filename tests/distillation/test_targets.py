@@ -24,7 +24,7 @@ from multistill.features.store import FeatureStore
 from multistill.inference.predict import Outputs, dialogue_context, predict, predict_logits
 from multistill.models.build import EmotionModel, build
 from multistill.models.context import DialogueContext
-from multistill.models.files import save_model
+from multistill.models.files import ModelInfo, save_model
 from multistill.models.presets import resolve
 
 IDS = [f"u{row}" for row in range(9)]
@@ -143,7 +143,7 @@ def test_answers_go_on_after_the_parts_that_are_there(
 ) -> None:
     """A kill after some parts: what is there is not computed again, a part cut short is."""
     model = small()
-    save_model(model, tmp_path / "model")
+    save_model(model, tmp_path / "model", ModelInfo("teacher"))
     parts, asked = tmp_path / "parts", []
 
     def counted(*arguments: object, **more: object) -> Outputs:

@@ -21,7 +21,7 @@ from multistill.distillation.targets import write_soft_targets
 from multistill.features.collate import collate
 from multistill.features.store import Clip, FeatureStore, finish_store, read_marker, shard_writer
 from multistill.models.build import EmotionModel, build
-from multistill.models.files import save_model
+from multistill.models.files import ModelInfo, save_model
 from multistill.models.presets import resolve
 from multistill.workspace import Artifact, write_json
 
@@ -146,7 +146,7 @@ def make_model(
         value = loss.item()
         figures = {"train_loss": value, "valid_loss": value + 0.1, "valid_macro_f1": 1 - value / 2}
         epochs.append({"epoch": float(step + 1), **figures})
-    save_model(model, folder)
+    save_model(model, folder, ModelInfo("student"))
     write_json(folder / "history.json", {"epochs": epochs})
     return folder
 

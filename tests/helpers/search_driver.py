@@ -1,4 +1,7 @@
-"""A driver of its own for the search tests: `search_driver.py ADDRESS FOLDER ACTION`."""
+"""A driver process for the search tests: `search_driver.py ADDRESS FOLDER ACTION OBJECTIVE`.
+
+ACTION is `search` or `join`; OBJECTIVE is the name of a function of `search_stubs`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from pathlib import Path
 
 import ray
 
-from multistill.search.study import join, resume
+from helpers import search_stubs
+from helpers.search_case import search_again
+from multistill.search.study import join
 from multistill.tracking.logger import NullLogger
 
 
@@ -21,14 +26,15 @@ class Loud(NullLogger):
 
 
 def main() -> int:
-    address, folder, action = sys.argv[1:]
+    address, folder, action = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    objective = getattr(search_stubs, sys.argv[4])
     ray.init(address=address, log_to_driver=False, logging_level="error")
     print("connected", flush=True)
     try:
         if action == "join":
-            print("joined", join(Path(folder), Loud()), flush=True)
+            print("joined", join(folder, Loud(), objective=objective), flush=True)
         else:
-            resume(Path(folder), Loud())
+            search_again(folder, objective, Loud())
     except KeyboardInterrupt:
         return 130
     return 0

@@ -24,21 +24,21 @@ class Report:
 def score(task, epoch: int) -> float:
     """Best 0.9 at T = 3, weight = 0.6; grows with the epochs."""
     settings = task.distillation
-    loss = (settings["temperature"] - 3.0) ** 2 / 50 + (settings["weight"] - 0.6) ** 2
+    loss = (settings.temperature - 3.0) ** 2 / 50 + (settings.weight - 0.6) ** 2
     return max(0.0, 0.9 - loss) * (1 - 0.5**epoch)
 
 
 def climb(task, *, state_dir: Path, seconds: float = 0.0) -> Iterator[Report]:
     file = state_dir / "epoch"
     first = int(file.read_text()) + 1 if file.exists() else 1
-    for epoch in range(first, task.train["epochs"] + 1):
+    for epoch in range(first, task.train.epochs + 1):
         time.sleep(seconds)
         file.write_text(str(epoch))
         with (state_dir.parent.parent / "ran.log").open("a") as log:
             log.write(f"{state_dir.name} {epoch} {os.getpid()}\n")
         value = score(task, epoch)
         metrics = {"train_loss": 1 - value, "valid_macro_f1": value, "seconds": seconds + 1e-3}
-        yield Report(epoch, metrics, stop=epoch == task.train["epochs"])
+        yield Report(epoch, metrics, stop=epoch == task.train.epochs)
 
 
 def slow(task, *, state_dir: Path) -> Iterator[Report]:
@@ -48,7 +48,7 @@ def slow(task, *, state_dir: Path) -> Iterator[Report]:
 def diverging(task, *, state_dir: Path) -> Iterator[Report]:
     """Not a number in the second epoch where the weight is large."""
     for report in climb(task, state_dir=state_dir):
-        bad = report.epoch == 2 and task.distillation["weight"] > 0.5
+        bad = report.epoch == 2 and task.distillation.weight > 0.5
         yield Report(
             report.epoch,
             {**report.metrics, "train_loss": float("nan")} if bad else report.metrics,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from multistill.config import CLASSES
+from multistill.config import CLASSES, DistillationConfig, TrainConfig
 from multistill.corpora.manifest import MANIFEST_SCHEMA, write_manifest
 from multistill.distillation.targets import write_pooled, write_soft_targets
 from multistill.features.store import Clip, finish_store, read_marker, shard_writer
@@ -112,8 +112,9 @@ def make_task(corpus: tuple[Path, Path], name: str = "model", **train: Any) -> T
     settings = {"epochs": 4, "batch_size": 16, "learning_rate": 3e-3, **train}
     return TrainingTask(
         name=name,
-        spec=spec.to_dict(),
-        train=settings,
+        role="student",
+        spec=spec,
+        train=TrainConfig.model_validate(settings),
         seed=3,
         manifest=str(manifest),
         features=str(store),
@@ -122,7 +123,7 @@ def make_task(corpus: tuple[Path, Path], name: str = "model", **train: Any) -> T
 
 def with_dropout(task: TrainingTask, **spec: Any) -> TrainingTask:
     changes = {"dropout": 0.2, "classifier_dropout": 0.2, "modality_dropout": 0.2, **spec}
-    return replace(task, spec={**task.spec, **changes})
+    return replace(task, spec=replace(task.spec, **changes))
 
 
 def with_teacher(task: TrainingTask, path: Path, weight: float) -> TrainingTask:
@@ -130,7 +131,7 @@ def with_teacher(task: TrainingTask, path: Path, weight: float) -> TrainingTask:
     ids = TrainingData.open(task).train.ids
     logits = np.random.default_rng(0).normal(size=(len(ids), 7)) * 3
     write_soft_targets(path, ids, logits, "random", np.full(len(ids), -1))
-    distillation = {"loss": "kd", "temperature": 3.0, "weight": weight}
+    distillation = DistillationConfig(temperature=3.0, weight=weight)
     return replace(task, soft_targets=str(path), distillation=distillation)
 
 
@@ -147,4 +148,4 @@ def with_states(
     write_soft_targets(path, train.ids, logits, "t", fold if folds > 1 else fold - 1)
     order = np.random.default_rng(2).permutation(len(train))
     write_pooled(path, order, states[order])
-    return replace(student, distillation={"weight": 0.0, **distillation})
+    return replace(student, distillation=DistillationConfig(weight=0.0, **distillation))

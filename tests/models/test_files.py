@@ -11,10 +11,20 @@ import torch
 from multistill.config import CLASSES
 from multistill.errors import MultistillError
 from multistill.models.build import EmotionModel, build
-from multistill.models.files import DamagedModelError, load_model, read_model_config, save_model
+from multistill.models.files import (
+    DamagedModelError,
+    ModelInfo,
+    load_model,
+    read_model_config,
+    save_model,
+)
 from multistill.models.presets import resolve
 
 ENCODERS = {"speech": {"name": "log-mel", "revision": None}, "text": {"name": "electra"}}
+
+INFO = ModelInfo(
+    "student", output="shares", max_frames=512, encoders=ENCODERS, training={"note": "x"}
+)
 
 
 @pytest.fixture
@@ -22,7 +32,7 @@ def saved(tmp_path: Path) -> tuple[EmotionModel, Path]:
     torch.manual_seed(3)
     model = build(resolve("small-student", {"context_turns": 2}), 12, 9)
     folder = tmp_path / "model"
-    save_model(model, folder, {"encoders": ENCODERS, "note": "x"})
+    save_model(model, folder, INFO)
     return model, folder
 
 
@@ -35,7 +45,10 @@ def test_a_model_comes_back_the_same(saved: tuple[EmotionModel, Path]) -> None:
     torch.testing.assert_close(loaded(*inputs).logits, model.eval()(*inputs).logits)
     config = read_model_config(folder)
     assert config["labels"] == list(CLASSES)
-    assert config["note"] == "x"
+    assert config["format"] == 2
+    assert (config["role"], config["output"], config["max_frames"]) == ("student", "shares", 512)
+    assert config["encoders"] == ENCODERS and config["training"] == {"note": "x"}
+    assert config["spec"]["context_turns"] == 2
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
@@ -117,9 +130,3 @@ def test_pickles_are_named_and_never_loaded(tmp_path: Path) -> None:
     with pytest.raises(MultistillError, match=r"best\.pt is a pickled checkpoint"):
         load_model(folder)
     assert not sprung.exists()
-
-
-def test_extra_must_not_replace_our_own_fields(tmp_path: Path) -> None:
-    model = build(resolve("small-text-student", {}), 4, 4)
-    with pytest.raises(ValueError, match="repeats the key spec"):
-        save_model(model, tmp_path, {"spec": {}})

@@ -87,11 +87,13 @@ class Case:
         report = write_report(
             out,
             job=job or make_job(),
-            prepare=artifact("prepare", self.manifest, {**SUMMARY, **summary}),
-            features=artifact("features", self.store, {"clips": 384, "quarantined": 1}),
-            distill=artifact("distill", self.distill),
-            evaluate=artifact("evaluate", self.out),
-            search=artifact("search", out / "search", found),
+            artifacts={
+                "manifest": artifact("prepare", self.manifest, {**SUMMARY, **summary}),
+                "features": artifact("features", self.store, {"clips": 384, "quarantined": 1}),
+                "soft_targets": artifact("distill", self.distill),
+                "evaluation": artifact("evaluate", self.out),
+                "search": artifact("search", out / "search", found),
+            },
             histories={
                 name: read_json(folder / "history.json") for name, folder in self.folders.items()
             },
@@ -439,10 +441,12 @@ def test_page_without_a_search_has_no_search_section(case: Case, tmp_path: Path)
     report = write_report(
         tmp_path,
         job=make_job(search={"enabled": False}),
-        prepare=artifact("prepare", case.manifest, SUMMARY),
-        features=artifact("features", case.store),
-        distill=artifact("distill", case.distill),
-        evaluate=artifact("evaluate", case.out),
+        artifacts={
+            "manifest": artifact("prepare", case.manifest, SUMMARY),
+            "features": artifact("features", case.store),
+            "soft_targets": artifact("distill", case.distill),
+            "evaluation": artifact("evaluate", case.out),
+        },
     )
     assert report["search"] is None
     assert 'id="search"' not in (tmp_path / "report.html").read_text()

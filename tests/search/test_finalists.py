@@ -14,9 +14,11 @@ from helpers.search_case import TASK
 
 from multistill.config import ChampionConfig, SearchConfig
 from multistill.corpora.manifest import MANIFEST_SCHEMA
+from multistill.models.files import FORMAT
 from multistill.search.champion import data_digest, register
 from multistill.search.finalists import retrain
 from multistill.tracking.logger import NullLogger
+from multistill.workspace import write_json
 
 HOT, COLD = {"distillation.temperature": 6.0}, {"distillation.temperature": 2.0}
 
@@ -78,8 +80,9 @@ def test_a_control_has_the_winners_settings_and_seeds_and_no_teacher(tmp_path):
     control = model_store.tasks[f"{TASK.name}-search-control"]
     assert control.seed == model_store.tasks[found["winner"]].seed == TASK.seed + 1
     assert control.distillation is None and control.soft_targets is None
-    assert control.train == found["winner_train"]
-    assert control.train["learning_rate"] == 2e-3
+    assert control.role == "control" and control.control_of == found["winner"]
+    assert control.train == model_store.tasks[found["winner"]].train
+    assert control.train.learning_rate == 2e-3
 
 
 def test_controls_train_with_the_finalists_where_the_teacher_alone_was_searched(tmp_path):
@@ -123,7 +126,7 @@ def test_the_model_of_the_first_seed_is_offered_with_the_mean_over_seeds(tmp_pat
         model_store.folder(found["models"][name]) for name in found["finalists"][0]["members"]
     ]
     offered, rule = Registry(), ChampionConfig(margin=0.01)
-    register("emotion", folders, rule, manifest(tmp_path / "prepared"), TASK.train, offered)
+    register("emotion", folders, rule, manifest(tmp_path / "prepared"), offered)
     assert offered.value == pytest.approx(0.6) and offered.metric == "valid_macro_f1"
     assert offered.files == {
         "model.safetensors": f"{TASK.name}-search-1-seed0",
@@ -138,8 +141,10 @@ def test_a_loss_is_registered_under_a_name_that_says_which(tmp_path):
     found = finals(model_store, [HOT], seeds=1)
     folders, offered = [model_store.folder(found["models"][found["winner"]])], Registry()
     rule = ChampionConfig(metric="validation.loss")
-    train = {**found["winner_train"], "loss": "focal", "label_source": "winner"}
-    register("emotion", folders, rule, manifest(tmp_path / "prepared"), train, offered)
+    training = {"loss": "focal", "label_source": "winner"}
+    config = {"format": FORMAT, "sha256": "", "spec": {}, "training": training}
+    write_json(folders[0] / "config.json", config)
+    register("emotion", folders, rule, manifest(tmp_path / "prepared"), offered)
     assert offered.metric == "valid_loss.focal.winner" and offered.value == pytest.approx(1.6)
 
 
@@ -153,7 +158,7 @@ def test_seeds_do_not_change_the_trials_that_a_larger_search_takes_over(tmp_path
     from multistill.search.request import Request
     from multistill.search.warm_start import find_previous
 
-    old = Request(TASK, SearchConfig(trials=4, seeds=3), 1, "a", "study", "o")
+    old = Request(TASK, SearchConfig(trials=4, seeds=3), 1, "a", "study")
     old.write(tmp_path / "old")
     (tmp_path / "old" / "study.json").write_text("{}")
     asked = replace(old, config=SearchConfig(trials=6, seeds=5, retrain=2))

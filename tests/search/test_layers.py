@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.search_case import TASK, among
@@ -13,6 +16,7 @@ from multistill.models.presets import resolve
 from multistill.models.spec import ModelSpec
 from multistill.pipeline import jobfile
 from multistill.search.space import apply, check_space
+from multistill.training.task import TrainingTask
 
 AUDIO, TEXT = 6, 4
 KEPT = {"speech_layers": [6, 9, 12], "text_layers": [2, -1]}
@@ -38,14 +42,12 @@ def test_without_a_choice_it_reads_all_layers():
 
 
 def test_the_choice_outlives_json_and_the_search_sets_it():
-    task = TASK.from_json(TASK.to_json())
     spec = resolve("small-student", KEPT)
     assert ModelSpec.from_dict(spec.to_dict()) == spec
-    found = apply(
-        task.from_dict({**task.to_dict(), "spec": spec.to_dict()}), {"model.speech_layer": 9}
-    )
-    assert found.spec["speech_layer"] == 9
-    assert found.spec["speech_layers"] == [6, 9, 12]
+    travelled = TrainingTask.from_dict(json.loads(json.dumps(replace(TASK, spec=spec).to_dict())))
+    found = apply(travelled, {"model.speech_layer": 9})
+    assert found.spec.speech_layer == 9
+    assert found.spec.speech_layers == (6, 9, 12)
     assert check_space({"model.speech_layer": among(6, 9)}) == []
 
 

@@ -62,7 +62,7 @@ def test_a_joiner_runs_trials_of_as_many_workers_as_the_search(tmp_path, monkeyp
     asked(tmp_path, workers_per_trial=2, cpus_per_trial=2)
     seen = []
 
-    def one_round(request, out, logger, *, joined):
+    def one_round(request, out, logger, objective, *, joined):
         seen.append(request.config)
         return searching.Round(ended=1, concurrency=1, should_abort=False, full=False)
 
@@ -78,9 +78,9 @@ def test_other_workers_wait_until_cut_off_trials_have_ended(tmp_path):
     trial_folder(tmp_path, trial.number).mkdir(parents=True)
     other = replace(request, config=SearchConfig(workers_per_trial=1))
     with pytest.raises(UsageError, match=r"of 2 workers each.*back to 2"):
-        searching._opened(other, tmp_path, None)
+        searching._opened(other, tmp_path)
     study.tell(trial, 0.5)
-    assert searching._opened(other, tmp_path, None).config.workers_per_trial == 1
+    assert searching._opened(other, tmp_path).config.workers_per_trial == 1
     assert Request.read(tmp_path).config.workers_per_trial == 1
 
 
@@ -110,7 +110,7 @@ def test_a_joiner_times_the_encoders_where_the_owner_has_not_yet(tmp_path, monke
     )
     monkeypatch.setattr(searching, "ray", fake)
 
-    def one_round(request, out, logger, *, joined):
+    def one_round(request, out, logger, objective, *, joined):
         assert (out / ENCODERS).exists()
         return searching.Round(ended=0, concurrency=1, should_abort=False, full=False)
 
@@ -138,7 +138,7 @@ def test_a_search_in_its_finals_is_not_joined_and_nothing_is_made_in_its_folder(
         searching.join(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"search.json", "study.json"}
     with pytest.raises(UsageError, match="has ended its trials"):  # it ended just now
-        searching._round(request, tmp_path, NullLogger(), joined=True)
+        searching._round(request, tmp_path, NullLogger(), None, joined=True)
     assert not (tmp_path / "drivers").exists() and not (tmp_path / "study.log").exists()
 
 

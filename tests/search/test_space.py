@@ -147,7 +147,7 @@ def test_every_known_key_can_be_applied_or_is_not_offered():
     for key in known_keys():
         section, _, name = key.partition(".")
         settings = {"distillation": TASK.distillation, "train": TASK.train, "model": TASK.spec}
-        value = settings[section][name]
+        value = getattr(settings[section], name)
         if value is not None:
             assert apply(TASK, {key: value}) == TASK
 
@@ -210,7 +210,7 @@ def test_the_last_point_of_a_grid_ends_like_any_other():
     from multistill.search.searcher import _sampler
 
     space = {"distillation.weight": among(0.2, 0.4), "model.width": among(32, 64)}
-    request = Request(TASK, SearchConfig(sampler="grid", space=space), 1, "f", "grid", "o")
+    request = Request(TASK, SearchConfig(sampler="grid", space=space), 1, "f", "grid")
     study = optuna.create_study(sampler=_sampler(request, 0))
     for _ in range(4):
         trial = study.ask()

@@ -16,20 +16,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers.paths import ROOT
-from helpers.search_case import TASK, among, between
+from helpers import search_stubs
+from helpers.paths import ROOT, TESTS
+from helpers.search_case import TASK, among, between, search_again
 from helpers.training_corpus import make_corpus, make_task
 
 from multistill.config import DistillationConfig, SearchConfig
 from multistill.distillation.targets import write_soft_targets
 from multistill.errors import MultistillError, UsageError
 from multistill.search.request import Request
-from multistill.search.study import extend, resume, search
+from multistill.search.study import search
 from multistill.training.task import TrainingTask
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
-
-STUBS = "tests.search_stubs"
 
 
 class Notes:
@@ -77,7 +76,8 @@ def config(**more) -> SearchConfig:
 
 
 def stub(out: Path, name: str, logger=None, **more) -> dict:
-    return search(TASK, config(**more), 1, out, logger, "print", objective=f"{STUBS}:{name}")
+    objective = getattr(search_stubs, name)
+    return search(TASK, config(**more), 1, out, logger, "print", objective=objective)
 
 
 def table(out: Path) -> list[dict]:
@@ -138,7 +138,7 @@ def test_nothing_is_left_but_tables_and_the_study(finished):
 def test_a_finished_search_called_again_trains_nothing(finished):
     out, summary, _ = finished
     before = epochs_run(out)
-    again = resume(out)
+    again = search_again(out, search_stubs.climb)
     assert epochs_run(out) == before
     assert again["best"] == summary["best"]
     assert again["counts"] == summary["counts"]
@@ -149,7 +149,7 @@ def test_a_finished_search_called_again_trains_nothing(finished):
 def test_a_larger_search_takes_over_the_trials_of_the_smaller(finished):
     out, summary, _ = finished
     larger = out.parent / "larger"
-    found = extend(out, larger, 3)
+    found = stub(larger, "climb", trials=11)
     old, new = table(out), table(larger)
     assert len(new) == found["trials"] == 11
     same = ("trial", "state", "params", "value", "epochs", "reason")
@@ -190,9 +190,8 @@ def test_a_search_in_which_everything_fails_stops_and_goes_on_once_mended(tmp_pa
     with pytest.raises(MultistillError, match=r"one after another.*valid_macro_f1 was not repor"):
         stub(tmp_path, "mute", trials=40)
     assert 3 <= len(table(tmp_path)) < 10, "it did not wait for forty failures"
-    mended = replace(Request.read(tmp_path), objective=f"{STUBS}:climb")
-    replace(mended, config=config(trials=4)).write(tmp_path)
-    summary = resume(tmp_path)
+    replace(Request.read(tmp_path), config=config(trials=4)).write(tmp_path)
+    summary = stub(tmp_path, "climb", trials=4)
     assert summary["counts"]["complete"] + summary["counts"]["stopped"] >= 4
 
 
@@ -214,29 +213,29 @@ def test_a_killed_trial_process_continues_from_its_last_epoch(tmp_path):
     assert all(ran["0000", str(epoch)] == 1 for epoch in range(1, 10)), "an epoch ran twice"
 
 
-def driver(out: Path, action: str) -> subprocess.Popen:
+def driver(out: Path, action: str, objective: str) -> subprocess.Popen:
     import ray
 
     address = ray.get_runtime_context().gcs_address
     return subprocess.Popen(
         [
             sys.executable,
-            str(ROOT / "tests" / "helpers" / "search_driver.py"),
+            str(TESTS / "helpers" / "search_driver.py"),
             address,
             str(out),
             action,
+            objective,
         ],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"},
         stdout=subprocess.PIPE,
         text=True,
     )
 
 
-def prepared(out: Path, name: str, **more) -> None:
-    """A search that was asked for and not begun."""
-    request = Request(TASK, config(**more), 1, "print", "study-of-test", f"{STUBS}:{name}")
-    request.write(out)
+def prepared(out: Path, **more) -> None:
+    """A search that was requested and has not begun."""
+    Request(TASK, config(**more), 1, "print", "study-of-test").write(out)
 
 
 def until(condition, seconds: float = 180.0) -> None:
@@ -252,8 +251,8 @@ def ran(out: Path) -> int:
 
 def test_drivers_end_in_three_ways_and_no_trial_is_lost_or_counted_twice(tmp_path):
     """Two interrupts, then one, then SIGKILL, each to the next driver of the same search."""
-    prepared(tmp_path, "stuck", trials=4, grace_epochs=9)
-    process = driver(tmp_path, "resume")
+    prepared(tmp_path, trials=4, grace_epochs=9)
+    process = driver(tmp_path, "search", "stuck")
     until(lambda: len(list(tmp_path.glob("stuck-*"))) == 2)
     process.send_signal(signal.SIGINT)
     time.sleep(2.0)
@@ -263,7 +262,7 @@ def test_drivers_end_in_three_ways_and_no_trial_is_lost_or_counted_twice(tmp_pat
     assert process.returncode == 130
     assert set(epochs_run(tmp_path).values()) == {1}
 
-    process = driver(tmp_path, "resume")
+    process = driver(tmp_path, "search", "stuck")
     until(lambda: ran(tmp_path) >= 6)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=180)
@@ -273,7 +272,7 @@ def test_drivers_end_in_three_ways_and_no_trial_is_lost_or_counted_twice(tmp_pat
     clean = epochs_run(tmp_path)
     assert set(clean.values()) == {1}, "what was on disk is not run again"
 
-    process = driver(tmp_path, "resume")
+    process = driver(tmp_path, "search", "stuck")
     until(lambda: ran(tmp_path) >= clean.total() + 7)
     process.kill()
     process.wait()
@@ -281,7 +280,7 @@ def test_drivers_end_in_three_ways_and_no_trial_is_lost_or_counted_twice(tmp_pat
     assert set(killed.values()) == {1}, "a clean stop repeats no epoch"
     begun = {trial for trial, _ in killed}
     notes = Notes()
-    summary = resume(tmp_path, notes)
+    summary = search_again(tmp_path, search_stubs.stuck, notes)
     rows = table(tmp_path)
     assert [row["trial"] for row in rows] == [0, 1, 2, 3]
     assert summary["counts"] == {"complete": 4, "stopped": 0, "failed": 0, "running": 0}
@@ -292,11 +291,11 @@ def test_drivers_end_in_three_ways_and_no_trial_is_lost_or_counted_twice(tmp_pat
 
 
 def test_two_drivers_share_one_study(tmp_path):
-    prepared(tmp_path, "slow", trials=6, concurrent=1, grace_epochs=9)
-    process = driver(tmp_path, "join")
+    prepared(tmp_path, trials=6, concurrent=1, grace_epochs=9)
+    process = driver(tmp_path, "join", "slow")
     until(lambda: ran(tmp_path) >= 1)
     notes = Notes()
-    summary = resume(tmp_path, notes)
+    summary = search_again(tmp_path, search_stubs.slow, notes)
     said, _ = process.communicate(timeout=180)
     assert process.returncode == 0
     theirs = {line.split()[1] for line in said.splitlines() if line.startswith("child")}
@@ -320,7 +319,7 @@ def real_student(folder: Path, **train) -> TrainingTask:
     return replace(
         make_task(corpus, **train),
         soft_targets=str(targets),
-        distillation=DistillationConfig().model_dump(mode="json"),
+        distillation=DistillationConfig(),
     )
 
 
@@ -386,4 +385,4 @@ def test_a_folder_of_another_search_is_refused(finished):
     with pytest.raises(UsageError, match="lies in the workspace"):
         stub(out, "climb", storage=f"sqlite:///{out / 'other.db'}")
     with pytest.raises(UsageError, match="holds no search"):
-        resume(out / "nothing")
+        Request.read(out / "nothing")

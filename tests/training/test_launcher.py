@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -102,7 +103,7 @@ def test_killed_four_worker_training_equals_one_worker(corpus, tmp_path, ray_ses
     assert result["record_id"] == "record-teacher"
     assert result["folder"] == str(folder)
     model = load_model(folder, {"audio_dim": 12, "text_dim": 8})
-    assert model.spec.to_dict() == task.spec
+    assert model.spec == task.spec
     assert {entry.name for entry in folder.iterdir()} == {
         "model.safetensors",
         "config.json",
@@ -136,6 +137,7 @@ def compare(folder: Path, task: TrainingTask, alone: Path, tolerance: float) -> 
 
 
 DRIVER = """
+import json
 import sys
 from pathlib import Path
 import ray
@@ -151,7 +153,8 @@ class RunLogger(NullLogger):
         print(values["worker"].split(":")[1], flush=True)
 
 ray.init(address=sys.argv[1], log_to_driver=False)
-train([TrainingTask.from_json(Path(sys.argv[2]).read_text())], Path(sys.argv[3]), RunLogger())
+task = TrainingTask.from_dict(json.loads(Path(sys.argv[2]).read_text()))
+train([task], Path(sys.argv[3]), RunLogger())
 """
 
 
@@ -162,7 +165,7 @@ def test_workers_go_with_a_killed_driver_and_the_rest_equals_one_run(corpus, tmp
 
     task = with_dropout(make_task(corpus, "student", epochs=24, batch_size=8))
     task = with_states(task, tmp_path / "soft.parquet", folds=2, hint_weight=0.5)
-    (tmp_path / "task.json").write_text(task.to_json())
+    (tmp_path / "task.json").write_text(json.dumps(task.to_dict()))
     folder = tmp_path / "out" / "student"
     address = ray.get_runtime_context().gcs_address
     driver = subprocess.Popen(
@@ -192,6 +195,7 @@ def test_workers_go_with_a_killed_driver_and_the_rest_equals_one_run(corpus, tmp
 
 
 NODES = """
+import json
 import sys
 from pathlib import Path
 import ray
@@ -228,7 +232,8 @@ class RunLogger(NullLogger):
 def pids(node):
     return [entry.process.pid for entry in node.all_processes["raylet"]]
 
-train([TrainingTask.from_json(Path(sys.argv[1]).read_text())], Path(sys.argv[2]), RunLogger())
+task = TrainingTask.from_dict(json.loads(Path(sys.argv[1]).read_text()))
+train([task], Path(sys.argv[2]), RunLogger())
 assert len(nodes) == 1 and len(set(RunLogger.workers)) == 2, RunLogger.workers
 ray.shutdown()
 cluster.shutdown()
@@ -239,7 +244,7 @@ cluster.shutdown()
 def test_two_workers_whose_node_dies_go_on_on_another_node(corpus, tmp_path):
     """A node of a cluster of three removed in mid-training, without leave, against one process."""
     task = make_task(corpus, "teacher", epochs=30, batch_size=8, workers=2)
-    (tmp_path / "task.json").write_text(task.to_json())
+    (tmp_path / "task.json").write_text(json.dumps(task.to_dict()))
     out = tmp_path / "out"
     driver = subprocess.Popen(
         [sys.executable, "-c", NODES, tmp_path / "task.json", out], start_new_session=True

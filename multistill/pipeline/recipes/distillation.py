@@ -1,8 +1,4 @@
-"""What is wrong with a job that every section accepts on its own.
-
-Model presets, the search space, encoder layers and losses are known to the packages that
-implement them; here their findings get the place in the job file that they belong to.
-"""
+"""Multi-Still (2023): a multimodal teacher, soft targets, students, a search, judged on test."""
 
 from __future__ import annotations
 
@@ -10,8 +6,30 @@ from collections.abc import Iterator
 
 from multistill.config import JobConfig
 from multistill.errors import MultistillError
+from multistill.pipeline.recipes import Location, Recipe
+from multistill.pipeline.step import Step
+from multistill.pipeline.steps.data import Features, Prepare
+from multistill.pipeline.steps.evaluation import Evaluate
+from multistill.pipeline.steps.report import Report
+from multistill.pipeline.steps.search import Search
+from multistill.pipeline.steps.training import Distill, ModelStep, Students, Teacher
+from multistill.workspace import Workspace
 
-Location = tuple[str | int, ...]
+
+def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
+    teacher, students = Teacher(job, workspace), Students(job, workspace)
+    searches = [Search(job, workspace)] if job.search.enabled else []
+    scored: list[ModelStep] = [teacher, students, *searches]
+    return [
+        Prepare(job, workspace),
+        Features(job, workspace),
+        teacher,
+        Distill(job, workspace),
+        students,
+        *searches,
+        Evaluate(job, workspace, scored),
+        Report(job, workspace),
+    ]
 
 
 def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
@@ -111,3 +129,11 @@ def _losses(job: JobConfig) -> Iterator[tuple[Location, str]]:
                     f"{name}: distillation.{option} correlates over the batch that one worker "
                     "sees; it needs `workers: 1`, `accumulation: 1` and no `batch_frames`",
                 )
+
+
+RECIPE = Recipe(
+    name="distillation",
+    summary="teacher, soft targets, students with controls, search, evaluation, report",
+    steps=steps,
+    check=check,
+)

@@ -1,0 +1,119 @@
+"""The command line put together, and what it does with errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+
+from multistill.cli import catalogue, jobs, run
+from multistill.cli.options import with_debug
+from multistill.errors import MultistillError
+
+app = typer.Typer(
+    name="multistill",
+    help="Encode speech once, train a teacher, distil small students, evaluate them honestly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+search = typer.Typer(help="Continue, extend or join a search.", no_args_is_help=True)
+
+COMMANDS: list[Callable[..., None]] = [
+    run.demo,
+    run.run,
+    run.plan,
+    run.validate,
+    jobs.submit,
+    jobs.status,
+    jobs.logs,
+    jobs.stop,
+    catalogue.jobs,
+    catalogue.recipes,
+    catalogue.models,
+    catalogue.doctor,
+]
+SEARCH_COMMANDS: list[Callable[..., None]] = [run.resume, run.extend, run.join]
+
+for _function in COMMANDS:
+    app.command()(with_debug(_function))
+for _function in SEARCH_COMMANDS:
+    search.command()(with_debug(_function))
+app.add_typer(search, name="search")
+
+
+@app.callback()
+def _version(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        from multistill import __version__
+
+        print(f"multistill {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit the process with its code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments or bool(os.environ.get("MULTISTILL_DEBUG"))
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("multistill", arguments) as context:
+            command.invoke(context)
+        code = 0
+    except typer.Exit as end:
+        code = end.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("multistill: interrupted; run the same command to continue", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        code = 141
+    except Exception as error:
+        if debug:
+            raise
+        code = _report(error)
+    raise SystemExit(code)
+
+
+def _report(error: Exception) -> int:
+    """Print an error as one sentence; returns the exit code."""
+    known = _cause(error)
+    if isinstance(known, MultistillError):
+        print(f"multistill: {known}", file=sys.stderr)
+        return known.exit_code
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's usage errors
+        error.show()
+        return int(error.exit_code)
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    print(
+        f"multistill: unexpected {type(error).__name__}: {first_line}; "
+        "run the command again with --debug for the traceback",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Our own error inside what Ray wrapped around it, else the error itself.
+
+    Ray's wrapper may be an instance of our class too, with a remote traceback as its text:
+    its `cause` takes precedence.
+    """
+    current: BaseException | None = error
+    for _ in range(8):
+        inner = getattr(current, "cause", None)
+        if isinstance(inner, BaseException):
+            current = inner
+        elif current is None or isinstance(current, MultistillError):
+            break
+        else:
+            current = current.__cause__
+    return current if isinstance(current, MultistillError) else error

@@ -1,0 +1,106 @@
+"""Commands that show what there is: models, recipes, packaged jobs, and the doctor."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from multistill.cli.options import Json, Overrides, WorkspaceFolder, load_job, print_json
+from multistill.errors import UsageError
+
+
+def models(as_json: Json = False) -> None:
+    """List the model presets with their trainable parameters."""
+    from multistill.models.catalogue import catalogue, render
+
+    rows = catalogue()
+    if as_json:
+        print_json(rows)
+    else:
+        render(rows)
+
+
+def recipes(as_json: Json = False) -> None:
+    """List the recipes that a job file can name with `recipe:`."""
+    from multistill.pipeline.recipes import RECIPES, get_recipe
+
+    rows = [{"recipe": name, "summary": get_recipe(name).summary} for name in RECIPES]
+    if as_json:
+        print_json(rows)
+    else:
+        for row in rows:
+            print(f"{row['recipe']:<16}{row['summary']}")
+
+
+def jobs(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="e.g. emodb; default: all")
+    ] = None,
+    copy: Annotated[
+        Path | None, typer.Option("--copy", metavar="FOLDER", help="write the job files there")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the packaged job files, or copy them to start from."""
+    packaged = _packaged_jobs()
+    for name in names or []:
+        if name not in packaged:
+            raise UsageError(
+                f"there is no packaged job `{name}`; there is {', '.join(sorted(packaged))}"
+            )
+    chosen = {name: packaged[name] for name in names or sorted(packaged)}
+    if copy is not None:
+        _copy(chosen, copy)
+    rows = [{"job": name, "summary": _summary(text)} for name, text in chosen.items()]
+    if as_json:
+        print_json(rows)
+    elif copy is not None:
+        for name in chosen:
+            print(copy / f"{name}.yaml")
+    else:
+        for row in rows:
+            print(f"{row['job']:<10}{row['summary']}")
+
+
+def _packaged_jobs() -> dict[str, str]:
+    folder = resources.files("multistill") / "jobs"
+    return {
+        file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8")
+        for file in folder.iterdir()
+        if file.name.endswith(".yaml")
+    }
+
+
+def _summary(text: str) -> str:
+    """First line of a job file's head comment."""
+    return text.partition("\n")[0].lstrip("# ")
+
+
+def _copy(files: dict[str, str], folder: Path) -> None:
+    existing = [folder / f"{name}.yaml" for name in files if (folder / f"{name}.yaml").exists()]
+    if existing:
+        raise UsageError(f"{existing[0]} exists; remove it, or choose another --copy folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def doctor(
+    job: Annotated[Path | None, typer.Argument(metavar="[JOB.yaml]")] = None,
+    overrides: Overrides = None,
+    workspace: WorkspaceFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Check machine, Ray, GPU, disk, encoders and tracking server; print how to fix problems."""
+    from multistill.doctor import examine, render
+
+    findings = examine(load_job(job, overrides, workspace) if job else None)
+    if as_json:
+        print_json([finding.as_json() for finding in findings])
+    else:
+        render(findings)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,71 @@
+"""What the commands share: options, the loading of a job, printing."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from multistill.config import JobConfig
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="the job file")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="override a value, e.g. --set search.trials=40; repeat it for several",
+    ),
+]
+WorkspaceFolder = Annotated[
+    str | None, typer.Option("--workspace", metavar="PATH", help="where artifacts are stored")
+]
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+Address = Annotated[
+    str,
+    typer.Option(
+        "--address", metavar="ADDR", envvar="RAY_ADDRESS", help="Ray head, e.g. http://HEAD:8265"
+    ),
+]
+
+
+def with_debug(function: Callable[..., None]) -> Callable[..., None]:
+    """The command with a `--debug` option, which `multistill.cli.app.main` reads."""
+
+    @functools.wraps(function)
+    def command(*arguments: Any, debug: bool, **options: Any) -> None:
+        function(*arguments, **options)
+
+    signature = inspect.signature(function, eval_str=True)
+    debug = inspect.Parameter(
+        "debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug
+    )
+    parameters = [*signature.parameters.values(), debug]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def load_job(
+    job: Path,
+    overrides: Sequence[str] | None,
+    workspace: str | None,
+    *,
+    for_cluster: bool = False,
+) -> JobConfig:
+    """The job of a file with the command line's overrides."""
+    from multistill.pipeline import jobfile
+
+    extra = [] if workspace is None else [f"workspace={json.dumps(workspace)}"]
+    return jobfile.load(job, [*(overrides or []), *extra], for_cluster=for_cluster)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,186 @@
+"""Commands that read a job file: demo, run, plan, validate, and the search commands."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from multistill.cli.options import JobFile, Json, Overrides, WorkspaceFolder, load_job, print_json
+from multistill.errors import JobFileError, UsageError
+
+if TYPE_CHECKING:
+    from multistill.config import JobConfig
+    from multistill.pipeline import Outcome
+
+Name = Annotated[str, typer.Argument(metavar="RUN", help="a job's name, or its job file")]
+
+
+def demo(
+    workspace: WorkspaceFolder = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Run the packaged job on the packaged SYNTHETIC corpus; nothing to prepare."""
+    with resources.as_file(resources.files("multistill") / "jobs" / "demo.yaml") as job:
+        _run(load_job(job, overrides, workspace), until=None, as_json=as_json)
+
+
+def run(
+    job: JobFile,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="STAGE", help="stop after this stage")
+    ] = None,
+    overrides: Overrides = None,
+    workspace: WorkspaceFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Run a job file: every stage whose artifact does not exist yet."""
+    _run(load_job(job, overrides, workspace), until=until, as_json=as_json)
+
+
+def plan(
+    job: JobFile,
+    overrides: Overrides = None,
+    workspace: WorkspaceFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Show stages, what is cached, resources and trial concurrency; start nothing."""
+    from multistill.pipeline.plan import describe, render
+
+    facts = describe(load_job(job, overrides, workspace))
+    if as_json:
+        print_json(facts)
+    else:
+        render(facts)
+
+
+def validate(
+    job: JobFile,
+    overrides: Overrides = None,
+    workspace: WorkspaceFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Check a job file: every problem at once, each with its line."""
+    try:
+        config = load_job(job, overrides, workspace)
+    except JobFileError as error:
+        if not as_json:
+            raise
+        problems = [{"line": line, "problem": text} for line, text in error.problems]
+        print_json({"valid": False, "file": error.source, "problems": problems})
+        raise typer.Exit(2) from None
+    if as_json:
+        print_json({"valid": True, "file": str(job), "problems": []})
+    else:
+        print(f"{job}: valid (job `{config.name}`)")
+
+
+def resume(
+    name: Name,
+    overrides: Overrides = None,
+    workspace: WorkspaceFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Continue a job whose search was interrupted; finished trials are kept."""
+    _run(_newest(name, overrides, workspace), until=None, as_json=as_json)
+
+
+def extend(
+    name: Name,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="how many more")],
+    overrides: Overrides = None,
+    workspace: WorkspaceFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Add trials to a job's finished search; the sampler continues from all earlier trials."""
+    from multistill.pipeline import searches
+
+    job = _newest(name, overrides, workspace)
+    _run(searches.extended(job, trials), until=None, as_json=as_json)
+
+
+def join(
+    name: Name,
+    overrides: Overrides = None,
+    workspace: WorkspaceFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Run trials of a search that another process started, until none is left."""
+    from multistill.pipeline import searches
+
+    job = _newest(name, overrides, workspace)
+    ended = searches.join(job)
+    if as_json:
+        print_json({"job": job.name, "trials": ended})
+    else:
+        print(f"{ended} trials of `{job.name}` ended here")
+
+
+def _run(job: JobConfig, *, until: str | None, as_json: bool) -> None:
+    from multistill import pipeline
+
+    if until is not None:
+        _check_stage(job, until)
+    outcome = pipeline.run(job, until=until)
+    if as_json:
+        print_json(outcome.as_json())
+    else:
+        _show(outcome)
+
+
+def _check_stage(job: JobConfig, name: str) -> None:
+    import difflib
+
+    from multistill.pipeline.recipes import steps_of
+    from multistill.workspace import Workspace
+
+    stages = [step.name for step in steps_of(job, Workspace(job.workspace))]
+    if name not in stages:
+        near = difflib.get_close_matches(name, stages, n=1, cutoff=0.4)
+        hint = f"did you mean `{near[0]}`?" if near else f"the stages are {', '.join(stages)}"
+        raise UsageError(f"--until {name}: there is no such stage; {hint}")
+
+
+def _show(outcome: Outcome) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if outcome.report is not None:
+        from multistill.report.terminal import table
+
+        report = json.loads((outcome.report / "report.json").read_text(encoding="utf-8"))
+        console.print(table(report))
+        console.print(f"report   {outcome.report / 'report.html'}", soft_wrap=True)
+    else:
+        last = list(outcome.stages.values())[-1]
+        console.print(f"{last.kind}   {last.path}", soft_wrap=True)
+    if outcome.tracking_uri:
+        console.print(
+            f"mlflow   {outcome.tracking_uri}   "
+            f"(to view: mlflow ui --backend-store-uri {outcome.tracking_uri})"
+            if outcome.tracking_uri.startswith("sqlite:")
+            else f"mlflow   {outcome.tracking_uri}",
+            soft_wrap=True,
+        )
+    console.print(f"{outcome.seconds:.0f} s")
+
+
+def _newest(name: str, overrides: Sequence[str] | None, workspace: str | None) -> JobConfig:
+    """The job of a file, or the newest one of that name that ran in the workspace."""
+    if name.endswith((".yaml", ".yml")):
+        return load_job(Path(name), overrides, workspace)
+    folder = Path(workspace or "workspace") / "jobs"
+    pattern = re.compile(re.escape(name) + r"-[0-9a-f]{16}\.yaml")
+    files = [path for path in folder.glob("*.yaml") if pattern.fullmatch(path.name)]
+    if not files:
+        raise UsageError(
+            f"no job called `{name}` has run in `{folder.parent}`; give its job file, or the "
+            "right folder with --workspace"
+        )
+    return load_job(max(files, key=lambda path: path.stat().st_mtime), overrides, workspace)

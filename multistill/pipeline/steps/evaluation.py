@@ -1,0 +1,67 @@
+"""The step that scores models on the test split, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from multistill.cluster.tasks import on_cluster
+from multistill.config import JobConfig
+from multistill.pipeline.step import Step, StepRun
+from multistill.pipeline.steps.training import ModelStep
+from multistill.workspace import Workspace, clear
+
+
+class Evaluate(Step):
+    """Metrics of the majority baseline, the linear probes and the models of some steps.
+
+    Args:
+        models: steps whose candidates are scored; without any, baseline and probes are.
+    """
+
+    name = "evaluate"
+    artifact = "evaluation"
+    sections = frozenset({"evaluation"})
+    uses_ray = True
+
+    def __init__(
+        self, job: JobConfig, workspace: Workspace, models: Sequence[ModelStep] = ()
+    ) -> None:
+        super().__init__(job, workspace)
+        self.models = models
+
+    def config(self) -> Any:
+        return self.job.evaluation.identity()
+
+    def reads(self) -> Sequence[str]:
+        models = [step.artifact for step in self.models]
+        read = [artifact for step in self.models for artifact in step.reads()]
+        return list(dict.fromkeys(["manifest", "features", *read, *models]))
+
+    def build(self, run: StepRun) -> Mapping[str, Any]:
+        from multistill.evaluation.evaluate import evaluate
+
+        candidates = [
+            candidate
+            for step in self.models
+            for candidate in step.candidates(run.artifacts[step.artifact])
+        ]
+        summary: Mapping[str, Any] = on_cluster(
+            evaluate,
+            run.artifacts["manifest"].path,
+            run.artifacts["features"].path,
+            candidates,
+            self.job.evaluation,
+            clear(run.out),
+            None,
+            self.job.seed,
+        )
+        for name, figures in summary.get("headline", {}).items():
+            run.logger.metrics({f"{name}_{key}": value for key, value in figures.items()})
+        return summary
+
+
+class Probe(Evaluate):
+    """Majority baseline and linear probes alone: what the features carry, before any head."""
+
+    name = "probe"

@@ -1,0 +1,45 @@
+"""The step that writes report.html and report.json from all artifacts of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from multistill.pipeline.step import Step, StepRun
+from multistill.training.model_store import ModelStore
+from multistill.workspace import clear
+
+
+class Report(Step):
+    """The report shows whichever artifacts the recipe made."""
+
+    name = "report"
+    artifact = "report"
+
+    @property
+    def kind(self) -> str:
+        return f"reports/{self.job.name}"
+
+    def config(self) -> Any:
+        return {"name": self.job.name, "job": self.job.identity()}
+
+    def reads(self) -> Sequence[str]:
+        return ("evaluation",)
+
+    def build(self, run: StepRun) -> Mapping[str, Any]:
+        from multistill.report.build import write_report
+
+        model_store = ModelStore(self.workspace)
+        histories: dict[str, Any] = {}
+        for artifact in run.artifacts.values():
+            histories |= model_store.histories(artifact.summary.get("models", {}))
+        write_report(
+            clear(run.out),
+            job=self.job,
+            artifacts=run.artifacts,
+            histories=histories,
+            stages=run.stages,
+        )
+        run.logger.artifact(run.out / "report.html", "report")
+        run.logger.artifact(run.out / "report.json", "report")
+        return {}

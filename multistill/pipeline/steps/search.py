@@ -1,0 +1,107 @@
+"""The step that searches one student's settings and retrains the best trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from multistill.hardware import Resources
+from multistill.pipeline.step import StepRun
+from multistill.pipeline.steps.training import ModelStep, student_task
+from multistill.training.model_store import VERSION
+from multistill.workspace import Artifact
+
+if TYPE_CHECKING:
+    from multistill.evaluation.candidates import Candidate
+
+
+class Search(ModelStep):
+    """Ray Tune and Optuna over one student, judged on validation."""
+
+    name = "search"
+    artifact = "search"
+    version = 3
+    sections = frozenset({"search", "students", "distillation"})
+
+    @property
+    def needs_dashboard(self) -> bool:
+        # Ray Train inside Ray Tune frees the resources of stopped trials through it.
+        return self.job.search.workers_per_trial > 1
+
+    def config(self) -> Any:
+        return {
+            "search": self.job.search.identity(),
+            "student": self.job.searched_student().identity(),
+            "distillation": self.job.distillation.identity(),
+            "seed": self.job.seed,
+            "models": VERSION,
+        }
+
+    def reads(self) -> Sequence[str]:
+        return ("manifest", "features", "soft_targets")
+
+    def build(self, run: StepRun) -> Mapping[str, Any]:
+        from multistill.search.finalists import retrain
+        from multistill.search.study import search
+
+        job = self.job
+        base = student_task(job, run.artifacts, job.searched_student())
+        trials = search(base, job.search, job.seed, run.out, run.logger, run.fingerprint)
+        final = retrain(
+            base,
+            trials["top"],
+            job.search,
+            self.model_store,
+            self.inputs(run.artifacts),
+            run.out,
+            run.logger,
+        )
+        self._register(final, run)
+        return {**trials, **final}
+
+    def _register(self, final: Mapping[str, Any], run: StepRun) -> None:
+        """Offer the winner to the model registry, by the job's rule."""
+        from multistill.search.champion import register
+
+        rule = self.job.tracking.champion
+        if rule is not None:
+            winner = next(f for f in final["finalists"] if f["name"] == final["winner"])
+            folders = [self.model_store.folder(final["models"][n]) for n in winner["members"]]
+            name = rule.model or f"{self.job.name}-{self.job.searched_student().name}"
+            register(name, folders, rule, run.artifacts["manifest"].path, run.logger)
+
+    def candidates(self, artifact: Artifact) -> list[Candidate]:
+        """The winner and its control; their other seeds are `repeats`."""
+        summary = artifact.summary
+        index = summary["models"]
+        student = self.job.searched_student().name
+        name, control = f"{student}-search", f"{student}-search-control"
+        winner = next(f for f in summary["finalists"] if f["name"] == summary["winner"])
+        return [
+            self._over_seeds(control, index, summary["control"]["members"]),
+            self._over_seeds(name, index, winner["members"], compare_to=control),
+        ]
+
+    def _over_seeds(
+        self, name: str, index: Mapping[str, Any], members: Sequence[str], **more: Any
+    ) -> Candidate:
+        repeats = [str(self.model_store.folder(index[member])) for member in members[1:]]
+        return self.candidate(name, index, members[:1], repeats=repeats, **more)
+
+    def plan(self, resources: Resources) -> Mapping[str, Any]:
+        from multistill.search.capacity import concurrency, cores_fit
+
+        search, student = self.job.search, self.job.searched_student()
+        # How many fit on a cluster is known once its nodes are.
+        unknown = self.job.resources.address is not None and search.concurrent is None
+        return {
+            "search": {
+                "student": student.name,
+                "trials": search.trials,
+                "epochs": search.epochs or student.train.epochs,
+                "parameters": list(search.space),
+                "concurrent": None
+                if unknown
+                else cores_fit(search, concurrency(search, resources), [resources]),
+            }
+        }

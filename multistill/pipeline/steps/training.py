@@ -1,0 +1,255 @@
+"""Steps that train: the teacher, its soft targets, the students with their controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from multistill.cluster.tasks import on_cluster
+from multistill.config import DistillationConfig, JobConfig, ModelConfig, StudentConfig, TrainConfig
+from multistill.errors import UsageError
+from multistill.hardware import Resources
+from multistill.pipeline.step import Artifacts, Step, StepRun
+from multistill.training.model_store import VERSION, Index, ModelStore
+from multistill.workspace import Artifact, Workspace
+
+if TYPE_CHECKING:
+    from multistill.evaluation.candidates import Candidate
+    from multistill.training.task import TrainingTask
+
+SOFT_TARGETS = "soft_targets.parquet"
+
+
+class ModelStep(Step):
+    """A step whose artifact is an index of models in the workspace's model store."""
+
+    uses_ray = True
+
+    def __init__(self, job: JobConfig, workspace: Workspace) -> None:
+        super().__init__(job, workspace)
+        self.model_store = ModelStore(workspace)
+
+    def is_intact(self, artifact: Artifact) -> bool:
+        return self.model_store.holds(artifact.summary["models"])
+
+    def candidates(self, artifact: Artifact) -> list[Candidate]:
+        """Models that `evaluate` scores on the test split."""
+        raise NotImplementedError
+
+    def train(self, tasks: Sequence[TrainingTask], run: StepRun) -> dict[str, Any]:
+        """Train tasks on the artifacts that this step reads; returns `{"models": Index}`."""
+        return self.model_store.train(tasks, self.inputs(run.artifacts), run.out, run.logger)
+
+    def candidate(self, name: str, index: Index, members: Sequence[str], **more: Any) -> Candidate:
+        """Models of an index as one candidate; several members are an ensemble."""
+        from multistill.evaluation.candidates import Candidate
+
+        first = index[members[0]]
+        return Candidate(
+            name=name,
+            role=str(first["role"]),
+            folders=[str(self.model_store.folder(index[member])) for member in members],
+            mlflow_run_id=first["record_id"],
+            **more,
+        )
+
+
+class Teacher(ModelStep):
+    """A teacher per seed on all training rows; for out-of-fold targets, one per fold too."""
+
+    name = "teacher"
+    artifact = "teachers"
+    sections = frozenset({"teacher"})
+
+    def config(self) -> Any:
+        return {
+            "teacher": self.job.teacher.identity(),
+            "seed": self.job.seed,
+            "targets": self.job.distillation.targets,
+            "models": VERSION,
+        }
+
+    def reads(self) -> Sequence[str]:
+        return ("manifest", "features")
+
+    def preflight(self, artifacts: Artifacts) -> None:
+        if "manifest" in artifacts:
+            self.folds(artifacts)
+
+    def build(self, run: StepRun) -> Mapping[str, Any]:
+        return self.train(self.tasks(run.artifacts), run)
+
+    def tasks(self, artifacts: Artifacts) -> list[TrainingTask]:
+        from multistill.training.task import fold_tasks, seed_tasks
+
+        teacher = self.job.teacher
+        base = training_task(
+            self.job, artifacts, "teacher", "teacher", teacher.model, teacher.train
+        )
+        return seed_tasks(base, teacher.seeds) + fold_tasks(base, self.folds(artifacts))
+
+    def folds(self, artifacts: Artifacts) -> list[int]:
+        """Folds that hold training rows, each of which gets a teacher; none for in-sample targets.
+
+        Raises:
+            UsageError: there are fewer than two, so a teacher would have nothing to train on.
+        """
+        import pyarrow.compute as pc
+
+        from multistill.corpora.manifest import read_manifest
+
+        if self.job.distillation.targets != "out-of-fold":
+            return []
+        rows = read_manifest(artifacts["manifest"].path, ["split", "fold"])
+        folds = rows.filter(pc.equal(rows["split"], "train"))["fold"].unique().to_pylist()
+        if len(folds) < 2:
+            raise UsageError(
+                f"out-of-fold targets need training groups in at least two of the "
+                f"{self.job.split.folds} folds (split.folds), and there is {len(folds)}; add data, "
+                "split by another key, or set `distillation.targets: in-sample`"
+            )
+        return sorted(folds)
+
+    def candidates(self, artifact: Artifact) -> list[Candidate]:
+        index = artifact.summary["models"]
+        whole = [name for name, model in index.items() if model["fold"] is None]
+        return [self.candidate("teacher", index, whole)]
+
+    def plan(self, resources: Resources) -> Mapping[str, Any]:
+        return {"models": [planned_training("teacher", self.job.teacher.train)]}
+
+
+class Distill(Step):
+    """The teacher's outputs for every row outside test."""
+
+    name = "distill"
+    artifact = "soft_targets"
+    sections = frozenset({"distillation"})
+    uses_ray = True
+
+    def config(self) -> Any:
+        return {"targets": self.job.distillation.targets, "pooled": self._pooled}
+
+    @property
+    def _pooled(self) -> bool:
+        """Whether a student reads the teacher's representations, or the search may ask for it."""
+        searched = self.job.search.space if self.job.search.enabled else {}
+        weights = {"distillation.hint_weight", "distillation.cka_weight"}
+        return self.job.distillation.reads_pooled or bool(weights & set(searched))
+
+    def reads(self) -> Sequence[str]:
+        return ("manifest", "features", "teachers")
+
+    def build(self, run: StepRun) -> Mapping[str, Any]:
+        from multistill.distillation.stage import soft_targets
+
+        index: Index = run.artifacts["teachers"].summary["models"]
+        model_store = ModelStore(self.workspace)
+        summary: Mapping[str, Any] = on_cluster(
+            soft_targets,
+            run.artifacts["manifest"].path,
+            run.artifacts["features"].path,
+            [model_store.folder(model) for model in index.values() if model["fold"] is None],
+            {m["fold"]: model_store.folder(m) for m in index.values() if m["fold"] is not None},
+            self._pooled,
+            run.out / SOFT_TARGETS,
+        )
+        run.logger.metrics({k: v for k, v in summary.items() if isinstance(v, int | float)})
+        return summary
+
+
+class Students(ModelStep):
+    """Every student distilled, and trained without a teacher as its control."""
+
+    name = "students"
+    artifact = "students"
+    sections = frozenset({"students", "distillation"})
+
+    def config(self) -> Any:
+        return {
+            "students": [student.identity() for student in self.job.students],
+            "distillation": self.job.distillation.identity(),
+            "seed": self.job.seed,
+            "models": VERSION,
+        }
+
+    def reads(self) -> Sequence[str]:
+        return ("manifest", "features", "soft_targets")
+
+    def build(self, run: StepRun) -> Mapping[str, Any]:
+        tasks = []
+        for student in self.job.students:
+            task = student_task(self.job, run.artifacts, student)
+            tasks += [task, task.control(f"{student.name}-control")]
+        return self.train(tasks, run)
+
+    def candidates(self, artifact: Artifact) -> list[Candidate]:
+        index: Index = artifact.summary["models"]
+        controls = {m["control_of"]: name for name, m in index.items() if m["role"] == "control"}
+        found = []
+        for student, control in controls.items():
+            found += [
+                self.candidate(student, index, [student], compare_to=control),
+                self.candidate(control, index, [control]),
+            ]
+        return found
+
+    def plan(self, resources: Resources) -> Mapping[str, Any]:
+        return {
+            "models": [
+                planned_training(student.name, student.train) for student in self.job.students
+            ]
+        }
+
+
+def training_task(
+    job: JobConfig,
+    artifacts: Artifacts,
+    name: str,
+    role: Any,
+    model: ModelConfig,
+    train: TrainConfig,
+    **more: Any,
+) -> TrainingTask:
+    """A training on the run's manifest and features."""
+    from multistill.models.presets import resolve
+    from multistill.training.task import TrainingTask
+
+    layers = job.features.side_by_side()
+    return TrainingTask(
+        name=name,
+        role=role,
+        spec=resolve(model.preset, {**model.overrides(), **layers}),
+        train=train,
+        seed=job.seed,
+        manifest=str(artifacts["manifest"].path),
+        features=str(artifacts["features"].path),
+        **more,
+    )
+
+
+def student_task(job: JobConfig, artifacts: Artifacts, student: StudentConfig) -> TrainingTask:
+    """The student, distilled from the run's soft targets."""
+    distillation: DistillationConfig = job.distillation
+    return training_task(
+        job,
+        artifacts,
+        student.name,
+        "student",
+        student.model,
+        student.train,
+        soft_targets=str(artifacts["soft_targets"].path / SOFT_TARGETS),
+        distillation=distillation,
+    )
+
+
+def planned_training(name: str, train: TrainConfig) -> dict[str, Any]:
+    """A line of `multistill plan`."""
+    gpus = train.gpus_per_worker
+    return {
+        "model": name,
+        "workers": train.workers,
+        "cpus_per_worker": train.cpus_per_worker,
+        "gpus_per_worker": "1 where there are GPUs" if gpus is None else gpus,
+        "epochs": train.epochs,
+    }
