@@ -46,7 +46,7 @@ for _function in SEARCH_COMMANDS:
 app.add_typer(search, name="search")
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _version(
     version: Annotated[
         bool, typer.Option("--version", help="print the version", is_eager=True)

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from helpers.generators import kemdy20
 
 from multistill import pipeline
 from multistill.config import JobConfig
 from multistill.errors import UsageError
+from multistill.models.files import read_model_config
 from multistill.pipeline import jobfile
-from multistill.pipeline.stages import STAGES
+from multistill.pipeline.searches import join
 from multistill.workspace import Workspace
 
 JOB = """
@@ -42,6 +44,16 @@ search: {{trials: 2, epochs: 2, startup_trials: 1, grace_epochs: 1, seeds: 2}}
 evaluation: {{resamples: 100, latency_clips: 2}}
 """
 
+STAGES = (
+    "prepare",
+    "features",
+    "teacher",
+    "distill",
+    "students",
+    "search",
+    "evaluate",
+    "report",
+)
 REPORT_KEYS = {"job", "created", "versions", "corpus", "baseline", "models", "search", "stages"}
 MODEL_KEYS = {
     "name",
@@ -240,8 +252,63 @@ def test_the_winner_is_judged_as_it_was_trained(
     assert winner["compare_to"] == "audio-search-control", "of the winner's seeds"
     summary = outcome.stages["search"].summary
     assert summary["control"]["seeds"] == summary["finalists"][0]["seeds"] == [4, 5]
-    assert summary["winner_train"]["metric"] == job.search.metric
-    assert summary["winner_train"]["epochs"] == job.students[0].train.epochs
+    chosen = summary["models"][summary["finalists"][0]["members"][0]]
+    training = read_model_config(Path(job.workspace) / "models" / chosen["fingerprint"])["training"]
+    assert training["metric"] == job.search.metric
+    assert training["epochs"] == job.students[0].train.epochs
+
+
+def test_models_are_known_by_their_role_and_their_folders_are_complete(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, outcome = finished
+    teachers = outcome.stages["teacher"].summary["models"]
+    assert [m["role"] for m in teachers.values()] == ["teacher"] * 3
+    assert sorted(m["fold"] for m in teachers.values() if m["fold"] is not None) == [0, 1]
+    students = outcome.stages["students"].summary["models"]
+    assert {name: (m["role"], m["control_of"]) for name, m in students.items()} == {
+        "audio": ("student", None),
+        "audio-control": ("control", "audio"),
+    }
+    for index in (teachers, students, outcome.stages["search"].summary["models"]):
+        for model in index.values():
+            config = read_model_config(Path(job.workspace) / "models" / model["fingerprint"])
+            assert config["role"] == model["role"] and config["training"]["seed"] == model["seed"]
+            assert config["output"] == "logits" and config["max_frames"] is None
+            assert config["encoders"]["speech"]["settings"] == job.features.speech.identity()
+            assert config["encoders"]["text"]["settings"] == job.features.text.identity()
+
+
+def test_a_second_recipe_uses_the_same_features(
+    finished: tuple[JobConfig, pipeline.Outcome], mlflow_server: str
+) -> None:
+    from mlflow import MlflowClient
+
+    from multistill.pipeline.plan import describe
+
+    job, first = finished
+    text = job.model_copy(update={"name": "probed", "recipe": "features-only"}).to_yaml()
+    values = yaml.safe_load(text)
+    for section in ("teacher", "students", "distillation"):
+        del values[section]
+    values["search"] = {"enabled": False}
+    probed = jobfile.parse(yaml.safe_dump(values), "probed.yaml")
+    stages = [entry["stage"] for entry in describe(probed)["stages"]]
+    assert stages == ["prepare", "features", "probe", "report"]
+    outcome = pipeline.run(probed)
+    assert outcome.stages["features"].fingerprint == first.stages["features"].fingerprint
+    report = report_of(outcome)
+    assert report["models"] == [] and report["search"] is None and report["distillation"] == []
+    assert [probe["modality"] for probe in report["references"]] == ["multimodal", "text", "audio"]
+    assert report["baseline"]["metrics"] == report_of(first)["baseline"]["metrics"]
+    page = (outcome.report / "report.html").read_text()  # type: ignore[operator]
+    assert "linear probe, audio" in page and 'id="distillation"' not in page
+    client = MlflowClient(mlflow_server)
+    experiment = client.get_experiment_by_name("probed")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    names = {run.info.run_name for run in runs if "mlflow.parentRunId" in run.data.tags}
+    assert names == {"probe", "report"}, "the other stages exist already"
 
 
 def test_a_search_under_way_is_joined_and_no_other(
@@ -251,16 +318,16 @@ def test_a_search_under_way_is_joined_and_no_other(
 
     job, outcome = finished
     with pytest.raises(UsageError, match="has ended"):
-        pipeline.join(job)
+        join(job)
     larger = jobfile.parse(job.to_yaml(), "t", ["search.trials=3"])
-    with pytest.raises(UsageError, match="no search of `tiny` is under way"):
-        pipeline.join(larger)
+    with pytest.raises(UsageError, match="no search of `tiny` is running"):
+        join(larger)
     print_ = next(stage.fingerprint for stage in pipeline.status(larger) if stage.stage == "search")
     folder = Workspace(job.workspace).partial("search", str(print_))
     folder.mkdir()
     asked = Request.read(outcome.stages["search"].path)
     replace(asked, config=larger.search, study="joined").write(folder)
-    assert pipeline.join(larger) == 3
+    assert join(larger) == 3
     shutil.rmtree(folder)
 
 
