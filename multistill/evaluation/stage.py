@@ -1,4 +1,4 @@
-"""The evaluate stage as a function whose arguments travel to a Ray worker."""
+"""The evaluate stage as a function that can be sent to a Ray worker."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 def evaluate_models(
     manifest: str,
     features: str,
-    entries: Sequence[Mapping[str, Any]],
+    candidates: Sequence[Mapping[str, Any]],
     config: Mapping[str, Any],
     out: str,
     seed: int,
 ) -> Mapping[str, Any]:
-    """`evaluation.evaluate` with arguments that travel."""
+    """`evaluate` with arguments of plain types, which can be serialised for a Ray task."""
     from multistill.config import EvaluationConfig
     from multistill.evaluation.evaluate import Candidate, evaluate
     from multistill.tracking.logger import NullLogger
@@ -23,7 +23,7 @@ def evaluate_models(
     return evaluate(
         Path(manifest),
         Path(features),
-        [Candidate(**entry) for entry in entries],
+        [Candidate(**candidate) for candidate in candidates],
         EvaluationConfig.model_validate(config),
         Path(out),
         NullLogger(),

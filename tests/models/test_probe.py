@@ -59,7 +59,7 @@ def test_probe_reads_its_modality_and_gives_distributions(
 def test_soft_labels_are_learnt_as_shares(store: FeatureStore) -> None:
     mixed = np.zeros((60, 7), dtype=np.float32)
     mixed[:, 2], mixed[:, 5] = 0.75, 0.25
-    found = fit_probe(store, store.ids, mixed, strength=1e-4).predict(store, store.ids)
+    found = fit_probe(store, store.ids, mixed).predict(store, store.ids)
     np.testing.assert_allclose(found[:, 2], 0.75, atol=0.02)
     np.testing.assert_allclose(found[:, 5], 0.25, atol=0.02)
 
