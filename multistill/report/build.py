@@ -128,8 +128,8 @@ def _corpus_warnings(corpus: Mapping[str, Any], job: JobConfig) -> Iterator[tupl
         yield (
             "recordings",
             "DUPLICATE RECORDINGS",
-            f"{corpus['leaks']['recordings']} recordings of the test set also occur in training "
-            "or validation under other names (same size, beginning, middle and end).",
+            "Test recordings that also occur in training or validation under other names (same "
+            f"size, beginning, middle and end): {corpus['leaks']['recordings']}.",
         )
     if corpus["synthetic"]:
         yield (
@@ -182,13 +182,13 @@ def _test_set_warnings(
         yield (
             "transcripts",
             "SHARED TRANSCRIPTS",
-            f"{'All' if every else shared} test clips have a transcript that also occurs outside "
-            f"the test set. Models that read text may have seen it; {consequence}",
+            "Test clips whose transcript also occurs outside the test set: "
+            f"{'all' if every else shared}. Models that read text may have seen it; {consequence}",
         )
     if test["without_features"]:
         yield (
             "left-out",
             "CLIPS WITHOUT FEATURES",
-            f"{test['without_features']} test clips have no features (quarantined) and are not "
-            "scored.",
+            "Test clips without features (quarantined), which are not scored: "
+            f"{test['without_features']}.",
         )
