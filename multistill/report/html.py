@@ -84,7 +84,7 @@ def _figures(
     }
     if quality:
         figures["durations"] = plots.histogram(
-            "durations", "seconds", **quality["duration"]["histogram"]
+            "durations", "duration, seconds", **quality["duration"]["histogram"]
         )
     if quality and quality["raters"]:
         figures["entropy"] = plots.histogram(
