@@ -7,9 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from helpers.evaluation_case import EvaluationCase
 
 os.environ.update(
     RAY_AUTH_MODE="disabled",
@@ -46,6 +50,14 @@ def ray_session() -> Iterator[None]:
         )
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def evaluation_case(tmp_path_factory: pytest.TempPathFactory) -> EvaluationCase:
+    """An evaluated job with small trained heads; tests write to their own folders only."""
+    from helpers.evaluation_case import EvaluationCase
+
+    return EvaluationCase(tmp_path_factory.mktemp("evaluation"))
 
 
 @pytest.fixture(scope="session")

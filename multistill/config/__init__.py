@@ -22,6 +22,7 @@ from multistill.config.data import (
     SplitConfig,
     TextEncoderConfig,
 )
+from multistill.config.evaluation import EvaluationConfig
 from multistill.config.models import (
     DistillationConfig,
     ModelConfig,
@@ -30,7 +31,7 @@ from multistill.config.models import (
     TrainConfig,
 )
 from multistill.config.resources import ResourcesConfig
-from multistill.config.search import EvaluationConfig, SearchConfig, SearchParameter
+from multistill.config.search import SearchConfig, SearchParameter
 from multistill.config.tracking import ChampionConfig, TrackingConfig
 
 __all__ = [

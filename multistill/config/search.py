@@ -1,4 +1,4 @@
-"""Sections of the search and of the evaluation after it."""
+"""The `search` section of the job file: search space, budget and resources of trials."""
 
 from __future__ import annotations
 
@@ -95,10 +95,3 @@ class SearchConfig(Section):
     @property
     def mode(self) -> Literal["min", "max"]:
         return "min" if self.metric == "loss" else "max"
-
-
-class EvaluationConfig(Section):
-    resamples: int = Field(1000, ge=100, description="bootstrap resamples of sessions")
-    confidence: float = Field(0.95, gt=0.5, lt=1)
-    calibration_bins: int = Field(15, ge=2)
-    latency_clips: int = Field(20, ge=0, description="clips timed one at a time; 0: no timing")

@@ -22,6 +22,7 @@ from multistill.config import CLASSES
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray, IntArray
 
+SOFT_TARGETS = "soft_targets.parquet"
 POOLED = "pooled.safetensors"
 
 

@@ -1,1 +1,1 @@
-"""Metrics with intervals, paired comparisons, calibration, cost, and the report."""
+"""Scoring trained models on the test set: metrics with intervals, paired comparisons, latency."""

@@ -1,4 +1,4 @@
-"""Trained heads and linear probes that answer from a feature store."""
+"""Models to score: trained heads loaded from their folders, and the linear probe baseline."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from multistill.features.collate import collate
 from multistill.features.store import FeatureStore
 from multistill.inference.latency import time_each
 from multistill.inference.predict import dialogue_context, predict_logits
-from multistill.metrics.classification import regressed, softmax
+from multistill.metrics.classification import shares_from_outputs, softmax
 from multistill.models.build import EmotionModel, count_parameters
 from multistill.models.files import Output, load_model, read_model_config
 from multistill.models.probe import fit_probe
 from multistill.models.spec import Modality, ModelSpec
 from multistill.typing import DoubleArray
 
-PROBE_CLIPS = 20_000
-"""The probe is fitted on at most so many training clips: it is a yardstick, not a product."""
+MAX_PROBE_CLIPS = 20_000
+"""Limit of training clips for the probe: it is a reference value, not a product."""
 
 
 @dataclass(frozen=True)
@@ -32,36 +32,34 @@ class Candidate:
 
     Attributes:
         role: `teacher`, `student` or `control`.
-        folders: of `save_model`; several are an ensemble (mean of probabilities).
-        repeats: of the same model trained from other seeds, a folder each; the entry's own
-            figures are those of `folders`, comparisons are of the means over all seeds.
-        compare_to: name of the entry it is judged against (a student's control).
-        params_note: shown beside its parameters.
+        folders: written by `save_model`; several form an ensemble (mean of probabilities).
+        repeats: folders of the same model trained from other seeds, one each. The metrics of
+            the candidate are those of `folders`; comparisons use the means over all seeds.
+        compare_to: name of the candidate it is compared with (a student's control).
     """
 
     name: str
     role: str
     folders: Sequence[str | Path]
     compare_to: str | None = None
-    params_note: str | None = None
     mlflow_run_id: str | None = None
     repeats: Sequence[str | Path] = ()
 
 
 class LoadedModel:
-    """The heads of an entry (one, mostly), in memory."""
+    """The heads of a candidate (usually one) in memory."""
 
     def __init__(
-        self, entry: Candidate, store: FeatureStore, manifest: Path, device: torch.device
+        self, candidate: Candidate, store: FeatureStore, manifest: Path, device: torch.device
     ) -> None:
-        self.entry = entry
+        self.candidate = candidate
         self.store = store
         self.device = device
         self.members: list[EmotionModel] = [
-            load_model(Path(folder)).to(device) for folder in entry.folders
+            load_model(Path(folder)).to(device) for folder in candidate.folders
         ]
         self.spec: ModelSpec = self.members[0].spec
-        config = read_model_config(Path(entry.folders[0]))
+        config = read_model_config(Path(candidate.folders[0]))
         self.max_frames: int | None = config["max_frames"]
         self.output: Output = config["output"]
         longest = max(self.members, key=lambda model: model.spec.context_turns)
@@ -69,9 +67,9 @@ class LoadedModel:
 
     def probabilities(self, ids: list[str]) -> DoubleArray:
         """Mean of the members' distributions, [N, 7]."""
-        distribution = regressed if self.output == "shares" else softmax
-        parts = [
-            distribution(
+        to_distribution = shares_from_outputs if self.output == "shares" else softmax
+        distributions = [
+            to_distribution(
                 predict_logits(
                     model,
                     self.store,
@@ -83,92 +81,100 @@ class LoadedModel:
             )
             for model in self.members
         ]
-        return np.asarray(np.mean(parts, axis=0))
+        return np.asarray(np.mean(distributions, axis=0))
 
-    def head_times(self, ids: Sequence[str]) -> list[float]:
-        """Milliseconds of the head alone, one clip at a time, states already in memory."""
+    def head_ms(self, ids: Sequence[str]) -> list[float]:
+        """Milliseconds of the head alone at batch size 1, with the states already in memory."""
 
-        def answer(inputs: tuple[torch.Tensor, ...]) -> None:
+        def forward(inputs: tuple[torch.Tensor, ...]) -> None:
             for model in self.members:
                 model(*inputs)
 
-        taken, _ = time_each(answer, [self._inputs(name) for name in ids], self.device)
-        return taken
+        milliseconds, _ = time_each(forward, [self._inputs(name) for name in ids], self.device)
+        return milliseconds
 
-    def _inputs(self, name: str) -> tuple[torch.Tensor, ...]:
-        batch = collate(self.store, [name], self.max_frames).to(self.device)
+    def _inputs(self, utterance: str) -> tuple[torch.Tensor, ...]:
+        batch = collate(self.store, [utterance], self.max_frames).to(self.device)
         states = (batch.audio, batch.audio_mask, batch.text, batch.text_mask)
         if self.context is None:
             return states
-        return *states, *(part.to(self.device) for part in self.context.batch([name]))
+        turns = self.context.batch([utterance])
+        return *states, *(tensor.to(self.device) for tensor in turns)
 
-    def facts(self, used: Mapping[str, Any]) -> dict[str, Any]:
-        """Who it is and what it costs, for metrics.json.
+    def describe(self, encoders: Mapping[str, Any]) -> dict[str, Any]:
+        """Identity and parameter counts, as in metrics.json.
 
         Args:
-            used: `encoders` of the store.
+            encoders: result of `describe_encoders`.
         """
-        entry = self.entry
+        candidate = self.candidate
         head = sum(count_parameters(model) for model in self.members)
         return {
-            "name": entry.name,
-            "role": entry.role,
+            "name": candidate.name,
+            "role": candidate.role,
             "modality": self.spec.modality,
             "params_trainable": head,
-            "params_end_to_end": end_to_end(head, self.spec.modality, used),
-            "params_note": entry.params_note,
+            "params_end_to_end": params_end_to_end(head, self.spec.modality, encoders),
             "members": len(self.members),
             "output": self.output,
-            "compare_to": entry.compare_to,
-            "mlflow_run_id": entry.mlflow_run_id,
+            "compare_to": candidate.compare_to,
+            "mlflow_run_id": candidate.mlflow_run_id,
         }
 
 
-def encoders(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Per modality: name, whether its weights were trained (None: it has none), parameters."""
+def describe_encoders(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Per modality: name, whether its weights were trained (None: it has none), parameters.
+
+    Args:
+        info: of the feature store.
+    """
     return {
         modality: {key: info[modality].get(key) for key in ("name", "trained", "params")}
         for modality in ("speech", "text")
     }
 
 
-def end_to_end(head: int, modality: str, used: Mapping[str, Any]) -> int | None:
-    """Parameters of the head and of the encoders that it needs; None where they are not told."""
+def params_end_to_end(head: int, modality: str, encoders: Mapping[str, Any]) -> int | None:
+    """Parameters of the head and the encoders that it needs; None if an encoder's is unknown."""
     needed = {"audio": ("speech",), "text": ("text",), "multimodal": ("speech", "text")}[modality]
-    counts = [used[name]["params"] for name in needed]
+    counts = [encoders[name]["params"] for name in needed]
     return None if None in counts else head + sum(counts)
 
 
-def probe(
+def probe_baseline(
     modality: Modality,
     store: FeatureStore,
     train: Utterances,
     test: Utterances,
-    used: Mapping[str, Any],
+    encoders: Mapping[str, Any],
 ) -> tuple[dict[str, Any], DoubleArray]:
-    """A linear probe of mean-pooled states: facts and its distributions on test, [N, 7]."""
-    chosen = evenly(len(train), PROBE_CLIPS)
+    """Fit a linear probe on mean-pooled states and apply it to the test set.
+
+    Returns:
+        the probe's entry of metrics.json and its distributions on test, [N, 7].
+    """
+    rows = evenly_spaced(len(train), MAX_PROBE_CLIPS)
     fitted = fit_probe(
-        store, [train.ids[row] for row in chosen], train.shares[chosen], modality=modality
+        store, [train.ids[row] for row in rows], train.shares[rows], modality=modality
     )
-    facts = {
+    description = {
         "name": f"linear probe, {modality}",
         "role": "probe",
         "modality": modality,
         "params_trainable": fitted.params_trainable,
-        "params_end_to_end": end_to_end(fitted.params_trainable, modality, used),
-        "clips": len(chosen),
+        "params_end_to_end": params_end_to_end(fitted.params_trainable, modality, encoders),
+        "clips": len(rows),
     }
-    return facts, fitted.predict(store, test.ids).astype(np.float64)
+    return description, fitted.predict(store, test.ids).astype(np.float64)
 
 
-def evenly(size: int, most: int) -> np.ndarray:
-    """At most `most` rows of `size`, evenly spaced."""
-    return np.linspace(0, size - 1, min(size, most)).astype(np.int64)
+def evenly_spaced(size: int, limit: int) -> np.ndarray:
+    """At most `limit` row numbers out of `size`, evenly spaced."""
+    return np.linspace(0, size - 1, min(size, limit)).astype(np.int64)
 
 
 def device_name(device: torch.device) -> str:
-    """What latency was measured on."""
+    """The hardware that latency was measured on, human-readable."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU (threads: {torch.get_num_threads()})"

@@ -1,4 +1,4 @@
-"""Whether distillation helped: a student against the same student without a teacher."""
+"""Whether distillation helped: a student compared with the same student without a teacher."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from multistill.metrics.intervals import interval
 from multistill.typing import DoubleArray, IntArray
 
 Verdict = Literal["helped", "did not help", "cannot tell"]
-DECIDING = "macro_f1"
+PRIMARY_METRIC = "macro_f1"
+"""The metric whose interval decides the verdict."""
 
-WORDS = {
+METRIC_TITLES = {
     "accuracy": "accuracy",
     "uar": "UAR",
     "macro_f1": "macro F1",
@@ -24,11 +25,12 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class Scored:
+class Scores:
     """One model's metrics on the test set and on every resample of it."""
 
     values: dict[str, DoubleArray]
     draws: dict[str, DoubleArray]
+    """Per metric, the value on each resample [resamples]."""
     predicted: IntArray
     """Predicted class [N]; with several seeds, of the first."""
     seeds: int = 1
@@ -43,23 +45,25 @@ def verdict(low: float | None, high: float | None) -> Verdict:
     return "did not help" if high <= 0 else "cannot tell"
 
 
-def mcnemar(right: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+def mcnemar(first_correct: np.ndarray, second_correct: np.ndarray) -> dict[str, Any]:
     """Exact McNemar test of two models on the same clips.
 
-    It takes clips as independent, which clips of one session are not; the interval by
-    session is what the verdict rests on.
+    The test assumes independent clips, which clips of one session are not; the verdict uses
+    the interval by session instead.
     """
-    gained, lost = int((right & ~other).sum()), int((~right & other).sum())
+    gained = int((first_correct & ~second_correct).sum())
+    lost = int((~first_correct & second_correct).sum())
     p = float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
     return {"only_first_right": gained, "only_second_right": lost, "p": p}
 
 
 def compare(
-    name: str, first: Scored, against: str, second: Scored, truth: IntArray, confidence: float
+    name: str, first: Scores, against: str, second: Scores, truth: IntArray, confidence: float
 ) -> dict[str, Any]:
     """Paired differences `name` minus `against` with intervals, a verdict and a sentence.
 
-    Differences are of the means over seeds; `mcnemar` needs single answers: the first seed's.
+    The differences are between means over seeds. `mcnemar` needs one prediction per clip and
+    uses the first seed's.
     """
     differences = {
         metric: interval(
@@ -69,27 +73,28 @@ def compare(
         )
         for metric in HARD
     }
-    decided = differences[DECIDING]
-    known = truth >= 0
-    answer = verdict(decided["low"], decided["high"])
+    primary = differences[PRIMARY_METRIC]
+    labelled = truth >= 0
+    decision = verdict(primary["low"], primary["high"])
     return {
         "model": name,
         "against": against,
-        "metric": DECIDING,
-        "verdict": answer,
+        "metric": PRIMARY_METRIC,
+        "verdict": decision,
         "seeds": first.seeds,
         "differences": differences,
         "mcnemar": mcnemar(
-            first.predicted[known] == truth[known], second.predicted[known] == truth[known]
+            first.predicted[labelled] == truth[labelled],
+            second.predicted[labelled] == truth[labelled],
         ),
-        "sentence": _sentence(name, against, answer, decided, confidence, first.seeds),
+        "sentence": _sentence(name, against, decision, primary, confidence, first.seeds),
     }
 
 
 def _sentence(
     name: str,
     against: str,
-    answer: Verdict,
+    decision: Verdict,
     difference: dict[str, float | None],
     confidence: float,
     seeds: int,
@@ -101,9 +106,9 @@ def _sentence(
         "helped": f"{name}: distillation helped",
         "did not help": f"{name}: distillation did not help",
         "cannot tell": f"{name}: cannot tell whether distillation helped",
-    }[answer]
+    }[decision]
     mean = f", mean of {seeds} seeds" if seeds > 1 else ""
     return (
-        f"{opening}; {WORDS[DECIDING]} {value:+.3f} against {against}{mean} "
+        f"{opening}; {METRIC_TITLES[PRIMARY_METRIC]} {value:+.3f} against {against}{mean} "
         f"({100 * confidence:.0f} % interval {low:+.3f} to {high:+.3f})."
     )

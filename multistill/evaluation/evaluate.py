@@ -1,4 +1,4 @@
-"""The test set is touched here, once: every model's answers, and the facts drawn from them.
+"""Score every candidate on the test set, which no other stage reads.
 
 predictions.parquet   utterance_id, model, label (predicted), distribution (7 shares),
                       truth (null on a tie), session, speaker; baselines included
@@ -7,7 +7,7 @@ metrics.json          everything that the report and the terminal table show
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -21,18 +21,23 @@ from multistill.errors import MultistillError
 from multistill.evaluation.candidates import (
     Candidate,
     LoadedModel,
+    describe_encoders,
     device_name,
-    encoders,
-    evenly,
-    probe,
+    evenly_spaced,
+    probe_baseline,
 )
-from multistill.evaluation.scoring import BASELINE, Prediction, Scorer, compare_all
-from multistill.evaluation.utterances import Utterances, read_training, read_utterances
+from multistill.evaluation.scoring import BASELINE, Prediction, Scorer
+from multistill.evaluation.utterances import (
+    Utterances,
+    read_training_statistics,
+    read_utterances,
+)
 from multistill.features.cache import open_store
+from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
 from multistill.inference.latency import EncoderLatency, percentiles
 from multistill.metrics.calibration import fit_temperature
-from multistill.metrics.classification import SMALLEST, calibration_of, softmax
+from multistill.metrics.classification import EPS, calibration_summary, softmax
 from multistill.models.spec import Modality
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.typing import DoubleArray, IntArray
@@ -43,7 +48,7 @@ __all__ = ["METRICS", "PREDICTIONS", "Candidate", "evaluate"]
 PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"
 FORMAT = 1
-IN_SAMPLE_CLIPS = 2000
+MAX_IN_SAMPLE_CLIPS = 2000
 
 SCHEMA = pa.schema(
     [
@@ -61,7 +66,7 @@ SCHEMA = pa.schema(
 def evaluate(
     manifest: Path,
     features: Path,
-    models: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     config: EvaluationConfig,
     out: Path,
     logger: RunLogger | None = None,
@@ -72,14 +77,15 @@ def evaluate(
     Args:
         manifest: folder of the manifest.
         features: folder of the feature store.
-        seed: of the bootstrap's draws.
+        seed: of the bootstrap resamples.
     Returns:
-        a summary: `headline` (model -> its main figures), `distillation` (sentences).
+        a summary: `headline` (metrics by model), `distillation` (sentences).
     Raises:
-        MultistillError: no test clip has features, or `compare_to` names no entry.
+        MultistillError: no test clip has features, two candidates share a name, or `compare_to`
+            names no candidate.
     """
     logger = logger or NullLogger()
-    _check(models)
+    _check_names(candidates)
     store = open_store(features)
     splits = {name: read_utterances(manifest, name, store) for name in ("train", "valid", "test")}
     test = splits["test"]
@@ -88,136 +94,170 @@ def evaluate(
             f"the test split of {manifest} has no clip with features, so nothing can be "
             "scored; raise `split.test` or look into quarantine.parquet of the features"
         )
-    training = read_training(manifest)
-    device = default_device()
+    training = read_training_statistics(manifest)
     scorer = Scorer(test, training, config, seed)
-    used = encoders(store.info)
-    encoder_latency = None
-    if config.latency_clips:
-        encoder_latency = EncoderLatency(
-            manifest, store.info, test.ids, config.latency_clips, device
-        )
-    described: list[dict[str, Any]] = []
+    evaluation = _Evaluation(manifest, store, splits, scorer, config)
+    models: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
+    references: list[dict[str, Any]] = []
     with pq.ParquetWriter(out / PREDICTIONS, SCHEMA) as writer:
-        constant = np.full(len(test), training.majority, dtype=np.int64)
+        majority = np.full(len(test), training.majority, dtype=np.int64)
         prior = np.tile(training.prior, (len(test), 1))
-        writer.write_table(_table(BASELINE, test, prior, constant))
-        for number, entry in enumerate(models, start=1):
-            loaded = LoadedModel(entry, store, manifest, device)
-            prediction = _predict(loaded, test, splits["valid"])
+        writer.write_table(_table(BASELINE, test, prior, majority))
+        for number, candidate in enumerate(candidates, start=1):
+            model, prediction = evaluation.score_candidate(candidate)
+            models.append(model)
             predictions.append(prediction)
-            writer.write_table(_table(entry.name, test, prediction.probabilities))
-            facts = loaded.facts(used) | scorer.model(prediction)
-            if entry.repeats:
-                repeats = [
-                    LoadedModel(replace(entry, folders=[folder]), store, manifest, device)
-                    for folder in entry.repeats
-                ]
-                facts["seeds"] = scorer.seeds(
-                    prediction, [repeat.probabilities(test.ids) for repeat in repeats]
-                )
-            if entry.role == "teacher":
-                facts["in_sample"] = _in_sample(loaded, splits["train"], config)
-            if encoder_latency is not None:
-                facts |= _latency(encoder_latency, loaded)
-            described.append(facts)
-            logger.progress(number, len(models), "models")
-        references = []
-        for modality in dict.fromkeys(facts["modality"] for facts in described) or get_args(
-            Modality
-        ):
-            facts, answers = probe(modality, store, splits["train"], test, used)
-            references.append(facts | scorer.model(Prediction(facts["name"], answers)))
-            writer.write_table(_table(facts["name"], test, answers))
-    baseline = scorer.baseline()
-    comparisons = compare_all(scorer, predictions)
+            writer.write_table(_table(candidate.name, test, prediction.probabilities))
+            logger.progress(number, len(candidates), "models")
+        for modality in dict.fromkeys(model["modality"] for model in models) or get_args(Modality):
+            probe, prediction = evaluation.score_probe(modality)
+            references.append(probe)
+            writer.write_table(_table(prediction.name, test, prediction.probabilities))
+    baseline = scorer.score_baseline()
+    comparisons = scorer.compare_all(predictions)
     write_json(
         out / METRICS,
         {
             "format": FORMAT,
-            "test": scorer.facts(),
+            "test": scorer.describe_test_set(),
             "confidence": config.confidence,
             "resamples": config.resamples,
             "seed": seed,
-            "encoders": used,
+            "encoders": evaluation.encoders,
             "classes": list(CLASSES),
             "baseline": baseline,
             "references": references,
-            "models": described,
+            "models": models,
             "distillation": comparisons,
-            "device": device_name(device),
-            "latency": encoder_latency.facts() if encoder_latency else None,
+            "device": device_name(evaluation.device),
+            "latency": evaluation.latency.describe() if evaluation.latency else None,
         },
     )
     return {
         "headline": {
-            facts["name"]: {name: score["value"] for name, score in facts["metrics"].items()}
-            for facts in (baseline, *described)
+            model["name"]: {name: score["value"] for name, score in model["metrics"].items()}
+            for model in (baseline, *models)
         },
-        "distillation": [line["sentence"] for line in comparisons],
+        "distillation": [comparison["sentence"] for comparison in comparisons],
     }
 
 
-def _check(models: Sequence[Candidate]) -> None:
-    names = [entry.name for entry in models]
-    for entry in models:
-        if names.count(entry.name) > 1 or entry.name == BASELINE:
-            raise MultistillError(f"two models to evaluate are called `{entry.name}`; rename one")
-        if entry.compare_to is not None and entry.compare_to not in names:
+def _check_names(candidates: Sequence[Candidate]) -> None:
+    names = [candidate.name for candidate in candidates]
+    for candidate in candidates:
+        if names.count(candidate.name) > 1 or candidate.name == BASELINE:
             raise MultistillError(
-                f"the model `{entry.name}` is to be compared with `{entry.compare_to}`, "
-                f"which is not among those evaluated: {', '.join(names)}"
+                f"two models to evaluate are called `{candidate.name}`; rename one"
+            )
+        if candidate.compare_to is not None and candidate.compare_to not in names:
+            raise MultistillError(
+                f"the model `{candidate.name}` is to be compared with `{candidate.compare_to}`, "
+                f"which is not among the models to evaluate: {', '.join(names)}"
             )
 
 
-def _predict(loaded: LoadedModel, test: Utterances, valid: Utterances) -> Prediction:
-    """Answers on test, as they are and with a temperature fitted on validation."""
-    entry = loaded.entry
-    probabilities = loaded.probabilities(test.ids)
-    temperature = None
-    if len(valid):
-        temperature = fit_temperature(_logits(loaded.probabilities(valid.ids)), valid.truth)
-    calibrated = softmax(_logits(probabilities) / temperature) if temperature else None
-    return Prediction(entry.name, probabilities, calibrated, temperature, entry.compare_to)
+class _Evaluation:
+    """Scores candidates and probes on one test set with one set of encoders."""
+
+    def __init__(
+        self,
+        manifest: Path,
+        store: FeatureStore,
+        splits: Mapping[str, Utterances],
+        scorer: Scorer,
+        config: EvaluationConfig,
+    ) -> None:
+        self.manifest = manifest
+        self.store = store
+        self.train, self.valid, self.test = (splits[name] for name in ("train", "valid", "test"))
+        self.scorer = scorer
+        self.bins = config.calibration_bins
+        self.device = default_device()
+        self.encoders = describe_encoders(store.info)
+        self.latency: EncoderLatency | None = None
+        if config.latency_clips:
+            self.latency = EncoderLatency(
+                manifest, store.info, self.test.ids, config.latency_clips, self.device
+            )
+
+    def score_candidate(self, candidate: Candidate) -> tuple[dict[str, Any], Prediction]:
+        """A model's entry of metrics.json, and its predictions."""
+        loaded = self._load(candidate)
+        prediction = self._predict(loaded)
+        model = loaded.describe(self.encoders) | self.scorer.score(prediction)
+        if candidate.repeats:
+            repeats = [
+                self._load(replace(candidate, folders=[folder])) for folder in candidate.repeats
+            ]
+            model["seeds"] = self.scorer.score_seeds(
+                prediction, [repeat.probabilities(self.test.ids) for repeat in repeats]
+            )
+        if candidate.role == "teacher":
+            model["in_sample"] = self._in_sample_calibration(loaded)
+        if self.latency is not None:
+            model |= _latency(self.latency, loaded)
+        return model, prediction
+
+    def score_probe(self, modality: Modality) -> tuple[dict[str, Any], Prediction]:
+        """A linear probe's entry of metrics.json, and its predictions."""
+        probe, probabilities = probe_baseline(
+            modality, self.store, self.train, self.test, self.encoders
+        )
+        prediction = Prediction(probe["name"], probabilities)
+        return probe | self.scorer.score(prediction), prediction
+
+    def _load(self, candidate: Candidate) -> LoadedModel:
+        return LoadedModel(candidate, self.store, self.manifest, self.device)
+
+    def _predict(self, loaded: LoadedModel) -> Prediction:
+        """Predictions on test, unscaled and with a temperature fitted on validation."""
+        name, compare_to = loaded.candidate.name, loaded.candidate.compare_to
+        probabilities = loaded.probabilities(self.test.ids)
+        temperature = None
+        if len(self.valid):
+            logits = _logits(loaded.probabilities(self.valid.ids))
+            temperature = fit_temperature(logits, self.valid.truth)
+        calibrated = softmax(_logits(probabilities) / temperature) if temperature else None
+        return Prediction(name, probabilities, calibrated, temperature, compare_to)
+
+    def _in_sample_calibration(self, loaded: LoadedModel) -> dict[str, Any]:
+        """A teacher's calibration on its training clips (at most `MAX_IN_SAMPLE_CLIPS`)."""
+        rows = evenly_spaced(len(self.train), MAX_IN_SAMPLE_CLIPS)
+        probabilities = loaded.probabilities([self.train.ids[row] for row in rows])
+        return calibration_summary(
+            self.train.truth[rows], probabilities, self.train.shares[rows], self.bins
+        )
 
 
 def _logits(probabilities: DoubleArray) -> DoubleArray:
-    """Logits up to a constant, which no softmax sees; defined for an ensemble's mean too."""
-    return np.asarray(np.log(np.maximum(probabilities, SMALLEST)))
-
-
-def _in_sample(loaded: LoadedModel, train: Utterances, config: EvaluationConfig) -> dict[str, Any]:
-    """A teacher's calibration on the clips it was trained on (at most `IN_SAMPLE_CLIPS`)."""
-    chosen = evenly(len(train), IN_SAMPLE_CLIPS)
-    probabilities = loaded.probabilities([train.ids[row] for row in chosen])
-    return calibration_of(
-        train.truth[chosen], probabilities, train.shares[chosen], config.calibration_bins
-    )
+    """Logits up to a constant, to which softmax is invariant; defined for an ensemble too."""
+    return np.asarray(np.log(np.maximum(probabilities, EPS)))
 
 
 def _latency(encoder_latency: EncoderLatency, loaded: LoadedModel) -> dict[str, Any]:
-    head = loaded.head_times(encoder_latency.ids)
-    whole = encoder_latency.end_to_end(loaded.spec.modality, head)
-    found: dict[str, Any] = {"latency_ms": percentiles(head)}
-    if whole is not None:
-        found["latency_end_to_end_ms"] = percentiles(whole)
-        found["real_time_factor"] = encoder_latency.real_time_factor(whole)
-    return found
+    head_ms = loaded.head_ms(encoder_latency.ids)
+    end_to_end_ms = encoder_latency.end_to_end_ms(loaded.spec.modality, head_ms)
+    latency: dict[str, Any] = {"latency_ms": percentiles(head_ms)}
+    if end_to_end_ms is not None:
+        latency["latency_end_to_end_ms"] = percentiles(end_to_end_ms)
+        latency["real_time_factor"] = encoder_latency.real_time_factor(end_to_end_ms)
+    return latency
 
 
 def _table(
     name: str, clips: Utterances, probabilities: DoubleArray, predicted: IntArray | None = None
 ) -> pa.Table:
-    answers = probabilities.argmax(axis=1) if predicted is None else predicted
+    """Rows of predictions.parquet; `predicted` defaults to the distributions' mode."""
+    labels = probabilities.argmax(axis=1) if predicted is None else predicted
     flat = pa.array(probabilities.astype(np.float32).reshape(-1))
     return pa.table(
         {
             "utterance_id": clips.ids,
             "model": [name] * len(clips),
-            "label": [CLASSES[answer] for answer in answers],
+            "label": [CLASSES[label] for label in labels],
             "distribution": pa.FixedSizeListArray.from_arrays(flat, len(CLASSES)),
-            "truth": [CLASSES[winner] if winner >= 0 else None for winner in clips.truth],
+            "truth": [CLASSES[label] if label >= 0 else None for label in clips.truth],
             "session": clips.sessions,
             "speaker": clips.speakers,
         },

@@ -1,4 +1,4 @@
-"""From predictions to the facts of the report: metrics, intervals, slices, comparisons."""
+"""Score predictions: metrics with intervals, calibration, slices and paired comparisons."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from multistill.config import CLASSES, EvaluationConfig
-from multistill.evaluation.comparisons import Scored, compare
-from multistill.evaluation.utterances import Training, Utterances
+from multistill.evaluation.comparisons import Scores, compare
+from multistill.evaluation.utterances import TrainingStatistics, Utterances
 from multistill.metrics.classification import (
     CALIBRATION,
     CELLS,
@@ -21,21 +21,21 @@ from multistill.metrics.classification import (
     per_class,
 )
 from multistill.metrics.intervals import Resampling, choose_clusters, interval, intervals
-from multistill.typing import DoubleArray, IntArray
+from multistill.typing import DoubleArray
 
 BASELINE = "majority baseline"
-MOST_GROUPS = 60
-"""A table of more sessions than this is read by nobody."""
+MAX_SLICES = 60
+"""A table with more sessions than this is too long to be read; its slices are skipped."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model's answers on the test clips.
+    """A model's predictions for the test clips.
 
     Attributes:
         probabilities: [N, 7].
-        calibrated: the same after temperature scaling, or None where there was no
-            validation set to fit on.
+        calibrated: the same after temperature scaling, or None without a validation set to fit
+            the temperature on.
     """
 
     name: str
@@ -45,11 +45,20 @@ class Prediction:
     compare_to: str | None = None
 
 
+@dataclass(frozen=True)
+class Slice:
+    """A part of the test set: the kind of slice, its name, and a mask [N] of its clips."""
+
+    by: str
+    name: str
+    mask: np.ndarray
+
+
 class Scorer:
     """Scores any number of models on the same clips and the same resamples of them."""
 
     def __init__(
-        self, clips: Utterances, training: Training, config: EvaluationConfig, seed: int
+        self, clips: Utterances, training: TrainingStatistics, config: EvaluationConfig, seed: int
     ) -> None:
         self.clips = clips
         self.training = training
@@ -57,12 +66,12 @@ class Scorer:
         self.statistics = SufficientStatistics(config.calibration_bins)
         self.clusters = choose_clusters(clips.sessions, clips.speakers)
         self.resampling = Resampling(self.clusters, config.resamples, seed)
-        self.groups = _groups(clips, training)
-        self.scored: dict[str, Scored] = {}
-        self.repeated: dict[str, Scored] = {}
+        self.slices = _slices(clips, training)
+        self.scores: dict[str, Scores] = {}
+        self.scores_over_seeds: dict[str, Scores] = {}
 
-    def baseline(self) -> dict[str, Any]:
-        """Always the most frequent class of training, with training's shares as distribution."""
+    def score_baseline(self) -> dict[str, Any]:
+        """Always the most frequent class of training; its distribution is the mean vote share."""
         label = self.training.majority
         size = len(self.clips)
         rows = self.statistics.rows_of(
@@ -79,17 +88,16 @@ class Scorer:
             "label": CLASSES[label],
             "train_share": float(train_share),
             "metrics": intervals(values, draws, self.confidence),
-            "slices": self._slices(rows),
+            "slices": self._score_slices(rows),
         }
 
-    def model(self, prediction: Prediction) -> dict[str, Any]:
+    def score(self, prediction: Prediction) -> dict[str, Any]:
         """Metrics with intervals, confusion, calibration and slices of one model."""
         clips = self.clips
         rows = self.statistics.rows(clips.truth, prediction.probabilities, clips.shares)
         values, draws = self._measure(rows)
-        self.scored[prediction.name] = Scored(
-            values, draws, prediction.probabilities.argmax(axis=1)
-        )
+        predicted = prediction.probabilities.argmax(axis=1)
+        self.scores[prediction.name] = Scores(values, draws, predicted)
         sums = rows.sum(axis=0)
         confusion = self.statistics.confusion(sums)
         return {
@@ -97,53 +105,62 @@ class Scorer:
             "confusion": confusion.astype(int).tolist(),
             "classes": per_class(confusion),
             "reliability": self.statistics.reliability(sums).tolist(),
-            "calibration": self._calibrated(prediction),
-            "slices": self._slices(rows),
+            "calibration": self._score_calibrated(prediction),
+            "slices": self._score_slices(rows),
         }
 
-    def seeds(self, prediction: Prediction, repeats: Sequence[DoubleArray]) -> dict[str, Any]:
+    def score_seeds(self, prediction: Prediction, repeats: Sequence[DoubleArray]) -> dict[str, Any]:
         """The hard metrics over trainings from several seeds.
 
         Args:
-            prediction: of the first seed, already scored by `model`.
-            repeats: probabilities [N, 7] of each other seed.
+            prediction: of the first seed, already passed to `score`.
+            repeats: probabilities [N, 7] of every other seed.
         Returns:
-            `count`, and per metric `values`, `sd` and the mean over seeds with the interval
-            that resampled clips give it.
+            `count`, and per metric `values`, `sd` and the mean over seeds with its interval
+            over resampled clips.
         """
-        answers = [prediction.probabilities, *repeats]
+        probabilities = [prediction.probabilities, *repeats]
         truth, shares = self.clips.truth, self.clips.shares
-        measured = [
-            self._measure(self.statistics.rows(truth, answer, shares)) for answer in answers
-        ]
+        measured = [self._measure(self.statistics.rows(truth, p, shares)) for p in probabilities]
         values = {m: np.stack([values[m] for values, _ in measured]) for m in HARD}
         draws = {m: np.mean([draws[m] for _, draws in measured], axis=0) for m in HARD}
         means = {m: np.mean(values[m], axis=0) for m in HARD}
-        predicted = self.scored[prediction.name].predicted
-        self.repeated[prediction.name] = Scored(means, draws, predicted, len(answers))
+        predicted = self.scores[prediction.name].predicted
+        count = len(probabilities)
+        self.scores_over_seeds[prediction.name] = Scores(means, draws, predicted, count)
         metrics = {}
         for m in HARD:
-            found = [_number(value) for value in values[m]]
-            sd = None if None in found else float(np.std(values[m], ddof=1))
+            finite = [_finite(value) for value in values[m]]
+            sd = None if None in finite else float(np.std(values[m], ddof=1))
             metrics[m] = {
-                "values": found,
+                "values": finite,
                 "sd": sd,
                 **interval(float(means[m]), draws[m], self.confidence),
             }
-        return {"count": len(answers), "metrics": metrics}
+        return {"count": count, "metrics": metrics}
 
-    def comparison(self, name: str, against: str) -> dict[str, Any]:
-        """Paired difference of two models that `model` has scored: of their means over
-        seeds where both were trained from as many."""
-        first, second = self.scored[name], self.scored[against]
-        if name in self.repeated and against in self.repeated:
-            means = self.repeated[name], self.repeated[against]
+    def compare(self, name: str, against: str) -> dict[str, Any]:
+        """Paired difference of two models that were passed to `score`.
+
+        The means over seeds are compared if both models were trained from equally many seeds.
+        """
+        first, second = self.scores[name], self.scores[against]
+        if name in self.scores_over_seeds and against in self.scores_over_seeds:
+            means = self.scores_over_seeds[name], self.scores_over_seeds[against]
             if means[0].seeds == means[1].seeds:
                 first, second = means
         return compare(name, first, against, second, self.clips.truth, self.confidence)
 
-    def facts(self) -> dict[str, Any]:
-        """What the test set is, for the head of every table."""
+    def compare_all(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+        """A comparison for every prediction with `compare_to`."""
+        return [
+            self.compare(prediction.name, prediction.compare_to)
+            for prediction in predictions
+            if prediction.compare_to is not None
+        ]
+
+    def describe_test_set(self) -> dict[str, Any]:
+        """Size of the test set and unit of resampling, as in metrics.json."""
         truth = self.clips.truth
         return {
             "clips": len(truth),
@@ -152,83 +169,75 @@ class Scorer:
             "without_features": self.clips.without_features,
             "sessions": len(set(self.clips.sessions)),
             "speakers": len(set(self.clips.speakers)),
-            "resampled": self.clusters.facts(),
+            "resampled": self.clusters.describe(),
         }
 
     def _measure(self, rows: DoubleArray) -> tuple[dict[str, DoubleArray], dict[str, DoubleArray]]:
+        """Metrics of the test set and of every resample."""
         values = self.statistics.measure(rows.sum(axis=0))
         return values, self.statistics.measure(self.resampling.sums(rows))
 
-    def _calibrated(self, prediction: Prediction) -> dict[str, Any] | None:
+    def _score_calibrated(self, prediction: Prediction) -> dict[str, Any] | None:
         if prediction.calibrated is None:
             return None
         rows = self.statistics.rows(self.clips.truth, prediction.calibrated, self.clips.shares)
         values, draws = self._measure(rows)
-        found = intervals(values, draws, self.confidence)
+        metrics = intervals(values, draws, self.confidence)
         return {
             "temperature": prediction.temperature,
-            **{name: found[name] for name in CALIBRATION},
+            **{name: metrics[name] for name in CALIBRATION},
         }
 
-    def _slices(self, rows: DoubleArray) -> list[dict[str, Any]]:
-        """Hard metrics inside groups of clips; what is resampled has no interval of its own."""
+    def _score_slices(self, rows: DoubleArray) -> list[dict[str, Any]]:
+        """Hard metrics per slice; a slice that is one resampled unit has no interval."""
         cells = rows[:, :CELLS]
-        drawn = [mask for by, _, mask in self.groups if by != self.clusters.unit]
-        draws = iter(self.resampling.sums_of(cells, drawn))
-        found = []
-        for by, name, mask in self.groups:
-            values = from_confusion(self.statistics.confusion(cells[mask].sum(axis=0)))
-            if by == self.clusters.unit:
+        masks = [part.mask for part in self.slices if part.by != self.clusters.unit]
+        sums = iter(self.resampling.group_sums(cells, masks))
+        scored = []
+        for part in self.slices:
+            values = from_confusion(self.statistics.confusion(cells[part.mask].sum(axis=0)))
+            if part.by == self.clusters.unit:
                 metrics = {
-                    m: {"value": _number(values[m]), "low": None, "high": None} for m in HARD
+                    m: {"value": _finite(values[m]), "low": None, "high": None} for m in HARD
                 }
             else:
-                spread = from_confusion(self.statistics.confusion(next(draws)))
-                metrics = {m: interval(float(values[m]), spread[m], self.confidence) for m in HARD}
-            decided = int((self.clips.truth[mask] >= 0).sum())
-            found.append({"by": by, "name": name, "clips": decided, "metrics": metrics})
-        return found
+                draws = from_confusion(self.statistics.confusion(next(sums)))
+                metrics = {m: interval(float(values[m]), draws[m], self.confidence) for m in HARD}
+            labelled = int((self.clips.truth[part.mask] >= 0).sum())
+            scored.append({"by": part.by, "name": part.name, "clips": labelled, "metrics": metrics})
+        return scored
 
 
-def _number(value: DoubleArray) -> float | None:
+def _finite(value: DoubleArray) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _groups(clips: Utterances, training: Training) -> list[tuple[str, str, np.ndarray]]:
-    """(kind, name, mask [N]) of every slice that splits the test set."""
-    found: list[tuple[str, str, np.ndarray]] = []
+def _slices(clips: Utterances, training: TrainingStatistics) -> list[Slice]:
+    """Slices by session, gender, rater agreement and known transcripts, if they vary."""
+    slices: list[Slice] = []
     for by, names in (("session", clips.sessions), ("gender", clips.genders)):
-        present = sorted({name for name in names if name})
-        if 1 < len(present) <= MOST_GROUPS:
-            found += [(by, name, np.array([n == name for n in names])) for name in present]
-    found += _agreement(clips)
-    heard = np.array([text in training.texts for text in clips.texts], dtype=bool)
-    if heard.any() and not heard.all():
-        found.append(("transcript", "also stands in training", heard))
-        found.append(("transcript", "not in training", ~heard))
-    return found
+        distinct = sorted({name for name in names if name})
+        if 1 < len(distinct) <= MAX_SLICES:
+            slices += [Slice(by, name, np.array([n == name for n in names])) for name in distinct]
+    slices += _agreement_slices(clips)
+    known = np.array([text in training.texts for text in clips.texts], dtype=bool)
+    if known.any() and not known.all():
+        slices.append(Slice("transcript", "also in training", known))
+        slices.append(Slice("transcript", "not in training", ~known))
+    return slices
 
 
-def _agreement(clips: Utterances) -> list[tuple[str, str, np.ndarray]]:
-    """Bands of vote entropy; nothing where no clip has divided votes."""
+def _agreement_slices(clips: Utterances) -> list[Slice]:
+    """Bands of vote entropy; none if the raters never disagree."""
     spread = entropy(clips.shares)
-    divided = (spread > 1e-6) & (clips.truth >= 0)
+    labelled = clips.truth >= 0
+    divided = (spread > 1e-6) & labelled
     if divided.sum() < 2:
         return []
-    middle = float(np.median(spread[divided]))
+    median = float(np.median(spread[divided]))
     bands: list[tuple[str, np.ndarray]] = [
         ("all raters agree", spread <= 1e-6),
-        (f"entropy up to {middle:.2f} nats", (spread > 1e-6) & (spread <= middle)),
-        (f"entropy above {middle:.2f} nats", spread > middle),
+        (f"entropy up to {median:.2f} nats", (spread > 1e-6) & (spread <= median)),
+        (f"entropy above {median:.2f} nats", spread > median),
     ]
-    known: IntArray = clips.truth
-    return [("votes", name, mask) for name, mask in bands if (mask & (known >= 0)).any()]
-
-
-def compare_all(scorer: Scorer, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """A line for every model that names the model it is to be judged against."""
-    return [
-        scorer.comparison(prediction.name, prediction.compare_to)
-        for prediction in predictions
-        if prediction.compare_to is not None
-    ]
+    return [Slice("votes", name, mask) for name, mask in bands if (mask & labelled).any()]

@@ -1,1 +1,1 @@
-"""From trained models to outputs: predictions over a store, ensembles, latency."""
+"""Running trained models: outputs over a feature store, ensembles, latency."""

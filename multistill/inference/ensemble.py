@@ -1,4 +1,4 @@
-"""Several teachers as one."""
+"""Combine the logits of several models into the logits of their ensemble."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from multistill.typing import FloatArray
 
 
 def combine(members: Sequence[npt.NDArray[np.floating]], *, raw: bool = False) -> FloatArray:
-    """Logits [N, C] of the ensemble of some models' logits [N, C].
+    """Logits [N, C] of the ensemble, from each member's logits [N, C].
 
     The mean of the members' probabilities (a mixture, Lakshminarayanan et al. 2017), as
-    logarithms: softmax gives the mean back, and a temperature applies to it as to any
-    logits. The mean of logits would let a member with larger logits speak louder. One
-    member's logits come back as they are.
+    logarithms: softmax recovers the mean, and a temperature applies to it as to any logits. With
+    a mean of logits, a member with larger logits would dominate. The logits of a single member
+    are returned unchanged.
 
     Args:
-        raw: the members were trained with `mse` on raw outputs, which are no logits: their
-            mean is what estimates the shares.
+        raw: the members were trained with `mse` on raw outputs, which are not logits; the mean
+            of the outputs then estimates the shares.
     """
     stacked = np.stack([np.asarray(member, dtype=np.float64) for member in members])
     if len(stacked) == 1:

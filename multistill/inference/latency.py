@@ -1,8 +1,8 @@
-"""Time of one answer, a clip at a time, in milliseconds: the head alone and end to end.
+"""Latency of one prediction at batch size 1, in milliseconds: the head alone and end to end.
 
-End to end is what runs between a file and an answer: decoding, the encoders that the
-model's modality needs, the head. The parts are timed one after another on the same clips
-and summed clip by clip.
+End to end covers everything between an audio file and a prediction: decoding, the encoders that
+the model's modality needs, and the head. The components are timed separately on the same clips
+and summed per clip.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from multistill.errors import MultistillError
 from multistill.features.identity import resolved_weights
 
 WARM_UP = 3
-NEEDED = {
+COMPONENTS = {
     "audio": ("decode", "speech"),
     "text": ("text",),
     "multimodal": ("decode", "speech", "text"),
 }
+"""What runs before the head, by the model's modality."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,36 +43,37 @@ def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
 
 
 def time_each(
-    answer: Callable[[T], R], items: Sequence[T], device: torch.device
+    function: Callable[[T], R], inputs: Sequence[T], device: torch.device
 ) -> tuple[list[float], list[R]]:
-    """Milliseconds and result of `answer(item)` for each item, after `WARM_UP` untimed calls.
+    """Milliseconds and result of `function(input)` for each input, after `WARM_UP` untimed calls.
 
-    A GPU works behind the caller's back, so it is waited for before and after each call.
+    CUDA kernels run asynchronously, so the device is synchronized before and after each call.
     """
 
-    def settled() -> float:
+    def synchronized_time() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    taken, results = [], []
+    milliseconds, results = [], []
     with torch.inference_mode():
-        for item in items[:WARM_UP]:
-            answer(item)
-        for item in items:
-            start = settled()
-            results.append(answer(item))
-            taken.append(1000 * (settled() - start))
-    return taken, results
+        for item in inputs[:WARM_UP]:
+            function(item)
+        for item in inputs:
+            start = synchronized_time()
+            results.append(function(item))
+            milliseconds.append(1000 * (synchronized_time() - start))
+    return milliseconds, results
 
 
 class EncoderLatency:
-    """How long the way to the encoders' states takes, for a few test clips.
+    """Latency of decoding and encoding, measured on a few test clips.
 
     Attributes:
-        ids: the clips, evenly spaced over the given ones.
-        parts: milliseconds of `decode`, `speech` and `text` for each clip, or None where the
-            encoders cannot be run here; `reason` then says why.
+        ids: the timed clips, evenly spaced over the `ids` passed in.
+        audio_seconds: duration of each timed clip.
+        component_ms: milliseconds of `decode`, `speech` and `text` for each clip, or None where
+            the encoders cannot be run here; `reason` then holds the error message.
     """
 
     def __init__(
@@ -84,44 +86,47 @@ class EncoderLatency:
     ) -> None:
         step = max(1, len(ids) // clips)
         self.ids = list(ids[::step][:clips])
-        self.parts: dict[str, list[float]] | None = None
+        self.component_ms: dict[str, list[float]] | None = None
         self.reason: str | None = None
         table = pq.read_table(
             manifest / MANIFEST,
             columns=["utterance_id", "audio_path", "text", "duration_s"],
             filters=[("utterance_id", "in", self.ids)],
         ).to_pydict()
-        place = {name: row for row, name in enumerate(table["utterance_id"])}
-        rows = [place[name] for name in self.ids]
-        self.seconds = [float(table["duration_s"][row]) for row in rows]
+        row_of = {utterance: row for row, utterance in enumerate(table["utterance_id"])}
+        rows = [row_of[utterance] for utterance in self.ids]
+        self.audio_seconds = [float(table["duration_s"][row]) for row in rows]
         paths = [str(table["audio_path"][row]) for row in rows]
         texts = [str(table["text"][row]) for row in rows]
         try:
-            self.parts = _encoder_times(info, paths, texts, device)
+            self.component_ms = _time_components(info, paths, texts, device)
         except (MultistillError, OSError) as error:
             self.reason = str(error)
 
-    def end_to_end(self, modality: str, head: Sequence[float]) -> list[float] | None:
-        """Milliseconds of each clip with everything that a model of this modality needs."""
-        if self.parts is None:
+    def end_to_end_ms(self, modality: str, head_ms: Sequence[float]) -> list[float] | None:
+        """Milliseconds of each clip with every component that a model of this modality needs."""
+        if self.component_ms is None:
             return None
-        needed = [self.parts[part] for part in NEEDED[modality]]
-        return [sum(times) for times in zip(head, *needed, strict=True)]
+        needed = [self.component_ms[name] for name in COMPONENTS[modality]]
+        return [sum(times) for times in zip(head_ms, *needed, strict=True)]
 
-    def real_time_factor(self, whole: Sequence[float]) -> float:
-        """Median of answering time over audio time: below 1 keeps up with the speaker."""
-        return float(np.median(np.asarray(whole) / 1000 / np.asarray(self.seconds)))
+    def real_time_factor(self, end_to_end_ms: Sequence[float]) -> float:
+        """Median of processing time over audio duration: below 1 is faster than real time."""
+        seconds = np.asarray(end_to_end_ms) / 1000
+        return float(np.median(seconds / np.asarray(self.audio_seconds)))
 
-    def facts(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
+        """The `latency` entry of metrics.json."""
+        components = self.component_ms or {}
         return {
             "clips": len(self.ids),
-            "median_seconds": float(np.median(self.seconds)),
-            "parts": {name: percentiles(times) for name, times in (self.parts or {}).items()},
+            "median_seconds": float(np.median(self.audio_seconds)),
+            "parts": {name: percentiles(times) for name, times in components.items()},
             "reason": self.reason,
         }
 
 
-def _encoder_times(
+def _time_components(
     info: Mapping[str, Any], paths: Sequence[str], texts: Sequence[str], device: torch.device
 ) -> dict[str, list[float]]:
     config = FeaturesConfig.model_validate(info["settings"])
@@ -129,10 +134,10 @@ def _encoder_times(
     speech = load_speech(config.speech, weights["speech"], device)
     text = load_text(config.text, weights["text"], device)
 
-    def opened(path: str) -> Wave:
+    def decode_path(path: str) -> Wave:
         return decode(path, max_seconds=config.speech.max_seconds, long_clips="cut")
 
-    decoding, waves = time_each(opened, paths, torch.device("cpu"))
-    hearing, _ = time_each(lambda wave: speech.encode([wave.samples]), waves, device)
-    reading, _ = time_each(lambda words: text.encode([words]), texts, device)
-    return {"decode": decoding, "speech": hearing, "text": reading}
+    decode_ms, waves = time_each(decode_path, paths, torch.device("cpu"))
+    speech_ms, _ = time_each(lambda wave: speech.encode([wave.samples]), waves, device)
+    text_ms, _ = time_each(lambda transcript: text.encode([transcript]), texts, device)
+    return {"decode": decode_ms, "speech": speech_ms, "text": text_ms}

@@ -18,16 +18,16 @@ from multistill.models.context import DialogueContext
 from multistill.typing import FloatArray, IntArray
 
 BATCH_FRAMES = 32_768
-"""Padded audio frames and text tokens of one batch: about 128 MB at 1,024 values a frame."""
+"""Padded audio frames plus text tokens per batch: about 128 MB at 1,024 values per frame."""
 
 
 def dialogue_context(
     model: EmotionModel, store: FeatureStore, manifest: Path
 ) -> DialogueContext | None:
-    """The previous turns that a model reads; None for a model that reads none.
+    """The reader of previous turns for a model with `context_turns`; None for any other model.
 
     Args:
-        manifest: the manifest or its folder, with the turns of all splits.
+        manifest: the manifest file or its folder; it holds the turns of all splits.
     """
     if not model.spec.context_turns:
         return None
@@ -37,7 +37,7 @@ def dialogue_context(
 
 @dataclass(frozen=True)
 class Outputs:
-    """A model's outputs: logits float32 [N, 7] and, where asked for, pooled float32 [N, D]."""
+    """A model's outputs: logits float32 [N, 7] and, if requested, pooled float32 [N, D]."""
 
     logits: FloatArray
     pooled: FloatArray | None
@@ -53,19 +53,20 @@ def predict(
     context: DialogueContext | None = None,
     keep_pooled: bool = True,
 ) -> Outputs:
-    """Outputs of the model in eval mode, in the order of `ids`; its mode is restored.
+    """Outputs in the order of `ids`, computed in eval mode; the model's mode is restored.
 
     Args:
-        device: default: a GPU where there is one. The model is moved there.
-        max_frames: audio frames read, as in training.
-        batch_frames: padded frames plus tokens of one batch; one utterance always fits.
-        context: required by a model that reads previous turns, see `dialogue_context`.
-        keep_pooled: give the pooled states too; [N, D] is much for many utterances.
+        device: default: a GPU if available. The model is moved there.
+        max_frames: audio frames to read per utterance, as in training.
+        batch_frames: limit of padded frames plus tokens per batch; a longer utterance is a batch
+            of one.
+        context: required by a model with `context_turns`, see `dialogue_context`.
+        keep_pooled: also return the pooled states; [N, D] is large for many utterances.
     """
     if model.spec.context_turns and context is None:
-        raise ValueError("this model reads previous turns: give it a DialogueContext")
-    chosen = torch.device(device or default_device())
-    model.to(chosen)
+        raise ValueError("this model reads previous turns: pass a DialogueContext")
+    device = torch.device(device or default_device())
+    model.to(device)
     logits = np.zeros((len(ids), model.spec.num_classes), dtype=np.float32)
     pooled = np.zeros((len(ids), model.pooled_dim), dtype=np.float32) if keep_pooled else None
     frames, tokens = store.audio_frames(ids), store.text_tokens(ids)
@@ -76,15 +77,15 @@ def predict(
     try:
         with torch.inference_mode():
             for rows in _by_length(frames, tokens, batch_frames):
-                names = [ids[row] for row in rows]
-                batch = collate(store, names, max_frames).to(chosen)
-                turns = context.batch(names) if model.spec.context_turns and context else None
+                batch_ids = [ids[row] for row in rows]
+                batch = collate(store, batch_ids, max_frames).to(device)
+                turns = context.batch(batch_ids) if model.spec.context_turns and context else None
                 output = model(
                     batch.audio,
                     batch.audio_mask,
                     batch.text,
                     batch.text_mask,
-                    *((part.to(chosen) for part in turns) if turns else ()),
+                    *((tensor.to(device) for tensor in turns) if turns else ()),
                 )
                 logits[rows] = output.logits.float().cpu().numpy()
                 if pooled is not None:
@@ -103,23 +104,22 @@ def predict_logits(
     batch_frames: int = BATCH_FRAMES,
     context: DialogueContext | None = None,
 ) -> FloatArray:
-    """The logits of `predict`, [N, 7]."""
+    """Only the logits of `predict`, [N, 7]."""
     return predict(
         model, store, ids, device, max_frames, batch_frames, context, keep_pooled=False
     ).logits
 
 
 def _by_length(frames: IntArray, tokens: IntArray, budget: int) -> Iterator[IntArray]:
-    """Rows of like length together, each batch within the budget of padded positions."""
+    """Batches of row numbers, grouped by length, each within the budget of padded positions."""
     order = np.argsort(frames, kind="stable")
     start = 0
-    widest = 0
+    max_tokens = 0
     for end, row in enumerate(order):
-        text = max(widest, int(tokens[row]))
-        # Sorted by frames: the newest row is the longest clip of the batch.
-        if end > start and (end - start + 1) * (int(frames[row]) + text) > budget:
+        max_tokens = max(max_tokens, int(tokens[row]))
+        # Sorted by frames: the last row is the longest clip of the batch.
+        if end > start and (end - start + 1) * (int(frames[row]) + max_tokens) > budget:
             yield order[start:end]
-            start, text = end, int(tokens[row])
-        widest = text
+            start, max_tokens = end, int(tokens[row])
     if start < len(order):
         yield order[start:]

@@ -1,1 +1,1 @@
-"""Metrics of predictions: classification, calibration and intervals. NumPy only."""
+"""Metrics of predictions: classification, calibration and intervals. NumPy and SciPy only."""

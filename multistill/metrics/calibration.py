@@ -1,4 +1,4 @@
-"""Temperature scaling: one number, fitted on validation, that leaves every answer as it is.
+"""Temperature scaling: one scalar, fitted on validation, that changes no predicted class.
 
 Guo et al. 2017, "On calibration of modern neural networks", section 4.2.
 """
@@ -8,29 +8,29 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from multistill.metrics.classification import SMALLEST, softmax
+from multistill.metrics.classification import EPS, softmax
 from multistill.typing import DoubleArray, IntArray
 
 BOUNDS = (0.05, 20.0)
 
 
 def fit_temperature(logits: DoubleArray, truth: IntArray) -> float | None:
-    """The temperature that minimises the winner's NLL, or None with nothing to fit on.
+    """The temperature that minimises the NLL of the true class, or None without labelled rows.
 
     Args:
         logits: of validation clips [N, 7].
-        truth: winners [N]; ties (-1) are left out.
+        truth: class indices [N]; ties (-1) are excluded.
     """
-    known = np.flatnonzero(truth >= 0)
-    if not len(known):
+    labelled = np.flatnonzero(truth >= 0)
+    if not len(labelled):
         return None
-    values, winner = logits[known], truth[known]
+    logits, truth = logits[labelled], truth[labelled]
 
-    def loss(log_temperature: float) -> float:
-        scaled = softmax(values / np.exp(log_temperature))
-        picked = scaled[np.arange(len(winner)), winner]
-        return float(-np.log(np.maximum(picked, SMALLEST)).mean())
+    def nll(log_temperature: float) -> float:
+        probabilities = softmax(logits / np.exp(log_temperature))
+        of_truth = probabilities[np.arange(len(truth)), truth]
+        return float(-np.log(np.maximum(of_truth, EPS)).mean())
 
     low, high = np.log(BOUNDS)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded")
-    return float(np.exp(found.x))
+    result = minimize_scalar(nll, bounds=(low, high), method="bounded")
+    return float(np.exp(result.x))

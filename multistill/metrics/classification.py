@@ -1,21 +1,21 @@
-"""Metrics as functions of sums over rows, so that a bootstrap resample is a matrix product.
+"""Classification metrics computed from sums over rows, so a bootstrap resample is a matmul.
 
-Every metric of the report needs only sums over utterances: counts of (truth, prediction)
-pairs, summed losses, and counts per confidence bin. `rows` lays these out, one line an
-utterance; `measure` turns sums of such lines (of the whole set, of a slice or of a
-thousand resamples at once) into metrics.
+Every metric of the report depends only on sums over utterances: counts of (truth, prediction)
+pairs, summed losses, and counts per confidence bin. `SufficientStatistics.rows` computes these
+per utterance; `SufficientStatistics.measure` turns sums of rows (over the whole set, a slice, or
+a thousand resamples in one call) into metrics.
 
-Rows without a winner (a tie of the votes, `truth` -1) count for the metrics against the
-vote shares (`kl`, `js`, `tv`) and for none of the others.
+Rows without a label (the votes tie, `truth` is -1) count towards the metrics that compare with
+the vote shares (`kl`, `js`, `tv`) and towards no other metric.
 
 Definitions
-    accuracy     share of right answers (WA in speech emotion; equals weighted recall)
+    accuracy     share of correct predictions (WA in speech emotion; equals weighted recall)
     uar          mean recall over the classes that occur in the truth (UA, balanced accuracy)
     macro_f1     mean F1 over the same classes
     weighted_f1  F1 weighted by how often a class occurs in the truth
     ece          expected calibration error of the top label, equal-width bins (Guo 2017)
-    brier        sum over classes of the squared error to the winner's one-hot, 0 to 2
-    nll          negative log likelihood of the winner, nats
+    brier        sum over classes of the squared error to the one-hot label, 0 to 2
+    nll          negative log likelihood of the label, nats
     kl, js, tv   Kullback-Leibler (shares || prediction) and Jensen-Shannon divergence in
                  nats, total variation, each to the vote shares, averaged over rows
 """
@@ -32,53 +32,55 @@ from multistill.typing import DoubleArray, IntArray
 
 NUM_CLASSES = len(CLASSES)
 CELLS = NUM_CLASSES * NUM_CLASSES
+"""Cells of the confusion matrix, the first columns of a row of `SufficientStatistics`."""
+
 HARD = ("accuracy", "uar", "macro_f1", "weighted_f1")
 CALIBRATION = ("ece", "brier", "nll")
 SOFT = ("kl", "js", "tv")
-SMALLEST = 1e-7
-"""Probabilities are kept above this in logarithms, so one sure error stays finite."""
+EPS = 1e-7
+"""Lower bound of probabilities inside logarithms: one confident error keeps the NLL finite."""
 
 
 def softmax(logits: npt.NDArray[np.floating]) -> DoubleArray:
     """Probabilities [..., C] of logits [..., C]."""
     values = logits.astype(np.float64)
-    shifted = np.exp(values - values.max(axis=-1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+    exponentials = np.exp(values - values.max(axis=-1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
-def regressed(outputs: npt.NDArray[np.floating]) -> DoubleArray:
-    """Shares [..., C] of the outputs [..., C] of a head trained by squared error on shares.
+def shares_from_outputs(outputs: npt.NDArray[np.floating]) -> DoubleArray:
+    """Shares [..., C] from the outputs [..., C] of a head trained by squared error on shares.
 
     Such outputs estimate the shares themselves: softmax would make them nearly uniform.
     """
-    values = np.maximum(outputs.astype(np.float64), SMALLEST)
+    values = np.maximum(outputs.astype(np.float64), EPS)
     return np.asarray(values / values.sum(axis=-1, keepdims=True))
 
 
 def entropy(shares: DoubleArray) -> DoubleArray:
     """Entropy in nats of distributions [..., C]."""
-    return np.asarray(-np.sum(shares * np.log(np.maximum(shares, SMALLEST)), axis=-1))
+    return np.asarray(-np.sum(shares * np.log(np.maximum(shares, EPS)), axis=-1))
 
 
-def _kl(of: DoubleArray, to: DoubleArray) -> DoubleArray:
-    ratio = np.log(np.maximum(of, SMALLEST)) - np.log(np.maximum(to, SMALLEST))
-    return np.asarray(np.sum(of * ratio, axis=-1))
+def _kl(p: DoubleArray, q: DoubleArray) -> DoubleArray:
+    log_ratio = np.log(np.maximum(p, EPS)) - np.log(np.maximum(q, EPS))
+    return np.asarray(np.sum(p * log_ratio, axis=-1))
 
 
 def divergences(probabilities: DoubleArray, shares: DoubleArray) -> DoubleArray:
     """KL, JS and total variation of each row: [N, 3]."""
-    middle = (probabilities + shares) / 2
-    js = (_kl(shares, middle) + _kl(probabilities, middle)) / 2
+    mixture = (probabilities + shares) / 2
+    js = (_kl(shares, mixture) + _kl(probabilities, mixture)) / 2
     tv = np.abs(probabilities - shares).sum(axis=-1) / 2
     return np.stack([_kl(shares, probabilities), js, tv], axis=-1)
 
 
 @dataclass(frozen=True)
 class SufficientStatistics:
-    """The layout of one line per utterance, and the metrics of summed lines.
+    """The columns computed per utterance, and the metrics of their sums.
 
     Columns: 49 (truth, prediction) cells; Brier and NLL sums; row count and the three
-    divergences; per confidence bin count, summed confidence and right answers.
+    divergences; per confidence bin the count, the summed confidence and the correct predictions.
     """
 
     bins: int = 15
@@ -88,10 +90,10 @@ class SufficientStatistics:
         return CELLS + 6 + 3 * self.bins
 
     def rows(self, truth: IntArray, probabilities: DoubleArray, shares: DoubleArray) -> DoubleArray:
-        """One line per utterance, [N, width].
+        """One row per utterance, [N, width].
 
         Args:
-            truth: winning class [N], -1 where the votes tie.
+            truth: class index [N], -1 where the votes tie.
             probabilities: predicted distribution [N, 7].
             shares: vote shares [N, 7].
         """
@@ -102,48 +104,47 @@ class SufficientStatistics:
         self, truth: IntArray, predicted: IntArray, probabilities: DoubleArray, shares: DoubleArray
     ) -> DoubleArray:
         """As `rows`, for a prediction that is not the distribution's mode (a baseline)."""
-        lines = np.zeros((len(truth), self.width))
-        where = np.flatnonzero(truth >= 0)
-        winner, answer = truth[where], predicted[where]
-        lines[where, winner * NUM_CLASSES + answer] = 1.0
-        known = probabilities[where]
-        onehot = np.eye(NUM_CLASSES)[winner]
-        lines[where, CELLS] = ((known - onehot) ** 2).sum(axis=1)
-        lines[where, CELLS + 1] = -np.log(
-            np.maximum(known[np.arange(len(where)), winner], SMALLEST)
-        )
-        lines[:, CELLS + 2] = 1.0
-        lines[:, CELLS + 3 : CELLS + 6] = divergences(probabilities, shares)
-        confidence = known[np.arange(len(where)), answer]
+        rows = np.zeros((len(truth), self.width))
+        labelled = np.flatnonzero(truth >= 0)
+        index = np.arange(len(labelled))
+        label, answer = truth[labelled], predicted[labelled]
+        distribution = probabilities[labelled]
+        rows[labelled, label * NUM_CLASSES + answer] = 1.0
+        onehot = np.eye(NUM_CLASSES)[label]
+        rows[labelled, CELLS] = ((distribution - onehot) ** 2).sum(axis=1)
+        rows[labelled, CELLS + 1] = -np.log(np.maximum(distribution[index, label], EPS))
+        rows[:, CELLS + 2] = 1.0
+        rows[:, CELLS + 3 : CELLS + 6] = divergences(probabilities, shares)
+        confidence = distribution[index, answer]
         column = CELLS + 6 + 3 * self._bin(confidence)
-        lines[where, column] = 1.0
-        lines[where, column + 1] = confidence
-        lines[where, column + 2] = winner == answer
-        return lines
+        rows[labelled, column] = 1.0
+        rows[labelled, column + 1] = confidence
+        rows[labelled, column + 2] = label == answer
+        return rows
 
     def _bin(self, confidence: DoubleArray) -> IntArray:
         return np.minimum((confidence * self.bins).astype(np.int64), self.bins - 1)
 
     def measure(self, sums: DoubleArray) -> dict[str, DoubleArray]:
-        """Metrics [...] of summed lines [..., width]; NaN where nothing was counted."""
-        found = from_confusion(self.confusion(sums))
+        """Metrics [...] of summed rows [..., width]; NaN where nothing was counted."""
+        metrics = from_confusion(self.confusion(sums))
         with np.errstate(invalid="ignore", divide="ignore"):
-            decided = sums[..., :CELLS].sum(axis=-1)
-            found["brier"] = sums[..., CELLS] / decided
-            found["nll"] = sums[..., CELLS + 1] / decided
+            labelled = sums[..., :CELLS].sum(axis=-1)
+            metrics["brier"] = sums[..., CELLS] / labelled
+            metrics["nll"] = sums[..., CELLS + 1] / labelled
             for offset, name in enumerate(SOFT):
-                found[name] = sums[..., CELLS + 3 + offset] / sums[..., CELLS + 2]
+                metrics[name] = sums[..., CELLS + 3 + offset] / sums[..., CELLS + 2]
             bins = self.reliability(sums)
             gaps = np.abs(bins[..., 1] - bins[..., 2]).sum(axis=-1)
-            found["ece"] = gaps / decided
-        return found
+            metrics["ece"] = gaps / labelled
+        return metrics
 
     def confusion(self, sums: DoubleArray) -> DoubleArray:
         """Counts [..., truth, prediction]."""
         return sums[..., :CELLS].reshape(*sums.shape[:-1], NUM_CLASSES, NUM_CLASSES)
 
     def reliability(self, sums: DoubleArray) -> DoubleArray:
-        """Per bin [..., bins, 3]: answers, their summed confidence, how many were right."""
+        """Per bin [..., bins, 3]: predictions, their summed confidence, correct predictions."""
         return sums[..., CELLS + 6 :].reshape(*sums.shape[:-1], self.bins, 3)
 
 
@@ -152,14 +153,14 @@ def from_confusion(confusion: DoubleArray) -> dict[str, DoubleArray]:
     with np.errstate(invalid="ignore", divide="ignore"):
         truth = confusion.sum(axis=-1)
         predicted = confusion.sum(axis=-2)
-        right = np.diagonal(confusion, axis1=-2, axis2=-1)
+        correct = np.diagonal(confusion, axis1=-2, axis2=-1)
         total = truth.sum(axis=-1)
         present = truth > 0
         classes = present.sum(axis=-1)
-        recall = np.where(present, right / truth, 0.0)
-        f1 = np.where(present, 2 * right / (truth + predicted), 0.0)
+        recall = np.where(present, correct / truth, 0.0)
+        f1 = np.where(present, 2 * correct / (truth + predicted), 0.0)
         return {
-            "accuracy": right.sum(axis=-1) / total,
+            "accuracy": correct.sum(axis=-1) / total,
             "uar": recall.sum(axis=-1) / classes,
             "macro_f1": f1.sum(axis=-1) / classes,
             "weighted_f1": (f1 * truth).sum(axis=-1) / total,
@@ -169,36 +170,36 @@ def from_confusion(confusion: DoubleArray) -> dict[str, DoubleArray]:
 def per_class(confusion: DoubleArray) -> list[dict[str, float | str | int | None]]:
     """Recall, precision and F1 of each class; None where it is not defined."""
 
-    def ratio(over: float, under: float) -> float | None:
-        return float(over / under) if under > 0 else None
+    def ratio(numerator: float, denominator: float) -> float | None:
+        return float(numerator / denominator) if denominator > 0 else None
 
     rows: list[dict[str, float | str | int | None]] = []
     for index, name in enumerate(CLASSES):
-        right = confusion[index, index]
+        correct = confusion[index, index]
         truth, predicted = confusion[index].sum(), confusion[:, index].sum()
         rows.append(
             {
                 "class": name,
                 "count": int(truth),
-                "recall": ratio(right, truth),
-                "precision": ratio(right, predicted),
-                "f1": ratio(2 * right, truth + predicted) if truth else None,
+                "recall": ratio(correct, truth),
+                "precision": ratio(correct, predicted),
+                "f1": ratio(2 * correct, truth + predicted) if truth else None,
             }
         )
     return rows
 
 
-def calibration_of(
+def calibration_summary(
     truth: IntArray, probabilities: DoubleArray, shares: DoubleArray, bins: int
 ) -> dict[str, object]:
-    """ECE, accuracy and reliability bins, without intervals (not a test result)."""
+    """ECE, accuracy, NLL and reliability bins, without intervals (not a test result)."""
     statistics = SufficientStatistics(bins)
     sums = statistics.rows(truth, probabilities, shares).sum(axis=0)
-    found = statistics.measure(sums)
+    metrics = statistics.measure(sums)
     return {
         "clips": int((truth >= 0).sum()),
-        "ece": float(found["ece"]),
-        "accuracy": float(found["accuracy"]),
-        "nll": float(found["nll"]),
+        "ece": float(metrics["ece"]),
+        "accuracy": float(metrics["accuracy"]),
+        "nll": float(metrics["nll"]),
         "reliability": statistics.reliability(sums).tolist(),
     }

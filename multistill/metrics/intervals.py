@@ -1,15 +1,14 @@
-"""Intervals that respect who spoke: the bootstrap over sessions, shared by all models.
+"""Confidence intervals by a bootstrap over sessions, with resamples shared by all models.
 
-Utterances of one session resemble each other, so resampling utterances gives intervals
-that are far too narrow (Ferrer and Riera, "Good practices for evaluation of machine
-learning systems", arXiv 2412.03700). Whole sessions are drawn instead, with replacement
-(Davison and Hinkley 1997, section 3.8). Every model is scored on the same draws, so
-differences between models are paired.
+Utterances of one session resemble each other, so resampling utterances gives intervals that are
+far too narrow (Ferrer and Riera, "Good practices for evaluation of machine learning systems",
+arXiv 2412.03700). Whole sessions are resampled instead, with replacement (Davison and Hinkley
+1997, section 3.8). Every model is scored on the same resamples, so differences between models
+are paired.
 
-With few sessions the draw of whole sessions is too coarse: two sessions that happen to
-agree would give an interval of no width. Below `FEW` sessions the utterances inside a
-drawn session are therefore drawn again too (the two-stage bootstrap), which errs on the
-wide side.
+With few sessions, resampling whole sessions is too coarse: two sessions that happen to agree
+would give an interval of zero width. Below `FEW` sessions the utterances inside a drawn session
+are therefore resampled too (the two-stage bootstrap), which errs on the wide side.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from multistill.typing import DoubleArray
 
 FEW = 10
 CHUNK = 4_000_000
-"""Weights held at once by the two-stage draw; the memory it may take is 8 bytes each."""
+"""Weights that the two-stage bootstrap keeps in memory at a time, 8 bytes each."""
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """What is resampled: the rows of each unit, and what the unit is called."""
+    """The unit of resampling and the cluster of every row."""
 
     unit: str
     index: np.ndarray
@@ -39,27 +38,27 @@ class Clusters:
     def few(self) -> bool:
         return self.count < FEW
 
-    def facts(self) -> dict[str, object]:
+    def describe(self) -> dict[str, object]:
         return {"unit": self.unit, "count": self.count, "two_stage": self.few}
 
 
 def choose_clusters(sessions: Sequence[str], speakers: Sequence[str]) -> Clusters:
-    """Sessions; speakers where there is one session only; utterances where neither varies."""
+    """Sessions; speakers if there is only one session; utterances if neither varies."""
     for unit, names in (("session", sessions), ("speaker", speakers)):
-        found, index = np.unique(np.asarray(names, dtype=str), return_inverse=True)
-        if len(found) > 1:
-            return Clusters(unit, index, len(found))
+        distinct, index = np.unique(np.asarray(names, dtype=str), return_inverse=True)
+        if len(distinct) > 1:
+            return Clusters(unit, index, len(distinct))
     return Clusters("utterance", np.arange(len(sessions)), len(sessions))
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """The same draws for whatever is summed over the rows.
+    """Bootstrap resamples that are the same for everything summed over the rows.
 
     Args:
-        clusters: units of the rows.
-        resamples: number of draws.
-        seed: of the draws; equal seeds give equal draws.
+        clusters: the cluster of every row.
+        resamples: number of resamples.
+        seed: of the random draws; equal seeds give equal resamples.
     """
 
     clusters: Clusters
@@ -67,55 +66,55 @@ class Resampling:
     seed: int
 
     def sums(self, rows: DoubleArray) -> DoubleArray:
-        """Sums [resamples, K] over each draw of the lines [N, K]."""
-        return self.sums_of(rows, [np.ones(len(rows), dtype=bool)])[0]
+        """Sums [resamples, K] of the rows [N, K] in each resample."""
+        return self.group_sums(rows, [np.ones(len(rows), dtype=bool)])[0]
 
-    def sums_of(self, rows: DoubleArray, groups: Sequence[np.ndarray]) -> list[DoubleArray]:
-        """The same, over the lines of each group (masks [N]) only."""
+    def group_sums(self, rows: DoubleArray, groups: Sequence[np.ndarray]) -> list[DoubleArray]:
+        """As `sums`, over the rows of each group (masks [N]) only."""
         if self.clusters.few and self.clusters.unit != "utterance":
-            parts: list[list[DoubleArray]] = [[] for _ in groups]
+            chunks: list[list[DoubleArray]] = [[] for _ in groups]
             for weights in self._two_stage():
-                for part, mask in zip(parts, groups, strict=True):
-                    part.append(weights[:, mask] @ rows[mask])
-            return [np.concatenate(part) for part in parts]
+                for sums, mask in zip(chunks, groups, strict=True):
+                    sums.append(weights[:, mask] @ rows[mask])
+            return [np.concatenate(sums) for sums in chunks]
         counts = self._counts(np.random.default_rng(self.seed), self.resamples)
-        return [counts @ self._totals(rows, mask) for mask in groups]
+        return [counts @ self._cluster_sums(rows, mask) for mask in groups]
 
-    def _totals(self, rows: DoubleArray, mask: np.ndarray) -> DoubleArray:
-        """Sums [clusters, K] of the group's lines in each cluster."""
+    def _cluster_sums(self, rows: DoubleArray, mask: np.ndarray) -> DoubleArray:
+        """Sums [clusters, K] of the group's rows in each cluster."""
         index = self.clusters.index[mask]
         order = np.argsort(index, kind="stable")
         present, starts = np.unique(index[order], return_index=True)
-        totals = np.zeros((self.clusters.count, rows.shape[1]))
+        sums = np.zeros((self.clusters.count, rows.shape[1]))
         if len(present):
-            totals[present] = np.add.reduceat(rows[mask][order], starts, axis=0)
-        return totals
+            sums[present] = np.add.reduceat(rows[mask][order], starts, axis=0)
+        return sums
 
-    def _counts(self, draw: np.random.Generator, size: int) -> DoubleArray:
+    def _counts(self, rng: np.random.Generator, size: int) -> DoubleArray:
         """How often each cluster is drawn: [size, clusters]."""
         clusters = self.clusters.count
-        return draw.multinomial(clusters, np.full(clusters, 1 / clusters), size=size).astype(float)
+        return rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=size).astype(float)
 
     def _two_stage(self) -> Iterator[DoubleArray]:
-        """How often each row is drawn, a part of the resamples at a time: [part, N]."""
-        draw = np.random.default_rng(self.seed)
+        """How often each row is drawn, in chunks of resamples: [chunk, N]."""
+        rng = np.random.default_rng(self.seed)
         members = [
             np.flatnonzero(self.clusters.index == cluster) for cluster in range(self.clusters.count)
         ]
         rows = len(self.clusters.index)
-        part = max(1, CHUNK // max(rows, 1))
-        for start in range(0, self.resamples, part):
-            size = min(part, self.resamples - start)
-            counts = self._counts(draw, size).astype(np.int64)
+        chunk = max(1, CHUNK // max(rows, 1))
+        for start in range(0, self.resamples, chunk):
+            size = min(chunk, self.resamples - start)
+            counts = self._counts(rng, size).astype(np.int64)
             weights = np.zeros((size, rows))
             for cluster, inside in enumerate(members):
-                share = np.full(len(inside), 1 / len(inside))
-                weights[:, inside] = draw.multinomial(counts[:, cluster] * len(inside), share)
+                uniform = np.full(len(inside), 1 / len(inside))
+                weights[:, inside] = rng.multinomial(counts[:, cluster] * len(inside), uniform)
             yield weights
 
 
 def interval(value: float, draws: DoubleArray, confidence: float) -> dict[str, float | None]:
-    """Value with the percentile interval of its draws; None where it is not defined."""
+    """Value with the percentile interval of its resampled values; None where undefined."""
     finite = draws[np.isfinite(draws)]
     if not np.isfinite(value) or not len(finite):
         return {"value": None, "low": None, "high": None}
@@ -130,12 +129,13 @@ def intervals(
     """`interval` of every metric by name.
 
     Resamples repeat clips, which makes the bins of the ECE look less calibrated than they
-    are: its draws lie above its value. They are shifted back to it, and kept above zero.
+    are: the resampled values lie above the value itself. They are shifted so that their median
+    equals the value, and clipped at zero.
     """
-    found = {}
+    result = {}
     for name, value in values.items():
-        own = draws[name]
-        if name == "ece" and np.isfinite(own).any():
-            own = np.maximum(own - np.nanmedian(own) + value, 0.0)
-        found[name] = interval(float(value), own, confidence)
-    return found
+        resampled = draws[name]
+        if name == "ece" and np.isfinite(resampled).any():
+            resampled = np.maximum(resampled - np.nanmedian(resampled) + value, 0.0)
+        result[name] = interval(float(value), resampled, confidence)
+    return result

@@ -1,6 +1,6 @@
-"""Linear probe: mean-pooled states and a logistic regression, the baseline without a network.
+"""Linear probe: a logistic regression on mean-pooled states, the baseline without a network.
 
-What a head adds beyond this is what it learnt to do with the sequence.
+What a trained head gains over the probe, it gained from the sequence.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ from multistill.models.context import States, mean_states
 from multistill.models.spec import Modality
 from multistill.typing import FloatArray
 
+INVERSE_PENALTY = 1.0
+"""`C` of scikit-learn: the inverse of the L2 penalty."""
+
+MAX_ITERATIONS = 500
+
 
 @dataclass(frozen=True)
 class Probe:
     """A fitted probe: softmax(W (x - mean) / scale + bias) over mean-pooled states x.
 
     Attributes:
-        mean, scale: [D] of the training rows. weights: [C, D]. bias: [C].
+        mean, scale: [D], over the training rows. weights: [C, D]. bias: [C].
     """
 
     modality: Modality
@@ -35,12 +40,12 @@ class Probe:
         return self.weights.size + self.bias.size
 
     def predict(self, store: States, ids: Sequence[str]) -> FloatArray:
-        """Distributions float32 [N, C] in class order; a class never trained on gets 0."""
+        """Distributions float32 [N, C] in class order; a class absent from training gets 0."""
         states = (_pooled(store, ids, self.modality) - self.mean) / self.scale
         logits = states @ self.weights.T + self.bias
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        result: FloatArray = (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
-        return result
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        distributions: FloatArray = exponentials / exponentials.sum(axis=1, keepdims=True)
+        return distributions.astype(np.float32)
 
 
 def fit_probe(
@@ -49,22 +54,17 @@ def fit_probe(
     shares: npt.ArrayLike,
     *,
     modality: Modality = "multimodal",
-    strength: float = 1.0,
-    balanced: bool = False,
-    iterations: int = 500,
 ) -> Probe:
-    """Fit on the training rows.
+    """Fit a probe on the training utterances.
 
-    Soft labels: an utterance enters once for every class with a share, weighted by the
-    share, which makes the loss the cross-entropy with the vote distribution. Ties need no
-    rule then.
+    Soft labels: an utterance enters once for every class with a non-zero share, weighted by the
+    share, so the loss is the cross-entropy with the vote distribution and ties need no special
+    case.
 
     Args:
         ids: [N] training utterances. shares: [N, C] vote shares in class order.
-        strength: C of scikit-learn, the inverse of the L2 penalty.
-        balanced: weigh classes by the inverse of their share.
     Raises:
-        ValueError: no rows.
+        ValueError: no utterances, or the shares have another number of rows.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -74,7 +74,7 @@ def fit_probe(
     states = _pooled(store, ids, modality)
     mean = states.mean(axis=0)
     scale = states.std(axis=0)
-    # A constant value says nothing and must not be divided by its rounding error.
+    # A constant dimension carries no information; its standard deviation is rounding error.
     scale[scale < 1e-6] = 1.0
     rows, labels = np.nonzero(target > 0)
     classes, count = np.unique(labels), target.shape[1]
@@ -83,11 +83,9 @@ def fit_probe(
     if len(classes) == 1:
         bias[classes] = 0.0
         return Probe(modality, mean, scale, weights, bias)
-    model = LogisticRegression(
-        C=strength, class_weight="balanced" if balanced else None, max_iter=iterations
-    )
+    model = LogisticRegression(C=INVERSE_PENALTY, max_iter=MAX_ITERATIONS)
     model.fit(((states - mean) / scale)[rows], labels, sample_weight=target[rows, labels])
-    if len(classes) == 2:  # scikit-learn keeps one row of coefficients for two classes
+    if len(classes) == 2:  # scikit-learn stores one row of coefficients for two classes
         weights[classes[1]] = model.coef_[0]
         bias[classes] = 0.0, model.intercept_[0]
     else:

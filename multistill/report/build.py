@@ -1,8 +1,8 @@
-"""report.json (the contract's keys and more) and report.html (one file, opens offline)."""
+"""The report stage: report.json and report.html (a single file that opens offline)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 from multistill import provenance
 from multistill.config import JobConfig
 from multistill.corpora.manifest import QUALITY
-from multistill.report import search as searched
-from multistill.report.corpus import describe
+from multistill.evaluation.evaluate import METRICS
+from multistill.report.corpus import describe_corpus
 from multistill.report.html import render
+from multistill.report.search import describe_search, read_trials, scores_over_seeds
 from multistill.report.teacher_calibration import teacher_calibration
 from multistill.report.terminal import encoder
 from multistill.workspace import Artifact, read_json, write_atomic, write_json
@@ -20,7 +21,7 @@ from multistill.workspace import Artifact, read_json, write_atomic, write_json
 JSON = "report.json"
 HTML = "report.html"
 FEW_SESSIONS = 6
-"""With fewer, no test by session can reach 5 %: all signs agree in 2 of 2^5 cases (6 %)."""
+"""With fewer sessions no sign test can reach 5 %: of 2^5 sign patterns, 2 agree (6 %)."""
 
 
 def write_report(
@@ -31,153 +32,165 @@ def write_report(
     histories: Mapping[str, Any] | None = None,
     stages: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Write both files into `out`.
+    """Write report.json and report.html into `out`.
 
     Args:
         artifacts: `manifest`, `features` and `evaluation`; `soft_targets` and `search` where the
             recipe makes them.
-        histories: model name -> its history.json.
-        stages: name, fingerprint, seconds, cached of every stage.
+        histories: content of history.json by model name.
+        stages: name, fingerprint, seconds and cached of every stage.
     Returns:
-        what report.json holds.
+        the content of report.json.
     """
-    prepare, features = artifacts["manifest"], artifacts["features"]
-    distill, search = artifacts.get("soft_targets"), artifacts.get("search")
-    measured = read_json(artifacts["evaluation"].path / "metrics.json")
-    corpus = describe(prepare.path, prepare.summary)
+    manifest, soft_targets = artifacts["manifest"], artifacts.get("soft_targets")
+    features, search = artifacts["features"], artifacts.get("search")
+    metrics = read_json(artifacts["evaluation"].path / METRICS)
+    corpus = describe_corpus(manifest.path, manifest.summary)
     report: dict[str, Any] = {
         "job": job.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": provenance.versions(),
         "commit": provenance.git_commit(),
         "seed": job.seed,
-        "warnings": warnings(corpus, measured, job),
+        "warnings": warnings(corpus, metrics, job),
         "corpus": corpus,
-        "encoders": measured["encoders"],
+        "encoders": metrics["encoders"],
         "features": _features(features.summary),
-        "test": measured["test"],
-        "confidence": measured["confidence"],
-        "resamples": measured["resamples"],
-        "device": measured["device"],
-        "baseline": measured["baseline"],
-        "references": measured["references"],
-        "models": measured["models"],
-        "latency": measured["latency"],
-        "distillation": measured["distillation"],
+        "test": metrics["test"],
+        "confidence": metrics["confidence"],
+        "resamples": metrics["resamples"],
+        "device": metrics["device"],
+        "baseline": metrics["baseline"],
+        "references": metrics["references"],
+        "models": metrics["models"],
+        "latency": metrics["latency"],
+        "distillation": metrics["distillation"],
         "teacher_calibration": teacher_calibration(
-            measured, prepare.path, distill.path, job.evaluation.calibration_bins
+            metrics, manifest.path, soft_targets.path, job.evaluation.calibration_bins
         )
-        if distill
+        if soft_targets
         else [],
         "targets": job.distillation.targets,
-        "search": searched.facts(search.path, search.summary, job) if search else None,
+        "search": describe_search(search.path, search.summary, job) if search else None,
         "stages": [dict(stage) for stage in stages],
     }
     if report["search"]:
-        report["search"]["seeds"] = searched.over_seeds(report["search"], measured["models"])
+        report["search"]["seeds"] = scores_over_seeds(report["search"], metrics["models"])
     write_json(out / JSON, report)
-    quality = prepare.path / QUALITY
-    page = render(
+    quality = manifest.path / QUALITY
+    html = render(
         report,
-        trials=searched.trials(search.path) if search else [],
-        histories={name: value["epochs"] for name, value in (histories or {}).items()},
+        trials=read_trials(search.path) if search else [],
+        histories={name: history["epochs"] for name, history in (histories or {}).items()},
         quality=read_json(quality) if quality.exists() else None,
         job=job,
     )
-    write_atomic(out / HTML, page)
+    write_atomic(out / HTML, html)
     return report
 
 
 def _features(summary: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("clips", "quarantined", "audio_seconds", "seconds")
-    return {name: summary[name] for name in kept if name in summary}
+    keys = ("clips", "quarantined", "audio_seconds", "seconds")
+    return {key: summary[key] for key in keys if key in summary}
 
 
-def leaking(leaks: Mapping[str, Any], job: JobConfig) -> bool:
-    """Whether a session or speaker stands on both sides, as counted or as asked for."""
-    counted = any(
+def is_leaky(leaks: Mapping[str, Any], job: JobConfig) -> bool:
+    """Whether sessions or speakers occur in more than one split, or the split is random."""
+    shared = any(
         isinstance(value, int) and value > 0
         for name, value in leaks.items()
         if name in ("sessions", "speakers")
     )
-    return counted or job.split.by == "random"
+    return shared or job.split.by == "random"
 
 
 def warnings(
-    corpus: Mapping[str, Any], measured: Mapping[str, Any], job: JobConfig
+    corpus: Mapping[str, Any], metrics: Mapping[str, Any], job: JobConfig
 ) -> list[dict[str, str]]:
-    """What a reader must know before any number: kind, short title, one sentence."""
-    found: list[dict[str, str]] = []
+    """Caveats shown above all results: kind, short title and text of each."""
+    return [
+        {"kind": kind, "title": title, "text": text}
+        for kind, title, text in (
+            *_corpus_warnings(corpus, job),
+            *_reliability_warnings(metrics),
+            *_test_set_warnings(corpus, metrics["test"]),
+        )
+    ]
 
-    def warn(kind: str, title: str, text: str) -> None:
-        found.append({"kind": kind, "title": title, "text": text})
 
-    if leaking(corpus["leaks"], job):
-        warn(
+def _corpus_warnings(corpus: Mapping[str, Any], job: JobConfig) -> Iterator[tuple[str, str, str]]:
+    if is_leaky(corpus["leaks"], job):
+        yield (
             "leak",
             "LEAKY SPLIT",
-            "Sessions or speakers stand on both sides of the split, so every figure here is "
-            "too good: models may know the voices they are tested on.",
+            "Sessions or speakers occur in more than one split, so every result here is too "
+            "optimistic: models may have been trained on the voices they are tested on.",
         )
     if corpus["leaks"].get("recordings"):
-        warn(
+        yield (
             "recordings",
-            "EQUAL RECORDINGS",
-            "Recordings of the test set that also stand in training or validation, under other "
-            "names and alike in size, beginning, middle and end: "
-            f"{corpus['leaks']['recordings']}.",
+            "DUPLICATE RECORDINGS",
+            "Test recordings that also occur in training or validation under other names (same "
+            f"size, beginning, middle and end): {corpus['leaks']['recordings']}.",
         )
     if corpus["synthetic"]:
-        warn(
+        yield (
             "synthetic",
             "SYNTHETIC CORPUS",
-            "The speech is made by a synthesiser and the votes are simulated. The figures show "
+            "The speech comes from a synthesiser and the votes are simulated. The results show "
             "that the program works; they say nothing about human speech.",
         )
-    standing = [
-        encoder(facts) for facts in measured["encoders"].values() if facts["trained"] is False
-    ]
-    if standing:
-        warn(
+
+
+def _reliability_warnings(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Untrained encoders, and test sets with too few sessions for their intervals."""
+    untrained = [encoder(info) for info in metrics["encoders"].values() if info["trained"] is False]
+    if untrained:
+        yield (
             "untrained",
             "UNTRAINED ENCODER",
-            f"{' and '.join(standing)}: weights are random and stand in for trained ones that "
-            "were not at hand.",
+            f"{' and '.join(untrained)}: the weights are random because no trained ones were "
+            "available.",
         )
-    resampled = measured["test"]["resampled"]
+    resampled = metrics["test"]["resampled"]
     if resampled["unit"] != "session":
-        warn(
+        yield (
             "one-session",
             "ONE TEST SESSION",
-            f"Intervals are drawn by {resampled['unit']}, since the test set has one session.",
+            f"The test set has one session, so intervals are resampled by {resampled['unit']}.",
         )
     elif resampled["count"] < FEW_SESSIONS:
-        warn(
+        yield (
             "few-sessions",
             "FEW TEST SESSIONS",
-            f"The test set has {resampled['count']} sessions. Intervals tell how sure the "
-            "figures are for these speakers; how much other speakers would differ cannot be "
-            "known from so few.",
+            f"The test set has {resampled['count']} sessions. Intervals describe the uncertainty "
+            "for these speakers; how much other speakers would differ cannot be estimated from "
+            "so few.",
         )
+
+
+def _test_set_warnings(
+    corpus: Mapping[str, Any], test: Mapping[str, Any]
+) -> Iterator[tuple[str, str, str]]:
+    """Transcripts that also occur outside the test set, and test clips without features."""
     shared = corpus["leaks"].get("transcript_rows", 0)
     if shared:
         every = shared == corpus["splits"]["test"]["utterances"]
-        rest = (
-            "what they do with new words cannot be told from this corpus."
+        consequence = (
+            "this corpus cannot show how they perform on unseen words."
             if every
-            else "results without these clips stand under Slices."
+            else "results without these clips are listed under Slices."
         )
-        warn(
+        yield (
             "transcripts",
             "SHARED TRANSCRIPTS",
-            f"{'All' if every else shared} test clips have a transcript that also stands outside "
-            f"the test set. Models that read text may know it; {rest}",
+            "Test clips whose transcript also occurs outside the test set: "
+            f"{'all' if every else shared}. Models that read text may have seen it; {consequence}",
         )
-    if measured["test"]["without_features"]:
-        warn(
+    if test["without_features"]:
+        yield (
             "left-out",
-            "CLIPS LEFT OUT",
-            f"Test clips without features (quarantined), not scored: "
-            f"{measured['test']['without_features']}.",
+            "CLIPS WITHOUT FEATURES",
+            "Test clips without features (quarantined), which are not scored: "
+            f"{test['without_features']}.",
         )
-    return found

@@ -1,4 +1,4 @@
-"""What a manifest holds, counted for the report."""
+"""Counts and class shares of a manifest, for the report."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SPLITS = ("train", "valid", "test")
 COLUMNS = ["corpus", "session", "speaker", "dialogue", "label", "split", "duration_s"]
 
 
-def describe(manifest: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+def describe_corpus(manifest: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Counts, split sizes, class shares and leaks.
 
     Args:
         manifest: folder of the manifest.
-        summary: what `prepare` returned: `rejected`, `synthetic`, `leaks`.
+        summary: of the `prepare` artifact: `rejected`, `synthetic`, `leaks`.
     """
     rows = pq.read_table(
         manifest / MANIFEST,
@@ -34,12 +34,15 @@ def describe(manifest: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
             **_sizes(rows),
             "dialogues": int(rows["dialogue"].nunique()),
             "rejected": int(summary.get("rejected", 0)),
-            "corpora": {str(k): int(v) for k, v in rows["corpus"].value_counts().items()},
+            "corpora": {
+                str(name): int(count) for name, count in rows["corpus"].value_counts().items()
+            },
         },
-        "splits": {name: _sizes(part) for name, part in by_split.items()},
-        "class_counts": {name: _classes(part) for name, part in by_split.items()},
+        "splits": {name: _sizes(split) for name, split in by_split.items()},
+        "class_counts": {name: _class_counts(split) for name, split in by_split.items()},
         "class_shares": {
-            name: _shares(_classes(part)) for name, part in [("all", rows), *by_split.items()]
+            name: _shares(_class_counts(split))
+            for name, split in [("all", rows), *by_split.items()]
         },
         "leaks": dict(summary.get("leaks", {})),
         "synthetic": bool(summary.get("synthetic", False)),
@@ -56,7 +59,7 @@ def _sizes(rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _classes(rows: pd.DataFrame) -> dict[str, int]:
+def _class_counts(rows: pd.DataFrame) -> dict[str, int]:
     counts = rows["label"].value_counts()
     return {name: int(counts.get(name, 0)) for name in CLASSES}
 

@@ -1,4 +1,4 @@
-"""The HTML page: facts and pictures into the packaged template."""
+"""Render report.html from the packaged template, the report and its figures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import yaml
 from markupsafe import Markup
 
 from multistill.config import CLASSES, JobConfig
-from multistill.evaluation.comparisons import WORDS
+from multistill.evaluation.comparisons import METRIC_TITLES
 from multistill.report import plots
 from multistill.report.terminal import count, encoder, score
 
-LISTED_TRIALS = 20
+MAX_LISTED_TRIALS = 20
 TEMPLATES = "templates"
 
 
@@ -28,33 +28,33 @@ def render(
     quality: Mapping[str, Any] | None,
     job: JobConfig,
 ) -> str:
-    """The page as one string; nothing in it is fetched from elsewhere."""
+    """The page as one string, without references to external resources."""
     template = environment().get_template("report.html")
     return template.render(
         report=report,
         job=job,
         resolved=yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         classes=CLASSES,
-        words=WORDS,
+        metric_titles=METRIC_TITLES,
         quality=quality,
-        pictures=_pictures(report, trials, histories, quality, job),
+        figures=_figures(report, trials, histories, quality, job),
         slices=_slices(report),
-        listed=_listed(trials, report["search"]),
+        best_trials=_best_trials(trials, report["search"]),
     )
 
 
 @cache
 def environment() -> jinja2.Environment:
-    """Escapes everything that is not markup of ours; an unknown name in a template is an error."""
+    """The Jinja environment: values are escaped and undefined names are errors."""
     folder = resources.files("multistill.report") / TEMPLATES
-    made = jinja2.Environment(
+    jinja_environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(
+    jinja_environment.filters.update(
         score=_score,
         signed=_signed,
         parameters=count,
@@ -63,10 +63,10 @@ def environment() -> jinja2.Environment:
         percent=_percent,
         seconds=_seconds,
     )
-    return made
+    return jinja_environment
 
 
-def _pictures(
+def _figures(
     report: Mapping[str, Any],
     trials: Sequence[Mapping[str, Any]],
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -74,70 +74,75 @@ def _pictures(
     job: JobConfig,
 ) -> dict[str, Markup | None]:
     confidence = report["confidence"]
-    shown = [*report["references"], *report["models"]]
-    drawn = {
-        "results": plots.results(report["baseline"], shown, confidence),
+    models = [*report["references"], *report["models"]]
+    figures = {
+        "results": plots.results(report["baseline"], models, confidence),
         "differences": plots.differences(report["distillation"], confidence),
         "reliability": plots.reliability(report["models"]),
         "classes": plots.classes(_class_shares(report, quality)),
         "curves": plots.curves(histories, job.teacher.train.metric),
     }
     if quality:
-        drawn["durations"] = plots.histogram(
-            "durations", "seconds", **quality["duration"]["histogram"]
+        figures["durations"] = plots.histogram(
+            "durations", "duration, seconds", **quality["duration"]["histogram"]
         )
     if quality and quality["raters"]:
-        drawn["entropy"] = plots.histogram(
+        figures["entropy"] = plots.histogram(
             "entropy", "vote entropy, bits", **quality["raters"]["entropy_bits"]["histogram"]
         )
     search = report["search"]
     if search:
         best = search["best"]["params"] if search["best"] else {}
-        drawn |= {
+        figures |= {
             "txw": plots.temperature_weight(trials, job.search.metric, best),
             "history": plots.search_history(trials, job.search.metric),
             "importance": plots.importance(search.get("importance") or {}),
             "pareto": plots.pareto(trials, search.get("pareto") or [], job.search),
         }
-    # The SVG is ours, with every text in it escaped by matplotlib.
-    return {name: Markup(svg) if svg else None for name, svg in drawn.items()}  # noqa: S704
+    # The SVG is generated here, and matplotlib escapes every text in it.
+    return {name: Markup(svg) if svg else None for name, svg in figures.items()}  # noqa: S704
 
 
 def _class_shares(
     report: Mapping[str, Any], quality: Mapping[str, Any] | None
 ) -> dict[str, Mapping[str, float]]:
-    """Class shares of the parts, with training before its caps where there were any."""
-    parts = {k: v for k, v in report["corpus"]["class_shares"].items() if k != "all"}
+    """Class shares of the splits, and of training before class caps if there were any."""
+    splits = {
+        name: shares for name, shares in report["corpus"]["class_shares"].items() if name != "all"
+    }
     if not quality or not quality["balance"]["caps"]:
-        return parts
+        return splits
     counts = quality["balance"]["before"]["counts"]
     total = sum(counts[label] for label in CLASSES)
-    return {"train before caps": {label: counts[label] / total for label in CLASSES}, **parts}
+    return {"train before caps": {label: counts[label] / total for label in CLASSES}, **splits}
 
 
 def _slices(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Slices turned round: `columns` name the models, `groups` hold a line a slice."""
+    """The slices as a table: `columns` are model names, `groups` are rows by kind of slice."""
     shown = [model for model in report["models"] if model["role"] != "control"]
     baseline = report["baseline"]
     groups: dict[str, list[dict[str, Any]]] = {}
-    for place, first in enumerate(baseline["slices"]):
-        scores = [model["slices"][place]["metrics"]["uar"] for model in (baseline, *shown)]
-        line = {"name": first["name"], "clips": first["clips"], "scores": scores}
-        groups.setdefault(first["by"], []).append(line)
+    for index, part in enumerate(baseline["slices"]):
+        scores = [model["slices"][index]["metrics"]["uar"] for model in (baseline, *shown)]
+        row = {"name": part["name"], "clips": part["clips"], "scores": scores}
+        groups.setdefault(part["by"], []).append(row)
     columns = [f"always {baseline['label']}", *(model["name"] for model in shown)]
     return {"columns": columns, "groups": groups}
 
 
-def _listed(
+def _best_trials(
     trials: Sequence[Mapping[str, Any]], search: Mapping[str, Any] | None
 ) -> list[Mapping[str, Any]]:
-    """The best trials: complete ones first, as the search ranks them."""
+    """The best trials, complete ones first, in the order of the search."""
     if not search:
         return []
     sign = 1.0 if search["mode"] == "min" else -1.0
     valued = [trial for trial in trials if trial["value"] is not None]
-    ranked = sorted(valued, key=lambda t: (t["state"] != "complete", sign * t["value"], t["trial"]))
-    return ranked[:LISTED_TRIALS]
+    ranked = sorted(
+        valued,
+        key=lambda trial: (trial["state"] != "complete", sign * trial["value"], trial["trial"]),
+    )
+    return ranked[:MAX_LISTED_TRIALS]
 
 
 def _score(metric: Mapping[str, float | None]) -> Markup:
@@ -152,7 +157,7 @@ def _signed(metric: Mapping[str, float | None]) -> Markup:
     if value is None or low is None or high is None:
         return Markup("<b>-</b>")
     return Markup('<b>{}</b> <span class="ci">[{}, {}]</span>').format(
-        *(f"{figure:+.3f}".replace("-", "\u2212") for figure in (value, low, high))
+        *(f"{number:+.3f}".replace("-", "\u2212") for number in (value, low, high))
     )
 
 

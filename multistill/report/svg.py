@@ -1,8 +1,8 @@
-"""Matplotlib figures as inline SVG that follows the page: its colours, its font, its width.
+"""Matplotlib figures as inline SVG with the colours, font and width of the page.
 
-Figures are drawn in stand-in colours (`INK`, `STUDENT`, ...) that become CSS variables in
-the SVG, so one drawing serves the light page, the dark one and print. Text stays text: it
-can be selected, searched and read aloud.
+Figures are drawn in placeholder colours (`INK`, `STUDENT`, ...) that are replaced by CSS
+variables in the SVG, so one drawing serves the light theme, the dark theme and print. Text stays
+text: it can be selected, searched and read by screen readers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONTROL = "#070707"
 BASELINE = "#080808"
 ACCENT = "#090909"
 
-VARIABLES = {
+CSS_VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
     LINE: "--line",
@@ -39,7 +39,7 @@ VARIABLES = {
     ACCENT: "--accent",
 }
 
-ROLES = {
+ROLE_COLOURS = {
     "teacher": TEACHER,
     "student": STUDENT,
     "control": CONTROL,
@@ -84,40 +84,40 @@ STYLE: dict[str, Any] = {
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Draw with `STYLE`, and leave the caller's matplotlib settings alone."""
+    """Apply `STYLE` while drawing, without changing the caller's matplotlib settings."""
 
     @wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         from matplotlib import rc_context
 
         with rc_context(STYLE):
             return draw(*args, **kwargs)
 
-    return drawn
+    return wrapper
 
 
-def figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Any:
+def subplots(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Any:
     """(figure, axes [rows, columns]) of a size in inches, without pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(made)
-    return made, made.subplots(rows, columns, squeeze=False, **options)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def inline(made: Any, name: str, description: str) -> str:
+def to_svg(figure: Any, name: str, description: str) -> str:
     """The figure as an `<svg>` element for inclusion in HTML.
 
     Args:
-        name: unique on the page; keeps the ids of several figures apart.
-        description: what the figure shows, for those who do not see it.
+        name: unique on the page; prefix of the ids inside the figure.
+        description: alternative text for screen readers.
     """
     from matplotlib import rc_context
 
     buffer = io.StringIO()
     with rc_context({**STYLE, "svg.hashsalt": name}):
-        made.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
@@ -135,20 +135,20 @@ def inline(made: Any, name: str, description: str) -> str:
     )
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
-    # Groups carry ids that nothing refers to; without them the page is a quarter smaller.
+    # Most ids are never referenced; removing them makes the page a quarter smaller.
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
     text = re.sub(
-        r' id="([^"]+)"', lambda found: found.group(0) if found.group(1) in used else "", text
+        r' id="([^"]+)"', lambda match: match.group(0) if match.group(1) in used else "", text
     )
     text = re.sub(r"font: ([^;\"]*?) ?'DejaVu Sans'[^;\"]*", _font, text)
-    for colour, variable in VARIABLES.items():
+    for colour, variable in CSS_VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     return re.sub(r">\s+<", "><", text).strip()
 
 
-def _font(found: re.Match[str]) -> str:
-    """CSS `font` shorthand as single properties, so that the page's family is inherited."""
-    size = re.search(r"([\d.]+)px", found.group(1))
-    weight = "bold" if re.search(r"\b(bold|700)\b", found.group(1)) else "normal"
+def _font(match: re.Match[str]) -> str:
+    """Split the CSS `font` shorthand into size and weight, so the page's family is inherited."""
+    size = re.search(r"([\d.]+)px", match.group(1))
+    weight = "bold" if re.search(r"\b(bold|700)\b", match.group(1)) else "normal"
     assert size is not None
     return f"font-size: {size.group(1)}px; font-weight: {weight}"

@@ -1,7 +1,7 @@
-"""The teacher's calibration where it was trained and where it was not.
+"""The teacher's calibration on clips it was trained on and on clips it was not.
 
-Students learn from the teacher's answers on training clips. Answers on clips that the
-teacher has seen are over-confident; out-of-fold answers are not.
+Students learn from the teacher's predictions for training clips. Predictions for clips that the
+teacher was trained on are over-confident; out-of-fold predictions are not.
 """
 
 from __future__ import annotations
@@ -12,46 +12,51 @@ from typing import Any
 
 import numpy as np
 
-from multistill.distillation.targets import read_soft_targets
+from multistill.distillation.targets import SOFT_TARGETS, read_soft_targets
 from multistill.evaluation.utterances import read_utterances
-from multistill.metrics.classification import calibration_of, regressed, softmax
-
-SOFT_TARGETS = "soft_targets.parquet"
+from multistill.metrics.classification import (
+    calibration_summary,
+    shares_from_outputs,
+    softmax,
+)
 
 
 def teacher_calibration(
-    measured: Mapping[str, Any], manifest: Path, distill: Path, bins: int
+    metrics: Mapping[str, Any], manifest: Path, distill: Path, bins: int
 ) -> list[dict[str, Any]]:
-    """A line per kind of clips: in sample, out of fold, validation, test.
+    """Calibration in sample, out of fold, on validation and on test.
 
     Args:
-        measured: metrics.json of the evaluation.
+        metrics: metrics.json of the evaluation.
         manifest, distill: folders of the manifest and of the soft targets.
+        bins: number of confidence bins.
     """
-    teacher = next((model for model in measured["models"] if model["role"] == "teacher"), None)
+    teacher = next((model for model in metrics["models"] if model["role"] == "teacher"), None)
     if teacher is None:
         return []
-    lines = [{"name": "training, seen by the teacher", **teacher["in_sample"]}]
-    distribution = regressed if teacher["output"] == "shares" else softmax
+    rows = [{"name": "training, seen by the teacher", **teacher["in_sample"]}]
+    to_distribution = shares_from_outputs if teacher["output"] == "shares" else softmax
     targets = read_soft_targets(distill / SOFT_TARGETS)
-    place = {name: row for row, name in enumerate(targets.ids)}
-    for split, name, of_fold in (
+    index_of = {utterance: index for index, utterance in enumerate(targets.ids)}
+    for split, name, out_of_fold in (
         ("train", "training, out of fold", True),
         ("valid", "validation", False),
     ):
-        clips = read_utterances(manifest, split, place)
-        rows = np.array([place[utterance] for utterance in clips.ids], dtype=np.int64)
-        chosen = (targets.fold[rows] >= 0) == of_fold
+        clips = read_utterances(manifest, split, index_of)
+        indices = np.array([index_of[utterance] for utterance in clips.ids], dtype=np.int64)
+        chosen = (targets.fold[indices] >= 0) == out_of_fold
         if (clips.truth[chosen] >= 0).any():
-            probabilities = distribution(targets.logits[rows[chosen]])
-            found = calibration_of(clips.truth[chosen], probabilities, clips.shares[chosen], bins)
-            lines.append({"name": name, **found})
-    metrics = teacher["metrics"]
-    lines.append(
+            probabilities = to_distribution(targets.logits[indices[chosen]])
+            summary = calibration_summary(
+                clips.truth[chosen], probabilities, clips.shares[chosen], bins
+            )
+            rows.append({"name": name, **summary})
+    test_metrics = teacher["metrics"]
+    rows.append(
         {
             "name": "test",
-            "clips": measured["test"]["decided"],
-            **{key: metrics[key]["value"] for key in ("accuracy", "ece", "nll")},
+            "clips": metrics["test"]["decided"],
+            **{key: test_metrics[key]["value"] for key in ("accuracy", "ece", "nll")},
         }
     )
-    return lines
+    return rows

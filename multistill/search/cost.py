@@ -60,7 +60,7 @@ def time_encoders(task: TrainingTask, folder: Path) -> dict[str, Any]:
         manifest if manifest.is_dir() else manifest.parent, store.info, store.ids, _CLIPS, device
     )
     whole = {
-        modality: encoder_latency.end_to_end(modality, [0.0] * len(encoder_latency.ids))
+        modality: encoder_latency.end_to_end_ms(modality, [0.0] * len(encoder_latency.ids))
         for modality in ("audio", "text", "multimodal")
     }
     found: dict[str, Any] = {
@@ -68,7 +68,7 @@ def time_encoders(task: TrainingTask, folder: Path) -> dict[str, Any]:
         "clips": len(encoder_latency.ids),
         "device": str(device),
     }
-    if encoder_latency.parts is None:
+    if encoder_latency.component_ms is None:
         raise UsageError(
             "search.second: latency is from the recording on, which cannot be timed here "
             f"({encoder_latency.reason}); use `second: parameters`"

@@ -1,10 +1,12 @@
-"""A finished little job for the evaluation tests: manifest, store, trained heads, search."""
+"""A small finished job for tests: manifest, feature store, trained heads, evaluation, report."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,102 @@ import torch
 from helpers.generators import kemdy20
 from multistill.config import CLASSES, CorpusConfig, FeaturesConfig, JobConfig, SplitConfig
 from multistill.corpora.prepare import prepare
-from multistill.distillation.targets import write_soft_targets
+from multistill.distillation.targets import SOFT_TARGETS, write_soft_targets
+from multistill.evaluation.evaluate import Candidate, evaluate
 from multistill.features.collate import collate
 from multistill.features.store import Clip, FeatureStore, finish_store, read_marker, shard_writer
 from multistill.models.build import EmotionModel, build
 from multistill.models.files import ModelInfo, save_model
 from multistill.models.presets import resolve
-from multistill.workspace import Artifact, write_json
+from multistill.report.build import write_report
+from multistill.search.results import SCHEMA, STUDY, TRIALS
+from multistill.workspace import Artifact, read_json, write_json
 
 AUDIO_DIM, TEXT_DIM = 12, 8
 SPEECH = {"name": "log-mel", "trained": None, "params": 0}
 TEXT = {"name": "untrained-electra", "trained": False, "params": 5_000}
 SMALL = {"width": 16, "heads": 2, "layers": 1, "feedforward": 16, "classifier": 16}
+PREPARE_SUMMARY = {"rejected": 3, "synthetic": True, "leaks": {"sessions": 0, "speakers": 0}}
+
+
+class EvaluationCase:
+    """The artifacts of one job up to `evaluate`, on real files.
+
+    Attributes:
+        manifest, store, distill, out: folders of the artifacts; `out` is of the evaluation.
+        folders: model folders by name.
+        candidates: the models that were evaluated.
+        summary: what `evaluate` returned.
+        metrics: content of metrics.json.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.manifest = make_manifest(home / "manifest")
+        make_quality(self.manifest, home)
+        self.store = make_store(self.manifest, home / "features")
+        models = {
+            "teacher": ("small-teacher", 60),
+            "teacher-2": ("small-teacher", 20),
+            "multimodal": ("small-student", 40),
+            "multimodal-control": ("small-student", 1),
+            "audio": ("small-audio-student", 40),
+            "text": ("small-text-student", 40),
+        }
+        self.folders = {
+            name: make_model(self.manifest, self.store, home / name, preset, steps, seed)
+            for seed, (name, (preset, steps)) in enumerate(models.items())
+        }
+        self.candidates = [
+            Candidate("teacher", "teacher", [self.folders["teacher"], self.folders["teacher-2"]]),
+            self.candidate("multimodal", compare_to="multimodal-control", mlflow_run_id="abc123"),
+            self.candidate("multimodal-control", role="control"),
+            self.candidate("audio", compare_to="multimodal-control"),
+            self.candidate("text"),
+        ]
+        self.distill = make_targets(self.manifest, home / "distill")
+        self.out = home / "evaluation"
+        self.out.mkdir()
+        self.summary = evaluate(
+            self.manifest, self.store, self.candidates, make_job().evaluation, self.out, seed=5
+        )
+        self.metrics: dict[str, Any] = read_json(self.out / "metrics.json")
+
+    def candidate(self, name: str, role: str = "student", **more: Any) -> Candidate:
+        return Candidate(name, role, [self.folders[name]], **more)
+
+    def report(
+        self, job: JobConfig | None = None, trials: int = 40, **prepare_summary: Any
+    ) -> tuple[dict[str, Any], str]:
+        """Write a report with a search; returns the content of report.json and report.html."""
+        out = Path(tempfile.mkdtemp(prefix="report-", dir=self.home))
+        search_summary = make_search(out / "search", trials)
+        stages = [
+            {"name": "prepare", "fingerprint": "0123456789abcdef", "seconds": 1.0, "cached": True}
+        ]
+        report = write_report(
+            out,
+            job=job or make_job(),
+            artifacts={
+                "manifest": artifact(
+                    "prepare", self.manifest, {**PREPARE_SUMMARY, **prepare_summary}
+                ),
+                "features": artifact("features", self.store, {"clips": 384, "quarantined": 1}),
+                "soft_targets": artifact("distill", self.distill),
+                "evaluation": artifact("evaluate", self.out),
+                "search": artifact("search", out / "search", search_summary),
+            },
+            histories={
+                name: read_json(folder / "history.json") for name, folder in self.folders.items()
+            },
+            stages=stages,
+        )
+        return report, (out / "report.html").read_text(encoding="utf-8")
+
+    @cached_property
+    def default_report(self) -> tuple[dict[str, Any], str]:
+        """`report()` without arguments, written once."""
+        return self.report()
 
 
 def make_job(**more: Any) -> JobConfig:
@@ -43,18 +129,18 @@ def make_job(**more: Any) -> JobConfig:
 
 
 def make_manifest(folder: Path, sessions: int = 16, per_session: int = 24) -> Path:
-    """Votes of ten raters, every 15th clip tied; the last quarter of sessions is test."""
-    draw = np.random.default_rng(1)
+    """Votes of ten raters, every 15th clip a tie; the last quarter of sessions is test."""
+    rng = np.random.default_rng(1)
     rows: list[dict[str, Any]] = []
     for session in range(sessions):
         for turn in range(per_session):
-            winner = int(draw.integers(0, 7))
+            label = int(rng.integers(0, 7))
             votes = np.zeros(7, dtype=int)
             if turn % 15 == 14:
-                votes[[winner, (winner + 1) % 7]] = 5
+                votes[[label, (label + 1) % 7]] = 5
             else:
-                votes[winner] = int(draw.integers(6, 11))
-                votes[(winner + 3) % 7] = 10 - votes[winner]
+                votes[label] = int(rng.integers(6, 11))
+                votes[(label + 3) % 7] = 10 - votes[label]
             split = (
                 "test"
                 if session >= sessions * 3 // 4
@@ -73,15 +159,15 @@ def make_manifest(folder: Path, sessions: int = 16, per_session: int = 24) -> Pa
                     "gender": "female" if turn % 2 else "male",
                     "audio_path": str(folder / "clip.wav"),
                     "duration_s": 0.5,
-                    "text": f"문장 {int(draw.integers(0, 120))}",
-                    "label": CLASSES[winner] if votes.max() > 5 else None,
+                    "text": f"문장 {int(rng.integers(0, 120))}",
+                    "label": CLASSES[label] if votes.max() > 5 else None,
                     "label_soft": (votes / 10).tolist(),
                     "split": split,
                     "fold": -1 if split == "test" else session % 3,
                 }
             )
     folder.mkdir(parents=True, exist_ok=True)
-    wave = 0.1 * draw.normal(size=8_000)  # half a second stands for every clip's audio
+    wave = 0.1 * rng.normal(size=8_000)  # half a second, shared by all clips
     soundfile.write(folder / "clip.wav", wave, 16_000)
     schema = {"label_soft": pa.list_(pa.float32(), 7), "turn": pa.int32(), "fold": pa.int32()}
     columns = {name: [row[name] for row in rows] for name in rows[0]}
@@ -91,7 +177,7 @@ def make_manifest(folder: Path, sessions: int = 16, per_session: int = 24) -> Pa
 
 
 def make_quality(manifest: Path, home: Path) -> None:
-    """The quality report that a real `prepare` writes, of a generated KEMDy20 tree."""
+    """The quality report that `prepare` writes for a generated KEMDy20 tree."""
     kemdy20.make(
         home / "tree", sessions=range(1, 4), segments_per_session=12, glitches=False, samples=8_000
     )
@@ -103,32 +189,38 @@ def make_quality(manifest: Path, home: Path) -> None:
 
 
 def make_store(manifest: Path, folder: Path, missing: int = 1, noise: float = 2.0) -> Path:
-    """States that point at the class, weakly; the last `missing` test clips have none."""
-    draw = np.random.default_rng(2)
+    """Noisy states that depend on the class; the last `missing` test clips have none."""
+    rng = np.random.default_rng(2)
     table = pq.read_table(manifest / "manifest.parquet")
-    directions = draw.normal(size=(7, AUDIO_DIM + TEXT_DIM))
+    directions = rng.normal(size=(7, AUDIO_DIM + TEXT_DIM))
     clips = []
     for name, shares in zip(
         table["utterance_id"].to_pylist(), table["label_soft"].to_pylist(), strict=True
     ):
-        middle = np.asarray(shares) @ directions + noise * draw.normal(size=AUDIO_DIM + TEXT_DIM)
-        audio = middle[:AUDIO_DIM] + 0.3 * draw.normal(size=(int(draw.integers(4, 20)), AUDIO_DIM))
-        text = middle[AUDIO_DIM:] + 0.3 * draw.normal(size=(int(draw.integers(1, 6)), TEXT_DIM))
+        mean = np.asarray(shares) @ directions + noise * rng.normal(size=AUDIO_DIM + TEXT_DIM)
+        audio = mean[:AUDIO_DIM] + 0.3 * rng.normal(size=(int(rng.integers(4, 20)), AUDIO_DIM))
+        text = mean[AUDIO_DIM:] + 0.3 * rng.normal(size=(int(rng.integers(1, 6)), TEXT_DIM))
         clips.append(Clip(name, audio.astype(np.float32), text.astype(np.float32)))
     with shard_writer(folder, 0, "float32", AUDIO_DIM, TEXT_DIM, {}) as writer:
         writer.append(clips[: len(clips) - missing])
     marker = read_marker(folder, 0)
     assert marker is not None
-    facts = {"dtype": "float32", "audio_dim": AUDIO_DIM, "text_dim": TEXT_DIM}
-    settings = FeaturesConfig().identity()
-    finish_store(folder, [marker], {**facts, "speech": SPEECH, "text": TEXT, "settings": settings})
+    info = {
+        "dtype": "float32",
+        "audio_dim": AUDIO_DIM,
+        "text_dim": TEXT_DIM,
+        "speech": SPEECH,
+        "text": TEXT,
+        "settings": FeaturesConfig().identity(),
+    }
+    finish_store(folder, [marker], info)
     return folder
 
 
 def make_model(
     manifest: Path, store: Path, folder: Path, preset: str, steps: int, seed: int = 0
 ) -> Path:
-    """A small head after a few steps on the training split, with a history."""
+    """A small head trained for a few steps on the training split, with its history."""
     torch.manual_seed(seed)
     features = FeatureStore(store)
     table = pq.read_table(manifest / "manifest.parquet", filters=[("split", "=", "train")])
@@ -144,36 +236,34 @@ def make_model(
         loss.backward()
         optimizer.step()
         value = loss.item()
-        figures = {"train_loss": value, "valid_loss": value + 0.1, "valid_macro_f1": 1 - value / 2}
-        epochs.append({"epoch": float(step + 1), **figures})
+        metrics = {"train_loss": value, "valid_loss": value + 0.1, "valid_macro_f1": 1 - value / 2}
+        epochs.append({"epoch": float(step + 1), **metrics})
     save_model(model, folder, ModelInfo("student"))
     write_json(folder / "history.json", {"epochs": epochs})
     return folder
 
 
 def make_targets(manifest: Path, folder: Path) -> Path:
-    """Soft targets: sure where the teacher had seen the clip, less so out of fold."""
+    """Soft targets: noise around the vote shares, with a fold for training clips."""
     table = pq.read_table(manifest / "manifest.parquet", filters=[("split", "!=", "test")])
     train = np.array([split == "train" for split in table["split"].to_pylist()])
     shares = np.array(table["label_soft"].to_pylist())
     fold = np.where(train, table["fold"].to_numpy(), -1)
     logits = np.random.default_rng(4).normal(size=shares.shape) + 2 * shares
     write_soft_targets(
-        folder / "soft_targets.parquet", table["utterance_id"].to_pylist(), logits, "case", fold
+        folder / SOFT_TARGETS, table["utterance_id"].to_pylist(), logits, "case", fold
     )
     return folder
 
 
 def make_search(folder: Path, trials: int = 40) -> dict[str, Any]:
-    """trials.parquet and study.json as a search leaves them; returns its summary."""
-    from multistill.search.results import SCHEMA
-
-    draw = np.random.default_rng(3)
+    """Write trials.parquet and study.json in the format of a search; returns its summary."""
+    rng = np.random.default_rng(3)
     rows = []
     for number in range(trials):
         params = {
-            "distillation.temperature": float(draw.uniform(1, 8)),
-            "distillation.weight": float(draw.uniform(0.05, 0.9)),
+            "distillation.temperature": float(rng.uniform(1, 8)),
+            "distillation.weight": float(rng.uniform(0.05, 0.9)),
         }
         failed, stopped = number % 11 == 10, number % 3 == 2
         value = 0.6 - 0.01 * (params["distillation.temperature"] - 3) ** 2
@@ -192,7 +282,7 @@ def make_search(folder: Path, trials: int = 40) -> dict[str, Any]:
             }
         )
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / "trials.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / TRIALS)
     best = max((r for r in rows if r["state"] == "complete"), key=lambda r: r["value"])  # type: ignore[arg-type, return-value]
     states = ("complete", "stopped", "failed", "running")
     study = {
@@ -211,7 +301,7 @@ def make_search(folder: Path, trials: int = 40) -> dict[str, Any]:
         "epochs": 20,
         "seconds": 90.0,
     }
-    write_json(folder / "study.json", study)
+    write_json(folder / STUDY, study)
     seeds = {"seeds": [1, 2], "metric": "valid_macro_f1", "sd": 0.02, "mean": 0.51}
     winner = {**seeds, "name": "multimodal-search-1", "values": [0.5, 0.52], "params": {}}
     control = {**seeds, "name": "multimodal-search-control", "values": [0.49, 0.51]}

@@ -1,4 +1,4 @@
-"""The linear probe against scikit-learn, and on soft, missing and few classes."""
+"""The linear probe against scikit-learn, with soft labels, and with two, one or no classes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def shares(labels: list[int]) -> np.ndarray:
 def test_probe_equals_scikit_learn_on_hard_labels(store: FeatureStore) -> None:
     train, test = [f"u{i}" for i in range(45)], [f"u{i}" for i in range(45, 60)]
     probe = fit_probe(store, train, shares(LABELS[:45]), modality="audio")
-    found = probe.predict(store, test)
+    predicted = probe.predict(store, test)
 
     def states(ids: list[str]) -> np.ndarray:
         return np.stack([store.audio(i).mean(axis=0) for i in ids])
@@ -35,10 +35,10 @@ def test_probe_equals_scikit_learn_on_hard_labels(store: FeatureStore) -> None:
     scaler = StandardScaler().fit(states(train))
     model = LogisticRegression(max_iter=500).fit(scaler.transform(states(train)), LABELS[:45])
     np.testing.assert_allclose(
-        found[:, :3], model.predict_proba(scaler.transform(states(test))), atol=1e-4
+        predicted[:, :3], model.predict_proba(scaler.transform(states(test))), atol=1e-4
     )
-    assert not found[:, 3:].any()
-    assert (found.argmax(axis=1) == LABELS[45:]).mean() > 0.9
+    assert not predicted[:, 3:].any()
+    assert (predicted.argmax(axis=1) == LABELS[45:]).mean() > 0.9
     assert probe.params_trainable == 7 * AUDIO_DIM + 7
 
 
@@ -46,31 +46,30 @@ def test_probe_equals_scikit_learn_on_hard_labels(store: FeatureStore) -> None:
     ("modality", "width"),
     [("multimodal", TEXT_DIM + AUDIO_DIM), ("text", TEXT_DIM), ("audio", AUDIO_DIM)],
 )
-def test_probe_reads_its_modality_and_gives_distributions(
+def test_probe_reads_its_modality_and_predicts_distributions(
     store: FeatureStore, modality: str, width: int
 ) -> None:
     probe = fit_probe(store, store.ids, shares([0] * 60) * 0.4 + 0.6 / 7, modality=modality)  # type: ignore[arg-type]
     assert probe.weights.shape == (7, width)
-    found = probe.predict(store, store.ids[:4])
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
+    predicted = probe.predict(store, store.ids[:4])
+    assert predicted.dtype == np.float32
+    np.testing.assert_allclose(predicted.sum(axis=1), 1, atol=1e-6)
 
 
-def test_soft_labels_are_learnt_as_shares(store: FeatureStore) -> None:
+def test_probe_predicts_the_shares_of_constant_soft_labels(store: FeatureStore) -> None:
     mixed = np.zeros((60, 7), dtype=np.float32)
     mixed[:, 2], mixed[:, 5] = 0.75, 0.25
-    found = fit_probe(store, store.ids, mixed, strength=1e-4).predict(store, store.ids)
-    np.testing.assert_allclose(found[:, 2], 0.75, atol=0.02)
-    np.testing.assert_allclose(found[:, 5], 0.25, atol=0.02)
+    predicted = fit_probe(store, store.ids, mixed).predict(store, store.ids)
+    np.testing.assert_allclose(predicted[:, 2], 0.75, atol=0.02)
+    np.testing.assert_allclose(predicted[:, 5], 0.25, atol=0.02)
 
 
-def test_two_classes_one_class_and_none(store: FeatureStore) -> None:
+def test_two_classes_and_one_class_are_fitted_and_none_is_refused(store: FeatureStore) -> None:
     two = [1 if label else 4 for label in LABELS]
-    found = fit_probe(store, [f"u{i}" for i in range(60)], shares(two)).predict(
-        store, [f"u{i}" for i in range(60)]
-    )
-    assert (found.argmax(axis=1) == two).mean() > 0.9
-    only = fit_probe(store, ["u0"], shares([6])).predict(store, ["u1", "u2"])
-    assert only.tolist() == [[0, 0, 0, 0, 0, 0, 1]] * 2
+    ids = [f"u{i}" for i in range(60)]
+    predicted = fit_probe(store, ids, shares(two)).predict(store, ids)
+    assert (predicted.argmax(axis=1) == two).mean() > 0.9
+    one = fit_probe(store, ["u0"], shares([6])).predict(store, ["u1", "u2"])
+    assert one.tolist() == [[0, 0, 0, 0, 0, 0, 1]] * 2
     with pytest.raises(ValueError, match="0 utterances"):
         fit_probe(store, [], np.zeros((0, 7)))

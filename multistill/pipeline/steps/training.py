@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from multistill.evaluation.candidates import Candidate
     from multistill.training.task import TrainingTask
 
-SOFT_TARGETS = "soft_targets.parquet"
-
 
 class ModelStep(Step):
     """A step whose artifact is an index of models in the workspace's model store."""
@@ -142,6 +140,7 @@ class Distill(Step):
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
         from multistill.distillation.stage import soft_targets
+        from multistill.distillation.targets import SOFT_TARGETS
 
         index: Index = run.artifacts["teachers"].summary["models"]
         model_store = ModelStore(self.workspace)
@@ -230,6 +229,8 @@ def training_task(
 
 def student_task(job: JobConfig, artifacts: Artifacts, student: StudentConfig) -> TrainingTask:
     """The student, distilled from the run's soft targets."""
+    from multistill.distillation.targets import SOFT_TARGETS
+
     distillation: DistillationConfig = job.distillation
     return training_task(
         job,
