@@ -119,7 +119,8 @@ def _class_shares(
 
 def _slices(report: Mapping[str, Any]) -> dict[str, Any]:
     """The slices as a table: `columns` are model names, `groups` are rows by kind of slice."""
-    shown = [model for model in report["models"] if model["role"] != "control"]
+    scored = report["models"] or report["references"]
+    shown = [model for model in scored if model["role"] != "control"]
     baseline = report["baseline"]
     groups: dict[str, list[dict[str, Any]]] = {}
     for index, part in enumerate(baseline["slices"]):
