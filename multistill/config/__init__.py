@@ -1,10 +1,10 @@
 """The job file as typed models: every section, every default, in the order of the data.
 
-Reading YAML, `--set` and line numbers live in `multistill.pipeline.jobfile`. This module knows
-nothing else of ours, so any room may import it.
+`multistill.pipeline.jobfile` reads YAML, `--set` and line numbers. This package imports nothing
+else of multistill but `errors`, so any package may import it.
 
-Fields marked `execution()` say how work is done, not what comes out (pool sizes,
-retries). They are left out of fingerprints, so changing them reuses what exists.
+Fields marked `execution()` say how work is done, not what comes out (pool sizes, retries).
+They are excluded from fingerprints, so changing them reuses what exists.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every section of the job file is made of: strict, frozen, with an identity."""
+"""The base of every section of the job file: strict, frozen, with an identity."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FolderName = Annotated[str, AfterValidator(_file_name)]
 def _without_secret(value: str) -> str:
     if "@" in value and ":" in value.rpartition("@")[0].partition("://")[2]:
         raise ValueError(
-            "holds a password, and a job file is recorded with every run; remove it and give it "
+            "holds a password, and job files are recorded with every run; remove it and set it "
             "through the environment"
         )
     return value
@@ -45,13 +45,13 @@ class Section(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """What decides the result: all fields but those marked `execution`, as JSON values."""
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
             extra = field.json_schema_extra
             if isinstance(extra, dict) and extra.get("execution"):
                 continue
-            found[name] = _identity_of(getattr(self, name))
-        return found
+            values[name] = _identity_of(getattr(self, name))
+        return values
 
 
 def _identity_of(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Reading a job file: YAML in, `JobConfig` out, every problem at once with its line.
+"""Reads a job file: YAML in, `JobConfig` out, every problem at once with its line.
 
 Relative paths, in the file as in `--set`, start from the current folder.
 """
@@ -25,7 +25,7 @@ Problem = tuple[int | None, str]
 
 
 def load(path: Path, overrides: Sequence[str] = (), *, for_cluster: bool = False) -> JobConfig:
-    """The job of a file, with `key.path=value` overrides applied and paths made absolute.
+    """Load a job file, apply `key.path=value` overrides and make paths absolute.
 
     Args:
         for_cluster: refuse a relative workspace, which other machines cannot resolve.
@@ -67,13 +67,14 @@ def parse(
     except ValidationError as error:
         problems += [_describe(item, data, node) for item in error.errors()]
     else:
-        problems += [(_line(node, at), sentence) for at, sentence in _check(job)]
+        problems += [(_line(node, location), text) for location, text in _check(job)]
         if for_cluster and not Path(job.workspace).is_absolute():
             problems.append(
                 (
                     _line(node, ("workspace",)),
-                    f"the workspace `{job.workspace}` is a relative path, which means nothing on a "
-                    "cluster; give a folder that all its nodes see with --workspace /shared/FOLDER",
+                    f"the workspace `{job.workspace}` is a relative path, which other machines "
+                    "cannot resolve; give a folder that all nodes of the cluster see, e.g. "
+                    "--workspace /shared/FOLDER",
                 )
             )
         if not problems:
@@ -83,7 +84,7 @@ def parse(
 
 
 def _check(job: JobConfig) -> Iterator[tuple[Location, str]]:
-    """What is wrong with a job that every section accepts on its own."""
+    """Problems of a job whose sections are valid on their own."""
     try:
         recipe = get_recipe(job.recipe)
     except UsageError as error:
@@ -92,7 +93,7 @@ def _check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     used = {"name", "recipe", "seed", "workspace", "tracking", "resources"}
     used = used.union(*(step.sections for step in steps_of(job, Workspace("."))))
     for section in type(job).model_fields:
-        # A search that is switched off is a section that the job may keep.
+        # `search: {enabled: false}` is valid in any recipe.
         if section in job.model_fields_set - used - {"search"}:
             yield (
                 (section,),
@@ -103,7 +104,7 @@ def _check(job: JobConfig) -> Iterator[tuple[Location, str]]:
 
 
 def absolute(job: JobConfig) -> JobConfig:
-    """The job with every local path absolute, so that it means the same in any process."""
+    """Make every local path absolute, so that it means the same in any process."""
 
     def path(value: str | None) -> str | None:
         if value is None or "://" in value:
@@ -111,7 +112,7 @@ def absolute(job: JobConfig) -> JobConfig:
         return str(Path(value).expanduser().absolute())
 
     def encoder(name: str) -> str:
-        # A name such as `org/model` is a folder only if that folder is there.
+        # A name such as `org/model` is a folder only if that folder exists.
         return str(Path(name).absolute()) if Path(name).is_dir() else name
 
     speech, text = job.features.speech, job.features.text
@@ -131,7 +132,7 @@ def absolute(job: JobConfig) -> JobConfig:
 
 
 def _unshared(value: Any) -> Any:
-    """A copy in which no two places are one: YAML aliases are, and `--set` means one place."""
+    """A copy without shared objects: YAML aliases share them, and `--set` changes one place."""
     if isinstance(value, dict):
         return {key: _unshared(item) for key, item in value.items()}
     return [_unshared(item) for item in value] if isinstance(value, list) else value
@@ -147,23 +148,23 @@ def _apply(data: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"--set {override}: the value is not valid YAML") from error
-    at: Any = data
+    target: Any = data
     for position, step in enumerate(steps):
         last = position == len(steps) - 1
         where = ".".join(steps[: position + 1])
-        if isinstance(at, list):
-            index = _index(at, step, where)
+        if isinstance(target, list):
+            index = _index(target, step, where)
             if last:
-                at[index] = value
+                target[index] = value
             else:
-                at = at[index]
-        elif isinstance(at, dict):
+                target = target[index]
+        elif isinstance(target, dict):
             if last:
-                at[step] = value
+                target[step] = value
             else:
-                if at.get(step) is None:
-                    at[step] = {}
-                at = at[step]
+                if target.get(step) is None:
+                    target[step] = {}
+                target = target[step]
         else:
             raise UsageError(f"--set {override}: `{where}` is inside a plain value")
 
@@ -178,16 +179,16 @@ def _index(items: list[Any], step: str, where: str) -> int:
 
 
 def _describe(error: Any, data: Any, node: Node) -> Problem:
-    at: Location = tuple(error["loc"])
+    location: Location = tuple(error["loc"])
     kind, message = error["type"], error["msg"]
-    name = ".".join(str(step) for step in at)
-    line = _line(node, at)
+    name = ".".join(str(step) for step in location)
+    line = _line(node, location)
     if kind == "extra_forbidden":
-        parent = _section_at(at[:-1])
+        parent = _section_at(location[:-1])
         sentence = f"unknown key `{name}`"
         if parent is not None:
             keys = list(parent.model_fields)
-            near = difflib.get_close_matches(str(at[-1]), keys, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(location[-1]), keys, n=1, cutoff=0.5)
             sentence += f"; did you mean `{near[0]}`?" if near else f"; there is {', '.join(keys)}"
         return line, sentence
     if kind == "missing":
@@ -196,18 +197,18 @@ def _describe(error: Any, data: Any, node: Node) -> Problem:
         cause = (error.get("ctx") or {}).get("error")
         sentence = str(cause) if cause is not None else message
         return line, f"{name}: {sentence}" if name else sentence
-    given = _value_at(data, at)
+    value = _value_at(data, location)
     if kind == "literal_error":
         expected = (error.get("ctx") or {}).get("expected", "")
         choices = [choice.strip("'") for choice in expected.replace(" or ", ", ").split(", ")]
-        near = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
         hint = f"; did you mean `{near[0]}`?" if near else ""
-        return line, f"{name}: `{given}` is not one of {', '.join(choices)}{hint}"
-    return line, f"{name}: {message[0].lower()}{message[1:]} (found: {given!r})"
+        return line, f"{name}: `{value}` is not one of {', '.join(choices)}{hint}"
+    return line, f"{name}: {message[0].lower()}{message[1:]} (found: {value!r})"
 
 
-def _value_at(data: Any, at: Location) -> Any:
-    for step in at:
+def _value_at(data: Any, location: Location) -> Any:
+    for step in location:
         try:
             data = data[step]
         except (KeyError, IndexError, TypeError):
@@ -215,10 +216,10 @@ def _value_at(data: Any, at: Location) -> Any:
     return data
 
 
-def _section_at(at: Location) -> type[BaseModel] | None:
-    """The model that describes the mapping at this place of the file."""
+def _section_at(location: Location) -> type[BaseModel] | None:
+    """The section that describes the mapping at this location of the file."""
     current: Any = JobConfig
-    for step in at:
+    for step in location:
         if isinstance(current, type) and issubclass(current, BaseModel):
             field = current.model_fields.get(str(step))
             if field is None:
@@ -234,10 +235,10 @@ def _section_at(at: Location) -> type[BaseModel] | None:
     return current if isinstance(current, type) and issubclass(current, Section) else None
 
 
-def _line(node: Node, at: Location) -> int | None:
-    """The line of the deepest part of the place that the file really has (1-based)."""
+def _line(node: Node, location: Location) -> int | None:
+    """Line (from 1) of the deepest part of the location that the file contains."""
     line = node.start_mark.line + 1
-    for step in at:
+    for step in location:
         if isinstance(node, MappingNode):
             pair = next((p for p in node.value if p[0].value == str(step)), None)
             if pair is None:
@@ -254,13 +255,13 @@ def _line(node: Node, at: Location) -> int | None:
 
 
 def _repeated_keys(node: Node) -> Iterator[Problem]:
-    """YAML keeps the last of two equal keys without a word; a job file must not."""
+    """Duplicate keys, of which YAML silently keeps the last."""
     if isinstance(node, MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
             if isinstance(key, ScalarNode):
                 if key.value in seen:
-                    yield key.start_mark.line + 1, f"the key `{key.value}` stands twice"
+                    yield key.start_mark.line + 1, f"duplicate key `{key.value}`"
                 seen.add(key.value)
             yield from _repeated_keys(value)
     elif isinstance(node, SequenceNode):

@@ -79,7 +79,7 @@ def test_reversed_search_range_is_refused() -> None:
 
 
 def test_repeated_key_is_refused() -> None:
-    assert problems(SMALL + "seed: 1\nseed: 2\n") == [(5, "the key `seed` stands twice")]
+    assert problems(SMALL + "seed: 1\nseed: 2\n") == [(5, "duplicate key `seed`")]
 
 
 def test_broken_yaml_names_the_line() -> None:
@@ -193,7 +193,7 @@ def test_an_override_changes_one_place_even_where_the_file_shares_a_value() -> N
         (
             "distillation: {loss: dist}\n"
             "search: {space: {train.accumulation: {low: 1, high: 2}}}\n",
-            "`train.accumulation` cuts",
+            "`train.accumulation` splits",
         ),
         (
             "search: {metric: loss, space: {train.loss: {choices: [focal, cross-entropy]}}}\n",

@@ -1,4 +1,4 @@
-"""Multi-Still (2023): a multimodal teacher, soft targets, students, a search, judged on test."""
+"""Multi-Still (2023): a multimodal teacher, soft targets, students and a search, scored on test."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
 
 
 def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
-    """What only the rooms know: model presets, their overrides and the search space."""
+    """Problems that the sections cannot see: presets, the search space, layers, losses."""
     from multistill.models.presets import resolve
     from multistill.search.space import check_space
 
@@ -42,11 +42,11 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
         (("students", index, "model"), student.model)  # type: ignore[misc]
         for index, student in enumerate(job.students)
     ]
-    for at, model in models:
+    for location, model in models:
         try:
             resolve(model.preset, model.overrides())
         except MultistillError as error:
-            yield at, f"{'.'.join(map(str, at))}: {error}"
+            yield location, f"{'.'.join(map(str, location))}: {error}"
     for sentence in check_space(job.search.space, job.searched_student()):
         yield ("search", "space"), f"search.space: {sentence}"
     yield from _layers(job)
@@ -57,7 +57,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 yield (
                     ("search", "metric"),
                     f"search.metric: trials with another `{key}` measure another loss, so `loss` "
-                    "cannot compare them; choose another metric or take it out of search.space",
+                    "cannot compare them; choose another metric or remove it from search.space",
                 )
     if job.search.epochs is not None and job.search.grace_epochs > job.search.epochs:
         yield (
@@ -68,64 +68,66 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
 
 
 def _layers(job: JobConfig) -> Iterator[tuple[Location, str]]:
-    """Encoder layers that a model is to read and the features do not hold apart."""
-    kept = job.features.side_by_side()
-    asked: list[tuple[Location, str, object]] = []
+    """Encoder layers that a model reads and the feature store does not hold separately."""
+    stored = job.features.side_by_side()
+    requested: list[tuple[Location, str, object]] = []
     for name in ("speech_layer", "text_layer"):
-        asked.append((("teacher", "model"), name, getattr(job.teacher.model, name)))
+        requested.append((("teacher", "model"), name, getattr(job.teacher.model, name)))
         for index, student in enumerate(job.students):
-            asked.append((("students", index, "model"), name, getattr(student.model, name)))
+            requested.append((("students", index, "model"), name, getattr(student.model, name)))
         searched = job.search.space.get(f"model.{name}") if job.search.enabled else None
         if searched and searched.choices is None:
             yield ("search", "space"), f"search.space: `model.{name}` needs `choices`"
         choices = (searched.choices if searched else None) or []
-        asked += [(("search", "space", f"model.{name}"), name, choice) for choice in choices]
-    for at, name, layer in asked:
-        encoder, layers = name.removesuffix("_layer"), kept.get(f"{name}s", [])
+        requested += [(("search", "space", f"model.{name}"), name, choice) for choice in choices]
+    for location, name, layer in requested:
+        encoder, layers = name.removesuffix("_layer"), stored.get(f"{name}s", [])
         if layer is not None and layer not in layers:
-            there = f"holds {', '.join(map(str, layers))}" if layers else "holds one state"
+            held = f"layers {', '.join(map(str, layers))}" if layers else "one state"
             yield (
-                at,
-                f"{name}: layer {layer} cannot be read, the store {there}; set features.{encoder}: "
+                location,
+                f"{name}: layer {layer} cannot be read, the store holds {held}; set "
+                f"features.{encoder}: "
                 f"{{layers: [..., {layer}], combine: concat}}",
             )
 
 
 def _losses(job: JobConfig) -> Iterator[tuple[Location, str]]:
-    """Distillation losses that do not go with how students are trained."""
+    """Distillation losses that do not fit how the students are trained."""
     space = job.search.space if job.search.enabled else {}
     searched = space.get("distillation.loss")
-    asked = {job.distillation.loss, *((searched.choices or []) if searched else [])}
-    over_batch = ["loss dist"] if "dist" in asked else []
+    losses = {job.distillation.loss, *((searched.choices or []) if searched else [])}
+    batch_wise = ["loss dist"] if "dist" in losses else []
     if job.distillation.cka_weight or "distillation.cka_weight" in space:
-        over_batch.append("cka_weight")
-    cut = space.get("train.accumulation")
-    for option in over_batch if job.search.enabled else []:
+        batch_wise.append("cka_weight")
+    accumulation = space.get("train.accumulation")
+    for option in batch_wise if job.search.enabled else []:
         if job.search.workers_per_trial > 1:
             yield (
                 ("search", "workers_per_trial"),
                 f"search.workers_per_trial: distillation.{option} correlates over the batch that "
                 "one worker sees; it needs trials of one worker",
             )
-        if cut is not None and cut.choices != [1]:
+        if accumulation is not None and accumulation.choices != [1]:
             yield (
                 ("search", "space", "train.accumulation"),
                 f"search.space: distillation.{option} correlates over the rows that are computed "
-                "together, which `train.accumulation` cuts; take it out of the space",
+                "together, which `train.accumulation` splits; remove it from the space",
             )
     for index, student in enumerate(job.students):
-        at, name = ("students", index, "train"), f"student `{student.name}`"
-        if "two-mse" in asked and student.train.loss != "mse":
+        location: Location = ("students", index, "train")
+        name = f"student `{student.name}`"
+        if "two-mse" in losses and student.train.loss != "mse":
             yield (
-                at,
+                location,
                 f"{name}: distillation.loss two-mse fits shares, not logits, so the student and "
                 "its control need `train.loss: mse`",
             )
         train = student.train
         if train.workers > 1 or train.batch_frames or train.accumulation > 1:
-            for option in over_batch:
+            for option in batch_wise:
                 yield (
-                    at,
+                    location,
                     f"{name}: distillation.{option} correlates over the batch that one worker "
                     "sees; it needs `workers: 1`, `accumulation: 1` and no `batch_frames`",
                 )
