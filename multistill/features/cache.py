@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
@@ -22,6 +21,7 @@ from pyarrow import fs
 
 from multistill.errors import MultistillError
 from multistill.features.store import FACTS, SHARDS, FeatureStore
+from multistill.workspace import atomic_path
 
 CACHE_VARIABLE = "MULTISTILL_FEATURES_CACHE"
 """Environment variable: the folder for copies. Where set, shared folders are copied too."""
@@ -80,26 +80,23 @@ def local_copy(source: str | Path, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{name}.lock"):
         if not target.exists():
-            partial = cache / f".{name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            # pyarrow makes the folders it finds, and an object store has none.
-            (partial / SHARDS).mkdir(parents=True)
-            try:
-                fs.copy_files(
-                    path,
-                    str(partial),
-                    source_filesystem=system,
-                    destination_filesystem=fs.LocalFileSystem(),
-                )
-            except OSError as error:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise MultistillError(
-                    f"the feature store {_masked(text)} cannot be copied to {cache} "
-                    f"({_first_line(error)}); run again, after freeing space or naming another "
-                    f"folder by {CACHE_VARIABLE} where the disk is full"
-                ) from error
-            FeatureStore(partial).verify()
-            partial.rename(target)
+            with atomic_path(target) as partial:
+                # copy_files creates the folders that it lists; an object store has none.
+                (partial / SHARDS).mkdir(parents=True)
+                try:
+                    fs.copy_files(
+                        path,
+                        str(partial),
+                        source_filesystem=system,
+                        destination_filesystem=fs.LocalFileSystem(),
+                    )
+                except OSError as error:
+                    raise MultistillError(
+                        f"the feature store {_masked(text)} cannot be copied to {cache} "
+                        f"({_first_line(error)}); run again, after freeing space or naming "
+                        f"another folder by {CACHE_VARIABLE} where the disk is full"
+                    ) from error
+                FeatureStore(partial).verify()
     return target
 
 

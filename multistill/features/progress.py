@@ -17,6 +17,7 @@ from multistill.errors import MultistillError
 from multistill.features.shards import ShardPlan
 from multistill.features.store import QUARANTINE, marker_path, read_marker
 from multistill.tracking.logger import RunLogger
+from multistill.workspace import atomic_path
 
 
 class State(NamedTuple):
@@ -151,6 +152,5 @@ def write_quarantine(path: Path, rows: Sequence[Sequence[str]]) -> None:
     names = ("utterance_id", "audio_path", "reason")
     columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
     table = pa.table(columns, schema=pa.schema([(name, pa.string()) for name in names]))
-    temporary = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from multistill.errors import MultistillError
-from multistill.workspace import canonical, clear, read_json, write_json
+from multistill.workspace import atomic_path, canonical, clear, read_json, write_json
 
 PLAN = "plan.arrow"
 PLAN_FACTS = "plan.json"
@@ -91,9 +91,8 @@ def _write(table: pa.Table, shard_seconds: float, path: Path) -> dict[str, Any]:
     shard_of = np.minimum(((ends - 1e-9) / size).astype(np.int64), int(total / size))
     starts = np.flatnonzero(np.diff(shard_of, prepend=-1))
     stops = np.append(starts[1:], len(table))
-    temporary = path.with_name(f".{path.name}.partial")
-    with pa.ipc.new_file(str(temporary), table.schema.remove_metadata()) as writer:
+    schema = table.schema.remove_metadata()
+    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
         for start, stop in zip(starts, stops, strict=True):
             writer.write_batch(table.slice(start, stop - start).to_batches()[0])
-    temporary.replace(path)
     return {"shards": len(starts), "clips": len(table), "seconds": total}

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from multistill.errors import MultistillError
 from multistill.features.dtypes import Dtype, item_type, pack, unpack
 from multistill.typing import AnyArray, FloatArray, IntArray
-from multistill.workspace import read_json, write_json
+from multistill.workspace import atomic_path, read_json, write_json
 
 FORMAT = 1
 FACTS = "features.json"
@@ -392,6 +392,5 @@ def _write_index(folder: Path, shards: Sequence[dict[str, Any]]) -> None:
         raise MultistillError(
             f"an utterance stands twice in {folder}; remove the folder and run again"
         )
-    temporary = folder / f".{INDEX}.partial"
-    pq.write_table(index, temporary)
-    temporary.replace(folder / INDEX)
+    with atomic_path(folder / INDEX) as temporary:
+        pq.write_table(index, temporary)

@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from multistill.errors import MultistillError
-from multistill.workspace import canonical, read_json
+from multistill.workspace import atomic_path, canonical, read_json
 
 Tensors = dict[str, torch.Tensor]
 
@@ -148,9 +147,8 @@ def _commit(
     source: Path | None = None,
 ) -> Path:
     folder = state_dir / name
-    partial = state_dir / f".{name}.{uuid.uuid4().hex[:8]}"
-    partial.mkdir()
-    try:
+    with atomic_path(folder, concurrent=True) as partial:
+        partial.mkdir()
         for file, content in files.items():
             if source is None or not _linked(source / file, partial / file):
                 (partial / file).write_bytes(content)
@@ -160,10 +158,6 @@ def _commit(
         (partial / _RECORD).write_text(json.dumps(sealed), encoding="utf-8")
         if folder.exists():  # a damaged one of an earlier attempt: this epoch is being redone
             shutil.rmtree(folder)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return folder
 
 
