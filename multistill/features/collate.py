@@ -7,7 +7,7 @@ stays zero-copy until `collate`, which casts straight into the padded float32 te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,6 +132,26 @@ def plan_batches(
     )
     batches = [order[i : i + batch_size] for i in range(0, total, batch_size)]
     return [batches[i] for i in random.permutation(len(batches))]
+
+
+def cut_by_padded_size(limit: float, *lengths: IntArray) -> Iterator[slice]:
+    """Consecutive slices of rows whose padded size stays within a limit.
+
+    The padded size of a slice is its number of rows times the sum of the longest lengths, one
+    for each modality. A single row is a slice of its own even where it exceeds the limit. Rows
+    sorted by length waste the least padding.
+
+    Args:
+        lengths: [N] of each modality, in the order in which the rows are cut.
+    """
+    start, longest = 0, (0,) * len(lengths)
+    for end, row in enumerate(zip(*(column.tolist() for column in lengths), strict=True)):
+        longest = tuple(map(max, longest, row))
+        if end > start and (end - start + 1) * sum(longest) > limit:
+            yield slice(start, end)
+            start, longest = end, row
+    if start < len(lengths[0]):
+        yield slice(start, len(lengths[0]))
 
 
 def shard_for_rank(batch: IntArray, rank: int, world: int) -> IntArray:

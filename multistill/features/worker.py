@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from multistill.encoders.audio import Wave
 from multistill.encoders.base import SAMPLE_RATE, SpeechEncoder, TextEncoder
 from multistill.encoders.speech import load_speech
 from multistill.encoders.text import load_text
+from multistill.features.collate import cut_by_padded_size
 from multistill.features.store import Clip, ShardWriter, shard_writer
 from multistill.features.waves import Decoded
 from multistill.features.windows import Span, join, spans
@@ -37,23 +39,20 @@ class Window:
     samples: FloatArray
 
 
-def batches(pieces: Sequence[Window], seconds: float, equal: bool) -> Iterator[list[Window]]:
-    """Pieces of like length, together at most so many seconds with their padding.
+def batches(windows: Sequence[Window], seconds: float, equal: bool) -> Iterator[list[Window]]:
+    """Windows of similar length in batches of at most so many seconds, padding included.
 
     Args:
-        equal: pieces of one length only.
+        equal: batch only windows of exactly the same length.
     """
-    limit = seconds * SAMPLE_RATE
-    group: list[Window] = []
-    for piece in sorted(pieces, key=lambda piece: (len(piece.samples), piece.row, piece.number)):
-        length = len(piece.samples)
-        full = length * (len(group) + 1) > limit
-        if group and (full or (equal and length != len(group[0].samples))):
-            yield group
-            group = []
-        group.append(piece)
-    if group:
-        yield group
+    ordered = sorted(windows, key=lambda window: (len(window.samples), window.row, window.number))
+    groups = [ordered]
+    if equal:
+        groups = [list(same) for _, same in groupby(ordered, lambda window: len(window.samples))]
+    for group in groups:
+        lengths = np.array([len(window.samples) for window in group], dtype=np.int64)
+        for cut in cut_by_padded_size(seconds * SAMPLE_RATE, lengths):
+            yield group[cut]
 
 
 class Encoder:

@@ -11,7 +11,12 @@ from helpers.features_case import make_store, random_clips
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multistill.features.collate import collate, plan_batches, shard_for_rank
+from multistill.features.collate import (
+    collate,
+    cut_by_padded_size,
+    plan_batches,
+    shard_for_rank,
+)
 
 LENGTHS = st.lists(st.integers(1, 2000), max_size=300)
 
@@ -68,6 +73,28 @@ def test_bucketing_wastes_far_less_padding_than_chance() -> None:
 
     assert padded(plan_batches(lengths, 32, seed=0)) < 1.25
     assert padded(plan_batches(lengths, 32, seed=None)) > 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 60)), max_size=60),
+    st.integers(0, 4000),
+)
+def test_cuts_cover_all_rows_and_are_as_long_as_the_limit_allows(
+    lengths: list[tuple[int, int]], limit: int
+) -> None:
+    table = np.array(lengths, dtype=np.int64).reshape(-1, 2)
+    cuts = list(cut_by_padded_size(limit, table[:, 0], table[:, 1]))
+    assert [row for cut in cuts for row in range(len(table))[cut]] == list(range(len(table)))
+
+    def padded(rows: np.ndarray) -> int:
+        return len(rows) * int(rows.max(axis=0).sum())
+
+    for cut in cuts:
+        assert cut.stop > cut.start
+        assert cut.stop - cut.start == 1 or padded(table[cut]) <= limit
+        if cut.stop < len(table):
+            assert padded(table[cut.start : cut.stop + 1]) > limit
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int8"])
