@@ -211,7 +211,8 @@ class ShardEncoder:
     def _encode(self, batch: list[Window]) -> list[FloatArray | str]:
         """States of each window, or the reason why it could not be encoded.
 
-        A batch that exceeds the GPU's memory is halved, and later batches stay half as long.
+        A batch that exceeds the GPU's memory is halved. Batches of later shards are limited to
+        half of what failed.
         """
         try:
             return list(self.speech.encode([window.samples for window in batch]))
@@ -224,7 +225,8 @@ class ShardEncoder:
                     f"out of memory: {seconds:.1f} s do not fit the GPU; use `long_clips: window`"
                 ]
         # Outside the handler, where the tensors of the failed batch are released.
-        self._batch_seconds = max(self._batch_seconds / 2, 1.0)
+        failed_seconds = len(batch) * max(len(window.samples) for window in batch) / SAMPLE_RATE
+        self._batch_seconds = min(self._batch_seconds, max(failed_seconds / 2, 1.0))
         middle = len(batch) // 2
         return [*self._encode(batch[:middle]), *self._encode(batch[middle:])]
 

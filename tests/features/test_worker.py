@@ -96,10 +96,16 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(tmp_path: Path) -> Non
         assert np.array_equal(store.audio(f"u{row}"), fake.encode_one(wave.samples))
 
 
-def test_a_smaller_batch_is_remembered_after_out_of_memory(tmp_path: Path) -> None:
+def test_batches_of_later_shards_fit_the_memory_that_an_earlier_one_exceeded(tmp_path: Path) -> None:
     fake = FakeEncoder(memory=16_000 * 5)
-    encode(tmp_path / "a", decoded([1.0] * 24), fake, batch_seconds=12)
+    encoder = shard_encoder(fake, batch_seconds=12)
+    encoder.write(decoded([1.0] * 24), 0, tmp_path)
     assert len(fake.batches) == 24 / 3
+    failures = fake.failures
+    assert failures
+    encoder.write(decoded([1.0] * 24), 1, tmp_path)
+    assert fake.failures == failures
+    assert fake.batches == [16_000 * 3] * 16
 
 
 def test_a_clip_that_alone_exceeds_the_memory_is_quarantined_with_advice(tmp_path: Path) -> None:
