@@ -96,7 +96,9 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(tmp_path: Path) -> Non
         assert np.array_equal(store.audio(f"u{row}"), fake.encode_one(wave.samples))
 
 
-def test_batches_of_later_shards_fit_the_memory_that_an_earlier_one_exceeded(tmp_path: Path) -> None:
+def test_batches_of_later_shards_fit_the_memory_that_an_earlier_one_exceeded(
+    tmp_path: Path,
+) -> None:
     fake = FakeEncoder(memory=16_000 * 5)
     encoder = shard_encoder(fake, batch_seconds=12)
     encoder.write(decoded([1.0] * 24), 0, tmp_path)
