@@ -54,7 +54,7 @@ def _commit(model: str, revision: str | None) -> str:
     except (HfHubHTTPError, OSError, RuntimeError) as error:
         raise UnavailableModelError(unreachable) from error
     except Exception as error:
-        # httpx errors are not OSErrors, and offline mode raises an error of its own.
+        # httpx errors are not OSErrors, and neither is what offline mode raises.
         if type(error).__module__.split(".")[0] in {"httpx", "huggingface_hub", "requests"}:
             raise UnavailableModelError(unreachable) from error
         raise

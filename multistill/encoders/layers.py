@@ -21,7 +21,7 @@ class LayerSelector:
         attribute: name of the layer list in `model.encoder`; the list is shortened in place.
         selected: indices of hidden states.
         combine: how several hidden states become one.
-        where: job-file key, for messages.
+        key: job-file key, for messages.
     Raises:
         UsageError: the model has no such layer.
     """
@@ -32,14 +32,14 @@ class LayerSelector:
         attribute: str,
         selected: Sequence[int],
         combine: Literal["mean", "concat"],
-        where: str,
+        key: str,
     ) -> None:
         layers: nn.ModuleList = getattr(model.encoder, attribute)
         count = len(layers)
         for index in selected:
             if not -count - 1 <= index <= count:
                 raise UsageError(
-                    f"{where}: {index} is not a layer of this encoder; it has {count} layers, "
+                    f"{key}: {index} is not a layer of this encoder; it has {count} layers, "
                     f"so use 0 to {count} or -1 to {-count - 1}"
                 )
         self.indices = tuple(index % (count + 1) for index in selected)

@@ -64,7 +64,7 @@ def load_speech(
 
     with _advice(SPEECH_SECTION, BUILT_IN_SPEECH):
         model = hub.load_model(config.model, resolved)
-    # An architecture that needs another class is told apart by `model.config.model_type`.
+    # The place to choose another class by `model.config.model_type`.
     return Wav2Vec2Family(model, config, "pretrained", revision=resolved, device=device)
 
 

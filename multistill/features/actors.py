@@ -37,7 +37,7 @@ class EncodeShard:
     """Ray actor that holds both encoders: a shard number or its decoded waves -> a finished shard.
 
     Errors that the user can fix are returned in the `error` column instead of raised, since Ray
-    turns an exception into text and embeds it in a message of its own.
+    turns an exception into text and embeds it in another message.
     """
 
     def __init__(

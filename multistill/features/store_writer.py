@@ -193,7 +193,7 @@ def finish_store(
     """Index the finished shards, write features.json and remove shard files without a marker.
 
     Args:
-        info: for features.json, beside the format version and the shards.
+        info: content of features.json except the format version and the shards.
     Returns:
         the content of features.json.
     Raises:
