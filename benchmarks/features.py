@@ -1,13 +1,13 @@
-"""How fast encoding and reading are, as ratios measured in one run on the same clips.
+"""Speed of encoding and of reading the store, as ratios measured in one run on the same clips.
 
-    python benchmarks/features.py                        CPU, a wav2vec2 of small size
-    python benchmarks/features.py --encoder large --cuda wav2vec2-large's shape on a GPU
+    python benchmarks/features.py                        CPU, a small wav2vec2
+    python benchmarks/features.py --encoder large --cuda the shape of wav2vec2-large, on a GPU
     python benchmarks/features.py --emodb ../shared/data/emodb    adds the UAR of int8
-    python benchmarks/features.py --only kill            5,000 clips, killed twice on the way
+    python benchmarks/features.py --only kill            5,000 clips, killed twice before it ends
 
-Weights are random: speed does not depend on them. The published procedure encodes one clip
-at a time in float32 and saves one `.pt` file for each. The bare forward runs the same batches
-on waves that are decoded already and drops the states. Prints a table and one JSON object.
+Weights are random, since speed does not depend on them. The published procedure encodes one clip
+at a time in float32 and saves one `.pt` file per clip. The bare forward pass runs the same batches
+on decoded waves and discards the states. Prints a table and one JSON object.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ import torch
 from multistill.config import FeaturesConfig
 from multistill.encoders.audio import decode
 from multistill.encoders.base import SAMPLE_RATE
-from multistill.features.collate import collate, plan
+from multistill.features.collate import collate, plan_batches
 from multistill.features.encode import encode
 from multistill.features.store import FeatureStore
-from multistill.features.worker import Encoder, Piece, batches
+from multistill.features.worker import ShardEncoder, Window, batch_windows
+from multistill.hardware import cores
 
 SHARDS_TO_KILL = 120
-"""Of the 150 or so that 5,000 clips make; the kills come at a third and at two thirds of it."""
+"""Of about 150 for 5,000 clips; the run is killed after a third and after two thirds of these."""
 
 SHAPES = {
     "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "conv_dim": (64,) * 7},
@@ -52,7 +53,7 @@ SHAPES = {
 
 
 def save_encoder(shape: str, folder: Path) -> Path:
-    """A layer-norm wav2vec2 of this shape with random weights."""
+    """Save a layer-norm wav2vec2 of this shape with random weights."""
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
     keys = SHAPES[shape]
@@ -70,7 +71,7 @@ def save_encoder(shape: str, folder: Path) -> Path:
 
 
 def write_corpus(folder: Path, clips: int, files: int = 400) -> Path:
-    """A manifest of clips with the lengths of dialogue speech; some share a file of noise."""
+    """Write a manifest of clips with durations as in dialogues; clips share `files` noise files."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     seconds = random.gamma(4.0, 0.9, files).clip(0.4, 20.0)
@@ -82,9 +83,9 @@ def write_corpus(folder: Path, clips: int, files: int = 400) -> Path:
             "utterance_id": f"clip-{row:06d}",
             "audio_path": str(folder / f"{row % files:04d}.wav"),
             "text": "오늘은 정말 힘든 하루 였어 그래도 괜찮아",
-            "duration_s": float(len_s),
+            "duration_s": float(duration),
         }
-        for row, len_s in enumerate(np.resize(seconds, clips))
+        for row, duration in enumerate(np.resize(seconds, clips))
     ]
     path = folder / f"manifest-{clips}.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path)
@@ -96,7 +97,7 @@ def cluster(cpus: int) -> Iterator[None]:
     import ray
 
     ray.init(
-        address="local",  # never one that happens to run here
+        address="local",  # do not connect to a cluster that runs on this machine
         num_cpus=cpus,
         include_dashboard=False,
         log_to_driver=False,
@@ -109,8 +110,8 @@ def cluster(cpus: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def load(config: FeaturesConfig, device: str) -> Encoder:
-    return Encoder(config, {"speech": None, "text": None}, device)
+def load(config: FeaturesConfig, device: str) -> ShardEncoder:
+    return ShardEncoder(config, {"speech": None, "text": None}, device)
 
 
 def waves_and_texts(manifest: Path) -> list[tuple[np.ndarray, str]]:
@@ -127,23 +128,23 @@ def synchronize(device: str) -> None:
 
 
 def time_bare(config: FeaturesConfig, manifest: Path, device: str) -> float:
-    """Seconds of both models' forward on bucketed batches of decoded waves."""
+    """Seconds of both models' forward passes on bucketed batches of decoded waves."""
     encoder = load(config, device)
     clips = waves_and_texts(manifest)
-    pieces = [Piece(row, 0, wave) for row, (wave, _) in enumerate(clips)]
-    groups = list(batches(pieces, config.batch_seconds, equal=False))
-    encoder.speech.encode([piece.samples for piece in groups[0]])
+    windows = [Window(row, 0, wave) for row, (wave, _) in enumerate(clips)]
+    batches = list(batch_windows(windows, config.batch_seconds, equal=False))
+    encoder.speech.encode([window.samples for window in batches[0]])
     synchronize(device)
     started = time.perf_counter()
-    for group in groups:
-        encoder.speech.encode([piece.samples for piece in group])
-        encoder.text.encode([clips[piece.row][1] for piece in group])
+    for batch in batches:
+        encoder.speech.encode([window.samples for window in batch])
+        encoder.text.encode([clips[window.row][1] for window in batch])
     synchronize(device)
     return time.perf_counter() - started
 
 
 def time_published(config: FeaturesConfig, manifest: Path, out: Path, device: str) -> float:
-    """Seconds of one clip at a time, float32, one file each for audio and text."""
+    """Seconds of encoding one clip at a time in float32, with one file each for audio and text."""
     out.mkdir()
     encoder = load(config, device)
     rows = pq.read_table(manifest).to_pylist()
@@ -160,26 +161,30 @@ def time_published(config: FeaturesConfig, manifest: Path, out: Path, device: st
 def time_pipeline(
     config: FeaturesConfig, manifest: Path, out: Path
 ) -> tuple[float, dict[str, Any]]:
-    """Wall seconds of the whole stage on a running Ray, start of the workers included."""
+    """Wall seconds of the whole stage on a running Ray, including the start of the workers."""
     started = time.perf_counter()
     summary = encode(manifest, config, out)
     return time.perf_counter() - started, summary
 
 
 def per_second(action: Callable[[], int], at_least: float = 1.0) -> float:
-    """Things done a second, over at least so many seconds, after one warm-up."""
+    """Items per second of an action that returns their number, after one warm-up call.
+
+    Args:
+        at_least: seconds to measure.
+    """
     action()
     done = 0
     started = time.perf_counter()
-    while (spent := time.perf_counter() - started) < at_least:
+    while (elapsed := time.perf_counter() - started) < at_least:
         done += action()
-    return done / spent
+    return done / elapsed
 
 
 def time_reads(store: FeatureStore, files: Path) -> tuple[float, float]:
-    """Clips a second read at random: from the store, and from one file per clip."""
-    kept = [name for name in store.ids if (files / f"{name}.pt").exists()]
-    order = np.random.default_rng(1).permutation(kept)[:200].tolist()
+    """Clips per second in random order: from the store, and from one file per clip."""
+    in_both = [name for name in store.ids if (files / f"{name}.pt").exists()]
+    order = np.random.default_rng(1).permutation(in_both)[:200].tolist()
 
     def from_store() -> int:
         return len([float(store.audio(name)[-1, -1]) for name in order])
@@ -191,19 +196,19 @@ def time_reads(store: FeatureStore, files: Path) -> tuple[float, float]:
 
 
 def time_training(store: FeatureStore, batch_size: int, device: str) -> tuple[float, float]:
-    """Batches a second that the reader makes, and that a paper-size student's step takes."""
+    """Batches per second of the reader, and of a training step of a paper-size student."""
     from multistill.models.build import build
     from multistill.models.presets import resolve
 
     model = build(resolve("paper-student", {}), store.audio_dim, store.text_dim).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters())
-    rows = plan(store.audio_frames(store.ids), batch_size, seed=0)
-    groups = [[store.ids[row] for row in part] for part in rows if len(part) == batch_size]
+    plan = plan_batches(store.audio_frames(store.ids), batch_size, seed=0)
+    batches = [[store.ids[row] for row in rows] for rows in plan if len(rows) == batch_size]
 
     def read() -> int:
-        return len([collate(store, names, 512) for names in groups])
+        return len([collate(store, ids, 512) for ids in batches])
 
-    batch = collate(store, groups[len(groups) // 2], 512).to(device)
+    batch = collate(store, batches[len(batches) // 2], 512).to(device)
     target = torch.full((batch_size, 7), 1 / 7, device=device)
 
     def step() -> int:
@@ -222,7 +227,7 @@ def stored_bytes(folder: Path, pattern: str) -> int:
 
 
 def uar_of(emodb: Path, folder: Path, config: dict[str, Any]) -> dict[str, float]:
-    """Unweighted recall of a linear probe, leaving one speaker out, per stored type."""
+    """Unweighted recall of a linear probe for each stored type, leaving one speaker out."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import recall_score
     from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
@@ -241,7 +246,7 @@ def uar_of(emodb: Path, folder: Path, config: dict[str, Any]) -> dict[str, float
     ]
     manifest = folder / "emodb.parquet"
     pq.write_table(pa.Table.from_pylist(rows), manifest)
-    found = {}
+    recall = {}
     for dtype in ("float32", "float16", "int8"):
         out = folder / f"emodb-{dtype}"
         encode(manifest, FeaturesConfig.model_validate({**config, "dtype": dtype}), out)
@@ -251,18 +256,18 @@ def uar_of(emodb: Path, folder: Path, config: dict[str, Any]) -> dict[str, float
         label = np.array([name[5] for name in store.ids])
         speaker = np.array([name[:2] for name in store.ids])
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.05, max_iter=1000))
-        guess = cross_val_predict(probe, pooled, label, groups=speaker, cv=LeaveOneGroupOut())
-        found[dtype] = float(recall_score(label, guess, average="macro"))
-    return found
+        predicted = cross_val_predict(probe, pooled, label, groups=speaker, cv=LeaveOneGroupOut())
+        recall[dtype] = float(recall_score(label, predicted, average="macro"))
+    return recall
 
 
 def one_size(
     config: FeaturesConfig, manifest: Path, cpus: int, into: Path | None
 ) -> dict[str, float]:
-    """Of a corpus of one size, in a process of its own: seconds and peak memory.
+    """Seconds and peak memory for a corpus of one size, measured in a separate process.
 
-    `ms_per_clip` is of the wall, start of the workers included; `encoder_ms_per_clip` adds up
-    the encoders' own time.
+    `ms_per_clip` is wall time including the start of the workers; `encoder_ms_per_clip` is the
+    sum of the encoders' time.
     """
     with cluster(cpus), tempfile.TemporaryDirectory() as out:
         seconds, summary = time_pipeline(config, manifest, into or Path(out) / "store")
@@ -286,12 +291,12 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     config = FeaturesConfig.model_validate(base)
     manifest = write_corpus(folder / "corpus", options.clips)
-    few = write_corpus(folder / "corpus", options.published_clips)
+    subset = write_corpus(folder / "corpus", options.published_clips)
     audio_s = sum(pq.read_table(manifest, columns=["duration_s"])[0].to_pylist())
-    few_s = sum(pq.read_table(few, columns=["duration_s"])[0].to_pylist())
+    subset_s = sum(pq.read_table(subset, columns=["duration_s"])[0].to_pylist())
     published = time_published(
         FeaturesConfig.model_validate({**base, "speech": {"model": str(model)}}),
-        few,
+        subset,
         folder / "files",
         device,
     )
@@ -299,53 +304,53 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with cluster(options.cpus):
         pipeline, summary = time_pipeline(config, manifest, folder / "float16")
         sizes = {"float16": summary["bytes"] / summary["audio_seconds"]}
-        small = FeaturesConfig.model_validate({**base, "dtype": "int8"})
-        summary8 = encode(few, small, folder / "int8")
-        sizes["int8"] = summary8["bytes"] / summary8["audio_seconds"]
+        int8 = FeaturesConfig.model_validate({**base, "dtype": "int8"})
+        int8_summary = encode(subset, int8, folder / "int8")
+        sizes["int8"] = int8_summary["bytes"] / int8_summary["audio_seconds"]
         uar = uar_of(options.emodb, folder, base) if options.emodb else None
         log_mel = uar_of(options.emodb, folder / "corpus", {}) if options.emodb else None
     store = FeatureStore(folder / "float16")
     reads, loads = time_reads(store, folder / "files")
-    fed, consumed = time_training(store, options.batch, device)
-    file_bytes = stored_bytes(folder / "files", "*.pt") / few_s
+    read_batches, trained_batches = time_training(store, options.batch, device)
+    file_bytes = stored_bytes(folder / "files", "*.pt") / subset_s
     return {
         "encoder": f"wav2vec2 {options.encoder} (random weights)",
         "audio_seconds": audio_s,
         "real_time_factor": pipeline / audio_s,
-        "seconds": {"pipeline": pipeline, "bare": bare, "published_per_s": published / few_s},
+        "seconds": {"pipeline": pipeline, "bare": bare, "published_per_s": published / subset_s},
         "pipeline / bare forward": bare / pipeline,
-        "pipeline / published": (published / few_s) / (pipeline / audio_s),
+        "pipeline / published": (published / subset_s) / (pipeline / audio_s),
         "bytes / published, float16": sizes["float16"] / file_bytes,
         "bytes / published, int8": sizes["int8"] / file_bytes,
         "random reads / torch.load": reads / loads,
-        "training input / student step": fed / consumed,
+        "training input / student step": read_batches / trained_batches,
         "uar": uar,
         "uar_log_mel": log_mel,
     }
 
 
 def grow(options: argparse.Namespace, folder: Path) -> list[dict[str, float]]:
-    """The same encoder on 1, 3 and 10 times the clips, each in a fresh process."""
-    found = []
+    """The same encoder on 1, 3 and 10 times the clips, each in a new process."""
+    sizes = []
     for times in (1, 3, 10):
         command = [sys.executable, __file__, "--one-size", str(options.grow * times)]
         command += ["--cpus", str(options.cpus), "--folder", str(folder)]
-        # Near what the smallest corpus is cut into, so that shards are alike in all sizes.
+        # Near the shard size of the smallest corpus, so that all sizes have similar shards.
         command += ["--shard-seconds", "240"]
-        answer = subprocess.run(command, check=True, capture_output=True, text=True)
-        found.append(json.loads(answer.stdout.splitlines()[-1]))
-    return found
+        process = subprocess.run(command, check=True, capture_output=True, text=True)
+        sizes.append(json.loads(process.stdout.splitlines()[-1]))
+    return sizes
 
 
 def kill_twice(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Kill -9 the stage at a third and at two thirds, run it a last time, verify everything."""
+    """Kill the stage (SIGKILL) at a third and at two thirds, let it finish, verify the store."""
     clips = options.kill_clips
     out = folder / "killed"
     command = [sys.executable, __file__, "--one-size", str(clips), "--into", str(out)]
     command += ["--cpus", str(options.cpus), "--folder", str(folder)]
-    kept: list[int] = []
+    finished_shards: list[int] = []
     redone, failures = 0, 0
-    seen: dict[str, int] = {}
+    previous: dict[str, int] = {}
     finished = False
     while not finished:
         home = tempfile.mkdtemp(dir="/tmp", prefix="mst-")
@@ -355,28 +360,29 @@ def kill_twice(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         while process.poll() is None:
             time.sleep(0.02)
             done = len(list((out / "shards").glob("*.json")))
-            if len(kept) < 2 and done >= (len(kept) + 1) * SHARDS_TO_KILL // 3:
+            kills = len(finished_shards)
+            if kills < 2 and done >= (kills + 1) * SHARDS_TO_KILL // 3:
                 process.kill()
                 process.wait()
                 killed = True
-                time.sleep(10)  # Ray's processes end with their driver
+                time.sleep(10)  # Ray's processes exit after their driver
         shutil.rmtree(home, ignore_errors=True)
         markers = {p.name: p.stat().st_mtime_ns for p in (out / "shards").glob("*.json")}
-        redone += sum(markers[name] != when for name, when in seen.items())
-        seen = markers
+        redone += sum(markers[name] != when for name, when in previous.items())
+        previous = markers
         finished = process.returncode == 0
         if killed or finished:
-            kept.append(len(markers))
+            finished_shards.append(len(markers))
         else:
             failures += 1  # e.g. Ray did not start on a busy machine
             if failures > 5:
-                raise RuntimeError("the stage fails without being killed")
+                raise RuntimeError("the stage keeps failing without being killed")
     store = FeatureStore(out)
     store.verify()
     failed = pq.read_table(out / "quarantine.parquet").num_rows
     return {
         "clips": clips,
-        "shards after each attempt": kept,
+        "shards after each attempt": finished_shards,
         "finished shards done again": redone,
         "encoded": len(store),
         "quarantined": failed,
@@ -391,11 +397,11 @@ def main() -> None:
     parser.add_argument("--published-clips", type=int, default=400)
     parser.add_argument("--batch-seconds", type=float, default=20.0)
     parser.add_argument("--shard-seconds", type=float, default=120.0)
-    parser.add_argument("--batch", type=int, default=16, help="utterances of a training batch")
-    parser.add_argument("--cpus", type=int, default=os.cpu_count())
+    parser.add_argument("--batch", type=int, default=16, help="utterances per training batch")
+    parser.add_argument("--cpus", type=int, default=cores())
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--emodb", type=Path)
-    parser.add_argument("--grow", type=int, default=1000, help="clips of the smallest corpus")
+    parser.add_argument("--grow", type=int, default=1000, help="clips in the smallest corpus")
     parser.add_argument("--only", choices=["compare", "grow", "kill"])
     parser.add_argument("--kill-clips", type=int, default=5000)
     parser.add_argument("--one-size", type=int, help=argparse.SUPPRESS)
@@ -411,21 +417,21 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         if options.only in (None, "compare"):
-            found["compare"] = compare(options, folder)
-            for key, value in found["compare"].items():
+            results["compare"] = compare(options, folder)
+            for key, value in results["compare"].items():
                 print(f"{key:34} {value:.3f}" if isinstance(value, float) else f"{key:34} {value}")
         if options.only in (None, "grow"):
-            found["grow"] = grow(options, folder)
-            for row in found["grow"]:
+            results["grow"] = grow(options, folder)
+            for row in results["grow"]:
                 print("  ".join(f"{key} {value:.2f}" for key, value in row.items()))
             for key in ("ms_per_clip", "encoder_ms_per_clip"):
-                cost = [row[key] for row in found["grow"]]
-                found[f"{key}, 10x / 1x"] = cost[-1] / cost[0]
+                cost = [row[key] for row in results["grow"]]
+                results[f"{key}, 10x / 1x"] = cost[-1] / cost[0]
         if options.only in (None, "kill"):
-            found["kill"] = kill_twice(options, folder)
-        print(json.dumps(found))
+            results["kill"] = kill_twice(options, folder)
+        print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from multistill.config import CLASSES, TrainConfig
 from multistill.corpora.manifest import MANIFEST_SCHEMA, write_manifest
-from multistill.features.store import Clip, finish_store, read_marker, shard_writer
+from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
 from multistill.models.build import build
 from multistill.models.layers import Stack
 from multistill.models.presets import resolve
@@ -254,12 +254,12 @@ def bare_speed(task: TrainingTask, steps: int) -> tuple[float, float]:
     """Samples/s and FLOP/s of the step alone, on pieces that are on the GPU already."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from multistill.features.collate import plan
+    from multistill.features.collate import plan_batches
 
     device = torch.device("cuda")
     data, config = TrainingData.open(task), task.train
     supply = Prefetcher(data.store, device, config.max_frames)
-    batches = plan(data.train.lengths, config.batch_size, seed=0, epoch=1)[:steps]
+    batches = plan_batches(data.train.lengths, config.batch_size, seed=0, epoch=1)[:steps]
     pieces = list(supply.pieces(data.train, batches))
     model = build(task.spec, AUDIO_DIM, TEXT_DIM).to(device).train()
     flat = FlatGradients(model.parameters(), device)

@@ -1,6 +1,6 @@
-"""What this machine and a cluster's nodes can run: cores, GPUs, slots. No torch, no Ray.
+"""Cores, GPUs and worker slots of this machine and of a cluster's nodes. No torch, no Ray.
 
-One answer for all: everything that sizes a pool, a worker group or a search asks here.
+Everything that sizes a pool, a worker group or a search uses these functions.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import torch
 
 MIN_LOGICAL_CPUS = 4
-"""Ray Data and Ray Train deadlock on fewer: each needs a CPU while the other holds one."""
+"""Ray Data and Ray Train deadlock with fewer: each needs a CPU while the other holds one."""
 
 Resources = Mapping[str, float]
-"""Ray's resource names and amounts: of a node, or of what a worker asks for."""
+"""Ray resource names and amounts: those of a node, or those that a worker requests."""
 
 _ROUNDING = 1e-9
 _CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
@@ -27,7 +27,7 @@ _CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
 
 
 def cores() -> int:
-    """Cores this process may use: affinity and the container's quota respected, at least 1."""
+    """Cores that this process can use, limited by affinity and container quota; at least 1."""
     try:
         allowed = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS has no affinity
@@ -37,7 +37,7 @@ def cores() -> int:
 
 
 def _quota() -> float | None:
-    """Cores of time that the container may spend, e.g. 1.5; None without a limit."""
+    """CPU quota of the container in cores, e.g. 1.5; None without a limit."""
     try:
         quota, period = _CGROUP_V2.read_text().split()
         return None if quota == "max" else int(quota) / int(period)
@@ -52,46 +52,49 @@ def _quota() -> float | None:
 
 
 def local_cpus() -> int:
-    """Logical CPUs of a local Ray."""
+    """Number of logical CPUs for a local Ray cluster."""
     return max(MIN_LOGICAL_CPUS, cores())
 
 
 def local_gpus() -> int:
-    """NVIDIA GPUs that CUDA would show to this process."""
+    """Number of NVIDIA GPUs that CUDA makes visible to this process."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         names = [name.strip() for name in visible.split(",")]
-        end = next((i for i, n in enumerate(names) if n in {"", "-1", "NoDevFiles"}), len(names))
-        return end
+        # CUDA ignores everything after the first invalid entry.
+        return next((i for i, n in enumerate(names) if n in {"", "-1", "NoDevFiles"}), len(names))
     try:
-        return sum(1 for d in Path("/dev").iterdir() if re.fullmatch(r"nvidia\d+", d.name))
+        return sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in Path("/dev").iterdir())
     except OSError:
         return 0
 
 
 def default_device() -> torch.device:
-    """The GPU that torch would use, else the CPU."""
+    """The current CUDA device if there is one, else the CPU."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def gpus_or_default(requested: float | None, nodes: Sequence[Resources]) -> float:
-    """GPUs of one worker: as requested, else a whole one where the cluster has any."""
+    """GPUs per worker: as requested, by default one if any node has a GPU, else none."""
     if requested is not None:
         return float(requested)
     return 1.0 if any(node.get("GPU", 0.0) >= 1.0 for node in nodes) else 0.0
 
 
-def slots(nodes: Sequence[Resources], need: Resources) -> int:
-    """How many workers that need `need` each can run on the nodes at the same time.
+def slots(nodes: Sequence[Resources], per_worker: Resources) -> int:
+    """Number of workers with these requirements that can run on the nodes at the same time.
 
-    A worker runs on one node, so the halves of two nodes do not add up; and a share of a GPU
-    lies on one GPU, so workers of 0.4 GPU fit twice on each, not five times on two.
+    A worker runs on a single node, so free resources of two nodes do not add up. A fraction of a
+    GPU is taken from a single GPU, so two GPUs hold four workers of 0.4 GPU each, not five.
     """
-    asked = {name: amount for name, amount in need.items() if amount > 0}
+    required = {name: amount for name, amount in per_worker.items() if amount > 0}
     return sum(
-        min((_fits(name, node.get(name, 0.0), amount) for name, amount in asked.items()), default=0)
+        min(
+            (_fits(name, node.get(name, 0.0), amount) for name, amount in required.items()),
+            default=0,
+        )
         for node in nodes
     )
 

@@ -1,4 +1,4 @@
-"""Array types in the signatures of this package."""
+"""NumPy array types for the signatures of this package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DoubleArray: TypeAlias = npt.NDArray[np.float64]
 """Metrics and what they are computed from."""
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
-"""Rows, lengths, class indices."""
+"""Row indices, lengths, class indices."""
 
 AnyArray: TypeAlias = npt.NDArray[np.generic]
-"""Stored values, whose type the feature store decides."""
+"""Stored values in the type of the feature store."""

@@ -18,6 +18,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,21 +44,44 @@ def fingerprint(kind: str, version: int, config: Any, inputs: Mapping[str, str])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@contextmanager
+def atomic_path(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
+    """A temporary sibling to write a file or a folder to, renamed to `path` on success.
+
+    On an error the sibling is removed and `path` stays as it was.
+
+    Args:
+        concurrent: several processes may write `path` at the same time, so each gets its own
+            sibling. Without it there is one fixed name, and what a killed process left there
+            is removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = uuid.uuid4().hex if concurrent else "partial"
+    temporary = path.with_name(f".{path.name}.{suffix}")
+    try:
+        _remove(temporary)
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_path(path, concurrent=True) as temporary, temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+        temporary.chmod(0o644)
 
 
 def write_json(path: Path, value: Any) -> None:

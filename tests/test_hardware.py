@@ -1,4 +1,4 @@
-"""Cores, GPUs and slots: one count for everything that sizes a pool or a worker group."""
+"""Counting cores, GPUs and worker slots."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def test_a_worker_does_not_span_two_nodes() -> None:
     assert slots(nodes, {"CPU": 1.0, "GPU": 0.5}) == 2
 
 
-def test_a_share_of_a_gpu_lies_on_one_gpu() -> None:
+def test_a_fraction_of_a_gpu_is_taken_from_a_single_gpu() -> None:
     assert slots([{"CPU": 16.0, "GPU": 2.0}], {"CPU": 1.0, "GPU": 0.4}) == 4
-    assert slots([{"GPU": 1.4}], {"GPU": 0.4}) == 3, "what others left of a GPU counts too"
+    assert slots([{"GPU": 1.4}], {"GPU": 0.4}) == 3, "a partly used GPU counts too"
     assert slots([{"GPU": 8.0}], {"GPU": 2.0}) == 4
     assert slots([{"GPU": 1.0}], {"GPU": 0.1}) == 10
 
@@ -34,18 +34,18 @@ node = st.fixed_dictionaries(
 
 
 @given(nodes=st.lists(node, max_size=5), cpu=amounts, gpu=amounts)
-def test_so_many_workers_can_be_placed_and_not_one_more(
+def test_slots_equal_the_number_of_workers_that_can_be_placed_one_by_one(
     nodes: list[dict[str, float]], cpu: float, gpu: float
 ) -> None:
-    """Against a placement one by one, each worker on one node and on GPUs of its own share."""
+    """Each worker is placed on one node, and its fraction of a GPU on one GPU."""
     placed = 0
     for resources in nodes:
         cpus, devices = resources["CPU"], [1.0] * int(resources["GPU"])
         while cpus - cpu > -1e-6:
-            wanted = [index for index, free in enumerate(devices) if free - min(gpu, 1.0) > -1e-6]
-            if len(wanted) < max(1, int(gpu)):
+            suitable = [index for index, free in enumerate(devices) if free - min(gpu, 1.0) > -1e-6]
+            if len(suitable) < max(1, int(gpu)):
                 break
-            for index in wanted[: max(1, int(gpu))]:
+            for index in suitable[: max(1, int(gpu))]:
                 devices[index] -= min(gpu, 1.0)
             cpus -= cpu
             placed += 1
@@ -53,13 +53,13 @@ def test_so_many_workers_can_be_placed_and_not_one_more(
 
 
 @given(nodes=st.lists(node, max_size=5), cpu=amounts)
-def test_nothing_is_asked_of_a_resource_that_a_worker_does_not_need(
+def test_a_requirement_of_zero_does_not_limit_the_slots(
     nodes: list[dict[str, float]], cpu: float
 ) -> None:
     assert slots(nodes, {"CPU": cpu, "GPU": 0.0}) == slots(nodes, {"CPU": cpu})
 
 
-def test_a_whole_gpu_unless_asked_otherwise() -> None:
+def test_a_worker_gets_a_whole_gpu_by_default() -> None:
     with_gpus: list[hardware.Resources] = [{"CPU": 4.0}, {"CPU": 4.0, "GPU": 2.0}]
     assert hardware.gpus_or_default(None, with_gpus) == 1.0
     assert hardware.gpus_or_default(None, [{"CPU": 4.0}]) == 0.0
@@ -71,7 +71,7 @@ def test_a_whole_gpu_unless_asked_otherwise() -> None:
     ("limit", "count"),
     [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1)],
 )
-def test_a_containers_quota_counts(
+def test_cores_are_limited_by_the_quota_of_cgroup_v2(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, count: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
@@ -80,7 +80,7 @@ def test_a_containers_quota_counts(
     assert hardware.cores() == count
 
 
-def test_the_quota_of_the_older_control_groups_counts_too(
+def test_cores_are_limited_by_the_quota_of_cgroup_v1(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
@@ -104,9 +104,9 @@ def test_no_other_module_counts_cores() -> None:
     assert counting == {"hardware.py"}
 
 
-def test_a_small_machine_still_gets_enough_logical_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    for real, logical in [(1, 4), (2, 4), (4, 4), (32, 32)]:
-        monkeypatch.setattr(hardware, "cores", lambda real=real: real)
+def test_a_small_machine_gets_the_minimum_of_logical_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, logical in [(1, 4), (2, 4), (4, 4), (32, 32)]:
+        monkeypatch.setattr(hardware, "cores", lambda cores=cores: cores)
         assert hardware.local_cpus() == logical
 
 
@@ -122,7 +122,7 @@ def test_a_small_machine_still_gets_enough_logical_cpus(monkeypatch: pytest.Monk
         ("GPU-ab,GPU-cd", 2),
     ],
 )
-def test_gpus_are_counted_as_cuda_would(
+def test_gpus_are_counted_as_cuda_counts_them(
     monkeypatch: pytest.MonkeyPatch, visible: str, count: int
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multistill.errors import MultistillError, UsageError
-from multistill.workspace import Workspace, clear, fingerprint, read_json, write_atomic
+from multistill.workspace import (
+    Workspace,
+    atomic_path,
+    clear,
+    fingerprint,
+    read_json,
+    write_atomic,
+)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -142,3 +149,45 @@ def test_write_atomic_replaces_and_leaves_no_rest(tmp_path: Path) -> None:
     write_atomic(target, '{"a": 2}')
     assert read_json(target) == {"a": 2}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_atomic_path_publishes_a_file_or_a_folder_only_on_success(
+    tmp_path: Path, concurrent: bool
+) -> None:
+    target = tmp_path / "below" / "x"
+    with atomic_path(target, concurrent=concurrent) as temporary:
+        temporary.write_text("old")
+        assert not target.exists()
+    with (
+        pytest.raises(RuntimeError),
+        atomic_path(target, concurrent=concurrent) as temporary,
+    ):
+        temporary.mkdir()
+        (temporary / "part").write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    with atomic_path(target.with_name("folder"), concurrent=concurrent) as temporary:
+        temporary.mkdir()
+    assert sorted(path.name for path in target.parent.iterdir()) == ["folder", "x"]
+
+
+def test_atomic_path_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
+    for leftover in (".x.partial", ".y.partial/part"):
+        (tmp_path / leftover).parent.mkdir(exist_ok=True)
+        (tmp_path / leftover).write_text("half")
+    for name in ("x", "y"):
+        with atomic_path(tmp_path / name) as temporary:
+            assert not temporary.exists()
+            temporary.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "y"]
+
+
+def test_concurrent_writers_of_one_path_do_not_share_a_temporary_file(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    with atomic_path(target, concurrent=True) as slow:
+        slow.write_text("slow")
+        with atomic_path(target, concurrent=True) as fast:
+            fast.write_text("fast")
+        assert target.read_text() == "fast"
+    assert target.read_text() == "slow"

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from multistill.config import CLASSES
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray, IntArray
+from multistill.workspace import atomic_path
 
 SOFT_TARGETS = "soft_targets.parquet"
 POOLED = "pooled.safetensors"
@@ -56,10 +57,8 @@ def write_soft_targets(
         "teacher": pa.array([teacher] * len(ids), pa.string()),
         "fold": pa.array(np.asarray(fold), pa.int32()),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.table(columns), temporary)
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
 
 
 def read_soft_targets(path: Path) -> SoftTargets:
@@ -91,14 +90,12 @@ def write_pooled(targets: Path, rows: npt.ArrayLike, pooled: npt.ArrayLike) -> N
         rows: int64 [M], rows of that file, in any order.
         pooled: float32 [M, D], the vectors before the teacher's classifier.
     """
-    path = targets.with_name(POOLED)
-    temporary = path.with_name(f".{path.name}.partial")
     tensors = {
         "row": torch.from_numpy(np.asarray(rows, dtype=np.int64)),
         "pooled": torch.from_numpy(np.ascontiguousarray(pooled, dtype=np.float32)),
     }
-    save_file(tensors, temporary)
-    temporary.replace(path)
+    with atomic_path(targets.with_name(POOLED)) as temporary:
+        save_file(tensors, temporary)
 
 
 def read_pooled(targets: Path) -> tuple[IntArray, torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from multistill.inference.predict import Outputs, dialogue_context, predict
 from multistill.models.build import EmotionModel
 from multistill.models.context import DialogueContext
 from multistill.models.files import Output, load_model, read_model_config
-from multistill.workspace import canonical
+from multistill.workspace import atomic_path, canonical
 
 PART_ROWS = 4096
 """Utterances of one part: seconds of work on a GPU, a minute or two on a CPU."""
@@ -79,9 +78,7 @@ class Teacher:
             context=context,
             keep_pooled=self.keep_pooled,
         )
-        self.parts.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{name}.{os.getpid()}")
         kept = {"logits": outputs.logits, "pooled": outputs.pooled}
-        save_file({key: value for key, value in kept.items() if value is not None}, partial)
-        partial.replace(file)
+        with atomic_path(file, concurrent=True) as temporary:
+            save_file({key: value for key, value in kept.items() if value is not None}, temporary)
         return outputs

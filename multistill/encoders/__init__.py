@@ -1,1 +1,14 @@
-"""Speech and text encoders: Hugging Face models, a log-mel baseline, untrained stand-ins."""
+"""Speech and text encoders: Hugging Face models, a log-mel baseline, untrained placeholders.
+
+`registry` resolves the names of a job file and loads encoders; everything else is reached
+through it. To add an encoder:
+
+- Implement `SpeechEncoder` or `TextEncoder` from `base` (states, frame counts, `EncoderInfo`).
+- An encoder that needs no download: add its name and a builder to `BUILT_IN_SPEECH` or
+  `BUILT_IN_TEXT` in `registry`. One that needs no GPU also goes into `features/sizing.py`.
+- A Hugging Face model that the default class cannot run: choose its class by `model_type` in
+  `load_speech` or `load_text` in `registry`.
+
+The tests in `tests/encoders` state what an encoder has to guarantee, above all that the states
+of a clip do not depend on the other clips of its batch.
+"""

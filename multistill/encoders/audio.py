@@ -1,4 +1,4 @@
-"""From a file to the wave an encoder hears: decoded, mono, 16 kHz, zero mean, unit variance."""
+"""Decode audio files to the input of speech encoders: mono, 16 kHz, zero mean, unit variance."""
 
 from __future__ import annotations
 
@@ -17,24 +17,31 @@ LongClips = Literal["cut", "window", "quarantine"]
 
 
 class UnusableClipError(Exception):
-    """This clip cannot be encoded; the message is the reason for the quarantine table."""
+    """A clip cannot be encoded; the message becomes its reason in the quarantine table."""
 
 
 @dataclass(frozen=True)
 class Wave:
-    """samples: [n] float32 at 16 kHz, normalised. cut: the clip was longer than allowed."""
+    """A decoded clip.
+
+    Attributes:
+        samples: [n] float32 at 16 kHz, normalised.
+        cut: the clip was longer than `max_seconds` and was cut there.
+    """
 
     samples: FloatArray
     cut: bool = False
 
 
 def decode(path: str, *, max_seconds: float, long_clips: LongClips) -> Wave:
-    """Read one clip.
+    """Decode and normalise one clip.
 
     Args:
-        max_seconds: longer clips are cut, or quarantined, or left whole for windows.
+        max_seconds: longer clips are handled by `long_clips`.
+        long_clips: `cut` them, read them completely (`window`: the caller splits them), or
+            `quarantine`: raise.
     Raises:
-        UnusableClipError: missing, corrupt, empty, too long or not finite.
+        UnusableClipError: the file is missing, corrupt, empty, too long or not finite.
     """
     try:
         with soundfile.SoundFile(path) as source:
@@ -43,13 +50,15 @@ def decode(path: str, *, max_seconds: float, long_clips: LongClips) -> Wave:
             too_long = source.frames > allowed
             if too_long and long_clips == "quarantine":
                 seconds = source.frames / rate
-                raise UnusableClipError(f"too long: {seconds:.1f} s, allowed are {max_seconds:g} s")
+                raise UnusableClipError(
+                    f"too long: {seconds:.1f} s, the limit is {max_seconds:g} s"
+                )
             cut = too_long and long_clips == "cut"
             data = source.read(allowed if cut else -1, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
         raise UnusableClipError(f"cannot be decoded: {_first_line(error)}") from error
     if not len(data):
-        raise UnusableClipError("empty: no sample")
+        raise UnusableClipError("empty: no samples")
     if not np.isfinite(data).all():
         raise UnusableClipError("holds samples that are not finite")
     mono = data.mean(axis=1) if data.shape[1] > 1 else data[:, 0]
@@ -59,8 +68,8 @@ def decode(path: str, *, max_seconds: float, long_clips: LongClips) -> Wave:
 
 
 def resample(wave: npt.NDArray[np.float32], rate: int) -> FloatArray:
-    """To 16 kHz, windowed sinc; the length is ceil(n * 16000 / rate)."""
-    # Here and not above: most corpora are 16 kHz, and decoding then needs no torch.
+    """Resample to 16 kHz with a windowed sinc; the length is ceil(n * 16000 / rate)."""
+    # Imported here, since decode tasks on 16 kHz corpora then need no torch.
     import torch
     from torchaudio.functional import resample as sinc
 
@@ -71,7 +80,7 @@ def resample(wave: npt.NDArray[np.float32], rate: int) -> FloatArray:
 
 
 def normalize(wave: FloatArray) -> FloatArray:
-    """Zero mean, unit variance over the clip, as wav2vec2's `do_normalize`."""
+    """Scale a clip to zero mean and unit variance, as wav2vec2's `do_normalize`."""
     centred = wave - wave.mean(dtype=np.float64).astype(np.float32)
     variance = float(np.square(centred, dtype=np.float64).mean())
     return np.ascontiguousarray(centred / np.float32(np.sqrt(variance + 1e-7)))

@@ -1,4 +1,4 @@
-"""What every encoder tells of itself."""
+"""The interfaces of encoders, and the description that each gives of itself."""
 
 from __future__ import annotations
 
@@ -9,21 +9,28 @@ from typing import Any, Literal, Protocol
 from multistill.typing import FloatArray
 
 SAMPLE_RATE = 16_000
-"""Every speech encoder here hears 16 kHz mono."""
+"""Input of every speech encoder: 16 kHz mono."""
+
+SPEECH_SECTION = "features.speech"
+TEXT_SECTION = "features.text"
+"""Job-file sections of the two encoders, for error messages."""
 
 Weights = Literal["pretrained", "untrained", "none"]
 
 
 @dataclass(frozen=True)
 class EncoderInfo:
-    """Stands in features.json, so that every table can name its encoders honestly.
+    """Description of an encoder, written to features.json and shown in every table.
 
     Attributes:
-        weights: `none` for a fixed transform, `untrained` for a stand-in with random weights.
-        trained: the same for tables: True, False, or None where there are no weights.
-        params: parameters that run; layers above the highest kept one do not.
-        padding: how clips share a batch: `mask`, `equal-length` or `none`.
-        bfloat16_cosine: of states in bfloat16 with those in float32, the worst of some clips.
+        weights: `none` for a fixed transform, `untrained` for a placeholder with random weights.
+        trained: the same for tables: True, False, or None if there are no weights.
+        params: parameters that are used; layers above the highest selected one are not.
+        layers: indices of the selected hidden states, see `layers.LayerSelector`.
+        padding: how clips share a batch: with an attention mask, only with clips of equal
+            length, or not at all (each clip is computed alone).
+        revision: hub commit or folder digest of the weights.
+        bfloat16_cosine: lowest cosine between bfloat16 and float32 states over some clips.
     """
 
     name: str
@@ -45,15 +52,15 @@ class EncoderInfo:
 
 
 class SpeechEncoder(Protocol):
-    """Turns waves into states. A wave is 16 kHz mono float32, normalised, [samples].
+    """Encodes waves, each [samples] float32: 16 kHz mono, zero mean, unit variance.
 
     Attributes:
         hop: samples from one state to the next.
-        minimum_samples: of the shortest wave that makes a state.
-        windowed: cost grows faster than length, so long waves come in windows.
+        minimum_samples: length of the shortest wave that makes a state.
+        windowed: cost grows faster than length, so long waves are encoded in windows.
     """
 
-    facts: EncoderInfo
+    info: EncoderInfo
     minimum_samples: int
     hop: int
     windowed: bool
@@ -63,22 +70,22 @@ class SpeechEncoder(Protocol):
         ...
 
     def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:
-        """States [frames, dim] float32 of each wave; the waves make one batch."""
+        """States [frames, dim] float32 of each wave; the waves are computed as one batch."""
         ...
 
     def verify(self, waves: Sequence[FloatArray]) -> None:
-        """Refuse a precision that changes the states of these waves.
+        """Compare the configured precision with float32 on some waves.
 
         Raises:
-            MultistillError: with the precision to use instead.
+            MultistillError: the states differ too much; the message names the precision to use.
         """
         ...
 
 
 class TextEncoder(Protocol):
-    """Turns transcripts into states."""
+    """Encodes transcripts."""
 
-    facts: EncoderInfo
+    info: EncoderInfo
 
     def encode(self, texts: Sequence[str]) -> list[FloatArray]:
         """States [tokens, dim] float32 of each text; [0, dim] for an empty one."""

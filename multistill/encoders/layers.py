@@ -1,4 +1,4 @@
-"""Keep some layers of a transformer and compute none above them."""
+"""Select hidden states of a transformer and skip the layers above them."""
 
 from __future__ import annotations
 
@@ -12,39 +12,42 @@ from multistill.errors import UsageError
 
 
 class LayerSelector:
-    """Taps a transformer's layer list; layers above the highest kept one are cut off.
+    """Records selected hidden states with forward hooks; removes the layers above the highest.
 
-    Index 0 is the input of layer 1, k the output of layer k, and the last (or -1) the
-    model's own output, after its final layer norm where it has one.
+    Indices are those of `output_hidden_states`: 0 is the input of layer 1, k the output of layer
+    k, and the last (or -1) the output of the model, after its final layer norm if it has one.
 
     Args:
-        layers: the model's layer list.
-        cut: stores the shortened list in the model.
-        where: job-file key, for messages.
+        attribute: name of the layer list in `model.encoder`; the list is shortened in place.
+        selected: indices of hidden states.
+        combine: how several hidden states become one.
+        key: job-file key, for messages.
+    Raises:
+        UsageError: the model has no such layer.
     """
 
     def __init__(
         self,
         model: nn.Module,
         attribute: str,
-        wanted: Sequence[int],
+        selected: Sequence[int],
         combine: Literal["mean", "concat"],
-        where: str,
+        key: str,
     ) -> None:
         layers: nn.ModuleList = getattr(model.encoder, attribute)
         count = len(layers)
-        for index in wanted:
+        for index in selected:
             if not -count - 1 <= index <= count:
                 raise UsageError(
-                    f"{where}: {index} is not a layer of this encoder; it has {count}, "
+                    f"{key}: {index} is not a layer of this encoder; it has {count} layers, "
                     f"so use 0 to {count} or -1 to {-count - 1}"
                 )
-        self.indices = tuple(index % (count + 1) for index in wanted)
+        self.indices = tuple(index % (count + 1) for index in selected)
         self.combine = combine
-        self._seen: dict[int, Tensor] = {}
+        self._recorded: dict[int, Tensor] = {}
         self._output = count
         top = max(self.indices)
-        # A model needs at least one layer: its input is what index 0 keeps.
+        # Index 0 is the input of the first layer, so at least one layer stays.
         shortened = layers[: max(top, 1)]
         setattr(model.encoder, attribute, shortened)
         for index in set(self.indices) - {count}:
@@ -54,17 +57,20 @@ class LayerSelector:
                 shortened[index - 1].register_forward_hook(self._hook(index))
 
     def width(self, hidden: int) -> int:
+        """Width of the selected states of a model whose hidden states have width `hidden`."""
         return hidden * len(self.indices) if self.combine == "concat" else hidden
 
     def gather(self, output: Tensor) -> Tensor:
-        """The kept states [B, T, width] in float32, after the model ran.
+        """The selected states [B, T, width] in float32, after a forward pass.
 
         Args:
             output: the model's last hidden state.
         """
-        found = [output if index == self._output else self._seen[index] for index in self.indices]
-        states = [state.float() for state in found]
-        self._seen.clear()
+        states = [
+            (output if index == self._output else self._recorded[index]).float()
+            for index in self.indices
+        ]
+        self._recorded.clear()
         if len(states) == 1:
             return states[0]
         if self.combine == "concat":
@@ -72,10 +78,10 @@ class LayerSelector:
         return torch.stack(states).mean(dim=0)
 
     def _input_hook(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._seen[0] = args[0] if args else kwargs["hidden_states"]
+        self._recorded[0] = args[0] if args else kwargs["hidden_states"]
 
     def _hook(self, index: int) -> Any:
-        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            self._seen[index] = output[0] if isinstance(output, tuple) else output
+        def record(_module: nn.Module, _args: Any, output: Any) -> None:
+            self._recorded[index] = output[0] if isinstance(output, tuple) else output
 
-        return keep
+        return record

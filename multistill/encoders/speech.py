@@ -1,7 +1,7 @@
-"""Speech encoders: log-mel, the wav2vec2 family, and an untrained stand-in of that family.
+"""Speech encoders: log-mel energies and the wav2vec2 family.
 
-All of them make 50 states a second from 16 kHz: a receptive field of 400 samples moved
-by 320, so T = floor((samples - 400) / 320) + 1.
+All of them make 50 states per second from 16 kHz: a receptive field of 400 samples every 320
+samples, so T = floor((samples - 400) / 320) + 1.
 """
 
 from __future__ import annotations
@@ -16,28 +16,26 @@ import torch
 from torch import Tensor
 
 from multistill.config import SpeechEncoderConfig
-from multistill.encoders.base import SAMPLE_RATE, EncoderInfo, SpeechEncoder, Weights
-from multistill.encoders.hub import load_model
+from multistill.encoders.base import SAMPLE_RATE, SPEECH_SECTION, EncoderInfo, Weights
 from multistill.encoders.layers import LayerSelector
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray
 
-WHERE = "features.speech"
-STAND_IN_SEED = 20231
+UNTRAINED_SEED = 20231
 
-LOWEST_COSINE = 0.99
-"""Of bfloat16 with float32 states; below it bfloat16 is refused. Rounding alone costs 1e-4."""
+MIN_COSINE = 0.99
+"""Between bfloat16 and float32 states; below it bfloat16 is refused. Rounding alone costs 1e-4."""
 
 
 class LogMel:
-    """Log mel energies, 80 bands: no weights, a real baseline.
+    """Log mel energies in 80 bands: no weights, and a serious baseline.
 
-    The frames are those of wav2vec2 (25 ms every 20 ms, no padding at the ends), so one
-    clip has as many states here as there.
+    Frames are those of wav2vec2 (25 ms every 20 ms, no padding at the ends), so a clip has the
+    same number of states with both.
     """
 
     bands = 80
-    spread = 3.0  # typical deviation of log energies: brings the states near unit variance
+    scale = 3.0  # typical standard deviation of log energies, for states near unit variance
     minimum_samples = 400
     hop = 320
     windowed = False
@@ -54,30 +52,37 @@ class LogMel:
             norm="slaney",
             mel_scale="slaney",
         )
-        self.facts = EncoderInfo("log-mel", "none", self.bands, 0, (), "none")
+        self.info = EncoderInfo("log-mel", "none", self.bands, 0, (), "none")
 
     def frames(self, samples: int) -> int:
         return max(0, (samples - self.minimum_samples) // self.hop + 1)
 
     @torch.inference_mode()
     def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:
-        return [self._one(torch.from_numpy(wave.copy())) for wave in waves]
+        return [self._encode_one(torch.from_numpy(wave.copy())) for wave in waves]
 
     def verify(self, waves: Sequence[FloatArray]) -> None:
-        """Always float32."""
+        """Nothing to compare: the states are always computed in float32."""
 
-    def _one(self, wave: Tensor) -> FloatArray:
+    def _encode_one(self, wave: Tensor) -> FloatArray:
         states = torch.log(self._mel(wave).T.clamp_min(1e-6))
-        # One mean for the clip: the microphone's gain goes, the spectrum's shape and range
-        # stay. Per band normalisation was worse on EMO-DB (docs/features.md).
-        return np.ascontiguousarray(((states - states.mean()) / self.spread).numpy())
+        # One mean per clip removes the microphone's gain and keeps the shape and range of the
+        # spectrum. Normalising each band was worse on EMO-DB (docs/features.md).
+        return np.ascontiguousarray(((states - states.mean()) / self.scale).numpy())
 
 
 class Wav2Vec2Family:
-    """wav2vec2, HuBERT, WavLM, data2vec-audio and their kin in transformers.
+    """wav2vec2, HuBERT, WavLM, data2vec-audio and other models of this family in transformers.
 
-    Layer-norm feature extractors get the attention mask. Group-norm ones take statistics
-    over time, padding included, with or without a mask; they get batches of equal length.
+    Models with layer norm in the feature extractor are given an attention mask. Group norm
+    computes its statistics over time, padding included, with or without a mask; these models are
+    given batches of equal length.
+
+    Args:
+        revision: from `hub.resolve`.
+    Raises:
+        MultistillError: the model does not read raw audio like wav2vec2.
+        UsageError: the model lacks one of the configured layers.
     """
 
     windowed = True
@@ -90,36 +95,35 @@ class Wav2Vec2Family:
         *,
         revision: str | None,
         device: torch.device,
-        bfloat16: bool = False,
     ) -> None:
         settings = model.config
         if not hasattr(settings, "conv_kernel") or not hasattr(model, "encoder"):
             raise MultistillError(
-                f"{WHERE}.model: `{config.model}` ({settings.model_type}) does not read raw "
-                "audio as wav2vec2 does; use a wav2vec2, HuBERT, WavLM or data2vec-audio model"
+                f"{SPEECH_SECTION}.model: `{config.model}` ({settings.model_type}) does not read "
+                "raw audio like wav2vec2; use a wav2vec2, HuBERT, WavLM or data2vec-audio model"
             )
         settings.apply_spec_augment = False
         if getattr(model, "adapter", None) is not None:
             model.adapter = None
         self._kernels = tuple(settings.conv_kernel)
         self._strides = tuple(settings.conv_stride)
-        self._kept = LayerSelector(
-            model, "layers", config.layers, config.combine, f"{WHERE}.layers"
+        self._selector = LayerSelector(
+            model, "layers", config.layers, config.combine, f"{SPEECH_SECTION}.layers"
         )
         self._model = model.eval().to(device)
         self._device = device
-        self._bfloat16 = bfloat16
+        self._bfloat16 = _uses_bfloat16(config, device)
         self.hop = math.prod(self._strides)
         self.minimum_samples = self._receptive_field()
         equal = settings.feat_extract_norm == "group"
-        self.facts = EncoderInfo(
+        self.info = EncoderInfo(
             name=config.model,
             weights=weights,
-            dim=self._kept.width(settings.hidden_size),
+            dim=self._selector.width(settings.hidden_size),
             params=sum(parameter.numel() for parameter in model.parameters()),
-            layers=self._kept.indices,
+            layers=self._selector.indices,
             padding="equal-length" if equal else "mask",
-            precision="bfloat16" if bfloat16 else "float32",
+            precision="bfloat16" if self._bfloat16 else "float32",
             revision=revision,
         )
 
@@ -145,40 +149,47 @@ class Wav2Vec2Family:
             self._bfloat16 = False
             [exact] = self.encode([wave])
             self._bfloat16 = True
-            [rough] = self.encode([wave])
-            norms = float(np.linalg.norm(exact) * np.linalg.norm(rough))
-            worst = min(worst, float((exact * rough).sum()) / max(norms, 1e-12))
-        if not worst >= LOWEST_COSINE:
+            [rounded] = self.encode([wave])
+            norms = float(np.linalg.norm(exact) * np.linalg.norm(rounded))
+            worst = min(worst, float((exact * rounded).sum()) / max(norms, 1e-12))
+        # Negated, so that NaN is refused too.
+        if not worst >= MIN_COSINE:
             raise MultistillError(
-                f"{WHERE}.precision: bfloat16 changes the states of `{self.facts.name}` too much "
-                f"(cosine {worst:.4f} with float32, at least {LOWEST_COSINE} is asked); "
+                f"{SPEECH_SECTION}.precision: bfloat16 changes the states of `{self.info.name}` "
+                f"too much (cosine {worst:.4f} with float32, the minimum is {MIN_COSINE}); "
                 "use `precision: float32`"
             )
-        self.facts = replace(self.facts, bfloat16_cosine=round(worst, 6))
+        self.info = replace(self.info, bfloat16_cosine=round(worst, 6))
 
     @torch.inference_mode()
     def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:
         lengths = [len(wave) for wave in waves]
         longest = max(lengths)
-        # Filled in NumPy: waves from Ray's object store are read-only, which torch dislikes.
+        # Padded in NumPy: waves from Ray's object store are read-only, which torch warns about.
         padded = np.zeros((len(waves), longest), np.float32)
         for row, wave in enumerate(waves):
             padded[row, : len(wave)] = wave
         mask = None
         if min(lengths) < longest:
-            if self.facts.padding == "equal-length":
-                raise ValueError("a group-norm encoder must be given waves of equal length")
+            if self.info.padding == "equal-length":
+                raise ValueError("a group-norm encoder requires waves of equal length")
             mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
             mask = mask.to(self._device)
         inputs = torch.from_numpy(padded).to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
             output = self._model(inputs, attention_mask=mask).last_hidden_state
-        states = self._kept.gather(output).cpu().numpy()
+        states = self._selector.gather(output).cpu().numpy()
         return [states[row, : self.frames(length)] for row, length in enumerate(lengths)]
 
 
+def _uses_bfloat16(config: SpeechEncoderConfig, device: torch.device) -> bool:
+    if config.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return config.precision == "bfloat16"
+
+
 def untrained_wav2vec2() -> Any:
-    """A small layer-norm wav2vec2 with random weights, the same on every machine."""
+    """A small layer-norm wav2vec2 with random weights from a fixed seed."""
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
     settings = Wav2Vec2Config(
@@ -194,33 +205,5 @@ def untrained_wav2vec2() -> Any:
         num_conv_pos_embedding_groups=8,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(STAND_IN_SEED)
+        torch.manual_seed(UNTRAINED_SEED)
         return Wav2Vec2Model(settings)
-
-
-def load_speech(
-    config: SpeechEncoderConfig, resolved: str | None, device: torch.device
-) -> SpeechEncoder:
-    """The speech encoder of a job, in eval mode on the device.
-
-    Args:
-        resolved: from `hub.resolve`.
-    """
-    if config.model == "log-mel":
-        return LogMel()
-    bfloat16 = config.precision == "bfloat16" or (
-        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    if config.model == "untrained-wav2vec2":
-        return Wav2Vec2Family(
-            untrained_wav2vec2(),
-            config,
-            "untrained",
-            revision=None,
-            device=device,
-            bfloat16=bfloat16,
-        )
-    model = load_model(config.model, resolved, WHERE)
-    return Wav2Vec2Family(
-        model, config, "pretrained", revision=resolved, device=device, bfloat16=bfloat16
-    )

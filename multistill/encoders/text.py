@@ -1,4 +1,4 @@
-"""Text encoders: ELECTRA, BERT and their kin, and an untrained stand-in."""
+"""Text encoders: ELECTRA, BERT and similar models, and a tokenizer without a vocabulary file."""
 
 from __future__ import annotations
 
@@ -6,28 +6,40 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from multistill.config import TextEncoderConfig
-from multistill.encoders.base import EncoderInfo, TextEncoder, Weights
-from multistill.encoders.hub import load, load_model
+from multistill.encoders.base import TEXT_SECTION, EncoderInfo, Weights
 from multistill.encoders.layers import LayerSelector
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray
 
-WHERE = "features.text"
-STAND_IN_SEED = 20232
+UNTRAINED_SEED = 20232
 
-_PIECES = re.compile(r"\w+|[^\w\s]")
+_WORDS = re.compile(r"\w+|[^\w\s]")
 
 
-class HashedPieces:
-    """Token ids without a vocabulary file: each word and each of its characters, hashed.
+class Tokenizer(Protocol):
+    """Converts a text to token ids, special tokens included.
 
-    Words carry what a small corpus can learn; characters carry over to inflected and unseen
+    Attributes:
+        pad: id of the padding token.
+    """
+
+    pad: int
+
+    def __call__(self, text: str, limit: int) -> list[int]:
+        """Token ids of a text, at most `limit`."""
+        ...
+
+
+class HashingTokenizer:
+    """Hashes each word and each of its characters to a token id, without a vocabulary file.
+
+    Words carry what a small corpus can teach; characters generalise to inflected and unseen
     words. Works for any script; Hangul syllables count as characters.
     """
 
@@ -37,28 +49,41 @@ class HashedPieces:
         self._buckets = size - self.first
 
     def __call__(self, text: str, limit: int) -> list[int]:
-        pieces = []
-        for word in _PIECES.findall(unicodedata.normalize("NFC", text).casefold()):
-            pieces.append(word)
+        tokens = []
+        for word in _WORDS.findall(unicodedata.normalize("NFC", text).casefold()):
+            tokens.append(word)
             if len(word) > 1:
-                pieces.extend(f"#{character}" for character in word)
-        ids = [self.first + zlib.crc32(piece.encode()) % self._buckets for piece in pieces]
+                tokens.extend(f"#{character}" for character in word)
+        ids = [self.first + zlib.crc32(token.encode()) % self._buckets for token in tokens]
         return [self.start, *ids[: limit - 2], self.end]
+
+
+class PretrainedTokenizer:
+    """A tokenizer of transformers."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.pad: int = tokenizer.pad_token_id or 0
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str, limit: int) -> list[int]:
+        ids: list[int] = self._tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+        return ids
 
 
 class TransformerText:
     """Any BERT-like model of transformers.
 
     Args:
-        tokenize: text and the highest number of tokens -> ids with special tokens.
-        pad: id of the padding token.
+        revision: from `hub.resolve`.
+    Raises:
+        MultistillError: the model is not built like BERT.
+        UsageError: the model lacks one of the configured layers.
     """
 
     def __init__(
         self,
         model: Any,
-        tokenize: Any,
-        pad: int,
+        tokenizer: Tokenizer,
         config: TextEncoderConfig,
         weights: Weights,
         *,
@@ -67,57 +92,58 @@ class TransformerText:
     ) -> None:
         if not hasattr(getattr(model, "encoder", None), "layer"):
             raise MultistillError(
-                f"{WHERE}.model: `{config.model}` ({model.config.model_type}) is not built like "
-                "BERT; use an ELECTRA, BERT or RoBERTa model"
+                f"{TEXT_SECTION}.model: `{config.model}` ({model.config.model_type}) is not built "
+                "like BERT; use an ELECTRA, BERT or RoBERTa model"
             )
-        # RoBERTa's positions start behind the padding id.
-        offset = pad + 1 if "roberta" in model.config.model_type else 0
+        # Position ids of RoBERTa start after the padding id.
+        offset = tokenizer.pad + 1 if "roberta" in model.config.model_type else 0
         self._limit = min(config.max_tokens, model.config.max_position_embeddings - offset)
-        self._kept = LayerSelector(model, "layer", config.layers, config.combine, f"{WHERE}.layers")
+        self._selector = LayerSelector(
+            model, "layer", config.layers, config.combine, f"{TEXT_SECTION}.layers"
+        )
         self._model = model.eval().to(device)
-        self._tokenize = tokenize
-        self._pad = pad
+        self._tokenizer = tokenizer
         self._device = device
-        self.facts = EncoderInfo(
+        self.info = EncoderInfo(
             name=config.model,
             weights=weights,
-            dim=self._kept.width(model.config.hidden_size),
+            dim=self._selector.width(model.config.hidden_size),
             params=sum(parameter.numel() for parameter in model.parameters()),
-            layers=self._kept.indices,
+            layers=self._selector.indices,
             padding="mask",
             revision=revision,
         )
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> list[FloatArray]:
-        tokens = [self._tokenize(text, self._limit) if text.strip() else [] for text in texts]
-        found = [np.zeros((0, self.facts.dim), np.float32) for _ in texts]
+        tokens = [self._tokenizer(text, self._limit) if text.strip() else [] for text in texts]
+        states = [np.zeros((0, self.info.dim), np.float32) for _ in texts]
         rows = [row for row, ids in enumerate(tokens) if ids]
         if not rows:
-            return found
+            return states
         longest = max(len(tokens[row]) for row in rows)
-        ids = torch.full((len(rows), longest), self._pad, dtype=torch.long)
+        ids = torch.full((len(rows), longest), self._tokenizer.pad, dtype=torch.long)
         mask = torch.zeros(len(rows), longest, dtype=torch.long)
-        for place, row in enumerate(rows):
-            ids[place, : len(tokens[row])] = torch.tensor(tokens[row])
-            mask[place, : len(tokens[row])] = 1
+        for index, row in enumerate(rows):
+            ids[index, : len(tokens[row])] = torch.tensor(tokens[row])
+            mask[index, : len(tokens[row])] = 1
         output = self._model(
             input_ids=ids.to(self._device), attention_mask=mask.to(self._device)
         ).last_hidden_state
-        states = self._kept.gather(output).cpu().numpy()
-        for place, row in enumerate(rows):
-            found[row] = states[place, : len(tokens[row])]
-        return found
+        padded = self._selector.gather(output).cpu().numpy()
+        for index, row in enumerate(rows):
+            states[row] = padded[index, : len(tokens[row])]
+        return states
 
 
 def untrained_electra() -> Any:
-    """A small ELECTRA with random weights, the same on every machine."""
+    """A small ELECTRA with random weights from a fixed seed."""
     from transformers import ElectraConfig, ElectraModel
 
     settings = ElectraConfig(
         vocab_size=8192,
         # ELECTRA-small's width and initial weights: narrower embeddings collide, and larger
-        # random weights drown which word it was (docs/features.md has the figures).
+        # random weights hide which word it was.
         embedding_size=256,
         hidden_size=256,
         num_hidden_layers=2,
@@ -126,41 +152,5 @@ def untrained_electra() -> Any:
         max_position_embeddings=512,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(STAND_IN_SEED)
+        torch.manual_seed(UNTRAINED_SEED)
         return ElectraModel(settings)
-
-
-def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.device) -> TextEncoder:
-    """The text encoder of a job, in eval mode on the device.
-
-    Args:
-        resolved: from `hub.resolve`.
-    """
-    if config.model == "untrained-electra":
-        model = untrained_electra()
-        return TransformerText(
-            model,
-            HashedPieces(model.config.vocab_size),
-            HashedPieces.pad,
-            config,
-            "untrained",
-            revision=None,
-            device=device,
-        )
-    from transformers import AutoTokenizer
-
-    tokenizer = load(config.model, resolved, WHERE, AutoTokenizer.from_pretrained)
-
-    def tokenize(text: str, limit: int) -> list[int]:
-        ids: list[int] = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
-        return ids
-
-    return TransformerText(
-        load_model(config.model, resolved, WHERE),
-        tokenize,
-        tokenizer.pad_token_id or 0,
-        config,
-        "pretrained",
-        revision=resolved,
-        device=device,
-    )

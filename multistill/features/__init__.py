@@ -1,1 +1,1 @@
-"""Encode once: speech and text states of a whole corpus, in a store that every trial reads."""
+"""Encode a corpus once, with Ray Data, into a store of speech and text states for all trials."""

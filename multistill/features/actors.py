@@ -1,4 +1,4 @@
-"""The two steps of the Ray Data pipeline, as Ray calls them: one row, one shard."""
+"""The callables that the Ray Data pipeline maps over shards: a decode task, an encoder actor."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from multistill.config import FeaturesConfig
 from multistill.errors import MultistillError
 from multistill.features.store import SHARDS
 
-ATTEMPTS = 5
-"""Workers that may die over one shard; Ray itself would try for ever."""
+MAX_ATTEMPTS = 5
+"""Workers that may die while they encode one shard; Ray itself would retry forever."""
 
 
 class DecodeShard:
-    """Task: a shard's number -> its waves, for encoders that should not wait for disks."""
+    """Ray task: a shard number -> its decoded waves, so that a GPU does not wait for disks."""
 
     def __init__(self, plan: Path, config: dict[str, Any]) -> None:
         self._plan = plan
@@ -34,10 +34,10 @@ class DecodeShard:
 
 
 class EncodeShard:
-    """Actor: holds both encoders; a shard's waves or its number -> the finished shard.
+    """Ray actor that holds both encoders: a shard number or its decoded waves -> a finished shard.
 
-    What a user can mend comes back as a sentence beside the shard: Ray keeps of an exception
-    only its text, among its own.
+    Errors that the user can fix are returned in the `error` column instead of raised, since Ray
+    turns an exception into text and embeds it in another message.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class EncodeShard:
     ) -> None:
         import torch
 
-        from multistill.features.worker import Encoder
+        from multistill.features.worker import ShardEncoder
 
         torch.set_num_threads(threads)
         self._config = FeaturesConfig.model_validate(config)
         self._plan = Path(plan)
         self._out = Path(out)
-        self._encoder: Encoder | MultistillError
+        self._encoder: ShardEncoder | MultistillError
         try:
-            self._encoder = Encoder(self._config, weights, "cuda" if cuda else "cpu")
+            self._encoder = ShardEncoder(self._config, weights, "cuda" if cuda else "cpu")
         except MultistillError as error:
             self._encoder = error
 
@@ -67,11 +67,11 @@ class EncodeShard:
         [shard] = batch.column("shard").to_pylist()
         error = None
         try:
-            self._work(batch, shard)
-        except MultistillError as told:
-            error = str(told)
-        except OSError as failure:
-            if failure.errno != errno.ENOSPC:
+            self._encode(batch, shard)
+        except MultistillError as raised:
+            error = str(raised)
+        except OSError as raised:
+            if raised.errno != errno.ENOSPC:
                 raise
             error = (
                 f"the disk that holds {self._out} is full; free some space and run the same "
@@ -79,12 +79,12 @@ class EncodeShard:
             )
         return pa.table({"shard": [shard], "error": pa.array([error], pa.string())})
 
-    def _work(self, batch: pa.Table, shard: int) -> None:
+    def _encode(self, batch: pa.Table, shard: int) -> None:
         from multistill.features.waves import decode_shard, from_table
 
         if isinstance(self._encoder, MultistillError):
             raise self._encoder
-        with counted(self._out, shard):
+        with count_attempts(self._out, shard):
             if "samples" in batch.column_names:
                 decoded = from_table(batch)
             else:
@@ -93,19 +93,19 @@ class EncodeShard:
 
 
 @contextmanager
-def counted(out: Path, shard: int) -> Iterator[None]:
-    """Count the attempts at a shard in a file, which survives a worker's death.
+def count_attempts(out: Path, shard: int) -> Iterator[None]:
+    """Count the attempts at a shard in a file, which survives the death of a worker.
 
     Raises:
-        MultistillError: too many workers died over this shard.
+        MultistillError: too many workers died while they encoded this shard.
     """
     attempts = out / SHARDS / f".{shard:05d}.attempts"
     with attempts.open("ab") as stream:
         stream.write(b".")
         count = stream.tell()
-    if count > ATTEMPTS:
+    if count > MAX_ATTEMPTS:
         raise MultistillError(
-            f"shard {shard} ended its worker {ATTEMPTS} times, most likely for want of memory; "
+            f"shard {shard} crashed its worker {MAX_ATTEMPTS} times, most likely out of memory; "
             "lower `features.batch_seconds` and `features.shard_seconds`"
         )
     yield

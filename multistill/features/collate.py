@@ -1,13 +1,13 @@
 """From the store to padded batches: planned by seed and epoch, split over ranks, collated.
 
-The plan is made of whole batches over all ranks, so every rank takes the same number of
-steps and no row is dropped; a rank takes every `world`-th row of each batch. Reading
-stays zero-copy until `collate`, which casts straight into the padded float32 tensor.
+Batches are planned over all ranks, so every rank takes the same number of steps and no row is
+dropped; a rank takes every `world`-th row of each batch. Reading is zero-copy up to `collate`,
+which casts directly into the padded float32 tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,18 +19,18 @@ from multistill.features.store import FeatureStore
 from multistill.typing import IntArray
 
 BUCKET_BATCHES = 16
-"""Batches sorted by length together: enough to cut padding, few enough to mix lengths."""
+"""Batches in one sorted bucket: enough to reduce padding, few enough to keep batches random."""
 
 
 @dataclass
 class Batch:
-    """Padded states of some utterances.
+    """Padded states of B utterances.
 
     Attributes:
-        audio: [B, Ta, Da] float32, zero beyond the true length.
-        audio_mask: [B, Ta] bool, True where real.
-        text: [B, Tt, Dt]; an utterance without transcript has a row of False in text_mask.
-        text_mask: [B, Tt] bool.
+        audio: [B, Ta, Da] float32, zero in padded frames.
+        audio_mask: [B, Ta] bool, False in padded frames.
+        text: [B, Tt, Dt] float32, like `audio`.
+        text_mask: [B, Tt] bool; all False for an utterance without transcript.
     """
 
     ids: list[str]
@@ -40,7 +40,7 @@ class Batch:
     text_mask: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on another device; copies overlap with compute where memory is pinned."""
+        """The batch on another device; from pinned memory the copy is asynchronous."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
@@ -54,7 +54,7 @@ class Batch:
         )
 
     def pin(self) -> Batch:
-        """The batch in page-locked memory, for copies to a GPU beside the computation."""
+        """The batch in page-locked memory, so that copies to a GPU overlap with computation."""
         return Batch(
             self.ids,
             self.audio.pin_memory(),
@@ -68,11 +68,11 @@ class Batch:
 
 
 def collate(store: FeatureStore, ids: Sequence[str], max_frames: int | None = None) -> Batch:
-    """Pad the states of some utterances into one batch.
+    """Read the states of some utterances and pad them into one batch.
 
     Args:
-        ids: may be empty: a batch of shape [0, 1, dim], for ranks without a row.
-        max_frames: audio frames kept from the start of each clip.
+        ids: can be empty, for ranks without a row: the batch has shape [0, 1, dim].
+        max_frames: number of audio frames to keep from the start of each clip; None: all.
     """
     frames = store.audio_frames(ids)
     if max_frames is not None:
@@ -105,14 +105,15 @@ def _pad(
 def plan_batches(
     lengths: npt.ArrayLike, batch_size: int, *, seed: int | None, epoch: int = 0
 ) -> list[IntArray]:
-    """IntArray of every batch of one epoch, over all ranks. Each row stands in exactly one batch.
+    """Row indices of every batch of one epoch, over all ranks; each row is in exactly one batch.
 
-    IntArray are shuffled, sorted by length inside buckets of some batches, cut into batches, and
-    the batches shuffled: rows of like length meet, in another order every epoch.
+    Rows are shuffled, sorted by length inside buckets of BUCKET_BATCHES batches and cut into
+    batches, whose order is shuffled: rows of similar length share a batch, and every epoch has
+    other batches.
 
     Args:
         lengths: [N] frames of each row.
-        seed: None: in order, nothing shuffled (validation, prediction).
+        seed: None: rows keep their order and nothing is shuffled (validation, prediction).
     """
     lengths = np.asarray(lengths)
     total = len(lengths)
@@ -122,11 +123,11 @@ def plan_batches(
     random = np.random.default_rng((seed, epoch))
     order = random.permutation(total).astype(np.int64)
     bucket = batch_size * BUCKET_BATCHES
-    # Stable: rows of equal length keep the shuffled order.
+    # A stable sort leaves rows of equal length in shuffled order.
     order = np.concatenate(
         [
-            part[np.argsort(lengths[part], kind="stable")]
-            for part in (order[i : i + bucket] for i in range(0, total, bucket))
+            rows[np.argsort(lengths[rows], kind="stable")]
+            for rows in (order[i : i + bucket] for i in range(0, total, bucket))
         ]
         or [order]
     )
@@ -134,6 +135,26 @@ def plan_batches(
     return [batches[i] for i in random.permutation(len(batches))]
 
 
+def cut_by_padded_size(limit: float, *lengths: IntArray) -> Iterator[slice]:
+    """Consecutive slices of rows whose padded size stays within a limit.
+
+    The padded size of a slice is its number of rows times the sum of the longest lengths, one
+    for each modality. A single row is a slice of its own even where it exceeds the limit. Rows
+    sorted by length waste the least padding.
+
+    Args:
+        lengths: [N] of each modality, in the order in which the rows are cut.
+    """
+    start, longest = 0, (0,) * len(lengths)
+    for end, row in enumerate(zip(*(column.tolist() for column in lengths), strict=True)):
+        longest = tuple(map(max, longest, row))
+        if end > start and (end - start + 1) * sum(longest) > limit:
+            yield slice(start, end)
+            start, longest = end, row
+    if start < len(lengths[0]):
+        yield slice(start, len(lengths[0]))
+
+
 def shard_for_rank(batch: IntArray, rank: int, world: int) -> IntArray:
-    """The rows of one rank: strided, so that lengths spread evenly; empty where rows run out."""
+    """The rows of one rank: strided, so that lengths spread evenly; empty if rows run out."""
     return batch[rank::world]

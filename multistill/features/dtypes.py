@@ -1,13 +1,13 @@
-"""How states are kept on disk: float16, bfloat16, float32, or int8 with scales.
+"""Stored types of the states: float16, bfloat16, float32, or int8 with scales.
 
-| dtype | Arrow item | back to float |
+| dtype | Arrow type | to float |
 | --- | --- | --- |
 | float16, float32 | halffloat, float | the value |
 | bfloat16 | uint16 | the upper 16 bits of a float32 |
 | int8 | int8 | value * scale of its channel |
 
-int8 has one scale per clip and channel, because a few channels of self-supervised speech
-models are tens of times larger than the rest and would flatten them under a common scale.
+int8 has one scale per clip and channel: a few channels of self-supervised speech models are
+tens of times larger than the rest, which a common scale would round to zero.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def item_type(dtype: Dtype) -> pa.DataType:
 
 
 def pack(states: FloatArray, dtype: Dtype) -> tuple[AnyArray, FloatArray | None]:
-    """Stored values of one clip and, for int8, its scales.
+    """Convert the states of one clip to the stored type.
 
     Args:
         states: [frames, dim], finite.
     Returns:
-        values [frames, dim] in the stored type, scales [dim] or None.
+        values [frames, dim] in the stored type, and scales [dim] for int8, else None.
     Raises:
-        OverflowError: a value is beyond what float16 can hold.
+        OverflowError: a value is beyond the range of float16.
     """
     if dtype == "float32":
         return np.ascontiguousarray(states, dtype=np.float32), None
@@ -52,7 +52,7 @@ def pack(states: FloatArray, dtype: Dtype) -> tuple[AnyArray, FloatArray | None]
         return states.astype(np.float16), None
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(states, dtype=np.float32).view(np.uint32)
-        # Round half to even, as hardware does; the carry may rightly raise the exponent.
+        # Round half to even, as hardware does; a carry into the exponent is correct.
         rounded = bits + (0x7FFF + ((bits >> 16) & 1))
         return (rounded >> 16).astype(np.uint16), None
     peak = np.abs(states).max(axis=0) if len(states) else np.zeros(states.shape[1], np.float32)
@@ -62,7 +62,7 @@ def pack(states: FloatArray, dtype: Dtype) -> tuple[AnyArray, FloatArray | None]
 
 
 def unpack(values: AnyArray, scales: FloatArray | None, dtype: Dtype) -> AnyArray:
-    """States as a float array: a view for float16 and float32, float32 for the others."""
+    """Convert back to float: the array itself for float16 and float32, else a float32 copy."""
     if dtype == "bfloat16":
         return (values.astype(np.uint32) << 16).view(np.float32)
     if dtype == "int8":

@@ -1,10 +1,10 @@
-"""The features stage: manifest in, feature store out, on Ray Data.
+"""The features stage: encode a manifest into a feature store with Ray Data.
 
     plan.arrow -> shard numbers -> [decode tasks] -> encoder actors -> shards with done markers
 
-Ray Data schedules, retries and restarts; a shard is the unit it works in. A shard is
-written by the actor that encoded it and counts as done when its marker exists, so a
-killed driver, actor or node costs the shards in hand and nothing else.
+Ray Data schedules, retries and restarts; its unit of work is a shard. A shard is written by the
+actor that encoded it and is done when its marker exists, so a killed driver, actor or node
+costs only the shards in progress.
 """
 
 from __future__ import annotations
@@ -20,14 +20,10 @@ from multistill.errors import MultistillError
 from multistill.features.identity import DECODER, PADDING, resolved_weights
 from multistill.features.progress import Progress, write_quarantine
 from multistill.features.shards import ShardPlan, plan_shards
-from multistill.features.sizing import Pools, lacking, size_pools
-from multistill.features.store import (
-    QUARANTINE,
-    SHARDS,
-    finish_store,
-    read_marker,
-)
-from multistill.features.watchdog import watched
+from multistill.features.sizing import Pools, find_shortage, size_pools
+from multistill.features.store import QUARANTINE, SHARDS
+from multistill.features.store_writer import finish_store, read_marker
+from multistill.features.watchdog import watch
 from multistill.tracking.logger import NullLogger, RunLogger
 
 
@@ -40,9 +36,9 @@ def encode(
 
     Args:
         manifest: Parquet with utterance_id, audio_path, text and duration_s.
-        out: empty, or what an earlier attempt left.
+        out: a new folder, or that of an earlier attempt.
     Returns:
-        JSON summary: counts, seconds, rates, facts of both encoders.
+        JSON summary: counts, seconds, bytes, `EncoderInfo` of both encoders.
     Raises:
         MultistillError: too many clips failed, the cluster lacks resources, an encoder
             cannot be loaded, or the disk is full.
@@ -50,35 +46,40 @@ def encode(
     logger = logger or NullLogger()
     weights = resolved_weights(config)
     logger.params({"speech": config.speech.model, "text": config.text.model, "dtype": config.dtype})
-    logger.tags({f"{name}_weights": found or "no download" for name, found in weights.items()})
+    logger.tags({f"{name}_weights": commit or "no download" for name, commit in weights.items()})
     out.mkdir(parents=True, exist_ok=True)
     plan = plan_shards(manifest, config.shard_seconds, out)
     (out / SHARDS).mkdir(exist_ok=True)
-    markers = _finished(plan, config, out)
-    state = Progress(plan, config, out, logger, markers)
-    todo = [shard for shard in range(plan.shards) if shard not in markers]
-    if len(todo) < plan.shards:
-        logger.info(f"{plan.shards - len(todo)} of {plan.shards} shards are there already")
-    if todo:
+    markers = _finished_markers(plan, config, out)
+    progress = Progress(plan, config, out, logger, markers)
+    pending = [shard for shard in range(plan.shards) if shard not in markers]
+    if len(pending) < plan.shards:
+        logger.info(f"{plan.shards - len(pending)} of {plan.shards} shards are already finished")
+    if pending:
         import ray
 
-        left = plan.seconds * len(todo) / plan.shards
-        pools = size_pools(config, ray.cluster_resources(), len(todo), left)
+        seconds = plan.seconds * len(pending) / plan.shards
+        pools = size_pools(config, ray.cluster_resources(), len(pending), seconds)
         logger.params({"encoders": pools.encoders, "decoders": pools.decoders})
-        for shard in _run(plan, config, weights, out, todo, pools):
-            state.add(shard)
-    state.check_budget()
-    return _finish(plan, config, out, state)
+        for shard in _encode_shards(plan, config, weights, out, pending, pools):
+            progress.add(shard)
+    progress.check_failures()
+    return _finish(plan, config, out, progress)
 
 
-def _finished(plan: ShardPlan, config: FeaturesConfig, out: Path) -> dict[int, dict[str, Any]]:
-    """Markers of the shards that are done.
+def _finished_markers(
+    plan: ShardPlan, config: FeaturesConfig, out: Path
+) -> dict[int, dict[str, Any]]:
+    """Markers of the finished shards; temporary files of killed workers are removed.
 
-    When an earlier attempt was stopped by too many failures, shards with failed clips are
-    taken again: what was wrong with the files may have been mended.
+    If an earlier attempt stopped because too many clips failed, its shards with failed clips
+    are encoded again, since the files may have been fixed.
     """
-    found = {shard: read_marker(out, shard) for shard in range(plan.shards)}
-    markers = {shard: marker for shard, marker in found.items() if marker is not None}
+    markers = {}
+    for shard in range(plan.shards):
+        marker = read_marker(out, shard)
+        if marker is not None:
+            markers[shard] = marker
     failed = sum(len(marker["quarantined"]) for marker in markers.values())
     if failed > config.max_quarantined * plan.clips:
         markers = {shard: m for shard, m in markers.items() if not m["quarantined"]}
@@ -87,15 +88,15 @@ def _finished(plan: ShardPlan, config: FeaturesConfig, out: Path) -> dict[int, d
     return markers
 
 
-def _run(
+def _encode_shards(
     plan: ShardPlan,
     config: FeaturesConfig,
     weights: dict[str, str | None],
     out: Path,
-    todo: Sequence[int],
+    pending: Sequence[int],
     pools: Pools,
 ) -> Iterator[int]:
-    """Numbers of the shards as they are finished."""
+    """Encode the pending shards; yields the number of each as it finishes."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
@@ -105,9 +106,9 @@ def _run(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     with DataContext.current(context), _quiet_ray_data():
-        # A block a shard: the unit that Ray hands out and tries again.
+        # One block per shard: blocks are what Ray Data schedules and retries.
         dataset = ray.data.from_items(
-            [{"shard": shard} for shard in todo], override_num_blocks=len(todo)
+            [{"shard": shard} for shard in pending], override_num_blocks=len(pending)
         )
         if pools.decoders:
             dataset = dataset.map_batches(
@@ -134,7 +135,7 @@ def _run(
             num_gpus=pools.gpus_per_encoder or None,
         )
         finished = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        for batch in watched(finished, lambda: lacking(pools, ray.cluster_resources())):
+        for batch in watch(finished, lambda: find_shortage(pools, ray.cluster_resources())):
             for row in batch.to_pylist():
                 if row["error"]:
                     raise MultistillError(row["error"])
@@ -143,7 +144,7 @@ def _run(
 
 @contextmanager
 def _quiet_ray_data() -> Iterator[None]:
-    """Our own progress takes the place of Ray Data's execution log."""
+    """Silence Ray Data's execution log, since the stage reports progress itself."""
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -153,27 +154,29 @@ def _quiet_ray_data() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _finish(plan: ShardPlan, config: FeaturesConfig, out: Path, state: Progress) -> dict[str, Any]:
-    """Index the shards, write the quarantine table, and count rows in against rows out."""
-    quarantined = state.quarantined
+def _finish(
+    plan: ShardPlan, config: FeaturesConfig, out: Path, progress: Progress
+) -> dict[str, Any]:
+    """Write the quarantine table and the index, after checking that no clip was lost."""
+    quarantined = progress.quarantined
     write_quarantine(out / QUARANTINE, quarantined)
-    markers = [state.markers[shard] for shard in range(plan.shards)]
+    markers = [progress.markers[shard] for shard in range(plan.shards)]
     encoded = sum(marker["rows"] for marker in markers)
     if encoded + len(quarantined) != plan.clips:
         raise MultistillError(
-            f"{plan.clips} clips went in, but {encoded} were encoded and {len(quarantined)} "
-            f"quarantined; remove the folder {out} and run again"
+            f"of {plan.clips} clips in the manifest, {encoded} were encoded and "
+            f"{len(quarantined)} quarantined; remove the folder {out} and run again"
         )
     bytes_stored = sum(marker["bytes"] for marker in markers)
-    # The encoders' wall time: of all attempts, and free of start-up.
-    busy = sum(marker["encode_seconds"] for marker in markers)
+    # Wall time of the encoders over all attempts, without their start.
+    encode_seconds = sum(marker["encode_seconds"] for marker in markers)
     summary = {
         "clips": plan.clips,
         "encoded": encoded,
         "quarantined": len(quarantined),
         "cut": sum(marker["cut"] for marker in markers),
-        "audio_seconds": round(state.audio_seconds, 3),
-        "seconds": round(busy, 3),
+        "audio_seconds": round(progress.audio_seconds, 3),
+        "seconds": round(encode_seconds, 3),
         "bytes": bytes_stored,
         "worker_peak_bytes": max(marker["worker_peak_bytes"] for marker in markers),
         "shards": plan.shards,
@@ -181,7 +184,7 @@ def _finish(plan: ShardPlan, config: FeaturesConfig, out: Path, state: Progress)
         "speech": markers[0]["speech"],
         "text": markers[0]["text"],
     }
-    state.record(summary)
+    progress.record(summary)
     finish_store(
         out,
         markers,

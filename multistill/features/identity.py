@@ -1,21 +1,21 @@
-"""What decides the content of a feature store, beside the manifest's content."""
+"""Identity of a feature store: what determines its states, apart from the manifest's content."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from multistill.config import FeaturesConfig
-from multistill.encoders.hub import resolve
+from multistill.encoders.registry import resolve_speech, resolve_text
 
 DECODER = 1
-"""Counts up when decoding, mixing, resampling or normalising changes a single sample."""
+"""Version of decoding: raise it when a change to decoding or resampling changes any sample."""
 
 PADDING = 1
-"""Counts up when the way clips share a batch changes."""
+"""Version of padding: raise it when the way that clips share a batch changes."""
 
 
 def features_identity(config: FeaturesConfig) -> dict[str, Any]:
-    """For the fingerprint: settings, the weights they resolve to, and our own versions.
+    """Input of the store's fingerprint: settings, resolved weights, versions of the code.
 
     Raises:
         MultistillError: an encoder is neither on this machine nor reachable.
@@ -29,8 +29,5 @@ def features_identity(config: FeaturesConfig) -> dict[str, Any]:
 
 
 def resolved_weights(config: FeaturesConfig) -> dict[str, str | None]:
-    """Commit or digest of both encoders' weights."""
-    return {
-        "speech": resolve(config.speech.model, config.speech.revision, "features.speech"),
-        "text": resolve(config.text.model, config.text.revision, "features.text"),
-    }
+    """Hub commit or folder digest of both encoders' weights; None for built-in encoders."""
+    return {"speech": resolve_speech(config.speech), "text": resolve_text(config.text)}

@@ -1,4 +1,4 @@
-"""How far the stage is, what failed so far, and when that is too much."""
+"""Progress of the features stage, its failed clips, and the limit on them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ import pyarrow.parquet as pq
 from multistill.config import FeaturesConfig
 from multistill.errors import MultistillError
 from multistill.features.shards import ShardPlan
-from multistill.features.store import QUARANTINE, marker_path, read_marker
+from multistill.features.store import QUARANTINE
+from multistill.features.store_writer import marker_path, read_marker
 from multistill.tracking.logger import RunLogger
+from multistill.workspace import atomic_path
 
 
-class State(NamedTuple):
-    """What was done at a moment."""
+class Snapshot(NamedTuple):
+    """Work done up to a point in time."""
 
     time: float
     clips: int
     audio_seconds: float
 
 
-def rates(before: State, now: State) -> dict[str, float]:
-    """Throughput between two moments; nothing where nothing was done."""
+def rates(before: Snapshot, now: Snapshot) -> dict[str, float]:
+    """Throughput between two snapshots; empty if nothing was done in between."""
     seconds = now.time - before.time
     audio = now.audio_seconds - before.audio_seconds
     if seconds <= 0 or audio <= 0:
@@ -41,12 +43,17 @@ def rates(before: State, now: State) -> dict[str, float]:
 
 
 def _kind(reason: str) -> str:
-    """`too short` of `too short: 320 samples ...`."""
+    """The kind of a quarantine reason: `too short` for `too short: 320 samples ...`."""
     return re.split("[:;]", reason, maxsplit=1)[0]
 
 
 class Progress:
-    """Counts of what is done, shown to the logger; stops the stage at too many failures."""
+    """Counts finished shards, reports to the logger and stops the stage at too many failures.
+
+    Attributes:
+        markers: done marker of each finished shard.
+        failed: number of quarantined clips so far.
+    """
 
     def __init__(
         self,
@@ -64,22 +71,27 @@ class Progress:
         self._config = config
         self._out = out
         self._logger = logger
-        self._shown = 0.0
+        self._reported = 0.0
         for shard, marker in markers.items():
             self._count(shard, marker)
-        self._start = self._state()
-        self._first: State | None = None
+        self._start = self._snapshot()
+        self._first: Snapshot | None = None
 
     def add(self, shard: int) -> None:
+        """Count a shard that a worker has finished.
+
+        Raises:
+            MultistillError: the shard is not visible on this node, or too many clips failed.
+        """
         marker = read_marker(self._out, shard)
         if marker is None:
             raise MultistillError(
-                f"the worker's shard {marker_path(self._out, shard)} is not visible here; the "
-                "workspace must be a folder that every node of the cluster shares"
+                f"the shard {marker_path(self._out, shard)} of a worker is not visible on the "
+                "driver's node; the workspace must be a folder that all nodes share"
             )
         self._count(shard, marker)
-        self._show()
-        self.check_budget()
+        self._report()
+        self.check_failures()
 
     def _count(self, shard: int, marker: dict[str, Any]) -> None:
         self.markers[shard] = marker
@@ -89,19 +101,20 @@ class Progress:
 
     @property
     def quarantined(self) -> list[list[str]]:
+        """utterance_id, audio_path and reason of every failed clip, in the order of shards."""
         return [row for _, marker in sorted(self.markers.items()) for row in marker["quarantined"]]
 
-    def _state(self) -> State:
-        return State(time.monotonic(), self.clips, self.audio_seconds)
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(time.monotonic(), self.clips, self.audio_seconds)
 
-    def _show(self) -> None:
-        now = self._state()
-        # Rates start with the first shard: before it the workers were only starting.
+    def _report(self) -> None:
+        now = self._snapshot()
+        # Rates are measured from the first shard on: before it, the workers were starting.
         self._first = self._first or now
         last = len(self.markers) == self._plan.shards
-        if now.time - self._shown < 0.5 and not last:
+        if now.time - self._reported < 0.5 and not last:
             return
-        self._shown = now.time
+        self._reported = now.time
         figures = rates(self._first, now)
         if figures:
             left = max(0.0, self._plan.seconds - now.audio_seconds)
@@ -109,7 +122,7 @@ class Progress:
         self._logger.progress(self.clips, self._plan.clips, "clips", **figures)
 
     def record(self, summary: dict[str, Any]) -> None:
-        """Throughput and counts of the whole stage, for the tracking server."""
+        """Log throughput and counts of the whole stage as metrics."""
         kinds = Counter(_kind(reason) for _, _, reason in self.quarantined)
         figures = ("quarantined", "cut", "audio_seconds", "bytes", "worker_peak_bytes", "shards")
         self._logger.metrics(
@@ -119,18 +132,22 @@ class Progress:
                 "encoder_real_time_factor": summary["seconds"]
                 / max(summary["audio_seconds"], 1e-9),
                 **{f"quarantined_{kind.replace(' ', '_')}": n for kind, n in kinds.items()},
-                # Of this attempt, with the start of its workers.
-                **rates(self._start, self._state()),
+                # Of this attempt, including the start of its workers.
+                **rates(self._start, self._snapshot()),
             }
         )
         if summary["cut"]:
             self._logger.info(
                 f"{summary['cut']} clips were longer than {self._config.speech.max_seconds:g} s "
-                "and were cut there (features.speech.long_clips)"
+                "and were cut to that length (features.speech.long_clips)"
             )
 
-    def check_budget(self) -> None:
-        """Stop where more clips failed than the job allows, with the reasons and a list."""
+    def check_failures(self) -> None:
+        """Raise if more clips failed than the job allows, after writing the quarantine table.
+
+        Raises:
+            MultistillError: with the most frequent reasons.
+        """
         allowed = self._config.max_quarantined * self._plan.clips
         if self.failed <= allowed:
             return
@@ -138,19 +155,18 @@ class Progress:
         write_quarantine(self._out / QUARANTINE, failed)
         reasons = Counter(_kind(reason) for _, _, reason in failed).most_common(3)
         raise MultistillError(
-            f"{len(failed)} of {self._plan.clips} clips cannot be encoded, allowed are "
+            f"{len(failed)} of {self._plan.clips} clips cannot be encoded, the limit is "
             f"{allowed:g} (features.max_quarantined: {self._config.max_quarantined:g}); "
             + ", ".join(f"{count} x {reason}" for reason, count in reasons)
-            + f", e.g. {failed[0][1]}; see {self._out / QUARANTINE}, then mend the files or "
+            + f", e.g. {failed[0][1]}; see {self._out / QUARANTINE}, then fix the files or "
             "raise the limit"
         )
 
 
 def write_quarantine(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    """utterance_id, audio_path, reason of every clip that was left out."""
+    """Write the quarantine table: utterance_id, audio_path and reason of every failed clip."""
     names = ("utterance_id", "audio_path", "reason")
     columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
     table = pa.table(columns, schema=pa.schema([(name, pa.string()) for name in names]))
-    temporary = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)

@@ -1,11 +1,11 @@
-"""The plan of shards: which clips stand together, decided once and kept on disk.
+"""The shard plan: which clips share a shard, decided once and kept on disk.
 
-    plan.arrow    one record batch a shard, clips sorted by length
-    plan.json     its checksum against the manifest; written last
+    plan.arrow    one record batch per shard, clips sorted by length
+    plan.json     digest of the manifest that the plan was made from, and totals; written last
 
-The plan depends on the manifest and the job file only, never on the number of workers, so
-an interrupted run continues with the shards it began. Workers read their own record batch
-from the file; the driver hands them numbers only, however large the corpus.
+The plan depends on the manifest and the job file only, not on the number of workers, so an
+interrupted run continues with the same shards. The driver sends shard numbers to the workers,
+which read their record batch from the file, so its messages do not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from multistill.errors import MultistillError
-from multistill.workspace import canonical, clear, read_json, write_json
+from multistill.workspace import atomic_path, canonical, clear, read_json, write_json
 
 PLAN = "plan.arrow"
-PLAN_FACTS = "plan.json"
+PLAN_INFO = "plan.json"
 COLUMNS = ["utterance_id", "audio_path", "text", "duration_s"]
 
-WANTED_SHARDS = 16
-"""Small corpora are cut finer than `shard_seconds`, for several workers and for resuming."""
-SMALLEST_SHARD_S = 60.0
+TARGET_SHARDS = 16
+"""Small corpora get shards below `shard_seconds`, so that workers share them and runs resume."""
+MIN_SHARD_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What there is to do. seconds and clips are of the whole corpus."""
+    """A plan on disk: its file, the number of shards, and the clips and seconds of all of them."""
 
     path: Path
     shards: int
@@ -42,40 +42,43 @@ class ShardPlan:
 
 
 def plan_shards(manifest: Path, shard_seconds: float, out: Path) -> ShardPlan:
-    """The plan in `out`: the one already there if it is of this manifest, else a new one.
+    """The plan in `out` if it was made from this manifest, else a new one.
 
-    A plan of another manifest is removed with everything it led to.
+    Everything else in `out` belongs to the plan and is removed if the plan is replaced.
+
+    Raises:
+        MultistillError: the manifest is empty.
     """
     table = pq.read_table(manifest, columns=COLUMNS)
     if not len(table):
-        raise MultistillError(f"{manifest} has no utterance; check `corpora`")
+        raise MultistillError(f"{manifest} has no utterances; check `corpora`")
     content = _digest(table)
-    facts = _read_facts(out)
-    if facts is None or facts["content"] != content:
+    info = _read_info(out)
+    if info is None or info["content"] != content:
         clear(out)
-        facts = {"content": content, **_write(table, shard_seconds, out / PLAN)}
-        write_json(out / PLAN_FACTS, facts)
-    return ShardPlan(out / PLAN, facts["shards"], facts["clips"], facts["seconds"])
+        info = {"content": content, **_write(table, shard_seconds, out / PLAN)}
+        write_json(out / PLAN_INFO, info)
+    return ShardPlan(out / PLAN, info["shards"], info["clips"], info["seconds"])
 
 
 def read_shard(path: Path, shard: int) -> pa.RecordBatch:
-    """The clips of one shard: COLUMNS, longest last."""
+    """The clips of one shard with the columns COLUMNS, longest last."""
     with pa.memory_map(str(path)) as source:
         batch = pa.ipc.open_file(source).get_batch(shard)
-        # A copy: the mapping ends with this function.
+        # Copied, since the memory map is closed here.
         return pa.RecordBatch.from_pylist(batch.to_pylist(), schema=batch.schema)
 
 
-def _read_facts(out: Path) -> dict[str, Any] | None:
+def _read_info(out: Path) -> dict[str, Any] | None:
     try:
-        facts: dict[str, Any] = read_json(out / PLAN_FACTS)
-        return facts if (out / PLAN).exists() else None
+        info: dict[str, Any] = read_json(out / PLAN_INFO)
+        return info if (out / PLAN).exists() else None
     except (FileNotFoundError, ValueError):
         return None
 
 
 def _digest(table: pa.Table) -> str:
-    """Of the values, not of how Arrow happened to chunk them."""
+    """Digest of the values, independent of the table's chunks."""
     digest = hashlib.blake2b(digest_size=16)
     for batch in table.to_batches(max_chunksize=4096):
         digest.update(canonical(batch.to_pydict()).encode())
@@ -87,13 +90,12 @@ def _write(table: pa.Table, shard_seconds: float, path: Path) -> dict[str, Any]:
     table = table.sort_by(order).combine_chunks()
     ends = np.cumsum(table.column("duration_s").to_numpy())
     total = float(ends[-1])
-    size = min(shard_seconds, max(SMALLEST_SHARD_S, total / WANTED_SHARDS))
+    size = min(shard_seconds, max(MIN_SHARD_SECONDS, total / TARGET_SHARDS))
     shard_of = np.minimum(((ends - 1e-9) / size).astype(np.int64), int(total / size))
     starts = np.flatnonzero(np.diff(shard_of, prepend=-1))
     stops = np.append(starts[1:], len(table))
-    temporary = path.with_name(f".{path.name}.partial")
-    with pa.ipc.new_file(str(temporary), table.schema.remove_metadata()) as writer:
+    schema = table.schema.remove_metadata()
+    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
         for start, stop in zip(starts, stops, strict=True):
             writer.write_batch(table.slice(start, stop - start).to_batches()[0])
-    temporary.replace(path)
     return {"shards": len(starts), "clips": len(table), "seconds": total}

@@ -1,4 +1,4 @@
-"""How many workers decode and encode, and what the cluster lacks for it."""
+"""Sizes of the decode and encode worker pools, checked against the cluster's resources."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from dataclasses import dataclass
 from multistill.config import FeaturesConfig
 from multistill.errors import MultistillError
 
-SECONDS_PER_ENCODER = {"log-mel": 7200.0}
-"""Audio that repays the start of one more encoder process on CPUs."""
-SECONDS_PER_CPU_MODEL = 120.0
+CPU_ENCODERS = {"log-mel": 7200.0}
+"""Encoders that get no GPU, with the audio seconds that justify one more process."""
+SECONDS_PER_PROCESS = 120.0
+"""The same for other encoders on CPUs: seconds of audio that repay a process's start."""
 
-CPUS_PER_GPU_ENCODER = 1.0
+CPUS_PER_ENCODER = 1.0
 DECODERS_PER_GPU = 4
 
 
 @dataclass(frozen=True)
 class Pools:
-    """Workers of the stage.
+    """Workers of the features stage.
 
     Attributes:
-        decoders: CPU tasks at a time that decode; 0: the encoders decode themselves, since
-            both would take turns on the same CPUs.
+        decoders: concurrent decode tasks of one CPU each; 0 if the encoders decode, as they do
+            on CPUs, where both would compete for the same cores.
     """
 
     encoders: int
@@ -35,46 +36,48 @@ class Pools:
 def size_pools(
     config: FeaturesConfig, resources: Mapping[str, float], shards: int, seconds: float
 ) -> Pools:
-    """Pool sizes from the job file, or worked out from what the cluster has.
+    """Pool sizes from the job file, by default derived from the cluster's resources.
 
     Args:
         resources: `ray.cluster_resources()`.
-        shards, seconds: what is left to encode.
+        shards: number of shards that are still to be encoded.
+        seconds: audio in these shards.
     Raises:
-        MultistillError: the job file asks for more than the cluster has.
+        MultistillError: the job file requests more than the cluster has.
     """
     cpus = resources.get("CPU", 0.0)
     gpus = resources.get("GPU", 0.0)
-    per_encoder = config.gpus_per_encoder
-    if per_encoder is None:
-        per_encoder = 1.0 if gpus >= 1 and config.speech.model != "log-mel" else 0.0
-    cpus_each = CPUS_PER_GPU_ENCODER if per_encoder else 1.0
+    gpus_each = config.gpus_per_encoder
+    if gpus_each is None:
+        gpus_each = 1.0 if gpus >= 1 and config.speech.model not in CPU_ENCODERS else 0.0
     if config.encoders is not None:
         encoders = config.encoders
-    elif per_encoder:
-        encoders = max(1, math.floor(gpus / per_encoder))
+    elif gpus_each:
+        encoders = max(1, math.floor(gpus / gpus_each))
     else:
-        repaid = SECONDS_PER_ENCODER.get(config.speech.model, SECONDS_PER_CPU_MODEL)
+        per_process = CPU_ENCODERS.get(config.speech.model, SECONDS_PER_PROCESS)
         free = cpus - (config.decoders or 0)
-        encoders = max(1, min(math.floor(free), math.ceil(seconds / repaid)))
+        encoders = max(1, min(math.floor(free), math.ceil(seconds / per_process)))
     encoders = min(encoders, max(1, shards))
-    spare = cpus - encoders * cpus_each
     if config.decoders is not None:
         decoders = config.decoders
+    elif gpus_each:
+        free = cpus - encoders * CPUS_PER_ENCODER
+        decoders = max(1, min(math.floor(free), DECODERS_PER_GPU * encoders))
     else:
-        decoders = max(1, min(math.floor(spare), DECODERS_PER_GPU * encoders)) if per_encoder else 0
-    pools = Pools(encoders, cpus_each, per_encoder, decoders)
-    missing = lacking(pools, resources)
-    if missing is not None:
+        decoders = 0
+    pools = Pools(encoders, CPUS_PER_ENCODER, gpus_each, decoders)
+    shortage = find_shortage(pools, resources)
+    if shortage is not None:
         raise MultistillError(
-            f"features: {missing}; lower `features.encoders`, `features.gpus_per_encoder` or "
+            f"features: {shortage}; lower `features.encoders`, `features.gpus_per_encoder` or "
             "`features.decoders`, or give Ray more (`resources`)"
         )
     return pools
 
 
-def lacking(pools: Pools, resources: Mapping[str, float]) -> str | None:
-    """What the cluster lacks for these pools, in words, or None."""
+def find_shortage(pools: Pools, resources: Mapping[str, float]) -> str | None:
+    """Which resource the cluster has too little of for these pools, as text; None if enough."""
     gpus = resources.get("GPU", 0.0)
     needed = pools.encoders * pools.gpus_per_encoder
     if needed > gpus:
@@ -82,7 +85,7 @@ def lacking(pools: Pools, resources: Mapping[str, float]) -> str | None:
             f"{pools.encoders} encoders with {pools.gpus_per_encoder:g} GPU each need "
             f"{needed:g} GPUs and the cluster has {gpus:g}"
         )
-    # One CPU is enough for all decode tasks, only slower; without one they would never start.
+    # With a single CPU the decode tasks run one by one; without any they would never start.
     cpus = resources.get("CPU", 0.0)
     needed = pools.encoders * pools.cpus_per_encoder + min(1, pools.decoders)
     if needed > cpus:

@@ -1,7 +1,7 @@
-"""Notice that workers were lost for good, instead of waiting for them without end.
+"""A time limit on waiting for lost workers.
 
-Ray restarts the actors of a lost node wherever there is room, and waits where there is
-none: right while an autoscaler brings a new node, a hang where nobody does.
+Ray restarts the actors of a lost node on other nodes, or waits until there are resources for
+them. Waiting is right while an autoscaler replaces the node, and a hang if nothing does.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from multistill.errors import MultistillError
 Item = TypeVar("Item")
 
 GRACE_S = 600.0
-"""Time for a lost node to be replaced."""
+"""Time within which a lost node must be replaced."""
 POLL_S = 5.0
 
 
-def watched(
+def watch(
     items: Iterable[Item],
-    lacking: Callable[[], str | None],
+    find_shortage: Callable[[], str | None],
     *,
     grace_s: float = GRACE_S,
     poll_s: float = POLL_S,
 ) -> Iterator[Item]:
-    """The items, as long as they come or as what they need is there.
+    """Yield the items; fail if none arrives while the cluster stays short of resources.
 
     Args:
-        lacking: what the cluster lacks for the work now, or None.
+        find_shortage: returns the current shortage as text, or None.
     Raises:
-        MultistillError: something lacked for `grace_s` in which no item came.
+        MultistillError: no item arrived for `grace_s`, with a shortage all that time.
         whatever `items` raises.
     """
     arrived: queue.SimpleQueue[tuple[str, Item | BaseException | None]] = queue.SimpleQueue()
@@ -50,22 +50,22 @@ def watched(
             arrived.put(("error", error))
 
     threading.Thread(target=read, name="features-reader", daemon=True).start()
-    lost_since: float | None = None
+    short_since: float | None = None
     try:
         while True:
             try:
                 kind, value = arrived.get(timeout=poll_s)
             except queue.Empty:
-                missing = lacking()
+                shortage = find_shortage()
                 now = time.monotonic()
-                lost_since = None if missing is None else lost_since or now
-                if lost_since is None or now - lost_since < grace_s:
+                short_since = None if shortage is None else short_since or now
+                if short_since is None or now - short_since < grace_s:
                     continue
                 raise MultistillError(
-                    f"nothing was encoded for {grace_s:g} s: {missing}; finished shards are "
-                    "kept, run the same command again to go on with what there is"
+                    f"nothing was encoded for {grace_s:g} s: {shortage}; finished shards are "
+                    "kept, run the same command again to continue on the remaining resources"
                 ) from None
-            lost_since = None
+            short_since = None
             if kind == "end":
                 return
             if isinstance(value, BaseException):

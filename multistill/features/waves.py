@@ -1,4 +1,4 @@
-"""The waves of one shard, and their way from a decoding task to an encoder."""
+"""The decoded clips of one shard, and their Arrow form between decode task and encoder actor."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ from multistill.features.shards import read_shard
 
 
 @dataclass
-class Decoded:
-    """The waves of one shard, and why others have none."""
+class DecodedShard:
+    """The decoded clips of one shard.
+
+    Attributes:
+        waves: row of the shard -> wave.
+        reasons: row of the shard -> why the clip could not be decoded.
+    """
 
     ids: list[str]
     paths: list[str]
@@ -24,10 +29,10 @@ class Decoded:
     reasons: dict[int, str] = field(default_factory=dict)
 
 
-def decode_shard(plan: Path, shard: int, config: FeaturesConfig) -> Decoded:
-    """Read and normalise every clip of a shard."""
+def decode_shard(plan: Path, shard: int, config: FeaturesConfig) -> DecodedShard:
+    """Decode every clip of a shard; clips that fail get a reason instead of a wave."""
     clips = read_shard(plan, shard)
-    decoded = Decoded(
+    decoded = DecodedShard(
         clips.column("utterance_id").to_pylist(),
         clips.column("audio_path").to_pylist(),
         [text or "" for text in clips.column("text").to_pylist()],
@@ -44,8 +49,8 @@ def decode_shard(plan: Path, shard: int, config: FeaturesConfig) -> Decoded:
     return decoded
 
 
-def to_table(decoded: Decoded, shard: int) -> pa.Table:
-    """A decoded shard as one Arrow row, so that Ray can neither split nor merge it."""
+def to_table(decoded: DecodedShard, shard: int) -> pa.Table:
+    """Convert to a table of one row, which Ray Data cannot split over two encoders."""
     rows = sorted(decoded.waves)
     waves = [decoded.waves[row] for row in rows]
     samples = [wave.samples for wave in waves] or [np.zeros(0, np.float32)]
@@ -68,16 +73,16 @@ def to_table(decoded: Decoded, shard: int) -> pa.Table:
     )
 
 
-def from_table(table: pa.Table) -> Decoded:
-    """The inverse of `to_table`; the waves view the table's memory."""
+def from_table(table: pa.Table) -> DecodedShard:
+    """The inverse of `to_table`; the waves are views of the table's memory."""
     [row] = table.drop_columns(["samples"]).to_pylist()
     flat = table.column("samples").combine_chunks().flatten().to_numpy()
     ends = np.cumsum(row["lengths"], dtype=np.int64)
     waves = {
-        place: Wave(flat[end - length : end], cut)
-        for place, length, end, cut in zip(
+        number: Wave(flat[end - length : end], cut)
+        for number, length, end, cut in zip(
             row["rows"], row["lengths"], ends, row["cut"], strict=True
         )
     }
     reasons = dict(zip(row["failed"], row["reasons"], strict=True))
-    return Decoded(row["ids"], row["paths"], row["texts"], waves, reasons)
+    return DecodedShard(row["ids"], row["paths"], row["texts"], waves, reasons)

@@ -1,9 +1,9 @@
-"""Long clips in overlapping windows whose states line up with those of the whole clip.
+"""Encode long clips in overlapping windows whose states line up with those of the whole clip.
 
-Windows start at multiples of the encoder's hop, so state i of a window that starts at
-sample s is state s / hop + i of the clip, and the clip has exactly as many states as by
-the convolution formula. In the overlap the first half comes from the earlier window and
-the second half from the later one: each state is taken where it has more context.
+Windows start at multiples of the encoder's hop, so state i of a window that starts at sample s
+is state s / hop + i of the clip, and the clip has exactly as many states as the convolution
+formula gives. Of an overlap, the first half is taken from the earlier window and the second
+half from the later one, so each state comes from the window in which it has more context.
 """
 
 from __future__ import annotations
@@ -16,43 +16,47 @@ from multistill.encoders.base import SAMPLE_RATE
 from multistill.typing import FloatArray
 
 Span = tuple[int, int]
+"""First sample of a window and the sample after its last one."""
 
 
-def spans(samples: int, hop: int, minimum: int, window_s: float, overlap_s: float) -> list[Span]:
-    """Sample ranges that cover the clip; one range where a single window holds it.
+def window_spans(
+    samples: int, hop: int, minimum: int, window_s: float, overlap_s: float
+) -> list[Span]:
+    """Sample ranges of the windows of a clip; a single range for a short clip.
 
     Args:
+        samples: length of the clip.
         hop: samples between two states.
-        minimum: samples of the shortest piece that makes a state.
+        minimum: samples of the shortest wave that makes a state.
     """
     window = max(round(window_s * SAMPLE_RATE) // hop * hop, hop) + minimum - hop
     if samples <= window:
         return [(0, samples)]
     step = max(hop, round((window_s - overlap_s) * SAMPLE_RATE) // hop * hop)
-    found = []
+    spans = []
     start = 0
     while start + window < samples:
-        found.append((start, start + window))
+        spans.append((start, start + window))
         start += step
-    found.append((start, samples))
-    # What is left may make no state of its own: the window before it already holds its frames.
+    spans.append((start, samples))
+    # A rest that is too short for a state is appended to the window before it.
     if samples - start < minimum:
-        found.pop()
-        found[-1] = (found[-1][0], samples)
-    return found
+        spans.pop()
+        spans[-1] = (spans[-1][0], samples)
+    return spans
 
 
-def join(pieces: Sequence[FloatArray], parts: Sequence[Span], hop: int) -> FloatArray:
+def join_windows(states: Sequence[FloatArray], spans: Sequence[Span], hop: int) -> FloatArray:
     """States [T, dim] of the whole clip from the states of its windows."""
-    if len(pieces) == 1:
-        return pieces[0]
-    starts = [start // hop for start, _ in parts]
-    kept = []
+    if len(states) == 1:
+        return states[0]
+    first_states = [start // hop for start, _ in spans]
+    parts = []
     begin = 0
-    for number, (piece, start) in enumerate(zip(pieces, starts, strict=True)):
-        end = start + len(piece)
-        if number + 1 < len(pieces):
-            end = (starts[number + 1] + end + 1) // 2
-        kept.append(piece[begin - start : end - start])
+    for number, (window, first) in enumerate(zip(states, first_states, strict=True)):
+        end = first + len(window)
+        if number + 1 < len(states):
+            end = (first_states[number + 1] + end + 1) // 2
+        parts.append(window[begin - first : end - first])
         begin = end
-    return np.concatenate(kept)
+    return np.concatenate(parts)

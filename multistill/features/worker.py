@@ -1,4 +1,4 @@
-"""What an encoder process does with a decoded shard: batches, states, a finished shard."""
+"""Encode one decoded shard in an encoder process: batches, states, the finished shard file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ import torch
 from multistill.config import FeaturesConfig
 from multistill.encoders.audio import Wave
 from multistill.encoders.base import SAMPLE_RATE, SpeechEncoder, TextEncoder
-from multistill.encoders.speech import load_speech
-from multistill.encoders.text import load_text
-from multistill.features.store import Clip, ShardWriter, shard_writer
-from multistill.features.waves import Decoded
-from multistill.features.windows import Span, join, spans
+from multistill.encoders.registry import load_speech, load_text
+from multistill.features.collate import cut_by_padded_size
+from multistill.features.store_writer import Clip, ShardWriter, shard_writer
+from multistill.features.waves import DecodedShard
+from multistill.features.windows import Span, join_windows, window_spans
 from multistill.typing import FloatArray
 
 TEXTS_PER_BATCH = 64
@@ -30,34 +31,36 @@ VERIFIED_CLIPS = 4
 
 @dataclass(frozen=True)
 class Window:
-    """A window of a clip, or all of it."""
+    """The part of a clip that is encoded in one piece: all of it, or one of several windows.
+
+    Attributes:
+        row: of the clip in its shard.
+        number: of the window in its clip.
+    """
 
     row: int
     number: int
     samples: FloatArray
 
 
-def batches(pieces: Sequence[Window], seconds: float, equal: bool) -> Iterator[list[Window]]:
-    """Pieces of like length, together at most so many seconds with their padding.
+def batch_windows(windows: Sequence[Window], seconds: float, equal: bool) -> Iterator[list[Window]]:
+    """Batches of windows of similar length, at most so many seconds each, padding included.
 
     Args:
-        equal: pieces of one length only.
+        equal: put only windows of exactly the same length into a batch.
     """
-    limit = seconds * SAMPLE_RATE
-    group: list[Window] = []
-    for piece in sorted(pieces, key=lambda piece: (len(piece.samples), piece.row, piece.number)):
-        length = len(piece.samples)
-        full = length * (len(group) + 1) > limit
-        if group and (full or (equal and length != len(group[0].samples))):
-            yield group
-            group = []
-        group.append(piece)
-    if group:
-        yield group
+    ordered = sorted(windows, key=lambda window: (len(window.samples), window.row, window.number))
+    groups = [ordered]
+    if equal:
+        groups = [list(same) for _, same in groupby(ordered, lambda window: len(window.samples))]
+    for group in groups:
+        lengths = np.array([len(window.samples) for window in group], dtype=np.int64)
+        for cut in cut_by_padded_size(seconds * SAMPLE_RATE, lengths):
+            yield group[cut]
 
 
-class Encoder:
-    """Both encoders on one device; makes shards out of decoded clips.
+class ShardEncoder:
+    """Both encoders on one device; turns decoded shards into shards of the store.
 
     Args:
         weights: from `identity.resolved_weights`.
@@ -71,92 +74,99 @@ class Encoder:
         self._batch_seconds = config.batch_seconds
         self._verified = False
 
-    def write(self, decoded: Decoded, shard: int, out: Path) -> dict[str, Any]:
+    def write(self, decoded: DecodedShard, shard: int, out: Path) -> dict[str, Any]:
         """Encode a shard and write it with its done marker.
 
         Returns:
-            the marker's facts: counts, seconds, quarantined clips with reasons.
+            the fields that this adds to the marker: counts, seconds, quarantined clips with
+            reasons.
         """
         started = time.monotonic()
         reasons = {**decoded.reasons, **self._too_short(decoded)}
         if not self._verified:
             self._verify([wave for row, wave in decoded.waves.items() if row not in reasons])
-        facts: dict[str, Any] = {}
-        dims = (self.speech.facts.dim, self.text.facts.dim)
+        summary: dict[str, Any] = {}
+        dims = (self.speech.info.dim, self.text.info.dim)
         with (
-            shard_writer(out, shard, self.config.dtype, *dims, facts) as writer,
+            shard_writer(out, shard, self.config.dtype, *dims, summary) as writer,
             ThreadPoolExecutor(1) as disk,
         ):
             pending: list[Future[list[tuple[str, str]]]] = []
-            for group in self._groups(decoded, reasons):
-                pending.append(disk.submit(writer.append, group))
-                # One group is written while the next is computed; no more are held.
+            for clips in self._encoded_batches(decoded, reasons):
+                pending.append(disk.submit(writer.append, clips))
+                # One batch is written while the next is computed; no more are held in memory.
                 if len(pending) > 1:
-                    _note_refused(pending.pop(0).result(), decoded, reasons)
+                    _add_refused(pending.pop(0).result(), decoded, reasons)
             for future in pending:
-                _note_refused(future.result(), decoded, reasons)
-            facts.update(self._facts(decoded, reasons, writer, started))
-        return facts
+                _add_refused(future.result(), decoded, reasons)
+            summary.update(self._summary(decoded, reasons, writer, started))
+        return summary
 
     def _verify(self, waves: list[Wave]) -> None:
         shortest = sorted((wave.samples for wave in waves), key=len)[:VERIFIED_CLIPS]
         self.speech.verify(shortest)
         self._verified = bool(shortest)
 
-    def _too_short(self, decoded: Decoded) -> dict[int, str]:
+    def _too_short(self, decoded: DecodedShard) -> dict[int, str]:
         minimum = self.speech.minimum_samples
         return {
-            row: f"too short: {len(wave.samples)} samples at 16 kHz, needed are {minimum}"
+            row: f"too short: {len(wave.samples)} samples at 16 kHz, the minimum is {minimum}"
             for row, wave in decoded.waves.items()
             if len(wave.samples) < minimum
         }
 
-    def _facts(
-        self, decoded: Decoded, reasons: dict[int, str], writer: ShardWriter, started: float
+    def _summary(
+        self, decoded: DecodedShard, reasons: dict[int, str], writer: ShardWriter, started: float
     ) -> dict[str, Any]:
-        kept = [wave for row, wave in decoded.waves.items() if row not in reasons]
+        encoded = [wave for row, wave in decoded.waves.items() if row not in reasons]
         return {
             "clips": len(decoded.ids),
             "encoded": writer.rows,
-            "audio_seconds": sum(len(wave.samples) for wave in kept) / SAMPLE_RATE,
-            "cut": sum(wave.cut for wave in kept),
+            "audio_seconds": sum(len(wave.samples) for wave in encoded) / SAMPLE_RATE,
+            "cut": sum(wave.cut for wave in encoded),
             "encode_seconds": round(time.monotonic() - started, 4),
-            # Linux counts in KiB.
+            # Linux reports KiB.
             "worker_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "quarantined": [
                 [decoded.ids[row], decoded.paths[row], reason]
                 for row, reason in sorted(reasons.items())
             ],
-            "speech": self.speech.facts.to_dict(),
-            "text": self.text.facts.to_dict(),
+            "speech": self.speech.info.to_dict(),
+            "text": self.text.info.to_dict(),
         }
 
-    def _groups(self, decoded: Decoded, reasons: dict[int, str]) -> Iterator[list[Clip]]:
-        """Finished clips, a batch at a time; adds the reasons of those that failed."""
-        usable = {row: wave for row, wave in decoded.waves.items() if row not in reasons}
-        parts = {row: self._spans(wave) for row, wave in usable.items()}
-        pieces = [
-            Window(row, number, usable[row].samples[start:stop])
-            for row, ranges in parts.items()
+    def _encoded_batches(
+        self, decoded: DecodedShard, reasons: dict[int, str]
+    ) -> Iterator[list[Clip]]:
+        """Encode batch by batch; yields the clips that each batch completes.
+
+        A clip is complete when all of its windows are encoded. Clips that fail are added to
+        `reasons`.
+        """
+        waves = {row: wave for row, wave in decoded.waves.items() if row not in reasons}
+        spans = {row: self._spans(wave) for row, wave in waves.items()}
+        windows = [
+            Window(row, number, waves[row].samples[start:stop])
+            for row, ranges in spans.items()
             for number, (start, stop) in enumerate(ranges)
         ]
-        states: dict[int, dict[int, FloatArray]] = {row: {} for row in parts}
-        equal = self.speech.facts.padding == "equal-length"
-        for group in batches(pieces, self._batch_seconds, equal):
-            for piece, found in zip(group, self._encode(group), strict=True):
-                if isinstance(found, str):
-                    reasons[piece.row] = found
-                elif not np.isfinite(found).all():
-                    reasons[piece.row] = "the speech encoder made values that are not finite"
+        states: dict[int, dict[int, FloatArray]] = {row: {} for row in spans}
+        equal = self.speech.info.padding == "equal-length"
+        for batch in batch_windows(windows, self._batch_seconds, equal):
+            for window, result in zip(batch, self._encode(batch), strict=True):
+                if isinstance(result, str):
+                    reasons[window.row] = result
+                elif not np.isfinite(result).all():
+                    reasons[window.row] = "the speech encoder made values that are not finite"
                 else:
-                    states[piece.row][piece.number] = found
-            done = [
+                    states[window.row][window.number] = result
+            complete = [
                 row
-                for row in dict.fromkeys(piece.row for piece in group)
-                if len(states[row]) == len(parts[row])
+                for row in dict.fromkeys(window.row for window in batch)
+                if len(states[row]) == len(spans[row])
             ]
-            if done:
-                yield self._clips(decoded, done, parts, states, reasons)
+            if complete:
+                yield self._clips(decoded, complete, spans, states, reasons)
 
     def _spans(self, wave: Wave) -> list[Span]:
         length = len(wave.samples)
@@ -164,7 +174,7 @@ class Encoder:
         long = speech.long_clips == "window" and length > speech.max_seconds * SAMPLE_RATE
         if not long or not self.speech.windowed:
             return [(0, length)]
-        return spans(
+        return window_spans(
             length,
             self.speech.hop,
             self.speech.minimum_samples,
@@ -174,49 +184,55 @@ class Encoder:
 
     def _clips(
         self,
-        decoded: Decoded,
+        decoded: DecodedShard,
         rows: list[int],
-        parts: dict[int, list[Span]],
+        spans: dict[int, list[Span]],
         states: dict[int, dict[int, FloatArray]],
         reasons: dict[int, str],
     ) -> list[Clip]:
+        """Join the windows of complete clips and encode their transcripts."""
         texts: list[FloatArray] = []
         for start in range(0, len(rows), TEXTS_PER_BATCH):
-            chosen = rows[start : start + TEXTS_PER_BATCH]
-            texts += self.text.encode([decoded.texts[row] for row in chosen])
+            batch = rows[start : start + TEXTS_PER_BATCH]
+            texts += self.text.encode([decoded.texts[row] for row in batch])
         clips = []
         for row, text in zip(rows, texts, strict=True):
-            found = states.pop(row)
+            windows = states.pop(row)
             if not np.isfinite(text).all():
                 reasons[row] = "the text encoder made values that are not finite"
                 continue
-            pieces = [found[number] for number in range(len(parts[row]))]
-            audio = join(pieces, parts[row], self.speech.hop)
+            in_order = [windows[number] for number in range(len(spans[row]))]
+            audio = join_windows(in_order, spans[row], self.speech.hop)
             expected = self.speech.frames(len(decoded.waves[row].samples))
-            assert len(audio) == expected, f"{len(audio)} states where {expected} are due"
+            assert len(audio) == expected, f"expected {expected} states, got {len(audio)}"
             clips.append(Clip(decoded.ids[row], audio, text))
         return clips
 
-    def _encode(self, group: list[Window]) -> list[FloatArray | str]:
-        """States of each piece, or why there are none."""
+    def _encode(self, batch: list[Window]) -> list[FloatArray | str]:
+        """States of each window, or the reason why it could not be encoded.
+
+        A batch that exceeds the GPU's memory is halved. Batches of later shards are limited to
+        half of what failed.
+        """
         try:
-            return list(self.speech.encode([piece.samples for piece in group]))
+            return list(self.speech.encode([window.samples for window in batch]))
         except torch.OutOfMemoryError:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            if len(group) == 1:
-                seconds = len(group[0].samples) / SAMPLE_RATE
+            if len(batch) == 1:
+                seconds = len(batch[0].samples) / SAMPLE_RATE
                 return [
                     f"out of memory: {seconds:.1f} s do not fit the GPU; use `long_clips: window`"
                 ]
-        # Outside the handler, so that the failed batch's tensors are free.
-        self._batch_seconds = max(self._batch_seconds / 2, 1.0)
-        middle = len(group) // 2
-        return [*self._encode(group[:middle]), *self._encode(group[middle:])]
+        # Outside the handler, where the tensors of the failed batch are released.
+        failed_seconds = len(batch) * max(len(window.samples) for window in batch) / SAMPLE_RATE
+        self._batch_seconds = min(self._batch_seconds, max(failed_seconds / 2, 1.0))
+        middle = len(batch) // 2
+        return [*self._encode(batch[:middle]), *self._encode(batch[middle:])]
 
 
-def _note_refused(
-    refused: list[tuple[str, str]], decoded: Decoded, reasons: dict[int, str]
+def _add_refused(
+    refused: list[tuple[str, str]], decoded: DecodedShard, reasons: dict[int, str]
 ) -> None:
     for utterance_id, reason in refused:
         reasons[decoded.ids.index(utterance_id)] = reason

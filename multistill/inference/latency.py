@@ -19,8 +19,7 @@ import torch
 from multistill.config import FeaturesConfig
 from multistill.corpora.manifest import MANIFEST
 from multistill.encoders.audio import Wave, decode
-from multistill.encoders.speech import load_speech
-from multistill.encoders.text import load_text
+from multistill.encoders.registry import load_speech, load_text
 from multistill.errors import MultistillError
 from multistill.features.identity import resolved_weights
 

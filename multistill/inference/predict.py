@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from multistill.corpora.manifest import read_manifest
-from multistill.features.collate import collate
+from multistill.features.collate import collate, cut_by_padded_size
 from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
 from multistill.models.build import EmotionModel
@@ -111,15 +111,7 @@ def predict_logits(
 
 
 def _by_length(frames: IntArray, tokens: IntArray, budget: int) -> Iterator[IntArray]:
-    """Batches of row numbers, grouped by length, each within the budget of padded positions."""
+    """Rows of similar length in batches of at most `budget` frames and tokens, padding included."""
     order = np.argsort(frames, kind="stable")
-    start = 0
-    max_tokens = 0
-    for end, row in enumerate(order):
-        max_tokens = max(max_tokens, int(tokens[row]))
-        # Sorted by frames: the last row is the longest clip of the batch.
-        if end > start and (end - start + 1) * (int(frames[row]) + max_tokens) > budget:
-            yield order[start:end]
-            start, max_tokens = end, int(tokens[row])
-    if start < len(order):
-        yield order[start:]
+    for cut in cut_by_padded_size(budget, frames[order], tokens[order]):
+        yield order[cut]

@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from multistill.errors import MultistillError
-from multistill.workspace import canonical, read_json
+from multistill.workspace import atomic_path, canonical, read_json
 
 Tensors = dict[str, torch.Tensor]
 
@@ -144,9 +143,8 @@ def _commit(
     source: Path | None = None,
 ) -> Path:
     folder = state_dir / name
-    partial = state_dir / f".{name}.{uuid.uuid4().hex[:8]}"
-    partial.mkdir()
-    try:
+    with atomic_path(folder, concurrent=True) as partial:
+        partial.mkdir()
         for file, tensors in files.items():
             if source is None or not _linked(source / file, partial / file):
                 save_file(_plain(tensors), partial / file)
@@ -156,10 +154,6 @@ def _commit(
         (partial / _RECORD).write_text(json.dumps(sealed), encoding="utf-8")
         if folder.exists():  # a damaged one of an earlier attempt: this epoch is being redone
             shutil.rmtree(folder)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return folder
 
 

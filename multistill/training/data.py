@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from multistill.corpora.manifest import read_manifest
 from multistill.distillation.targets import SoftTargets, read_pooled, read_soft_targets
 from multistill.errors import MultistillError
 from multistill.features.cache import open_store
+from multistill.features.collate import cut_by_padded_size
 from multistill.features.store import FeatureStore
 from multistill.models.context import DialogueContext
 from multistill.training.task import TrainingTask
@@ -217,12 +219,7 @@ def micro_batches(
         frames: most padded frames (rows x longest) in a piece; one row always fits.
     """
     order = rows[np.argsort(lengths[rows], kind="stable")]
+    limit = math.inf if frames is None else frames
     for part in np.array_split(order, min(pieces, max(1, len(order)))):
-        start = 0
-        for end in range(1, len(part) + 1):
-            full = end < len(part) and (
-                frames is not None and (end + 1 - start) * int(lengths[part[end]]) > frames
-            )
-            if full or end == len(part):
-                yield part[start:end]
-                start = end
+        for cut in cut_by_padded_size(limit, lengths[part]):
+            yield part[cut]

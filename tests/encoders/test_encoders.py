@@ -1,4 +1,4 @@
-"""A clip's states are its own: alone, in any batch, at any layer, the same on every machine."""
+"""Encoders: states do not depend on the batch, layers are those of the model, loading, identity."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from helpers.features_case import save_electra, save_wav2vec2, tone
 
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
 from multistill.encoders.audio import normalize
-from multistill.encoders.hub import resolve
-from multistill.encoders.speech import LogMel, Wav2Vec2Family, load_speech
-from multistill.encoders.text import load_text
+from multistill.encoders.registry import (
+    BUILT_IN_SPEECH,
+    BUILT_IN_TEXT,
+    load_speech,
+    load_text,
+    resolve_speech,
+    resolve_text,
+)
+from multistill.encoders.speech import LogMel, Wav2Vec2Family
 from multistill.errors import MultistillError, UsageError
 from multistill.features.identity import features_identity
-from multistill.features.worker import Window, batches
+from multistill.features.worker import Window, batch_windows
 from multistill.workspace import canonical
 
 CPU = torch.device("cpu")
@@ -52,7 +58,9 @@ def electra(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("model", ["log-mel", "untrained-wav2vec2", "layer_norm"])
-def test_states_do_not_depend_on_batch_mates(model: str, request: pytest.FixtureRequest) -> None:
+def test_states_do_not_depend_on_the_other_clips_of_a_batch(
+    model: str, request: pytest.FixtureRequest
+) -> None:
     encoder = speech(request.getfixturevalue(model) if model == "layer_norm" else model)
     clips = waves(SAMPLES)
     together = encoder.encode(clips)
@@ -61,8 +69,8 @@ def test_states_do_not_depend_on_batch_mates(model: str, request: pytest.Fixture
         assert np.abs(alone - states).max() < 1e-5
 
 
-def test_in_bfloat16_batch_mates_change_no_more_than_is_stated() -> None:
-    """docs/features.md: 1/16 of a state of unit variance, a cosine of 0.9999."""
+def test_in_bfloat16_other_clips_change_states_within_the_documented_bounds() -> None:
+    """docs/features.md: at most 1/16 for states of unit variance, a cosine above 0.9999."""
     encoder = speech("untrained-wav2vec2", precision="bfloat16")
     clips = waves([720, 5_000, 16_000])
     for clip, states in zip(clips, encoder.encode(clips), strict=True):
@@ -72,7 +80,7 @@ def test_in_bfloat16_batch_mates_change_no_more_than_is_stated() -> None:
         assert (alone * states).sum() / norms > 0.9999
 
 
-def test_a_layer_norm_model_without_its_mask_would_fail_that(layer_norm: Path) -> None:
+def test_a_layer_norm_model_depends_on_padding_without_its_mask(layer_norm: Path) -> None:
     encoder = speech(layer_norm)
     short, long = waves([5_000, 16_000])
     padded = np.concatenate([short, np.zeros(11_000, np.float32)])
@@ -81,18 +89,18 @@ def test_a_layer_norm_model_without_its_mask_would_fail_that(layer_norm: Path) -
     assert np.abs(alone - unmasked).max() > 1e-3
 
 
-def test_a_group_norm_model_is_given_equal_lengths_only(group_norm: Path) -> None:
+def test_a_group_norm_model_requires_batches_of_equal_length(group_norm: Path) -> None:
     encoder = speech(group_norm)
-    assert encoder.facts.padding == "equal-length"
+    assert encoder.info.padding == "equal-length"
     with pytest.raises(ValueError, match="equal length"):
         encoder.encode(waves([5_000, 16_000]))
     clips = waves([5_000, 16_000, 5_000, 7_000, 5_000])
-    pieces = [Window(row, 0, wave) for row, wave in enumerate(clips)]
-    for group in batches(pieces, 80.0, equal=True):
-        assert len({len(piece.samples) for piece in group}) == 1
-        together = encoder.encode([piece.samples for piece in group])
-        for piece, states in zip(group, together, strict=True):
-            [alone] = encoder.encode([piece.samples])
+    windows = [Window(row, 0, wave) for row, wave in enumerate(clips)]
+    for batch in batch_windows(windows, 80.0, equal=True):
+        assert len({len(window.samples) for window in batch}) == 1
+        together = encoder.encode([window.samples for window in batch])
+        for window, states in zip(batch, together, strict=True):
+            [alone] = encoder.encode([window.samples])
             assert np.abs(alone - states).max() < 1e-5
 
 
@@ -107,7 +115,7 @@ def test_frame_counts_follow_the_convolution_formula(model: str) -> None:
     assert encoder.minimum_samples == 400
 
 
-def test_the_encoder_is_deterministic_although_the_checkpoint_trains_with_masking(
+def test_dropout_and_masking_of_the_checkpoint_are_off(
     layer_norm: Path,
 ) -> None:
     encoder = speech(layer_norm)
@@ -116,47 +124,49 @@ def test_the_encoder_is_deterministic_although_the_checkpoint_trains_with_maskin
 
 
 def hidden_states(folder: Path, wave: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """Input of the first layer and output of every layer, and the model's own output."""
+    """The inputs of all layers, and the output of the model."""
     from transformers import Wav2Vec2Model
 
     model = Wav2Vec2Model.from_pretrained(folder).eval()
-    seen: list[np.ndarray] = []
+    inputs: list[np.ndarray] = []
     for layer in model.encoder.layers:
         layer.register_forward_pre_hook(
-            lambda _m, args, kwargs: seen.append((args or [kwargs["hidden_states"]])[0][0].numpy()),
+            lambda _m, args, kwargs: inputs.append(
+                (args or [kwargs["hidden_states"]])[0][0].numpy()
+            ),
             with_kwargs=True,
         )
     with torch.inference_mode():
         output = model(torch.from_numpy(wave)[None]).last_hidden_state[0].numpy()
-    return seen, output
+    return inputs, output
 
 
-def test_any_layer_any_several_and_their_mean_are_those_of_the_whole_model(
+def test_selected_layers_and_their_combinations_are_those_of_the_full_model(
     layer_norm: Path,
 ) -> None:
     [wave] = waves([9_000])
     inputs, output = hidden_states(layer_norm, wave)
-    whole = [*inputs, output]
+    expected = [*inputs, output]
 
-    def kept(layers: list[int], combine: str = "mean") -> np.ndarray:
+    def selected(layers: list[int], combine: str = "mean") -> np.ndarray:
         return speech(layer_norm, layers=layers, combine=combine).encode([wave])[0]
 
-    assert np.abs(kept([-1]) - output).max() < 1e-5
-    assert (kept([3]) == kept([-1])).all()
+    assert np.abs(selected([-1]) - output).max() < 1e-5
+    assert (selected([3]) == selected([-1])).all()
     for index in range(3):
-        assert np.abs(kept([index]) - whole[index]).max() < 1e-5
-        assert (kept([index - 4]) == kept([index])).all()
-    assert np.abs(kept([0, 2]) - (whole[0] + whole[2]) / 2).max() < 1e-5
-    both = kept([1, -1], "concat")
-    assert np.abs(both - np.concatenate([whole[1], output], axis=1)).max() < 1e-5
+        assert np.abs(selected([index]) - expected[index]).max() < 1e-5
+        assert (selected([index - 4]) == selected([index])).all()
+    assert np.abs(selected([0, 2]) - (expected[0] + expected[2]) / 2).max() < 1e-5
+    both = selected([1, -1], "concat")
+    assert np.abs(both - np.concatenate([expected[1], output], axis=1)).max() < 1e-5
 
 
-def test_layers_above_the_highest_kept_one_are_not_there(layer_norm: Path) -> None:
-    params = [speech(layer_norm, layers=[k]).facts.params for k in (1, 2, 3)]
+def test_layers_above_the_highest_selected_one_are_removed(layer_norm: Path) -> None:
+    params = [speech(layer_norm, layers=[k]).info.params for k in (1, 2, 3)]
     assert params[0] < params[1] < params[2]
 
 
-def test_a_layer_that_does_not_exist_is_refused_with_the_range(layer_norm: Path) -> None:
+def test_a_layer_that_does_not_exist_is_refused_with_the_valid_range(layer_norm: Path) -> None:
     with pytest.raises(UsageError, match=r"features\.speech\.layers: 7 .* it has 3.*0 to 3"):
         speech(layer_norm, layers=[7])
 
@@ -173,16 +183,14 @@ def test_a_checkpoint_that_lacks_weights_is_refused(layer_norm: Path, tmp_path: 
         speech(tmp_path)
 
 
-def test_a_text_model_is_no_speech_encoder_and_the_other_way_round(
-    layer_norm: Path, electra: Path
-) -> None:
+def test_speech_and_text_models_cannot_be_swapped(layer_norm: Path, electra: Path) -> None:
     with pytest.raises(MultistillError, match="does not read raw audio"):
         speech(electra)
     with pytest.raises(MultistillError, match=r"features\.text\.model"):
         text(layer_norm)
 
 
-def test_text_states_do_not_depend_on_batch_mates(electra: Path) -> None:
+def test_text_states_do_not_depend_on_the_other_texts_of_a_batch(electra: Path) -> None:
     sentences = ["나는 좋다", "good", "", "good day days good good day", "   "]
     for model in (electra, "untrained-electra"):
         encoder = text(model)
@@ -191,10 +199,10 @@ def test_text_states_do_not_depend_on_batch_mates(electra: Path) -> None:
             [alone] = encoder.encode([sentence])
             assert alone.shape == states.shape
             assert np.abs(alone - states).max(initial=0) < 1e-5
-        assert together[2].shape == together[4].shape == (0, encoder.facts.dim)
+        assert together[2].shape == together[4].shape == (0, encoder.info.dim)
 
 
-def test_text_states_are_those_of_the_checkpoint_cut_at_the_limit(electra: Path) -> None:
+def test_text_states_are_those_of_the_checkpoint_truncated_at_the_limit(electra: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
     sentence = "good day " * 30
@@ -208,14 +216,14 @@ def test_text_states_are_those_of_the_checkpoint_cut_at_the_limit(electra: Path)
     assert np.abs(states - expected).max() < 1e-5
 
 
-def test_hashed_pieces_tell_words_apart_in_any_script() -> None:
+def test_the_hashing_tokenizer_distinguishes_words_in_any_script() -> None:
     encoder = text("untrained-electra")
     one, two, same = encoder.encode(["나는 슬프다", "나는 기쁘다", "나는  슬프다"])
     assert np.abs(one - same).max() < 1e-6
     assert np.abs(one - two).max() > 0.1
 
 
-def test_stand_ins_are_the_same_whatever_was_drawn_before() -> None:
+def test_untrained_encoders_do_not_depend_on_the_global_random_state() -> None:
     [wave] = waves([4_000])
     torch.manual_seed(1)
     first = speech("untrained-wav2vec2").encode([wave])[0]
@@ -226,33 +234,42 @@ def test_stand_ins_are_the_same_whatever_was_drawn_before() -> None:
     assert (torch.random.get_rng_state() == before).all()
 
 
-def test_every_encoder_says_whether_it_was_trained(layer_norm: Path) -> None:
-    assert speech("log-mel").facts.trained is None
-    assert speech("untrained-wav2vec2").facts.trained is False
-    assert speech(layer_norm).facts.trained is True
+def test_every_encoder_reports_whether_it_was_trained(layer_norm: Path) -> None:
+    assert speech("log-mel").info.trained is None
+    assert speech("untrained-wav2vec2").info.trained is False
+    assert speech(layer_norm).info.trained is True
 
 
-def test_log_mel_ignores_the_gain_of_the_microphone() -> None:
+def test_log_mel_is_invariant_to_the_gain_of_the_microphone() -> None:
     encoder = LogMel()
     wave = tone(1.0)
     quiet, loud = (encoder.encode([normalize(wave * gain)])[0] for gain in (0.01, 0.9))
     assert np.abs(quiet - loud).max() < 1e-2
 
 
-def test_a_model_that_is_nowhere_is_named_with_the_way_out() -> None:
+def test_a_model_that_is_not_found_is_reported_with_the_alternatives() -> None:
     for model in ("kresnik/wav2vec2-large-xlsr-korean", "./no-such-folder", "a/b/c d"):
-        with pytest.raises(MultistillError) as caught:
-            resolve(model, None, "features.speech")
+        with pytest.raises(MultistillError, match=r"^features\.speech\.model: ") as caught:
+            resolve_speech(SpeechEncoderConfig(model=model))
         message = str(caught.value)
         assert model in message
         assert "local folder" in message
-        assert "`log-mel`" in message
+        assert "use `log-mel` or `untrained-wav2vec2`" in message
 
 
-def test_other_weights_are_another_identity(layer_norm: Path, tmp_path: Path) -> None:
+def test_built_in_encoders_load_by_name_and_need_no_weights() -> None:
+    for model in BUILT_IN_SPEECH:
+        assert resolve_speech(SpeechEncoderConfig(model=model)) is None
+        assert speech(model).info.name == model
+    for model in BUILT_IN_TEXT:
+        assert resolve_text(TextEncoderConfig(model=model)) is None
+        assert text(model).info.name == model
+
+
+def test_other_weights_give_another_identity(layer_norm: Path, tmp_path: Path) -> None:
     def identity(folder: Path) -> dict[str, Any]:
-        found = features_identity(FeaturesConfig.model_validate({"speech": {"model": str(folder)}}))
-        return found["weights"]
+        config = FeaturesConfig.model_validate({"speech": {"model": str(folder)}})
+        return features_identity(config)["weights"]
 
     copy = tmp_path / "copy"
     copy.mkdir()
@@ -265,7 +282,7 @@ def test_other_weights_are_another_identity(layer_norm: Path, tmp_path: Path) ->
     assert identity(copy) != identity(layer_norm)
 
 
-def test_whatever_changes_a_state_is_another_store_and_nothing_else_is(
+def test_the_identity_contains_all_settings_that_change_states_and_no_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def identity(**keys: Any) -> str:
@@ -295,7 +312,7 @@ def test_whatever_changes_a_state_is_another_store_and_nothing_else_is(
     assert len({same, *changed}) == 1 + len(changed)
 
 
-def test_the_family_covers_hubert_and_wavlm(tmp_path: Path) -> None:
+def test_hubert_and_wavlm_are_loaded_as_the_wav2vec2_family(tmp_path: Path) -> None:
     from transformers import HubertConfig, HubertModel, WavLMConfig, WavLMModel
 
     small = {

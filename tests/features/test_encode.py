@@ -1,4 +1,4 @@
-"""The stage on a real Ray: nothing lost, nothing doubled, whatever is killed."""
+"""The features stage on a real Ray: no clip is lost or duplicated, whatever is killed."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def shard_times(out: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (out / "shards").glob("*.json")}
 
 
-class Recorder(NullLogger):
+class RecordingLogger(NullLogger):
     def __init__(self) -> None:
         self.steps: list[tuple[float, float]] = []
-        self.figures: set[str] = set()
+        self.rates: set[str] = set()
         self.recorded: dict[str, float] = {}
 
-    def progress(self, done: float, total: float, unit: str, **figures: float) -> None:
+    def progress(self, done: float, total: float, unit: str, **rates: float) -> None:
         self.steps.append((done, total))
-        self.figures |= set(figures)
+        self.rates |= set(rates)
 
     def metrics(self, values: object, step: int | None = None) -> None:
         self.recorded.update(values)  # type: ignore[call-overload]
 
 
-def test_failed_clips_are_set_aside_and_a_rerun_takes_up_what_is_left(
+def test_failed_clips_are_quarantined_and_a_rerun_encodes_only_what_is_missing(
     tmp_path: Path, ray_session: None
 ) -> None:
     rows = write_corpus(tmp_path / "wav", [1.0 + i % 7 / 3 for i in range(24)], ["a b", "", "나"])
@@ -72,7 +72,7 @@ def test_failed_clips_are_set_aside_and_a_rerun_takes_up_what_is_left(
     manifest = write_manifest_rows(tmp_path / "manifest.parquet", rows)
     out = tmp_path / "store"
 
-    logger = Recorder()
+    logger = RecordingLogger()
     summary = encode(manifest, config(max_quarantined=0.2), out, logger)
     quarantine = pq.read_table(out / "quarantine.parquet").to_pylist()
     assert {row["utterance_id"]: row["reason"].split(":")[0] for row in quarantine} == {
@@ -90,16 +90,16 @@ def test_failed_clips_are_set_aside_and_a_rerun_takes_up_what_is_left(
     assert logger.recorded["quarantined_cannot_be_decoded"] == 2
     rates = {"clips_per_second", "audio_hours_per_hour", "real_time_factor"}
     assert rates <= logger.recorded.keys()
-    assert logger.figures == rates | {"seconds_left"}
+    assert logger.rates == rates | {"seconds_left"}
     assert summary["speech"]["trained"] is None
     assert summary["text"]["trained"] is False
     before = {name: store.audio(name).copy() for name in store.ids}
 
-    # One marker is lost, one shard is cut short, one clip is mended, and three failures are
-    # now too many: their shards are taken again.
+    # One marker is deleted, one shard truncated, one clip fixed; and under the lower limit three
+    # failures are too many, so shards with failed clips are encoded again.
     times = shard_times(out)
-    whole = [name for name in sorted(times) if not read_json(out / "shards" / name)["quarantined"]]
-    lost, cut = whole[:2]
+    clean = [name for name in sorted(times) if not read_json(out / "shards" / name)["quarantined"]]
+    lost, cut = clean[:2]
     (out / "shards" / lost).unlink()
     [file] = (out / "shards").glob(cut.replace(".json", "-*.arrow"))
     file.write_bytes(file.read_bytes()[:-10])
@@ -110,34 +110,35 @@ def test_failed_clips_are_set_aside_and_a_rerun_takes_up_what_is_left(
     assert len(again) == 22
     assert all((again.audio(name) == states).all() for name, states in before.items())
     redone = {name for name, when in shard_times(out).items() if times[name] != when}
-    assert redone == {lost, cut} | (set(times) - set(whole))
+    assert redone == {lost, cut} | (set(times) - set(clean))
 
 
 def test_too_many_failures_stop_the_stage_with_their_reasons(tmp_path: Path) -> None:
     plan = ShardPlan(tmp_path / "plan.arrow", shards=4, clips=100, seconds=100.0)
     failed = [[f"u{i}", f"/wav/{i}.wav", "empty: no sample"] for i in range(6)]
     marker = {"clips": 25, "audio_seconds": 19.0, "quarantined": failed}
-    Progress(plan, config(max_quarantined=0.06), tmp_path, NullLogger(), {0: marker}).check_budget()
+    tolerant = Progress(plan, config(max_quarantined=0.06), tmp_path, NullLogger(), {0: marker})
+    tolerant.check_failures()
     progress = Progress(plan, config(max_quarantined=0.05), tmp_path, NullLogger(), {0: marker})
     with pytest.raises(
-        MultistillError, match=r"6 of 100 clips.*allowed are 5 .*6 x empty, e\.g\. /wav/0\.wav"
+        MultistillError, match=r"6 of 100 clips.*the limit is 5 .*6 x empty, e\.g\. /wav/0\.wav"
     ):
-        progress.check_budget()
+        progress.check_failures()
     assert pq.read_table(tmp_path / "quarantine.parquet").num_rows == 6
 
 
 def encode_here(manifest: Path, config: FeaturesConfig, out: Path) -> None:
-    """What one actor does, one shard after another, in this process."""
+    """Encode in this process, shard by shard, as a single actor would."""
     plan = plan_shards(manifest, config.shard_seconds, out)
     (out / "shards").mkdir()
     weights = {"speech": None, "text": None}
     worker = EncodeShard(config.model_dump(), weights, str(plan.path), str(out), False, 1)
     for shard in range(plan.shards):
         assert worker(pa.table({"shard": [shard]}))["error"].to_pylist() == [None]
-    encode(manifest, config, out)  # finds every shard done and finishes the store
+    encode(manifest, config, out)  # every shard is done: this only finishes the store
 
 
-def test_states_are_the_same_on_any_number_of_actors_and_decoders(
+def test_states_do_not_depend_on_the_number_of_actors_and_decoders(
     tmp_path: Path, ray_session: None
 ) -> None:
     rows = write_corpus(tmp_path / "wav", [0.5 + i % 5 for i in range(20)])
@@ -159,22 +160,22 @@ def test_states_are_the_same_on_any_number_of_actors_and_decoders(
         assert np.abs(one.text(name) - many.text(name)).max() < 1e-5
 
 
-def test_an_encoder_that_cannot_be_had_stops_the_stage_with_a_sentence(
+def test_an_encoder_that_cannot_be_loaded_stops_the_stage_with_advice(
     tmp_path: Path, ray_session: None
 ) -> None:
     rows = write_corpus(tmp_path / "wav", [1.0])
     manifest = write_manifest_rows(tmp_path / "manifest.parquet", rows)
-    for speech, sentence in (
+    for speech, message in (
         ({"model": "nobody/nothing"}, r"features\.speech\.model: `nobody/nothing`.*local folder"),
         ({"model": "untrained-wav2vec2", "layers": [9]}, r"features\.speech\.layers: 9 is not"),
     ):
-        with pytest.raises(MultistillError, match=sentence):
+        with pytest.raises(MultistillError, match=message):
             encode(manifest, config(speech=speech), tmp_path / "out")
 
 
-@pytest.mark.parametrize("place", ["_Hashing.write", "os.fsync", "write_json"])
-def test_a_full_disk_on_a_worker_is_told_as_such(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+@pytest.mark.parametrize("function", ["_HashingStream.write", "os.fsync", "write_json"])
+def test_a_full_disk_on_a_worker_is_reported_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -188,9 +189,9 @@ def test_a_full_disk_on_a_worker_is_told_as_such(
     (out / "shards").mkdir()
     weights = {"speech": None, "text": None}
     worker = EncodeShard(config().model_dump(), weights, str(plan.path), str(out), False, 1)
-    monkeypatch.setattr(f"multistill.features.store.{place}", full)
-    [answer] = worker(pa.table({"shard": [0]})).to_pylist()
-    assert "is full; free some space" in answer["error"]
+    monkeypatch.setattr(f"multistill.features.store_writer.{function}", full)
+    [result] = worker(pa.table({"shard": [0]})).to_pylist()
+    assert "is full; free some space" in result["error"]
     assert markers(out) == 0
     monkeypatch.undo()
     assert worker(pa.table({"shard": [0]})).to_pylist() == [{"shard": 0, "error": None}]
@@ -198,9 +199,9 @@ def test_a_full_disk_on_a_worker_is_told_as_such(
 
 @contextmanager
 def started(mode: str, manifest: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
-    """features_killed.py; whatever it leaves behind is ended with it."""
+    """Run features_killed.py in a process; its descendants are killed at the end."""
     script = TESTS / "helpers" / "features_killed.py"
-    # Unix sockets live below it, and their paths must be short.
+    # Ray creates Unix sockets below it, whose paths must be short.
     home = tempfile.mkdtemp(prefix="mst-", dir="/tmp")
     process = subprocess.Popen(
         [sys.executable, str(script), mode, str(manifest), str(out)],
@@ -211,7 +212,7 @@ def started(mode: str, manifest: Path, out: Path) -> Iterator[subprocess.Popen[s
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "RAY_raylet_start_wait_time_s": "120",
-            # A cluster of one's own also in the file by which Ray finds `auto`.
+            # Also isolates the file in which Ray looks up the address `auto`.
             "RAY_TMPDIR": home,
         },
     )
@@ -228,7 +229,7 @@ def started(mode: str, manifest: Path, out: Path) -> Iterator[subprocess.Popen[s
 
 @pytest.fixture
 def large(tmp_path: Path) -> tuple[Path, Path]:
-    """A manifest of 120 clips in 60 shards, and where its store goes."""
+    """A manifest of 120 clips in 60 shards, and the folder for its store."""
     rows = write_corpus(tmp_path / "wav", [2.0] * 40)
     rows = [{**rows[i % 40], "utterance_id": f"c/{i:04d}"} for i in range(120)]
     out = tmp_path / "store"
@@ -245,7 +246,7 @@ def assert_complete(out: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_driver_costs_only_the_shards_in_hand(
+def test_a_killed_driver_costs_only_the_shards_in_progress(
     large: tuple[Path, Path], ray_session: None
 ) -> None:
     manifest, out = large
@@ -254,13 +255,13 @@ def test_a_killed_driver_costs_only_the_shards_in_hand(
         below, encoders = descendants(process.pid), actors(process.pid)
         process.send_signal(signal.SIGKILL)
         try:
-            # The encoders end with the driver; until then they may still finish a shard.
+            # The encoders exit after the driver; until then they can still finish a shard.
             deadline = time.monotonic() + 60
             while any(Path(f"/proc/{pid}").exists() for pid in encoders):
-                assert time.monotonic() < deadline, "an orphan would write beside the next run"
+                assert time.monotonic() < deadline, "an orphan could write during the next run"
                 time.sleep(0.05)
         finally:
-            # Ray's agents try for a minute to tell a server that has gone.
+            # Ray's agents retry for a minute to reach the server that was killed.
             for pid in below:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

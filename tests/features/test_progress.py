@@ -1,4 +1,4 @@
-"""What a person sees while the stage works."""
+"""The progress line of the features stage."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import pytest
 from rich.console import Console
 
 from multistill.config import FeaturesConfig
-from multistill.features.progress import Progress, State, rates
+from multistill.features.progress import Progress, Snapshot, rates
 from multistill.features.shards import ShardPlan
-from multistill.features.store import SHARDS, marker_path
+from multistill.features.store import SHARDS
+from multistill.features.store_writer import marker_path
 from multistill.tracking.console import ConsoleLogger, ProgressDisplay
 
 
-def test_rates_are_of_what_was_done_in_between() -> None:
-    before, now = State(100.0, 10, 36.0), State(120.0, 50, 7236.0)
+def test_rates_measure_the_work_between_two_snapshots() -> None:
+    before, now = Snapshot(100.0, 10, 36.0), Snapshot(120.0, 50, 7236.0)
     assert rates(before, now) == {
         "clips_per_second": 2.0,
         "audio_hours_per_hour": 360.0,
@@ -27,7 +28,7 @@ def test_rates_are_of_what_was_done_in_between() -> None:
     assert rates(now, now) == {}
 
 
-def test_the_line_has_clips_a_second_audio_hours_an_hour_and_the_time_left(
+def test_the_progress_line_shows_clips_rates_and_the_remaining_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = ShardPlan(tmp_path / "plan.arrow", shards=10, clips=100, seconds=10_000.0)
@@ -35,18 +36,18 @@ def test_the_line_has_clips_a_second_audio_hours_an_hour_and_the_time_left(
     clock = iter([0.0, 5.0, 6.0])
     time = SimpleNamespace(monotonic=lambda: next(clock))
     monkeypatch.setattr("multistill.features.progress.time", time)
-    shown = io.StringIO()
-    display = ProgressDisplay(Console(file=shown, width=200))
+    output = io.StringIO()
+    display = ProgressDisplay(Console(file=output, width=200))
     monkeypatch.setattr("multistill.tracking.console.SECONDS_BETWEEN_LINES", 0.0)
-    state = Progress(plan, FeaturesConfig(), tmp_path, ConsoleLogger(display, "job"), {})
+    progress = Progress(plan, FeaturesConfig(), tmp_path, ConsoleLogger(display, "job"), {})
     for shard in range(2):
         file = tmp_path / SHARDS / f"{shard}.arrow"
         file.write_bytes(b"")
         marker = {"file": file.name, "bytes": 0, "clips": 10, "audio_seconds": 1e3}
         marker_path(tmp_path, shard).write_text(json.dumps({**marker, "quarantined": []}))
-        state.add(shard)
-    # The first shard starts the clock; the second, of 1,000 s, took a second.
-    line = shown.getvalue().splitlines()[-1]
+        progress.add(shard)
+    # Rates start with the first shard; the second one took a second for 1,000 s of audio.
+    line = output.getvalue().splitlines()[-1]
     assert "20/100 clips" in line
     assert "clips per second 10 " in line
     assert "audio hours per hour 1,000 " in line

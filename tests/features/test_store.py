@@ -1,4 +1,4 @@
-"""The store gives back what went in, and notices what was damaged."""
+"""The store returns the states that were written and detects damage."""
 
 from __future__ import annotations
 
@@ -17,39 +17,40 @@ from helpers.paths import ROOT
 
 from multistill.errors import MultistillError
 from multistill.features.dtypes import pack, unpack
-from multistill.features.store import Clip, FeatureStore, read_marker, shard_writer
+from multistill.features.store import FeatureStore
+from multistill.features.store_writer import Clip, read_marker, shard_writer
 
 DTYPES = ["float16", "bfloat16", "float32", "int8"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_clip_comes_back_by_id_within_the_precision_of_its_type(
+def test_every_clip_is_read_by_id_within_the_precision_of_the_stored_type(
     tmp_path: Path, dtype: str
 ) -> None:
     clips = random_clips(11)
     store = make_store(tmp_path, clips, dtype)
     assert store.ids == sorted(clip.utterance_id for clip in clips)
     for clip in reversed(clips):
-        for stored, given in (
+        for stored, written in (
             (store.audio(clip.utterance_id), clip.audio),
             (store.text(clip.utterance_id), clip.text),
         ):
-            assert stored.shape == given.shape
-            peak = np.abs(given).max(axis=0, initial=0)
-            allowed = {
-                "float32": np.zeros_like(given),
-                "float16": np.abs(given) * 2**-11 + 1e-7,
-                "bfloat16": np.abs(given) * 2**-8 + 1e-30,
-                "int8": np.broadcast_to(peak / 127 * 0.501, given.shape),
+            assert stored.shape == written.shape
+            peak = np.abs(written).max(axis=0, initial=0)
+            tolerance = {
+                "float32": np.zeros_like(written),
+                "float16": np.abs(written) * 2**-11 + 1e-7,
+                "bfloat16": np.abs(written) * 2**-8 + 1e-30,
+                "int8": np.broadcast_to(peak / 127 * 0.501, written.shape),
             }[dtype]
-            assert (np.abs(stored.astype(np.float32) - given) <= allowed).all()
+            assert (np.abs(stored.astype(np.float32) - written) <= tolerance).all()
 
 
-def test_int8_keeps_a_small_channel_beside_a_large_one() -> None:
+def test_int8_keeps_a_small_channel_next_to_a_large_one() -> None:
     states = np.stack([np.linspace(-1e-3, 1e-3, 50), np.linspace(-500, 500, 50)], axis=1)
     values, scales = pack(states.astype(np.float32), "int8")
-    back = unpack(values, scales, "int8")
-    assert np.abs(back[:, 0] - states[:, 0]).max() < 1e-5
+    unpacked = unpack(values, scales, "int8")
+    assert np.abs(unpacked[:, 0] - states[:, 0]).max() < 1e-5
 
 
 def test_bfloat16_rounds_as_torch_does() -> None:
@@ -61,7 +62,7 @@ def test_bfloat16_rounds_as_torch_does() -> None:
     assert (unpack(values, scales, "bfloat16") == expected).all()
 
 
-def test_lengths_are_known_without_reading_states(tmp_path: Path) -> None:
+def test_lengths_are_read_from_the_index_alone(tmp_path: Path) -> None:
     clips = random_clips(9)
     store = make_store(tmp_path, clips)
     for path in (tmp_path / "shards").glob("*.arrow"):
@@ -99,9 +100,9 @@ def test_the_documented_code_reads_it_with_plain_pyarrow(
     assert code is not None
     monkeypatch.chdir(tmp_path)
     for clip in clips:
-        found: dict[str, Any] = {}
-        exec(code.group(1).replace("emodb/03a01Wa", clip.utterance_id), found)
-        assert np.allclose(found["audio"], clip.audio, rtol=1e-3)
+        variables: dict[str, Any] = {}
+        exec(code.group(1).replace("emodb/03a01Wa", clip.utterance_id), variables)
+        assert np.allclose(variables["audio"], clip.audio, rtol=1e-3)
 
 
 def test_plain_pyarrow_reads_int8_with_its_scales(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_plain_pyarrow_reads_int8_with_its_scales(tmp_path: Path) -> None:
     make_store(tmp_path, clips, "int8")
     info = json.loads((tmp_path / "features.json").read_text())
     entry = pq.read_table(tmp_path / "index.parquet").to_pylist()[3]
-    [file] = [part["file"] for part in info["shards"] if part["shard"] == entry["shard"]]
+    [file] = [shard["file"] for shard in info["shards"] if shard["shard"] == entry["shard"]]
     reader = pa.ipc.open_file(pa.memory_map(str(tmp_path / "shards" / file)))
     row = reader.get_batch(entry["batch"]).slice(entry["row"], 1).to_pylist()[0]
     audio = np.array(row["audio"], np.float32).reshape(row["audio_frames"], info["audio_dim"])
@@ -119,7 +120,7 @@ def test_plain_pyarrow_reads_int8_with_its_scales(tmp_path: Path) -> None:
     assert np.allclose(audio, clip.audio, atol=np.abs(clip.audio).max() / 127)
 
 
-def test_one_changed_byte_fails_the_checksum(tmp_path: Path) -> None:
+def test_a_single_changed_byte_fails_the_checksum(tmp_path: Path) -> None:
     store = make_store(tmp_path, random_clips(5))
     store.verify()
     path = sorted((tmp_path / "shards").glob("*.arrow"))[0]
@@ -130,7 +131,7 @@ def test_one_changed_byte_fails_the_checksum(tmp_path: Path) -> None:
         store.verify()
 
 
-def test_a_value_beyond_float16_is_refused_alone_with_advice(tmp_path: Path) -> None:
+def test_only_the_clip_with_a_value_beyond_float16_is_refused(tmp_path: Path) -> None:
     good, bad = random_clips(2)
     bad = Clip(bad.utterance_id, bad.audio + 1e5, bad.text)
     with shard_writer(tmp_path, 0, "float16", 8, 4, {}) as writer:
@@ -142,7 +143,7 @@ def test_a_value_beyond_float16_is_refused_alone_with_advice(tmp_path: Path) -> 
     assert marker["rows"] == 1
 
 
-def test_a_shard_that_failed_half_way_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_shard_leaves_no_file(tmp_path: Path) -> None:
     with (
         pytest.raises(OSError, match="full"),
         shard_writer(tmp_path, 0, "float16", 8, 4, {}) as writer,
@@ -152,25 +153,24 @@ def test_a_shard_that_failed_half_way_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "shards").iterdir()) == []
 
 
-def test_a_shard_without_its_file_or_cut_short_is_not_done(tmp_path: Path) -> None:
+def test_a_missing_or_truncated_shard_is_not_done(tmp_path: Path) -> None:
     make_store(tmp_path, random_clips(4))
     marker = read_marker(tmp_path, 0)
     assert marker is not None
     path = tmp_path / "shards" / marker["file"]
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
+    path.write_bytes(path.read_bytes()[:-1])
     assert read_marker(tmp_path, 0) is None
     path.unlink()
     assert read_marker(tmp_path, 0) is None
 
 
-def test_two_attempts_at_one_shard_leave_one_whole_shard(tmp_path: Path) -> None:
+def test_two_overlapping_attempts_at_a_shard_leave_one_complete_shard(tmp_path: Path) -> None:
     first, second = random_clips(2, seed=1), random_clips(2, seed=2)
     with shard_writer(tmp_path, 0, "float16", 8, 4, {}) as slow:
         slow.append(first)
         temporary = next((tmp_path / "shards").iterdir())
-        # As from another process: its own temporary file.
-        moved = temporary.rename(temporary.with_name(".elsewhere"))
+        # Another process would have a temporary file of another name.
+        moved = temporary.rename(temporary.with_name(".moved"))
         with shard_writer(tmp_path, 0, "float16", 8, 4, {}) as fast:
             fast.append(second)
         moved.rename(temporary)
@@ -180,12 +180,12 @@ def test_two_attempts_at_one_shard_leave_one_whole_shard(tmp_path: Path) -> None
     assert reader.get_batch(0).column("audio_frames")[0].as_py() == len(first[0].audio)
 
 
-def test_a_folder_that_is_no_store_is_named_with_what_to_do(tmp_path: Path) -> None:
+def test_a_folder_without_a_store_is_reported_with_advice(tmp_path: Path) -> None:
     with pytest.raises(MultistillError, match=r"not a finished feature store.*features stage"):
         FeatureStore(tmp_path)
 
 
-def test_an_unknown_utterance_is_named(tmp_path: Path) -> None:
+def test_an_unknown_utterance_is_reported(tmp_path: Path) -> None:
     store = make_store(tmp_path, random_clips(2))
     assert "u000" in store
     assert "nobody" not in store
@@ -193,9 +193,9 @@ def test_an_unknown_utterance_is_named(tmp_path: Path) -> None:
         store.audio("nobody")
 
 
-def test_a_store_travels_to_another_process_as_its_folder(tmp_path: Path) -> None:
+def test_a_pickled_store_contains_only_its_folder(tmp_path: Path) -> None:
     store = make_store(tmp_path, random_clips(3))
     store.audio("u001")
-    packed = pickle.dumps(store)
-    assert len(packed) < 500
-    assert (pickle.loads(packed).audio("u001") == store.audio("u001")).all()
+    pickled = pickle.dumps(store)
+    assert len(pickled) < 500
+    assert (pickle.loads(pickled).audio("u001") == store.audio("u001")).all()

@@ -1,4 +1,4 @@
-"""Decoding, normalising, windows and the planning of shards."""
+"""Decoding, normalising, windows, shard plans, pool sizes and the watchdog."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from multistill.encoders.audio import UnusableClipError, Wave, decode
 from multistill.errors import MultistillError
 from multistill.features.shards import plan_shards, read_shard
 from multistill.features.sizing import size_pools
-from multistill.features.watchdog import watched
-from multistill.features.waves import Decoded, from_table, to_table
-from multistill.features.windows import join, spans
-from multistill.features.worker import Window, batches
+from multistill.features.watchdog import watch
+from multistill.features.waves import DecodedShard, from_table, to_table
+from multistill.features.windows import join_windows, window_spans
+from multistill.features.worker import Window, batch_windows
 
 
 def read(path: Path, max_seconds: float = 30.0, long_clips: str = "cut") -> Wave:
     return decode(str(path), max_seconds=max_seconds, long_clips=long_clips)
 
 
-def test_a_wave_is_mono_16_khz_zero_mean_and_unit_variance(tmp_path: Path) -> None:
+def test_a_decoded_wave_is_mono_16_khz_with_zero_mean_and_unit_variance(tmp_path: Path) -> None:
     for rate in (8_000, 16_000, 22_050, 44_100, 48_000):
         left = tone(1.5, 440, rate) + 0.2
         soundfile.write(tmp_path / "a.wav", np.stack([left, left], axis=1), rate)
@@ -42,7 +42,7 @@ def test_a_wave_is_mono_16_khz_zero_mean_and_unit_variance(tmp_path: Path) -> No
         assert abs(peak - 440) < 1
 
 
-def test_both_channels_are_heard(tmp_path: Path) -> None:
+def test_both_channels_are_mixed(tmp_path: Path) -> None:
     left, right = tone(1.0, 300), tone(1.0, 1_000)
     soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 16_000)
     spectrum = np.abs(np.fft.rfft(read(tmp_path / "a.wav").samples))
@@ -54,7 +54,7 @@ def test_a_silent_clip_stays_finite(tmp_path: Path) -> None:
     assert not read(tmp_path / "a.wav").samples.any()
 
 
-def test_a_clip_that_cannot_be_used_says_why(tmp_path: Path) -> None:
+def test_an_unusable_clip_raises_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "corrupt.wav").write_bytes(b"RIFF" + b"\0" * 40)
     soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), 16_000)
     soundfile.write(tmp_path / "nan.wav", np.full(800, np.nan, np.float32), 16_000, "FLOAT")
@@ -64,20 +64,20 @@ def test_a_clip_that_cannot_be_used_says_why(tmp_path: Path) -> None:
         ("gone.wav", "cannot be decoded"),
         ("empty.wav", "empty"),
         ("nan.wav", "not finite"),
-        ("long.wav", "too long: 3.0 s, allowed are 2 s"),
+        ("long.wav", "too long: 3.0 s, the limit is 2 s"),
     ):
         with pytest.raises(UnusableClipError, match=reason):
             read(tmp_path / name, 2.0, "quarantine")
 
 
-def test_a_long_clip_is_cut_and_says_so_or_left_whole_for_windows(tmp_path: Path) -> None:
+def test_a_long_clip_is_cut_and_marked_or_read_completely_for_windows(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", tone(3.0), 16_000)
     cut = read(tmp_path / "a.wav", 2.0, "cut")
     assert cut.cut
     assert len(cut.samples) == 32_000
-    whole = read(tmp_path / "a.wav", 2.0, "window")
-    assert not whole.cut
-    assert len(whole.samples) == 48_000
+    complete = read(tmp_path / "a.wav", 2.0, "window")
+    assert not complete.cut
+    assert len(complete.samples) == 48_000
 
 
 @settings(max_examples=200, deadline=None)
@@ -85,35 +85,42 @@ def test_a_long_clip_is_cut_and_says_so_or_left_whole_for_windows(tmp_path: Path
 def test_windows_give_exactly_the_states_of_the_whole_clip(
     samples: int, window: float, share: float
 ) -> None:
-    """With an encoder that only looks at its receptive field, nothing may change at all."""
+    """Holds exactly for an encoder without context beyond its receptive field."""
     wave = np.random.default_rng(samples).normal(size=samples).astype(np.float32)
 
-    def states(piece: np.ndarray) -> np.ndarray:
-        frames = (len(piece) - 400) // 320 + 1
+    def states(part: np.ndarray) -> np.ndarray:
+        frames = (len(part) - 400) // 320 + 1
         index = np.arange(frames) * 320
-        return np.stack([piece[index], piece[index + 399]], axis=1)
+        return np.stack([part[index], part[index + 399]], axis=1)
 
-    parts = spans(samples, 320, 400, window, window * share)
-    assert all(stop - start >= 400 for start, stop in parts)
-    assert all(stop - start <= window * 16_000 + 800 for start, stop in parts)
-    joined = join([states(wave[start:stop]) for start, stop in parts], parts, 320)
+    spans = window_spans(samples, 320, 400, window, window * share)
+    assert all(stop - start >= 400 for start, stop in spans)
+    assert all(stop - start <= window * 16_000 + 800 for start, stop in spans)
+    joined = join_windows([states(wave[start:stop]) for start, stop in spans], spans, 320)
     assert np.array_equal(joined, states(wave))
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(400, 90_000), min_size=1, max_size=60), st.floats(0.5, 20))
-def test_batches_keep_to_the_seconds_with_their_padding(lengths: list[int], limit: float) -> None:
-    pieces = [Window(row, 0, np.zeros(n, np.float32)) for row, n in enumerate(lengths)]
-    groups = list(batches(pieces, limit, equal=False))
-    assert sorted(piece.row for group in groups for piece in group) == list(range(len(lengths)))
-    for group in groups:
-        longest = max(len(piece.samples) for piece in group)
-        assert len(group) == 1 or longest * len(group) <= limit * 16_000
+@given(
+    st.lists(st.integers(400, 90_000) | st.sampled_from([400, 16_000]), min_size=1, max_size=60),
+    st.floats(0.5, 20),
+    st.booleans(),
+)
+def test_batches_stay_within_their_seconds_including_padding(
+    lengths: list[int], limit: float, equal: bool
+) -> None:
+    windows = [Window(row, 0, np.zeros(n, np.float32)) for row, n in enumerate(lengths)]
+    batches = list(batch_windows(windows, limit, equal))
+    assert sorted(window.row for batch in batches for window in batch) == list(range(len(lengths)))
+    for batch in batches:
+        sizes = [len(window.samples) for window in batch]
+        assert len(batch) == 1 or max(sizes) * len(batch) <= limit * 16_000
+        assert not equal or len(set(sizes)) == 1
 
 
-def test_a_decoded_shard_survives_its_way_through_arrow() -> None:
+def test_a_decoded_shard_is_unchanged_by_conversion_to_arrow_and_back() -> None:
     waves = {0: Wave(tone(0.1), False), 2: Wave(tone(0.2), True)}
-    decoded = Decoded(["a", "b", "c"], ["x", "y", "z"], ["", "나", "t"], waves, {1: "empty"})
+    decoded = DecodedShard(["a", "b", "c"], ["x", "y", "z"], ["", "나", "t"], waves, {1: "empty"})
     back = from_table(to_table(decoded, 7))
     assert (back.ids, back.paths, back.texts) == (decoded.ids, decoded.paths, decoded.texts)
     assert back.reasons == decoded.reasons
@@ -121,12 +128,14 @@ def test_a_decoded_shard_survives_its_way_through_arrow() -> None:
     for row, wave in waves.items():
         assert np.array_equal(back.waves[row].samples, wave.samples)
         assert back.waves[row].cut == wave.cut
-    nothing = from_table(to_table(Decoded(["a"], ["x"], [""], {}, {0: "empty"}), 1))
-    assert nothing.waves == {}
-    assert nothing.reasons == {0: "empty"}
+    failed = from_table(to_table(DecodedShard(["a"], ["x"], [""], {}, {0: "empty"}), 1))
+    assert failed.waves == {}
+    assert failed.reasons == {0: "empty"}
 
 
-def test_shards_hold_every_clip_once_sorted_by_length_and_near_their_size(tmp_path: Path) -> None:
+def test_shards_hold_every_clip_once_sorted_by_length_and_are_near_the_target_size(
+    tmp_path: Path,
+) -> None:
     seconds = np.random.default_rng(0).uniform(0.5, 9, 3_000).round(3).tolist()
     rows = [
         {"utterance_id": f"u{i}", "audio_path": "a.wav", "text": "", "duration_s": length}
@@ -135,16 +144,16 @@ def test_shards_hold_every_clip_once_sorted_by_length_and_near_their_size(tmp_pa
     manifest = write_manifest_rows(tmp_path / "manifest.parquet", rows)
     plan = plan_shards(manifest, 300, tmp_path)
     shards = [read_shard(plan.path, shard) for shard in range(plan.shards)]
-    found = [row for shard in shards for row in shard.to_pylist()]
-    assert sorted(row["utterance_id"] for row in found) == sorted(f"u{i}" for i in range(3_000))
-    lengths = [row["duration_s"] for row in found]
+    clips = [clip for shard in shards for clip in shard.to_pylist()]
+    assert sorted(clip["utterance_id"] for clip in clips) == sorted(f"u{i}" for i in range(3_000))
+    lengths = [clip["duration_s"] for clip in clips]
     assert lengths == sorted(lengths)
     totals = [sum(shard.column("duration_s").to_pylist()) for shard in shards]
     assert all(280 < total < 320 for total in totals[:-1])
     assert plan.seconds == pytest.approx(sum(seconds))
 
 
-def test_a_plan_is_kept_although_the_shard_size_changes_and_replaced_with_its_manifest(
+def test_a_plan_is_replaced_when_the_manifest_changes_but_not_when_the_shard_size_does(
     tmp_path: Path,
 ) -> None:
     rows = write_corpus(tmp_path / "wav", [])
@@ -168,7 +177,7 @@ def test_a_plan_is_kept_although_the_shard_size_changes_and_replaced_with_its_ma
     assert not (out / "work").exists()
 
 
-def test_pools_are_sized_from_the_cluster() -> None:
+def test_pool_sizes_follow_the_resources_of_the_cluster() -> None:
     def sized(resources: dict[str, float], **keys: object) -> tuple[int, float, int]:
         config = FeaturesConfig.model_validate({"speech": {"model": "x/y"}, **keys})
         pools = size_pools(config, resources, shards=1_000, seconds=1e6)
@@ -181,45 +190,45 @@ def test_pools_are_sized_from_the_cluster() -> None:
     assert sized({"CPU": 8}, encoders=3, decoders=2) == (3, 0, 2)
 
 
-def test_a_small_corpus_starts_one_cheap_encoder() -> None:
+def test_log_mel_on_a_small_corpus_gets_one_process_and_no_gpu() -> None:
     config = FeaturesConfig()
     assert size_pools(config, {"CPU": 16}, shards=16, seconds=1_000).encoders == 1
     assert size_pools(config, {"CPU": 16, "GPU": 1}, shards=16, seconds=1_000).gpus_per_encoder == 0
 
 
-def test_workers_lost_for_good_end_the_stage_and_lost_ones_that_return_do_not() -> None:
+def test_only_a_lasting_shortage_of_resources_ends_the_stage() -> None:
     def slow() -> Iterator[int]:
         yield 1
         time.sleep(0.3)
         yield 2
         time.sleep(30)
 
-    answers = iter([None, "gone", None, "gone", None])
-    items = watched(slow(), lambda: next(answers, "gone: 1 GPU"), grace_s=0.2, poll_s=0.05)
+    shortages = iter([None, "gone", None, "gone", None])
+    items = watch(slow(), lambda: next(shortages, "gone: 1 GPU"), grace_s=0.2, poll_s=0.05)
     assert next(items) == 1
     assert next(items) == 2
     with pytest.raises(MultistillError, match=r"gone: 1 GPU; finished shards are kept"):
         next(items)
 
 
-def test_a_slow_shard_on_a_whole_cluster_is_waited_for() -> None:
+def test_a_slow_shard_without_a_shortage_is_waited_for() -> None:
     def slow() -> Iterator[int]:
         time.sleep(0.4)
         yield 1
 
-    assert list(watched(slow(), lambda: None, grace_s=0.1, poll_s=0.02)) == [1]
+    assert list(watch(slow(), lambda: None, grace_s=0.1, poll_s=0.02)) == [1]
 
 
-def test_a_worker_error_reaches_the_reader() -> None:
+def test_an_error_of_a_worker_is_raised_by_the_iterator() -> None:
     def failing() -> Iterator[int]:
         yield 1
         raise ValueError("from a worker")
 
     with pytest.raises(ValueError, match="from a worker"):
-        list(watched(failing(), lambda: None))
+        list(watch(failing(), lambda: None))
 
 
-def test_a_cluster_that_lacks_something_is_told_at_once() -> None:
+def test_a_request_beyond_the_cluster_is_refused_immediately() -> None:
     config = FeaturesConfig.model_validate({"encoders": 3, "gpus_per_encoder": 1})
     with pytest.raises(MultistillError, match=r"3 encoders with 1 GPU each need 3 GPUs.*has 2"):
         size_pools(config, {"CPU": 9, "GPU": 2}, shards=10, seconds=1e4)

@@ -22,7 +22,8 @@ from multistill.corpora.prepare import prepare
 from multistill.distillation.targets import SOFT_TARGETS, write_soft_targets
 from multistill.evaluation.evaluate import Candidate, evaluate
 from multistill.features.collate import collate
-from multistill.features.store import Clip, FeatureStore, finish_store, read_marker, shard_writer
+from multistill.features.store import FeatureStore
+from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
 from multistill.models.build import EmotionModel, build
 from multistill.models.files import ModelInfo, save_model
 from multistill.models.presets import resolve

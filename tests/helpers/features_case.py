@@ -1,4 +1,4 @@
-"""Clips, manifests and tiny checkpoints that the features tests make for themselves."""
+"""Clips, manifests, stores and tiny checkpoints for the features tests."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import soundfile
 import torch
 
-from multistill.features.store import Clip, FeatureStore, finish_store, read_marker, shard_writer
+from multistill.features.store import FeatureStore
+from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
 
 
 def tone(seconds: float, hertz: float = 220.0, rate: int = 16_000, seed: int = 0) -> np.ndarray:
-    """A tone in noise: no two clips are alike, none is silent."""
+    """A tone with noise: every seed gives another clip, and none is silent."""
     samples = round(seconds * rate)
     time = np.arange(samples) / rate
     noise = np.random.default_rng(seed).normal(0, 0.05, samples)
@@ -24,7 +25,7 @@ def tone(seconds: float, hertz: float = 220.0, rate: int = 16_000, seed: int = 0
 
 
 def write_corpus(folder: Path, seconds: Sequence[float], texts: Sequence[str] = ()) -> list[dict]:
-    """WAV files and their manifest rows, as far as the features stage reads them."""
+    """Write WAV files; returns the manifest columns that the features stage reads."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, length in enumerate(seconds):
@@ -51,14 +52,14 @@ def write_manifest_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 def make_store(
     folder: Path, clips: Sequence[Clip], dtype: str = "float16", shard_size: int = 4
 ) -> FeatureStore:
-    """A store of given states, in shards of some clips and two record batches each."""
+    """Write a store of these clips in shards of `shard_size` clips and two record batches."""
     dims = (clips[0].audio.shape[1], clips[0].text.shape[1])
     markers = []
     for shard, start in enumerate(range(0, len(clips), shard_size)):
-        part = clips[start : start + shard_size]
+        in_shard = clips[start : start + shard_size]
         with shard_writer(folder, shard, dtype, *dims, {}) as writer:
-            assert writer.append(part[:2]) == []
-            assert writer.append(part[2:]) == []
+            assert writer.append(in_shard[:2]) == []
+            assert writer.append(in_shard[2:]) == []
         marker = read_marker(folder, shard)
         assert marker is not None
         markers.append(marker)
@@ -67,13 +68,13 @@ def make_store(
 
 
 def random_clips(count: int, audio_dim: int = 8, text_dim: int = 4, seed: int = 0) -> list[Clip]:
-    """Clips of 1 to 30 frames and 0 to 5 tokens; channels of very unlike size."""
+    """Clips of 1 to 30 frames and 0 to 5 tokens; the scales of the channels differ widely."""
     random = np.random.default_rng(seed)
-    size = np.logspace(-2, 1.5, audio_dim)
+    scale = np.logspace(-2, 1.5, audio_dim)
     return [
         Clip(
             f"u{number:03d}",
-            (random.normal(size=(random.integers(1, 31), audio_dim)) * size).astype(np.float32),
+            (random.normal(size=(random.integers(1, 31), audio_dim)) * scale).astype(np.float32),
             random.normal(size=(random.integers(0, 6), text_dim)).astype(np.float32),
         )
         for number in range(count)
@@ -81,7 +82,7 @@ def random_clips(count: int, audio_dim: int = 8, text_dim: int = 4, seed: int = 
 
 
 def save_wav2vec2(folder: Path, norm: str = "layer", layers: int = 3) -> Path:
-    """A tiny wav2vec2 with SpecAugment switched on, as published checkpoints have it."""
+    """Save a tiny wav2vec2 with SpecAugment and dropout enabled, like published checkpoints."""
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
     torch.manual_seed(0)
@@ -106,7 +107,7 @@ def save_wav2vec2(folder: Path, norm: str = "layer", layers: int = 3) -> Path:
 
 
 def save_electra(folder: Path, layers: int = 2) -> Path:
-    """A tiny ELECTRA with a WordPiece vocabulary of its own."""
+    """Save a tiny ELECTRA and its WordPiece tokenizer."""
     from transformers import BertTokenizerFast, ElectraConfig, ElectraModel
 
     folder.mkdir(parents=True, exist_ok=True)

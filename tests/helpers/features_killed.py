@@ -1,7 +1,7 @@
-"""Runs of the features stage that are meant to be killed; started as processes of their own.
+"""Runs of the features stage in which processes are killed, and helpers to find the processes.
 
-python features_killed.py driver MANIFEST OUT     waits to be killed from outside
-python features_killed.py cluster MANIFEST OUT    three nodes; kills an actor, then a node
+python features_killed.py driver MANIFEST OUT     runs until it is killed from outside
+python features_killed.py cluster MANIFEST OUT    starts three nodes; kills an actor, then a node
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ def wait_for(count: int, out: Path) -> None:
 
 
 def descendants(root: int) -> dict[int, str]:
-    """Process id -> command line of every process below one (Linux)."""
+    """Process id -> command line of all descendants of a process (Linux)."""
     parents, names = {}, {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            # pid (name) state parent ...; the name may hold spaces.
+            # Format: pid (name) state parent ...; the name can contain spaces.
             parents[int(entry.name)] = int(
                 (entry / "stat").read_text().rpartition(")")[2].split()[1]
             )
             names[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
         except OSError:
             continue
-    found: dict[int, str] = {}
+    below: dict[int, str] = {}
     level = [root]
     while level:
         level = [pid for pid, parent in parents.items() if parent in level and pid in names]
-        found.update({pid: names[pid] for pid in level})
-    return found
+        below.update({pid: names[pid] for pid in level})
+    return below
 
 
 def actors(root: int) -> list[int]:
-    """Encoder actors among the processes below one of ours: all that write shards."""
+    """Encoder actors among the descendants of a process; only these write shards."""
     return [pid for pid, command in descendants(root).items() if "EncodeShard" in command]
 
 
@@ -80,14 +80,16 @@ def run_cluster(manifest: Path, out: Path) -> None:
     from ray.cluster_utils import Cluster
 
     memory = {"object_store_memory": 80_000_000}
-    # A lost node is noticed in two seconds; by default it takes Ray fifteen.
-    quick = {
+    # Ray detects a lost node within two seconds, instead of fifteen by default.
+    health_checks = {
         "health_check_initial_delay_ms": 0,
         "health_check_period_ms": 500,
         "health_check_failure_threshold": 4,
     }
     head = {"num_cpus": 1, "include_dashboard": False, "include_log_monitor": False, **memory}
-    cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": quick})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={**head, "_system_config": health_checks}
+    )
     nodes = [cluster.add_node(wait=False, num_cpus=1, **memory) for _ in range(2)]
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
@@ -99,7 +101,7 @@ def run_cluster(manifest: Path, out: Path) -> None:
 
 def run_driver(manifest: Path, out: Path) -> None:
     ray.init(
-        address="local",  # never one that happens to run here
+        address="local",  # do not connect to a cluster that runs on this machine
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=80_000_000,

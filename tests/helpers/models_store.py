@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from multistill.features.store import Clip, FeatureStore, finish_store, read_marker, shard_writer
+from multistill.features.store import FeatureStore
+from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
 
 AUDIO_DIM, TEXT_DIM = 5, 3
 

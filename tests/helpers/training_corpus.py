@@ -12,7 +12,7 @@ import pyarrow as pa
 from multistill.config import CLASSES, DistillationConfig, TrainConfig
 from multistill.corpora.manifest import MANIFEST_SCHEMA, write_manifest
 from multistill.distillation.targets import write_pooled, write_soft_targets
-from multistill.features.store import Clip, finish_store, read_marker, shard_writer
+from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
 from multistill.models.presets import resolve
 from multistill.training.data import TrainingData
 from multistill.training.task import TrainingTask

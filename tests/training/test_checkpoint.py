@@ -66,7 +66,7 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(state, monkeypatch):
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "rename", killed)
+    monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         save(state, 5, best=5)
     assert newest_epoch(state) == (4, [])

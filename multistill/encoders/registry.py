@@ -1,0 +1,121 @@
+"""Every encoder that a job file can name: built-in encoders by name, all others from Hugging Face.
+
+Builders import torch and transformers only when they are called, so resolving the names of a job
+file stays fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from multistill.config import SpeechEncoderConfig, TextEncoderConfig
+from multistill.encoders import hub
+from multistill.encoders.base import SPEECH_SECTION, TEXT_SECTION, SpeechEncoder, TextEncoder
+from multistill.errors import MultistillError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _log_mel(config: SpeechEncoderConfig, device: torch.device) -> SpeechEncoder:
+    from multistill.encoders.speech import LogMel
+
+    return LogMel()
+
+
+def _untrained_wav2vec2(config: SpeechEncoderConfig, device: torch.device) -> SpeechEncoder:
+    from multistill.encoders.speech import Wav2Vec2Family, untrained_wav2vec2
+
+    return Wav2Vec2Family(untrained_wav2vec2(), config, "untrained", revision=None, device=device)
+
+
+def _untrained_electra(config: TextEncoderConfig, device: torch.device) -> TextEncoder:
+    from multistill.encoders.text import HashingTokenizer, TransformerText, untrained_electra
+
+    model = untrained_electra()
+    tokenizer = HashingTokenizer(model.config.vocab_size)
+    return TransformerText(model, tokenizer, config, "untrained", revision=None, device=device)
+
+
+BUILT_IN_SPEECH: Mapping[str, Callable[[SpeechEncoderConfig, torch.device], SpeechEncoder]] = {
+    "log-mel": _log_mel,
+    "untrained-wav2vec2": _untrained_wav2vec2,
+}
+BUILT_IN_TEXT: Mapping[str, Callable[[TextEncoderConfig, torch.device], TextEncoder]] = {
+    "untrained-electra": _untrained_electra,
+}
+
+
+def load_speech(
+    config: SpeechEncoderConfig, resolved: str | None, device: torch.device
+) -> SpeechEncoder:
+    """Load the speech encoder of a job on a device, in eval mode.
+
+    Args:
+        resolved: from `resolve_speech`.
+    Raises:
+        MultistillError: the model cannot be loaded or does not read raw audio.
+    """
+    if config.model in BUILT_IN_SPEECH:
+        return BUILT_IN_SPEECH[config.model](config, device)
+    from multistill.encoders.speech import Wav2Vec2Family
+
+    with _advice(SPEECH_SECTION, BUILT_IN_SPEECH):
+        model = hub.load_model(config.model, resolved)
+    # The place to choose another class by `model.config.model_type`.
+    return Wav2Vec2Family(model, config, "pretrained", revision=resolved, device=device)
+
+
+def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.device) -> TextEncoder:
+    """Load the text encoder of a job on a device, in eval mode.
+
+    Args:
+        resolved: from `resolve_text`.
+    Raises:
+        MultistillError: the model or its tokenizer cannot be loaded.
+    """
+    if config.model in BUILT_IN_TEXT:
+        return BUILT_IN_TEXT[config.model](config, device)
+    from multistill.encoders.text import PretrainedTokenizer, TransformerText
+
+    with _advice(TEXT_SECTION, BUILT_IN_TEXT):
+        tokenizer = PretrainedTokenizer(hub.load_tokenizer(config.model, resolved))
+        model = hub.load_model(config.model, resolved)
+    return TransformerText(model, tokenizer, config, "pretrained", revision=resolved, device=device)
+
+
+def resolve_speech(config: SpeechEncoderConfig) -> str | None:
+    """Identity of the weights: a hub commit, a digest of the local folder, None if built in.
+
+    Raises:
+        MultistillError: the model is neither on this machine nor reachable.
+    """
+    return _resolve(config, SPEECH_SECTION, BUILT_IN_SPEECH)
+
+
+def resolve_text(config: TextEncoderConfig) -> str | None:
+    """Like `resolve_speech`."""
+    return _resolve(config, TEXT_SECTION, BUILT_IN_TEXT)
+
+
+def _resolve(
+    config: SpeechEncoderConfig | TextEncoderConfig, section: str, built_in: Iterable[str]
+) -> str | None:
+    if config.model in built_in:
+        return None
+    with _advice(section, built_in):
+        return hub.resolve(config.model, config.revision)
+
+
+@contextmanager
+def _advice(section: str, built_in: Iterable[str]) -> Iterator[None]:
+    """Turn an `UnavailableModelError` into one that names the job-file key and the alternatives."""
+    try:
+        yield
+    except hub.UnavailableModelError as error:
+        names = " or ".join(f"`{name}`" for name in built_in)
+        raise MultistillError(
+            f"{section}.model: {error}; give a local folder with the complete model, or use {names}"
+        ) from error

@@ -1,0 +1,242 @@
+"""Write a feature store: one file and one done marker per shard, then the index.
+
+`shard_writer` runs in the encoder processes, `finish_store` on the driver. The layout of the
+folder is described in `store`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from multistill.errors import MultistillError
+from multistill.features.dtypes import Dtype, item_type, pack
+from multistill.features.store import FORMAT, INDEX, INFO, QUARANTINE, SHARDS
+from multistill.typing import FloatArray
+from multistill.workspace import atomic_path, read_json, write_json
+
+
+@dataclass(frozen=True)
+class Clip:
+    """States of one utterance: audio [frames, audio_dim], text [tokens, text_dim]."""
+
+    utterance_id: str
+    audio: FloatArray
+    text: FloatArray
+
+
+def shard_schema(dtype: Dtype, audio_dim: int, text_dim: int) -> pa.Schema:
+    """Arrow schema of a shard: one row per clip, states flattened in C order (`frames * dim`)."""
+    values = pa.large_list(item_type(dtype))
+    fields = [
+        pa.field("utterance_id", pa.string(), nullable=False),
+        pa.field("audio_frames", pa.int32(), nullable=False),
+        pa.field("audio", values, nullable=False),
+        pa.field("text_tokens", pa.int32(), nullable=False),
+        pa.field("text", values, nullable=False),
+    ]
+    if dtype == "int8":
+        fields += [
+            pa.field("audio_scale", pa.list_(pa.float32()), nullable=False),
+            pa.field("text_scale", pa.list_(pa.float32()), nullable=False),
+        ]
+    info = {"format": FORMAT, "dtype": dtype, "audio_dim": audio_dim, "text_dim": text_dim}
+    return pa.schema(fields, metadata={"multistill": json.dumps(info)})
+
+
+class _HashingStream:
+    """A binary stream that keeps the digest and the length of what is written to it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.digest = hashlib.blake2b(digest_size=16)
+        self.length = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self.digest.update(view)
+        self.length += view.nbytes
+        return self.stream.write(view)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class ShardWriter:
+    """Append clips to the Arrow file of one shard, which `shard_writer` opens and publishes."""
+
+    def __init__(self, sink: pa.NativeFile, dtype: Dtype, audio_dim: int, text_dim: int) -> None:
+        self.dtype = dtype
+        self.schema = shard_schema(dtype, audio_dim, text_dim)
+        self.rows = 0
+        self._writer = pa.ipc.new_file(sink, self.schema)
+
+    def append(self, clips: Sequence[Clip]) -> list[tuple[str, str]]:
+        """Write clips as one record batch.
+
+        Returns:
+            (utterance_id, reason) of the clips whose values do not fit the stored type.
+        """
+        columns: dict[str, list[Any]] = {name: [] for name in self.schema.names}
+        refused: list[tuple[str, str]] = []
+        for clip in clips:
+            try:
+                audio, audio_scale = pack(clip.audio, self.dtype)
+                text, text_scale = pack(clip.text, self.dtype)
+            except OverflowError as error:
+                reason = f"{error}; use `features.dtype: bfloat16`"
+                refused.append((clip.utterance_id, reason))
+                continue
+            columns["utterance_id"].append(clip.utterance_id)
+            columns["audio_frames"].append(len(audio))
+            columns["audio"].append(audio.reshape(-1))
+            columns["text_tokens"].append(len(text))
+            columns["text"].append(text.reshape(-1))
+            if audio_scale is not None and text_scale is not None:
+                columns["audio_scale"].append(audio_scale)
+                columns["text_scale"].append(text_scale)
+        if columns["utterance_id"]:
+            arrays = [_column(self.schema.field(name), columns[name]) for name in columns]
+            self._writer.write_batch(pa.record_batch(arrays, schema=self.schema))
+            self.rows += len(columns["utterance_id"])
+        return refused
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _column(field: pa.Field, values: list[Any]) -> pa.Array:
+    """A column from Python scalars or, for list types, from one flat array per row."""
+    if not (pa.types.is_large_list(field.type) or pa.types.is_list(field.type)):
+        return pa.array(values, type=field.type)
+    wide = pa.types.is_large_list(field.type)
+    lengths = np.fromiter((len(value) for value in values), dtype=np.int64, count=len(values))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    flat = pa.array(np.concatenate(values), type=field.type.value_type)
+    if wide:
+        return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), flat, type=field.type)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, type=field.type)
+
+
+def marker_path(folder: Path, shard: int) -> Path:
+    return folder / SHARDS / f"{shard:05d}.json"
+
+
+@contextmanager
+def shard_writer(
+    folder: Path, shard: int, dtype: Dtype, audio_dim: int, text_dim: int, extra: dict[str, Any]
+) -> Iterator[ShardWriter]:
+    """Write one shard to a temporary file, rename it, and write its done marker.
+
+    Two attempts at a shard can overlap, when a worker that was taken for dead still runs. Each
+    marker names the file of its own attempt, so the last marker always describes a complete file.
+
+    Args:
+        extra: further fields of the marker; may be filled while the shard is being written.
+    """
+    shards = folder / SHARDS
+    shards.mkdir(parents=True, exist_ok=True)
+    # Not `atomic_path`: the final name holds the checksum, which is known only at the end.
+    temporary = shards / f".{shard:05d}-{os.uname().nodename}-{os.getpid()}"
+    try:
+        with temporary.open("wb") as stream:
+            hashing = _HashingStream(stream)
+            with pa.PythonFile(hashing, mode="w") as sink:
+                writer = ShardWriter(sink, dtype, audio_dim, text_dim)
+                yield writer
+                writer.close()
+            stream.flush()
+            os.fsync(stream.fileno())
+        checksum = hashing.digest.hexdigest()
+        name = f"{shard:05d}-{checksum[:8]}.arrow"
+        temporary.replace(shards / name)
+        marker = {
+            "shard": shard,
+            "file": name,
+            "rows": writer.rows,
+            "bytes": hashing.length,
+            "blake2b": checksum,
+            **extra,
+        }
+        write_json(marker_path(folder, shard), marker)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_marker(folder: Path, shard: int) -> dict[str, Any] | None:
+    """The done marker of a shard; None if it or its file is missing or has another size."""
+    try:
+        marker = read_json(marker_path(folder, shard))
+        size = (folder / SHARDS / marker["file"]).stat().st_size
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return cast("dict[str, Any]", marker) if size == marker["bytes"] else None
+
+
+def finish_store(
+    folder: Path, markers: Sequence[dict[str, Any]], info: dict[str, Any]
+) -> dict[str, Any]:
+    """Index the finished shards, write features.json and remove shard files without a marker.
+
+    Args:
+        info: content of features.json except the format version and the shards.
+    Returns:
+        the content of features.json.
+    Raises:
+        MultistillError: nothing was encoded, or an utterance is stored twice.
+    """
+    shards = [
+        {key: marker[key] for key in ("shard", "file", "rows", "bytes", "blake2b")}
+        for marker in markers
+        if marker["rows"]
+    ]
+    _write_index(folder, shards)
+    indexed = {entry["file"] for entry in shards}
+    for path in (folder / SHARDS).glob("*.arrow"):
+        if path.name not in indexed:
+            path.unlink()
+    content = {"format": FORMAT, **info, "shards": shards}
+    write_json(folder / INFO, content)
+    return content
+
+
+def _write_index(folder: Path, shards: Sequence[dict[str, Any]]) -> None:
+    tables = []
+    for entry in shards:
+        with pa.memory_map(str(folder / SHARDS / entry["file"])) as source:
+            reader = pa.ipc.open_file(source)
+            for number in range(reader.num_record_batches):
+                batch = reader.get_batch(number)
+                rows = len(batch)
+                columns = {
+                    "utterance_id": pa.array(batch.column("utterance_id").to_pylist(), pa.string()),
+                    "shard": pa.array(np.full(rows, entry["shard"], np.int32)),
+                    "batch": pa.array(np.full(rows, number, np.int32)),
+                    "row": pa.array(np.arange(rows, dtype=np.int32)),
+                    "audio_frames": pa.array(batch.column("audio_frames").to_numpy().copy()),
+                    "text_tokens": pa.array(batch.column("text_tokens").to_numpy().copy()),
+                }
+                tables.append(pa.table(columns))
+    if not tables:
+        raise MultistillError(f"no clip could be encoded; see {folder / QUARANTINE}")
+    index = pa.concat_tables(tables).combine_chunks().sort_by("utterance_id")
+    if len(index.column("utterance_id").unique()) != len(index):
+        raise MultistillError(
+            f"{folder} holds the same utterance twice; remove the folder and run again"
+        )
+    with atomic_path(folder / INDEX) as temporary:
+        pq.write_table(index, temporary)
