@@ -54,7 +54,7 @@ def nodes(monkeypatch):
     """A cluster that is only asked what it has."""
     found = [{"CPU": 8.0}]
     monkeypatch.setattr(searching, "cluster_nodes", lambda: found)
-    monkeypatch.setattr(searching.ray._private.worker, "get_dashboard_url", lambda: "here")
+    monkeypatch.setattr(searching, "dashboard_url", lambda: "127.0.0.1:8265")
     return found
 
 
