@@ -44,7 +44,7 @@ def fingerprint(kind: str, version: int, config: Any, inputs: Mapping[str, str])
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file atomically: a reader sees the old or the new content, never a part."""
+    """Write a file so that a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
