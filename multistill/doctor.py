@@ -1,7 +1,7 @@
-"""`multistill doctor`: what of this machine, and of a job's surroundings, does not work.
+"""`multistill doctor`: checks of this machine and of what a job depends on.
 
-Each check is a function that yields findings and never raises; a check that breaks is
-itself a finding. Nothing is changed, and no secret is shown.
+Each check is a function that yields findings; a check that raises becomes a finding itself.
+Nothing is changed, and no secret is printed.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ GIB = 2**30
 MIN_MEMORY = 4 * GIB
 MIN_WORKSPACE = 5 * GIB
 MIN_SCRATCH = 2 * GIB
-RAY_SECONDS = 90.0
-TRACKING_SECONDS = 60.0
+RAY_TIMEOUT_SECONDS = 90.0
+TRACKING_TIMEOUT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        sentence: what was found.
-        fix: what to do; empty where nothing is to be done.
+        sentence: the result, human-readable.
+        fix: what to do; empty if `ok`.
     """
 
     name: str
@@ -52,7 +52,7 @@ Check = Callable[["JobConfig | None"], Iterator[Finding]]
 
 
 def examine(job: JobConfig | None = None) -> list[Finding]:
-    """All checks; with a job also its workspace, corpora, encoders, server and cluster."""
+    """Run all checks; with a job, also of its workspace, corpora, encoders, server and cluster."""
     checks: list[tuple[str, Check]] = [
         ("machine", _machine),
         ("disk", _disk),
@@ -70,12 +70,12 @@ def examine(job: JobConfig | None = None) -> list[Finding]:
             findings += check(job)
         except Exception as error:
             text = redact(f"{type(error).__name__}: {error}")
-            findings.append(Finding(name, False, text, "report this with --debug's traceback"))
+            findings.append(Finding(name, False, text, "report this as a bug"))
     return findings
 
 
 def render(findings: list[Finding]) -> None:
-    """Print the findings, with the fix below what is wrong."""
+    """Print the findings, with the fix below each problem."""
     from rich.console import Console
     from rich.text import Text
 
@@ -100,15 +100,15 @@ def _machine(job: JobConfig | None) -> Iterator[Finding]:
         yield Finding(
             "machine",
             False,
-            f"{memory / GIB:.1f} GiB of memory; Ray and one model need {MIN_MEMORY / GIB:.0f}",
+            f"{memory / GIB:.1f} GiB of memory; Ray and one model need {MIN_MEMORY / GIB:.0f} GiB",
             "use a larger machine, or a cluster with `multistill submit`",
         )
 
 
 def _disk(job: JobConfig | None) -> Iterator[Finding]:
     workspace = Path(job.workspace if job else "workspace").absolute()
-    there = next(folder for folder in [workspace, *workspace.parents] if folder.is_dir())
-    if not os.access(there, os.W_OK):
+    existing = next(folder for folder in [workspace, *workspace.parents] if folder.is_dir())
+    if not os.access(existing, os.W_OK):
         yield Finding(
             "disk",
             False,
@@ -116,13 +116,13 @@ def _disk(job: JobConfig | None) -> Iterator[Finding]:
             "choose another with --workspace",
         )
     scratch = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108 - Ray's own default
-    for what, folder, least in [
-        (f"the workspace {workspace}", there, MIN_WORKSPACE),
+    for what, folder, minimum in [
+        (f"the workspace {workspace}", existing, MIN_WORKSPACE),
         (f"Ray's scratch folder {scratch}", scratch, MIN_SCRATCH),
     ]:
         free = shutil.disk_usage(folder).free
-        ok = free >= least
-        fix = "" if ok else f"free some space: {least / GIB:.0f} GiB are a fair start"
+        ok = free >= minimum
+        fix = "" if ok else f"free some space: at least {minimum / GIB:.0f} GiB are recommended"
         yield Finding("disk", ok, f"{free / GIB:.1f} GiB free for {what}", fix)
     shared = Path("/dev/shm")  # noqa: S108 - the memory file system Ray uses
     size = shutil.disk_usage(shared).total if shared.is_dir() else GIB
@@ -130,7 +130,7 @@ def _disk(job: JobConfig | None) -> Iterator[Finding]:
         yield Finding(
             "disk",
             False,
-            f"{shared} has {size / 2**20:.0f} MiB, so that Ray keeps its objects on disk",
+            f"{shared} has only {size / 2**20:.0f} MiB, so Ray stores its objects on disk",
             "start the container with --shm-size=2g or more",
         )
 
@@ -140,7 +140,7 @@ def _audio(job: JobConfig | None) -> Iterator[Finding]:
 
     formats = soundfile.available_formats()
     ok = {"WAV", "FLAC", "OGG"} <= set(formats)
-    fix = "" if ok else "reinstall soundfile, whose wheels bring a complete libsndfile"
+    fix = "" if ok else "reinstall soundfile: its wheels contain a complete libsndfile"
     yield Finding("audio", ok, f"libsndfile {soundfile.__libsndfile_version__}", fix)
 
 
@@ -149,7 +149,7 @@ def _gpu(job: JobConfig | None) -> Iterator[Finding]:
 
     devices = local_gpus()
     if devices == 0:
-        yield Finding("gpu", True, "no NVIDIA GPU here: everything runs on the CPU")
+        yield Finding("gpu", True, "no NVIDIA GPU on this machine: everything runs on the CPU")
         return
     import torch
 
@@ -158,7 +158,7 @@ def _gpu(job: JobConfig | None) -> Iterator[Finding]:
             "gpu",
             False,
             f"{devices} NVIDIA GPUs, but torch {torch.__version__} cannot use them",
-            "install the driver that this torch needs, or a torch build with CUDA",
+            "install the driver that this torch version needs, or a torch build with CUDA",
         )
         return
     names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
@@ -170,10 +170,10 @@ def _corpora(job: JobConfig | None) -> Iterator[Finding]:
         if corpus.path is None:
             yield Finding("corpora", True, f"{corpus.title}: packaged")
             continue
-        there = Path(corpus.path).exists()
-        fix = "" if there else "correct its `path`, or mount the storage that holds it"
-        sentence = f"{corpus.title}: {corpus.path} is {'there' if there else 'missing'}"
-        yield Finding("corpora", there, sentence, fix)
+        exists = Path(corpus.path).exists()
+        fix = "" if exists else "correct its `path`, or mount its storage"
+        sentence = f"{corpus.title}: {corpus.path} {'exists' if exists else 'is missing'}"
+        yield Finding("corpora", exists, sentence, fix)
 
 
 def _encoders(job: JobConfig | None) -> Iterator[Finding]:
@@ -196,7 +196,7 @@ def _weights(what: str, model: str, revision: str | None) -> Finding:
     folder = Path(model)
     if folder.is_absolute():
         ok = (folder / "config.json").is_file()
-        fix = "" if ok else "give a folder made by save_pretrained"
+        fix = "" if ok else "give a folder written by save_pretrained"
         return Finding("encoders", ok, f"{what}: {model} is a folder", fix)
     from huggingface_hub import try_to_load_from_cache
 
@@ -207,55 +207,56 @@ def _weights(what: str, model: str, revision: str | None) -> Finding:
             "encoders",
             False,
             f"{what}: {model} is not in the local cache, and HF_HUB_OFFLINE is set",
-            f"run `hf download {model}` where there is a network, or give a folder",
+            f"run `hf download {model}` on a machine with network access, or give a folder",
         )
-    return Finding("encoders", True, f"{what}: {model} will be downloaded at the first run")
+    return Finding("encoders", True, f"{what}: {model} will be downloaded on the first run")
 
 
 def _tracking(job: JobConfig | None) -> Iterator[Finding]:
     from multistill.config import TrackingConfig
     from multistill.tracking import tracking_uri
     from multistill.tracking.journal import Journal
-    from multistill.tracking.server import RecordRefusedError, Server, ServerAwayError
+    from multistill.tracking.server import RecordRejectedError, Server, ServerUnavailableError
 
     workspace = Path(job.workspace if job else "workspace").absolute()
     uri = tracking_uri(job.tracking if job else TrackingConfig(), workspace)
-    place = redact(uri)
+    address = redact(uri)
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:") and not database.exists():
-        yield Finding("tracking", True, f"{place} will be made at the first run")
+        yield Finding("tracking", True, f"{address} will be created on the first run")
     else:
-        problem: list[Exception] = []
+        errors: list[Exception] = []
         server = Server(uri, "multistill doctor", workspace)
 
         def ping() -> None:
             try:
                 server.ping()
-            except (ServerAwayError, RecordRefusedError) as error:
-                problem.append(error)
+            except (ServerUnavailableError, RecordRejectedError) as error:
+                errors.append(error)
 
         thread = threading.Thread(target=ping, daemon=True)
         thread.start()
-        thread.join(TRACKING_SECONDS)
-        if thread.is_alive() or problem:
-            reason = str(problem[0]) if problem else f"nothing within {TRACKING_SECONDS:.0f} s"
+        thread.join(TRACKING_TIMEOUT_SECONDS)
+        if thread.is_alive() or errors:
+            timeout = f"no answer within {TRACKING_TIMEOUT_SECONDS:.0f} s"
+            reason = str(errors[0]) if errors else timeout
             yield Finding(
                 "tracking",
                 False,
-                f"{place} does not answer ({reason})",
-                "start the server or correct tracking.uri; tracking.required: false starts anyway",
+                f"{address} does not answer ({reason})",
+                "start the server, correct tracking.uri, or set tracking.required: false",
             )
         else:
-            yield Finding("tracking", True, f"{place} answers")
-    left = Journal.abandoned(workspace / "tracking")
-    waiting = sum(journal.waiting(journal.sent) for journal in left)
-    for journal in left:
+            yield Finding("tracking", True, f"{address} answers")
+    abandoned = Journal.abandoned(workspace / "tracking")
+    unsent = sum(journal.count_from(journal.sent_offset) for journal in abandoned)
+    for journal in abandoned:
         journal.release()
-    if waiting:
+    if unsent:
         yield Finding(
             "tracking",
             True,
-            f"{waiting} records of earlier runs wait for their server; the next run sends them",
+            f"{unsent} records of earlier runs are not yet sent; the next run sends them",
         )
 
 
@@ -265,22 +266,22 @@ def _secrets(job: JobConfig | None) -> Iterator[Finding]:
         yield Finding(
             "secrets",
             False,
-            "MLFLOW_TRACKING_URI holds a password, which other programs may log",
+            "MLFLOW_TRACKING_URI contains a password, which other programs may log",
             "use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
         )
     home = Path.home()
     paths = [home / ".mlflow" / "credentials", home / ".ray" / "auth_token"]
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if named:
-        paths.append(Path(named).expanduser())
+    token_path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if token_path:
+        paths.append(Path(token_path).expanduser())
         if not paths[-1].is_file():
             yield Finding(
                 "secrets",
                 False,
-                f"RAY_AUTH_TOKEN_PATH names {named}, which is not there",
+                f"RAY_AUTH_TOKEN_PATH is {token_path}, which does not exist",
                 "run `ray get-auth-token --generate`, or unset the variable",
             )
-    open_files = [
+    readable_by_others = [
         path
         for path in paths
         if path.is_file()
@@ -288,12 +289,12 @@ def _secrets(job: JobConfig | None) -> Iterator[Finding]:
         and path.parent.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH)
         and home.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH)
     ]
-    for path in open_files:
+    for path in readable_by_others:
         yield Finding(
             "secrets", False, f"{path} can be read by other users", f"run `chmod 600 {path}`"
         )
-    if not open_files:
-        yield Finding("secrets", True, "no secret lies open")
+    if not readable_by_others:
+        yield Finding("secrets", True, "no credentials are readable by other users")
 
 
 def _ray(job: JobConfig | None) -> Iterator[Finding]:
@@ -308,28 +309,28 @@ def _ray(job: JobConfig | None) -> Iterator[Finding]:
         yield Finding(
             "ray",
             False,
-            f"the machine's own name `{socket.gethostname()}` does not resolve",
+            f"the machine's host name `{socket.gethostname()}` does not resolve",
             "add it to /etc/hosts",
         )
     try:
-        with cluster.start(resources) as found:
+        with cluster.start(resources) as available:
             import ray
 
             task = ray.remote(num_cpus=1)(_nothing).remote()
-            ray.get(task, timeout=RAY_SECONDS)
+            ray.get(task, timeout=RAY_TIMEOUT_SECONDS)
             where = f"the cluster at {resources.address}" if resources.address else "a local Ray"
-            figures = f"{found.get('CPU', 0):g} CPUs, {found.get('GPU', 0):g} GPUs"
-            yield Finding("ray", True, f"Ray {ray.__version__}: {where} runs tasks ({figures})")
+            size = f"{available.get('CPU', 0):g} CPUs, {available.get('GPU', 0):g} GPUs"
+            yield Finding("ray", True, f"Ray {ray.__version__}: {where} runs tasks ({size})")
     except MultistillError as error:
         yield Finding("ray", False, str(error), "see docs/cluster.md")
     except TimeoutError:
         yield Finding(
             "ray",
             False,
-            f"Ray started, but ran no task within {RAY_SECONDS:.0f} s",
-            "see that the machine is not overloaded, and that a firewall lets it reach itself",
+            f"Ray started, but ran no task within {RAY_TIMEOUT_SECONDS:.0f} s",
+            "check that the machine is not overloaded and no firewall blocks local connections",
         )
 
 
 def _nothing() -> None:
-    """The smallest task."""
+    """Do nothing: a task that checks only that Ray runs tasks."""

@@ -1,24 +1,24 @@
-"""The errors a user can act on. Each message is one sentence: what, where, what to do."""
+"""Errors that a user can act on. Each message is one sentence: what, where, what to do."""
 
 
 class MultistillError(Exception):
-    """Work failed for a reason the user can mend. The command line exits with 1."""
+    """An operation failed for a reason that the user can fix. The command line exits with 1."""
 
     exit_code = 1
 
 
 class UsageError(MultistillError):
-    """Wrong use or a wrong job file. The command line exits with 2."""
+    """Invalid usage or an invalid job file. The command line exits with 2."""
 
     exit_code = 2
 
 
 class JobFileError(UsageError):
-    """Every problem of one job file at once.
+    """All problems of one job file.
 
     Args:
-        source: the file's name as the user gave it.
-        problems: `(line or None, sentence)` pairs in the file's order.
+        source: file name as given by the user.
+        problems: `(line or None, message)` pairs in the order of the file.
     """
 
     def __init__(self, source: str, problems: list[tuple[int | None, str]]) -> None:

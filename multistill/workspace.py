@@ -1,13 +1,13 @@
-"""Artifacts: folders named by fingerprints that appear whole or not at all.
+"""Workspace and artifacts: folders named by fingerprints that appear atomically.
 
     <workspace>/<kind>/<fingerprint>/          a finished artifact, with done.json
-    <workspace>/<kind>/.<fingerprint>.partial/ work in hand; survives a kill for resuming
-    <workspace>/locks/                         one file lock per artifact being made
+    <workspace>/<kind>/.<fingerprint>.partial/ an artifact in progress; kept after a kill to resume
+    <workspace>/locks/                         one file lock per artifact being built
     <workspace>/reports/<job>/latest/          the newest report
 
 The fingerprint of an artifact hashes its kind and format version, its own config and
-the fingerprints of its inputs. A finished folder is made by renaming the partial one,
-so any folder without the leading dot is complete. Nothing is ever edited in place.
+the fingerprints of its inputs. A finished folder is created by renaming the partial one,
+so any folder without the leading dot is complete. Artifacts are never modified in place.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ DONE = "done.json"
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
+    """Serialise to JSON with sorted keys and no spaces, so that equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def fingerprint(kind: str, version: int, config: Any, inputs: Mapping[str, str]) -> str:
-    """Name of the artifact that this config makes of these inputs: 16 hex digits."""
+    """Return the name of the artifact of this config and these inputs: 16 hex digits."""
     text = canonical({"kind": kind, "version": version, "config": config, "inputs": dict(inputs)})
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -111,19 +111,19 @@ class Artifact:
 
 
 class Workspace:
-    """A folder, local or on storage shared by the whole cluster."""
+    """A folder of artifacts, local or on storage shared by the whole cluster."""
 
     def __init__(self, root: str | Path) -> None:
         text = str(root)
         if "://" in text:
             raise UsageError(
                 f"workspace `{text}`: object stores are not supported yet; "
-                "use a folder that every node of the cluster can see"
+                "use a folder that every node of the cluster can access"
             )
         self.root = Path(text).expanduser().absolute()
 
     def open(self) -> Workspace:
-        """Make the folder and see that it can be written."""
+        """Create the folder and check that it is writable."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
@@ -139,11 +139,11 @@ class Workspace:
         return self.root / kind / fingerprint
 
     def partial(self, kind: str, fingerprint: str) -> Path:
-        """Where the artifact is while it is being made."""
+        """Return the folder in which the artifact is built."""
         return self.root / kind / f".{fingerprint}.partial"
 
     def find(self, kind: str, fingerprint: str) -> Artifact | None:
-        """The finished artifact, or None."""
+        """Return the finished artifact, or None."""
         path = self.folder(kind, fingerprint)
         try:
             meta = read_json(path / DONE)
@@ -151,26 +151,26 @@ class Workspace:
             return None
         except ValueError as error:
             raise MultistillError(
-                f"{path / DONE} is damaged; remove the folder {path} to make it again"
+                f"{path / DONE} is damaged; remove the folder {path} to build it again"
             ) from error
         return Artifact(kind, fingerprint, path, meta)
 
     @contextmanager
     def lock(self, name: str, log: Callable[[str], None] | None = None) -> Iterator[None]:
-        """Exclusive over all processes of this file system; released when the holder dies."""
+        """Hold an inter-process lock; the system releases it if its holder dies."""
         path = self.root / "locks" / f"{name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(path)
+        file_lock = FileLock(path)
         try:
-            held.acquire(timeout=0)
+            file_lock.acquire(timeout=0)
         except Timeout:
             if log:
-                log(f"another run is making {name}; waiting for it")
-            held.acquire()
+                log(f"another run is building {name}; waiting for it")
+            file_lock.acquire()
         try:
             yield
         finally:
-            held.release()
+            file_lock.release()
 
     def make(
         self,
@@ -183,35 +183,35 @@ class Workspace:
         provenance: Mapping[str, Any] | None = None,
         log: Callable[[str], None] | None = None,
     ) -> Artifact:
-        """The artifact, built now unless it exists.
+        """Return the artifact; build it if it does not exist.
 
         Args:
-            build: fills the folder it is given and returns a small JSON summary. The folder
-                may hold work of an earlier, killed attempt: continue it or clear it.
+            build: writes the artifact into the given folder and returns a small JSON summary.
+                The folder can contain files of an attempt that was killed: resume or clear it.
         Raises:
             whatever `build` raises; the partial folder is kept for the next attempt.
         """
         with self.lock(f"{kind}-{fingerprint}".replace("/", "-"), log):
-            found = self.find(kind, fingerprint)
-            if found is not None:
-                return found
+            artifact = self.find(kind, fingerprint)
+            if artifact is not None:
+                return artifact
             partial = self.partial(kind, fingerprint)
             partial.mkdir(parents=True, exist_ok=True)
-            started = time.monotonic()
+            start = time.monotonic()
             try:
                 summary = build(partial)
             except OSError as error:
                 if error.errno == 28:
                     raise MultistillError(
-                        f"the disk that holds {self.root} is full; free some space and run the "
-                        "same command again: finished parts are kept"
+                        f"the disk of {self.root} is full; free some space and run the same "
+                        "command again: finished parts are kept"
                     ) from error
                 raise
             meta = {
                 "kind": kind,
                 "fingerprint": fingerprint,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "seconds": round(time.monotonic() - started, 3),
+                "seconds": round(time.monotonic() - start, 3),
                 "config": config,
                 "inputs": dict(inputs or {}),
                 "provenance": dict(provenance or {}),
@@ -219,14 +219,14 @@ class Workspace:
             }
             write_json(partial / DONE, meta)
             final = self.folder(kind, fingerprint)
-            if final.exists():  # a folder without done.json: never ours, never trusted
+            if final.exists():  # without done.json it is not a complete artifact
                 shutil.rmtree(final)
             partial.rename(final)
             return Artifact(kind, fingerprint, final, meta)
 
 
 def clear(folder: Path) -> Path:
-    """Empty a partial folder, for stages that do not resume inside."""
+    """Delete the contents of a partial folder, for stages that cannot resume."""
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

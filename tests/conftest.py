@@ -1,4 +1,4 @@
-"""Shared fixtures: one Ray for the whole test session, and no telemetry."""
+"""Shared fixtures: one Ray and one MLflow server per session, without telemetry."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
-settings.register_profile("shared-machine", deadline=None)  # a busy neighbour is no defect
+settings.register_profile("shared-machine", deadline=None)  # other processes use the machine too
 settings.load_profile("shared-machine")
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """The session's Ray: 4 logical CPUs (Ray needs one free beside train workers)."""
+    """One Ray for the session, with 4 logical CPUs (Ray needs one besides the train workers)."""
     import ray
 
     with tempfile.TemporaryDirectory(prefix="mst-", dir="/tmp", ignore_cleanup_errors=True) as home:
         ray.init(
-            address="local",  # without it Ray joins the cluster that last ran on this machine
+            address="local",  # otherwise Ray connects to the cluster that last ran on this machine
             num_cpus=4,
             num_gpus=0,
             object_store_memory=300_000_000,
@@ -62,7 +62,7 @@ def evaluation_case(tmp_path_factory: pytest.TempPathFactory) -> EvaluationCase:
 
 @pytest.fixture(scope="session")
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database, to be copied; its migrations take seconds, so they run once."""
+    """An empty MLflow database to copy; its migrations take seconds, so they run only once."""
     from mlflow import MlflowClient
 
     path = tmp_path_factory.mktemp("database") / "mlflow.db"
@@ -72,10 +72,11 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Iterator[str]:
-    """The session's MLflow server, a process of its own; tests that kill one start their own."""
-    from helpers.servers import mlflow_server
+    """URI of the session's MLflow server; tests that kill a server start one of their own."""
+    from helpers.servers import MlflowServer
 
-    folder = tmp_path_factory.mktemp("mlflow")
-    shutil.copy(mlflow_database, folder)
-    with mlflow_server(folder) as address:
-        yield address
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    shutil.copy(mlflow_database, server.folder / "mlflow.db")
+    server.start()
+    yield server.uri
+    server.stop()

@@ -1,4 +1,4 @@
-"""Artifacts appear whole or not at all, and are found again."""
+"""Artifacts are built once, appear atomically and are found by fingerprint."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ json_values = st.recursive(
 
 @given(st.dictionaries(st.text(), json_values, max_size=5))
 def test_fingerprint_ignores_the_order_of_keys(config: dict[str, object]) -> None:
-    turned = dict(reversed(list(config.items())))
-    assert fingerprint("k", 1, config, {}) == fingerprint("k", 1, turned, {})
+    reordered = dict(reversed(list(config.items())))
+    assert fingerprint("k", 1, config, {}) == fingerprint("k", 1, reordered, {})
 
 
-def test_fingerprint_changes_with_each_of_its_parts() -> None:
-    prints = {
+def test_fingerprint_depends_on_every_argument() -> None:
+    fingerprints = {
         fingerprint("k", 1, {"a": 1}, {"x": "1"}),
         fingerprint("q", 1, {"a": 1}, {"x": "1"}),
         fingerprint("k", 2, {"a": 1}, {"x": "1"}),
         fingerprint("k", 1, {"a": 2}, {"x": "1"}),
         fingerprint("k", 1, {"a": 1}, {"x": "2"}),
     }
-    assert len(prints) == 5
+    assert len(fingerprints) == 5
 
 
-def test_make_builds_once_and_finds_afterwards(tmp_path: Path) -> None:
+def test_make_builds_an_artifact_once(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path).open()
     calls = []
 
@@ -63,7 +63,7 @@ def test_make_builds_once_and_finds_afterwards(tmp_path: Path) -> None:
     assert second.meta["inputs"] == {"in": "f0"}
 
 
-def test_failed_build_leaves_no_artifact_but_keeps_its_parts(tmp_path: Path) -> None:
+def test_failed_build_leaves_no_artifact_but_keeps_its_files(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path).open()
 
     def fail(out: Path) -> None:
@@ -81,42 +81,44 @@ def test_failed_build_leaves_no_artifact_but_keeps_its_parts(tmp_path: Path) -> 
     assert workspace.make("stage", "f1", resume).path.joinpath("shard-0").exists()
 
 
-def test_killed_build_counts_as_not_done(tmp_path: Path) -> None:
+def test_killed_build_leaves_no_artifact(tmp_path: Path) -> None:
     script = (
         "import os, sys\nfrom multistill.workspace import Workspace\n"
         "def build(out):\n    (out / 'half').write_text('x')\n    os.kill(os.getpid(), 9)\n"
         "Workspace(sys.argv[1]).open().make('stage', 'f1', build)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60)
-    assert done.returncode == -9
+    process = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60)
+    assert process.returncode == -9
     workspace = Workspace(tmp_path)
     assert workspace.find("stage", "f1") is None
-    workspace.make("stage", "f1", lambda out: clear(out) and None)  # the lock died with its holder
+    workspace.make(
+        "stage", "f1", lambda out: clear(out) and None
+    )  # the lock was released at the kill
     assert workspace.find("stage", "f1") is not None
 
 
-def test_two_makers_build_once(tmp_path: Path) -> None:
+def test_concurrent_builds_of_one_artifact_run_once(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path).open()
-    built = []
-    said: list[str] = []
+    builds = []
+    messages: list[str] = []
 
     def build(out: Path) -> None:
-        built.append(1)
+        builds.append(1)
         time.sleep(0.3)
 
     threads = [
-        threading.Thread(target=lambda: workspace.make("s", "f", build, log=said.append))
+        threading.Thread(target=lambda: workspace.make("s", "f", build, log=messages.append))
         for _ in range(3)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(built) == 1
-    assert any("waiting" in line for line in said)
+    assert len(builds) == 1
+    assert any("waiting" in message for message in messages)
 
 
-def test_full_disk_is_one_sentence(tmp_path: Path) -> None:
+def test_full_disk_is_a_multistill_error(tmp_path: Path) -> None:
     def build(out: Path) -> None:
         raise OSError(28, "No space left on device")
 
@@ -124,18 +126,18 @@ def test_full_disk_is_one_sentence(tmp_path: Path) -> None:
         Workspace(tmp_path).open().make("s", "f", build)
 
 
-def test_unwritable_workspace_is_wrong_use(tmp_path: Path) -> None:
+def test_unwritable_workspace_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
         Workspace(tmp_path / "file" / "below").open()
 
 
-def test_object_store_is_refused_in_a_sentence() -> None:
+def test_object_store_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="object stores"):
         Workspace("s3://bucket/x")
 
 
-def test_damaged_done_marker_says_what_to_do(tmp_path: Path) -> None:
+def test_damaged_done_marker_is_an_error_with_its_fix(tmp_path: Path) -> None:
     folder = tmp_path / "s" / "f"
     folder.mkdir(parents=True)
     (folder / "done.json").write_text("{")
@@ -143,7 +145,7 @@ def test_damaged_done_marker_says_what_to_do(tmp_path: Path) -> None:
         Workspace(tmp_path).find("s", "f")
 
 
-def test_write_atomic_replaces_and_leaves_no_rest(tmp_path: Path) -> None:
+def test_write_atomic_replaces_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     target = tmp_path / "x.json"
     write_atomic(target, '{"a": 1}')
     write_atomic(target, '{"a": 2}')

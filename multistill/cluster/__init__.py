@@ -1,4 +1,4 @@
-"""Ray: starting one here, joining one elsewhere, and jobs on it."""
+"""Ray: start a local instance, connect to a cluster, submit jobs to a cluster."""
 
 from multistill.cluster.jobs import Submission, logs, status, stop, submit
 from multistill.cluster.session import start

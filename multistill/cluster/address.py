@@ -1,4 +1,4 @@
-"""Where a job is sent, and whether it is safe to send it there."""
+"""Address and token of a cluster's job server, and a check that the connection is safe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DASHBOARD_PORT = 8265
 
 
 def job_server(address: str) -> str:
-    """The address of a cluster's job server as a URL without a trailing slash.
+    """Return the URL of a cluster's job server, without a trailing slash.
 
     Accepts `https://host[:port][/path]`, `http://host[:port]`, `host[:port]`.
 
@@ -36,8 +36,8 @@ def job_server(address: str) -> str:
         )
     if parts.username or parts.password:
         raise UsageError(
-            "the address holds credentials; put the token into RAY_AUTH_TOKEN or its file's path "
-            "into RAY_AUTH_TOKEN_PATH instead"
+            "the address contains credentials; set RAY_AUTH_TOKEN to the token, or "
+            "RAY_AUTH_TOKEN_PATH to the path of its file, instead"
         )
     if port is None and parts.scheme == "http" and not parts.path:
         bracketed = f"[{host}]" if ":" in host else host
@@ -46,7 +46,7 @@ def job_server(address: str) -> str:
 
 
 def token() -> str | None:
-    """The cluster's token from RAY_AUTH_TOKEN, else from the file RAY_AUTH_TOKEN_PATH names.
+    """Return the cluster's token from RAY_AUTH_TOKEN, else from the file at RAY_AUTH_TOKEN_PATH.
 
     Raises:
         UsageError: the file cannot be read or is empty.
@@ -60,29 +60,29 @@ def token() -> str | None:
     try:
         value = Path(path).expanduser().read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"RAY_AUTH_TOKEN_PATH names `{path}`, which cannot be read") from error
+        raise UsageError(f"RAY_AUTH_TOKEN_PATH is `{path}`, which cannot be read") from error
     if not value:
-        raise UsageError(f"RAY_AUTH_TOKEN_PATH names `{path}`, which is empty")
+        raise UsageError(f"RAY_AUTH_TOKEN_PATH is `{path}`, which is empty")
     return value
 
 
 def refuse_unsafe(server: str, has_token: bool) -> None:
     """Refuse a plain-http address on the public internet.
 
-    Without a token, whoever finds such a cluster runs code on it (CVE-2023-48022); with
-    one, the token itself would travel in clear.
+    Without a token, anyone who reaches such a cluster can run code on it (CVE-2023-48022);
+    with one, the token itself would be sent unencrypted.
 
     Raises:
         UsageError: the address is unsafe.
-        MultistillError: the host's name cannot be resolved.
+        MultistillError: the host name cannot be resolved.
     """
     parts = urlsplit(server)
     if parts.scheme == "https" or not _is_public(parts.hostname or ""):
         return
     host = parts.hostname
-    danger = "sends the token in clear" if has_token else "has no token"
+    risk = "would get the token unencrypted" if has_token else "is used without a token"
     raise UsageError(
-        f"{server} is a public address over plain http and {danger}; open a tunnel "
+        f"{server} is a public address over plain http and {risk}; open a tunnel "
         f"(ssh -L {DASHBOARD_PORT}:127.0.0.1:{DASHBOARD_PORT} {host}) and submit to "
         f"http://127.0.0.1:{DASHBOARD_PORT}, or use https with RAY_AUTH_TOKEN"
     )
@@ -94,9 +94,7 @@ def _is_public(host: str) -> bool:
     except ValueError:
         pass
     try:
-        found = socket.getaddrinfo(host, None)
+        addresses = socket.getaddrinfo(host, None)
     except (OSError, UnicodeError) as error:
-        raise MultistillError(
-            f"the host `{host}` is not known here; see that --address is right"
-        ) from error
-    return any(ipaddress.ip_address(str(entry[4][0])).is_global for entry in found)
+        raise MultistillError(f"the host `{host}` cannot be resolved; check --address") from error
+    return any(ipaddress.ip_address(str(entry[4][0])).is_global for entry in addresses)

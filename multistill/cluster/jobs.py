@@ -1,7 +1,7 @@
-"""Sending a job file to a Ray cluster as a Ray job, and seeing how it does.
+"""Submitting a job file to a Ray cluster as a Ray job, and following it.
 
-What travels is the resolved job file and our package, a few megabytes; recordings,
-features and models stay on storage that all nodes see.
+Only the resolved job file and the multistill package are uploaded, a few megabytes;
+recordings, features and models stay on storage that all nodes can access.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multistill import provenance
 from multistill.cluster.address import job_server, refuse_unsafe, token
 from multistill.cluster.session import forwarded
 from multistill.errors import MultistillError, UsageError
@@ -31,15 +32,15 @@ PACKAGE = Path(__file__).resolve().parents[1]
 JOB_FILE = "job.yaml"
 ENTRYPOINT = ["python", "-m", "multistill", "run", JOB_FILE, "--set", "resources.address=auto"]
 MAX_UPLOAD = 90 * 2**20
-"""Ray's dashboard takes 100 MiB; the request around the package needs some of it."""
-LOST_SECONDS = 300.0
-READY_SECONDS = 120.0
-_CHATTY = (
+"""Ray's dashboard accepts 100 MiB, of which the rest of the request needs a part."""
+LOST_CONNECTION_SECONDS = 300.0
+READY_TIMEOUT_SECONDS = 120.0
+_VERBOSE_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
-_DONE = {"SUCCEEDED", "FAILED", "STOPPED"}
+_ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Submission:
     """A job on a cluster.
 
     Attributes:
-        status: Ray's: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-        exit_code: 0 if it succeeded or was not waited for, else the job's own or 1.
+        status: Ray's job status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+        exit_code: 0 if the job succeeded or was not waited for, else the job's exit code or 1.
     """
 
     submission_id: str
@@ -62,28 +63,26 @@ class Submission:
 
 
 def submit(job: JobConfig, address: str, *, wait: bool = True) -> Submission:
-    """Run a job on the cluster at `address`; with `wait`, copy its log to standard output.
+    """Submit a job to the cluster at `address`; with `wait`, copy its log to standard output.
 
-    The id is made from the job's content: submitting the same job while it runs follows the
-    running one. When a job of that id has ended, a number is appended.
+    The submission id is derived from the job's content: submitting a job that is already
+    running follows the running one. If a job with that id has ended, a number is appended.
 
     Args:
-        job: with absolute paths that every node of the cluster resolves.
+        job: with absolute paths that are valid on every node of the cluster.
 
     Raises:
-        UsageError: the address is wrong; nothing was sent.
-        MultistillError: the cluster does not answer, or refuses.
+        UsageError: the address is invalid; nothing was sent.
+        MultistillError: the cluster does not answer, or rejects the job.
     """
-    from multistill import __version__
-
     resolved = job.to_yaml()
     _check_size(PACKAGE)
     client = _client(address)
     with tempfile.TemporaryDirectory(prefix="multistill-") as folder:
         (Path(folder) / JOB_FILE).write_text(resolved, encoding="utf-8")
-        started = _start(
+        submission_id = _start(
             client,
-            _id_of(job.name, resolved),
+            _submission_id(job.name, resolved),
             entrypoint=shlex.join(ENTRYPOINT),
             runtime_env={
                 "working_dir": folder,
@@ -91,17 +90,17 @@ def submit(job: JobConfig, address: str, *, wait: bool = True) -> Submission:
                 "excludes": ["__pycache__", "*.pyc"],
                 "env_vars": forwarded(),
             },
-            metadata={"job": job.name, "multistill": __version__},
+            metadata={"job": job.name, "multistill": provenance.version()},
         )
     if wait:
-        for text in _follow(client, started):
+        for text in _follow(client, submission_id):
             sys.stdout.write(text)
             sys.stdout.flush()
-    return _result(client, address, started, waited=wait)
+    return _result(client, address, submission_id, waited=wait)
 
 
 def status(submission_id: str, address: str) -> dict[str, Any]:
-    """State of a job: `submission_id`, `status`, `message`, `start_time`, `end_time` (seconds)."""
+    """Return a job's `submission_id`, `status`, `message`, `start_time`, `end_time` (seconds)."""
     info = _info(_client(address), submission_id)
     return {
         "submission_id": submission_id,
@@ -113,7 +112,7 @@ def status(submission_id: str, address: str) -> dict[str, Any]:
 
 
 def logs(submission_id: str, address: str, *, follow: bool = False) -> Iterator[str]:
-    """The log so far; with `follow`, also what comes until the job ends."""
+    """Yield the log so far; with `follow`, continue until the job ends."""
     client = _client(address)
     _info(client, submission_id)
     if follow:
@@ -123,9 +122,9 @@ def logs(submission_id: str, address: str, *, follow: bool = False) -> Iterator[
 
 
 def stop(submission_id: str, address: str) -> bool:
-    """Stop a job; what it finished is kept. Returns False if it was not running."""
+    """Stop a job; its finished artifacts are kept. Returns False if it was not running."""
     client = _client(address)
-    if str(_info(client, submission_id).status.value) in _DONE:
+    if str(_info(client, submission_id).status.value) in _ENDED:
         return False
     return bool(_call(client.stop_job, submission_id))
 
@@ -138,41 +137,42 @@ def _check_size(package: Path) -> None:
     if total > MAX_UPLOAD:
         largest = ", ".join(f"{path} ({size / 2**20:.0f} MiB)" for size, path in sizes[:3])
         raise MultistillError(
-            f"the package is {total / 2**20:.0f} MiB, more than a Ray job may carry; "
-            f"move out its largest files: {largest}"
+            f"the package is {total / 2**20:.0f} MiB, more than Ray accepts with a job; "
+            f"move its largest files out of it: {largest}"
         )
 
 
-def _id_of(name: str, resolved: str) -> str:
+def _submission_id(name: str, resolved: str) -> str:
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "job"
     return f"multistill-{slug}-{hashlib.sha256(resolved.encode()).hexdigest()[:8]}"
 
 
-def _start(client: Any, wanted: str, **request: Any) -> str:
-    """Start the job, or find that it runs already. Returns its id."""
+def _start(client: Any, submission_id: str, **request: Any) -> str:
+    """Submit the job unless it is already running. Returns its submission id."""
     for number in range(1, 1000):
-        name = wanted if number == 1 else f"{wanted}-{number}"
-        known = _known(client, name)
-        if known is None:
-            return _submit_when_ready(client, submission_id=name, **request)
-        if known not in _DONE:
-            return name
-    raise MultistillError(f"the cluster has a thousand jobs `{wanted}`; delete the old ones")
+        numbered_id = submission_id if number == 1 else f"{submission_id}-{number}"
+        job_status = _status(client, numbered_id)
+        if job_status is None:
+            return _submit_when_ready(client, submission_id=numbered_id, **request)
+        if job_status not in _ENDED:
+            return numbered_id
+    raise MultistillError(f"the cluster has 999 jobs `{submission_id}`; delete the old ones")
 
 
 def _submit_when_ready(client: Any, **request: Any) -> str:
-    """Submit; a head that has just started needs a while before it takes jobs."""
-    end = time.monotonic() + READY_SECONDS
+    """Submit; retry while a head node that has just started does not accept jobs yet."""
+    deadline = time.monotonic() + READY_TIMEOUT_SECONDS
     while True:
         try:
             return str(_call(client.submit_job, **request))
         except MultistillError as error:
-            if "No available agent" not in str(error) or time.monotonic() > end:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(2.0)
 
 
-def _known(client: Any, submission_id: str) -> str | None:
+def _status(client: Any, submission_id: str) -> str | None:
+    """Return a job's status, or None if the cluster has no such job."""
     for info in _call(client.list_jobs):
         if info.submission_id == submission_id:
             return str(info.status.value)
@@ -181,80 +181,80 @@ def _known(client: Any, submission_id: str) -> str | None:
 
 def _client(address: str) -> Any:
     server = job_server(address)
-    secret = token()
-    refuse_unsafe(server, secret is not None)
+    auth_token = token()
+    refuse_unsafe(server, auth_token is not None)
     from ray.job_submission import JobSubmissionClient
 
-    for name in _CHATTY:
+    for name in _VERBOSE_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
-    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+    headers = {"Authorization": f"Bearer {auth_token}"} if auth_token else {}
     return _call(JobSubmissionClient, server, headers=headers, where=server)
 
 
 def _call(call: Callable[..., Any], *args: Any, where: str = "", **kwargs: Any) -> Any:
-    """Call the job server; its errors become sentences."""
+    """Call the job server and convert its exceptions to readable errors."""
     try:
         return call(*args, **kwargs)
     except Exception as error:
         text = redact(" ".join(str(error).split()))
         if "status code 401" in text or "Authentication required" in text:
             raise MultistillError(
-                "the cluster asks for a token; put it into RAY_AUTH_TOKEN, or the path of its "
-                "file into RAY_AUTH_TOKEN_PATH"
+                "the cluster requires a token; set RAY_AUTH_TOKEN to it, or RAY_AUTH_TOKEN_PATH "
+                "to the path of its file"
             ) from error
         if "status code 403" in text or "Authentication failed" in text:
             raise MultistillError(
-                "the cluster refuses the token; see that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
-                "holds the token of this cluster (`ray get-auth-token` on its head)"
+                "the cluster rejects the token; check that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
+                "has the token of this cluster (`ray get-auth-token` on its head node)"
             ) from error
         if isinstance(error, ConnectionError) or "Connection aborted" in text:
-            place = f" at {where}" if where else ""
+            location = f" at {where}" if where else ""
             raise MultistillError(
-                f"no Ray job server answers{place}; see that the head runs, that the address is "
-                "the dashboard's, and that the tunnel to it is open"
+                f"no Ray job server answers{location}; check that the head node runs, that the "
+                "address is the dashboard's, and that the tunnel to it is open"
             ) from error
-        raise MultistillError(f"the cluster refuses: {text[:400]}") from error
+        raise MultistillError(f"the cluster rejects the request: {text[:400]}") from error
 
 
 def _info(client: Any, submission_id: str) -> Any:
-    if _known(client, submission_id) is None:
+    if _status(client, submission_id) is None:
         raise UsageError(
-            f"the cluster knows no job `{submission_id}`; `multistill submit` prints the id"
+            f"the cluster has no job `{submission_id}`; `multistill submit` prints the id"
         )
     return _call(client.get_job_info, submission_id)
 
 
 def _follow(client: Any, submission_id: str) -> Iterator[str]:
-    """The log from its start to the job's end; survives lost connections."""
-    seen = 0
+    """Yield the log from its start until the job ends; reconnects if the connection is lost."""
+    num_yielded = 0
     last_contact = time.monotonic()
     while True:
         position = 0
         try:
             for text in _tail(client, submission_id):
                 last_contact = time.monotonic()
-                # After a lost connection the log comes again from its start.
-                fresh = text[max(0, seen - position) :]
+                # After a reconnection the log is sent again from its start.
+                new_text = text[max(0, num_yielded - position) :]
                 position += len(text)
-                if fresh:
-                    seen = max(seen, position)
-                    yield fresh
-            if str(client.get_job_status(submission_id).value) in _DONE:
+                if new_text:
+                    num_yielded = max(num_yielded, position)
+                    yield new_text
+            if str(client.get_job_status(submission_id).value) in _ENDED:
                 return
             last_contact = time.monotonic()
         except GeneratorExit:
             raise
         except Exception as error:
-            if time.monotonic() - last_contact > LOST_SECONDS:
+            if time.monotonic() - last_contact > LOST_CONNECTION_SECONDS:
                 raise MultistillError(
-                    f"the cluster has not answered for {LOST_SECONDS / 60:.0f} minutes; the job "
-                    f"goes on without us: `multistill logs {submission_id}` shows how it does"
+                    f"the cluster has not answered for {LOST_CONNECTION_SECONDS / 60:.0f} minutes; "
+                    f"the job may still be running: check it with `multistill logs {submission_id}`"
                 ) from error
         time.sleep(1.0)
 
 
 def _tail(client: Any, submission_id: str) -> Iterator[str]:
-    """Ray's asynchronous log stream as a plain one."""
+    """Convert Ray's asynchronous log stream to a synchronous iterator."""
     loop = asyncio.new_event_loop()
     stream = client.tail_job_logs(submission_id)
     try:
@@ -270,8 +270,8 @@ def _tail(client: Any, submission_id: str) -> Iterator[str]:
 
 def _result(client: Any, address: str, submission_id: str, *, waited: bool) -> Submission:
     info = _call(client.get_job_info, submission_id)
-    state = str(info.status.value)
-    code = 0
-    if waited and state != "SUCCEEDED":
-        code = info.driver_exit_code if info.driver_exit_code in {1, 2} else 1
-    return Submission(submission_id, job_server(address), state, code, info.message)
+    job_status = str(info.status.value)
+    exit_code = 0
+    if waited and job_status != "SUCCEEDED":
+        exit_code = info.driver_exit_code if info.driver_exit_code in {1, 2} else 1
+    return Submission(submission_id, job_server(address), job_status, exit_code, info.message)

@@ -1,4 +1,4 @@
-"""One Ray for a run: started on this machine, or joined where the job file says."""
+"""Ray for a run: a private local instance, or a connection to the cluster in the job file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multistill import provenance
 from multistill.cluster.autoscale import wait_for_resources
 from multistill.errors import MultistillError
 from multistill.hardware import local_cpus
@@ -18,22 +19,22 @@ from multistill.tracking.redaction import has_password
 if TYPE_CHECKING:
     from multistill.config import ResourcesConfig
 
-QUIET = {
+ENVIRONMENT_DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DEDUP_LOGS": "1",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # else relative paths break inside trials
-    # report() blocks until the controller polls; its default of 2 s is long for small models.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # otherwise relative paths break inside trials
+    # report() blocks until the controller polls; the default of 2 s is long for small models.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "TOKENIZERS_PARALLELISM": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-"""Set where the user has not: Ray reads its settings from the environment only."""
+"""Set unless the user has set them: Ray reads these settings only from the environment."""
 
-KNOCK_SECONDS = 5.0
+CONNECT_TIMEOUT_SECONDS = 5.0
 
 FORWARDED = ("HF_HUB_OFFLINE", "HF_HOME", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM")
-"""Passed to workers of a cluster we join. Never secrets: Ray shows these to every user."""
+"""Passed to the workers of a cluster. Never secrets: Ray shows them to every user."""
 
 
 @contextmanager
@@ -43,39 +44,42 @@ def start(
     dashboard: bool = False,
     log: Callable[[str], None] = lambda message: None,
 ) -> Iterator[dict[str, float]]:
-    """Ray for the time of the block; yields the cluster's resources.
+    """Connect to Ray for the duration of the block.
 
-    An existing connection of this process is used and left alone. Inside a Ray job, or
-    where `resources.address` or RAY_ADDRESS names a cluster, that cluster is joined.
-    Else a private Ray is started on this machine and ended with the block.
+    An existing connection of this process is reused and left open. Inside a Ray job, or if
+    `resources.address` or RAY_ADDRESS is set, the process connects to that cluster.
+    Otherwise a private Ray is started on this machine and shut down at the end of the block.
 
     Args:
-        dashboard: a local Ray's dashboard and state API, on 127.0.0.1. Ray Train inside
-            Ray Tune needs it to free resources of stopped trials.
-        log: hears what is waited for on a cluster that grows.
+        dashboard: start a local Ray with its dashboard and state API, on 127.0.0.1. Ray
+            Train inside Ray Tune needs it to free the resources of stopped trials.
+        log: called with the resources that an autoscaled cluster is waiting for.
 
+    Yields:
+        the cluster's resources.
     Raises:
-        MultistillError: the cluster does not answer or grow, or a local Ray does not start.
+        MultistillError: the cluster does not answer or does not scale as required, or a
+            local Ray does not start.
     """
-    for name, value in QUIET.items():
+    for name, value in ENVIRONMENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     if "ray" not in sys.modules:
-        # Set after the import, the mode would reach Ray's processes but not this one.
-        os.environ.setdefault("RAY_AUTH_MODE", "token" if not _address(resources) else _mode())
+        # Ray reads the mode at import: set later, it would reach Ray's processes but not this one.
+        os.environ.setdefault("RAY_AUTH_MODE", "token" if not _address(resources) else _auth_mode())
     import ray
 
     if ray.is_initialized():
-        with wait_for_resources(resources.wait_for, resources.wait_minutes, log) as found:
-            yield found
+        with wait_for_resources(resources.wait_for, resources.wait_minutes, log) as available:
+            yield available
         return
     address = _address(resources)
     if address:
         _check_reachable(address)
-    options = _join_options(address) if address else _local_options(resources, dashboard)
+    options = _cluster_options(address) if address else _local_options(resources, dashboard)
     _init(address, options)
     try:
-        with wait_for_resources(resources.wait_for, resources.wait_minutes, log) as found:
-            yield found
+        with wait_for_resources(resources.wait_for, resources.wait_minutes, log) as available:
+            yield available
     finally:
         ray.shutdown()
 
@@ -83,15 +87,15 @@ def start(
 def _init(address: str | None, options: dict[str, Any]) -> None:
     import ray
 
-    for last in (False, True):
+    for is_last_attempt in (False, True):
         try:
             ray.init(logging_level="error", log_to_driver=False, **options)
             return
         except Exception as error:
-            # Ray gives its own processes 30 s to import; the first time, from a cold or busy
-            # disk, they may need longer.
-            if last or address or "timed out during startup" not in str(error):
-                raise MultistillError(_not_started(address, error)) from error
+            # Ray gives its own processes 30 s to start; the first time, from a cold or busy
+            # disk, their imports can take longer.
+            if is_last_attempt or address or "timed out during startup" not in str(error):
+                raise MultistillError(_failure_message(address, error)) from error
             ray.shutdown()
 
 
@@ -100,43 +104,44 @@ def _address(resources: ResourcesConfig) -> str | None:
     if address == "local":
         return None
     if address and address.startswith(("http://", "https://")):
-        # RAY_ADDRESS may hold the address for job submission; a driver needs the other one.
+        # RAY_ADDRESS can be the job server's address, which a driver cannot connect to.
         if resources.address is None:
             return None
         raise MultistillError(
-            f"resources.address `{address}` is the address of the dashboard; run "
-            f"`multistill submit JOB --address {address}`, or give `auto` on a node of the cluster"
+            f"resources.address `{address}` is the address of the dashboard; use "
+            f"`multistill submit JOB --address {address}`, or `auto` on a node of the cluster"
         )
     return address
 
 
 def _check_reachable(address: str) -> None:
-    """See that something listens there; Ray itself would try for minutes.
+    """Check that the port accepts connections; Ray itself would retry for minutes.
 
     Raises:
-        MultistillError: nothing does.
+        MultistillError: it does not.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():  # `auto`, which Ray finds on this machine or refuses at once
+    if not port.isdigit():  # `auto`, which Ray resolves on this machine or rejects immediately
         return
+    target = (host.strip("[]"), int(port))
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
+        socket.create_connection(target, timeout=CONNECT_TIMEOUT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise MultistillError(_not_started(address, error)) from error
+        raise MultistillError(_failure_message(address, error)) from error
 
 
-def _mode() -> str:
-    """Auth mode for joining a cluster: `token` as soon as a token can be found."""
-    found = (
+def _auth_mode() -> str:
+    """Return the authentication mode for a cluster: `token` if there is a token."""
+    has_token = (
         os.environ.get("RAY_AUTH_TOKEN")
         or os.environ.get("RAY_AUTH_TOKEN_PATH")
         or (Path.home() / ".ray" / "auth_token").is_file()
     )
-    return "token" if found else "disabled"
+    return "token" if has_token else "disabled"
 
 
 def _local_options(resources: ResourcesConfig, dashboard: bool) -> dict[str, Any]:
-    # Without `local`, Ray would join whatever cluster someone runs on this machine.
+    # Without `local`, Ray would connect to any cluster that runs on this machine.
     options: dict[str, Any] = {
         "address": "local",
         "num_cpus": resources.num_cpus or local_cpus(),
@@ -149,28 +154,29 @@ def _local_options(resources: ResourcesConfig, dashboard: bool) -> dict[str, Any
     return options
 
 
-def _join_options(address: str) -> dict[str, Any]:
+def _cluster_options(address: str) -> dict[str, Any]:
     options: dict[str, Any] = {"address": address}
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job has its own
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job has a runtime_env
         package = Path(__file__).resolve().parents[1]
         options["runtime_env"] = {"py_modules": [str(package)], "env_vars": forwarded()}
     return options
 
 
 def forwarded() -> dict[str, str]:
-    """Environment for processes on other nodes, without secrets."""
-    found = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    """Return the environment variables for processes on other nodes, without secrets."""
+    variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    variables[provenance.VERSION_VARIABLE] = provenance.version()
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri and not has_password(uri):
-        found["MLFLOW_TRACKING_URI"] = uri
-    return found
+        variables["MLFLOW_TRACKING_URI"] = uri
+    return variables
 
 
-def _not_started(address: str | None, error: Exception) -> str:
+def _failure_message(address: str | None, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     if address is None:
         return f"Ray does not start on this machine ({reason}); run `multistill doctor`"
     return (
-        f"the Ray cluster at `{address}` cannot be joined ({reason}); see that it runs, that "
-        "resources.address is right and that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH holds its token"
+        f"cannot connect to the Ray cluster at `{address}` ({reason}); check that it runs, that "
+        "resources.address is right and that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH has its token"
     )

@@ -1,4 +1,4 @@
-"""The section of the MLflow server and the model registry."""
+"""Job file section `tracking`: the MLflow server and the model registry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from multistill.config.base import Address, Section
 
 
 class ChampionConfig(Section):
-    """The rule by which a searched student becomes the `champion` of MLflow's model registry."""
+    """The rule that makes the winner of a search the `champion` of MLflow's model registry."""
 
     model: str | None = Field(None, min_length=1, description="default: <job>-<student>")
     metric: Literal[
@@ -19,8 +19,8 @@ class ChampionConfig(Section):
         "validation.weighted_f1",
         "validation.accuracy",
         "validation.loss",
-    ] = Field("validation.macro_f1", description="mean over the seeds; test chooses nothing")
-    margin: float = Field(0.0, ge=0, description="by how much the champion must be beaten")
+    ] = Field("validation.macro_f1", description="mean over the seeds; never a test metric")
+    margin: float = Field(0.0, ge=0, description="by how much the current champion must be beaten")
 
     @property
     def mode(self) -> Literal["min", "max"]:
@@ -35,7 +35,7 @@ class TrackingConfig(Section):
     )
     experiment: str | None = Field(None, description="default: the job's name")
     required: bool = Field(
-        True, description="false: start although the server is away, and keep the record for later"
+        True, description="false: start even if the server is unavailable; records are sent later"
     )
     champion: ChampionConfig | None = Field(
         default_factory=ChampionConfig, description="null: register no model"

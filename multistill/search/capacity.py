@@ -78,19 +78,5 @@ def capacity_problems(
     return [*found, problem] if problem else found
 
 
-def cluster_nodes() -> list[dict[str, float]]:
-    """Resources of every living node of the connected Ray cluster.
-
-    Where an autoscaler adds nodes, what it may grow to counts, as if it were one node:
-    the nodes of a rested cluster say nothing about it.
-    """
-    import ray
-
-    limit = ray._private.state.state.get_max_resources_from_cluster_config()
-    if limit:
-        return [dict(limit)]
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-
-
 def _nodes(resources: Resources | Sequence[Resources]) -> list[Resources]:
     return [resources] if isinstance(resources, Mapping) else list(resources)

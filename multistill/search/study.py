@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from multistill.cluster.nodes import cluster_nodes, dashboard_url
 from multistill.config import SearchConfig
 from multistill.errors import MultistillError, UsageError
 from multistill.search.capacity import (
     capacity_problems,
-    cluster_nodes,
     concurrency,
     cores_fit,
     gpus_per_trial,
@@ -162,7 +162,7 @@ def _preflight(request: Request) -> None:
             "search.second: latency is timed in the trial's own process, which holds no GPU where "
             "`workers_per_trial` is above 1; use `workers_per_trial: 1` or `second: parameters`"
         )
-    if nested and not ray._private.worker.get_dashboard_url():
+    if nested and not dashboard_url():
         problems.append(
             "search.workers_per_trial: Ray Train inside Ray Tune frees the workers of stopped "
             "trials through Ray's dashboard, which this Ray runs without; start it with one"

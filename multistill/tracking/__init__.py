@@ -1,4 +1,4 @@
-"""Recording runs in MLflow: never raises into a run, never waits for the network."""
+"""MLflow tracking that never raises into a run and never waits for the network."""
 
 from multistill.tracking.redaction import redact
 from multistill.tracking.tracker import Tracker, open_tracker, tracking_uri

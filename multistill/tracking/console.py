@@ -1,7 +1,7 @@
-"""Progress for people, on standard error; results go to standard output.
+"""Progress on standard error, so that standard output holds only results.
 
-On a terminal one live line moves; elsewhere (a log, CI, a Ray job) a line is printed
-when something changes, at most every few seconds.
+On a terminal one live line is updated; elsewhere (a log file, CI, a Ray job) a line is
+printed when something changes, at most every few seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.text import Text
 from multistill.tracking.logger import RunLogger
 
 SECONDS_BETWEEN_LINES = 5.0
-SHOWN = ("train_loss", "valid_macro_f1", "valid_uar")
+SHOWN_METRICS = ("train_loss", "valid_macro_f1", "valid_uar")
 
 
 def stderr() -> Console:
@@ -28,47 +28,47 @@ def stderr() -> Console:
 
 
 class ProgressDisplay:
-    """The one place that writes progress; shared by all loggers of a run."""
+    """Writes messages and the live progress line; shared by all loggers of a run."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or stderr()
         self._lock = RLock()
         self._live: Live | None = None
-        self._last = 0.0
+        self._last_printed = 0.0
 
     def print(self, text: str, style: str = "") -> None:
         with self._lock:
             self.console.print(Text(text, style=style), soft_wrap=True)
 
     def update(self, text: str) -> None:
-        """Replace the live line, or print now and then where there is no terminal."""
+        """Replace the live line; without a terminal, print a line every few seconds."""
         with self._lock:
             if self.console.is_terminal:
                 if self._live is None:
                     self._live = Live(console=self.console, transient=True, auto_refresh=False)
                     self._live.start()
                 self._live.update(Text(f"  {text}", style="dim", overflow="ellipsis"), refresh=True)
-            elif time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
-                self._last = time.monotonic()
+            elif time.monotonic() - self._last_printed >= SECONDS_BETWEEN_LINES:
+                self._last_printed = time.monotonic()
                 self.print(f"  {text}")
 
     def clear(self) -> None:
-        """Take the live line away, e.g. at the end of a stage."""
+        """Remove the live line, e.g. at the end of a stage."""
         with self._lock:
             if self._live is not None:
                 self._live.stop()
                 self._live = None
 
 
-def figure(name: str, value: float) -> str:
-    """`clips per second 1,234`, `1:02:03 left`."""
+def format_stat(name: str, value: float) -> str:
+    """Format one progress value: `clips per second 1,234`, `1:02:03 left`."""
     if name == "seconds_left":
         return f"{timedelta(seconds=round(value))} left"
     return f"{name.replace('_', ' ')} {f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'}"
 
 
 class ConsoleLogger:
-    """A `RunLogger` that shows, and records nothing."""
+    """A `RunLogger` that only prints."""
 
     record_id: str | None = None
 
@@ -79,13 +79,15 @@ class ConsoleLogger:
     def info(self, message: str) -> None:
         self.display.print(f"  {message}")
 
-    def progress(self, done: float, total: float, unit: str, **figures: float) -> None:
-        share = f"{100 * done / total:3.0f} %" if total else ""
-        shown = "  ".join(figure(name, value) for name, value in figures.items())
-        self.display.update(f"{self.name}  {done:g}/{total:g} {unit} {share}  {shown}".rstrip())
+    def progress(self, done: float, total: float, unit: str, **stats: float) -> None:
+        percent = f"{100 * done / total:3.0f} %" if total else ""
+        shown = "  ".join(format_stat(name, value) for name, value in stats.items())
+        self.display.update(f"{self.name}  {done:g}/{total:g} {unit} {percent}  {shown}".rstrip())
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        shown = [f"{key.replace('_', ' ')} {values[key]:.3f}" for key in SHOWN if key in values]
+        shown = [
+            f"{key.replace('_', ' ')} {values[key]:.3f}" for key in SHOWN_METRICS if key in values
+        ]
         if step is not None and shown:
             self.display.update(f"{self.name}  epoch {step}  {'  '.join(shown)}")
 
@@ -104,22 +106,24 @@ class ConsoleLogger:
 
 
 class CompositeLogger:
-    """One logger made of several: the terminal and the tracking server, say."""
+    """Forwards every call to several loggers, e.g. the terminal and the tracking server."""
 
     def __init__(self, loggers: Sequence[RunLogger]) -> None:
         self.loggers = tuple(loggers)
 
     @property
     def record_id(self) -> str | None:
-        return next((w.record_id for w in self.loggers if w.record_id is not None), None)
+        return next(
+            (logger.record_id for logger in self.loggers if logger.record_id is not None), None
+        )
 
     def info(self, message: str) -> None:
         for logger in self.loggers:
             logger.info(message)
 
-    def progress(self, done: float, total: float, unit: str, **figures: float) -> None:
+    def progress(self, done: float, total: float, unit: str, **stats: float) -> None:
         for logger in self.loggers:
-            logger.progress(done, total, unit, **figures)
+            logger.progress(done, total, unit, **stats)
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         for logger in self.loggers:

@@ -1,8 +1,9 @@
-"""From records of a journal to runs on the server; safe to repeat at any point.
+"""Applies the records of a journal to runs on the server; idempotent.
 
-A record may reach the server twice (the server answered, then we were killed before we
-noted it). So runs are found by key before they are made, points of a step that the server
-has are not sent again, and parameters, tags and files overwrite themselves.
+A record can be applied twice: the process may be killed after the server has accepted a
+record and before that is stored. Therefore runs are looked up by key before they are
+created, metric values of a step that the server already has are not sent again, and
+parameters, tags and files overwrite themselves with the same value.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from multistill.tracking.server import (
     ORPHAN_TAG,
     PARENT_TAG,
     Point,
-    RecordRefusedError,
+    RecordRejectedError,
     Server,
-    ServerAwayError,
+    ServerUnavailableError,
     clean_key,
     from_json_number,
 )
@@ -32,12 +33,13 @@ RESUMED_TAG = "multistill.resumed"
 
 @dataclass
 class Run:
-    """What we know of one run on the server.
+    """State of one run on the server.
 
     Attributes:
-        continued: it may hold points and children that this process did not send.
-        orphan: it is marked as left open by a process that died.
-        steps: steps sent, by metric; None where the server was not asked yet.
+        continued: the run may have metric values and children that this process did not send.
+        orphan: the run is tagged as left open by a process that died.
+        steps: logged steps by metric; a metric is missing until the server has been queried.
+        children: child runs by key; None until the server has been queried.
     """
 
     id: str
@@ -51,24 +53,24 @@ class Run:
 @dataclass
 class _Pending:
     points: list[Point] = field(default_factory=list)
-    stepped: list[tuple[str, int]] = field(default_factory=list)
+    new_steps: list[tuple[str, int]] = field(default_factory=list)
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
 
 class Delivery:
-    """Applies records to a server. Used by one thread.
+    """Applies records to a server. Not thread-safe.
 
     Attributes:
-        refused: sentences about records that the server will never take, oldest first.
-        news: sentences for a person about what was done.
-        protected: ids of runs that no old journal may end, since they are live now.
+        rejected: error messages of rejected records, oldest first.
+        messages: human-readable messages about what was done.
+        protected: ids of live runs, which the replay of an old journal must not end.
     """
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.refused: list[str] = []
-        self.news: list[str] = []
+        self.rejected: list[str] = []
+        self.messages: list[str] = []
         self.protected: set[str] = set()
         self._runs: dict[tuple[str, str], Run | None] = {}
 
@@ -79,27 +81,28 @@ class Delivery:
     def apply_each(
         self, experiment: str, records: Iterable[Record], journal: Journal, *, live: bool
     ) -> None:
-        """Like `apply`, but a record that makes a healthy server fail is given up.
+        """Apply records one at a time, dropping any that makes a healthy server fail.
 
-        Without this, one record that always ends in a server error would hold back all
-        records after it for ever.
+        Otherwise a record that always causes a server error would block all records after it.
         """
         for record in records:
             try:
                 self.apply(experiment, [record], journal, live=live)
-            except ServerAwayError as error:
+            except ServerUnavailableError as error:
                 self.server.ping()
-                self.refused.append(str(error))
+                self.rejected.append(str(error))
 
     def apply(
         self, experiment: str, records: Iterable[Record], journal: Journal, *, live: bool
     ) -> None:
-        """Raises ServerAwayError; the same records may then be applied again.
+        """Apply records in batches.
 
         Args:
             live: False for the journal of a dead process.
+        Raises:
+            ServerUnavailableError: the same records can then be applied again.
         """
-        pending: dict[str, _Pending] = {}
+        batches: dict[str, _Pending] = {}
         for record in records:
             operation = record.get("op")
             node = record.get("node", "")
@@ -107,156 +110,156 @@ class Delivery:
                 self.open(experiment, record, live)
                 continue
             run = self._runs.get((experiment, node))
-            if run is None:  # its run was refused, which was said then
+            if run is None:  # the run was rejected, which has been reported
                 continue
-            waiting = pending.setdefault(node, _Pending())
+            pending = batches.setdefault(node, _Pending())
             if operation == "metrics":
-                self._add_points(run, waiting, record)
+                self._add_points(run, pending, record)
             elif operation == "params":
-                waiting.params.update(record["values"])
+                pending.params.update(record["values"])
             elif operation == "tags":
-                waiting.tags.update(record["values"])
+                pending.tags.update(record["values"])
             elif operation == "artifact":
                 self._upload(run, record, journal)
             elif operation == "register":
                 self._register(run, record, journal)
             elif operation == "close":
-                self._send(run, pending.pop(node))
+                self._send(run, batches.pop(node))
                 if live or run.id not in self.protected:
-                    for below in self._open_below(experiment, node):
-                        self._end(below, record)
+                    for descendant in self._running_descendants(experiment, node):
+                        self._end(descendant, record)
                     self._end(run, record)
-        for node, waiting in pending.items():
+        for node, pending in batches.items():
             run = self._runs[(experiment, node)]
             if run is not None:
-                self._send(run, waiting)
+                self._send(run, pending)
 
     def open(self, experiment: str, record: Record, live: bool) -> Run | None:
-        """Find the record's run by its key below its parent, or make it."""
-        place = (experiment, record["node"])
-        if place not in self._runs:
+        """Look up the record's run by its key below its parent, or create it."""
+        run_key = (experiment, record["node"])
+        if run_key not in self._runs:
             try:
-                self._runs[place] = self._find_or_create(experiment, record)
-            except RecordRefusedError as error:
-                self.refused.append(str(error))
-                self._runs[place] = None
-        run = self._runs[place]
+                self._runs[run_key] = self._find_or_create(experiment, record)
+            except RecordRejectedError as error:
+                self.rejected.append(str(error))
+                self._runs[run_key] = None
+        run = self._runs[run_key]
         if run is not None and not run.running:
-            self.server.reopen(run.id)
+            self.server.reopen_run(run.id)
             if live:
                 self._tag_resumed(run, record)
             run.running = True
         return run
 
     def _tag_resumed(self, run: Run, record: Record) -> None:
-        moment = datetime.fromtimestamp(record["t"] / 1000, UTC).isoformat(timespec="seconds")
-        tags = {**record["tags"], RESUMED_TAG: moment}
+        resumed = datetime.fromtimestamp(record["t"] / 1000, UTC).isoformat(timespec="seconds")
+        tags = {**record["tags"], RESUMED_TAG: resumed}
         if run.orphan:
             tags[ORPHAN_TAG] = "false"
             run.orphan = False
-        self.refused += self.server.log(run.id, tags=tags)
+        self.rejected += self.server.log(run.id, tags=tags)
 
     def _find_or_create(self, experiment: str, record: Record) -> Run:
         key = record["key"]
         parent = None
         if record["parent"] is None:
-            found = self.server.find(experiment, key)
+            existing = self.server.find_run(experiment, key)
         else:
             parent = self._runs.get((experiment, record["parent"]))
             if parent is None:
-                raise RecordRefusedError(f"the run above `{record['name']}` was refused")
-            found = self._children(experiment, parent).get(key)
-        if found is not None:
-            orphan = found.data.tags.get(ORPHAN_TAG) == "true"
-            return Run(str(found.info.run_id), continued=True, running=False, orphan=orphan)
+                raise RecordRejectedError(f"the parent run of `{record['name']}` was rejected")
+            existing = self._children(experiment, parent).get(key)
+        if existing is not None:
+            orphan = existing.data.tags.get(ORPHAN_TAG) == "true"
+            return Run(str(existing.info.run_id), continued=True, running=False, orphan=orphan)
         tags = {**record["tags"], KEY_TAG: key, KIND_TAG: record["kind"]}
         if parent is not None:
             tags[PARENT_TAG] = parent.id
-        created = self.server.create(experiment, record["name"], record["t"], tags)
-        return Run(created, continued=False)
+        run_id = self.server.create_run(experiment, record["name"], record["t"], tags)
+        return Run(run_id, continued=False)
 
     def _children(self, experiment: str, parent: Run) -> dict[str, Any]:
         if not parent.continued:
             return {}
-        if parent.children is None:  # one search for all, not one for each of 2,000 trials
-            found = self.server.children(experiment, parent.id)
-            parent.children = {run.data.tags.get(KEY_TAG, ""): run for run in found}
+        if parent.children is None:  # one query for all, not one for each of 2,000 trials
+            runs = self.server.child_runs(experiment, parent.id)
+            parent.children = {run.data.tags.get(KEY_TAG, ""): run for run in runs}
         return parent.children
 
-    def _add_points(self, run: Run, waiting: _Pending, record: Record) -> None:
+    def _add_points(self, run: Run, pending: _Pending, record: Record) -> None:
         step = record["step"]
         for name, value in record["values"].items():
             key = clean_key(name)
             if step is not None:
-                if (key, step) in waiting.stepped or step in self._steps(run, key):
+                if (key, step) in pending.new_steps or step in self._steps(run, key):
                     continue
-                waiting.stepped.append((key, step))
-            waiting.points.append((key, from_json_number(value), record["t"], step or 0))
+                pending.new_steps.append((key, step))
+            pending.points.append((key, from_json_number(value), record["t"], step or 0))
 
     def _steps(self, run: Run, key: str) -> set[int]:
         if key not in run.steps:
-            run.steps[key] = self.server.steps(run.id, key) if run.continued else set()
+            run.steps[key] = self.server.logged_steps(run.id, key) if run.continued else set()
         return run.steps[key]
 
-    def _send(self, run: Run, waiting: _Pending) -> None:
-        self.refused += self.server.log(run.id, waiting.points, waiting.params, waiting.tags)
-        for key, step in waiting.stepped:
+    def _send(self, run: Run, pending: _Pending) -> None:
+        self.rejected += self.server.log(run.id, pending.points, pending.params, pending.tags)
+        for key, step in pending.new_steps:
             run.steps[key].add(step)
 
     def _upload(self, run: Run, record: Record, journal: Journal) -> None:
         path = journal.folder / record["file"]
-        if not path.exists():  # sent by an earlier attempt at the same records
+        if not path.exists():  # uploaded when the same record was applied before
             return
         try:
             self.server.upload(run.id, path, record["folder"])
-        except RecordRefusedError as error:
-            self.refused.append(str(error))
-        journal.drop_copy(record["file"])
+        except RecordRejectedError as error:
+            self.rejected.append(str(error))
+        journal.delete_copy(record["file"])
 
     def _register(self, run: Run, record: Record, journal: Journal) -> None:
         path = journal.folder / record["file"]
         if not path.exists():
             return
         try:
-            self.news.append(register(self.server, run.id, record, path))
-        except RecordRefusedError as error:
-            self.refused.append(str(error))
-        journal.drop_copy(record["file"])
+            self.messages.append(register(self.server, run.id, record, path))
+        except RecordRejectedError as error:
+            self.rejected.append(str(error))
+        journal.delete_copy(record["file"])
 
-    def _open_below(self, experiment: str, node: str) -> list[Run]:
-        """Runs below this one that nobody closed: they end as it ends."""
+    def _running_descendants(self, experiment: str, node: str) -> list[Run]:
+        """Return the runs below a node that are still open; they end with its status."""
         return [
             run
-            for (place, other), run in self._runs.items()
+            for (run_experiment, run_node), run in self._runs.items()
             if run is not None
             and run.running
-            and place == experiment
-            and other.startswith(f"{node}/")
+            and run_experiment == experiment
+            and run_node.startswith(f"{node}/")
         ]
 
     def _end(self, run: Run, record: Record) -> None:
         try:
-            self.server.end(run.id, record["status"], record["t"])
-        except RecordRefusedError as error:
-            self.refused.append(str(error))
+            self.server.end_run(run.id, record["status"], record["t"])
+        except RecordRejectedError as error:
+            self.rejected.append(str(error))
         run.running = False
-        # A closed run is seldom opened again: forget its steps, ask the server if it is.
+        # A closed run is rarely reopened: free its steps, and query the server if it is.
         run.steps.clear()
         run.children = None
         run.continued = True
 
     def mark_unclosed(self, experiment: str, journal: Journal) -> None:
-        """End, as KILLED, the runs that a dead process left open."""
-        last: dict[str, int] = {}
+        """End as KILLED the runs that the journal's dead process left open."""
+        last_time: dict[str, int] = {}
         for record in journal.all_records():
             node = record.get("node")
             if node is None:
                 continue
             if record["op"] == "close":
-                last.pop(node, None)
+                last_time.pop(node, None)
             else:
-                last[node] = int(record.get("t", last.get(node, 0)))
-        for node, time_ms in last.items():
+                last_time[node] = int(record.get("t", last_time.get(node, 0)))
+        for node, time_ms in last_time.items():
             run = self._runs.get((experiment, node))
             if run is not None and run.id not in self.protected:
                 self._orphan(run.id, time_ms)
@@ -265,12 +268,12 @@ class Delivery:
                 run.continued = True
 
     def mark_orphans(self, experiment: str, run_id: str, time_ms: int) -> None:
-        """End, as KILLED, children that an earlier attempt of this run left RUNNING."""
+        """End as KILLED the children that an earlier attempt of this run left RUNNING."""
         live = {run.id for run in self._runs.values() if run is not None and run.running}
-        for child in self.server.children(experiment, run_id):
+        for child in self.server.child_runs(experiment, run_id):
             if child.info.status == "RUNNING" and child.info.run_id not in live:
                 self._orphan(str(child.info.run_id), time_ms)
 
     def _orphan(self, run_id: str, time_ms: int) -> None:
-        self.refused += self.server.log(run_id, tags={ORPHAN_TAG: "true"})
-        self.server.end(run_id, "KILLED", time_ms)
+        self.rejected += self.server.log(run_id, tags={ORPHAN_TAG: "true"})
+        self.server.end_run(run_id, "KILLED", time_ms)

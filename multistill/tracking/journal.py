@@ -1,12 +1,12 @@
-"""The record on disk: what is still to be sent to the tracking server.
+"""Journal on disk: the queue of records that are still to be sent to the tracking server.
 
-Every record is appended here before it is sent, so the journal is the queue, the spool
-of an outage and what is left of a killed process, all in one. Memory does not grow with
-the length of an outage.
+Every record is appended here before it is sent. The same journal therefore serves as the
+queue, as the buffer during a server outage, and as the recovery log of a killed process,
+and memory use does not grow with the length of an outage.
 
 A journal is a folder: `records.jsonl` (first line: the header), `sent` (byte offset up to
-which the server has everything), `files/` (copies of artifacts), `lock` (held by the
-process that writes it; free as soon as that process is dead).
+which everything is on the server), `files/` (copies of artifacts), `lock` (held by the
+process that writes the journal; released by the kernel when that process dies).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """One process' journal. `append` may be called from any thread.
+    """The journal of one process. `append` is thread-safe.
 
     Args:
-        folder: holds the journal; made by `create`, found by `abandoned`.
+        folder: the journal's folder; created by `create`, found by `abandoned`.
         lock: held for as long as this object is in use.
     """
 
@@ -38,14 +38,14 @@ class Journal:
         self.folder = folder
         self.header = header
         self._file_lock = lock
-        self._guard = threading.Lock()
+        self._write_lock = threading.Lock()
         self._path = folder / "records.jsonl"
         self._stream: Any = None
-        self._copies = 0
+        self._num_copies = 0
 
     @classmethod
     def create(cls, parent: Path, header: Record) -> Journal:
-        """A new journal under `parent`. Raises OSError when it cannot be written."""
+        """Create a journal under `parent`. Raises OSError if it cannot be written."""
         folder = parent / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
         lock = FileLock(folder / "lock")
@@ -57,8 +57,8 @@ class Journal:
 
     @classmethod
     def abandoned(cls, parent: Path) -> list[Journal]:
-        """Journals whose process is dead, oldest first; each is locked for the caller."""
-        found = []
+        """Return the journals of dead processes, oldest first; the caller holds their locks."""
+        journals = []
         for folder in sorted(parent.iterdir()) if parent.is_dir() else []:
             path = folder / "records.jsonl"
             if not path.is_file():
@@ -69,28 +69,31 @@ class Journal:
             except (Timeout, OSError):
                 continue
             with path.open("rb") as stream:
-                first = _parse(stream.readline())
-            if first is None or "header" not in first:
+                first_line = _parse(stream.readline())
+            if first_line is None or "header" not in first_line:
                 lock.release()
                 continue
-            found.append(cls(folder, lock, first["header"]))
-        return found
+            journals.append(cls(folder, lock, first_line["header"]))
+        return journals
 
     def append(self, record: Record) -> None:
-        """Write one record. Raises OSError (a full disk)."""
+        """Append one record. Raises OSError, e.g. if the disk is full."""
         line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-        with self._guard:
+        with self._write_lock:
             self._stream.write(line)
             self._stream.flush()
 
-    def keep(self, source: Path) -> str:
-        """Copy a file or folder into the journal, since the original may move on.
+    def copy_in(self, source: Path) -> str:
+        """Copy a file or folder into the journal, since the original may change or go.
 
-        Returns the copy's path relative to the journal. Raises OSError.
+        Returns:
+            path of the copy relative to the journal's folder.
+        Raises:
+            OSError: the source cannot be read or the copy cannot be written.
         """
-        with self._guard:
-            self._copies += 1
-            name = f"files/{self._copies}/{source.name}"
+        with self._write_lock:
+            self._num_copies += 1
+            name = f"files/{self._num_copies}/{source.name}"
         target = self.folder / name
         target.parent.mkdir(parents=True)
         if source.is_dir():
@@ -99,13 +102,13 @@ class Journal:
             shutil.copyfile(source, target)
         return name
 
-    def drop_copy(self, name: str) -> None:
+    def delete_copy(self, name: str) -> None:
         shutil.rmtree((self.folder / name).parent, ignore_errors=True)
 
     def read(self, offset: int, limit: int) -> tuple[list[Record], int]:
-        """Up to `limit` records from a byte offset, and the offset after them.
+        """Read up to `limit` records from a byte offset; also return the offset after them.
 
-        A last line without its end (still being written, or cut by a kill) is not read.
+        A last line without a newline (still being written, or cut off by a kill) is not read.
         """
         records: list[Record] = []
         with self._path.open("rb") as stream:
@@ -129,38 +132,39 @@ class Journal:
             yield from records
 
     @property
-    def sent(self) -> int:
+    def sent_offset(self) -> int:
+        """Byte offset up to which everything is on the server."""
         try:
             return int((self.folder / "sent").read_text())
         except (FileNotFoundError, ValueError):
             return 0
 
     def mark_sent(self, offset: int) -> None:
-        """Everything before this byte is on the server."""
+        """Store that everything before this byte offset is on the server."""
         temporary = self.folder / "sent.new"
         temporary.write_text(str(offset))
         temporary.replace(self.folder / "sent")
 
     @property
     def size(self) -> int:
-        """Bytes of all records so far."""
+        """Size of all records so far in bytes."""
         return self._path.stat().st_size
 
-    def waiting(self, offset: int) -> int:
-        """Records from this byte on."""
+    def count_from(self, offset: int) -> int:
+        """Count the records from a byte offset to the end."""
         with self._path.open("rb") as stream:
             stream.seek(offset)
             return sum(1 for line in stream if line.endswith(b"\n"))
 
     def release(self) -> None:
-        """Leave the journal for a later replay."""
-        with self._guard:
+        """Close the journal and release its lock, so that a later run can replay it."""
+        with self._write_lock:
             if self._stream is not None:
                 self._stream.close()
         self._file_lock.release()
 
     def remove(self) -> None:
-        """Everything is on the server: the journal is no longer needed."""
+        """Delete the journal, once everything is on the server."""
         self.release()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -174,7 +178,7 @@ def _parse(line: bytes) -> Record | None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file or of all files of a folder. Raises OSError."""
+    """Return the size in bytes of a file, or of all files in a folder. Raises OSError."""
     if not path.is_dir():
         return path.stat().st_size
     return sum(

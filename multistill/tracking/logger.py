@@ -1,8 +1,8 @@
-"""What a room may tell the outside while it works.
+"""The logging interface of all packages: messages, progress, metrics and artifacts of a run.
 
-Rooms (features, training, search, ...) take a `RunLogger` and know neither the terminal
-nor MLflow. The pipeline passes one that shows progress and records to the tracking
-server; tests and library users pass nothing and get `NullLogger`.
+Packages (features, training, search, ...) take a `RunLogger` and know neither the terminal
+nor MLflow. The pipeline passes one that shows progress and records to the tracking server;
+tests and library users pass nothing and get a `NullLogger`.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from typing import Any, Literal, Protocol
 
 
 class RunLogger(Protocol):
-    """One observed piece of work: a run, a stage, a model or a trial.
+    """Logger of one run: the whole job, a stage, a model or a trial.
 
     No method raises, and none blocks on the network.
     """
 
     def info(self, message: str) -> None:
-        """One line for a person."""
+        """Print one human-readable line."""
         ...
 
-    def progress(self, done: float, total: float, unit: str, **figures: float) -> None:
-        """How far the work is; `figures` are rates and the like shown beside it."""
+    def progress(self, done: float, total: float, unit: str, **stats: float) -> None:
+        """Report progress; `stats` are shown with it, e.g. rates and `seconds_left`."""
         ...
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Figures to record; `step` is the epoch for training curves."""
+        """Log metrics; `step` is the epoch for training curves."""
         ...
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Settings to record, few and meaningful."""
+        """Log parameters, few and meaningful."""
         ...
 
     def tags(self, values: Mapping[str, str]) -> None:
-        """Facts to record: fingerprints, reasons, states."""
+        """Set tags: fingerprints, reasons, states."""
         ...
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """A small file to keep with the record."""
+        """Log a small file below the artifact path `folder`."""
         ...
 
     def register(
@@ -54,34 +54,35 @@ class RunLogger(Protocol):
         data: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Offer a model to the registry, where there is one.
+        """Register a model version, where there is a registry.
 
         Args:
-            name: of the registered model; its best version is the `champion`.
-            folder: the model's files; copied, so it may go.
+            name: of the registered model; its best version gets the alias `champion`.
+            folder: the model's files; they are copied, so the folder can be deleted afterwards.
             margin: by how much `value` must beat the champion's `metric`.
-            data: digest of the data that the value was measured on; others are not compared.
+            data: digest of the data that `value` was measured on; values measured on different
+                data are not compared.
         """
         ...
 
     def child(self, name: str, key: str, kind: str) -> RunLogger:
-        """A watched piece of work below this one.
+        """Open a run nested below this one.
 
         Args:
-            name: for people, e.g. `student-audio`.
+            name: human-readable, e.g. `student-audio`.
             key: unique below the parent and the same after a restart, so that an
-                interrupted record is continued instead of doubled.
+                interrupted run is continued instead of duplicated.
             kind: `stage`, `model` or `trial`.
         """
         ...
 
     def close(self, status: str = "FINISHED") -> None:
-        """End of this piece: `FINISHED`, `FAILED` or `KILLED`."""
+        """End the run as `FINISHED`, `FAILED` or `KILLED`."""
         ...
 
     @property
     def record_id(self) -> str | None:
-        """The tracking server's id of this record, where there is one."""
+        """The tracking server's id of this run, where there is one."""
         ...
 
 
@@ -92,7 +93,7 @@ class NullLogger:
 
     def info(self, message: str) -> None: ...
 
-    def progress(self, done: float, total: float, unit: str, **figures: float) -> None: ...
+    def progress(self, done: float, total: float, unit: str, **stats: float) -> None: ...
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None: ...
 

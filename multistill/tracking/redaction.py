@@ -1,4 +1,4 @@
-"""Keeping credentials out of every message, tag and parameter."""
+"""Removing credentials from messages, tags and parameters."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _HIDDEN = "***"
 
 
 def has_password(uri: str) -> bool:
-    """Whether an address carries a password."""
+    """Return whether a URI contains a password."""
     return _USERINFO.search(uri) is not None
 
 
 def redact(text: str) -> str:
-    """The text with passwords inside addresses, and secrets of the environment, hidden."""
-    hidden = _USERINFO.sub(rf"\g<scheme>\g<user>:{_HIDDEN}@", text)
+    """Replace passwords in URIs, and secrets from the environment, with `***`."""
+    redacted = _USERINFO.sub(rf"\g<scheme>\g<user>:{_HIDDEN}@", text)
     for name in _SECRET_VARIABLES:
         value = os.environ.get(name, "")
         if len(value) >= 4:  # shorter values would blank out ordinary words
-            hidden = hidden.replace(value, _HIDDEN)
-    return hidden
+            redacted = redacted.replace(value, _HIDDEN)
+    return redacted

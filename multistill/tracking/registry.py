@@ -1,4 +1,4 @@
-"""The model registry: one registered model a name, its best version called `champion`."""
+"""MLflow model registry: versions of a registered model, the best one aliased `champion`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from multistill.tracking.journal import Record
-from multistill.tracking.server import RecordRefusedError, Server, clean_tags, guarded
+from multistill.tracking.server import RecordRejectedError, Server, call_mlflow, clean_tags
 
 CHAMPION = "champion"
 DIGEST_TAG = "multistill.digest"
@@ -18,7 +18,7 @@ FOLDER = "model"
 
 
 def digest_of(folder: Path) -> str:
-    """Digest of a model folder's names and contents."""
+    """Hash the file names and contents of a model folder."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -29,99 +29,110 @@ def digest_of(folder: Path) -> str:
 
 
 def register(server: Server, run_id: str, record: Record, folder: Path) -> str:
-    """Add a version for the folder, and make it the champion if it is better.
+    """Register a model folder as a version, and make it the champion if it is better.
 
-    The same weights make one version however often this is called; its tags say what was
-    measured last. A champion of other data, or without the metric, is neither beaten nor
-    kept: its figure cannot be compared, so the alias stays. One whose figure is no number is
-    beaten by any number.
+    Registering the same files again does not create a second version; it updates the tags
+    of the first to the latest measurement. A champion that was measured on other data, or
+    without this metric, cannot be compared with the new version, so the alias does not move.
+    A champion whose metric is NaN or infinite is beaten by any finite value.
 
     Returns:
-        a sentence about what happened.
+        a human-readable sentence about the outcome.
     Raises:
-        ServerAwayError, RecordRefusedError.
+        ServerUnavailableError, RecordRejectedError.
     """
     name = re.sub(r"[/:]", "-", record["name"])
     metric, value = record["metric"], float(record["value"])
-    _make_model(server, name)
-    version = _find(server, name, record["digest"])
-    tags = {
-        DIGEST_TAG: record["digest"],
-        DATA_TAG: record["data"],
-        metric: str(value),
-        **clean_tags(record["tags"]),
-    }
-    if version is not None:
-        for key, text in tags.items():
-            if version.tags.get(key) != text:
-                guarded(server.client.set_model_version_tag, name, version.version, key, text)
-    else:
-        server.upload(run_id, folder, "", name=FOLDER)
-        run = guarded(server.client.get_run, run_id)
-        version = guarded(
-            server.client.create_model_version,
-            name,
-            source=f"{run.info.artifact_uri}/{FOLDER}",
-            run_id=run_id,
-            tags=tags,
-        )
+    version = _add_version(server, name, run_id, record, folder)
     champion = _champion(server, name)
     title = f"{name} version {version.version}"
     if champion is not None and champion.version == version.version:
         return f"{title} is the champion"
-    if champion is not None and champion.tags.get(DATA_TAG) != record["data"]:
-        return (
-            f"{title} is registered ({metric} {value:.4g}); version {champion.version} stays the "
-            "champion: it was chosen on other data, so the two figures cannot be compared; move "
-            "the alias in MLflow if the new data shall count from now on"
-        )
-    if champion is not None and metric not in champion.tags:
-        return (
-            f"{title} is registered ({metric} {value:.4g}); version {champion.version} stays the "
-            f"champion: nothing says what its {metric} is, so the two cannot be compared; move the "
-            "alias in MLflow if this metric shall count from now on"
-        )
-    best = _number(champion.tags.get(metric)) if champion is not None else None
-    if math.isfinite(value) and (best is None or _gain(record, value, best) > record["margin"]):
-        guarded(server.client.set_registered_model_alias, name, CHAMPION, version.version)
-        before = "" if best is None else f", before {best:.4g}"
-        return f"{title} is the champion ({metric} {value:.4g}{before})"
+    registered = f"{title} is registered ({metric} {value:.4g})"
+    stays = f"version {champion.version} stays the champion" if champion is not None else ""
+    if champion is not None and (reason := _not_comparable(champion, record)):
+        return f"{registered}; {stays}: {reason}"
+    best = _finite(champion.tags.get(metric)) if champion is not None else None
+    beaten = best is None or _improvement(record, value, best) > record["margin"]
+    if math.isfinite(value) and beaten:
+        call_mlflow(server.client.set_registered_model_alias, name, CHAMPION, version.version)
+        previous = "" if best is None else f", previously {best:.4g}"
+        return f"{title} is the champion ({metric} {value:.4g}{previous})"
     if champion is None:
-        return f"{title} is registered ({metric} {value:.4g}); there is no champion"
-    short = f" by {record['margin']:g}" if record["margin"] else ""
-    return (
-        f"{title} is registered ({metric} {value:.4g}); version {champion.version} stays the "
-        f"champion with {best:.4g}, which is not beaten{short}"
-        if best is not None
-        else f"{title} is registered ({metric} {value:.4g}); version {champion.version} stays the "
-        "champion"
+        return f"{registered}; there is no champion"
+    if best is None:
+        return f"{registered}; {stays}"
+    by_margin = f" by {record['margin']:g}" if record["margin"] else ""
+    return f"{registered}; {stays} with {best:.4g}, which is not beaten{by_margin}"
+
+
+def _add_version(server: Server, name: str, run_id: str, record: Record, folder: Path) -> Any:
+    """Create a version for the folder, or update the tags of the version with the same files."""
+    _create_registered_model(server, name)
+    tags = {
+        DIGEST_TAG: record["digest"],
+        DATA_TAG: record["data"],
+        record["metric"]: str(float(record["value"])),
+        **clean_tags(record["tags"]),
+    }
+    version = _find_version(server, name, record["digest"])
+    if version is not None:
+        for key, text in tags.items():
+            if version.tags.get(key) != text:
+                call_mlflow(server.client.set_model_version_tag, name, version.version, key, text)
+        return version
+    server.upload(run_id, folder, "", name=FOLDER)
+    run = call_mlflow(server.client.get_run, run_id)
+    return call_mlflow(
+        server.client.create_model_version,
+        name,
+        source=f"{run.info.artifact_uri}/{FOLDER}",
+        run_id=run_id,
+        tags=tags,
     )
 
 
-def _gain(record: Record, value: float, best: float) -> float:
+def _not_comparable(champion: Any, record: Record) -> str:
+    """Explain why a version cannot be compared with the champion; empty if it can."""
+    if champion.tags.get(DATA_TAG) != record["data"]:
+        return (
+            "it was chosen on other data, so the two values cannot be compared; move the alias in "
+            "MLflow if the new data should count from now on"
+        )
+    if record["metric"] not in champion.tags:
+        return (
+            f"it has no {record['metric']}, so the two cannot be compared; move the alias in "
+            "MLflow if this metric should count from now on"
+        )
+    return ""
+
+
+def _improvement(record: Record, value: float, best: float) -> float:
     return best - value if record["mode"] == "min" else value - best
 
 
-def _make_model(server: Server, name: str) -> None:
+def _create_registered_model(server: Server, name: str) -> None:
     try:
-        guarded(server.client.create_registered_model, name)
-    except RecordRefusedError:
-        guarded(server.client.get_registered_model, name)  # refused for another reason: say it
+        call_mlflow(server.client.create_registered_model, name)
+    except RecordRejectedError:
+        call_mlflow(server.client.get_registered_model, name)  # raises unless the model exists
 
 
-def _find(server: Server, name: str, digest: str) -> Any:
-    found = guarded(server.client.search_model_versions, f"name = '{name}'", max_results=1000)
-    return next((version for version in found if version.tags.get(DIGEST_TAG) == digest), None)
+def _find_version(server: Server, name: str, digest: str) -> Any:
+    versions = call_mlflow(
+        server.client.search_model_versions, f"name = '{name}'", max_results=1000
+    )
+    return next((version for version in versions if version.tags.get(DIGEST_TAG) == digest), None)
 
 
 def _champion(server: Server, name: str) -> Any:
     try:
-        return guarded(server.client.get_model_version_by_alias, name, CHAMPION)
-    except RecordRefusedError:
+        return call_mlflow(server.client.get_model_version_by_alias, name, CHAMPION)
+    except RecordRejectedError:
         return None
 
 
-def _number(text: str | None) -> float | None:
+def _finite(text: str | None) -> float | None:
     try:
         value = float(text or "")
     except ValueError:

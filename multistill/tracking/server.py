@@ -1,7 +1,7 @@
-"""The tracking server through `MlflowClient`, with MLflow's limits and errors tamed.
+"""Client of the tracking server: wraps `MlflowClient` and handles its limits and errors.
 
-Two kinds of failure leave this module: `ServerAwayError` (try again later: nothing is lost)
-and `RecordRefusedError` (this record will never be accepted: drop it and say so).
+This module raises two kinds of error: `ServerUnavailableError` (retry later, nothing is
+lost) and `RecordRejectedError` (the server will never accept this record: drop and report it).
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from multistill.tracking.redaction import redact
 
 KEY_TAG = "multistill.key"
 KIND_TAG = "multistill.kind"
-ATTEMPT_TAG = "multistill.attempt"
 ORPHAN_TAG = "multistill.orphan"
 PARENT_TAG = "mlflow.parentRunId"
 
 _MAX_METRICS, _MAX_PARAMS, _MAX_TAGS, _MAX_ENTITIES = 1000, 100, 100, 1000
-_MAX_BODY = 500_000  # half of the server's limit: JSON escapes may double Korean text
+_MAX_BODY = 500_000  # half of the server's limit, since JSON escapes can double Korean text
 _MAX_KEY, _MAX_PARAM, _MAX_TAG = 250, 6000, 8000
-_NOT_IN_KEYS = re.compile(r"[^\w\-. /:]")
-_REFUSED = {
+_INVALID_IN_KEYS = re.compile(r"[^\w\-. /:]")
+_REJECTED = {
     "INVALID_PARAMETER_VALUE",
     "BAD_REQUEST",
     "RESOURCE_DOES_NOT_EXIST",
@@ -39,14 +38,14 @@ _REFUSED = {
 _DENIED = {"CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED", "PERMISSION_DENIED"}
 
 Point = tuple[str, float, int, int]
-"""key, value, time in milliseconds, step."""
+"""One metric value: key, value, timestamp in milliseconds, step."""
 
 
-class ServerAwayError(Exception):
-    """The server does not answer, or answers that it cannot now.
+class ServerUnavailableError(Exception):
+    """The server does not answer, or reports a temporary failure.
 
     Attributes:
-        denied: it answered that our credentials do not suffice.
+        denied: the server rejected the credentials.
     """
 
     def __init__(self, message: str, denied: bool = False) -> None:
@@ -54,14 +53,14 @@ class ServerAwayError(Exception):
         self.denied = denied
 
 
-class RecordRefusedError(Exception):
-    """The server understood and will never take this."""
+class RecordRejectedError(Exception):
+    """The server rejected a record for good; sending it again will not help."""
 
 
 def clean_key(key: str) -> str:
-    """A key as MLflow accepts it: letters, digits, `_-. /:`, at most 250."""
-    cleaned = _NOT_IN_KEYS.sub("_", key).strip("/")
-    if cleaned.startswith("."):  # MLflow refuses keys that look like a path out of the run
+    """Return a key that MLflow accepts: letters, digits, `_-. /:`, at most 250 characters."""
+    cleaned = _INVALID_IN_KEYS.sub("_", key).strip("/")
+    if cleaned.startswith("."):  # MLflow rejects keys that look like a relative path
         cleaned = f"_{cleaned}"
     return cleaned[:_MAX_KEY] or "_"
 
@@ -69,17 +68,17 @@ def clean_key(key: str) -> str:
 def batches(
     points: Sequence[Point], params: Mapping[str, str], tags: Mapping[str, str]
 ) -> Iterator[tuple[list[Point], dict[str, str], dict[str, str]]]:
-    """Parts that each respect the limits of `log_batch`: counts and body size."""
+    """Split into parts that each respect the limits of `log_batch`: counts and body size."""
     part: tuple[list[Point], dict[str, str], dict[str, str]] = ([], {}, {})
     body = 0
 
-    def full(extra: int) -> bool:
-        metrics, few, some = part
+    def is_full(extra: int) -> bool:
+        part_points, part_params, part_tags = part
         return (
-            len(metrics) >= _MAX_METRICS
-            or len(few) >= _MAX_PARAMS
-            or len(some) >= _MAX_TAGS
-            or len(metrics) + len(few) + len(some) >= _MAX_ENTITIES
+            len(part_points) >= _MAX_METRICS
+            or len(part_params) >= _MAX_PARAMS
+            or len(part_tags) >= _MAX_TAGS
+            or len(part_points) + len(part_params) + len(part_tags) >= _MAX_ENTITIES
             or body + extra > _MAX_BODY
         )
 
@@ -87,11 +86,11 @@ def batches(
     entries += [(1, item) for item in params.items()]
     entries += [(2, item) for item in tags.items()]
     for kind, entry in entries:
-        cost = len(json.dumps(entry)) + 60  # the field names around it
-        if full(cost) and any(part):
+        size = len(json.dumps(entry)) + 60  # 60: the field names around the entry
+        if is_full(size) and any(part):
             yield part
             part, body = ([], {}, {}), 0
-        body += cost
+        body += size
         if kind == 0:
             part[0].append(entry)
         else:
@@ -101,12 +100,12 @@ def batches(
 
 
 class Server:
-    """One experiment on one tracking server. Used by one thread at a time.
+    """Client of one experiment on one tracking server. Not thread-safe.
 
     Args:
-        uri: as MLflow understands it, absolute; may hold credentials.
-        experiment: found by name, or created.
-        artifacts: where artifacts go when the store is a database that we write ourselves.
+        uri: MLflow tracking URI, absolute; may contain credentials.
+        experiment: looked up by name, or created.
+        artifacts: artifact folder for a database store, which has no server to hold artifacts.
     """
 
     def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
@@ -123,99 +122,100 @@ class Server:
     @property
     def client(self) -> Any:
         if self._client is None:
-            # MLflow's own seven retries block a caller for four minutes; the journal
-            # is our retry. MLflow takes these settings from the environment only.
+            # MLflow's default of seven retries blocks a caller for four minutes; the journal
+            # retries instead. MLflow reads these settings only from the environment.
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
             for name in ("mlflow.store.db.utils", "alembic", "urllib3.connectionpool"):
                 logging.getLogger(name).setLevel(logging.ERROR)
             from mlflow import MlflowClient
 
-            self._client = guarded(MlflowClient, tracking_uri=self.uri, registry_uri=self.uri)
+            self._client = call_mlflow(MlflowClient, tracking_uri=self.uri, registry_uri=self.uri)
         return self._client
 
     def connect(self) -> str:
-        """The experiment's id. Raises ServerAwayError or RecordRefusedError."""
+        """Return the experiment's id. Raises ServerUnavailableError or RecordRejectedError."""
         return self.experiment_id(self.experiment)
 
     def ping(self) -> None:
-        """Raises ServerAwayError when the server does not answer now."""
-        guarded(self.client.get_experiment_by_name, self.experiment)
+        """Check that the server answers. Raises ServerUnavailableError if it does not."""
+        call_mlflow(self.client.get_experiment_by_name, self.experiment)
 
     def experiment_id(self, name: str) -> str:
         if name in self._experiments:
             return self._experiments[name]
-        found = guarded(self.client.get_experiment_by_name, name)
-        if found is None:
+        experiment = call_mlflow(self.client.get_experiment_by_name, name)
+        if experiment is None:
             location = None if self.remote else self._artifacts.as_uri()
             try:
-                created = guarded(self.client.create_experiment, name, artifact_location=location)
-            except RecordRefusedError:  # another process created it in between
-                found = guarded(self.client.get_experiment_by_name, name)
-                if found is None:
+                new_id = call_mlflow(
+                    self.client.create_experiment, name, artifact_location=location
+                )
+            except RecordRejectedError:  # another process created it in the meantime
+                experiment = call_mlflow(self.client.get_experiment_by_name, name)
+                if experiment is None:
                     raise
-                created = found.experiment_id
-            self._experiments[name] = str(created)
-        elif found.lifecycle_stage != "active":
-            raise RecordRefusedError(
-                f"the experiment `{name}` is deleted there; restore it, "
+                new_id = experiment.experiment_id
+            self._experiments[name] = str(new_id)
+        elif experiment.lifecycle_stage != "active":
+            raise RecordRejectedError(
+                f"the experiment `{name}` has been deleted on the server; restore it, "
                 "or set tracking.experiment to another name"
             )
         else:
-            self._experiments[name] = str(found.experiment_id)
+            self._experiments[name] = str(experiment.experiment_id)
         return self._experiments[name]
 
-    def find(self, experiment: str, key: str) -> Any:
-        """The newest top run with this key, or None."""
-        runs = guarded(
+    def find_run(self, experiment: str, key: str) -> Any:
+        """Return the newest top-level run with this key, or None."""
+        runs = call_mlflow(
             self.client.search_runs,
             [self.experiment_id(experiment)],
-            filter_string=f"tags.`{KEY_TAG}` = {quoted(key)}",
+            filter_string=f"tags.`{KEY_TAG}` = {quote(key)}",
             order_by=["attributes.start_time DESC"],
             max_results=10,
         )
         return next((run for run in runs if PARENT_TAG not in run.data.tags), None)
 
-    def children(self, experiment: str, parent: str) -> list[Any]:
-        """All runs below a run."""
-        found: list[Any] = []
+    def child_runs(self, experiment: str, parent: str) -> list[Any]:
+        """Return all direct children of a run."""
+        runs: list[Any] = []
         token = None
         while True:
-            page = guarded(
+            page = call_mlflow(
                 self.client.search_runs,
                 [self.experiment_id(experiment)],
                 filter_string=f"tags.`{PARENT_TAG}` = '{parent}'",
                 max_results=1000,
                 page_token=token,
             )
-            found.extend(page)
+            runs.extend(page)
             token = page.token
             if not token:
-                return found
+                return runs
 
-    def create(self, experiment: str, name: str, start: int, tags: Mapping[str, str]) -> str:
-        full = {"mlflow.user": _user(), **tags}
-        run = guarded(
+    def create_run(self, experiment: str, name: str, start: int, tags: Mapping[str, str]) -> str:
+        run = call_mlflow(
             self.client.create_run,
             self.experiment_id(experiment),
             start_time=start,
-            tags=full,
+            tags={"mlflow.user": _user_name(), **tags},
             run_name=name[:_MAX_KEY],
         )
         return str(run.info.run_id)
 
-    def reopen(self, run_id: str) -> None:
-        guarded(self.client.update_run, run_id, status="RUNNING")
+    def reopen_run(self, run_id: str) -> None:
+        call_mlflow(self.client.update_run, run_id, status="RUNNING")
 
-    def end(self, run_id: str, status: str, time_ms: int) -> None:
-        guarded(self.client.set_terminated, run_id, status=status, end_time=time_ms)
+    def end_run(self, run_id: str, status: str, time_ms: int) -> None:
+        call_mlflow(self.client.set_terminated, run_id, status=status, end_time=time_ms)
 
-    def steps(self, run_id: str, key: str) -> set[int]:
-        """Steps of a metric that the server already has."""
-        return {point.step for point in guarded(self.client.get_metric_history, run_id, key)}
+    def logged_steps(self, run_id: str, key: str) -> set[int]:
+        """Return the steps of a metric that are already on the server."""
+        return {point.step for point in call_mlflow(self.client.get_metric_history, run_id, key)}
 
-    def known_params(self, run_id: str) -> dict[str, str]:
-        return dict(guarded(self.client.get_run, run_id).data.params)
+    def logged_params(self, run_id: str) -> dict[str, str]:
+        return dict(call_mlflow(self.client.get_run, run_id).data.params)
 
     def log(
         self,
@@ -224,25 +224,25 @@ class Server:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> list[str]:
-        """Send in as few calls as the limits allow.
+        """Log metrics, params and tags in as few calls as the limits allow.
 
         Returns:
-            sentences about single entries that the server refused; the rest is there.
+            error messages of the entries that the server rejected; all others are logged.
         """
-        refused: list[str] = []
+        rejected: list[str] = []
         for part in batches(points, params or {}, tags or {}):
             try:
                 self._log_batch(run_id, *part)
-            except RecordRefusedError:
-                refused += self._log_singly(run_id, *part)
-        return refused
+            except RecordRejectedError:
+                rejected += self._log_one_by_one(run_id, *part)
+        return rejected
 
     def _log_batch(
         self, run_id: str, points: list[Point], params: dict[str, str], tags: dict[str, str]
     ) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        guarded(
+        call_mlflow(
             self.client.log_batch,
             run_id,
             metrics=[Metric(key, value, time, step) for key, value, time, step in points],
@@ -250,43 +250,43 @@ class Server:
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
 
-    def _log_singly(
+    def _log_one_by_one(
         self, run_id: str, points: list[Point], params: dict[str, str], tags: dict[str, str]
     ) -> list[str]:
-        """One entry at a time, so that one bad entry does not take the batch with it."""
-        refused: list[str] = []
-        known = self.known_params(run_id) if params else {}
-        changed = {k: v for k, v in params.items() if k in known and known[k] != v}
-        # Parameters are immutable on the server; a resumed run may rightly differ.
+        """Log each entry in a call of its own, so that a bad entry does not fail the others."""
+        rejected: list[str] = []
+        logged = self.logged_params(run_id) if params else {}
+        changed = {k: v for k, v in params.items() if k in logged and logged[k] != v}
+        # Parameters are immutable in MLflow, but a resumed run can have other values.
         tags = {**tags, **{f"changed.{k}"[:_MAX_KEY]: v for k, v in changed.items()}}
         singles: list[tuple[list[Point], dict[str, str], dict[str, str]]] = [
             *(([point], {}, {}) for point in points),
-            *(([], {k: v}, {}) for k, v in params.items() if k not in known),
+            *(([], {k: v}, {}) for k, v in params.items() if k not in logged),
             *(([], {}, {k: v}) for k, v in tags.items()),
         ]
         for single in singles:
             try:
                 self._log_batch(run_id, *single)
-            except RecordRefusedError as error:
-                refused.append(str(error))
-        return refused
+            except RecordRejectedError as error:
+                rejected.append(str(error))
+        return rejected
 
     def upload(self, run_id: str, path: Path, folder: str, name: str | None = None) -> None:
-        """Send a file, or a folder as `name` (default: its own), below `folder`."""
+        """Upload a file, or a folder under `name` (default: its own name), below `folder`."""
         if path.is_dir():
             target = "/".join(part for part in (folder, name or path.name) if part)
-            guarded(self.client.log_artifacts, run_id, str(path), artifact_path=target)
+            call_mlflow(self.client.log_artifacts, run_id, str(path), artifact_path=target)
         else:
-            guarded(self.client.log_artifact, run_id, str(path), artifact_path=folder or None)
+            call_mlflow(self.client.log_artifact, run_id, str(path), artifact_path=folder or None)
 
 
-def quoted(value: str) -> str:
-    """A string literal of MLflow's filter language, which knows no escapes."""
+def quote(value: str) -> str:
+    """Return a string literal for an MLflow filter, whose syntax has no escapes."""
     return f'"{value}"' if "'" in value else f"'{value}'"
 
 
 def as_number(value: object) -> float | None:
-    """A metric's value, or None for what is no number. NaN and infinities stay."""
+    """Return a metric's value, or None if it is not a number. NaN and infinities are kept."""
     if isinstance(value, str | bytes) or value is None:
         return None
     try:
@@ -301,12 +301,12 @@ def from_json_number(value: float | str) -> float:
 
 
 def to_json_number(value: float) -> float | str:
-    """JSON has no NaN and no infinity; they travel as text."""
+    """Represent a float in JSON, where NaN and infinities become strings."""
     return value if math.isfinite(value) else str(value)
 
 
 def clean_values(values: Mapping[str, object], limit: int) -> dict[str, str]:
-    """Params or tags as text: keys cleaned, secrets hidden, cut to `limit` characters."""
+    """Convert params or tags to strings: keys cleaned, secrets redacted, values truncated."""
     return {clean_key(str(k)): redact(str(v))[:limit] for k, v in values.items()}
 
 
@@ -318,25 +318,25 @@ def clean_tags(values: Mapping[str, object]) -> dict[str, str]:
     return clean_values(values, _MAX_TAG)
 
 
-def _user() -> str:
+def _user_name() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container user without an entry in passwd
+    except (OSError, KeyError):  # a container user without a passwd entry
         return "unknown"
 
 
-def guarded(call: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call MLflow; what goes wrong becomes one of our two errors, without secrets."""
+def call_mlflow(call: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call MLflow and convert any exception to one of the two errors above, without secrets."""
     from mlflow.exceptions import MlflowException
 
     try:
         return call(*args, **kwargs)
     except MlflowException as error:
         message = redact(" ".join(str(error).split()))[:500]
-        if error.error_code in _REFUSED:
-            raise RecordRefusedError(message) from None
+        if error.error_code in _REJECTED:
+            raise RecordRejectedError(message) from None
         denied = error.error_code in _DENIED or "error code 401" in message
-        raise ServerAwayError(message, denied) from None
+        raise ServerUnavailableError(message, denied) from None
     except Exception as error:
-        # Drivers and artifact stores raise their own types; none may reach a run.
-        raise ServerAwayError(redact(f"{type(error).__name__}: {error}")[:500]) from None
+        # Database drivers and artifact stores raise their own types; none may reach a run.
+        raise ServerUnavailableError(redact(f"{type(error).__name__}: {error}")[:500]) from None

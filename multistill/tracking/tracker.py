@@ -1,4 +1,4 @@
-"""`Tracker`: a `RunLogger` that records to MLflow."""
+"""`Tracker`: a `RunLogger` that records to MLflow through a journal and a background thread."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from multistill.tracking.journal import Journal, size_of
 from multistill.tracking.recorder import Recorder, now_ms
 from multistill.tracking.redaction import redact
 from multistill.tracking.server import (
-    RecordRefusedError,
+    RecordRejectedError,
     Server,
-    ServerAwayError,
+    ServerUnavailableError,
     as_number,
     clean_params,
     clean_tags,
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from multistill.config import TrackingConfig
 
 SPOOL = "tracking"
-PROBE_SECONDS = 8.0
-FIRST_DATABASE_SECONDS = 60.0
-"""A new SQLite file runs some hundred migrations first."""
-CLOSE_SECONDS = 15.0
-NAMING_SECONDS = 2.0
+SERVER_TIMEOUT_SECONDS = 8.0
+DATABASE_TIMEOUT_SECONDS = 60.0
+"""Longer, since MLflow first runs about a hundred migrations on a new SQLite file."""
+CLOSE_TIMEOUT_SECONDS = 15.0
+RUN_ID_TIMEOUT_SECONDS = 2.0
 MAX_ARTIFACT_BYTES = 64 * 2**20
 _STATUSES = {"FINISHED", "FAILED", "KILLED"}
 
 
 class Tracker:
-    """One run of MLflow. All methods return at once; none raises.
+    """One MLflow run. All methods return immediately and none raises.
 
-    Made by `open_tracker` (the top run) and by `child`.
+    Created by `open_tracker` (the top-level run) and by `child`.
     """
 
     def __init__(self, recorder: Recorder, node: str, tags: Mapping[str, str], top: bool) -> None:
@@ -53,25 +53,25 @@ class Tracker:
 
     @property
     def record_id(self) -> str | None:
-        """MLflow's run id; None while the server is away.
+        """MLflow's run id; None while the server is unavailable.
 
-        For a run opened just now this waits for the server to name it, at most 2 s.
+        For a run that has just been opened, waits up to 2 s for the server to assign the id.
         """
-        return self._recorder.wait_run_id(self._node, NAMING_SECONDS)
+        return self._recorder.wait_run_id(self._node, RUN_ID_TIMEOUT_SECONDS)
 
     @property
     def uri(self) -> str:
-        """Where the record is, without credentials."""
+        """Tracking URI, without credentials."""
         return redact(self._recorder.uri)
 
     def info(self, message: str) -> None:
-        """Words are for the terminal, not for MLflow."""
+        """Do nothing: messages go to the terminal, not to MLflow."""
 
-    def progress(self, done: float, total: float, unit: str, **figures: float) -> None:
-        """Progress is for the terminal, not for MLflow."""
+    def progress(self, done: float, total: float, unit: str, **stats: float) -> None:
+        """Do nothing: progress goes to the terminal, not to MLflow."""
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Record figures. A step (epoch) that the run already has keeps its first value."""
+        """Log metrics. A step (epoch) that is already logged keeps its first value."""
         numbers = {}
         for name, value in values.items():
             number = as_number(value)
@@ -89,12 +89,12 @@ class Tracker:
             self._append("tags", values=clean_tags(values))
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Keep a copy of a small file or folder (at most 64 MiB) with the run."""
+        """Log a copy of a small file or folder (at most 64 MiB)."""
         try:
             size = size_of(path)
             if size > MAX_ARTIFACT_BYTES:
-                raise OSError(f"{size / 2**20:.0f} MiB is more than an artifact may have")
-            copy = self._recorder.journal.keep(path)
+                raise OSError(f"{size / 2**20:.0f} MiB is larger than an artifact may be")
+            copy = self._recorder.journal.copy_in(path)
         except OSError as error:
             self.tags({f"missing artifact {path.name}": str(error)})
             return
@@ -114,15 +114,14 @@ class Tracker:
     ) -> None:
         """Register a model folder as a version of `name`; the best one is the `champion`.
 
-        The version belongs to this run. The alias moves only if `value` beats the
-        champion's `metric` by more than `margin` on the same data; the sentence about it
-        goes where the tracker's others go.
+        The version's source run is this run. The alias moves only if `value` beats the
+        champion's `metric` by more than `margin` on the same data; the outcome is logged.
         """
         from multistill.tracking.registry import digest_of
 
         try:
             digest = digest_of(folder)
-            copy = self._recorder.journal.keep(folder)
+            copy = self._recorder.journal.copy_in(folder)
         except OSError as error:
             self.tags({f"not registered {name}": str(error)})
             return
@@ -140,25 +139,18 @@ class Tracker:
         )
 
     def child(self, name: str, key: str, kind: str) -> Tracker:
-        """The run below this one that has this key: continued if it exists, else made."""
+        """Return the child run with this key: continued if it exists, else created."""
         child = Tracker(
             self._recorder, f"{self._node}/{quote(key, safe='')}", self._tags, top=False
         )
         child._open(name, key, kind, parent=self._node)
         return child
 
-    def flush(self, seconds: float = CLOSE_SECONDS) -> bool:
-        """Wait until the server has everything so far, so that `record_id`s are known.
-
-        Returns False when it does not have it yet after this time.
-        """
-        return self._recorder.flush(seconds)
-
     def close(self, status: str = "FINISHED") -> None:
-        """End of this run. Closing the top run sends what is left, within a bound."""
+        """End the run. Closing the top-level run flushes the journal, for at most 15 s."""
         self._append("close", status=status if status in _STATUSES else "FAILED", t=now_ms())
         if self._top:
-            self._recorder.stop(CLOSE_SECONDS)
+            self._recorder.stop(CLOSE_TIMEOUT_SECONDS)
 
     def _open(self, name: str, key: str, kind: str, parent: str | None) -> None:
         self._append(
@@ -176,13 +168,13 @@ class Tracker:
 
 
 def tracking_uri(config: TrackingConfig, workspace: Path) -> str:
-    """The address as MLflow wants it. Raises UsageError for a store MLflow no longer writes."""
+    """Return MLflow's tracking URI. Raises UsageError for a file store, which is deprecated."""
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return f"sqlite:///{workspace.absolute() / 'mlflow.db'}"
     if uri.startswith("file:") or "://" not in uri:
         raise UsageError(
-            f"tracking.uri `{redact(uri)}` is a folder, which MLflow no longer writes; "
+            f"tracking.uri `{redact(uri)}` is a folder, which MLflow no longer supports; "
             "use sqlite:///FILE or the address of a server"
         )
     return uri
@@ -195,21 +187,19 @@ def open_tracker(
     run_key: str,
     tags: Mapping[str, str],
     *,
-    name: str | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Tracker:
-    """Start recording: the top run of this key, continued if it exists.
+    """Open the top-level run with this key; continue it if it exists.
 
     Args:
-        run_key: the same for every attempt at the same work; attempts share one record.
-        tags: facts that the top run and every run below it carry.
-        name: of the top run, for people; default: the job's name.
-        log: gets the sentences about a server that is away; default: a logged warning.
+        job_name: name of the run, and of the experiment unless `tracking.experiment` is set.
+        run_key: the same for every attempt at the same job, so that attempts share one run.
+        tags: tags of the top-level run and of every run below it.
+        log: called with messages about an unavailable server; default: a logged warning.
 
     Raises:
-        MultistillError: the server does not answer, or the experiment cannot be used, and
-            `tracking.required` is true.
-        UsageError: the address cannot be one.
+        MultistillError: the server does not answer and `tracking.required` is true.
+        UsageError: the address is invalid, or the experiment cannot be used.
     """
     uri = tracking_uri(config, workspace_root)
     experiment = config.experiment or job_name
@@ -223,61 +213,63 @@ def open_tracker(
         "host": socket.gethostname(),
         "pid": os.getpid(),
     }
-    tell = log or logging.getLogger("multistill.tracking").warning
+    log = log or logging.getLogger("multistill.tracking").warning
     try:
         journal = Journal.create(spool, header)
     except OSError as error:
         raise MultistillError(
-            f"the record of the run cannot be written to {spool} ({error.strerror}); "
+            f"tracking records cannot be written to {spool} ({error.strerror}); "
             "choose another folder with --workspace"
         ) from error
-    recorder = Recorder(server, journal, spool, target, tell)
+    recorder = Recorder(server, journal, spool, target, log)
     tracker = Tracker(recorder, run_key, clean_tags(tags), top=True)
-    tracker._open(name or job_name, run_key, "run", parent=None)
+    tracker._open(job_name, run_key, "run", parent=None)
     try:
-        _ = server.client  # importing MLflow takes seconds; not part of the probe
+        _ = server.client  # imports MLflow, which takes seconds, before the timeout starts
         recorder.start()
-        opened = recorder.wait_open(PROBE_SECONDS if server.remote else FIRST_DATABASE_SECONDS)
+        timeout = SERVER_TIMEOUT_SECONDS if server.remote else DATABASE_TIMEOUT_SECONDS
+        opened = recorder.wait_open(timeout)
         problem = recorder.problem
-    except (ServerAwayError, RecordRefusedError) as error:
+    except (ServerUnavailableError, RecordRejectedError) as error:
         opened, problem = False, error
     if opened:
         return tracker
-    place = redact(uri)
-    if isinstance(problem, RecordRefusedError):
+    address = redact(uri)
+    if isinstance(problem, RecordRejectedError):
         recorder.abandon()
-        raise UsageError(f"tracking server {place} cannot be used ({problem}): see tracking.uri")
+        raise UsageError(f"tracking server {address} cannot be used ({problem}): see tracking.uri")
     if config.required:
         recorder.abandon()
-        raise MultistillError(_unreachable(place, problem))
-    tell(
-        f"the tracking server {place} does not answer; the run goes on and its record is kept "
-        f"in {journal.folder} until the server is back"
+        raise MultistillError(_unavailable_message(address, problem))
+    log(
+        f"the tracking server {address} does not answer; the run continues, and its records are "
+        f"stored in {journal.folder} until the server is back"
     )
     return tracker
 
 
-def _briefly(problem: ServerAwayError) -> str:
-    """The cause alone: the HTTP library wraps it in all that it tried."""
+def _cause(problem: ServerUnavailableError) -> str:
+    """Return only the root cause, which the HTTP library wraps in a list of its attempts."""
     text = str(problem)
     cause = re.search(r"\[Errno -?\d+\] ([^'\")(<]+)", text)
     return cause.group(1).strip().lower() if cause else text[:120]
 
 
-def _unreachable(place: str, problem: ServerAwayError | None) -> str:
+def _unavailable_message(address: str, problem: ServerUnavailableError | None) -> str:
     if problem is not None and problem.denied:
         return (
-            f"the tracking server {place} refuses the credentials; set MLFLOW_TRACKING_USERNAME "
+            f"the tracking server {address} rejects the credentials; set MLFLOW_TRACKING_USERNAME "
             "and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) in the environment"
         )
-    reason = f" ({_briefly(problem)})" if problem is not None else f" within {PROBE_SECONDS:.0f} s"
+    timeout = f" within {SERVER_TIMEOUT_SECONDS:.0f} s"
+    reason = f" ({_cause(problem)})" if problem is not None else timeout
     return (
-        f"the tracking server {place} does not answer{reason}; start it, correct tracking.uri, or "
-        "set tracking.required: false to keep the record in the workspace until it is back"
+        f"the tracking server {address} does not answer{reason}; start it, correct tracking.uri, "
+        "or set tracking.required: false to store the records in the workspace until it is back"
     )
 
 
 def _target(uri: str) -> str:
-    """Names a server without its credentials, so that a new password still finds old journals."""
-    bare = re.sub(r"://[^/@]*@", "://", uri)
-    return hashlib.sha256(bare.encode()).hexdigest()[:16]
+    """Hash the URI without credentials, so that old journals match after a password change."""
+    without_credentials = re.sub(r"://[^/@]*@", "://", uri)
+    return hashlib.sha256(without_credentials.encode()).hexdigest()[:16]

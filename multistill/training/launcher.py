@@ -29,6 +29,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from multistill.cluster.nodes import alive_nodes
 from multistill.config import TrainConfig
 from multistill.hardware import Resources, cores, gpus_or_default
 from multistill.tracking.logger import NullLogger, RunLogger
@@ -78,7 +79,7 @@ def train(
     names = [task.name for task in tasks]
     assert len(set(names)) == len(names), "tasks share a name"
     out.mkdir(parents=True, exist_ok=True)
-    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    nodes = alive_nodes()
     groups: dict[tuple[int, tuple[tuple[str, float], ...]], list[TrainingTask]] = {}
     for task in tasks:
         config = task.train

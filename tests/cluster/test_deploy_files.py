@@ -1,9 +1,11 @@
-"""The cluster files that ship: valid for the tools that read them, and closed to strangers."""
+"""The deployment files: valid for the tools that read them, and secure by default."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import yaml
 from helpers.paths import ROOT
 
 LAUNCHER = ROOT / "cluster.yaml"
+IMAGE_FILES = ["Containerfile", "kuberay-cluster.yaml", "kuberay-job.yaml"]
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +22,7 @@ def launcher() -> dict[str, Any]:
     return yaml.safe_load(LAUNCHER.read_text(encoding="utf-8"))
 
 
-def test_the_launcher_file_is_valid_for_rays_schema(launcher: dict[str, Any]) -> None:
+def test_the_launcher_file_conforms_to_rays_schema(launcher: dict[str, Any]) -> None:
     import jsonschema
     import ray.autoscaler
 
@@ -33,14 +36,14 @@ def test_every_ray_starts_with_authentication(launcher: dict[str, Any]) -> None:
     for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
         starts = [line for line in launcher[commands] if "ray start" in line]
         assert len(starts) == 1
-        before = starts[0].split("ray start")[0]
-        assert "#" not in starts[0]  # a comment inside a folded line would swallow the rest
-        assert "RAY_AUTH_MODE=token" in before
-        assert "RAY_AUTH_TOKEN_PATH=" in before
-        assert "RAY_AUTH_TOKEN=" not in before
+        environment = starts[0].split("ray start")[0]
+        assert "#" not in starts[0]  # a comment in a folded scalar would hide the rest of the line
+        assert "RAY_AUTH_MODE=token" in environment
+        assert "RAY_AUTH_TOKEN_PATH=" in environment
+        assert "RAY_AUTH_TOKEN=" not in environment
 
 
-def test_the_head_directs_and_its_dashboard_is_private(launcher: dict[str, Any]) -> None:
+def test_the_head_node_runs_no_tasks_and_its_dashboard_is_local(launcher: dict[str, Any]) -> None:
     head = launcher["available_node_types"][launcher["head_node_type"]]
     assert head["resources"] == {"CPU": 0, "GPU": 0}
     start = next(line for line in launcher["head_start_ray_commands"] if "ray start" in line)
@@ -52,7 +55,7 @@ def test_the_head_directs_and_its_dashboard_is_private(launcher: dict[str, Any])
     assert options["num-cpus"] == "0"
 
 
-def test_workers_are_autoscaled_gpus_on_demand_by_default(launcher: dict[str, Any]) -> None:
+def test_workers_are_autoscaled_on_demand_gpu_nodes(launcher: dict[str, Any]) -> None:
     workers = {
         name: kind
         for name, kind in launcher["available_node_types"].items()
@@ -64,10 +67,17 @@ def test_workers_are_autoscaled_gpus_on_demand_by_default(launcher: dict[str, An
         assert "InstanceMarketOptions" not in kind["node_config"]
 
 
-def test_nothing_is_installed_from_rays_defaults(launcher: dict[str, Any]) -> None:
+def test_rays_default_setup_commands_are_disabled(launcher: dict[str, Any]) -> None:
     assert launcher["setup_commands"] == []
     for commands in ("head_setup_commands", "worker_setup_commands"):
         assert not any("ray" in command.split() for command in launcher[commands])
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", *(f"deploy/{name}" for name in IMAGE_FILES)])
+def test_image_tags_are_the_version_of_the_package(name: str) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    tags = re.findall(r"registry\.example\.org/multistill:(\S+)", (ROOT / name).read_text())
+    assert set(tags) == {version}
 
 
 def documents(name: str) -> list[dict[str, Any]]:
@@ -75,7 +85,7 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["kuberay-cluster.yaml", "kuberay-job.yaml"])
-def test_kuberay_clusters_authenticate_and_keep_work_off_the_head(name: str) -> None:
+def test_kuberay_clusters_authenticate_and_run_no_tasks_on_the_head_node(name: str) -> None:
     document = next(d for d in documents(name) if d["kind"] in {"RayCluster", "RayJob"})
     spec = document["spec"]
     cluster = spec if document["kind"] == "RayCluster" else spec["rayClusterSpec"]
@@ -93,7 +103,7 @@ def test_kuberay_clusters_authenticate_and_keep_work_off_the_head(name: str) -> 
         assert spec["shutdownAfterJobFinishes"] is True
 
 
-def test_the_mlflow_server_asks_for_passwords_and_takes_them_from_the_environment() -> None:
+def test_the_mlflow_server_requires_passwords_and_reads_its_own_from_the_environment() -> None:
     compose = documents("mlflow-compose.yaml")[0]
     server, database = compose["services"]["mlflow"], compose["services"]["database"]
     command = (

@@ -1,13 +1,11 @@
-"""Jobs on a real Ray head with token authentication, in a process group of its own."""
+"""Jobs on a real Ray head node with token authentication, in its own process group."""
 
 from __future__ import annotations
 
 import os
-import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from helpers.servers import free_ports
 
-from multistill import cluster
+from multistill import cluster, provenance
 from multistill.cluster import jobs
 from multistill.cluster.address import job_server, refuse_unsafe
 from multistill.errors import JobFileError, MultistillError, UsageError
@@ -44,21 +43,21 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """`ray start --head` on free ports. Ended by killing its own processes only."""
+    """`ray start --head` on free ports; at the end only its own processes are killed."""
     for _ in range(3):
         home = Path(tempfile.mkdtemp(prefix="mh-", dir="/tmp"))
-        started = _start_head(home)
+        head = _start_head(home)
         try:
-            if _is_up(started):
-                yield started
+            if _wait_until_up(head):
+                yield head
                 return
         finally:
-            _end(started.process, home)
-    raise AssertionError("the head did not start in three attempts")
+            _kill(head.process, home)
+    raise AssertionError("the head node did not start in three attempts")
 
 
 def _start_head(home: Path) -> Head:
-    ports = _free_ports(6)
+    ports = free_ports(6)
     token = secrets.token_hex(32)
     environment = {
         **os.environ,
@@ -85,14 +84,14 @@ def _start_head(home: Path) -> Head:
     return Head(f"http://127.0.0.1:{ports[1]}", token, process, log)
 
 
-def _is_up(head: Head) -> bool:
-    """Wait for the whole head; on a busy machine Ray gives itself up while it starts."""
+def _wait_until_up(head: Head) -> bool:
+    """Wait for the head node; on a busy machine Ray can time out and exit during its start."""
     request = urllib.request.Request(
         f"{head.address}/api/jobs/", headers={"Authorization": f"Bearer {head.token}"}
     )
-    end = time.monotonic() + 120
-    while time.monotonic() < end and head.process.poll() is None:
-        # The job server answers before the node itself is up; only the log tells that.
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and head.process.poll() is None:
+        # The job server answers before the node is up; only the log shows when it is.
         if "Ray runtime started" in head.log.read_text():
             try:
                 with urllib.request.urlopen(request, timeout=5):
@@ -103,26 +102,11 @@ def _is_up(head: Head) -> bool:
     return False
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports below those that the system gives to outgoing connections at any moment."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in found:
-            found.append(port)
-    return found
-
-
-def _end(process: subprocess.Popen[bytes], home: Path) -> None:
-    """Kill the head's process group and what lives on in it under its temp dir."""
+def _kill(process: subprocess.Popen[bytes], home: Path) -> None:
+    """Kill the process group of the head node and every process that uses its temporary folder."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for entry in Path("/proc").iterdir():  # Ray's daemons leave the group, but name the folder
+    for entry in Path("/proc").iterdir():  # Ray's daemons leave the group
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
                 if str(home).encode() in (entry / "cmdline").read_bytes():
@@ -146,36 +130,39 @@ def job(tmp_path: Path) -> Path:
     return path
 
 
-SEE = (
+SHOW_JOB = (
     "import multistill, pathlib; print('from', multistill.__file__); "
+    "print('version', multistill.__version__); "
     "print(pathlib.Path('job.yaml').read_text()); print('한글 fin')"
 )
 
 
 @pytest.mark.ray
-def test_a_job_runs_with_our_package_and_the_resolved_file(
+def test_a_job_runs_with_the_uploaded_package_its_version_and_the_resolved_file(
     authorised: Head,
     job: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(jobs, "ENTRYPOINT", ["python", "-c", SEE])
-    done = cluster.submit(jobfile.load(job, ["seed=7"]), authorised.address)
+    monkeypatch.setattr(jobs, "ENTRYPOINT", ["python", "-c", SHOW_JOB])
+    monkeypatch.setattr(provenance, "version", lambda: "9.8.7")
+    submission = cluster.submit(jobfile.load(job, ["seed=7"]), authorised.address)
     text = capsys.readouterr().out
-    assert (done.status, done.exit_code) == ("SUCCEEDED", 0)
+    assert (submission.status, submission.exit_code) == ("SUCCEEDED", 0)
     assert "py_modules" in text.split("from ")[1].splitlines()[0]
+    assert "version 9.8.7\n" in text
     assert "seed: 7" in text
     assert text.count("\n한글 fin\n") == 1
-    assert done.submission_id.startswith("multistill-tiny-")
-    assert "".join(cluster.logs(done.submission_id, authorised.address)) == text
-    state = cluster.status(done.submission_id, authorised.address)
+    assert submission.submission_id.startswith("multistill-tiny-")
+    assert "".join(cluster.logs(submission.submission_id, authorised.address)) == text
+    state = cluster.status(submission.submission_id, authorised.address)
     assert state["status"] == "SUCCEEDED"
     assert state["end_time"] >= state["start_time"] > 1.7e9
-    assert cluster.stop(done.submission_id, authorised.address) is False
+    assert cluster.stop(submission.submission_id, authorised.address) is False
 
 
 @pytest.mark.ray
-def test_the_command_line_itself_runs_there_and_its_exit_code_is_ours(
+def test_the_exit_code_of_the_command_on_the_cluster_is_returned(
     authorised: Head, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "job.yaml"
@@ -183,15 +170,15 @@ def test_the_command_line_itself_runs_there_and_its_exit_code_is_ours(
         f"name: nothing\nworkspace: {tmp_path / 'ws'}\n"
         f"corpora: [{{kind: emodb, path: {tmp_path / 'missing'}}}]\n"
     )
-    done = cluster.submit(jobfile.load(path), authorised.address)
+    submission = cluster.submit(jobfile.load(path), authorised.address)
     text = capsys.readouterr().out
-    assert (done.status, done.exit_code) == ("FAILED", 2)
+    assert (submission.status, submission.exit_code) == ("FAILED", 2)
     assert f"{tmp_path / 'missing'}" in text
     assert "Traceback" not in text
 
 
 @pytest.mark.ray
-def test_submitting_a_running_job_again_finds_it_and_stop_ends_it(
+def test_submitting_a_running_job_again_follows_it_and_stop_ends_it(
     authorised: Head, job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "ENTRYPOINT", ["python", "-c", "import time; time.sleep(300)"])
@@ -210,31 +197,31 @@ def test_submitting_a_running_job_again_finds_it_and_stop_ends_it(
 
 
 @pytest.mark.ray
-def test_the_token_opens_the_door_and_nothing_else_does(
+def test_requests_without_the_token_are_refused(
     head: Head, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
-    with pytest.raises(MultistillError, match="asks for a token"):
+    with pytest.raises(MultistillError, match="requires a token"):
         cluster.status("x", head.address)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-    with pytest.raises(MultistillError, match="refuses the token"):
+    with pytest.raises(MultistillError, match="rejects the token"):
         cluster.submit(jobfile.load(job), head.address)
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     path = tmp_path / "token"
     path.write_text(head.token + "\n")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
-    with pytest.raises(UsageError, match="knows no job `never-sent`"):
+    with pytest.raises(UsageError, match="has no job `never-sent`"):
         cluster.status("never-sent", head.address)
 
 
-def test_no_server_at_the_address_is_a_sentence(job: Path) -> None:
-    port = _free_ports(1)[0]
+def test_an_address_without_a_job_server_is_an_error(job: Path) -> None:
+    [port] = free_ports(1)
     with pytest.raises(MultistillError, match="no Ray job server answers at http://127"):
         cluster.submit(jobfile.load(job), f"127.0.0.1:{port}")
 
 
-def test_what_cannot_work_on_a_cluster_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+def test_a_job_that_cannot_work_on_a_cluster_is_refused_before_submission(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text("name: x\ncorpora: [{kind: demo}]\n")
     with pytest.raises(JobFileError, match="`workspace` is a relative path"):
@@ -248,12 +235,12 @@ def test_what_cannot_work_on_a_cluster_is_refused_before_anything_is_sent(tmp_pa
 
 
 @pytest.mark.parametrize("address", ["ray://h:10001", "http://u:pw@h", "http://:80", "h:x"])
-def test_an_address_of_another_kind_is_wrong_use(address: str) -> None:
+def test_an_address_that_is_not_a_job_servers_is_refused(address: str) -> None:
     with pytest.raises(UsageError):
         job_server(address)
 
 
-def test_addresses_are_completed() -> None:
+def test_missing_parts_of_an_address_are_completed() -> None:
     assert job_server("head") == "http://head:8265"
     assert job_server("10.0.0.1:9000/") == "http://10.0.0.1:9000"
     assert job_server("https://ray.lab/") == "https://ray.lab"

@@ -1,4 +1,4 @@
-"""What is asked of one worker for the driver's own computations."""
+"""Resources and errors of the tasks that run the driver's own computations."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from multistill.errors import MultistillError
 
 
 @pytest.mark.parametrize(
-    ("nodes", "asked"),
+    ("nodes", "requested"),
     [
         ([{"CPU": 4}], (3, 0)),
         ([{"CPU": 1}], (1, 0)),
-        ([{"CPU": 2}, {"CPU": 2}, {"CPU": 2}], (1, 0)),  # six in all, but never on one node
+        ([{"CPU": 2}, {"CPU": 2}, {"CPU": 2}], (1, 0)),  # six in total, but two per node
         ([{"CPU": 64}, {"CPU": 2, "GPU": 1}], (1, 1)),
         ([{"CPU": 64, "GPU": 8}], (4, 1)),
     ],
 )
-def test_a_task_fits_on_one_node(nodes: list[dict[str, float]], asked: tuple[int, int]) -> None:
-    assert tasks._one_node(nodes) == asked
+def test_a_task_fits_on_one_node(nodes: list[dict[str, float]], requested: tuple[int, int]) -> None:
+    assert tasks._task_resources(nodes) == requested
 
 
-def test_our_error_comes_back_as_our_sentence(ray_session: None) -> None:
+def test_a_multistill_error_is_raised_without_rays_traceback(ray_session: None) -> None:
     def refuse() -> None:
         raise MultistillError("the store is damaged; encode again")
 

@@ -22,6 +22,7 @@ import soundfile
 from helpers.features_case import tone, write_corpus, write_manifest_rows
 from helpers.features_killed import CONFIG, actors, descendants, markers, wait_for
 from helpers.paths import TESTS
+from helpers.recording_logger import RecordingLogger
 
 from multistill.config import FeaturesConfig
 from multistill.errors import MultistillError
@@ -42,20 +43,6 @@ def config(**keys: object) -> FeaturesConfig:
 
 def shard_times(out: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (out / "shards").glob("*.json")}
-
-
-class RecordingLogger(NullLogger):
-    def __init__(self) -> None:
-        self.steps: list[tuple[float, float]] = []
-        self.rates: set[str] = set()
-        self.recorded: dict[str, float] = {}
-
-    def progress(self, done: float, total: float, unit: str, **rates: float) -> None:
-        self.steps.append((done, total))
-        self.rates |= set(rates)
-
-    def metrics(self, values: object, step: int | None = None) -> None:
-        self.recorded.update(values)  # type: ignore[call-overload]
 
 
 def test_failed_clips_are_quarantined_and_a_rerun_encodes_only_what_is_missing(
@@ -83,14 +70,15 @@ def test_failed_clips_are_quarantined_and_a_rerun_encodes_only_what_is_missing(
     store = FeatureStore(out)
     store.verify()
     assert len(store) + len(quarantine) == summary["clips"] == 24
-    assert logger.steps[-1] == (24, 24)
-    assert logger.recorded["clips"] == 21
-    assert logger.recorded["quarantined"] == 3
-    assert logger.recorded["quarantined_too_short"] == 1
-    assert logger.recorded["quarantined_cannot_be_decoded"] == 2
+    assert logger.progress_calls[-1][:2] == (24, 24)
+    assert logger.logged_metrics["clips"] == 21
+    assert logger.logged_metrics["quarantined"] == 3
+    assert logger.logged_metrics["quarantined_too_short"] == 1
+    assert logger.logged_metrics["quarantined_cannot_be_decoded"] == 2
     rates = {"clips_per_second", "audio_hours_per_hour", "real_time_factor"}
-    assert rates <= logger.recorded.keys()
-    assert logger.rates == rates | {"seconds_left"}
+    assert rates <= logger.logged_metrics.keys()
+    stats = {name for call in logger.progress_calls for name in call.stats}
+    assert stats == rates | {"seconds_left"}
     assert summary["speech"]["trained"] is None
     assert summary["text"]["trained"] is False
     before = {name: store.audio(name).copy() for name in store.ids}

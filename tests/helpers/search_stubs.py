@@ -1,4 +1,4 @@
-"""Objectives that stand in for training, importable by Ray's workers as `search_stubs:name`.
+"""Objectives in place of training; Ray's workers import `tests.helpers.search_stubs:name`.
 
 Each keeps its epoch in `state_dir`, as `fit` does, so that it can be killed and continued,
 and appends one line per epoch that it ran to `ran.log` two folders up (the search's).

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.recording_logger import RecordingLogger
 from helpers.search_case import TASK
 
 from multistill.config import ChampionConfig, SearchConfig
@@ -99,12 +100,6 @@ def test_a_loss_is_best_where_it_is_low(tmp_path):
     assert found["finalists"][0]["values"] == [pytest.approx(1.1)], "of the kept epoch"
 
 
-class Registry(NullLogger):
-    def register(self, name, folder, metric, value, **rule):
-        self.name, self.metric, self.value, self.rule = name, metric, value, rule
-        self.files = {path.name: path.read_text() for path in folder.iterdir()}
-
-
 def manifest(folder: Path, split: str = "valid") -> Path:
     row = {
         field.name: "x" if pa.types.is_string(field.type) else 0
@@ -125,26 +120,28 @@ def test_the_model_of_the_first_seed_is_offered_with_the_mean_over_seeds(tmp_pat
     folders = [
         model_store.folder(found["models"][name]) for name in found["finalists"][0]["members"]
     ]
-    offered, rule = Registry(), ChampionConfig(margin=0.01)
-    register("emotion", folders, rule, manifest(tmp_path / "prepared"), offered)
+    logger, rule = RecordingLogger(), ChampionConfig(margin=0.01)
+    register("emotion", folders, rule, manifest(tmp_path / "prepared"), logger)
+    (offered,) = logger.registrations
     assert offered.value == pytest.approx(0.6) and offered.metric == "valid_macro_f1"
     assert offered.files == {
-        "model.safetensors": f"{TASK.name}-search-1-seed0",
-        "config.json": "{}",
+        "model.safetensors": f"{TASK.name}-search-1-seed0".encode(),
+        "config.json": b"{}",
     }
-    assert offered.rule["margin"] == 0.01
-    assert offered.rule["data"] == data_digest(tmp_path / "prepared")
+    assert offered.options["margin"] == 0.01
+    assert offered.options["data"] == data_digest(tmp_path / "prepared")
 
 
 def test_a_loss_is_registered_under_a_name_that_says_which(tmp_path):
     model_store = ModelStore(tmp_path, {f"{TASK.name}-search-1": 0.4})
     found = finals(model_store, [HOT], seeds=1)
-    folders, offered = [model_store.folder(found["models"][found["winner"]])], Registry()
+    folders, logger = [model_store.folder(found["models"][found["winner"]])], RecordingLogger()
     rule = ChampionConfig(metric="validation.loss")
     training = {"loss": "focal", "label_source": "winner"}
     config = {"format": FORMAT, "sha256": "", "spec": {}, "training": training}
     write_json(folders[0] / "config.json", config)
-    register("emotion", folders, rule, manifest(tmp_path / "prepared"), offered)
+    register("emotion", folders, rule, manifest(tmp_path / "prepared"), logger)
+    (offered,) = logger.registrations
     assert offered.metric == "valid_loss.focal.winner" and offered.value == pytest.approx(1.6)
 
 

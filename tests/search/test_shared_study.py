@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+from helpers.recording_logger import RecordingLogger
 from helpers.search_case import TASK
 
 from multistill.config import SearchConfig
@@ -54,7 +55,7 @@ def nodes(monkeypatch):
     """A cluster that is only asked what it has."""
     found = [{"CPU": 8.0}]
     monkeypatch.setattr(searching, "cluster_nodes", lambda: found)
-    monkeypatch.setattr(searching.ray._private.worker, "get_dashboard_url", lambda: "here")
+    monkeypatch.setattr(searching, "dashboard_url", lambda: "127.0.0.1:8265")
     return found
 
 
@@ -167,24 +168,15 @@ def test_what_earlier_processes_spent_is_in_the_results(tmp_path):
     assert (summary["start_seconds"], summary["concurrency"]) == (3.0, 2)
 
 
-class Rows(NullLogger):
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def child(self, name, key, kind):
-        self.names.append(name)
-        return NullLogger()
-
-
 def test_joined_trials_are_recorded_once(tmp_path):
     study = study_of(tmp_path, asked(tmp_path))
     ended(study, 0.5, "own")
     ended(study, 0.6, "joined-a")
-    logger = Rows()
+    logger = RecordingLogger()
     record_joined(study, logger)
     ended(study, None, "joined-b")
     record_joined(study_of(tmp_path, Request.read(tmp_path)), logger)
-    assert logger.names == ["trial 1", "trial 2"]
+    assert logger.child_names == ["trial 1", "trial 2"]
 
 
 def test_a_larger_search_takes_over_costs_and_no_drivers(tmp_path):

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers import search_stubs
-from helpers.paths import ROOT, TESTS
+from helpers.paths import PYTHONPATH, ROOT, TESTS
+from helpers.recording_logger import RecordingLogger
 from helpers.search_case import TASK, among, between, search_again
 from helpers.training_corpus import make_corpus, make_task
 
@@ -31,44 +32,8 @@ from multistill.training.task import TrainingTask
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
-class Notes:
-    """A `RunLogger` that remembers."""
-
-    record_id = None
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.children: dict[str, Notes] = {}
-        self.rows: list[tuple[int | None, dict]] = []
-        self.status = ""
-        self.labels: dict[str, str] = {}
-        self.settings: dict[str, object] = {}
-        self.counts: list[tuple[float, float]] = []
-
-    def info(self, message):
-        self.said.append(message)
-
-    def progress(self, done, total, unit, **figures):
-        self.counts.append((done, total))
-
-    def metrics(self, values, step=None):
-        self.rows.append((step, dict(values)))
-
-    def params(self, values):
-        self.settings.update(values)
-
-    def tags(self, values):
-        self.labels.update(values)
-
-    def artifact(self, path, folder=""):
-        assert path.exists()
-
-    def child(self, name, key, kind):
-        assert kind == "trial"
-        return self.children.setdefault(key, Notes())
-
-    def close(self, status="FINISHED"):
-        self.status = status
+def recording_logger() -> RecordingLogger:
+    return RecordingLogger(child_kind="trial")
 
 
 def config(**more) -> SearchConfig:
@@ -92,12 +57,12 @@ def epochs_run(out: Path) -> Counter:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, ray_session):
-    out, notes = tmp_path_factory.mktemp("searches") / "small", Notes()
-    return out, stub(out, "climb", notes), notes
+    out, logger = tmp_path_factory.mktemp("searches") / "small", recording_logger()
+    return out, stub(out, "climb", logger), logger
 
 
 def test_every_trial_is_counted_recorded_and_ranked(finished):
-    out, summary, notes = finished
+    out, summary, logger = finished
     rows = table(out)
     assert [row["trial"] for row in rows] == list(range(8))
     assert summary["counts"]["complete"] + summary["counts"]["stopped"] == summary["trials"] == 8
@@ -110,12 +75,11 @@ def test_every_trial_is_counted_recorded_and_ranked(finished):
     assert summary["top"] == [summary["best"]["params"]]
     for row in rows:
         assert (row["state"] == "complete") == (row["epochs"] == 9)
-        record = notes.children[row["key"]]
+        record = logger.children[row["key"]]
         assert record.status == "FINISHED"
-        assert record.settings == json.loads(row["params"])
-        steps = [step for step, _ in record.rows if step is not None]
-        assert steps == list(range(1, row["epochs"] + 1)), "one row an epoch, none twice"
-    assert notes.counts[-1] == (8, 8)
+        assert record.logged_params == json.loads(row["params"])
+        assert record.steps == list(range(1, row["epochs"] + 1)), "one row an epoch, none twice"
+    assert logger.progress_calls[-1][:2] == (8, 8)
 
 
 def test_the_scheduler_saves_epochs_and_says_so(finished):
@@ -163,7 +127,7 @@ def test_diverged_trials_fail_with_their_reason_in_a_database_too(tmp_path, monk
     # Two rounds, as searches of thousands have: Tune keeps every trial of a round in memory.
     monkeypatch.setattr("multistill.search.experiment.ROUND", 4)
     monkeypatch.setattr("multistill.search.experiment.ROUND_PER_SLOT", 1)
-    notes = Notes()
+    logger = recording_logger()
     more = {
         "trials": 6,
         "space": {"distillation.weight": among(0.2, 0.4, 0.6, 0.8)},
@@ -171,19 +135,19 @@ def test_diverged_trials_fail_with_their_reason_in_a_database_too(tmp_path, monk
         "sampler": "random",
         "storage": f"sqlite:///{tmp_path / 'study.db'}",
     }
-    summary = stub(tmp_path, "diverging", notes, **more)
+    summary = stub(tmp_path, "diverging", logger, **more)
     assert not (tmp_path / "study.log").exists()
     assert {row["state"] for row in table(tmp_path)} == {"complete", "failed"}
     assert summary["counts"]["running"] == 0
     assert [row["trial"] for row in table(tmp_path)] == list(range(6)), "over both rounds"
-    assert notes.counts[-1] == (6, 6)
+    assert logger.progress_calls[-1][:2] == (6, 6)
     for row in table(tmp_path):
         weight = json.loads(row["params"])["distillation.weight"]
         assert (row["state"] == "failed") == (weight > 0.5)
         if weight > 0.5:
             assert row["reason"] == "diverged: train_loss is nan in epoch 2"
             assert row["value"] is None
-            assert notes.children[row["key"]].status == "FAILED"
+            assert logger.children[row["key"]].status == "FAILED"
 
 
 def test_a_search_in_which_everything_fails_stops_and_goes_on_once_mended(tmp_path):
@@ -196,19 +160,19 @@ def test_a_search_in_which_everything_fails_stops_and_goes_on_once_mended(tmp_pa
 
 
 def test_an_exception_in_a_trial_is_tried_again_then_told(tmp_path):
-    notes = Notes()
+    logger = recording_logger()
     with pytest.raises(MultistillError, match="CUDA out of memory"):
-        stub(tmp_path, "raising", notes, trials=1, concurrent=1)
-    assert sum("goes on from its last checkpoint" in line for line in notes.said) == 1
+        stub(tmp_path, "raising", logger, trials=1, concurrent=1)
+    assert sum("goes on from its last checkpoint" in line for line in logger.messages) == 1
     assert {row["reason"] for row in table(tmp_path)} == {"RuntimeError: CUDA out of memory"}
 
 
 def test_a_killed_trial_process_continues_from_its_last_epoch(tmp_path):
-    notes = Notes()
-    summary = stub(tmp_path, "dying", notes, trials=2, concurrent=1)
+    logger = recording_logger()
+    summary = stub(tmp_path, "dying", logger, trials=2, concurrent=1)
     assert (tmp_path / "killed").exists()
     assert summary["counts"]["failed"] == 0
-    assert any("its process died" in line for line in notes.said)
+    assert any("its process died" in line for line in logger.messages)
     ran = epochs_run(tmp_path)
     assert all(ran["0000", str(epoch)] == 1 for epoch in range(1, 10)), "an epoch ran twice"
 
@@ -227,7 +191,7 @@ def driver(out: Path, action: str, objective: str) -> subprocess.Popen:
             objective,
         ],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -279,14 +243,14 @@ def test_drivers_end_in_three_ways_and_no_trial_is_lost_or_counted_twice(tmp_pat
     killed = epochs_run(tmp_path)
     assert set(killed.values()) == {1}, "a clean stop repeats no epoch"
     begun = {trial for trial, _ in killed}
-    notes = Notes()
-    summary = search_again(tmp_path, search_stubs.stuck, notes)
+    logger = recording_logger()
+    summary = search_again(tmp_path, search_stubs.stuck, logger)
     rows = table(tmp_path)
     assert [row["trial"] for row in rows] == [0, 1, 2, 3]
     assert summary["counts"] == {"complete": 4, "stopped": 0, "failed": 0, "running": 0}
     again = Counter(epochs_run(tmp_path).values())
     assert set(again) <= {1, 2} and again[2] <= 2, "only epochs in hand at the kill run again"
-    assert begun & {key.removeprefix("trial-") for key in notes.children}, "none was continued"
+    assert begun & {key.removeprefix("trial-") for key in logger.children}, "none was continued"
     assert all(row["epochs"] == 9 for row in rows)
 
 
@@ -294,19 +258,21 @@ def test_two_drivers_share_one_study(tmp_path):
     prepared(tmp_path, trials=6, concurrent=1, grace_epochs=9)
     process = driver(tmp_path, "join", "slow")
     until(lambda: ran(tmp_path) >= 1)
-    notes = Notes()
-    summary = search_again(tmp_path, search_stubs.slow, notes)
+    logger = recording_logger()
+    summary = search_again(tmp_path, search_stubs.slow, logger)
     said, _ = process.communicate(timeout=180)
     assert process.returncode == 0
     theirs = {line.split()[1] for line in said.splitlines() if line.startswith("child")}
-    joined = {k for k, note in notes.children.items() if note.labels.get("driver") == "joined"}
+    joined = {
+        key for key, child in logger.children.items() if child.logged_tags.get("driver") == "joined"
+    }
     assert joined == theirs, "the driver that started the search records what others ran"
-    assert theirs and set(notes.children) - theirs, "one of them had no trial"
-    assert len(notes.children) == summary["trials"] == 6
+    assert theirs and set(logger.children) - theirs, "one of them had no trial"
+    assert len(logger.children) == summary["trials"] == 6
     assert set(epochs_run(tmp_path).values()) == {1}, "a trial was run by both"
     for key in theirs:
-        steps = [step for step, _ in notes.children[key].rows if step is not None]
-        assert steps == list(range(1, 10)) and notes.children[key].status == "FINISHED"
+        record = logger.children[key]
+        assert record.steps == list(range(1, 10)) and record.status == "FINISHED"
     assert not list(tmp_path.glob("drivers/*"))
 
 
@@ -348,13 +314,12 @@ def test_trials_of_two_workers_are_stopped_and_leave_nothing_behind(tmp_path):
     asked = SearchConfig(
         trials=2, space=space, sampler="grid", workers_per_trial=2, grace_epochs=1, reduction=2
     )
-    notes, out = Notes(), tmp_path / "out"
-    summary = search(real_student(tmp_path, epochs=4), asked, 1, out, notes, "nested")
+    logger, out = recording_logger(), tmp_path / "out"
+    summary = search(real_student(tmp_path, epochs=4), asked, 1, out, logger, "nested")
     assert summary["concurrency"] == 1
     assert summary["counts"]["failed"] == summary["counts"]["running"] == 0
     for row in table(out):
-        steps = [step for step, _ in notes.children[row["key"]].rows if step is not None]
-        assert steps == list(range(1, row["epochs"] + 1))
+        assert logger.children[row["key"]].steps == list(range(1, row["epochs"] + 1))
     assert not list(out.rglob("stop")), "folders of ended trials are gone"
     import ray
 

@@ -1,83 +1,34 @@
-"""Tracking against a real MLflow: a SQLite file, and a server process that is killed."""
+"""Tracking with a real MLflow: a SQLite file, and a server process that is killed."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.servers import MlflowServer
 
 from multistill.config import TrackingConfig
 from multistill.errors import MultistillError, UsageError
 from multistill.tracking import Tracker, open_tracker
 
 
-class MlflowServer:
-    """An `mlflow server` process on its own port and database, which can be killed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [
-            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"),
-            *("--port", str(self.port), "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"),
-            *("--artifacts-destination", str(self.folder / "artifacts")),
-        ]
-        log = (self.folder / "server.log").open("ab")
-        self.process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env={
-                **os.environ,
-                "MLFLOW_DISABLE_TELEMETRY": "true",
-                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes less
-            },
-            cwd=self.folder,
-        )
-        end = time.monotonic() + 90
-        while time.monotonic() < end:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except OSError:
-                assert self.process.poll() is None, (self.folder / "server.log").read_text()
-                time.sleep(0.2)
-        raise AssertionError("the server did not start")
-
-    def kill(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
 @pytest.fixture(scope="module")
 def server(
     tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path
 ) -> Iterator[MlflowServer]:
-    process = MlflowServer(tmp_path_factory.mktemp("mlflow"))
-    shutil.copyfile(mlflow_database, process.folder / "server.db")
-    process.start()
-    yield process
-    process.kill()
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    shutil.copyfile(mlflow_database, server.folder / "mlflow.db")
+    server.start()
+    yield server
+    server.kill()
 
 
 def client_of(uri: str) -> Any:
@@ -87,38 +38,48 @@ def client_of(uri: str) -> Any:
 
 
 def runs_of(client: Any, experiment: str) -> dict[str, Any]:
-    """Runs by name; fails where two share one."""
-    found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-    names = Counter(run.info.run_name for run in found)
+    """Return the experiment's runs by name; fail if two runs have the same name."""
+    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    names = Counter(run.info.run_name for run in runs)
     assert max(names.values()) == 1, names
-    return {run.info.run_name: run for run in found}
+    return {run.info.run_name: run for run in runs}
 
 
 def steps(client: Any, run: Any, key: str) -> list[int]:
     return [point.step for point in client.get_metric_history(run.info.run_id, key)]
 
 
-@pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tracker]:
-    """`open_tracker` with a workspace of its own; what it says is in `start.said`."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def delivered(tracker: Tracker, seconds: float = 15.0) -> bool:
+    """Wait until everything logged so far is on the server; return whether it is."""
+    return tracker._recorder.flush(seconds)
 
-    def begin(job: str, uri: str | None = None, key: str = "k1", **config: Any) -> Tracker:
+
+class Start:
+    """Calls `open_tracker` with a workspace in `folder`; records the messages it logs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.messages: list[str] = []
+
+    def __call__(self, job: str, uri: str | None = None, key: str = "k1", **config: Any) -> Tracker:
         return open_tracker(
             TrackingConfig(uri=uri, **config),
-            tmp_path,
+            self.folder,
             job,
             key,
             {"commit": "abc"},
-            log=begin.said.append,  # type: ignore[attr-defined]
+            log=self.messages.append,
         )
 
-    begin.said = []  # type: ignore[attr-defined]
-    return begin
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Start(tmp_path)
 
 
-def test_a_run_tree_in_the_default_sqlite_file(
-    start: Callable[..., Tracker], tmp_path: Path
+def test_a_tree_of_runs_is_recorded_in_the_default_sqlite_file(
+    start: Start, tmp_path: Path
 ) -> None:
     note = tmp_path / "note.txt"
     note.write_text("hello")
@@ -157,25 +118,25 @@ def test_a_run_tree_in_the_default_sqlite_file(
     assert (tmp_path / "mlflow-artifacts").is_dir()
 
 
-def test_a_resumed_run_continues_its_record(
-    start: Callable[..., Tracker], mlflow_database: Path, tmp_path: Path
+def test_a_resumed_run_continues_its_mlflow_run(
+    start: Start, mlflow_database: Path, tmp_path: Path
 ) -> None:
     shutil.copyfile(mlflow_database, tmp_path / "mlflow.db")
     first = start("resumed")
     child = first.child("model", "m", "model")
-    gone = first.child("gone", "g", "model")
+    abandoned = first.child("abandoned", "g", "model")
     for epoch in (1, 2, 3):
         child.metrics({"loss": 1 / epoch}, step=epoch)
     child.params({"width": 8})
-    gone.metrics({"loss": 1.0}, step=1)
-    assert first.flush()
+    abandoned.metrics({"loss": 1.0}, step=1)
+    assert delivered(first)
     ids = (first.record_id, child.record_id)
-    first._recorder.journal.release()  # as the kernel does for a killed process
+    first._recorder.journal.release()  # as the kernel does when a process is killed
     first._recorder.abandon()
 
     second = start("resumed")
     child = second.child("model", "m", "model")
-    for epoch in (3, 4):  # the checkpoint is older than the last figure
+    for epoch in (3, 4):  # the checkpoint is older than the last logged epoch
         child.metrics({"loss": 1 / epoch}, step=epoch)
     child.params({"width": 16})
     child.close()
@@ -188,8 +149,8 @@ def test_a_resumed_run_continues_its_record(
     assert runs["model"].data.params == {"width": "8"}
     assert runs["model"].data.tags["changed.width"] == "16"
     assert runs["model"].info.status == "FINISHED"
-    assert runs["gone"].info.status == "KILLED"
-    assert runs["gone"].data.tags["multistill.orphan"] == "true"
+    assert runs["abandoned"].info.status == "KILLED"
+    assert runs["abandoned"].data.tags["multistill.orphan"] == "true"
 
 
 KILLED_RUN = """
@@ -205,13 +166,13 @@ os._exit(9)
 """
 
 
-def test_a_killed_process_loses_no_point(
-    start: Callable[..., Tracker], server: MlflowServer, tmp_path: Path
+def test_a_killed_process_loses_no_metric_value(
+    start: Start, server: MlflowServer, tmp_path: Path
 ) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED_RUN, str(tmp_path), server.uri])
-    assert done.returncode == 9
+    process = subprocess.run([sys.executable, "-c", KILLED_RUN, str(tmp_path), server.uri])
+    assert process.returncode == 9
     other = start("another job", server.uri, key="k2")
-    assert other.flush(60)
+    assert delivered(other, 60)
     other.close()
     client = client_of(server.uri)
     runs = runs_of(client, "killed")
@@ -221,16 +182,16 @@ def test_a_killed_process_loses_no_point(
     assert not any((tmp_path / "tracking").iterdir())
 
 
-def test_the_server_dies_and_returns_and_every_point_arrives_once(
-    start: Callable[..., Tracker], server: MlflowServer, tmp_path: Path
+def test_after_a_server_outage_every_metric_value_has_arrived_once(
+    start: Start, server: MlflowServer, tmp_path: Path
 ) -> None:
     top = start("outage", server.uri)
     child = top.child("model", "m", "model")
     for epoch in range(1, 6):
         child.metrics({"loss": 1 / epoch}, step=epoch)
-    assert top.flush(30)
+    assert delivered(top, 30)
     server.kill()
-    began = time.monotonic()
+    started = time.monotonic()
     for epoch in range(6, 11):
         child.metrics({"loss": 1 / epoch}, step=epoch)
     note = tmp_path / "note.txt"
@@ -238,14 +199,14 @@ def test_the_server_dies_and_returns_and_every_point_arrives_once(
     child.artifact(note)
     late = top.child("late", "l", "model")
     late.metrics({"loss": 0.5}, step=1)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - started < 1.0
     assert late.record_id is None
     late.close()
     child.close()
-    began = time.monotonic()
+    started = time.monotonic()
     top.close()
-    assert time.monotonic() - began < 20
-    assert any("does not answer" in text for text in start.said)  # type: ignore[attr-defined]
+    assert time.monotonic() - started < 20
+    assert any("does not answer" in text for text in start.messages)
     assert any((tmp_path / "tracking").iterdir())
 
     other = start("other", server.uri, key="k2", required=False)
@@ -253,8 +214,8 @@ def test_the_server_dies_and_returns_and_every_point_arrives_once(
     assert other.record_id is None
 
     server.start()
-    end = time.monotonic() + 60
-    while not other.flush(5) and time.monotonic() < end:
+    deadline = time.monotonic() + 60
+    while not delivered(other, 5) and time.monotonic() < deadline:
         time.sleep(0.2)
     other.close()
     client = client_of(server.uri)
@@ -268,34 +229,32 @@ def test_the_server_dies_and_returns_and_every_point_arrives_once(
     assert not any((tmp_path / "tracking").iterdir())
 
 
-@pytest.mark.parametrize("answers", [False, True], ids=["closed port", "silent port"])
-def test_a_server_that_does_not_answer_is_one_sentence_within_seconds(
-    start: Callable[..., Tracker],
-    answers: bool,
+@pytest.mark.parametrize("listens", [False, True], ids=["closed port", "silent port"])
+def test_a_server_that_does_not_answer_is_an_error_within_seconds(
+    start: Start,
+    listens: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        if answers:
-            silent.listen()
-        port = silent.getsockname()[1]
-        began = time.monotonic()
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        if listens:
+            sock.listen()
+        port = sock.getsockname()[1]
+        started = time.monotonic()
         with pytest.raises(MultistillError) as caught:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:geheim99@127.0.0.1:{port}")
             start("nobody")
-        assert time.monotonic() - began < 15
-    text = str(caught.value)
-    assert "does not answer" in text
-    assert "tracking.required: false" in text
-    assert "geheim99" not in text
+        assert time.monotonic() - started < 15
+    message = str(caught.value)
+    assert "does not answer" in message
+    assert "tracking.required: false" in message
+    assert "geheim99" not in message
     assert caught.value.exit_code == 1
     assert not any((tmp_path / "tracking").iterdir())
 
 
-def test_a_deleted_experiment_is_said_at_the_start(
-    start: Callable[..., Tracker], server: MlflowServer
-) -> None:
+def test_a_deleted_experiment_is_an_error_at_the_start(start: Start, server: MlflowServer) -> None:
     client = client_of(server.uri)
     client.delete_experiment(client.create_experiment("deleted"))
     with pytest.raises(UsageError, match=r"deleted.*tracking\.experiment"):
@@ -303,27 +262,27 @@ def test_a_deleted_experiment_is_said_at_the_start(
 
 
 def test_the_caller_never_waits_for_the_store(
-    start: Callable[..., Tracker], mlflow_database: Path, tmp_path: Path
+    start: Start, mlflow_database: Path, tmp_path: Path
 ) -> None:
     shutil.copyfile(mlflow_database, tmp_path / "mlflow.db")
     top = start("many")
-    began = time.monotonic()
+    started = time.monotonic()
     for number in range(40):
         trial = top.child(f"trial {number}", f"t{number}", "trial")
         for epoch in range(1, 11):
             trial.metrics({"f1": epoch / 10, "loss": 1 / epoch}, step=epoch)
         trial.params({"T": number})
         trial.close()
-    assert time.monotonic() - began < 2.0
-    assert top.flush(120)
+    assert time.monotonic() - started < 2.0
+    assert delivered(top, 120)
     top.close()
     runs = runs_of(client_of(top.uri), "many")
     assert len(runs) == 41
     assert all(run.info.status == "FINISHED" for run in runs.values())
 
 
-def test_the_champion_is_the_best_version_and_one_model_is_one_version(
-    start: Callable[..., Tracker], server: MlflowServer, tmp_path: Path
+def test_the_champion_is_the_best_version_and_the_same_model_is_registered_once(
+    start: Start, server: MlflowServer, tmp_path: Path
 ) -> None:
     def model(weights: str) -> Path:
         folder = tmp_path / "models" / weights
@@ -336,7 +295,7 @@ def test_the_champion_is_the_best_version_and_one_model_is_one_version(
     for weights, value in [("a", 0.5), ("b", 0.7), ("c", 0.6), ("b", 0.7), ("d", float("nan"))]:
         child = top.child(weights, weights, "model")
         child.register("emotion/audio", model(weights), "valid_uar", value)
-    assert top.flush(60)
+    assert delivered(top, 60)
     top.close()
     client = client_of(server.uri)
     versions = client.search_model_versions("name = 'emotion-audio'")
@@ -346,13 +305,13 @@ def test_the_champion_is_the_best_version_and_one_model_is_one_version(
     assert champion.run_id == runs_of(client, "registry")["b"].info.run_id
     local = client.download_artifacts(champion.run_id, "model", str(tmp_path))
     assert (Path(local) / "model.safetensors").read_text() == "b"
-    assert sum("is the champion" in text for text in start.said) == 3  # type: ignore[attr-defined]
+    assert sum("is the champion" in text for text in start.messages) == 3
 
 
-def test_a_champion_is_beaten_by_the_margin_and_on_its_own_data_only(
-    start: Callable[..., Tracker], server: MlflowServer, tmp_path: Path
+def test_the_champion_changes_only_by_the_margin_and_on_the_same_data(
+    start: Start, server: MlflowServer, tmp_path: Path
 ) -> None:
-    def offer(run: Tracker, weights: str, value: float, data: str) -> None:
+    def register(run: Tracker, weights: str, value: float, data: str) -> None:
         folder = tmp_path / weights
         folder.mkdir()
         (folder / "model.safetensors").write_text(weights)
@@ -365,22 +324,22 @@ def test_a_champion_is_beaten_by_the_margin_and_on_its_own_data_only(
         ("elsewhere", 0.1, "b"),
         ("clearly", 0.7, "a"),
     ]:
-        offer(top, weights, value, data)
-    assert top.flush(60)
+        register(top, weights, value, data)
+    assert delivered(top, 60)
     top.close()
     client = client_of(server.uri)
     champion = client.get_model_version_by_alias("ruled", "champion")
     assert champion.tags["valid_loss"] == "0.7" and champion.tags["multistill.data"] == "a"
-    said = [text for text in start.said if text.startswith("ruled version")]  # type: ignore[attr-defined]
-    assert ["is the champion" in text for text in said] == [True, False, False, True]
-    assert "not beaten by 0.1" in said[1]
-    assert "other data" in said[2] and "stays the champion" in said[2]
+    messages = [text for text in start.messages if text.startswith("ruled version")]
+    assert ["is the champion" in text for text in messages] == [True, False, False, True]
+    assert "not beaten by 0.1" in messages[1]
+    assert "other data" in messages[2] and "stays the champion" in messages[2]
 
 
-def test_a_version_found_again_says_what_was_measured_last(
-    start: Callable[..., Tracker], server: MlflowServer, tmp_path: Path
+def test_registering_a_model_again_updates_its_tags(
+    start: Start, server: MlflowServer, tmp_path: Path
 ) -> None:
-    def offer(run: Tracker, weights: str, metric: str, value: float, seeds: int) -> None:
+    def register(run: Tracker, weights: str, metric: str, value: float, seeds: int) -> None:
         folder = tmp_path / weights
         folder.mkdir(exist_ok=True)
         (folder / "model.safetensors").write_text(weights)
@@ -388,11 +347,11 @@ def test_a_version_found_again_says_what_was_measured_last(
         run.register("again", folder, metric, value, data="a", tags=tags)
 
     top = start("again", server.uri)
-    offer(top, "first", "valid_uar", 0.9, 1)
-    offer(top, "second", "valid_macro_f1", 0.1, 1)  # the champion has no such figure
-    offer(top, "first", "valid_uar", 0.5, 3)
-    offer(top, "third", "valid_uar", 0.6, 3)
-    assert top.flush(60)
+    register(top, "first", "valid_uar", 0.9, 1)
+    register(top, "second", "valid_macro_f1", 0.1, 1)  # the champion has no such metric
+    register(top, "first", "valid_uar", 0.5, 3)
+    register(top, "third", "valid_uar", 0.6, 3)
+    assert delivered(top, 60)
     top.close()
     client = client_of(server.uri)
     versions = client.search_model_versions("name = 'again'")
@@ -400,13 +359,13 @@ def test_a_version_found_again_says_what_was_measured_last(
     assert first.tags["multistill.seeds"] == "3"
     champion = client.get_model_version_by_alias("again", "champion")
     assert champion.tags["valid_uar"] == "0.6" and len(versions) == 3
-    said = [text for text in start.said if text.startswith("again version")]  # type: ignore[attr-defined]
-    assert ["is the champion" in text for text in said] == [True, False, True, True]
-    assert "nothing says what its valid_macro_f1 is" in said[1]
+    messages = [text for text in start.messages if text.startswith("again version")]
+    assert ["is the champion" in text for text in messages] == [True, False, True, True]
+    assert "it has no valid_macro_f1" in messages[1]
 
 
-def test_no_secret_reaches_the_disk(
-    start: Callable[..., Tracker],
+def test_secrets_are_not_written_to_disk(
+    start: Start,
     server: MlflowServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -416,7 +375,7 @@ def test_no_secret_reaches_the_disk(
     top = start("secret")
     top.params({"uri": address})
     top.tags({"uri": address})
-    top.flush()
+    delivered(top)
     for path in (tmp_path / "tracking").rglob("*"):
         if path.is_file():
             assert b"geheim99" not in path.read_bytes()

@@ -1,4 +1,4 @@
-"""The parts of tracking that need no server: secrets, limits, the journal."""
+"""Tracking without a server: redaction, limits and the journal."""
 
 from __future__ import annotations
 
@@ -27,18 +27,20 @@ from multistill.tracking.server import as_number, batches, clean_key, clean_para
         ("failed: https://u:s3cret@a/b and http://v:0ther@c/d", "s3cret"),
     ],
 )
-def test_a_password_in_an_address_is_hidden(uri: str, secret: str) -> None:
+def test_a_password_in_a_uri_is_redacted(uri: str, secret: str) -> None:
     assert secret not in redact(uri)
     assert "***" in redact(uri)
 
 
-def test_a_secret_of_the_environment_is_hidden_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_from_the_environment_is_redacted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "tok-12345678")
     assert redact("Bearer tok-12345678 was refused") == "Bearer *** was refused"
     assert clean_params({"note": "tok-12345678"}) == {"note": "***"}
 
 
-def test_an_address_without_secrets_stays_as_it_is() -> None:
+def test_text_without_secrets_is_unchanged() -> None:
     for text in ["http://mlflow.lab:5000", "sqlite:////tmp/a@b.db", "a: b@c"]:
         assert redact(text) == text
 
@@ -49,10 +51,10 @@ def test_batches_lose_nothing_and_respect_every_limit(
     metrics: int, params: int, tags: int, width: int
 ) -> None:
     points = [(f"m{i}", 0.5, 1_700_000_000_000, i) for i in range(metrics)]
-    settings_ = {f"p{i}": "값" * width for i in range(params)}
-    facts = {f"t{i}": "x" * width for i in range(tags)}
+    param_values = {f"p{i}": "값" * width for i in range(params)}
+    tag_values = {f"t{i}": "x" * width for i in range(tags)}
     seen: tuple[list[object], dict[str, str], dict[str, str]] = ([], {}, {})
-    for part in batches(points, settings_, facts):
+    for part in batches(points, param_values, tag_values):
         assert len(part[0]) <= 1000
         assert len(part[1]) <= 100
         assert len(part[2]) <= 100
@@ -61,17 +63,17 @@ def test_batches_lose_nothing_and_respect_every_limit(
         seen[0].extend(part[0])
         seen[1].update(part[1])
         seen[2].update(part[2])
-    assert seen == (points, settings_, facts)
+    assert seen == (points, param_values, tag_values)
 
 
-def test_keys_become_what_mlflow_accepts() -> None:
+def test_keys_are_cleaned_for_mlflow() -> None:
     assert clean_key("f1[macro]/valid") == "f1_macro_/valid"
     assert clean_key("../x") == "_../x"
     assert clean_key("") == "_"
     assert len(clean_key("x" * 300)) == 250
 
 
-def test_only_numbers_become_metrics() -> None:
+def test_values_that_are_not_numbers_are_not_metrics() -> None:
     import numpy as np
 
     assert as_number(np.float32(0.5)) == 0.5
@@ -83,13 +85,13 @@ def test_only_numbers_become_metrics() -> None:
     assert as_number([1, 2]) is None
 
 
-def test_a_folder_is_refused_as_a_store(tmp_path: Path) -> None:
+def test_a_file_store_is_refused(tmp_path: Path) -> None:
     for uri in ["file:///tmp/mlruns", "./mlruns"]:
         with pytest.raises(UsageError, match="sqlite"):
             tracking_uri(TrackingConfig(uri=uri), tmp_path)
 
 
-def test_the_default_store_is_in_the_workspace(
+def test_the_default_store_is_a_file_in_the_workspace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -98,39 +100,40 @@ def test_the_default_store_is_in_the_workspace(
     assert tracking_uri(TrackingConfig(), tmp_path) == "http://server:5000"
 
 
-def test_a_journal_of_a_living_process_is_not_abandoned(tmp_path: Path) -> None:
+def test_the_journal_of_a_running_process_is_not_abandoned(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path, {"target": "a"})
     journal.append({"op": "tags", "node": "n", "values": {}})
-    assert _abandoned_elsewhere(tmp_path) == 0
+    assert _count_abandoned(tmp_path) == 0
     journal.release()
-    assert _abandoned_elsewhere(tmp_path) == 1
+    assert _count_abandoned(tmp_path) == 1
 
 
-def _abandoned_elsewhere(folder: Path) -> int:
+def _count_abandoned(folder: Path) -> int:
+    """Count the abandoned journals that another process sees."""
     code = (
         "import sys; from pathlib import Path; from multistill.tracking.journal import Journal;"
         "print(len(Journal.abandoned(Path(sys.argv[1]))))"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
     )
-    return int(done.stdout)
+    return int(process.stdout)
 
 
-def test_a_line_cut_by_a_kill_is_left_out_and_the_rest_is_read(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_skipped(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path, {"target": "a"})
     journal.append({"op": "tags", "node": "n", "values": {"a": "가"}})
     journal.release()
     with (journal.folder / "records.jsonl").open("ab") as stream:
         stream.write(b'{"op": "tags", "nod')
-    found = Journal.abandoned(tmp_path)[0]
-    records, offset = found.read(0, 100)
+    abandoned = Journal.abandoned(tmp_path)[0]
+    records, offset = abandoned.read(0, 100)
     assert [record.get("op") for record in records] == [None, "tags"]
-    assert found.read(offset, 100) == ([], offset)
-    found.release()
+    assert abandoned.read(offset, 100) == ([], offset)
+    abandoned.release()
 
 
-def test_reading_in_parts_gives_every_record_once(tmp_path: Path) -> None:
+def test_reading_in_chunks_returns_every_record_once(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path, {"target": "a"})
     for number in range(57):
         journal.append({"op": "metrics", "number": number})

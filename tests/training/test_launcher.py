@@ -8,18 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from helpers.paths import PYTHONPATH
+from helpers.recording_logger import RecordingLogger
 from helpers.training_corpus import make_corpus, make_task, with_dropout, with_states
 
 from multistill.errors import MultistillError
 from multistill.models.files import load_model
-from multistill.tracking.logger import NullLogger
 from multistill.training.capacity import lanes, require
 from multistill.training.checkpoint import best_weights, newest_epoch
 from multistill.training.data import TrainingData
@@ -29,47 +29,15 @@ from multistill.training.task import TrainingTask
 from multistill.workspace import read_json
 
 
-@dataclass
-class Recorder(NullLogger):
-    """A logger that keeps what it is told, and may act on an epoch."""
-
-    record_id: str | None = None
-    epochs: dict[str, list[tuple[int, dict[str, float], float]]] = field(default_factory=dict)
-    tagged: dict[str, list[str]] = field(default_factory=dict)
-    status: dict[str, str] = field(default_factory=dict)
-    said: list[str] = field(default_factory=list)
-    kill_after: dict[str, int] = field(default_factory=dict)
-
-    def child(self, name: str, key: str, kind: str) -> Child:
-        assert (key, kind) == (name, "model")
-        return Child(self, name)
+def worker_pids(logger: RecordingLogger) -> list[int]:
+    """Process ids of a model's workers of rank 0, one per start of its worker group."""
+    return [int(tags["worker"].split(":")[1]) for tags in logger.tag_calls]
 
 
-@dataclass
-class Child(NullLogger):
-    root: Recorder
-    name: str
-
-    @property
-    def record_id(self) -> str:
-        return f"record-{self.name}"
-
-    def info(self, message: str) -> None:
-        self.root.said.append(message)
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        self.root.tagged.setdefault(self.name, []).append(values["worker"])
-
-    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        if step is None:
-            return
-        self.root.epochs.setdefault(self.name, []).append((step, dict(values), time.monotonic()))
-        if self.root.kill_after.get(self.name) == step:
-            del self.root.kill_after[self.name]
-            os.kill(int(self.root.tagged[self.name][-1].split(":")[1]), signal.SIGKILL)
-
-    def close(self, status: str = "FINISHED") -> None:
-        self.root.status[self.name] = status
+def kill_rank_0_after_epoch_3(logger: RecordingLogger, method: str, recorded: Any) -> None:
+    """Kill the first worker of rank 0; the worker that replaces it is left alone."""
+    if method == "metrics" and recorded[0] == 3 and len(logger.tag_calls) == 1:
+        os.kill(worker_pids(logger)[0], signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +51,7 @@ def test_killed_four_worker_training_equals_one_worker(corpus, tmp_path, ray_ses
     from multistill.training.launcher import train
 
     task = make_task(corpus, "teacher", epochs=6, batch_size=8, workers=4, accumulation=2)
-    logger = Recorder(kill_after={"teacher": 3})
+    logger = RecordingLogger(child_kind="model", on_event=kill_rank_0_after_epoch_3)
     [result] = train([task], tmp_path / "out", logger)
     folder = tmp_path / "out" / "teacher"
 
@@ -94,12 +62,13 @@ def test_killed_four_worker_training_equals_one_worker(corpus, tmp_path, ray_ses
         found = [epoch[name] for epoch in history]
         assert found == pytest.approx([report.metrics[name] for report in alone], abs=1e-3)
 
-    assert len(set(logger.tagged["teacher"])) == 2  # two processes worked on it
-    assert any("continuing after epoch" in line for line in logger.said)
-    steps = [step for step, _, _ in logger.epochs["teacher"]]
-    assert sorted(set(steps)) == list(range(1, 7))
-    assert len(steps) <= 7  # at most the epoch in hand was done twice
-    assert logger.status == {"teacher": "FINISHED"}
+    [record] = logger.children.values()
+    assert record.key == record.name == "teacher"
+    assert len(set(worker_pids(record))) == 2  # two processes worked on it
+    assert any("continuing after epoch" in line for line in record.messages)
+    assert sorted(set(record.steps)) == list(range(1, 7))
+    assert len(record.steps) <= 7  # at most the epoch in progress was trained twice
+    assert record.status == "FINISHED"
     assert result["record_id"] == "record-teacher"
     assert result["folder"] == str(folder)
     model = load_model(folder, {"audio_dim": 12, "text_dim": 8})
@@ -110,9 +79,9 @@ def test_killed_four_worker_training_equals_one_worker(corpus, tmp_path, ray_ses
         "history.json",
     }
 
-    again = Recorder()
+    again = RecordingLogger(child_kind="model")
     assert train([task], tmp_path / "out", again)[0]["best_epoch"] == result["best_epoch"]
-    assert again.epochs == {}  # nothing was trained again
+    assert not any(child.steps for child in again.children.values())  # nothing was trained again
 
 
 def compare(folder: Path, task: TrainingTask, alone: Path, tolerance: float) -> None:
@@ -143,18 +112,15 @@ from pathlib import Path
 import ray
 from multistill.training.launcher import train
 from multistill.training.task import TrainingTask
-from multistill.tracking.logger import NullLogger
+from helpers.recording_logger import RecordingLogger
 
-class RunLogger(NullLogger):
-    def child(self, name, key, kind):
-        return self
-
-    def tags(self, values):
-        print(values["worker"].split(":")[1], flush=True)
+def print_worker(logger, method, recorded):
+    if method == "tags":
+        print(recorded["worker"].split(":")[1], flush=True)
 
 ray.init(address=sys.argv[1], log_to_driver=False)
 task = TrainingTask.from_dict(json.loads(Path(sys.argv[2]).read_text()))
-train([task], Path(sys.argv[3]), RunLogger())
+train([task], Path(sys.argv[3]), RecordingLogger(on_event=print_worker))
 """
 
 
@@ -172,6 +138,7 @@ def test_workers_go_with_a_killed_driver_and_the_rest_equals_one_run(corpus, tmp
         [sys.executable, "-c", DRIVER, address, tmp_path / "task.json", folder.parent],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
     )
     assert driver.stdout is not None
     worker = int(driver.stdout.readline())
@@ -202,7 +169,7 @@ import ray
 from ray.cluster_utils import Cluster
 from multistill.training.launcher import train
 from multistill.training.task import TrainingTask
-from multistill.tracking.logger import NullLogger
+from helpers.recording_logger import RecordingLogger
 
 quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500,
          "health_check_failure_threshold": 4}
@@ -212,29 +179,24 @@ nodes = [cluster.add_node(wait=False, num_cpus=2) for _ in range(2)]
 cluster.wait_for_nodes()
 ray.init(address=cluster.address, log_to_driver=False)
 
-class RunLogger(NullLogger):
-    workers = []
-
-    def child(self, name, key, kind):
-        return self
-
-    def tags(self, values):
-        self.workers.append(values["worker"])
-
-    def metrics(self, values, step=None):
-        if step == 2 and len(nodes) == 2:
-            status = Path(f"/proc/{self.workers[0].split(':')[1]}/stat").read_text()
-            raylet = int(status.rpartition(")")[2].split()[1])  # the worker's parent
-            [lost] = [node for node in nodes if raylet in pids(node)]
-            nodes.remove(lost)
-            cluster.remove_node(lost, allow_graceful=False)
+def remove_first_node(logger, method, recorded):
+    if method == "metrics" and recorded[0] == 2 and len(nodes) == 2:
+        pid = logger.tag_calls[0]["worker"].split(":")[1]
+        status = Path(f"/proc/{pid}/stat").read_text()
+        raylet = int(status.rpartition(")")[2].split()[1])  # the worker's parent
+        [lost] = [node for node in nodes if raylet in pids(node)]
+        nodes.remove(lost)
+        cluster.remove_node(lost, allow_graceful=False)
 
 def pids(node):
     return [entry.process.pid for entry in node.all_processes["raylet"]]
 
+logger = RecordingLogger(on_event=remove_first_node)
 task = TrainingTask.from_dict(json.loads(Path(sys.argv[1]).read_text()))
-train([task], Path(sys.argv[2]), RunLogger())
-assert len(nodes) == 1 and len(set(RunLogger.workers)) == 2, RunLogger.workers
+train([task], Path(sys.argv[2]), logger)
+[record] = logger.children.values()
+workers = [tags["worker"] for tags in record.tag_calls]
+assert len(nodes) == 1 and len(set(workers)) == 2, workers
 ray.shutdown()
 cluster.shutdown()
 """
@@ -247,7 +209,9 @@ def test_two_workers_whose_node_dies_go_on_on_another_node(corpus, tmp_path):
     (tmp_path / "task.json").write_text(json.dumps(task.to_dict()))
     out = tmp_path / "out"
     driver = subprocess.Popen(
-        [sys.executable, "-c", NODES, tmp_path / "task.json", out], start_new_session=True
+        [sys.executable, "-c", NODES, tmp_path / "task.json", out],
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
     )
     try:
         assert driver.wait(timeout=150) == 0
@@ -269,7 +233,7 @@ def test_tasks_share_a_group_and_one_bad_task_costs_no_other(tmp_path, ray_sessi
         make_task(bad, "bad", epochs=2),
         make_task(good, "three", epochs=2),
     ]
-    logger = Recorder()
+    logger = RecordingLogger(child_kind="model")
     started = time.monotonic()
     with pytest.raises(MultistillError, match=r"utt-021.*not-finite\.json"):
         train(tasks, tmp_path / "out", logger)
@@ -277,8 +241,11 @@ def test_tasks_share_a_group_and_one_bad_task_costs_no_other(tmp_path, ray_sessi
     assert is_finished(tmp_path / "out" / "one")
     assert is_finished(tmp_path / "out" / "three")
     assert not is_finished(tmp_path / "out" / "bad")
-    assert logger.status == {"one": "FINISHED", "bad": "FAILED", "three": "FINISHED"}
-    assert len(logger.tagged["bad"]) == 1  # a bad row is not met a second time by a restart
+    status = {name: child.status for name, child in logger.children.items()}
+    assert status == {"one": "FINISHED", "bad": "FAILED", "three": "FINISHED"}
+    assert all(child.key == child.name for child in logger.children.values())
+    # A restart would meet the bad row a second time.
+    assert len(logger.children["bad"].tag_calls) == 1
     alone = list(fit(tasks[0], state_dir=tmp_path / "alone", device="cpu"))
     found = read_json(tmp_path / "out" / "one" / "history.json")["epochs"][-1]["train_loss"]
     assert found == pytest.approx(alone[-1].metrics["train_loss"], abs=1e-6)
