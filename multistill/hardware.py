@@ -88,6 +88,10 @@ def slots(nodes: Sequence[Resources], need: Resources) -> int:
 
     A worker runs on one node, so the halves of two nodes do not add up; and a share of a GPU
     lies on one GPU, so workers of 0.4 GPU fit twice on each, not five times on two.
+
+    Examples:
+        >>> slots([{"CPU": 8, "GPU": 2}], {"CPU": 1, "GPU": 0.4})
+        4
     """
     asked = {name: amount for name, amount in need.items() if amount > 0}
     return sum(

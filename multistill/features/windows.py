@@ -24,6 +24,10 @@ def spans(samples: int, hop: int, minimum: int, window_s: float, overlap_s: floa
     Args:
         hop: samples between two states.
         minimum: samples of the shortest piece that makes a state.
+
+    Examples:
+        >>> spans(samples=25 * 16_000, hop=320, minimum=400, window_s=10.0, overlap_s=2.0)
+        [(0, 160080), (128000, 288080), (256000, 400000)]
     """
     window = max(round(window_s * SAMPLE_RATE) // hop * hop, hop) + minimum - hop
     if samples <= window:

@@ -18,7 +18,12 @@ def has_password(uri: str) -> bool:
 
 
 def redact(text: str) -> str:
-    """The text with passwords inside addresses, and secrets of the environment, hidden."""
+    """The text with passwords inside addresses, and secrets of the environment, hidden.
+
+    Examples:
+        >>> redact("https://ann:secret@mlflow.example.org")
+        'https://ann:***@mlflow.example.org'
+    """
     hidden = _USERINFO.sub(rf"\g<scheme>\g<user>:{_HIDDEN}@", text)
     for name in _SECRET_VARIABLES:
         value = os.environ.get(name, "")
