@@ -12,7 +12,8 @@ import pytest
 import yaml
 from helpers.paths import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = SETTINGS["project"]
 LOCKED = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>\S+)(?P<rest>.*?)(?=^\S|\Z)", re.M | re.S)
 
 
@@ -40,10 +41,11 @@ def test_the_lock_names_no_host_or_local_path() -> None:
     assert not re.search(r"://|--(extra-)?index-url|--find-links", read("requirements.lock"))
 
 
-def test_the_lock_holds_every_dependency() -> None:
+def test_the_lock_holds_every_dependency_and_the_build_backend() -> None:
     locked = {normalized(item["name"]) for item in LOCKED.finditer(read("requirements.lock"))}
-    extras = PROJECT["optional-dependencies"].values()
-    wanted = {normalized(item) for part in (PROJECT["dependencies"], *extras) for item in part}
+    parts = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    parts.append(SETTINGS["build-system"]["requires"])
+    wanted = {normalized(item) for part in parts for item in part}
     assert wanted - locked == set()
 
 
