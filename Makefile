@@ -1,17 +1,25 @@
-# make demo   the packaged job, from nothing to a report
-# make test   the whole suite; make lint: style and types; make bench: the benchmarks
+# make demo        the packaged job, from nothing to a report
+# make test        the whole suite, with coverage; make test-fast: without Ray and servers
+# make lint        style, types, imports between packages, generated tables
+# make docs        the documentation site, into build/site
+# make bench       the benchmarks
+# make lock        requirements.lock and constraints.txt from pyproject.toml (needs uv)
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
+export NO_MKDOCS_2_WARNING := 1  # on the future of mkdocs-material; nothing to act on
 
-.PHONY: demo test lint format bench install clean
+.PHONY: demo test test-fast lint format docs bench lock install clean
 
 # The stamp is newer than what it was installed from, so a second call costs nothing.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# Every file that pip installs has its hash in the lock, the build backend included.
+$(VENV)/.installed: pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,postgres]'
+	$(PIP) install --quiet --require-hashes -r requirements.lock
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
 install: $(VENV)/.installed
@@ -20,20 +28,32 @@ demo: install
 	$(BIN)/multistill demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov --cov-report=
+	$(BIN)/python scripts/coverage_by_package.py
+
+test-fast: install
+	$(BIN)/python -m pytest -m "not ray and not server and not slow"
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/rooms_table.py --check
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python scripts/rooms_table.py
+
+docs: install
+	$(BIN)/mkdocs build --quiet --strict
 
 bench: install
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 
+lock:
+	scripts/lock.sh
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache

@@ -88,6 +88,10 @@ def slots(nodes: Sequence[Resources], per_worker: Resources) -> int:
 
     A worker runs on a single node, so free resources of two nodes do not add up. A fraction of a
     GPU is taken from a single GPU, so two GPUs hold four workers of 0.4 GPU each, not five.
+
+    Examples:
+        >>> slots([{"CPU": 8, "GPU": 2}], {"CPU": 1, "GPU": 0.4})
+        4
     """
     required = {name: amount for name, amount in per_worker.items() if amount > 0}
     return sum(

@@ -39,7 +39,12 @@ def canonical(value: Any) -> str:
 
 
 def fingerprint(kind: str, version: int, config: Any, inputs: Mapping[str, str]) -> str:
-    """Return the name of the artifact of this config and these inputs: 16 hex digits."""
+    """Return the name of the artifact of this config and these inputs: 16 hex digits.
+
+    Examples:
+        >>> fingerprint("teacher", 1, {"epochs": 5}, {"prepare": "538844a277ec7363"})
+        '056a7f3af9e0caba'
+    """
     text = canonical({"kind": kind, "version": version, "config": config, "inputs": dict(inputs)})
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -26,10 +26,29 @@ os.environ.update(
     MLFLOW_DISABLE_TELEMETRY="true",
     HF_HUB_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",  # torch's threads wait for each other actively where cores are shared
 )
 
 settings.register_profile("shared-machine", deadline=None)  # other processes use the machine too
 settings.load_profile("shared-machine")
+
+
+SERVER_FIXTURES = {"mlflow_server", "mlflow_database"}
+SERVER_FILES = {"tracking/test_server.py"}
+SLOW_FILES = {"training/test_loop.py", "corpora/loaders/test_full_size.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what they use, so that `make test-fast` can leave them out."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        if "ray_session" in fixtures:
+            item.add_marker(pytest.mark.ray)
+        if fixtures & SERVER_FIXTURES or path in SERVER_FILES:
+            item.add_marker(pytest.mark.server)
+        if path in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -127,6 +127,10 @@ def decide(votes: Sequence[int], policy: TiePolicy = "soft") -> Decision:
     drop: the utterance goes.
     first: the first of the tied classes in class order becomes the label.
     multi: every tied class is a target with equal mass; hard metrics leave it out.
+
+    Examples:
+        >>> decide((3, 3, 0, 0, 0, 0, 0), policy="first").label
+        'neutral'
     """
     soft = shares(votes)
     first = leaders(votes)

@@ -51,6 +51,11 @@ def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
     The sum over classes, so that its batch mean is torch's `batchmean`. T^2 keeps the size
     of the gradient, which tends to (z_s - z_t) / C for centred logits as T grows.
+
+    Examples:
+        >>> student, teacher = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[1.0, 1.0, 0.0]])
+        >>> kd(student, teacher, temperature=2.0)
+        tensor([0.3737])
     """
     log_s = F.log_softmax(student / temperature, dim=1)
     log_t = F.log_softmax(teacher / temperature, dim=1)
@@ -81,6 +86,11 @@ def dkd(
 
     Args:
         target: int64 [B], a class for every row.
+
+    Examples:
+        >>> student, teacher = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[1.0, 1.0, 0.0]])
+        >>> dkd(student, teacher, target=torch.tensor([0]), temperature=2.0)
+        tensor([1.2686])
     """
     log_s = F.log_softmax(student / temperature, dim=1)
     log_t = F.log_softmax(teacher / temperature, dim=1)
@@ -115,6 +125,11 @@ def dist(
 
     The intra part looks at the rows it is given together: under data-parallel training or
     accumulation that is one worker's micro-batch, and with one row it is a constant.
+
+    Examples:
+        >>> teacher = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 1.0]])
+        >>> dist(teacher, teacher, temperature=2.0).abs() < 1e-5
+        tensor([True, True])
     """
     p_s = F.softmax(student / temperature, dim=1)
     p_t = F.softmax(teacher / temperature, dim=1)
@@ -175,6 +190,14 @@ def distillation_loss(
         weight: of the teacher, 0 to 1; see `multistill.distillation.schedule` for one that
             changes over training.
         label_kind: for `two-mse` the label part is the published MSE whatever is asked.
+
+    Examples:
+        >>> student, teacher = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[1.0, 1.0, 0.0]])
+        >>> shares, winner = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([-1])  # a tie
+        >>> distillation_loss(student, teacher, shares, winner, weight=0.0).total
+        tensor([1.2395])
+        >>> distillation_loss(student, teacher, shares, winner, weight=1.0).total
+        tensor([0.3737])
     """
     kind: LabelLoss = "mse" if loss == "two-mse" else label_kind
     hard = label_loss(student_logits, shares, winner, kind, label_source, class_weights)

@@ -28,6 +28,10 @@ def window_spans(
         samples: length of the clip.
         hop: samples between two states.
         minimum: samples of the shortest wave that makes a state.
+
+    Examples:
+        >>> window_spans(samples=25 * 16_000, hop=320, minimum=400, window_s=10.0, overlap_s=2.0)
+        [(0, 160080), (128000, 288080), (256000, 400000)]
     """
     window = max(round(window_s * SAMPLE_RATE) // hop * hop, hop) + minimum - hop
     if samples <= window:

@@ -22,6 +22,11 @@ def combine(members: Sequence[npt.NDArray[np.floating]], *, raw: bool = False) -
     Args:
         raw: the members were trained with `mse` on raw outputs, which are not logits; the mean
             of the outputs then estimates the shares.
+
+    Examples:
+        >>> members = [np.log([[0.9, 0.1]]), np.log([[0.5, 0.5]])]
+        >>> np.exp(combine(members)).round(2)
+        array([[0.7, 0.3]], dtype=float32)
     """
     stacked = np.stack([np.asarray(member, dtype=np.float64) for member in members])
     if len(stacked) == 1:

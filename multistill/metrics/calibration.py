@@ -20,6 +20,12 @@ def fit_temperature(logits: DoubleArray, truth: IntArray) -> float | None:
     Args:
         logits: of validation clips [N, 7].
         truth: class indices [N]; ties (-1) are excluded.
+
+    Examples:
+        >>> logits = np.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
+        >>> temperature = fit_temperature(logits, truth=np.array([0, 0, 1, 1]))
+        >>> round(temperature, 2)  # 98 % confident, 75 % right
+        3.64
     """
     labelled = np.flatnonzero(truth >= 0)
     if not len(labelled):

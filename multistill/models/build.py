@@ -138,7 +138,14 @@ def drop_modality(streams: list[Stream], share: float) -> list[Stream]:
 
 
 def build(spec: ModelSpec, audio_dim: int, text_dim: int) -> EmotionModel:
-    """A new model with weights from torch's current random state."""
+    """A new model with weights from torch's current random state.
+
+    Examples:
+        >>> from multistill.models.presets import resolve
+        >>> model = build(resolve("paper-student", {}), audio_dim=1024, text_dim=768)
+        >>> count_parameters(model)
+        15755783
+    """
     return EmotionModel(spec, audio_dim, text_dim)
 
 

@@ -64,6 +64,11 @@ def resolve(preset: str, overrides: Mapping[str, Any]) -> ModelSpec:
     Raises:
         UsageError: unknown preset (with the nearest name), unknown field, or values that do
             not fit together.
+
+    Examples:
+        >>> spec = resolve("small-student", {"layers": 2})
+        >>> spec.width, spec.layers
+        (64, 2)
     """
     if preset not in PRESETS:
         near = get_close_matches(preset, PRESETS, n=1, cutoff=0.4)

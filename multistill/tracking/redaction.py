@@ -18,7 +18,12 @@ def has_password(uri: str) -> bool:
 
 
 def redact(text: str) -> str:
-    """Replace passwords in URIs, and secrets from the environment, with `***`."""
+    """Replace passwords in URIs, and secrets from the environment, with `***`.
+
+    Examples:
+        >>> redact("https://ann:secret@mlflow.example.org")
+        'https://ann:***@mlflow.example.org'
+    """
     redacted = _USERINFO.sub(rf"\g<scheme>\g<user>:{_HIDDEN}@", text)
     for name in _SECRET_VARIABLES:
         value = os.environ.get(name, "")

@@ -14,6 +14,10 @@ def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
         step: 0-based optimiser step.
         total: steps of the whole training.
         warmup: share of `total` spent rising.
+
+    Examples:
+        >>> [round(learning_rate(step, total=10, peak=1.0, warmup=0.2), 2) for step in range(5)]
+        [0.5, 1.0, 1.0, 0.96, 0.85]
     """
     rising = math.ceil(total * warmup)
     if step < rising:

@@ -164,7 +164,7 @@ def test_weight_zero_is_no_teacher_and_weight_one_is_teacher_only(loss: str) -> 
     torch.testing.assert_close(total(0.25), 0.25 * taught + 0.75 * label)
 
 
-@pytest.mark.parametrize(("loss", "standardize"), product(LOSSES, (False, True)))
+@pytest.mark.parametrize(("loss", "standardize"), [*product(LOSSES, (False, True))])
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn_from_it(
     loss: str, standardize: bool
 ) -> None:
@@ -191,7 +191,7 @@ def test_the_gradient_keeps_its_size_over_temperatures() -> None:
     torch.testing.assert_close(gradient, centred.detach() / 7, atol=1e-3, rtol=1e-2)
 
 
-@pytest.mark.parametrize(("loss", "standardize"), product(LOSSES, (False, True)))
+@pytest.mark.parametrize(("loss", "standardize"), [*product(LOSSES, (False, True))])
 @pytest.mark.filterwarnings("ignore:std")  # of no rows
 @pytest.mark.parametrize("rows", [0, 1, 5])
 def test_flat_and_extreme_logits_give_finite_losses_and_gradients(
