@@ -57,7 +57,7 @@ class Teacher(ModelStep):
 
     name = "teacher"
     artifact = "teachers"
-    sections = frozenset({"teacher"})
+    sections = frozenset({"teacher", "distillation"})
 
     def config(self) -> Any:
         return {
