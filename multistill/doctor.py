@@ -179,17 +179,19 @@ def _corpora(job: JobConfig | None) -> Iterator[Finding]:
 def _encoders(job: JobConfig | None) -> Iterator[Finding]:
     if job is None:
         return
+    from multistill.encoders.registry import BUILT_IN_SPEECH, BUILT_IN_TEXT
+
     speech, text = job.features.speech, job.features.text
-    for what, model, revision in [
-        ("speech", speech.model, speech.revision),
-        ("text", text.model, text.revision),
+    for what, model, revision, built_in in [
+        ("speech", speech.model, speech.revision, set(BUILT_IN_SPEECH)),
+        ("text", text.model, text.revision, set(BUILT_IN_TEXT)),
     ]:
-        if model == "log-mel":
-            yield Finding("encoders", True, f"{what}: log-mel needs no weights")
+        if model not in built_in:
+            yield _weights(what, model, revision)
         elif model.startswith("untrained-"):
             yield Finding("encoders", True, f"{what}: {model} is a stand-in with untrained weights")
         else:
-            yield _weights(what, model, revision)
+            yield Finding("encoders", True, f"{what}: {model} needs no weights")
 
 
 def _weights(what: str, model: str, revision: str | None) -> Finding:
