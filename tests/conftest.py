@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from helpers.paths import PYTHONPATH
 from hypothesis import settings
 
 if TYPE_CHECKING:
     from helpers.evaluation_case import EvaluationCase
 
 os.environ.update(
+    PYTHONPATH=PYTHONPATH,  # for Ray's workers and for subprocesses
     RAY_AUTH_MODE="disabled",
     RAY_USAGE_STATS_ENABLED="0",
     RAY_raylet_start_wait_time_s="120",
