@@ -1,4 +1,4 @@
-"""What the cells of a table say: names, whole numbers, scales, and why a row is left out."""
+"""Parsing of table fields: genders, whole numbers, rating scales, lists, file stems."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 import re
 from typing import Any, NamedTuple
 
-MOST = 2**31 - 1
-"""The largest turn or count: the manifest keeps them in 32 bits."""
+MAX_INT = 2**31 - 1
+"""The largest turn or vote count: the manifest keeps them in 32 bits."""
 
-_SHOWN = 40
+_MAX_SHOWN = 40
 _GENDERS = {
     "f": "F",
     "female": "F",
@@ -23,27 +23,27 @@ _GENDERS = {
 
 
 class RowError(ValueError):
-    """Why one row does not become an utterance."""
+    """Why a row is rejected."""
 
 
-def gender_of(text: str) -> str | None:
-    """F or M where the word is known, else the word itself."""
+def parse_gender(text: str) -> str | None:
+    """F or M if the word is known, else the word itself; None if empty."""
     return _GENDERS.get(text.casefold(), text) if text else None
 
 
 def stem(path: str) -> str:
-    """A path without its ending: the name of an utterance that has no other."""
+    """A path without its extension: the id of an utterance that has no other."""
     return path.replace("\\", "/").rsplit(".", 1)[0]
 
 
-def plain_text(value: Any) -> str:
-    """A Parquet value as a CSV would tell it: empty text for what is not there."""
+def to_text(value: Any) -> str:
+    """A Parquet value as it would be written in a CSV file; missing values are empty."""
     if isinstance(value, str):
         return value.strip()
-    if value is None or value != value:  # the second is true of NaN only
+    if value is None or value != value:  # the latter holds for NaN only
         return ""
     if isinstance(value, float) and value.is_integer():
-        # A column of numbers with a gap becomes float on the way through pandas.
+        # pandas turns an integer column with missing values into floats.
         return str(int(value))
     return str(value)
 
@@ -52,63 +52,68 @@ def hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def listed(text: str) -> list[str]:
-    """The parts of a list written as text."""
+def split_list(text: str) -> list[str]:
+    """The items of a list written as text, e.g. `[8, 1, 0]`."""
     inner = text.strip("[]() ")
     return re.split(r"[\s,;|]+", inner) if inner else []
 
 
-class Scale(NamedTuple):
-    """A rating from 1 to 5 and the note on one that is not."""
+class Rating(NamedTuple):
+    """A rating from 1 to 5, or None with a `(kind, text)` note if it is out of range."""
 
     value: float | None
-    note: tuple[tuple[str, str], ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
 
 
-def scale(text: str, column: str) -> Scale:
-    if not text:
-        return Scale(None)
-    value = _number(text, column)
-    if 1.0 <= value <= 5.0:
-        return Scale(value)
-    note = f"{column} {value:g} is not from 1 to 5 and is left out"
-    return Scale(None, (("off the scale", note),))
-
-
-def turn_of(text: str) -> int:
-    if not text:
-        raise RowError("no value in column `turn`")
-    return whole(text, "turn")
-
-
-def whole(text: str, column: str) -> int:
-    """A whole number from 0 to `MOST`.
+def parse_rating(text: str, column: str) -> Rating:
+    """Parse valence or arousal.
 
     Raises:
-        RowError: where the cell says anything else.
+        RowError: if the field is not a number.
+    """
+    if not text:
+        return Rating(None)
+    value = _parse_number(text, column)
+    if 1.0 <= value <= 5.0:
+        return Rating(value)
+    note = f"{column} {value:g} is not from 1 to 5 and is ignored"
+    return Rating(None, (("off the scale", note),))
+
+
+def parse_turn(text: str) -> int:
+    if not text:
+        raise RowError("no value in column `turn`")
+    return parse_count(text, "turn")
+
+
+def parse_count(text: str, column: str) -> int:
+    """A whole number from 0 to `MAX_INT`.
+
+    Raises:
+        RowError: if the field is anything else.
     """
     if text.isdecimal() and len(text) < 10:
         return int(text)
     try:
-        found = _number(text, column)
+        value = _parse_number(text, column)
     except RowError:
-        found = -1.0
-    if not 0 <= found <= MOST or not found.is_integer():
+        value = -1.0
+    if not 0 <= value <= MAX_INT or not value.is_integer():
         raise RowError(
-            f"column `{column}` says `{_shown(text)}`, which is no whole number from 0 to {MOST}"
+            f"column `{column}`: `{_shorten(text)}` is not a whole number from 0 to {MAX_INT}"
         )
-    return int(found)
+    return int(value)
 
 
-def _number(text: str, column: str) -> float:
+def _parse_number(text: str, column: str) -> float:
     try:
-        found = float(text)
+        value = float(text)
     except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
-        raise RowError(f"column `{column}` says `{_shown(text)}`, which is no number")
-    return found
+        value = math.nan
+    if not math.isfinite(value):
+        raise RowError(f"column `{column}`: `{_shorten(text)}` is not a number")
+    return value
 
 
-def _shown(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
