@@ -1,12 +1,12 @@
-"""What `prepare` costs beyond reading headers, and what it holds in memory.
+"""Time and memory of the prepare stage.
 
     python benchmarks/prepare.py [--files 50000] [--rows 1000000] [--folder /tmp/prepare-bench]
 
-1. A corpus of many small wav files behind one CSV table, prepared on one core and on all of
-   them, against a bare loop of `soundfile.info` over the same files (best of `--repeats`,
-   taken in turns, file cache warm).
-2. Tables of many rows over those files, on one core and on all of them: time, and how much
-   more memory ten times the rows take, against how much more the manifest's own columns hold.
+1. A corpus of many small wav files with one CSV table: `prepare` against a bare loop of
+   `soundfile.info` over the same files, on one core each (best of `--repeats`, alternating, file
+   cache warm).
+2. Two tables over the same files, `--rows` and a tenth of it: time, and the additional memory
+   that ten times the rows take, compared with the size of the manifest's columns.
 
 Each measurement runs in a process of its own.
 """
@@ -30,60 +30,59 @@ import soundfile
 CLASSES = ("neutral", "happy", "surprise", "angry", "sad", "disgust", "fear")
 
 
+def clip_name(number: int) -> str:
+    return f"wav/{number // 1000:05d}/clip{number:07d}.wav"
+
+
 def make_files(folder: Path, files: int, seconds: float) -> None:
-    """Distinct clips of noise in folders of a thousand."""
+    """Write distinct clips of noise, a thousand per folder."""
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.1, 16_000 * 60).astype(np.float32)
     size = int(16_000 * seconds)
-    for at in range(files):
-        path = folder / clip(at)
-        if at % 1000 == 0:
+    for number in range(files):
+        path = folder / clip_name(number)
+        if number % 1000 == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
         start = int(rng.integers(len(noise) - size))
         soundfile.write(path, noise[start : start + size] * rng.uniform(0.5, 1), 16_000, "PCM_16")
 
 
-def clip(at: int) -> str:
-    return f"wav/{at // 1000:05d}/clip{at:07d}.wav"
-
-
 def make_table(path: Path, rows: int, files: int) -> None:
-    """Rows with ten votes each, 200 a session; more rows than files use files again."""
+    """Write rows with ten votes each, 200 per session; with more rows than files, files repeat."""
     rng = np.random.default_rng(1)
+    names = ("utterance_id", "audio_path", "text", "speaker", "session", "dialogue", "turn")
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(
-            [
-                "utterance_id",
-                "audio_path",
-                "text",
-                "speaker",
-                "session",
-                "dialogue",
-                "turn",
-                *CLASSES,
-            ]
-        )
-        for at in range(rows):
+        writer.writerow([*names, *CLASSES])
+        for row in range(rows):
             votes = np.bincount(rng.integers(0, 7, 10) * (rng.random(10) < 0.5), minlength=7)
-            session = at // 200
-            names = [f"utt{at:08d}", clip(at % files), f"문장 {at} 은 이렇게 들립니다"]
-            who = [f"spk{2 * session + at % 2:06d}", f"ses{session:05d}"]
-            when = [f"dlg{at // 20:06d}", at % 20]
-            writer.writerow([*names, *who, *when, *votes.tolist()])
+            session = row // 200
+            writer.writerow(
+                [
+                    f"utt{row:08d}",
+                    clip_name(row % files),
+                    f"문장 {row} 은 이렇게 들립니다",
+                    f"spk{2 * session + row % 2:06d}",
+                    f"ses{session:05d}",
+                    f"dlg{row // 20:06d}",
+                    row % 20,
+                    *votes.tolist(),
+                ]
+            )
 
 
-def measure(what: str, table: Path, workers: int) -> dict[str, float]:
-    """Run one measurement in a fresh process."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--measure", what, str(table), str(workers)],
+def run_measurement(what: str, table: Path) -> dict[str, float]:
+    """Run `measure` in a new process."""
+    process = subprocess.run(
+        [sys.executable, __file__, "--measure", what, str(table)],
         stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def measured(what: str, table: Path, workers: int) -> dict[str, float]:
-    if workers == 1 and hasattr(os, "sched_setaffinity"):
+def measure(what: str, table: Path) -> dict[str, float]:
+    """Seconds (and for `prepare`, memory in MB) of one run on one core."""
+    if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     if what == "bare":
         with table.open(encoding="utf-8") as stream:
@@ -100,80 +99,77 @@ def measured(what: str, table: Path, workers: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=table.parent) as out:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started, cpu = time.perf_counter(), time.process_time()
-        prepare([corpus], SplitConfig(), 0, Path(out), unpacked=Path(out), workers=workers)
+        prepare([corpus], SplitConfig(), 0, Path(out), unpacked=Path(out))
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         manifest = read_manifest(Path(out))
         return {
             "seconds": seconds,
             "cpu": cpu,
-            "grown_mb": (peak - before) / 1024,
+            "memory_mb": (peak - before) / 1024,
             "columns_mb": manifest.nbytes / 2**20,
-            "rows": len(manifest),
         }
+
+
+def compare_with_bare_loop(table: Path, arguments: argparse.Namespace) -> None:
+    run_measurement("bare", table)  # warms the file cache
+    best: dict[str, dict[str, float]] = {}
+    for _ in range(arguments.repeats):
+        for what in ("bare", "prepare"):
+            result = run_measurement(what, table)
+            times = best.setdefault(what, {"seconds": float("inf"), "cpu": float("inf")})
+            best[what] = {kind: min(times[kind], result[kind]) for kind in times}
+    files = arguments.files
+    print(f"{files} files of {arguments.seconds} s, best of {arguments.repeats}, one core")
+    for what, name in (("bare", "loop of soundfile.info"), ("prepare", "prepare")):
+        seconds, cpu = best[what]["seconds"], best[what]["cpu"]
+        print(
+            f"  {name:24} {seconds / files * 1000:.4f} s per thousand files (CPU "
+            f"{cpu / files * 1000:.4f}), ratio {seconds / best['bare']['seconds']:.2f} (CPU "
+            f"{cpu / best['bare']['cpu']:.2f})"
+        )
+
+
+def measure_growth(folder: Path, arguments: argparse.Namespace) -> None:
+    results = []
+    for rows in (arguments.rows // 10, arguments.rows):
+        table = folder / f"table{rows}.csv"
+        make_table(table, rows, arguments.files)
+        results.append(result := run_measurement("prepare", table))
+        print(
+            f"{rows} rows: {result['seconds']:.1f} s; memory grew by {result['memory_mb']:.0f} MB "
+            f"(libraries included), the manifest's columns take {result['columns_mb']:.0f} MB"
+        )
+    few, many = results
+    memory, columns = (many[kind] - few[kind] for kind in ("memory_mb", "columns_mb"))
+    print(
+        f"ten times the rows: {memory:.0f} MB more for {columns:.0f} MB more of columns, "
+        f"ratio {memory / columns:.2f}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=50_000)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="0: leave the second part out")
-    parser.add_argument("--seconds", type=float, default=0.5, help="of a clip")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="0: skip the second part")
+    parser.add_argument("--seconds", type=float, default=0.5, help="length of a clip")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="keep the files here for another run")
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="keep the files here for further runs")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        what, table, workers = arguments.measure
-        print(json.dumps(measured(what, Path(table), int(workers))))
+        what, table = arguments.measure
+        print(json.dumps(measure(what, Path(table))))
         return
     with tempfile.TemporaryDirectory() as temporary:
-        run(arguments.folder or Path(temporary), arguments)
-
-
-def run(folder: Path, arguments: argparse.Namespace) -> None:
-    files, cores = arguments.files, len(os.sched_getaffinity(0))
-    if not (folder / clip(files - 1)).exists():
-        make_files(folder, files, arguments.seconds)
-    table = folder / f"table{files}.csv"
-    make_table(table, files, files)
-    measure("bare", table, 1)  # warms the file cache
-    best: dict[str, float] = {}
-    for _ in range(arguments.repeats):
-        for name, workers in (("bare", 1), ("prepare", 1), ("prepare-all", cores)):
-            found = measure(name.split("-")[0], table, workers)
-            for kind in ("seconds", "cpu"):
-                key = f"{name} {kind}"
-                best[key] = min(best.get(key, float("inf")), found[kind])
-    per_thousand = {name: value / files * 1000 for name, value in best.items()}
-    print(f"{files} files of {arguments.seconds} s, best of {arguments.repeats}")
-    for name in ("bare", "prepare", "prepare-all"):
-        text = {"bare": "soundfile.info, 1 core", "prepare": "prepare, 1 core"}
-        label = text.get(name, f"prepare, {cores} cores")
-        print(
-            f"  {label:24} {per_thousand[f'{name} seconds']:.4f} s per thousand files "
-            f"(CPU of this process {per_thousand[f'{name} cpu']:.4f}), ratio "
-            f"{best[f'{name} seconds'] / best['bare seconds']:.2f} "
-            f"(CPU {best[f'{name} cpu'] / best['bare cpu']:.2f})"
-        )
-    if arguments.rows:
-        held = {}
-        for rows in (arguments.rows // 10, arguments.rows):
-            table = folder / f"table{rows}.csv"
-            make_table(table, rows, files)
-            alone = measure("prepare", table, 1)
-            held[rows] = found = measure("prepare", table, cores)
-            print(
-                f"{rows} rows: {alone['seconds']:.1f} s on 1 core, {found['seconds']:.1f} s on "
-                f"{cores} ({found['seconds'] / alone['seconds']:.2f} of it); memory grew by "
-                f"{found['grown_mb']:.0f} MB (libraries included), "
-                f"the manifest's own columns hold {found['columns_mb']:.0f} MB"
-            )
-        few, many = held.values()
-        grown, columns = (many[kind] - few[kind] for kind in ("grown_mb", "columns_mb"))
-        print(
-            f"ten times the rows: {grown:.0f} MB more for {columns:.0f} MB more of columns, "
-            f"ratio {grown / columns:.2f}"
-        )
+        folder = arguments.folder or Path(temporary)
+        if not (folder / clip_name(arguments.files - 1)).exists():
+            make_files(folder, arguments.files, arguments.seconds)
+        table = folder / f"table{arguments.files}.csv"
+        make_table(table, arguments.files, arguments.files)
+        compare_with_bare_loop(table, arguments)
+        if arguments.rows:
+            measure_growth(folder, arguments)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
-"""Make the packaged demo corpus: Korean sentences spoken by eSpeak NG voices.
+"""Generate the packaged demo corpus: Korean sentences spoken by eSpeak NG voices.
 
     python scripts/make_demo_corpus.py [--out multistill/corpora/data] [--seed 2023]
 
-Only maintainers run this; users get the result with the package. It needs `espeak-ng`
-with the voice `ko` on the PATH. Nothing in it is a recording of a person and no licensed
-corpus was used: the sentences were written for this file.
+For maintainers only: the result is part of the package. It needs `espeak-ng` with the voice `ko`
+on the PATH. It contains no recording of a person and nothing from a licensed corpus: the
+sentences were written for this file.
 
-How emotion enters, so that neither the words nor the voice tell it alone. The seven
-classes are grouped twice, and the groupings cross:
+Neither the words nor the voice alone determine the emotion. The seven classes are grouped twice,
+and the groupings cross:
 
     words   {angry, disgust} {happy, surprise} {sad, fear}     {neutral}
     voice   {angry, happy}   {disgust, sad}    {surprise, fear} {neutral}
 
-An utterance of a class takes its words from the class itself, often from its partner in
-the word grouping, and sometimes from anywhere; its voice likewise. Ten simulated raters
-then confuse it with partners and with neutral. A few transcripts carry KEMDy's tags.
+The words of an utterance are drawn from its own class, often from its partner in the word
+grouping, and sometimes from any class; its voice likewise. Ten simulated raters confuse it with
+its partners and with neutral. A few transcripts have KEMDy's tags.
 
-The same seed gives the same samples; the files still differ in a few bytes from run to run,
-since libsndfile draws a number for each Ogg stream.
+The same seed gives the same samples. The files still differ in a few bytes from run to run, since
+libsndfile assigns a random number to each Ogg stream.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CLASSES = ("neutral", "happy", "surprise", "angry", "sad", "disgust", "fear")
 RATE = 16_000
 RATERS = 10
 DIALOGUES, TURNS = 6, 6
-GAP = 800  # samples between utterances, so that the lossy codec smears nothing across
+GAP = 800  # samples between utterances, so that the lossy codec does not mix them
 
 SHARES = {
     "neutral": 0.20,
@@ -186,8 +186,8 @@ TAGS = ("b/ ", "n/ ", "l/ ", "c/ ")
 
 @dataclass(frozen=True)
 class Voice:
-    """How a class sounds, relative to the speaker: rate factor, pitch steps of espeak (0-99),
-    level in dB, spectral tilt (above 0 brighter: more vocal effort)."""
+    """Voice of a class relative to the speaker: rate factor, pitch offset in espeak's steps
+    (0-99), level in dB, spectral tilt (above 0 is brighter: more vocal effort)."""
 
     rate: float
     pitch: float
@@ -214,7 +214,7 @@ AFFECT = {  # valence and arousal, 1 to 5
     "fear": (1.9, 3.9),
 }
 
-SPEAKERS = (  # two a session: sex, espeak variant, pitch base
+SPEAKERS = (  # two per session: sex, espeak variant, base pitch
     ("F", "f1", 52), ("M", "m1", 40),
     ("M", "m2", 44), ("F", "f2", 50),
     ("F", "f3", 46), ("F", "f4", 54),
@@ -235,8 +235,8 @@ SPEAKERS = (  # two a session: sex, espeak variant, pitch base
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """One utterance before synthesis. `emotion` is what was meant; only raters' votes ship."""
+class Utterance:
+    """One utterance before synthesis. `emotion` is the intended class; only votes are packaged."""
 
     utterance_id: str
     session: int
@@ -244,7 +244,7 @@ class Spoken:
     variant: str
     emotion: str
     text: str
-    said: str
+    spoken_text: str
     rate: float
     pitch: float
     level: float
@@ -258,10 +258,10 @@ def pick(rng: np.random.Generator, items: tuple[str, ...]) -> str:
     return items[int(rng.integers(len(items)))]
 
 
-def lean(
+def draw_class(
     rng: np.random.Generator, emotion: str, partner: str, own: float, other: float, neutral: float
 ) -> str:
-    """The class that words, voice or a rater take: own, its partner, neutral or any."""
+    """Draw the class used for words, voice or a rater: own, its partner, neutral or any."""
     draw = rng.random()
     if draw < own:
         return emotion
@@ -272,65 +272,65 @@ def lean(
     return pick(rng, CLASSES)
 
 
-def deal(rng: np.random.Generator, count: int) -> list[str]:
-    """Classes in the wanted shares, shuffled."""
+def draw_classes(rng: np.random.Generator, count: int) -> list[str]:
+    """Classes with the frequencies in `SHARES`, shuffled."""
     exact = np.array([SHARES[name] for name in CLASSES]) * count
     counts = np.floor(exact).astype(int)
     for index in np.argsort(counts - exact)[: count - counts.sum()]:
         counts[index] += 1
-    dealt = [name for name, times in zip(CLASSES, counts, strict=True) for _ in range(times)]
-    return [dealt[i] for i in rng.permutation(len(dealt))]
+    classes = [name for name, times in zip(CLASSES, counts, strict=True) for _ in range(times)]
+    return [classes[i] for i in rng.permutation(len(classes))]
 
 
 def sentence(rng: np.random.Generator, emotion: str) -> tuple[str, str]:
-    """Transcript as written down (perhaps tagged) and words as spoken."""
-    meant = lean(rng, emotion, WORD_PARTNER[emotion], 0.54, 0.34, 0.07)
-    words = f"{pick(rng, SITUATIONS)} {pick(rng, REACTIONS[meant])}"
+    """The transcript (occasionally with a tag) and the spoken words."""
+    source = draw_class(rng, emotion, WORD_PARTNER[emotion], 0.54, 0.34, 0.07)
+    words = f"{pick(rng, SITUATIONS)} {pick(rng, REACTIONS[source])}"
     if rng.random() < 0.35:
-        words = f"{pick(rng, OPENERS[meant])} {words}"
+        words = f"{pick(rng, OPENERS[source])} {words}"
     tag = pick(rng, TAGS) if rng.random() < 0.08 else ""
     return f"{tag}{words}.", words
 
 
-def rated(
+def draw_ratings(
     rng: np.random.Generator, emotion: str, doubt: float
 ) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
     """Ten raters: class, valence and arousal of each."""
     emotions, valences, arousals = [], [], []
     for _ in range(RATERS):
         partner = (WORD_PARTNER if rng.random() < 0.5 else VOICE_PARTNER)[emotion]
-        heard = lean(rng, emotion, partner, 1 - doubt, doubt * 0.5, doubt * 0.35)
-        valence, arousal = AFFECT[heard]
-        emotions.append(heard)
+        rating = draw_class(rng, emotion, partner, 1 - doubt, doubt * 0.5, doubt * 0.35)
+        valence, arousal = AFFECT[rating]
+        emotions.append(rating)
         valences.append(int(np.clip(round(rng.normal(valence, 0.5)), 1, 5)))
         arousals.append(int(np.clip(round(rng.normal(arousal, 0.5)), 1, 5)))
     return tuple(emotions), tuple(valences), tuple(arousals)
 
 
-def script(seed: int) -> list[Spoken]:
-    """Everything random is decided here; synthesis adds nothing."""
+def plan(seed: int) -> list[Utterance]:
+    """All utterances in order; every random choice is made here, none during synthesis."""
     rng = np.random.default_rng(seed)
     result = []
     for session in range(1, len(SPEAKERS) // 2 + 1):
         pair = SPEAKERS[2 * session - 2 : 2 * session]
-        classes = deal(rng, DIALOGUES * TURNS)
+        classes = draw_classes(rng, DIALOGUES * TURNS)
         for number, emotion in enumerate(classes):
             dialogue, turn = number // TURNS + 1, number % TURNS + 1
             which = (turn + dialogue) % 2
             sex, variant, base = pair[which]
             user = 2 * session - 1 + which
-            voice = VOICES[lean(rng, emotion, VOICE_PARTNER[emotion], 0.68, 0.26, 0.03)]
-            text, said = sentence(rng, emotion)
-            emotions, valences, arousals = rated(rng, emotion, float(rng.beta(2.0, 3.2)))
+            voice = VOICES[draw_class(rng, emotion, VOICE_PARTNER[emotion], 0.68, 0.26, 0.03)]
+            text, spoken_text = sentence(rng, emotion)
+            emotions, valences, arousals = draw_ratings(rng, emotion, float(rng.beta(2.0, 3.2)))
             result.append(
-                Spoken(
+                Utterance(
                     f"Sess{session:02d}_script{dialogue:02d}_User{user:03d}{sex}_{turn:03d}",
                     session,
                     sex,
                     variant,
                     emotion,
                     text,
-                    said,
+                    spoken_text,
                     rate=195 * voice.rate * float(np.exp(rng.normal(0, 0.06))),
                     pitch=float(np.clip(base + voice.pitch + rng.normal(0, 4), 0, 99)),
                     level=-24 + voice.level + float(rng.normal(0, 1.5)),
@@ -343,25 +343,26 @@ def script(seed: int) -> list[Spoken]:
     return result
 
 
-def speak(spoken: Spoken) -> npt.NDArray[np.float32]:
-    """Mono samples at 16 kHz, trimmed, tilted and levelled, with a little room noise."""
-    command = ["espeak-ng", "-v", f"ko+{spoken.variant}", "-s", str(round(spoken.rate))]
-    command += ["-p", str(round(spoken.pitch)), "--stdin", "--stdout", "-b", "1"]
-    done = subprocess.run(command, input=spoken.said.encode(), capture_output=True, check=True)
-    # espeak-ng streams a header with an open length, so the PCM is taken from behind it.
-    start = done.stdout.index(b"data") + 8
-    rate = int.from_bytes(done.stdout[24:28], "little")
-    samples = np.frombuffer(done.stdout[start:], dtype="<i2").astype(np.float64) / 32768
+def synthesize(utterance: Utterance) -> npt.NDArray[np.float32]:
+    """Mono samples at 16 kHz, trimmed, with the utterance's tilt and level, and faint noise."""
+    command = ["espeak-ng", "-v", f"ko+{utterance.variant}", "-s", str(round(utterance.rate))]
+    command += ["-p", str(round(utterance.pitch)), "--stdin", "--stdout", "-b", "1"]
+    text = utterance.spoken_text.encode()
+    process = subprocess.run(command, input=text, capture_output=True, check=True)
+    # espeak-ng writes a header without length to a pipe, so the PCM is read from after it.
+    start = process.stdout.index(b"data") + 8
+    rate = int.from_bytes(process.stdout[24:28], "little")
+    samples = np.frombuffer(process.stdout[start:], dtype="<i2").astype(np.float64) / 32768
     samples = resample_poly(samples, RATE // 50, rate // 50)
     loud = np.flatnonzero(np.abs(samples) > 0.01)
     samples = samples[max(loud[0] - 800, 0) : loud[-1] + 1600]
-    if spoken.tilt >= 0:
-        samples = lfilter([1, -spoken.tilt], [1], samples)
+    if utterance.tilt >= 0:
+        samples = lfilter([1, -utterance.tilt], [1], samples)
     else:
-        samples = lfilter([1], [1, spoken.tilt], samples)
-    samples *= 10 ** (spoken.level / 20) / np.sqrt(np.mean(samples**2))
-    name = int.from_bytes(hashlib.sha256(spoken.utterance_id.encode()).digest()[:8], "little")
-    samples += np.random.default_rng(name).normal(0, 3e-4, len(samples))
+        samples = lfilter([1], [1, utterance.tilt], samples)
+    samples *= 10 ** (utterance.level / 20) / np.sqrt(np.mean(samples**2))
+    seed = int.from_bytes(hashlib.sha256(utterance.utterance_id.encode()).digest()[:8], "little")
+    samples += np.random.default_rng(seed).normal(0, 3e-4, len(samples))
     return np.clip(samples, -0.98, 0.98).astype(np.float32)
 
 
@@ -380,21 +381,21 @@ def main() -> int:
     if shutil.which("espeak-ng") is None:
         print("espeak-ng is not installed: apt-get install espeak-ng", file=sys.stderr)
         return 1
-    spoken = script(arguments.seed)
+    utterances = plan(arguments.seed)
     with ThreadPoolExecutor(4) as pool:
-        clips = list(pool.map(speak, spoken))
+        clips = list(pool.map(synthesize, utterances))
     version = subprocess.run(["espeak-ng", "--version"], capture_output=True, text=True, check=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     sessions, size = [], 0
-    for number in sorted({item.session for item in spoken}):
-        rows, parts, at = [], [], 0
-        for item, clip in zip(spoken, clips, strict=True):
+    for number in sorted({item.session for item in utterances}):
+        rows, parts, offset = [], [], 0
+        for item, clip in zip(utterances, clips, strict=True):
             if item.session != number:
                 continue
             rows.append(
                 {
                     "id": item.utterance_id,
-                    "start": at,
+                    "start": offset,
                     "frames": len(clip),
                     "text": item.text,
                     "emotion": "".join(str(CLASSES.index(name)) for name in item.emotions),
@@ -403,7 +404,7 @@ def main() -> int:
                 }
             )
             parts += [clip, np.zeros(GAP, np.float32)]
-            at += len(clip) + GAP
+            offset += len(clip) + GAP
         data = encode(np.concatenate(parts), arguments.quality)
         name = f"demo-session{number:02d}.ogg"
         (arguments.out / name).write_bytes(data)

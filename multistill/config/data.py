@@ -1,4 +1,4 @@
-"""Sections of the data: corpora, their split, and the encoders' features."""
+"""Job-file sections about data: corpora, split, features."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ CorpusKind = Literal[
     "aihub-wellness",
     "table",
 ]
+"""One name per loader: `multistill.corpora.loaders.LOADERS` maps each to its function."""
 
 
 class CorpusConfig(Section):
-    """One corpus. `table` reads any corpus from a CSV or Parquet table."""
+    """One corpus. Kind `table` reads any corpus that has a CSV or Parquet table."""
 
     kind: CorpusKind
-    path: str | None = Field(None, description="folder (for `table`: the table); `demo` has none")
+    path: str | None = Field(
+        None, description="folder (for `table`: the table file); `demo` takes none"
+    )
     name: FolderName | None = Field(None, description="default: the kind")
     audio_root: str | None = Field(
-        None, description="`table`: folder the audio paths start from; default: the table's folder"
+        None, description="`table`: folder audio paths are relative to; default: the table's folder"
     )
     columns: dict[str, str] = Field(
         default_factory=dict, description="`table`: our column name -> the table's column name"
     )
     labels: dict[str, str] = Field(
-        default_factory=dict, description="label of the corpus -> one of the seven classes"
+        default_factory=dict, description="label in the corpus -> one of the seven classes"
     )
-    limit: int | None = Field(None, ge=1, description="keep the first N utterances, for trials")
+    limit: int | None = Field(None, ge=1, description="read the first N utterances only")
 
     @property
     def title(self) -> str:
@@ -56,16 +59,16 @@ class CorpusConfig(Section):
 
 
 class SplitConfig(Section):
-    """Who is tested on, how votes become labels, and caps against imbalance."""
+    """Train, valid and test parts, the tie policy, and caps on frequent classes."""
 
     by: Literal["session", "speaker", "random", "column"] = "session"
     test: float = Field(0.2, ge=0.0, lt=1.0, description="share of groups (of rows if random)")
     valid: float = Field(0.15, ge=0.0, lt=1.0)
-    folds: int = Field(5, ge=2, le=50, description="folds over the groups outside test")
-    allow_leak: bool = Field(False, description="allow sessions or speakers on both sides")
+    folds: int = Field(5, ge=2, le=50, description="number of folds; groups of test are in none")
+    allow_leak: bool = Field(False, description="allow a session or speaker in several parts")
     ties: Literal["soft", "drop", "first", "multi"] = "soft"
     max_per_class: dict[str, int] = Field(
-        default_factory=dict, description="caps on training utterances, e.g. {neutral: 2000}"
+        default_factory=dict, description="maximum of training utterances, e.g. {neutral: 2000}"
     )
 
     @model_validator(mode="after")
@@ -73,10 +76,10 @@ class SplitConfig(Section):
         if self.test + self.valid >= 1.0:
             raise ValueError("`test` and `valid` together leave nothing to train on")
         if self.by != "column" and self.test == 0.0:
-            raise ValueError("`test: 0` leaves nothing to judge the models on; use 0.2, say")
+            raise ValueError("`test: 0` leaves nothing to evaluate models on; use 0.2, for example")
         if self.by == "random" and not self.allow_leak:
             raise ValueError(
-                "a random split puts the same speakers on both sides; use `by: session`, "
+                "a random split puts the same speakers into train and test; use `by: session`, "
                 "or set `allow_leak: true` and every table will say LEAKY SPLIT"
             )
         for name, most in self.max_per_class.items():
@@ -84,7 +87,7 @@ class SplitConfig(Section):
                 raise ValueError(f"max_per_class: `{name}` is not one of {', '.join(CLASSES)}")
             if most < 0:
                 raise ValueError(
-                    f"max_per_class.{name}: {most} is no number of clips; use 0 or more"
+                    f"max_per_class.{name}: {most} is not a number of clips; use 0 or more"
                 )
         return self
 

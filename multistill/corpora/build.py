@@ -1,14 +1,14 @@
-"""Rows of all corpora to one Arrow table, chunk by chunk: records, headers, labels, tallies.
+"""Records of all corpora to one Arrow table: audio headers, labels, rejections, rater tallies.
 
-Python objects live for one chunk only, in the process that makes it; what stays is the
-manifest's own columns.
+Records become columns chunk by chunk, so that Python objects exist for one chunk only.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,245 +17,242 @@ import pyarrow as pa
 
 from multistill.config import CLASSES
 from multistill.corpora.agreement import RaterTally
-from multistill.corpora.audio import Header, read_header
+from multistill.corpora.audio import Header, HeaderReader
 from multistill.corpora.labels import Decision, TiePolicy, Votes, decide, one_hot, shares
-from multistill.corpora.manifest import MANIFEST_SCHEMA, keys
-from multistill.corpora.parallel import chunked, in_order
-from multistill.corpora.paths import UNPACK, is_utf8
-from multistill.corpora.records import Record, Rejected, Rows, Utterance
+from multistill.corpora.manifest import MANIFEST_SCHEMA, hash_strings
+from multistill.corpora.paths import UNPACK_HINT, is_utf8
+from multistill.corpora.records import Record, Rejected, Utterance
 from multistill.corpora.rejections import Notes, Rejections
 from multistill.tracking.logger import RunLogger
 
-CHUNK = 512  # rows at a time: half a second where a file takes a millisecond
-_MERGED = 128  # chunks held as one
-_SPOKEN = 5000  # utterances between two words on progress
-_NAME = pa.dictionary(pa.int32(), pa.string())
+CHUNK = 512  # records converted to columns at a time
+_MERGED_CHUNKS = 128
+_LOG_EVERY = 5000  # utterances
+_DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 _REPEATED = ("corpus", "session", "dialogue", "speaker", "gender", "label")
-# SeenIds that many rows share are held once while the corpus is in memory.
-_WORKING = pa.schema(
+# Names that many rows share are dictionary-encoded while the table is in memory.
+_SCHEMA = pa.schema(
     [
         *(
-            field.with_type(_NAME) if field.name in _REPEATED else field
+            field.with_type(_DICTIONARY) if field.name in _REPEATED else field
             for field in MANIFEST_SCHEMA
             if field.name not in ("split", "fold")
         ),
-        pa.field("given_split", _NAME),
+        pa.field("given_split", _DICTIONARY),
         pa.field("channels", pa.int16()),
     ]
 )
 
 
 @dataclass
-class Gathered:
-    """What corpora, or some rows of one, gave; `rows` has `_WORKING`'s columns."""
+class BuildResult:
+    """Rows and statistics of all corpora.
+
+    Attributes:
+        rows: the manifest's columns without `split` and `fold`, and `given_split`, `channels`.
+        encodings: utterances by encoding of their transcript.
+        formats: utterances by audio format.
+        ties: tied utterances by corpus title.
+        raters: answers of raters by corpus title.
+    """
 
     rows: pa.Table
-    rejections: Rejections
+    rejections: Rejections = field(default_factory=Rejections)
     notes: Notes = field(default_factory=Notes)
     encodings: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     ties: Counter[str] = field(default_factory=Counter)
     raters: dict[str, RaterTally] = field(default_factory=dict)
 
-    def reject(self, sort: str, title: str, utterance: Utterance, reason: str) -> None:
-        self.rejections.add(sort, f"{title}/{utterance.utterance_id}", reason)
-
-    def merge(self, other: Gathered) -> None:
-        """Add what was counted elsewhere; not the rows."""
-        self.rejections.merge(other.rejections)
-        self.notes.merge(other.notes)
-        self.encodings.update(other.encodings)
-        self.formats.update(other.formats)
-        self.ties.update(other.ties)
-        for title, tally in other.raters.items():
-            self.raters.setdefault(title, RaterTally()).merge(tally)
-
 
 def build_manifest(
-    corpora: Iterable[tuple[str, Rows]],
+    corpora: Iterable[tuple[str, Iterable[Record]]],
     ties: TiePolicy,
-    workers: int | None = None,
     logger: RunLogger | None = None,
-) -> Gathered:
-    """Make records of rows, read every record's audio header and label it.
+) -> BuildResult:
+    """Read the audio header of every utterance, decide its label, and collect the columns.
 
     Args:
-        corpora: title and rows of each corpus, in the order of the job file.
-        workers: processes that do it; the order of the rows is the corpora's own.
+        corpora: title and records of each corpus, in the order of the job file.
     """
-    result = Gathered(_WORKING.empty_table(), Rejections())
+    result = BuildResult(_SCHEMA.empty_table())
     parts: list[pa.Table] = [result.rows]
     chunks: list[pa.Table] = []
-    for title, rows in corpora:
-        made, said = 0, 0
-        for found in in_order(_Maker(title, ties, rows.make), chunked(rows.items, CHUNK), workers):
-            chunks.append(found.rows)
-            if len(chunks) == _MERGED:
-                parts.append(_merged(chunks))
+    for title, records in corpora:
+        builder = _CorpusBuilder(title, ties, result)
+        utterances, logged = 0, 0
+        for chunk in _chunked(records, CHUNK):
+            chunks.append(builder.table(chunk))
+            utterances += len(chunks[-1])
+            if len(chunks) == _MERGED_CHUNKS:
+                parts.append(_merge(chunks))
                 chunks.clear()
-            result.merge(found)
-            made += len(found.rows)
-            if logger is not None and made // _SPOKEN > said:
-                said = made // _SPOKEN
-                logger.info(f"{title}: {made} utterances")
+            if logger is not None and utterances // _LOG_EVERY > logged:
+                logged = utterances // _LOG_EVERY
+                logger.info(f"{title}: {utterances} utterances")
     table = pa.concat_tables([*parts, *chunks]).unify_dictionaries()
-    result.rows = _first_of_each(table, result.rejections)
+    result.rows = _drop_duplicate_ids(table, result.rejections)
     return result
 
 
-def _merged(chunks: Sequence[pa.Table]) -> pa.Table:
-    # A column's chunk costs hundreds of bytes beside its values.
+def _chunked(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    source = iter(records)
+    while chunk := list(islice(source, size)):
+        yield chunk
+
+
+def _merge(chunks: Sequence[pa.Table]) -> pa.Table:
+    # Each chunk of a column costs hundreds of bytes in addition to its values.
     return pa.concat_tables(chunks).unify_dictionaries().combine_chunks()
 
 
 class _Decisions(dict[tuple[Votes | None, str | None], int]):
-    """`(votes, label)` -> number of its decision; a million utterances have few of them.
+    """`(votes, label)` -> index into `decisions`; a million utterances have few distinct ones.
 
-    Votes decide; a label that the corpus itself names goes before their winner.
+    The votes decide, unless the corpus itself names a label.
     """
 
     def __init__(self, ties: TiePolicy) -> None:
         super().__init__()
         self.ties = ties
-        self.made: list[Decision] = []
+        self.decisions: list[Decision] = []
 
-    def __missing__(self, said: tuple[Votes | None, str | None]) -> int:
-        votes, label = said
+    def __missing__(self, key: tuple[Votes | None, str | None]) -> int:
+        votes, label = key
         if votes is None:
             assert label is not None, "loaders give votes or a label"
-            made = Decision(True, label, one_hot(label), False)
+            decision = Decision(True, label, one_hot(label), False)
         elif label is None:
-            made = decide(votes, self.ties)
+            decision = decide(votes, self.ties)
         else:
-            made = Decision(True, label, shares(votes), False)
-        self[said] = len(self.made)
-        self.made.append(made)
-        return self[said]
+            decision = Decision(True, label, shares(votes), False)
+        self[key] = len(self.decisions)
+        self.decisions.append(decision)
+        return self[key]
 
-    def columns(self, numbers: npt.NDArray[np.int64]) -> tuple[pa.Array, pa.Array]:
-        """Label and shares of decisions."""
-        used, at = np.unique(numbers, return_inverse=True)
-        made = [self.made[number] for number in used]
-        soft = np.array([one.soft for one in made], np.float32).reshape(-1, len(CLASSES))
+    def columns(self, indices: npt.NDArray[np.int64]) -> tuple[pa.Array, pa.Array]:
+        """The columns `label` and `label_soft` of the decisions with these indices."""
+        used, row = np.unique(indices, return_inverse=True)
+        decisions = [self.decisions[index] for index in used]
+        soft = np.array([d.soft for d in decisions], np.float32).reshape(-1, len(CLASSES))
         return (
-            pa.array([one.label for one in made], _NAME).take(pa.array(at)),
-            pa.FixedSizeListArray.from_arrays(pa.array(soft[at].ravel()), len(CLASSES)),
+            pa.array([d.label for d in decisions], _DICTIONARY).take(pa.array(row)),
+            pa.FixedSizeListArray.from_arrays(pa.array(soft[row].ravel()), len(CLASSES)),
         )
 
 
-class _Maker:
-    """Rows of one corpus -> what they give; what it remembers spares parsing votes again."""
+class _CorpusBuilder:
+    """Turns chunks of one corpus's records into tables; statistics are added to `result`."""
 
-    def __init__(
-        self, title: str, ties: TiePolicy, make: Callable[[Sequence[Any]], Iterable[Record]]
-    ) -> None:
-        self.made_of = title, ties, make
+    def __init__(self, title: str, ties: TiePolicy, result: BuildResult) -> None:
         self.title = title
-        self.make = make
+        self.result = result
+        self.raters = result.raters.setdefault(title, RaterTally())
         self.decisions = _Decisions(ties)
+        self.header_reader = HeaderReader()
 
-    def __reduce__(self) -> tuple[type[_Maker], tuple[Any, ...]]:
-        return _Maker, self.made_of
-
-    def __call__(self, rows: Sequence[Any]) -> Gathered:
-        result = Gathered(_WORKING.empty_table(), Rejections())
-        result.raters[self.title] = RaterTally()
+    def table(self, records: Sequence[Record]) -> pa.Table:
+        paths = [record.audio_path for record in records if isinstance(record, Utterance)]
+        headers = iter(self.header_reader.read(paths))
         kept: list[tuple[Utterance, Header, int]] = []
-        for record in self.make(rows):
+        for record in records:
             if isinstance(record, Utterance):
-                if found := self._header_and_label(record, result):
-                    kept.append((record, *found))
+                header = self._valid_header(record, next(headers))
+                if header is None:
+                    continue
+                decision = self._decide(record)
+                if decision is not None:
+                    kept.append((record, header, decision))
             elif isinstance(record, Rejected):
-                result.rejections.add("corpus", f"{self.title}/{record.source}", record.reason)
+                self._reject("corpus", record.source, record.reason)
             else:
-                result.notes.add(f"{self.title}/{record.source}", record.kind, record.text)
-        if kept:
-            result.rows = _table(self.title, kept, self.decisions, result)
-        return result
+                self.result.notes.add(f"{self.title}/{record.source}", record.kind, record.text)
+        return self._columns(kept) if kept else _SCHEMA.empty_table()
 
-    def _header_and_label(self, said: Utterance, result: Gathered) -> tuple[Header, int] | None:
-        """The header and the number of the decision; None for what is left out."""
-        if not is_utf8(said.audio_path):
-            reason = f"the name {said.audio_path} is not UTF-8: {UNPACK}"
-            result.reject("file name", self.title, said, reason)
+    def _reject(self, category: str, source: str, reason: str) -> None:
+        self.result.rejections.add(category, f"{self.title}/{source}", reason)
+
+    def _valid_header(self, utterance: Utterance, header: Header | str) -> Header | None:
+        """The audio header, None if the utterance is rejected for its file."""
+        name, path = utterance.utterance_id, utterance.audio_path
+        if not is_utf8(path):
+            self._reject("file name", name, f"the name {path} is not UTF-8: {UNPACK_HINT}")
             return None
-        header = read_header(said.audio_path)
         if isinstance(header, str):
-            reason = f"{said.audio_path} {header}"
-            result.reject("unreadable audio", self.title, said, reason)
+            self._reject("unreadable audio", name, f"{path} {header}")
             return None
-        number = self.decisions[said.votes, said.label]
-        made = self.decisions.made[number]
-        if made.tied:
-            result.ties[self.title] += 1
-            if not made.keep:
-                result.reject("tie", self.title, said, "several classes have the most votes")
+        return header
+
+    def _decide(self, utterance: Utterance) -> int | None:
+        """The index of the label decision, None if the utterance is rejected as a tie."""
+        index = self.decisions[utterance.votes, utterance.label]
+        decision = self.decisions.decisions[index]
+        if decision.tied:
+            self.result.ties[self.title] += 1
+            if not decision.keep:
+                reason = "several classes have the most votes"
+                self._reject("tie", utterance.utterance_id, reason)
                 return None
-        if said.ratings is not None:
-            result.raters[self.title].add(said.ratings, said.votes)
-        return header, number
+        if utterance.ratings is not None:
+            self.raters.add(utterance.ratings, utterance.votes)
+        return index
+
+    def _columns(self, kept: Sequence[tuple[Utterance, Header, int]]) -> pa.Table:
+        utterances, headers, decisions = zip(*kept, strict=True)
+        values: dict[str, Any] = dict(
+            zip(Utterance._fields, zip(*utterances, strict=True), strict=True)
+        )
+        head: dict[str, Any] = dict(zip(Header._fields, zip(*headers, strict=True), strict=True))
+        self.result.formats.update(head["encoding"])
+        self.result.encodings.update(name for name in values["encoding"] if name is not None)
+        label, soft = self.decisions.columns(np.array(decisions))
+        samples, rate = np.array(head["num_samples"]), np.array(head["sample_rate"])
+        prefix = f"{self.title}/"
+
+        def prefixed(names: Sequence[str]) -> list[str]:
+            return [prefix + name if name else "" for name in names]
+
+        text = pa.array(values["text"], pa.string())
+        columns = {
+            "utterance_id": [prefix + name for name in values["utterance_id"]],
+            "corpus": [self.title] * len(kept),
+            "session": prefixed(values["session"]),
+            "dialogue": prefixed(values["dialogue"]),
+            "turn": values["turn"],
+            "speaker": prefixed(values["speaker"]),
+            "gender": values["gender"],
+            "audio_path": values["audio_path"],
+            "num_samples": samples,
+            "sample_rate": rate,
+            "duration_s": samples / rate,
+            "text": text,
+            "text_raw": text if values["text"] == values["text_raw"] else values["text_raw"],
+            "votes": values["votes"],
+            "label": label,
+            "label_soft": soft,
+            "valence": values["valence"],
+            "arousal": values["arousal"],
+            "audio_digest": head["digest"],
+            "given_split": values["split"],
+            "channels": head["channels"],
+        }
+        arrays = [pa.array(columns[field.name], field.type) for field in _SCHEMA]
+        return pa.table(arrays, schema=_SCHEMA)
 
 
-def _table(
-    title: str,
-    kept: Sequence[tuple[Utterance, Header, int]],
-    decisions: _Decisions,
-    result: Gathered,
-) -> pa.Table:
-    """The utterances of a chunk, column by column."""
-    utterances, headers, numbers = zip(*kept, strict=True)
-    said: dict[str, Any] = dict(zip(Utterance._fields, zip(*utterances, strict=True), strict=True))
-    head: dict[str, Any] = dict(zip(Header._fields, zip(*headers, strict=True), strict=True))
-    result.formats.update(head["encoding"])
-    result.encodings.update(name for name in said["encoding"] if name is not None)
-    label, soft = decisions.columns(np.array(numbers))
-    samples, rate = np.array(head["num_samples"]), np.array(head["sample_rate"])
-    prefix = f"{title}/"
-
-    def told(names: Sequence[str]) -> list[str]:
-        return [prefix + name if name else "" for name in names]
-
-    text = pa.array(said["text"], pa.string())
-    columns = {
-        "utterance_id": [prefix + name for name in said["utterance_id"]],
-        "corpus": [title] * len(kept),
-        "session": told(said["session"]),
-        "dialogue": told(said["dialogue"]),
-        "turn": said["turn"],
-        "speaker": told(said["speaker"]),
-        "gender": said["gender"],
-        "audio_path": said["audio_path"],
-        "num_samples": samples,
-        "sample_rate": rate,
-        "duration_s": samples / rate,
-        "text": text,
-        "text_raw": text if said["text"] == said["text_raw"] else said["text_raw"],
-        "votes": said["votes"],
-        "label": label,
-        "label_soft": soft,
-        "valence": said["valence"],
-        "arousal": said["arousal"],
-        "audio_digest": head["digest"],
-        "given_split": said["split"],
-        "channels": head["channels"],
-    }
-    arrays = [pa.array(columns[field.name], field.type) for field in _WORKING]
-    return pa.table(arrays, schema=_WORKING)
-
-
-def _first_of_each(rows: pa.Table, rejections: Rejections) -> pa.Table:
-    """Drop rows whose id another row already has; ids must be unique."""
-    found, code, times = np.unique(
-        keys(rows["utterance_id"]), return_inverse=True, return_counts=True
+def _drop_duplicate_ids(rows: pa.Table, rejections: Rejections) -> pa.Table:
+    """Keep the first row of each utterance id and reject the others."""
+    hashes, code, times = np.unique(
+        hash_strings(rows["utterance_id"]), return_inverse=True, return_counts=True
     )
-    if len(found) == len(rows):
+    if len(hashes) == len(rows):
         return rows
     keep = np.ones(len(rows), bool)
     seen: set[str] = set()
-    for at in np.flatnonzero(times[code] > 1):
-        name = rows["utterance_id"][int(at)].as_py()
+    for row in np.flatnonzero(times[code] > 1):
+        name = rows["utterance_id"][int(row)].as_py()
         if name in seen:
-            keep[at] = False
+            keep[row] = False
             rejections.add("duplicate id", name, "another utterance has this id")
         seen.add(name)
     return rows.filter(pa.array(keep))

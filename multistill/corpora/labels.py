@@ -1,6 +1,6 @@
-"""From raters' votes to targets: counts, shares, winners, ties and the names of classes.
+"""Votes and labels: counts, shares, winners, tie policies, spellings of class names.
 
-Everything follows the class order of `multistill.config.CLASSES`.
+Tuples over classes follow the order of `multistill.config.CLASSES`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SPELLINGS = {
     "surprise": "surprise surprised 놀람",
     "angry": "angry anger 분노",
     "sad": "sad sadness 슬픔",
-    # `disqust` is how KEMDy20's Total Evaluation spells it.
+    # `disqust` is the spelling in KEMDy20's Total Evaluation.
     "disgust": "disgust disqust disgusted 혐오",
     "fear": "fear fearful 공포",
 }
@@ -35,10 +35,10 @@ def _key(name: str) -> str:
 
 
 def class_of(name: str, label_map: Mapping[str, str] | None = None) -> str | None:
-    """The class a corpus means by `name`, or None if it is none of the seven.
+    """The class that a corpus's label `name` denotes, or None if it is not one of the seven.
 
-    Case, surrounding white space and Unicode form do not count. `label_map` (the job
-    file's `labels`) goes before the built-in spellings, so it can also move a class.
+    Case, surrounding white space and Unicode form are ignored. `label_map` (the job file's
+    `labels`) takes precedence over the built-in spellings, so it can also remap a class.
     """
     key = _key(name)
     for source, target in (label_map or {}).items():
@@ -48,7 +48,7 @@ def class_of(name: str, label_map: Mapping[str, str] | None = None) -> str | Non
 
 
 class Spellings(dict[str, str | None]):
-    """`class_of` that remembers: a corpus has a million votes and few spellings."""
+    """Cached `class_of`: a corpus has a million votes and few distinct spellings."""
 
     def __init__(self, label_map: Mapping[str, str] | None = None) -> None:
         super().__init__()
@@ -60,32 +60,32 @@ class Spellings(dict[str, str | None]):
 
 
 def split_tie(text: str) -> list[str]:
-    """The names in a published label; a tie is written `a;b`, in any order."""
+    """The names in a label; a tie is written `a;b`, in any order."""
     return [part.strip() for part in text.split(";") if part.strip()]
 
 
 def count(ratings: Iterable[str | None]) -> Votes:
-    """Votes for each class; None is a rater who did not answer."""
-    found = list(ratings)
-    return tuple([found.count(name) for name in CLASSES])
+    """Votes per class; None is a rater who did not answer."""
+    answers = list(ratings)
+    return tuple([answers.count(name) for name in CLASSES])
 
 
 def one_hot(label: str) -> Shares:
-    """All mass on one class: the shares of a corpus without raters."""
+    """Shares with all mass on one class, for corpora without raters."""
     return tuple(float(name == label) for name in CLASSES)
 
 
 def shares(votes: Sequence[int]) -> Shares:
-    """Votes divided by their number.
+    """Votes divided by their sum.
 
     Raises:
-        ValueError: where there is no vote, a negative one, or not one count a class.
+        ValueError: if there is no vote, a negative count, or not one count per class.
     """
     if len(votes) != len(CLASSES) or min(votes) < 0:
         raise ValueError(f"votes are {len(CLASSES)} counts of 0 or more, not {tuple(votes)}")
     total = sum(votes)
     if total == 0:
-        raise ValueError("nobody voted")
+        raise ValueError("there are no votes")
     return tuple([vote / total for vote in votes])
 
 
@@ -99,19 +99,19 @@ def leaders(votes: Sequence[int]) -> tuple[str, ...]:
 
 def winner(votes: Sequence[int]) -> str | None:
     """The class with the most votes, None on a tie."""
-    found = leaders(votes)
-    return found[0] if len(found) == 1 else None
+    tied = leaders(votes)
+    return tied[0] if len(tied) == 1 else None
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What one utterance is trained and measured on.
+    """Training target and label of one utterance.
 
     Attributes:
-        keep: False where the tie policy drops the utterance.
-        label: class for hard metrics, None where a tie has none.
+        keep: False if the tie policy drops the utterance.
+        label: class for hard metrics, None for a tie without one.
         soft: shares to train on.
-        tied: whether several classes had the most votes.
+        tied: whether several classes have the most votes.
     """
 
     keep: bool
@@ -123,23 +123,23 @@ class Decision:
 def decide(votes: Sequence[int], policy: TiePolicy = "soft") -> Decision:
     """Apply the tie policy to one utterance's votes.
 
-    soft: the shares stay the target and hard metrics leave the utterance out.
-    drop: the utterance goes.
-    first: the first of the tied classes in class order becomes the label.
-    multi: every tied class is a target with equal mass; hard metrics leave it out.
+    soft: keep the shares as target; hard metrics exclude the utterance.
+    drop: drop the utterance.
+    first: use the first of the tied classes in class order as label.
+    multi: give every tied class the same share; hard metrics exclude the utterance.
 
     Examples:
         >>> decide((3, 3, 0, 0, 0, 0, 0), policy="first").label
         'neutral'
     """
     soft = shares(votes)
-    first = leaders(votes)
-    if len(first) == 1:
-        return Decision(keep=True, label=first[0], soft=soft, tied=False)
+    tied = leaders(votes)
+    if len(tied) == 1:
+        return Decision(keep=True, label=tied[0], soft=soft, tied=False)
     if policy == "drop":
         return Decision(keep=False, label=None, soft=soft, tied=True)
     if policy == "first":
-        return Decision(keep=True, label=first[0], soft=soft, tied=True)
+        return Decision(keep=True, label=tied[0], soft=soft, tied=True)
     if policy == "multi":
-        soft = tuple(float(name in first) / len(first) for name in CLASSES)
+        soft = tuple(float(name in tied) / len(tied) for name in CLASSES)
     return Decision(keep=True, label=None, soft=soft, tied=True)

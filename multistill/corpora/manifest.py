@@ -1,4 +1,4 @@
-"""The manifest: one row an utterance, the same columns whatever the corpus."""
+"""The manifest: one row per utterance, with the same columns for every corpus."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MANIFEST = "manifest.parquet"
 REJECTED = "rejected.parquet"
 NOTES = "notes.parquet"
 QUALITY = "quality.json"
-_KEYED = 8192
-_GROUP = 65_536
+_HASH_BATCH = 8192  # strings converted to Python objects at a time
+_ROW_GROUP = 65_536
 
 
 def _field(name: str, kind: pa.DataType, nullable: bool = False) -> pa.Field:
@@ -41,7 +41,7 @@ MANIFEST_SCHEMA = pa.schema(
         _field("duration_s", pa.float64()),
         _field("text", pa.string()),
         _field("text_raw", pa.string()),
-        # Not of fixed size: Arrow reads such columns back from Parquet only without nulls.
+        # Not a fixed-size list: Arrow reads those back from Parquet only without nulls.
         _field("votes", pa.list_(pa.int32()), nullable=True),
         _field("label", pa.string(), nullable=True),
         _field("label_soft", pa.list_(pa.float32(), 7)),
@@ -53,46 +53,48 @@ MANIFEST_SCHEMA = pa.schema(
     ]
 )
 """Columns in order. `utterance_id`, `session`, `dialogue` and `speaker` start with the corpus's
-title and a slash, so they are unique over corpora; `session` and `speaker` are empty where the
-corpus does not tell. `votes` and `label_soft` follow the class order, `label` is null on a tie,
-`duration_s` is seconds, `fold` is -1 for test. `audio_digest` samples the file's content
-(`multistill.corpora.audio`)."""
+title and a slash, so they are unique over corpora; `session` and `speaker` are empty if the
+corpus does not give them. `votes` and `label_soft` follow the class order, `label` is null on a
+tie, `duration_s` is in seconds, `fold` is -1 for test. `audio_digest` is a digest of samples of
+the file's content (`multistill.corpora.audio`)."""
 
 REJECTED_SCHEMA = pa.schema([_field("source", pa.string()), _field("reason", pa.string())])
 NOTES_SCHEMA = pa.schema([_field(name, pa.string()) for name in ("source", "kind", "text")])
 
 
 def write_manifest(table: pa.Table, folder: Path) -> Path:
-    """Write the manifest of a prepare artifact; the columns must be `MANIFEST_SCHEMA`'s."""
+    """Write `manifest.parquet`; the table must have the columns of `MANIFEST_SCHEMA`."""
     path = folder / MANIFEST
     with pq.ParquetWriter(path, MANIFEST_SCHEMA, compression="zstd") as writer:
-        for start in range(0, max(len(table), 1), _GROUP):  # a cast copies
-            writer.write_table(table.slice(start, _GROUP).cast(MANIFEST_SCHEMA))
+        for start in range(0, max(len(table), 1), _ROW_GROUP):  # in slices: a cast copies
+            writer.write_table(table.slice(start, _ROW_GROUP).cast(MANIFEST_SCHEMA))
     return path
 
 
-def keys(column: pa.ChunkedArray, seen_as: Callable[[str], str] = str) -> npt.NDArray[np.uint64]:
-    """A 64-bit hash of each string of a column, [N]: equal for strings that are `seen_as` equal.
+def hash_strings(
+    column: pa.ChunkedArray, normalize: Callable[[str], str] = str
+) -> npt.NDArray[np.uint64]:
+    """64-bit hash of each string of a column after `normalize`, [N].
 
-    Eight bytes a row where Arrow's own dictionary would hold every string again. Two
-    different ones of a million share a key with a chance of 3e-8.
+    Takes eight bytes per row, where Arrow's dictionary encoding would hold every string again.
+    The chance that any two of a million different strings have the same hash is 3e-8.
     """
-    found = np.empty(len(column), np.uint64)
-    at = 0
+    hashes = np.empty(len(column), np.uint64)
+    row = 0
     for chunk in column.chunks:
-        for start in range(0, len(chunk), _KEYED):
-            told = map(seen_as, chunk.slice(start, _KEYED).to_pylist())
-            some = [xxh3_64_intdigest(text.encode()) for text in told]
-            found[at : at + len(some)] = some
-            at += len(some)
-    return found
+        for start in range(0, len(chunk), _HASH_BATCH):
+            texts = map(normalize, chunk.slice(start, _HASH_BATCH).to_pylist())
+            batch = [xxh3_64_intdigest(text.encode()) for text in texts]
+            hashes[row : row + len(batch)] = batch
+            row += len(batch)
+    return hashes
 
 
 def read_manifest(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """The manifest in a folder, or the manifest file itself.
+    """Read the manifest from its folder or its file.
 
     Raises:
-        MultistillError: where there is none, or it is not a manifest of this version.
+        MultistillError: if it does not exist, or is not a manifest of this version.
     """
     file = path / MANIFEST if path.is_dir() else path
     if not file.is_file():
@@ -101,7 +103,7 @@ def read_manifest(path: Path, columns: list[str] | None = None) -> pa.Table:
     missing = [name for name in MANIFEST_SCHEMA.names if name not in schema.names]
     if missing:
         raise MultistillError(
-            f"{os.fspath(file)} is no manifest of this version: it lacks {', '.join(missing)}; "
-            "remove its folder and prepare again"
+            f"{os.fspath(file)} is not a manifest of this version: it lacks {', '.join(missing)}; "
+            "remove its folder and run the prepare stage again"
         )
     return pq.read_table(file, columns=columns)

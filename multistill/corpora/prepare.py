@@ -1,4 +1,4 @@
-"""The prepare stage: corpora to one manifest, what was left out, and a quality report."""
+"""The prepare stage: corpora to one manifest, with rejections, notes and a quality report."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ import pyarrow.parquet as pq
 from multistill.config import CorpusConfig, SplitConfig
 from multistill.corpora import quality
 from multistill.corpora.build import build_manifest
-from multistill.corpora.loaders import corpus_root, demo, read
+from multistill.corpora.loaders import corpus_root, demo, load
 from multistill.corpora.manifest import MANIFEST_SCHEMA, NOTES, QUALITY, REJECTED, write_manifest
 from multistill.corpora.paths import audio_folder
-from multistill.corpora.records import Rows
+from multistill.corpora.records import Record
 from multistill.corpora.rejections import Rejections
 from multistill.corpora.split import PARTS, hash64, leaks, refuse_leaks, split_rows
 from multistill.errors import MultistillError, UsageError
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.workspace import write_json
 
-AUDIO = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
-_READ = AUDIO | {".csv", ".tsv", ".txt"}
+_AUDIO = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
+_READ = _AUDIO | {".csv", ".tsv", ".txt"}
 
 
 def prepare(
@@ -39,27 +39,25 @@ def prepare(
     *,
     unpacked: Path,
     logger: RunLogger | None = None,
-    workers: int | None = None,
 ) -> dict[str, Any]:
     """Write `manifest.parquet`, `rejected.parquet`, `notes.parquet`, `quality.json` into `out`.
 
     Args:
-        unpacked: folder for corpora that travel packed (the demo corpus).
-        workers: processes that read rows and files; default one a CPU.
+        unpacked: folder into which packaged corpora (the demo corpus) are unpacked.
     Returns:
-        `utterances`, `rejected`, `synthetic`, `leaks`, `splits` (counts), and `content`:
-        digest of what features are made of (ids, audio and text), whatever the split.
+        `utterances`, `rejected`, `synthetic`, `leaks`, `splits` (counts), and `content`: digest
+        of the input of the features (ids, audio and text), independent of the split.
     Raises:
-        UsageError: where a corpus is not found, or the split cannot be made or leaks.
-        MultistillError: where nothing is left to train on.
+        UsageError: if a corpus is not found, or the split is impossible or leaks.
+        MultistillError: if no utterance is left.
     """
-    with _lean():
-        return _prepare(corpora, split, seed, out, unpacked, logger or NullLogger(), workers)
+    with _system_allocator():
+        return _prepare(corpora, split, seed, out, unpacked, logger or NullLogger())
 
 
 @contextmanager
-def _lean() -> Iterator[None]:
-    """Arrow on the system's allocator: its own keeps what arrays needed while they grew."""
+def _system_allocator() -> Iterator[None]:
+    """Let Arrow use malloc: its own allocator keeps the memory that growing arrays have used."""
     before = pa.default_memory_pool()
     pa.set_memory_pool(pa.system_memory_pool())
     try:
@@ -75,32 +73,31 @@ def _prepare(
     out: Path,
     unpacked: Path,
     logger: RunLogger,
-    workers: int | None,
 ) -> dict[str, Any]:
-    told = ((config.title, _rows(config, unpacked)) for config in corpora)
-    found = build_manifest(told, split.ties, workers, logger)
-    if not len(found.rows):
-        raise MultistillError(_nothing(found.rejections))
-    logger.info(f"{len(found.rows)} utterances read, {len(found.rejections)} left out")
-    given = found.rows["given_split"].to_pylist() if split.by == "column" else None
-    made = split_rows(found.rows, split, seed, given)
-    for name in made.facts["reassigned"]:
-        logger.info(f"the split had to borrow {name}: chance gave one part no group")
-    leaked = leaks(found.rows, made.part)
+    records = ((config.title, _records(config, unpacked)) for config in corpora)
+    built = build_manifest(records, split.ties, logger)
+    if not len(built.rows):
+        raise MultistillError(_no_utterances(built.rejections))
+    logger.info(f"{len(built.rows)} utterances read, {len(built.rejections)} rejected")
+    given = built.rows["given_split"].to_pylist() if split.by == "column" else None
+    parts = split_rows(built.rows, split, seed, given)
+    for name in parts.facts["reassigned"]:
+        logger.info(f"split: {name} was reassigned, because no group fell into its part")
+    leaked = leaks(built.rows, parts.part)
     refuse_leaks(leaked, split)
-    before = found.rows.append_column(
-        "split", pa.array(np.array(PARTS)[made.part], pa.string())
-    ).append_column("fold", pa.array(made.fold, pa.int32()))
-    rows = _capped(before, split.max_per_class, seed, found.rejections)
-    report = quality.report(found, before, rows, made.facts, leaked, split, seed, workers)
+    before = built.rows.append_column(
+        "split", pa.array(np.array(PARTS)[parts.part], pa.string())
+    ).append_column("fold", pa.array(parts.fold, pa.int32()))
+    rows = _apply_caps(before, split.max_per_class, seed, built.rejections)
+    report = quality.report(built, before, rows, parts.facts, leaked, split, seed)
     report["synthetic"] = any(config.kind == "demo" for config in corpora)
     write_manifest(rows.select(MANIFEST_SCHEMA.names), out)
-    pq.write_table(found.rejections.table(), out / REJECTED)
-    found.notes.write(out / NOTES)
+    pq.write_table(built.rejections.table(), out / REJECTED)
+    built.notes.write(out / NOTES)
     write_json(out / QUALITY, report)
     return {
         "utterances": len(rows),
-        "rejected": len(found.rejections),
+        "rejected": len(built.rejections),
         "synthetic": report["synthetic"],
         "leaks": report["leaks"],
         "splits": report["counts"]["split"],
@@ -108,42 +105,44 @@ def _prepare(
     }
 
 
-def _rows(config: CorpusConfig, unpacked: Path) -> Rows:
-    return read(config, demo.unpack(unpacked) if config.kind == "demo" else None)
+def _records(config: CorpusConfig, unpacked: Path) -> Iterator[Record]:
+    return load(config, demo.unpack(unpacked) if config.kind == "demo" else None)
 
 
-def _nothing(rejections: Rejections) -> str:
+def _no_utterances(rejections: Rejections) -> str:
     if not len(rejections):
-        return "the corpora hold no utterance; look at `corpora` in the job file"
+        return "the corpora have no utterances; check `corpora` in the job file"
     return (
-        f"no utterance is left of {len(rejections)}; the first, {rejections.sources[0]}: "
+        f"all {len(rejections)} utterances are rejected; the first, {rejections.sources[0]}: "
         f"{rejections.reasons[0]}"
     )
 
 
-def _capped(rows: pa.Table, caps: Mapping[str, int], seed: int, rejections: Rejections) -> pa.Table:
-    """Training utterances above a class's cap leave, the last in a seeded order.
+def _apply_caps(
+    rows: pa.Table, caps: Mapping[str, int], seed: int, rejections: Rejections
+) -> pa.Table:
+    """Reject training utterances above their class's cap, those with the highest seeded hash.
 
-    The order is a hash of the id, so which clips stay does not depend on the others.
+    The hash is of the id, so an utterance's rank does not depend on the others.
     """
     keep = np.ones(len(rows), bool)
     train = pc.equal(rows["split"], "train")
     for label, most in caps.items():
         chosen = pc.and_(train, pc.fill_null(pc.equal(rows["label"], label), False))
-        at = np.flatnonzero(chosen.to_numpy())
-        names = rows["utterance_id"].take(pa.array(at)).to_pylist()
-        order = sorted(range(len(at)), key=lambda i: (hash64(seed, "cap", names[i]), names[i]))
+        indices = np.flatnonzero(chosen.to_numpy())
+        names = rows["utterance_id"].take(pa.array(indices)).to_pylist()
+        order = sorted(range(len(names)), key=lambda i: (hash64(seed, "cap", names[i]), names[i]))
         for i in order[most:]:
-            keep[at[i]] = False
-            rejections.add("cap", names[i], f"left out by split.max_per_class.{label}: {most}")
+            keep[indices[i]] = False
+            rejections.add("cap", names[i], f"excluded by split.max_per_class.{label}: {most}")
     return rows if keep.all() else rows.filter(pa.array(keep))
 
 
 def _content(rows: pa.Table) -> str:
-    """Digest of the set of (id, audio digest, text), of which features are made.
+    """Digest of the set of (id, audio digest, text), the input of the features.
 
-    The sum of the rows' digests, which the order of the rows does not change (AdHash:
-    Bellare and Micciancio, "A New Paradigm for Collision-Free Hashing", 1997).
+    It is the sum of the rows' digests, which does not depend on their order (AdHash: Bellare
+    and Micciancio, "A New Paradigm for Collision-Free Hashing", 1997).
     """
     total = 0
     columns = rows.select(["utterance_id", "audio_digest", "text"])
@@ -155,13 +154,13 @@ def _content(rows: pa.Table) -> str:
 
 
 def listing(corpora: Sequence[CorpusConfig]) -> str:
-    """Digest of the corpora's files by relative path, size and time of change.
+    """Digest of the corpora's files by relative path, size and modification time.
 
-    Decides whether what was prepared still holds. The demo corpus counts by its content.
-    Only files that loaders read count, so a note or a workspace beside them does no harm.
+    It decides whether an existing manifest is up to date. The demo corpus enters by its content.
+    Only file types that loaders read enter, so other files in the folder have no effect.
 
     Raises:
-        UsageError: where a corpus's folder or table is not there.
+        UsageError: if a corpus's folder or table does not exist.
     """
     state = hashlib.blake2b(digest_size=16)
     for config in corpora:
@@ -170,26 +169,26 @@ def listing(corpora: Sequence[CorpusConfig]) -> str:
             state.update(demo.digest().encode())
             continue
         root = corpus_root(config)
-        endings = _READ
+        suffixes = _READ
         if config.kind == "table":
-            _count(state, root, root.name)
+            _add_file(state, root, root.name)
             root = audio_folder(config, root)
-            endings = AUDIO | {".txt"}
-        for path, name in _files(root, endings):
-            _count(state, path, name)
+            suffixes = _AUDIO | {".txt"}
+        for path, name in _files(root, suffixes):
+            _add_file(state, path, name)
     return state.hexdigest()
 
 
-def _count(state: Any, path: Path | os.DirEntry[str], name: str) -> None:
+def _add_file(state: Any, path: Path | os.DirEntry[str], name: str) -> None:
     try:
-        found = path.stat()
-    except OSError:  # gone meanwhile, or a link to nowhere
+        stat = path.stat()
+    except OSError:  # deleted meanwhile, or a dangling link
         return
-    state.update(os.fsencode(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n"))
+    state.update(os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
 
 
-def _files(root: Path, endings: set[str]) -> Iterator[tuple[os.DirEntry[str], str]]:
-    """Files below a folder in a fixed order; hidden ones and linked folders left out."""
+def _files(root: Path, suffixes: set[str]) -> Iterator[tuple[os.DirEntry[str], str]]:
+    """Files below a folder in a fixed order, without hidden ones and linked folders."""
     folders = [(root, "")]
     while folders:
         folder, prefix = folders.pop()
@@ -204,5 +203,5 @@ def _files(root: Path, endings: set[str]) -> Iterator[tuple[os.DirEntry[str], st
             name = f"{prefix}{entry.name}"
             if entry.is_dir(follow_symlinks=False):
                 folders.append((Path(entry.path), f"{name}/"))
-            elif os.path.splitext(entry.name)[1].lower() in endings:  # noqa: PTH122, hot
+            elif os.path.splitext(entry.name)[1].lower() in suffixes:  # noqa: PTH122, hot
                 yield entry, name

@@ -1,7 +1,7 @@
-"""The quality report of a manifest: what is in it, how far raters agree, what looks wrong.
+"""Quality report of a manifest: counts, rater agreement, suspicious recordings.
 
-Everything but `signal` comes from headers and annotations. `signal` (silence, clipping)
-needs samples, so a seeded sample of clips is decoded; it says how many of how many.
+Everything but `signal` comes from headers and annotations. `signal` (silence, clipping) needs
+decoded audio, so it covers a seeded sample of clips, whose size it states.
 """
 
 from __future__ import annotations
@@ -24,51 +24,50 @@ from multistill.corpora.agreement import (
     vote_entropy,
 )
 from multistill.corpora.audio import content_digest, read_signal
-from multistill.corpora.build import Gathered
+from multistill.corpora.build import BuildResult
 from multistill.corpora.labels import Votes
-from multistill.corpora.manifest import keys
-from multistill.corpora.parallel import map_files
+from multistill.corpora.manifest import hash_strings
 from multistill.corpora.rejections import Examples
 from multistill.corpora.split import PARTS, hash64
 from multistill.corpora.text import normal_text
 
 RATE = 16_000
-SHORTEST = 400  # samples at 16 kHz: below, Wav2Vec2's convolutions give no frame at all
+SHORTEST = 400  # samples at 16 kHz; with fewer, Wav2Vec2's convolutions give no frame
 LONGEST = 30.0  # seconds; longer clips are cut, windowed or quarantined by the encoders
 SIGNAL_CLIPS = 500
-COMPARED = 1000  # groups of recordings that look equal, and a tenth of their clips
+COMPARED_GROUPS = 1000  # of recordings with equal digests, with ten times as many clips
 SILENT_DBFS = -60.0
 CLIPPED_SHARE = 1e-3
 _DURATIONS = [0, 0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 60, 120]
-_NAMED = 10
+_EXAMPLES = 10
 
 
 def report(
-    found: Gathered,
+    built: BuildResult,
     before: pa.Table,
     rows: pa.Table,
     split_facts: Mapping[str, Any],
     leaked: Mapping[str, Any],
     split: SplitConfig,
     seed: int,
-    workers: int | None = None,
 ) -> dict[str, Any]:
-    """Everything `quality.json` holds, as JSON values.
+    """The contents of `quality.json`.
 
     Args:
-        before: rows before caps took some away.
+        before: rows before class caps.
         rows: the manifest.
-        leaked: what `split.leaks` found.
+        split_facts: `facts` of the `Split`.
+        leaked: the result of `split.leaks`.
     """
     return {
         "utterances": len(rows),
-        "rejected": {"count": len(found.rejections), "by": dict(found.rejections.sorts)},
+        "rejected": {"count": len(built.rejections), "by": dict(built.rejections.categories)},
         "counts": {
             name: counts(rows[name])
             for name in ("corpus", "split", "label", "gender", "session", "speaker")
         },
         "classes": {
-            name: class_counts(where(rows, "corpus", name, ["label"]))
+            name: class_counts(select(rows, "corpus", name, ["label"]))
             for name in pc.unique(rows["corpus"]).to_pylist()
         },
         "split": {**split_facts, "classes": by_part(rows)},
@@ -83,40 +82,40 @@ def report(
         },
         "leaks_named": {name: v for name, v in leaked.items() if not isinstance(v, int)},
         "duration": durations(rows),
-        "audio": headers(rows, found),
-        "signal": signal(rows, seed, workers),
-        "duplicates": duplicates(rows, workers),
-        "text": {**transcripts(rows), "encodings": dict(found.encodings)},
-        "raters": agreement(found),
-        "notes": found.notes.json(),
+        "audio": headers(rows, built),
+        "signal": signal(rows, seed),
+        "duplicates": duplicates(rows),
+        "text": {**transcripts(rows), "encodings": dict(built.encodings)},
+        "raters": agreement(built),
+        "notes": built.notes.json(),
     }
 
 
 def counts(column: pa.ChunkedArray) -> dict[str, int]:
-    """How often each value stands in a column, null as `none`; sorted by name."""
+    """Number of rows per value of a column, null as `none`; sorted by name."""
     table = pc.value_counts(column)
     pairs = ((entry["values"], entry["counts"]) for entry in table.to_pylist())
     return dict(sorted(("none" if name is None else name, count) for name, count in pairs))
 
 
 def class_counts(rows: pa.Table) -> dict[str, int]:
-    """Utterances of each class in class order, and `tie` for those without a label."""
-    found = counts(rows["label"])
-    return {**{name: found.get(name, 0) for name in CLASSES}, "tie": found.get("none", 0)}
+    """Utterances per class in class order, and `tie` for those without a label."""
+    by_label = counts(rows["label"])
+    return {**{name: by_label.get(name, 0) for name in CLASSES}, "tie": by_label.get("none", 0)}
 
 
 def by_part(rows: pa.Table) -> dict[str, dict[str, int]]:
-    return {part: class_counts(where(rows, "split", part, ["label"])) for part in PARTS}
+    return {part: class_counts(select(rows, "split", part, ["label"])) for part in PARTS}
 
 
-def where(rows: pa.Table, column: str, value: str, kept: list[str]) -> pa.Table:
-    """Some columns of the rows with a value; a filter copies what it keeps."""
-    return rows.select(kept).filter(pc.equal(rows[column], value))
+def select(rows: pa.Table, column: str, value: str, columns: list[str]) -> pa.Table:
+    """Some columns of the rows with a value; selected first, because a filter copies."""
+    return rows.select(columns).filter(pc.equal(rows[column], value))
 
 
 def training(rows: pa.Table) -> dict[str, Any]:
     """Class counts and mean vote shares of the training part."""
-    part = where(rows, "split", "train", ["label", "label_soft"])
+    part = select(rows, "split", "train", ["label", "label_soft"])
     total = sum((soft.sum(axis=0, dtype=float) for soft in matrices(part["label_soft"])), 0.0)
     mean = np.broadcast_to(np.asarray(total) / max(len(part), 1), len(CLASSES))
     return {
@@ -126,7 +125,7 @@ def training(rows: pa.Table) -> dict[str, Any]:
 
 
 def matrices(column: pa.ChunkedArray) -> Iterator[npt.NDArray[Any]]:
-    """A column of lists without nulls as [N, 7], chunk by chunk."""
+    """A column of lists of seven, without nulls, as [N, 7], chunk by chunk."""
     for chunk in column.chunks:
         yield chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, len(CLASSES))
 
@@ -144,56 +143,56 @@ def durations(rows: pa.Table) -> dict[str, Any]:
     }
 
 
-def headers(rows: pa.Table, found: Gathered) -> dict[str, Any]:
-    """What headers tell: rates, channels, formats, and clips too short or too long."""
+def headers(rows: pa.Table, built: BuildResult) -> dict[str, Any]:
+    """Sample rates, channels, formats, and clips that are too short or too long."""
     rates = rows["sample_rate"].to_numpy()
     seconds = rows["duration_s"].to_numpy()
 
-    def named(which: npt.NDArray[np.bool_]) -> dict[str, Any]:
-        at = np.flatnonzero(which)
-        some = rows["utterance_id"].take(pa.array(at[:_NAMED])).to_pylist()
-        return {"count": len(at), "examples": some}
+    def cases(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        indices = np.flatnonzero(mask)
+        examples = rows["utterance_id"].take(pa.array(indices[:_EXAMPLES])).to_pylist()
+        return {"count": len(indices), "examples": examples}
 
     return {
         "sample_rates": counts(pc.cast(rows["sample_rate"], pa.string())),
         "channels": counts(pc.cast(rows["channels"], pa.string())),
-        "formats": dict(found.formats),
-        "other_rate": named(rates != RATE),
-        "too_short": named(np.round(seconds * RATE) < SHORTEST),
-        "too_long": named(seconds > LONGEST),
+        "formats": dict(built.formats),
+        "other_rate": cases(rates != RATE),
+        "too_short": cases(np.round(seconds * RATE) < SHORTEST),
+        "too_long": cases(seconds > LONGEST),
     }
 
 
-def signal(rows: pa.Table, seed: int, workers: int | None) -> dict[str, Any]:
-    """Silence and clipping of a seeded sample of at most `SIGNAL_CLIPS` clips."""
+def signal(rows: pa.Table, seed: int) -> dict[str, Any]:
+    """Silence and clipping in a seeded sample of at most `SIGNAL_CLIPS` clips."""
     names = rows["utterance_id"]
     chosen = np.arange(len(rows))
     if len(rows) > SIGNAL_CLIPS:
         drawn = np.random.default_rng(hash64(seed, "signal")).choice(len(rows), SIGNAL_CLIPS, False)
         chosen = np.sort(drawn)
     paths = rows["audio_path"].take(pa.array(chosen)).to_pylist()
-    silent, clipped, broken = Examples(), Examples(), Examples()
-    levels, pauses = [], []
-    read = map_files(read_signal, paths, workers)
-    for at, found in zip(map(int, chosen), read, strict=True):
-        name = names[at].as_py()
-        if found is None:
-            broken.add(name)
+    silent, clipped, undecodable = Examples(), Examples(), Examples()
+    levels, silent_shares = [], []
+    for row, path in zip(map(int, chosen), paths, strict=True):
+        name = names[row].as_py()
+        clip = read_signal(path)
+        if clip is None:
+            undecodable.add(name)
             continue
-        levels.append(found.level_dbfs)
-        pauses.append(found.silent_share)
-        if found.peak_dbfs < SILENT_DBFS:
+        levels.append(clip.level_dbfs)
+        silent_shares.append(clip.silent_share)
+        if clip.peak_dbfs < SILENT_DBFS:
             silent.add(name)
-        if found.clipped_share > CLIPPED_SHARE:
+        if clip.clipped_share > CLIPPED_SHARE:
             clipped.add(name)
     return {
         "checked": len(paths),
         "of": len(rows),
         "silent": silent.json(),
         "clipped": clipped.json(),
-        "undecodable": broken.json(),
+        "undecodable": undecodable.json(),
         "level_dbfs": _quantiles(np.array(levels)),
-        "silent_share": _quantiles(np.array(pauses)),
+        "silent_share": _quantiles(np.array(silent_shares)),
     }
 
 
@@ -204,65 +203,68 @@ def _quantiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
     return {n: float(v) for n, v in zip(names, np.quantile(values, [0.05, 0.5, 0.95]), strict=True)}
 
 
-def duplicates(rows: pa.Table, workers: int | None) -> dict[str, Any]:
-    """Files of equal bytes under several ids.
+def duplicates(rows: pa.Table) -> dict[str, Any]:
+    """Byte-identical files under several ids.
 
-    Files that share the sampled digest are read whole, as far as `COMPARED` groups of them
-    with ten times as many clips go, small groups first. `groups`, `utterances` and
-    `groups_on_both_sides` count files of equal bytes; `only_alike` is the groups that turned
-    out to differ in between, `not_compared` those that were not read.
+    Files with equal sampled digests are read completely, small groups first, up to
+    `COMPARED_GROUPS` groups and ten times as many clips. `groups`, `utterances` and
+    `groups_on_both_sides` count byte-identical files, `only_alike` the groups with equal
+    digests and different content, `not_compared` the groups that were not read.
     """
     alike = rows.group_by("audio_digest").aggregate([("audio_digest", "count")])
     alike = alike.filter(pc.greater(alike["audio_digest_count"], 1))
     alike = alike.sort_by([(name, "ascending") for name in ("audio_digest_count", "audio_digest")])
     sizes = np.cumsum(alike["audio_digest_count"].to_numpy())
-    compared = min(COMPARED, int(np.searchsorted(sizes, 10 * COMPARED, side="right")))
+    most_clips = 10 * COMPARED_GROUPS
+    compared = min(COMPARED_GROUPS, int(np.searchsorted(sizes, most_clips, side="right")))
     chosen = alike["audio_digest"].slice(0, compared).combine_chunks()
-    wanted = rows.select(["audio_digest", "audio_path", "utterance_id", "split"])
-    wanted = wanted.filter(pc.is_in(rows["audio_digest"], chosen))
-    paths = pc.unique(wanted["audio_path"]).to_pylist()
-    whole = dict(zip(paths, map_files(content_digest, paths, workers), strict=True))
-    found: dict[str, dict[str | None, list[tuple[str, str]]]] = {}
-    for digest, path, *clip in zip(*(column.to_pylist() for column in wanted.columns), strict=True):
-        found.setdefault(digest, {}).setdefault(whole[path], []).append((clip[0], clip[1]))
-    same = [
-        clips
-        for group in found.values()
-        for content, clips in group.items()
-        if content is not None and len(clips) > 1
+    clips = rows.select(["audio_digest", "audio_path", "utterance_id", "split"])
+    clips = clips.filter(pc.is_in(rows["audio_digest"], chosen))
+    paths = pc.unique(clips["audio_path"]).to_pylist()
+    content = {path: content_digest(path) for path in paths}
+    # Sampled digest -> digest of the whole file -> (utterance id, part) of each clip.
+    groups: dict[str, dict[str | None, list[tuple[str, str]]]] = {}
+    for digest, path, name, part in zip(*(c.to_pylist() for c in clips.columns), strict=True):
+        groups.setdefault(digest, {}).setdefault(content[path], []).append((name, part))
+    identical = [
+        members
+        for group in groups.values()
+        for whole, members in group.items()
+        if whole is not None and len(members) > 1
     ]
     return {
-        "groups": len(same),
-        "utterances": sum(map(len, same)),
-        "groups_on_both_sides": sum(len({part for _, part in clips}) > 1 for clips in same),
+        "groups": len(identical),
+        "utterances": sum(map(len, identical)),
+        "groups_on_both_sides": sum(len({part for _, part in m}) > 1 for m in identical),
         "compared_whole": len(paths),
-        "only_alike": sum(len(group) > 1 for group in found.values()),
+        "only_alike": sum(len(group) > 1 for group in groups.values()),
         "not_compared": len(alike) - compared,
-        "examples": [[name for name, _ in clips[:_NAMED]] for clips in same[:_NAMED]],
+        "examples": [[name for name, _ in m[:_EXAMPLES]] for m in identical[:_EXAMPLES]],
     }
 
 
 def transcripts(rows: pa.Table) -> dict[str, Any]:
-    told = pc.binary_length(rows["text"]).to_numpy() > 0
-    _, often = np.unique(keys(rows["text"], normal_text)[told], return_counts=True)
+    """Empty, distinct and repeated transcripts."""
+    present = pc.binary_length(rows["text"]).to_numpy() > 0
+    _, times = np.unique(hash_strings(rows["text"], normal_text)[present], return_counts=True)
     return {
-        "empty": int((~told).sum()),
-        "distinct": len(often),
-        "repeated": int(often[often > 1].sum()),
+        "empty": int((~present).sum()),
+        "distinct": len(times),
+        "repeated": int(times[times > 1].sum()),
     }
 
 
-def agreement(found: Gathered) -> dict[str, Any] | None:
-    """Raters' agreement over all corpora and by corpus; None where nobody answered.
+def agreement(built: BuildResult) -> dict[str, Any] | None:
+    """Rater agreement over all corpora and per corpus; None if there are no answers.
 
-    Over every clip that can be read, but for ties that `split.ties: drop` leaves out, and
-    before class caps, which are about training.
+    It covers every readable clip except ties dropped by `split.ties: drop`, before class caps,
+    which concern training only.
     """
-    tallies = {title: tally for title, tally in found.raters.items() if tally.answers}
+    tallies = {title: tally for title, tally in built.raters.items() if tally.answers}
     if not tallies:
         return None
     by_corpus = {
-        title: {**_agreement(tally.answers), "ties": found.ties[title], "each": tally.json()}
+        title: {**_agreement(tally.answers), "ties": built.ties[title], "each": tally.json()}
         for title, tally in tallies.items()
     }
     return {

@@ -1,42 +1,43 @@
-"""What a corpus loader yields: an utterance as the corpus tells it, or why a clip is left out.
+"""Records that corpus loaders yield: utterances, rejected rows, notes.
 
-Loaders read annotations, transcripts and file names only. Audio headers, label
-arithmetic, splits and checks are common to all corpora and come after them
-(`multistill.corpora.prepare`).
+Loaders read annotations, transcripts and file names only. What is common to all corpora (audio
+headers, labels, splits, the quality report) happens later, in `multistill.corpora.build` and
+`multistill.corpora.prepare`.
 """
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from multistill.config import CorpusConfig
 
-_RECENT = 65_536
+_UNSORTED = 65_536
 
 
 class Utterance(NamedTuple):
-    """One clip with what the corpus says of it.
+    """One clip and its annotation.
 
-    A tuple with an audio path in plain text, because corpora have a million of them: a
-    frozen dataclass and a `Path` take longer to make than the file's header to read.
+    A tuple with the audio path as a string, because corpora have a million of them: creating a
+    frozen dataclass and a `Path` takes longer than reading the file's header.
 
     Attributes:
-        utterance_id: unique inside the corpus; the manifest prefixes the corpus title.
+        utterance_id: unique in the corpus; the manifest prefixes it with the corpus title.
         audio_path: absolute.
-        votes: counts in class order, or None where the corpus has no raters.
-        label: the class the corpus itself names (one label corpora), or None: then the
-            votes decide.
-        encoding: of the transcript file, as found by trying; None where there is no file.
-        ratings: one class name (or None) per rater, for agreement; empty where only the votes
-            tell, each an answer; None where the votes are no people's answers.
+        votes: counts in class order, or None if the corpus has no raters.
+        label: the class given by the corpus itself, or None: then the votes decide.
+        encoding: of the transcript file, as detected; None if there is no file.
+        ratings: one class name (or None) per rater, for agreement; empty if only the votes are
+            known, each of which then counts as an answer; None if the votes are not answers of
+            raters.
+        split: train, valid or test if the corpus defines a split.
     """
 
     utterance_id: str
@@ -59,7 +60,10 @@ class Utterance(NamedTuple):
 
 @dataclass(frozen=True)
 class Rejected:
-    """A clip or row that does not enter the manifest, and the reason for people."""
+    """A clip or row that does not enter the manifest, with a human-readable reason.
+
+    `source` is a path below the corpus root, for a table row followed by `:line`.
+    """
 
     source: str
     reason: str
@@ -67,7 +71,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Note:
-    """Something to report that rejects nothing, e.g. a published label that a recount denies."""
+    """Something to report about a row that is kept, e.g. a label that contradicts the votes."""
 
     source: str
     kind: str
@@ -77,42 +81,34 @@ class Note:
 Record = Utterance | Rejected | Note
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Records still to be made, so that many processes may make them.
+class Loader(Protocol):
+    """Reads one corpus in a fixed order; UsageError if `root` does not hold that corpus."""
 
-    Attributes:
-        items: the corpus's rows in its order, of types that pickle fast.
-        make: records of some rows, in their order. It pickles, and remembers nothing from one
-            call that changes what the next gives: each process has its own.
-    """
-
-    items: Iterator[Any]
-    make: Callable[[Sequence[Any]], Iterable[Record]]
+    def __call__(self, config: CorpusConfig, root: Path) -> Iterator[Record]: ...
 
 
 class SeenIds:
-    """SeenIds that have been seen, eight bytes each: a Python set takes ten times that.
+    """A set of ids in eight bytes per id, where a Python set takes ten times that.
 
-    Holds 64-bit hashes; two different names of a million are taken for one another with a
-    chance of 3e-8.
+    It stores 64-bit hashes; the chance that any two of a million different ids have the same
+    hash is 3e-8.
     """
 
     def __init__(self) -> None:
         self._sorted = array("Q")
         self._recent: set[int] = set()
 
-    def is_new(self, name: str) -> bool:
-        """Whether the name was never asked for; from now on it was."""
+    def add_if_new(self, name: str) -> bool:
+        """Whether the id is new; it is added if so."""
         key = xxh3_64_intdigest(name.encode())
         if key in self._recent:
             return False
         if self._sorted:
-            at = bisect_left(self._sorted, key)
-            if at < len(self._sorted) and self._sorted[at] == key:
+            index = bisect_left(self._sorted, key)
+            if index < len(self._sorted) and self._sorted[index] == key:
                 return False
         self._recent.add(key)
-        if len(self._recent) >= _RECENT:
+        if len(self._recent) >= _UNSORTED:
             merged = np.concatenate([self._sorted, np.array(list(self._recent), np.uint64)])
             merged.sort()
             self._sorted = array("Q", merged.tobytes())
@@ -120,12 +116,6 @@ class SeenIds:
         return True
 
 
-def named_twice(name: str) -> str:
-    """The reason of a row whose utterance an earlier row has named, whatever became of that."""
-    return f"{name}: named twice; only the first row counts"
-
-
-class Loader(Protocol):
-    """Reads one corpus in a fixed order. Raises UsageError where the folder is not the corpus."""
-
-    def __call__(self, config: CorpusConfig, root: Path) -> Iterator[Record] | Rows: ...
+def duplicate_id(name: str) -> str:
+    """The reason for rejecting a row whose id an earlier row has, even if that one is rejected."""
+    return f"{name}: duplicate id; only the first row with it is used"

@@ -1,14 +1,14 @@
-"""Who is trained on and who is tested on: a rule of the group's own name, so it is stable.
+"""Assignment of groups to train, valid and test, and to folds; stable when a corpus grows.
 
-Whether a group (a session, a speaker) is tested on may depend on nothing but the seed and
-its name: any rule that looks at the other groups moves somebody when a corpus grows. A
-group therefore has a fixed place in [0, 1), and test is the places below `test`, valid the
-next `valid`, train the rest.
+The part of a group (a session, a speaker) depends only on the seed and the group's name: any
+rule that considers the other groups moves some of them when a corpus grows. Each group has a
+fixed position in [0, 1); positions below `test` are test, the next `valid` are valid, the rest
+is train.
 
-Groups that are numbered, as sessions are, take the places of a Weyl sequence: number times
-the golden ratio, shifted by a seeded hash of the rest of the name. Any run of numbers is
-then spread evenly, so 12 sessions at 20 % give 2 or 3 to test, where independent hashes
-give none at all once in fifteen seeds (three-distance theorem; Knuth, TAOCP 3, 6.4).
+Numbered groups, such as sessions, take their positions from a Weyl sequence: number times the
+golden ratio, shifted by a seeded hash of the rest of the name. Consecutive numbers are then
+spread evenly: of 12 sessions at 20 %, test gets 2 or 3, where independent hashes give it none
+for one seed in fifteen (three-distance theorem; Knuth, TAOCP 3, 6.4).
 """
 
 from __future__ import annotations
@@ -25,94 +25,97 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from multistill.config import SplitConfig
-from multistill.corpora.manifest import keys
+from multistill.corpora.manifest import hash_strings
 from multistill.corpora.text import normal_text
 from multistill.errors import UsageError
 
 PARTS = ("train", "valid", "test")
 _GOLDEN = 0x9E3779B97F4A7C15
 _NUMBERED = re.compile(r"(.*\D|)(\d+)(\D*)", re.DOTALL)
-ALIASES = {
+PART_ALIASES = {
     "train": "train", "training": "train",
     "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
     "test": "test", "testing": "test", "eval": "test",
 }  # fmt: skip
-"""What corpora call the parts in a split column of theirs."""
+"""Names of the parts in corpora's own split columns."""
 
 
 def hash64(*parts: object) -> int:
-    """A 64-bit number that depends on these values only."""
+    """A 64-bit hash of the values, the same in every process."""
     text = "\0".join(map(str, parts))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def position(name: str, seed: int) -> float:
-    """The place of a group in [0, 1); needs to know no other group."""
-    found = _NUMBERED.fullmatch(name)
-    if found is None:
+    """Position of a group in [0, 1), independent of all other groups."""
+    match = _NUMBERED.fullmatch(name)
+    if match is None:
         return hash64(seed, name) / 2**64
-    before, number, after = found.groups()
+    before, number, after = match.groups()
     return ((hash64(seed, before, after) + int(number) * _GOLDEN) % 2**64) / 2**64
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Which part each group is in. `reassigned` names groups that chance had put elsewhere."""
+    """The part of each group; `reassigned` names groups whose position is in another part."""
 
     part: Mapping[str, str]
     reassigned: tuple[str, ...] = ()
 
 
-def assign(groups: Iterable[str], test: float, valid: float, seed: int) -> Parts:
-    """A part for every group.
+def assign_parts(groups: Iterable[str], test: float, valid: float, seed: int) -> Parts:
+    """Assign every group to a part.
 
-    Where a part that was asked for gets no group by its place, the nearest group is
-    reassigned; that group alone may move back when the corpus grows, and is reported.
+    If no group has a position in a requested part, the nearest group is reassigned to it and
+    reported; only such a group can move when the corpus grows.
 
     Raises:
-        UsageError: where there are fewer groups than parts.
+        UsageError: if there are fewer groups than parts.
     """
-    places = {name: position(name, seed) for name in set(groups)}
-    wanted = [part for part, share in (("test", test), ("valid", valid)) if share > 0]
-    if len(places) < len(wanted) + 1:
+    positions = {name: position(name, seed) for name in set(groups)}
+    requested = [part for part, share in (("test", test), ("valid", valid)) if share > 0]
+    if len(positions) < len(requested) + 1:
         raise UsageError(
-            f"{' and '.join([*wanted, 'train'])} need at least {len(wanted) + 1} groups and there "
-            f"are {len(places)}; set split.{wanted[-1]}: 0, add data, or raise corpora's `limit`"
+            f"{' and '.join([*requested, 'train'])} need at least {len(requested) + 1} groups and "
+            f"there are {len(positions)}; set split.{requested[-1]}: 0, add data, or raise "
+            "corpora's `limit`"
         )
     part = {
-        name: "test" if at < test else "valid" if at < test + valid else "train"
-        for name, at in places.items()
+        name: "test" if x < test else "valid" if x < test + valid else "train"
+        for name, x in positions.items()
     }
     reassigned = []
-    for missing in [*wanted, "train"]:
+    for missing in [*requested, "train"]:
         if missing in part.values():
             continue
         edge = {"test": 0.0, "valid": test, "train": 1.0}[missing]
-        held = list(part.values())
-        # From train if it can, and never the last group of a part.
-        free = [name for name in places if held.count(part[name]) > 1]
-        best = min(free, key=lambda name: (part[name] != "train", abs(places[name] - edge), name))
+        parts = list(part.values())
+        # Preferably from train, and never the last group of a part.
+        free = [name for name in positions if parts.count(part[name]) > 1]
+        best = min(
+            free, key=lambda name: (part[name] != "train", abs(positions[name] - edge), name)
+        )
         part[best] = missing
         reassigned.append(best)
     return Parts(part, tuple(reassigned))
 
 
-def deal_folds(part: Mapping[str, str], folds: int, seed: int) -> dict[str, int]:
-    """A fold for every group outside test: train's groups evenly first, then valid's.
+def assign_folds(part: Mapping[str, str], folds: int, seed: int) -> dict[str, int]:
+    """Assign every group outside test to a fold: first train's groups evenly, then valid's.
 
-    The order is that of a seeded hash. Unlike the parts, folds are dealt for even size, so
-    a group may change its fold when the corpus grows.
+    Groups are ordered by a seeded hash. Unlike parts, folds are balanced in size, so a group
+    may change its fold when the corpus grows.
     """
     order = sorted(
         (name for name, where in part.items() if where != "test"),
         key=lambda name: (part[name] != "train", hash64(seed, "fold", name)),
     )
-    return {name: at % folds for at, name in enumerate(order)}
+    return {name: index % folds for index, name in enumerate(order)}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Row by row: index into `PARTS`, and fold (-1 for test). `facts` is for the report."""
+    """Per row: index into `PARTS`, [N], and fold, [N] (-1 for test); `facts` is for the report."""
 
     part: npt.NDArray[np.int8]
     fold: npt.NDArray[np.int32]
@@ -125,9 +128,9 @@ def split_rows(
     """Split the rows of a manifest (`utterance_id`, `session`, `speaker`).
 
     Args:
-        given: with `by: column`, what the corpora say of each row.
+        given: the corpora's own split of each row, for `by: column`.
     Raises:
-        UsageError: where the split cannot be made, or leaks and `allow_leak` is not set.
+        UsageError: if the rows cannot be split as configured.
     """
     if config.by == "random":
         part, fold = _by_row(table, config, seed)
@@ -136,8 +139,8 @@ def split_rows(
         part, fold, facts = _by_column(table, config, seed, given)
     else:
         codes, names = _groups(table, config.by)
-        parts = _assigned(config, names, seed)
-        folds = deal_folds(parts.part, config.folds, seed)
+        parts = _assign(config, names, seed)
+        folds = assign_folds(parts.part, config.folds, seed)
         part = np.array([PARTS.index(parts.part[name]) for name in names], np.int8)[codes]
         fold = np.array([folds.get(name, -1) for name in names], np.int32)[codes]
         facts = {
@@ -149,55 +152,57 @@ def split_rows(
 
 
 def _groups(table: pa.Table, by: str) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Each row's group as a number, and the groups' names; a group never comes apart.
+    """Each row's group as an index, [N], and the groups' names.
 
-    By session, a group is a session. By speaker, a group is a speaker with all whom some
-    session links to them, so that dialogues do not stand on both sides. It is called after
-    its first session, numbers taken as numbers, however few its speakers are: so the name
-    stays when people join its sessions, and when its people come back in sessions that sort
-    later. No rule promises more. Of a session of A and one of B, to which the other may come
-    next, the name must be the same, so it is the session's; and where one person links two
-    sessions, one of their names must give way, as it must where two groups become one.
+    By session, a group is a session. By speaker, a group is a connected component of speakers
+    and sessions, so that dialogues stay in one part. It is named after its first session in
+    natural order, even if it has a single speaker: the name then stays the same when speakers
+    join its sessions, and when its speakers appear in sessions that sort later. No rule can
+    guarantee more. Of a session with A and one with B, which the other speaker may join next,
+    the group's name must not change, so it is the session's; and if one speaker links two
+    sessions, one of the two names must be dropped, as whenever two groups become one.
     """
-    codes, told = _coded(table, by)
-    names = told.to_pylist()
+    speaker_codes, encoded = _codes(table, by)
+    names = encoded.to_pylist()
     if "" in names:
-        at = int(np.flatnonzero(codes == names.index(""))[0])
+        row = int(np.flatnonzero(speaker_codes == names.index(""))[0])
         raise UsageError(
             f"split.by: {by} needs a {by} for every utterance, and "
-            f"{table['utterance_id'][at].as_py()} has none; split by another key"
+            f"{table['utterance_id'][row].as_py()} has none; split by another key"
         )
     if by == "session":
-        return codes, names
+        return speaker_codes, names
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    session, found = _coded(table, "session")
-    sessions = found.to_pylist()
-    pairs = np.unique(np.stack([codes, session]), axis=1)
-    pairs = pairs[:, np.array([bool(sessions[at]) for at in pairs[1]], bool)]
+    session_codes, encoded = _codes(table, "session")
+    sessions = encoded.to_pylist()
+    pairs = np.unique(np.stack([speaker_codes, session_codes]), axis=1)
+    pairs = pairs[:, np.array([bool(sessions[code]) for code in pairs[1]], bool)]
     size = len(names) + len(sessions)
     links = coo_array((np.ones(pairs.shape[1]), (pairs[0], len(names) + pairs[1])), (size, size))
     count, component = connected_components(links, directed=False)
-    members: list[list[str]] = [[] for _ in range(count)]
-    places: list[list[str]] = [[] for _ in range(count)]
-    for name, at in zip(names, component[: len(names)], strict=True):
-        members[at].append(name)
-    for name, at in zip(sessions, component[len(names) :], strict=True):
-        places[at].append(name)
-    # Who is in no session is alone, and called by their own name.
-    called = [
-        min(where or people, key=_natural)
-        for people, where in zip(members, places, strict=True)
-        if people
+    group_speakers: list[list[str]] = [[] for _ in range(count)]
+    group_sessions: list[list[str]] = [[] for _ in range(count)]
+    for name, group in zip(names, component[: len(names)], strict=True):
+        group_speakers[group].append(name)
+    for name, group in zip(sessions, component[len(names) :], strict=True):
+        group_sessions[group].append(name)
+    # A speaker without a session is a group, named after the speaker.
+    group_names = [
+        min(in_sessions or speakers, key=_natural_key)
+        for speakers, in_sessions in zip(group_speakers, group_sessions, strict=True)
+        if speakers
     ]
-    number = {at: i for i, at in enumerate(at for at in range(count) if members[at])}
-    mine = np.array([number[at] for at in component[: len(names)]], np.int64)
-    return mine[codes], called
+    # Components without a speaker (the empty session) are no groups: number the others.
+    with_speakers = [group for group in range(count) if group_speakers[group]]
+    index = {group: i for i, group in enumerate(with_speakers)}
+    of_speaker = np.array([index[group] for group in component[: len(names)]], np.int64)
+    return of_speaker[speaker_codes], group_names
 
 
-def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Sorts `day9` before `day10`: sessions that come later should sort later."""
+def _natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sort key that puts `day9` before `day10`: later sessions should sort later."""
     pieces = re.split(r"(\d+)", name)
     return [(int(p), "") if p.isdecimal() else (-1, p) for p in pieces], name
 
@@ -205,34 +210,37 @@ def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
 def _by_row(
     table: pa.Table, config: SplitConfig, seed: int
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32]]:
-    """Each utterance on its own, as published; speakers then stand on both sides."""
+    """Each utterance on its own, as in published work; speakers are then in several parts."""
     part = np.zeros(len(table), np.int8)
     fold = np.zeros(len(table), np.int32)
-    at = 0
+    row = 0
     for batch in table.select(["utterance_id"]).to_batches(max_chunksize=65_536):
         for name in batch.column(0).to_pylist():
-            where = hash64(seed, name) / 2**64
-            part[at] = 2 if where < config.test else where < config.test + config.valid
-            fold[at] = hash64(seed, "fold", name) % config.folds
-            at += 1
-    wanted = [name for name in PARTS if name != "valid" or config.valid > 0]
-    _need(part, wanted, "random", "add data, ask for larger shares, or take another `seed`")
+            x = hash64(seed, name) / 2**64
+            part[row] = 2 if x < config.test else x < config.test + config.valid
+            fold[row] = hash64(seed, "fold", name) % config.folds
+            row += 1
+    required = [name for name in PARTS if name != "valid" or config.valid > 0]
+    advice = "add data, raise split.test or split.valid, or use another `seed`"
+    _require_rows(part, required, "random", advice)
     return part, fold
 
 
-def _need(part: npt.NDArray[np.int8], wanted: Sequence[str], by: str, way_out: str) -> None:
-    """Refuse parts without a row: training, the search or the judgement would fail later."""
+def _require_rows(
+    part: npt.NDArray[np.int8], required: Sequence[str], by: str, advice: str
+) -> None:
+    """Refuse empty parts: training, the search or the evaluation would fail later."""
     rows = np.bincount(part, minlength=len(PARTS))
-    if empty := [name for name in wanted if not rows[PARTS.index(name)]]:
+    if empty := [name for name in required if not rows[PARTS.index(name)]]:
         raise UsageError(
             f"split.by: {by} puts none of the {len(part)} utterances into {' and '.join(empty)}; "
-            + way_out
+            + advice
         )
 
 
-def _assigned(config: SplitConfig, names: Iterable[str], seed: int) -> Parts:
+def _assign(config: SplitConfig, names: Iterable[str], seed: int) -> Parts:
     try:
-        return assign(names, config.test, config.valid, seed)
+        return assign_parts(names, config.test, config.valid, seed)
     except UsageError as error:
         raise UsageError(f"split.by: {config.by}: {error}") from error
 
@@ -240,41 +248,41 @@ def _assigned(config: SplitConfig, names: Iterable[str], seed: int) -> Parts:
 def _by_column(
     table: pa.Table, config: SplitConfig, seed: int, given: Sequence[str | None] | None
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32], dict[str, Any]]:
-    """The corpora's own split; valid is cut from train by session where they have none."""
-    found = [ALIASES.get((value or "").strip().casefold()) for value in given or []]
-    if len(found) != len(table) or None in found:
-        at = found.index(None) if None in found else 0
-        value = given[at] if given else None
+    """The corpora's own split; if it has no valid part, that is taken from train by session."""
+    names = [PART_ALIASES.get((value or "").strip().casefold()) for value in given or []]
+    if len(names) != len(table) or None in names:
+        row = names.index(None) if None in names else 0
+        value = given[row] if given else None
         raise UsageError(
-            f"split.by: column: {table['utterance_id'][at].as_py()} says "
-            f"`{'' if value is None else value}` where train, valid or test is needed; "
+            f"split.by: column: {table['utterance_id'][row].as_py()} has "
+            f"`{'' if value is None else value}` where train, valid or test is required; "
             "fill the split column, or split by session"
         )
-    part = np.array([PARTS.index(str(value)) for value in found], np.int8)
-    way_out = "name some there in the split column, or split by session"
-    _need(part, ("train", "test"), "column", way_out)
-    codes, sessions = _coded(table, "session")
-    names = sessions.to_pylist()
+    part = np.array([PARTS.index(str(name)) for name in names], np.int8)
+    advice = "assign some rows to it in the split column, or split by session"
+    _require_rows(part, ("train", "test"), "column", advice)
+    codes, encoded = _codes(table, "session")
+    sessions = encoded.to_pylist()
     facts: dict[str, Any] = {"by": "column", "reassigned": []}
-    tested = set(np.unique(codes[part == 2]).tolist())
+    test_codes = set(np.unique(codes[part == 2]).tolist())
     if not (part == 1).any() and config.valid > 0:
-        open_groups = [name for code, name in enumerate(names) if code not in tested]
-        parts = _assigned(config.model_copy(update={"test": 0.0}), open_groups, seed)
-        held = np.array([parts.part.get(name) == "valid" for name in names])[codes]
-        part = np.where(held & (part == 0), 1, part).astype(np.int8)
+        outside_test = [name for code, name in enumerate(sessions) if code not in test_codes]
+        parts = _assign(config.model_copy(update={"test": 0.0}), outside_test, seed)
+        in_valid = np.array([parts.part.get(name) == "valid" for name in sessions])[codes]
+        part = np.where(in_valid & (part == 0), 1, part).astype(np.int8)
         facts |= {"valid_from_train": True, "reassigned": list(parts.reassigned)}
-    way_out = "name some there in the split column, or set split.valid to cut it from train"
-    _need(part, ("valid",), "column", way_out)
-    main = {
+    advice = "assign some rows to it in the split column, or set split.valid to take it from train"
+    _require_rows(part, ("valid",), "column", advice)
+    session_part = {
         name: "valid" if (part[codes == code] == 1).all() else "train"
-        for code, name in enumerate(names)
+        for code, name in enumerate(sessions)
     }
-    folds = deal_folds(main, config.folds, seed)
-    return part, np.array([folds[name] for name in names], np.int32)[codes], facts
+    folds = assign_folds(session_part, config.folds, seed)
+    return part, np.array([folds[name] for name in sessions], np.int32)[codes], facts
 
 
-def _coded(table: pa.Table, column: str) -> tuple[npt.NDArray[np.int64], pa.Array]:
-    """Each row's group as a number, and the groups' names."""
+def _codes(table: pa.Table, column: str) -> tuple[npt.NDArray[np.int64], pa.Array]:
+    """A column as indices, [N], into its distinct values."""
     encoded = table[column].dictionary_encode()  # one dictionary over all chunks
     if not encoded.num_chunks:
         return np.zeros(0, np.int64), pa.array([], pa.string())
@@ -283,44 +291,46 @@ def _coded(table: pa.Table, column: str) -> tuple[npt.NDArray[np.int64], pa.Arra
 
 
 def leaks(table: pa.Table, part: npt.NDArray[np.int8]) -> dict[str, Any]:
-    """What stands on more than one side of the split.
+    """Count what occurs in more than one part of the split.
 
-    sessions, speakers: how many stand in more than one part (refused, unless allowed).
-    transcripts, recordings: how many texts (the words of `normal_text`, as `evaluate` compares
-    them) and recordings (by `audio_digest`: size, beginning, middle and end) of test also
-    stand in train or valid; `transcript_rows` is the test utterances they touch.
+    sessions, speakers: number that occur in more than one part (refused unless allowed).
+    transcripts, recordings: number of texts (compared by `normal_text`, as in the evaluation)
+    and recordings (compared by `audio_digest`) of test that also occur in train or valid;
+    `transcript_rows` and `recording_rows` are the test utterances concerned.
     """
-    found: dict[str, Any] = {}
+    leaked: dict[str, Any] = {}
     for name in ("session", "speaker"):
-        codes, told = _coded(table, name)
-        sides = np.zeros((len(told), len(PARTS)), bool)
-        sides[codes, part] = True
-        several = told.filter(pa.array(sides.sum(axis=1) > 1)).to_pylist()
+        codes, groups = _codes(table, name)
+        in_part = np.zeros((len(groups), len(PARTS)), bool)
+        in_part[codes, part] = True
+        several = groups.filter(pa.array(in_part.sum(axis=1) > 1)).to_pylist()
         several = sorted(group for group in several if group)
-        found[f"{name}s"] = len(several)
-        found[f"{name}s_named"] = several[:10]
+        leaked[f"{name}s"] = len(several)
+        leaked[f"{name}s_named"] = several[:10]
     for name, column in (("transcript", "text"), ("recording", "audio_digest")):
-        code = keys(table[column], normal_text if column == "text" else str)
-        told = pc.binary_length(table[column]).to_numpy() > 0
-        both = np.intersect1d(code[told & (part == 2)], code[told & (part != 2)])
-        found[f"{name}s"] = len(both)
-        found[f"{name}_rows"] = int((told & (part == 2) & np.isin(code, both)).sum())
-    return found
+        hashes = hash_strings(table[column], normal_text if column == "text" else str)
+        present = pc.binary_length(table[column]).to_numpy() > 0
+        both = np.intersect1d(hashes[present & (part == 2)], hashes[present & (part != 2)])
+        leaked[f"{name}s"] = len(both)
+        leaked[f"{name}_rows"] = int((present & (part == 2) & np.isin(hashes, both)).sum())
+    return leaked
 
 
-def refuse_leaks(found: Mapping[str, Any], config: SplitConfig) -> None:
-    """Refuse a split with a session or a speaker on both sides.
+def refuse_leaks(leaked: Mapping[str, Any], config: SplitConfig) -> None:
+    """Refuse a split with a session or a speaker in several parts.
 
+    Args:
+        leaked: the result of `leaks`.
     Raises:
         UsageError: unless `split.allow_leak` is set.
     """
     if config.allow_leak:
         return
     for name in ("sessions", "speakers"):
-        if found[name]:
-            some = ", ".join(found[f"{name}_named"][:3])
+        if leaked[name]:
+            examples = ", ".join(leaked[f"{name}_named"][:3])
             raise UsageError(
-                f"split.by: {config.by} puts {found[name]} {name} on both sides ({some}); use "
-                "`by: speaker`, which keeps speakers and their sessions together, or set "
-                "split.allow_leak: true and every table will say LEAKY SPLIT"
+                f"split.by: {config.by} puts {leaked[name]} {name} into several parts "
+                f"({examples}); use `by: speaker`, which keeps speakers and their sessions "
+                "together, or set split.allow_leak: true and every table will say LEAKY SPLIT"
             )

@@ -1,4 +1,4 @@
-"""Vote arithmetic, ties and class names, for any votes."""
+"""Vote counts, shares, tie policies and spellings of class names."""
 
 from __future__ import annotations
 
@@ -38,14 +38,16 @@ def test_counts_are_the_number_of_raters_who_chose_the_class(ratings: list[str |
 @settings(deadline=None)
 @given(votes_of)
 def test_shares_sum_to_one_and_keep_the_order_of_the_votes(votes: list[int]) -> None:
-    found = shares(votes)
-    assert sum(found) == pytest.approx(1.0)
-    assert [share * sum(votes) for share in found] == pytest.approx(votes)
+    result = shares(votes)
+    assert sum(result) == pytest.approx(1.0)
+    assert [share * sum(votes) for share in result] == pytest.approx(votes)
 
 
 @settings(deadline=None)
 @given(votes_of, st.integers(2, 9))
-def test_shares_and_winner_do_not_depend_on_how_many_ask(votes: list[int], factor: int) -> None:
+def test_shares_and_winner_do_not_depend_on_the_number_of_raters(
+    votes: list[int], factor: int
+) -> None:
     more = [vote * factor for vote in votes]
     assert shares(more) == pytest.approx(shares(votes))
     assert winner(more) == winner(votes)
@@ -53,49 +55,51 @@ def test_shares_and_winner_do_not_depend_on_how_many_ask(votes: list[int], facto
 
 @settings(deadline=None)
 @given(votes_of)
-def test_the_winner_beats_every_other_class_or_there_is_none(votes: list[int]) -> None:
-    found = winner(votes)
+def test_the_winner_has_more_votes_than_any_other_class(votes: list[int]) -> None:
+    label = winner(votes)
     best = sorted(votes, reverse=True)
     if best[0] == best[1]:
-        assert found is None
+        assert label is None
     else:
-        assert found is not None and votes[CLASSES.index(found)] == best[0]
+        assert label is not None and votes[CLASSES.index(label)] == best[0]
 
 
 @settings(deadline=None)
 @given(votes_of)
-def test_leaders_are_all_the_classes_that_nobody_beats(votes: list[int]) -> None:
+def test_leaders_are_all_classes_with_the_most_votes(votes: list[int]) -> None:
     assert [CLASSES.index(name) for name in leaders(votes)] == [
-        at for at, vote in enumerate(votes) if all(vote >= other for other in votes)
+        i for i, vote in enumerate(votes) if all(vote >= other for other in votes)
     ]
 
 
 @settings(deadline=None)
 @given(votes_of, st.sampled_from(POLICIES))
-def test_a_tie_policy_changes_only_ties(votes: list[int], policy: TiePolicy) -> None:
-    found = decide(votes, policy)
+def test_tie_policies_affect_only_ties(votes: list[int], policy: TiePolicy) -> None:
+    decision = decide(votes, policy)
     if winner(votes) is not None:
-        assert (found.keep, found.label, found.tied) == (True, winner(votes), False)
-        assert found.soft == shares(votes)
+        assert (decision.keep, decision.label, decision.tied) == (True, winner(votes), False)
+        assert decision.soft == shares(votes)
     else:
-        assert found.tied
+        assert decision.tied
 
 
 @settings(deadline=None)
 @given(votes_of)
-def test_every_policy_keeps_a_distribution_over_the_leaders_or_the_votes(votes: list[int]) -> None:
+def test_every_policy_gives_the_vote_shares_or_equal_shares_of_the_leaders(
+    votes: list[int],
+) -> None:
     tied = leaders(votes)
     for policy in POLICIES:
-        found = decide(votes, policy)
-        assert sum(found.soft) == pytest.approx(1.0)
-        if policy == "multi" and found.tied:
-            support = [name for name, share in zip(CLASSES, found.soft, strict=True) if share]
-            assert tuple(support) == tied and len(set(found.soft) - {0.0}) == 1
+        soft = decide(votes, policy).soft
+        assert sum(soft) == pytest.approx(1.0)
+        if policy == "multi" and len(tied) > 1:
+            support = [name for name, share in zip(CLASSES, soft, strict=True) if share]
+            assert tuple(support) == tied and len(set(soft) - {0.0}) == 1
         else:
-            assert found.soft == shares(votes)
+            assert soft == shares(votes)
 
 
-def test_what_each_policy_makes_of_a_tie() -> None:
+def test_the_result_of_each_policy_for_a_tie() -> None:
     tie = (0, 4, 0, 4, 2, 0, 0)
     assert winner(tie) is None and leaders(tie) == ("happy", "angry")
     soft, drop, first, multi = (decide(tie, policy) for policy in POLICIES)
@@ -106,14 +110,14 @@ def test_what_each_policy_makes_of_a_tie() -> None:
 
 
 @pytest.mark.parametrize("votes", [(0,) * 7, (1, 2, 3), (-1, 1, 0, 0, 0, 0, 2)])
-def test_votes_that_are_none_are_refused(votes: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"votes|nobody"):
+def test_invalid_votes_are_refused(votes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="votes"):
         shares(votes)
 
 
 @settings(deadline=None)
 @given(st.permutations(CLASSES), st.integers(1, 3), st.sampled_from(["", " "]))
-def test_a_published_tie_is_the_same_in_any_order(order: list[str], width: int, space: str) -> None:
+def test_the_names_of_a_tie_may_be_in_any_order(order: list[str], width: int, space: str) -> None:
     names = order[:width]
     assert set(split_tie(f"{space};{space}".join(names))) == set(names)
     assert len(split_tie(";".join(names) + ";")) == width
@@ -145,7 +149,7 @@ def test_spellings(name: str, label: str | None) -> None:
     assert class_of(unicodedata.normalize("NFD", name)) == label
 
 
-def test_the_job_files_label_map_goes_first() -> None:
+def test_the_label_map_takes_precedence() -> None:
     assert class_of("Boredom", {"boredom": "neutral"}) == "neutral"
     assert class_of("happy", {"happy": "surprise"}) == "surprise"
     assert class_of("sad", {"boredom": "neutral"}) == "sad"

@@ -1,128 +1,19 @@
-"""`multistill run JOB --until prepare` on every glitch at once gives exactly the manifest."""
+"""Reading the manifest."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from helpers.generators import aihub, kemdy19, kemdy20, table
-from helpers.generators.parts import CLASSES, Truth
 
-from multistill.cli import main
-from multistill.corpora.records import Utterance
+from multistill.corpora.manifest import REJECTED_SCHEMA, read_manifest
+from multistill.errors import MultistillError
 
 
-@pytest.fixture(scope="module")
-def truths(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Truth]:
-    home = tmp_path_factory.mktemp("corpora")
-    return {
-        "kemdy19": kemdy19.make(home / "19" / "KEMDy19"),
-        "kemdy20": kemdy20.make(home / "20" / "KEMDy20"),
-        "aihub-dialogue": aihub.make_dialogue(
-            home / "hub1" / "감정 분류를 위한 대화 음성 데이터셋"
-        ),
-        "aihub-scripted": aihub.make_scripted(home / "hub2" / "감정분류용 데이터셋"),
-        "aihub-wellness": aihub.make_wellness(home / "hub3" / "감성대화 말뭉치"),
-        "table": table.make(home / "own" / "corpus"),
-    }
-
-
-@pytest.fixture(scope="module")
-def prepared(
-    truths: Mapping[str, Truth], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[list[dict[str, Any]], list[tuple[str, str]], dict[str, Any]]:
-    """Rows of the manifest, of the rejections, and the quality report."""
-    home = tmp_path_factory.mktemp("run")
-    job = {
-        "name": "glitches",
-        "workspace": str(home / "workspace"),
-        "corpora": [
-            {"kind": kind, "path": str(truth.root), "name": f"my {kind}"}
-            for kind, truth in truths.items()
-        ],
-        "split": {"by": "speaker", "test": 0.3, "folds": 2},
-    }
-    (home / "job.yaml").write_text(yaml.safe_dump(job, allow_unicode=True), encoding="utf-8")
-    with pytest.raises(SystemExit) as end:
-        main(["run", str(home / "job.yaml"), "--until", "prepare"])
-    assert end.value.code == 0
-    (folder,) = {path.parent for path in (home / "workspace").rglob("manifest.parquet")}
-    rejected = pq.read_table(folder / "rejected.parquet").to_pylist()
-    return (
-        pq.read_table(folder / "manifest.parquet").to_pylist(),
-        [(row["source"], row["reason"]) for row in rejected],
-        json.loads((folder / "quality.json").read_text()),
-    )
-
-
-def row_of(title: str, item: Utterance) -> dict[str, Any]:
-    """What the manifest must say of an utterance, told by the truth alone."""
-    if item.votes is not None:
-        total, most = sum(item.votes), max(item.votes)
-        soft = [vote / total for vote in item.votes]
-        led = [name for name, vote in zip(CLASSES, item.votes, strict=True) if vote == most]
-        label = led[0] if len(led) == 1 else None
-    else:
-        soft = [float(name == item.label) for name in CLASSES]
-        label = item.label
-    return {
-        "utterance_id": f"{title}/{item.utterance_id}",
-        "corpus": title,
-        "session": f"{title}/{item.session}",
-        "dialogue": f"{title}/{item.dialogue}",
-        "turn": item.turn,
-        "speaker": f"{title}/{item.speaker}",
-        "gender": item.gender,
-        "audio_path": str(item.audio_path),
-        "num_samples": 640,
-        "sample_rate": 16000,
-        "duration_s": pytest.approx(0.04),
-        "text": item.text,
-        "text_raw": item.text_raw,
-        "votes": None if item.votes is None else list(item.votes),
-        "label": label,
-        "label_soft": pytest.approx(soft, abs=1e-6),
-        "valence": None if item.valence is None else pytest.approx(item.valence, abs=1e-6),
-        "arousal": None if item.arousal is None else pytest.approx(item.arousal, abs=1e-6),
-    }
-
-
-def test_the_manifest_is_the_truth_row_by_row(
-    truths: Mapping[str, Truth],
-    prepared: tuple[list[dict[str, Any]], list[tuple[str, str]], dict[str, Any]],
-) -> None:
-    rows, _, _ = prepared
-    expected = [
-        row_of(f"my {kind}", item) for kind, truth in truths.items() for item in truth.utterances
-    ]
-    assert [row["utterance_id"] for row in rows] == [row["utterance_id"] for row in expected]
-    for row, wanted in zip(rows, expected, strict=True):
-        assert {name: row[name] for name in wanted} == wanted
-
-
-def test_every_rejection_is_named_with_its_reason_and_no_other(
-    truths: Mapping[str, Truth],
-    prepared: tuple[list[dict[str, Any]], list[tuple[str, str]], dict[str, Any]],
-) -> None:
-    _, rejected, _ = prepared
-    left = list(rejected)
-    for kind, truth in truths.items():
-        for source, part in truth.rejected:
-            found = [item for item in left if item[0] == f"my {kind}/{source}" and part in item[1]]
-            assert found, f"{kind}: {source} should be rejected for {part!r}"
-            left.remove(found[0])
-    assert left == []
-
-
-def test_every_note_is_counted_in_the_quality_report(
-    truths: Mapping[str, Truth],
-    prepared: tuple[list[dict[str, Any]], list[tuple[str, str]], dict[str, Any]],
-) -> None:
-    _, _, quality = prepared
-    expected = Counter(kind for truth in truths.values() for _, kind in truth.notes)
-    assert {kind: found["count"] for kind, found in quality["notes"].items()} == expected
+def test_a_missing_or_foreign_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MultistillError, match="there is no manifest at"):
+        read_manifest(tmp_path)
+    pq.write_table(REJECTED_SCHEMA.empty_table(), tmp_path / "manifest.parquet")
+    with pytest.raises(MultistillError, match="lacks utterance_id, corpus"):
+        read_manifest(tmp_path)

@@ -1,4 +1,4 @@
-"""Generated KEMDy and AI Hub trees, glitches included, come out as the manifest they should."""
+"""Prepared KEMDy and AI Hub trees with glitches: manifest, rejections, notes and agreement."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from multistill.workspace import read_json
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Truth], Path]:
-    """Truth by corpus title, and the folder that five corpora were prepared into."""
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Truth], Path]:
+    """Expected records by corpus title, and the folder with the result for all five corpora."""
     root = tmp_path_factory.mktemp("trees")
     truths = {
         "k19": kemdy19.make(root / "KEMDy19"),
@@ -39,8 +39,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Truth], Pa
     return truths, out
 
 
-def test_every_row_is_the_generators(made: tuple[dict[str, Truth], Path]) -> None:
-    truths, out = made
+def test_the_manifest_has_the_expected_rows(prepared: tuple[dict[str, Truth], Path]) -> None:
+    truths, out = prepared
     rows = iter(read_manifest(out).to_pylist())
     for title, truth in truths.items():
         for expected in truth.utterances:
@@ -58,80 +58,83 @@ def test_every_row_is_the_generators(made: tuple[dict[str, Truth], Path]) -> Non
             assert row["votes"] == (expected.votes and list(expected.votes))
             shares = expected.votes or [int(name == expected.label) for name in CLASSES]
             assert row["label_soft"] == pytest.approx([v / sum(shares) for v in shares])
-            top = [n for n, v in zip(CLASSES, shares, strict=True) if v == max(shares)]
-            assert row["label"] == (top[0] if len(top) == 1 else expected.label)
+            leaders = [n for n, v in zip(CLASSES, shares, strict=True) if v == max(shares)]
+            assert row["label"] == (leaders[0] if len(leaders) == 1 else expected.label)
     assert next(rows, None) is None
 
 
-def test_everything_else_is_rejected_or_noted(made: tuple[dict[str, Truth], Path]) -> None:
-    truths, out = made
+def test_all_other_clips_are_rejected_and_notes_are_counted(
+    prepared: tuple[dict[str, Truth], Path],
+) -> None:
+    truths, out = prepared
     rejected = pq.read_table(out / "rejected.parquet").to_pylist()
-    wanted = [
+    expected = [
         (f"{title}/{source}", part)
         for title, truth in truths.items()
         for source, part in truth.rejected
     ]
-    assert Counter(row["source"] for row in rejected) == Counter(source for source, _ in wanted)
-    for source, part in wanted:
+    assert Counter(row["source"] for row in rejected) == Counter(source for source, _ in expected)
+    for source, part in expected:
         assert any(part in row["reason"] for row in rejected if row["source"] == source)
     report = read_json(out / "quality.json")
     kinds = Counter(kind for truth in truths.values() for _, kind in truth.notes)
-    assert {kind: found["count"] for kind, found in report["notes"].items()} == kinds
-    assert report["rejected"] == {"count": len(wanted), "by": {"corpus": len(wanted)}}
+    assert {kind: notes["count"] for kind, notes in report["notes"].items()} == kinds
+    assert report["rejected"] == {"count": len(expected), "by": {"corpus": len(expected)}}
 
 
-def test_sessions_stay_together_and_agreement_is_told_by_corpus(
-    made: tuple[dict[str, Truth], Path],
+def test_sessions_stay_together_and_agreement_is_reported_per_corpus(
+    prepared: tuple[dict[str, Truth], Path],
 ) -> None:
-    truths, out = made
+    truths, out = prepared
     rows = read_manifest(out).to_pandas()
     assert (rows.groupby("session")["split"].nunique() == 1).all()
     assert set(rows["split"]) == {"train", "valid", "test"}
     raters = read_json(out / "quality.json")["raters"]["corpora"]
     voted = {t for t, truth in truths.items() if any(u.votes for u in truth.utterances)}
     assert set(raters) == voted >= {"k19", "kemdy20", "aihub-dialogue"}
-    assert all(-1 <= found["krippendorff_alpha"] <= 1 for found in raters.values())
+    assert all(-1 <= report["krippendorff_alpha"] <= 1 for report in raters.values())
 
 
-def test_agreement_is_of_what_raters_said_and_not_of_votes_weighed_by_intensity(
-    made: tuple[dict[str, Truth], Path],
+def test_agreement_is_computed_from_answers_not_from_weighted_votes(
+    prepared: tuple[dict[str, Truth], Path],
 ) -> None:
-    truths, out = made
+    truths, out = prepared
     report = read_json(out / "quality.json")["raters"]
-    said = {
+    ratings = {
         title: [[name for name in u.ratings if name] for u in truth.utterances if any(u.ratings)]
         for title, truth in truths.items()
     }
-    for title, found in report["corpora"].items():
-        answers, asked, agreed = said[title], 0, 0
-        assert (found["utterances"], found["answers"]) == (len(answers), sum(map(len, answers)))
+    for title, corpus in report["corpora"].items():
+        answers, compared, agreed = ratings[title], 0, 0
+        assert (corpus["utterances"], corpus["answers"]) == (len(answers), sum(map(len, answers)))
         for names in answers:
-            for at, name in enumerate(names):
-                others = Counter(names[:at] + names[at + 1 :]).most_common(2)
+            for rater, name in enumerate(names):
+                others = Counter(names[:rater] + names[rater + 1 :]).most_common(2)
                 if others and (len(others) == 1 or others[0][1] > others[1][1]):
-                    asked += 1
+                    compared += 1
                     agreed += others[0][0] == name
-        ceiling = found["leave_one_rater_out"]
-        assert (ceiling["answers"], ceiling["accuracy"]) == (asked, pytest.approx(agreed / asked))
-        each = sum(rater["accuracy"] * rater["answers"] for rater in found["each"])
-        assert each == pytest.approx(agreed)
+        ceiling = corpus["leave_one_rater_out"]
+        assert ceiling["answers"] == compared
+        assert ceiling["accuracy"] == pytest.approx(agreed / compared)
+        by_rater = sum(rater["accuracy"] * rater["answers"] for rater in corpus["each"])
+        assert by_rater == pytest.approx(agreed)
         by_class = np.array([[names.count(c) for c in CLASSES] for names in answers])
-        assert found["entropy_bits"]["mean"] == pytest.approx(vote_entropy(by_class).mean())
-    assert report["answers"] == sum(found["answers"] for found in report["corpora"].values())
+        assert corpus["entropy_bits"]["mean"] == pytest.approx(vote_entropy(by_class).mean())
+    assert report["answers"] == sum(corpus["answers"] for corpus in report["corpora"].values())
     dialogue = [u for u in truths["aihub-dialogue"].utterances if u.votes]
     assert report["corpora"]["aihub-dialogue"]["answers"] < sum(sum(u.votes) for u in dialogue)
 
 
-def test_every_note_is_named_and_the_report_counts_them(
-    made: tuple[dict[str, Truth], Path],
+def test_all_notes_are_written_and_the_report_has_the_first_ten(
+    prepared: tuple[dict[str, Truth], Path],
 ) -> None:
-    truths, out = made
+    truths, out = prepared
     table = pq.read_table(out / "notes.parquet")
     assert table.schema.equals(NOTES_SCHEMA)
     notes = table.to_pylist()
-    wanted = Counter((f"{t}/{place}", kind) for t in truths for place, kind in truths[t].notes)
-    assert Counter((note["source"], note["kind"]) for note in notes) == wanted
+    expected = Counter((f"{t}/{source}", kind) for t in truths for source, kind in truths[t].notes)
+    assert Counter((note["source"], note["kind"]) for note in notes) == expected
     report = read_json(out / "quality.json")["notes"]
-    for kind, found in report.items():
-        told = [f"{n['source']}: {n['text']}" for n in notes if n["kind"] == kind]
-        assert (found["count"], found["examples"]) == (len(told), told[:10])
+    for kind, reported in report.items():
+        texts = [f"{n['source']}: {n['text']}" for n in notes if n["kind"] == kind]
+        assert (reported["count"], reported["examples"]) == (len(texts), texts[:10])

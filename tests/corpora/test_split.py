@@ -1,4 +1,4 @@
-"""Splits: who is tested on depends on nothing but the seed and the group's own name."""
+"""Splits: stable when a corpus grows, complete, balanced, and without leaks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from multistill.config import SplitConfig
 from multistill.corpora.split import (
     PARTS,
     Split,
-    assign,
-    deal_folds,
+    assign_folds,
+    assign_parts,
     leaks,
     position,
     refuse_leaks,
@@ -40,7 +40,7 @@ def table(rows: list[tuple[str, str, str]], texts: list[str] | None = None) -> p
 
 
 def dialogues(sessions: int, turns: int = 4) -> pa.Table:
-    """Sessions of two speakers who talk in turns."""
+    """Sessions of two speakers who alternate."""
     return table(
         [
             (f"c/s{s:02d}u{t}", f"c/Session{s:02d}", f"c/User{2 * s + t % 2:03d}")
@@ -52,97 +52,96 @@ def dialogues(sessions: int, turns: int = 4) -> pa.Table:
 
 def part_of(rows: pa.Table, split: Split) -> dict[str, str]:
     ids = rows["utterance_id"].to_pylist()
-    return {name: PARTS[at] for name, at in zip(ids, split.part, strict=True)}
+    return {name: PARTS[index] for name, index in zip(ids, split.part, strict=True)}
 
 
 @steady
 @given(st.sets(names, min_size=3, max_size=30), st.sets(names, max_size=30), seeds)
-def test_groups_stay_where_they_are_when_others_join(
-    here: set[str], more: set[str], seed: int
+def test_groups_keep_their_part_when_others_are_added(
+    groups: set[str], more: set[str], seed: int
 ) -> None:
-    before = assign(here, 0.2, 0.15, seed)
-    after = assign(here | more, 0.2, 0.15, seed)
-    moved = {name for name in here if before.part[name] != after.part[name]}
+    before = assign_parts(groups, 0.2, 0.15, seed)
+    after = assign_parts(groups | more, 0.2, 0.15, seed)
+    moved = {name for name in groups if before.part[name] != after.part[name]}
     assert moved <= {*before.reassigned, *after.reassigned}
 
 
 @steady
 @given(st.sets(names, min_size=3, max_size=30), seeds)
-def test_every_part_asked_for_has_a_group(groups: set[str], seed: int) -> None:
-    made = assign(groups, 0.2, 0.15, seed)
-    assert set(made.part) == groups
-    assert set(made.part.values()) == set(PARTS)
-    wanted = {
-        name: "test" if (at := position(name, seed)) < 0.2 else "valid" if at < 0.35 else "train"
+def test_every_requested_part_has_a_group(groups: set[str], seed: int) -> None:
+    parts = assign_parts(groups, 0.2, 0.15, seed)
+    assert set(parts.part) == groups
+    assert set(parts.part.values()) == set(PARTS)
+    by_position = {
+        name: "test" if (x := position(name, seed)) < 0.2 else "valid" if x < 0.35 else "train"
         for name in groups
     }
-    assert {n for n in groups if made.part[n] != wanted[n]} == set(made.reassigned)
+    assert {n for n in groups if parts.part[n] != by_position[n]} == set(parts.reassigned)
 
 
 @steady
 @given(st.integers(10, 60), st.integers(0, 500), seeds)
 def test_numbered_sessions_are_spread_evenly(count: int, first: int, seed: int) -> None:
-    made = assign([f"kemdy/Session{first + at:02d}" for at in range(count)], 0.2, 0.15, seed)
-    tested = sum(part == "test" for part in made.part.values())
-    held = sum(part == "valid" for part in made.part.values())
-    assert abs(tested - 0.2 * count) <= 2
-    assert abs(held - 0.15 * count) <= 2
-    assert not made.reassigned
+    sessions = [f"kemdy/Session{first + i:02d}" for i in range(count)]
+    parts = assign_parts(sessions, 0.2, 0.15, seed)
+    in_test = sum(part == "test" for part in parts.part.values())
+    in_valid = sum(part == "valid" for part in parts.part.values())
+    assert abs(in_test - 0.2 * count) <= 2
+    assert abs(in_valid - 0.15 * count) <= 2
+    assert not parts.reassigned
 
 
-def test_another_seed_is_another_split() -> None:
-    groups = [f"s{at}" for at in range(40)]
-    splits = [tuple(assign(groups, 0.2, 0.15, seed).part.values()) for seed in range(6)]
+def test_another_seed_gives_another_split() -> None:
+    groups = [f"s{i}" for i in range(40)]
+    splits = [tuple(assign_parts(groups, 0.2, 0.15, seed).part.values()) for seed in range(6)]
     assert len(set(splits)) == 6
 
 
-def test_too_few_groups_are_refused_with_the_way_out() -> None:
+def test_too_few_groups_are_refused_with_advice() -> None:
     with pytest.raises(UsageError, match=r"at least 3 groups and there are 2.*split\.valid: 0"):
-        assign(["a", "b"], 0.2, 0.15, 0)
-    assert set(assign(["a", "b"], 0.2, 0.0, 0).part.values()) == {"train", "test"}
-    assert assign(["a"], 0.0, 0.0, 0).part == {"a": "train"}
+        assign_parts(["a", "b"], 0.2, 0.15, 0)
+    assert set(assign_parts(["a", "b"], 0.2, 0.0, 0).part.values()) == {"train", "test"}
+    assert assign_parts(["a"], 0.0, 0.0, 0).part == {"a": "train"}
 
 
 @steady
 @given(st.integers(5, 40), st.integers(2, 8), seeds)
-def test_folds_cover_all_groups_outside_test_in_even_numbers(
-    count: int, folds: int, seed: int
-) -> None:
-    part = assign([f"s{at}" for at in range(count)], 0.2, 0.15, seed).part
-    fold = deal_folds(part, folds, seed)
+def test_folds_cover_all_groups_outside_test_evenly(count: int, folds: int, seed: int) -> None:
+    part = assign_parts([f"s{i}" for i in range(count)], 0.2, 0.15, seed).part
+    fold = assign_folds(part, folds, seed)
     assert fold.keys() == {name for name, where in part.items() if where != "test"}
     for chosen in (lambda where: where == "train", lambda where: where != "test"):
-        sizes = np.bincount([at for n, at in fold.items() if chosen(part[n])], minlength=folds)
+        sizes = np.bincount([f for n, f in fold.items() if chosen(part[n])], minlength=folds)
         assert sizes.max() - sizes.min() <= 1
 
 
 @steady
 @given(st.integers(3, 25), seeds)
-def test_a_session_is_on_one_side_and_in_one_fold(sessions: int, seed: int) -> None:
+def test_a_session_is_in_one_part_and_in_one_fold(sessions: int, seed: int) -> None:
     rows = dialogues(sessions)
     for by in ("session", "speaker"):
-        made = split_rows(rows, SplitConfig(by=by), seed)
-        keys = list(zip(rows["session"].to_pylist(), made.part, made.fold, strict=True))
-        assert len(set(keys)) == sessions
-        assert ((made.part == 2) == (made.fold == -1)).all()
-        found = leaks(rows, made.part)
-        assert (found["sessions"], found["speakers"]) == (0, 0)
-        refuse_leaks(found, SplitConfig())
+        split = split_rows(rows, SplitConfig(by=by), seed)
+        triples = set(zip(rows["session"].to_pylist(), split.part, split.fold, strict=True))
+        assert len(triples) == sessions
+        assert ((split.part == 2) == (split.fold == -1)).all()
+        leaked = leaks(rows, split.part)
+        assert (leaked["sessions"], leaked["speakers"]) == (0, 0)
+        refuse_leaks(leaked, SplitConfig())
 
 
 @steady
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 40)), min_size=1, max_size=60), seeds)
-def test_by_speaker_never_parts_a_speaker_or_a_session(
+def test_by_speaker_keeps_speakers_and_sessions_in_one_part(
     links: list[tuple[int, int]], seed: int
 ) -> None:
     rows = table([(f"u{i}", f"ses{s}", f"spk{p}") for i, (s, p) in enumerate(links)])
     try:
-        made = split_rows(rows, SplitConfig(by="speaker"), seed)
+        split = split_rows(rows, SplitConfig(by="speaker"), seed)
     except UsageError as error:
         assert "at least 3 groups" in str(error)
         return
-    found = leaks(rows, made.part)
-    assert (found["sessions"], found["speakers"]) == (0, 0)
+    leaked = leaks(rows, split.part)
+    assert (leaked["sessions"], leaked["speakers"]) == (0, 0)
 
 
 people = st.text(alphabet="abcXYZ0129", min_size=1, max_size=4)
@@ -154,29 +153,28 @@ people = st.text(alphabet="abcXYZ0129", min_size=1, max_size=4)
     st.lists(st.tuples(st.integers(0, 40), st.one_of(st.none(), people)), max_size=12),
     seeds,
 )
-def test_by_speaker_nobody_moves_when_people_join_a_session_or_come_back_later(
+def test_by_speaker_groups_keep_their_part_when_speakers_join_or_return_later(
     sessions: list[set[str]], joined: list[tuple[int, str | None]], seed: int
 ) -> None:
-    """Places are dates without leading zeros; `None` is a new face, a name one that is known."""
-    here = [(f"u{s}{p}", f"day{s}", p) for s, who in enumerate(sessions) for p in sorted(who)]
+    """Sessions are days without leading zeros; a joining `None` is a speaker not seen before."""
+    rows = [(f"u{s}{p}", f"day{s}", p) for s, names in enumerate(sessions) for p in sorted(names)]
     more = []
-    for at, (session, person) in enumerate(joined):
-        if person is None and session < len(sessions):  # a new face in a session there is
-            more.append((f"n{at}", f"day{session}", f"{'aZ'[at % 2]}new{at}"))
-        else:  # a session of its own, of one person
-            more.append((f"n{at}", f"day{100 + at}", person or f"0new{at}"))
+    for i, (session, speaker) in enumerate(joined):
+        if speaker is None and session < len(sessions):  # a new speaker in an existing session
+            more.append((f"n{i}", f"day{session}", f"{'aZ'[i % 2]}new{i}"))
+        else:  # a new session with one speaker
+            more.append((f"n{i}", f"day{100 + i}", speaker or f"0new{i}"))
+    config = SplitConfig(by="speaker")
     try:
-        before, after = (
-            split_rows(table(rows), SplitConfig(by="speaker"), seed) for rows in (here, here + more)
-        )
-    except UsageError:  # everybody is linked to everybody
+        before, after = (split_rows(table(r), config, seed) for r in (rows, rows + more))
+    except UsageError:  # fewer than three groups
         return
     if before.facts["reassigned"] or after.facts["reassigned"]:
         return
-    assert before.part.tolist() == after.part.tolist()[: len(here)]
+    assert before.part.tolist() == after.part.tolist()[: len(rows)]
 
 
-def test_a_lone_speaker_whom_another_joins_stays() -> None:
+def test_a_single_speaker_keeps_its_part_when_another_joins_its_session() -> None:
     alone = [(f"u{s}", f"ses{s:02d}", f"kim{s}") for s in range(20)]
     joined = [(f"v{s}", f"ses{s:02d}", f"lee{s}") for s in range(20)]
     for seed in range(5):
@@ -186,7 +184,7 @@ def test_a_lone_speaker_whom_another_joins_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "empty"),
+    ("given", "empty"),
     [
         (["train"] * 20, "test"),
         (["test"] * 20, "train"),
@@ -195,15 +193,15 @@ def test_a_lone_speaker_whom_another_joins_stays() -> None:
         (["test"] * 12 + ["dev"] * 8, "train"),
     ],
 )
-def test_a_column_that_leaves_a_part_empty_is_refused(said: list[str], empty: str) -> None:
-    with pytest.raises(UsageError, match=rf"none of the 20 utterances into {empty}; name some"):
-        split_rows(dialogues(10, turns=2), SplitConfig(by="column"), 1, said)
+def test_a_column_that_leaves_a_part_empty_is_refused(given: list[str], empty: str) -> None:
+    with pytest.raises(UsageError, match=rf"none of the 20 utterances into {empty}; assign some"):
+        split_rows(dialogues(10, turns=2), SplitConfig(by="column"), 1, given)
 
 
-def test_a_column_without_valid_needs_a_share_to_cut() -> None:
-    said = ["train"] * 12 + ["test"] * 8
-    with pytest.raises(UsageError, match=r"into valid; .*set split\.valid to cut it from train"):
-        split_rows(dialogues(10, turns=2), SplitConfig(by="column", valid=0.0), 1, said)
+def test_a_column_without_valid_needs_a_share_to_take_from_train() -> None:
+    given = ["train"] * 12 + ["test"] * 8
+    with pytest.raises(UsageError, match=r"into valid; .*set split\.valid to take it from train"):
+        split_rows(dialogues(10, turns=2), SplitConfig(by="column", valid=0.0), 1, given)
 
 
 def test_a_random_split_of_too_few_rows_is_refused() -> None:
@@ -211,26 +209,25 @@ def test_a_random_split_of_too_few_rows_is_refused() -> None:
     refused = 0
     for seed in range(20):
         try:
-            made = split_rows(dialogues(3, turns=2), config, seed)
+            split = split_rows(dialogues(3, turns=2), config, seed)
         except UsageError as error:
             refused += 1
             assert "none of the 6 utterances into" in str(error)
             assert "add data" in str(error)
         else:
-            assert set(made.part.tolist()) == {0, 1, 2}
+            assert set(split.part.tolist()) == {0, 1, 2}
     assert refused
 
 
 def test_a_speaker_in_two_sessions_is_refused_by_session_and_kept_together_by_speaker() -> None:
     rows = table([(f"u{s}", f"ses{s:02d}", f"spk{s % 6}") for s in range(12)])
-    made = split_rows(rows, SplitConfig(), 3)
-    found = leaks(rows, made.part)
-    assert found["speakers"] > 0
-    with pytest.raises(UsageError, match=r"speakers on both sides .*`by: speaker`"):
-        refuse_leaks(found, SplitConfig())
-    refuse_leaks(found, SplitConfig(allow_leak=True))
-    again = leaks(rows, split_rows(rows, SplitConfig(by="speaker"), 3).part)
-    assert again["speakers"] == 0
+    leaked = leaks(rows, split_rows(rows, SplitConfig(), 3).part)
+    assert leaked["speakers"] > 0
+    with pytest.raises(UsageError, match=r"speakers into several parts .*`by: speaker`"):
+        refuse_leaks(leaked, SplitConfig())
+    refuse_leaks(leaked, SplitConfig(allow_leak=True))
+    by_speaker = leaks(rows, split_rows(rows, SplitConfig(by="speaker"), 3).part)
+    assert by_speaker["speakers"] == 0
 
 
 def test_an_utterance_without_a_session_cannot_be_split_by_session() -> None:
@@ -241,63 +238,67 @@ def test_an_utterance_without_a_session_cannot_be_split_by_session() -> None:
 
 @steady
 @given(st.integers(20, 200), st.integers(1, 100), seeds)
-def test_a_random_split_never_moves_an_utterance_either(count: int, more: int, seed: int) -> None:
+def test_by_random_utterances_keep_their_part_when_others_are_added(
+    count: int, more: int, seed: int
+) -> None:
     config = SplitConfig(by="random", allow_leak=True, test=0.2, valid=0.1)
-    rows = [(f"u{at}", "s", "p") for at in range(count + more)]
+    rows = [(f"u{i}", "s", "p") for i in range(count + more)]
     few, many = table(rows[:count]), table(rows)
     try:
         before = part_of(few, split_rows(few, config, seed))
-    except UsageError:  # none in valid, by chance
+    except UsageError:  # by chance, no utterance is in valid
         return
     after = part_of(many, split_rows(many, config, seed))
     assert before == {name: after[name] for name in before}
 
 
-def test_a_random_split_has_the_published_shares_and_is_called_leaky() -> None:
+def test_a_random_split_has_the_requested_shares_and_leaks() -> None:
     rows = dialogues(40, turns=100)
     config = SplitConfig(by="random", allow_leak=True, test=0.2, valid=0.0)
-    made = split_rows(rows, config, 123)
-    assert 0.18 < (made.part == 2).mean() < 0.22
-    assert not (made.part == 1).any()
-    found = leaks(rows, made.part)
-    assert found["sessions"] == 40
-    assert found["speakers"] == 80
-    with pytest.raises(UsageError, match="40 sessions on both sides"):
-        refuse_leaks(found, SplitConfig())
+    split = split_rows(rows, config, 123)
+    assert 0.18 < (split.part == 2).mean() < 0.22
+    assert not (split.part == 1).any()
+    leaked = leaks(rows, split.part)
+    assert leaked["sessions"] == 40
+    assert leaked["speakers"] == 80
+    with pytest.raises(UsageError, match="40 sessions into several parts"):
+        refuse_leaks(leaked, SplitConfig())
 
 
-def test_a_given_column_is_followed_and_valid_is_cut_from_train_by_session() -> None:
+def test_by_column_the_split_is_kept_and_valid_is_taken_from_train_by_session() -> None:
     rows = dialogues(10, turns=2)
-    given_split = ["test" if at >= 16 else "Training" for at in range(20)]
-    made = split_rows(rows, SplitConfig(by="column"), 5, given_split)
-    assert (made.part == 2).tolist() == [at >= 16 for at in range(20)]
-    assert 1 <= (made.part == 1).sum() <= 6
-    assert made.facts["valid_from_train"] is True
-    found = leaks(rows, made.part)
-    assert (found["sessions"], found["speakers"]) == (0, 0)
-    whole = [["train", "dev", "test"][at // 2 % 3] for at in range(20)]
-    kept = split_rows(rows, SplitConfig(by="column"), 5, whole)
-    assert [PARTS[at] for at in kept.part[:6]] == ["train"] * 2 + ["valid"] * 2 + ["test"] * 2
+    given_split = ["test" if i >= 16 else "Training" for i in range(20)]
+    split = split_rows(rows, SplitConfig(by="column"), 5, given_split)
+    assert (split.part == 2).tolist() == [i >= 16 for i in range(20)]
+    assert 1 <= (split.part == 1).sum() <= 6
+    assert split.facts["valid_from_train"] is True
+    leaked = leaks(rows, split.part)
+    assert (leaked["sessions"], leaked["speakers"]) == (0, 0)
+    complete = [["train", "dev", "test"][i // 2 % 3] for i in range(20)]
+    split = split_rows(rows, SplitConfig(by="column"), 5, complete)
+    assert [PARTS[index] for index in split.part[:6]] == ["train"] * 2 + ["valid"] * 2 + [
+        "test"
+    ] * 2
 
 
 @pytest.mark.parametrize("value", [None, "holdout"])
-def test_a_row_without_a_usable_split_is_named(value: str | None) -> None:
+def test_a_row_without_a_valid_split_is_reported(value: str | None) -> None:
     rows = dialogues(2, turns=2)
-    with pytest.raises(UsageError, match=r"c/s01u1 says `(holdout)?` where train, valid or test"):
+    with pytest.raises(UsageError, match=r"c/s01u1 has `(holdout)?` where train, valid or test"):
         split_rows(rows, SplitConfig(by="column"), 0, ["train", value, "test", "test"])
 
 
-def test_transcripts_are_compared_as_evaluate_does() -> None:
+def test_transcripts_are_compared_without_case_and_spacing() -> None:
     rows = table([("u0", "s0", "p0"), ("u1", "s1", "p1")], texts=["Thank  You", "thank you"])
     assert leaks(rows, np.array([0, 2], np.int8))["transcripts"] == 1
 
 
-def test_equal_transcripts_on_both_sides_are_counted_and_empty_ones_are_not() -> None:
+def test_equal_transcripts_in_several_parts_are_counted_except_empty_ones() -> None:
     rows = table(
-        [(f"u{at}", f"s{at}", f"p{at}") for at in range(6)],
+        [(f"u{i}", f"s{i}", f"p{i}") for i in range(6)],
         texts=["그래", "그래", "아니", "", "", "그래"],
     )
-    found = leaks(rows, np.array([0, 2, 0, 0, 2, 2], np.int8))
-    assert found["transcripts"] == 1
-    assert found["transcript_rows"] == 2
-    assert found["recordings"] == 0
+    leaked = leaks(rows, np.array([0, 2, 0, 0, 2, 2], np.int8))
+    assert leaked["transcripts"] == 1
+    assert leaked["transcript_rows"] == 2
+    assert leaked["recordings"] == 0

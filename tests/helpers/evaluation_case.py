@@ -185,7 +185,7 @@ def make_quality(manifest: Path, home: Path) -> None:
     corpus = CorpusConfig(kind="kemdy20", path=str(home / "tree"))
     split = SplitConfig(test=0.34, valid=0.34, folds=2, max_per_class={"neutral": 2})
     (home / "prepared").mkdir()
-    prepare([corpus], split, 1, home / "prepared", unpacked=home, workers=1)
+    prepare([corpus], split, 1, home / "prepared", unpacked=home)
     shutil.copy(home / "prepared" / "quality.json", manifest / "quality.json")
 
 

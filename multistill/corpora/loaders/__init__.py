@@ -1,22 +1,30 @@
-"""Which loader reads which kind of corpus, and where a corpus lies."""
+"""Corpus loaders and their registry.
+
+To add a corpus:
+
+1. Write a module here with a function `load(config: CorpusConfig, root: Path)` that yields
+   records (`multistill.corpora.records`) in a fixed order: an `Utterance` per clip, `Rejected`
+   for each clip or row it leaves out, `Note` for anything odd. It reads annotations and file
+   names only: audio headers, splits and the quality report follow from the records. `emodb` is
+   the shortest example; `paths`, `labels` and `text` in `multistill.corpora` help.
+2. Add the kind to `LOADERS` below and to `CorpusKind` in `multistill/config/data.py`.
+3. Describe the layout in `docs/corpora.md`.
+
+A corpus that can be written as one table needs no loader: use the kind `table`.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterator
 from importlib import import_module
-from itertools import chain
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
 from multistill.config import CorpusConfig, CorpusKind
-from multistill.corpora.paths import found_below
-from multistill.corpora.records import Loader, Record, Rows, Utterance
+from multistill.corpora.paths import describe_folder
+from multistill.corpora.records import Loader, Record, Utterance
 from multistill.errors import MultistillError, UsageError
-
-T = TypeVar("T")
 
 LOADERS: dict[CorpusKind, str] = {
     "demo": "demo:load",
@@ -28,86 +36,58 @@ LOADERS: dict[CorpusKind, str] = {
     "aihub-wellness": "aihub:load_wellness",
     "table": "table:load",
 }
-"""Kind -> module and function; each is imported when a job first asks for it."""
+"""Kind -> `module:function`, imported when a job uses the kind."""
 
 
-def loader(kind: CorpusKind) -> Loader:
-    """The function that reads a kind of corpus."""
+def import_loader(kind: CorpusKind) -> Loader:
+    """The function that reads corpora of a kind."""
     module, function = LOADERS[kind].split(":")
-    return cast(Loader, getattr(import_module(f"multistill.corpora.loaders.{module}"), function))
+    return cast(Loader, getattr(import_module(f"{__name__}.{module}"), function))
 
 
 def corpus_root(config: CorpusConfig) -> Path:
     """The corpus's folder (for `table`, the table file) as an absolute path.
 
     Raises:
-        UsageError: where it is not there; names what was looked for and what was found.
+        UsageError: if it does not exist; names what was looked for and what is there instead.
     """
     if config.path is None:
         raise UsageError(f"the {config.kind} corpus is packaged: it has no folder of its own")
     path = Path(os.path.abspath(Path(config.path).expanduser()))  # noqa: PTH100, keeps links
-    wanted = "table file" if config.kind == "table" else "folder"
+    expected = "table file" if config.kind == "table" else "folder"
     if path.is_file() if config.kind == "table" else path.is_dir():
         return path
     if path.exists():
         raise UsageError(
-            f"corpus `{config.title}`: looked for the {wanted} {path}, {found_below(path)}"
+            f"corpus `{config.title}`: looked for the {expected} {path}, {describe_folder(path)}"
         )
     parent = next(folder for folder in path.parents if folder.exists())
     raise UsageError(
-        f"corpus `{config.title}`: looked for the {wanted} {path}, which does not exist; "
-        f"in {parent} {found_below(parent)}"
+        f"corpus `{config.title}`: looked for the {expected} {path}, which does not exist; "
+        f"in {parent} {describe_folder(parent)}"
     )
 
 
 def load(config: CorpusConfig, root: Path | None = None) -> Iterator[Record]:
-    """The corpus's records one by one, in an order that does not change.
+    """Yield the corpus's records in a fixed order.
 
-    `root` is the folder to read, default `corpus_root(config)`; the packaged demo corpus
-    is read where it was unpacked. `config.limit` ends the corpus after so many utterances.
-
+    Args:
+        config: `config.limit` ends the corpus after that many utterances.
+        root: the folder to read; default: `corpus_root(config)`.
     Raises:
-        UsageError: where the folder is not the corpus.
-        MultistillError: where a folder or a table cannot be read.
+        UsageError: if the folder is not the corpus.
+        MultistillError: if a folder or a table cannot be read.
     """
-    rows = read(config, root)
-    for row in rows.items:
-        yield from rows.make([row])
-
-
-def read(config: CorpusConfig, root: Path | None = None) -> Rows:
-    """What `load` gives, before the work that many processes can share."""
-    where = corpus_root(config) if root is None else Path(os.path.abspath(root))  # noqa: PTH100
-    with _readable(config):
-        found = loader(config.kind)(config, where)
-    if isinstance(found, Rows):
-        if config.limit is None:
-            return replace(found, items=_guarded(config, found.items))
-        items, make = found.items, found.make
-        found = chain.from_iterable(make([row]) for row in items)
-    return Rows(_guarded(config, _limited(found, config.limit)), list)
-
-
-def _limited(records: Iterable[Record], limit: int | None) -> Iterator[Record]:
-    kept = 0
-    for record in records:
-        yield record
-        kept += isinstance(record, Utterance)
-        if kept == limit:
-            return
-
-
-def _guarded(config: CorpusConfig, items: Iterator[T]) -> Iterator[T]:
-    with _readable(config):
-        yield from items
-
-
-@contextmanager
-def _readable(config: CorpusConfig) -> Iterator[None]:
+    folder = corpus_root(config) if root is None else Path(os.path.abspath(root))  # noqa: PTH100
+    utterances = 0
     try:
-        yield
+        for record in import_loader(config.kind)(config, folder):
+            yield record
+            utterances += isinstance(record, Utterance)
+            if utterances == config.limit:
+                return
     except OSError as error:
         raise MultistillError(
             f"corpus `{config.title}`: {error.filename} cannot be read: {error.strerror}; "
-            "look at its permissions and the disk"
+            "check its permissions and the disk"
         ) from error

@@ -1,7 +1,7 @@
-"""The three AI Hub corpora that Multi-Still could add to KEMDy (licensed, by application).
+"""Three AI Hub corpora of Korean emotional speech (licensed, by application).
 
-Layouts as public code reads them. None of the three names its speakers' sessions, so the
-groups that a split keeps together are stated with each loader.
+The layouts are those that public code reads. None of the three defines sessions of speakers, so
+each loader documents what it uses as speaker and session, the groups of a split.
 """
 
 from __future__ import annotations
@@ -13,10 +13,16 @@ from pathlib import Path
 
 from multistill.config import CLASSES, CorpusConfig
 from multistill.corpora.labels import class_of
-from multistill.corpora.loaders.cells import gender_of
 from multistill.corpora.loaders.csv_parquet import Table, open_table
-from multistill.corpora.paths import Enclosure, enclosed, entries, listing, not_the_corpus
-from multistill.corpora.records import Note, Record, Rejected, SeenIds, Utterance, named_twice
+from multistill.corpora.loaders.fields import parse_gender
+from multistill.corpora.paths import (
+    FileResolver,
+    list_files,
+    nfc_names,
+    require_inside,
+    wrong_folder,
+)
+from multistill.corpora.records import Note, Record, Rejected, SeenIds, Utterance, duplicate_id
 from multistill.corpora.text import tidy
 from multistill.errors import UsageError
 
@@ -28,56 +34,56 @@ _INTENSITIES = {"0": 0, "1": 1, "2": 2, "0.0": 0, "1.0": 1, "2.0": 2}
 def load_dialogue(config: CorpusConfig, root: Path) -> Iterator[Record]:
     """감정 분류를 위한 대화 음성 데이터셋: three yearly tables, five raters with intensities.
 
-    `4차년도.csv`, `5차년도.csv`, `5차년도_2차.csv` in CP949, each beside a folder of its name
-    with `<wav_id>.wav` (or one folder further down, as one of the archives unpacks). A
-    vote weighs its intensity (0 to 2) plus one, as published.
+    `4차년도.csv`, `5차년도.csv`, `5차년도_2차.csv` in CP949, each next to a folder of the same
+    name with `<wav_id>.wav` (one folder further down in one of the archives). The weight of a
+    vote is its intensity (0 to 2) plus one, as published.
 
-    Speakers are not named. People of one gender and age count as one speaker and one
-    session, which keeps the same voice of one year on one side of a split.
+    Speakers are not identified. People of the same gender and age count as one speaker and one
+    session, so that a voice within a year stays in one part of a split.
     """
-    found = entries(root)
-    names = [name for name in DIALOGUE_TABLES if f"{name}.csv" in found]
+    on_disk = nfc_names(root)
+    names = [name for name in DIALOGUE_TABLES if f"{name}.csv" in on_disk]
     if not names:
-        looked_for = ", ".join(f"{name}.csv" for name in DIALOGUE_TABLES)
-        raise not_the_corpus("AI Hub's dialogue corpus", looked_for, root)
+        expected = ", ".join(f"{name}.csv" for name in DIALOGUE_TABLES)
+        raise wrong_folder("AI Hub's dialogue corpus", expected, root)
     seen = SeenIds()
     for name in names:
-        table = open_table(enclosed(root / found[f"{name}.csv"], root), f"{name}.csv")
-        yield from _dialogue_table(config, root, table, found.get(name, name), seen)
+        table = open_table(require_inside(root / on_disk[f"{name}.csv"], root), f"{name}.csv")
+        yield from _dialogue_table(config, root, table, on_disk.get(name, name), seen)
 
 
 def _dialogue_table(
     config: CorpusConfig, root: Path, table: Table, folder: str, seen: SeenIds
 ) -> Iterator[Record]:
-    columns = {_squeezed(name): at for at, name in enumerate(table.header)}
-    for wanted in ("wav_id", "발화문", *(name for pair in _PAIRS for name in pair)):
-        if _squeezed(wanted) not in columns:
-            table.require([wanted])
+    columns = {_without_spaces(name): index for index, name in enumerate(table.header)}
+    for required in ("wav_id", "발화문", *(name for pair in _PAIRS for name in pair)):
+        if _without_spaces(required) not in columns:
+            table.require([required])
     find = _finder(root, root / folder)
     for item in table.rows():
         if isinstance(item, Rejected):
             yield item
             continue
-        place, raw = item
-        row = {key: str(raw[at] or "").strip() for key, at in columns.items()}
+        source, cells = item
+        row = {key: str(cells[index] or "").strip() for key, index in columns.items()}
         name = row["wav_id"]
         if not name:
-            yield Rejected(place, "no value in column `wav_id`")
+            yield Rejected(source, "no value in column `wav_id`")
             continue
         try:
             audio = find(f"{name}.wav")
         except ValueError as error:
-            yield Rejected(place, str(error))
+            yield Rejected(source, str(error))
             continue
         votes, ratings, notes = _weighted_votes(config, row)
         if not any(votes):
-            yield Rejected(place, f"{name}: no votes")
+            yield Rejected(source, f"{name}: no votes")
             continue
-        if not seen.is_new(name):
-            yield Rejected(place, named_twice(name))
+        if not seen.add_if_new(name):
+            yield Rejected(source, duplicate_id(name))
             continue
-        yield from (Note(place, kind, f"{name}: {text}") for kind, text in notes)
-        gender = gender_of(row.get("성별", ""))
+        yield from (Note(source, kind, f"{name}: {text}") for kind, text in notes)
+        gender = parse_gender(row.get("성별", ""))
         speaker = f"{gender or 'unknown'}-{row.get('나이') or 'unknown'}"
         yield Utterance(
             utterance_id=name,
@@ -98,33 +104,34 @@ def _dialogue_table(
 def _weighted_votes(
     config: CorpusConfig, row: Mapping[str, str]
 ) -> tuple[tuple[int, ...], tuple[str | None, ...], list[tuple[str, str]]]:
-    """Votes, what each rater said, and the notes on what could not be counted."""
+    """Weighted votes, one class per rater, and `(kind, text)` notes on invalid votes."""
     votes = [0] * len(CLASSES)
     ratings: list[str | None] = []
     notes: list[tuple[str, str]] = []
-    for emotion, strength in _PAIRS:
-        named, weight = row[_squeezed(emotion)], row[_squeezed(strength)]
-        rating = class_of(named, config.labels)
+    for emotion_column, intensity_column in _PAIRS:
+        emotion = row[_without_spaces(emotion_column)]
+        intensity = row[_without_spaces(intensity_column)]
+        rating = class_of(emotion, config.labels)
         ratings.append(rating)
         if rating is None:
-            if named:
-                notes.append(("unknown vote", f"the vote for {named} is not counted"))
+            if emotion:
+                notes.append(("unknown vote", f"the vote for {emotion} is not counted"))
             continue
-        if weight not in _INTENSITIES:
-            notes.append(("no intensity", f"`{weight}` is not 0, 1 or 2 and is read as 0"))
-        votes[CLASSES.index(rating)] += 1 + _INTENSITIES.get(weight, 0)
+        if intensity not in _INTENSITIES:
+            notes.append(("no intensity", f"`{intensity}` is not 0, 1 or 2 and is read as 0"))
+        votes[CLASSES.index(rating)] += 1 + _INTENSITIES.get(intensity, 0)
     return tuple(votes), tuple(ratings), notes
 
 
-def _squeezed(name: str) -> str:
-    """Releases differ in spaces: `4번 감정세기` and `4번감정세기`."""
+def _without_spaces(name: str) -> str:
+    """Column names differ in spaces between releases: `4번 감정세기` and `4번감정세기`."""
     return "".join(name.split())
 
 
 def _finder(root: Path, folder: Path) -> Callable[[str], str]:
-    """Looks a file up in `folder`, then in the folders right below it."""
-    enclosure = Enclosure(root)
-    inner = [
+    """A function that finds a file in `folder`, or else in one of its subfolders."""
+    resolver = FileResolver(root)
+    subfolders = [
         child.name
         for child in (sorted(folder.iterdir()) if folder.is_dir() else [])
         if child.is_dir()
@@ -132,9 +139,9 @@ def _finder(root: Path, folder: Path) -> Callable[[str], str]:
 
     def find(name: str) -> str:
         first: ValueError | None = None
-        for part in ("", *inner):
+        for subfolder in ("", *subfolders):
             try:
-                return enclosure.file(f"{folder.name}/{part}/{name}")
+                return resolver.resolve(f"{folder.name}/{subfolder}/{name}")
             except ValueError as error:
                 first = first or error
         assert first is not None
@@ -144,57 +151,56 @@ def _finder(root: Path, folder: Path) -> Callable[[str], str]:
 
 
 def load_scripted(config: CorpusConfig, root: Path) -> Iterator[Record]:
-    """감정분류용 데이터셋: the same scripts read by many speakers, one label a script.
+    """감정분류용 데이터셋: the same scripts read by many speakers, one label per script.
 
-    `스크립트.csv` in CP949 with `number`, `script`, `emotion`; recordings in a folder a
-    speaker, whose names end in the script's three digits. The folder is the speaker and
-    the session. Every sentence comes back in every folder, so no split keeps the text
-    apart; the quality report counts that.
+    `스크립트.csv` in CP949 with `number`, `script`, `emotion`; one folder of recordings per
+    speaker, whose names end in the script's three digits. The folder is used as speaker and
+    session. Every folder has every sentence, so no split can separate the text; the quality
+    report counts the sentences in several parts.
     """
-    name = entries(root).get("스크립트.csv")
+    name = nfc_names(root).get("스크립트.csv")
     if name is None:
-        raise not_the_corpus("AI Hub's scripted corpus", "스크립트.csv", root)
-    table = open_table(enclosed(root / name, root), "스크립트.csv")
+        raise wrong_folder("AI Hub's scripted corpus", "스크립트.csv", root)
+    table = open_table(require_inside(root / name, root), "스크립트.csv")
     scripts: dict[int, tuple[str, str]] = {}
-    columns = {name.casefold(): at for at, name in enumerate(table.header)}
-    for wanted in ("number", "script", "emotion"):
-        if wanted not in columns:
-            table.require([wanted])
+    columns = {name.casefold(): index for index, name in enumerate(table.header)}
+    for required in ("number", "script", "emotion"):
+        if required not in columns:
+            table.require([required])
     for item in table.rows():
         if isinstance(item, Rejected):
             yield item
             continue
-        place, raw = item
-        yield from _script(
-            scripts, place, {key: str(raw[at] or "").strip() for key, at in columns.items()}
-        )
-    enclosure = Enclosure(root)
+        source, cells = item
+        row = {key: str(cells[index] or "").strip() for key, index in columns.items()}
+        yield from _add_script(scripts, source, row)
+    resolver = FileResolver(root)
     for path in _recordings(root):
         relative = path.relative_to(root).as_posix()
         if path.is_dir():
             yield Rejected(relative, "a link to a folder; links are not followed")
             continue
         try:
-            audio = enclosure.file(relative)
+            audio = resolver.resolve(relative)
         except ValueError as error:
             yield Rejected(relative, str(error))
             continue
-        found = re.fullmatch(r".*?(\d{3})", path.stem)
-        if found is None or int(found[1]) not in scripts:
-            what = f"script {found[1]} is not in the table" if found else "no script number"
-            yield Rejected(relative, f"{path.name}: {what}")
+        match = re.fullmatch(r".*?(\d{3})", path.stem)
+        if match is None or int(match[1]) not in scripts:
+            problem = f"script {match[1]} is not in the table" if match else "no script number"
+            yield Rejected(relative, f"{path.name}: {problem}")
             continue
-        text, emotion = scripts[int(found[1])]
+        text, emotion = scripts[int(match[1])]
         label = class_of(emotion, config.labels)
         if label is None:
-            yield Rejected(relative, _unmapped(emotion))
+            yield Rejected(relative, _unknown_label(emotion))
             continue
         speaker = path.parent.name
         yield Utterance(
             utterance_id=relative.rsplit(".", 1)[0],
             audio_path=audio,
             session=speaker,
-            dialogue=f"{speaker}-{found[1]}",
+            dialogue=f"{speaker}-{match[1]}",
             turn=0,
             speaker=speaker,
             text_raw=text,
@@ -204,29 +210,29 @@ def load_scripted(config: CorpusConfig, root: Path) -> Iterator[Record]:
         )
 
 
-def _script(
-    scripts: dict[int, tuple[str, str]], place: str, row: Mapping[str, str]
+def _add_script(
+    scripts: dict[int, tuple[str, str]], source: str, row: Mapping[str, str]
 ) -> Iterator[Rejected]:
     number = row["number"]
     if not number.isdecimal() or len(number) > 9:
-        yield Rejected(place, f"column `number` says `{number}`, which is no number")
+        yield Rejected(source, f"column `number`: `{number}` is not a number")
     elif int(number) in scripts:
-        yield Rejected(place, f"script {number}: named twice; the first row is kept")
+        yield Rejected(source, f"script {number}: duplicate number; the first row is kept")
     else:
         scripts[int(number)] = (row["script"], row["emotion"])
 
 
 def _recordings(folder: Path) -> Iterator[Path]:
-    """Every wav below a folder in the order of names, and the links to folders."""
+    """All wav files below a folder in the order of names, and the links to folders."""
     for base, folders, files in os.walk(folder):
         folders.sort()
         yield from (Path(base) / name for name in folders if (Path(base) / name).is_symlink())
         yield from (Path(base) / name for name in sorted(files) if name.lower().endswith(".wav"))
 
 
-def _unmapped(emotion: str) -> str:
+def _unknown_label(emotion: str) -> str:
     return (
-        f"label `{emotion}` is none of the seven classes; map it with `labels` in the job file"
+        f"label `{emotion}` is not one of the seven classes; map it with `labels` in the job file"
         if emotion
         else "no label"
     )
@@ -241,20 +247,20 @@ _WELLNESS_COLUMNS = {
 
 
 def load_wellness(config: CorpusConfig, root: Path) -> Iterator[Record]:
-    """감성대화 말뭉치: sentences read by a woman's and a man's voice, one label each.
+    """감성대화 말뭉치: sentences read by female and male voices, one label per sentence.
 
-    `emotiondialogue/F_000001.wav` to `M_005000.wav`, and beside the folder (or in it) a
-    table `emotiondialogue.csv` with the file's name, the sentence and the class of
-    emotion. AI Hub hands the sentences out as a spreadsheet, which is saved as CSV once.
+    `emotiondialogue/F_000001.wav` to `M_005000.wav`, and next to the folder (or in it) a table
+    `emotiondialogue.csv` with the file's name, the sentence and the emotion. AI Hub provides
+    the sentences as a spreadsheet, which has to be saved as CSV.
 
-    Of its six classes 기쁨, 분노 and 슬픔 are ours; 불안, 당황 and 상처 are rejected unless
-    `labels` maps them. The gender in the name is all that is known of the speaker, so it
-    is speaker and session.
+    Of its six emotions 기쁨, 분노 and 슬픔 are among the seven classes; 불안, 당황 and 상처 are
+    rejected unless `labels` maps them. Only the speaker's gender is known (from the file name),
+    so it is used as speaker and session.
     """
-    found = entries(root)
-    folder = next((found[name] for name in _WELLNESS_FOLDERS if name in found), None)
+    on_disk = nfc_names(root)
+    folder = next((on_disk[name] for name in _WELLNESS_FOLDERS if name in on_disk), None)
     if folder is None:
-        raise not_the_corpus("AI Hub's 감성대화 말뭉치", "emotiondialogue/", root)
+        raise wrong_folder("AI Hub's 감성대화 말뭉치", "emotiondialogue/", root)
     tables = [
         path
         for name in _WELLNESS_FOLDERS
@@ -263,59 +269,59 @@ def load_wellness(config: CorpusConfig, root: Path) -> Iterator[Record]:
     ]
     if not tables:
         raise UsageError(
-            f"{root}: looked for emotiondialogue.csv beside {folder}/; save the corpus's "
+            f"{root}: looked for emotiondialogue.csv next to {folder}/; save the corpus's "
             "spreadsheet as CSV with the columns "
             + ", ".join(names[0] for names in _WELLNESS_COLUMNS.values())
         )
-    table = open_table(enclosed(tables[0], root), tables[0].name)
-    names = {}
-    for ours, theirs in _WELLNESS_COLUMNS.items():
-        present = [name for name in theirs if name in table.header]
+    table = open_table(require_inside(tables[0], root), tables[0].name)
+    columns = {}
+    for column, aliases in _WELLNESS_COLUMNS.items():
+        present = [name for name in aliases if name in table.header]
         if not present:
-            table.require(theirs[:1])
-        names[ours] = table.header.index(present[0])
-    files = listing(root / folder, root)
-    named: set[str] = set()
+            table.require(aliases[:1])
+        columns[column] = table.header.index(present[0])
+    files = list_files(root / folder, root)
+    used: set[str] = set()
     for item in table.rows():
         if isinstance(item, Rejected):
             yield item
             continue
-        place, raw = item
-        row = {ours: str(raw[at] or "").strip() for ours, at in names.items()}
-        yield from _wellness_row(config, root / folder, place, row, files, named, table.encoding)
+        source, cells = item
+        row = {column: str(cells[index] or "").strip() for column, index in columns.items()}
+        yield from _wellness_row(config, root / folder, source, row, files, used, table.encoding)
     for name in sorted(files):
-        if name.lower().endswith(".wav") and name.rsplit(".", 1)[0] not in named:
-            yield Rejected(f"{folder}/{name}", "no row of the table names this recording")
+        if name.lower().endswith(".wav") and name.rsplit(".", 1)[0] not in used:
+            yield Rejected(f"{folder}/{name}", "no table row names this recording")
 
 
 def _wellness_row(
     config: CorpusConfig,
     folder: Path,
-    place: str,
+    source: str,
     row: Mapping[str, str],
     files: Mapping[str, bool],
-    named: set[str],
+    used: set[str],
     encoding: str | None,
 ) -> Iterator[Record]:
     name = row["name"].removesuffix(".wav")
     file = f"{name}.wav"
     if re.fullmatch(r"[FM]_\d{6}", name) is None:
-        text = f"`{row['name']}` is no name of this corpus, such as F_000001"
-        yield Rejected(place, text)
+        text = f"`{row['name']}` is not a file name of this corpus (such as F_000001)"
+        yield Rejected(source, text)
         return
     label = class_of(row["label"], config.labels)
     problem = None
-    if name in named:
-        problem = f"{name}: named twice; the first row is kept"
+    if name in used:
+        problem = duplicate_id(name)
     elif file not in files:
         problem = f"{name}: no wav file in {folder.name}"
     elif not files[file]:
         problem = f"{folder.name}/{file} is a link that leaves the corpus"
     elif label is None:
-        problem = f"{name}: {_unmapped(row['label'])}"
-    named.add(name)
+        problem = f"{name}: {_unknown_label(row['label'])}"
+    used.add(name)
     if problem:
-        yield Rejected(place, problem)
+        yield Rejected(source, problem)
         return
     yield Utterance(
         utterance_id=name,

@@ -1,4 +1,4 @@
-"""Tables on disk, row by row: CSV in whatever encoding, and Parquet. Never held whole."""
+"""Streaming readers for CSV (UTF-8 or CP949) and Parquet tables, row by row."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from multistill.errors import UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_CHUNK = 1 << 16
-_BATCH = 4096
-_HELD = 128  # lines of a CSV in memory
+_CHUNK = 1 << 16  # bytes
+_BATCH = 4096  # rows of Parquet
+_LINES = 128  # lines of a CSV read at a time
 _LIST = "lists"
 
 
@@ -28,21 +28,21 @@ class Table:
     """A table whose header has been read.
 
     Attributes:
-        place: how rows are named in messages, before `:row`.
+        name: the table's name in messages; its rows are `name:row`.
         header: column names in NFC without surrounding white space.
         encoding: of a CSV; None for Parquet.
-        odd: columns of a Parquet table that hold neither text nor numbers -> their type.
+        unsupported: columns of a Parquet table that are neither text nor numbers -> their type.
     """
 
     path: Path
-    place: str
+    name: str
     header: tuple[str, ...]
     encoding: str | None
     delimiter: str = ","
-    odd: Mapping[str, str] = field(default_factory=dict)
+    unsupported: Mapping[str, str] = field(default_factory=dict)
 
     def require(self, names: Sequence[str]) -> None:
-        """Raise UsageError, naming file, row and column, for the first name not in the header."""
+        """Raise UsageError for the first of these columns that the header lacks."""
         for name in names:
             if name not in self.header:
                 raise UsageError(
@@ -50,22 +50,22 @@ class Table:
                 )
 
     def require_text(self, names: Iterable[str], lists: Sequence[str] = ()) -> None:
-        """Raise UsageError for the first of these columns that Parquet keeps as something else.
+        """Raise UsageError for the first of these columns that is neither text nor numbers.
 
         Args:
-            lists: columns that may also hold lists.
+            lists: columns that may also contain lists.
         """
         for name in names:
-            kind = self.odd.get(name)
+            kind = self.unsupported.get(name)
             if kind is not None and not (name in lists and kind == _LIST):
                 raise UsageError(
-                    f"{self.path}: column `{name}` holds {kind}; save it as text or numbers"
+                    f"{self.path}: column `{name}` contains {kind}; save it as text or numbers"
                 )
 
     def rows(self) -> Iterator[tuple[str, Sequence[Any]] | Rejected]:
-        """`(place:row, values)` in the header's order.
+        """Yield `(name:row, values)` with values in the header's order.
 
-        Row 1 of a CSV is its header, of Parquet its first row of values.
+        Row 1 of a CSV is its header, row 1 of Parquet its first row of values.
         """
         if self.encoding is None:
             yield from self._parquet()
@@ -75,17 +75,17 @@ class Table:
     def _csv(self, encoding: str) -> Iterator[tuple[str, Sequence[Any]] | Rejected]:
         width = len(self.header)
         with self.path.open(encoding=encoding, newline="") as stream:
-            found = csv_rows(stream, self.delimiter)
-            next(found)
-            for line, cells in found:
-                where = f"{self.place}:{line}"
+            rows = csv_rows(stream, self.delimiter)
+            next(rows)
+            for line, cells in rows:
+                source = f"{self.name}:{line}"
                 if isinstance(cells, str):
-                    yield Rejected(where, cells)
+                    yield Rejected(source, cells)
                 elif len(cells) == width:
-                    yield where, cells
+                    yield source, cells
                 else:
                     yield Rejected(
-                        where, f"the row has {len(cells)} columns where the header has {width}"
+                        source, f"the row has {len(cells)} columns where the header has {width}"
                     )
 
     def _parquet(self) -> Iterator[tuple[str, Sequence[Any]] | Rejected]:
@@ -99,31 +99,31 @@ class Table:
                     columns = [column.to_pylist() for column in batch.columns]
                     for values in zip(*columns, strict=True):
                         number += 1
-                        yield f"{self.place}:{number}", values
+                        yield f"{self.name}:{number}", values
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            what = " ".join(str(error).split())
+            message = " ".join(str(error).split())
             raise UsageError(
-                f"{self.path}: cannot be read after row {number}: {what}; "
+                f"{self.path}: cannot be read after row {number}: {message}; "
                 "the file is damaged, copy it again"
             ) from error
 
 
 def csv_rows(stream: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int, list[str] | str]]:
-    """The line that a row starts in and its cells, or the reason why it has none.
+    """Yield the line in which each row starts, with its cells or the reason why it is invalid.
 
-    The first row is the header; after it, rows without a word are skipped. A cell may hold line
-    breaks. A stray quote costs its own line only: the rows that it would make one cell of are
-    read again without it.
+    The first row is the header; after it, blank rows are skipped. A cell may contain line
+    breaks. A stray quote invalidates only its own line: the lines that it would merge into one
+    cell are parsed again without it.
     """
-    coming = iter(stream)
-    block: list[str] = []  # the row that is being read and what has been read beyond it
-    line = first = 1  # where that row starts, and the block
+    lines = iter(stream)
+    block: list[str] = []  # lines of the current row and those read ahead
+    line = first = 1  # line numbers at which the current row and `block` start
     width, ended = 0, False
 
     def feed() -> Iterator[str]:
         nonlocal block, first, ended
         yield from block[line - first :]
-        while more := list(islice(coming, _HELD)):
+        while more := list(islice(lines, _LINES)):
             block, first = block[line - first :] + more, line
             yield from more
         ended = True
@@ -135,7 +135,7 @@ def csv_rows(stream: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int,
             cells = next(reader)
         except StopIteration:
             return
-        except csv.Error as error:  # a cell of 128 KiB, for the most part
+        except csv.Error as error:  # usually a cell of more than 128 KiB
             problem = str(error)
             cells = []
         after = before + reader.line_num
@@ -143,11 +143,11 @@ def csv_rows(stream: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int,
             if ended:
                 problem = "is never closed"
             elif problem:
-                problem = "runs on over more lines than a cell has"
-            elif _swallows(cells, delimiter, width):
-                problem = f"closes in line {after}, beyond other rows"
+                problem = "spans more lines than a cell can have"
+            elif _merges_rows(cells, delimiter, width):
+                problem = f"closes in line {after}, after other rows"
             if problem:
-                problem = f"a quote that opens here {problem}; close it, or write it twice"
+                problem = f"the quote that opens here {problem}; close it, or write it twice"
         if problem:
             yield line, problem
             before, ended = line, False
@@ -160,11 +160,12 @@ def csv_rows(stream: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int,
         line = after + 1
 
 
-def _swallows(cells: Sequence[str], delimiter: str, width: int) -> bool:
-    """Whether a row of several lines is several rows that a stray quote has joined.
+def _merges_rows(cells: Sequence[str], delimiter: str, width: int) -> bool:
+    """Whether a row of several lines is several rows merged by a stray quote.
 
-    They then miss the right number of columns, or a cell reads as the end of a row, whole
-    rows and the start of another. In the header (no width yet) no cell has both.
+    Such a row has a wrong number of columns, or one of its cells reads as the end of a row,
+    complete rows, and the start of a row. In the header (no width yet), a cell with both a
+    delimiter and a line break is taken as merged.
     """
     if not width:
         return any(delimiter in cell and len(cell.splitlines()) > 1 for cell in cells)
@@ -178,32 +179,35 @@ def _swallows(cells: Sequence[str], delimiter: str, width: int) -> bool:
     return False
 
 
-def open_table(path: Path, place: str) -> Table:
-    """Find out how a table is written and read its header.
+def open_table(path: Path, name: str) -> Table:
+    """Detect a table's format, encoding and delimiter, and read its header.
 
+    Args:
+        name: the table's name in messages.
     Raises:
-        UsageError: where it is neither CSV in UTF-8 or CP949 nor Parquet, or has no header.
+        UsageError: if it is neither CSV in UTF-8 or CP949 nor Parquet, or has no header.
     """
     with path.open("rb") as stream:
         magic = stream.read(4)
     if magic == b"PAR1":
         columns = _parquet_columns(path)
-        names = _names(path, [name for name, _ in columns])
-        odd = {name: kind for name, (_, kind) in zip(names, columns, strict=True) if kind}
-        return Table(path, place, names, None, odd=odd)
+        header = _column_names(path, [column for column, _ in columns])
+        kinds = zip(header, (kind for _, kind in columns), strict=True)
+        unsupported = {column: kind for column, kind in kinds if kind}
+        return Table(path, name, header, None, unsupported=unsupported)
     encoding = find_encoding(path)
     with path.open(encoding=encoding, newline="") as stream:
         line = stream.readline()
         delimiter = max(",\t;", key=line.count)
         stream.seek(0)
-        _, header = next(csv_rows(stream, delimiter), (1, []))
-    if isinstance(header, str):
-        raise UsageError(f"{path}: row 1: {header}")
-    return Table(path, place, _names(path, header), encoding, delimiter)
+        _, cells = next(csv_rows(stream, delimiter), (1, []))
+    if isinstance(cells, str):
+        raise UsageError(f"{path}: row 1: {cells}")
+    return Table(path, name, _column_names(path, cells), encoding, delimiter)
 
 
 def _parquet_columns(path: Path) -> list[tuple[str, str]]:
-    """SeenIds, and what the column holds where that is neither text nor numbers."""
+    """Column names, each with its type if that is neither text nor numbers, else with `""`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -211,49 +215,48 @@ def _parquet_columns(path: Path) -> list[tuple[str, str]]:
         schema = pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise UsageError(f"{path}: not a readable Parquet file: {error}") from error
-    return [(field.name, _odd(field.type)) for field in schema]
+    return [(field.name, _unsupported_type(field.type)) for field in schema]
 
 
-def _odd(kind: pa.DataType) -> str:
+def _unsupported_type(kind: pa.DataType) -> str:
     from pyarrow import types
 
     if types.is_dictionary(kind):
         kind = kind.value_type
-    listed = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    if listed:
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return "lists of lists or structs" if types.is_nested(kind.value_type) else _LIST
     if "binary" in str(kind):
         return "bytes"
     return f"values of type {kind}" if types.is_nested(kind) else ""
 
 
-def _names(path: Path, header: Sequence[str]) -> tuple[str, ...]:
+def _column_names(path: Path, header: Sequence[str]) -> tuple[str, ...]:
     names = tuple(unicodedata.normalize("NFC", name).strip() for name in header)
     if not any(names):
         raise UsageError(f"{path}: row 1: no header with column names")
     for name in names:
         if name and names.count(name) > 1:
-            raise UsageError(f"{path}: row 1: two columns are called `{name}`; rename one")
+            raise UsageError(f"{path}: row 1: two columns are named `{name}`; rename one")
     return names
 
 
 def find_encoding(path: Path) -> str:
-    """`utf-8-sig`, `utf-8` or `cp949`: the first that the whole file is text in.
+    """`utf-8-sig`, `utf-8` or `cp949`: the first that decodes the whole file.
 
     Raises:
-        UsageError: where none is; names the row that is no text.
+        UsageError: if none does; names the row at which decoding fails.
     """
     with path.open("rb") as stream:
-        marked = stream.read(3) == codecs.BOM_UTF8
-    names = ("utf-8-sig",) if marked else ("utf-8", "cp949")
+        has_mark = stream.read(3) == codecs.BOM_UTF8
+    encodings = ("utf-8-sig",) if has_mark else ("utf-8", "cp949")
     row = 0
-    for name in names:
-        bad = _undecodable_row(path, name)
+    for encoding in encodings:
+        bad = _undecodable_row(path, encoding)
         if bad is None:
-            return name
+            return encoding
         row = max(row, bad)
     raise UsageError(
-        f"{path}: row {row}: text in none of utf-8-sig, utf-8, cp949; save the table as UTF-8"
+        f"{path}: row {row}: not text in utf-8-sig, utf-8 or cp949; save the table as UTF-8"
     )
 
 
@@ -267,7 +270,7 @@ def _undecodable_row(path: Path, encoding: str) -> int | None:
             except UnicodeDecodeError as error:
                 return row + chunk[: error.start].count(b"\n")
             if "\0" in text:
-                # UTF-16 of Latin letters is valid UTF-8 with a zero beside each letter.
+                # Latin letters in UTF-16 are valid UTF-8 with a zero byte for each letter.
                 return row + text[: text.index("\0")].count("\n")
             row += text.count("\n")
         try:

@@ -1,8 +1,8 @@
-"""The packaged demo corpus: SYNTHETIC Korean utterances in KEMDy20's real file layout.
+"""The packaged demo corpus: SYNTHETIC Korean utterances in KEMDy20's file layout.
 
-Sessions of two eSpeak NG voices each travel as Ogg Opus beside a JSON index (made by
-`scripts/make_demo_corpus.py`). They unpack into 16 kHz wav files, CP949 transcripts and
-annotation tables, and are then read by the very loader that reads KEMDy20.
+Sessions of two eSpeak NG voices each are packaged as Ogg Opus with a JSON index (made by
+`scripts/make_demo_corpus.py`). They are unpacked into 16 kHz wav files, CP949 transcripts and
+annotation tables, which the KEMDy20 loader reads.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from multistill.hardware import cores
 
 INDEX = "demo.json"
 _GROUP = ("Emotion", "Valence", "Arousal")
-# KEMDy20's own spelling.
+# The spelling in KEMDy20.
 _SPELLING = {"disgust": "disqust"}
 
 
 def digest() -> str:
     """Identity of the packaged corpus: 16 hex digits of its index.
 
-    The index holds a SHA-256 of every audio file, so it stands for them too.
+    The index has a SHA-256 of every audio file, so it identifies their content too.
     """
     return hashlib.sha256(_packaged(INDEX)).hexdigest()[:16]
 
 
 def unpack(unpacked: Path) -> Path:
-    """The corpus as a folder `demo-<digest>` in `unpacked`, made now unless it is there.
+    """Unpack the corpus into a folder `demo-<digest>` in `unpacked`, unless it exists.
 
-    The folder appears whole or not at all; two processes may do this at once.
+    The folder is created atomically; several processes may unpack at the same time.
 
     Raises:
-        MultistillError: where a packaged file is missing or damaged.
+        MultistillError: if a packaged file is missing or damaged.
     """
     final = unpacked / f"demo-{digest()}"
     if final.is_dir():
@@ -66,7 +66,7 @@ def unpack(unpacked: Path) -> Path:
         try:
             partial.rename(final)
         except OSError:
-            if not final.is_dir():  # else another process was first, with the same content
+            if not final.is_dir():  # else another process has created it, with the same content
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -74,7 +74,7 @@ def unpack(unpacked: Path) -> Path:
 
 
 def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
-    """The demo corpus, from the folder that `unpack` returned."""
+    """Read the demo corpus from the folder that `unpack` returned."""
     return kemdy20.load(config, root)
 
 
@@ -83,7 +83,7 @@ def _packaged(name: str) -> bytes:
         return (files("multistill.corpora") / "data" / name).read_bytes()
     except OSError as error:
         raise MultistillError(
-            f"the packaged demo corpus lacks {name}; install multistill again"
+            f"the packaged demo corpus lacks {name}; reinstall multistill"
         ) from error
 
 
@@ -93,7 +93,7 @@ def _unpack_session(index: Mapping[str, Any], session: Mapping[str, Any], root: 
     data = _packaged(session["audio"])
     if hashlib.sha256(data).hexdigest() != session["sha256"]:
         raise MultistillError(
-            f"the packaged demo file {session['audio']} is damaged; install multistill again"
+            f"the packaged demo file {session['audio']} is damaged; reinstall multistill"
         )
     samples, rate = soundfile.read(io.BytesIO(data), dtype="int16")
     number = session["session"]
@@ -118,11 +118,11 @@ def _unpack_session(index: Mapping[str, Any], session: Mapping[str, Any], root: 
             ["Numb", "WAV", "", "Segment ID"] + [c for g in groups for c in (g, "", "")]
         )
         writer.writerow(["", "start", "end", ""] + [*_GROUP] * len(groups))
-        writer.writerows([at, *cells] for at, cells in enumerate(rows, 1))
+        writer.writerows([number, *cells] for number, cells in enumerate(rows, 1))
 
 
 def _evaluation(index: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
-    """Total Evaluation and the ten raters' answers, three cells each."""
+    """Cells of Total Evaluation and of the ten raters, three each."""
     names = [_SPELLING.get(name, name) for name in index["classes"]]
     chosen = [int(digit) for digit in row["emotion"]]
     most = max(map(chosen.count, chosen))

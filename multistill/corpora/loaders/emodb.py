@@ -2,10 +2,10 @@
 
     SSTTTEv.wav   speaker, text, emotion letter, version: `03a01Wa.wav`
 
-The archive has them in wav/; the folder that holds it and wav/ itself are both the corpus.
+The archive has the clips in wav/; both that folder and its parent are accepted as the corpus.
 
-Sentences were chosen to say nothing of the emotion, so text cannot help here. There are no
-raters and no dialogues: a clip is its own dialogue, and the speaker stands for the session.
+The sentences are neutral, so text carries no information about the emotion. There are no raters
+and no dialogues: each clip is a dialogue of its own, and the speaker is used as session.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from multistill.config import CorpusConfig
 from multistill.corpora.labels import class_of
-from multistill.corpora.paths import listing, not_the_corpus
+from multistill.corpora.paths import list_files, wrong_folder
 from multistill.corpora.records import Record, Rejected, Utterance
 
-_CLIP = re.compile(r"(?P<speaker>\d{2})(?P<text>[ab]\d{2})(?P<emotion>[A-Z])[a-z]?\.wav")
+_NAME = re.compile(r"(?P<speaker>\d{2})(?P<text>[ab]\d{2})(?P<emotion>[A-Z])[a-z]?\.wav")
 
 EMOTIONS = {
     "W": ("angry", "Wut"),
@@ -51,35 +51,35 @@ TEXTS = {
 
 
 def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
-    """Clips in the order of their names.
+    """Yield the clips in the order of their names.
 
-    Boredom is not one of the seven classes: its clips are rejected unless the job maps it
-    (`labels: {boredom: neutral}`; the letter or the German name work too).
+    Boredom is not one of the seven classes: its clips are rejected unless the job file maps it
+    (`labels: {boredom: neutral}`; the letter or the German name can be used too).
     """
     for folder in (root / "wav", root):
-        files = listing(folder, root)
+        files = list_files(folder, root)
         clips = sorted(name for name in files if name.lower().endswith(".wav"))
-        if any(_CLIP.fullmatch(name) for name in clips):
+        if any(_NAME.fullmatch(name) for name in clips):
             break
     else:
-        raise not_the_corpus("EMO-DB", "wav/SSTTTEv.wav (as 03a01Wa.wav)", root)
+        raise wrong_folder("EMO-DB", "wav/SSTTTEv.wav (such as 03a01Wa.wav)", root)
     for name in clips:
         path = folder / name
-        yield _clip(config, path, path.relative_to(root).as_posix(), files[name])
+        yield _record(config, path, path.relative_to(root).as_posix(), files[name])
 
 
-def _clip(config: CorpusConfig, path: Path, source: str, inside: bool) -> Record:
-    found = _CLIP.fullmatch(path.name)
+def _record(config: CorpusConfig, path: Path, source: str, inside: bool) -> Record:
+    match = _NAME.fullmatch(path.name)
     if not inside:
         return Rejected(source, "is a link that leaves the corpus")
-    if found is None:
-        return Rejected(source, "is not named like an EMO-DB clip (as 03a01Wa.wav)")
-    if found["emotion"] not in EMOTIONS or found["text"] not in TEXTS:
-        return Rejected(source, "its name holds an emotion or a text that EMO-DB does not have")
-    names = (found["emotion"], *EMOTIONS[found["emotion"]])
-    asked = {name.strip().casefold() for name in config.labels}
-    # The job's own map decides, under whichever name it uses; else the English name.
-    name = next((name for name in names if name.casefold() in asked), names[1])
+    if match is None:
+        return Rejected(source, "is not named like an EMO-DB clip (such as 03a01Wa.wav)")
+    if match["emotion"] not in EMOTIONS or match["text"] not in TEXTS:
+        return Rejected(source, "its name has an emotion or a text that EMO-DB does not have")
+    names = (match["emotion"], *EMOTIONS[match["emotion"]])
+    mapped = {name.strip().casefold() for name in config.labels}
+    # The job file may map the emotion by any of its names; the default is the English one.
+    name = next((name for name in names if name.casefold() in mapped), names[1])
     label = class_of(name, config.labels)
     if label is None:
         return Rejected(
@@ -87,15 +87,15 @@ def _clip(config: CorpusConfig, path: Path, source: str, inside: bool) -> Record
             f"{names[1]} is not one of the seven classes; to keep it, map it in the job file "
             f"(labels: {{{names[1]}: neutral}})",
         )
-    text = TEXTS[found["text"]]
+    text = TEXTS[match["text"]]
     return Utterance(
         utterance_id=path.stem,
         audio_path=str(path),
-        session=found["speaker"],
+        session=match["speaker"],
         dialogue=path.stem,
         turn=0,
-        speaker=found["speaker"],
-        gender=SPEAKERS.get(found["speaker"]),
+        speaker=match["speaker"],
+        gender=SPEAKERS.get(match["speaker"]),
         text_raw=text,
         text=text,
         label=label,

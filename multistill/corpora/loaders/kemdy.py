@@ -1,8 +1,8 @@
-"""What KEMDy19 and KEMDy20 share: annotation tables with two header rows, votes, clips.
+"""Common parts of the KEMDy19 and KEMDy20 loaders: annotation tables, votes, clip folders.
 
-Columns are found by their names, not by their numbers, so versions with other columns
-in front still load: a `Segment ID`, a `Total Evaluation` of three (Emotion, Valence,
-Arousal), then the same three for each evaluator.
+Annotation tables have two header rows: a `Segment ID`, a `Total Evaluation` of three columns
+(Emotion, Valence, Arousal), and the same three for each evaluator. Columns are found by name,
+not by number, so releases with additional leading columns can be read.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ from pathlib import Path
 from multistill.config import CLASSES
 from multistill.corpora.labels import Spellings, count, leaders, split_tie
 from multistill.corpora.loaders.csv_parquet import csv_rows
-from multistill.corpora.paths import enclosed, entries, listing
+from multistill.corpora.paths import list_files, nfc_names, require_inside
 from multistill.corpora.records import Note, Record, Rejected, Utterance
 from multistill.corpora.text import UndecodableError, clean, decode, read_transcript
 from multistill.errors import UsageError
 
-_UNNAMED = "no row of the annotation names this recording"
-_PARTS = ("Emotion", "Valence", "Arousal")
+_UNLISTED = "no annotation row names this recording"
+_SUBCOLUMNS = ("Emotion", "Valence", "Arousal")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of an annotation table.
+    """One row of an annotation table.
 
-    `published` holds what Total Evaluation names, as classes where they are ones;
-    `unknown` the votes that are none.
+    Attributes:
+        source: the table's path below the corpus root, and the line.
+        published: the labels in Total Evaluation, as classes if they are any of the seven.
+        ratings: one class per rater, None for no answer or an unknown class.
+        unknown: votes that are not any of the seven classes.
     """
 
-    place: str
+    source: str
     segment: str
     start: float | None
     published: tuple[str, ...]
@@ -44,8 +47,14 @@ class Row:
     ratings: tuple[str | None, ...]
     unknown: tuple[str, ...] = ()
 
-    def says_the_same(self, other: Row) -> bool:
-        return replace(self, place="") == replace(other, place="")
+    def same_content(self, other: Row) -> bool:
+        return replace(self, source="") == replace(other, source="")
+
+
+def duplicate_row(first: Row, row: Row) -> str:
+    """The message about a second row for a segment."""
+    differs = "" if first.same_content(row) else " and differs from this one"
+    return f"{row.segment}: duplicate row; the row at {first.source} is kept{differs}"
 
 
 @dataclass(frozen=True)
@@ -60,33 +69,33 @@ class _Columns:
 def read_annotation(
     path: Path, root: Path, label_map: Mapping[str, str]
 ) -> Iterator[Row | Rejected]:
-    """The rows of one table in its order; a row that cannot be read is `Rejected`.
+    """Yield the rows of one table in its order; a row that cannot be read is `Rejected`.
 
     Raises:
-        UsageError: where the file is not such a table; names file, row and column.
+        UsageError: if the file is not such a table; names file, row and column.
     """
-    place = path.relative_to(root).as_posix()
+    name = path.relative_to(root).as_posix()
     try:
-        text, _ = decode(enclosed(path, root).read_bytes(), korean=True)
+        text, _ = decode(require_inside(path, root).read_bytes(), korean=True)
     except UndecodableError as error:
         raise UsageError(f"{path}: {error}; save it as UTF-8 or CP949") from error
     rows = csv_rows(io.StringIO(text, newline=""))
-    columns = _columns(path, _head(path, rows), _head(path, rows))
+    columns = _columns(path, _header_row(path, rows), _header_row(path, rows))
     width = columns.width
     classes = Spellings(label_map)
     for line, cells in rows:
-        where = f"{place}:{line}"
+        source = f"{name}:{line}"
         if isinstance(cells, str):
-            yield Rejected(where, cells)
+            yield Rejected(source, cells)
         elif len(cells) < width:
-            yield Rejected(where, f"the row has {len(cells)} columns where the header has {width}")
+            yield Rejected(source, f"the row has {len(cells)} columns where the header has {width}")
         elif not cells[columns.segment].strip():
-            yield Rejected(where, "no value in column `Segment ID`")
+            yield Rejected(source, "no value in column `Segment ID`")
         else:
-            yield _row(where, cells, columns, classes)
+            yield _row(source, cells, columns, classes)
 
 
-def _head(path: Path, rows: Iterator[tuple[int, list[str] | str]]) -> list[str]:
+def _header_row(path: Path, rows: Iterator[tuple[int, list[str] | str]]) -> list[str]:
     line, cells = next(rows, (0, []))
     if isinstance(cells, str):
         raise UsageError(f"{path}: row {line}: {cells}")
@@ -95,44 +104,44 @@ def _head(path: Path, rows: Iterator[tuple[int, list[str] | str]]) -> list[str]:
 
 def _columns(path: Path, first: list[str], second: list[str]) -> _Columns:
     names = [name.strip().casefold() for name in first]
-    parts = [name.strip().casefold() for name in second]
+    subnames = [name.strip().casefold() for name in second]
 
     def group(start: int, name: str) -> dict[str, int]:
-        found = {part: start + at for at, part in enumerate(parts[start : start + 3])}
-        for part in _PARTS:
-            if part.casefold() not in found:
-                raise UsageError(f"{path}: row 2: no column `{part}` below `{name}`")
-        return {part: found[part.casefold()] for part in _PARTS}
+        columns = {sub: start + offset for offset, sub in enumerate(subnames[start : start + 3])}
+        for sub in _SUBCOLUMNS:
+            if sub.casefold() not in columns:
+                raise UsageError(f"{path}: row 2: no column `{sub}` below `{name}`")
+        return {sub: columns[sub.casefold()] for sub in _SUBCOLUMNS}
 
-    for wanted in ("Segment ID", "Total Evaluation"):
-        if wanted.casefold() not in names:
+    for required in ("Segment ID", "Total Evaluation"):
+        if required.casefold() not in names:
             raise UsageError(
-                f"{path}: row 1: no column `{wanted}`; found "
+                f"{path}: row 1: no column `{required}`; found "
                 + (", ".join(name for name in first if name.strip()) or "nothing")
             )
-    raters = [at for at, name in enumerate(names) if name.startswith("eval")]
+    raters = [index for index, name in enumerate(names) if name.startswith("eval")]
     if not raters:
         raise UsageError(f"{path}: row 1: no evaluator columns (`Eval01F`, ...)")
     total = group(names.index("total evaluation"), "Total Evaluation")
-    groups = [group(at, first[at].strip()) for at in raters]
+    groups = [group(index, first[index].strip()) for index in raters]
     return _Columns(
         segment=names.index("segment id"),
         start=names.index("wav") if "wav" in names else None,
         total=total,
-        votes=tuple(found["Emotion"] for found in groups),
-        width=1 + max(max(found.values()) for found in (total, *groups)),
+        votes=tuple(columns["Emotion"] for columns in groups),
+        width=1 + max(max(columns.values()) for columns in (total, *groups)),
     )
 
 
-def _row(where: str, cells: list[str], columns: _Columns, classes: Spellings) -> Row:
-    named = [cells[at] for at in columns.votes]
-    ratings = tuple([classes[name] for name in named])
+def _row(source: str, cells: list[str], columns: _Columns, classes: Spellings) -> Row:
+    votes = [cells[index] for index in columns.votes]
+    ratings = tuple([classes[vote] for vote in votes])
     unknown: tuple[str, ...] = ()
     if None in ratings:
-        pairs = zip(named, ratings, strict=True)
-        unknown = tuple(name.strip() for name, found in pairs if found is None and name.strip())
+        pairs = zip(votes, ratings, strict=True)
+        unknown = tuple(vote.strip() for vote, label in pairs if label is None and vote.strip())
     return Row(
-        place=where,
+        source=source,
         segment=cells[columns.segment].strip(),
         start=_number(cells[columns.start]) if columns.start is not None else None,
         published=tuple(
@@ -154,20 +163,20 @@ def _number(cell: str) -> float | None:
 
 
 def _scale(cell: str) -> float | None:
-    """A mean on the scale of 1 to 5; anything else is no rating."""
+    """A mean rating from 1 to 5; None for anything else."""
     value = _number(cell)
     return value if value is not None and 1.0 <= value <= 5.0 else None
 
 
 def sessions(root: Path) -> set[str]:
-    """Numbers of the sessions that have recordings, in two digits."""
-    found = map(re.compile(r"Session(\d{2})").fullmatch, entries(root / "wav"))
-    return {match[1] for match in found if match}
+    """Two-digit numbers of the sessions that have a folder below wav/."""
+    matches = map(re.compile(r"Session(\d{2})").fullmatch, nfc_names(root / "wav"))
+    return {match[1] for match in matches if match}
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Where a row's recording stands in the corpus."""
+    """An annotation row with what its id says; `stem` is the file name without extension."""
 
     row: Row
     stem: str
@@ -177,63 +186,69 @@ class Clip:
 
 
 @dataclass
-class Folder:
-    """One folder of wav and txt files, and which of them some row has named."""
+class ClipFolder:
+    """One folder of wav and txt files.
+
+    Attributes:
+        files: file name -> whether the file is inside the corpus.
+        used: stems of the files that a row names.
+    """
 
     path: Path
     root: Path
     files: dict[str, bool] = field(init=False)
-    named: set[str] = field(default_factory=set)
+    used: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.files = listing(self.path, self.root)
+        self.files = list_files(self.path, self.root)
 
-    def place(self, name: str = "") -> str:
+    def relative(self, name: str = "") -> str:
+        """Path of a file of this folder below the corpus root."""
         return (self.path / name).relative_to(self.root).as_posix()
 
-    def file(self, name: str) -> str:
+    def absolute(self, name: str) -> str:
         return f"{self.path}/{name}"
 
-    def unnamed(self) -> Iterator[Rejected]:
-        """Recordings that no row names."""
+    def unused_recordings(self) -> Iterator[Rejected]:
+        """Reject the recordings that no row names."""
         for name in sorted(self.files):
-            stem, dot, ending = name.rpartition(".")
-            if dot and ending.lower() == "wav" and stem not in self.named:
-                yield Rejected(self.place(name), _UNNAMED)
+            stem, dot, suffix = name.rpartition(".")
+            if dot and suffix.lower() == "wav" and stem not in self.used:
+                yield Rejected(self.relative(name), _UNLISTED)
 
 
-def utterance(clip: Clip, turn: int, session: str, folder: Folder) -> Iterator[Record]:
-    """One row's utterance with its notes, or why there is none."""
+def utterance_records(clip: Clip, turn: int, session: str, folder: ClipFolder) -> Iterator[Record]:
+    """Yield the utterance of one row with its notes, or the reason for rejecting it."""
     row = clip.row
-    folder.named.add(clip.stem)
+    folder.used.add(clip.stem)
     wav, txt = f"{clip.stem}.wav", f"{clip.stem}.txt"
     missing = [kind for kind, name in (("wav", wav), ("txt", txt)) if name not in folder.files]
     if missing:
         files = " and no ".join(missing)
-        yield Rejected(row.place, f"{row.segment}: no {files} file in {folder.place()}")
+        yield Rejected(row.source, f"{row.segment}: no {files} file in {folder.relative()}")
         return
     for name in (wav, txt):
         if not folder.files[name]:
-            yield Rejected(row.place, f"{folder.place(name)} is a link that leaves the corpus")
+            yield Rejected(row.source, f"{folder.relative(name)} is a link that leaves the corpus")
             return
     try:
-        text_raw, encoding = read_transcript(folder.file(txt), korean=True)
+        text_raw, encoding = read_transcript(folder.absolute(txt), korean=True)
     except (UndecodableError, OSError) as error:
-        yield Rejected(row.place, f"{folder.place(txt)}: {error}")
+        yield Rejected(row.source, f"{folder.relative(txt)}: {error}")
         return
     votes = count(row.ratings)
     label = None
     if not any(votes):
         if len(row.published) != 1 or row.published[0] not in CLASSES:
-            named = ";".join(row.published)
-            what = f"`{named}` is no single class" if named else "no published label"
-            yield Rejected(row.place, f"{row.segment}: no votes, and {what}")
+            label = ";".join(row.published)
+            problem = f"`{label}` is not a single class" if label else "no published label"
+            yield Rejected(row.source, f"{row.segment}: no votes, and {problem}")
             return
         label = row.published[0]
     yield from _notes(row, votes)
     yield Utterance(
         utterance_id=row.segment,
-        audio_path=folder.file(wav),
+        audio_path=folder.absolute(wav),
         session=session,
         dialogue=clip.dialogue,
         turn=turn,
@@ -253,37 +268,37 @@ def utterance(clip: Clip, turn: int, session: str, folder: Folder) -> Iterator[R
 def _notes(row: Row, votes: tuple[int, ...]) -> Iterator[Note]:
     if row.unknown:
         names = ", ".join(sorted(set(row.unknown)))
-        yield Note(row.place, "unknown vote", f"{row.segment}: votes for {names} are not counted")
+        yield Note(row.source, "unknown vote", f"{row.segment}: votes for {names} are not counted")
     recount = leaders(votes)
     if not recount:
         text = f"{row.segment}: the published label {row.published[0]} is used"
-        yield Note(row.place, "no votes", text)
+        yield Note(row.source, "no votes", text)
     elif set(row.published) != set(recount):
         published = ";".join(row.published) or "nothing"
-        text = f"{row.segment}: published {published}, the votes say {';'.join(recount)}"
-        yield Note(row.place, "recount", text)
+        text = f"{row.segment}: published {published}, the votes give {';'.join(recount)}"
+        yield Note(row.source, "recount", text)
 
 
-def unvisited(root: Path, visited: Collection[Path]) -> Iterator[Rejected]:
-    """Recordings below wav/ outside the folders in which rows were looked for."""
+def unlisted_recordings(root: Path, visited: Collection[Path]) -> Iterator[Rejected]:
+    """Reject the recordings below wav/ that are outside the visited folders."""
     done = set(visited)
     known = done | {folder.parent for folder in visited}
     for base, folders, files in os.walk(root / "wav"):
-        here = Path(base)
+        folder = Path(base)
         folders.sort()
         for name in folders:
-            if (here / name).is_symlink() and here / name not in known:
-                place = (here / name).relative_to(root).as_posix()
-                yield Rejected(place, "a link to a folder; links are not followed")
-        for name in [] if here in done else sorted(files):
+            if (folder / name).is_symlink() and folder / name not in known:
+                source = (folder / name).relative_to(root).as_posix()
+                yield Rejected(source, "a link to a folder; links are not followed")
+        for name in [] if folder in done else sorted(files):
             if name.lower().endswith(".wav"):
-                yield Rejected((here / name).relative_to(root).as_posix(), _UNNAMED)
+                yield Rejected((folder / name).relative_to(root).as_posix(), _UNLISTED)
 
 
-def in_turn(clips: Iterable[Clip]) -> Iterator[tuple[int, Clip]]:
-    """Dialogue by dialogue, each in the order of its start times, with turns from 0.
+def number_turns(clips: Iterable[Clip]) -> Iterator[tuple[int, Clip]]:
+    """Yield clips by dialogue, each dialogue in the order of its start times, with turns from 0.
 
-    Where a start is missing in a dialogue, the order of the rows stands for time.
+    If any start time of a dialogue is missing, its clips keep the order of the rows.
     """
     dialogues: dict[str, list[Clip]] = {}
     for clip in clips:
@@ -292,6 +307,6 @@ def in_turn(clips: Iterable[Clip]) -> Iterator[tuple[int, Clip]]:
         members = dialogues[name]
         starts = [clip.row.start for clip in members]
         if None not in starts:
-            order = sorted(range(len(members)), key=lambda at: (starts[at], at))
-            members = [members[at] for at in order]
+            order = sorted(range(len(members)), key=lambda index: (starts[index], index))
+            members = [members[index] for index in order]
         yield from enumerate(members)

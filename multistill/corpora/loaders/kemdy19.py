@@ -3,10 +3,10 @@
     annotation/SessionNN_{F,M}_res.csv                  two header rows, 43 columns
     wav/SessionNN/SessNN_{script|impro}MM/SessNN_{script|impro}MM_{F|M}KKK.wav and .txt
 
-Both tables of a session list every segment of it: the F table rates the woman while she
-speaks or listens, the M table the man. What a recording is labelled with is the rating of
-the person heard in it, so the row that counts for `_F012` is the F table's. Rows are
-joined by segment id; the tables differ in order and in single ids.
+Both tables of a session list all of its segments: the F table rates the woman while she speaks
+or listens, the M table the man. The label of a recording is the rating of its speaker, so the
+row used for `_F012` is the F table's. Rows are joined by segment id: the tables differ in order
+and in some ids.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from pathlib import Path
 from multistill.config import CorpusConfig
 from multistill.corpora.loaders.kemdy import (
     Clip,
-    Folder,
+    ClipFolder,
     Row,
-    in_turn,
+    duplicate_row,
+    number_turns,
     read_annotation,
     sessions,
-    unvisited,
-    utterance,
+    unlisted_recordings,
+    utterance_records,
 )
-from multistill.corpora.paths import entries, not_the_corpus
+from multistill.corpora.paths import nfc_names, wrong_folder
 from multistill.corpora.records import Note, Record, Rejected
 
 _FILE = re.compile(r"Session(\d{2})_([FM])_res\.csv")
@@ -36,17 +37,17 @@ _SEGMENT = re.compile(
 
 
 def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
-    """Session by session, dialogue by dialogue, in the order of the talk."""
-    found_tables: dict[str, dict[str, Path]] = {}
-    for name in entries(root / "annotation"):
-        if found := _FILE.fullmatch(name):
-            found_tables.setdefault(found[1], {})[found[2]] = root / "annotation" / name
-    if not found_tables:
-        raise not_the_corpus("KEMDy19", "annotation/SessionNN_F_res.csv", root)
+    """Yield records by session and dialogue, in the order of the turns."""
+    tables: dict[str, dict[str, Path]] = {}
+    for name in nfc_names(root / "annotation"):
+        if match := _FILE.fullmatch(name):
+            tables.setdefault(match[1], {})[match[2]] = root / "annotation" / name
+    if not tables:
+        raise wrong_folder("KEMDy19", "annotation/SessionNN_F_res.csv", root)
     visited: list[Path] = []
-    for session in sorted(found_tables.keys() | sessions(root)):
-        yield from _session(config, root, session, found_tables.get(session, {}), visited)
-    yield from unvisited(root, visited)
+    for session in sorted(tables.keys() | sessions(root)):
+        yield from _session(config, root, session, tables.get(session, {}), visited)
+    yield from unlisted_recordings(root, visited)
 
 
 def _session(
@@ -59,55 +60,54 @@ def _session(
         if gender not in tables:
             yield Rejected(
                 f"annotation/Session{session}_{gender}_res.csv",
-                f"no such file: without it the {gender} speaker of the session has no ratings",
+                f"no such file; the {gender} speaker of the session has no ratings without it",
             )
             continue
         for item in read_annotation(tables[gender], root, config.labels):
             if isinstance(item, Rejected):
                 yield item
                 continue
-            found = _SEGMENT.fullmatch(item.segment)
-            if found is None or found["session"] != session:
-                what = "belongs to another session" if found else "is not a segment id of KEMDy19"
-                yield Rejected(item.place, f"{item.segment} {what}")
+            match = _SEGMENT.fullmatch(item.segment)
+            if match is None or match["session"] != session:
+                problem = "belongs to another session" if match else "is not a KEMDy19 segment id"
+                yield Rejected(item.source, f"{item.segment} {problem}")
                 continue
             order.setdefault(item.segment)
-            yield from _add(item, spoken if found["gender"] == gender else heard, spoken)
+            yield from _add(item, spoken if match["gender"] == gender else heard, spoken)
     for name in heard.keys() - spoken.keys():
         order.pop(name)
-    yield from _one_sided(spoken, heard)
+    yield from _in_one_table_only(spoken, heard)
 
     folder = root / "wav" / f"Session{session}"
-    folders: dict[str, Folder] = {}
-    for turn, clip in in_turn(_clip(spoken[name], session) for name in order):
-        here = folders.setdefault(clip.dialogue, Folder(folder / clip.dialogue, root))
-        yield from utterance(clip, turn, f"Session{session}", here)
-    for name in entries(folder).values():
-        here = folders.get(name) or Folder(folder / name, root)
-        visited.append(here.path)
-        here.named.update(heard)
-        yield from here.unnamed()
+    folders: dict[str, ClipFolder] = {}
+    for turn, clip in number_turns(_clip(spoken[name], session) for name in order):
+        clips = folders.setdefault(clip.dialogue, ClipFolder(folder / clip.dialogue, root))
+        yield from utterance_records(clip, turn, f"Session{session}", clips)
+    for name in nfc_names(folder).values():
+        clips = folders.get(name) or ClipFolder(folder / name, root)
+        visited.append(clips.path)
+        clips.used.update(heard)
+        yield from clips.unused_recordings()
 
 
 def _add(row: Row, rows: dict[str, Row], spoken: dict[str, Row]) -> Iterator[Record]:
-    """Keep the first row of an id, and tell of every other."""
+    """Keep the first row of an id, and report every other."""
     first = rows.setdefault(row.segment, row)
     if first is row:
         return
-    differs = "" if first.says_the_same(row) else " and says otherwise"
-    text = f"{row.segment}: named twice; the row at {first.place} is kept{differs}"
-    yield Rejected(row.place, text) if rows is spoken else Note(row.place, "repeated row", text)
+    text = duplicate_row(first, row)
+    yield Rejected(row.source, text) if rows is spoken else Note(row.source, "repeated row", text)
 
 
-def _one_sided(spoken: dict[str, Row], heard: dict[str, Row]) -> Iterator[Record]:
+def _in_one_table_only(spoken: dict[str, Row], heard: dict[str, Row]) -> Iterator[Record]:
     for name, row in heard.items():
         if name not in spoken:
             yield Rejected(
-                row.place, f"{name}: only the listener's table names it, nobody rated the speaker"
+                row.source, f"{name}: only in the listener's table; the speaker is not rated"
             )
     for name, row in spoken.items():
         if name not in heard:
-            yield Note(row.place, "one table only", f"{name}: the listener's table has no such row")
+            yield Note(row.source, "one table only", f"{name}: the listener's table lacks this id")
 
 
 def _clip(row: Row, session: str) -> Clip:

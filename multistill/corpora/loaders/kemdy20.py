@@ -1,10 +1,10 @@
-"""KEMDy20: free talk of 80 adults in 40 sessions, ten outside raters (ETRI, licensed).
+"""KEMDy20: spontaneous dialogues of 80 adults in 40 sessions, ten external raters (ETRI, licensed).
 
     annotation/SessNN_eval.csv                          two header rows, 37 columns
-    wav/SessionNN/SessNN_scriptMM_UserXXX{F|M}_KKK.wav  16 kHz mono, beside it .txt in CP949
+    wav/SessionNN/SessNN_scriptMM_UserXXX{F|M}_KKK.wav  16 kHz mono, and .txt in CP949
 
-Known glitches that this module handles: `disqust` in Total Evaluation, rows of session
-17 whose ids say session 42, ties written in any order.
+Known defects that this module handles: `disqust` in Total Evaluation, rows of session 17
+whose ids are numbered 42, ties written in any order.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from pathlib import Path
 from multistill.config import CorpusConfig
 from multistill.corpora.loaders.kemdy import (
     Clip,
-    Folder,
+    ClipFolder,
     Row,
-    in_turn,
+    duplicate_row,
+    number_turns,
     read_annotation,
     sessions,
-    unvisited,
-    utterance,
+    unlisted_recordings,
+    utterance_records,
 )
-from multistill.corpora.paths import entries, not_the_corpus
+from multistill.corpora.paths import nfc_names, wrong_folder
 from multistill.corpora.records import Note, Record, Rejected
 
 _FILE = re.compile(r"Sess(\d{2})_eval\.csv")
@@ -33,32 +34,32 @@ _SEGMENT = re.compile(
     r"(?P<dialogue>Sess(?P<session>\d{2})_script\d{2})_(?P<user>User\d{3})(?P<gender>[FM])_\d{3}"
 )
 
-# The corpus has no session 42: rows so called are session 17's.
+# The corpus has no session 42: rows with this number belong to session 17.
 _RENAMED = {"17": "42"}
 
 
 def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
-    """Session by session, dialogue by dialogue, in the order of the talk."""
+    """Yield records by session and dialogue, in the order of the turns."""
     tables = {
-        found[1]: root / "annotation" / name
-        for name in entries(root / "annotation")
-        if (found := _FILE.fullmatch(name))
+        match[1]: root / "annotation" / name
+        for name in nfc_names(root / "annotation")
+        if (match := _FILE.fullmatch(name))
     }
     if not tables:
-        raise not_the_corpus("KEMDy20", "annotation/SessNN_eval.csv", root)
+        raise wrong_folder("KEMDy20", "annotation/SessNN_eval.csv", root)
     for session in sorted(tables.keys() | sessions(root)):
         if session in tables:
             yield from _session(config, root, session, tables[session])
         else:
             yield Rejected(
                 f"annotation/Sess{session}_eval.csv",
-                "no such file: without it the recordings of the session have no ratings",
+                "no such file; the recordings of the session have no ratings without it",
             )
-    yield from unvisited(root, [root / "wav" / f"Session{session}" for session in tables])
+    yield from unlisted_recordings(root, [root / "wav" / f"Session{session}" for session in tables])
 
 
 def _session(config: CorpusConfig, root: Path, session: str, path: Path) -> Iterator[Record]:
-    folder = Folder(root / "wav" / f"Session{session}", root)
+    folder = ClipFolder(root / "wav" / f"Session{session}", root)
     clips: dict[str, Clip] = {}
     renamed = 0
     for item in read_annotation(path, root, config.labels):
@@ -73,37 +74,36 @@ def _session(config: CorpusConfig, root: Path, session: str, path: Path) -> Iter
         first = clips.setdefault(clip.row.segment, clip)
         if first is not clip:
             yield Rejected(
-                item.place,
-                f"{clip.row.segment}: named twice; the row at {first.row.place} is kept"
-                + ("" if first.row.says_the_same(clip.row) else " and says otherwise"),
+                item.source,
+                duplicate_row(first.row, clip.row),
             )
     if renamed:
         yield Note(
             path.relative_to(root).as_posix(),
             "renamed ids",
-            f"{renamed} rows say Sess{_RENAMED[session]} and are read as Sess{session}",
+            f"{renamed} rows are numbered Sess{_RENAMED[session]} and read as Sess{session}",
         )
-    for turn, clip in in_turn(clips.values()):
-        yield from utterance(clip, turn, f"Session{session}", folder)
-    yield from folder.unnamed()
+    for turn, clip in number_turns(clips.values()):
+        yield from utterance_records(clip, turn, f"Session{session}", folder)
+    yield from folder.unused_recordings()
 
 
-def _clip(row: Row, session: str, folder: Folder) -> Clip | Rejected:
-    found = _SEGMENT.fullmatch(row.segment)
-    if found is None:
-        return Rejected(row.place, f"{row.segment!r} is not a segment id of KEMDy20")
+def _clip(row: Row, session: str, folder: ClipFolder) -> Clip | Rejected:
+    match = _SEGMENT.fullmatch(row.segment)
+    if match is None:
+        return Rejected(row.source, f"{row.segment!r} is not a KEMDy20 segment id")
     stem = row.segment
-    if found["session"] != session:
-        if _RENAMED.get(session) != found["session"]:
-            return Rejected(row.place, f"{row.segment} belongs to another session")
+    if match["session"] != session:
+        if _RENAMED.get(session) != match["session"]:
+            return Rejected(row.source, f"{row.segment} belongs to another session")
         row = replace(row, segment=f"Sess{session}{row.segment[len('SessNN') :]}")
-        # Releases may differ in whether the clips carry the right number.
+        # Depending on the release, the clips have the right number or the wrong one.
         if f"{row.segment}.wav" in folder.files or f"{stem}.wav" not in folder.files:
             stem = row.segment
     return Clip(
         row=row,
         stem=stem,
-        dialogue=f"Sess{session}{found['dialogue'][len('SessNN') :]}",
-        speaker=found["user"],
-        gender=found["gender"],
+        dialogue=f"Sess{session}{match['dialogue'][len('SessNN') :]}",
+        speaker=match["user"],
+        gender=match["gender"],
     )

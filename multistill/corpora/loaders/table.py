@@ -1,6 +1,6 @@
-"""Your own corpus from one CSV or Parquet table; see docs/corpora.md for an example.
+"""A user's own corpus from one CSV or Parquet table; see docs/corpora.md for an example.
 
-Columns are ours by name, or mapped by the job file's `columns: {ours: theirs}`.
+Columns have the names in `COLUMNS`, or are mapped to them by the job file's `columns`.
 """
 
 from __future__ import annotations
@@ -15,29 +15,21 @@ from typing import Any, NamedTuple
 
 from multistill.config import CLASSES, CorpusConfig
 from multistill.corpora.labels import Spellings, count, leaders, split_tie
-from multistill.corpora.loaders.cells import (
-    RowError,
-    gender_of,
-    hashable,
-    listed,
-    plain_text,
-    scale,
-    stem,
-    turn_of,
-    whole,
-)
 from multistill.corpora.loaders.csv_parquet import Table, open_table
-from multistill.corpora.paths import Enclosure, audio_folder
-from multistill.corpora.records import (
-    Note,
-    Record,
-    Rejected,
-    Rows,
-    SeenIds,
-    Utterance,
-    named_twice,
+from multistill.corpora.loaders.fields import (
+    RowError,
+    hashable,
+    parse_count,
+    parse_gender,
+    parse_rating,
+    parse_turn,
+    split_list,
+    stem,
+    to_text,
 )
-from multistill.corpora.split import ALIASES
+from multistill.corpora.paths import FileResolver, audio_folder
+from multistill.corpora.records import Note, Record, Rejected, SeenIds, Utterance, duplicate_id
+from multistill.corpora.split import PART_ALIASES
 from multistill.corpora.text import UndecodableError, read_transcript, tidy
 from multistill.errors import UsageError
 
@@ -58,88 +50,11 @@ COLUMNS = (
     "arousal",
     "split",
 )
-"""Our column names. Beside them `rater_...`: one column a rater, with the class they chose."""
+"""Known column names, in addition to `rater_...`: one column per rater with the chosen class."""
 
 _RATER = "rater_"
-_REMEMBERED = 65_536  # different answers of raters whose meaning is kept
-
-
-def load(config: CorpusConfig, root: Path) -> Rows:
-    """The table's rows in its order. `root` is the table; paths start from its folder."""
-    table = open_table(root, root.name)
-    names = _mapping(config, table)
-    table.require_text(names.values(), lists=[names[ours] for ours in ("votes",) if ours in names])
-    audio_root = audio_folder(config, root)
-    if not audio_root.is_dir():
-        raise UsageError(
-            f"corpus `{config.title}`: looked for the folder {audio_root} (audio_root), "
-            "which does not exist"
-        )
-    reader = _Reader(config, table.header, table.encoding, names, audio_root)
-    return Rows(_rows(table, reader), reader.records)
-
-
-# A row as it stands in the table: its place, the rows of its dialogue before it (counting those
-# that are rejected later: they were said all the same), its cells.
-_Row = tuple[str, int, Sequence[Any]]
-
-
-def _rows(table: Table, reader: _Reader) -> Iterator[_Row | Rejected]:
-    """What takes the whole table to know: names that stand twice, and the turn by counting."""
-    seen = SeenIds()
-    turns: Counter[str] = Counter()
-    for item in table.rows():
-        if isinstance(item, Rejected):
-            yield item
-            continue
-        place, values = item
-        number = 0
-        if reader.counts_turns and (dialogue := reader.dialogue(values)):
-            number = turns[dialogue]
-            turns[dialogue] += 1
-        name = reader.name(values)
-        if name and not seen.is_new(name):
-            yield Rejected(place, named_twice(name))
-        else:
-            yield place, number, values
-
-
-def _mapping(config: CorpusConfig, table: Table) -> dict[str, str]:
-    """Our column name -> the table's, for the columns that are there."""
-    for ours, theirs in config.columns.items():
-        if ours not in COLUMNS and not ours.startswith(_RATER):
-            near = difflib.get_close_matches(ours, COLUMNS, 1)
-            raise UsageError(
-                f"corpus `{config.title}`: columns.{ours} is no column of ours"
-                + (f"; did you mean `{near[0]}`?" if near else f"; there is {', '.join(COLUMNS)}")
-            )
-        table.require([theirs])
-    raters = [name for name in table.header if name.startswith(_RATER)]
-    wanted = dict.fromkeys([*COLUMNS, *raters, *config.columns])
-    found = {ours: config.columns.get(ours, ours) for ours in wanted}
-    found = {ours: theirs for ours, theirs in found.items() if theirs in table.header}
-    table.require([] if "audio_path" in found else ["audio_path"])
-    if not any(ours in {"label", "votes", *CLASSES} or ours.startswith(_RATER) for ours in found):
-        raise UsageError(
-            f"{table.path}: row 1: no labels; needs a column `label`, `votes`, counts called "
-            f"{', '.join(CLASSES)}, or one `{_RATER}...` a rater; found {', '.join(table.header)}"
-        )
-    if not {"speaker", "session"} & found.keys():
-        raise UsageError(
-            f"{table.path}: row 1: no column `speaker` or `session`; without one nobody can tell "
-            f"whether training and test share a voice; found {', '.join(table.header)}"
-        )
-    return found
-
-
-class _Target(NamedTuple):
-    votes: tuple[int, ...] | None
-    label: str | None
-    ratings: tuple[str | None, ...] | None
-    notes: tuple[tuple[str, str], ...]
-
-
-_SINGLE = (
+_CACHED = 65_536  # distinct targets and ratings kept
+_SCALAR_COLUMNS = (
     "audio_path",
     "utterance_id",
     "text",
@@ -155,159 +70,232 @@ _SINGLE = (
 )
 
 
-class _Reader:
-    """Makes utterances of rows. Written for speed: it must not outweigh reading headers.
+def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
+    """Yield the table's rows in its order; `root` is the table file."""
+    table = open_table(root, root.name)
+    names = _map_columns(config, table)
+    table.require_text(names.values(), lists=[names["votes"]] if "votes" in names else [])
+    audio_root = audio_folder(config, root)
+    if not audio_root.is_dir():
+        raise UsageError(
+            f"corpus `{config.title}`: looked for the folder {audio_root} (audio_root), "
+            "which does not exist"
+        )
+    return _records(table, _RowParser(config, table, names, audio_root))
 
-    A million rows hold few different answers of raters, so those are parsed once each.
+
+def _records(table: Table, parser: _RowParser) -> Iterator[Record]:
+    seen = SeenIds()
+    turns: Counter[str] = Counter()
+    for item in table.rows():
+        if isinstance(item, Rejected):
+            yield item
+            continue
+        source, cells = item
+        turn = 0
+        if parser.counts_turns and (dialogue := parser.dialogue(cells)):
+            # Rows that are rejected below count too: they are turns of the dialogue all the same.
+            turn = turns[dialogue]
+            turns[dialogue] += 1
+        name = parser.utterance_id(cells)
+        if name and not seen.add_if_new(name):
+            yield Rejected(source, duplicate_id(name))
+            continue
+        try:
+            yield from parser.records(source, turn, cells)
+        except RowError as error:
+            yield Rejected(source, str(error))
+
+
+def _map_columns(config: CorpusConfig, table: Table) -> dict[str, str]:
+    """Column name of multistill -> the table's, for the columns that the table has."""
+    for column, name in config.columns.items():
+        if column not in COLUMNS and not column.startswith(_RATER):
+            near = difflib.get_close_matches(column, COLUMNS, 1)
+            raise UsageError(
+                f"corpus `{config.title}`: columns.{column} is not a known column"
+                + (f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(COLUMNS)}")
+            )
+        table.require([name])
+    raters = [name for name in table.header if name.startswith(_RATER)]
+    known = dict.fromkeys([*COLUMNS, *raters, *config.columns])
+    names = {column: config.columns.get(column, column) for column in known}
+    names = {column: name for column, name in names.items() if name in table.header}
+    table.require([] if "audio_path" in names else ["audio_path"])
+    if not any(c in {"label", "votes", *CLASSES} or c.startswith(_RATER) for c in names):
+        raise UsageError(
+            f"{table.path}: row 1: no labels; add a column `label`, `votes`, counts named "
+            f"{', '.join(CLASSES)}, or one `{_RATER}...` per rater; found {', '.join(table.header)}"
+        )
+    if not {"speaker", "session"} & names.keys():
+        raise UsageError(
+            f"{table.path}: row 1: no column `speaker` or `session`; without one, training and "
+            f"test may share a voice; found {', '.join(table.header)}"
+        )
+    return names
+
+
+class _Target(NamedTuple):
+    """The parsed label fields of a row; see `Utterance`. `notes` are `(kind, text)`."""
+
+    votes: tuple[int, ...] | None
+    label: str | None
+    ratings: tuple[str | None, ...] | None
+    notes: tuple[tuple[str, str], ...]
+
+
+class _RowParser:
+    """Turns rows into records; written for speed, at about the cost of reading an audio header.
+
+    A million rows have few distinct label fields, so the parsed ones are cached.
     """
 
     def __init__(
-        self,
-        config: CorpusConfig,
-        header: Sequence[str],
-        encoding: str | None,
-        names: Mapping[str, str],
-        audio_root: Path,
+        self, config: CorpusConfig, table: Table, names: Mapping[str, str], audio_root: Path
     ) -> None:
-        self.made_of = (config, header, encoding, names, audio_root)
+        index = {column: table.header.index(name) for column, name in names.items()}
+        absent = len(table.header)  # where `records` appends an empty cell
         self.spellings = Spellings(config.labels)
-        at = {ours: header.index(theirs) for ours, theirs in names.items()}
-        beyond = len(header)  # where `row` puts an empty cell
-        self.single = itemgetter(*(at.get(name, beyond) for name in _SINGLE))
-        self.raters = sorted(name for name in names if name.startswith(_RATER))
-        counted = CLASSES if any(name in names for name in CLASSES) else ()
-        self.judged = ("label", "votes", *self.raters, *counted)
-        self.judging = itemgetter(*(at.get(name, beyond) for name in self.judged))
-        self.counted = bool(counted)
-        self.id_at, self.audio_at = at.get("utterance_id"), at["audio_path"]
-        self.dialogue_at = at.get("dialogue", -1)
+        self.scalars = itemgetter(*(index.get(column, absent) for column in _SCALAR_COLUMNS))
+        self.raters = sorted(column for column in names if column.startswith(_RATER))
+        self.has_counts = any(column in names for column in CLASSES)
+        self.target_columns = (
+            "label",
+            "votes",
+            *self.raters,
+            *(CLASSES if self.has_counts else ()),
+        )
+        self.target_cells = itemgetter(*(index.get(c, absent) for c in self.target_columns))
+        self.id_index, self.audio_index = index.get("utterance_id"), index["audio_path"]
+        self.dialogue_index = index.get("dialogue", -1)
         self.has_turns = "turn" in names
         self.counts_turns = "dialogue" in names and not self.has_turns
-        self.plain: Callable[[Any], str] = str.strip if encoding else plain_text
-        self.enclosure = Enclosure(audio_root)
-        self.encoding = encoding
-        self.target = lru_cache(_REMEMBERED)(self._target)
-        self.scale = lru_cache(_REMEMBERED)(scale)
+        self.encoding = table.encoding
+        self.to_text: Callable[[Any], str] = str.strip if table.encoding else to_text
+        self.resolver = FileResolver(audio_root)
+        self.target = lru_cache(_CACHED)(self._target)
+        self.rating = lru_cache(_CACHED)(parse_rating)
 
-    def __reduce__(self) -> tuple[type[_Reader], tuple[Any, ...]]:
-        return _Reader, self.made_of  # what it remembers stays here
+    def utterance_id(self, cells: Sequence[Any]) -> str:
+        """The row's utterance id; empty if it has neither id nor audio path."""
+        name = "" if self.id_index is None else self.to_text(cells[self.id_index])
+        return name or stem(self.to_text(cells[self.audio_index]))
 
-    def name(self, values: Sequence[Any]) -> str:
-        """The row's utterance id; empty where it has neither id nor file."""
-        name = "" if self.id_at is None else self.plain(values[self.id_at])
-        return name or stem(self.plain(values[self.audio_at]))
+    def dialogue(self, cells: Sequence[Any]) -> str:
+        return self.to_text(cells[self.dialogue_index])
 
-    def dialogue(self, values: Sequence[Any]) -> str:
-        return self.plain(values[self.dialogue_at])
+    def records(self, source: str, turn: int, cells: Sequence[Any]) -> Iterator[Record]:
+        """Yield the row's notes and its utterance.
 
-    def records(self, rows: Sequence[_Row | Rejected]) -> list[Record]:
-        found: list[Record] = []
-        for item in rows:
-            if isinstance(item, Rejected):
-                found.append(item)
-                continue
-            place, number, values = item
-            try:
-                found.extend(self.row(place, number, values))
-            except RowError as error:
-                found.append(Rejected(place, str(error)))
-        return found
-
-    def row(self, place: str, number: int, values: Sequence[Any]) -> Iterator[Record]:
-        cells = (*values, "")
-        named, name, said, text_path, dialogue, turn, speaker, session, gender, split, *scales = (
-            map(self.plain, self.single(cells))
-        )
+        Args:
+            turn: used if the table has no column `turn`.
+        Raises:
+            RowError: why the row has to be rejected.
+        """
+        cells = (*cells, "")
+        (
+            file,
+            name,
+            text,
+            text_path,
+            dialogue,
+            turn_field,
+            speaker,
+            session,
+            gender,
+            split,
+            *rating_fields,
+        ) = map(self.to_text, self.scalars(cells))
         if self.has_turns:
-            number = turn_of(turn)
-        if not named:
+            turn = parse_turn(turn_field)
+        if not file:
             raise RowError("no value in column `audio_path`")
-        audio = self._file(named)
-        name = name or stem(named)
-        text_raw, encoding = self._transcript(text_path) if text_path else (said, self.encoding)
-        judged = self.judging(cells)
+        audio = self._resolve(file)
+        name = name or stem(file)
+        text_raw, encoding = self._transcript(text_path) if text_path else (text, self.encoding)
+        target_cells = self.target_cells(cells)
         if self.encoding is None:
-            judged = tuple([hashable(cell) for cell in judged])
-        target = self.target(judged)
+            target_cells = tuple([hashable(cell) for cell in target_cells])
+        target = self.target(target_cells)
         if not speaker and not session:
             raise RowError("no value in column `speaker` or `session`")
-        valence, arousal = map(self.scale, scales, ("valence", "arousal"))
-        for kind, text in (*target.notes, *valence.note, *arousal.note):
-            yield Note(place, kind, f"{name}: {text}")
+        valence, arousal = map(self.rating, rating_fields, ("valence", "arousal"))
+        for kind, note in (*target.notes, *valence.notes, *arousal.notes):
+            yield Note(source, kind, f"{name}: {note}")
         yield Utterance(
             name,
             audio,
             session or speaker,
             dialogue or name,
-            number,
+            turn,
             speaker or session,
             text_raw,
             tidy(text_raw),
-            gender_of(gender),
+            parse_gender(gender),
             target.votes,
             target.label,
             valence.value,
             arousal.value,
             encoding,
             target.ratings,
-            ALIASES.get(split.casefold(), split) if split else None,
+            PART_ALIASES.get(split.casefold(), split) if split else None,
         )
 
-    def _file(self, name: str) -> str:
+    def _resolve(self, name: str) -> str:
         try:
-            return self.enclosure.file(name)
+            return self.resolver.resolve(name)
         except ValueError as error:
             raise RowError(str(error)) from error
 
     def _transcript(self, name: str) -> tuple[str, str]:
         try:
-            return read_transcript(self._file(name))
+            return read_transcript(self._resolve(name))
         except (UndecodableError, OSError) as error:
             raise RowError(f"{name}: {error}") from error
 
-    def _target(self, judged: tuple[Any, ...]) -> _Target:
-        cell = dict(zip(self.judged, judged, strict=True))
+    def _target(self, cells: tuple[Any, ...]) -> _Target:
+        fields = dict(zip(self.target_columns, cells, strict=True))
         notes: list[tuple[str, str]] = []
         ratings: list[str | None] = []
         for rater in self.raters:
-            named = self.plain(cell[rater])
-            ratings.append(self.spellings[named])
-            if named and ratings[-1] is None:
-                notes.append(("unknown vote", f"the vote for {named} is not counted"))
-        votes = self._votes(cell)
+            vote = self.to_text(fields[rater])
+            ratings.append(self.spellings[vote])
+            if vote and ratings[-1] is None:
+                notes.append(("unknown vote", f"the vote for {vote} is not counted"))
+        votes = self._votes(fields)
         if votes is None and self.raters:
             votes = count(ratings)
         if votes is not None and not any(votes):
             votes = None
-        label, tied = self._label(self.plain(cell["label"]))
+        label, tied_votes = self._label(self.to_text(fields["label"]))
         if label is None and votes is None:
-            if tied is None:
+            if tied_votes is None:
                 raise RowError("no label and no votes")
-            return _Target(tied, None, None, tuple(notes))
+            return _Target(tied_votes, None, None, tuple(notes))
         if label and votes and label not in leaders(votes):
             most = ";".join(leaders(votes))
-            notes.append(("recount", f"the label says {label}, the votes say {most}"))
+            notes.append(("recount", f"the label is {label}, the votes give {most}"))
         return _Target(votes, label, tuple(ratings) if any(ratings) else (), tuple(notes))
 
-    def _votes(self, cell: Mapping[str, Any]) -> tuple[int, ...] | None:
-        said = cell["votes"]
-        values = said if isinstance(said, tuple) else listed(self.plain(said))
+    def _votes(self, fields: Mapping[str, Any]) -> tuple[int, ...] | None:
+        field = fields["votes"]
+        values = field if isinstance(field, tuple) else split_list(self.to_text(field))
         if values:
             if len(values) != len(CLASSES):
                 raise RowError(f"column `votes` has {len(values)} counts, needs {len(CLASSES)}")
-            return tuple([whole(str(value), "votes") for value in values])
-        if not self.counted:
+            return tuple([parse_count(str(value), "votes") for value in values])
+        if not self.has_counts:
             return None
-        return tuple([whole(self.plain(cell[name]) or "0", name) for name in CLASSES])
+        return tuple([parse_count(self.to_text(fields[name]) or "0", name) for name in CLASSES])
 
-    def _label(self, named: str) -> tuple[str | None, tuple[int, ...] | None]:
-        """The one class, or the votes that a label of several classes stands for."""
-        names = split_tie(named)
+    def _label(self, text: str) -> tuple[str | None, tuple[int, ...] | None]:
+        """The class of a label, or the votes that a label of several classes is read as."""
+        names = split_tie(text)
         classes = [self.spellings[name] for name in names]
-        for name, found in zip(names, classes, strict=True):
-            if found is None:
+        for name, label in zip(names, classes, strict=True):
+            if label is None:
                 raise RowError(
-                    f"label `{name}` is none of the seven classes; "
+                    f"label `{name}` is not one of the seven classes; "
                     "map it with `labels` in the job file"
                 )
         if len(classes) == 1:

@@ -1,10 +1,12 @@
-"""The three AI Hub corpora, row by row against the generator's truth."""
+"""The three AI Hub loaders on generated trees: every record is as expected."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from helpers.corpora import load
 from helpers.generators import aihub
 from helpers.generators.parts import differences
 
@@ -26,27 +28,27 @@ def test_dialogue_gives_exactly_the_expected_records(tmp_path: Path, seed: int) 
     assert differences(truth, loaders.load(config("aihub-dialogue", truth.root))) == []
 
 
-def test_dialogue_reads_the_tables_that_are_there(tmp_path: Path) -> None:
+def test_dialogue_reads_the_existing_tables(tmp_path: Path) -> None:
     truth = aihub.make_dialogue(tmp_path / "hub", years=("5차년도_2차",))
     assert differences(truth, loaders.load(config("aihub-dialogue", truth.root))) == []
 
 
-def test_a_dialogue_vote_weighs_its_intensity_plus_one(tmp_path: Path) -> None:
+def test_the_weight_of_a_dialogue_vote_is_its_intensity_plus_one(tmp_path: Path) -> None:
     root = tmp_path / "hub"
     aihub.make_dialogue(root, rows_per_table=1, years=("4차년도",))
     header = (root / "4차년도.csv").read_bytes().decode("cp949").splitlines()[0]
     row = "a,말,sad,Sad,2,Sadness,0,Fear,1,FEAR,1,neutral,0,31,female"
     (root / "4차년도.csv").write_bytes(f"{header}\n{row}\n".encode("cp949"))
     next((root / "4차년도").iterdir()).rename(root / "4차년도" / "a.wav")
-    (found,) = loaders.load(config("aihub-dialogue", root))
-    assert isinstance(found, Utterance)
-    assert found.votes == (1, 0, 0, 0, 4, 0, 4)
-    assert winner(found.votes) is None
-    assert found.ratings == ("sad", "sad", "fear", "fear", "neutral")
-    assert (found.speaker, found.gender) == ("F-31", "F")
+    (item,) = loaders.load(config("aihub-dialogue", root))
+    assert isinstance(item, Utterance)
+    assert item.votes == (1, 0, 0, 0, 4, 0, 4)
+    assert winner(item.votes) is None
+    assert item.ratings == ("sad", "sad", "fear", "fear", "neutral")
+    assert (item.speaker, item.gender) == ("F-31", "F")
 
 
-def test_a_dialogue_table_without_a_column_names_file_row_and_column(tmp_path: Path) -> None:
+def test_a_missing_dialogue_column_is_reported_with_file_and_row(tmp_path: Path) -> None:
     root = tmp_path / "hub"
     aihub.make_dialogue(root)
     table = root / "4차년도.csv"
@@ -76,34 +78,41 @@ def test_wellness_gives_exactly_the_expected_records(
     tmp_path: Path, label_map: dict[str, str]
 ) -> None:
     truth = aihub.make_wellness(tmp_path / "감성대화", label_map=label_map)
-    found = loaders.load(config("aihub-wellness", truth.root, labels=label_map))
-    assert differences(truth, found) == []
+    records = loaders.load(config("aihub-wellness", truth.root, labels=label_map))
+    assert differences(truth, records) == []
 
 
-def test_wellness_without_a_table_says_what_to_save(tmp_path: Path) -> None:
+def test_a_missing_wellness_table_is_reported_with_its_columns(tmp_path: Path) -> None:
     truth = aihub.make_wellness(tmp_path / "감성대화")
     (truth.root / "emotiondialogue.csv").unlink()
     with pytest.raises(UsageError, match=r"looked for emotiondialogue\.csv.*파일명"):
         list(loaders.load(config("aihub-wellness", truth.root)))
 
 
-def test_a_folder_one_too_high_is_answered_with_the_right_one(tmp_path: Path) -> None:
+def test_the_parent_of_the_corpus_is_refused_with_a_suggestion(tmp_path: Path) -> None:
     truth = aihub.make_dialogue(tmp_path / "hub", rows_per_table=1)
     with pytest.raises(UsageError, match=f"did you mean {truth.root}"):
         list(loaders.load(config("aihub-dialogue", tmp_path)))
 
 
 @pytest.mark.parametrize(
-    ("kind", "looked_for"),
+    ("kind", "message"),
     [
         ("aihub-dialogue", r"looked for 4차년도\.csv, 5차년도\.csv, 5차년도_2차\.csv, found notes"),
         ("aihub-scripted", r"looked for 스크립트\.csv, found notes"),
         ("aihub-wellness", r"looked for emotiondialogue/, found notes"),
     ],
 )
-def test_a_wrong_folder_names_what_was_looked_for_and_found(
-    tmp_path: Path, kind: CorpusKind, looked_for: str
+def test_a_wrong_folder_is_refused_with_what_was_expected(
+    tmp_path: Path, kind: CorpusKind, message: str
 ) -> None:
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(UsageError, match=looked_for):
+    with pytest.raises(UsageError, match=message):
         list(loaders.load(config(kind, tmp_path)))
+
+
+def test_table_names_that_are_not_utf8_are_reported_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "S").mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path / "S") + "/4차년도.csv".encode("cp949"))).touch()
+    with pytest.raises(UsageError, match=r"found 4\\xc2.*not UTF-8: unpack .*-O cp949"):
+        load("aihub-dialogue", tmp_path / "S")

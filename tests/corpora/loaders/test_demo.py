@@ -1,4 +1,4 @@
-"""The packaged demo corpus: what it is, how it unpacks, and that it is worth learning from."""
+"""The packaged demo corpus: content, unpacking, and that text and voice are informative."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def utterances(root: Path) -> list[Utterance]:
     return [record for record in records if isinstance(record, Utterance)]
 
 
-def test_it_travels_small_and_says_that_it_is_synthetic(root: Path) -> None:
+def test_the_package_is_small_and_marked_as_synthetic(root: Path) -> None:
     assert sum(path.stat().st_size for path in DATA.iterdir()) <= 4_000_000
     index = json.loads((DATA / "demo.json").read_text(encoding="utf-8"))
     assert index["synthetic"] is True
@@ -42,7 +42,7 @@ def test_it_travels_small_and_says_that_it_is_synthetic(root: Path) -> None:
     assert "SYNTHETIC" in (root / "SYNTHETIC.txt").read_text(encoding="utf-8")
 
 
-def test_it_has_seven_classes_and_sessions_of_two_speakers(utterances: list[Utterance]) -> None:
+def test_sessions_have_two_speakers_and_all_classes_occur(utterances: list[Utterance]) -> None:
     assert len(utterances) >= 320
     speakers: dict[str, set[str]] = {}
     for utterance in utterances:
@@ -61,7 +61,7 @@ def test_it_has_seven_classes_and_sessions_of_two_speakers(utterances: list[Utte
     assert shares.max() < 0.3
 
 
-def test_it_unpacks_in_kemdy20s_layout(root: Path, utterances: list[Utterance]) -> None:
+def test_it_unpacks_into_the_layout_of_kemdy20(root: Path, utterances: list[Utterance]) -> None:
     with (root / "annotation" / "Sess01_eval.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.reader(stream))
     assert {len(row) for row in rows} == {37}
@@ -80,14 +80,14 @@ def test_it_unpacks_in_kemdy20s_layout(root: Path, utterances: list[Utterance]) 
     assert 10 < len(tagged) < 80
 
 
-def test_unpacking_twice_or_at_once_gives_one_whole_folder(
+def test_concurrent_and_repeated_unpacking_gives_one_complete_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = json.loads((DATA / "demo.json").read_text(encoding="utf-8"))
     index["sessions"] = index["sessions"][:2]
-    whole, short = demo._packaged, json.dumps(index).encode()
+    original, shortened = demo._packaged, json.dumps(index).encode()
     monkeypatch.setattr(
-        demo, "_packaged", lambda name: short if name == demo.INDEX else whole(name)
+        demo, "_packaged", lambda name: shortened if name == demo.INDEX else original(name)
     )
     leftover = tmp_path / f".demo-{demo.digest()}.killed"
     leftover.mkdir()
@@ -101,20 +101,20 @@ def test_unpacking_twice_or_at_once_gives_one_whole_folder(
     assert len(list(first.glob("wav/*/*.wav"))) == len(list(first.glob("wav/*/*.txt"))) == 72
 
 
-def test_a_damaged_package_is_said_and_leaves_nothing(
+def test_a_damaged_package_is_reported_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = demo._packaged
+    original = demo._packaged
     monkeypatch.setattr(
-        demo, "_packaged", lambda name: whole(name)[: None if name.endswith("json") else -1]
+        demo, "_packaged", lambda name: original(name)[: None if name.endswith("json") else -1]
     )
-    with pytest.raises(MultistillError, match=r"\.ogg is damaged; install multistill again"):
+    with pytest.raises(MultistillError, match=r"\.ogg is damaged; reinstall multistill"):
         demo.unpack(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def bands(path: Path) -> np.ndarray:
-    """Mean, deviation and mean step of 24 log band energies."""
+    """Mean, standard deviation and mean absolute difference of 24 log band energies."""
     samples, _ = soundfile.read(path, dtype="float32")
     frames = sliding_window_view(samples, 400)[::320] * np.hanning(400)
     power = np.abs(np.fft.rfft(frames, 512)) ** 2
@@ -123,7 +123,9 @@ def bands(path: Path) -> np.ndarray:
     return np.concatenate([logs.mean(0), logs.std(0), np.abs(np.diff(logs, axis=0)).mean(0)])
 
 
-def test_words_and_voice_each_tell_a_part_and_neither_all(utterances: list[Utterance]) -> None:
+def test_words_and_voice_are_informative_and_better_together(
+    utterances: list[Utterance],
+) -> None:
     from scipy.special import log_softmax
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -132,12 +134,12 @@ def test_words_and_voice_each_tell_a_part_and_neither_all(utterances: list[Utter
     from sklearn.preprocessing import StandardScaler
 
     votes = np.array([utterance.votes for utterance in utterances])
-    clear = np.flatnonzero((votes == votes.max(axis=1, keepdims=True)).sum(axis=1) == 1)
-    truth = votes[clear].argmax(axis=1)
-    texts = np.array([utterances[at].text for at in clear])
-    voices = np.stack([bands(utterances[at].audio_path) for at in clear])
-    sessions = [utterances[at].session for at in clear]
-    scores = np.zeros((2, len(clear), len(CLASSES)))
+    untied = np.flatnonzero((votes == votes.max(axis=1, keepdims=True)).sum(axis=1) == 1)
+    truth = votes[untied].argmax(axis=1)
+    texts = np.array([utterances[i].text for i in untied])
+    voices = np.stack([bands(utterances[i].audio_path) for i in untied])
+    sessions = [utterances[i].session for i in untied]
+    scores = np.zeros((2, len(untied), len(CLASSES)))
     for train, test in GroupKFold(3).split(voices, truth, sessions):
         words = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 3), min_df=2)
         scaled = StandardScaler().fit(voices[train])
@@ -145,10 +147,10 @@ def test_words_and_voice_each_tell_a_part_and_neither_all(utterances: list[Utter
             (words.fit_transform(texts[train]), words.transform(texts[test]), 5.0),
             (scaled.transform(voices[train]), scaled.transform(voices[test]), 0.02),
         ]
-        for kind, (known, unknown, strength) in enumerate(inputs):
-            model = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced")
-            model.fit(known, truth[train])
-            scores[kind, test] = log_softmax(model.decision_function(unknown), axis=1)
+        for kind, (fitted, scored, c) in enumerate(inputs):
+            model = LogisticRegression(C=c, max_iter=1000, class_weight="balanced")
+            model.fit(fitted, truth[train])
+            scores[kind, test] = log_softmax(model.decision_function(scored), axis=1)
 
     def uar(score: np.ndarray) -> float:
         return float(recall_score(truth, score.argmax(axis=1), average="macro"))

@@ -1,4 +1,4 @@
-"""EMO-DB: names tell everything; boredom enters only where the job maps it."""
+"""EMO-DB: annotation from file names; boredom is kept only if mapped."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from multistill.corpora.prepare import prepare
 from multistill.corpora.records import Rejected, Utterance
 from multistill.errors import UsageError
 
-RECORDINGS = EMODB
-
 NAMES = ["03a01Wa", "03a01Lb", "08b09Ec", "16a05Ad", "10b01Fa", "12a07Tb", "15b10Nc"]
 
 
@@ -32,9 +30,9 @@ def read(root: Path, labels: dict[str, str] | None = None) -> list[Utterance | R
     return list(load(CorpusConfig(kind="emodb", path=str(root), labels=labels or {})))
 
 
-def test_names_tell_speaker_text_and_emotion(tmp_path: Path) -> None:
-    found = {r.utterance_id: r for r in read(corpus(tmp_path, NAMES)) if isinstance(r, Utterance)}
-    labels = {name: utterance.label for name, utterance in found.items()}
+def test_file_names_give_speaker_text_and_emotion(tmp_path: Path) -> None:
+    kept = {r.utterance_id: r for r in read(corpus(tmp_path, NAMES)) if isinstance(r, Utterance)}
+    labels = {name: utterance.label for name, utterance in kept.items()}
     assert labels == {
         "03a01Wa": "angry",
         "08b09Ec": "disgust",
@@ -43,23 +41,23 @@ def test_names_tell_speaker_text_and_emotion(tmp_path: Path) -> None:
         "12a07Tb": "sad",
         "15b10Nc": "neutral",
     }
-    for name, utterance in found.items():
+    for name, utterance in kept.items():
         assert utterance.speaker == utterance.session == name[:2]
         assert utterance.gender == SPEAKERS[name[:2]]
         assert utterance.text == TEXTS[name[2:5]]
         assert utterance.votes is None
 
 
-def test_the_folder_of_wav_files_may_be_the_corpus_too(tmp_path: Path) -> None:
+def test_the_folder_of_wav_files_is_accepted_as_corpus(tmp_path: Path) -> None:
     root = corpus(tmp_path, NAMES)
-    found, inner = read(root), read(root / "wav")
+    outer, inner = read(root), read(root / "wav")
     assert [r for r in inner if isinstance(r, Utterance)] == [
-        r for r in found if isinstance(r, Utterance)
+        r for r in outer if isinstance(r, Utterance)
     ]
     assert [r.source for r in inner if isinstance(r, Rejected)] == ["03a01Lb.wav"]
 
 
-def test_boredom_is_rejected_with_the_way_to_keep_it(tmp_path: Path) -> None:
+def test_boredom_is_rejected_with_a_hint_how_to_map_it(tmp_path: Path) -> None:
     rejected = [r for r in read(corpus(tmp_path, NAMES)) if isinstance(r, Rejected)]
     assert [r.source for r in rejected] == ["wav/03a01Lb.wav"]
     assert "boredom is not one of the seven classes" in rejected[0].reason
@@ -67,21 +65,20 @@ def test_boredom_is_rejected_with_the_way_to_keep_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["boredom", "L", "Langeweile"])
-def test_a_mapped_emotion_is_kept_under_any_of_its_names(tmp_path: Path, name: str) -> None:
-    found = read(corpus(tmp_path, NAMES), {name: "neutral"})
-    assert {r.utterance_id: r.label for r in found if isinstance(r, Utterance)}[
-        "03a01Lb"
-    ] == "neutral"
+def test_an_emotion_can_be_mapped_by_any_of_its_names(tmp_path: Path, name: str) -> None:
+    records = read(corpus(tmp_path, NAMES), {name: "neutral"})
+    labels = {r.utterance_id: r.label for r in records if isinstance(r, Utterance)}
+    assert labels["03a01Lb"] == "neutral"
 
 
-def test_the_jobs_map_goes_before_the_archives_names(tmp_path: Path) -> None:
+def test_the_label_map_takes_precedence(tmp_path: Path) -> None:
     for labels in ({"Freude": "surprise"}, {"happy": "surprise"}, {"F": "surprise"}):
-        found = read(corpus(tmp_path / next(iter(labels)), ["10b01Fa"]), labels)
-        assert isinstance(found[0], Utterance)
-        assert found[0].label == "surprise"
+        (record,) = read(corpus(tmp_path / next(iter(labels)), ["10b01Fa"]), labels)
+        assert isinstance(record, Utterance)
+        assert record.label == "surprise"
 
 
-def test_strange_names_and_links_outside_are_rejected(tmp_path: Path) -> None:
+def test_unknown_names_and_links_out_of_the_corpus_are_rejected(tmp_path: Path) -> None:
     root = corpus(tmp_path / "emodb", ["03a01Wa", "hello", "03z99Wa", "03a01Qa"])
     outside = tmp_path / "secret.wav"
     outside.write_bytes(b"RIFF")
@@ -91,7 +88,7 @@ def test_strange_names_and_links_outside_are_rejected(tmp_path: Path) -> None:
     assert "leaves the corpus" in reasons["wav/08a01Wa.wav"]
 
 
-def test_a_wrong_folder_says_what_was_looked_for_and_found(tmp_path: Path) -> None:
+def test_a_wrong_folder_is_refused_with_what_was_expected(tmp_path: Path) -> None:
     (tmp_path / "emodb" / "wav").mkdir(parents=True)
     (tmp_path / "emodb" / "wav" / "notes.wav").write_bytes(b"")
     with pytest.raises(UsageError, match=r"is not EMO-DB: looked for wav/SSTTTEv\.wav"):
@@ -100,16 +97,16 @@ def test_a_wrong_folder_says_what_was_looked_for_and_found(tmp_path: Path) -> No
         read(tmp_path)
 
 
-@pytest.mark.skipif(not RECORDINGS.is_dir(), reason="no EMO-DB recordings in ../shared/data/emodb")
-def test_the_real_recordings_are_those_of_the_readme(tmp_path: Path) -> None:
-    config = CorpusConfig(kind="emodb", path=str(RECORDINGS))
+@pytest.mark.skipif(not EMODB.is_dir(), reason="no EMO-DB recordings in ../shared/data/emodb")
+def test_the_real_recordings_give_the_documented_counts(tmp_path: Path) -> None:
+    config = CorpusConfig(kind="emodb", path=str(EMODB))
     summary = prepare([config], SplitConfig(), 1024, tmp_path, unpacked=tmp_path)
     rows = read_manifest(tmp_path).to_pandas()
     assert summary["utterances"] == len(rows) == 339
     assert summary["rejected"] == 0
     assert summary["synthetic"] is False
     assert Counter(rows["label"]) == {"angry": 127, "happy": 71, "sad": 62, "neutral": 79}
-    names = [path.name[:2] for path in (RECORDINGS / "wav").iterdir()]
+    names = [path.name[:2] for path in (EMODB / "wav").iterdir()]
     assert Counter(rows["speaker"].str.removeprefix("emodb/")) == Counter(names)
     assert set(names) == SPEAKERS.keys()
     assert rows["duration_s"].between(1.4, 9.0).all()

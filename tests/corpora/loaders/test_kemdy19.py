@@ -1,4 +1,4 @@
-"""KEMDy19: two tables a session, of which the speaker's own row counts."""
+"""The KEMDy19 loader on generated trees with glitches: every record is as expected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""KEMDy20: every glitch of the corpus, row by row against the generator's truth."""
+"""The KEMDy20 loader on generated trees with glitches: every record is as expected."""
 
 from __future__ import annotations
 

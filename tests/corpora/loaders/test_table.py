@@ -1,4 +1,4 @@
-"""A corpus of one's own by a table: every form of labels, CSV and Parquet, bad rows."""
+"""Table corpora: all forms of labels, CSV and Parquet, invalid rows, mapped columns."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from helpers.corpora import load, utterances, write_table
 from helpers.generators import table
 from helpers.generators.parts import differences, write_wav
 from helpers.generators.table import Form
 from helpers.paths import ROOT
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from multistill.config import CorpusConfig
+from multistill.config import CorpusConfig, SplitConfig
 from multistill.corpora import loaders
 from multistill.corpora.loaders.table import COLUMNS
-from multistill.corpora.records import Note, Record, Rejected, SeenIds, Utterance
+from multistill.corpora.prepare import prepare
+from multistill.corpora.records import Note, Record, Rejected, Utterance
 from multistill.errors import UsageError
 
+RANDOM = SplitConfig(by="random", allow_leak=True)
 FORMS: tuple[Form, ...] = ("counts", "votes", "raters", "label")
 
 
@@ -31,7 +32,7 @@ def config(path: Path, **more: object) -> CorpusConfig:
 
 
 def one_row(folder: Path, header: str, row: str, **more: object) -> list[Record]:
-    """The records of a table of one row beside one recording, `a.wav`."""
+    """The records of a table with one row, next to one recording, `a.wav`."""
     folder.mkdir(exist_ok=True)
     write_wav(folder / "a.wav", 1)
     (folder / "t.csv").write_text(f"{header}\n{row}\n", encoding="utf-8")
@@ -41,11 +42,11 @@ def one_row(folder: Path, header: str, row: str, **more: object) -> list[Record]
 def blocks() -> list[str]:
     """The indented examples of docs/corpora.md."""
     page = ROOT / "docs" / "corpora.md"
-    found = re.findall(r"(?m)(?:^    .*\n|^\n(?=    ))+", page.read_text(encoding="utf-8"))
-    return [textwrap.dedent(block).strip("\n") for block in found]
+    examples = re.findall(r"(?m)(?:^    .*\n|^\n(?=    ))+", page.read_text(encoding="utf-8"))
+    return [textwrap.dedent(block).strip("\n") for block in examples]
 
 
-def test_the_examples_of_the_documentation_load(tmp_path: Path) -> None:
+def test_the_table_in_the_documentation_loads(tmp_path: Path) -> None:
     (rows,) = [block for block in blocks() if block.startswith("audio_path,")]
     rows = rows.split("\n\n")[0]
     (tmp_path / "corpus.csv").write_text(rows + "\n", encoding="utf-8")
@@ -53,11 +54,11 @@ def test_the_examples_of_the_documentation_load(tmp_path: Path) -> None:
         path = tmp_path / line.split(",")[0]
         path.parent.mkdir(exist_ok=True)
         write_wav(path, len(line))
-    found = list(loaders.load(config(tmp_path / "corpus.csv")))
-    assert len(found) == 2 and all(isinstance(item, Utterance) for item in found)
+    records = load("table", tmp_path / "corpus.csv")
+    assert len(utterances(records)) == len(records) == 2
 
 
-def test_the_job_files_of_the_documentation_are_valid() -> None:
+def test_the_job_files_in_the_documentation_are_valid() -> None:
     jobs = [
         "corpora:" + part for block in blocks() for part in re.split(r"(?m)^corpora:", block)[1:]
     ]
@@ -74,7 +75,7 @@ def test_the_documentation_names_every_column() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["corpus.csv", "corpus.parquet"])
-def test_every_bad_row_gives_exactly_the_expected_records(
+def test_every_glitch_gives_exactly_the_expected_records(
     tmp_path: Path, form: Form, name: str
 ) -> None:
     truth = table.make(tmp_path / "own", name=name, form=form)
@@ -84,142 +85,135 @@ def test_every_bad_row_gives_exactly_the_expected_records(
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp949"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_any_encoding_and_delimiter_gives_the_same_records(
+def test_encoding_and_delimiter_do_not_change_the_records(
     tmp_path: Path, encoding: str, delimiter: str
 ) -> None:
     truth = table.make(tmp_path / "own", encoding=encoding, delimiter=delimiter)
     assert differences(truth, loaders.load(config(truth.root))) == []
 
 
-def test_columns_of_any_name_are_mapped(tmp_path: Path) -> None:
+def test_columns_with_other_names_can_be_mapped(tmp_path: Path) -> None:
     renamed = {"audio_path": "파일", "text": "문장", "speaker": "화자", "rater_a": "김"}
     truth = table.make(tmp_path / "own", form="raters", renamed=renamed)
     assert differences(truth, loaders.load(config(truth.root, columns=renamed))) == []
 
 
-def test_audio_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audio_may_be_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     truth = table.make(tmp_path / "own", glitches=False)
     moved = tmp_path / "tables" / "corpus.csv"
     moved.parent.mkdir()
     truth.root.rename(moved)
     monkeypatch.chdir(moved.parent)
     for root in (tmp_path / "own", Path("../own")):
-        found = list(loaders.load(config(moved, audio_root=str(root))))
-        kept = [item for item in found if isinstance(item, Utterance)]
-        assert len(kept) == len(truth.utterances)
-        assert all(
-            Path(item.audio_path).is_absolute() and Path(item.audio_path).is_file() for item in kept
-        )
+        paths = [Path(u.audio_path) for u in utterances(load("table", moved, audio_root=str(root)))]
+        assert len(paths) == len(truth.utterances)
+        assert all(path.is_absolute() and path.is_file() for path in paths)
 
 
-def test_an_audio_root_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_audio_root_is_reported(tmp_path: Path) -> None:
     header = "audio_path,label,speaker"
     with pytest.raises(UsageError, match=r"looked for the folder .*gone \(audio_root\)"):
         one_row(tmp_path, header, "a.wav,sad,kim", audio_root=str(tmp_path / "gone"))
 
 
-def test_least_columns_and_their_defaults(tmp_path: Path) -> None:
-    (found,) = one_row(tmp_path / "own", "audio_path,label,speaker", "a.wav,Happiness,kim")
-    assert isinstance(found, Utterance)
-    assert (found.utterance_id, found.label, found.text, found.turn) == ("a", "happy", "", 0)
-    assert (found.speaker, found.session, found.dialogue) == ("kim", "kim", "a")
+def test_defaults_of_a_table_with_the_required_columns_only(tmp_path: Path) -> None:
+    (item,) = one_row(tmp_path / "own", "audio_path,label,speaker", "a.wav,Happiness,kim")
+    assert isinstance(item, Utterance)
+    assert (item.utterance_id, item.label, item.text, item.turn) == ("a", "happy", "", 0)
+    assert (item.speaker, item.session, item.dialogue) == ("kim", "kim", "a")
 
 
 def test_a_transcript_may_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("어제\n".encode("cp949"))
     header = "audio_path,label,speaker,text_path"
-    (found,) = one_row(tmp_path, header, "a.wav,sad,kim,a.txt")
-    assert isinstance(found, Utterance) and (found.text, found.encoding) == ("어제", "cp949")
+    (item,) = one_row(tmp_path, header, "a.wav,sad,kim,a.txt")
+    assert isinstance(item, Utterance) and (item.text, item.encoding) == ("어제", "cp949")
     (tmp_path / "a.txt").write_text("für Tüten", encoding="utf-8")
-    (found,) = one_row(tmp_path, header, "a.wav,sad,kim,a.txt")
-    assert isinstance(found, Utterance) and (found.text, found.encoding) == ("für Tüten", "utf-8")
+    (item,) = one_row(tmp_path, header, "a.wav,sad,kim,a.txt")
+    assert isinstance(item, Utterance) and (item.text, item.encoding) == ("für Tüten", "utf-8")
     (outside,) = one_row(tmp_path, header, "a.wav,sad,kim,../../secret.txt")
     assert isinstance(outside, Rejected) and "leaves the corpus folder" in outside.reason
 
 
-def test_a_foreign_class_is_rejected_unless_mapped(tmp_path: Path) -> None:
+def test_an_unknown_class_is_rejected_unless_mapped(tmp_path: Path) -> None:
     header, row = "audio_path,label,speaker", "a.wav,boredom,kim"
-    (out,) = one_row(tmp_path, header, row)
-    assert isinstance(out, Rejected) and out.source == "t.csv:2"
+    (rejected,) = one_row(tmp_path, header, row)
+    assert isinstance(rejected, Rejected) and rejected.source == "t.csv:2"
     (kept,) = one_row(tmp_path, header, row, labels={"Boredom": "neutral"})
     assert isinstance(kept, Utterance) and kept.label == "neutral"
 
 
-def test_a_label_that_the_votes_deny_is_reported(tmp_path: Path) -> None:
-    found = one_row(tmp_path, "audio_path,label,speaker,happy,sad", "a.wav,happy,kim,1,3")
-    assert [type(item) for item in found] == [Note, Utterance]
-    assert isinstance(found[0], Note) and found[0].kind == "recount"
-    assert isinstance(found[1], Utterance) and found[1].votes == (0, 1, 0, 0, 3, 0, 0)
-
-
-def test_row_numbers_are_those_of_the_file(tmp_path: Path) -> None:
-    rows = '"a.wav","sad","two\nlines","kim"\nb.wav,sad,x,kim\nshort,row\n'
-    write_wav(tmp_path / "a.wav", 1)
-    (tmp_path / "t.csv").write_text("audio_path,label,text,speaker\n" + rows)
-    first, missing, short = loaders.load(config(tmp_path / "t.csv"))
-    assert isinstance(first, Utterance) and first.text == "two lines"
-    assert isinstance(missing, Rejected) and missing.source == "t.csv:4"
-    assert short == Rejected("t.csv:5", "the row has 2 columns where the header has 4")
+def test_a_label_that_contradicts_the_votes_is_noted(tmp_path: Path) -> None:
+    note, item = one_row(tmp_path, "audio_path,label,speaker,happy,sad", "a.wav,happy,kim,1,3")
+    assert isinstance(note, Note) and note.kind == "recount"
+    assert isinstance(item, Utterance) and item.votes == (0, 1, 0, 0, 3, 0, 0)
 
 
 @pytest.mark.parametrize(
     ("header", "message"),
     [
         ("text,label,speaker", r"row 1: no column `audio_path`; found text, label, speaker"),
-        ("audio_path,text,speaker", r"row 1: no labels; needs a column `label`"),
+        ("audio_path,text,speaker", r"row 1: no labels; add a column `label`"),
         ("audio_path,label", r"row 1: no column `speaker` or `session`"),
-        ("audio_path,label,label,speaker", r"row 1: two columns are called `label`"),
+        ("audio_path,label,label,speaker", r"row 1: two columns are named `label`"),
         (" , ", r"row 1: no header"),
     ],
 )
-def test_a_missing_column_names_file_row_and_column(
+def test_an_invalid_header_is_reported_with_file_and_column(
     tmp_path: Path, header: str, message: str
 ) -> None:
     with pytest.raises(UsageError, match=r"t\.csv: " + message):
         one_row(tmp_path, header, "x,x,x")
 
 
-def test_a_mapped_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_an_invalid_column_mapping_is_reported(tmp_path: Path) -> None:
     header = "audio_path,label,speaker"
     with pytest.raises(UsageError, match="no column `words`; found audio_path, label, speaker"):
         one_row(tmp_path, header, "a.wav,sad,kim", columns={"text": "words"})
-    with pytest.raises(UsageError, match=r"columns\.speeker is no column .*did you mean `speaker`"):
+    with pytest.raises(UsageError, match=r"columns\.speeker is not .*did you mean `speaker`"):
         one_row(tmp_path, header, "a.wav,sad,kim", columns={"speeker": "speaker"})
 
 
-def test_a_table_in_a_wrong_encoding_names_the_row(tmp_path: Path) -> None:
-    text = "audio_path,label,speaker\na.wav,sad,김\n"
-    for encoded in (text.encode("utf-16"), text.replace("김", "kim").encode("utf-16-le")):
-        (tmp_path / "t.csv").write_bytes(encoded)
-        with pytest.raises(UsageError, match=r"t\.csv: row 1: text in none of"):
-            list(loaders.load(config(tmp_path / "t.csv")))
-    (tmp_path / "t.csv").write_bytes(text.encode("utf-8") + b"b.wav,sad,\xff\xfe\n")
-    with pytest.raises(UsageError, match=r"t\.csv: row 3: text in none of"):
-        list(loaders.load(config(tmp_path / "t.csv")))
-
-
-def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"audio_path": ["a.wav"]}), tmp_path / "t.parquet")
-    data = (tmp_path / "t.parquet").read_bytes()
-    (tmp_path / "t.parquet").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UsageError, match=r"t\.parquet: not a readable Parquet file"):
-        list(loaders.load(config(tmp_path / "t.parquet")))
-
-
-def test_numbers_in_parquet_are_names_without_a_point(tmp_path: Path) -> None:
+def test_numeric_names_in_parquet_have_no_decimal_point(tmp_path: Path) -> None:
     write_wav(tmp_path / "a.wav", 1)
     columns = {"audio_path": ["a.wav"], "label": ["sad"], "speaker": [7.0], "session": [3]}
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
-    (found,) = loaders.load(config(tmp_path / "t.parquet"))
-    assert isinstance(found, Utterance) and (found.speaker, found.session) == ("7", "3")
+    (item,) = loaders.load(config(tmp_path / "t.parquet"))
+    assert isinstance(item, Utterance) and (item.speaker, item.session) == ("7", "3")
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.text(max_size=3), max_size=40))
-def test_names_are_known_after_they_were_added_and_not_before(names: list[str]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multistill.corpora.records._RECENT", 4)
-        seen, known = SeenIds(), set()
-        for name in names:
-            assert seen.is_new(name) == (name not in known)
-            known.add(name)
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("turn", "3000000000"),
+        ("turn", str(10**12)),
+        ("turn", "9" * 5000),
+        ("happy", "99999999999"),
+        ("happy", "1e300"),
+        ("votes", "[1, 1, 1e300, 1, 1, 1, 1]"),
+    ],
+)
+def test_a_number_too_large_for_the_manifest_rejects_its_row(
+    tmp_path: Path, column: str, value: str
+) -> None:
+    good = {"turn": "7", "happy": "3", "votes": "[1, 2, 1, 0, 0, 0, 0]"}[column]
+    rows = [f'{i}.wav,sad,kim,"{good}"' for i in range(40)]
+    rows[3] = f'3.wav,sad,kim,"{value}"'
+    path = write_table(tmp_path / "own", rows, f"audio_path,label,speaker,{column}")
+    summary = prepare([config(path)], RANDOM, 1, tmp_path, unpacked=tmp_path)
+    assert (summary["utterances"], summary["rejected"]) == (39, 1)
+    (row,) = pq.read_table(tmp_path / "rejected.parquet").to_pylist()
+    assert row["source"] == "table/t.csv:5"
+    assert f"column `{column}`: `" in row["reason"] and len(row["reason"]) < 150
+
+
+def test_unknown_words_in_the_split_column_matter_only_if_it_is_used(tmp_path: Path) -> None:
+    words = ["train", "VAL", "eval", "fold3", ""] * 8
+    rows = [f"{i}.wav,{word},sad,p{i}" for i, word in enumerate(words)]
+    path = write_table(tmp_path / "own", rows, "audio_path,split,label,speaker")
+    splits = [item.split for item in utterances(load("table", path))]
+    assert splits == ["train", "valid", "test", "fold3", None] * 8
+    summary = prepare([config(path)], RANDOM, 1, tmp_path, unpacked=tmp_path)
+    assert (summary["utterances"], summary["rejected"]) == (40, 0)
+    with pytest.raises(UsageError, match=r"split\.by: column: table/3 has `fold3` where train"):
+        prepare([config(path)], SplitConfig(by="column"), 1, tmp_path, unpacked=tmp_path)

@@ -1,5 +1,5 @@
-"""Trees in the layouts of the licensed corpora, glitches included, with their truth.
+"""Folder trees in the layouts of the licensed corpora, with known defects and expected records.
 
-No recording, transcript or row of a licensed corpus is in here: sentences are made from
-the word lists below, votes are drawn, and the sound is noise.
+Nothing is taken from a licensed corpus: sentences come from the word lists in `parts`, votes
+are drawn at random, and the sound is noise.
 """

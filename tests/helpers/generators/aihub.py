@@ -1,4 +1,4 @@
-"""Trees of the three AI Hub corpora, with their truth."""
+"""Folder trees of the three AI Hub corpora, with expected records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multistill.corpora.records import Utterance
 
 YEARS = ("4차년도", "5차년도", "5차년도_2차")
 
-# One spelling of a class in the dialogue corpus a column; case varies from row to row.
+# Spellings of each class in the dialogue corpus; case varies from row to row.
 _DIALOGUE_NAMES = {
     "neutral": ("Neutral", "neutral", "NEUTRAL"),
     "happy": ("Happiness", "happiness"),
@@ -35,13 +35,13 @@ def _csv(rows: Sequence[Sequence[str]], encoding: str) -> bytes:
 def make_dialogue(
     root: Path, rows_per_table: int = 24, years: Sequence[str] = YEARS, seed: int = 0
 ) -> Truth:
-    """감정 분류를 위한 대화 음성 데이터셋; from 13 rows a table each glitch finds one."""
+    """감정 분류를 위한 대화 음성 데이터셋; with 13 rows per table or more, every glitch occurs."""
     truth = Truth(root)
     rng = random.Random(seed)
     root.mkdir(parents=True)
-    taken: list[str] = []
+    used: list[str] = []
     for order, year in enumerate(years):
-        # The second archive is one made on a Mac, with its recordings one folder down.
+        # The second archive has NFD names, as made on a Mac, and its recordings one folder down.
         on_disk = unicodedata.normalize("NFD", year) if order == 1 else year
         folder = root / on_disk / ("5차_wav" if order == 1 else "")
         folder.mkdir(parents=True)
@@ -51,14 +51,14 @@ def make_dialogue(
         for rater in range(1, 6):
             table.header += [f"{rater}번 감정", strength if rater == 4 else f"{rater}번 감정세기"]
         table.header += ["나이", "성별"]
-        for at in range(rows_per_table):
-            table.add(at, taken)
+        for index in range(rows_per_table):
+            table.add(index, used)
         (root / f"{on_disk}.csv").write_bytes(_csv([table.header, *table.rows], "cp949"))
     return truth
 
 
 class _Dialogue:
-    """One yearly table while it is made."""
+    """One yearly table under construction."""
 
     def __init__(
         self, truth: Truth, rng: random.Random, name: str, folder: Path, order: int
@@ -68,39 +68,39 @@ class _Dialogue:
         self.header: list[str] = []
         self.rows: list[list[str]] = []
 
-    def add(self, at: int, taken: list[str]) -> None:
+    def add(self, index: int, used: list[str]) -> None:
         rng, truth = self.rng, self.truth
         name = f"{rng.getrandbits(96):024x}"
         text, age, gender = sentence(rng), rng.randint(20, 59), rng.choice(("male", "female"))
         chosen: list[str | None] = [rng.choice(CLASSES) for _ in range(5)]
         strengths = [str(rng.randint(0, 2)) for _ in range(5)]
         cells = [rng.choice(_DIALOGUE_NAMES[label or ""]) for label in chosen]
-        place = f"{self.name}:{at + 2}"
+        source = f"{self.name}:{index + 2}"
         wav, reason, kinds, short = True, "", [], False
-        if at == 1:
-            name, reason = taken[0] if taken else name, "named twice" if taken else ""
-        elif at == 2:
+        if index == 1:
+            name, reason = used[0] if used else name, "duplicate id" if used else ""
+        elif index == 2:
             wav, reason = False, "no such file"
-        elif at == 3:
+        elif index == 3:
             cells[1], chosen[1], kinds = "bored", None, ["unknown vote"]
-        elif at == 4:
+        elif index == 4:
             cells[2] = strengths[2] = ""
             chosen[2] = None
-        elif at == 5:
+        elif index == 5:
             strengths[3], kinds = "", ["no intensity"]
-        elif at == 6:
+        elif index == 6:
             cells, chosen, reason = [""] * 5, [None] * 5, "no votes"
-        elif at == 7:
+        elif index == 7:
             text = f"\t{text}\t"
-        elif at == 8:
+        elif index == 8:
             name, wav, reason = "../../secret", False, "leaves the corpus folder"
-        elif at == 9:
+        elif index == 9:
             name, wav, reason = "", False, "no value in column `wav_id`"
-        elif at == 10:
+        elif index == 10:
             short, reason = True, "columns where the header has"
-        elif at == 11:
+        elif index == 11:
             cells, strengths = [f" {cell}\t" for cell in cells], [f"{s}.0" for s in strengths]
-        elif at == 12:
+        elif index == 12:
             text = ""
         row = [name, text, "neutral"]
         for cell, strength in zip(cells, strengths, strict=True):
@@ -109,12 +109,12 @@ class _Dialogue:
         self.rows.append(row[:-3] if short else row)
         path = self.folder / f"{name}.wav"
         if wav and not path.exists():
-            write_wav(path, 1000 * self.order + at)
+            write_wav(path, 1000 * self.order + index)
         if reason:
-            truth.rejected.append((place, reason))
+            truth.rejected.append((source, reason))
             return
-        taken.append(name)
-        truth.notes += [(place, kind) for kind in kinds]
+        used.append(name)
+        truth.notes += [(source, kind) for kind in kinds]
         votes = [0] * len(CLASSES)
         for label, strength in zip(chosen, strengths, strict=True):
             if label:
@@ -143,20 +143,20 @@ def make_scripted(root: Path, speakers: int = 12, scripts: int = 14, seed: int =
     truth = Truth(root)
     rng = random.Random(seed)
     root.mkdir(parents=True)
-    spelt = ("neutral", "happiness", "surprise", "angry", "sadness", "disgust", "fear")
+    spellings = ("neutral", "happiness", "surprise", "angry", "sadness", "disgust", "fear")
     texts = {number: sentence(rng) for number in range(1, scripts + 1)}
     labels = {number: (number - 1) % len(CLASSES) for number in texts}
     rows = [["number", "script", "emotion", ""]]
     for number, text in texts.items():
-        rows.append([str(number), text, spelt[labels[number]], ""])
+        rows.append([str(number), text, spellings[labels[number]], ""])
     rows += [
         [str(scripts + 1), sentence(rng), "boredom", ""],
         ["1", "다른 문장", "sad", ""],
         ["x", "문장", "sad", ""],
     ]
     truth.rejected += [
-        (f"스크립트.csv:{scripts + 3}", "named twice"),
-        (f"스크립트.csv:{scripts + 4}", "which is no number"),
+        (f"스크립트.csv:{scripts + 3}", "duplicate number"),
+        (f"스크립트.csv:{scripts + 4}", "is not a number"),
     ]
     (root / "스크립트.csv").write_bytes(_csv(rows, "cp949"))
     for speaker in range(speakers):
@@ -184,8 +184,8 @@ def make_scripted(root: Path, speakers: int = 12, scripts: int = 14, seed: int =
     first = f"0~9_감정분류_데이터셋/000/000-{scripts + 1:03d}.wav"
     unknown = "0~9_감정분류_데이터셋/000/000-999.wav"
     unnumbered = "0~9_감정분류_데이터셋/000/room.wav"
-    for at, name in enumerate((first, unknown, unnumbered)):
-        write_wav(root / name, 9000 + at)
+    for index, name in enumerate((first, unknown, unnumbered)):
+        write_wav(root / name, 9000 + index)
     outside = root.parent / "elsewhere"
     outside.mkdir()
     write_wav(outside / "000-001.wav", 9100)
@@ -193,7 +193,7 @@ def make_scripted(root: Path, speakers: int = 12, scripts: int = 14, seed: int =
     link = "0~9_감정분류_데이터셋/001/001-500.wav"
     (root / link).symlink_to(outside / "000-001.wav")
     truth.rejected += [
-        (first, "label `boredom` is none of the seven"),
+        (first, "label `boredom` is not one of the seven"),
         (unknown, "script 999 is not in the table"),
         (unnumbered, "no script number"),
         ("linked", "links are not followed"),
@@ -205,30 +205,31 @@ def make_scripted(root: Path, speakers: int = 12, scripts: int = 14, seed: int =
 def make_wellness(
     root: Path, number: int = 30, label_map: Mapping[str, str] | None = None, seed: int = 0
 ) -> Truth:
-    """감성대화 말뭉치 with its six classes, of which the truth keeps three and the mapped."""
+    """감성대화 말뭉치 with its six classes: three are expected to be kept, and those mapped."""
     truth = Truth(root)
     rng = random.Random(seed)
     folder = root / "emotiondialogue"
     folder.mkdir(parents=True)
-    ours = {"기쁨": "happy", "분노": "angry", "슬픔": "sad", **(label_map or {})}
+    classes = {"기쁨": "happy", "분노": "angry", "슬픔": "sad", **(label_map or {})}
     rows = [["파일명", "감정_대분류", "사람문장1"]]
     kinds = ("기쁨", "분노", "슬픔", "불안", "당황", "상처")
-    for at in range(number):
-        name, kind, text = f"{'FM'[at % 2]}_{at // 2 + 1:06d}", kinds[at % 6], sentence(rng)
-        place = f"emotiondialogue.csv:{at + 2}"
-        reason = "" if kind in ours else f"label `{kind}` is none of the seven"
-        if at == 6:
+    for index in range(number):
+        name, kind = f"{'FM'[index % 2]}_{index // 2 + 1:06d}", kinds[index % 6]
+        text = sentence(rng)
+        source = f"emotiondialogue.csv:{index + 2}"
+        reason = "" if kind in classes else f"label `{kind}` is not one of the seven"
+        if index == 6:
             reason = "no wav file"
-        elif at == 7:
-            reason = "is no name of this corpus"
-        elif at == 12:
-            reason = "named twice"
-        named = {7: "../F_000001", 12: "F_000001"}.get(at, name)
-        rows.append([f"{named}.wav" if at % 3 else named, kind, text])
-        if at not in (6, 7, 12):
-            write_wav(folder / f"{name}.wav", at)
+        elif index == 7:
+            reason = "is not a file name of this corpus"
+        elif index == 12:
+            reason = "duplicate id"
+        cell = {7: "../F_000001", 12: "F_000001"}.get(index, name)
+        rows.append([f"{cell}.wav" if index % 3 else cell, kind, text])
+        if index not in (6, 7, 12):
+            write_wav(folder / f"{name}.wav", index)
         if reason:
-            truth.rejected.append((place, reason))
+            truth.rejected.append((source, reason))
             continue
         truth.utterances.append(
             Utterance(
@@ -242,10 +243,10 @@ def make_wellness(
                 text_raw=text,
                 text=text,
                 encoding="utf-8-sig",
-                label=ours[kind],
+                label=classes[kind],
             )
         )
     write_wav(folder / "M_009999.wav", 8000)
-    truth.rejected.append(("emotiondialogue/M_009999.wav", "no row of the table"))
+    truth.rejected.append(("emotiondialogue/M_009999.wav", "no table row names this recording"))
     (root / "emotiondialogue.csv").write_bytes(_csv(rows, "utf-8-sig"))
     return truth

@@ -1,7 +1,7 @@
-"""Both KEMDy corpora at full size, planned so that the published counts must come out.
+"""Both KEMDy corpora at full size, laid out so that a loader must find the published counts.
 
 The counts are aggregates from public descriptions of the corpora; which segment gets
-which class is drawn.
+which class is random.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KEMDY19_SINGLE = {
     "disgust": 395,
     "fear": 384,
 }
-"""Rows of speakers with a single label: 9,627."""
+"""Speakers' rows with a single label, by class: 9,627 in total."""
 KEMDY19_SCRIPT = 5451
 KEMDY19_MALE = 4914
 KEMDY19_SPOKEN, KEMDY19_HEARD = 10279, 10287
@@ -40,7 +40,7 @@ def _ties(rng: random.Random, number: int) -> list[Sequence[str]]:
 
 
 def _spread(items: Sequence[Shape], parts: int) -> list[list[Shape]]:
-    return [list(items[at::parts]) for at in range(parts)]
+    return [list(items[index::parts]) for index in range(parts)]
 
 
 def make_kemdy19(root: Path, seed: int = 0, samples: int = 480) -> Truth:
@@ -51,24 +51,24 @@ def make_kemdy19(root: Path, seed: int = 0, samples: int = 480) -> Truth:
         (name,) for name, number in KEMDY19_SINGLE.items() for _ in range(number)
     ]
     rng.shuffle(leaders)
-    # Scene and speaker of the single-label rows are counted too, so they are dealt out.
-    scripted = [at < KEMDY19_SCRIPT for at in range(single)]
-    male = [at < KEMDY19_MALE for at in range(single)]
+    # The numbers by scene and by gender are published too, so they are assigned, not drawn.
+    scripted = [index < KEMDY19_SCRIPT for index in range(single)]
+    male = [index < KEMDY19_MALE for index in range(single)]
     rng.shuffle(scripted)
     rng.shuffle(male)
     shapes = [
-        Shape(who, _scene(rng, script), "M" if man else "F")
-        for who, script, man in zip(leaders, scripted, male, strict=True)
+        Shape(names, _scene(rng, script), "M" if man else "F")
+        for names, script, man in zip(leaders, scripted, male, strict=True)
     ]
     tied = [
-        Shape(who, _scene(rng, rng.random() < 0.5), rng.choice("FM"))
-        for who in _ties(rng, KEMDY19_SPOKEN - single)
+        Shape(names, _scene(rng, rng.random() < 0.5), rng.choice("FM"))
+        for names in _ties(rng, KEMDY19_SPOKEN - single)
     ]
     sessions = _spread(shapes, 20)
-    for mine, more in zip(sessions, _spread(tied, 20), strict=True):
-        mine += more
-    # Eight ids stand in listeners' tables only; they and two ids with both rows make the
-    # twelve rows without a recording.
+    for session_shapes, more in zip(sessions, _spread(tied, 20), strict=True):
+        session_shapes += more
+    # Eight ids are in listeners' tables only; with the two rows each of two further ids they
+    # are the twelve rows without a recording.
     only = KEMDY19_HEARD - KEMDY19_SPOKEN
     unpaired = (KEMDY19_UNMAPPED - only) // 2
     return kemdy19.make(
@@ -79,7 +79,7 @@ def make_kemdy19(root: Path, seed: int = 0, samples: int = 480) -> Truth:
         samples=samples,
         shapes=sessions,
         heard_only=dict.fromkeys(range(1, 1 + only), 1),
-        unpaired={_last_id(mine, number) for number, mine in enumerate(sessions[:unpaired], 1)},
+        unpaired={_last_id(s, number) for number, s in enumerate(sessions[:unpaired], 1)},
     )
 
 
@@ -88,14 +88,14 @@ def _scene(rng: random.Random, script: bool) -> str:
 
 
 def _last_id(shapes: Sequence[Shape], session: int) -> str:
-    """The id of the last segment, which is a tied one."""
+    """The id of the last segment, which is a tie."""
     last = shapes[-1]
     number = sum(s.scene == last.scene and s.gender == last.gender for s in shapes)
     return f"Sess{session:02d}_{last.scene}_{last.gender}{number:03d}"
 
 
 def make_kemdy20(root: Path, seed: int = 0, samples: int = 480) -> Truth:
-    """40 sessions, 13,462 segments, session 17 under the number 42."""
+    """40 sessions, 13,462 segments; rows of session 17 are numbered 42."""
     rng = random.Random(seed)
     counts = kemdy20_counts()
     leaders: list[Sequence[str]] = [
@@ -106,7 +106,7 @@ def make_kemdy20(root: Path, seed: int = 0, samples: int = 480) -> Truth:
     return kemdy20.make(
         root,
         sessions=range(1, 41),
-        segments_per_session=[len(leaders[at::40]) for at in range(40)],
+        segments_per_session=[len(leaders[index::40]) for index in range(40)],
         scripts=6,
         glitches=False,
         seed=seed,
@@ -116,7 +116,7 @@ def make_kemdy20(root: Path, seed: int = 0, samples: int = 480) -> Truth:
 
 
 def kemdy20_counts() -> Mapping[str, int]:
-    """Single-label segments a class that round to the published shares."""
+    """Single-label segments of each class, which round to the published shares."""
     counts = {name: round(share * KEMDY20_FIVE) for name, share in KEMDY20_SHARES.items()}
     counts["neutral"] += KEMDY20_FIVE - sum(counts.values())
     rest = KEMDY20_SINGLE - KEMDY20_FIVE

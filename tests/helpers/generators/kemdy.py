@@ -1,4 +1,4 @@
-"""One segment of a generated KEMDy corpus and the glitches both corpora share."""
+"""Segments of a generated KEMDy corpus, and the glitches common to KEMDy19 and KEMDy20."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from multistill.corpora.records import Utterance
 
 @dataclass
 class Segment:
-    """A segment as written (`named`, `cells`) and as meant (the other fields).
+    """A segment as written (`written_id`, `cells`) and as intended (the other fields).
 
-    `rejected` is a part of the reason why the loader must leave it out, `rows` how many
-    annotation rows tell of it, `notes` the kinds of notes it must cause.
+    `rejected` is a substring of the reason for which the loader must reject it, `notes` the
+    kinds of notes the loader must yield for it.
     """
 
     session: str
@@ -33,7 +33,7 @@ class Segment:
     arousal: float | None
     text_raw: str = ""
     encoding: str = "cp949"
-    named: str = ""
+    written_id: str = ""
     cells: list[str] = field(default_factory=list)
     scales: tuple[str, str] | None = None
     folder: str = ""
@@ -44,7 +44,7 @@ class Segment:
     notes: list[str] = field(default_factory=list)
     ratings: list[str | None] = field(default_factory=list)
     label: str | None = None
-    place: str = ""
+    source: str = ""
 
     def expected(self, root: Path, turn: int) -> Utterance:
         votes = counted(self.ratings)
@@ -78,11 +78,11 @@ class Segment:
 
 
 def draw(
-    rng: random.Random, leaders: Sequence[str], misspelt: str | None = None, **where: object
+    rng: random.Random, leaders: Sequence[str], misspelt: str | None = None, **fields: object
 ) -> Segment:
-    """A segment whose votes lead to exactly `leaders`; the total is their names in any order.
+    """A segment in which exactly `leaders` have the most votes; the total names them in any order.
 
-    `misspelt` is how Total Evaluation spells disgust.
+    `misspelt` is the spelling of disgust in Total Evaluation; `fields` are further fields.
     """
     votes = votes_for(rng, leaders)
     names = [misspelt if misspelt and name == "disgust" else name for name in leaders]
@@ -99,13 +99,13 @@ def draw(
         total=";".join(names),
         valence=valence,
         arousal=arousal,
-        named=str(where["segment"]),
-        **where,  # type: ignore[arg-type]
+        written_id=str(fields["segment"]),
+        **fields,  # type: ignore[arg-type]
     )
 
 
-def plan(rng: random.Random, number: int) -> Iterator[list[str]]:
-    """Leaders of `number` segments: mostly one class, now and then two or three."""
+def draw_leaders(rng: random.Random, number: int) -> Iterator[list[str]]:
+    """Leaders of `number` segments: mostly one class, occasionally two or three."""
     for _ in range(number):
         width = rng.choices((1, 2, 3), (90, 8, 2))[0]
         yield rng.sample(CLASSES, width)
@@ -127,7 +127,7 @@ def _no_files(segment: Segment) -> None:
     segment.rejected = "no wav and no txt file"
 
 
-def _silent(segment: Segment) -> None:
+def _empty_transcript(segment: Segment) -> None:
     segment.text = segment.text_raw = ""
     segment.encoding = "utf-8"
     segment.txt_bytes = b""
@@ -142,7 +142,7 @@ def _byte_order_mark(segment: Segment) -> None:
 
 
 def _decomposed(segment: Segment) -> None:
-    # 하 as the jamo ᄒ and ᅡ: what a Mac writes. The loader must give it back composed.
+    # 하 as the jamo ᄒ and ᅡ, as macOS writes it. The loader must return it composed.
     segment.text, segment.text_raw, segment.encoding = "하늘", "\u1112\u1161늘", "utf-8"
 
 
@@ -158,35 +158,35 @@ def _two_lines(segment: Segment) -> None:
 
 def _undecodable(segment: Segment) -> None:
     segment.txt_bytes = b"\xff\xfe\x00\xd8\xff"
-    segment.rejected = "text in none of"
+    segment.rejected = "not text in any of"
 
 
 def _missing_votes(segment: Segment) -> None:
-    # Two raters fell silent; the recount goes by the other eight.
+    # Two raters did not answer; the label follows from the other eight.
     segment.cells[0] = segment.cells[1] = ""
     segment.ratings[0] = segment.ratings[1] = None
-    settle(segment)
+    update_total(segment)
 
 
 def _unknown_vote(segment: Segment) -> None:
     segment.cells[2] = "bored"
     segment.ratings[2] = None
     segment.notes.append("unknown vote")
-    settle(segment)
+    update_total(segment)
 
 
 def _odd_case(segment: Segment) -> None:
     segment.cells = [f" {name.upper()} " for name in segment.cells]
 
 
-def _nobody_voted(segment: Segment) -> None:
+def _label_without_votes(segment: Segment) -> None:
     segment.cells = [""] * len(segment.cells)
     segment.ratings = [None] * len(segment.cells)
     segment.total, segment.label = "sad", "sad"
     segment.notes.append("no votes")
 
 
-def _nothing_said(segment: Segment) -> None:
+def _no_votes_no_label(segment: Segment) -> None:
     segment.cells = [""] * len(segment.cells)
     segment.total, segment.rejected = "", "no votes"
 
@@ -205,8 +205,8 @@ def _off_scale(segment: Segment) -> None:
     segment.scales, segment.valence, segment.arousal = ("0.4", "17"), None, None
 
 
-def settle(segment: Segment) -> None:
-    """Write the total that the changed votes give."""
+def update_total(segment: Segment) -> None:
+    """Set the total to the leaders of the changed votes."""
     votes = counted(segment.ratings)
     segment.total = ";".join(
         name for name, vote in zip(CLASSES, votes, strict=True) if vote == max(votes)
@@ -217,7 +217,7 @@ GLITCHES: tuple[Glitch, ...] = (
     _no_wav,
     _no_txt,
     _no_files,
-    _silent,
+    _empty_transcript,
     _only_tags,
     _byte_order_mark,
     _decomposed,
@@ -227,25 +227,29 @@ GLITCHES: tuple[Glitch, ...] = (
     _missing_votes,
     _unknown_vote,
     _odd_case,
-    _nobody_voted,
-    _nothing_said,
+    _label_without_votes,
+    _no_votes_no_label,
     _wrong_total,
     _no_scale,
     _off_scale,
 )
 
 
-def afflict(segments: Sequence[Segment], rng: random.Random) -> list[Segment]:
-    """Give each glitch to one segment of its own; the rest, untouched, is returned."""
-    hit = rng.sample(range(len(segments)), len(GLITCHES))
-    for glitch, at in zip(GLITCHES, hit, strict=True):
-        glitch(segments[at])
-    return [segment for at, segment in enumerate(segments) if at not in hit]
+def apply_glitches(segments: Sequence[Segment], rng: random.Random) -> list[Segment]:
+    """Apply each glitch to a different segment; return the unchanged segments."""
+    chosen = rng.sample(range(len(segments)), len(GLITCHES))
+    for glitch, index in zip(GLITCHES, chosen, strict=True):
+        glitch(segments[index])
+    return [segment for index, segment in enumerate(segments) if index not in chosen]
 
 
-def again(segment: Segment, **changes: object) -> Segment:
-    """Another row for the same segment, to be rejected as named twice."""
-    return replace(segment, rejected="named twice", wav=False, txt=False, notes=[], **changes)  # type: ignore[arg-type]
+DUPLICATE = "duplicate row"
+"""Part of the reason for which a second row of a segment is rejected."""
+
+
+def duplicate(segment: Segment, **changes: object) -> Segment:
+    """Another row for the same segment, to be rejected."""
+    return replace(segment, rejected=DUPLICATE, wav=False, txt=False, notes=[], **changes)  # type: ignore[arg-type]
 
 
 def total_cells(segment: Segment) -> list[str]:
@@ -258,7 +262,7 @@ def rater_cells(segment: Segment) -> list[str]:
 
 
 def write_clips(truth: Truth, segments: Sequence[Segment], samples: int) -> None:
-    """Recordings and transcripts, and the pickles that the wav folders also ship."""
+    """Write recordings, transcripts, and the pickle files that the wav folders also contain."""
     for folder in sorted({segment.folder for segment in segments}):
         (truth.root / folder).mkdir(parents=True, exist_ok=True)
         (truth.root / folder / "features.pickle").write_bytes(pickle.dumps({}))
@@ -266,18 +270,18 @@ def write_clips(truth: Truth, segments: Sequence[Segment], samples: int) -> None
         segment.write_files(truth.root, number, samples)
 
 
-def tell(truth: Truth, segments: Sequence[Segment]) -> None:
-    """Add what the loader must say of these segments of one session to the truth."""
+def add_expected(truth: Truth, segments: Sequence[Segment]) -> None:
+    """Add to the truth the records the loader must yield for these segments of one session."""
     dialogues: dict[str, list[Segment]] = {}
     for segment in segments:
-        if segment.rejected and not segment.wav and segment.rejected == "named twice":
-            truth.rejected.append((segment.place, segment.rejected))
+        if segment.rejected and not segment.wav and segment.rejected == DUPLICATE:
+            truth.rejected.append((segment.source, segment.rejected))
             continue
         dialogues.setdefault(segment.dialogue, []).append(segment)
     for name in sorted(dialogues):
         for turn, segment in enumerate(sorted(dialogues[name], key=lambda item: item.start)):
             if segment.rejected:
-                truth.rejected.append((segment.place, segment.rejected))
+                truth.rejected.append((segment.source, segment.rejected))
                 continue
-            truth.notes += [(segment.place, kind) for kind in segment.notes]
+            truth.notes += [(segment.source, kind) for kind in segment.notes]
             truth.utterances.append(segment.expected(truth.root, turn))

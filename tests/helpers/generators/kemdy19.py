@@ -1,4 +1,7 @@
-"""A KEMDy19 tree: two annotation tables a session, a folder a dialogue, with its truth."""
+"""A KEMDy19 folder tree, with expected records.
+
+Two annotation tables per session, and one folder of clips per dialogue.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def header() -> list[list[str]]:
 class Table:
     """One of the two tables of a session, as written."""
 
-    place: str
+    source: str
     rows: list[Segment] = field(default_factory=list)
     broken: list[tuple[list[str], str]] = field(default_factory=list)
 
@@ -43,12 +46,12 @@ class Table:
         writer = csv.writer(out)
         writer.writerows(header())
         for line, segment in enumerate(self.rows, start=3):
-            segment.place = f"{self.place}:{line}"
+            segment.source = f"{self.source}:{line}"
             writer.writerow(cells(line - 2, segment))
         for line, (row, reason) in enumerate(self.broken, start=3 + len(self.rows)):
             writer.writerow(row)
-            truth.rejected.append((f"{self.place}:{line}", reason))
-        (truth.root / self.place).write_bytes(out.getvalue().encode(encoding))
+            truth.rejected.append((f"{self.source}:{line}", reason))
+        (truth.root / self.source).write_bytes(out.getvalue().encode(encoding))
 
 
 def cells(number: int, segment: Segment) -> list[str]:
@@ -56,7 +59,7 @@ def cells(number: int, segment: Segment) -> list[str]:
     return [
         str(number),
         *[start, end] * 4,
-        segment.named,
+        segment.written_id,
         *kemdy.total_cells(segment),
         *kemdy.rater_cells(segment),
     ]
@@ -64,7 +67,7 @@ def cells(number: int, segment: Segment) -> list[str]:
 
 @dataclass(frozen=True)
 class Shape:
-    """Who leads the votes of one segment, and where it stands."""
+    """The classes with the most votes of one segment, its scene and its speaker's gender."""
 
     leaders: Sequence[str]
     scene: str
@@ -82,13 +85,13 @@ def make(
     heard_only: Mapping[int, int] | None = None,
     unpaired: Collection[str] = (),
 ) -> Truth:
-    """Write the tree below `root` and return what a loader must say of it.
+    """Write the tree below `root` and return the records a loader must yield for it.
 
     Args:
-        segments_per_session: with `glitches`, at least 40 so that each finds a segment.
-        shapes: the segments of each session; default: drawn.
-        heard_only: session -> how many segments only the listener's table names; default:
-            one in each session with `glitches`.
+        segments_per_session: with `glitches`, at least 40, one for each glitch.
+        shapes: the segments of each session; default: random.
+        heard_only: session -> number of segments that only the listener's table has; default:
+            one per session with `glitches`.
         unpaired: segment ids without wav and txt.
     """
     truth = Truth(root)
@@ -96,11 +99,11 @@ def make(
     (root / "annotation").mkdir(parents=True)
     for sensor in ("ECG", "EDA", "TEMP"):
         (root / sensor).mkdir()
-    drawn = iter(shapes) if shapes is not None else None
+    given = iter(shapes) if shapes is not None else None
     for number in sessions:
         session = f"{number:02d}"
-        mine = next(drawn) if drawn is not None else _shapes(rng, segments_per_session)
-        segments = _segments(rng, session, mine)
+        session_shapes = next(given) if given is not None else _shapes(rng, segments_per_session)
+        segments = _segments(rng, session, session_shapes)
         for segment in segments:
             if segment.segment in unpaired:
                 segment.wav = segment.txt = False
@@ -113,15 +116,15 @@ def make(
 def _shapes(rng: random.Random, number: int) -> list[Shape]:
     scenes = ("script01", "script02", "impro01")
     return [
-        Shape(leaders, scenes[at % len(scenes)], "FM"[at // len(scenes) % 2])
-        for at, leaders in enumerate(kemdy.plan(rng, number))
+        Shape(leaders, scenes[index % len(scenes)], "FM"[index // len(scenes) % 2])
+        for index, leaders in enumerate(kemdy.draw_leaders(rng, number))
     ]
 
 
 def _segments(rng: random.Random, session: str, shapes: Sequence[Shape]) -> list[Segment]:
     counts: dict[str, int] = {}
-    found = []
-    for at, shape in enumerate(shapes):
+    segments = []
+    for index, shape in enumerate(shapes):
         dialogue = f"Sess{session}_{shape.scene}"
         key = f"{dialogue}_{shape.gender}"
         counts[key] = counts.get(key, 0) + 1
@@ -133,19 +136,19 @@ def _segments(rng: random.Random, session: str, shapes: Sequence[Shape]) -> list
             segment=f"{key}{counts[key]:03d}",
             speaker=f"Session{session}_{shape.gender}",
             gender=shape.gender,
-            start=round(0.8 + 3.9 * at, 3),
+            start=round(0.8 + 3.9 * index, 3),
             folder=f"wav/Session{session}/{dialogue}",
         )
         # The transcripts of this corpus are UTF-8.
         segment.encoding = "utf-8"
-        found.append(segment)
-    return found
+        segments.append(segment)
+    return segments
 
 
 def listener(rng: random.Random, segment: Segment) -> Segment:
-    """The other person's row for a segment: another state, other votes."""
-    led = {name for name in CLASSES if name in segment.total}
-    votes = votes_for(rng, [rng.choice([name for name in CLASSES if name not in led])])
+    """The listener's row for a segment, whose votes have another leader."""
+    leaders = {name for name in CLASSES if name in segment.total}
+    votes = votes_for(rng, [rng.choice([name for name in CLASSES if name not in leaders])])
     row = replace(
         segment, cells=votes, total=max(set(votes), key=votes.count), rejected=None, notes=[]
     )
@@ -163,7 +166,7 @@ def _write_session(
     heard_only: int,
 ) -> None:
     tables = {g: Table(f"annotation/Session{session}_{g}_res.csv") for g in "FM"}
-    untouched = kemdy.afflict(segments, rng) if glitches else list(segments)
+    unchanged = kemdy.apply_glitches(segments, rng) if glitches else list(segments)
     heard = {segment.segment: listener(rng, segment) for segment in segments}
     for gender, table in tables.items():
         table.rows = [
@@ -171,50 +174,50 @@ def _write_session(
         ]
         if glitches:
             rng.shuffle(table.rows)
-    for at in range(heard_only):
-        ghost = replace(untouched[at], segment=f"{untouched[at].segment[:-3]}{900 + at}")
-        ghost.named = ghost.segment
-        row = listener(rng, ghost)
-        row.rejected = "only the listener's table names it"
-        tables["FM"[ghost.gender == "F"]].rows.append(row)
-        heard[ghost.segment] = row
+    for index, segment in enumerate(unchanged[:heard_only]):
+        extra = replace(segment, segment=f"{segment.segment[:-3]}{900 + index}")
+        extra.written_id = extra.segment
+        row = listener(rng, extra)
+        row.rejected = "only in the listener's table"
+        tables["FM"[extra.gender == "F"]].rows.append(row)
+        heard[extra.segment] = row
     repeated: list[Segment] = []
     if glitches:
-        repeated = _glitches(rng, tables, untouched[heard_only:], heard, session)
+        repeated = _glitches(rng, tables, unchanged[heard_only:], heard, session)
     for gender, table in tables.items():
         table.write(truth, "utf-8-sig" if glitches and gender == "M" else "utf-8")
 
     kemdy.write_clips(truth, segments, samples)
     if glitches:
-        # What only the listener's table names may well be on disk; it is told of once.
+        # Such recordings may exist on disk; the loader must report each of them once.
         for row in heard.values():
-            if row.rejected and row.named == row.segment:
+            if row.rejected and row.written_id == row.segment:
                 write_wav(truth.root / row.folder / f"{row.segment}.wav", 38_000 + int(session))
     for row in heard.values():
         if row.rejected:
-            truth.rejected.append((row.place, row.rejected))
-        truth.notes += [(row.place, kind) for kind in row.notes]
+            truth.rejected.append((row.source, row.rejected))
+        truth.notes += [(row.source, kind) for kind in row.notes]
     if glitches:
         stray = f"wav/Session{session}/Sess{session}_impro09/Sess{session}_impro09_M001.wav"
         (truth.root / stray).parent.mkdir()
         write_wav(truth.root / stray, 39_000 + int(session))
-        truth.rejected.append((stray, "no row of the annotation names this recording"))
-    kemdy.tell(truth, segments + repeated)
+        truth.rejected.append((stray, "no annotation row names this recording"))
+    kemdy.add_expected(truth, segments + repeated)
 
 
 def _glitches(
     rng: random.Random,
     tables: dict[str, Table],
-    untouched: Sequence[Segment],
+    unchanged: Sequence[Segment],
     heard: dict[str, Segment],
     session: str,
 ) -> list[Segment]:
-    """Spoil single rows of the two tables; the repeated rows of speakers are returned."""
-    twice, differing, heard_twice, alone, renamed = untouched[:5]
+    """Change single rows of the two tables; return the repeated rows of speakers."""
+    twice, differing, heard_twice, alone, renamed = unchanged[:5]
     repeated = [
-        kemdy.again(twice),
-        # Some ids of the corpus have two mean valences and arousals.
-        kemdy.again(differing, valence=1.1, arousal=4.9),
+        kemdy.duplicate(twice),
+        # Some ids of the corpus have two different mean valences and arousals.
+        kemdy.duplicate(differing, valence=1.1, arousal=4.9),
     ]
     for row in repeated:
         tables[row.gender].rows.append(row)
@@ -223,23 +226,23 @@ def _glitches(
     tables["FM"[heard_twice.gender == "F"]].rows.append(extra)
     heard[f"{heard_twice.segment} again"] = extra
 
-    # An id that the listener's table lacks, and one that it writes otherwise (session 3).
+    # An id missing from the listener's table, and one written differently there (session 3).
     for segment in (alone, renamed):
         segment.notes.append("one table only")
     tables["FM"[alone.gender == "F"]].rows.remove(heard.pop(alone.segment))
     other = heard[renamed.segment]
-    other.named = f"{renamed.segment[:-3]}800"
-    other.rejected = "only the listener's table names it"
+    other.written_id = f"{renamed.segment[:-3]}800"
+    other.rejected = "only in the listener's table"
 
-    whole = cells(0, twice)
-    nameless, climbing, foreign = list(whole), list(whole), list(whole)
-    nameless[9] = ""
-    climbing[9] = "../../secret_F001"
-    foreign[9] = f"Sess{int(session) + 1:02d}{twice.segment[len('SessNN') :]}"
+    complete = cells(0, twice)
+    without_id, outside, other_session = list(complete), list(complete), list(complete)
+    without_id[9] = ""
+    outside[9] = "../../secret_F001"
+    other_session[9] = f"Sess{int(session) + 1:02d}{twice.segment[len('SessNN') :]}"
     tables["F"].broken = [
-        (nameless, "no value in column `Segment ID`"),
-        (whole[:42], "the row has 42 columns"),
-        (climbing, "is not a segment id"),
-        (foreign, "belongs to another session"),
+        (without_id, "no value in column `Segment ID`"),
+        (complete[:42], "the row has 42 columns"),
+        (outside, "is not a KEMDy19 segment id"),
+        (other_session, "belongs to another session"),
     ]
     return repeated

@@ -1,4 +1,4 @@
-"""What every generated corpus is made of: sentences, votes, tiny recordings, the truth."""
+"""Building blocks of generated corpora: sentences, votes, tiny recordings, expected records."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def sentence(rng: random.Random) -> str:
 
 
 def tagged(rng: random.Random, text: str) -> str:
-    """The sentence with transcript tags, each of which takes nothing of the text with it."""
+    """The sentence with transcript tags; removing them must give the sentence back."""
     words = text.split(" ")
-    at = rng.randrange(len(words))
+    index = rng.randrange(len(words))
     kind = rng.randrange(4)
     if kind == 0:
-        words.insert(at, rng.choice(_TAGS))
+        words.insert(index, rng.choice(_TAGS))
     elif kind == 1:
-        words[at] = rng.choice(_TAGS) + words[at]
+        words[index] = rng.choice(_TAGS) + words[index]
     elif kind == 2:
-        words[at] += rng.choice("*+/")
+        words[index] += rng.choice("*+/")
     else:
-        words[at] = "*" + words[at] + "+"
+        words[index] = "*" + words[index] + "+"
         words.insert(0, "b/")
     return " ".join(words)
 
@@ -50,7 +50,7 @@ def _noise() -> bytes:
 
 
 def write_wav(path: Path, number: int, samples: int = 640, rate: int = 16000) -> None:
-    """A mono 16-bit wav of noise; another `number` gives other content."""
+    """A mono 16-bit wav of noise; each `number` gives different content."""
     pool = _noise()
     body = pool[number * 2 % 40000 :][: samples * 2 - 4] + struct.pack("<I", number)
     path.write_bytes(
@@ -65,7 +65,7 @@ def write_wav(path: Path, number: int, samples: int = 640, rate: int = 16000) ->
 
 
 def votes_for(rng: random.Random, leaders: Sequence[str], raters: int = 10) -> list[str]:
-    """One class a rater, in any order, so that exactly `leaders` have the most votes."""
+    """One class per rater, shuffled, such that exactly `leaders` have the most votes."""
     others = [name for name in CLASSES if name not in leaders]
     most = min(raters // len(leaders), rng.randint(5, 9) if len(leaders) == 1 else 5)
     while True:
@@ -73,22 +73,22 @@ def votes_for(rng: random.Random, leaders: Sequence[str], raters: int = 10) -> l
         drawn = [rng.choice(others) for _ in range(rest)]
         if not drawn or max(Counter(drawn).values()) < most:
             break
-    found = [name for name in leaders for _ in range(most)] + drawn
-    rng.shuffle(found)
-    return found
+    votes = [name for name in leaders for _ in range(most)] + drawn
+    rng.shuffle(votes)
+    return votes
 
 
 def counted(names: Iterable[str | None]) -> tuple[int, ...]:
     """Votes in class order."""
-    found = Counter(name for name in names if name)
-    return tuple(found[name] for name in CLASSES)
+    counts = Counter(name for name in names if name)
+    return tuple(counts[name] for name in CLASSES)
 
 
 @dataclass
 class Truth:
-    """What a loader must say of a generated tree, in its order.
+    """The records a loader must yield for a generated tree, in order.
 
-    `rejected` holds (source, a part of the reason), `notes` (source, kind).
+    `rejected` holds (source, substring of the reason), `notes` (source, kind).
     """
 
     root: Path
@@ -98,36 +98,36 @@ class Truth:
 
 
 def differences(truth: Truth, records: Iterable[Record]) -> list[str]:
-    """Every way in which a loader's records differ from the truth; empty when right."""
+    """Every difference between a loader's records and the truth; empty if there is none."""
     records = list(records)
-    found: list[str] = []
+    problems: list[str] = []
     kept = [record for record in records if isinstance(record, Utterance)]
-    for expected, got in zip(truth.utterances, kept, strict=False):
+    for expected, actual in zip(truth.utterances, kept, strict=False):
         for name in Utterance._fields:
-            if getattr(expected, name) != getattr(got, name):
-                found.append(
+            if getattr(expected, name) != getattr(actual, name):
+                problems.append(
                     f"{expected.utterance_id}.{name}: expected {getattr(expected, name)!r}, "
-                    f"got {getattr(got, name)!r}"
+                    f"got {getattr(actual, name)!r}"
                 )
-    wanted = {item.utterance_id for item in truth.utterances}
-    have = {item.utterance_id for item in kept}
-    found += [f"missing {name}" for name in sorted(wanted - have)]
-    found += [f"unexpected {name}" for name in sorted(have - wanted)]
+    expected_ids = {item.utterance_id for item in truth.utterances}
+    actual_ids = {item.utterance_id for item in kept}
+    problems += [f"missing {name}" for name in sorted(expected_ids - actual_ids)]
+    problems += [f"unexpected {name}" for name in sorted(actual_ids - expected_ids)]
     if len(kept) != len(truth.utterances):
-        found.append(f"{len(truth.utterances)} utterances expected, {len(kept)} found")
+        problems.append(f"{len(truth.utterances)} utterances expected, got {len(kept)}")
 
     rejected = [(item.source, item.reason) for item in records if isinstance(item, Rejected)]
     for source, part in truth.rejected:
         match = next((r for r in rejected if r[0] == source and part in r[1]), None)
         if match is None:
-            same = [reason for place, reason in rejected if place == source]
-            found.append(f"{source} should be rejected for {part!r}, is: {same}")
+            reasons = [reason for other, reason in rejected if other == source]
+            problems.append(f"{source} should be rejected for {part!r}, got: {reasons}")
         else:
             rejected.remove(match)
-    found += [f"rejected without cause: {source}: {reason}" for source, reason in rejected]
+    problems += [f"unexpected rejection: {source}: {reason}" for source, reason in rejected]
 
     notes = Counter((item.source, item.kind) for item in records if isinstance(item, Note))
     expected_notes = Counter(truth.notes)
-    found += [f"missing note {key}" for key in (expected_notes - notes).elements()]
-    found += [f"unexpected note {key}" for key in (notes - expected_notes).elements()]
-    return found
+    problems += [f"missing note {key}" for key in (expected_notes - notes).elements()]
+    problems += [f"unexpected note {key}" for key in (notes - expected_notes).elements()]
+    return problems

@@ -1,4 +1,4 @@
-"""A corpus of one's own: recordings in any folders and one CSV or Parquet table."""
+"""A user's own corpus: recordings in arbitrary folders and one CSV or Parquet table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RATERS = tuple(f"rater_{letter}" for letter in "abcde")
 
 @dataclass
 class Entry:
-    """One row as written and what must come of it."""
+    """One row as written, and the record it must give."""
 
     cells: Row
     expected: dict[str, Any]
@@ -47,21 +47,21 @@ def make(
     """Write `folder/name` with its recordings; the truth's root is the table.
 
     Args:
-        form: how the table tells emotions.
+        form: how the table gives emotions.
         rows: with `glitches`, at least 20.
-        renamed: our column -> the table's, as in the job file.
+        renamed: column name of multistill -> the table's, as in the job file.
     """
     rng = random.Random(seed)
     truth = Truth(folder / name)
-    entries = [_entry(rng, at, form, name) for at in range(rows)]
+    entries = [_entry(rng, index, form, name) for index in range(rows)]
     if glitches:
-        for at, spoil in enumerate(_GLITCHES):
-            spoil(entries[at + 1], entries[0], form)
-    for at, entry in enumerate(entries):
-        path = folder / f"wav/{at % 3}/{at:04d}.wav"
+        for index, glitch in enumerate(_GLITCHES, start=1):
+            glitch(entries[index], entries[0], form)
+    for index, entry in enumerate(entries):
+        path = folder / f"wav/{index % 3}/{index:04d}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         if entry.wav:
-            write_wav(path, at)
+            write_wav(path, index)
     outside = folder.parent / "elsewhere.wav"
     write_wav(outside, 5000)
     (folder / "wav/link.wav").symlink_to(outside)
@@ -71,17 +71,17 @@ def make(
     first = 1 if parquet else 2
     table_encoding = None if parquet else encoding
     for line, entry in enumerate(entries, start=first):
-        place = f"{name}:{line}"
+        source = f"{name}:{line}"
         if entry.reason:
-            truth.rejected.append((place, entry.reason))
+            truth.rejected.append((source, entry.reason))
             continue
-        truth.notes += [(place, kind) for kind in entry.notes]
+        truth.notes += [(source, kind) for kind in entry.notes]
         audio = folder / entry.expected.pop("audio")
         truth.utterances.append(
             Utterance(audio_path=str(audio), encoding=table_encoding, **entry.expected)
         )
     cells = [
-        {(renamed or {}).get(ours, ours): value for ours, value in entry.cells.items()}
+        {(renamed or {}).get(column, column): value for column, value in entry.cells.items()}
         for entry in entries
     ]
     if parquet:
@@ -100,31 +100,31 @@ def _csv(cells: list[Row], delimiter: str) -> str:
     return out.getvalue()
 
 
-def _entry(rng: random.Random, at: int, form: Form, name: str) -> Entry:
+def _entry(rng: random.Random, index: int, form: Form, name: str) -> Entry:
     parquet = name.endswith(".parquet")
-    leaders = rng.sample(CLASSES, 2 if at % 5 == 4 else 1)
+    leaders = rng.sample(CLASSES, 2 if index % 5 == 4 else 1)
     raters = votes_for(rng, leaders, 10 if form in ("counts", "votes") else 5)
     votes = counted(raters)
     text = sentence(rng)
-    dialogue, gender = f"d{at // 6}", rng.choice("FM")
+    dialogue, gender = f"d{index // 6}", rng.choice("FM")
     valence, arousal = round(rng.uniform(1, 5), 2), round(rng.uniform(1, 5), 2)
     cells: Row = {
-        "utterance_id": f"u{at:04d}",
-        "audio_path": f"wav/{at % 3}/{at:04d}.wav",
-        # Two spaces: the manifest's text has one.
+        "utterance_id": f"u{index:04d}",
+        "audio_path": f"wav/{index % 3}/{index:04d}.wav",
+        # Two spaces, which the manifest's text reduces to one.
         "text": text.replace(" ", "  ", 1),
-        "speaker": f"p{at % 4}",
-        "session": f"s{at // 6}",
+        "speaker": f"p{index % 4}",
+        "session": f"s{index // 6}",
         "dialogue": dialogue,
         "gender": {"F": "female", "M": "m"}[gender],
         "valence": valence if parquet else str(valence),
         "arousal": arousal if parquet else str(arousal),
-        "split": ("train", "dev", "test")[at % 3],
+        "split": ("train", "dev", "test")[index % 3],
     }
     label: str | None = None
     ratings: tuple[str | None, ...] | None = ()
     if form == "counts":
-        # A class nobody chose may be left blank.
+        # A class without votes may be left blank.
         cells |= {c: v if parquet else str(v or "") for c, v in zip(CLASSES, votes, strict=True)}
     elif form == "votes":
         cells["votes"] = list(votes)
@@ -143,7 +143,7 @@ def _entry(rng: random.Random, at: int, form: Form, name: str) -> Entry:
             "utterance_id": cells["utterance_id"],
             "session": cells["session"],
             "dialogue": dialogue,
-            "turn": at % 6,
+            "turn": index % 6,
             "speaker": cells["speaker"],
             "gender": gender,
             "text_raw": cells["text"],
@@ -153,32 +153,33 @@ def _entry(rng: random.Random, at: int, form: Form, name: str) -> Entry:
             "valence": valence,
             "arousal": arousal,
             "ratings": ratings,
-            "split": ("train", "valid", "test")[at % 3],
+            "split": ("train", "valid", "test")[index % 3],
         },
     )
 
 
-Spoil = Callable[[Entry, Entry, Form], None]
+Glitch = Callable[[Entry, Entry, Form], None]
+"""Changes an entry; the second argument is the table's first entry."""
 
 
-def _set(reason: str, wav: bool = True, **cells: Any) -> Spoil:
-    def spoil(entry: Entry, first: Entry, form: Form) -> None:
+def _set(reason: str, wav: bool = True, **cells: Any) -> Glitch:
+    def glitch(entry: Entry, first: Entry, form: Form) -> None:
         entry.cells |= cells
         entry.reason, entry.wav = reason, wav
 
-    return spoil
+    return glitch
 
 
-def _absent(entry: Entry, first: Entry, form: Form) -> None:
+def _missing_wav(entry: Entry, first: Entry, form: Form) -> None:
     entry.wav, entry.reason = False, "no such file"
 
 
-def _twice(entry: Entry, first: Entry, form: Form) -> None:
+def _duplicate_id(entry: Entry, first: Entry, form: Form) -> None:
     entry.cells["utterance_id"] = first.cells["utterance_id"]
-    entry.reason = "named twice"
+    entry.reason = "duplicate id"
 
 
-def _wordless(entry: Entry, first: Entry, form: Form) -> None:
+def _no_text(entry: Entry, first: Entry, form: Form) -> None:
     entry.cells["text"] = None
     entry.expected |= {"text": "", "text_raw": ""}
 
@@ -189,17 +190,17 @@ def _off_scale(entry: Entry, first: Entry, form: Form) -> None:
     entry.notes.append("off the scale")
 
 
-def _unlabelled(entry: Entry, first: Entry, form: Form) -> None:
+def _no_label(entry: Entry, first: Entry, form: Form) -> None:
     for name in (*CLASSES, *RATERS, "votes", "label"):
         if name in entry.cells:
             entry.cells[name] = [0] * 7 if name == "votes" else None
     entry.reason = "no label and no votes"
 
 
-def _bored(entry: Entry, first: Entry, form: Form) -> None:
+def _unknown_class(entry: Entry, first: Entry, form: Form) -> None:
     if form == "label":
         entry.cells["label"] = "boredom"
-        entry.reason = "label `boredom` is none of the seven classes"
+        entry.reason = "label `boredom` is not one of the seven classes"
     elif form == "raters":
         entry.cells["rater_a"] = "boredom"
         ratings = (None, *entry.expected["ratings"][1:])
@@ -207,7 +208,7 @@ def _bored(entry: Entry, first: Entry, form: Form) -> None:
         entry.notes.append("unknown vote")
     elif form == "counts":
         entry.cells["happy"] = -1
-        entry.reason = "column `happy` says `-1`, which is no whole number"
+        entry.reason = "column `happy`: `-1` is not a whole number"
     else:
         entry.cells["votes"] = [1, 2, 3]
         entry.reason = "column `votes` has 3 counts, needs 7"
@@ -223,26 +224,26 @@ def _session_only(entry: Entry, first: Entry, form: Form) -> None:
     entry.expected["speaker"] = entry.expected["session"]
 
 
-def _unsplit(entry: Entry, first: Entry, form: Form) -> None:
+def _no_split(entry: Entry, first: Entry, form: Form) -> None:
     entry.cells["split"] = None
     entry.expected["split"] = None
 
 
-def _own_split(entry: Entry, first: Entry, form: Form) -> None:
-    # No part that is known: the split by column has to say so, where it is asked for.
+def _unknown_split(entry: Entry, first: Entry, form: Form) -> None:
+    # Not the name of a part: an error only with `split.by: column`.
     entry.cells["split"] = entry.expected["split"] = "holdout"
 
 
-_GLITCHES: tuple[Spoil, ...] = (
-    _absent,
-    _twice,
-    _wordless,
+_GLITCHES: tuple[Glitch, ...] = (
+    _missing_wav,
+    _duplicate_id,
+    _no_text,
     _off_scale,
-    _unlabelled,
-    _bored,
+    _no_label,
+    _unknown_class,
     _speaker_only,
     _session_only,
-    _unsplit,
+    _no_split,
     _set("leaves the corpus folder", audio_path="../elsewhere.wav"),
     _set("leaves the corpus folder", audio_path="wav/../../elsewhere.wav"),
     _set("leaves the corpus folder", audio_path="/etc/passwd"),
@@ -251,5 +252,5 @@ _GLITCHES: tuple[Spoil, ...] = (
     _set("not a file", audio_path="wav/0"),
     _set("no value in column `audio_path`", audio_path=None),
     _set("no value in column `speaker` or `session`", speaker=None, session=None),
-    _own_split,
+    _unknown_split,
 )

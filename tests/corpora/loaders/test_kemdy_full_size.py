@@ -1,4 +1,4 @@
-"""Trees of the full corpora's shape give the published counts."""
+"""Generated KEMDy corpora of full size give the published counts."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def kemdy20(tmp_path_factory: pytest.TempPathFactory) -> tuple[Truth, list[Recor
 
 
 def labels(records: list[Record]) -> list[tuple[Utterance, str | None]]:
-    found = [record for record in records if isinstance(record, Utterance)]
-    return [(item, winner(item.votes)) for item in found if item.votes is not None]
+    kept = [record for record in records if isinstance(record, Utterance)]
+    return [(item, winner(item.votes)) for item in kept if item.votes is not None]
 
 
-def test_kemdy19_row_by_row(kemdy19: tuple[Truth, list[Record]]) -> None:
+def test_kemdy19_records_are_as_expected(kemdy19: tuple[Truth, list[Record]]) -> None:
     truth, records = kemdy19
     assert differences(truth, records) == []
 
@@ -48,16 +48,16 @@ def test_kemdy19_counts_are_the_published_ones(kemdy19: tuple[Truth, list[Record
     assert Counter(item.gender for item, _ in single) == {"M": 4914, "F": 4713}
     assert len({item.session for item, _ in rows}) == 20
     assert len({item.speaker for item, _ in rows}) == 40
-    # 10,279 segments have the speaker's row; two of them have no recording, and eight
-    # more ids are in listeners' tables only.
+    # 10,279 segments have a speaker's row; two of them have no recording, and eight more ids
+    # are in listeners' tables only.
     assert len(rows) == 10279 - 2
     rejected = [r.reason for r in records if isinstance(r, Rejected)]
-    assert sum("only the listener's table" in reason for reason in rejected) == 8
+    assert sum("only in the listener's table" in reason for reason in rejected) == 8
     assert sum("no wav and no txt" in reason for reason in rejected) == 2
     assert len(rejected) == 10
 
 
-def test_kemdy20_row_by_row(kemdy20: tuple[Truth, list[Record]]) -> None:
+def test_kemdy20_records_are_as_expected(kemdy20: tuple[Truth, list[Record]]) -> None:
     truth, records = kemdy20
     assert differences(truth, records) == []
 

@@ -1,0 +1,119 @@
+"""Parsing of table fields: genders, whole numbers, rating scales, lists, file stems."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, NamedTuple
+
+MAX_INT = 2**31 - 1
+"""The largest turn or vote count: the manifest keeps them in 32 bits."""
+
+_MAX_SHOWN = 40
+_GENDERS = {
+    "f": "F",
+    "female": "F",
+    "여": "F",
+    "여성": "F",
+    "m": "M",
+    "male": "M",
+    "남": "M",
+    "남성": "M",
+}
+
+
+class RowError(ValueError):
+    """Why a row is rejected."""
+
+
+def parse_gender(text: str) -> str | None:
+    """F or M if the word is known, else the word itself; None if empty."""
+    return _GENDERS.get(text.casefold(), text) if text else None
+
+
+def stem(path: str) -> str:
+    """A path without its extension: the id of an utterance that has no other."""
+    return path.replace("\\", "/").rsplit(".", 1)[0]
+
+
+def to_text(value: Any) -> str:
+    """A Parquet value as it would be written in a CSV file; missing values are empty."""
+    if isinstance(value, str):
+        return value.strip()
+    if value is None or value != value:  # the latter holds for NaN only
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        # pandas turns an integer column with missing values into floats.
+        return str(int(value))
+    return str(value)
+
+
+def hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def split_list(text: str) -> list[str]:
+    """The items of a list written as text, e.g. `[8, 1, 0]`."""
+    inner = text.strip("[]() ")
+    return re.split(r"[\s,;|]+", inner) if inner else []
+
+
+class Rating(NamedTuple):
+    """A rating from 1 to 5, or None with a `(kind, text)` note if it is out of range."""
+
+    value: float | None
+    notes: tuple[tuple[str, str], ...] = ()
+
+
+def parse_rating(text: str, column: str) -> Rating:
+    """Parse valence or arousal.
+
+    Raises:
+        RowError: if the field is not a number.
+    """
+    if not text:
+        return Rating(None)
+    value = _parse_number(text, column)
+    if 1.0 <= value <= 5.0:
+        return Rating(value)
+    note = f"{column} {value:g} is not from 1 to 5 and is ignored"
+    return Rating(None, (("off the scale", note),))
+
+
+def parse_turn(text: str) -> int:
+    if not text:
+        raise RowError("no value in column `turn`")
+    return parse_count(text, "turn")
+
+
+def parse_count(text: str, column: str) -> int:
+    """A whole number from 0 to `MAX_INT`.
+
+    Raises:
+        RowError: if the field is anything else.
+    """
+    if text.isdecimal() and len(text) < 10:
+        return int(text)
+    try:
+        value = _parse_number(text, column)
+    except RowError:
+        value = -1.0
+    if not 0 <= value <= MAX_INT or not value.is_integer():
+        raise RowError(
+            f"column `{column}`: `{_shorten(text)}` is not a whole number from 0 to {MAX_INT}"
+        )
+    return int(value)
+
+
+def _parse_number(text: str, column: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise RowError(f"column `{column}`: `{_shorten(text)}` is not a number")
+    return value
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
