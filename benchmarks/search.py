@@ -1,12 +1,12 @@
-"""What a search costs beside its training, and what it gains over random search and a grid.
+"""The overhead of a search over its training, and its gain over random search and a grid.
 
     python benchmarks/search.py many [--trials 2000]
     python benchmarks/search.py overhead FOLDER [--trials 32] [--epochs N, default: trials of 22 s]
     python benchmarks/search.py compare FOLDER [--trials 30] [--epochs 20] [--seeds 3]
 
-FOLDER is a finished search (`<workspace>/search/<fingerprint>`): its student, features and
-soft targets are trained again, nothing in it is changed. `many` needs nothing: its trials
-are a formula. Figures are of this machine; run on an idle one.
+FOLDER is a finished search (`<workspace>/search/<fingerprint>`): its student is trained again
+with its features and soft targets, and nothing in the folder is changed. `many` needs no
+folder: its trials evaluate a formula. Results depend on the machine; run on an idle one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from multistill.config import DistillationConfig, SearchConfig, SearchParameter, TrainConfig
 from multistill.models.presets import resolve
-from multistill.search.request import Request
+from multistill.search.spec import SearchSpec
 from multistill.search.study import search
 from multistill.tracking.logger import NullLogger
 from multistill.training.task import TrainingTask
@@ -44,7 +44,7 @@ class Report:
 
 
 def formula(task: TrainingTask, *, state_dir: Path) -> Iterator[Report]:
-    """A stand-in for training: three epochs without work."""
+    """An objective in place of training: three epochs without work."""
     settings = task.distillation or DistillationConfig()
     distance = (math.log(settings.temperature / 3) / 2) ** 2 + (settings.weight - 0.6) ** 2
     for epoch in range(1, 4):
@@ -52,13 +52,13 @@ def formula(task: TrainingTask, *, state_dir: Path) -> Iterator[Report]:
         yield Report(epoch, {"train_loss": 1 - value, "valid_macro_f1": value}, epoch == 3)
 
 
-class Memory(NullLogger):
-    """Prints the driver's resident memory as the search goes on."""
+class MemoryLogger(NullLogger):
+    """Prints the driver's resident memory while the search runs."""
 
     def __init__(self) -> None:
         self.started, self.samples = time.monotonic(), [(0, resident_mb())]
 
-    def progress(self, done: float, total: float, unit: str, **figures: float) -> None:
+    def progress(self, done: float, total: float, unit: str, **stats: float) -> None:
         if done % 200 == 0:
             self.samples.append((int(done), resident_mb()))
             rate = done / (time.monotonic() - self.started)
@@ -71,7 +71,7 @@ def resident_mb() -> float:
 
 
 def many(trials: int) -> None:
-    """Thousands of trials: the driver's memory and the trials per second."""
+    """Thousands of trials: memory of the driver and trials per second."""
     base = TrainingTask(
         name="student",
         role="student",
@@ -84,14 +84,14 @@ def many(trials: int) -> None:
         distillation=DistillationConfig(),
     )
     config = SearchConfig(trials=trials, concurrent=2, grace_epochs=1)
-    logger = Memory()
+    logger = MemoryLogger()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "search"
-        found = search(base, config, 1, out, logger, "many", objective=formula)
+        summary = search(base, config, 1, out, logger, "many", objective=formula)
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
     first = next(mb for done, mb in logger.samples if done >= 200)
     last = logger.samples[-1][1]
-    print(f"best {found['best']['value']:.4f} of 0.7875 possible; study on disk {size:.1f} MB")
+    print(f"best {summary['best']['value']:.4f} of 0.7875 possible; study on disk {size:.1f} MB")
     print(f"driver memory after 200 trials {first:.0f} MB, at the end {last:.0f} MB")
 
 
@@ -101,37 +101,36 @@ def epoch_seconds(folder: Path) -> float:
     return statistics.median(row["seconds"] / row["epochs"] for row in rows if row["epochs"])
 
 
-def announce(trials: float, epochs: int, folder: Path) -> None:
+def print_estimate(trials: float, epochs: int, folder: Path) -> None:
     cores = len(os.sched_getaffinity(0))
     minutes = trials * epochs * epoch_seconds(folder) / cores / 60
     print(f"{trials:g} trials of {epochs} epochs: about {minutes:.0f} min on {cores} cores")
 
 
 def overhead(folder: Path, trials: int, epochs: int | None) -> None:
-    """Wall time against pure training time, without early stopping."""
-    asked = Request.read(folder)
+    """Wall time relative to training time, without early stopping."""
+    spec = SearchSpec.read(folder)
     epochs = epochs or math.ceil(TRIAL_SECONDS / epoch_seconds(folder))
-    announce(trials, epochs, folder)
-    config = asked.config.model_copy(
+    print_estimate(trials, epochs, folder)
+    config = spec.config.model_copy(
         update={"trials": trials, "epochs": epochs, "grace_epochs": epochs, "second": None}
     )
     with tempfile.TemporaryDirectory() as out:
-        found = search(asked.base, config, asked.seed, Path(out) / "search", fingerprint="bench")
-    pure = found["training_share"] * found["seconds"] * found["concurrency"]
-    ideal = pure / found["concurrency"]
+        summary = search(spec.base, config, spec.seed, Path(out) / "search", fingerprint="bench")
+    ideal = summary["training_share"] * summary["seconds"]
     print(
-        f"{trials} trials of {found['trial_seconds'] / trials:.1f} s, "
-        f"{found['concurrency']} at once"
+        f"{trials} trials of {summary['trial_seconds'] / trials:.1f} s, "
+        f"{summary['concurrency']} at the same time"
     )
-    print(f"seconds from hand-out to first step, median: {found['start_seconds']:.2f}")
-    print(f"share of wall time in training epochs: {found['training_share']:.3f}")
-    print(f"wall time / (training time / concurrency): {found['seconds'] / ideal:.3f}")
+    print(f"seconds from hand-out to first step, median: {summary['start_seconds']:.2f}")
+    print(f"share of wall time in training epochs: {summary['training_share']:.3f}")
+    print(f"wall time / (training time / concurrency): {summary['seconds'] / ideal:.3f}")
 
 
 def compare(folder: Path, trials: int, epochs: int, seeds: int) -> None:
     """Seconds of training until the best of a full grid over T and weight is reached."""
-    asked = Request.read(folder)
-    announce((2 * trials + len(GRID[T]) * len(GRID[WEIGHT])) * seeds, epochs, folder)
+    spec = SearchSpec.read(folder)
+    print_estimate((2 * trials + len(GRID[T]) * len(GRID[WEIGHT])) * seeds, epochs, folder)
     ranges = {
         T: SearchParameter(low=GRID[T][0], high=GRID[T][-1]),
         WEIGHT: SearchParameter(low=GRID[WEIGHT][0], high=GRID[WEIGHT][-1]),
@@ -144,36 +143,37 @@ def compare(folder: Path, trials: int, epochs: int, seeds: int) -> None:
     }
     shares: dict[str, list[float]] = {name: [] for name in methods}
     for seed in range(seeds):
-        base = replace(asked.base, seed=asked.base.seed + seed)
+        base = replace(spec.base, seed=spec.base.seed + seed)
         curves = {}
         for name, changes in methods.items():
             settings = {"epochs": epochs, "grace_epochs": epochs, "second": None, **changes}
-            config = asked.config.model_copy(update=settings)
+            config = spec.config.model_copy(update=settings)
             with tempfile.TemporaryDirectory() as temporary:
                 out = Path(temporary) / "search"
-                search(base, config, asked.seed + seed, out, fingerprint=f"bench-{seed}")
+                search(base, config, spec.seed + seed, out, fingerprint=f"bench-{seed}")
                 curves[name] = curve(out)
         cost, target = curves["grid"][-1]
-        for name, points_of in curves.items():
-            reached = next((spent for spent, best in points_of if best >= target), math.inf)
+        for name, steps in curves.items():
+            reached = next((spent for spent, best in steps if best >= target), math.inf)
             shares[name].append(reached / cost)
+            spent, best = steps[-1]
             print(
-                f"seed {seed} {name:10s} best {points_of[-1][1]:.4f} in {points_of[-1][0]:.0f} s; "
+                f"seed {seed} {name:10s} best {best:.4f} in {spent:.0f} s; "
                 f"grid's best after {reached / cost:.2f} of the grid's cost"
             )
-    for name, found in shares.items():
-        print(f"{name:10s} median share of the grid's cost: {statistics.median(found):.2f}")
+    for name, values in shares.items():
+        print(f"{name:10s} median share of the grid's cost: {statistics.median(values):.2f}")
 
 
 def curve(out: Path) -> list[tuple[float, float]]:
     """(training seconds spent, best value at full budget so far) after each trial."""
-    spent, best, points = 0.0, -math.inf, []
+    spent, best, steps = 0.0, -math.inf, []
     for row in pq.read_table(out / "trials.parquet").to_pylist():
         spent += row["seconds"]
         if row["state"] == "complete":
             best = max(best, row["value"])
-        points.append((spent, best))
-    return points
+        steps.append((spent, best))
+    return steps
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from multistill.config.base import Address, Section, execution
 
 
 class SearchParameter(Section):
-    """One searched value: a range (`low`, `high`, `log`, `step`) or `choices`."""
+    """One searched setting: a range (`low`, `high`, `log`, `step`) or `choices`."""
 
     low: float | None = None
     high: float | None = None
@@ -36,7 +36,7 @@ class SearchParameter(Section):
         if self.log and self.low <= 0:
             raise ValueError("a logarithmic range needs `low` above 0")
         if self.log and self.step is not None:
-            raise ValueError("`log` and `step` exclude each other")
+            raise ValueError("`log` and `step` cannot be combined")
         return self
 
 
@@ -48,33 +48,42 @@ def _default_space() -> dict[str, SearchParameter]:
 
 
 class SearchConfig(Section):
-    """Ray Tune with Optuna over one student. Looks at validation only."""
+    """Ray Tune with Optuna over the settings of one student, compared on validation only."""
 
     enabled: bool = True
-    student: str | None = Field(None, description="which student; default: the first")
+    student: str | None = Field(
+        None, description="name of the searched student; default: the first"
+    )
     trials: int = Field(16, ge=1)
-    epochs: int | None = Field(None, ge=1, description="budget of a trial; default: the student's")
+    epochs: int | None = Field(
+        None, ge=1, description="epoch budget of a trial; default: the student's epochs"
+    )
     metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss"] = "macro_f1"
     space: dict[str, SearchParameter] = Field(default_factory=_default_space, min_length=1)
-    grace_epochs: int = Field(3, ge=1, description="ASHA stops no trial before")
+    grace_epochs: int = Field(3, ge=1, description="ASHA stops no trial before this epoch")
     reduction: int = Field(3, ge=2)
     sampler: Literal["tpe", "random", "grid"] = Field(
         "tpe", description="random and grid are baselines; a grid needs `choices` everywhere"
     )
-    startup_trials: int = Field(8, ge=1, description="random trials before the sampler learns")
+    startup_trials: int = Field(8, ge=1, description="random trials before TPE starts")
     retrain: int = Field(1, ge=1, le=10, description="best trials retrained at full budget")
     seeds: int = Field(
-        3, ge=1, le=20, description="of each retrained trial and of its control; no trial has them"
+        3,
+        ge=1,
+        le=20,
+        description="of each retrained trial and its control; none is the trials' own",
     )
     second: Literal["parameters", "latency"] | None = Field(
-        None, description="also keep this low: a Pareto front of the metric against it"
+        None, description="second objective, minimized: a Pareto front of the metric against it"
     )
     storage: Address | None = execution(
         None,
         description="database of the study (postgresql://user@host/name; the password comes from "
         "the environment); default: a journal file in the workspace",
     )
-    concurrent: int | None = execution(None, ge=1, description="default: what the cluster holds")
+    concurrent: int | None = execution(
+        None, ge=1, description="trials at the same time; default: what fits"
+    )
     workers_per_trial: int = execution(
         1, ge=1, description="data-parallel workers of one trial; more than one start Ray Train"
     )

@@ -40,7 +40,7 @@ def join(job: JobConfig, *, display: ProgressDisplay | None = None) -> int:
     """
     from multistill import cluster
     from multistill.search import study
-    from multistill.search.request import FILE
+    from multistill.search.spec import SPEC
 
     display = display or ProgressDisplay()
     search, workspace = _search_of(job), Workspace(job.workspace)
@@ -50,7 +50,7 @@ def join(job: JobConfig, *, display: ProgressDisplay | None = None) -> int:
             f"`multistill search extend {job.name} --trials N` adds trials"
         )
     folder = search.fingerprint and workspace.partial(Search.name, search.fingerprint)
-    if not folder or not (folder / FILE).exists():
+    if not folder or not (folder / SPEC).exists():
         raise UsageError(
             f"no search of `{job.name}` is running in {workspace.root}; start it with "
             "`multistill run`, then join it with the same job and workspace"

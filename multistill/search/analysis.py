@@ -1,7 +1,6 @@
-"""What a finished study says about the settings, as data for the report.
+"""Analysis of a finished study for the report: importance, history, T x weight plane.
 
-Everything here reads the study only, so a search of thousands of trials is analysed in a
-second and again whenever the report is made.
+Only the study is read, so a search of thousands of trials is analysed in seconds.
 """
 
 from __future__ import annotations
@@ -15,18 +14,18 @@ from multistill.search.storage import quiet_optuna
 if TYPE_CHECKING:
     import optuna
 
-_ENOUGH = 10
-_MOST = 1000
-"""A forest on the newest trials tells what one on all of them does, sooner."""
+_MIN_TRIALS = 10
+_MAX_TRIALS = 1000
+"""A forest on the newest trials gives the same importance as one on all of them, sooner."""
 _CELLS = 6
 
 
 def importance(study: optuna.Study, seed: int) -> dict[str, float]:
     """Share of the variance of the value that each parameter explains (fANOVA, Hutter 2014).
 
-    From trials that had their full budget, since others differ by their length too. Only
-    parameters that every such trial has can be compared; empty with fewer than ten trials
-    or values that are all the same. Largest first.
+    Computed from trials that had their full budget, since the values of others depend on
+    their length too. Only parameters that all these trials have can be compared. Empty with
+    fewer than ten trials or equal values. Largest first.
     """
     import optuna
     from optuna.trial import TrialState
@@ -35,8 +34,8 @@ def importance(study: optuna.Study, seed: int) -> dict[str, float]:
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if trial.values
-    ][-_MOST:]
-    if len(complete) < _ENOUGH or len({trial.values[0] for trial in complete}) < 2:
+    ][-_MAX_TRIALS:]
+    if len(complete) < _MIN_TRIALS or len({trial.values[0] for trial in complete}) < 2:
         return {}
     common = set.intersection(*(set(trial.params) for trial in complete))
     varied = sorted(
@@ -45,8 +44,8 @@ def importance(study: optuna.Study, seed: int) -> dict[str, float]:
     if not varied:
         return {}
     with quiet_optuna():
-        slim = optuna.create_study(direction=study.directions[0].name.lower())
-        slim.add_trials(
+        reduced = optuna.create_study(direction=study.directions[0].name.lower())
+        reduced.add_trials(
             [
                 optuna.trial.create_trial(
                     params={name: trial.params[name] for name in varied},
@@ -58,23 +57,24 @@ def importance(study: optuna.Study, seed: int) -> dict[str, float]:
         )
         # Optuna's default forest takes minutes for thousands of trials, this one a second.
         evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=32, max_depth=6, seed=seed)
-        found = optuna.importance.get_param_importances(slim, evaluator=evaluator)
-    return {name: round(float(share), 4) for name, share in found.items()}
+        shares = optuna.importance.get_param_importances(reduced, evaluator=evaluator)
+    return {name: round(float(share), 4) for name, share in shares.items()}
 
 
 def history(rows: list[dict[str, Any]], mode: str) -> list[dict[str, Any]]:
-    """Every trial that improved on all before it, with the epochs spent until then.
+    """Every trial that improved on all before it, with what was spent until then.
 
-    Only trials at full budget count: `spent_epochs` and `spent_seconds` are of all trials.
+    Only trials at full budget can improve; `spent_epochs` and `spent_seconds` are summed over
+    all trials.
     """
     sign = 1.0 if mode == "max" else -1.0
-    best, epochs, seconds, found = -np.inf, 0, 0.0, []
+    best, epochs, seconds, improvements = -np.inf, 0, 0.0, []
     for row in rows:
         epochs += row["epochs"]
         seconds += row["seconds"]
         if row["state"] == "complete" and sign * row["value"] > best:
             best = sign * row["value"]
-            found.append(
+            improvements.append(
                 {
                     "trial": row["trial"],
                     "value": row["value"],
@@ -82,15 +82,15 @@ def history(rows: list[dict[str, Any]], mode: str) -> list[dict[str, Any]]:
                     "spent_seconds": round(seconds, 3),
                 }
             )
-    return found
+    return improvements
 
 
 def grid(rows: list[dict[str, Any]], x: str, y: str) -> dict[str, Any] | None:
-    """Mean value of the trials in each cell of two numeric parameters; None if not both vary.
+    """Mean value of the trials in each cell of two numeric parameters; None unless both vary.
 
     Returns:
-        `x`, `y` (names), `x_edges`, `y_edges` (cells + 1 each), `mean` [cells][cells] by y
-        then x with None where no trial lies, and `count` likewise.
+        `x`, `y` (names), `x_edges`, `y_edges` (cells + 1 each), `mean` [cells][cells] indexed
+        by y, then x, with None in empty cells, and `count` of the same shape.
     """
     points = [
         (row["params"][x], row["params"][y], row["value"])

@@ -1,4 +1,4 @@
-"""The winner of a search, offered to MLflow's model registry by the job's rule."""
+"""Registration of a search's winner in MLflow's model registry, by the job's rule."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multistill.config import ChampionConfig
-from multistill.search.finalists import kept_epoch
+from multistill.search.finalists import best_epoch
 
 if TYPE_CHECKING:
     from multistill.tracking.logger import RunLogger
@@ -28,25 +28,25 @@ def register(
 ) -> None:
     """Register the first model; it becomes the champion if its settings beat the champion's.
 
+    A validation loss is registered under a name that contains the loss function, so that it
+    is never compared with another loss.
+
     Args:
         name: of the registered model.
-        folders: the same settings trained from several seeds, the one to register first; the
+        folders: the same settings trained from several seeds, first the one to register; the
             rule compares their mean.
-        manifest: folder of the manifest, which decides whether two figures can be compared.
-
-    A validation loss is registered under a name that says which loss it is, so that it is
-    never compared with another.
+        manifest: folder of the manifest, which decides whether two metrics can be compared.
     """
     from multistill.models.files import CONFIG, WEIGHTS, read_model_config
 
     metric = f"valid_{rule.metric.removeprefix('validation.')}"
-    value = statistics.fmean(kept_epoch(folder)[metric] for folder in folders)
+    value = statistics.fmean(best_epoch(folder)[metric] for folder in folders)
     if metric == "valid_loss":
         training = read_model_config(folders[0])["training"]
         metric = f"{metric}.{training['loss']}.{training['label_source']}"
     with tempfile.TemporaryDirectory(prefix="multistill-") as temporary:
         copy = Path(temporary)
-        for file in (WEIGHTS, CONFIG):  # weights and spec; the history stays with the job
+        for file in (WEIGHTS, CONFIG):  # the history stays with the job
             shutil.copy2(folders[0] / file, copy / file)
         logger.register(
             name,
@@ -61,9 +61,10 @@ def register(
 
 
 def data_digest(manifest: Path) -> str:
-    """Digest of what models were trained and chosen on: recordings, words, votes and split.
+    """Digest of the data that models were trained and compared on: recordings, transcripts,
+    votes and split.
 
-    Figures on other data say nothing about each other, however alike the jobs are.
+    Metrics on different data cannot be compared, however similar the jobs are.
     """
     from multistill.corpora.manifest import read_manifest
 

@@ -1,4 +1,4 @@
-"""The second thing a search may care about: how large or how slow a student is."""
+"""The second objective of a search: the size or the latency of a student."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ _REPEATS = 3
 def cost(kind: Literal["parameters", "latency"], task: TrainingTask, folder: Path) -> float:
     """Trainable parameters, or the median milliseconds from a recording to its logits.
 
-    Both depend on the model's settings only, so they are known before training. The way to
-    the encoders' states is the same for every trial: it was timed once, by `time_encoders`.
+    Both depend on the model's settings only, so they are known before training. Decoding and
+    encoding take every trial of a modality the same time, which `time_encoders` measured once.
 
     Args:
-        folder: of the search; for `latency` it holds what `time_encoders` found.
+        folder: of the search; for `latency` it holds what `time_encoders` measured.
     """
     store = open_store(Path(task.features))
     model = build(task.spec, store.audio_dim, store.text_dim).eval()
     if kind == "parameters":
         return float(count_parameters(model))
     encoders = read_json(folder / ENCODERS)["milliseconds"]
-    return float(encoders[model.spec.modality] + _head(task, store, model))
+    return float(encoders[model.spec.modality] + _time_head(task, store, model))
 
 
 def time_encoders(task: TrainingTask, folder: Path) -> dict[str, Any]:
-    """Decode and encode some clips one at a time; write the medians into `folder`.
+    """Time decoding and encoding of some clips, one at a time; write the medians to `folder`.
 
-    Runs where trials run, with what a trial may take: a GPU where it has one.
+    Runs where trials run, with the resources of a trial: on a GPU where it has one.
 
     Returns:
         `milliseconds` by modality, `clips`, `device`.
     Raises:
-        UsageError: the recordings or the encoders are not at hand there.
+        UsageError: the recordings or the encoders are not available there.
     """
     from multistill.inference.latency import EncoderLatency
 
@@ -56,29 +56,30 @@ def time_encoders(task: TrainingTask, folder: Path) -> dict[str, Any]:
         open_store(Path(task.features)),
         default_device(),
     )
-    encoder_latency = EncoderLatency(
+    latency = EncoderLatency(
         manifest if manifest.is_dir() else manifest.parent, store.info, store.ids, _CLIPS, device
     )
-    whole = {
-        modality: encoder_latency.end_to_end_ms(modality, [0.0] * len(encoder_latency.ids))
+    if latency.component_ms is None:
+        raise UsageError(
+            "search.second: latency includes decoding and encoding, which cannot be timed here "
+            f"({latency.reason}); use `second: parameters`"
+        )
+    no_head = [0.0] * len(latency.ids)
+    per_clip = {
+        modality: latency.end_to_end_ms(modality, no_head)
         for modality in ("audio", "text", "multimodal")
     }
-    found: dict[str, Any] = {
-        "milliseconds": {k: statistics.median(v) for k, v in whole.items() if v is not None},
-        "clips": len(encoder_latency.ids),
+    measured: dict[str, Any] = {
+        "milliseconds": {k: statistics.median(v) for k, v in per_clip.items() if v is not None},
+        "clips": len(latency.ids),
         "device": str(device),
     }
-    if encoder_latency.component_ms is None:
-        raise UsageError(
-            "search.second: latency is from the recording on, which cannot be timed here "
-            f"({encoder_latency.reason}); use `second: parameters`"
-        )
-    write_json(folder / ENCODERS, found)
-    return found
+    write_json(folder / ENCODERS, measured)
+    return measured
 
 
-def _head(task: TrainingTask, store: FeatureStore, model: torch.nn.Module) -> float:
-    """Median milliseconds of the head alone, states already in memory."""
+def _time_head(task: TrainingTask, store: FeatureStore, model: torch.nn.Module) -> float:
+    """Median milliseconds of the head alone, with the encoder states in memory."""
     from multistill.inference.latency import time_each
 
     device = default_device()
@@ -86,7 +87,7 @@ def _head(task: TrainingTask, store: FeatureStore, model: torch.nn.Module) -> fl
     frames = task.train.max_frames
     step = max(1, len(store.ids) // _CLIPS)
     batches = [collate(store, [name], frames).to(device) for name in store.ids[::step][:_CLIPS]]
-    times, _ = time_each(
+    milliseconds, _ = time_each(
         lambda b: model(b.audio, b.audio_mask, b.text, b.text_mask), batches * _REPEATS, device
     )
-    return statistics.median(times)
+    return statistics.median(milliseconds)

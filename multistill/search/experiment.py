@@ -1,256 +1,264 @@
-"""One Tune experiment: this driver's part of a study, from its first trial to its last."""
+"""One Tune experiment: the trials that a driver runs before it starts the next experiment."""
 
 from __future__ import annotations
 
-import logging
-import os
 import shutil
 import signal
 import threading
 import time
 import uuid
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import FrameType
 from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from multistill.search.recorder import Recorder
-from multistill.search.request import Request
-from multistill.search.searcher import StudySearch
-from multistill.search.storage import (
-    JOINED,
-    NotPickled,
+from multistill.search.locks import JOINED
+from multistill.search.searcher import SharedStudySearcher
+from multistill.search.spec import SearchSpec
+from multistill.search.storage import EXPERIMENT
+from multistill.search.trainable import Objective, StudentTrainable
+from multistill.search.trial_folders import (
     discard_trial,
-    open_storage,
     trial_folder,
     trial_key,
     unfinished_trials,
 )
-from multistill.search.trial import Objective, Trial
+from multistill.search.trial_logger import TrialLogger
+from multistill.search.tune_internals import NotPickled, quiet_tune, replay_trial
 from multistill.tracking.logger import RunLogger
 
-ROUND, ROUND_PER_SLOT = 400, 20
-"""Tune keeps every trial of an experiment, some 25 kB each, until the experiment ends. So a
-long search is several experiments on one study, each long enough that starting it (seconds)
-and running dry at its end cost next to nothing."""
-
-ROUND_OF = "round-"
-"""Attributes of the study that begin so say what a round cost: a later process of the same
-search reads there what the earlier ones spent."""
+MAX_TRIALS, MAX_TRIALS_PER_SLOT = 400, 20
+"""Tune keeps every trial of an experiment, some 25 kB each, until the experiment ends. A long
+search is therefore several experiments on one study, each long enough that its start (seconds)
+and the idle slots at its end cost next to nothing."""
 
 _NESTED_BYTES = 100 * 2**20
 
-_ENVIRONMENT = {
-    # Tune's result.json, progress.csv and TensorBoard files per trial: we record ourselves.
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Tune leaves its handler in place when it ends, and its stop forgets which trials ran.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # Its snapshots grow with the trials; the study is the state.
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
+
+@dataclass(frozen=True)
+class ExperimentResult:
+    """How an experiment ended.
+
+    Attributes:
+        trials_ended: trials that ended in it.
+        concurrency: trials that it ran at the same time.
+        should_abort: trials failed one after another.
+        exhausted: it handed out its maximum of trials, so the study may need another one.
+    """
+
+    trials_ended: int
+    concurrency: int
+    should_abort: bool
+    exhausted: bool
 
 
-def run_trials(
-    request: Request,
+def run_experiment(
+    spec: SearchSpec,
     out: Path,
     logger: RunLogger,
     objective: Objective | None,
     *,
     driver: str,
-    limit: int,
+    concurrency: int,
     gpus: float,
-) -> Recorder:
-    """Hand out trials of the study until none is left for this driver, or the round is full.
+) -> ExperimentResult:
+    """Run trials until none is left for this driver or the experiment has its maximum.
 
     Args:
         driver: name of this driver's lease.
-        limit: trials at a time.
+        concurrency: trials that run at the same time.
         gpus: of each trial.
     Raises:
-        KeyboardInterrupt: after Ctrl-C; trials in hand keep their state to be continued.
+        KeyboardInterrupt: after Ctrl-C; running trials keep their state to be continued.
     """
     started = time.monotonic()
-    nested = request.config.workers_per_trial > 1
     interrupt = Interrupt(logger)
-    scheduler = _scheduler(request)
-    searcher = StudySearch(
-        request,
+    scheduler = _scheduler(spec)
+    searcher = SharedStudySearcher(
+        spec,
         out,
-        open_storage(out, request.config.storage),
-        target=request.config.trials,
-        limit=limit,
-        most=max(ROUND, ROUND_PER_SLOT * limit),
+        concurrency=concurrency,
+        max_trials=max(MAX_TRIALS, MAX_TRIALS_PER_SLOT * concurrency),
         driver=driver,
-        stopping=lambda: interrupt.asked,
-        on_continue=lambda trial_id, trial: _replay(scheduler, trial_id, trial),
+        stop_requested=lambda: interrupt.requested,
+        on_continue=lambda trial_id, trial: replay_trial(scheduler, trial_id, trial),
     )
-    unfinished_trials(out, searcher.study)  # an earlier driver's leavings go
-    values, done = [], 0
-    for trial in searcher.study.get_trials(deepcopy=False):
-        if trial.values:
-            _replay(scheduler, trial_key(trial.number), trial)
-            values.append(trial.values[0])
-        done += trial.state.is_finished()
-    ended: list[int] = []  # folders that workers may still write to for an epoch
-
-    def clear(number: int) -> None:
-        shutil.rmtree(trial_folder(out, number), ignore_errors=True)
-
-    def clear_soon(number: int) -> None:
-        ended[:] = [early for early in ended if not discard_trial(out, early)] + [number]
-
-    recorder = Recorder(
-        logger,
-        searcher,
-        done,
-        request.config.trials,
-        best=(max if request.config.mode == "max" else min)(values, default=None),
-        ended=clear_soon if nested else clear,
-    )
+    unfinished_trials(out, searcher.study)  # removes the leftovers of an earlier driver
+    folders = _EndedFolders(out, wait_for_workers=spec.config.workers_per_trial > 1)
+    trial_logger = _trial_logger(logger, searcher, spec, folders)
+    for trial in _valued(searcher.study):
+        replay_trial(scheduler, trial_key(trial.number), trial)
     scratch = out / "tune" / uuid.uuid4().hex[:8]
     scratch.mkdir(parents=True)
-    resources = {"cpu": request.config.cpus_per_trial, "gpu": gpus}
-    if nested:  # its workers hold all; Tune reserves nothing but a process
-        resources = {"cpu": 0, "memory": _NESTED_BYTES}
     try:
-        with interrupt, _quiet():
-            tuner = tune.Tuner(
-                tune.with_resources(tune.with_parameters(Trial, objective=objective), resources),
-                tune_config=tune.TuneConfig(
-                    search_alg=searcher,
-                    scheduler=scheduler,
-                    num_samples=-1,
-                    # Workers of a trial that was stopped must end now, not with the next one.
-                    reuse_actors=not nested,
-                    trial_name_creator=_name,
-                    trial_dirname_creator=_name,
-                ),
-                run_config=tune.RunConfig(
-                    name="trials",
-                    storage_path=str(scratch),
-                    stop=_Stopper(interrupt, searcher),
-                    failure_config=tune.FailureConfig(max_failures=request.config.max_failures),
-                    # The trial keeps its own checkpoints, where a new driver finds them.
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                    callbacks=[recorder],
-                    verbose=0,
-                    log_to_file=False,
-                ),
-            )
-            tuner.fit()
+        with interrupt, quiet_tune():
+            tune.Tuner(
+                _trainable(spec, objective, gpus),
+                tune_config=_tune_config(spec, searcher, scheduler),
+                run_config=_run_config(spec, scratch, _Stopper(interrupt, searcher), trial_logger),
+            ).fit()
     finally:
-        recorder.interrupted()
-        for number in ended:
-            clear(number)
+        trial_logger.close_running()
+        folders.remove_all()
         shutil.rmtree(scratch, ignore_errors=True)
         if not driver.startswith(JOINED):
-            figures = {
+            took = {
                 "seconds": round(time.monotonic() - started, 3),
-                "training": round(recorder.training_seconds, 3),
-                "slots": limit,
-                "waits": [round(seconds, 3) for seconds in recorder.waits],
+                "training": round(trial_logger.training_seconds, 3),
+                "slots": concurrency,
+                "waits": [round(seconds, 3) for seconds in trial_logger.start_delays],
             }
-            searcher.study.set_user_attr(f"{ROUND_OF}{driver}", figures)
-    if interrupt.asked:
-        logger.info("the search stopped; the same command, or `search resume`, goes on with it")
+            searcher.study.set_user_attr(f"{EXPERIMENT}{driver}", took)
+    if interrupt.requested:
+        logger.info("the search stopped; the same command, or `search resume`, continues it")
         raise KeyboardInterrupt
-    return recorder
+    return ExperimentResult(
+        trial_logger.trials_ended, concurrency, searcher.should_abort, searcher.exhausted
+    )
 
 
 class Interrupt:
-    """Ctrl-C once: no new trials, those in hand stop after their epoch. Twice: stop now."""
+    """Handles Ctrl-C: the first starts no new trials and stops running ones after their epoch,
+    the second stops immediately."""
 
     def __init__(self, logger: RunLogger) -> None:
-        self.asked = False
+        self.requested = False
         self._logger = logger
-        self._before: dict[int, Any] = {}
+        self._before: Any = None
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            # Tune sets SIGUSR1 and never puts it back.
-            for number in (signal.SIGINT, signal.SIGUSR1):
-                self._before[number] = signal.getsignal(number)
-            signal.signal(signal.SIGINT, self._on_signal)
+            self._before = signal.signal(signal.SIGINT, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
         self._logger.info(
-            "stopping: trials in hand end their epoch and can be continued; "
+            "stopping: running trials finish their epoch and can be continued; "
             "press Ctrl-C again to stop now"
         )
 
 
 class _Stopper(NotPickled, tune.Stopper):
-    """Ends the experiment on Ctrl-C, or when every trial fails."""
+    """Ends the experiment on Ctrl-C, or when trials fail one after another."""
 
-    def __init__(self, interrupt: Interrupt, searcher: StudySearch) -> None:
+    def __init__(self, interrupt: Interrupt, searcher: SharedStudySearcher) -> None:
         self._interrupt, self._searcher = interrupt, searcher
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._interrupt.asked or self._searcher.should_abort
+        return self._interrupt.requested or self._searcher.should_abort
 
 
-def _scheduler(request: Request) -> ASHAScheduler:
-    """Asynchronous successive halving (Li 2018) by epochs, so that it survives a restart."""
+class _EndedFolders:
+    """Removes the folders of ended trials.
+
+    Args:
+        wait_for_workers: the workers of an ended trial may still write to its folder until
+            their epoch ends, so it is removed later.
+    """
+
+    def __init__(self, out: Path, *, wait_for_workers: bool) -> None:
+        self._out, self._wait_for_workers = out, wait_for_workers
+        self._pending: list[int] = []
+
+    def remove(self, number: int) -> None:
+        if not self._wait_for_workers:
+            shutil.rmtree(trial_folder(self._out, number), ignore_errors=True)
+            return
+        self._pending = [n for n in self._pending if not discard_trial(self._out, n)]
+        self._pending.append(number)
+
+    def remove_all(self) -> None:
+        for number in self._pending:
+            shutil.rmtree(trial_folder(self._out, number), ignore_errors=True)
+
+
+def _trial_logger(
+    logger: RunLogger, searcher: SharedStudySearcher, spec: SearchSpec, folders: _EndedFolders
+) -> TrialLogger:
+    best = max if spec.config.mode == "max" else min
+    return TrialLogger(
+        logger,
+        searcher,
+        finished=sum(
+            trial.state.is_finished() for trial in searcher.study.get_trials(deepcopy=False)
+        ),
+        total=spec.config.trials,
+        best=best((trial.values[0] for trial in _valued(searcher.study)), default=None),
+        on_end=folders.remove,
+    )
+
+
+def _valued(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that have a value."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.values]
+
+
+def _trainable(spec: SearchSpec, objective: Objective | None, gpus: float) -> Any:
+    resources = {"cpu": spec.config.cpus_per_trial, "gpu": gpus}
+    if spec.config.workers_per_trial > 1:
+        # The workers reserve everything; Tune reserves no more than a process.
+        resources = {"cpu": 0, "memory": _NESTED_BYTES}
+    trainable = tune.with_parameters(StudentTrainable, objective=objective)
+    return tune.with_resources(trainable, resources)
+
+
+def _tune_config(
+    spec: SearchSpec, searcher: SharedStudySearcher, scheduler: ASHAScheduler
+) -> tune.TuneConfig:
+    return tune.TuneConfig(
+        search_alg=searcher,
+        scheduler=scheduler,
+        num_samples=-1,
+        # Workers of a stopped trial must end now, not with the next trial.
+        reuse_actors=spec.config.workers_per_trial == 1,
+        trial_name_creator=_trial_name,
+        trial_dirname_creator=_trial_name,
+    )
+
+
+def _run_config(
+    spec: SearchSpec, scratch: Path, stopper: tune.Stopper, trial_logger: TrialLogger
+) -> tune.RunConfig:
+    return tune.RunConfig(
+        name="trials",
+        storage_path=str(scratch),
+        stop=stopper,
+        failure_config=tune.FailureConfig(max_failures=spec.config.max_failures),
+        # A trial keeps its own checkpoints, where another driver finds them.
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        callbacks=[trial_logger],
+        verbose=0,
+        log_to_file=False,
+    )
+
+
+def _scheduler(spec: SearchSpec) -> ASHAScheduler:
+    """Asynchronous successive halving (Li 2018) by epochs, which a restart does not reset."""
     return ASHAScheduler(
         time_attr="epoch",
         metric="value",
-        mode=request.config.mode,
-        max_t=request.epochs,
-        grace_period=min(request.config.grace_epochs, request.epochs),
-        reduction_factor=request.config.reduction,
+        mode=spec.config.mode,
+        max_t=spec.epochs,
+        grace_period=min(spec.config.grace_epochs, spec.epochs),
+        reduction_factor=spec.config.reduction,
         brackets=1,
     )
 
 
-def _replay(scheduler: ASHAScheduler, name: str, trial: FrozenTrial) -> None:
-    """Tell the scheduler what an earlier driver saw, so that its rungs are not empty."""
-    stand_in = SimpleNamespace(trial_id=name)
-    scheduler.on_trial_add(None, stand_in)
-    for epoch, value in sorted(trial.intermediate_values.items()):
-        scheduler.on_trial_result(None, stand_in, {"epoch": epoch, "value": value})
-
-
-def _name(trial: Any) -> str:
+def _trial_name(trial: Any) -> str:
     return trial_key(trial.config["number"])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Tune without its tables, files and advice; progress is ours to show."""
-    loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train", "ray.air")]
-    levels = [logger.level for logger in loggers]
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

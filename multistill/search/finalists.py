@@ -1,10 +1,11 @@
-"""After the search: its best trials at full budget from several seeds, a winner, its control.
+"""Retrains the best trials of a search from several seeds and chooses a winner and its control.
 
-One training is one draw: another seed moves a small student by as much as most settings
-do. So settings are compared by their mean over seeds, on validation; the test set sees
-the winner only. The seeds are those after the job's own: with that one the trials were
-trained, so the best trial is the luckiest draw of it, and its figure flatters. The student
-that is handed over is that of the first of these seeds, not the luckiest one.
+One training is one random draw: another seed changes a small student by as much as most
+settings do. Settings are therefore compared by their mean over seeds, on validation; the
+test set is used for the winner only. The seeds are those after the job's own: the trials were
+trained with that one, so the best trial is the luckiest draw of it and its value is
+optimistic. The student that is handed over is that of the first of these seeds, not of the
+luckiest one.
 """
 
 from __future__ import annotations
@@ -44,36 +45,40 @@ def retrain(
         `values`, `mean`, `sd` (null with one seed).
     """
     finalists = _finalists(base, top, config)
-    alone = {name: _controls(base.name, name, tasks) for name, tasks in finalists.items()}
-    shared = len({canonical([t.identity() for t in tasks]) for tasks in alone.values()}) == 1
+    controls = {name: _controls(base.name, name, tasks) for name, tasks in finalists.items()}
+    identities = {canonical([t.identity() for t in tasks]) for tasks in controls.values()}
+    same_control = len(identities) == 1
     tasks = [task for members in finalists.values() for task in members]
-    # One worker group less to start where the winner does not decide what its control is.
-    tasks += next(iter(alone.values())) if shared else []
+    if same_control:  # whichever finalist wins: saves the start of a second worker group
+        tasks += next(iter(controls.values()))
     logger.info(
-        f"training the best {len(finalists)} at full budget, from {config.seeds} fresh seeds"
+        f"training the best {len(finalists)} at full budget, from {config.seeds} new seeds"
         if config.seeds > 1
-        else f"training the best {len(finalists)} at full budget, from a fresh seed"
+        else f"training the best {len(finalists)} at full budget, from a new seed"
     )
     models = dict(model_store.train(tasks, inputs, out, logger)["models"])
-    judged = [
-        _judged(name, members, models, config, model_store) for name, members in finalists.items()
+    summaries = [
+        _summary(name, members, models, config, model_store) for name, members in finalists.items()
     ]
     sign = -1.0 if config.mode == "min" else 1.0
-    best = max(judged, key=lambda found: sign * found["mean"])
-    control = alone[best["name"]]
-    if not shared:
-        models |= model_store.train(control, inputs, out, logger)["models"]
-    logger.tags({"winner": best["name"]})
+    winner = max(summaries, key=lambda summary: sign * summary["mean"])["name"]
+    if not same_control:
+        models |= model_store.train(controls[winner], inputs, out, logger)["models"]
+    logger.tags({"winner": winner})
+    control_name = f"{base.name}-search-control"
     return {
         "models": models,
-        "winner": best["name"],
-        "finalists": [{**found, "params": dict(top[place])} for place, found in enumerate(judged)],
-        "control": _judged(f"{base.name}-search-control", control, models, config, model_store),
+        "winner": winner,
+        "finalists": [
+            {**summary, "params": dict(params)}
+            for summary, params in zip(summaries, top, strict=False)  # `top` may be longer
+        ],
+        "control": _summary(control_name, controls[winner], models, config, model_store),
     }
 
 
-def kept_epoch(folder: Path) -> dict[str, float]:
-    """Metrics of the epoch whose weights a finished model has."""
+def best_epoch(folder: Path) -> dict[str, float]:
+    """Metrics of the epoch whose weights a trained model has."""
     history = read_json(folder / "history.json")
     return next(e for e in history["epochs"] if int(e["epoch"]) == history["best_epoch"])
 
@@ -81,29 +86,28 @@ def kept_epoch(folder: Path) -> dict[str, float]:
 def _finalists(
     base: TrainingTask, top: Sequence[Mapping[str, Any]], config: SearchConfig
 ) -> dict[str, list[TrainingTask]]:
-    """The best trials at the student's full budget, since trials may be shorter."""
+    """The best trials at the student's full budget, which may be longer than a trial's."""
     from multistill.search.space import apply
     from multistill.training.task import seed_tasks
 
-    found = {}
-    for place, values in enumerate(top[: config.retrain], start=1):
-        task = apply(base, values)
-        # Like its trial, a finalist keeps the epoch that the search's metric calls best.
-        name = f"{base.name}-search-{place}"
-        fresh = replace(task.with_train(metric=config.metric), name=name, seed=base.seed + 1)
-        found[name] = seed_tasks(fresh, config.seeds)
-    return found
+    finalists = {}
+    for rank, values in enumerate(top[: config.retrain], start=1):
+        name = f"{base.name}-search-{rank}"
+        # Like its trial, a finalist keeps the epoch that is best by the search's metric.
+        task = apply(base, values).with_train(metric=config.metric)
+        finalists[name] = seed_tasks(replace(task, name=name, seed=base.seed + 1), config.seeds)
+    return finalists
 
 
 def _controls(student: str, finalist: str, tasks: Sequence[TrainingTask]) -> list[TrainingTask]:
-    """The same trainings without a teacher: settings, budget and seeds are the finalist's."""
+    """The finalist's settings, budget and seeds without a teacher."""
     from multistill.training.task import seed_tasks
 
     control = tasks[0].control(f"{student}-search-control")
     return seed_tasks(replace(control, control_of=finalist), len(tasks))
 
 
-def _judged(
+def _summary(
     name: str,
     tasks: Sequence[TrainingTask],
     models: Mapping[str, Any],
@@ -111,7 +115,7 @@ def _judged(
     model_store: ModelStore,
 ) -> dict[str, Any]:
     metric = f"valid_{config.metric}"
-    values = [kept_epoch(model_store.folder(models[task.name]))[metric] for task in tasks]
+    values = [best_epoch(model_store.folder(models[task.name]))[metric] for task in tasks]
     return {
         "name": name,
         "members": [task.name for task in tasks],

@@ -1,9 +1,10 @@
-"""A finished study as files: every trial in a table, the best in a summary."""
+"""The results of a study as files: a table of all trials, a summary with the best."""
 
 from __future__ import annotations
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from multistill.search.analysis import grid, history, importance
-from multistill.search.request import Request
-from multistill.search.storage import JOINED, attribute, trial_key
+from multistill.search.locks import JOINED
+from multistill.search.spec import SearchSpec
+from multistill.search.storage import DRIVER, EXPERIMENT, outcome_of
+from multistill.search.trial_folders import trial_key
 from multistill.tracking.logger import RunLogger
 from multistill.workspace import write_json
 
@@ -41,88 +44,90 @@ SCHEMA = pa.schema(
 
 _STATES = {"COMPLETE": "complete", "PRUNED": "stopped", "FAIL": "failed", "RUNNING": "running"}
 
+Rows = list[dict[str, Any]]
 
-def rows(study: optuna.Study) -> list[dict[str, Any]]:
+
+def trial_rows(study: optuna.Study) -> Rows:
     """Every trial that was handed out, in order of its number."""
     return [
         _row(trial) for trial in study.get_trials(deepcopy=False) if trial.state.name in _STATES
     ]
 
 
-def ranked(found: list[dict[str, Any]], request: Request) -> list[dict[str, Any]]:
-    """Trials with a value, best first. Only trials that had their full budget are compared;
-    those that the scheduler stopped follow after them."""
-    sign = -1.0 if request.config.mode == "max" else 1.0
-    valued = [row for row in found if row["value"] is not None and row["state"] != "running"]
+def ranked(rows: Rows, spec: SearchSpec) -> Rows:
+    """Trials with a value, best first.
+
+    Only trials that had their full budget can be compared; those that the scheduler stopped
+    come after them.
+    """
+    sign = -1.0 if spec.config.mode == "max" else 1.0
+    valued = [row for row in rows if row["value"] is not None and row["state"] != "running"]
     return sorted(valued, key=lambda r: (r["state"] != "complete", sign * r["value"], r["trial"]))
 
 
-def pareto(found: list[dict[str, Any]], request: Request) -> list[dict[str, Any]]:
-    """Trials that no other beats in both the metric and the cost, cheapest first."""
-    sign = -1.0 if request.config.mode == "max" else 1.0
-    valued = [r for r in found if r["state"] == "complete" and r["cost"] is not None]
-    front: list[dict[str, Any]] = []
-    for row in sorted(valued, key=lambda r: (r["cost"], sign * r["value"], r["trial"])):
+def pareto(rows: Rows, spec: SearchSpec) -> Rows:
+    """Trials that no other dominates in the metric and the cost, cheapest first."""
+    sign = -1.0 if spec.config.mode == "max" else 1.0
+    complete = [r for r in rows if r["state"] == "complete" and r["cost"] is not None]
+    front: Rows = []
+    for row in sorted(complete, key=lambda r: (r["cost"], sign * r["value"], r["trial"])):
         if not front or sign * row["value"] < sign * front[-1]["value"]:
             front.append(row)
     return front
 
 
 def write_results(
-    study: optuna.Study, request: Request, out: Path, seconds: float, **more: Any
+    study: optuna.Study, spec: SearchSpec, out: Path, concurrency: int
 ) -> dict[str, Any]:
-    """Write `trials.parquet` and `study.json`; returns what study.json holds."""
-    found = rows(study)
+    """Write `trials.parquet` and `study.json`.
+
+    Args:
+        concurrency: trials that this driver ran at the same time.
+    Returns:
+        the content of study.json.
+    """
+    rows = trial_rows(study)
     table = pa.Table.from_pylist(
-        [{**row, "params": json.dumps(row["params"], sort_keys=True)} for row in found],
+        [{**row, "params": json.dumps(row["params"], sort_keys=True)} for row in rows],
         schema=SCHEMA,
     )
     pq.write_table(table, out / TRIALS)
-    order = ranked(found, request)
-    config = request.config
+    best_first = ranked(rows, spec)
+    config = spec.config
     summary = {
-        "study": request.study,
+        "study": spec.study,
         "metric": f"valid_{config.metric}",
         "mode": config.mode,
         "second": config.second,
-        "trials": len(found),
-        "counts": {name: sum(r["state"] == name for r in found) for name in _STATES.values()},
-        "best": _shown(order[0]) if order else None,
-        "top": _settings(order, config.retrain),
-        "epochs": request.epochs,
-        "trained_epochs": sum(row["epochs"] for row in found),
-        "trial_seconds": round(sum(row["seconds"] for row in found), 3),
-        "seconds": round(seconds, 3),
-        **more,
+        "trials": len(rows),
+        "counts": {name: sum(r["state"] == name for r in rows) for name in _STATES.values()},
+        "best": _short(best_first[0]) if best_first else None,
+        "top": _distinct_settings(best_first, config.retrain),
+        "epochs": spec.epochs,
+        "trained_epochs": sum(row["epochs"] for row in rows),
+        "trial_seconds": round(sum(row["seconds"] for row in rows), 3),
+        **_wall_time(study, concurrency),
     }
-    summary["importance"] = importance(study, request.seed)
-    summary["history"] = history(found, config.mode)
-    summary["grid"] = grid(found, "distillation.temperature", "distillation.weight")
+    summary["importance"] = importance(study, spec.seed)
+    summary["history"] = history(rows, config.mode)
+    summary["grid"] = grid(rows, "distillation.temperature", "distillation.weight")
     if config.second:
-        summary["pareto"] = [_shown(row) for row in pareto(found, request)]
+        summary["pareto"] = [_short(row) for row in pareto(rows, spec)]
     write_json(out / STUDY, summary)
     return summary
 
 
-def _settings(order: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """The best distinct settings, best first: a sampler may ask for one more than once."""
-    found: list[dict[str, Any]] = []
-    for row in order:
-        if len(found) < most and row["params"] not in found:
-            found.append(row["params"])
-    return found
+def log_joined_trials(study: optuna.Study, logger: RunLogger) -> None:
+    """Log the trials of drivers that joined the search, each of them once.
 
-
-def record_joined(study: optuna.Study, logger: RunLogger) -> None:
-    """Records of the trials that other drivers ran: they have no tracking server of their own.
-
-    Two drivers that wrote to one record would end each other's runs.
+    Those drivers have no tracking server: two drivers that log to one run would end each
+    other's child runs.
     """
-    known = study.user_attrs
+    attributes = study.user_attrs
     for trial in study.get_trials(deepcopy=False):
-        recorded = f"recorded-{trial.number}"  # of the study: an ended trial takes no more
-        joined = str(trial.user_attrs.get("driver", "")).startswith(JOINED)
-        if not joined or recorded in known or not trial.state.is_finished():
+        logged = f"recorded-{trial.number}"  # of the study: a finished trial is read-only
+        joined = str(trial.user_attrs.get(DRIVER, "")).startswith(JOINED)
+        if not joined or logged in attributes or not trial.state.is_finished():
             continue
         row = _row(trial)
         child = logger.child(f"trial {trial.number}", row["key"], "trial")
@@ -133,13 +138,12 @@ def record_joined(study: optuna.Study, logger: RunLogger) -> None:
             child.metrics({"value": row["value"], "epochs": float(row["epochs"])})
         child.tags({"reason": row["reason"] or "ran its budget", "driver": "joined"})
         child.close("FAILED" if row["state"] == "failed" else "FINISHED")
-        study.set_user_attr(recorded, True)
+        study.set_user_attr(logged, True)
 
 
 def _row(trial: FrozenTrial) -> dict[str, Any]:
-    outcome = attribute(trial, "outcome")
-    values = trial.values or [None]
-    value = values[0]
+    outcome = outcome_of(trial)
+    value = trial.values[0] if trial.values else None
     return {
         "trial": trial.number,
         "key": trial_key(trial.number),
@@ -154,6 +158,32 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
+def _short(row: dict[str, Any]) -> dict[str, Any]:
     names = ("trial", "value", "cost", "params", "epochs")
     return {name: row[name] for name in names if row[name] is not None}
+
+
+def _distinct_settings(best_first: Rows, limit: int) -> list[dict[str, Any]]:
+    """The best settings without duplicates, which a sampler may suggest."""
+    settings: list[dict[str, Any]] = []
+    for row in best_first:
+        if len(settings) < limit and row["params"] not in settings:
+            settings.append(row["params"])
+    return settings
+
+
+def _wall_time(study: optuna.Study, concurrency: int) -> dict[str, Any]:
+    """What all experiments of the search took, including those of earlier processes.
+
+    An experiment whose driver was killed is not counted: it wrote nothing.
+    """
+    experiments = [value for name, value in study.user_attrs.items() if name.startswith(EXPERIMENT)]
+    start_delays = [seconds for experiment in experiments for seconds in experiment["waits"]]
+    slot_seconds = sum(experiment["seconds"] * experiment["slots"] for experiment in experiments)
+    training = sum(experiment["training"] for experiment in experiments)
+    return {
+        "seconds": round(sum(experiment["seconds"] for experiment in experiments), 3),
+        "concurrency": concurrency,
+        "start_seconds": round(statistics.median(start_delays), 3) if start_delays else None,
+        "training_share": round(training / slot_seconds, 4) if slot_seconds else None,
+    }

@@ -1,9 +1,9 @@
-"""The search space: dotted names into one student's settings, checked and applied.
+"""The search space: dotted names of one student's settings, checked and applied.
 
 `distillation.temperature`, `train.learning_rate`, `model.width`: the part before the dot
-is a section of the job file, the part after it one of that section's fields. Types and
-limits come from those sections, so a field added there can be searched at once. Imports
-neither ray, optuna nor torch: the job file's checks use it.
+is a section of the job file, the part after it a field of that section. Types and limits
+come from the sections, so a field added there can be searched without further code. Imports
+neither ray, optuna nor torch, since the checks of the job file use it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 NOT_SEARCHED = {
-    "distillation.targets": "soft targets are made once, before the search",
+    "distillation.targets": "soft targets are computed once, before the search",
     "train.epochs": "the budget of a trial is `search.epochs`",
     "train.metric": "trials are compared by `search.metric`",
     "model.preset": "choose the preset in `students` and search its fields",
@@ -56,7 +56,7 @@ _REQUIRED: dict[str, dict[str, Any]] = {"model": {"preset": "small-student"}}
 
 
 def known_keys() -> list[str]:
-    """Every name that a space may hold, sorted."""
+    """Every name that a space can contain, sorted."""
     return sorted(
         f"{section}.{name}"
         for section, model in SECTIONS.items()
@@ -67,26 +67,26 @@ def known_keys() -> list[str]:
 
 
 def check_space(space: Space, student: StudentConfig | None = None) -> list[str]:
-    """Everything that is wrong with the space, one sentence each; empty if nothing is.
+    """Return all problems of the space, one sentence each; empty if it is valid.
 
     Args:
         student: the searched student; with it, combinations of model settings that cannot
-            be built (a width that the heads do not divide) are found too.
+            be built (a width that the heads do not divide) are reported too.
     """
-    problems = [text for key in space for text in _problems_of(key, space)]
+    problems = [problem for key in space for problem in _problems_of(key, space)]
     if not problems:
         try:
             _ordered(space)
         except CycleError as error:
-            circle = " -> ".join(f"`{key}`" for key in error.args[1])
-            problems.append(f"the conditions go in a circle: {circle}; remove one `when`")
+            cycle = " -> ".join(f"`{key}`" for key in error.args[1])
+            problems.append(f"the conditions form a cycle: {cycle}; remove one `when`")
     if not problems and student is not None:
         problems += _unbuildable(space, student)
     return problems
 
 
 def suggest(space: Space, trial: BaseTrial) -> dict[str, Any]:
-    """One point of the space, asked of Optuna; conditional names only where they apply."""
+    """Suggest values with Optuna; conditional names only where their conditions hold."""
     values: dict[str, Any] = {}
     for key in _ordered(space):
         parameter = space[key]
@@ -96,7 +96,7 @@ def suggest(space: Space, trial: BaseTrial) -> dict[str, Any]:
             values[key] = trial.suggest_categorical(key, parameter.choices)
             continue
         low, high = _bounds(parameter)
-        if _kind(key) is int:
+        if _type(key) is int:
             step = int(parameter.step or 1)
             values[key] = trial.suggest_int(key, int(low), int(high), step=step, log=parameter.log)
         else:
@@ -107,7 +107,7 @@ def suggest(space: Space, trial: BaseTrial) -> dict[str, Any]:
 
 
 def current(task: TrainingTask, space: Space) -> dict[str, Any] | None:
-    """The student's own settings as a point of the space; None where they lie outside it."""
+    """The student's own settings as a point of the space; None if they lie outside it."""
     settings = _settings(task)
     values: dict[str, Any] = {}
     for key in _ordered(space):
@@ -116,18 +116,18 @@ def current(task: TrainingTask, space: Space) -> dict[str, Any] | None:
             continue
         section, _, name = key.partition(".")
         value = settings[section].get(name)
-        if value is None or not _holds(key, parameter, value):
+        if value is None or not _contains(parameter, value):
             return None
         values[key] = value
     return values
 
 
 def apply(task: TrainingTask, values: Values) -> TrainingTask:
-    """The task with these settings.
+    """Apply these settings to the task.
 
     Raises:
-        UsageError: an unknown name, a value out of its range, settings that do not fit
-            together, or a distillation setting for a task without a teacher.
+        UsageError: an unknown name, a value out of its range, settings that contradict each
+            other, or a distillation setting for a task without a teacher.
     """
     settings = _settings(task)
     for key, value in values.items():
@@ -163,27 +163,39 @@ def _problems_of(key: str, space: Space) -> list[str]:
         return [f"`{key}` cannot be searched: {NOT_SEARCHED[key]}"]
     if key not in known_keys():
         return [_unknown(key)]
-    parameter, found = space[key], []
+    parameter = space[key]
     if parameter.choices is not None:
-        if len(set(map(repr, parameter.choices))) < len(parameter.choices):
-            found.append(f"`{key}` lists a choice twice")
-        for choice in parameter.choices:
-            problem = _invalid(key, choice)
-            if problem:
-                found.append(f"`{key}`: {choice!r} is not possible: {problem}")
-    elif _kind(key) not in (int, float):
-        found.append(f"`{key}` is not a number: give it `choices`")
+        problems = _choice_problems(key, parameter.choices)
+    elif _type(key) not in (int, float):
+        problems = [f"`{key}` is not a number: give it `choices`"]
     else:
-        for bound in _bounds(parameter):
-            whole = int(bound) if _kind(key) is int and bound == int(bound) else bound
-            problem = _invalid(key, whole)
-            if problem:
-                found.append(f"`{key}`: {whole!r} is not possible: {problem}")
-        if _kind(key) is int and parameter.step is not None and parameter.step % 1:
-            found.append(f"`{key}` counts in whole numbers: give it a whole `step`")
+        problems = _range_problems(key, parameter)
     for parent, allowed in parameter.when.items():
-        found += _condition_problems(key, parent, allowed, space)
-    return found
+        problems += _condition_problems(key, parent, allowed, space)
+    return problems
+
+
+def _choice_problems(key: str, choices: list[Any]) -> list[str]:
+    problems = []
+    if len(set(map(repr, choices))) < len(choices):
+        problems.append(f"`{key}` lists a choice twice")
+    for choice in choices:
+        problem = _invalid(key, choice)
+        if problem:
+            problems.append(f"`{key}`: {choice!r} is not possible: {problem}")
+    return problems
+
+
+def _range_problems(key: str, parameter: SearchParameter) -> list[str]:
+    problems = []
+    for bound in _bounds(parameter):
+        value = int(bound) if _type(key) is int and bound == int(bound) else bound
+        problem = _invalid(key, value)
+        if problem:
+            problems.append(f"`{key}`: {value!r} is not possible: {problem}")
+    if _type(key) is int and parameter.step is not None and parameter.step % 1:
+        problems.append(f"`{key}` is an integer: give it a whole `step`")
+    return problems
 
 
 def _condition_problems(key: str, parent: str, allowed: list[Any], space: Space) -> list[str]:
@@ -200,7 +212,7 @@ def _condition_problems(key: str, parent: str, allowed: list[Any], space: Space)
 
 
 def _unbuildable(space: Space, student: StudentConfig) -> list[str]:
-    """The first combination of searched model settings that no model can have."""
+    """Describe the first combination of searched model settings that cannot be built."""
     axes: dict[str, list[Any]] = {}
     for key in _ordered(space):
         if key.startswith("model.") or any(key in p.when for p in space.values()):
@@ -209,25 +221,24 @@ def _unbuildable(space: Space, student: StudentConfig) -> list[str]:
     if not axes:
         return []
     for point in itertools.islice(itertools.product(*axes.values()), _COMBINATIONS):
-        chosen = dict(zip(axes, point, strict=True))
+        values = dict(zip(axes, point, strict=True))
         fields = {}
-        for key, value in chosen.items():
-            if key.startswith("model.") and _applies(space[key], chosen):
-                whole = int(value) if _kind(key) is int else value
-                fields[key.removeprefix("model.")] = whole
+        for key, value in values.items():
+            if key.startswith("model.") and _applies(space[key], values):
+                fields[key.removeprefix("model.")] = int(value) if _type(key) is int else value
         try:
             resolve(student.model.preset, {**student.model.overrides(), **fields})
         except UsageError as error:
-            shown = ", ".join(f"{name} {value}" for name, value in fields.items())
+            settings = ", ".join(f"{name} {value}" for name, value in fields.items())
             return [
-                f"the space holds a model that cannot be built ({shown}): {error}; "
-                "change the choices or keep them apart with `when`"
+                f"the space contains a model that cannot be built ({settings}): {error}; "
+                "change the choices or separate them with `when`"
             ]
     return []
 
 
 def _ordered(space: Space) -> list[str]:
-    """Names with those they depend on first, otherwise in the file's order."""
+    """Names after those they depend on, otherwise in the file's order."""
     graph = {key: [p for p in parameter.when if p in space] for key, parameter in space.items()}
     return list(TopologicalSorter(graph).static_order())
 
@@ -238,7 +249,7 @@ def _applies(parameter: SearchParameter, values: Values) -> bool:
     )
 
 
-def _holds(key: str, parameter: SearchParameter, value: Any) -> bool:
+def _contains(parameter: SearchParameter, value: Any) -> bool:
     if parameter.choices is not None:
         return value in parameter.choices
     low, high = _bounds(parameter)
@@ -252,8 +263,8 @@ def _bounds(parameter: SearchParameter) -> tuple[float, float]:
     return parameter.low, parameter.high
 
 
-def _kind(key: str) -> type | None:
-    """int, float or bool; None for names and other values."""
+def _type(key: str) -> type | None:
+    """int, float or bool; None for strings and other types."""
     section, _, name = key.partition(".")
     annotation = SECTIONS[section].model_fields[name].annotation
     if get_origin(annotation) is Literal:
@@ -263,9 +274,9 @@ def _kind(key: str) -> type | None:
 
 
 def _invalid(key: str, value: Any) -> str | None:
-    """Why the section refuses the value, in pydantic's words; None if it takes it."""
+    """Pydantic's message on why the section rejects the value; None if it is valid."""
     section, _, name = key.partition(".")
-    if _kind(key) in (int, float) and isinstance(value, bool):
+    if _type(key) in (int, float) and isinstance(value, bool):
         return "a number is needed"
     try:
         SECTIONS[section](**{**_REQUIRED.get(section, {}), name: value})
@@ -276,6 +287,7 @@ def _invalid(key: str, value: Any) -> str | None:
 
 def _unknown(key: str) -> str:
     names = known_keys()
-    near = get_close_matches(key, names, n=1, cutoff=0.5)
-    hint = f"did you mean `{near[0]}`?" if near else f"one can search {', '.join(names)}"
-    return f"`{key}` is not something to search; {hint}"
+    nearest = get_close_matches(key, names, n=1, cutoff=0.5)
+    if nearest:
+        return f"`{key}` cannot be searched; did you mean `{nearest[0]}`?"
+    return f"`{key}` cannot be searched; valid names are {', '.join(names)}"

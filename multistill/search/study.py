@@ -1,18 +1,17 @@
-"""A search from its start to its table of trials: Ray Tune runs it, the Optuna study is it.
+"""A search from start to end, and joining one: the Optuna study is its only state.
 
-Kill anything at any time: the study on disk knows every trial that was handed out, and
-`search` called again with the same folder finishes the orphans from their checkpoints,
-asks for the trials that are missing, and ends as if nothing had happened.
+A driver can be killed at any time. The study on disk knows every trial that was handed out;
+`search` called again with the same folder continues the orphaned trials from their
+checkpoints, runs the missing ones and returns the same kind of result.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import statistics
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,20 +23,14 @@ from multistill.errors import MultistillError, UsageError
 from multistill.search.capacity import (
     capacity_problems,
     concurrency,
-    cores_fit,
     gpus_per_trial,
 )
-from multistill.search.request import FILE, Request
-from multistill.search.results import STUDY, TRIALS, record_joined, write_results
+from multistill.search.locks import DriverLease, StudyLock, is_alive, wait_for_other_drivers
+from multistill.search.results import STUDY, TRIALS, log_joined_trials, write_results
 from multistill.search.space import check_space
-from multistill.search.storage import (
-    DriverLease,
-    StudyLock,
-    open_storage,
-    open_study,
-    unfinished_trials,
-    wait_for_other_drivers,
-)
+from multistill.search.spec import SPEC, SearchSpec
+from multistill.search.storage import DRIVER, has_values, open_storage, open_study, outcome_of
+from multistill.search.trial_folders import unfinished_trials
 from multistill.search.warm_start import copy_trials, find_previous
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.training.task import TrainingTask
@@ -45,7 +38,8 @@ from multistill.training.task import TrainingTask
 if TYPE_CHECKING:
     import optuna
 
-    from multistill.search.trial import Objective
+    from multistill.search.experiment import ExperimentResult
+    from multistill.search.trainable import Objective
 
 
 def search(
@@ -58,27 +52,26 @@ def search(
     *,
     objective: Objective | None = None,
 ) -> dict[str, Any]:
-    """Search the student's settings, or go on with a search that was cut short.
+    """Search the student's settings, or continue an interrupted search.
 
-    Ray must be connected. Writes `trials.parquet` and `study.json` into `out`, beside the
-    study itself.
+    Ray must be connected. Writes `trials.parquet` and `study.json` to `out`, where the study
+    itself lies.
 
     Args:
         base: the distilled student whose settings are varied.
         out: folder on storage that all nodes see; holds the state of an unfinished search.
         fingerprint: of the job's search stage; part of the study's name.
-        objective: what a trial runs, as `module:function`; see `Request.objective`.
+        objective: what a trial runs; default: the training loop.
     Returns:
-        What study.json holds: best, top (settings of the best trials), counts, seconds.
+        the content of study.json: best, top (settings of the best trials), counts, seconds.
     Raises:
-        UsageError: a space, a storage or a resource request that cannot work.
+        UsageError: a search space, storage or resource request that cannot work.
         MultistillError: trials fail one after another, or all did.
-        KeyboardInterrupt: Ctrl-C; trials in hand stopped after their epoch.
+        KeyboardInterrupt: Ctrl-C; running trials stopped after their epoch.
     """
-    logger = logger or NullLogger()
-    request = Request(base, config, seed, fingerprint, "")
-    _preflight(request)
-    return _finish(_opened(request, out), out, logger, objective)
+    spec = SearchSpec(base, config, seed, fingerprint, study="")
+    _check(spec)
+    return _run(_open(spec, out), out, logger or NullLogger(), objective)
 
 
 def join(
@@ -91,64 +84,65 @@ def join(
     """Run trials of a search that another driver started, until none is left to start.
 
     Args:
-        config: says how many trials run here and what each may take; default: as the search
-            itself. Trials are of as many workers as the search's own.
+        config: how many trials run here and the resources of each; default: as in the search
+            itself. `workers_per_trial` is always the search's own.
     Returns:
-        How many trials ended here. The driver that started the search writes its results
-        and records these trials with its own.
+        number of trials that ended here. The driver that started the search writes the
+        results and logs these trials.
     Raises:
-        UsageError: the search has ended its trials, or cannot run here.
+        UsageError: the search has no trials left to start, or cannot run here.
         MultistillError: trials fail one after another here.
     """
     logger = logger or NullLogger()
-    request = Request.read(out)
+    spec = SearchSpec.read(out)
     if config is not None:
-        request = replace(request, config=_joining(config, request.config))
-    _preflight(request)
-    _refuse_ended(out)
-    _time_encoders(request, out, objective)
+        spec = replace(spec, config=_joining_config(config, spec.config))
+    _check(spec)
+    _refuse_finished(out)
+    _time_encoders(spec, out, objective)
     ended = 0
     while True:
         try:
-            done = _round(request, out, logger, objective, joined=True)
+            result = _run_experiment(spec, out, logger, objective, joined=True)
         except UsageError:
-            if ended:  # it was over between two rounds of this driver
+            if ended:  # the search finished between two experiments of this driver
                 return ended
             raise
-        ended += done.ended
-        if done.should_abort:
-            count, reason = _failures(_study(request, out))
+        ended += result.trials_ended
+        if result.should_abort:
+            count, reason = _failures(_open_study(spec, out))
             raise MultistillError(
                 f"this driver stopped because trials fail one after another ({count} of the "
-                f"search so far), the last one with: {reason}; mend the cause and join again"
+                f"search so far), the last one with: {reason}; fix the cause and join again"
             )
-        if not done.full:
+        if not result.exhausted:
             return ended
 
 
-def _joining(config: SearchConfig, search: SearchConfig) -> SearchConfig:
-    """The joiner's settings, but for what the trials themselves read from the search's file."""
+def _joining_config(config: SearchConfig, search: SearchConfig) -> SearchConfig:
+    """The config of a joining driver, with the fields that its trials read from search.json."""
     fixed = ["storage", "workers_per_trial"]
-    if search.workers_per_trial > 1:  # what a worker takes is then asked for by the trial
+    if search.workers_per_trial > 1:  # a trial then requests its workers' resources itself
         fixed += ["cpus_per_trial", "gpus_per_trial"]
     return config.model_copy(update={name: getattr(search, name) for name in fixed})
 
 
-def _refuse_ended(out: Path) -> None:
-    """A search that has its results is left alone: its folder may move at any moment."""
-    if (out / STUDY).exists() or not (out / FILE).exists():
+def _refuse_finished(out: Path) -> None:
+    """A search that has results is not changed: its folder may be renamed at any moment."""
+    if (out / STUDY).exists() or not (out / SPEC).exists():
         raise UsageError(
-            f"the search in {out} has ended its trials, so there is nothing to join; more of them "
-            "are added by `multistill search extend` once it is done"
+            f"the search in {out} has no trials left to start, so it cannot be joined; "
+            "`multistill search extend` adds trials once it is finished"
         )
 
 
-def _preflight(request: Request) -> None:
-    """Refuse, before anything is written, what could never run."""
-    config = request.config
+def _check(spec: SearchSpec) -> None:
+    """Refuse what could never run, before anything is written."""
+    config = spec.config
     problems = [f"search.space: {text}" for text in check_space(config.space)]
-    teacher = request.base.distillation is not None
-    if not teacher and any(key.startswith("distillation.") for key in config.space):
+    if spec.base.distillation is None and any(
+        key.startswith("distillation.") for key in config.space
+    ):
         problems.append("search.space: `distillation` settings need a student with a teacher")
     if config.sampler == "grid" and any(
         parameter.choices is None or parameter.when for parameter in config.space.values()
@@ -171,192 +165,161 @@ def _preflight(request: Request) -> None:
         raise UsageError("; ".join(problems))
 
 
-def _opened(request: Request, out: Path) -> Request:
-    """The request as it stands in `out`, written there unless it is."""
+def _open(spec: SearchSpec, out: Path) -> SearchSpec:
+    """Create the study of the search, or find the one in `out`; returns `spec` with its name."""
     with StudyLock(out):
-        if (out / FILE).exists():
-            known = Request.read(out)
-            if known.config.identity() != request.config.identity() or (
-                known.base.identity() != request.base.identity()
-            ):
-                raise UsageError(
-                    f"{out} holds a search with other settings; use another folder or remove it"
-                )
-            if known.config.storage != request.config.storage:
-                raise UsageError(
-                    f"the study of {out} lies in {known.config.storage or 'the workspace'}; "
-                    "set `search.storage` back to go on with it"
-                )
-            workers = known.config.workers_per_trial
-            if workers != request.config.workers_per_trial and unfinished_trials(
-                out, _study(known, out)
-            ):
-                raise UsageError(
-                    f"{out} holds trials that were cut off, of {workers} workers each; set "
-                    f"`search.workers_per_trial` back to {workers} to finish them"
-                )
-            opened = replace(request, study=known.study)
+        if (out / SPEC).exists():
+            existing = SearchSpec.read(out)
+            _refuse_other_search(existing, spec, out)
+            opened = replace(spec, study=existing.study)
         else:
-            study = f"multistill-{request.fingerprint}-{uuid.uuid4().hex[:8]}"
-            opened = replace(request, study=study)
-            if (found := find_previous(out.parent, request)) is not None:
-                with contextlib.suppress(UsageError):  # its database is gone: start anew
-                    copy_trials(found, opened, out)
+            study = f"multistill-{spec.fingerprint}-{uuid.uuid4().hex[:8]}"
+            opened = replace(spec, study=study)
+            if (previous := find_previous(out.parent, spec)) is not None:
+                with contextlib.suppress(UsageError):  # its database is gone: start from scratch
+                    copy_trials(previous, opened, out)
         opened.write(out)
     return opened
 
 
-@dataclass(frozen=True)
-class Round:
-    """What one Tune experiment of this driver came to."""
-
-    ended: int
-    concurrency: int
-    should_abort: bool
-    full: bool
-
-
-def _finish(
-    request: Request, out: Path, logger: RunLogger, objective: Objective | None
-) -> dict[str, Any]:
-    from multistill.search.searcher import succeeded
-
-    (out / STUDY).unlink(missing_ok=True)  # of an earlier end; others may join until the next
-    _time_encoders(request, out, objective)
-    rounds = [_round(request, out, logger, objective)]
-    while not rounds[-1].should_abort and (
-        rounds[-1].full or _others_running(request, out, logger)
+def _refuse_other_search(existing: SearchSpec, spec: SearchSpec, out: Path) -> None:
+    if existing.config.identity() != spec.config.identity() or (
+        existing.base.identity() != spec.base.identity()
     ):
-        rounds.append(_round(request, out, logger, objective))
-    study = _study(request, out)
+        raise UsageError(
+            f"{out} holds a search with other settings; use another folder or remove it"
+        )
+    if existing.config.storage != spec.config.storage:
+        raise UsageError(
+            f"the study of {out} is stored in {existing.config.storage or 'the workspace'}; "
+            "set `search.storage` back to continue it"
+        )
+    workers = existing.config.workers_per_trial
+    if workers != spec.config.workers_per_trial and unfinished_trials(
+        out, _open_study(existing, out)
+    ):
+        raise UsageError(
+            f"{out} holds interrupted trials of {workers} workers each; set "
+            f"`search.workers_per_trial` back to {workers} to finish them"
+        )
+
+
+def _run(
+    spec: SearchSpec, out: Path, logger: RunLogger, objective: Objective | None
+) -> dict[str, Any]:
+    """Run experiments until the study has its trials; write the results."""
+    (out / STUDY).unlink(missing_ok=True)  # of an earlier call; drivers may join until the next
+    _time_encoders(spec, out, objective)
+    first = result = _run_experiment(spec, out, logger, objective)
+    while not result.should_abort and (
+        result.exhausted or _wait_for_other_trials(spec, out, logger)
+    ):
+        result = _run_experiment(spec, out, logger, objective)
+    study = _open_study(spec, out)
     with wait_for_other_drivers(out):
-        record_joined(study, logger)
-        summary = _write(study, request, out, rounds[0].concurrency)
-    if rounds[-1].should_abort or not succeeded(study):
+        log_joined_trials(study, logger)
+        summary = write_results(study, spec, out, first.concurrency)
+    if result.should_abort or not has_values(study):
         count, reason = _failures(study)
         raise MultistillError(
             f"the search stopped because trials fail one after another ({count} of "
             f"{summary['trials']}), the last one with: {reason}; {out / TRIALS} has all reasons, "
-            "and the same command goes on once the cause is mended"
+            "and the same command continues once the cause is fixed"
         )
-    unfinished_trials(out, study)  # what a killed driver could not remove
+    unfinished_trials(out, study)  # removes what a killed driver left behind
     for name in ("drivers", "trials", "tune"):
-        with contextlib.suppress(OSError):  # not empty: another driver is about to end
+        with contextlib.suppress(OSError):  # not empty: another driver is about to exit
             (out / name).rmdir()
-    _tell(logger, summary, out)
+    _log_summary(logger, summary, out)
     return summary
 
 
-def _study(request: Request, out: Path) -> optuna.Study:
-    return open_study(open_storage(out, request.config.storage), request.study, request.directions)
-
-
-def _failures(study: optuna.Study) -> tuple[int, str]:
-    """How many trials failed, and why the last one did."""
-    from multistill.search.searcher import reason_of
-
-    failed = [trial for trial in study.get_trials() if trial.state.name == "FAIL"]
-    return len(failed), reason_of(failed[-1]) if failed else "no trial ended"
-
-
-def _write(study: optuna.Study, request: Request, out: Path, at_once: int) -> dict[str, Any]:
-    """The results, with what all rounds cost, those of earlier processes too.
-
-    A round that was killed is not among them.
-    """
-    from multistill.search.experiment import ROUND_OF
-
-    rounds = [value for name, value in study.user_attrs.items() if name.startswith(ROUND_OF)]
-    waits = [seconds for done in rounds for seconds in done["waits"]]
-    held = sum(done["seconds"] * done["slots"] for done in rounds)
-    training = sum(done["training"] for done in rounds)
-    return write_results(
-        study,
-        request,
-        out,
-        sum(done["seconds"] for done in rounds),
-        concurrency=at_once,
-        start_seconds=round(statistics.median(waits), 3) if waits else None,
-        training_share=round(training / held, 4),
-    )
-
-
-def _round(
-    request: Request,
+def _run_experiment(
+    spec: SearchSpec,
     out: Path,
     logger: RunLogger,
     objective: Objective | None,
     *,
     joined: bool = False,
-) -> Round:
-    """Run orphans and missing trials through Tune until no more can be handed out."""
-    from multistill.search.experiment import run_trials
+) -> ExperimentResult:
+    """Run one experiment under a new lease: trials that it leaves running are orphans."""
+    from multistill.search.experiment import run_experiment
 
     nodes = cluster_nodes()
-    limit = cores_fit(request.config, concurrency(request.config, nodes), nodes)
-    gpus = gpus_per_trial(request.config, nodes)
     with contextlib.ExitStack() as stack:
         with StudyLock(out):
             if joined:
-                _refuse_ended(out)
-            # Its own: what a round leaves running is an orphan.
+                _refuse_finished(out)
             lease = stack.enter_context(DriverLease(out, joined=joined))
-        recorder = run_trials(
-            request, out, logger, objective, driver=lease.name, limit=limit, gpus=gpus
+        result = run_experiment(
+            spec,
+            out,
+            logger,
+            objective,
+            driver=lease.name,
+            concurrency=concurrency(spec.config, nodes),
+            gpus=gpus_per_trial(spec.config, nodes),
         )
-    done = Round(recorder.ended, limit, recorder.should_abort, recorder.full)
-    del recorder
-    gc.collect()  # what Tune kept names itself in circles; the next round shall have its memory
-    return done
+    gc.collect()  # Tune's objects refer to each other in cycles: free them before the next one
+    return result
 
 
-def _others_running(request: Request, out: Path, logger: RunLogger) -> bool:
-    """Wait for the trials of other drivers; true if one of those drivers died meanwhile."""
+def _wait_for_other_trials(spec: SearchSpec, out: Path, logger: RunLogger) -> bool:
+    """Wait for the trials of other drivers; True if one of those drivers died meanwhile."""
     from optuna.trial import TrialState
 
-    from multistill.search.searcher import DRIVER
-    from multistill.search.storage import alive
-
-    study = _study(request, out)
-    told = False
+    study = _open_study(spec, out)
+    logged = False
     while True:
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         if not running:
             return False
         with StudyLock(out):
-            if any(not alive(out, trial.user_attrs.get(DRIVER, "")) for trial in running):
+            if any(not is_alive(out, trial.user_attrs.get(DRIVER, "")) for trial in running):
                 return True
-        if not told:
+        if not logged:
             logger.info(f"another driver still runs {len(running)} trials of this search; waiting")
-            told = True
+            logged = True
         time.sleep(1.0)
 
 
-def _time_encoders(request: Request, out: Path, objective: Objective | None) -> None:
-    """Once for all trials and before any of them, so that none slows the clock of another.
+def _open_study(spec: SearchSpec, out: Path) -> optuna.Study:
+    return open_study(open_storage(out, spec.config.storage), spec.study, spec.directions)
+
+
+def _failures(study: optuna.Study) -> tuple[int, str]:
+    """How many trials failed, and why the last one did."""
+    failed = [trial for trial in study.get_trials() if trial.state.name == "FAIL"]
+    if not failed:
+        return 0, "no trial ended"
+    return len(failed), str(outcome_of(failed[-1]).get("reason", ""))
+
+
+def _time_encoders(spec: SearchSpec, out: Path, objective: Objective | None) -> None:
+    """Time the encoders once for all trials and before any of them, which would disturb it.
 
     A driver that joins meanwhile waits here.
     """
-    if request.config.second != "latency" or objective is not None:
+    if spec.config.second != "latency" or objective is not None:
         return
     from multistill.search.cost import ENCODERS, time_encoders
 
     with StudyLock(out, f"{ENCODERS}.lock"):
         if (out / ENCODERS).exists():
             return
-        config, nodes = request.config, cluster_nodes()
         task = ray.remote(time_encoders).options(
-            num_cpus=config.cpus_per_trial, num_gpus=gpus_per_trial(config, nodes)
+            num_cpus=spec.config.cpus_per_trial,
+            num_gpus=gpus_per_trial(spec.config, cluster_nodes()),
         )
         try:
-            ray.get(task.remote(request.base, out))
+            ray.get(task.remote(spec.base, out))
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, MultistillError):
                 raise error.cause from None
             raise
 
 
-def _tell(logger: RunLogger, summary: dict[str, Any], out: Path) -> None:
+def _log_summary(logger: RunLogger, summary: dict[str, Any], out: Path) -> None:
     counts, best = summary["counts"], summary["best"]
     logger.metrics(
         {
@@ -367,11 +330,11 @@ def _tell(logger: RunLogger, summary: dict[str, Any], out: Path) -> None:
     logger.params({f"best {key}": value for key, value in best["params"].items()})
     logger.tags({"study": summary["study"], "best_trial": str(best["trial"])})
     logger.artifact(out / TRIALS, "search")
-    chosen = ", ".join(
+    settings = ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in best["params"].items()
     )
     logger.info(
         f"{summary['trials']} trials ({counts['stopped']} stopped early, {counts['failed']} "
-        f"failed), best {summary['metric']} {best['value']:.4f}: {chosen}"
+        f"failed), best {summary['metric']} {best['value']:.4f}: {settings}"
     )

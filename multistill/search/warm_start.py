@@ -1,4 +1,4 @@
-"""What a search takes over from a smaller one that is finished: trials, and what they cost."""
+"""Warm start of a search from a smaller finished one: its trials and measured costs are copied."""
 
 from __future__ import annotations
 
@@ -7,46 +7,47 @@ import shutil
 from pathlib import Path
 
 from multistill.errors import MultistillError
-from multistill.search.request import FILE, Request
 from multistill.search.results import STUDY
-from multistill.search.storage import open_storage, open_study
+from multistill.search.spec import SPEC, SearchSpec
+from multistill.search.storage import DRIVER, open_storage, open_study
 
 
-def find_previous(folder: Path, request: Request) -> Path | None:
-    """The largest finished search beside this one that differs from it in `trials` only.
+def find_previous(folder: Path, spec: SearchSpec) -> Path | None:
+    """Find the largest finished search in `folder` that differs from this one in `trials` only.
 
-    So a job whose number of trials is raised goes on instead of starting anew.
+    A job whose number of trials is raised then continues instead of starting from scratch.
     """
 
-    def kin(other: Request) -> object:
-        # What is done with the best trials decides no trial.
+    def comparable(other: SearchSpec) -> object:
+        # How the best trials are retrained does not affect any trial.
         config = {**other.config.identity(), "trials": 0, "retrain": 0, "seeds": 0}
-        files = (other.base.manifest, other.base.features, other.base.soft_targets)
-        return config, other.base.identity(), files, other.seed
+        inputs = (other.base.manifest, other.base.features, other.base.soft_targets)
+        return config, other.base.identity(), inputs, other.seed
 
-    found = []
-    for file in folder.glob(f"[!.]*/{FILE}"):
+    previous = []
+    for file in folder.glob(f"[!.]*/{SPEC}"):
         with contextlib.suppress(MultistillError):
-            other = Request.read(file.parent)
-            smaller = other.config.trials <= request.config.trials
-            if (file.parent / STUDY).exists() and smaller and kin(other) == kin(request):
-                found.append((other.config.trials, file.parent))
-    return max(found, default=(0, None))[1]
+            other = SearchSpec.read(file.parent)
+            smaller = other.config.trials <= spec.config.trials
+            finished = (file.parent / STUDY).exists()
+            if finished and smaller and comparable(other) == comparable(spec):
+                previous.append((other.config.trials, file.parent))
+    return max(previous, default=(0, None))[1]
 
 
-def copy_trials(start: Path, request: Request, out: Path) -> None:
-    """Copy the ended trials of another search. Nothing names the copy until it is whole."""
+def copy_trials(previous: Path, spec: SearchSpec, out: Path) -> None:
+    """Copy the finished trials of another search into the study of `spec`.
+
+    `spec` is written to `out` afterwards, so an interrupted copy is not used.
+    """
     from multistill.search.cost import ENCODERS
-    from multistill.search.searcher import DRIVER
 
-    old = Request.read(start)
-    source = open_study(open_storage(start, old.config.storage), old.study, old.directions)
-    target = open_study(
-        open_storage(out, request.config.storage), request.study, request.directions
-    )
+    old = SearchSpec.read(previous)
+    source = open_study(open_storage(previous, old.config.storage), old.study, old.directions)
+    target = open_study(open_storage(out, spec.config.storage), spec.study, spec.directions)
     trials = [trial for trial in source.get_trials() if trial.state.is_finished()]
-    for trial in trials:  # the drivers of the other search are none of this one's
+    for trial in trials:  # drivers of the other search mean nothing in this one
         trial.user_attrs = {k: v for k, v in trial.user_attrs.items() if k != DRIVER}
     target.add_trials(trials)
-    if (start / ENCODERS).exists():  # old and new costs are of one measurement
-        shutil.copy2(start / ENCODERS, out / ENCODERS)
+    if (previous / ENCODERS).exists():  # old and new costs then share one measurement
+        shutil.copy2(previous / ENCODERS, out / ENCODERS)

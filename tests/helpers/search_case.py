@@ -1,21 +1,26 @@
-"""A student and search parameters for the search tests."""
+"""A student, search parameters and studies for the search tests."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+
 from multistill.config import (
     DistillationConfig,
     ModelConfig,
+    SearchConfig,
     SearchParameter,
     StudentConfig,
     TrainConfig,
 )
 from multistill.models.presets import resolve
-from multistill.search.request import Request
+from multistill.search.spec import SearchSpec
+from multistill.search.storage import open_storage, open_study
 from multistill.search.study import search
-from multistill.search.trial import Objective
+from multistill.search.trainable import Objective
 from multistill.tracking.logger import RunLogger
 from multistill.training.task import TrainingTask
 
@@ -32,26 +37,50 @@ TASK = TrainingTask(
 )
 STUDENT = StudentConfig(name="student", model=ModelConfig(preset="small-student"))
 
+TEMPERATURE, WEIGHT = "distillation.temperature", "distillation.weight"
+DISTRIBUTIONS: dict[str, BaseDistribution] = {
+    TEMPERATURE: FloatDistribution(1, 8),
+    WEIGHT: FloatDistribution(0, 1),
+}
 
-def among(*choices: Any, **more: Any) -> SearchParameter:
-    return SearchParameter(choices=list(choices), **more)
+
+def choice(*values: Any, **more: Any) -> SearchParameter:
+    return SearchParameter(choices=list(values), **more)
 
 
-def between(low: float, high: float, **more: Any) -> SearchParameter:
+def interval(low: float, high: float, **more: Any) -> SearchParameter:
     return SearchParameter(low=low, high=high, **more)
+
+
+def make_spec(**config: Any) -> SearchSpec:
+    return SearchSpec(TASK, SearchConfig(**config), 1, "print", "study")
+
+
+def write_spec(folder: Path, **config: Any) -> SearchSpec:
+    spec = make_spec(**config)
+    spec.write(folder)
+    return spec
+
+
+def study_of(folder: Path, spec: SearchSpec) -> optuna.Study:
+    """The study in the folder's journal, opened as by another process."""
+    return open_study(open_storage(folder, None), spec.study, spec.directions)
+
+
+def finish_trial(study: optuna.Study, value: float | None, driver: str) -> int:
+    """Add a trial that `driver` finished after two epochs; None: it failed."""
+    trial = study.ask()
+    trial.set_user_attr("driver", driver)
+    trial.set_user_attr("outcome", {"epochs": 2, "seconds": 1.0, "reason": ""})
+    study.tell(trial, value, state=None if value is not None else optuna.trial.TrialState.FAIL)
+    return trial.number
 
 
 def search_again(
     out: Path, objective: Objective, logger: RunLogger | None = None
 ) -> dict[str, Any]:
-    """Call the search of this folder once more, as it was requested."""
-    request = Request.read(out)
+    """Call `search` with the specification that the folder holds."""
+    spec = SearchSpec.read(out)
     return search(
-        request.base,
-        request.config,
-        request.seed,
-        out,
-        logger,
-        request.fingerprint,
-        objective=objective,
+        spec.base, spec.config, spec.seed, out, logger, spec.fingerprint, objective=objective
     )

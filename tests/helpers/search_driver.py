@@ -1,6 +1,6 @@
-"""A driver process for the search tests: `search_driver.py ADDRESS FOLDER ACTION OBJECTIVE`.
+"""A separate driver process: `search_driver.py ADDRESS FOLDER ACTION OBJECTIVE`.
 
-ACTION is `search` or `join`; OBJECTIVE is the name of a function of `search_stubs`.
+ACTION is `search` or `join`; OBJECTIVE is the name of a function of `search_objectives`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from helpers import search_stubs
+from helpers import search_objectives
 from helpers.recording_logger import RecordingLogger
 from helpers.search_case import search_again
 from multistill.search.study import join
@@ -26,7 +26,7 @@ def print_event(logger: RecordingLogger, method: str, recorded: Any) -> None:
 
 def main() -> int:
     address, folder, action = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-    objective = getattr(search_stubs, sys.argv[4])
+    objective = getattr(search_objectives, sys.argv[4])
     ray.init(address=address, log_to_driver=False, logging_level="error")
     print("connected", flush=True)
     logger = RecordingLogger(on_event=print_event)

@@ -314,7 +314,7 @@ def test_a_second_recipe_uses_the_same_features(
 def test_a_search_under_way_is_joined_and_no_other(
     finished: tuple[JobConfig, pipeline.Outcome],
 ) -> None:
-    from multistill.search.request import Request
+    from multistill.search.spec import SearchSpec
 
     job, outcome = finished
     with pytest.raises(UsageError, match="has ended"):
@@ -325,7 +325,7 @@ def test_a_search_under_way_is_joined_and_no_other(
     print_ = next(stage.fingerprint for stage in pipeline.status(larger) if stage.stage == "search")
     folder = Workspace(job.workspace).partial("search", str(print_))
     folder.mkdir()
-    asked = Request.read(outcome.stages["search"].path)
+    asked = SearchSpec.read(outcome.stages["search"].path)
     replace(asked, config=larger.search, study="joined").write(folder)
     assert join(larger) == 3
     shutil.rmtree(folder)
@@ -335,9 +335,9 @@ def test_latency_of_a_trial_is_from_the_recording_to_the_logits(
     finished: tuple[JobConfig, pipeline.Outcome], tmp_path: Path
 ) -> None:
     from multistill.search.cost import cost, time_encoders
-    from multistill.search.request import Request
+    from multistill.search.spec import SearchSpec
 
-    task = Request.read(finished[1].stages["search"].path).base
+    task = SearchSpec.read(finished[1].stages["search"].path).base
     encoders = time_encoders(task, tmp_path)["milliseconds"]
     assert 0 < encoders["audio"] < encoders["multimodal"]
     assert encoders["text"] < encoders["multimodal"]

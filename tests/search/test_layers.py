@@ -1,4 +1,4 @@
-"""A store that keeps several encoder layers: a model, and so a trial, reads one of them."""
+"""Searching among encoder layers: a store holds several of them, a model reads one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.search_case import TASK, among
+from helpers.search_case import TASK, choice
 
 from multistill.config import FeaturesConfig, JobConfig
 from multistill.errors import JobFileError, UsageError
@@ -19,41 +19,41 @@ from multistill.search.space import apply, check_space
 from multistill.training.task import TrainingTask
 
 AUDIO, TEXT = 6, 4
-KEPT = {"speech_layers": [6, 9, 12], "text_layers": [2, -1]}
+STORED = {"speech_layers": [6, 9, 12], "text_layers": [2, -1]}
 
 
-@pytest.mark.parametrize(("layer", "place"), [(6, 0), (9, 1), (12, 2)])
-def test_a_model_reads_its_layer_and_nothing_else(layer, place):
-    chosen = resolve("small-student", {**KEPT, "speech_layer": layer, "text_layer": -1})
-    model = build(chosen, 3 * AUDIO, 2 * TEXT).eval()
-    alone = build(resolve("small-student", {}), AUDIO, TEXT).eval()
-    alone.load_state_dict(model.state_dict())
+@pytest.mark.parametrize(("layer", "position"), [(6, 0), (9, 1), (12, 2)])
+def test_a_model_reads_its_layer_and_no_other(layer, position):
+    spec = resolve("small-student", {**STORED, "speech_layer": layer, "text_layer": -1})
+    model = build(spec, 3 * AUDIO, 2 * TEXT).eval()
+    single = build(resolve("small-student", {}), AUDIO, TEXT).eval()
+    single.load_state_dict(model.state_dict())
     audio, text = torch.randn(2, 5, 3 * AUDIO), torch.randn(2, 3, 2 * TEXT)
     with torch.inference_mode():
-        found = model(audio=audio, text=text).logits
-        part = audio[..., place * AUDIO : (place + 1) * AUDIO]
-        assert torch.equal(found, alone(audio=part, text=text[..., TEXT:]).logits)
+        logits = model(audio=audio, text=text).logits
+        layer_states = audio[..., position * AUDIO : (position + 1) * AUDIO]
+        assert torch.equal(logits, single(audio=layer_states, text=text[..., TEXT:]).logits)
 
 
-def test_without_a_choice_it_reads_all_layers():
-    model = build(resolve("small-student", KEPT), 3 * AUDIO, 2 * TEXT)
+def test_a_model_without_a_layer_reads_all_layers():
+    model = build(resolve("small-student", STORED), 3 * AUDIO, 2 * TEXT)
     assert model.audio_projection is not None
     assert model.audio_projection.in_features == 3 * AUDIO
 
 
-def test_the_choice_outlives_json_and_the_search_sets_it():
-    spec = resolve("small-student", KEPT)
+def test_the_layer_survives_json_and_is_set_by_the_search():
+    spec = resolve("small-student", STORED)
     assert ModelSpec.from_dict(spec.to_dict()) == spec
-    travelled = TrainingTask.from_dict(json.loads(json.dumps(replace(TASK, spec=spec).to_dict())))
-    found = apply(travelled, {"model.speech_layer": 9})
-    assert found.spec.speech_layer == 9
-    assert found.spec.speech_layers == (6, 9, 12)
-    assert check_space({"model.speech_layer": among(6, 9)}) == []
+    task = TrainingTask.from_dict(json.loads(json.dumps(replace(TASK, spec=spec).to_dict())))
+    applied = apply(task, {"model.speech_layer": 9})
+    assert applied.spec.speech_layer == 9
+    assert applied.spec.speech_layers == (6, 9, 12)
+    assert check_space({"model.speech_layer": choice(6, 9)}) == []
 
 
-def test_a_layer_that_is_not_there_is_refused():
+def test_a_layer_that_is_not_stored_is_refused():
     with pytest.raises(UsageError, match="not among the layers"):
-        resolve("small-student", {**KEPT, "speech_layer": 7})
+        resolve("small-student", {**STORED, "speech_layer": 7})
     with pytest.raises(UsageError, match="combine: concat"):
         build(resolve("small-student", {"speech_layer": 6}), AUDIO, TEXT)
 
@@ -64,25 +64,25 @@ def problems(job: str) -> str:
     return "; ".join(text for _, text in caught.value.problems)
 
 
-def test_a_job_that_asks_for_a_layer_that_it_does_not_keep_is_refused_at_once():
+def test_a_job_that_searches_a_layer_that_it_does_not_store_is_refused():
     space = "search: {space: {model.speech_layer: {choices: [6, 9]}}}"
     assert "layer 6 cannot be read, the store holds one state" in problems(space)
-    keeps = "features: {speech: {model: log-mel, layers: [6, 12], combine: concat}}\n"
-    assert "layer 9 cannot be read, the store holds 6, 12" in problems(keeps + space)
+    stored = "features: {speech: {model: log-mel, layers: [6, 12], combine: concat}}\n"
+    assert "layer 9 cannot be read, the store holds 6, 12" in problems(stored + space)
     ranged = "search: {space: {model.speech_layer: {low: 6, high: 12}}}"
-    assert "needs `choices`" in problems(keeps + ranged)
+    assert "needs `choices`" in problems(stored + ranged)
 
 
 def test_losses_over_a_batch_need_trials_of_one_worker():
-    said = problems("distillation: {loss: dist}\nsearch: {workers_per_trial: 2}")
-    assert "search.workers_per_trial: distillation.loss dist correlates" in said
+    messages = problems("distillation: {loss: dist}\nsearch: {workers_per_trial: 2}")
+    assert "search.workers_per_trial: distillation.loss dist correlates" in messages
 
 
-def test_layers_that_are_averaged_are_one_state():
+def test_averaged_layers_are_one_state():
     features = FeaturesConfig.model_validate(
         {"speech": {"layers": [1, 2]}, "text": {"layers": [1]}}
     )
     assert features.side_by_side() == {}
-    kept = FeaturesConfig.model_validate({"speech": {"layers": [1, 2], "combine": "concat"}})
-    assert kept.side_by_side() == {"speech_layers": [1, 2]}
+    joined = FeaturesConfig.model_validate({"speech": {"layers": [1, 2], "combine": "concat"}})
+    assert joined.side_by_side() == {"speech_layers": [1, 2]}
     assert JobConfig.model_validate({"name": "t", "corpora": [{"kind": "demo"}]})

@@ -1,4 +1,4 @@
-"""Real searches through Ray Tune and Optuna, kept short: stub objectives but for one."""
+"""Real searches with Ray Tune and Optuna; most of them with objectives in place of training."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers import search_stubs
+from helpers import search_objectives
 from helpers.paths import PYTHONPATH, ROOT, TESTS
 from helpers.recording_logger import RecordingLogger
-from helpers.search_case import TASK, among, between, search_again
+from helpers.search_case import TASK, choice, interval, search_again
 from helpers.training_corpus import make_corpus, make_task
 
 from multistill.config import DistillationConfig, SearchConfig
 from multistill.distillation.targets import write_soft_targets
 from multistill.errors import MultistillError, UsageError
-from multistill.search.request import Request
+from multistill.search.spec import SearchSpec
 from multistill.search.study import search
 from multistill.training.task import TrainingTask
 
@@ -40,8 +40,8 @@ def config(**more) -> SearchConfig:
     return SearchConfig(**{"trials": 8, "concurrent": 2, "startup_trials": 3, **more})
 
 
-def stub(out: Path, name: str, logger=None, **more) -> dict:
-    objective = getattr(search_stubs, name)
+def run_search(out: Path, name: str, logger=None, **more) -> dict:
+    objective = getattr(search_objectives, name)
     return search(TASK, config(**more), 1, out, logger, "print", objective=objective)
 
 
@@ -58,10 +58,10 @@ def epochs_run(out: Path) -> Counter:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, ray_session):
     out, logger = tmp_path_factory.mktemp("searches") / "small", recording_logger()
-    return out, stub(out, "climb", logger), logger
+    return out, run_search(out, "fast", logger), logger
 
 
-def test_every_trial_is_counted_recorded_and_ranked(finished):
+def test_every_trial_is_counted_logged_and_ranked(finished):
     out, summary, logger = finished
     rows = table(out)
     assert [row["trial"] for row in rows] == list(range(8))
@@ -75,14 +75,14 @@ def test_every_trial_is_counted_recorded_and_ranked(finished):
     assert summary["top"] == [summary["best"]["params"]]
     for row in rows:
         assert (row["state"] == "complete") == (row["epochs"] == 9)
-        record = logger.children[row["key"]]
-        assert record.status == "FINISHED"
-        assert record.logged_params == json.loads(row["params"])
-        assert record.steps == list(range(1, row["epochs"] + 1)), "one row an epoch, none twice"
+        child = logger.children[row["key"]]
+        assert child.status == "FINISHED"
+        assert child.logged_params == json.loads(row["params"])
+        assert child.steps == list(range(1, row["epochs"] + 1)), "one row per epoch"
     assert logger.progress_calls[-1][:2] == (8, 8)
 
 
-def test_the_scheduler_saves_epochs_and_says_so(finished):
+def test_the_scheduler_stops_trials_and_gives_the_reason(finished):
     out, summary, _ = finished
     stopped = [row for row in table(out) if row["state"] == "stopped"]
     assert stopped, "none of eight trials was stopped"
@@ -90,7 +90,7 @@ def test_the_scheduler_saves_epochs_and_says_so(finished):
     assert summary["trained_epochs"] == sum(epochs_run(out).values()) < 8 * 9
 
 
-def test_nothing_is_left_but_tables_and_the_study(finished):
+def test_only_the_tables_and_the_study_are_left(finished):
     out, _, _ = finished
     names = {path.name for path in out.rglob("*")} - {"ran.log"}
     assert names == {
@@ -102,7 +102,7 @@ def test_nothing_is_left_but_tables_and_the_study(finished):
 def test_a_finished_search_called_again_trains_nothing(finished):
     out, summary, _ = finished
     before = epochs_run(out)
-    again = search_again(out, search_stubs.climb)
+    again = search_again(out, search_objectives.fast)
     assert epochs_run(out) == before
     assert again["best"] == summary["best"]
     assert again["counts"] == summary["counts"]
@@ -110,36 +110,38 @@ def test_a_finished_search_called_again_trains_nothing(finished):
     assert again["start_seconds"] == summary["start_seconds"]
 
 
-def test_a_larger_search_takes_over_the_trials_of_the_smaller(finished):
+def test_a_larger_search_copies_the_trials_of_the_smaller(finished):
     out, summary, _ = finished
     larger = out.parent / "larger"
-    found = stub(larger, "climb", trials=11)
+    extended = run_search(larger, "fast", trials=11)
     old, new = table(out), table(larger)
-    assert len(new) == found["trials"] == 11
-    same = ("trial", "state", "params", "value", "epochs", "reason")
-    assert [[row[k] for k in same] for row in new[:8]] == [[row[k] for k in same] for row in old]
+    assert len(new) == extended["trials"] == 11
+    copied = ("trial", "state", "params", "value", "epochs", "reason")
+    assert [[row[k] for k in copied] for row in new[:8]] == [
+        [row[k] for k in copied] for row in old
+    ]
     assert {trial for trial, _ in epochs_run(larger)} == {"0008", "0009", "0010"}
-    assert found["best"]["value"] >= summary["best"]["value"]
+    assert extended["best"]["value"] >= summary["best"]["value"]
     assert len({row["params"] for row in new}) == 11, "a continued sampler repeats no point"
 
 
-def test_diverged_trials_fail_with_their_reason_in_a_database_too(tmp_path, monkeypatch):
-    # Two rounds, as searches of thousands have: Tune keeps every trial of a round in memory.
-    monkeypatch.setattr("multistill.search.experiment.ROUND", 4)
-    monkeypatch.setattr("multistill.search.experiment.ROUND_PER_SLOT", 1)
+def test_diverged_trials_fail_with_their_reason_also_in_a_database(tmp_path, monkeypatch):
+    # Two Tune experiments, as a search of thousands of trials has.
+    monkeypatch.setattr("multistill.search.experiment.MAX_TRIALS", 4)
+    monkeypatch.setattr("multistill.search.experiment.MAX_TRIALS_PER_SLOT", 1)
     logger = recording_logger()
     more = {
         "trials": 6,
-        "space": {"distillation.weight": among(0.2, 0.4, 0.6, 0.8)},
+        "space": {"distillation.weight": choice(0.2, 0.4, 0.6, 0.8)},
         "grace_epochs": 9,
         "sampler": "random",
         "storage": f"sqlite:///{tmp_path / 'study.db'}",
     }
-    summary = stub(tmp_path, "diverging", logger, **more)
+    summary = run_search(tmp_path, "diverging", logger, **more)
     assert not (tmp_path / "study.log").exists()
     assert {row["state"] for row in table(tmp_path)} == {"complete", "failed"}
     assert summary["counts"]["running"] == 0
-    assert [row["trial"] for row in table(tmp_path)] == list(range(6)), "over both rounds"
+    assert [row["trial"] for row in table(tmp_path)] == list(range(6)), "over both experiments"
     assert logger.progress_calls[-1][:2] == (6, 6)
     for row in table(tmp_path):
         weight = json.loads(row["params"])["distillation.weight"]
@@ -150,26 +152,26 @@ def test_diverged_trials_fail_with_their_reason_in_a_database_too(tmp_path, monk
             assert logger.children[row["key"]].status == "FAILED"
 
 
-def test_a_search_in_which_everything_fails_stops_and_goes_on_once_mended(tmp_path):
+def test_a_search_in_which_every_trial_fails_stops_and_continues_after_the_fix(tmp_path):
     with pytest.raises(MultistillError, match=r"one after another.*valid_macro_f1 was not repor"):
-        stub(tmp_path, "mute", trials=40)
+        run_search(tmp_path, "without_metric", trials=40)
     assert 3 <= len(table(tmp_path)) < 10, "it did not wait for forty failures"
-    replace(Request.read(tmp_path), config=config(trials=4)).write(tmp_path)
-    summary = stub(tmp_path, "climb", trials=4)
+    replace(SearchSpec.read(tmp_path), config=config(trials=4)).write(tmp_path)
+    summary = run_search(tmp_path, "fast", trials=4)
     assert summary["counts"]["complete"] + summary["counts"]["stopped"] >= 4
 
 
-def test_an_exception_in_a_trial_is_tried_again_then_told(tmp_path):
+def test_a_trial_that_raises_is_retried_and_then_fails_with_the_message(tmp_path):
     logger = recording_logger()
     with pytest.raises(MultistillError, match="CUDA out of memory"):
-        stub(tmp_path, "raising", logger, trials=1, concurrent=1)
-    assert sum("goes on from its last checkpoint" in line for line in logger.messages) == 1
+        run_search(tmp_path, "raising", logger, trials=1, concurrent=1)
+    assert sum("continues from its last checkpoint" in line for line in logger.messages) == 1
     assert {row["reason"] for row in table(tmp_path)} == {"RuntimeError: CUDA out of memory"}
 
 
 def test_a_killed_trial_process_continues_from_its_last_epoch(tmp_path):
     logger = recording_logger()
-    summary = stub(tmp_path, "dying", logger, trials=2, concurrent=1)
+    summary = run_search(tmp_path, "killed_once", logger, trials=2, concurrent=1)
     assert (tmp_path / "killed").exists()
     assert summary["counts"]["failed"] == 0
     assert any("its process died" in line for line in logger.messages)
@@ -197,82 +199,82 @@ def driver(out: Path, action: str, objective: str) -> subprocess.Popen:
     )
 
 
-def prepared(out: Path, **more) -> None:
-    """A search that was requested and has not begun."""
-    Request(TASK, config(**more), 1, "print", "study-of-test").write(out)
+def write_search(out: Path, **more) -> None:
+    """Write a search that no driver has started yet."""
+    SearchSpec(TASK, config(**more), 1, "print", "study-of-test").write(out)
 
 
-def until(condition, seconds: float = 180.0) -> None:
+def wait_until(condition, seconds: float = 180.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.05)
 
 
-def ran(out: Path) -> int:
+def num_epochs_run(out: Path) -> int:
     return sum(epochs_run(out).values()) if (out / "ran.log").exists() else 0
 
 
-def test_drivers_end_in_three_ways_and_no_trial_is_lost_or_counted_twice(tmp_path):
+def test_no_trial_is_lost_or_counted_twice_after_interrupts_and_a_kill(tmp_path):
     """Two interrupts, then one, then SIGKILL, each to the next driver of the same search."""
-    prepared(tmp_path, trials=4, grace_epochs=9)
-    process = driver(tmp_path, "search", "stuck")
-    until(lambda: len(list(tmp_path.glob("stuck-*"))) == 2)
+    write_search(tmp_path, trials=4, grace_epochs=9)
+    process = driver(tmp_path, "search", "stuck_once")
+    wait_until(lambda: len(list(tmp_path.glob("stuck-*"))) == 2)
     process.send_signal(signal.SIGINT)
     time.sleep(2.0)
-    assert process.poll() is None, "the first waits for epochs in hand"
+    assert process.poll() is None, "the first interrupt waits for running epochs"
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 130
     assert set(epochs_run(tmp_path).values()) == {1}
 
-    process = driver(tmp_path, "search", "stuck")
-    until(lambda: ran(tmp_path) >= 6)
+    process = driver(tmp_path, "search", "stuck_once")
+    wait_until(lambda: num_epochs_run(tmp_path) >= 6)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=180)
     assert process.returncode == 130
-    assert "stopping: trials in hand end their epoch" in said
+    assert "stopping: running trials finish their epoch" in output
     assert not (tmp_path / "study.json").exists()
-    clean = epochs_run(tmp_path)
-    assert set(clean.values()) == {1}, "what was on disk is not run again"
+    interrupted = epochs_run(tmp_path)
+    assert set(interrupted.values()) == {1}, "an epoch on disk ran again"
 
-    process = driver(tmp_path, "search", "stuck")
-    until(lambda: ran(tmp_path) >= clean.total() + 7)
+    process = driver(tmp_path, "search", "stuck_once")
+    wait_until(lambda: num_epochs_run(tmp_path) >= interrupted.total() + 7)
     process.kill()
     process.wait()
     killed = epochs_run(tmp_path)
-    assert set(killed.values()) == {1}, "a clean stop repeats no epoch"
-    begun = {trial for trial, _ in killed}
+    assert set(killed.values()) == {1}, "a clean stop repeated an epoch"
+    started = {trial for trial, _ in killed}
     logger = recording_logger()
-    summary = search_again(tmp_path, search_stubs.stuck, logger)
+    summary = search_again(tmp_path, search_objectives.stuck_once, logger)
     rows = table(tmp_path)
     assert [row["trial"] for row in rows] == [0, 1, 2, 3]
     assert summary["counts"] == {"complete": 4, "stopped": 0, "failed": 0, "running": 0}
     again = Counter(epochs_run(tmp_path).values())
-    assert set(again) <= {1, 2} and again[2] <= 2, "only epochs in hand at the kill run again"
-    assert begun & {key.removeprefix("trial-") for key in logger.children}, "none was continued"
+    assert set(again) <= {1, 2} and again[2] <= 2, "only epochs running at the kill run again"
+    assert started & {key.removeprefix("trial-") for key in logger.children}, "none was continued"
     assert all(row["epochs"] == 9 for row in rows)
 
 
 def test_two_drivers_share_one_study(tmp_path):
-    prepared(tmp_path, trials=6, concurrent=1, grace_epochs=9)
+    write_search(tmp_path, trials=6, concurrent=1, grace_epochs=9)
     process = driver(tmp_path, "join", "slow")
-    until(lambda: ran(tmp_path) >= 1)
+    wait_until(lambda: num_epochs_run(tmp_path) >= 1)
     logger = recording_logger()
-    summary = search_again(tmp_path, search_stubs.slow, logger)
-    said, _ = process.communicate(timeout=180)
+    summary = search_again(tmp_path, search_objectives.slow, logger)
+    output, _ = process.communicate(timeout=180)
     assert process.returncode == 0
-    theirs = {line.split()[1] for line in said.splitlines() if line.startswith("child")}
+    other_driver = {line.split()[1] for line in output.splitlines() if line.startswith("child")}
     joined = {
         key for key, child in logger.children.items() if child.logged_tags.get("driver") == "joined"
     }
-    assert joined == theirs, "the driver that started the search records what others ran"
-    assert theirs and set(logger.children) - theirs, "one of them had no trial"
+    assert joined == other_driver, "the driver that started the search logs the trials of the other"
+    assert other_driver and set(logger.children) - other_driver, "one of the drivers had no trial"
     assert len(logger.children) == summary["trials"] == 6
-    assert set(epochs_run(tmp_path).values()) == {1}, "a trial was run by both"
-    for key in theirs:
-        record = logger.children[key]
-        assert record.steps == list(range(1, 10)) and record.status == "FINISHED"
+    assert set(epochs_run(tmp_path).values()) == {1}, "both drivers ran a trial"
+    for key in other_driver:
+        child = logger.children[key]
+        assert child.steps == list(range(1, 10)) and child.status == "FINISHED"
     assert not list(tmp_path.glob("drivers/*"))
 
 
@@ -292,12 +294,12 @@ def real_student(folder: Path, **train) -> TrainingTask:
 def test_real_students_are_searched_with_a_second_objective(tmp_path):
     base = real_student(tmp_path, epochs=2)
     space = {
-        "distillation.temperature": between(1.0, 8.0),
-        "model.width": among(16, 32),
-        "train.learning_rate": between(1e-3, 1e-2, log=True),
+        "distillation.temperature": interval(1.0, 8.0),
+        "model.width": choice(16, 32),
+        "train.learning_rate": interval(1e-3, 1e-2, log=True),
     }
-    asked = SearchConfig(trials=4, concurrent=2, space=space, second="parameters")
-    summary = search(base, asked, 1, tmp_path / "out", fingerprint="real")
+    searched = SearchConfig(trials=4, concurrent=2, space=space, second="parameters")
+    summary = search(base, searched, 1, tmp_path / "out", fingerprint="real")
     rows = table(tmp_path / "out")
     assert all(row["state"] == "complete" and 0 <= row["value"] <= 1 for row in rows)
     sizes = {json.loads(row["params"])["model.width"]: row["cost"] for row in rows}
@@ -308,14 +310,14 @@ def test_real_students_are_searched_with_a_second_objective(tmp_path):
         assert any(p["cost"] <= row["cost"] and p["value"] >= row["value"] for p in front)
 
 
-def test_trials_of_two_workers_are_stopped_and_leave_nothing_behind(tmp_path):
+def test_stopped_trials_of_two_workers_free_their_resources(tmp_path):
     """A Ray Train run in each trial; the second starts only if the first freed its CPUs."""
-    space = {"train.learning_rate": among(3e-2, 1e-9)}
-    asked = SearchConfig(
+    space = {"train.learning_rate": choice(3e-2, 1e-9)}
+    searched = SearchConfig(
         trials=2, space=space, sampler="grid", workers_per_trial=2, grace_epochs=1, reduction=2
     )
     logger, out = recording_logger(), tmp_path / "out"
-    summary = search(real_student(tmp_path, epochs=4), asked, 1, out, logger, "nested")
+    summary = search(real_student(tmp_path, epochs=4), searched, 1, out, logger, "nested")
     assert summary["concurrency"] == 1
     assert summary["counts"]["failed"] == summary["counts"]["running"] == 0
     for row in table(out):
@@ -323,22 +325,22 @@ def test_trials_of_two_workers_are_stopped_and_leave_nothing_behind(tmp_path):
     assert not list(out.rglob("stop")), "folders of ended trials are gone"
     import ray
 
-    until(lambda: ray.available_resources().get("CPU") == 4.0, 60)
+    wait_until(lambda: ray.available_resources().get("CPU") == 4.0, 60)
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "message"),
     [
         ({"workers_per_trial": 9}, "no room for 9 workers"),
-        ({"gpus_per_trial": 1}, "asks for 1 GPUs, but the largest node has 0"),
+        ({"gpus_per_trial": 1}, "requests 1 GPUs, but the largest node has 0"),
         ({"cpus_per_trial": 64}, "the largest node has 4"),
         ({"storage": "sqlite:////nowhere/at/all.db"}, "cannot be reached"),
-        ({"space": {"model.depth": between(1, 2)}}, "not something to search"),
+        ({"space": {"model.depth": interval(1, 2)}}, "cannot be searched"),
     ],
 )
-def test_an_impossible_search_is_one_sentence_and_writes_no_study(tmp_path, more, words):
-    with pytest.raises(UsageError, match=words) as caught:
-        stub(tmp_path / "out", "climb", **more)
+def test_an_impossible_search_is_refused_in_one_sentence_before_any_trial(tmp_path, more, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        run_search(tmp_path / "out", "fast", **more)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out" / "ran.log").exists()
 
@@ -346,8 +348,8 @@ def test_an_impossible_search_is_one_sentence_and_writes_no_study(tmp_path, more
 def test_a_folder_of_another_search_is_refused(finished):
     out, _, _ = finished
     with pytest.raises(UsageError, match="other settings"):
-        stub(out, "climb", metric="uar")
-    with pytest.raises(UsageError, match="lies in the workspace"):
-        stub(out, "climb", storage=f"sqlite:///{out / 'other.db'}")
+        run_search(out, "fast", metric="uar")
+    with pytest.raises(UsageError, match="stored in the workspace"):
+        run_search(out, "fast", storage=f"sqlite:///{out / 'other.db'}")
     with pytest.raises(UsageError, match="holds no search"):
-        Request.read(out / "nothing")
+        SearchSpec.read(out / "nothing")

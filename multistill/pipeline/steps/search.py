@@ -89,7 +89,7 @@ class Search(ModelStep):
         return self.candidate(name, index, members[:1], repeats=repeats, **more)
 
     def plan(self, resources: Resources) -> Mapping[str, Any]:
-        from multistill.search.capacity import concurrency, cores_fit
+        from multistill.search.capacity import concurrency
 
         search, student = self.job.search, self.job.searched_student()
         # How many fit on a cluster is known once its nodes are.
@@ -100,8 +100,6 @@ class Search(ModelStep):
                 "trials": search.trials,
                 "epochs": search.epochs or student.train.epochs,
                 "parameters": list(search.space),
-                "concurrent": None
-                if unknown
-                else cores_fit(search, concurrency(search, resources), [resources]),
+                "concurrent": None if unknown else concurrency(search, [resources]),
             }
         }

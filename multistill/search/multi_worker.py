@@ -1,9 +1,8 @@
-"""A trial of several workers: a Ray Train run of its own inside the trial's process.
+"""A trial of several workers: a nested Ray Train run in the trial's process.
 
-The trial holds next to nothing itself; its workers hold what they need in a placement
-group of Ray Train's. That run ends by itself when it is asked to, after the epoch in
-hand: a Ray Train run that is killed leaves its group to a cleaner that needs Ray's
-dashboard.
+The trial itself holds almost no resources; its workers hold theirs in a placement group of
+Ray Train. A stopped trial lets that run end by itself after the current epoch: a Ray Train
+run that is killed leaves its placement group to a cleaner that needs Ray's dashboard.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 _NAME = "trial"
 
 
-class _Feed(NullLogger):
-    """Puts every epoch into a queue."""
+class _EpochQueue(NullLogger):
+    """Puts the metrics of every epoch into a queue."""
 
     def __init__(self, reports: queue.SimpleQueue[Any]) -> None:
         self._reports = reports
@@ -38,14 +37,14 @@ class _Feed(NullLogger):
             self._reports.put((step, dict(values)))
 
 
-def fit(task: TrainingTask, *, state_dir: Path, at_once: int = 1) -> Iterator[EpochReport]:
-    """As `training.loop.fit`, by `train.workers` workers; continues what `state_dir` holds.
+def fit(task: TrainingTask, *, state_dir: Path, concurrency: int = 1) -> Iterator[EpochReport]:
+    """Train on `train.workers` workers, as `training.loop.fit` does in one process.
+
+    Continues the training in `state_dir`. Closing the iterator ends the workers after their
+    current epoch; that epoch is not yielded, but `history` contains it.
 
     Args:
-        at_once: trials at a time; they share the machine's cores.
-
-    Closing the iterator ends the workers after their epoch. An epoch may then have been
-    trained that was not yielded; `history` knows it.
+        concurrency: trials that run at the same time and share the machine's cores.
     """
     from multistill.training.launcher import train
     from multistill.training.loop import EpochReport
@@ -57,21 +56,20 @@ def fit(task: TrainingTask, *, state_dir: Path, at_once: int = 1) -> Iterator[Ep
 
     def run() -> None:
         try:
-            train([named], state_dir, _Feed(reports), at_once=at_once)
+            train([named], state_dir, _EpochQueue(reports), at_once=concurrency)
             reports.put(None)
-        except BaseException as error:  # raised again where the trial hears it
+        except BaseException as error:  # raised again by the iterator
             reports.put(error)
 
     thread = threading.Thread(target=run, name="trial-workers", daemon=True)
     thread.start()
-    last = 0
     try:
-        while (found := reports.get()) is not None:
-            if isinstance(found, BaseException):
-                raise found
-            last, metrics = found
-            yield EpochReport(last, metrics, best=False, stop=last >= task.train.epochs)
-        # By its own patience it may end before its budget.
+        # Early stopping may end the training before its budget.
+        while (report := reports.get()) is not None:
+            if isinstance(report, BaseException):
+                raise report
+            epoch, metrics = report
+            yield EpochReport(epoch, metrics, best=False, stop=epoch >= task.train.epochs)
     finally:
         if thread.is_alive():
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Objectives in place of training; Ray's workers import `tests.helpers.search_stubs:name`.
+"""Objectives in place of training. Ray's workers import this module.
 
 Each keeps its epoch in `state_dir`, as `fit` does, so that it can be killed and continued,
-and appends one line per epoch that it ran to `ran.log` two folders up (the search's).
+and appends one line per epoch that it ran to `ran.log` in the search's folder.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class Report:
 
 
 def score(task, epoch: int) -> float:
-    """Best 0.9 at T = 3, weight = 0.6; grows with the epochs."""
+    """Up to 0.9, at temperature 3 and weight 0.6; grows with the epochs."""
     settings = task.distillation
     loss = (settings.temperature - 3.0) ** 2 / 50 + (settings.weight - 0.6) ** 2
     return max(0.0, 0.9 - loss) * (1 - 0.5**epoch)
 
 
-def climb(task, *, state_dir: Path, seconds: float = 0.0) -> Iterator[Report]:
+def fast(task, *, state_dir: Path, seconds: float = 0.0) -> Iterator[Report]:
     file = state_dir / "epoch"
     first = int(file.read_text()) + 1 if file.exists() else 1
     for epoch in range(first, task.train.epochs + 1):
@@ -42,16 +42,16 @@ def climb(task, *, state_dir: Path, seconds: float = 0.0) -> Iterator[Report]:
 
 
 def slow(task, *, state_dir: Path) -> Iterator[Report]:
-    yield from climb(task, state_dir=state_dir, seconds=0.25)
+    yield from fast(task, state_dir=state_dir, seconds=0.25)
 
 
 def diverging(task, *, state_dir: Path) -> Iterator[Report]:
-    """Not a number in the second epoch where the weight is large."""
-    for report in climb(task, state_dir=state_dir):
-        bad = report.epoch == 2 and task.distillation.weight > 0.5
+    """The loss is NaN in the second epoch where the weight is large."""
+    for report in fast(task, state_dir=state_dir):
+        diverged = report.epoch == 2 and task.distillation.weight > 0.5
         yield Report(
             report.epoch,
-            {**report.metrics, "train_loss": float("nan")} if bad else report.metrics,
+            {**report.metrics, "train_loss": float("nan")} if diverged else report.metrics,
             stop=report.stop,
         )
 
@@ -61,25 +61,25 @@ def raising(task, *, state_dir: Path) -> Iterator[Report]:
     raise RuntimeError("CUDA out of memory")
 
 
-def mute(task, *, state_dir: Path) -> Iterator[Report]:
+def without_metric(task, *, state_dir: Path) -> Iterator[Report]:
     yield Report(1, {"train_loss": 1.0})
 
 
-def dying(task, *, state_dir: Path) -> Iterator[Report]:
+def killed_once(task, *, state_dir: Path) -> Iterator[Report]:
     """The process is killed once, after the second epoch of the first trial."""
-    mark = state_dir.parent.parent / "killed"
-    for report in climb(task, state_dir=state_dir):
+    marker = state_dir.parent.parent / "killed"
+    for report in fast(task, state_dir=state_dir):
         yield report
-        if report.epoch == 2 and not mark.exists():
-            mark.write_text(str(os.getpid()))
+        if report.epoch == 2 and not marker.exists():
+            marker.write_text(str(os.getpid()))
             os.kill(os.getpid(), 9)
 
 
-def stuck(task, *, state_dir: Path) -> Iterator[Report]:
-    """As `slow`; the second epoch takes minutes in the first attempt at the first two trials."""
+def stuck_once(task, *, state_dir: Path) -> Iterator[Report]:
+    """As `slow`; in the first attempt at the first two trials, the second epoch takes minutes."""
     for report in slow(task, state_dir=state_dir):
         yield report
-        mark = state_dir.parent.parent / f"stuck-{state_dir.name}"
-        if report.epoch == 1 and state_dir.name < "0002" and not mark.exists():
-            mark.touch()
+        marker = state_dir.parent.parent / f"stuck-{state_dir.name}"
+        if report.epoch == 1 and state_dir.name < "0002" and not marker.exists():
+            marker.touch()
             time.sleep(300)

@@ -1,4 +1,4 @@
-"""What a search was asked to do, as the file that drivers and trials read."""
+"""The specification of a search, in the file that its drivers and trials read."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from multistill.errors import MultistillError, UsageError
 from multistill.training.task import TrainingTask
 from multistill.workspace import read_json, write_json
 
-FILE = "search.json"
+SPEC = "search.json"
 
 
 @dataclass(frozen=True)
-class Request:
+class SearchSpec:
     """One search.
 
     Attributes:
         base: the student whose settings are varied.
         fingerprint: of the job's search stage.
-        study: name in the Optuna storage, unlike any other.
+        study: unique name of the study in the Optuna storage.
     """
 
     base: TrainingTask
@@ -32,16 +32,17 @@ class Request:
 
     @property
     def epochs(self) -> int:
-        """Budget of a trial."""
+        """Epoch budget of a trial."""
         return self.config.epochs or self.base.train.epochs
 
     @property
     def directions(self) -> list[str]:
+        """Optuna's direction of each objective."""
         first = "maximize" if self.config.mode == "max" else "minimize"
         return [first, "minimize"] if self.config.second else [first]
 
-    def budgeted(self, task: TrainingTask) -> TrainingTask:
-        """The task cut to a trial's budget, its best epoch chosen by the search's metric."""
+    def with_budget(self, task: TrainingTask) -> TrainingTask:
+        """The task with the epochs, workers and metric of a trial."""
         config = self.config
         return task.with_train(
             epochs=self.epochs,
@@ -52,8 +53,9 @@ class Request:
         )
 
     def write(self, folder: Path) -> None:
+        """Write the specification to `folder`."""
         write_json(
-            folder / FILE,
+            folder / SPEC,
             {
                 "base": self.base.to_dict(),
                 "config": self.config.model_dump(mode="json"),
@@ -64,15 +66,15 @@ class Request:
         )
 
     @classmethod
-    def read(cls, folder: Path) -> Request:
-        """The search of this folder.
+    def read(cls, folder: Path) -> SearchSpec:
+        """Read the specification from `folder`.
 
         Raises:
-            UsageError: there is none.
+            UsageError: the folder holds no search.
             MultistillError: the file is damaged.
         """
         try:
-            values: dict[str, Any] = read_json(folder / FILE)
+            values: dict[str, Any] = read_json(folder / SPEC)
             return cls(
                 base=TrainingTask.from_dict(values["base"]),
                 config=SearchConfig.model_validate(values["config"]),
@@ -86,5 +88,6 @@ class Request:
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise MultistillError(
-                f"{folder / FILE} is damaged ({error}); remove the folder {folder} and search anew"
+                f"{folder / SPEC} is damaged ({error}); remove the folder {folder} and start the "
+                "search again"
             ) from error

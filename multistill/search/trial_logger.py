@@ -1,52 +1,55 @@
-"""What the driver tells the outside about its trials: one record each, one metric row an epoch."""
+"""A Tune callback that logs every trial as a run of its own: one row of metrics per epoch."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from multistill.search.searcher import StudySearch
-from multistill.search.storage import NotPickled, trial_key
+from multistill.search.searcher import SharedStudySearcher
+from multistill.search.trial_folders import trial_key
+from multistill.search.tune_internals import NotPickled, drop_statistics, failure_reason
 from multistill.tracking.logger import RunLogger
 
 
-class Recorder(NotPickled, tune.Callback):
-    """Tune's events, passed to a `RunLogger`.
+class TrialLogger(NotPickled, tune.Callback):
+    """Passes Tune's events to a `RunLogger`.
 
-    A `RunLogger` never raises, which matters here: Tune ends the whole search when a callback
-    does. Trials are forgotten when they end, so the driver does not grow with the search.
+    A `RunLogger` never raises, which matters here: an exception in a callback ends the whole
+    experiment. A trial is forgotten when it ends, so the driver's memory does not grow with
+    the search.
+
+    Args:
+        finished: trials of the search that finished before.
+        total: trials of the search.
+        best: best value so far, if there is one.
+        on_end: called with the number of a trial that ended.
+    Attributes:
+        trials_ended: trials that ended in this experiment.
+        start_delays: per trial, seconds from its hand-out to its first epoch.
+        training_seconds: over all epochs of all trials.
     """
 
     def __init__(
         self,
         logger: RunLogger,
-        searcher: StudySearch,
-        done: int,
+        searcher: SharedStudySearcher,
+        *,
+        finished: int,
         total: int,
         best: float | None,
-        ended: Callable[[int], object],
+        on_end: Callable[[int], object],
     ) -> None:
-        self._logger, self._searcher = logger, searcher
-        self._done, self._total, self._ended = done, total, ended
-        self.ended = 0
-        self._children: dict[str, RunLogger] = {}
+        self._logger, self._searcher, self._on_end = logger, searcher, on_end
+        self._finished, self._total, self._best = finished, total, best
         self._sign = 1.0 if searcher.study.directions[0].name == "MAXIMIZE" else -1.0
-        self._best = best
+        self._children: dict[str, RunLogger] = {}
         self._started: set[str] = set()
-        self.waits: list[float] = []
+        self.trials_ended = 0
+        self.start_delays: list[float] = []
         self.training_seconds = 0.0
-
-    @property
-    def should_abort(self) -> bool:
-        return self._searcher.should_abort
-
-    @property
-    def full(self) -> bool:
-        return self._searcher.full
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if trial.trial_id in self._children:  # another attempt of the same trial
@@ -64,14 +67,16 @@ class Recorder(NotPickled, tune.Callback):
         entry = self._searcher.running.get(trial.trial_id)
         if seconds and entry is not None and trial.trial_id not in self._started:
             self._started.add(trial.trial_id)
-            self.waits.append(max(0.0, time.monotonic() - entry.since - seconds))
+            self.start_delays.append(max(0.0, time.monotonic() - entry.started - seconds))
         child = self._children.get(trial.trial_id)
         if child is not None and result["metrics"]:
             child.metrics(result["metrics"], step=int(result["epoch"]))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        number = trial.config["number"]
-        self._logger.info(f"trial {number}: {_reason(trial)}; it goes on from its last checkpoint")
+        self._logger.info(
+            f"trial {trial.config['number']}: {failure_reason(trial)}; it continues from its last "
+            "checkpoint"
+        )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
@@ -81,13 +86,13 @@ class Recorder(NotPickled, tune.Callback):
         self._close(trial, "FAILED" if failure else "FINISHED", result, failure)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        reason = _reason(trial)
+        reason = failure_reason(trial)
         self._searcher.fail(trial.trial_id, reason, trial.last_result or {})
         self._logger.info(f"trial {trial.config['number']} failed: {reason}")
         self._close(trial, "FAILED", trial.last_result or {}, reason)
 
-    def interrupted(self) -> None:
-        """Trials in hand are to be continued: their records say that they were cut off."""
+    def close_running(self) -> None:
+        """Close the runs of trials that are still running as KILLED; they can be continued."""
         for child in self._children.values():
             child.close("KILLED")
         self._children.clear()
@@ -96,8 +101,8 @@ class Recorder(NotPickled, tune.Callback):
         child = self._children.pop(trial.trial_id, None)
         if child is None:
             return
-        self._ended(trial.config["number"])
-        self.ended += 1
+        self._on_end(trial.config["number"])
+        self.trials_ended += 1
         value = result.get("value")
         if not reason and value is not None:
             child.metrics({"value": float(value), "epochs": float(result["epoch"])})
@@ -107,27 +112,8 @@ class Recorder(NotPickled, tune.Callback):
                 reason = f"stopped by the scheduler after epoch {result['epoch']}"
         child.tags({"reason": reason or "ran its budget"})
         child.close(status)
-        # Tune keeps statistics of every figure of every trial, 30 kB each; nothing reads them.
-        trial.run_metadata.metric_analysis.clear()
-        trial.run_metadata.metric_n_steps.clear()
-        self._done += 1
+        drop_statistics(trial)
+        self._finished += 1
         self._started.discard(trial.trial_id)
-        self._logger.progress(
-            self._done,
-            self._total,
-            "trials",
-            **({} if self._best is None else {"best": self._best}),
-        )
-
-
-def _reason(trial: Any) -> str:
-    """Last line of the error that Tune wrote down for a trial."""
-    try:
-        lines = Path(trial.error_file).read_text(encoding="utf-8").splitlines()
-    except (OSError, TypeError):
-        return "its process ended without a word"
-    text = "\n".join(lines)
-    if "ActorDiedError" in text or "died unexpectedly" in text or "actor died" in text:
-        return "its process died (killed, or out of memory)"
-    shown = [line.strip() for line in lines if line.strip()]
-    return shown[-1][:500] if shown else "its process ended without a word"
+        best = {} if self._best is None else {"best": self._best}
+        self._logger.progress(self._finished, self._total, "trials", **best)

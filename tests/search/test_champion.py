@@ -1,0 +1,67 @@
+"""What is registered of a search: the model, its metric and the data that it was measured on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers.recording_logger import RecordingLogger
+from helpers.search_case import TASK
+from helpers.search_models import HOT, StoreWithScores, retrained
+
+from multistill.config import ChampionConfig
+from multistill.corpora.manifest import MANIFEST_SCHEMA
+from multistill.models.files import FORMAT
+from multistill.search.champion import data_digest, register
+from multistill.workspace import write_json
+
+
+def write_manifest(folder: Path, split: str = "valid") -> Path:
+    row = {
+        field.name: "x" if pa.types.is_string(field.type) else 0
+        for field in MANIFEST_SCHEMA
+        if not field.nullable and not pa.types.is_list(field.type)
+    }
+    row |= {"label_soft": [1.0, 0, 0, 0, 0, 0, 0], "split": split}
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist([row], schema=MANIFEST_SCHEMA), folder / "manifest.parquet")
+    return folder
+
+
+def test_the_model_of_the_first_seed_is_registered_with_the_mean_over_seeds(tmp_path):
+    name = f"{TASK.name}-search-1"
+    store = StoreWithScores(tmp_path, {f"{name}-seed0": 0.4, f"{name}-seed1": 0.8})
+    trained = retrained(store, [HOT], seeds=2)
+    folders = [store.folder(trained["models"][m]) for m in trained["finalists"][0]["members"]]
+    logger, rule = RecordingLogger(), ChampionConfig(margin=0.01)
+    register("emotion", folders, rule, write_manifest(tmp_path / "prepared"), logger)
+    (registered,) = logger.registrations
+    assert registered.value == pytest.approx(0.6) and registered.metric == "valid_macro_f1"
+    assert registered.files == {
+        "model.safetensors": f"{name}-seed0".encode(),
+        "config.json": b"{}",
+    }
+    assert registered.options["margin"] == 0.01
+    assert registered.options["data"] == data_digest(tmp_path / "prepared")
+
+
+def test_a_loss_is_registered_under_a_name_that_contains_its_function(tmp_path):
+    store = StoreWithScores(tmp_path, {f"{TASK.name}-search-1": 0.4})
+    trained = retrained(store, [HOT], seeds=1)
+    folders = [store.folder(trained["models"][trained["winner"]])]
+    logger, rule = RecordingLogger(), ChampionConfig(metric="validation.loss")
+    training = {"loss": "focal", "label_source": "winner"}
+    config = {"format": FORMAT, "sha256": "", "spec": {}, "training": training}
+    write_json(folders[0] / "config.json", config)
+    register("emotion", folders, rule, write_manifest(tmp_path / "prepared"), logger)
+    (registered,) = logger.registrations
+    assert registered.metric == "valid_loss.focal.winner"
+    assert registered.value == pytest.approx(1.6)
+
+
+def test_another_split_of_the_same_clips_is_other_data(tmp_path):
+    first, same = write_manifest(tmp_path / "a"), write_manifest(tmp_path / "b")
+    other = write_manifest(tmp_path / "c", split="train")
+    assert data_digest(first) == data_digest(same) != data_digest(other)

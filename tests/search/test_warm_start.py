@@ -1,0 +1,35 @@
+"""A larger search starts with the trials of a smaller finished one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from helpers.search_case import finish_trial, study_of, write_spec
+
+from multistill.config import SearchConfig
+from multistill.search.cost import ENCODERS
+from multistill.search.warm_start import copy_trials, find_previous
+from multistill.workspace import write_json
+
+
+def test_trials_and_costs_are_copied_without_their_drivers(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    old = write_spec(tmp_path / "old")
+    finish_trial(study_of(tmp_path / "old", old), 0.5, "joined-a")
+    write_json(tmp_path / "old" / ENCODERS, {"milliseconds": {"audio": 12.5}})
+    new = replace(old, study="larger")
+    copy_trials(tmp_path / "old", new, tmp_path / "new")
+    (trial,) = study_of(tmp_path / "new", new).get_trials()
+    assert set(trial.user_attrs) == {"outcome"} and trial.value == 0.5
+    copied = [(tmp_path / name / ENCODERS).read_text() for name in ("old", "new")]
+    assert copied[0] == copied[1]
+
+
+def test_settings_of_the_retraining_do_not_prevent_a_warm_start(tmp_path):
+    old = write_spec(tmp_path / "old", trials=4, seeds=3)
+    (tmp_path / "old" / "study.json").write_text("{}")
+    larger = replace(old, config=SearchConfig(trials=6, seeds=5, retrain=2))
+    assert find_previous(tmp_path, larger) == tmp_path / "old"
+    other = replace(larger, config=SearchConfig(trials=6, metric="uar"))
+    assert find_previous(tmp_path, other) is None
