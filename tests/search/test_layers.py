@@ -68,7 +68,7 @@ def test_a_job_that_searches_a_layer_that_it_does_not_store_is_refused():
     space = "search: {space: {model.speech_layer: {choices: [6, 9]}}}"
     assert "layer 6 cannot be read, the store holds one state" in problems(space)
     stored = "features: {speech: {model: log-mel, layers: [6, 12], combine: concat}}\n"
-    assert "layer 9 cannot be read, the store holds 6, 12" in problems(stored + space)
+    assert "layer 9 cannot be read, the store holds layers 6, 12" in problems(stored + space)
     ranged = "search: {space: {model.speech_layer: {low: 6, high: 12}}}"
     assert "needs `choices`" in problems(stored + ranged)
 
