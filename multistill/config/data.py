@@ -136,7 +136,7 @@ class FeaturesConfig(Section):
     gpus_per_encoder: float | None = execution(None, ge=0)
 
     def side_by_side(self) -> dict[str, list[int]]:
-        """Layers that the store holds one beside another, as `ModelSpec` names them."""
+        """Layers that the store holds side by side, under the names of `ModelSpec`."""
         return {
             f"{name}_layers": list(encoder.layers)
             for name, encoder in (("speech", self.speech), ("text", self.text))

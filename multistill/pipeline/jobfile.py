@@ -132,7 +132,7 @@ def absolute(job: JobConfig) -> JobConfig:
 
 
 def _unshared(value: Any) -> Any:
-    """A copy without shared objects: YAML aliases share them, and `--set` changes one place."""
+    """A copy without shared objects: YAML aliases share them, while `--set` changes one of them."""
     if isinstance(value, dict):
         return {key: _unshared(item) for key, item in value.items()}
     return [_unshared(item) for item in value] if isinstance(value, list) else value

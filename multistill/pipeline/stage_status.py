@@ -35,7 +35,7 @@ def status(job: JobConfig) -> list[StageStatus]:
 
 def step_statuses(steps: list[Step], workspace: Workspace) -> list[tuple[Step, StageStatus]]:
     """Every step with its status."""
-    found: list[tuple[Step, StageStatus]] = []
+    statuses: list[tuple[Step, StageStatus]] = []
     artifacts: dict[str, Artifact] = {}
     blocked: str | None = None
     missing: str | None = None
@@ -46,15 +46,15 @@ def step_statuses(steps: list[Step], workspace: Workspace) -> list[tuple[Step, S
             except KeyError:  # it depends on the content of an artifact that does not exist
                 blocked = missing
         if blocked is not None:
-            found.append((step, StageStatus(step.name, f"after {blocked}", None, None)))
+            statuses.append((step, StageStatus(step.name, f"after {blocked}", None, None)))
             continue
         artifact = find_artifact(workspace, step, name)
         if artifact is not None:
-            found.append((step, StageStatus(step.name, "done", name, artifact.seconds)))
+            statuses.append((step, StageStatus(step.name, "done", name, artifact.seconds)))
         else:
-            found.append((step, StageStatus(step.name, "to do", name, None)))
+            statuses.append((step, StageStatus(step.name, "to do", name, None)))
             missing = step.name
             # Fingerprints of later steps need this one's name only, unless they read its summary.
             artifact = Artifact(step.kind, name, workspace.folder(step.kind, name), {})
         artifacts[step.artifact] = artifact
-    return found
+    return statuses

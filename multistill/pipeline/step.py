@@ -73,7 +73,7 @@ class Step(ABC):
 
     @abstractmethod
     def config(self) -> Any:
-        """JSON values that decide the result, beside the input artifacts."""
+        """JSON values that, with the input artifacts, decide the result."""
 
     def reads(self) -> Sequence[str]:
         """Artifacts that decide the result."""

@@ -17,7 +17,7 @@ from multistill.pipeline.step import Step
 from multistill.workspace import Workspace
 
 Location = tuple[str | int, ...]
-"""A place in the job file, e.g. `("students", 0, "model")`."""
+"""A location in the job file, e.g. `("students", 0, "model")`."""
 
 RECIPES = {
     "distillation": "multistill.pipeline.recipes.distillation",

@@ -110,8 +110,8 @@ class Teacher(ModelStep):
 
     def candidates(self, artifact: Artifact) -> list[Candidate]:
         index = artifact.summary["models"]
-        whole = [name for name, model in index.items() if model["fold"] is None]
-        return [self.candidate("teacher", index, whole)]
+        members = [name for name, model in index.items() if model["fold"] is None]
+        return [self.candidate("teacher", index, members)]
 
     def plan(self, resources: Resources) -> Mapping[str, Any]:
         return {"models": [planned_training("teacher", self.job.teacher.train)]}
@@ -185,13 +185,13 @@ class Students(ModelStep):
     def candidates(self, artifact: Artifact) -> list[Candidate]:
         index: Index = artifact.summary["models"]
         controls = {m["control_of"]: name for name, m in index.items() if m["role"] == "control"}
-        found = []
+        candidates = []
         for student, control in controls.items():
-            found += [
+            candidates += [
                 self.candidate(student, index, [student], compare_to=control),
                 self.candidate(control, index, [control]),
             ]
-        return found
+        return candidates
 
     def plan(self, resources: Resources) -> Mapping[str, Any]:
         return {
