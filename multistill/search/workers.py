@@ -57,7 +57,7 @@ def fit(task: TrainingTask, *, state_dir: Path, at_once: int = 1) -> Iterator[Ep
 
     def run() -> None:
         try:
-            train([named], state_dir, _Feed(reports), at_once=at_once)
+            train([named], state_dir, _Feed(reports), concurrent_runs=at_once)
             reports.put(None)
         except BaseException as error:  # raised again where the trial hears it
             reports.put(error)
@@ -70,7 +70,7 @@ def fit(task: TrainingTask, *, state_dir: Path, at_once: int = 1) -> Iterator[Ep
             if isinstance(found, BaseException):
                 raise found
             last, metrics = found
-            yield EpochReport(last, metrics, best=False, stop=last >= task.train.epochs)
+            yield EpochReport(last, metrics, stop=last >= task.train.epochs)
         # By its own patience it may end before its budget.
     finally:
         if thread.is_alive():

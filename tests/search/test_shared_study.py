@@ -210,20 +210,13 @@ def test_latency_of_trials_without_the_gpu_is_refused(tmp_path, nodes):
         searching._preflight(request)
 
 
-def test_calls_at_a_time_share_the_cores_of_one_machine():
-    from multistill.training import launcher
-
-    assert launcher.on_one_machine(cores=16, count=1, workers=2) == (1, 4)
-    assert launcher.on_one_machine(cores=16 // 4, count=1, workers=2) == (1, 2)
-    assert launcher.on_one_machine(cores=0, count=3, workers=2) == (1, 1)
-
-
 def test_a_trial_of_several_workers_tells_the_launcher_how_many_run(tmp_path, monkeypatch):
     from multistill.search.workers import fit
 
     told = []
     monkeypatch.setattr(
-        "multistill.training.launcher.train", lambda *args, at_once: told.append(at_once)
+        "multistill.training.launcher.train",
+        lambda *args, concurrent_runs: told.append(concurrent_runs),
     )
     assert list(fit(TASK, state_dir=tmp_path, at_once=4)) == []
     assert told == [4]
