@@ -1,13 +1,13 @@
-"""How fast training is: against the published procedure, over workers, against the bare step.
+"""Training speed: against the published procedure, over workers, and against the bare step.
 
-    python benchmarks/training.py published    ours / the published procedure, on this CPU
+    python benchmarks/training.py published    ratio to the published procedure, on this CPU
     python benchmarks/training.py workers      1 and 2 workers over gloo, one thread each
     python benchmarks/training.py gpu          samples/s, share of peak, ratio to the bare step
 
-Inputs are synthetic states of encoder size (1024-d audio at 50 frames/s, 768-d text) with
-clip lengths of dialogue speech; speed does not depend on their values. What is compared runs in
-turns, `--rounds` times, and the fastest of each counts: neighbours only ever slow a run down.
-Each prints one JSON object.
+Inputs are random states of encoder size (1024-d audio at 50 frames/s, 768-d text) with the clip
+lengths of dialogue speech; speed does not depend on their values. The variants that are compared
+run alternately, `--rounds` times, and the fastest run of each counts, since other load on the
+machine only slows a run down. Each command prints one JSON object.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ from multistill.training.task import TrainingTask
 AUDIO_DIM, TEXT_DIM, FRAMES_PER_S, TOKENS_PER_S = 1024, 768, 50, 3.5
 FIXED_FRAMES, FIXED_TOKENS = 512, 128
 DENSE_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Peak for dense bf16 products, by the name the driver gives (vendor's data sheets)."""
+"""Peak of dense bf16 matrix products by part of the device name (vendor's data sheets)."""
 
 
 def make_inputs(folder: Path, clips: int, mean_seconds: float) -> tuple[Path, Path]:
-    """A manifest and a store of `clips` training utterances, gamma-distributed in length."""
+    """A manifest and a store of `clips` training utterances with gamma-distributed lengths."""
     random = np.random.default_rng(0)
     seconds = random.gamma(4.0, mean_seconds / 4.0, clips).clip(0.4, 20.0)
     label = random.integers(0, len(CLASSES), clips)
     ids = [f"clip-{row:06d}" for row in range(clips)]
     shares = np.eye(len(CLASSES), dtype=np.float32)[label]
-    unread = dict.fromkeys(("corpus", "session", "dialogue", "speaker", "audio_path"), "-")
-    unread |= dict.fromkeys(("text", "text_raw", "audio_digest"), "-")
-    numbers = dict.fromkeys(("turn", "num_samples", "sample_rate", "duration_s", "fold"), 0)
+    unused = dict.fromkeys(("corpus", "session", "dialogue", "speaker", "audio_path"), "-")
+    unused |= dict.fromkeys(("text", "text_raw", "audio_digest"), "-")
+    unused_numbers = dict.fromkeys(("turn", "num_samples", "sample_rate", "duration_s", "fold"), 0)
     table = [
         {
-            **unread,
-            **numbers,
+            **unused,
+            **unused_numbers,
             "utterance_id": ids[row],
             "label": CLASSES[label[row]],
             "label_soft": shares[row],
@@ -96,7 +96,7 @@ def make_task(inputs: tuple[Path, Path], preset: str, **train: Any) -> TrainingT
 
 @dataclass(frozen=True)
 class Speed:
-    """Samples per second of the clock and of processor time, which neighbours change less."""
+    """Samples per second of wall time, and of processor time, which other load affects less."""
 
     wall: float
     processor: float
@@ -107,11 +107,11 @@ def fastest(speeds: list[Speed]) -> Speed:
 
 
 def our_speed(
-    task: TrainingTask, state: Path, device: str, world: ProcessGroup | None = None
+    task: TrainingTask, state: Path, device: str, group: ProcessGroup | None = None
 ) -> Speed:
-    """`fit` without its first epoch; the rest with its checkpoints."""
+    """Speed of `fit` after its first epoch, checkpoints included."""
     rows = len(TrainingData.open(task).train)
-    epochs = fit(task, state_dir=state, device=device, world=world or ProcessGroup())
+    epochs = fit(task, state_dir=state, device=device, group=group or ProcessGroup())
     next(epochs)
     wall, processor = time.perf_counter(), time.process_time()
     count = sum(1 for _ in epochs)
@@ -119,11 +119,11 @@ def our_speed(
     return Speed(rows * count / wall, rows * count / processor)
 
 
-# -- the published procedure, written from its description -----------------------------------
+# -- the published procedure, implemented from its description -------------------------------
 
 
 def published_pad(states: Tensor, length: int) -> Tensor:
-    """Cut, or filled up with a nested Python list of zeros made into a tensor."""
+    """Truncate, or pad with a tensor made of a nested Python list of zeros, as published."""
     states = states[:length]
     missing = length - len(states)
     if not missing:
@@ -133,12 +133,12 @@ def published_pad(states: Tensor, length: int) -> Tensor:
 
 
 def published_speed(task: TrainingTask, folder: Path, batch_size: int, batches: int) -> Speed:
-    """The published procedure with the same model and the same cached audio.
+    """Speed of the published procedure with the same model and the same cached audio.
 
-    One `.pt` per clip read anew every epoch, 512 frames and 128 tokens for every clip, no
-    mask, a step every eighth batch, and the text encoder run again every time: a base-size
-    ELECTRA with random weights, which costs what the real one does, left in training mode
-    as published (without gradients, in its favour).
+    One `.pt` per clip that is read again every epoch, 512 frames and 128 tokens for every clip,
+    no mask, a step every eighth batch, and the text encoder run for every batch: a base-size
+    ELECTRA with random weights, which is as fast as the trained one, in training mode as
+    published (but without gradients, in favour of the published procedure).
     """
     from transformers import ElectraConfig, ElectraModel
 
@@ -161,7 +161,7 @@ def published_speed(task: TrainingTask, folder: Path, batch_size: int, batches: 
     model = build(task.spec, AUDIO_DIM, TEXT_DIM)
     for module in model.modules():
         if isinstance(module, Stack):
-            module.first_only = False  # every position is worked out, whatever the readout
+            module.first_only = False  # all positions are computed, as published
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
     shares = torch.from_numpy(data.train.shares)
 
@@ -198,16 +198,16 @@ def published(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         precision=arguments.precision,
     )
     batches = max(1, arguments.published_clips // arguments.batch_size)
-    slow, quick = [], []
+    published_speeds, our_speeds = [], []
     for turn in range(arguments.rounds):
-        slow.append(published_speed(task, folder, arguments.batch_size, batches))
-        quick.append(our_speed(task, folder / f"state-{turn}", "cpu"))
-    theirs, ours = fastest(slow), fastest(quick)
+        published_speeds.append(published_speed(task, folder, arguments.batch_size, batches))
+        our_speeds.append(our_speed(task, folder / f"state-{turn}", "cpu"))
+    reference, ours = fastest(published_speeds), fastest(our_speeds)
     return {
-        "published": asdict(theirs),
+        "published": asdict(reference),
         "ours": asdict(ours),
-        "ratio": ours.wall / theirs.wall,
-        "ratio_by_processor_time": ours.processor / theirs.processor,
+        "ratio": ours.wall / reference.wall,
+        "ratio_by_processor_time": ours.processor / reference.processor,
         "threads": torch.get_num_threads(),
     }
 
@@ -215,15 +215,15 @@ def published(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 # -- workers ---------------------------------------------------------------------------------
 
 
-def _rank(rank: int, size: int, task: str, folder: str) -> None:
+def _rank(rank: int, size: int, task: TrainingTask, folder: str) -> None:
     torch.set_num_threads(1)
     if size > 1:
-        address = f"file://{folder}/meet-{size}"
+        address = f"file://{folder}/rendezvous-{size}"
         torch.distributed.init_process_group("gloo", address, rank=rank, world_size=size)
-    state, speed = Path(folder) / f"state-{size}", Path(folder) / "speed.json"
-    found = our_speed(task, state, "cpu", torch_process_group(None, size, rank))
+    state = Path(folder) / f"state-{size}"
+    speed = our_speed(task, state, "cpu", torch_process_group(None, size, rank))
     if rank == 0:
-        speed.write_text(json.dumps(found.wall))
+        (Path(folder) / "speed.json").write_text(json.dumps(speed.wall))
     if size > 1:
         torch.distributed.destroy_process_group()
 
@@ -234,11 +234,11 @@ def workers(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     speeds = {1: 0.0, 2: 0.0}
     for turn in range(arguments.rounds):
         for size in (1, 2):
-            here = folder / f"{turn}-{size}"
-            here.mkdir()
-            mp.spawn(_rank, (size, task, str(here)), nprocs=size)
-            found = json.loads((here / "speed.json").read_text())
-            speeds[size] = max(speeds[size], found)
+            run_folder = folder / f"{turn}-{size}"
+            run_folder.mkdir()
+            mp.spawn(_rank, (size, task, str(run_folder)), nprocs=size)
+            speed = json.loads((run_folder / "speed.json").read_text())
+            speeds[size] = max(speeds[size], speed)
     return {
         "samples_per_s_1": speeds[1],
         "samples_per_s_2": speeds[2],
@@ -251,39 +251,39 @@ def workers(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def bare_speed(task: TrainingTask, steps: int) -> tuple[float, float]:
-    """Samples/s and FLOP/s of the step alone, on pieces that are on the GPU already."""
+    """Samples/s and FLOP/s of the training step alone, on micro-batches already on the GPU."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from multistill.features.collate import plan_batches
 
     device = torch.device("cuda")
     data, config = TrainingData.open(task), task.train
-    supply = Prefetcher(data.store, device, config.max_frames)
+    prefetcher = Prefetcher(data.store, device, config.max_frames)
     batches = plan_batches(data.train.lengths, config.batch_size, seed=0, epoch=1)[:steps]
-    pieces = list(supply.pieces(data.train, batches))
+    micro_batches = list(prefetcher.micro_batches(data.train, batches))
     model = build(task.spec, AUDIO_DIM, TEXT_DIM).to(device).train()
     flat = FlatGradients(model.parameters(), device)
     optimizer = NamedAdamW(model.named_parameters(), config.weight_decay)
-    loss = Objective(task, data.train, model.pooled_dim)
+    objective = Objective(task, data.train, model.pooled_dim)
 
-    def sample_losses(piece: MicroBatch) -> Tensor:
-        states = piece.states
+    def sample_losses(micro_batch: MicroBatch) -> Tensor:
+        states = micro_batch.states
         with torch.autocast("cuda", torch.bfloat16):
             output = model(states.audio, states.audio_mask, states.text, states.text_mask)
-        found: Tensor = loss(output, piece, 0.0)
-        return found
+        losses: Tensor = objective(output, micro_batch, 0.0)
+        return losses
 
     def epoch() -> None:
-        for piece in pieces:
+        for micro_batch in micro_batches:
             training_step(
-                [piece],
+                [micro_batch],
                 sample_losses,
-                len(piece.rows),
+                len(micro_batch.rows),
                 flat,
                 optimizer,
-                rate=1e-5,
+                learning_rate=1e-5,
                 clip_norm=1.0,
-                world=ProcessGroup(),
+                group=ProcessGroup(),
             )
         torch.cuda.synchronize()
 
@@ -295,9 +295,9 @@ def bare_speed(task: TrainingTask, steps: int) -> tuple[float, float]:
         started = time.perf_counter()
         epoch()
         seconds.append(time.perf_counter() - started)
-    fastest = statistics.median(seconds)
-    rows = sum(len(piece.rows) for piece in pieces)
-    return rows / fastest, counter.get_total_flops() / fastest
+    median = statistics.median(seconds)
+    rows = sum(len(micro_batch.rows) for micro_batch in micro_batches)
+    return rows / median, counter.get_total_flops() / median
 
 
 def gpu(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -326,17 +326,14 @@ def main() -> None:
     parser.add_argument("--published-clips", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=4.0, help="mean clip length")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3, help="of `published` and `workers`")
-    parser.add_argument(
-        "--precision", default="float32", help="ours, for `published`; theirs is float32"
-    )
+    parser.add_argument("--rounds", type=int, default=3, help="for `published` and `workers`")
+    parser.add_argument("--precision", default="float32", help="of our training in `published`")
     parser.add_argument("--folder", default=None)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        found = {"published": published, "workers": workers, "gpu": gpu}[arguments.what](
-            arguments, Path(folder)
-        )
-    print(json.dumps({"preset": arguments.preset, **vars(arguments), **found}, indent=2))
+        command = {"published": published, "workers": workers, "gpu": gpu}[arguments.what]
+        results = command(arguments, Path(folder))
+    print(json.dumps({"preset": arguments.preset, **vars(arguments), **results}, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Sections of what learns: models, training, teacher, distillation, students."""
+"""Job-file sections of models and their training: teacher, distillation, students."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from multistill.config.base import FolderName, Section, execution
 
 
 class ModelConfig(Section):
-    """A preset by name; every other key overrides one value of it (`multistill models`)."""
+    """A preset by name (`multistill models`); every other key overrides one of its values."""
 
     preset: str
     fusion: Literal["crossmodal", "concat", "cross-attention", "mixer"] | None = None
@@ -28,9 +28,9 @@ class ModelConfig(Section):
     )
     context_turns: int | None = Field(None, ge=0, le=32)
     speech_layer: int | None = Field(
-        None, description="the one it reads of features.speech.layers (`combine: concat`)"
+        None, description="the only one of features.speech.layers that is read (`combine: concat`)"
     )
-    text_layer: int | None = Field(None, description="likewise, of features.text.layers")
+    text_layer: int | None = Field(None, description="the same, of features.text.layers")
 
     def overrides(self) -> dict[str, Any]:
         return {k: v for k, v in self.model_dump().items() if k != "preset" and v is not None}
@@ -51,12 +51,12 @@ class TrainConfig(Section):
     class_weights: Literal["none", "inverse", "effective"] = "none"
     oversample: bool = False
     metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss"] = "macro_f1"
-    patience: int | None = Field(None, ge=1, description="epochs without gain before stopping")
+    patience: int | None = Field(None, ge=1, description="epochs without gain until training stops")
     max_frames: int | None = Field(None, ge=1, description="audio frames read; 512 as published")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = execution(False)
     batch_frames: int | None = execution(
-        None, ge=1, description="padded audio frames computed at once; splits larger batches"
+        None, ge=1, description="padded audio frames per micro-batch; larger batches are split"
     )
     workers: int = execution(1, ge=1, description="data-parallel workers")
     gpus_per_worker: float | None = execution(None, ge=0)
@@ -80,42 +80,52 @@ class TeacherConfig(Section):
     seeds: int = Field(1, ge=1, le=20, description="several seeds make an ensemble")
 
 
+def canonical_loss(name: Any) -> Any:
+    """Map the synonym `hinton` of the distillation loss `kd` (Hinton 2015) to `kd`."""
+    return "kd" if name == "hinton" else name
+
+
 class DistillationConfig(Section):
     """weight * teacher's loss + (1 - weight) * label loss.
 
-    The teacher's loss is T^2 * KL(teacher_T || student_T) (Hinton 2015) unless `loss` says
-    otherwise. Losses on representations come on top of it, each with a weight of its own.
+    The teacher's loss is T^2 * KL(teacher_T || student_T) (`kd`, Hinton 2015) by default. Losses
+    on representations are added to this sum, each with its own weight.
     """
 
     loss: Literal["kd", "two-mse", "dkd", "dist"] = "kd"
     temperature: float = Field(2.0, gt=0)
     weight: float = Field(0.5, ge=0, le=1)
     standardize: bool = Field(False, description="logit standardisation (Sun 2024)")
-    dkd_alpha: float = Field(1.0, ge=0, description="`dkd`: weight of the target class part")
+    dkd_alpha: float = Field(1.0, ge=0, description="`dkd`: weight of the target-class term")
     dkd_beta: float = Field(
-        2.0, ge=0, description="`dkd`: weight of the other classes; 8 in the paper, of 100 classes"
+        2.0, ge=0, description="`dkd`: weight of the other classes; 8 in the paper (100 classes)"
     )
     hint_weight: float = Field(
         0.0, ge=0, description="of the squared distance to the teacher's pooled state (FitNets)"
     )
     cka_weight: float = Field(
-        0.0, ge=0, description="of 1 - linear CKA of the pooled states; wants batches of 64"
+        0.0, ge=0, description="of 1 - linear CKA of the pooled states; needs batches of 64"
     )
     schedule: Literal["fixed", "rise", "fall"] = Field(
-        "fixed", description="all weights over training: `rise` starts at 0, `fall` ends at 0"
+        "fixed", description="of all weights over training: `rise` starts at 0, `fall` ends at 0"
     )
     schedule_share: float = Field(
-        0.2, gt=0, le=1, description="share of the training that rises or falls"
+        0.2, gt=0, le=1, description="duration of the rise or fall as a share of the training"
     )
     targets: Literal["in-sample", "out-of-fold"] = Field(
         "out-of-fold",
-        description="a training clip's target from a teacher that did not train on it (one more "
-        "teacher a fold), or from the teacher of all clips, which is over-confident on them",
+        description="the target of a training clip comes from a teacher that was not trained on "
+        "it (one more teacher per fold), or from the one of all clips, which is over-confident",
     )
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _canonical_loss(cls, value: Any) -> Any:
+        return canonical_loss(value)
 
     @property
     def reads_pooled(self) -> bool:
-        """Whether the student learns from the teacher's representations."""
+        """Whether the student learns from the teacher's pooled states."""
         return self.hint_weight > 0 or self.cka_weight > 0
 
 

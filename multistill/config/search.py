@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from multistill.config.base import Address, Section, execution
+from multistill.config.models import canonical_loss
+
+_LOSS = "distillation.loss"
 
 
 class SearchParameter(Section):
@@ -38,6 +41,17 @@ class SearchParameter(Section):
         if self.log and self.step is not None:
             raise ValueError("`log` and `step` cannot be combined")
         return self
+
+
+def _with_canonical_losses(parameter: SearchParameter, is_loss: bool) -> SearchParameter:
+    """Replace synonyms in the choices of `distillation.loss` and in conditions on it."""
+    changes: dict[str, object] = {}
+    if is_loss and parameter.choices is not None:
+        changes["choices"] = [canonical_loss(choice) for choice in parameter.choices]
+    if _LOSS in parameter.when:
+        losses = [canonical_loss(value) for value in parameter.when[_LOSS]]
+        changes["when"] = {**parameter.when, _LOSS: losses}
+    return parameter.model_copy(update=changes)
 
 
 def _default_space() -> dict[str, SearchParameter]:
@@ -90,6 +104,11 @@ class SearchConfig(Section):
     cpus_per_trial: float = execution(1.0, gt=0, description="of each worker of a trial")
     gpus_per_trial: float | None = execution(None, ge=0, description="of each worker of a trial")
     max_failures: int = execution(1, ge=0)
+
+    @field_validator("space")
+    @classmethod
+    def _canonical_losses(cls, space: dict[str, SearchParameter]) -> dict[str, SearchParameter]:
+        return {key: _with_canonical_losses(value, key == _LOSS) for key, value in space.items()}
 
     @model_validator(mode="after")
     def _check(self) -> SearchConfig:

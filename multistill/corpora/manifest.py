@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from xxhash import xxh3_64_intdigest
 
+from multistill.config import CLASSES
 from multistill.errors import MultistillError
+from multistill.typing import FloatArray, IntArray
 
 MANIFEST = "manifest.parquet"
 REJECTED = "rejected.parquet"
@@ -107,3 +110,15 @@ def read_manifest(path: Path, columns: list[str] | None = None) -> pa.Table:
             "remove its folder and run the prepare stage again"
         )
     return pq.read_table(file, columns=columns)
+
+
+def label_arrays(table: pa.Table) -> tuple[IntArray, FloatArray]:
+    """Class index [N], -1 where the votes tie, and vote shares [N, 7] of a manifest's rows.
+
+    Args:
+        table: rows with the columns `label` and `label_soft`.
+    """
+    index = pc.index_in(table["label"].combine_chunks(), value_set=pa.array(CLASSES))
+    labels = pc.fill_null(index, -1).to_numpy(zero_copy_only=False)
+    shares = pc.list_flatten(table["label_soft"]).to_numpy()
+    return labels.astype(np.int64), shares.astype(np.float32).reshape(-1, len(CLASSES))

@@ -1,23 +1,23 @@
-"""Distillation losses on logits, one value per utterance, no reduction.
+"""Distillation losses on logits, one value per utterance without reduction.
 
-Notation: z_s, z_t logits of student and teacher [B, C]; p(T) = softmax(z / T). Teacher
+Notation: z_s, z_t are the logits of student and teacher [B, C]; p(T) = softmax(z / T). Teacher
 logits carry no gradient.
 
-Every loss is joined with the label loss as
+Every loss is combined with the label loss (`multistill.models.losses`) as
 
-    total = weight * soft + (1 - weight) * hard
+    total = weight * teacher's loss + (1 - weight) * label loss
 
-so weight 0 is exactly the student without a teacher, and weight 1 reads no label (but for
-the DKD target class).
+so weight 0 is exactly the student without a teacher, and weight 1 ignores the labels (except
+for the target class of DKD).
 
-Soft labels and ties. The hard part follows `multistill.models.losses`. DKD needs one target
-class: the winner. A tied utterance has none, so it takes the loss that DKD takes apart,
-Hinton's.
+Ties: DKD needs one target class per utterance. An utterance whose votes tie has none, so its
+loss is `kd`, the loss that DKD decomposes.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -25,22 +25,12 @@ from torch import Tensor
 
 from multistill.models.losses import LabelLoss, LabelSource, label_loss
 
-SoftLoss = Literal["kd", "two-mse", "dkd", "dist"]
-
-
-class DistillationTerms(NamedTuple):
-    """Each [B]: the joined loss and its two parts before weighting."""
-
-    total: Tensor
-    soft: Tensor
-    hard: Tensor
-
 
 def standardized(logits: Tensor, eps: float = 1e-7) -> Tensor:
     """z' = (z - mean(z)) / (eps + std(z)) per utterance (Sun et al. 2024, arXiv 2403.01427).
 
-    Frees the student from matching the size of the teacher's logits. The confidence of the
-    teacher goes with it, so recalibrate afterwards.
+    The student then does not have to match the scale of the teacher's logits. The teacher's
+    confidence is lost with the scale, so calibrate the student afterwards.
     """
     deviation = logits.std(dim=1, keepdim=True)
     return (logits - logits.mean(dim=1, keepdim=True)) / (eps + deviation)
@@ -49,8 +39,8 @@ def standardized(logits: Tensor, eps: float = 1e-7) -> Tensor:
 def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 * KL(p_t(T) || p_s(T)) -> [B] (Hinton et al. 2015, arXiv 1503.02531).
 
-    The sum over classes, so that its batch mean is torch's `batchmean`. T^2 keeps the size
-    of the gradient, which tends to (z_s - z_t) / C for centred logits as T grows.
+    A sum over classes, so its mean over the batch is torch's `batchmean`. The factor T^2 keeps
+    the scale of the gradient, which approaches (z_s - z_t) / C for centred logits as T grows.
 
     Examples:
         >>> student, teacher = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[1.0, 1.0, 0.0]])
@@ -62,11 +52,11 @@ def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * (log_t.exp() * (log_t - log_s)).sum(dim=1)
 
 
-def mean_squared(student: Tensor, teacher: Tensor) -> Tensor:
+def mse(student: Tensor, teacher: Tensor) -> Tensor:
     """mean_c (z_s - z_t)^2 -> [B], on raw outputs as published (Multi-Still 2023).
 
-    Beside the label's MSE its gradient is that of one MSE to the mean of label and teacher
-    output; it is here to compare with. Weight 0.5 gives half the published sum.
+    Provided for comparison: together with the MSE to the labels, its gradient is that of a
+    single MSE to the mean of label and teacher output. Weight 0.5 gives half the published sum.
     """
     return ((student - teacher) ** 2).mean(dim=1)
 
@@ -81,8 +71,8 @@ def dkd(
 ) -> Tensor:
     """T^2 * (alpha * TCKD + beta * NCKD) -> [B] (DKD, Zhao et al. 2022, arXiv 2203.08679).
 
-    TCKD is KL over (target, all others), NCKD is KL over the others renormalised. Hinton's
-    KL is TCKD + (1 - p_t[target]) * NCKD, so alpha 1 with beta = 1 - p_t[target] is Hinton.
+    TCKD is the KL over (target, all other classes), NCKD the KL over the renormalised other
+    classes. `kd` equals TCKD + (1 - p_t[target]) * NCKD, i.e. alpha 1, beta 1 - p_t[target].
 
     Args:
         target: int64 [B], a class for every row.
@@ -106,8 +96,8 @@ def dkd(
     return temperature**2 * (alpha * tckd + beta * nckd)
 
 
-def correlation(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
-    """Pearson correlation along `dim`; 0 where either side is constant."""
+def pearson(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
+    """Pearson correlation along `dim`; 0 if either input is constant."""
     return F.cosine_similarity(
         student - student.mean(dim=dim, keepdim=True),
         teacher - teacher.mean(dim=dim, keepdim=True),
@@ -123,8 +113,8 @@ def dist(
         inter = 1 - pearson(p_s(T)[i, :], p_t(T)[i, :])              for utterance i
         intra = 1 - mean_c pearson(p_s(T)[:, c], p_t(T)[:, c])       one value for the batch
 
-    The intra part looks at the rows it is given together: under data-parallel training or
-    accumulation that is one worker's micro-batch, and with one row it is a constant.
+    The intra-class term correlates over the rows of one call: under data-parallel training or
+    accumulation these are one worker's micro-batch. For a single row it is constant.
 
     Examples:
         >>> teacher = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 1.0]])
@@ -133,47 +123,75 @@ def dist(
     """
     p_s = F.softmax(student / temperature, dim=1)
     p_t = F.softmax(teacher / temperature, dim=1)
-    inter = 1.0 - correlation(p_s, p_t, dim=1)
-    intra = 1.0 - correlation(p_s, p_t, dim=0).mean()
+    inter = 1.0 - pearson(p_s, p_t, dim=1)
+    intra = 1.0 - pearson(p_s, p_t, dim=0).mean()
     return temperature**2 * (beta * inter + gamma * intra)
 
 
-def soft_loss(
+@dataclass(frozen=True)
+class LossInputs:
+    """What a distillation loss compares.
+
+    Attributes:
+        student, teacher: logits [B, C]; the teacher's carry no gradient.
+        labels: int64 [B], -1 on a tie.
+        dkd_alpha, dkd_beta: weights of `dkd`.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    labels: Tensor
+    temperature: float
+    dkd_alpha: float
+    dkd_beta: float
+
+
+def _dkd_or_kd(inputs: LossInputs) -> Tensor:
+    """`dkd`, and `kd` for ties, which have no target class."""
+    student, teacher, temperature = inputs.student, inputs.teacher, inputs.temperature
+    target = inputs.labels.clamp(min=0)
+    decoupled = dkd(student, teacher, target, temperature, inputs.dkd_alpha, inputs.dkd_beta)
+    return torch.where(inputs.labels < 0, kd(student, teacher, temperature), decoupled)
+
+
+TEACHER_LOSSES: Mapping[str, Callable[[LossInputs], Tensor]] = {
+    "kd": lambda inputs: kd(inputs.student, inputs.teacher, inputs.temperature),
+    "two-mse": lambda inputs: mse(inputs.student, inputs.teacher),
+    "dist": lambda inputs: dist(inputs.student, inputs.teacher, inputs.temperature),
+    "dkd": _dkd_or_kd,
+}
+"""`distillation.loss` of a job file -> loss of each utterance [B]."""
+
+
+def teacher_loss(
     student: Tensor,
     teacher: Tensor,
-    shares: Tensor,
-    winner: Tensor,
+    labels: Tensor,
     *,
-    loss: SoftLoss,
+    loss: str,
     temperature: float,
     standardize: bool = False,
     dkd_alpha: float = 1.0,
     dkd_beta: float = 2.0,
 ) -> Tensor:
-    """The teacher's part of the loss, [B]."""
+    """The teacher's loss [B]; `labels` [B], -1 on a tie, are used by `dkd` only."""
+    if loss not in TEACHER_LOSSES:
+        raise ValueError(f"unknown distillation loss `{loss}`")
     teacher = teacher.detach()
     if standardize:
         student, teacher = standardized(student), standardized(teacher)
-    if loss == "kd":
-        return kd(student, teacher, temperature)
-    if loss == "two-mse":
-        return mean_squared(student, teacher)
-    if loss == "dist":
-        return dist(student, teacher, temperature)
-    if loss == "dkd":
-        target = winner.clamp(min=0)
-        apart = dkd(student, teacher, target, temperature, dkd_alpha, dkd_beta)
-        return torch.where(winner < 0, kd(student, teacher, temperature), apart)
-    raise ValueError(f"there is no distillation loss `{loss}`")
+    return TEACHER_LOSSES[loss](
+        LossInputs(student, teacher, labels, temperature, dkd_alpha, dkd_beta)
+    )
 
 
 def distillation_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     shares: Tensor,
-    winner: Tensor,
+    labels: Tensor,
     *,
-    loss: SoftLoss = "kd",
+    loss: str = "kd",
     temperature: float = 2.0,
     weight: float = 0.5,
     standardize: bool = False,
@@ -182,34 +200,33 @@ def distillation_loss(
     label_kind: LabelLoss = "soft-cross-entropy",
     label_source: LabelSource = "shares",
     class_weights: Tensor | None = None,
-) -> DistillationTerms:
-    """weight * soft + (1 - weight) * label loss, per utterance.
+) -> Tensor:
+    """weight * teacher's loss + (1 - weight) * label loss, per utterance [B].
 
     Args:
-        student_logits, teacher_logits, shares: [B, C]. winner: int64 [B], -1 on a tie.
-        weight: of the teacher, 0 to 1; see `multistill.distillation.schedule` for one that
-            changes over training.
-        label_kind: for `two-mse` the label part is the published MSE whatever is asked.
+        student_logits, teacher_logits, shares: [B, C]. labels: int64 [B], -1 on a tie.
+        weight: of the teacher's loss, 0 to 1; `multistill.distillation.schedule` varies it over
+            training.
+        label_kind: ignored for `two-mse`, whose label loss is always the published MSE.
 
     Examples:
         >>> student, teacher = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[1.0, 1.0, 0.0]])
-        >>> shares, winner = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([-1])  # a tie
-        >>> distillation_loss(student, teacher, shares, winner, weight=0.0).total
+        >>> shares, labels = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([-1])  # a tie
+        >>> distillation_loss(student, teacher, shares, labels, weight=0.0)
         tensor([1.2395])
-        >>> distillation_loss(student, teacher, shares, winner, weight=1.0).total
+        >>> distillation_loss(student, teacher, shares, labels, weight=1.0)
         tensor([0.3737])
     """
     kind: LabelLoss = "mse" if loss == "two-mse" else label_kind
-    hard = label_loss(student_logits, shares, winner, kind, label_source, class_weights)
-    soft = soft_loss(
+    hard = label_loss(student_logits, shares, labels, kind, label_source, class_weights)
+    soft = teacher_loss(
         student_logits,
         teacher_logits,
-        shares,
-        winner,
+        labels,
         loss=loss,
         temperature=temperature,
         standardize=standardize,
         dkd_alpha=dkd_alpha,
         dkd_beta=dkd_beta,
     )
-    return DistillationTerms(weight * soft + (1.0 - weight) * hard, soft, hard)
+    return weight * soft + (1.0 - weight) * hard

@@ -1,4 +1,4 @@
-"""The distill stage: a teacher's outputs for every row outside test, as one Parquet file."""
+"""The distill stage: runs the teachers over every row outside the test split."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ def soft_targets(
     pooled: bool,
     out: Path,
 ) -> dict[str, Any]:
-    """Logits of the teacher for every row outside test, as one Parquet file.
+    """Write the teacher's logits for every row outside test, and on request its pooled states.
 
-    Rows of a fold whose own teacher is in `folds` get that teacher's logits (it never
-    trained on them); the rest get those of the ensemble `teachers`.
+    A training row whose fold is in `folds` gets the logits of the teacher that was not trained
+    on that fold; all other rows get the logits of the ensemble `teachers`.
 
     Args:
-        manifest, features: folders of the manifest and of the store.
-        teachers, folds: folders of models.
-        pooled: also write the representations of the training rows: of the fold's own
-            teacher, or else of all `teachers` side by side.
-        out: the Parquet file. Finished parts are kept beside it until all are there.
+        manifest, features: folders of the manifest and of the feature store.
+        teachers: model folders of the ensemble.
+        folds: fold -> folder of the model that was trained without it.
+        pooled: also write the pooled states of the training rows: those of the fold's teacher,
+            or else those of all `teachers`, concatenated.
+        out: the Parquet file. The folder `parts` next to it keeps finished parts, so that an
+            interrupted run can resume, and is removed at the end.
+    Returns:
+        the stage's summary.
     """
     import shutil
 
@@ -47,29 +51,31 @@ def soft_targets(
     fold = rows["fold"].to_numpy(copy=True)
     train = (rows["split"] == "train").to_numpy()
 
-    used = np.where(train & np.isin(fold, list(folds)), fold, -1)
+    # The fold whose teacher predicts each row; -1: the ensemble.
+    teacher_fold = np.where(train & np.isin(fold, list(folds)), fold, -1)
     parts = out.with_name("parts")
     logits = np.zeros((len(ids), len(CLASSES)), dtype=np.float32)
-    taught, states = [], []
+    pooled_rows, pooled_states = [], []
     for number in [-1, *sorted(folds)]:
-        chosen = np.flatnonzero(used == number)
-        if not len(chosen):
+        selected = np.flatnonzero(teacher_fold == number)
+        if not len(selected):
             continue
-        # A student with teachers of other folds has no use for what a whole one represents.
-        keep = pooled and (number >= 0 or not folds)
+        # With out-of-fold teachers, students do not read the pooled states of the ensemble.
+        keep_pooled = pooled and (number >= 0 or not folds)
         members = [
-            Teacher(folder, store, manifest, parts, keep_pooled=keep)
+            Teacher(folder, store, manifest, parts, keep_pooled=keep_pooled)
             for folder in (teachers if number < 0 else [folds[number]])
         ]
-        outputs = [member.predict([ids[row] for row in chosen]) for member in members]
+        outputs = [member.predict([ids[row] for row in selected]) for member in members]
         raw = members[0].output == "shares"
-        logits[chosen] = combine([output.logits for output in outputs], raw=raw)
-        if keep:
-            seen = train[chosen]
-            taught.append(chosen[seen])
-            states.append(np.concatenate([output.pooled for output in outputs], axis=1)[seen])
+        logits[selected] = combine([output.logits for output in outputs], raw=raw)
+        if keep_pooled:
+            is_train = train[selected]
+            states = np.concatenate([output.pooled for output in outputs], axis=1)
+            pooled_rows.append(selected[is_train])
+            pooled_states.append(states[is_train])
     if pooled:
-        write_pooled(out, np.concatenate(taught), np.concatenate(states))
-    write_soft_targets(out, ids, logits, "out-of-fold" if folds else "in-sample", used)
+        write_pooled(out, np.concatenate(pooled_rows), np.concatenate(pooled_states))
+    write_soft_targets(out, ids, logits, "out-of-fold" if folds else "in-sample", teacher_fold)
     shutil.rmtree(parts, ignore_errors=True)
     return {"rows": len(ids), "teachers": len(teachers), "folds": len(folds)}

@@ -1,7 +1,7 @@
-"""Soft targets: what a teacher says of utterances, computed once and kept.
+"""Files of a teacher's outputs, written by the distill stage and read by student trainings.
 
-soft_targets.parquet       logits of every utterance outside test
-pooled.safetensors         where asked for: its representations of the training utterances
+soft_targets.parquet       logits of every utterance outside the test split
+pooled.safetensors         if requested: pooled states of the training utterances
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class SoftTargets:
 
     Attributes:
         logits: float32 [N, 7] in class order, before softmax and temperature.
-        teacher: who made them, for people.
-        fold: int64 [N], the fold that the row's teacher did not train on, -1 where it may
-            have trained on the row.
+        teacher: human-readable description of the teacher.
+        fold: int64 [N], the fold that the row's teacher was not trained on; -1 if it may have
+            been trained on the row.
     """
 
     ids: list[str]
@@ -47,10 +47,7 @@ class SoftTargets:
 def write_soft_targets(
     path: Path, ids: Sequence[str], logits: npt.ArrayLike, teacher: str, fold: npt.ArrayLike
 ) -> None:
-    """Write `utterance_id`, `logits`, `teacher` and `fold` as one Parquet file.
-
-    The file appears whole or not at all.
-    """
+    """Write `utterance_id`, `logits`, `teacher` and `fold` to a Parquet file, atomically."""
     columns = {
         "utterance_id": pa.array(ids, pa.string()),
         "logits": _vectors(logits, len(ids), len(CLASSES)),
@@ -62,14 +59,18 @@ def write_soft_targets(
 
 
 def read_soft_targets(path: Path) -> SoftTargets:
-    """Raises MultistillError where the file is missing, cut short or lacks a column."""
+    """Read a file of `write_soft_targets`.
+
+    Raises:
+        MultistillError: the file is missing, truncated or lacks a column.
+    """
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
-        raise MultistillError(f"{path} is missing; run the distillation stage") from None
+        raise MultistillError(f"{path} is missing; run the distill stage") from None
     except pa.ArrowInvalid as error:
         raise MultistillError(
-            f"{path} is damaged ({error}); remove it and run the distillation stage again"
+            f"{path} is damaged ({error}); remove it and run the distill stage again"
         ) from error
     for name in ("utterance_id", "logits", "teacher", "fold"):
         if name not in table.column_names:
@@ -83,12 +84,12 @@ def read_soft_targets(path: Path) -> SoftTargets:
 
 
 def write_pooled(targets: Path, rows: npt.ArrayLike, pooled: npt.ArrayLike) -> None:
-    """Write the teacher's representations beside the soft targets; whole or not at all.
+    """Write the teacher's pooled states into the folder of the soft targets, atomically.
 
     Args:
         targets: the Parquet file.
-        rows: int64 [M], rows of that file, in any order.
-        pooled: float32 [M, D], the vectors before the teacher's classifier.
+        rows: int64 [M], row indices of that file, in any order.
+        pooled: float32 [M, D], the inputs of the teacher's classifier.
     """
     tensors = {
         "row": torch.from_numpy(np.asarray(rows, dtype=np.int64)),
@@ -99,7 +100,9 @@ def write_pooled(targets: Path, rows: npt.ArrayLike, pooled: npt.ArrayLike) -> N
 
 
 def read_pooled(targets: Path) -> tuple[IntArray, torch.Tensor]:
-    """`rows` and `pooled` of `write_pooled`; memory-mapped, so processes of a node share it.
+    """Read `rows` and `pooled` of `write_pooled`.
+
+    The file is memory-mapped, so the processes of a node share it.
 
     Raises:
         MultistillError: the file is missing or damaged.
@@ -109,12 +112,12 @@ def read_pooled(targets: Path) -> tuple[IntArray, torch.Tensor]:
         tensors = load_file(path)
     except FileNotFoundError:
         raise MultistillError(
-            f"{path} is missing, which `distillation.hint_weight` and `cka_weight` need; run the "
-            "distillation stage of a job file that sets one of them"
+            f"{path} is missing, and `distillation.hint_weight` and `cka_weight` need it; run the "
+            "distill stage of a job file that sets one of them"
         ) from None
     except SafetensorError as error:
         raise MultistillError(
-            f"{path} is damaged ({error}); remove its folder and run the distillation stage again"
+            f"{path} is damaged ({error}); remove its folder and run the distill stage again"
         ) from error
     return tensors["row"].numpy(), tensors["pooled"]
 

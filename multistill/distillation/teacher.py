@@ -1,4 +1,4 @@
-"""A saved teacher's outputs over many utterances, kept part by part so that a kill costs one."""
+"""Outputs of a saved teacher over many utterances, stored in parts so that runs can resume."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from multistill.models.files import Output, load_model, read_model_config
 from multistill.workspace import atomic_path, canonical
 
 PART_ROWS = 4096
-"""Utterances of one part: seconds of work on a GPU, a minute or two on a CPU."""
+"""Utterances per part: seconds of work on a GPU, a minute or two on a CPU."""
 
 
 class Teacher:
-    """One saved model that answers over one feature store.
+    """A saved model that predicts over a feature store.
 
     Args:
         folder: of the model.
-        parts: folder for finished parts. A later call finds them by model, utterances and
-            settings, so an answer is never taken for another's.
-        keep_pooled: give the pooled states too.
+        manifest: for models that read previous turns.
+        parts: folder for finished parts. The name of a part is a hash of model, utterances and
+            settings, so a later call reuses exactly its own parts.
+        keep_pooled: also return the pooled states.
     """
 
     def __init__(
@@ -48,23 +49,23 @@ class Teacher:
         self._loaded: tuple[EmotionModel, DialogueContext | None] | None = None
 
     def predict(self, ids: Sequence[str], part_rows: int = PART_ROWS) -> Outputs:
-        """Outputs in the order of `ids`; at least one utterance."""
-        cuts = range(0, len(ids), part_rows)
-        found = [self._part(ids[start : start + part_rows]) for start in cuts]
-        pooled = [part.pooled for part in found if part.pooled is not None]
+        """Outputs in the order of `ids`, which must not be empty."""
+        starts = range(0, len(ids), part_rows)
+        parts = [self._predict_part(ids[start : start + part_rows]) for start in starts]
+        pooled = [part.pooled for part in parts if part.pooled is not None]
         return Outputs(
-            np.concatenate([part.logits for part in found]),
+            np.concatenate([part.logits for part in parts]),
             np.concatenate(pooled) if pooled else None,
         )
 
-    def _part(self, ids: Sequence[str]) -> Outputs:
+    def _predict_part(self, ids: Sequence[str]) -> Outputs:
         settings = [str(self.folder), self.max_frames, self.keep_pooled, list(ids)]
         name = hashlib.sha256(canonical(settings).encode()).hexdigest()[:24]
         file = self.parts / f"{name}.safetensors"
         try:
             tensors = load_file(file)
             return Outputs(tensors["logits"], tensors.get("pooled"))
-        except (FileNotFoundError, SafetensorError):  # not there yet, or cut short by a crash
+        except (FileNotFoundError, SafetensorError):  # not computed yet, or truncated by a crash
             pass
         if self._loaded is None:
             model = load_model(self.folder)
@@ -78,7 +79,9 @@ class Teacher:
             context=context,
             keep_pooled=self.keep_pooled,
         )
-        kept = {"logits": outputs.logits, "pooled": outputs.pooled}
+        tensors = {"logits": outputs.logits}
+        if outputs.pooled is not None:
+            tensors["pooled"] = outputs.pooled
         with atomic_path(file, concurrent=True) as temporary:
-            save_file({key: value for key, value in kept.items() if value is not None}, temporary)
+            save_file(tensors, temporary)
         return outputs

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from multistill.config import CLASSES
-from multistill.corpora.manifest import MANIFEST
+from multistill.corpora.manifest import MANIFEST, label_arrays
 from multistill.corpora.text import normal_text
 from multistill.errors import MultistillError
 from multistill.typing import DoubleArray, IntArray
@@ -58,16 +57,6 @@ def _read_split(manifest: Path, split: str, columns: list[str]) -> pa.Table:
     return pq.read_table(manifest / MANIFEST, columns=columns, filters=[("split", "=", split)])
 
 
-def _class_indices(labels: pa.ChunkedArray) -> IntArray:
-    indices = pc.index_in(labels.combine_chunks(), value_set=pa.array(CLASSES))
-    return np.asarray(pc.fill_null(indices, -1).to_numpy(zero_copy_only=False), dtype=np.int64)
-
-
-def _shares(column: pa.ChunkedArray) -> DoubleArray:
-    flat = pc.list_flatten(column).to_numpy(zero_copy_only=False)
-    return np.asarray(flat, dtype=np.float64).reshape(-1, len(CLASSES))
-
-
 def read_utterances(manifest: Path, split: str, available: Container[str]) -> Utterances:
     """Utterances of `split` that have features.
 
@@ -79,10 +68,11 @@ def read_utterances(manifest: Path, split: str, available: Container[str]) -> Ut
     total = table.num_rows
     encoded = [utterance in available for utterance in table["utterance_id"].to_pylist()]
     table = table.filter(pa.array(encoded, pa.bool_()))
+    truth, shares = label_arrays(table)
     return Utterances(
         ids=table["utterance_id"].to_pylist(),
-        truth=_class_indices(table["label"]),
-        shares=_shares(table["label_soft"]),
+        truth=truth,
+        shares=shares.astype(np.float64),
         sessions=table["session"].to_pylist(),
         speakers=table["speaker"].to_pylist(),
         genders=table["gender"].to_pylist(),
@@ -98,7 +88,7 @@ def read_training_statistics(manifest: Path) -> TrainingStatistics:
         MultistillError: the training split has no labelled clip.
     """
     table = _read_split(manifest, "train", ["label", "label_soft", "text"])
-    truth = _class_indices(table["label"])
+    truth, shares = label_arrays(table)
     counts = np.bincount(truth[truth >= 0], minlength=len(CLASSES))
     if not counts.sum():
         raise MultistillError(
@@ -106,5 +96,5 @@ def read_training_statistics(manifest: Path) -> TrainingStatistics:
             "majority baseline; check the labels and `split` in the job file"
         )
     texts = {normal_text(text or "") for text in table["text"].to_pylist()}
-    prior = _shares(table["label_soft"]).mean(axis=0)
+    prior = shares.astype(np.float64).mean(axis=0)
     return TrainingStatistics(counts, prior, frozenset(texts - {""}))

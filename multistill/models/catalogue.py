@@ -1,4 +1,4 @@
-"""The presets with their sizes, for `multistill models`."""
+"""The table of presets and parameter counts that `multistill models` prints."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 from multistill.models.presets import PRESETS
 
 PAPER_DIMS = (1024, 768)
-"""States of wav2vec2-large and KoELECTRA-base: what the published counts go with."""
+"""Widths of wav2vec2-large and KoELECTRA-base, for which the published counts hold."""
 
 SMALL_DIMS = (80, 256)
-"""States of the log-mel and the untrained ELECTRA encoder."""
+"""Widths of the log-mel and the untrained ELECTRA encoder."""
 
 
 def catalogue() -> list[dict[str, Any]]:
-    """One row a preset: its shape and its trainable parameters for the given state widths."""
+    """One row per preset: hyperparameters, state widths and number of trainable parameters."""
     import torch
 
     from multistill.models.build import build, count_parameters
@@ -22,7 +22,7 @@ def catalogue() -> list[dict[str, Any]]:
     rows = []
     for name, spec in PRESETS.items():
         audio_dim, text_dim = SMALL_DIMS if name.startswith("small-") else PAPER_DIMS
-        with torch.device("meta"):  # shapes only: nothing is allocated
+        with torch.device("meta"):  # nothing is allocated
             params = count_parameters(build(spec, audio_dim, text_dim))
         rows.append(
             {

@@ -1,9 +1,9 @@
-"""Previous turns of the dialogue.
+"""Previous turns of the dialogue: the tensors that describe them and the module that reads them.
 
-Contract: `context` is [B, K, text_dim + audio_dim] with one row per previous turn of the
-same dialogue, the nearest first: the mean of that turn's text states, then the mean of its
-audio states (zeros where the turn has none). `context_mask` [B, K] is True where there was
-such a turn. A text model reads the text part only, an audio model the audio part only.
+`context` is [B, K, text_dim + audio_dim] with one row per previous turn of the same dialogue,
+nearest first: the mean of that turn's text states, then the mean of its audio states (zeros if
+the turn has none). `context_mask` [B, K] is False where the dialogue has no such turn. A text
+model reads the text part only, an audio model the audio part only.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from multistill.models.spec import ModelSpec
 
 
 class ContextReader(nn.Module):
-    """The utterance's pooled vector attends to its previous turns -> [B, width].
+    """Attention from an utterance's pooled vector to its previous turns -> [B, width].
 
-    Zeros where there was no turn, so the first utterance of a dialogue needs no special case.
+    The output is zero without previous turns, so the first utterance of a dialogue needs no
+    special case.
     """
 
     def __init__(self, spec: ModelSpec, audio_dim: int, text_dim: int, pooled_dim: int) -> None:
@@ -45,10 +46,11 @@ class ContextReader(nn.Module):
         context_mask: Tensor | None,
         present: Sequence[Tensor],
     ) -> Tensor:
-        """Read at most `turns` turns.
+        """Attend to the nearest `turns` turns.
 
         Args:
-            present: bool [B] per stream, audio first: what is missing now is not read earlier.
+            present: bool [B] per stream, audio first. A modality that the utterance lacks is
+                not read from its previous turns either.
         """
         if context is None:
             context = pooled.new_zeros(pooled.shape[0], 1, self.text_dim + self.audio_dim)
@@ -60,39 +62,39 @@ class ContextReader(nn.Module):
         context = context.masked_fill(~context_mask[:, :, None], 0.0)
         parts = []
         if self.reads_text:
-            parts.append(_where_present(context[:, :, : self.text_dim], present[-1]))
+            parts.append(_mask_missing(context[:, :, : self.text_dim], present[-1]))
         if self.reads_audio:
-            parts.append(_where_present(context[:, :, self.text_dim :], present[0]))
+            parts.append(_mask_missing(context[:, :, self.text_dim :], present[0]))
         turns = self.turn(torch.cat(parts, dim=-1)) + self.distance[: context.shape[1]]
-        question = self.question(pooled)[:, None, :]
-        attended = self.attention(self.norm(question), self.norm(turns), context_mask)
+        query = self.question(pooled)[:, None, :]
+        attended = self.attention(self.norm(query), self.norm(turns), context_mask)
         return attended[:, 0]
 
 
-def _where_present(part: Tensor, present: Tensor) -> Tensor:
+def _mask_missing(part: Tensor, present: Tensor) -> Tensor:
     return part.masked_fill(~present[:, None, None], 0.0)
 
 
 def previous_turns(dialogues: Sequence[str], turns: Sequence[int], count: int) -> np.ndarray:
-    """Row numbers of the `count` turns before each row in its dialogue, nearest first.
+    """Row indices of the `count` turns before each row in its dialogue, nearest first.
 
     Returns:
-        int64 [N, count], -1 where there is no such turn. Rows of equal turn number keep
-        their order.
+        int64 [N, count], -1 where the dialogue has no such turn. Rows with equal turn numbers
+        keep their order.
     """
-    found = np.full((len(turns), count), -1, dtype=np.int64)
+    previous = np.full((len(turns), count), -1, dtype=np.int64)
     order = sorted(range(len(turns)), key=lambda row: (dialogues[row], turns[row], row))
-    for place, row in enumerate(order):
-        for back in range(1, min(count, place) + 1):
-            earlier = order[place - back]
+    for position, row in enumerate(order):
+        for back in range(1, min(count, position) + 1):
+            earlier = order[position - back]
             if dialogues[earlier] != dialogues[row]:
                 break
-            found[row, back - 1] = earlier
-    return found
+            previous[row, back - 1] = earlier
+    return previous
 
 
-class States(Protocol):
-    """What is asked of the feature store."""
+class StateStore(Protocol):
+    """The part of the feature store's interface that this module uses."""
 
     audio_dim: int
     text_dim: int
@@ -104,10 +106,10 @@ class States(Protocol):
     def __contains__(self, utterance_id: str, /) -> bool: ...
 
 
-def mean_states(store: States, ids: Sequence[str]) -> np.ndarray:
-    """Mean text states, then mean audio states, of each utterance: float32 [N, Dt + Da].
+def mean_states(store: StateStore, ids: Sequence[str]) -> np.ndarray:
+    """Mean text states and mean audio states of each utterance, concatenated [N, Dt + Da].
 
-    Zeros for an empty transcript and for utterances that the store does not hold.
+    Zeros for an empty transcript and for utterances that are not in the store. float32.
     """
     result = np.zeros((len(ids), store.text_dim + store.audio_dim), dtype=np.float32)
     for row, utterance_id in enumerate(ids):
@@ -124,21 +126,21 @@ def mean_states(store: States, ids: Sequence[str]) -> np.ndarray:
 
 
 class DialogueContext:
-    """Context of any utterance of a manifest, from states pooled once.
+    """Context tensors of any utterance of a manifest; states are averaged once, on construction.
 
     Args:
-        columns: the manifest's `utterance_id`, `dialogue` and `turn` of ALL splits: a test
-            utterance's past is its own dialogue, which the split keeps on one side.
+        columns: `utterance_id`, `dialogue` and `turn` of the manifest, ALL splits included: a
+            test utterance needs its own dialogue, which lies entirely in one split.
     """
 
-    def __init__(self, store: States, columns: Mapping[str, Sequence[Any]], turns: int) -> None:
+    def __init__(self, store: StateStore, columns: Mapping[str, Sequence[Any]], turns: int) -> None:
         ids = list(columns["utterance_id"])
         self._rows = {utterance_id: row for row, utterance_id in enumerate(ids)}
         self._previous = previous_turns(columns["dialogue"], columns["turn"], turns)
         self._states = mean_states(store, ids)
 
     def batch(self, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """context float32 [B, K, Dt + Da] and context_mask bool [B, K]."""
+        """Return `context` float32 [B, K, Dt + Da] and `context_mask` bool [B, K]."""
         previous = self._previous[[self._rows[utterance_id] for utterance_id in ids]]
         mask = previous >= 0
         states = self._states[np.where(mask, previous, 0)] * mask[:, :, None]

@@ -1,9 +1,9 @@
-"""A model on disk: `model.safetensors` and `config.json`. Nothing is ever unpickled.
+"""Model folders: `model.safetensors` and `config.json`. Nothing is ever unpickled.
 
-config.json holds all that an application needs to use the model: its architecture (`spec`,
-previous dialogue turns included), its classes in order (`labels`), what its outputs are
-(`output`), how many audio frames it reads (`max_frames`), and the encoders whose states it
-was trained on with all their settings (`encoders`).
+config.json holds all that an application needs to use the model: the architecture (`spec`,
+which includes the number of previous turns), the classes in order (`labels`), the kind of
+output (`output`), the number of audio frames read (`max_frames`), and the encoders it was
+trained with, including all their settings (`encoders`).
 """
 
 from __future__ import annotations
@@ -30,23 +30,22 @@ CONFIG = "config.json"
 FORMAT = 2
 _PICKLES = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.ckpt")
 
-
 Role = Literal["teacher", "student", "control"]
 Output = Literal["logits", "shares"]
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What config.json says of a model beside its architecture.
+    """Contents of config.json besides the architecture.
 
     Attributes:
-        role: what it was trained for; a control is a student without a teacher.
-        output: `logits` become probabilities by softmax; `shares` are the vote shares themselves,
-            from a model trained with the published squared error.
-        max_frames: audio frames that it reads of a clip; None: all.
-        encoders: `speech` and `text`: name, revision, dimension and settings (layers, how they
-            are combined, windows, seconds or tokens read), so that the states can be computed.
-        training: summary of the training, for people.
+        role: purpose of the model; a control is a student trained without a teacher.
+        output: `logits` become probabilities by softmax; `shares` are estimates of the vote
+            shares, from a model trained with the published squared error.
+        max_frames: number of audio frames that the model reads of a clip; None: all.
+        encoders: `speech` and `text`: name, revision, dimension and settings (layers and their
+            combination, windows, seconds or tokens read), enough to compute the states.
+        training: human-readable summary of the training.
     """
 
     role: Role
@@ -57,11 +56,11 @@ class ModelInfo:
 
 
 class DamagedModelError(MultistillError):
-    """The files are incomplete or not what was written: an older checkpoint may still do."""
+    """The files are missing, incomplete or changed; an older copy of the model may be intact."""
 
 
 def save_model(model: EmotionModel, folder: Path, info: ModelInfo) -> None:
-    """Write the weights, then the config that holds their checksum."""
+    """Write the weights, then the config with their checksum."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()
@@ -85,11 +84,11 @@ def save_model(model: EmotionModel, folder: Path, info: ModelInfo) -> None:
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """config.json of a saved model.
+    """Read config.json of a model folder.
 
     Raises:
-        DamagedModelError: it is missing or no JSON.
-        MultistillError: it is of a newer format, or the folder only holds pickles.
+        DamagedModelError: it is missing or not JSON.
+        MultistillError: it has another format version, or the folder holds pickles only.
     """
     try:
         config = read_json(folder / CONFIG)
@@ -97,11 +96,12 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         pickles = [path.name for kind in _PICKLES for path in sorted(folder.glob(kind))]
         if pickles:
             raise MultistillError(
-                f"{folder / pickles[0]} is a pickled checkpoint, which can run any code and is "
-                f"never loaded; save it again as {WEIGHTS} with {CONFIG}"
+                f"{folder / pickles[0]} is a pickled checkpoint, which can execute arbitrary "
+                f"code and is never loaded; save it as {WEIGHTS} with {CONFIG}"
             ) from None
         raise DamagedModelError(
-            f"{folder} is no model: {CONFIG} is missing; give the folder that holds {WEIGHTS}"
+            f"{folder} is not a model folder: {CONFIG} is missing; pass the folder that holds "
+            f"{WEIGHTS}"
         ) from None
     except ValueError as error:
         raise DamagedModelError(
@@ -112,24 +112,24 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     if config.get("format") != FORMAT:
         raise MultistillError(
             f"{folder / CONFIG} has format {config.get('format')}, this version reads {FORMAT}; "
-            "use the multistill that wrote it"
+            "use the version of multistill that wrote it"
         )
     return config
 
 
 def load_model(folder: Path, expect: Mapping[str, Any] | None = None) -> EmotionModel:
-    """The saved model on the CPU, in eval mode.
+    """Load a saved model on the CPU, in eval mode.
 
     Args:
-        expect: config.json values that must hold, e.g. `audio_dim`, `text_dim`, `spec` or
+        expect: required values of config.json, e.g. `audio_dim`, `text_dim`, `spec` or
             `encoders`; nested mappings are compared field by field.
     Raises:
         DamagedModelError: truncated or changed files.
-        MultistillError: the first field that differs from `expect` or from our labels.
+        MultistillError: names the first field that differs from `expect`, or other class labels.
     """
     config = read_model_config(folder)
-    wanted = {"labels": list(CLASSES), **(expect or {})}
-    for name, value in wanted.items():
+    expected = {"labels": list(CLASSES), **(expect or {})}
+    for name, value in expected.items():
         _compare(folder, name, config.get(name), value)
     spec = ModelSpec.from_dict(config["spec"])
     model = build(spec, int(config["audio_dim"]), int(config["text_dim"]))
@@ -138,11 +138,11 @@ def load_model(folder: Path, expect: Mapping[str, Any] | None = None) -> Emotion
 
 
 def load_weights(model: torch.nn.Module, path: Path, sha256: str) -> None:
-    """Fill the model from a safetensors file whose checksum is known.
+    """Load a safetensors file with the given checksum into the model.
 
     Raises:
         DamagedModelError: the file is missing, truncated or changed.
-        MultistillError: a tensor is missing, superfluous or of another shape.
+        MultistillError: a tensor is missing, unexpected or of another shape.
     """
     try:
         data = path.read_bytes()
@@ -150,34 +150,34 @@ def load_weights(model: torch.nn.Module, path: Path, sha256: str) -> None:
         raise DamagedModelError(f"{path} is missing; train the model again") from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise DamagedModelError(
-            f"{path} is damaged: its checksum is not the recorded one; use an earlier checkpoint "
-            "or train the model again"
+            f"{path} is damaged: its checksum differs from the one in {CONFIG}; train the model "
+            "again"
         )
     try:
         state = load_tensors(data)
     except SafetensorError as error:
-        raise DamagedModelError(f"{path} is no safetensors file ({error})") from error
-    own = model.state_dict()
-    for name in sorted(set(own) | set(state)):
-        found = list(state[name].shape) if name in state else "nothing"
-        wanted = list(own[name].shape) if name in own else "nothing"
-        if found != wanted:
+        raise DamagedModelError(f"{path} is not a safetensors file ({error})") from error
+    expected = model.state_dict()
+    for name in sorted(set(expected) | set(state)):
+        file_shape = list(state[name].shape) if name in state else "missing"
+        model_shape = list(expected[name].shape) if name in expected else "missing"
+        if file_shape != model_shape:
             raise MultistillError(
-                f"{path}: the tensor {name} is {found} in the file and {wanted} in the model; "
-                "it belongs to a model of another shape"
+                f"{path}: the tensor {name} is {file_shape} in the file and {model_shape} in the "
+                "model; the weights belong to another architecture"
             )
     model.load_state_dict(state)
 
 
-def _compare(folder: Path, name: str, found: Any, wanted: Any) -> None:
-    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
-        for key in sorted(set(found) | set(wanted)):
-            _compare(folder, f"{name}.{key}", found.get(key), wanted.get(key))
+def _compare(folder: Path, name: str, value: Any, expected: Any) -> None:
+    if isinstance(value, Mapping) and isinstance(expected, Mapping):
+        for key in sorted(set(value) | set(expected)):
+            _compare(folder, f"{name}.{key}", value.get(key), expected.get(key))
         return
-    if isinstance(wanted, tuple):
-        wanted = list(wanted)
-    if found != wanted:
+    if isinstance(expected, tuple):
+        expected = list(expected)
+    if value != expected:
         raise MultistillError(
-            f"the model in {folder} does not fit: {name} is {found!r} there and {wanted!r} here; "
-            "use the model and the features of one job"
+            f"the model in {folder} does not match: {name} is {value!r} in its {CONFIG}, expected "
+            f"{expected!r}; use a model and features of the same job"
         )

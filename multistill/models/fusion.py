@@ -1,12 +1,12 @@
-"""From the projected sequences to one vector: the published transformer and its rivals.
+"""Fusion of the projected sequences into one vector: the published transformer and baselines.
 
-A fusion takes one sequence (unimodal) or two, audio first, each as (states [B, T, W],
+A fusion module takes one sequence (unimodal) or two, audio first, each as (states [B, T, W],
 mask [B, T]), and returns [B, `out_width`].
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,24 @@ def _pool(spec: ModelSpec, *, first: bool = False) -> nn.Module:
     return MeanPool()
 
 
-class Crossmodal(nn.Module):
-    """Two stacks of crossmodal layers, audio asks text and text asks audio (Tsai et al. 2019).
+class FusionModule(nn.Module):
+    """Base of the fusions.
 
-    With one modality it is a plain self-attention stack.
+    Attributes:
+        out_width: width of the vector that `forward` returns.
+    """
+
+    out_width: int
+
+    def forward(self, streams: Sequence[Stream]) -> Tensor:
+        """[B, out_width] from (states [B, T, W], mask [B, T]) per modality, audio first."""
+        raise NotImplementedError
+
+
+class Crossmodal(FusionModule):
+    """Two crossmodal stacks: audio attends to text, text attends to audio (Tsai et al. 2019).
+
+    A unimodal head has a single self-attention stack.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -49,13 +63,13 @@ class Crossmodal(nn.Module):
             (states, mask) = streams[0]
             return self.pools[0](self.stacks[0](states, None, mask), mask)
         (audio, audio_mask), (text, text_mask) = streams
-        heard = self.pools[0](self.stacks[0](audio, text, text_mask), audio_mask)
-        read = self.pools[1](self.stacks[1](text, audio, audio_mask), text_mask)
-        return torch.cat((heard, read), dim=-1)
+        audio_pooled = self.pools[0](self.stacks[0](audio, text, text_mask), audio_mask)
+        text_pooled = self.pools[1](self.stacks[1](text, audio, audio_mask), text_mask)
+        return torch.cat((audio_pooled, text_pooled), dim=-1)
 
 
-class Concat(nn.Module):
-    """Pooled states side by side."""
+class Concat(FusionModule):
+    """Concatenation of the pooled states of each sequence."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -70,10 +84,10 @@ class Concat(nn.Module):
         return torch.cat(pooled, dim=-1)
 
 
-class CrossAttention(nn.Module):
-    """One attention each way with a residual and a norm: no feed-forward part, no positions.
+class CrossAttention(FusionModule):
+    """Cross-attention in both directions with residual and norm; no feed-forward, no positions.
 
-    The residual lets a sequence through when the other one is missing.
+    The residual keeps a sequence's own states if the other one is missing.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -122,14 +136,14 @@ def _mlp(width: int, hidden: int, dropout: float) -> nn.Sequential:
 
 
 SEGMENTS = 16
-"""Tokens a mixer sees of each sequence, whatever its length."""
+"""Tokens into which the mixer averages each sequence, independent of its length."""
 
 
 def segment_means(states: Tensor, mask: Tensor, segments: int = SEGMENTS) -> Tensor:
-    """Average pooling of the real positions into a fixed number of segments.
+    """Average pooling of the unpadded positions into a fixed number of segments.
 
-    states [B, T, W], mask [B, T] (real positions first) -> [B, segments, W]. Equals
-    `F.adaptive_avg_pool1d` of each sequence without its padding; zeros where it is empty.
+    states [B, T, W], mask [B, T] (padding last) -> [B, segments, W]. Equals
+    `F.adaptive_avg_pool1d` of each sequence without its padding; zeros for an empty sequence.
     """
     length = mask.sum(dim=1)[:, None]
     index = torch.arange(segments, device=states.device)[None, :]
@@ -141,11 +155,11 @@ def segment_means(states: Tensor, mask: Tensor, segments: int = SEGMENTS) -> Ten
     return (weights @ states) / weights.sum(dim=2, keepdim=True).clamp(min=1.0)
 
 
-class Mixer(nn.Module):
+class Mixer(FusionModule):
     """MLP-Mixer over segments of both sequences.
 
-    A mixer needs a fixed number of tokens: each sequence is averaged into `SEGMENTS` of its
-    real positions, so that padding never takes part.
+    A mixer needs a fixed number of tokens, so each sequence is averaged into `SEGMENTS` segments
+    of its unpadded positions.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -161,14 +175,14 @@ class Mixer(nn.Module):
 
     def forward(self, streams: Sequence[Stream]) -> Tensor:
         x = torch.cat([segment_means(states, mask) for states, mask in streams], dim=1)
-        # All segments of a present sequence are read; those of a missing one are not.
-        some = [mask.any(dim=1, keepdim=True).expand(-1, SEGMENTS) for _, mask in streams]
+        # Segments have no padding: all those of a sequence are real, or none if it is missing.
+        masks = [mask.any(dim=1, keepdim=True).expand(-1, SEGMENTS) for _, mask in streams]
         for block in self.blocks:
             x = block(x)
-        return self.pool(self.norm(x), torch.cat(some, dim=1))
+        return self.pool(self.norm(x), torch.cat(masks, dim=1))
 
 
-FUSIONS: dict[str, type[Crossmodal] | type[Concat] | type[CrossAttention] | type[Mixer]] = {
+FUSIONS: Mapping[str, Callable[[ModelSpec], FusionModule]] = {
     "crossmodal": Crossmodal,
     "concat": Concat,
     "cross-attention": CrossAttention,

@@ -1,7 +1,7 @@
-"""Blocks of the heads: masked attention, transformer stack, positions and pooling.
+"""Building blocks of the heads: masked attention, transformer stack, positions and pooling.
 
-Masks are boolean, True where a position is real. A sequence without any real position
-gives zeros everywhere, never NaN: to attend to nothing adds nothing.
+Masks are boolean and False at padding. Attending to a sequence that consists of padding only
+yields zeros, not NaN.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 class Attention(nn.Module):
     """Multi-head scaled dot-product attention with a key mask (Vaswani et al. 2017, 3.2).
 
-    Same parameters as `nn.MultiheadAttention`: in- and out-projections with biases. The
-    weights see no dropout: no fused kernel knows it, and drawing [B, H, Tq, Tk] random
-    numbers is dear on a CPU.
+    Has the parameters of `nn.MultiheadAttention`: in- and out-projections with biases. There is
+    no dropout on attention weights: fused kernels do not support it, and drawing
+    [B, H, Tq, Tk] random numbers is expensive on a CPU.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -27,7 +27,7 @@ class Attention(nn.Module):
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
-        # One joint in-projection [3 width, width] decides the published Xavier bound.
+        # The published Xavier bound is that of one joint in-projection [3 width, width].
         bound = math.sqrt(6.0 / (4 * width))
         nn.init.uniform_(self.query.weight, -bound, bound)
         nn.init.uniform_(self.key_value.weight, -bound, bound)
@@ -39,9 +39,9 @@ class Attention(nn.Module):
         """query [B, Tq, W], source [B, Tk, W], source_mask [B, Tk] -> [B, Tq, W]."""
         q = self._split(self.query(query))
         key, value = self.key_value(source).chunk(2, dim=-1)
-        some = source_mask.any(dim=1)
-        # A row with every key masked would be a softmax over nothing: open it, then zero it.
-        allowed = (source_mask | ~some[:, None])[:, None, None, :]
+        has_keys = source_mask.any(dim=1)
+        # A softmax over masked keys only is NaN: unmask all keys of such rows, zero the output.
+        allowed = (source_mask | ~has_keys[:, None])[:, None, None, :]
         attended = F.scaled_dot_product_attention(
             q,
             self._split(key),
@@ -50,14 +50,14 @@ class Attention(nn.Module):
         )
         merged = attended.transpose(1, 2).flatten(2)
         result: Tensor = self.out(merged)
-        return result.masked_fill(~some[:, None, None], 0.0)
+        return result.masked_fill(~has_keys[:, None, None], 0.0)
 
     def _split(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class Layer(nn.Module):
-    """Pre-norm transformer layer; one LayerNorm serves query, key and value (Tsai et al. 2019)."""
+    """Pre-norm transformer layer with one LayerNorm for query, key and value (Tsai et al. 2019)."""
 
     def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
         super().__init__()
@@ -74,9 +74,11 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, source: Tensor | None, source_mask: Tensor, first_only: bool = False
     ) -> Tensor:
-        """source None: self-attention; then `source_mask` is the mask of x.
+        """Apply the layer: x [B, Tq, W], source [B, Tk, W] -> [B, Tq or 1, W].
 
-        first_only: of x's positions only the first is worked out and returned.
+        Args:
+            source: keys and values; None: self-attention, and `source_mask` is the mask of x.
+            first_only: compute and return the first position of x only.
         """
         query = self.attention_norm(x)
         keys = query if source is None else self.attention_norm(source)
@@ -88,9 +90,9 @@ class Layer(nn.Module):
 
 
 class Positions(nn.Module):
-    """Sinusoidal positions from 1, sines then cosines, scaled states plus positions.
+    """Scaled states plus sinusoidal positions (counted from 1, sines before cosines).
 
-    Position depends on the index alone, never on what stands in the states.
+    A position depends on the index only, not on the states.
     """
 
     frequencies: Tensor
@@ -111,11 +113,11 @@ class Positions(nn.Module):
 
 
 class Stack(nn.Module):
-    """Crossmodal stack, or a self-attention stack where the source is None.
+    """Crossmodal stack, or a self-attention stack if the source is None.
 
     Args:
-        first_only: the readout is the first position, so the last layer, whose positions do
-            not meet any more, need not work out the others: the same answer for less.
+        first_only: only the first position is read, so the last layer, after which positions no
+            longer interact, does not compute the others. The output is the same.
     """
 
     def __init__(
@@ -148,7 +150,7 @@ class Stack(nn.Module):
 
 
 class MeanPool(nn.Module):
-    """Mean over real positions; zeros where there are none."""
+    """Mean over unpadded positions; zeros if there are none."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         weights = mask.to(x.dtype)[:, :, None]
@@ -156,42 +158,42 @@ class MeanPool(nn.Module):
 
 
 class FirstPool(nn.Module):
-    """The first position; zeros where it is not real."""
+    """The first position; zeros if it is padding."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return x[:, 0].masked_fill(~mask[:, :1], 0.0)
 
 
 class AttentionPool(nn.Module):
-    """Mean weighted by a learnt score per position (self-attentive pooling)."""
+    """Mean weighted by the softmax of a learned score per position (self-attentive pooling)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.score = nn.Linear(width, 1, bias=False)
-        nn.init.zeros_(self.score.weight)  # starts as the mean over real positions
+        nn.init.zeros_(self.score.weight)  # initially the mean over unpadded positions
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        some = mask.any(dim=1)
-        scores = self.score(x).squeeze(-1).masked_fill(~(mask | ~some[:, None]), -torch.inf)
+        nonempty = mask.any(dim=1)
+        scores = self.score(x).squeeze(-1).masked_fill(~(mask | ~nonempty[:, None]), -torch.inf)
         weights = scores.softmax(dim=1)[:, :, None]
-        return (x * weights).sum(dim=1).masked_fill(~some[:, None], 0.0)
+        return (x * weights).sum(dim=1).masked_fill(~nonempty[:, None], 0.0)
 
 
 def join_frames(states: Tensor, mask: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Every `stride` neighbouring positions become their mean.
+    """Average every `stride` neighbouring positions.
 
     states [B, T, D], zero where the mask [B, T] is False -> [B, ceil(T / stride), D] and its
-    mask. Groups start at the first frame and real positions alone count, so padding changes
-    nothing.
+    mask. Groups start at the first frame and only unpadded positions count, so padding does not
+    change the result.
     """
     length = states.shape[1]
     groups = (length + stride - 1) // stride
-    # Gathered by index: padding and reshaping would tie an exported graph to lengths that
-    # are multiples of the stride.
+    # Indexing instead of padding and reshaping, which would restrict an exported graph to
+    # lengths that are multiples of the stride.
     index = torch.arange(stride, device=states.device)
     index = index + stride * torch.arange(groups, device=states.device)[:, None]
     inside = index < length
     index = index.clamp(max=length - 1)
-    real = mask[:, index] & inside
-    total = (states[:, index] * real[..., None]).sum(dim=2)
-    return total / real.sum(dim=2).clamp(min=1)[:, :, None], real.any(dim=2)
+    valid = mask[:, index] & inside
+    total = (states[:, index] * valid[..., None]).sum(dim=2)
+    return total / valid.sum(dim=2).clamp(min=1)[:, :, None], valid.any(dim=2)

@@ -1,8 +1,8 @@
-"""Losses against labels, one value per utterance.
+"""Losses against labels, one value per utterance without reduction.
 
-Ties. `winner` is the label of an utterance, or -1 where raters tied. Where a loss needs
-the winner, a tied utterance counts equally for every class that shares its top vote: no
-utterance is lost, and no class is favoured by its place in the list.
+`labels` are class indices, -1 where the raters' votes tie. For a loss that needs a single
+class, the target of a tied utterance is uniform over the classes that share the most votes: no
+utterance is dropped, and no class is favoured by its index.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 LabelLoss = Literal["soft-cross-entropy", "cross-entropy", "mse", "focal"]
 LabelSource = Literal["shares", "winner"]
 
-FOCUS = 2.0
-"""Gamma of the focal loss, the paper's best (Lin et al. 2017, section 5.1)."""
+FOCAL_GAMMA = 2.0
+"""The best value in the paper (Lin et al. 2017, section 5.1)."""
 
 
-def label_target(shares: Tensor, winner: Tensor, source: LabelSource) -> Tensor:
-    """The distribution to be learnt, [B, C].
+def label_target(shares: Tensor, labels: Tensor, source: LabelSource) -> Tensor:
+    """Target distribution [B, C].
 
     Args:
         shares: [B, C] vote shares.
-        winner: int64 [B], -1 on a tie.
+        labels: int64 [B], -1 on a tie.
     """
     if source == "shares":
         return shares
@@ -33,14 +33,14 @@ def label_target(shares: Tensor, winner: Tensor, source: LabelSource) -> Tensor:
         raise ValueError(f"label source `{source}` is neither `shares` nor `winner`")
     top = (shares >= shares.amax(dim=1, keepdim=True) - 1e-6).to(shares.dtype)
     tied = top / top.sum(dim=1, keepdim=True)
-    named = F.one_hot(winner.clamp(min=0), shares.shape[1]).to(shares.dtype)
-    return torch.where((winner < 0)[:, None], tied, named)
+    one_hot = F.one_hot(labels.clamp(min=0), shares.shape[1]).to(shares.dtype)
+    return torch.where((labels < 0)[:, None], tied, one_hot)
 
 
 def label_loss(
     logits: Tensor,
     shares: Tensor,
-    winner: Tensor,
+    labels: Tensor,
     kind: LabelLoss = "soft-cross-entropy",
     source: LabelSource = "shares",
     class_weights: Tensor | None = None,
@@ -50,15 +50,15 @@ def label_loss(
     With target t (see `label_target`), p = softmax(logits) and class weights w (default 1):
 
         soft-cross-entropy   -sum_c w_c t_c log p_c
-        cross-entropy        the same, t always from the winner
+        cross-entropy        the same with t always from `labels`
         focal                -sum_c w_c t_c (1 - p_c)^2 log p_c       (Lin et al. 2017, eq. 5)
-        mse                  mean_c w_c (logit_c - t_c)^2, on the raw outputs as published
+        mse                  mean_c w_c (logit_c - t_c)^2, on raw outputs as published
 
     Args:
-        logits: [B, C]. shares: [B, C], rows sum to 1. winner: int64 [B], -1 on a tie.
+        logits: [B, C]. shares: [B, C], rows sum to 1. labels: int64 [B], -1 on a tie.
         class_weights: [C], see `class_weights`.
     """
-    target = label_target(shares, winner, "winner" if kind == "cross-entropy" else source)
+    target = label_target(shares, labels, "winner" if kind == "cross-entropy" else source)
     weights = 1.0 if class_weights is None else class_weights
     if kind == "mse":
         return (weights * (logits - target) ** 2).mean(dim=1)
@@ -66,20 +66,20 @@ def label_loss(
     if kind in ("soft-cross-entropy", "cross-entropy"):
         return -(weights * target * log_p).sum(dim=1)
     if kind == "focal":
-        return -(weights * target * (1.0 - log_p.exp()) ** FOCUS * log_p).sum(dim=1)
-    raise ValueError(f"there is no label loss `{kind}`")
+        return -(weights * target * (1.0 - log_p.exp()) ** FOCAL_GAMMA * log_p).sum(dim=1)
+    raise ValueError(f"unknown label loss `{kind}`")
 
 
 def class_weights(shares: Tensor, kind: Literal["none", "inverse", "effective"]) -> Tensor | None:
-    """Weights [C] against imbalance, from the training set's shares [N, C].
+    """Class weights [C] against imbalance, from the training set's shares [N, C].
 
     With n_c = sum of the shares of class c:
 
         inverse      1 / n_c
         effective    (1 - beta) / (1 - beta^n_c), beta = 1 - 1/N     (Cui et al. 2019, eq. 4-5)
 
-    scaled so that the mean weight over the training set is 1, which keeps the size of the
-    loss and with it the meaning of the learning rate. Classes that never occur weigh 1.
+    scaled to a mean weight of 1 over the training set, so that the scale of the loss, and with
+    it a suitable learning rate, stays the same. Classes that do not occur have weight 1.
     """
     if kind == "none":
         return None
@@ -91,6 +91,6 @@ def class_weights(shares: Tensor, kind: Literal["none", "inverse", "effective"])
         beta = 1.0 - 1.0 / max(shares.shape[0], 2)
         raw = (1.0 - beta) / (1.0 - beta ** counts.clamp(min=1e-12))
     else:
-        raise ValueError(f"there is no class weighting `{kind}`")
+        raise ValueError(f"unknown class weighting `{kind}`")
     mean = (raw * counts)[present].sum() / counts.sum()
     return torch.where(present, raw / mean, torch.ones_like(raw)).to(shares.dtype)

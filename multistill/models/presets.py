@@ -1,4 +1,4 @@
-"""Models by name. Imports no torch."""
+"""Named hyperparameters: the `preset` of a job file. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SMALL = ModelSpec(
 )
 
 
-def _alone(spec: ModelSpec, modality: str) -> ModelSpec:
+def _unimodal(spec: ModelSpec, modality: str) -> ModelSpec:
     return ModelSpec.from_dict({**spec.to_dict(), "modality": modality, "modality_dropout": 0.0})
 
 
@@ -34,9 +34,9 @@ def _student(spec: ModelSpec) -> ModelSpec:
     return replace(spec, layers=1)
 
 
-_TEXT = _alone(_PAPER, "text")
+_TEXT = _unimodal(_PAPER, "text")
 _PAPER_TEXT = replace(_TEXT, keep_unused_projection=True)
-_PAPER_AUDIO = _alone(_PAPER, "audio")
+_PAPER_AUDIO = _unimodal(_PAPER, "audio")
 
 PRESETS: dict[str, ModelSpec] = {
     "paper-teacher": _PAPER,
@@ -48,22 +48,22 @@ PRESETS: dict[str, ModelSpec] = {
     "text-teacher": _TEXT,
     "text-student": _student(_TEXT),
     "small-teacher": _SMALL,
-    "small-text-teacher": _alone(_SMALL, "text"),
-    "small-audio-teacher": _alone(_SMALL, "audio"),
+    "small-text-teacher": _unimodal(_SMALL, "text"),
+    "small-audio-teacher": _unimodal(_SMALL, "audio"),
     "small-student": _student(_SMALL),
-    "small-text-student": _student(_alone(_SMALL, "text")),
-    "small-audio-student": _student(_alone(_SMALL, "audio")),
+    "small-text-student": _student(_unimodal(_SMALL, "text")),
+    "small-audio-student": _student(_unimodal(_SMALL, "audio")),
 }
 """`paper-*` are the published heads (Multi-Still 2023) for 1024-d audio and 768-d text states.
 `text-*` are the published text heads without the audio projection that they never use."""
 
 
 def resolve(preset: str, overrides: Mapping[str, Any]) -> ModelSpec:
-    """The preset with some fields replaced.
+    """Return a preset with some fields replaced.
 
     Raises:
-        UsageError: unknown preset (with the nearest name), unknown field, or values that do
-            not fit together.
+        UsageError: an unknown preset (names the nearest one), an unknown field, or values that
+            are incompatible with each other.
 
     Examples:
         >>> spec = resolve("small-student", {"layers": 2})
@@ -71,7 +71,7 @@ def resolve(preset: str, overrides: Mapping[str, Any]) -> ModelSpec:
         (64, 2)
     """
     if preset not in PRESETS:
-        near = get_close_matches(preset, PRESETS, n=1, cutoff=0.4)
-        hint = f"did you mean `{near[0]}`?" if near else f"use one of {', '.join(PRESETS)}"
+        matches = get_close_matches(preset, PRESETS, n=1, cutoff=0.4)
+        hint = f"did you mean `{matches[0]}`?" if matches else f"use one of {', '.join(PRESETS)}"
         raise UsageError(f"model: there is no preset `{preset}`; {hint}")
     return ModelSpec.from_dict({**PRESETS[preset].to_dict(), **overrides})

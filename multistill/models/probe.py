@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from multistill.models.context import States, mean_states
+from multistill.models.context import StateStore, mean_states
 from multistill.models.spec import Modality
 from multistill.typing import FloatArray
 
@@ -39,7 +39,7 @@ class Probe:
     def params_trainable(self) -> int:
         return self.weights.size + self.bias.size
 
-    def predict(self, store: States, ids: Sequence[str]) -> FloatArray:
+    def predict(self, store: StateStore, ids: Sequence[str]) -> FloatArray:
         """Distributions float32 [N, C] in class order; a class absent from training gets 0."""
         states = (_pooled(store, ids, self.modality) - self.mean) / self.scale
         logits = states @ self.weights.T + self.bias
@@ -49,7 +49,7 @@ class Probe:
 
 
 def fit_probe(
-    store: States,
+    store: StateStore,
     ids: Sequence[str],
     shares: npt.ArrayLike,
     *,
@@ -94,7 +94,7 @@ def fit_probe(
     return Probe(modality, mean, scale, weights, bias)
 
 
-def _pooled(store: States, ids: Sequence[str], modality: Modality) -> FloatArray:
+def _pooled(store: StateStore, ids: Sequence[str], modality: Modality) -> FloatArray:
     states: FloatArray = mean_states(store, ids)
     if modality == "text":
         return states[:, : store.text_dim]

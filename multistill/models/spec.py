@@ -1,4 +1,4 @@
-"""What a model is made of, as plain data. Imports no torch: the job file's checks use it."""
+"""Hyperparameters of an emotion head. Imports no torch, so that job files are validated quickly."""
 
 from __future__ import annotations
 
@@ -15,32 +15,35 @@ Pooling = Literal["published", "mean", "attention"]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One emotion head.
+    """Hyperparameters of one emotion head.
 
     Attributes:
-        modality: which states it reads. A multimodal head also works with one of them missing.
+        modality: which encoder states the head reads. A multimodal head also works if one
+            modality is missing.
         fusion: `crossmodal` is the published transformer (Tsai et al. 2019); `concat`,
-            `cross-attention` and `mixer` are the baselines it has to beat. A unimodal head
-            uses the same blocks on its one sequence.
-        width: of the states inside the head; encoder states of another width are projected.
-        heads: attention heads; divides `width`.
-        layers: transformer layers per stack, or mixer blocks; unused by the other two.
-        feedforward: hidden width of the feed-forward (or channel-mixing) part.
+            `cross-attention` and `mixer` are baselines. A unimodal head applies the same blocks
+            to its single sequence.
+        width: width of the states inside the head; encoder states of another width are projected.
+        heads: number of attention heads; must divide `width`.
+        layers: transformer layers per stack, or mixer blocks; unused by `concat` and
+            `cross-attention`.
+        feedforward: hidden width of the feed-forward (or channel-mixing) layers.
         classifier: hidden width of the classifier.
-        dropout: of embedded states and of each block's parts; never of attention weights.
-        classifier_dropout: before both linear layers of the classifier.
-        modality_dropout: share of training samples that lose one of two modalities.
+        dropout: applied to embedded states and to the output of each sublayer, not to attention
+            weights.
+        classifier_dropout: applied before both linear layers of the classifier.
+        modality_dropout: share of training samples in which one of the two modalities is dropped.
         pooling: `published`: mean over frames for audio queries, first position for text
             queries, mean for text alone, first frame for audio alone. `mean` and `attention`
-            are over the real positions of every sequence.
-        audio_stride: so many neighbouring audio frames are averaged into one first; 1 as
-            published. Cost falls with it, that of audio self-attention with its square.
-        context_turns: how many previous turns of the dialogue are read; 0 as published.
-        speech_layers, text_layers: encoder layers whose states lie side by side in what it is
-            given (`combine: concat`); empty where they are one state.
-        speech_layer, text_layer: the one of them that it reads; all of them without.
-        keep_unused_projection: a text head carries the audio projection that it never uses,
-            as the published parameter counts do.
+            pool the unpadded positions of every sequence.
+        audio_stride: number of neighbouring audio frames averaged into one before the head; 1 as
+            published. The cost falls linearly with it, that of audio self-attention quadratically.
+        context_turns: number of previous turns of the dialogue that the head reads; 0 as published.
+        speech_layers, text_layers: encoder layers whose states are concatenated in the features
+            (`combine: concat`); empty if the features hold a single state per position.
+        speech_layer, text_layer: the only one of these layers that the head reads; None: all.
+        keep_unused_projection: a text head includes the audio projection that it never uses, as
+            the published parameter counts do.
     """
 
     modality: Modality
@@ -79,7 +82,7 @@ class ModelSpec:
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UsageError(f"model: {name} must be a whole number of at least 1, not {value}")
+                raise UsageError(f"model: {name} must be an integer of at least 1, not {value}")
         for name in ("dropout", "classifier_dropout", "modality_dropout"):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:
@@ -94,14 +97,14 @@ class ModelSpec:
         if self.width % 2:
             raise UsageError(f"model: width {self.width} must be even (sine and cosine positions)")
         for name in ("speech", "text"):
-            chosen, kept = getattr(self, f"{name}_layer"), getattr(self, f"{name}_layers")
-            if chosen is not None and kept and chosen not in kept:
+            layer, stored = getattr(self, f"{name}_layer"), getattr(self, f"{name}_layers")
+            if layer is not None and stored and layer not in stored:
                 raise UsageError(
-                    f"model: {name}_layer {chosen} is not among the layers that features.{name} "
-                    f"keeps: {', '.join(map(str, kept))}"
+                    f"model: {name}_layer {layer} is not among the layers of features.{name}: "
+                    f"{', '.join(map(str, stored))}"
                 )
         if self.keep_unused_projection and self.modality != "text":
-            raise UsageError("model: keep_unused_projection is for text heads only")
+            raise UsageError("model: keep_unused_projection applies to text heads only")
 
     @property
     def reads_audio(self) -> bool:
@@ -111,34 +114,34 @@ class ModelSpec:
     def reads_text(self) -> bool:
         return self.modality != "audio"
 
-    def part(self, encoder: Literal["speech", "text"], dim: int) -> slice:
-        """Which of the `dim` values of a state it reads.
+    def state_slice(self, encoder: Literal["speech", "text"], dim: int) -> slice:
+        """Slice of an encoder state of `dim` values that the head reads.
 
         Raises:
-            UsageError: a layer is chosen, but what it is given is not of several layers.
+            UsageError: a layer is selected, but the states do not hold several layers.
         """
-        chosen = self.speech_layer if encoder == "speech" else self.text_layer
-        kept = self.speech_layers if encoder == "speech" else self.text_layers
-        if chosen is None:
+        layer = self.speech_layer if encoder == "speech" else self.text_layer
+        stored = self.speech_layers if encoder == "speech" else self.text_layers
+        if layer is None:
             return slice(0, dim)
-        if chosen not in kept or dim % len(kept):
+        if layer not in stored or dim % len(stored):
             raise UsageError(
-                f"model: {encoder}_layer {chosen} cannot be read: the features hold one state per "
-                f"position; keep several with features.{encoder}: {{layers: [..., {chosen}], "
-                "combine: concat}"
+                f"model: {encoder}_layer {layer} cannot be read: the features hold one state per "
+                f"position; store several layers with features.{encoder}: {{layers: [..., {layer}],"
+                " combine: concat}"
             )
-        width = dim // len(kept)
-        place = kept.index(chosen)
-        return slice(place * width, (place + 1) * width)
+        width = dim // len(stored)
+        index = stored.index(layer)
+        return slice(index * width, (index + 1) * width)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it: lists, no tuples."""
+        """The fields as JSON values: lists instead of tuples."""
         values = asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
-        """The spec of `to_dict`.
+        """Inverse of `to_dict`.
 
         Raises:
             UsageError: an unknown field, a missing modality, or a value out of range.

@@ -56,7 +56,7 @@ def fit(task: TrainingTask, *, state_dir: Path, concurrency: int = 1) -> Iterato
 
     def run() -> None:
         try:
-            train([named], state_dir, _EpochQueue(reports), at_once=concurrency)
+            train([named], state_dir, _EpochQueue(reports), concurrent_runs=concurrency)
             reports.put(None)
         except BaseException as error:  # raised again by the iterator
             reports.put(error)
@@ -69,7 +69,7 @@ def fit(task: TrainingTask, *, state_dir: Path, concurrency: int = 1) -> Iterato
             if isinstance(report, BaseException):
                 raise report
             epoch, metrics = report
-            yield EpochReport(epoch, metrics, best=False, stop=epoch >= task.train.epochs)
+            yield EpochReport(epoch, metrics, stop=epoch >= task.train.epochs)
     finally:
         if thread.is_alive():
             folder.mkdir(parents=True, exist_ok=True)

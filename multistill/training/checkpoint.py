@@ -1,13 +1,13 @@
-"""Checkpoints of a training in hand: whole or absent, checked on reading, no pickle.
+"""Checkpoints of a running training: written atomically, verified on reading, no pickle.
 
     <state>/epoch-000003/   model.safetensors, optimizer.safetensors, state.json
     <state>/best-000002/    model.safetensors, state.json
 
-A checkpoint folder is filled beside its final name, then renamed. `state.json` carries the
-SHA-256 of every tensor file. The two newest epochs are kept, so a newest one that was cut
-short costs one epoch, not the training. Files are not forced to the disk: that takes longer
-than an epoch of a small student, a killed process loses nothing by it, and what a crashed
-node loses (some seconds of writing) is found by its checksum and trained again.
+A checkpoint is written to a temporary folder, then renamed. `state.json` holds the SHA-256 of
+every tensor file. The two newest epochs are kept, so a damaged newest checkpoint costs one
+epoch, not the training. Files are not fsynced: that takes longer than an epoch of a small
+student, and a killed process loses nothing by it. If a node crashes, the last seconds of
+writing may be lost; the checksums detect that, and the epoch is trained again.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from multistill.workspace import atomic_path, canonical, read_json
 Tensors = dict[str, torch.Tensor]
 
 FORMAT = 1
-_KEPT = 2
+_EPOCHS_TO_KEEP = 2
 _RECORD = "state.json"
-_EPOCH = "epoch-"
-_BEST = "best-"
+_EPOCH_PREFIX = "epoch-"
+_BEST_PREFIX = "best-"
 
 
 @dataclass
 class Progress:
-    """Where a training stands after `epoch` epochs. `best` is what the best epoch is chosen by."""
+    """State of a training after `epoch` epochs; `best` is the score of `best_epoch`."""
 
     epoch: int = 0
     step: int = 0
@@ -59,51 +59,51 @@ class Checkpoint:
 
 
 def save_checkpoint(state_dir: Path, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint of `checkpoint.progress.epoch`, then drop what is not needed any more.
+    """Write a checkpoint for its epoch, then remove checkpoints that are no longer needed.
 
-    The best weights are the same bytes as that epoch's, so they are linked, not written twice.
+    The best weights are hard links to those of their epoch instead of a second copy.
     """
     progress = checkpoint.progress
     state_dir.mkdir(parents=True, exist_ok=True)
     files = {"model.safetensors": checkpoint.model, "optimizer.safetensors": checkpoint.optimizer}
-    folder = _commit(state_dir, f"{_EPOCH}{progress.epoch:06d}", files, progress)
+    folder = _epoch_folder(state_dir, progress.epoch)
+    _write_folder(folder, files, progress)
     if progress.best_epoch == progress.epoch:
-        _commit(
-            state_dir,
-            f"{_BEST}{progress.epoch:06d}",
+        _write_folder(
+            _best_folder(state_dir, progress.epoch),
             {"model.safetensors": checkpoint.model},
             progress,
-            source=folder,
+            link_from=folder,
         )
     _prune(state_dir)
 
 
 def load_checkpoint(state_dir: Path, epoch: int, device: torch.device | str = "cpu") -> Checkpoint:
-    """The checkpoint of one epoch.
+    """Load the checkpoint of an epoch.
 
     Raises:
-        MultistillError: it is missing, cut short, altered, or of another format.
+        MultistillError: it is missing, truncated, modified or has another format version.
     """
-    folder = state_dir / f"{_EPOCH}{epoch:06d}"
-    record = _record(folder)
-    model = _tensors(folder, "model.safetensors", record, device)
-    optimizer = _tensors(folder, "optimizer.safetensors", record, device)
+    folder = _epoch_folder(state_dir, epoch)
+    record = _read_record(folder)
+    model = _load_tensors(folder, "model.safetensors", record, device)
+    optimizer = _load_tensors(folder, "optimizer.safetensors", record, device)
     return Checkpoint(Progress(**record["progress"]), model, optimizer)
 
 
 def newest_epoch(state_dir: Path) -> tuple[int, list[str]]:
-    """Newest epoch whose files pass their checksums (0: none), and what ails newer ones."""
+    """Newest epoch whose files pass their checksums (0: none), and the problems of newer ones."""
     problems: list[str] = []
-    for epoch in sorted(_epochs(state_dir, _EPOCH), reverse=True):
-        folder = state_dir / f"{_EPOCH}{epoch:06d}"
+    for epoch in sorted(_epochs(state_dir, _EPOCH_PREFIX), reverse=True):
+        folder = _epoch_folder(state_dir, epoch)
         try:
-            record = _record(folder)
+            record = _read_record(folder)
             for name in record["sha256"]:
-                _verify(folder, name, record)
-            best = int(record["progress"]["best_epoch"])
-            if best:
-                best_folder = state_dir / f"{_BEST}{best:06d}"
-                _verify(best_folder, "model.safetensors", _record(best_folder))
+                _verified_path(folder, name, record)
+            best_epoch = int(record["progress"]["best_epoch"])
+            if best_epoch:
+                best_folder = _best_folder(state_dir, best_epoch)
+                _verified_path(best_folder, "model.safetensors", _read_record(best_folder))
         except MultistillError as error:
             problems.append(str(error))
             continue
@@ -111,126 +111,140 @@ def newest_epoch(state_dir: Path) -> tuple[int, list[str]]:
     return 0, problems
 
 
-def best_weights(state_dir: Path, device: torch.device | str = "cpu") -> tuple[Tensors, Progress]:
-    """Weights of the best epoch so far, and the training's progress."""
+def best_weights(state_dir: Path) -> tuple[Tensors, Progress]:
+    """Load the weights of the best epoch so far, and the progress of the training.
+
+    Raises:
+        MultistillError: there is no checkpoint that passes its checksums.
+    """
     epoch, problems = newest_epoch(state_dir)
     if not epoch:
         reason = problems[0] if problems else f"{state_dir} holds no checkpoint"
         raise MultistillError(f"no trained weights: {reason}; train again")
-    progress = Progress(**_record(state_dir / f"{_EPOCH}{epoch:06d}")["progress"])
-    folder = state_dir / f"{_BEST}{progress.best_epoch:06d}"
-    return _tensors(folder, "model.safetensors", _record(folder), device), progress
+    progress = Progress(**_read_record(_epoch_folder(state_dir, epoch))["progress"])
+    folder = _best_folder(state_dir, progress.best_epoch)
+    return _load_tensors(folder, "model.safetensors", _read_record(folder), "cpu"), progress
 
 
-def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the fields in which two nested mappings differ, with both values."""
-    found: list[str] = []
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Fields in which two nested mappings differ, as dotted names with both values."""
+    result: list[str] = []
     for key in sorted(set(old) | set(new)):
         before, after = old.get(key), new.get(key)
         name = f"{prefix}{key}"
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found += differing(before, after, f"{name}.")
+            result += differences(before, after, f"{name}.")
         elif before != after:
-            found.append(f"`{name}` was {before!r} and is {after!r}")
-    return found
+            result.append(f"`{name}` was {before!r} and is {after!r}")
+    return result
 
 
-def _commit(
-    state_dir: Path,
-    name: str,
+def _epoch_folder(state_dir: Path, epoch: int) -> Path:
+    return state_dir / f"{_EPOCH_PREFIX}{epoch:06d}"
+
+
+def _best_folder(state_dir: Path, epoch: int) -> Path:
+    return state_dir / f"{_BEST_PREFIX}{epoch:06d}"
+
+
+def _write_folder(
+    folder: Path,
     files: Mapping[str, Tensors],
     progress: Progress,
-    source: Path | None = None,
-) -> Path:
-    folder = state_dir / name
+    link_from: Path | None = None,
+) -> None:
+    """Write the files and their record atomically.
+
+    Args:
+        link_from: a folder that holds the same files.
+    """
     with atomic_path(folder, concurrent=True) as partial:
         partial.mkdir()
         for file, tensors in files.items():
-            if source is None or not _linked(source / file, partial / file):
-                save_file(_plain(tensors), partial / file)
-        digests = {file: _digest(partial / file) for file in files}
+            if link_from is None or not _try_link(link_from / file, partial / file):
+                save_file(_cpu_tensors(tensors), partial / file)
+        digests = {file: _sha256(partial / file) for file in files}
         record = {"format": FORMAT, "sha256": digests, "progress": vars(progress)}
-        sealed = {**record, "seal": _seal(record)}
-        (partial / _RECORD).write_text(json.dumps(sealed), encoding="utf-8")
-        if folder.exists():  # a damaged one of an earlier attempt: this epoch is being redone
+        content = json.dumps({**record, "seal": _record_digest(record)})
+        (partial / _RECORD).write_text(content, encoding="utf-8")
+        if folder.exists():  # damaged, from an earlier attempt: this epoch was trained again
             shutil.rmtree(folder)
-    return folder
 
 
-def _linked(source: Path, target: Path) -> bool:
+def _try_link(source: Path, target: Path) -> bool:
     try:
         os.link(source, target)
-    except OSError:  # file systems without hard links
+    except OSError:  # the file system has no hard links
         return False
     return True
 
 
 def _prune(state_dir: Path) -> None:
-    epochs = sorted(_epochs(state_dir, _EPOCH))
-    for epoch in epochs[:-_KEPT]:
-        shutil.rmtree(state_dir / f"{_EPOCH}{epoch:06d}", ignore_errors=True)
-    needed: set[int] = set()
-    for epoch in epochs[-_KEPT:]:
+    epochs = sorted(_epochs(state_dir, _EPOCH_PREFIX))
+    for epoch in epochs[:-_EPOCHS_TO_KEEP]:
+        shutil.rmtree(_epoch_folder(state_dir, epoch), ignore_errors=True)
+    best_epochs: set[int] = set()
+    for epoch in epochs[-_EPOCHS_TO_KEEP:]:
         with contextlib.suppress(MultistillError):
-            record = _record(state_dir / f"{_EPOCH}{epoch:06d}")
-            needed.add(int(record["progress"]["best_epoch"]))
-    for epoch in _epochs(state_dir, _BEST):
-        if epoch not in needed:
-            shutil.rmtree(state_dir / f"{_BEST}{epoch:06d}", ignore_errors=True)
+            record = _read_record(_epoch_folder(state_dir, epoch))
+            best_epochs.add(int(record["progress"]["best_epoch"]))
+    for epoch in _epochs(state_dir, _BEST_PREFIX):
+        if epoch not in best_epochs:
+            shutil.rmtree(_best_folder(state_dir, epoch), ignore_errors=True)
 
 
 def _epochs(state_dir: Path, prefix: str) -> list[int]:
     if not state_dir.is_dir():
         return []
-    found = (entry.name.removeprefix(prefix) for entry in state_dir.glob(f"{prefix}*"))
-    return [int(number) for number in found if number.isdigit()]
+    suffixes = (entry.name.removeprefix(prefix) for entry in state_dir.glob(f"{prefix}*"))
+    return [int(suffix) for suffix in suffixes if suffix.isdigit()]
 
 
-def _seal(record: Mapping[str, Any]) -> str:
+def _record_digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(dict(record)).encode()).hexdigest()
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / _RECORD
     try:
         record = dict(read_json(path))
-        seal = record.pop("seal")
+        digest = record.pop("seal")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MultistillError(f"checkpoint file {path} cannot be read ({error})") from error
-    if seal != _seal(record):
-        raise MultistillError(f"checkpoint file {path} is altered")
+    if digest != _record_digest(record):
+        raise MultistillError(f"checkpoint file {path} was modified (SHA-256)")
     if record["format"] != FORMAT:
         raise MultistillError(
-            f"checkpoint {folder} is of format {record['format']}, this version reads {FORMAT}"
+            f"checkpoint {folder} has format {record['format']}, this version reads {FORMAT}"
         )
     return record
 
 
-def _verify(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
-    """Path of a checkpoint's file whose checksum is the recorded one."""
+def _verified_path(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
+    """Path of a checkpoint's file, after comparing its checksum with the recorded one."""
     try:
-        digest = _digest(folder / name)
+        digest = _sha256(folder / name)
     except OSError as error:
         raise MultistillError(f"checkpoint file {folder / name} cannot be read: {error}") from error
     if digest != record["sha256"].get(name):
-        raise MultistillError(f"checkpoint file {folder / name} is cut short or altered (SHA-256)")
+        raise MultistillError(f"checkpoint file {folder / name} is truncated or modified (SHA-256)")
     return folder / name
 
 
-def _digest(path: Path) -> str:
+def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _tensors(
+def _load_tensors(
     folder: Path, name: str, record: Mapping[str, Any], device: torch.device | str
 ) -> Tensors:
-    path = _verify(folder, name, record)
+    path = _verified_path(folder, name, record)
     try:
         return load_file(path, device=str(device))
     except (SafetensorError, ValueError) as error:
         raise MultistillError(f"{path} is not a safetensors file ({error})") from error
 
 
-def _plain(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+def _cpu_tensors(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""What one model trains on: manifest rows that the store holds, labels, the teacher's outputs."""
+"""Training and validation data of one task: manifest rows, features and the teacher's outputs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 from torch import Tensor
 
-from multistill.config import CLASSES
-from multistill.corpora.manifest import read_manifest
+from multistill.corpora.manifest import label_arrays, read_manifest
 from multistill.distillation.targets import SoftTargets, read_pooled, read_soft_targets
 from multistill.errors import MultistillError
 from multistill.features.cache import open_store
@@ -30,39 +26,40 @@ _COLUMNS = ["utterance_id", "label", "label_soft", "split", "fold"]
 
 @dataclass(frozen=True)
 class TeacherStates:
-    """The teacher's representations of N utterances.
+    """The teacher's pooled states of N utterances.
 
     Attributes:
-        table: float32 [M, D], mapped from a file, in the file's order.
-        place: row of the table [N].
-        space: whose space each lies in [N], 0 to `spaces` - 1: out-of-fold teachers have one
-            each.
+        states: float32 [M, D], memory-mapped, in the order of the file.
+        row_index: row of `states` for each utterance [N].
+        space: index of the teacher that computed the state of each utterance [N], 0 to
+            `num_spaces` - 1; out-of-fold teachers have unrelated spaces.
+        num_spaces: number of teachers.
     """
 
-    table: Tensor
-    place: IntArray
+    states: Tensor
+    row_index: IntArray
     space: IntArray
-    spaces: int
+    num_spaces: int
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Some utterances of a split.
+class Examples:
+    """Labelled utterances of one split.
 
     Attributes:
         shares: vote shares [N, 7].
-        winner: winning class [N], -1 where the votes tie.
-        lengths: what batches are sorted by [N]: audio frames, or tokens for a text model.
-        teacher: the teacher's logits [N, 7], for students.
-        states: the teacher's representations, for students that learn from them.
+        labels: class index [N], -1 where the votes tie.
+        lengths: sort key for batches [N]: audio frames, or tokens for a text model.
+        teacher_logits: [N, 7], for students.
+        teacher_states: for students with a loss on representations.
     """
 
     ids: list[str]
     shares: FloatArray
-    winner: IntArray
+    labels: IntArray
     lengths: IntArray
-    teacher: FloatArray | None = None
-    states: TeacherStates | None = None
+    teacher_logits: FloatArray | None = None
+    teacher_states: TeacherStates | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -70,21 +67,21 @@ class Rows:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Training and validation rows of one task; the test split is never read.
+    """Training and validation data of one task; the test split is never read.
 
     Attributes:
-        missing: rows of these splits without features (quarantined clips).
+        without_features: number of rows of these splits without features (quarantined clips).
         context: previous turns of any utterance, for models that read them.
     """
 
     store: FeatureStore
-    train: Rows
-    valid: Rows
-    missing: int
+    train: Examples
+    valid: Examples
+    without_features: int
     context: DialogueContext | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must have been trained on: the encoders and their widths."""
+        """The properties of the data that must match when a checkpoint is resumed."""
         info = self.store.info
         encoders = {
             kind: info[kind]["name"] for kind in ("speech", "text") if "name" in info.get(kind, {})
@@ -98,61 +95,45 @@ class TrainingData:
 
     @classmethod
     def open(cls, task: TrainingTask) -> TrainingData:
-        """Join the manifest, the store and the soft targets of a task.
+        """Join the manifest, the feature store and the soft targets of a task.
 
         Raises:
-            MultistillError: nothing is left to train on, or the teacher lacks rows.
+            MultistillError: there are no training rows, or the soft targets lack some of them.
         """
         store = open_store(task.features)
         table = read_manifest(Path(task.manifest), _COLUMNS)
         split = table.column("split").to_numpy()
-        wanted = (split == "train") | (split == "valid")
+        selected = (split == "train") | (split == "valid")
         if task.leave_out_fold is not None:
-            left_out = table.column("fold").to_numpy() == task.leave_out_fold
-            wanted &= (split != "train") | ~left_out
+            in_fold = table.column("fold").to_numpy() == task.leave_out_fold
+            selected &= (split != "train") | ~in_fold
         ids = table.column("utterance_id").to_pylist()
         stored = np.fromiter((name in store for name in ids), dtype=bool, count=len(ids))
-        labels = _Labels.of(table)
+        labels, shares = label_arrays(table)
 
-        def rows(which: npt.NDArray[np.bool_]) -> Rows:
-            places = np.flatnonzero(which & wanted & stored)
-            chosen = [ids[place] for place in places]
-            return Rows(
-                chosen, labels.shares[places], labels.winner[places], _lengths(task, store, chosen)
-            )
+        def examples(name: str) -> Examples:
+            rows = np.flatnonzero((split == name) & selected & stored)
+            split_ids = [ids[row] for row in rows]
+            return Examples(split_ids, shares[rows], labels[rows], _lengths(task, store, split_ids))
 
-        train, valid = rows(split == "train"), rows(split == "valid")
-        missing = int((wanted & ~stored).sum())
+        train, valid = examples("train"), examples("valid")
+        without_features = int((selected & ~stored).sum())
         if not len(train):
             fold = task.leave_out_fold
             outside = "" if fold is None else f" outside fold {fold}"
             raise MultistillError(
                 f"`{task.name}` has no training utterance with features{outside}; "
-                f"{missing} are quarantined in {task.features}, see also `split` in the job file"
+                f"{without_features} are quarantined in {task.features}, see also `split` in the "
+                "job file"
             )
         if task.soft_targets is not None:
-            train = _taught(train, task)
+            train = _with_teacher(train, task)
         context = None
         turns = task.spec.context_turns
         if turns:
-            past = read_manifest(Path(task.manifest), ["utterance_id", "dialogue", "turn"])
-            context = DialogueContext(store, past.to_pydict(), turns)
-        return cls(store, train, valid, missing, context)
-
-
-@dataclass(frozen=True)
-class _Labels:
-    shares: FloatArray
-    winner: IntArray
-
-    @classmethod
-    def of(cls, table: pa.Table) -> _Labels:
-        flat = table.column("label_soft").combine_chunks().flatten().to_numpy()
-        place = pc.index_in(table.column("label"), value_set=pa.array(CLASSES))
-        return cls(
-            shares=flat.astype(np.float32).reshape(-1, len(CLASSES)),
-            winner=pc.fill_null(place, -1).to_numpy().astype(np.int64),
-        )
+            columns = read_manifest(Path(task.manifest), ["utterance_id", "dialogue", "turn"])
+            context = DialogueContext(store, columns.to_pydict(), turns)
+        return cls(store, train, valid, without_features, context)
 
 
 def _lengths(task: TrainingTask, store: FeatureStore, ids: list[str]) -> IntArray:
@@ -161,65 +142,67 @@ def _lengths(task: TrainingTask, store: FeatureStore, ids: list[str]) -> IntArra
         lengths = store.text_tokens(ids)
     else:
         lengths = store.audio_frames(ids)
-        most = task.train.max_frames
-        lengths = lengths if most is None else np.minimum(lengths, most)
+        max_frames = task.train.max_frames
+        lengths = lengths if max_frames is None else np.minimum(lengths, max_frames)
     return np.maximum(lengths, 1)
 
 
-def _taught(train: Rows, task: TrainingTask) -> Rows:
-    """The rows with what the task's teacher says of them."""
+def _with_teacher(train: Examples, task: TrainingTask) -> Examples:
+    """Add the teacher's outputs to the training examples."""
     path, ids, config = Path(task.soft_targets or ""), train.ids, task.distillation
     targets = read_soft_targets(path)
-    place = {name: row for row, name in enumerate(targets.ids)}
-    absent = [name for name in ids if name not in place]
+    row_of = {name: row for row, name in enumerate(targets.ids)}
+    absent = [name for name in ids if name not in row_of]
     if absent:
         raise MultistillError(
             f"the soft targets in {path} lack {len(absent)} of {len(ids)} training utterances "
-            f"(first: {absent[0]}); run the distillation stage again"
+            f"(first: {absent[0]}); run the distill stage again"
         )
-    order = np.asarray([place[name] for name in ids], dtype=np.int64)
-    logits = np.asarray(targets.logits, dtype=np.float32)[order]
-    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    if len(broken):
+    rows = np.asarray([row_of[name] for name in ids], dtype=np.int64)
+    logits = np.asarray(targets.logits, dtype=np.float32)[rows]
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(bad):
         raise MultistillError(
-            f"the soft targets in {path} are not finite for {len(broken)} utterances "
-            f"(first: {ids[int(broken[0])]}); train the teacher again"
+            f"the soft targets in {path} are not finite for {len(bad)} utterances "
+            f"(first: {ids[int(bad[0])]}); train the teacher again"
         )
     reads_pooled = config is not None and config.reads_pooled
-    states = _teacher_states(path, targets, order, ids) if reads_pooled else None
-    return replace(train, teacher=logits, states=states)
+    states = _teacher_states(path, targets, rows, ids) if reads_pooled else None
+    return replace(train, teacher_logits=logits, teacher_states=states)
 
 
 def _teacher_states(
-    path: Path, targets: SoftTargets, order: IntArray, ids: list[str]
+    path: Path, targets: SoftTargets, rows: IntArray, ids: list[str]
 ) -> TeacherStates:
-    rows, table = read_pooled(path)
-    place = np.full(len(targets.ids), -1, dtype=np.int64)
-    place[rows] = np.arange(len(rows))
-    absent = np.flatnonzero(place[order] < 0)
+    """Pooled states of the soft targets' `rows`, whose utterances are `ids`."""
+    pooled_rows, states = read_pooled(path)
+    state_index = np.full(len(targets.ids), -1, dtype=np.int64)
+    state_index[pooled_rows] = np.arange(len(pooled_rows))
+    absent = np.flatnonzero(state_index[rows] < 0)
     if len(absent):
         raise MultistillError(
-            f"the teacher's representations beside {path} lack {len(absent)} of {len(ids)} "
-            f"training utterances (first: {ids[int(absent[0])]}); run the distillation stage again"
+            f"the teacher's pooled states next to {path} lack {len(absent)} of {len(ids)} "
+            f"training utterances (first: {ids[int(absent[0])]}); run the distill stage again"
         )
-    spaces, space = np.unique(targets.fold[order], return_inverse=True)
-    return TeacherStates(table, place[order], space.astype(np.int64), len(spaces))
+    spaces, space = np.unique(targets.fold[rows], return_inverse=True)
+    return TeacherStates(states, state_index[rows], space.astype(np.int64), len(spaces))
 
 
-def micro_batches(
-    rows: IntArray, lengths: IntArray, pieces: int = 1, frames: int | None = None
+def split_micro_batches(
+    rows: IntArray, lengths: IntArray, count: int = 1, max_frames: int | None = None
 ) -> Iterator[IntArray]:
-    """Cut one worker's part of a batch into pieces that are computed one after another.
+    """Split one worker's rows of a batch into micro-batches, which are computed one by one.
 
     Rows are sorted by length first, so that short clips are not padded to the longest.
 
     Args:
         lengths: of all utterances, indexed by `rows`.
-        pieces: at least so many pieces, where there are as many rows.
-        frames: most padded frames (rows x longest) in a piece; one row always fits.
+        count: minimum number of micro-batches, if there are as many rows.
+        max_frames: limit of padded frames (rows x longest) of a micro-batch; a single row may
+            exceed it.
     """
     order = rows[np.argsort(lengths[rows], kind="stable")]
-    limit = math.inf if frames is None else frames
-    for part in np.array_split(order, min(pieces, max(1, len(order)))):
+    limit = math.inf if max_frames is None else max_frames
+    for part in np.array_split(order, min(count, max(1, len(order)))):
         for cut in cut_by_padded_size(limit, lengths[part]):
             yield part[cut]

@@ -1,4 +1,4 @@
-"""The group of workers that train one model together, without saying who started them."""
+"""The group of processes that train one model, independent of who started them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Rank and size of the group, and its one collective: an in-place sum over all ranks.
+    """Rank and size of a process group, and its only collective: an in-place sum over all ranks.
 
-    Everything the loop needs is a sum: gradients, losses, gathered logits (each rank fills
-    its own rows of zeros) and a broadcast (all but one rank send zeros).
+    The loop needs nothing but sums: of gradients and losses, of logits (to gather them, each
+    rank fills its own rows of a zero tensor), and to broadcast (all other ranks send zeros).
     """
 
     rank: int = 0
@@ -23,21 +23,21 @@ class ProcessGroup:
 
     def __post_init__(self) -> None:
         if self.size > 1 and self.all_reduce is None:
-            raise ValueError("a world of several ranks needs `all_reduce`")
+            raise ValueError("a process group of several ranks needs `all_reduce`")
 
     @property
     def is_main(self) -> bool:
-        """True on the one rank that writes files."""
+        """Whether this is the rank that writes files."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Replace the tensor by its sum over ranks, on every rank; returns it."""
+        """Replace the tensor by its sum over ranks, on every rank, and return it."""
         if self.all_reduce is not None and self.size > 1:
             self.all_reduce(tensor)
         return tensor
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """Replace the tensor by the first rank's."""
+        """Replace the tensor by that of rank 0, on every rank, and return it."""
         if self.size > 1:
             if not self.is_main:
                 tensor.zero_()
@@ -46,13 +46,13 @@ class ProcessGroup:
 
 
 def torch_process_group(
-    group: torch.distributed.ProcessGroup | None, ranks: int, rank: int
+    group: torch.distributed.ProcessGroup | None, size: int, rank: int
 ) -> ProcessGroup:
-    """A world over an initialised `torch.distributed` group."""
-    if ranks == 1:
+    """Wrap an initialised `torch.distributed` group; None: the default group."""
+    if size == 1:
         return ProcessGroup()
 
     def all_reduce(tensor: Tensor) -> None:
         torch.distributed.all_reduce(tensor, group=group)
 
-    return ProcessGroup(rank, ranks, all_reduce)
+    return ProcessGroup(rank, size, all_reduce)

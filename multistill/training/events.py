@@ -1,4 +1,4 @@
-"""The driver's side of a training: workers' events become records and progress, live."""
+"""The driver's side of a training: turns events of the workers into records and progress."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from multistill.tracking.logger import RunLogger
 from multistill.training.export import is_finished
 from multistill.training.task import TrainingTask
 
-_WAIT_S = 0.5
+_POLL_S = 0.5
 
 
 class EventListener:
-    """Follows some tasks from start to result.
+    """Records the events of some tasks, and raises their errors.
 
     Args:
-        out: folder that holds the results.
-        logger: gets a child per task.
+        out: folder of the results.
+        logger: gets a child logger per task.
     """
 
     def __init__(self, tasks: Sequence[TrainingTask], out: Path, logger: RunLogger) -> None:
         self.tasks = {task.name: task for task in tasks}
         self.out, self.logger = out, logger
         self.children: dict[str, RunLogger] = {}
-        self.reasons: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
         self._closed: set[str] = set()
 
     @contextmanager
     def listening(self, events: Queue) -> Iterator[None]:
-        """Take in events beside the work of the block, and all that are left at its end."""
-        over = threading.Event()
+        """Handle events in a thread while the block runs; drain the queue at its end."""
+        done = threading.Event()
 
         def listen() -> None:
             while True:
-                ending = over.is_set()
+                draining = done.is_set()
                 try:
-                    self.handle(events.get(timeout=_WAIT_S))
+                    self.handle(events.get(timeout=_POLL_S))
                 except Empty:
-                    if ending:
+                    if draining:
                         return
 
         thread = threading.Thread(target=listen, name="training-events", daemon=True)
@@ -53,7 +53,7 @@ class EventListener:
         try:
             yield
         finally:
-            over.set()
+            done.set()
             thread.join()
 
     def handle(self, event: dict[str, Any]) -> None:
@@ -66,9 +66,9 @@ class EventListener:
                 child.params(_params(task, event))
                 child.tags({"worker": event["worker"]})
                 for problem in event["problems"]:
-                    child.info(f"{name}: {problem}; going back to the checkpoint before it")
+                    child.info(f"{name}: {problem}; using the previous checkpoint")
                 if event["epoch"]:
-                    child.info(f"{name}: continuing after epoch {event['epoch']}")
+                    child.info(f"{name}: resuming after epoch {event['epoch']}")
             case "epoch":
                 metrics = event["metrics"]
                 child.metrics(metrics, step=event["epoch"])
@@ -83,43 +83,43 @@ class EventListener:
                 child.metrics({"best_epoch": float(summary["best_epoch"])})
                 self._close(name, "FINISHED")
             case "failed":
-                self.reasons.setdefault(name, event["reason"])
+                self.failures.setdefault(name, event["reason"])
                 self._close(name, "FAILED")
 
-    def fail(self, error: Exception, restarts: int) -> None:
-        """The group ended with an error: raise what the user can do something about."""
+    def raise_error(self, error: Exception, restarts: int) -> None:
+        """Raise the first failure that a worker reported, else the error of the worker group."""
         self.close("FAILED")
-        for reason in self.reasons.values():
+        for reason in self.failures.values():
             raise MultistillError(reason) from error
-        cause = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
         raise MultistillError(
-            f"training stopped after {restarts} restarts: {cause[-1] if cause else error!r}; "
-            "finished epochs are kept, run the same command to continue"
+            f"training stopped after {restarts} restarts: {lines[-1] if lines else error!r}; "
+            "finished epochs are kept, run the same command again to resume"
         ) from error
 
     def close(self, status: str) -> None:
-        """End the records of all tasks that were begun and not ended."""
+        """Close the records of all tasks that are still open."""
         for name in self.children:
             self._close(name, status)
 
-    def check(self, tasks: Sequence[TrainingTask]) -> None:
-        """Raise the first reason for which one of the tasks has no result."""
+    def check_results(self, tasks: Sequence[TrainingTask]) -> None:
+        """Raise the first failure of the tasks, or an error if one of them has no result."""
         for task in tasks:
-            if task.name in self.reasons:
-                raise MultistillError(self.reasons[task.name])
+            if task.name in self.failures:
+                raise MultistillError(self.failures[task.name])
             if not is_finished(self.out / task.name):
                 raise MultistillError(
-                    f"`{task.name}` left no model in {self.out / task.name}; that folder must be "
-                    "on storage that every node of the cluster sees"
+                    f"the training of `{task.name}` ended, but {self.out / task.name} holds no "
+                    "model; the folder must be on storage that every node of the cluster can access"
                 )
 
     def results(self) -> list[dict[str, Any]]:
         """Name, folder, record id and summary of every task."""
-        found = []
+        results = []
         for name in self.tasks:
             folder = self.out / name
             child = self.children.get(name)
-            found.append(
+            results.append(
                 {
                     **read_model_config(folder)["training"],
                     "name": name,
@@ -127,7 +127,7 @@ class EventListener:
                     "record_id": child.record_id if child else None,
                 }
             )
-        return found
+        return results
 
     def _child(self, name: str) -> RunLogger:
         if name not in self.children:

@@ -1,4 +1,4 @@
-"""The finished model of a training, as the stages after it read it."""
+"""Exports the model folder of a finished training, which all later stages read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STATE = "state"
 
 
 def state_folder(folder: Path) -> Path:
-    """Where a training in hand keeps its checkpoints: below its result's folder."""
+    """Folder of a running training's checkpoints, inside the folder of its result."""
     return folder / STATE
 
 
@@ -30,10 +30,10 @@ def is_finished(folder: Path) -> bool:
 def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path) -> dict[str, Any]:
     """Write model.safetensors, config.json and history.json from the best checkpoint.
 
-    config.json comes last, so a folder that has it is whole.
+    config.json is written last, so a folder that has it is complete.
 
     Returns:
-        the summary that stands in config.json under `training`.
+        the entry `training` of config.json.
     """
     weights, progress = best_weights(state_dir)
     store = data.store
@@ -50,7 +50,7 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
         "label_source": task.train.label_source,
         "train_rows": len(data.train),
         "valid_rows": len(data.valid),
-        "rows_without_features": data.missing,
+        "rows_without_features": data.without_features,
         "task": hashlib.sha256(canonical(task.identity()).encode()).hexdigest()[:16],
     }
     write_json(folder / HISTORY, {**summary, "epochs": progress.history})
@@ -66,5 +66,5 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
 
 
 def discard_state(folder: Path) -> None:
-    """Remove the checkpoints of a finished training: optimiser states are twice the model."""
+    """Remove the checkpoints of a finished training; optimizer state is twice the model's size."""
     shutil.rmtree(state_folder(folder), ignore_errors=True)

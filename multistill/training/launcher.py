@@ -1,14 +1,14 @@
 """Trains tasks on the cluster with Ray Train.
 
-Starting a worker group costs many seconds, an epoch of a small student less than one. So
-tasks that ask for the same resources share one group: it has as many lanes as the cluster
-has room for, each lane trains its tasks one after another, and a task with W workers is
-data-parallel over the W ranks of its lane.
+Starting a worker group takes many seconds, an epoch of a small student less than one. So tasks
+with equal resource requests share one worker group. It is divided into process groups of W
+ranks, as many as the cluster has room for; each process group trains its tasks one after
+another, data-parallel over its ranks.
 
-Ray Train starts the workers, joins them into a process group, watches them and starts the
-group again when one dies. Checkpoints are ours (`multistill.training.checkpoint`): checked by
-digest, whole or absent, and under a folder that the job's fingerprint names, so that an
-edited job can never continue old weights.
+Ray Train starts the workers, sets up `torch.distributed`, monitors the workers and restarts the
+worker group when one of them dies. It does not manage checkpoints: those of
+`multistill.training.checkpoint` are written atomically and verified by checksum, in a folder
+that is named by the job's fingerprint, so that an edited job never resumes old weights.
 """
 
 from __future__ import annotations
@@ -33,19 +33,16 @@ from multistill.cluster.nodes import alive_nodes
 from multistill.config import TrainConfig
 from multistill.hardware import Resources, cores, gpus_or_default
 from multistill.tracking.logger import NullLogger, RunLogger
-from multistill.training.capacity import lanes, require
+from multistill.training.capacity import concurrent_tasks, require, single_node_layout
 from multistill.training.events import EventListener
 from multistill.training.export import is_finished
 from multistill.training.task import TrainingTask
-from multistill.training.worker import run_lane
+from multistill.training.worker import train_loop_per_worker
 
 CONTROLLER_FAILURES = 3
-"""Ray would start a controller or a group that cannot start again for ever."""
+"""By default, Ray restarts a controller or worker group that cannot start without limit."""
 
 COLLECTIVE_TIMEOUT_S = 900
-
-MOST_SPARE_THREADS = 4
-"""Small heads gain nothing from more; `cpus_per_worker` gives more where they do."""
 
 _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -59,39 +56,41 @@ def train(
     out: Path,
     logger: RunLogger = NullLogger(),  # noqa: B008 - stateless
     *,
-    at_once: int = 1,
+    concurrent_runs: int = 1,
 ) -> list[dict[str, Any]]:
-    """Train all tasks; continue those that an earlier call left unfinished.
+    """Train all tasks; resume those that an earlier call left unfinished.
 
-    Each result lies in `out/<name>`: model.safetensors, config.json, history.json.
+    Each result is in `out/<name>`: model.safetensors, config.json, history.json.
 
     Args:
         tasks: with unique names.
-        out: on storage that every node sees, named by a fingerprint of what is trained.
+        out: on storage that every node can access, named by a fingerprint of the trainings.
         logger: gets a child of kind `model` per task, with metrics every epoch.
-        at_once: calls like this one at a time, this one included; they share the cores.
+        concurrent_runs: number of concurrent calls including this one; they share the cores.
     Returns:
-        per task `name`, `folder`, `record_id`, and the summary of its config.json.
+        for each task `name`, `folder`, `record_id`, and the summary in its config.json.
     Raises:
-        MultistillError: a request that the cluster can never meet (within seconds), bad
-            data, or workers that kept dying. Finished tasks are kept.
+        MultistillError: a resource request that the cluster can never fulfil (raised within
+            seconds), bad data, or workers that kept dying. Finished tasks are kept.
     """
     names = [task.name for task in tasks]
     assert len(set(names)) == len(names), "tasks share a name"
     out.mkdir(parents=True, exist_ok=True)
     nodes = alive_nodes()
-    groups: dict[tuple[int, tuple[tuple[str, float], ...]], list[TrainingTask]] = {}
+    by_resources: dict[tuple[int, tuple[tuple[str, float], ...]], list[TrainingTask]] = {}
     for task in tasks:
         config = task.train
         need = worker_resources(config, nodes)
         require(task.name, config.workers, need, nodes)
-        groups.setdefault((config.workers, tuple(need.items())), []).append(task)
+        by_resources.setdefault((config.workers, tuple(need.items())), []).append(task)
     listener = EventListener(tasks, out, logger)
     try:
-        for (workers, each), members in groups.items():
-            missing = [task for task in members if not is_finished(out / task.name)]
-            if missing:
-                _run_group(missing, workers, dict(each), nodes, out, listener, at_once)
+        for (workers, need_items), members in by_resources.items():
+            unfinished = [task for task in members if not is_finished(out / task.name)]
+            if unfinished:
+                _run_worker_group(
+                    unfinished, workers, dict(need_items), nodes, out, listener, concurrent_runs
+                )
     except KeyboardInterrupt:
         listener.close("KILLED")
         raise
@@ -99,86 +98,78 @@ def train(
 
 
 def worker_resources(config: TrainConfig, nodes: Sequence[Resources]) -> dict[str, float]:
-    """What one worker holds. Without a wish: a whole GPU where the cluster has any."""
+    """Resources of one worker: as requested; by default a whole GPU if the cluster has any."""
     gpus = gpus_or_default(config.gpus_per_worker, nodes)
     need = {"CPU": float(config.cpus_per_worker)}
     return {**need, "GPU": gpus} if gpus else need
 
 
-def on_one_machine(cores: int, count: int, workers: int) -> tuple[int, int]:
-    """Lanes, of at most `count`, and threads of each worker where there is one node.
-
-    A local Ray may promise more CPUs than there are cores, and cores that no worker holds
-    would idle.
-    """
-    count = max(1, min(count, cores // workers))
-    return count, max(1, min(MOST_SPARE_THREADS, cores // (count * workers)))
-
-
-def _run_group(
+def _run_worker_group(
     tasks: Sequence[TrainingTask],
     workers: int,
     need: dict[str, float],
     nodes: Sequence[Resources],
     out: Path,
     listener: EventListener,
-    at_once: int,
+    concurrent_runs: int,
 ) -> None:
-    count = lanes(len(tasks), workers, need, nodes, ray.available_resources())
+    groups = concurrent_tasks(len(tasks), workers, need, nodes, ray.available_resources())
     threads = max(1, int(need["CPU"]))
     if len(nodes) == 1:
-        count, spare = on_one_machine(cores() // at_once, count, workers)
-        threads = max(threads, spare)
-    attempts = max(task.train.max_failures for task in tasks)
+        groups, available_threads = single_node_layout(cores() // concurrent_runs, groups, workers)
+        threads = max(threads, available_threads)
+    max_failures = max(task.train.max_failures for task in tasks)
     storage = out / ".ray-train"
-    # Beside the driver that reads it: on a worker's node it would die with that node, and
-    # every later attempt with it.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    # On the driver's node, since the driver reads it: on a worker's node the queue would be lost
+    # with that node, and every restart would fail.
+    driver_node = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": driver_node})
     trainer = TorchTrainer(
-        run_lane,
+        train_loop_per_worker,
         train_loop_config={
             "tasks": list(tasks),
             "out": str(out),
             "workers": workers,
-            "lanes": count,
+            "groups": groups,
             "threads": threads,
             "events": events,
         },
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
-            num_workers=count * workers,
+            num_workers=groups * workers,
             use_gpu="GPU" in need,
             resources_per_worker=need,
         ),
         run_config=RunConfig(
-            # A new name every time: Ray's own resume would read a snapshot that it does not
-            # write atomically, and we keep no checkpoint with it.
+            # A unique name: with a known one, Ray would resume from its own snapshot, which is
+            # not written atomically and holds no checkpoint of ours.
             name=f"{tasks[0].name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(storage),
             failure_config=FailureConfig(
-                max_failures=attempts, controller_failure_limit=CONTROLLER_FAILURES
+                max_failures=max_failures, controller_failure_limit=CONTROLLER_FAILURES
             ),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     try:
         environment = dict(_ENVIRONMENT)
-        if len(nodes) == 1:  # nobody to warn of: where the node goes, the driver goes
+        if len(nodes) == 1:  # if the only node is preempted, the driver is too
             environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
         with listener.listening(events), _environment(environment), _interruptible():
             trainer.fit()
     except ray.train.TrainingFailedError as error:
-        listener.fail(error, attempts)
+        listener.raise_error(error, max_failures)
     finally:
         events.shutdown(force=True)
         shutil.rmtree(storage, ignore_errors=True)
-    listener.check(tasks)
+    listener.check_results(tasks)
 
 
 @contextmanager
 def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Settings that Ray Train reads from the driver's environment; the user's own win."""
+    """Set variables that Ray Train reads in the driver, unless the user has set them."""
     added = {name: value for name, value in defaults.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -190,9 +181,9 @@ def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C ends the workers and then this process as it would without Ray Train.
+    """Make Ctrl-C stop the workers and raise KeyboardInterrupt, as without Ray Train.
 
-    Ray Train leaves its own handler installed, and exits with 0 when interrupted.
+    Ray Train exits with status 0 on SIGINT and does not restore the previous handler.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,8 +1,8 @@
-"""Trained models as artifacts of their own, found by any job that needs the same training.
+"""Trained models as workspace artifacts, shared by all jobs that need the same training.
 
-A model's name does not count: equal data, settings and seed give one model, whatever it is
-called. So adding a student trains one student, and a searched student that equals one
-already trained is not trained again.
+The fingerprint of a model covers data, settings and seed, but not its name. So adding a student
+to a job trains only that student, and a searched student that equals a trained one is not
+trained again.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 KIND = "models"
 VERSION = 2
-"""Raise it when a change alters trained weights or the files of a model."""
+"""Increase it when a change alters trained weights or the files of a model."""
 
 HISTORY = "history.json"
 FILES = ("model.safetensors", "config.json", HISTORY)
 
 Index = Mapping[str, Mapping[str, Any]]
-"""Model name -> `fingerprint`, `record_id` (in the tracking server), `role`, `seed`, `fold`
-(the one it was not trained on, or None) and `control_of`."""
+"""Model name -> `fingerprint`, `record_id` (on the tracking server), `role`, `seed`, `fold` (the
+one that it was not trained on, or None) and `control_of`."""
 
 
 class ModelStore:
-    """The models of one workspace."""
+    """The trained models of one workspace."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
@@ -41,7 +41,7 @@ class ModelStore:
         return self.workspace.folder(KIND, str(model["fingerprint"]))
 
     def holds(self, index: Index) -> bool:
-        """Whether all models of an index exist: folders may have been deleted by hand."""
+        """Whether all models of an index exist; their folders may have been deleted by hand."""
         return all((self.folder(model) / DONE).exists() for model in index.values())
 
     def histories(self, index: Index) -> dict[str, Any]:
@@ -58,26 +58,26 @@ class ModelStore:
         """Train the models that do not exist yet.
 
         Args:
-            inputs: fingerprints of what the tasks read, by the task's field: `manifest`,
-                `features` and, for distilled students, `soft_targets`. Those of fields that a
-                task leaves empty do not count, so a control is the same under any teacher.
+            inputs: fingerprints of the artifacts that the tasks read, by field of the task:
+                `manifest`, `features` and, for distilled students, `soft_targets`. An input is
+                ignored for tasks whose field is None, so a control does not depend on the teacher.
             out: the calling stage's partial folder; holds checkpoints until all are done.
         Returns:
             `{"models": Index}`, for the stage's summary.
         """
         from multistill.training.launcher import train
 
-        names = {task.name: self._fingerprint(task, inputs) for task in tasks}
-        absent = [t for t in tasks if self.workspace.find(KIND, names[t.name]) is None]
-        if len(absent) < len(tasks):
-            logger.info(f"{len(tasks) - len(absent)} of {len(tasks)} models exist already")
-        # Equal trainings under several names run once, under the first name.
-        first = {names[task.name]: task for task in reversed(absent)}
-        missing = [task for task in absent if first[names[task.name]] is task]
+        fingerprints = {task.name: self._fingerprint(task, inputs) for task in tasks}
+        missing = [t for t in tasks if self.workspace.find(KIND, fingerprints[t.name]) is None]
+        if len(missing) < len(tasks):
+            logger.info(f"{len(tasks) - len(missing)} of {len(tasks)} models already exist")
+        # Tasks with equal fingerprints are trained once, under the first name.
+        first = {fingerprints[task.name]: task for task in reversed(missing)}
+        to_train = [task for task in missing if first[fingerprints[task.name]] is task]
         work = out / "training"
-        results = train(missing, work, logger) if missing else []
+        results = train(to_train, work, logger) if to_train else []
         records = {result["name"]: result.get("record_id") for result in results}
-        for task in missing:
+        for task in to_train:
 
             def build(folder: Path, source: Path = work / task.name) -> None:
                 clear(folder)
@@ -86,21 +86,21 @@ class ModelStore:
 
             self.workspace.make(
                 KIND,
-                names[task.name],
+                fingerprints[task.name],
                 build,
                 config=task.identity(),
-                inputs=_read_by(task, inputs),
+                inputs=_inputs_of(task, inputs),
                 provenance={"record_id": records.get(task.name)},
             )
-        index = {task.name: self._entry(task, names[task.name]) for task in tasks}
+        index = {task.name: self._entry(task, fingerprints[task.name]) for task in tasks}
         shutil.rmtree(work, ignore_errors=True)
         return {"models": index}
 
-    def _entry(self, task: TrainingTask, name: str) -> dict[str, Any]:
-        artifact = self.workspace.find(KIND, name)
+    def _entry(self, task: TrainingTask, fingerprint: str) -> dict[str, Any]:
+        artifact = self.workspace.find(KIND, fingerprint)
         assert artifact is not None
         return {
-            "fingerprint": name,
+            "fingerprint": fingerprint,
             "record_id": artifact.meta["provenance"].get("record_id"),
             "role": task.role,
             "seed": task.seed,
@@ -110,8 +110,8 @@ class ModelStore:
 
     @staticmethod
     def _fingerprint(task: TrainingTask, inputs: Mapping[str, str]) -> str:
-        return fingerprint(KIND, VERSION, task.identity(), _read_by(task, inputs))
+        return fingerprint(KIND, VERSION, task.identity(), _inputs_of(task, inputs))
 
 
-def _read_by(task: TrainingTask, inputs: Mapping[str, str]) -> dict[str, str]:
+def _inputs_of(task: TrainingTask, inputs: Mapping[str, str]) -> dict[str, str]:
     return {field: value for field, value in inputs.items() if getattr(task, field) is not None}

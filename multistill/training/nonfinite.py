@@ -1,4 +1,4 @@
-"""Stops a training at the first loss that is not finite, and says which utterances made it."""
+"""Stops a training at the first loss that is not finite and reports the utterances at fault."""
 
 from __future__ import annotations
 
@@ -20,66 +20,71 @@ REPORT = "not-finite.json"
 
 
 @dataclass
-class _Pending:
-    figures: Tensor
-    ready: torch.cuda.Event | None
+class _PendingStep:
+    loss_and_norm: Tensor
+    copied: torch.cuda.Event | None
     result: StepResult
     batch: IntArray
     step: int
 
 
 class NonFiniteCheck:
-    """Looks at each step's loss and gradient norm one step late.
+    """Checks the loss and gradient norm of each step, one step late.
 
-    Reading a number from a GPU waits for it. One step late, it is there already, so the
-    guard costs no idle time. The step after a bad one may have run; nothing of it is kept.
+    Reading a value from a GPU waits for its computation. One step later the value has already
+    been copied to the host, so the check does not stall the GPU. The step after a bad one may
+    have run; its weights are never saved.
 
     Args:
-        ids: utterance ids of all rows.
-        report: file that names the batch.
+        ids: utterance ids of all training rows.
+        report: path of the report that is written before the error is raised.
     """
 
-    def __init__(self, ids: Sequence[str], report: Path, epoch: int, world: ProcessGroup) -> None:
-        self.ids, self.report, self.epoch, self.world = ids, report, epoch, world
-        self._pending: _Pending | None = None
+    def __init__(self, ids: Sequence[str], report: Path, epoch: int, group: ProcessGroup) -> None:
+        self.ids, self.report, self.epoch, self.group = ids, report, epoch, group
+        self._pending: _PendingStep | None = None
 
     def check(self, result: StepResult, batch: IntArray, step: int) -> float:
-        """Take up a step; returns the summed loss of the one before (0 for none).
+        """Enqueue a step and check the previous one.
 
+        Args:
+            batch: row indices of the global batch.
+        Returns:
+            the summed loss of the previous step, 0 if there is none.
         Raises:
-            MultistillError: that loss or its gradient was not finite; on all ranks alike.
+            MultistillError: the previous loss or gradient is not finite. Raised on all ranks.
         """
-        before = self.finish()
-        figures, ready = result.figures, None
-        if figures.is_cuda:
-            host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
-            host.copy_(figures, non_blocking=True)
-            ready = torch.cuda.Event()
-            ready.record()
-            figures = host
-        self._pending = _Pending(figures, ready, result, batch, step)
-        return before
+        previous_loss = self.finish()
+        values, copied = result.loss_and_norm, None
+        if values.is_cuda:
+            host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            host.copy_(values, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+            values = host
+        self._pending = _PendingStep(values, copied, result, batch, step)
+        return previous_loss
 
     def finish(self) -> float:
-        """Look at the last step; returns its summed loss."""
+        """Check the last step and return its summed loss."""
         pending, self._pending = self._pending, None
         if pending is None:
             return 0.0
-        if pending.ready is not None:
-            pending.ready.synchronize()
-        loss, norm = pending.figures.tolist()
+        if pending.copied is not None:
+            pending.copied.synchronize()
+        loss, norm = pending.loss_and_norm.tolist()
         if math.isfinite(loss) and math.isfinite(norm):
             return loss * len(pending.batch)
-        raise self._stop(pending, loss, norm)
+        raise self._write_report(pending, loss, norm)
 
-    def _stop(self, pending: _Pending, loss: float, norm: float) -> MultistillError:
+    def _write_report(self, pending: _PendingStep, loss: float, norm: float) -> MultistillError:
         result = pending.result
-        bad = torch.zeros(len(self.ids), dtype=torch.int32, device=result.figures.device)
+        bad = torch.zeros(len(self.ids), dtype=torch.int32, device=result.loss_and_norm.device)
         for rows, losses in zip(result.rows, result.losses, strict=True):
-            where = torch.as_tensor(rows, device=bad.device)
-            bad[where] = (~torch.isfinite(losses)).to(bad.dtype)
-        suspects = [self.ids[row] for row in self.world.sum(bad).nonzero().flatten().tolist()]
-        if self.world.is_main:
+            index = torch.as_tensor(rows, device=bad.device)
+            bad[index] = (~torch.isfinite(losses)).to(bad.dtype)
+        bad_ids = [self.ids[row] for row in self.group.sum(bad).nonzero().flatten().tolist()]
+        if self.group.is_main:
             write_json(
                 self.report,
                 {
@@ -87,15 +92,15 @@ class NonFiniteCheck:
                     "step": pending.step,
                     "loss": repr(loss),
                     "gradient_norm": repr(norm),
-                    "not_finite": suspects,
+                    "not_finite": bad_ids,
                     "utterance_ids": [self.ids[row] for row in pending.batch.tolist()],
                 },
             )
-        what = "the loss" if not math.isfinite(loss) else "the gradient"
-        named = f"utterance {suspects[0]}" if suspects else "no single utterance"
-        more = f" and {len(suspects) - 1} more" if len(suspects) > 1 else ""
+        quantity = "the loss" if not math.isfinite(loss) else "the gradient"
+        cause = f"utterance {bad_ids[0]}" if bad_ids else "no single utterance"
+        more = f" and {len(bad_ids) - 1} more" if len(bad_ids) > 1 else ""
         return MultistillError(
-            f"{what} is not finite in epoch {self.epoch}, step {pending.step} ({named}{more}); "
-            f"the batch's utterance ids are in {self.report}; look at these clips, or lower "
+            f"{quantity} is not finite in epoch {self.epoch}, step {pending.step} ({cause}{more}); "
+            f"the utterance ids of the batch are in {self.report}; check these clips, or lower "
             "`train.learning_rate`"
         )

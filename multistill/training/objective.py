@@ -1,4 +1,4 @@
-"""What a task minimises: labels alone, or labels and a teacher."""
+"""The loss of a task, from labels alone or from labels and a teacher, and validation metrics."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from multistill.distillation.schedule import scheduled_weight
 from multistill.metrics.classification import from_confusion
 from multistill.models.build import ModelOutput
 from multistill.models.losses import class_weights, label_loss
-from multistill.training.data import Rows
+from multistill.training.data import Examples
 from multistill.training.prefetch import MicroBatch
 from multistill.training.task import TrainingTask
 from multistill.typing import FloatArray
 
 
 class Objective(nn.Module):
-    """The loss of each utterance under a task.
+    """Loss of each utterance under a task.
 
-    Its own parameters (a hint's projection) are trained beside the model's and are part of
-    the checkpoints, never of the model.
+    The parameters of the objective (a hint's projection) are trained together with the model and
+    saved in checkpoints, but are not part of the model.
 
     Args:
-        train: class weights count its labels; its teacher's states decide a hint's width.
+        train: training examples, for class weights and the width of the teacher's states.
         pooled_dim: width of the model's pooled states.
     """
 
-    weights: Tensor | None
+    class_weights: Tensor | None
 
-    def __init__(self, task: TrainingTask, train: Rows, pooled_dim: int) -> None:
+    def __init__(self, task: TrainingTask, train: Examples, pooled_dim: int) -> None:
         super().__init__()
         self.config, self.distillation = task.train, task.distillation
         weights = class_weights(torch.from_numpy(train.shares), self.config.class_weights)
-        self.register_buffer("weights", weights, persistent=False)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.hint: Hint | None = None
         self.cka: LinearCKA | None = None
-        taught, distillation = train.states, self.distillation
-        if taught is not None and distillation is not None:
+        teacher, distillation = train.teacher_states, self.distillation
+        if teacher is not None and distillation is not None:
             if distillation.hint_weight:
-                self.hint = Hint(pooled_dim, taught.table.shape[1], taught.spaces)
+                self.hint = Hint(pooled_dim, teacher.states.shape[1], teacher.num_spaces)
             if distillation.cka_weight:
-                self.cka = LinearCKA(taught.spaces)
+                self.cka = LinearCKA(teacher.num_spaces)
 
     @property
-    def over_batch(self) -> bool:
-        """Whether a row's loss depends on the rows that are computed with it."""
+    def depends_on_batch(self) -> bool:
+        """Whether the loss of a row depends on the other rows of its micro-batch."""
         distillation = self.distillation
         return self.cka is not None or (distillation is not None and distillation.loss == "dist")
 
-    def forward(self, output: ModelOutput, piece: MicroBatch, progress: float) -> Tensor:
+    def forward(self, output: ModelOutput, micro_batch: MicroBatch, progress: float) -> Tensor:
         """Losses [b].
 
         Args:
@@ -63,9 +63,14 @@ class Objective(nn.Module):
         config, distillation = self.config, self.distillation
         if distillation is None:
             return label_loss(
-                logits, piece.shares, piece.winner, config.loss, config.label_source, self.weights
+                logits,
+                micro_batch.shares,
+                micro_batch.labels,
+                config.loss,
+                config.label_source,
+                self.class_weights,
             )
-        assert piece.teacher is not None
+        assert micro_batch.teacher_logits is not None
 
         def scheduled(weight: float) -> float:
             return scheduled_weight(
@@ -74,9 +79,9 @@ class Objective(nn.Module):
 
         losses = distillation_loss(
             logits,
-            piece.teacher,
-            piece.shares,
-            piece.winner,
+            micro_batch.teacher_logits,
+            micro_batch.shares,
+            micro_batch.labels,
             loss=distillation.loss,
             temperature=distillation.temperature,
             weight=scheduled(distillation.weight),
@@ -85,40 +90,43 @@ class Objective(nn.Module):
             dkd_beta=distillation.dkd_beta,
             label_kind=config.loss,
             label_source=config.label_source,
-            class_weights=self.weights,
-        ).total
-        for weight, match in (
+            class_weights=self.class_weights,
+        )
+        for weight, module in (
             (distillation.hint_weight, self.hint),
             (distillation.cka_weight, self.cka),
         ):
-            if match is not None:
-                found = match(output.pooled.float(), piece.teacher_states, piece.space)
-                losses = losses + scheduled(weight) * found
+            if module is not None:
+                states, space = micro_batch.teacher_states, micro_batch.space
+                losses = losses + scheduled(weight) * module(output.pooled.float(), states, space)
         return losses
 
 
-def scores(config: TrainConfig, logits: FloatArray, rows: Rows) -> dict[str, float]:
-    """loss, accuracy, uar, macro_f1 and weighted_f1 of logits [N, 7], as the report defines them.
+def validation_metrics(
+    config: TrainConfig, logits: FloatArray, examples: Examples
+) -> dict[str, float]:
+    """loss, accuracy, uar, macro_f1 and weighted_f1 of logits [N, 7], as in the report.
 
-    The loss is the label loss without class weights: comparable between weightings, and
-    between students with and without a teacher. Ties count for the loss only.
+    The loss is the label loss without class weights, so that it is comparable between class
+    weightings, and between students with and without a teacher. Rows whose votes tie contribute
+    to the loss only.
     """
     losses = label_loss(
         torch.from_numpy(logits),
-        torch.from_numpy(rows.shares),
-        torch.from_numpy(rows.winner),
+        torch.from_numpy(examples.shares),
+        torch.from_numpy(examples.labels),
         config.loss,
         config.label_source,
     )
     confusion = np.zeros((len(CLASSES), len(CLASSES)))
-    decided = rows.winner >= 0
-    np.add.at(confusion, (rows.winner[decided], logits[decided].argmax(axis=1)), 1)
-    hard = {name: float(value) for name, value in from_confusion(confusion).items()}
-    return {"loss": float(losses.double().mean()), **hard}
+    labelled = examples.labels >= 0
+    np.add.at(confusion, (examples.labels[labelled], logits[labelled].argmax(axis=1)), 1)
+    metrics = {name: float(value) for name, value in from_confusion(confusion).items()}
+    return {"loss": float(losses.double().mean()), **metrics}
 
 
 def sampling_weights(shares: FloatArray) -> npt.NDArray[np.float64]:
-    """Chance of each row [N] to be drawn, so that all classes weigh the same in an epoch.
+    """Probability of drawing each row [N] under which all classes have equal weight.
 
     A row with mixed votes counts for each class by its share.
     """

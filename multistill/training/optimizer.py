@@ -1,4 +1,4 @@
-"""AdamW, its state as named tensors, and the arithmetic a device can do."""
+"""AdamW whose state is a flat mapping of named tensors, and the choice of precision."""
 
 from __future__ import annotations
 
@@ -7,52 +7,53 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-SLOTS = ("exp_avg", "exp_avg_sq", "step")
+STATE_NAMES = ("exp_avg", "exp_avg_sq", "step")
 """State of `torch.optim.AdamW` for each parameter."""
 
 
 class NamedAdamW:
-    """`torch.optim.AdamW` (Loshchilov and Hutter 2019) over parameters with names.
+    """`torch.optim.AdamW` (Loshchilov and Hutter 2019) over named parameters.
 
-    The names make the state a flat mapping of tensors, which safetensors can store.
+    Its state is a flat mapping of tensors, which safetensors can store.
 
     Args:
-        parameters: name and parameter; those that need no gradient are skipped.
+        parameters: names and parameters; those that require no gradient are skipped.
     """
 
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> None:
         named = [(name, p) for name, p in parameters if p.requires_grad]
         self.names = [name for name, _ in named]
         self.parameters = [parameter for _, parameter in named]
-        self.torch = torch.optim.AdamW(
+        self.adamw = torch.optim.AdamW(
             self.parameters, lr=0.0, weight_decay=weight_decay, fused=True
         )
 
-    def step(self, rate: float) -> None:
-        """Apply the gradients that the parameters hold, with this learning rate."""
-        for group in self.torch.param_groups:
-            group["lr"] = rate
-        self.torch.step()
+    def step(self, learning_rate: float) -> None:
+        """Apply the gradients of the parameters with this learning rate."""
+        for group in self.adamw.param_groups:
+            group["lr"] = learning_rate
+        self.adamw.step()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The state as `<parameter>/<slot>` tensors; empty before the first step."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state as `<parameter>/<state name>` tensors; empty before the first step."""
         return {
-            f"{name}/{slot}": self.torch.state[parameter][slot]
+            f"{name}/{state_name}": self.adamw.state[parameter][state_name]
             for name, parameter in zip(self.names, self.parameters, strict=True)
-            for slot in SLOTS
-            if parameter in self.torch.state
+            for state_name in STATE_NAMES
+            if parameter in self.adamw.state
         }
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore a state of `tensors`."""
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore a state of `state_dict`; other tensors are ignored."""
         for name, parameter in zip(self.names, self.parameters, strict=True):
-            self.torch.state[parameter] = {
-                slot: tensors[f"{name}/{slot}"].to(parameter.device, copy=True) for slot in SLOTS
+            self.adamw.state[parameter] = {
+                state_name: tensors[f"{name}/{state_name}"].to(parameter.device, copy=True)
+                for state_name in STATE_NAMES
             }
 
 
-def runs_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: requested, or `auto` on a GPU that is made for it."""
+def uses_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: if requested, or for `auto` on a GPU with native support."""
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bfloat16"

@@ -1,4 +1,4 @@
-"""Pieces of batches on the device, prepared ahead of the computation."""
+"""Micro-batches on the device, read ahead of the computation."""
 
 from __future__ import annotations
 
@@ -13,32 +13,35 @@ from torch import Tensor
 from multistill.features.collate import Batch, collate
 from multistill.features.store import FeatureStore
 from multistill.models.context import DialogueContext
-from multistill.training.data import Rows
+from multistill.training.data import Examples
 from multistill.typing import IntArray
 
 THREADS = 4
-"""Reading and padding release the interpreter lock, so threads keep a GPU fed."""
+"""Reading and padding release the GIL, so threads are enough to keep a GPU busy."""
 
-_AHEAD = 8
+_PREFETCH = 8
+"""Micro-batches that are read ahead."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some rows of a batch with all that the loss needs, on one device.
+    """Some rows of a batch with everything that the loss needs, on one device.
 
     Attributes:
-        rows: row numbers in the split.
+        rows: row indices in the split.
+        states: padded encoder states and their masks.
+        shares, labels: vote shares [b, 7] and class indices [b], -1 where the votes tie.
+        teacher_logits: [b, 7], for students.
+        teacher_states, space: pooled states [b, D] and the index of the teacher that computed
+            them [b], for students with a loss on representations.
         context, context_mask: previous turns, for models that read them.
-        teacher: the teacher's logits [b, 7], for students.
-        teacher_states, space: its representations [b, D] and whose space they lie in [b],
-            for students that learn from them.
     """
 
     rows: list[int]
     states: Batch
     shares: Tensor
-    winner: Tensor
-    teacher: Tensor | None = None
+    labels: Tensor
+    teacher_logits: Tensor | None = None
     teacher_states: Tensor | None = None
     space: Tensor | None = None
     context: Tensor | None = None
@@ -52,8 +55,8 @@ class MicroBatch:
             self,
             states=self.states.to(device),
             shares=self.shares.to(device, non_blocking=True),
-            winner=self.winner.to(device, non_blocking=True),
-            teacher=move(self.teacher),
+            labels=self.labels.to(device, non_blocking=True),
+            teacher_logits=move(self.teacher_logits),
             teacher_states=move(self.teacher_states),
             space=move(self.space),
             context=move(self.context),
@@ -62,7 +65,7 @@ class MicroBatch:
 
 
 class Prefetcher:
-    """Reads pieces from the store; on a GPU some pieces ahead, through pinned memory."""
+    """Reads micro-batches from the store; for a GPU in threads, ahead and into pinned memory."""
 
     def __init__(
         self,
@@ -74,38 +77,40 @@ class Prefetcher:
         self.store, self.device = store, device
         self.max_frames, self.context = max_frames, context
 
-    def pieces(self, data: Rows, parts: Iterable[IntArray]) -> Iterator[MicroBatch]:
-        """One piece for each group of row numbers, in order."""
+    def micro_batches(
+        self, examples: Examples, row_groups: Iterable[IntArray]
+    ) -> Iterator[MicroBatch]:
+        """One micro-batch per group of row indices, in order."""
         if self.device.type != "cuda":
-            for part in parts:
-                yield self._prepare(data, part).to(self.device)
+            for rows in row_groups:
+                yield self._read(examples, rows).to(self.device)
             return
-        waiting: deque[Future[MicroBatch]] = deque()
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="supply") as pool:
+        pending: deque[Future[MicroBatch]] = deque()
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="prefetch") as pool:
             try:
-                for part in parts:
-                    waiting.append(pool.submit(self._prepare, data, part))
-                    if len(waiting) > _AHEAD:
-                        yield waiting.popleft().result().to(self.device)
-                while waiting:
-                    yield waiting.popleft().result().to(self.device)
+                for rows in row_groups:
+                    pending.append(pool.submit(self._read, examples, rows))
+                    if len(pending) > _PREFETCH:
+                        yield pending.popleft().result().to(self.device)
+                while pending:
+                    yield pending.popleft().result().to(self.device)
             finally:
-                for future in waiting:
+                for future in pending:
                     future.cancel()
 
-    def _prepare(self, data: Rows, part: IntArray) -> MicroBatch:
-        ids = [data.ids[row] for row in part]
+    def _read(self, examples: Examples, rows: IntArray) -> MicroBatch:
+        ids = [examples.ids[row] for row in rows]
         states = collate(self.store, ids, self.max_frames)
         context, context_mask = self.context.batch(ids) if self.context else (None, None)
-        taught = data.states
+        logits, teacher = examples.teacher_logits, examples.teacher_states
         return MicroBatch(
-            rows=part.tolist(),
+            rows=rows.tolist(),
             states=states.pin() if self.device.type == "cuda" else states,
-            shares=torch.from_numpy(data.shares[part]),
-            winner=torch.from_numpy(data.winner[part]),
-            teacher=None if data.teacher is None else torch.from_numpy(data.teacher[part]),
-            teacher_states=None if taught is None else taught.table[taught.place[part]],
-            space=None if taught is None else torch.from_numpy(taught.space[part]),
+            shares=torch.from_numpy(examples.shares[rows]),
+            labels=torch.from_numpy(examples.labels[rows]),
+            teacher_logits=None if logits is None else torch.from_numpy(logits[rows]),
+            teacher_states=None if teacher is None else teacher.states[teacher.row_index[rows]],
+            space=None if teacher is None else torch.from_numpy(teacher.space[rows]),
             context=context,
             context_mask=context_mask,
         )

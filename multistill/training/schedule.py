@@ -1,4 +1,4 @@
-"""Learning rate and random state as functions of the step and epoch: nothing to checkpoint."""
+"""Learning rate and seeds as functions of step and epoch, so that no state is checkpointed."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import numpy as np
 
 
 def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
-    """Linear warm-up, then half a cosine down to zero.
+    """Linear warm-up, then cosine decay to zero.
 
     Args:
-        step: 0-based optimiser step.
-        total: steps of the whole training.
-        warmup: share of `total` spent rising.
+        step: 0-based optimizer step.
+        total: number of steps of the whole training.
+        warmup: share of `total` during which the rate rises.
 
     Examples:
         >>> [round(learning_rate(step, total=10, peak=1.0, warmup=0.2), 2) for step in range(5)]
         [0.5, 1.0, 1.0, 0.96, 0.85]
     """
-    rising = math.ceil(total * warmup)
-    if step < rising:
-        return peak * (step + 1) / rising
-    done = (step - rising) / max(1, total - rising)
-    return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    warmup_steps = math.ceil(total * warmup)
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total - warmup_steps)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
 def derived_seed(*parts: int) -> int:
-    """A 63-bit seed that depends on all parts, so that (seed, epoch, rank) never collide."""
+    """A 63-bit seed from all parts, so that different (seed, epoch, rank) do not collide."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

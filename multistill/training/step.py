@@ -1,4 +1,4 @@
-"""The training step: the one place where gradients are made, exchanged and applied."""
+"""The training step: computes gradients, sums them over the process group and applies them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from multistill.training.prefetch import MicroBatch
 
 
 class FlatGradients:
-    """All gradients of a model as views of one buffer, with one more number for the loss.
+    """All gradients of a model as views of one buffer, which also has an element for the loss.
 
-    One buffer makes the exchange between workers one collective and the norm one kernel.
-    Backward passes add into the views, so accumulation needs no further code, and a worker
-    without a row in a batch contributes zeros instead of breaking the collective.
+    With one buffer, the sum over workers is one collective and the norm is one kernel. Backward
+    passes accumulate into the views, and a worker without rows in a batch contributes zeros
+    instead of missing the collective.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], device: torch.device) -> None:
@@ -43,52 +43,54 @@ class FlatGradients:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step found, still on the device.
+    """Losses of a step, still on the device.
 
     Attributes:
-        figures: [2] mean loss over the global batch, gradient norm before clipping.
-        rows: row numbers of this worker's pieces, and `losses` [b] of each, in that order.
+        loss_and_norm: [2], mean loss over the global batch and gradient norm before clipping.
+        rows: row indices of each micro-batch of this worker.
+        losses: loss of each of these rows, per micro-batch [b].
     """
 
-    figures: Tensor
+    loss_and_norm: Tensor
     rows: list[list[int]]
     losses: list[Tensor]
 
 
 def training_step(
-    pieces: Iterable[MicroBatch],
+    micro_batches: Iterable[MicroBatch],
     sample_losses: Callable[[MicroBatch], Tensor],
-    batch_rows: int,
+    batch_size: int,
     flat: FlatGradients,
     optimizer: NamedAdamW,
     *,
-    rate: float,
+    learning_rate: float,
     clip_norm: float,
-    world: ProcessGroup,
+    group: ProcessGroup,
 ) -> StepResult:
-    """One optimiser step over one global batch.
+    """Run one optimizer step on one global batch.
 
-    Losses are summed over rows and divided by the rows of the whole batch, over all workers
-    and pieces. So neither the number of workers nor the number of pieces changes the
-    gradient, no row counts twice and none is dropped. Gradients are exchanged once, at the end.
+    Losses are summed over rows and divided by the number of rows of the global batch, over all
+    workers and micro-batches. So the gradient depends neither on the number of workers nor on
+    the number of micro-batches, and every row counts exactly once. Gradients are summed over
+    workers once, at the end.
 
     Args:
-        pieces: this worker's part of the batch; may be empty.
-        sample_losses: losses [b] of the rows of a piece.
-        batch_rows: rows of the batch over all workers.
+        micro_batches: this worker's part of the batch; may be empty.
+        sample_losses: returns the losses [b] of the rows of a micro-batch.
+        batch_size: rows of the global batch.
     """
     flat.buffer.zero_()
     rows: list[list[int]] = []
-    seen: list[Tensor] = []
-    for piece in pieces:
-        losses = sample_losses(piece)
-        total = losses.sum() / batch_rows
+    row_losses: list[Tensor] = []
+    for micro_batch in micro_batches:
+        losses = sample_losses(micro_batch)
+        total = losses.sum() / batch_size
         total.backward()
         flat.loss.add_(total.detach())
-        rows.append(piece.rows)
-        seen.append(losses.detach())
-    world.sum(flat.buffer)
+        rows.append(micro_batch.rows)
+        row_losses.append(losses.detach())
+    group.sum(flat.buffer)
     norm = torch.linalg.vector_norm(flat.gradients)
     flat.gradients.mul_((clip_norm / (norm + 1e-6)).clamp(max=1.0))
-    optimizer.step(rate)
-    return StepResult(torch.stack((flat.loss, norm)), rows, seen)
+    optimizer.step(learning_rate)
+    return StepResult(torch.stack((flat.loss, norm)), rows, row_losses)

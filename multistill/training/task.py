@@ -1,4 +1,4 @@
-"""What one training is: typed settings, and where its inputs lie."""
+"""`TrainingTask`: the settings of one training and the paths of its inputs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class TrainingTask:
     """One model to train.
 
     Attributes:
-        name: folder name of the result below the launcher's `out`.
-        role: what the model is for. A control is a student without a teacher.
+        name: folder name of the result in the launcher's `out`.
+        role: purpose of the model. A control is a student trained without a teacher.
         seed: of weights, batches and dropout.
-        manifest: absolute path of `manifest.parquet` (or of the folder that holds it).
+        manifest: absolute path of `manifest.parquet` or its folder.
         features: absolute path of the feature store.
-        leave_out_fold: train on the other folds only. Validation rows are kept whatever
-            their fold: no model trains on them, so no teacher can leak them.
-        soft_targets: a teacher's Parquet file; with `distillation`, makes this a student.
-        control_of: name of the distilled task that this one is the control of.
+        leave_out_fold: train on the other folds only. Validation rows of all folds are kept: no
+            model is trained on them, so no teacher can leak them.
+        soft_targets: a teacher's Parquet file; set together with `distillation`.
+        control_of: name of the distilled task whose control this is.
     """
 
     name: str
@@ -43,12 +43,12 @@ class TrainingTask:
     def __post_init__(self) -> None:
         if (self.soft_targets is None) != (self.distillation is None):
             raise UsageError(
-                f"training task `{self.name}` names only one of `soft_targets` and "
-                "`distillation`; a student needs both, any other model neither"
+                f"training task `{self.name}` sets only one of `soft_targets` and "
+                "`distillation`; set both for a distilled student, neither for any other model"
             )
 
     def identity(self) -> dict[str, Any]:
-        """What decides the weights, without names, paths and how the work is spread."""
+        """The settings that decide the weights: no names, no paths, no resources."""
         return {
             "role": self.role,
             "model": self.spec.to_dict(),
@@ -59,7 +59,7 @@ class TrainingTask:
         }
 
     def control(self, name: str) -> TrainingTask:
-        """The same training without a teacher: settings, budget and seed are equal."""
+        """The same training without a teacher, with equal settings, budget and seed."""
         return replace(
             self,
             name=name,
@@ -70,12 +70,12 @@ class TrainingTask:
         )
 
     def with_train(self, **settings: Any) -> TrainingTask:
-        """The task with some fields of `train` replaced, validated."""
+        """The task with some fields of `train` replaced and validated."""
         values = {**self.train.model_dump(), **settings}
         return replace(self, train=TrainConfig.model_validate(values))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values, for search.json."""
+        """The task as JSON values, for search.json."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             **values,
@@ -86,11 +86,11 @@ class TrainingTask:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingTask:
-        """The task of `to_dict`.
+        """Inverse of `to_dict`.
 
         Raises:
             UsageError: an unknown field.
-            ValueError: a section that its config refuses.
+            ValueError: an invalid section.
         """
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
@@ -107,12 +107,12 @@ class TrainingTask:
 
 
 def seed_tasks(base: TrainingTask, seeds: int) -> list[TrainingTask]:
-    """The same training from `seeds` seeds: an ensemble. One seed keeps the name."""
+    """The members of an ensemble: one training per seed. A single seed keeps the name."""
     if seeds == 1:
         return [base]
     return [
-        replace(base, name=f"{base.name}-seed{number}", seed=base.seed + number)
-        for number in range(seeds)
+        replace(base, name=f"{base.name}-seed{offset}", seed=base.seed + offset)
+        for offset in range(seeds)
     ]
 
 

@@ -1,4 +1,4 @@
-"""What each worker of a Ray Train group runs: the tasks of its lane, one after another."""
+"""The Ray Train worker: trains the tasks of its process group, one after another."""
 
 from __future__ import annotations
 
@@ -20,64 +20,70 @@ from multistill.training.loop import fit
 from multistill.training.task import TrainingTask
 
 STOP = "stop"
-"""A file of this name in a training's folder ends it after the epoch in hand, unfinished."""
+"""A file of this name in a task's folder stops its training after the current epoch. The task
+remains unfinished and can be resumed."""
 
 
-class Events(Protocol):
-    """Where a worker tells the driver what happened; a Ray queue."""
+class EventQueue(Protocol):
+    """Where workers put events for the driver's `EventListener`; a Ray queue."""
 
     def put(self, item: dict[str, Any]) -> None: ...
 
 
-def run_lane(config: dict[str, Any]) -> None:
-    """Train the tasks of this worker's lane.
+def train_loop_per_worker(config: dict[str, Any]) -> None:
+    """Train the tasks of this worker's process group.
 
     Args:
-        config: `tasks`, `out`, `workers` (of each task), `lanes`, `threads`, `events`.
+        config: `tasks`; `out`, the folder of the results; `workers`, ranks of each process group;
+            `groups`, number of process groups; `threads` of each worker; `events`, the queue.
     """
-    rank = ray.train.get_context().get_world_rank()
-    workers, lanes = int(config["workers"]), int(config["lanes"])
-    lane, place = divmod(rank, workers)
+    world_rank = ray.train.get_context().get_world_rank()
+    workers, groups = int(config["workers"]), int(config["groups"])
+    group_index, rank = divmod(world_rank, workers)
     torch.set_num_threads(int(config["threads"]))
-    world = _lane_world(lane, place, workers, lanes)
+    group = _process_group(group_index, rank, workers, groups)
     device = ray.train.torch.get_device()
     tasks = config["tasks"]
-    for task in tasks[lane::lanes]:
+    for task in tasks[group_index::groups]:
         folder = Path(config["out"]) / task.name
-        if not _train(task, folder, world, device, config["events"]):
+        if not _train(task, folder, group, device, config["events"]):
             return
 
 
-def _lane_world(lane: int, place: int, workers: int, lanes: int) -> ProcessGroup:
+def _process_group(group_index: int, rank: int, workers: int, groups: int) -> ProcessGroup:
     if workers == 1:
         return ProcessGroup()
-    if lanes == 1:
-        return torch_process_group(None, workers, place)
-    # Every rank takes part in making every group, in one order.
-    groups = [
+    if groups == 1:
+        return torch_process_group(None, workers, rank)
+    # `new_group` is a collective: every rank creates all groups, in the same order.
+    torch_groups = [
         torch.distributed.new_group(list(range(start, start + workers)))
-        for start in range(0, lanes * workers, workers)
+        for start in range(0, groups * workers, workers)
     ]
-    return torch_process_group(groups[lane], workers, place)
+    return torch_process_group(torch_groups[group_index], workers, rank)
 
 
 def _train(
-    task: TrainingTask, folder: Path, world: ProcessGroup, device: torch.device, events: Events
+    task: TrainingTask,
+    folder: Path,
+    group: ProcessGroup,
+    device: torch.device,
+    events: EventQueue,
 ) -> bool:
-    """One task, from its checkpoint to its exported model.
+    """Train one task from its checkpoint to the exported model.
 
-    Errors that the user can mend are told to the driver and end this task only: a new
-    attempt would meet them again. All others are raised, for Ray Train to try again.
+    Errors that the user has to fix are reported to the driver and end only this task: a restart
+    would fail again. All other errors are raised, so that Ray Train restarts the workers.
 
     Returns:
-        whether this lane can train another task.
+        whether this process group can train another task.
     """
-    done = torch.tensor([float(world.is_main and is_finished(folder))], device=device)
-    if world.broadcast(done).item():
+    finished = torch.tensor([float(group.is_main and is_finished(folder))], device=device)
+    if group.broadcast(finished).item():
         return True
     try:
         data = TrainingData.open(task)
-        if world.is_main:
+        if group.is_main:
             epoch, problems = newest_epoch(state_folder(folder))
             events.put(
                 {
@@ -87,49 +93,49 @@ def _train(
                     "problems": problems,
                     "train_rows": len(data.train),
                     "valid_rows": len(data.valid),
-                    "missing": data.missing,
                     "worker": f"{os.uname().nodename}:{os.getpid()}",
                 }
             )
         for report in fit(
-            task, world=world, state_dir=state_folder(folder), device=device, data=data
+            task, group=group, state_dir=state_folder(folder), device=device, data=data
         ):
-            if world.is_main:
+            if group.is_main:
                 events.put(
                     {
                         "task": task.name,
                         "kind": "epoch",
                         "epoch": report.epoch,
                         "metrics": report.metrics,
-                        "best": report.best,
                     }
                 )
-            asked = torch.tensor([float(world.is_main and (folder / STOP).exists())], device=device)
-            if world.broadcast(asked).item():
+            stop = torch.tensor([float(group.is_main and (folder / STOP).exists())], device=device)
+            if group.broadcast(stop).item():
                 return True
-        if world.is_main:
+        if group.is_main:
             summary = export(task, data, state_folder(folder), folder)
             discard_state(folder)
             events.put({"task": task.name, "kind": "finished", "summary": summary})
         return True
     except MultistillError as error:
-        return _give_up(task, str(error), world, events)
+        return _report_failure(task, str(error), group, events)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        return _give_up(
+        return _report_failure(
             task,
-            f"the disk that holds {folder} is full; free some space and run the same command "
-            "again: finished epochs are kept",
-            world,
+            f"the disk of {folder} is full; free some space and run the same command again: "
+            "finished epochs are kept",
+            group,
             events,
         )
 
 
-def _give_up(task: TrainingTask, reason: str, world: ProcessGroup, events: Events) -> bool:
+def _report_failure(
+    task: TrainingTask, reason: str, group: ProcessGroup, events: EventQueue
+) -> bool:
     events.put({"task": task.name, "kind": "failed", "reason": reason})
-    if world.size == 1:
+    if group.size == 1:
         return True
-    # Where only this rank failed, the others wait for it in a collective: break it.
+    # If only this rank failed, the others wait for it in a collective: make that fail.
     torch.distributed.destroy_process_group()
     return False

@@ -1,20 +1,26 @@
-"""A small learnable corpus for the training tests: a manifest and a feature store."""
+"""A small learnable corpus, tasks on it, and ways to run them, for the training tests."""
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from multistill.config import CLASSES, DistillationConfig, TrainConfig
 from multistill.corpora.manifest import MANIFEST_SCHEMA, write_manifest
 from multistill.distillation.targets import write_pooled, write_soft_targets
+from multistill.errors import MultistillError
 from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
 from multistill.models.presets import resolve
+from multistill.training.checkpoint import best_weights
 from multistill.training.data import TrainingData
+from multistill.training.distributed import ProcessGroup
+from multistill.training.loop import EpochReport, fit
 from multistill.training.task import TrainingTask
 
 AUDIO_DIM, TEXT_DIM = 12, 8
@@ -23,11 +29,13 @@ AUDIO_DIM, TEXT_DIM = 12, 8
 def make_corpus(
     folder: Path, rows: int = 90, *, broken: int | None = None, quarantined: int = 2
 ) -> tuple[Path, Path]:
-    """Manifest and store of `rows` utterances whose states point at their class.
+    """Manifest and store of `rows` utterances whose states point in the direction of their class.
+
+    Sessions 0 to 7 are for training, 8 for validation, 9 for test; session = row % 10.
 
     Args:
-        broken: a training row whose audio holds a NaN.
-        quarantined: rows at the end that the store lacks.
+        broken: a row whose audio holds a NaN.
+        quarantined: number of rows at the end that are not in the store.
     """
     random = np.random.default_rng(7)
     directions = random.normal(size=(len(CLASSES), AUDIO_DIM + TEXT_DIM)).astype(np.float32)
@@ -95,7 +103,7 @@ def make_corpus(
 
 
 def make_task(corpus: tuple[Path, Path], name: str = "model", **train: Any) -> TrainingTask:
-    """A small student without dropout, so that runs are comparable."""
+    """A small student without dropout, so that runs can be compared."""
     manifest, store = corpus
     spec = resolve(
         "small-student",
@@ -127,7 +135,7 @@ def with_dropout(task: TrainingTask, **spec: Any) -> TrainingTask:
 
 
 def with_teacher(task: TrainingTask, path: Path, weight: float) -> TrainingTask:
-    """A student of a random teacher."""
+    """The task as a student of a teacher with random logits."""
     ids = TrainingData.open(task).train.ids
     logits = np.random.default_rng(0).normal(size=(len(ids), 7)) * 3
     write_soft_targets(path, ids, logits, "random", np.full(len(ids), -1))
@@ -138,7 +146,7 @@ def with_teacher(task: TrainingTask, path: Path, weight: float) -> TrainingTask:
 def with_states(
     task: TrainingTask, path: Path, folds: int = 1, **distillation: float
 ) -> TrainingTask:
-    """A student whose teachers, one per fold, represent a class as one of seven vectors."""
+    """The task as a student whose teachers, one per fold, have one pooled vector per class."""
     student = with_teacher(task, path, 0.0)
     train = TrainingData.open(task).train
     fold = np.arange(len(train)) % folds
@@ -149,3 +157,70 @@ def with_states(
     order = np.random.default_rng(2).permutation(len(train))
     write_pooled(path, order, states[order])
     return replace(student, distillation=DistillationConfig(weight=0.0, **distillation))
+
+
+def run(task: TrainingTask, state: Path, **more: Any) -> list[EpochReport]:
+    """Train on the CPU until the end."""
+    return list(fit(task, state_dir=state, device="cpu", **more))
+
+
+def losses(reports: list[EpochReport], name: str = "train_loss") -> list[float]:
+    """A metric of every epoch."""
+    return [report.metrics[name] for report in reports]
+
+
+def weights(state: Path) -> torch.Tensor:
+    """The best weights as one vector."""
+    tensors, _ = best_weights(state)
+    return torch.cat([tensors[name].flatten().double() for name in sorted(tensors)])
+
+
+class ThreadGroup:
+    """Ranks as threads, with the same sums as between processes.
+
+    Attributes:
+        collectives: number of sums so far.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.barrier = threading.Barrier(size, timeout=60)
+        self.shared: list[torch.Tensor] = []
+        self.collectives = 0
+
+    def process_group(self, rank: int) -> ProcessGroup:
+        def all_reduce(tensor: torch.Tensor) -> None:
+            if self.barrier.wait() == 0:
+                self.shared = []
+                self.collectives += 1
+            self.barrier.wait()
+            self.shared.append(tensor.clone())
+            self.barrier.wait()
+            total = torch.stack(sorted(self.shared, key=lambda t: t.double().sum().item())).sum(0)
+            tensor.copy_(total)
+            self.barrier.wait()
+
+        return ProcessGroup(rank, self.size, all_reduce)
+
+    def fit(self, task: TrainingTask, state: Path) -> list[list[EpochReport]]:
+        """Train on all ranks; returns the reports of each, or raises the first error."""
+        reports: list[list[EpochReport]] = [[] for _ in range(self.size)]
+        failed: list[BaseException] = []
+
+        def work(rank: int) -> None:
+            try:
+                reports[rank] = run(task, state, group=self.process_group(rank))
+            except BaseException as error:
+                failed.append(error)
+                if not isinstance(error, MultistillError):  # those are raised on all ranks
+                    self.barrier.abort()
+
+        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(self.size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        errors = [error for error in failed if not isinstance(error, threading.BrokenBarrierError)]
+        if errors:
+            raise errors[0]
+        return reports

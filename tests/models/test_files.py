@@ -1,4 +1,4 @@
-"""Models on disk: what comes back, what is refused, and that nothing is unpickled."""
+"""Model folders: round trip, refused files, and no unpickling."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def saved(tmp_path: Path) -> tuple[EmotionModel, Path]:
     return model, folder
 
 
-def test_a_model_comes_back_the_same(saved: tuple[EmotionModel, Path]) -> None:
+def test_a_loaded_model_equals_the_saved_one(saved: tuple[EmotionModel, Path]) -> None:
     model, folder = saved
     loaded = load_model(folder, {"encoders": ENCODERS, "spec": model.spec.to_dict()})
     assert loaded.spec == model.spec
@@ -52,12 +52,14 @@ def test_a_model_comes_back_the_same(saved: tuple[EmotionModel, Path]) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_the_field_that_differs_is_named(saved: tuple[EmotionModel, Path]) -> None:
+def test_a_config_that_differs_from_the_expected_one_is_refused_with_the_field(
+    saved: tuple[EmotionModel, Path],
+) -> None:
     _, folder = saved
     other = {**ENCODERS, "speech": {"name": "wav2vec2", "revision": None}}
-    with pytest.raises(MultistillError, match=r"encoders\.speech\.name is 'log-mel' there"):
+    with pytest.raises(MultistillError, match=r"encoders\.speech\.name is 'log-mel' in its config"):
         load_model(folder, {"encoders": other})
-    with pytest.raises(MultistillError, match="audio_dim is 12 there and 80 here"):
+    with pytest.raises(MultistillError, match=r"audio_dim is 12 in its config\.json, expected 80"):
         load_model(folder, {"audio_dim": 80})
     config = json.loads((folder / "config.json").read_text())
     config["labels"] = config["labels"][::-1]
@@ -66,7 +68,7 @@ def test_the_field_that_differs_is_named(saved: tuple[EmotionModel, Path]) -> No
         load_model(folder)
 
 
-def test_weights_of_another_shape_are_refused_by_name(
+def test_weights_of_another_shape_are_refused_with_the_name_of_the_tensor(
     saved: tuple[EmotionModel, Path], tmp_path: Path
 ) -> None:
     _, folder = saved
@@ -80,9 +82,7 @@ def test_weights_of_another_shape_are_refused_by_name(
 
 
 @pytest.mark.parametrize("keep", [0, 10, -1])
-def test_truncated_or_changed_weights_are_found(
-    saved: tuple[EmotionModel, Path], keep: int
-) -> None:
+def test_truncated_weights_are_detected(saved: tuple[EmotionModel, Path], keep: int) -> None:
     _, folder = saved
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
@@ -90,7 +90,7 @@ def test_truncated_or_changed_weights_are_found(
         load_model(folder)
 
 
-def test_a_flipped_bit_is_found(saved: tuple[EmotionModel, Path]) -> None:
+def test_a_flipped_bit_is_detected(saved: tuple[EmotionModel, Path]) -> None:
     _, folder = saved
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
@@ -100,7 +100,7 @@ def test_a_flipped_bit_is_found(saved: tuple[EmotionModel, Path]) -> None:
         load_model(folder)
 
 
-def test_missing_and_damaged_files_are_sentences(saved: tuple[EmotionModel, Path]) -> None:
+def test_a_missing_or_damaged_config_is_refused(saved: tuple[EmotionModel, Path]) -> None:
     _, folder = saved
     (folder / "config.json").write_text('{"spec": ')
     with pytest.raises(DamagedModelError, match="is damaged"):
@@ -108,12 +108,12 @@ def test_missing_and_damaged_files_are_sentences(saved: tuple[EmotionModel, Path
     (folder / "config.json").unlink()
     with pytest.raises(DamagedModelError, match=r"config\.json is missing"):
         load_model(folder)
-    with pytest.raises(DamagedModelError, match="is no model"):
+    with pytest.raises(DamagedModelError, match="is not a model folder"):
         load_model(folder / "nowhere")
 
 
-class _Trap:
-    """Unpickling this writes a file."""
+class _Payload:
+    """Creates a file when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -122,11 +122,11 @@ class _Trap:
         return (Path.touch, (self.target,))
 
 
-def test_pickles_are_named_and_never_loaded(tmp_path: Path) -> None:
-    sprung = tmp_path / "sprung"
+def test_pickled_checkpoints_are_refused_by_name_and_never_loaded(tmp_path: Path) -> None:
+    created = tmp_path / "created"
     folder = tmp_path / "pickled"
     folder.mkdir()
-    torch.save(_Trap(sprung), folder / "best.pt")
+    torch.save(_Payload(created), folder / "best.pt")
     with pytest.raises(MultistillError, match=r"best\.pt is a pickled checkpoint"):
         load_model(folder)
-    assert not sprung.exists()
+    assert not created.exists()

@@ -14,25 +14,25 @@ from multistill.models.losses import LabelLoss, class_weights, label_loss, label
 LOGITS = torch.tensor([[math.log(2.0), 0.0, 0.0], [0.0, math.log(3.0), 0.0]])
 # softmax: [1/2, 1/4, 1/4] and [1/5, 3/5, 1/5]
 SHARES = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.8, 0.2]])
-WINNER = torch.tensor([-1, 1])
+LABELS = torch.tensor([-1, 1])
 
 
 def test_losses_have_the_values_computed_by_hand() -> None:
-    soft = label_loss(LOGITS, SHARES, WINNER)
+    soft = label_loss(LOGITS, SHARES, LABELS)
     by_hand = [
         0.5 * math.log(2) + 0.5 * math.log(4),
         0.8 * math.log(5 / 3) + 0.2 * math.log(5),
     ]
     torch.testing.assert_close(soft, torch.tensor(by_hand))
-    hard = label_loss(LOGITS, SHARES, WINNER, "cross-entropy")
+    hard = label_loss(LOGITS, SHARES, LABELS, "cross-entropy")
     torch.testing.assert_close(hard, torch.tensor([by_hand[0], math.log(5 / 3)]))
-    focal = label_loss(LOGITS, SHARES, WINNER, "focal")
+    focal = label_loss(LOGITS, SHARES, LABELS, "focal")
     by_hand = [
         0.5 * 0.25 * math.log(2) + 0.5 * 0.5625 * math.log(4),
         0.8 * 0.16 * math.log(5 / 3) + 0.2 * 0.64 * math.log(5),
     ]
     torch.testing.assert_close(focal, torch.tensor(by_hand))
-    mse = label_loss(LOGITS, SHARES, WINNER, "mse")
+    mse = label_loss(LOGITS, SHARES, LABELS, "mse")
     by_hand = [
         ((math.log(2) - 0.5) ** 2 + 0.25) / 3,
         ((math.log(3) - 0.8) ** 2 + 0.04) / 3,
@@ -40,31 +40,31 @@ def test_losses_have_the_values_computed_by_hand() -> None:
     torch.testing.assert_close(mse, torch.tensor(by_hand))
 
 
-def test_a_tie_counts_equally_for_the_classes_that_tie() -> None:
+def test_the_target_of_a_tie_is_uniform_over_the_tied_classes() -> None:
     shares = torch.tensor([[0.4, 0.4, 0.2], [0.1, 0.6, 0.3], [0.3, 0.3, 0.4]])
-    winner = torch.tensor([-1, 1, 2])
-    target = label_target(shares, winner, "winner")
+    labels = torch.tensor([-1, 1, 2])
+    target = label_target(shares, labels, "winner")
     expected = [[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     torch.testing.assert_close(target, torch.tensor(expected))
-    assert label_target(shares, winner, "shares") is shares
-    # The winner may come from the corpus and differ from the shares: it is believed.
+    assert label_target(shares, labels, "shares") is shares
+    # A label given by the corpus may differ from the shares: the label is used.
     assert label_target(shares, torch.tensor([2, 2, 2]), "winner")[:, 2].eq(1).all()
 
 
 @pytest.mark.parametrize("kind", ["soft-cross-entropy", "cross-entropy", "focal", "mse"])
 def test_class_weights_multiply_each_class(kind: LabelLoss) -> None:
     weights = torch.tensor([2.0, 2.0, 2.0])
-    plain = label_loss(LOGITS, SHARES, WINNER, kind)
+    plain = label_loss(LOGITS, SHARES, LABELS, kind)
     torch.testing.assert_close(
-        label_loss(LOGITS, SHARES, WINNER, kind, class_weights=weights), 2 * plain
+        label_loss(LOGITS, SHARES, LABELS, kind, class_weights=weights), 2 * plain
     )
-    only = torch.tensor([0.0, 1.0, 0.0])
-    lesser = label_loss(LOGITS, SHARES, WINNER, kind, class_weights=only)
-    assert (lesser < plain + 1e-7).all()
-    assert (lesser[0] < plain[0]).item()
+    single = torch.tensor([0.0, 1.0, 0.0])
+    partial = label_loss(LOGITS, SHARES, LABELS, kind, class_weights=single)
+    assert (partial < plain + 1e-7).all()
+    assert (partial[0] < plain[0]).item()
 
 
-def test_weights_favour_rare_classes_and_keep_the_mean_loss_weight() -> None:
+def test_class_weights_favour_rare_classes_and_have_a_mean_of_one() -> None:
     shares = torch.eye(4)[torch.tensor([0] * 90 + [1] * 9 + [2])]
     assert class_weights(shares, "none") is None
     for kind in ("inverse", "effective"):
@@ -83,16 +83,16 @@ def test_weights_favour_rare_classes_and_keep_the_mean_loss_weight() -> None:
     st.lists(st.floats(-30, 30), min_size=7, max_size=7),
     st.lists(st.integers(0, 10), min_size=7, max_size=7).filter(lambda v: sum(v) > 0),
 )
-def test_soft_cross_entropy_is_lowest_where_the_prediction_is_the_label(
+def test_soft_cross_entropy_is_minimal_at_the_label_distribution(
     logits: list[float], votes: list[int]
 ) -> None:
     shares = torch.tensor([votes], dtype=torch.float64) / sum(votes)
-    winner = torch.tensor([-1])
+    labels = torch.tensor([-1])
     predicted = torch.tensor([logits], dtype=torch.float64)
-    best = label_loss(torch.log(shares + 1e-12), shares, winner)
-    assert (label_loss(predicted, shares, winner) >= best - 1e-9).all()
+    minimum = label_loss(torch.log(shares + 1e-12), shares, labels)
+    assert (label_loss(predicted, shares, labels) >= minimum - 1e-9).all()
     for kind in ("soft-cross-entropy", "cross-entropy", "focal", "mse"):
-        loss = label_loss(predicted, shares, winner, kind)  # type: ignore[arg-type]
+        loss = label_loss(predicted, shares, labels, kind)  # type: ignore[arg-type]
         assert loss.shape == (1,)
         assert loss.isfinite().all()
         assert (loss >= 0).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers.models_store import AUDIO_DIM, TEXT_DIM, make_store
+from helpers.encoder_states import AUDIO_DIM, TEXT_DIM, make_store
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, checked on reading, and one damaged file costs one epoch."""
+"""Checkpoints: written atomically, verified on reading; a damaged file costs one epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from multistill.training.checkpoint import (
     Checkpoint,
     Progress,
     best_weights,
-    differing,
+    differences,
     load_checkpoint,
     newest_epoch,
     save_checkpoint,
@@ -35,20 +35,20 @@ def state(tmp_path: Path) -> Path:
 def test_the_two_newest_epochs_and_the_best_are_kept(state):
     names = sorted(entry.name for entry in state.iterdir())
     assert names == ["best-000002", "epoch-000003", "epoch-000004"]
-    found, progress = best_weights(state)
+    tensors, progress = best_weights(state)
     assert progress.epoch == 4
-    assert found["w"][0] == 2.0
+    assert tensors["w"][0] == 2.0
     assert load_checkpoint(state, 4).optimizer["w/step"] == 4.0
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["cut", "altered", "missing"])
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(state, file, damage):
+@pytest.mark.parametrize("damage", ["truncated", "modified", "missing"])
+def test_the_previous_checkpoint_is_used_if_the_newest_is_damaged(state, file, damage):
     path = state / "epoch-000004" / file
     content = path.read_bytes()
-    if damage == "cut":
+    if damage == "truncated":
         path.write_bytes(content[: len(content) // 2])
-    elif damage == "altered":
+    elif damage == "modified":
         path.write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
     else:
         path.unlink()
@@ -58,11 +58,11 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(state, file, da
     assert "epoch-000004" in problems[0]
     with pytest.raises(MultistillError):
         load_checkpoint(state, 4)
-    save(state, 4, best=2)  # the epoch, done again, replaces the damaged one
+    save(state, 4, best=2)  # training the epoch again replaces the damaged checkpoint
     assert newest_epoch(state) == (4, [])
 
 
-def test_a_kill_while_writing_leaves_the_checkpoint_before(state, monkeypatch):
+def test_a_kill_during_writing_leaves_the_previous_checkpoint(state, monkeypatch):
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -72,7 +72,7 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(state, monkeypatch):
     assert newest_epoch(state) == (4, [])
 
 
-def test_a_damaged_best_is_found(state):
+def test_damaged_best_weights_are_detected(state):
     (state / "best-000002" / "model.safetensors").write_bytes(b"")
     epoch, problems = newest_epoch(state)
     assert epoch == 0
@@ -81,15 +81,15 @@ def test_a_damaged_best_is_found(state):
         best_weights(state)
 
 
-def test_nothing_is_there_before_the_first_epoch(tmp_path):
+def test_there_is_no_checkpoint_before_the_first_epoch(tmp_path):
     assert newest_epoch(tmp_path / "none") == (0, [])
     with pytest.raises(MultistillError, match="holds no checkpoint"):
         best_weights(tmp_path / "none")
 
 
-def test_differing_names_nested_fields():
+def test_differences_name_nested_fields():
     old = {"model": {"width": 64, "layers": 1}, "seed": 1}
-    assert differing(old, {"model": {"width": 32, "layers": 1}, "seed": 1}) == [
+    assert differences(old, {"model": {"width": 32, "layers": 1}, "seed": 1}) == [
         "`model.width` was 64 and is 32"
     ]
-    assert differing(old, old) == []
+    assert differences(old, old) == []

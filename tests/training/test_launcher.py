@@ -1,4 +1,4 @@
-"""Training through real Ray Train: same losses, live records, killed workers, refusals."""
+"""Training with real Ray Train: equal losses, live records, killed workers, refused requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from helpers.training_corpus import make_corpus, make_task, with_dropout, with_s
 
 from multistill.errors import MultistillError
 from multistill.models.files import load_model
-from multistill.training.capacity import lanes, require
 from multistill.training.checkpoint import best_weights, newest_epoch
 from multistill.training.data import TrainingData
 from multistill.training.export import export, is_finished, state_folder
@@ -40,14 +39,11 @@ def kill_rank_0_after_epoch_3(logger: RecordingLogger, method: str, recorded: An
         os.kill(worker_pids(logger)[0], signal.SIGKILL)
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
 @pytest.mark.ray
-def test_killed_four_worker_training_equals_one_worker(corpus, tmp_path, ray_session):
-    """Four ranks over gloo, rank 0 killed with SIGKILL in mid-training, against one process."""
+def test_training_with_four_workers_and_a_killed_one_equals_a_single_process(
+    corpus, tmp_path, ray_session
+):
+    """Four gloo ranks; rank 0 is killed with SIGKILL during the training."""
     from multistill.training.launcher import train
 
     task = make_task(corpus, "teacher", epochs=6, batch_size=8, workers=4, accumulation=2)
@@ -55,17 +51,17 @@ def test_killed_four_worker_training_equals_one_worker(corpus, tmp_path, ray_ses
     [result] = train([task], tmp_path / "out", logger)
     folder = tmp_path / "out" / "teacher"
 
-    alone = list(fit(task, state_dir=tmp_path / "alone", device="cpu"))
+    single = list(fit(task, state_dir=tmp_path / "single", device="cpu"))
     history = read_json(folder / "history.json")["epochs"]
     assert [epoch["epoch"] for epoch in history] == list(range(1, 7))
     for name in ("train_loss", "valid_loss", "valid_macro_f1"):
-        found = [epoch[name] for epoch in history]
-        assert found == pytest.approx([report.metrics[name] for report in alone], abs=1e-3)
+        values = [epoch[name] for epoch in history]
+        assert values == pytest.approx([report.metrics[name] for report in single], abs=1e-3)
 
     [record] = logger.children.values()
     assert record.key == record.name == "teacher"
     assert len(set(worker_pids(record))) == 2  # two processes worked on it
-    assert any("continuing after epoch" in line for line in record.messages)
+    assert any("resuming after epoch" in line for line in record.messages)
     assert sorted(set(record.steps)) == list(range(1, 7))
     assert len(record.steps) <= 7  # at most the epoch in progress was trained twice
     assert record.status == "FINISHED"
@@ -84,25 +80,27 @@ def test_killed_four_worker_training_equals_one_worker(corpus, tmp_path, ray_ses
     assert not any(child.steps for child in again.children.values())  # nothing was trained again
 
 
-def compare(folder: Path, task: TrainingTask, alone: Path, tolerance: float) -> None:
-    """Losses of every epoch and the final weights are those of one uninterrupted process."""
-    whole = list(fit(task, state_dir=alone, device="cpu"))
-    found = read_json(folder / "history.json")["epochs"]
-    assert [epoch["train_loss"] for epoch in found] == pytest.approx(
-        [report.metrics["train_loss"] for report in whole], abs=tolerance
+def assert_equals_single_process(
+    folder: Path, task: TrainingTask, state: Path, tolerance: float
+) -> None:
+    """Compare losses and weights of a result with an uninterrupted training in this process."""
+    reports = list(fit(task, state_dir=state, device="cpu"))
+    history = read_json(folder / "history.json")["epochs"]
+    assert [epoch["train_loss"] for epoch in history] == pytest.approx(
+        [report.metrics["train_loss"] for report in reports], abs=tolerance
     )
-    weights, _ = best_weights(alone)
-    ours = load_model(folder).state_dict()
-    for name, tensor in weights.items():
+    expected, _ = best_weights(state)
+    weights = load_model(folder).state_dict()
+    for name, tensor in expected.items():
         if name.endswith("key_value.bias"):
-            # Softmax does not see a shift of all keys: the key bias has no gradient but
-            # rounding, of which Adam makes steps of full size. Another number of threads
-            # rounds otherwise.
+            # Softmax is invariant to a shift of all keys: the gradient of the key bias is
+            # rounding error, which Adam scales to full steps, and which depends on the number
+            # of threads.
             shift, value = tensor.chunk(2)
             assert shift.abs().max() < 0.1
-            torch.testing.assert_close(ours[name].chunk(2)[1], value, atol=tolerance, rtol=0)
+            torch.testing.assert_close(weights[name].chunk(2)[1], value, atol=tolerance, rtol=0)
         else:
-            torch.testing.assert_close(ours[name], tensor, atol=tolerance, rtol=0)
+            torch.testing.assert_close(weights[name], tensor, atol=tolerance, rtol=0)
 
 
 DRIVER = """
@@ -125,8 +123,10 @@ train([task], Path(sys.argv[3]), RecordingLogger(on_event=print_worker))
 
 
 @pytest.mark.ray
-def test_workers_go_with_a_killed_driver_and_the_rest_equals_one_run(corpus, tmp_path, ray_session):
-    """SIGKILL to the driver in mid-epoch; a hint beside, whose projection has to survive too."""
+def test_workers_exit_with_a_killed_driver_and_resuming_equals_one_run(
+    corpus, tmp_path, ray_session
+):
+    """SIGKILL to the driver during an epoch; with a hint, whose projection has to be resumed."""
     import ray
 
     task = with_dropout(make_task(corpus, "student", epochs=24, batch_size=8))
@@ -146,19 +146,19 @@ def test_workers_go_with_a_killed_driver_and_the_rest_equals_one_run(corpus, tmp
         time.sleep(0.02)
     driver.kill()
     driver.wait()
-    given_up = time.monotonic() + 30
-    while Path(f"/proc/{worker}").exists() and time.monotonic() < given_up:
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not Path(f"/proc/{worker}").exists(), "an orphan would write beside the next run"
+    assert not Path(f"/proc/{worker}").exists(), "an orphan would write to the next run's folder"
     reached, problems = newest_epoch(state_folder(folder))
     assert 3 <= reached < 24
     assert problems == []
 
     data = TrainingData.open(task)
-    rest = list(fit(task, state_dir=state_folder(folder), device="cpu", data=data))
-    assert rest[0].epoch == reached + 1
+    resumed = list(fit(task, state_dir=state_folder(folder), device="cpu", data=data))
+    assert resumed[0].epoch == reached + 1
     export(task, data, state_folder(folder), folder)
-    compare(folder, task, tmp_path / "alone", 1e-5)
+    assert_equals_single_process(folder, task, tmp_path / "single", 1e-5)
 
 
 NODES = """
@@ -203,8 +203,8 @@ cluster.shutdown()
 
 
 @pytest.mark.ray
-def test_two_workers_whose_node_dies_go_on_on_another_node(corpus, tmp_path):
-    """A node of a cluster of three removed in mid-training, without leave, against one process."""
+def test_training_resumes_on_another_node_when_a_node_dies(corpus, tmp_path):
+    """One of three nodes is removed abruptly during the training of two workers."""
     task = make_task(corpus, "teacher", epochs=30, batch_size=8, workers=2)
     (tmp_path / "task.json").write_text(json.dumps(task.to_dict()))
     out = tmp_path / "out"
@@ -217,13 +217,13 @@ def test_two_workers_whose_node_dies_go_on_on_another_node(corpus, tmp_path):
         assert driver.wait(timeout=150) == 0
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(driver.pid, signal.SIGKILL)  # what a failed run left of its cluster
-    compare(out / "teacher", task, tmp_path / "alone", 1e-3)
+            os.killpg(driver.pid, signal.SIGKILL)  # the rest of the cluster after a failed run
+    assert_equals_single_process(out / "teacher", task, tmp_path / "single", 1e-3)
 
 
 @pytest.mark.ray
-def test_tasks_share_a_group_and_one_bad_task_costs_no_other(tmp_path, ray_session):
-    """Three tasks on two lanes; one has a NaN among its rows and is told from the others."""
+def test_a_task_with_bad_data_does_not_affect_the_others_of_its_worker_group(tmp_path, ray_session):
+    """Three tasks share a worker group; one of them has a NaN in its training rows."""
     from multistill.training.launcher import train
 
     good = make_corpus(tmp_path / "good")
@@ -244,44 +244,30 @@ def test_tasks_share_a_group_and_one_bad_task_costs_no_other(tmp_path, ray_sessi
     status = {name: child.status for name, child in logger.children.items()}
     assert status == {"one": "FINISHED", "bad": "FAILED", "three": "FINISHED"}
     assert all(child.key == child.name for child in logger.children.values())
-    # A restart would meet the bad row a second time.
-    assert len(logger.children["bad"].tag_calls) == 1
-    alone = list(fit(tasks[0], state_dir=tmp_path / "alone", device="cpu"))
-    found = read_json(tmp_path / "out" / "one" / "history.json")["epochs"][-1]["train_loss"]
-    assert found == pytest.approx(alone[-1].metrics["train_loss"], abs=1e-6)
+    assert len(logger.children["bad"].tag_calls) == 1  # bad data does not cause a restart
+    single = list(fit(tasks[0], state_dir=tmp_path / "single", device="cpu"))
+    loss = read_json(tmp_path / "out" / "one" / "history.json")["epochs"][-1]["train_loss"]
+    assert loss == pytest.approx(single[-1].metrics["train_loss"], abs=1e-6)
+
+
+ROOM = "each, but the cluster has room for"
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("wish", "sentence"),
+    ("settings", "message"),
     [
-        ({"gpus_per_worker": 1}, "1 CPU and 1 GPU each, .* room for 0: there is too little GPU"),
-        ({"cpus_per_worker": 64}, "64 CPU each, .* has room for 0: there is too little CPU"),
-        ({"workers": 9}, "9 workers with 1 CPU each, .* has room for 4: there is too little CPU"),
+        ({"gpus_per_worker": 1}, f"1 CPU and 1 GPU {ROOM} 0: too little GPU"),
+        ({"cpus_per_worker": 64}, f"64 CPU {ROOM} 0: too little CPU"),
+        ({"workers": 9}, f"9 workers with 1 CPU {ROOM} 4: too little CPU"),
     ],
 )
-def test_what_the_cluster_can_never_hold_is_refused_in_seconds(
-    corpus, tmp_path, ray_session, wish, sentence
+def test_a_request_that_the_cluster_can_never_fulfil_is_refused_within_seconds(
+    corpus, tmp_path, ray_session, settings, message
 ):
     from multistill.training.launcher import train
 
     started = time.monotonic()
-    with pytest.raises(MultistillError, match=sentence):
-        train([make_task(corpus, **wish)], tmp_path)
+    with pytest.raises(MultistillError, match=message):
+        train([make_task(corpus, **settings)], tmp_path)
     assert time.monotonic() - started < 10
-
-
-def test_what_no_node_can_hold_is_refused():
-    nodes = [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 16.0}]
-    with pytest.raises(MultistillError, match="too little GPU"):
-        require("x", 2, {"CPU": 1.0, "GPU": 1.0}, nodes)
-    require("x", 1, {"CPU": 1.0, "GPU": 1.0}, nodes)
-
-
-def test_lanes_are_what_is_free_and_never_more_than_tasks():
-    nodes = [{"CPU": 8.0}] * 2
-    need = {"CPU": 1.0}
-    assert lanes(20, 2, need, nodes, {"CPU": 16.0}) == 8
-    assert lanes(3, 2, need, nodes, {"CPU": 16.0}) == 3
-    assert lanes(20, 2, need, nodes, {"CPU": 5.0}) == 2
-    assert lanes(20, 4, need, nodes, {"CPU": 1.0}) == 1

@@ -1,11 +1,14 @@
-"""A real feature store with known states, for the tests of models and distillation."""
+"""Encoder states for the tests of models and distillation: padded batches and a feature store."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from multistill.features.store import FeatureStore
 from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
@@ -13,10 +16,19 @@ from multistill.features.store_writer import Clip, finish_store, read_marker, sh
 AUDIO_DIM, TEXT_DIM = 5, 3
 
 
+def random_states(lengths: Sequence[int], dim: int, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Random states [B, T, dim] with NaN in the padding, so that reading it shows, and the mask."""
+    generator = torch.Generator().manual_seed(seed)
+    width = max([1, *lengths])
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    values = torch.randn(len(lengths), width, dim, generator=generator)
+    return values.masked_fill(~mask[:, :, None], math.nan), mask
+
+
 def make_store(
     folder: Path, lengths: Sequence[tuple[int, int]], seed: int = 0, label_axis: Sequence[int] = ()
 ) -> FeatureStore:
-    """Utterances u0, u1, ... of (frames, tokens); `label_axis` shifts one state value of each."""
+    """Utterances u0, u1, ... of (frames, tokens); `label_axis` shifts one value of each state."""
     random = np.random.default_rng(seed)
     clips = []
     for row, (frames, tokens) in enumerate(lengths):

@@ -1,0 +1,35 @@
+"""Parameter counts of the presets, and the table that lists them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from multistill.models.build import build, count_parameters
+from multistill.models.catalogue import catalogue
+from multistill.models.presets import PRESETS
+
+PUBLISHED = {
+    "paper-teacher": 44_107_271,
+    "paper-text-teacher": 22_448_903,
+    "paper-audio-teacher": 22_448_903,
+    "paper-student": 15_755_783,
+    "paper-text-student": 8_273_159,
+    "paper-audio-student": 8_273_159,
+    "text-teacher": 21_662_471,
+    "text-student": 7_486_727,
+}
+
+
+@pytest.mark.parametrize(("preset", "count"), PUBLISHED.items())
+def test_presets_have_the_published_number_of_parameters(preset: str, count: int) -> None:
+    with torch.device("meta"):
+        assert count_parameters(build(PRESETS[preset], 1024, 768)) == count
+
+
+def test_the_catalogue_lists_every_preset_with_its_parameters() -> None:
+    rows = {row["preset"]: row for row in catalogue()}
+    assert list(rows) == list(PRESETS)
+    assert {name: rows[name]["params_trainable"] for name in PUBLISHED} == PUBLISHED
+    with_note = {name for name, row in rows.items() if row["note"]}
+    assert with_note == {"paper-text-teacher", "paper-text-student"}
