@@ -193,6 +193,7 @@ class Workspace:
         Args:
             build: writes the artifact into the given folder and returns a small JSON summary.
                 The folder can contain files of an attempt that was killed: resume or clear it.
+
         Raises:
             whatever `build` raises; the partial folder is kept for the next attempt.
         """

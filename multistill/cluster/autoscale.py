@@ -30,6 +30,7 @@ def wait_for_resources(
 
     Yields:
         the cluster's resources.
+
     Raises:
         MultistillError: the resources did not become available, or the cluster has no CPU.
     """

@@ -57,6 +57,7 @@ def start(
 
     Yields:
         the cluster's resources.
+
     Raises:
         MultistillError: the cluster does not answer or does not scale as required, or a
             local Ray does not start.

@@ -112,6 +112,7 @@ def parse_wav(head: bytes, size: int) -> tuple[int, int, int, str] | str | None:
     Args:
         size: bytes of the whole file. A file that ends before its samples do is an error here,
             because libsndfile would silently read the remaining part.
+
     Returns:
         The fields, the reason why the file is broken, or None for any other format, which is
         left to libsndfile.

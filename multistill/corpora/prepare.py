@@ -44,9 +44,11 @@ def prepare(
 
     Args:
         unpacked: folder into which packaged corpora (the demo corpus) are unpacked.
+
     Returns:
         `utterances`, `rejected`, `synthetic`, `leaks`, `splits` (counts), and `content`: digest
         of the input of the features (ids, audio and text), independent of the split.
+
     Raises:
         UsageError: if a corpus is not found, or the split is impossible or leaks.
         MultistillError: if no utterance is left.

@@ -129,6 +129,7 @@ def split_rows(
 
     Args:
         given: the corpora's own split of each row, for `by: column`.
+
     Raises:
         UsageError: if the rows cannot be split as configured.
     """
@@ -321,6 +322,7 @@ def refuse_leaks(leaked: Mapping[str, Any], config: SplitConfig) -> None:
 
     Args:
         leaked: the result of `leaks`.
+
     Raises:
         UsageError: unless `split.allow_leak` is set.
     """

@@ -27,6 +27,7 @@ def decode(data: bytes, *, korean: bool = False) -> tuple[str, str]:
             UTF-8 (`카` is C4 AB, which UTF-8 reads as `ī`). Hangul never takes two bytes in
             UTF-8, so if UTF-8 gives only two-byte letters and CP949 gives Hangul, CP949 is
             right. For other languages this rule would garble words such as `für`.
+
     Raises:
         UndecodableError: if no encoding fits.
     """

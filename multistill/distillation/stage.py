@@ -30,6 +30,7 @@ def soft_targets(
             or else those of all `teachers`, concatenated.
         out: the Parquet file. The folder `parts` next to it keeps finished parts, so that an
             interrupted run can resume, and is removed at the end.
+
     Returns:
         the stage's summary.
     """

@@ -40,6 +40,7 @@ def decode(path: str, *, max_seconds: float, long_clips: LongClips) -> Wave:
         max_seconds: longer clips are handled by `long_clips`.
         long_clips: `cut` them, read them completely (`window`: the caller splits them), or
             `quarantine`: raise.
+
     Raises:
         UnusableClipError: the file is missing, corrupt, empty, too long or not finite.
     """

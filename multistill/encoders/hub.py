@@ -65,6 +65,7 @@ def load_model(model: str, resolved: str | None) -> Any:
 
     Args:
         resolved: from `resolve`; the revision to load from the hub.
+
     Raises:
         UnavailableModelError: the model cannot be loaded or its checkpoint is incomplete.
     """

@@ -22,6 +22,7 @@ class LayerSelector:
         selected: indices of hidden states.
         combine: how several hidden states become one.
         key: job-file key, for messages.
+
     Raises:
         UsageError: the model has no such layer.
     """

@@ -55,6 +55,7 @@ def load_speech(
 
     Args:
         resolved: from `resolve_speech`.
+
     Raises:
         MultistillError: the model cannot be loaded or does not read raw audio.
     """
@@ -73,6 +74,7 @@ def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.dev
 
     Args:
         resolved: from `resolve_text`.
+
     Raises:
         MultistillError: the model or its tokenizer cannot be loaded.
     """

@@ -80,6 +80,7 @@ class Wav2Vec2Family:
 
     Args:
         revision: from `hub.resolve`.
+
     Raises:
         MultistillError: the model does not read raw audio like wav2vec2.
         UsageError: the model lacks one of the configured layers.

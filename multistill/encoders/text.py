@@ -75,6 +75,7 @@ class TransformerText:
 
     Args:
         revision: from `hub.resolve`.
+
     Raises:
         MultistillError: the model is not built like BERT.
         UsageError: the model lacks one of the configured layers.

@@ -78,8 +78,10 @@ def evaluate(
         manifest: folder of the manifest.
         features: folder of the feature store.
         seed: of the bootstrap resamples.
+
     Returns:
         a summary: `headline` (metrics by model), `distillation` (sentences).
+
     Raises:
         MultistillError: no test clip has features, two candidates share a name, or `compare_to`
             names no candidate.

@@ -115,6 +115,7 @@ class Scorer:
         Args:
             prediction: of the first seed, already passed to `score`.
             repeats: probabilities [N, 7] of every other seed.
+
         Returns:
             `count`, and per metric `values`, `sd` and the mean over seeds with its interval
             over resampled clips.

@@ -38,6 +38,7 @@ def open_store(source: str | Path) -> FeatureStore:
 
     Args:
         source: a folder, or a URI as for `local_copy`.
+
     Raises:
         MultistillError: it is not a finished store, or cannot be copied.
     """
@@ -61,6 +62,7 @@ def local_copy(source: str | Path, cache: Path) -> Path:
     Args:
         source: a folder, or a URI that pyarrow understands (`s3://bucket/...`, `gs://...`);
             for S3, credentials and ENDPOINT_VARIABLES come from the environment.
+
     Raises:
         MultistillError: the source cannot be read, is not a finished store or does not match
             its checksums, or the disk is full.

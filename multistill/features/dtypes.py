@@ -39,8 +39,10 @@ def pack(states: FloatArray, dtype: Dtype) -> tuple[AnyArray, FloatArray | None]
 
     Args:
         states: [frames, dim], finite.
+
     Returns:
         values [frames, dim] in the stored type, and scales [dim] for int8, else None.
+
     Raises:
         OverflowError: a value is beyond the range of float16.
     """

@@ -37,8 +37,10 @@ def encode(
     Args:
         manifest: Parquet with utterance_id, audio_path, text and duration_s.
         out: a new folder, or that of an earlier attempt.
+
     Returns:
         JSON summary: counts, seconds, bytes, `EncoderInfo` of both encoders.
+
     Raises:
         MultistillError: too many clips failed, the cluster lacks resources, an encoder
             cannot be loaded, or the disk is full.

@@ -42,6 +42,7 @@ def size_pools(
         resources: `ray.cluster_resources()`.
         shards: number of shards that are still to be encoded.
         seconds: audio in these shards.
+
     Raises:
         MultistillError: the job file requests more than the cluster has.
     """

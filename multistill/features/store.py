@@ -64,6 +64,7 @@ class FeatureStore:
     Args:
         folder: holds features.json, index.parquet and shards/. `cache.open_store` also accepts
             the URI of an object store and copies it to the node first.
+
     Raises:
         MultistillError: the folder is not a finished store, or has another format version.
     """

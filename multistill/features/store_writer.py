@@ -194,8 +194,10 @@ def finish_store(
 
     Args:
         info: content of features.json except the format version and the shards.
+
     Returns:
         the content of features.json.
+
     Raises:
         MultistillError: nothing was encoded, or an utterance is stored twice.
     """

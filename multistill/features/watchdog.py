@@ -32,6 +32,7 @@ def watch(
 
     Args:
         find_shortage: returns the current shortage as text, or None.
+
     Raises:
         MultistillError: no item arrived for `grace_s`, with a shortage all that time.
         whatever `items` raises.

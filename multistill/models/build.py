@@ -75,6 +75,7 @@ class EmotionModel(nn.Module):
             audio_mask, text_mask: bool [B, T], False at padding; None: no padding.
             context: [B, K, text_dim + audio_dim], the previous turns (see
                 `multistill.models.context`); context_mask: bool [B, K].
+
         Raises:
             ValueError: the states of every modality that the model reads are None.
         """

@@ -123,6 +123,7 @@ def load_model(folder: Path, expect: Mapping[str, Any] | None = None) -> Emotion
     Args:
         expect: required values of config.json, e.g. `audio_dim`, `text_dim`, `spec` or
             `encoders`; nested mappings are compared field by field.
+
     Raises:
         DamagedModelError: truncated or changed files.
         MultistillError: names the first field that differs from `expect`, or other class labels.

@@ -63,6 +63,7 @@ def fit_probe(
 
     Args:
         ids: [N] training utterances. shares: [N, C] vote shares in class order.
+
     Raises:
         ValueError: no utterances, or the shares have another number of rows.
     """

@@ -29,6 +29,7 @@ def load(path: Path, overrides: Sequence[str] = (), *, for_cluster: bool = False
 
     Args:
         for_cluster: refuse a relative workspace, which other machines cannot resolve.
+
     Raises:
         UsageError: no such file, or an override that cannot be read.
         JobFileError: everything that is wrong with the file, each with its line.

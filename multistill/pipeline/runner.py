@@ -65,6 +65,7 @@ def run(
 
     Args:
         until: name of the last step to run; default: all.
+
     Raises:
         MultistillError: with one sentence. Finished artifacts and shards are kept.
     """

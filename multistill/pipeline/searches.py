@@ -35,6 +35,7 @@ def join(job: JobConfig, *, display: ProgressDisplay | None = None) -> int:
 
     Returns:
         how many trials ended here.
+
     Raises:
         UsageError: the job has no search that could be joined.
     """

@@ -39,6 +39,7 @@ def write_report(
             recipe makes them.
         histories: content of history.json by model name.
         stages: name, fingerprint, seconds and cached of every stage.
+
     Returns:
         the content of report.json.
     """

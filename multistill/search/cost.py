@@ -46,6 +46,7 @@ def time_encoders(task: TrainingTask, folder: Path) -> dict[str, Any]:
 
     Returns:
         `milliseconds` by modality, `clips`, `device`.
+
     Raises:
         UsageError: the recordings or the encoders are not available there.
     """

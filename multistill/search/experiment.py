@@ -73,6 +73,7 @@ def run_experiment(
         driver: name of this driver's lease.
         concurrency: trials that run at the same time.
         gpus: of each trial.
+
     Raises:
         KeyboardInterrupt: after Ctrl-C; running trials keep their state to be continued.
     """

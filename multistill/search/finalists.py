@@ -39,6 +39,7 @@ def retrain(
     Args:
         top: settings of the best trials, best first.
         inputs, out: as in `ModelStore.train`.
+
     Returns:
         `models` (index), `winner`, `finalists` and `control`: each `name`,
         `members` (model names, in the order of `seeds`), `seeds`, `metric`, and over them

@@ -83,6 +83,7 @@ def write_results(
 
     Args:
         concurrency: trials that this driver ran at the same time.
+
     Returns:
         the content of study.json.
     """

@@ -38,6 +38,7 @@ def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
 
     Args:
         url: a database for Optuna's RDBStorage; None: the journal file in `folder`.
+
     Raises:
         UsageError: the database cannot be reached.
     """

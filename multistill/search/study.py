@@ -62,8 +62,10 @@ def search(
         out: folder on storage that all nodes see; holds the state of an unfinished search.
         fingerprint: of the job's search stage; part of the study's name.
         objective: what a trial runs; default: the training loop.
+
     Returns:
         the content of study.json: best, top (settings of the best trials), counts, seconds.
+
     Raises:
         UsageError: a search space, storage or resource request that cannot work.
         MultistillError: trials fail one after another, or all did.
@@ -86,9 +88,11 @@ def join(
     Args:
         config: how many trials run here and the resources of each; default: as in the search
             itself. `workers_per_trial` is always the search's own.
+
     Returns:
         number of trials that ended here. The driver that started the search writes the
         results and logs these trials.
+
     Raises:
         UsageError: the search has no trials left to start, or cannot run here.
         MultistillError: trials fail one after another here.

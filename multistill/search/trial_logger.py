@@ -26,6 +26,7 @@ class TrialLogger(NotPickled, tune.Callback):
         total: trials of the search.
         best: best value so far, if there is one.
         on_end: called with the number of a trial that ended.
+
     Attributes:
         trials_ended: trials that ended in this experiment.
         start_delays: per trial, seconds from its hand-out to its first epoch.

@@ -99,6 +99,7 @@ class Delivery:
 
         Args:
             live: False for the journal of a dead process.
+
         Raises:
             ServerUnavailableError: the same records can then be applied again.
         """

@@ -88,6 +88,7 @@ class Journal:
 
         Returns:
             path of the copy relative to the journal's folder.
+
         Raises:
             OSError: the source cannot be read or the copy cannot be written.
         """

@@ -250,8 +250,10 @@ def replay(delivery: Delivery, journal: Journal, *, one_by_one: bool = False) ->
 
     Args:
         one_by_one: send one record at a time, dropping those that a healthy server rejects.
+
     Returns:
         the number of records that were not yet on the server.
+
     Raises:
         ServerUnavailableError: the journal is kept.
     """

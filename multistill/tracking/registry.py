@@ -38,6 +38,7 @@ def register(server: Server, run_id: str, record: Record, folder: Path) -> str:
 
     Returns:
         a human-readable sentence about the outcome.
+
     Raises:
         ServerUnavailableError, RecordRejectedError.
     """

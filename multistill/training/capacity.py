@@ -17,6 +17,7 @@ def require(name: str, workers: int, need: Resources, nodes: Sequence[Resources]
     Args:
         need: resources of each worker.
         nodes: total resources of each node.
+
     Raises:
         MultistillError: names the scarcest resource.
     """

@@ -67,8 +67,10 @@ def train(
         out: on storage that every node can access, named by a fingerprint of the trainings.
         logger: gets a child of kind `model` per task, with metrics every epoch.
         concurrent_runs: number of concurrent calls including this one; they share the cores.
+
     Returns:
         for each task `name`, `folder`, `record_id`, and the summary in its config.json.
+
     Raises:
         MultistillError: a resource request that the cluster can never fulfil (raised within
             seconds), bad data, or workers that kept dying. Finished tasks are kept.

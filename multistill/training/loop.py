@@ -82,6 +82,7 @@ def fit(
         group: the processes that train this model together; all call `fit` with equal arguments.
         state_dir: on storage that all of them can read; rank 0 writes it.
         data: opened data, to share it between tasks; default: opened here.
+
     Raises:
         MultistillError: there are no training rows, the checkpoint belongs to another task, or a
             loss is not finite (raised on all ranks), or a GPU runs out of memory (raised on its

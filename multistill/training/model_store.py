@@ -62,6 +62,7 @@ class ModelStore:
                 `manifest`, `features` and, for distilled students, `soft_targets`. An input is
                 ignored for tasks whose field is None, so a control does not depend on the teacher.
             out: the calling stage's partial folder; holds checkpoints until all are done.
+
         Returns:
             `{"models": Index}`, for the stage's summary.
         """

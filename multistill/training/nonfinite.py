@@ -49,8 +49,10 @@ class NonFiniteCheck:
 
         Args:
             batch: row indices of the global batch.
+
         Returns:
             the summed loss of the previous step, 0 if there is none.
+
         Raises:
             MultistillError: the previous loss or gradient is not finite. Raised on all ranks.
         """

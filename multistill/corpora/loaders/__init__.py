@@ -74,6 +74,7 @@ def load(config: CorpusConfig, root: Path | None = None) -> Iterator[Record]:
     Args:
         config: `config.limit` ends the corpus after that many utterances.
         root: the folder to read; default: `corpus_root(config)`.
+
     Raises:
         UsageError: if the folder is not the corpus.
         MultistillError: if a folder or a table cannot be read.

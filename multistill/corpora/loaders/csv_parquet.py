@@ -184,6 +184,7 @@ def open_table(path: Path, name: str) -> Table:
 
     Args:
         name: the table's name in messages.
+
     Raises:
         UsageError: if it is neither CSV in UTF-8 or CP949 nor Parquet, or has no header.
     """

@@ -189,6 +189,7 @@ class _RowParser:
 
         Args:
             turn: used if the table has no column `turn`.
+
         Raises:
             RowError: why the row has to be rejected.
         """
