@@ -48,7 +48,7 @@ def test_unknown_key_inside_a_list_item() -> None:
     assert "did you mean `train`?" in found[0][1]
 
 
-def test_all_problems_come_at_once_in_the_order_of_the_file() -> None:
+def test_all_problems_are_reported_in_the_order_of_the_file() -> None:
     found = problems("name: t\ncorpora:\n  - kind: emdb\n    path: x\nsplit:\n  test: 3\nsead: 1\n")
     assert [line for line, _ in found] == [3, 6, 7]
     assert "did you mean `emodb`?" in found[0][1]
@@ -59,7 +59,7 @@ def test_missing_sections_are_named() -> None:
     assert problems("seed: 1\n") == [(1, "`name` is missing"), (1, "`corpora` is missing")]
 
 
-def test_rooms_problems_carry_lines_too() -> None:
+def test_problems_that_packages_report_carry_lines_too() -> None:
     found = problems(SMALL + "teacher:\n  model:\n    preset: small-teecher\n")
     assert found[0][0] == 5
     assert "small-teacher" in found[0][1]
@@ -155,7 +155,7 @@ def test_passwords_are_refused_and_not_repeated() -> None:
     assert "geheim" not in found[0][1]
 
 
-def test_an_override_changes_one_place_even_where_the_file_shares_a_value() -> None:
+def test_an_override_changes_one_of_two_places_that_share_a_yaml_alias() -> None:
     text = SMALL + (
         "teacher: {train: &t {epochs: 4}}\n"
         "students:\n"
@@ -172,9 +172,9 @@ def test_an_override_changes_one_place_even_where_the_file_shares_a_value() -> N
         ("distillation: {loss: two-mse}\n", "train.loss: mse"),
         ("students: [{name: teacher, model: {preset: small-student}}]\n", "cannot be called"),
         ("students: [{name: a-control, model: {preset: small-student}}]\n", "cannot be called"),
-        ("split: {test: 0}\n", "nothing to judge"),
+        ("split: {test: 0}\n", "nothing to evaluate"),
         ("split: {valid: 0}\n", "nothing to choose"),
-        ("split: {max_per_class: {neutral: -3}}\n", "max_per_class.neutral: -3 is no number"),
+        ("split: {max_per_class: {neutral: -3}}\n", "max_per_class.neutral: -3 is not a number"),
         (
             "distillation: {loss: dist}\nstudents:\n"
             "  - {name: a, model: {preset: small-student}, train: {workers: 2}}\n",
@@ -205,5 +205,5 @@ def test_an_override_changes_one_place_even_where_the_file_shares_a_value() -> N
         ),
     ],
 )
-def test_what_could_only_fail_hours_later_is_refused_now(text: str, says: str) -> None:
+def test_what_would_fail_after_hours_is_refused_by_validation(text: str, says: str) -> None:
     assert any(says in sentence for _, sentence in problems(SMALL + text))

@@ -91,7 +91,7 @@ def report_of(outcome: pipeline.Outcome) -> dict[str, Any]:
     return found
 
 
-def test_every_stage_leaves_a_whole_artifact(
+def test_every_stage_leaves_a_complete_artifact(
     finished: tuple[JobConfig, pipeline.Outcome],
 ) -> None:
     job, outcome = finished
@@ -100,7 +100,7 @@ def test_every_stage_leaves_a_whole_artifact(
         assert (artifact.path / "done.json").exists()
         assert artifact.meta["provenance"]["job"]["name"] == "tiny"
     left = list(Path(job.workspace).glob("*/.*partial"))
-    assert left == [], "nothing half-made is left"
+    assert left == [], "no partial artifact is left"
 
 
 def test_report_has_the_keys_of_the_contract(
@@ -171,7 +171,7 @@ def test_tracking_server_shows_the_run_tree(
     assert all(run_id in known for run_id in listed.values()), listed
 
 
-def test_the_winner_is_the_champion_of_the_registry_and_holds_no_pickle(
+def test_the_winner_becomes_the_champion_without_pickles(
     finished: tuple[JobConfig, pipeline.Outcome], mlflow_server: str, tmp_path: Path
 ) -> None:
     from mlflow import MlflowClient
@@ -189,7 +189,7 @@ def test_the_winner_is_the_champion_of_the_registry_and_holds_no_pickle(
     assert load_model(local).spec.modality == "audio"
 
 
-def test_the_search_is_judged_over_seeds_with_honest_targets(
+def test_the_search_is_evaluated_over_seeds_with_out_of_fold_targets(
     finished: tuple[JobConfig, pipeline.Outcome],
 ) -> None:
     report = report_of(finished[1])
@@ -203,7 +203,7 @@ def test_the_search_is_judged_over_seeds_with_honest_targets(
     assert {"training, seen by the teacher", "training, out of fold"} <= set(ece)
 
 
-def test_second_run_does_no_work_and_says_so_within_seconds(
+def test_a_second_run_does_nothing_and_reports_it_within_seconds(
     finished: tuple[JobConfig, pipeline.Outcome], capsys: pytest.CaptureFixture[str]
 ) -> None:
     job, first = finished
@@ -243,7 +243,7 @@ def test_models_that_were_deleted_are_noticed(
     assert states["teacher"] == states["students"] == states["search"] == "to do"
 
 
-def test_the_winner_is_judged_as_it_was_trained(
+def test_the_winner_is_evaluated_with_its_own_control_and_settings(
     finished: tuple[JobConfig, pipeline.Outcome],
 ) -> None:
     job, outcome = finished
@@ -311,7 +311,7 @@ def test_a_second_recipe_uses_the_same_features(
     assert names == {"probe", "report"}, "the other stages exist already"
 
 
-def test_a_search_under_way_is_joined_and_no_other(
+def test_only_a_running_search_can_be_joined(
     finished: tuple[JobConfig, pipeline.Outcome],
 ) -> None:
     from multistill.search.spec import SearchSpec

@@ -36,7 +36,7 @@ def test_help_pulls_in_nothing_heavy() -> None:
     assert loaded_after(code) == set()
 
 
-def test_reading_a_job_file_needs_no_engine() -> None:
+def test_reading_a_job_file_imports_neither_torch_nor_ray() -> None:
     code = (
         "from multistill.pipeline import jobfile\n"
         "jobfile.parse('name: t\\ncorpora: [{kind: demo}]', 'job.yaml')"
@@ -58,7 +58,9 @@ def job(tmp_path: Path, text: str) -> str:
     return str(path)
 
 
-def test_validate_says_yes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_valid_job_file_is_reported_as_valid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = job(tmp_path, "name: t\ncorpora: [{kind: demo}]\n")
     assert code_of(["validate", path, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["valid"] is True
@@ -192,7 +194,7 @@ def test_errors_are_one_sentence(
     assert "Traceback" not in printed
 
 
-def test_our_error_inside_rays_is_found(
+def test_our_error_inside_a_ray_error_is_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from multistill import pipeline
@@ -208,7 +210,7 @@ def test_our_error_inside_rays_is_found(
     assert capsys.readouterr().err == "multistill: 3 clips of 4 failed; see quarantine.parquet\n"
 
 
-def test_rays_own_error_is_ours_too_and_still_only_our_sentence_is_shown(
+def test_only_the_cause_is_printed_if_the_ray_error_is_of_our_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from multistill import pipeline
@@ -237,7 +239,7 @@ def test_resume_finds_the_job_of_exactly_that_name(
 
     def note(config: object, **_: object) -> None:
         ran.append(config.name)  # type: ignore[attr-defined]
-        raise MultistillError("far enough")
+        raise MultistillError("stopped here")
 
     monkeypatch.setattr(pipeline, "run", note)
     where = ["--workspace", str(tmp_path / "w")]
@@ -261,7 +263,7 @@ def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         main(["run", job(tmp_path, "name: t\ncorpora: [{kind: demo}]\n"), "--debug"])
 
 
-def test_a_reader_who_has_had_enough_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     command = f"{sys.executable} -m multistill models --json | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
