@@ -172,9 +172,9 @@ def test_an_override_changes_one_place_even_where_the_file_shares_a_value() -> N
         ("distillation: {loss: two-mse}\n", "train.loss: mse"),
         ("students: [{name: teacher, model: {preset: small-student}}]\n", "cannot be called"),
         ("students: [{name: a-control, model: {preset: small-student}}]\n", "cannot be called"),
-        ("split: {test: 0}\n", "nothing to judge"),
+        ("split: {test: 0}\n", "nothing to evaluate"),
         ("split: {valid: 0}\n", "nothing to choose"),
-        ("split: {max_per_class: {neutral: -3}}\n", "max_per_class.neutral: -3 is no number"),
+        ("split: {max_per_class: {neutral: -3}}\n", "max_per_class.neutral: -3 is not a number"),
         (
             "distillation: {loss: dist}\nstudents:\n"
             "  - {name: a, model: {preset: small-student}, train: {workers: 2}}\n",
