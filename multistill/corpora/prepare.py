@@ -84,7 +84,7 @@ def _prepare(
     given = built.rows["given_split"].to_pylist() if split.by == "column" else None
     parts = split_rows(built.rows, split, seed, given)
     for name in parts.facts["reassigned"]:
-        logger.info(f"split: {name} was reassigned, because no group fell into its part")
+        logger.info(f"split: {name} was reassigned to a part that had no group")
     leaked = leaks(built.rows, parts.part)
     refuse_leaks(leaked, split)
     before = built.rows.append_column(

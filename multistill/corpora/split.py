@@ -163,22 +163,22 @@ def _groups(table: pa.Table, by: str) -> tuple[npt.NDArray[np.int64], list[str]]
     the group's name must not change, so it is the session's; and if one speaker links two
     sessions, one of the two names must be dropped, as whenever two groups become one.
     """
-    speaker_codes, encoded = _codes(table, by)
+    codes, encoded = _codes(table, by)
     names = encoded.to_pylist()
     if "" in names:
-        row = int(np.flatnonzero(speaker_codes == names.index(""))[0])
+        row = int(np.flatnonzero(codes == names.index(""))[0])
         raise UsageError(
             f"split.by: {by} needs a {by} for every utterance, and "
             f"{table['utterance_id'][row].as_py()} has none; split by another key"
         )
     if by == "session":
-        return speaker_codes, names
+        return codes, names
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     session_codes, encoded = _codes(table, "session")
     sessions = encoded.to_pylist()
-    pairs = np.unique(np.stack([speaker_codes, session_codes]), axis=1)
+    pairs = np.unique(np.stack([codes, session_codes]), axis=1)
     pairs = pairs[:, np.array([bool(sessions[code]) for code in pairs[1]], bool)]
     size = len(names) + len(sessions)
     links = coo_array((np.ones(pairs.shape[1]), (pairs[0], len(names) + pairs[1])), (size, size))
@@ -199,7 +199,7 @@ def _groups(table: pa.Table, by: str) -> tuple[npt.NDArray[np.int64], list[str]]
     with_speakers = [group for group in range(count) if group_speakers[group]]
     index = {group: i for i, group in enumerate(with_speakers)}
     of_speaker = np.array([index[group] for group in component[: len(names)]], np.int64)
-    return of_speaker[speaker_codes], group_names
+    return of_speaker[codes], group_names
 
 
 def _natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
