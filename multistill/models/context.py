@@ -107,9 +107,9 @@ class StateStore(Protocol):
 
 
 def mean_states(store: StateStore, ids: Sequence[str]) -> np.ndarray:
-    """Mean text states and mean audio states of each utterance, concatenated [N, Dt + Da].
+    """Mean text states, then mean audio states, of each utterance: float32 [N, Dt + Da].
 
-    Zeros for an empty transcript and for utterances that are not in the store. float32.
+    Zeros for an empty transcript and for utterances that are not in the store.
     """
     result = np.zeros((len(ids), store.text_dim + store.audio_dim), dtype=np.float32)
     for row, utterance_id in enumerate(ids):
