@@ -1,4 +1,4 @@
-"""Hyperparameter search: Ray Tune and Optuna over the settings of one student.
+"""Hyperparameter search: Ray Tune and Optuna over the students of one teacher.
 
 Read `spec.py` and `space.py` (what is searched), `study.py` (a search from start to end),
 `experiment.py` with `searcher.py`, `trainable.py` and `trial_logger.py` (one Tune experiment),

@@ -41,6 +41,7 @@ ENVIRONMENT = {
 
 _LOGGERS = ("ray.tune", "ray.train", "ray.air")
 _DIED = ("ActorDiedError", "died unexpectedly", "actor died")
+_RAISED_IN_SETUP = "creation task"  # for Ray, such an actor died, too
 _NO_MESSAGE = "its process exited without an error message"
 
 
@@ -124,14 +125,14 @@ def reopen_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
 def failure_reason(trial: Any) -> str:
     """The last line of the error that Tune wrote to the error file of a `ray.tune` trial.
 
-    Callbacks are not given the exception. `Trial` is a developer API of Ray, and the text of
-    the file is the exception's own.
+    Callbacks do not receive the exception. `Trial` is a developer API of Ray; Tune appends
+    every failure of a trial to the file, under a line that begins with `Failure #`.
     """
     try:
-        text = Path(trial.error_file).read_text(encoding="utf-8")
+        text = Path(trial.error_file).read_text(encoding="utf-8").rpartition("Failure # ")[2]
     except (OSError, TypeError):  # None, where Tune wrote no file
         return _NO_MESSAGE
-    if any(sign in text for sign in _DIED):
+    if any(sign in text for sign in _DIED) and _RAISED_IN_SETUP not in text:
         return "its process died (killed, or out of memory)"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:500] if lines else _NO_MESSAGE

@@ -17,7 +17,7 @@ import pytest
 from helpers.search_case import DISTRIBUTIONS, TEMPERATURE, make_spec, study_of
 from optuna.trial import TrialState, create_trial
 from ray import tune
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train._internal.storage import StorageContext
 from ray.tune import tune as tune_run
 from ray.tune.execution import tune_controller
@@ -159,9 +159,18 @@ def test_the_reason_of_a_failure_is_the_last_line_of_its_error(tune_trial):
     assert failure_reason(tune_trial) == "CUDA out of memory"
 
 
-def test_a_dead_process_is_recognized(tune_trial):
+def test_a_dead_process_is_recognized_until_the_next_failure(tune_trial):
     tune_trial.handle_error(ActorDiedError())
     assert "its process died" in failure_reason(tune_trial)
+    tune_trial.handle_error(RuntimeError("no such mount"))  # type: ignore[arg-type]
+    assert failure_reason(tune_trial) == "no such mount"
+
+
+def test_an_exception_in_the_setup_of_a_trial_is_reported(tune_trial):
+    message = "ModuleNotFoundError: No module named 'my_objectives'"
+    cause = RayTaskError("__init__", f"Traceback:\n  ...\n{message}", ImportError())
+    tune_trial.handle_error(ActorDiedError(cause))
+    assert failure_reason(tune_trial) == message
 
 
 def test_statistics_of_a_trial_are_freed(tune_trial):
