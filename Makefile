@@ -39,12 +39,12 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python scripts/rooms_table.py --check
+	$(BIN)/python scripts/packages_table.py --check
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/python scripts/rooms_table.py
+	$(BIN)/python scripts/packages_table.py
 
 docs: install
 	$(BIN)/mkdocs build --quiet --strict

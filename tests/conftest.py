@@ -37,7 +37,7 @@ settings.load_profile("shared-machine")
 
 SERVER_FIXTURES = {"mlflow_server", "mlflow_database"}
 SERVER_FILES = {"tracking/test_server.py"}
-SLOW_FILES = {"training/test_loop.py", "corpora/loaders/test_full_size.py"}
+SLOW_FILES = {"training/test_loop.py", "corpora/loaders/test_kemdy_full_size.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

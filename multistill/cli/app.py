@@ -21,7 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-search = typer.Typer(help="Continue, extend or join a search.", no_args_is_help=True)
+search = typer.Typer(
+    help="Continue, extend or join a search that `run` started.", no_args_is_help=True
+)
 
 COMMANDS: list[Callable[..., None]] = [
     run.demo,

@@ -44,7 +44,7 @@ def jobs(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the packaged job files, or copy them to start from."""
+    """List the packaged example job files, or copy them to start from."""
     packaged = _packaged_jobs()
     for name in names or []:
         if name not in packaged:
@@ -89,7 +89,9 @@ def _copy(files: dict[str, str], folder: Path) -> None:
 
 
 def doctor(
-    job: Annotated[Path | None, typer.Argument(metavar="[JOB.yaml]")] = None,
+    job: Annotated[
+        Path | None, typer.Argument(metavar="[JOB.yaml]", help="also check what this job needs")
+    ] = None,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = None,
     as_json: Json = False,

@@ -17,7 +17,7 @@ from multistill.cli.options import (
     print_json,
 )
 
-SubmissionId = Annotated[str, typer.Argument(metavar="ID")]
+SubmissionId = Annotated[str, typer.Argument(metavar="ID", help="as printed by `submit`")]
 
 
 def submit(
@@ -41,7 +41,7 @@ def submit(
 
 
 def status(submission: SubmissionId, address: Address, as_json: Json = False) -> None:
-    """State of a submitted job."""
+    """Show the state of a submitted job."""
     from multistill import cluster
 
     state = cluster.status(submission, address)
@@ -54,10 +54,12 @@ def status(submission: SubmissionId, address: Address, as_json: Json = False) ->
 def logs(
     submission: SubmissionId,
     address: Address,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="until the job ends")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="stream the log until the job ends")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Log of a submitted job."""
+    """Show the log of a submitted job."""
     from multistill import cluster
 
     if as_json:
@@ -70,7 +72,7 @@ def logs(
 
 
 def stop(submission: SubmissionId, address: Address, as_json: Json = False) -> None:
-    """Stop a submitted job; what it finished is kept."""
+    """Stop a submitted job; finished stages are kept."""
     from multistill import cluster
 
     stopped = cluster.stop(submission, address)

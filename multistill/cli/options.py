@@ -24,14 +24,20 @@ Overrides = Annotated[
     ),
 ]
 WorkspaceFolder = Annotated[
-    str | None, typer.Option("--workspace", metavar="PATH", help="where artifacts are stored")
+    str | None,
+    typer.Option(
+        "--workspace", metavar="PATH", help="where artifacts are stored (default: the job file's)"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 Address = Annotated[
     str,
     typer.Option(
-        "--address", metavar="ADDR", envvar="RAY_ADDRESS", help="Ray head, e.g. http://HEAD:8265"
+        "--address",
+        metavar="ADDR",
+        envvar="RAY_ADDRESS",
+        help="URL of the Ray dashboard (job server), e.g. http://HEAD:8265",
     ),
 ]
 

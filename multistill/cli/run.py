@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from multistill.config import JobConfig
     from multistill.pipeline import Outcome
 
-Name = Annotated[str, typer.Argument(metavar="RUN", help="a job's name, or its job file")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="JOB", help="name of a job that ran in the workspace, or a job file"),
+]
 
 
 def demo(
@@ -26,7 +29,7 @@ def demo(
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Run the packaged job on the packaged SYNTHETIC corpus; nothing to prepare."""
+    """Run the packaged job on the packaged SYNTHETIC corpus."""
     with resources.as_file(resources.files("multistill") / "jobs" / "demo.yaml") as job:
         _run(load_job(job, overrides, workspace), until=None, as_json=as_json)
 
@@ -34,13 +37,18 @@ def demo(
 def run(
     job: JobFile,
     until: Annotated[
-        str | None, typer.Option("--until", metavar="STAGE", help="stop after this stage")
+        str | None,
+        typer.Option(
+            "--until",
+            metavar="STAGE",
+            help="stop after this stage, e.g. features; `plan` lists them",
+        ),
     ] = None,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Run a job file: every stage whose artifact does not exist yet."""
+    """Run a job file, skipping stages whose artifacts exist."""
     _run(load_job(job, overrides, workspace), until=until, as_json=as_json)
 
 
@@ -50,7 +58,7 @@ def plan(
     workspace: WorkspaceFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Show stages, what is cached, resources and trial concurrency; start nothing."""
+    """Show stages, what is cached, resources and trial concurrency, without starting anything."""
     from multistill.pipeline.plan import describe, render
 
     facts = describe(load_job(job, overrides, workspace))
@@ -66,7 +74,7 @@ def validate(
     workspace: WorkspaceFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Check a job file: every problem at once, each with its line."""
+    """Check a job file and report all problems with their line numbers."""
     try:
         config = load_job(job, overrides, workspace)
     except JobFileError as error:
@@ -119,32 +127,17 @@ def join(
     if as_json:
         print_json({"job": job.name, "trials": ended})
     else:
-        print(f"{ended} trials of `{job.name}` ended here")
+        print(f"this process finished {ended} trials of `{job.name}`")
 
 
 def _run(job: JobConfig, *, until: str | None, as_json: bool) -> None:
     from multistill import pipeline
 
-    if until is not None:
-        _check_stage(job, until)
     outcome = pipeline.run(job, until=until)
     if as_json:
         print_json(outcome.as_json())
     else:
         _show(outcome)
-
-
-def _check_stage(job: JobConfig, name: str) -> None:
-    import difflib
-
-    from multistill.pipeline.recipes import steps_of
-    from multistill.workspace import Workspace
-
-    stages = [step.name for step in steps_of(job, Workspace(job.workspace))]
-    if name not in stages:
-        near = difflib.get_close_matches(name, stages, n=1, cutoff=0.4)
-        hint = f"did you mean `{near[0]}`?" if near else f"the stages are {', '.join(stages)}"
-        raise UsageError(f"--until {name}: there is no such stage; {hint}")
 
 
 def _show(outcome: Outcome) -> None:

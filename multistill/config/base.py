@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 CLASSES = ("neutral", "happy", "surprise", "angry", "sad", "disgust", "fear")
 """Class order as published (Multi-Still). Votes, shares and logits all follow it."""
-
-Modality = Literal["multimodal", "text", "audio"]
 
 
 def execution(default: Any, **constraints: Any) -> Any:

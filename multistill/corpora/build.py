@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from multistill.config import CLASSES
 from multistill.corpora.agreement import RaterTally
-from multistill.corpora.audio import Header, HeaderReader
+from multistill.corpora.audio_headers import Header, HeaderReader
 from multistill.corpora.labels import Decision, TiePolicy, Votes, decide, one_hot, shares
 from multistill.corpora.manifest import MANIFEST_SCHEMA, hash_strings
 from multistill.corpora.paths import UNPACK_HINT, is_utf8

@@ -23,7 +23,7 @@ from multistill.corpora.agreement import (
     leave_one_rater_out,
     vote_entropy,
 )
-from multistill.corpora.audio import content_digest, read_signal
+from multistill.corpora.audio_headers import content_digest, read_signal
 from multistill.corpora.build import BuildResult
 from multistill.corpora.labels import Votes
 from multistill.corpora.manifest import hash_strings

@@ -94,8 +94,9 @@ def _check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     used = {"name", "recipe", "seed", "workspace", "tracking", "resources"}
     used = used.union(*(step.sections for step in steps_of(job, Workspace("."))))
     for section in type(job).model_fields:
-        # `search: {enabled: false}` is valid in any recipe.
-        if section in job.model_fields_set - used - {"search"}:
+        # A section that is switched off is valid in any recipe: `search: {enabled: false}`.
+        enabled = getattr(getattr(job, section), "enabled", True)
+        if enabled and section in job.model_fields_set - used:
             yield (
                 (section,),
                 f"no stage of the recipe `{recipe.name}` reads `{section}`; remove the section, or "

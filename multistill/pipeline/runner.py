@@ -6,6 +6,7 @@ when there is work to do. Nothing here knows a step by name.
 
 from __future__ import annotations
 
+import difflib
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from multistill import provenance
 from multistill.config import JobConfig
+from multistill.errors import UsageError
 from multistill.pipeline.recipes import steps_of
 from multistill.pipeline.step import Step, StepRun
 from multistill.tracking.console import CompositeLogger, ConsoleLogger, ProgressDisplay
@@ -67,27 +69,38 @@ def run(
         until: name of the last step to run; default: all.
 
     Raises:
+        UsageError: there is no stage `until`, or the job cannot work.
         MultistillError: with one sentence. Finished artifacts and shards are kept.
     """
     display = display or ProgressDisplay()
     workspace = Workspace(job.workspace).open()
     steps = steps_of(job, workspace)
     if until is not None:
-        steps = steps[: [step.name for step in steps].index(until) + 1]
+        steps = steps[: _stage_index(steps, until) + 1]
     started = time.monotonic()
     with terminated_as_interrupt(), ExitStack() as stack:
         context = RunContext(job, workspace, steps, display, stack)
         for number in range(len(steps)):
             context.make(number)
         context.finish()
+    published = [step.publish(context.artifacts[step.artifact]) for step in steps]
     return Outcome(
         job=job.name,
         stages={step.name: context.artifacts[step.artifact] for step in steps},
         worked=context.worked,
         seconds=time.monotonic() - started,
-        report=_publish(job, workspace, context.artifacts.get("report")),
+        report=next((path for path in published if path is not None), None),
         tracking_uri=context.tracking_uri,
     )
+
+
+def _stage_index(steps: Sequence[Step], name: str) -> int:
+    stages = [step.name for step in steps]
+    if name not in stages:
+        near = difflib.get_close_matches(name, stages, n=1, cutoff=0.4)
+        hint = f"did you mean `{near[0]}`?" if near else f"the stages are {', '.join(stages)}"
+        raise UsageError(f"until {name}: there is no such stage; {hint}")
+    return stages.index(name)
 
 
 class RunContext:
@@ -255,19 +268,6 @@ def _ray_job_id() -> str | None:
     if ray is None or not ray.is_initialized():
         return None
     return str(ray.get_runtime_context().get_job_id())
-
-
-def _publish(job: JobConfig, workspace: Workspace, report: Artifact | None) -> Path | None:
-    """Point `reports/<job>/latest` at this job's report; a reader never finds it missing."""
-    if report is None:
-        return None
-    latest = workspace.root / "reports" / job.name / "latest"
-    if not (latest.is_symlink() and latest.resolve() == report.path.resolve()):
-        temporary = latest.with_name(f".latest-{os.getpid()}")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(report.path.name, target_is_directory=True)
-        temporary.replace(latest)
-    return latest
 
 
 @contextmanager

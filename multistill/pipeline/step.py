@@ -103,6 +103,10 @@ class Step(ABC):
     def build(self, run: StepRun) -> Mapping[str, Any]:
         """Fill `run.out` and return a small JSON summary."""
 
+    def publish(self, artifact: Artifact) -> Path | None:
+        """Make the finished artifact the one that people open, and return where that is."""
+        return None
+
     def is_intact(self, artifact: Artifact) -> bool:
         """Whether what the artifact refers to outside its folder still exists."""
         return True

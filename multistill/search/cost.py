@@ -31,7 +31,7 @@ def cost(kind: Literal["parameters", "latency"], task: TrainingTask, folder: Pat
     Args:
         folder: of the search; for `latency` it holds what `time_encoders` measured.
     """
-    store = open_store(Path(task.features))
+    store = open_store(task.features)
     model = build(task.spec, store.audio_dim, store.text_dim).eval()
     if kind == "parameters":
         return float(count_parameters(model))
@@ -54,7 +54,7 @@ def time_encoders(task: TrainingTask, folder: Path) -> dict[str, Any]:
 
     manifest, store, device = (
         Path(task.manifest),
-        open_store(Path(task.features)),
+        open_store(task.features),
         default_device(),
     )
     latency = EncoderLatency(

@@ -66,9 +66,11 @@ class EventListener:
                 child.params(_params(task, event))
                 child.tags({"worker": event["worker"]})
                 for problem in event["problems"]:
-                    child.info(f"{name}: {problem}; using the previous checkpoint")
+                    child.info(f"{name}: {problem}; it is not used")
                 if event["epoch"]:
                     child.info(f"{name}: resuming after epoch {event['epoch']}")
+                elif event["problems"]:
+                    child.info(f"{name}: no intact checkpoint, training starts from scratch")
             case "epoch":
                 metrics = event["metrics"]
                 child.metrics(metrics, step=event["epoch"])

@@ -10,7 +10,7 @@ from helpers.generators.parts import write_wav
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multistill.corpora.audio import read_header
+from multistill.corpora.audio_headers import read_header
 from multistill.corpora.paths import FileResolver, list_files
 
 

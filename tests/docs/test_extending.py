@@ -58,7 +58,14 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_section_has_an_example() -> None:
     titles = [example.title for example in examples()]
-    assert titles == ["A corpus", "An encoder", "A head", "A loss", "A recipe"]
+    assert titles == [
+        "A corpus",
+        "An encoder",
+        "A fusion module",
+        "A loss",
+        "A stage",
+        "A recipe",
+    ]
     for example in examples():
         assert [title for _, title, _ in example.blocks].count("try it") == 1, example.title
 

@@ -105,6 +105,6 @@ def test_the_citation_has_the_required_fields() -> None:
 
 
 def test_the_tables_of_packages_are_up_to_date() -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "rooms_table.py"), "--check"]
+    command = [sys.executable, str(ROOT / "scripts" / "packages_table.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

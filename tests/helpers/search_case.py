@@ -53,7 +53,7 @@ def interval(low: float, high: float, **more: Any) -> SearchParameter:
 
 
 def make_spec(**config: Any) -> SearchSpec:
-    return SearchSpec(TASK, SearchConfig(**config), 1, "print", "study")
+    return SearchSpec(TASK, SearchConfig(**config), 1, "0123", "study")
 
 
 def write_spec(folder: Path, **config: Any) -> SearchSpec:

@@ -1,4 +1,4 @@
-"""The whole chain on a tiny corpus, through real Ray and a real MLflow server."""
+"""The end-to-end pipeline on a tiny corpus, through real Ray and a real MLflow server."""
 
 from __future__ import annotations
 
@@ -322,8 +322,10 @@ def test_only_a_running_search_can_be_joined(
     larger = jobfile.parse(job.to_yaml(), "t", ["search.trials=3"])
     with pytest.raises(UsageError, match="no search of `tiny` is running"):
         join(larger)
-    print_ = next(stage.fingerprint for stage in pipeline.status(larger) if stage.stage == "search")
-    folder = Workspace(job.workspace).partial("search", str(print_))
+    fingerprint = next(
+        stage.fingerprint for stage in pipeline.status(larger) if stage.stage == "search"
+    )
+    folder = Workspace(job.workspace).partial("search", str(fingerprint))
     folder.mkdir()
     asked = SearchSpec.read(outcome.stages["search"].path)
     replace(asked, config=larger.search, study="joined").write(folder)
@@ -353,3 +355,9 @@ def test_another_split_finds_the_same_features(
     outcome = pipeline.run(other, until="features")
     assert outcome.stages["prepare"].fingerprint != first.stages["prepare"].fingerprint
     assert outcome.stages["features"].fingerprint == first.stages["features"].fingerprint
+
+
+def test_a_stage_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
+    job = jobfile.parse(f"name: t\nworkspace: {tmp_path}\ncorpora: [{{kind: demo}}]\n", "job.yaml")
+    with pytest.raises(UsageError, match="did you mean `teacher`"):
+        pipeline.run(job, until="techer")

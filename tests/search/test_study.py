@@ -42,7 +42,7 @@ def config(**more) -> SearchConfig:
 
 def run_search(out: Path, name: str, logger=None, **more) -> dict:
     objective = getattr(search_objectives, name)
-    return search(TASK, config(**more), 1, out, logger, "print", objective=objective)
+    return search(TASK, config(**more), 1, out, logger, "0123", objective=objective)
 
 
 def table(out: Path) -> list[dict]:
@@ -173,7 +173,7 @@ def test_a_killed_trial_process_continues_from_its_last_epoch(tmp_path):
     logger = recording_logger()
     summary = run_search(tmp_path, "killed_once", logger, trials=2, concurrent=1)
     assert (tmp_path / "killed").exists()
-    assert summary["counts"]["failed"] == 0
+    assert summary["counts"]["failed"] == 0, logger.messages
     assert any("its process died" in line for line in logger.messages)
     ran = epochs_run(tmp_path)
     assert all(ran["0000", str(epoch)] == 1 for epoch in range(1, 10)), "an epoch ran twice"
@@ -201,7 +201,7 @@ def driver(out: Path, action: str, objective: str) -> subprocess.Popen:
 
 def write_search(out: Path, **more) -> None:
     """Write a search that no driver has started yet."""
-    SearchSpec(TASK, config(**more), 1, "print", "study-of-test").write(out)
+    SearchSpec(TASK, config(**more), 1, "0123", "study-of-test").write(out)
 
 
 def wait_until(condition, seconds: float = 180.0) -> None:

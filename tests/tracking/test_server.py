@@ -243,13 +243,13 @@ def test_a_server_that_does_not_answer_is_an_error_within_seconds(
         port = sock.getsockname()[1]
         started = time.monotonic()
         with pytest.raises(MultistillError) as caught:
-            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:geheim99@127.0.0.1:{port}")
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:secret99@127.0.0.1:{port}")
             start("nobody")
         assert time.monotonic() - started < 15
     message = str(caught.value)
     assert "does not answer" in message
     assert "tracking.required: false" in message
-    assert "geheim99" not in message
+    assert "secret99" not in message
     assert caught.value.exit_code == 1
     assert not any((tmp_path / "tracking").iterdir())
 
@@ -370,7 +370,7 @@ def test_secrets_are_not_written_to_disk(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    address = server.uri.replace("http://", "http://ann:geheim99@")
+    address = server.uri.replace("http://", "http://ann:secret99@")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     top = start("secret")
     top.params({"uri": address})
@@ -378,8 +378,8 @@ def test_secrets_are_not_written_to_disk(
     delivered(top)
     for path in (tmp_path / "tracking").rglob("*"):
         if path.is_file():
-            assert b"geheim99" not in path.read_bytes()
-    assert "geheim99" not in top.uri
+            assert b"secret99" not in path.read_bytes()
+    assert "secret99" not in top.uri
     top.close()
     run = runs_of(client_of(server.uri), "secret")["secret"]
-    assert "geheim99" not in str(run.to_dictionary())
+    assert "secret99" not in str(run.to_dictionary())

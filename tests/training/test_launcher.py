@@ -103,7 +103,7 @@ def assert_equals_single_process(
             torch.testing.assert_close(weights[name], tensor, atol=tolerance, rtol=0)
 
 
-DRIVER = """
+DRIVER_SCRIPT = """
 import json
 import sys
 from pathlib import Path
@@ -135,7 +135,7 @@ def test_workers_exit_with_a_killed_driver_and_resuming_equals_one_run(
     folder = tmp_path / "out" / "student"
     address = ray.get_runtime_context().gcs_address
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, address, tmp_path / "task.json", folder.parent],
+        [sys.executable, "-c", DRIVER_SCRIPT, address, tmp_path / "task.json", folder.parent],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": PYTHONPATH},
@@ -161,7 +161,7 @@ def test_workers_exit_with_a_killed_driver_and_resuming_equals_one_run(
     assert_equals_single_process(folder, task, tmp_path / "single", 1e-5)
 
 
-NODES = """
+NODE_FAILURE_SCRIPT = """
 import json
 import sys
 from pathlib import Path
@@ -209,7 +209,7 @@ def test_training_resumes_on_another_node_when_a_node_dies(corpus, tmp_path):
     (tmp_path / "task.json").write_text(json.dumps(task.to_dict()))
     out = tmp_path / "out"
     driver = subprocess.Popen(
-        [sys.executable, "-c", NODES, tmp_path / "task.json", out],
+        [sys.executable, "-c", NODE_FAILURE_SCRIPT, tmp_path / "task.json", out],
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": PYTHONPATH},
     )
@@ -250,16 +250,16 @@ def test_a_task_with_bad_data_does_not_affect_the_others_of_its_worker_group(tmp
     assert loss == pytest.approx(single[-1].metrics["train_loss"], abs=1e-6)
 
 
-ROOM = "each, but the cluster has room for"
+CAPACITY_MESSAGE = "each, but the cluster has room for"
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"gpus_per_worker": 1}, f"1 CPU and 1 GPU {ROOM} 0: too little GPU"),
-        ({"cpus_per_worker": 64}, f"64 CPU {ROOM} 0: too little CPU"),
-        ({"workers": 9}, f"9 workers with 1 CPU {ROOM} 4: too little CPU"),
+        ({"gpus_per_worker": 1}, f"1 CPU and 1 GPU {CAPACITY_MESSAGE} 0: too little GPU"),
+        ({"cpus_per_worker": 64}, f"64 CPU {CAPACITY_MESSAGE} 0: too little CPU"),
+        ({"workers": 9}, f"9 workers with 1 CPU {CAPACITY_MESSAGE} 4: too little CPU"),
     ],
 )
 def test_a_request_that_the_cluster_can_never_fulfil_is_refused_within_seconds(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from multistill.pipeline.step import Step, StepRun
 from multistill.training.model_store import ModelStore
-from multistill.workspace import clear
+from multistill.workspace import Artifact, clear
 
 
 class Report(Step):
@@ -43,3 +45,13 @@ class Report(Step):
         run.logger.artifact(run.out / "report.html", "report")
         run.logger.artifact(run.out / "report.json", "report")
         return {}
+
+    def publish(self, artifact: Artifact) -> Path:
+        """Point `reports/<job>/latest` at this report; a reader never finds the link missing."""
+        latest = artifact.path.parent / "latest"
+        if not (latest.is_symlink() and latest.resolve() == artifact.path.resolve()):
+            temporary = latest.with_name(f".latest-{os.getpid()}")
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(artifact.path.name, target_is_directory=True)
+            temporary.replace(latest)
+        return latest

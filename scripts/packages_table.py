@@ -15,8 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("CONTRIBUTING.md", "docs/architecture.md")
-BEGIN = "<!-- begin: scripts/rooms_table.py -->"
-END = "<!-- end: scripts/rooms_table.py -->"
+BEGIN = "<!-- begin: scripts/packages_table.py -->"
+END = "<!-- end: scripts/packages_table.py -->"
 BLOCK = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
 
 

@@ -15,8 +15,8 @@ from helpers.generators.parts import write_wav
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multistill.corpora import audio
-from multistill.corpora.audio import (
+from multistill.corpora import audio_headers as audio
+from multistill.corpora.audio_headers import (
     HeaderReader,
     content_digest,
     parse_wav,
