@@ -55,6 +55,13 @@ def epochs_run(out: Path) -> Counter:
     return Counter(tuple(line.split()[:2]) for line in lines)
 
 
+@pytest.fixture
+def out(tmp_path):
+    """A folder of its own for one search, which copies the trials of smaller ones next to it."""
+    (tmp_path / "search").mkdir()
+    return tmp_path / "search"
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, ray_session):
     out, logger = tmp_path_factory.mktemp("searches") / "small", recording_logger()
@@ -125,7 +132,7 @@ def test_a_larger_search_copies_the_trials_of_the_smaller(finished):
     assert len({row["params"] for row in new}) == 11, "a continued sampler repeats no point"
 
 
-def test_diverged_trials_fail_with_their_reason_also_in_a_database(tmp_path, monkeypatch):
+def test_diverged_trials_fail_with_their_reason_also_in_a_database(out, monkeypatch):
     # Two Tune experiments, as a search of thousands of trials has.
     monkeypatch.setattr("multistill.search.experiment.MAX_TRIALS", 4)
     monkeypatch.setattr("multistill.search.experiment.MAX_TRIALS_PER_SLOT", 1)
@@ -135,15 +142,15 @@ def test_diverged_trials_fail_with_their_reason_also_in_a_database(tmp_path, mon
         "space": {"distillation.weight": choice(0.2, 0.4, 0.6, 0.8)},
         "grace_epochs": 9,
         "sampler": "random",
-        "storage": f"sqlite:///{tmp_path / 'study.db'}",
+        "storage": f"sqlite:///{out / 'study.db'}",
     }
-    summary = run_search(tmp_path, "diverging", logger, **more)
-    assert not (tmp_path / "study.log").exists()
-    assert {row["state"] for row in table(tmp_path)} == {"complete", "failed"}
+    summary = run_search(out, "diverging", logger, **more)
+    assert not (out / "study.log").exists()
+    assert {row["state"] for row in table(out)} == {"complete", "failed"}
     assert summary["counts"]["running"] == 0
-    assert [row["trial"] for row in table(tmp_path)] == list(range(6)), "over both experiments"
+    assert [row["trial"] for row in table(out)] == list(range(6)), "over both experiments"
     assert logger.progress_calls[-1][:2] == (6, 6)
-    for row in table(tmp_path):
+    for row in table(out):
         weight = json.loads(row["params"])["distillation.weight"]
         assert (row["state"] == "failed") == (weight > 0.5)
         if weight > 0.5:
@@ -152,30 +159,30 @@ def test_diverged_trials_fail_with_their_reason_also_in_a_database(tmp_path, mon
             assert logger.children[row["key"]].status == "FAILED"
 
 
-def test_a_search_in_which_every_trial_fails_stops_and_continues_after_the_fix(tmp_path):
+def test_a_search_in_which_every_trial_fails_stops_and_continues_after_the_fix(out):
     with pytest.raises(MultistillError, match=r"one after another.*valid_macro_f1 was not repor"):
-        run_search(tmp_path, "without_metric", trials=40)
-    assert 3 <= len(table(tmp_path)) < 10, "it did not wait for forty failures"
-    replace(SearchSpec.read(tmp_path), config=config(trials=4)).write(tmp_path)
-    summary = run_search(tmp_path, "fast", trials=4)
+        run_search(out, "without_metric", trials=40)
+    assert 3 <= len(table(out)) < 10, "it did not wait for forty failures"
+    replace(SearchSpec.read(out), config=config(trials=4)).write(out)
+    summary = run_search(out, "fast", trials=4)
     assert summary["counts"]["complete"] + summary["counts"]["stopped"] >= 4
 
 
-def test_a_trial_that_raises_is_retried_and_then_fails_with_the_message(tmp_path):
+def test_a_trial_that_raises_is_retried_and_then_fails_with_the_message(out):
     logger = recording_logger()
     with pytest.raises(MultistillError, match="CUDA out of memory"):
-        run_search(tmp_path, "raising", logger, trials=1, concurrent=1)
+        run_search(out, "raising", logger, trials=1, concurrent=1)
     assert sum("continues from its last checkpoint" in line for line in logger.messages) == 1
-    assert {row["reason"] for row in table(tmp_path)} == {"RuntimeError: CUDA out of memory"}
+    assert {row["reason"] for row in table(out)} == {"RuntimeError: CUDA out of memory"}
 
 
-def test_a_killed_trial_process_continues_from_its_last_epoch(tmp_path):
+def test_a_killed_trial_process_continues_from_its_last_epoch(out):
     logger = recording_logger()
-    summary = run_search(tmp_path, "killed_once", logger, trials=2, concurrent=1)
-    assert (tmp_path / "killed").exists()
+    summary = run_search(out, "killed_once", logger, trials=2, concurrent=1)
+    assert (out / "killed").exists()
     assert summary["counts"]["failed"] == 0, logger.messages
     assert any("its process died" in line for line in logger.messages)
-    ran = epochs_run(tmp_path)
+    ran = epochs_run(out)
     assert all(ran["0000", str(epoch)] == 1 for epoch in range(1, 10)), "an epoch ran twice"
 
 
