@@ -164,6 +164,10 @@ def test_an_unknown_recipe_and_a_section_that_none_of_its_stages_reads_are_named
     )
     assert code_of(["validate", path]) == 2
     assert f"{path}:4: no stage of the recipe `features-only` reads" in capsys.readouterr().err
+    for enabled, code in (("true", 2), ("false", 0)):
+        text = "name: t\nrecipe: features-only\ncorpora: [{kind: demo}]\n"
+        path = job(tmp_path, f"{text}search: {{enabled: {enabled}}}\n")
+        assert code_of(["validate", path]) == code
 
 
 @pytest.mark.parametrize(
