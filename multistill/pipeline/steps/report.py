@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from multistill.pipeline.step import Step, StepRun
 from multistill.training.model_store import ModelStore
-from multistill.workspace import Artifact, clear
+from multistill.workspace import Artifact, atomic_path, clear
 
 
 class Report(Step):
@@ -50,8 +49,6 @@ class Report(Step):
         """Point `reports/<job>/latest` at this report; a reader never finds the link missing."""
         latest = artifact.path.parent / "latest"
         if not (latest.is_symlink() and latest.resolve() == artifact.path.resolve()):
-            temporary = latest.with_name(f".latest-{os.getpid()}")
-            temporary.unlink(missing_ok=True)
-            temporary.symlink_to(artifact.path.name, target_is_directory=True)
-            temporary.replace(latest)
+            with atomic_path(latest, concurrent=True) as temporary:
+                temporary.symlink_to(artifact.path.name, target_is_directory=True)
         return latest

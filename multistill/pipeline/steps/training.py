@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,9 @@ class ModelStep(Step):
     def is_intact(self, artifact: Artifact) -> bool:
         return self.model_store.holds(artifact.summary["models"])
 
+    @abstractmethod
     def candidates(self, artifact: Artifact) -> list[Candidate]:
         """Models that `evaluate` scores on the test split."""
-        raise NotImplementedError
 
     def train(self, tasks: Sequence[TrainingTask], run: StepRun) -> dict[str, Any]:
         """Train tasks on the artifacts that this step reads; returns `{"models": Index}`."""
