@@ -14,9 +14,10 @@ command -v uv >/dev/null || { echo "scripts/lock.sh: uv is missing; pip install 
 # Some documentation tools need 3.11.5; multistill itself runs on 3.11.0.
 uv pip compile pyproject.toml --quiet --universal --python-version 3.11.5 \
     --extra dev --extra docs --extra postgres \
-    --generate-hashes --no-annotate --no-emit-index-url \
+    --generate-hashes --no-strip-extras --no-annotate --no-emit-index-url \
     --custom-compile-command scripts/lock.sh --output-file requirements.lock "$@" >/dev/null
 {
     echo "# Written by scripts/lock.sh: the versions of requirements.lock."
-    sed -n 's/^\([A-Za-z0-9].*==.*[^ ]\) *\\$/\1/p' requirements.lock
+    # Constraints have no extras.
+    sed -n 's/^\([A-Za-z0-9].*==.*[^ ]\) *\\$/\1/p' requirements.lock | sed 's/^\([A-Za-z0-9._-]*\)\[[^]]*\]/\1/'
 } > constraints.txt
