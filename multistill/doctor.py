@@ -79,7 +79,7 @@ def render(findings: list[Finding]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     for finding in findings:
         mark = Text("ok   ", "green") if finding.ok else Text("wrong", "bold red")
         console.print(mark, f"{finding.name:<9}", Text(finding.sentence), soft_wrap=True)

@@ -11,6 +11,7 @@ import typer
 
 from multistill.cli import catalogue, jobs, run
 from multistill.cli.options import with_debug
+from multistill.cli.streams import print_any_text
 from multistill.errors import MultistillError
 
 app = typer.Typer(
@@ -63,6 +64,7 @@ def _version(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit the process with its code."""
+    print_any_text()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or bool(os.environ.get("MULTISTILL_DEBUG"))
     command = typer.main.get_command(app)
@@ -92,7 +94,7 @@ def _report(error: Exception) -> int:
         print(f"multistill: {known}", file=sys.stderr)
         return known.exit_code
     if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's usage errors
-        error.show()
+        error.show(sys.stderr)  # without it, click writes UTF-8 to an ASCII console
         return int(error.exit_code)
     first_line = (str(error).strip().splitlines() or [""])[0]
     print(

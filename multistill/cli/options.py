@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from multistill.cli.streams import prints_unicode
+
 if TYPE_CHECKING:
     from multistill.config import JobConfig
 
@@ -74,4 +76,5 @@ def load_job(
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    # Escapes are JSON's own where the console lacks a character: those of Python are not JSON.
+    print(json.dumps(value, indent=2, ensure_ascii=not prints_unicode()))

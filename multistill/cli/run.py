@@ -143,7 +143,7 @@ def _run(job: JobConfig, *, until: str | None, as_json: bool) -> None:
 def _show(outcome: Outcome) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if outcome.report is not None:
         from multistill.report.terminal import table
 

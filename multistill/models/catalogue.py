@@ -44,12 +44,13 @@ def catalogue() -> list[dict[str, Any]]:
 
 def render(rows: list[dict[str, Any]]) -> None:
     """Print the catalogue as a table."""
-    from rich.console import Console
+    from rich.console import Console, JustifyMethod
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for title in ("preset", "modality", "layers", "width", "states", "trainable", "note"):
-        table.add_column(title, justify="right" if title in {"layers", "trainable"} else "left")
+        justify: JustifyMethod = "right" if title in {"layers", "trainable"} else "left"
+        table.add_column(title, justify=justify, no_wrap=title != "note")
     for row in rows:
         table.add_row(
             row["preset"],
@@ -60,4 +61,4 @@ def render(rows: list[dict[str, Any]]) -> None:
             f"{row['params_trainable']:,}",
             row["note"],
         )
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False, emoji=False).print(table)

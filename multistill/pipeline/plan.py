@@ -47,7 +47,7 @@ def render(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(f"job        {facts['job']} (recipe {facts['recipe']})")
     console.print(f"workspace  {facts['workspace']}", soft_wrap=True)
     console.print(f"tracking   {facts['tracking']}", soft_wrap=True)

@@ -24,7 +24,7 @@ SHOWN_METRICS = ("train_loss", "valid_macro_f1", "valid_uar")
 
 
 def stderr() -> Console:
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 class ProgressDisplay:
