@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 CLASSES = ("neutral", "happy", "surprise", "angry", "sad", "disgust", "fear")
 """Class order as published (Multi-Still). Votes, shares and logits all follow it."""
@@ -39,7 +48,35 @@ Address = Annotated[str, AfterValidator(_without_secret)]
 class Section(BaseModel):
     """A part of the job file. Unknown keys are errors; values are frozen once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    shorthand: ClassVar[tuple[str, ...]] = ()
+    """Fields that get the text where a text stands in place of the section."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return (
+            dict.fromkeys(cls.shorthand, value)
+            if cls.shorthand and isinstance(value, str)
+            else value
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """The section's schema, with the text that may stand in its place."""
+        reference = handler(core_schema)
+        if cls.shorthand:
+            schema = handler.resolve_ref_schema(reference)
+            section = dict(schema)
+            schema.clear()
+            text = {"type": "string", "description": f"the same as {', '.join(cls.shorthand)}"}
+            schema.update(title=section["title"], anyOf=[section, text])
+        return reference
 
     def identity(self) -> dict[str, Any]:
         """What decides the result: all fields but those marked `execution`, as JSON values."""

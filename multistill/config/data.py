@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -95,6 +95,8 @@ class SplitConfig(Section):
 class SpeechEncoderConfig(Section):
     """Speech encoder: `log-mel`, `untrained-wav2vec2`, or a Hugging Face name or folder."""
 
+    shorthand: ClassVar = ("model",)
+
     model: str = "log-mel"
     revision: str | None = None
     layers: list[int] = Field(
@@ -112,6 +114,8 @@ class SpeechEncoderConfig(Section):
 
 class TextEncoderConfig(Section):
     """Text encoder: `untrained-electra`, or a Hugging Face name or folder."""
+
+    shorthand: ClassVar = ("model",)
 
     model: str = "untrained-electra"
     revision: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +11,8 @@ from multistill.config.base import FolderName, Section, execution
 
 class ModelConfig(Section):
     """A preset by name (`multistill models`); every other key overrides one of its values."""
+
+    shorthand: ClassVar = ("preset",)
 
     preset: str
     fusion: Literal["crossmodal", "concat", "cross-attention", "mixer"] | None = None
@@ -75,6 +77,10 @@ class TrainConfig(Section):
 
 
 class TeacherConfig(Section):
+    """The model that the students learn from, and how it is trained."""
+
+    shorthand: ClassVar = ("model",)
+
     model: ModelConfig = Field(default_factory=lambda: ModelConfig(preset="small-teacher"))
     train: TrainConfig = Field(default_factory=TrainConfig)
     seeds: int = Field(1, ge=1, le=20, description="several seeds make an ensemble")
@@ -130,6 +136,10 @@ class DistillationConfig(Section):
 
 
 class StudentConfig(Section):
+    """A small model; it is trained with the teacher, and alone as its control."""
+
+    shorthand: ClassVar = ("name", "model")
+
     name: FolderName
     model: ModelConfig
     train: TrainConfig = Field(default_factory=TrainConfig)
