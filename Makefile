@@ -40,11 +40,13 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/packages_table.py --check
+	$(BIN)/python scripts/job_file.py --check
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python scripts/packages_table.py
+	$(BIN)/python scripts/job_file.py
 
 docs: install
 	$(BIN)/mkdocs build --quiet --strict

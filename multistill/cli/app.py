@@ -38,6 +38,7 @@ COMMANDS: list[Callable[..., None]] = [
     catalogue.jobs,
     catalogue.recipes,
     catalogue.models,
+    catalogue.schema,
     catalogue.doctor,
 ]
 SEARCH_COMMANDS: list[Callable[..., None]] = [run.resume, run.extend, run.join]

@@ -11,6 +11,8 @@ import typer
 from multistill.cli.options import Json, Overrides, WorkspaceFolder, load_job, print_json
 from multistill.errors import UsageError
 
+SCHEMA = "job.schema.json"
+
 
 def models(as_json: Json = False) -> None:
     """List the model presets with their trainable parameters."""
@@ -65,6 +67,13 @@ def jobs(
             print(f"{row['job']:<10}{row['summary']}")
 
 
+def schema(as_json: Json = False) -> None:
+    """Print the JSON schema of the job file, with which editors complete and check it."""
+    from multistill.config.schema import job_schema
+
+    print_json(job_schema())
+
+
 def _packaged_jobs() -> dict[str, str]:
     folder = resources.files("multistill") / "jobs"
     return {
@@ -86,6 +95,13 @@ def _copy(files: dict[str, str], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    copy_schema(folder)
+
+
+def copy_schema(folder: Path) -> None:
+    """Write the schema that job files name in their head, next to them."""
+    source = resources.files("multistill") / "jobs" / SCHEMA
+    (folder / SCHEMA).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
 
 
 def doctor(

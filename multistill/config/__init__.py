@@ -62,12 +62,14 @@ __all__ = [
 class JobConfig(Section):
     """The whole job file. Everything has a default but `name` and `corpora`."""
 
-    name: FolderName
+    name: FolderName = Field(description="of the job, its folder of reports and its MLflow runs")
     recipe: str = Field(
         "distillation", description="the method: which stages run (`multistill recipes`)"
     )
-    seed: int = Field(1024, ge=0, lt=2**31)
-    workspace: str = "workspace"
+    seed: int = Field(
+        1024, ge=0, lt=2**31, description="of trainings and resamples; the split has its own"
+    )
+    workspace: str = Field("workspace", description="folder that all artifacts go to")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
     corpora: list[CorpusConfig] = Field(min_length=1)

@@ -24,7 +24,7 @@ CorpusKind = Literal[
 class CorpusConfig(Section):
     """One corpus. Kind `table` reads any corpus that has a CSV or Parquet table."""
 
-    kind: CorpusKind
+    kind: CorpusKind = Field(description="the loader, one per layout on disk")
     path: str | None = Field(
         None, description="folder (for `table`: the table file); `demo` takes none"
     )
@@ -61,12 +61,20 @@ class CorpusConfig(Section):
 class SplitConfig(Section):
     """Train, valid and test parts, the tie policy, and caps on frequent classes."""
 
-    by: Literal["session", "speaker", "random", "column"] = "session"
+    by: Literal["session", "speaker", "random", "column"] = Field(
+        "session", description="what stays in one part; `column`: the table's column `split`"
+    )
     test: float = Field(0.2, ge=0.0, lt=1.0, description="share of groups (of rows if random)")
-    valid: float = Field(0.15, ge=0.0, lt=1.0)
+    valid: float = Field(
+        0.15, ge=0.0, lt=1.0, description="share of groups that epochs and trials are chosen on"
+    )
     folds: int = Field(5, ge=2, le=50, description="number of folds; groups of test are in none")
     allow_leak: bool = Field(False, description="allow a session or speaker in several parts")
-    ties: Literal["soft", "drop", "first", "multi"] = "soft"
+    ties: Literal["soft", "drop", "first", "multi"] = Field(
+        "soft",
+        description="clips whose votes tie: keep the shares, drop the clip, decide for the first "
+        "class, or equal shares of the tied classes",
+    )
     max_per_class: dict[str, int] = Field(
         default_factory=dict, description="maximum of training utterances, e.g. {neutral: 2000}"
     )
@@ -97,8 +105,12 @@ class SpeechEncoderConfig(Section):
 
     shorthand: ClassVar = ("model",)
 
-    model: str = "log-mel"
-    revision: str | None = None
+    model: str = Field(
+        "log-mel", description="`log-mel`, `untrained-wav2vec2`, a Hugging Face name, or a folder"
+    )
+    revision: str | None = Field(
+        None, description="commit, tag or branch on the hub; default: the newest"
+    )
     layers: list[int] = Field(
         default_factory=lambda: [-1],
         min_length=1,
@@ -106,10 +118,16 @@ class SpeechEncoderConfig(Section):
     )
     combine: Literal["mean", "concat"] = Field("mean", description="of several layers")
     max_seconds: float = Field(30.0, gt=0.1, description="longer clips are handled by `long_clips`")
-    long_clips: Literal["cut", "window", "quarantine"] = "cut"
-    window_seconds: float = Field(10.0, gt=0.5)
-    overlap_seconds: float = Field(1.0, ge=0.0)
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    long_clips: Literal["cut", "window", "quarantine"] = Field(
+        "cut", description="cut the end, encode in overlapping windows, or leave the clip out"
+    )
+    window_seconds: float = Field(10.0, gt=0.5, description="`long_clips: window`: of one window")
+    overlap_seconds: float = Field(
+        1.0, ge=0.0, description="`long_clips: window`: shared by two windows"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32", description="of the encoder; `auto`: bfloat16 on GPUs that support it"
+    )
 
 
 class TextEncoderConfig(Section):
@@ -117,11 +135,19 @@ class TextEncoderConfig(Section):
 
     shorthand: ClassVar = ("model",)
 
-    model: str = "untrained-electra"
-    revision: str | None = None
-    layers: list[int] = Field(default_factory=lambda: [-1], min_length=1)
-    combine: Literal["mean", "concat"] = "mean"
-    max_tokens: int = Field(128, ge=8, le=512)
+    model: str = Field(
+        "untrained-electra", description="`untrained-electra`, a Hugging Face name, or a folder"
+    )
+    revision: str | None = Field(
+        None, description="commit, tag or branch on the hub; default: the newest"
+    )
+    layers: list[int] = Field(
+        default_factory=lambda: [-1],
+        min_length=1,
+        description="hidden states kept, as in output_hidden_states (0 is the input to layer 1)",
+    )
+    combine: Literal["mean", "concat"] = Field("mean", description="of several layers")
+    max_tokens: int = Field(128, ge=8, le=512, description="longer transcripts are cut")
 
 
 class FeaturesConfig(Section):
@@ -129,7 +155,9 @@ class FeaturesConfig(Section):
 
     speech: SpeechEncoderConfig = Field(default_factory=SpeechEncoderConfig)
     text: TextEncoderConfig = Field(default_factory=TextEncoderConfig)
-    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = Field(
+        "float16", description="of the states in the store"
+    )
     max_quarantined: float = execution(
         0.05, ge=0.0, le=1.0, description="share of failed clips that stops the stage"
     )
@@ -137,7 +165,9 @@ class FeaturesConfig(Section):
     shard_seconds: float = execution(1200.0, gt=0, description="audio seconds in one shard")
     decoders: int | None = execution(None, ge=1, description="CPU decode workers; default: sized")
     encoders: int | None = execution(None, ge=1, description="encoder actors; default: sized")
-    gpus_per_encoder: float | None = execution(None, ge=0)
+    gpus_per_encoder: float | None = execution(
+        None, ge=0, description="of each encoder actor; default: one if the cluster has any"
+    )
 
     def side_by_side(self) -> dict[str, list[int]]:
         """Layers that the store holds side by side, under the names of `ModelSpec`."""

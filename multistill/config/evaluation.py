@@ -11,8 +11,8 @@ class EvaluationConfig(Section):
     """Bootstrap, calibration and latency settings of the `evaluate` stage."""
 
     resamples: int = Field(1000, ge=100, description="bootstrap resamples of sessions")
-    confidence: float = Field(0.95, gt=0.5, lt=1)
-    calibration_bins: int = Field(15, ge=2)
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of all intervals")
+    calibration_bins: int = Field(15, ge=2, description="bins of the calibration error (ECE)")
     latency_clips: int = Field(
         20, ge=0, description="clips timed at batch size 1; 0 disables timing"
     )

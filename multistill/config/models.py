@@ -14,21 +14,31 @@ class ModelConfig(Section):
 
     shorthand: ClassVar = ("preset",)
 
-    preset: str
-    fusion: Literal["crossmodal", "concat", "cross-attention", "mixer"] | None = None
-    width: int | None = Field(None, ge=8)
-    heads: int | None = Field(None, ge=1)
-    layers: int | None = Field(None, ge=1)
-    feedforward: int | None = Field(None, ge=8)
+    preset: str = Field(description="name of a preset; the keys below override its values")
+    fusion: Literal["crossmodal", "concat", "cross-attention", "mixer"] | None = Field(
+        None, description="how speech and text are joined"
+    )
+    width: int | None = Field(None, ge=8, description="of the states inside the head")
+    heads: int | None = Field(None, ge=1, description="attention heads; they divide `width`")
+    layers: int | None = Field(None, ge=1, description="transformer layers per stack")
+    feedforward: int | None = Field(None, ge=8, description="width inside a feed-forward block")
     classifier: int | None = Field(None, ge=8, description="width of the classifier's hidden layer")
     dropout: float | None = Field(None, ge=0.0, lt=1.0, description="in the transformer layers")
-    classifier_dropout: float | None = Field(None, ge=0.0, lt=1.0)
-    modality_dropout: float | None = Field(None, ge=0.0, lt=1.0)
-    pooling: Literal["published", "mean", "attention"] | None = None
+    classifier_dropout: float | None = Field(
+        None, ge=0.0, lt=1.0, description="before both linear layers of the classifier"
+    )
+    modality_dropout: float | None = Field(
+        None, ge=0.0, lt=1.0, description="share of training clips that lose speech or text"
+    )
+    pooling: Literal["published", "mean", "attention"] | None = Field(
+        None, description="of the states of a clip into one; `published`: see docs/models.md"
+    )
     audio_stride: int | None = Field(
         None, ge=1, description="neighbouring audio frames averaged into one before the head"
     )
-    context_turns: int | None = Field(None, ge=0, le=32)
+    context_turns: int | None = Field(
+        None, ge=0, le=32, description="previous turns of the dialogue that the head reads"
+    )
     speech_layer: int | None = Field(
         None, description="the only one of features.speech.layers that is read (`combine: concat`)"
     )
@@ -41,28 +51,40 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     """How a teacher or a student is trained."""
 
-    epochs: int = Field(30, ge=1)
+    epochs: int = Field(30, ge=1, description="passes over the training clips")
     batch_size: int = Field(64, ge=1, description="utterances per optimiser step, over all workers")
     accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step and worker")
-    learning_rate: float = Field(5e-5, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    learning_rate: float = Field(5e-5, gt=0, description="after warm-up")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW, on all parameters")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps")
-    clip_norm: float = Field(1.0, gt=0)
-    loss: Literal["soft-cross-entropy", "cross-entropy", "mse", "focal"] = "soft-cross-entropy"
-    label_source: Literal["shares", "winner"] = "shares"
-    class_weights: Literal["none", "inverse", "effective"] = "none"
-    oversample: bool = False
-    metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss"] = "macro_f1"
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
+    loss: Literal["soft-cross-entropy", "cross-entropy", "mse", "focal"] = Field(
+        "soft-cross-entropy", description="against the labels; formulae in docs/models.md"
+    )
+    label_source: Literal["shares", "winner"] = Field(
+        "shares", description="target: the shares of the votes, or the class with the most"
+    )
+    class_weights: Literal["none", "inverse", "effective"] = Field(
+        "none", description="weights of the loss; `effective`: Cui et al. 2019"
+    )
+    oversample: bool = Field(False, description="draw clips so that all classes weigh the same")
+    metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss"] = Field(
+        "macro_f1", description="on validation; its best epoch is the result"
+    )
     patience: int | None = Field(None, ge=1, description="epochs without gain until training stops")
     max_frames: int | None = Field(None, ge=1, description="audio frames read; 512 as published")
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: bool = execution(False)
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="`auto`: bfloat16 on GPUs that support it, else float32"
+    )
+    compile: bool = execution(False, description="use torch.compile; the first epoch waits for it")
     batch_frames: int | None = execution(
         None, ge=1, description="padded audio frames per micro-batch; larger batches are split"
     )
     workers: int = execution(1, ge=1, description="data-parallel workers")
-    gpus_per_worker: float | None = execution(None, ge=0)
-    cpus_per_worker: float = execution(1.0, gt=0)
+    gpus_per_worker: float | None = execution(
+        None, ge=0, description="default: one if the cluster has any"
+    )
+    cpus_per_worker: float = execution(1.0, gt=0, description="logical CPUs of each worker")
     max_failures: int = execution(2, ge=0, description="restarts from the last checkpoint")
 
     @model_validator(mode="after")
@@ -98,9 +120,11 @@ class DistillationConfig(Section):
     on representations are added to this sum, each with its own weight.
     """
 
-    loss: Literal["kd", "two-mse", "dkd", "dist"] = "kd"
-    temperature: float = Field(2.0, gt=0)
-    weight: float = Field(0.5, ge=0, le=1)
+    loss: Literal["kd", "two-mse", "dkd", "dist"] = Field(
+        "kd", description="on the teacher's outputs; formulae in docs/models.md"
+    )
+    temperature: float = Field(2.0, gt=0, description="softens both distributions")
+    weight: float = Field(0.5, ge=0, le=1, description="of the teacher's loss; 0: no teacher")
     standardize: bool = Field(False, description="logit standardisation (Sun 2024)")
     dkd_alpha: float = Field(1.0, ge=0, description="`dkd`: weight of the target-class term")
     dkd_beta: float = Field(
@@ -140,6 +164,6 @@ class StudentConfig(Section):
 
     shorthand: ClassVar = ("name", "model")
 
-    name: FolderName
+    name: FolderName = Field(description="in tables, files and MLflow")
     model: ModelConfig
     train: TrainConfig = Field(default_factory=TrainConfig)

@@ -17,7 +17,9 @@ class ResourcesConfig(Section):
     )
     num_cpus: int | None = Field(None, ge=1, description="logical CPUs of a local Ray")
     num_gpus: int | None = Field(None, ge=0, description="GPUs of a local Ray; default: all")
-    object_store_mb: int | None = Field(None, ge=80)
+    object_store_mb: int | None = Field(
+        None, ge=80, description="object store of a local Ray, in MB; default: Ray's"
+    )
     wait_for: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict,
         description="resources that an autoscaled cluster must have before the first stage, "

@@ -15,11 +15,13 @@ _LOSS = "distillation.loss"
 class SearchParameter(Section):
     """One searched setting: a range (`low`, `high`, `log`, `step`) or `choices`."""
 
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    step: float | None = Field(None, gt=0)
-    choices: list[str | int | float | bool] | None = Field(None, min_length=1)
+    low: float | None = Field(None, description="lowest value of a range")
+    high: float | None = Field(None, description="highest value of a range")
+    log: bool = Field(False, description="draw evenly on a logarithmic scale")
+    step: float | None = Field(None, gt=0, description="distance between values of a range")
+    choices: list[str | int | float | bool] | None = Field(
+        None, min_length=1, description="the values to choose from, in place of a range"
+    )
     when: dict[str, list[str | int | float | bool]] = Field(
         default_factory=dict,
         description="searched only where other searched names take one of these values, "
@@ -64,18 +66,24 @@ def _default_space() -> dict[str, SearchParameter]:
 class SearchConfig(Section):
     """Ray Tune with Optuna over the settings of one student, compared on validation only."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="whether the job searches")
     student: str | None = Field(
         None, description="name of the searched student; default: the first"
     )
-    trials: int = Field(16, ge=1)
+    trials: int = Field(16, ge=1, description="settings that are tried")
     epochs: int | None = Field(
         None, ge=1, description="epoch budget of a trial; default: the student's epochs"
     )
-    metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss"] = "macro_f1"
-    space: dict[str, SearchParameter] = Field(default_factory=_default_space, min_length=1)
+    metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss"] = Field(
+        "macro_f1", description="on validation, by which trials are compared"
+    )
+    space: dict[str, SearchParameter] = Field(
+        default_factory=_default_space,
+        min_length=1,
+        description="what is searched, e.g. {distillation.weight: {low: 0.1, high: 0.9}}",
+    )
     grace_epochs: int = Field(3, ge=1, description="ASHA stops no trial before this epoch")
-    reduction: int = Field(3, ge=2)
+    reduction: int = Field(3, ge=2, description="ASHA keeps one in this many trials at each rung")
     sampler: Literal["tpe", "random", "grid"] = Field(
         "tpe", description="random and grid are baselines; a grid needs `choices` everywhere"
     )
@@ -103,7 +111,7 @@ class SearchConfig(Section):
     )
     cpus_per_trial: float = execution(1.0, gt=0, description="of each worker of a trial")
     gpus_per_trial: float | None = execution(None, ge=0, description="of each worker of a trial")
-    max_failures: int = execution(1, ge=0)
+    max_failures: int = execution(1, ge=0, description="restarts of a trial")
 
     @field_validator("space")
     @classmethod

@@ -99,6 +99,8 @@ def words(text: str) -> list[str]:
     """Arguments of a command, with the placeholders of a synopsis replaced by values."""
     found = []
     for word in shlex.split(text, comments=True)[1:]:
+        if word == ">":
+            break
         word = word.strip("[]") if word.startswith("[") or word.endswith("]") else word
         word = {"N": "1", "...": "seed=1", "KEY=VALUE": "seed=1"}.get(word, word)
         found.append(word)

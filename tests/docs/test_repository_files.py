@@ -104,7 +104,8 @@ def test_the_citation_has_the_required_fields() -> None:
     assert citation["message"]
 
 
-def test_the_tables_of_packages_are_up_to_date() -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "packages_table.py"), "--check"]
+@pytest.mark.parametrize("script", ["packages_table.py", "job_file.py"])
+def test_generated_files_are_up_to_date(script: str) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / script), "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
