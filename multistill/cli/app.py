@@ -18,7 +18,6 @@ app = typer.Typer(
     name="multistill",
     help="Encode speech once, train a teacher, distil small students, evaluate them honestly.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -26,7 +25,11 @@ search = typer.Typer(
     help="Continue, extend or join a search that `run` started.", no_args_is_help=True
 )
 
+COMPLETION = "_MULTISTILL_COMPLETE"
+"""Set by the completion that `--install-completion` puts into the shell's settings."""
+
 COMMANDS: list[Callable[..., None]] = [
+    catalogue.init,
     run.demo,
     run.run,
     run.plan,
@@ -69,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or bool(os.environ.get("MULTISTILL_DEBUG"))
     command = typer.main.get_command(app)
+    if COMPLETION in os.environ:  # the shell asks what could come next
+        command.main([], prog_name=app.info.name)
     try:
         with command.make_context("multistill", arguments) as context:
             command.invoke(context)

@@ -67,6 +67,46 @@ def jobs(
             print(f"{row['job']:<10}{row['summary']}")
 
 
+def init(
+    job: Annotated[
+        Path | None,
+        typer.Argument(metavar="[JOB.yaml]", help="file to write; default: named by the corpus"),
+    ] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option("--corpus", metavar="PATH", help="folder or table; default: the demo corpus"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="overwrite an existing file")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a commented job file for a corpus: its kind, its columns, a split that fits."""
+    from multistill.pipeline import jobfile
+    from multistill.pipeline.job_template import job_name, job_text
+
+    found = []
+    if corpus is not None:
+        from multistill.corpora.detect import find_corpora
+
+        corpus = corpus.expanduser().absolute()
+        found = find_corpora(corpus)
+    file = job or Path(f"{job_name(corpus)}.yaml")
+    if file.exists() and not force:
+        raise UsageError(f"{file} exists; give another name, or --force to overwrite it")
+    text = job_text(job_name(corpus), found, file)
+    jobfile.parse(text, str(file))  # what is written is valid
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    copy_schema(file.parent)
+    open_points = [sentence for one in found for sentence in one.missing]
+    if as_json:
+        kinds = [one.settings["kind"] for one in found] or ["demo"]
+        print_json({"job": str(file), "corpora": kinds, "to_do": open_points})
+        return
+    print(file)
+    for sentence in open_points:
+        print(f"to do: {sentence}")
+
+
 def schema(as_json: Json = False) -> None:
     """Print the JSON schema of the job file, with which editors complete and check it."""
     from multistill.config.schema import job_schema

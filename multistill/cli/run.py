@@ -18,6 +18,19 @@ if TYPE_CHECKING:
     from multistill.config import JobConfig
     from multistill.pipeline import Outcome
 
+STAGES = (
+    "prepare",
+    "features",
+    "teacher",
+    "distill",
+    "students",
+    "search",
+    "evaluate",
+    "report",
+    "probe",
+)
+"""Stages of the packaged recipes, for the help of `--until`: the default's, then `features-only`'s."""
+
 Name = Annotated[
     str,
     typer.Argument(metavar="JOB", help="name of a job that ran in the workspace, or a job file"),
@@ -41,7 +54,8 @@ def run(
         typer.Option(
             "--until",
             metavar="STAGE",
-            help="stop after this stage, e.g. features; `plan` lists them",
+            help=f"stop after this stage: {', '.join(STAGES)} (`plan` lists those of a job)",
+            autocompletion=lambda: STAGES,
         ),
     ] = None,
     overrides: Overrides = None,
@@ -70,6 +84,9 @@ def plan(
 
 def validate(
     job: JobFile,
+    data: Annotated[
+        bool, typer.Option("--data", help="also read the corpora and count; writes nothing")
+    ] = False,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = None,
     as_json: Json = False,
@@ -83,10 +100,18 @@ def validate(
         problems = [{"line": line, "problem": text} for line, text in error.problems]
         print_json({"valid": False, "file": error.source, "problems": problems})
         raise typer.Exit(2) from None
+    facts = None
+    if data:
+        from multistill.pipeline import data_check
+
+        facts = data_check.check_data(config)
     if as_json:
-        print_json({"valid": True, "file": str(job), "problems": []})
-    else:
-        print(f"{job}: valid (job `{config.name}`)")
+        counts = {} if facts is None else {"data": facts}
+        print_json({"valid": True, "file": str(job), "problems": [], **counts})
+        return
+    print(f"{job}: valid (job `{config.name}`)")
+    for line in [] if facts is None else data_check.describe(facts):
+        print(line)
 
 
 def resume(

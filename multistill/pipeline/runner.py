@@ -73,10 +73,11 @@ def run(
         MultistillError: with one sentence. Finished artifacts and shards are kept.
     """
     display = display or ProgressDisplay()
-    workspace = Workspace(job.workspace).open()
+    workspace = Workspace(job.workspace)
     steps = steps_of(job, workspace)
     if until is not None:
         steps = steps[: _stage_index(steps, until) + 1]
+    workspace.open()
     started = time.monotonic()
     with terminated_as_interrupt(), ExitStack() as stack:
         context = RunContext(job, workspace, steps, display, stack)
@@ -98,8 +99,10 @@ def _stage_index(steps: Sequence[Step], name: str) -> int:
     stages = [step.name for step in steps]
     if name not in stages:
         near = difflib.get_close_matches(name, stages, n=1, cutoff=0.4)
-        hint = f"did you mean `{near[0]}`?" if near else f"the stages are {', '.join(stages)}"
-        raise UsageError(f"until {name}: there is no such stage; {hint}")
+        hint = f"did you mean `{near[0]}`? The" if near else "the"
+        raise UsageError(
+            f"--until {name}: there is no such stage; {hint} stages are {', '.join(stages)}"
+        )
     return stages.index(name)
 
 

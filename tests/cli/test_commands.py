@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -271,3 +272,68 @@ def test_a_closed_pipe_is_not_an_error() -> None:
     command = f"{sys.executable} -m multistill models --json | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_and_error_of_until_name_the_stages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from multistill.cli.run import STAGES
+    from multistill.config import JobConfig
+    from multistill.pipeline.recipes import RECIPES, get_recipe
+    from multistill.workspace import Workspace
+
+    config = JobConfig.model_validate({"name": "t", "corpora": [{"kind": "demo"}]})
+    recipes = [get_recipe(name).steps(config, Workspace(".")) for name in RECIPES]
+    assert {step.name for steps in recipes for step in steps} == set(STAGES)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert code_of(["run", "--help"]) == 0
+    assert ", ".join(STAGES) in " ".join(capsys.readouterr().out.split())
+    path = job(tmp_path, f"name: t\nworkspace: {tmp_path / 'w'}\ncorpora: [{{kind: demo}}]\n")
+    assert code_of(["run", path, "--until", "featurs"]) == 2
+    printed = capsys.readouterr().err
+    assert "did you mean `features`?" in printed
+    assert ", ".join(step.name for step in recipes[0]) in printed
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("va", ["validate"]),
+        ("s", ["schema", "submit", "status", "stop", "search"]),
+        ("search ", ["resume", "extend", "join"]),
+        ("run --unt", ["--until"]),
+        ("run --until f", ["features"]),
+    ],
+)
+def test_a_shell_completes_commands_options_and_stages(typed: str, offered: list[str]) -> None:
+    words = ["multistill", *typed.split(" ")]
+    done = subprocess.run(
+        [sys.executable, "-m", "multistill"],
+        env={
+            **os.environ,
+            "_MULTISTILL_COMPLETE": "complete_bash",
+            "COMP_WORDS": " ".join(words),
+            "COMP_CWORD": str(len(words) - 1),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    assert set(done.stdout.split()) == set(offered)
+
+
+def test_version_and_schema_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    from multistill import __version__
+    from multistill.config.schema import job_schema
+
+    assert code_of(["--version"]) == 0
+    assert capsys.readouterr().out == f"multistill {__version__}\n"
+    assert code_of(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == job_schema()
+
+
+def test_copied_jobs_bring_the_schema_that_they_name(tmp_path: Path) -> None:
+    assert code_of(["jobs", "emodb", "--copy", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"emodb.yaml", "job.schema.json"}

@@ -1,0 +1,68 @@
+"""Opens the corpora of a job as the first stage would, and writes nothing into the workspace."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from multistill.config import JobConfig
+from multistill.pipeline.recipes import steps_of
+from multistill.pipeline.step import StepRun
+from multistill.tracking.logger import NullLogger
+from multistill.workspace import Workspace
+
+EXAMPLES = 3
+
+
+def check_data(job: JobConfig) -> dict[str, Any]:
+    """Read the corpora, decide labels and split, and count.
+
+    Returns:
+        `corpora`: utterances by corpus; `splits`: by part, then by class, ties under `tie`;
+        `rejected`: number of clips and rows left out; `examples`: source and reason of the first.
+
+    Raises:
+        UsageError: a corpus is not found, or the split is impossible or leaks.
+        MultistillError: no utterance is left.
+    """
+    from multistill.corpora.manifest import MANIFEST, REJECTED, read_manifest
+
+    with TemporaryDirectory(prefix="multistill-") as folder:
+        steps = steps_of(job, Workspace(folder))
+        step = next(step for step in steps if step.artifact == "manifest")
+        out = Path(folder) / "manifest"
+        out.mkdir()
+        step.build(StepRun(artifacts={}, out=out, logger=NullLogger(), fingerprint=""))
+        rows = read_manifest(out / MANIFEST, columns=["corpus", "split", "label"])
+        rejected = _rejected(out / REJECTED)
+    corpora: Counter[str] = Counter(rows["corpus"].to_pylist())
+    splits: dict[str, Counter[str]] = {part: Counter() for part in ("train", "valid", "test")}
+    labels = zip(rows["split"].to_pylist(), rows["label"].to_pylist(), strict=True)
+    for part, label in labels:
+        splits[part][label or "tie"] += 1
+    return {
+        "corpora": dict(corpora),
+        "splits": {part: dict(counts) for part, counts in splits.items()},
+        "rejected": len(rejected),
+        "examples": rejected[:EXAMPLES],
+    }
+
+
+def _rejected(path: Path) -> list[dict[str, str]]:
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, str]] = pq.read_table(path).to_pylist()
+    return rows
+
+
+def describe(facts: dict[str, Any]) -> list[str]:
+    """The facts as lines for people."""
+    lines = [f"{title}: {number} utterances" for title, number in facts["corpora"].items()]
+    for part, counts in facts["splits"].items():
+        classes = ", ".join(f"{label} {number}" for label, number in sorted(counts.items()))
+        lines.append(f"{part}: {sum(counts.values())} ({classes})")
+    lines.append(f"rejected: {facts['rejected']}")
+    lines += [f"  {row['source']}: {row['reason']}" for row in facts["examples"]]
+    return lines

@@ -1,0 +1,102 @@
+"""A commented job file to start from, for the corpora that were found."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from multistill.corpora.detect import FoundCorpus
+
+_NAME_LENGTH = 60
+
+
+def job_name(path: Path | None) -> str:
+    """A job's name from a corpus's path: letters, digits, dots and dashes."""
+    name = "demo" if path is None else path.stem if path.is_file() else path.resolve().name
+    name = re.sub(r"[^\w.]+", "-", unicodedata.normalize("NFC", name)).strip("-.")
+    return name[:_NAME_LENGTH] or "job"
+
+
+def job_text(name: str, corpora: Sequence[FoundCorpus], file: Path) -> str:
+    """The text of a job file.
+
+    Args:
+        corpora: those found; none means the packaged demo corpus.
+        file: where it will be written, for the commands in its head.
+    """
+    return "\n".join(_lines(name, corpora, _comment(shlex.quote(str(file))))) + "\n"
+
+
+def _lines(name: str, corpora: Sequence[FoundCorpus], file: str) -> Iterator[str]:
+    split = "speaker" if any(corpus.split == "speaker" for corpus in corpora) else "session"
+    yield f"# {name}: written by `multistill init`. Every key but `name` and `corpora` may go."
+    yield f"#   multistill validate {file} --data   # reads the corpus, trains nothing"
+    yield f"#   multistill run {file}"
+    yield "# yaml-language-server: $schema=job.schema.json"
+    yield from _dumped({"name": name})
+    yield "workspace: workspace          # all results; on a cluster, a folder that every node sees"
+    yield ""
+    yield "corpora:"
+    for corpus in corpora:
+        yield from _corpus(corpus)
+    if not corpora:
+        yield "  - kind: demo                # packaged and synthetic; `--corpus PATH` takes yours"
+    yield ""
+    yield "split:"
+    yield f"  by: {split:<24}# the {split}s of the test set are not in training"
+    yield "  test: 0.2                   # shares of them"
+    yield "  valid: 0.15"
+    yield ""
+    yield "features:                     # computed once, and found again by later jobs"
+    yield "  speech: log-mel             # no download; better: the name or folder of a wav2vec2,"
+    yield "                              # HuBERT, WavLM or data2vec-audio model"
+    yield "  text: untrained-electra     # a placeholder; better: a BERT or ELECTRA model"
+    yield ""
+    yield "teacher: small-teacher        # `multistill models` lists the presets"
+    yield ""
+    yield "students:                     # each is trained with the teacher, and alone as control"
+    students = {"audio": "small-audio-student"}
+    if not corpora or any(corpus.has_text for corpus in corpora):
+        students = {"multimodal": "small-student", "text": "small-text-student", **students}
+    for student, preset in students.items():
+        yield f"  - {{name: {student}, model: {preset}}}"
+    yield ""
+    yield "# search:                     # hyperparameters of the first student, on validation"
+    yield "#   trials: 16"
+
+
+def _corpus(corpus: FoundCorpus) -> Iterator[str]:
+    yield from _item(corpus.settings)
+    if corpus.unknown:
+        yield "    # These labels are none of the classes: their rows are left out unless mapped."
+        yield "    # labels:"
+        for label, number in corpus.unknown:
+            entry = _dumped({label: "neutral"})
+            if len(entry) == 1:
+                yield f"    #   {entry[0]:<26}# {number} rows"
+    for sentence in corpus.missing:
+        yield f"    # TO DO: {_comment(sentence)}"
+
+
+def _item(settings: dict[str, Any]) -> Iterator[str]:
+    """The settings as an item of a list, two levels deep."""
+    for number, line in enumerate(_dumped(settings)):
+        yield f"  {'- ' if number == 0 else '  '}{line}"
+
+
+def _comment(text: str) -> str:
+    """A text as one line that may stand in a comment."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _dumped(values: dict[str, Any]) -> list[str]:
+    """YAML lines of a mapping, quoted where YAML needs it."""
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10_000)
+    return text.splitlines()
