@@ -29,7 +29,7 @@ STAGES = (
     "report",
     "probe",
 )
-"""Stages of the packaged recipes, for the help of `--until`: the default's, then `features-only`'s."""
+"""Stages for the help of `--until`: the default recipe's, then that of `features-only`."""
 
 Name = Annotated[
     str,

@@ -39,7 +39,7 @@ def sections_of(annotation: Any) -> Iterator[tuple[str, type[Section]]]:
         return
     arguments = typing.get_args(annotation)
     origin = typing.get_origin(annotation)
-    suffix = {list: "[]", dict: ".NAME"}.get(origin, "") if isinstance(origin, type) else ""
+    suffix = "[]" if origin is list else ".NAME" if origin is dict else ""
     for argument in arguments:
         for rest, section in sections_of(argument):
             yield suffix + rest, section

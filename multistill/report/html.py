@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -14,6 +14,7 @@ from markupsafe import Markup
 from multistill.config import CLASSES, JobConfig
 from multistill.evaluation.comparisons import METRIC_TITLES
 from multistill.report import plots
+from multistill.report.cell_labels import label_cells
 from multistill.report.terminal import count, encoder, score
 
 MAX_LISTED_TRIALS = 20
@@ -30,17 +31,34 @@ def render(
 ) -> str:
     """The page as one string, without references to external resources."""
     template = environment().get_template("report.html")
-    return template.render(
+    page = template.render(
         report=report,
         job=job,
         resolved=yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-        classes=CLASSES,
+        classes=_present_classes(report, quality),
         metric_titles=METRIC_TITLES,
         quality=quality,
         figures=_figures(report, trials, histories, quality, job),
         slices=_slices(report),
         best_trials=_best_trials(trials, report["search"]),
     )
+    return label_cells(page)
+
+
+def _present_classes(
+    report: Mapping[str, Any], quality: Mapping[str, Any] | None
+) -> list[tuple[int, str]]:
+    """Index and name of the classes that occur in the corpus or in a prediction."""
+    counts = list(report["corpus"]["class_counts"].values())
+    if quality:
+        counts.append(quality["balance"]["before"]["counts"])
+    models = [*report["models"], *report["references"]]
+    return [
+        (index, label)
+        for index, label in enumerate(CLASSES)
+        if any(count[label] for count in counts)
+        or any(row[index] for model in models for row in model["confusion"])
+    ]
 
 
 @cache
@@ -76,11 +94,11 @@ def _figures(
     confidence = report["confidence"]
     models = [*report["references"], *report["models"]]
     figures = {
-        "results": plots.results(report["baseline"], models, confidence),
-        "differences": plots.differences(report["distillation"], confidence),
-        "reliability": plots.reliability(report["models"]),
-        "classes": plots.classes(_class_shares(report, quality)),
-        "curves": plots.curves(histories, job.teacher.train.metric),
+        "results": _two_widths(plots.results, report["baseline"], models, confidence),
+        "differences": _two_widths(plots.differences, report["distillation"], confidence),
+        "reliability": _two_widths(plots.reliability, report["models"]),
+        "classes": _two_widths(plots.classes, _class_shares(report, quality)),
+        "curves": _two_widths(plots.curves, histories, job.teacher.train.metric),
     }
     if quality:
         figures["durations"] = plots.histogram(
@@ -101,6 +119,14 @@ def _figures(
         }
     # The SVG is generated here, and matplotlib escapes every text in it.
     return {name: Markup(svg) if svg else None for name, svg in figures.items()}  # noqa: S704
+
+
+def _two_widths(draw: Callable[..., str | None], *arguments: Any) -> str | None:
+    """A figure as wide as the page, and one for narrow screens; the style sheet shows one."""
+    wide, narrow = draw(*arguments), draw(*arguments, narrow=True)
+    if wide is None or narrow is None:
+        return None
+    return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
 
 
 def _class_shares(

@@ -32,17 +32,22 @@ PANELS = {"uar": "UAR", "macro_f1": "macro F1", "weighted_f1": "weighted F1"}
 WIDTH = 10.3
 """Inches of a figure as wide as the page's text."""
 
+NARROW = 4.7
+"""Inches of a figure on a narrow screen, where panels stand below each other."""
+
 RASTER_FROM = 400
 """Scatter plots of at least this many points are rasterized inside the SVG, to keep it small."""
 
 
 @styled
-def results(baseline: Record, models: Sequence[Record], confidence: float) -> str:
+def results(
+    baseline: Record, models: Sequence[Record], confidence: float, narrow: bool = False
+) -> str:
     """Values with intervals, one panel per metric, with the baseline as a vertical line."""
     rows = [{**baseline, "name": f"always {baseline['label']}", "role": "baseline"}]
     rows += [dict(model) for model in models]
-    figure, axes = subplots(WIDTH, 0.9 + 0.32 * len(rows), 1, len(PANELS), sharey=True)
-    for axis, (metric, title) in zip(axes[0], PANELS.items(), strict=True):
+    figure, axes = _interval_panels(len(rows), narrow)
+    for axis, (metric, title) in zip(axes.flat, PANELS.items(), strict=True):
         reference = rows[0]["metrics"][metric]["value"]
         if reference is not None:
             axis.axvline(reference, color=BASELINE, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
@@ -51,27 +56,29 @@ def results(baseline: Record, models: Sequence[Record], confidence: float) -> st
         axis.set_title(title)
         axis.set_xlim(0, 1)
         _style_interval_panel(axis)
-    _label_rows(axes[0][0], [str(row["name"]) for row in rows])
+    _label_rows(axes, [str(row["name"]) for row in rows])
     return to_svg(
         figure,
-        "results",
+        _id("results", narrow),
         f"UAR, macro F1 and weighted F1 of every model with {100 * confidence:.0f} % intervals; "
         "the values are listed in the table above",
     )
 
 
 @styled
-def differences(comparisons: Sequence[Record], confidence: float) -> str | None:
+def differences(
+    comparisons: Sequence[Record], confidence: float, narrow: bool = False
+) -> str | None:
     """Student minus control with intervals, one panel per metric, centred on zero."""
     if not comparisons:
         return None
-    figure, axes = subplots(WIDTH, 1.05 + 0.32 * len(comparisons), 1, len(PANELS), sharey=True)
+    figure, axes = _interval_panels(len(comparisons), narrow)
     limit = 0.02
     for comparison in comparisons:
         for metric in PANELS:
             score = comparison["differences"][metric]
             limit = max(limit, *(abs(score[key] or 0.0) for key in ("low", "high")))
-    for axis, (metric, title) in zip(axes[0], PANELS.items(), strict=True):
+    for axis, (metric, title) in zip(axes.flat, PANELS.items(), strict=True):
         axis.axvline(0, color=MUTED, linewidth=1, zorder=0)
         for y, comparison in enumerate(comparisons):
             score = comparison["differences"][metric]
@@ -83,12 +90,24 @@ def differences(comparisons: Sequence[Record], confidence: float) -> str | None:
         axis.set_xlabel("student minus control")
         axis.set_xlim(-1.1 * limit, 1.1 * limit)
         _style_interval_panel(axis)
-    _label_rows(axes[0][0], [str(comparison["model"]) for comparison in comparisons])
+    _label_rows(axes, [str(comparison["model"]) for comparison in comparisons])
     return to_svg(
         figure,
-        "differences",
+        _id("differences", narrow),
         f"difference of each student to its control with {100 * confidence:.0f} % intervals",
     )
+
+
+def _interval_panels(rows: int, narrow: bool) -> Any:
+    """(figure, axes [rows, columns]): a panel per metric, side by side or below each other."""
+    height = 1.0 + 0.32 * rows
+    if narrow:
+        return subplots(NARROW, len(PANELS) * height, len(PANELS), 1, sharey=True)
+    return subplots(WIDTH, height, 1, len(PANELS), sharey=True)
+
+
+def _id(name: str, narrow: bool) -> str:
+    return f"{name}-narrow" if narrow else name
 
 
 def _draw_interval(axis: Any, y: int, score: Record, colour: str) -> None:
@@ -115,24 +134,24 @@ def _style_interval_panel(axis: Any) -> None:
     axis.spines["left"].set_visible(False)
 
 
-def _label_rows(axis: Any, names: Sequence[str]) -> None:
-    """Name the rows of an interval panel, the first on top."""
-    axis.set_yticks(range(len(names)), names)
-    axis.set_ylim(len(names) - 0.5, -0.5)
-    for label in axis.get_yticklabels():
-        label.set_color(INK)
+def _label_rows(axes: Any, names: Sequence[str]) -> None:
+    """Name the rows of the panels in the first column, the first row on top."""
+    for axis in axes[:, 0]:
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        for label in axis.get_yticklabels():
+            label.set_color(INK)
 
 
 @styled
-def reliability(models: Sequence[Record]) -> str | None:
+def reliability(models: Sequence[Record], narrow: bool = False) -> str | None:
     """Accuracy against confidence, one panel per model; dot size is the number of clips."""
     shown = [model for model in models if model["role"] != "control"]
     if not shown:
         return None
-    rows, columns = _grid_shape(len(shown))
-    figure, axes = subplots(
-        WIDTH / 4 * columns, 2.6 * rows, rows, columns, sharex=True, sharey=True
-    )
+    rows, columns = _grid_shape(len(shown), narrow)
+    width = NARROW / 2 if narrow else WIDTH / 4
+    figure, axes = subplots(width * columns, 2.6 * rows, rows, columns, sharex=True, sharey=True)
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     for axis, model in zip(axes.flat, shown, strict=False):
@@ -155,52 +174,64 @@ def reliability(models: Sequence[Record]) -> str | None:
     for row in axes:
         row[0].set_ylabel("accuracy")
     return to_svg(
-        figure, "reliability", "reliability diagrams: accuracy against confidence of each model"
+        figure,
+        _id("reliability", narrow),
+        "reliability diagrams: accuracy against confidence of each model",
     )
 
 
-def _grid_shape(panels: int) -> tuple[int, int]:
-    """(rows, columns) for so many panels, at most four in a row."""
-    columns = min(4, panels)
+def _grid_shape(panels: int, narrow: bool) -> tuple[int, int]:
+    """(rows, columns) for so many panels, at most four in a row, or two."""
+    columns = min(2 if narrow else 4, panels)
     return -(-panels // columns), columns
 
 
 @styled
-def classes(shares: Mapping[str, Mapping[str, float]]) -> str | None:
-    """Share of each class, one bar per set of clips (training before caps, the splits after)."""
-    if not shares:
+def classes(shares: Mapping[str, Mapping[str, float]], narrow: bool = False) -> str | None:
+    """Share of each class, one bar per set of clips (training before caps, the splits after).
+
+    Classes that no set has are left out.
+    """
+    shown = [label for label in CLASSES if any(values.get(label) for values in shares.values())]
+    if not shown:
         return None
-    figure, axes = subplots(WIDTH, 2.5)
+    figure, axes = subplots(NARROW if narrow else WIDTH, 2.8 if narrow else 2.5)
     axis = axes[0][0]
     colours = [CONTROL, TEACHER, STUDENT, ACCENT, BASELINE]
     width = 0.8 / len(shares)
     for index, (name, values) in enumerate(shares.items()):
-        positions = np.arange(len(CLASSES)) + (index - (len(shares) - 1) / 2) * width
+        positions = np.arange(len(shown)) + (index - (len(shares) - 1) / 2) * width
         axis.bar(
             positions,
-            [100 * values.get(label, 0.0) for label in CLASSES],
+            [100 * values.get(label, 0.0) for label in shown],
             width=0.88 * width,
             color=colours[index % len(colours)],
             label=name,
         )
-    axis.set_xticks(range(len(CLASSES)), CLASSES)
+    axis.set_xticks(range(len(shown)), shown)
     axis.set_ylabel("% of labelled clips")
     axis.tick_params(axis="x", length=0)
     axis.grid(axis="y", alpha=0.7)
     axis.set_axisbelow(True)
     axis.spines["left"].set_visible(False)
-    axis.legend(ncols=len(shares), loc="upper right")
-    return to_svg(figure, "classes", "share of the seven classes by split")
+    if narrow:
+        axis.tick_params(axis="x", labelsize=8)
+    above = {"loc": "lower left", "bbox_to_anchor": (0, 1)} if narrow else {"loc": "upper right"}
+    axis.legend(ncols=2 if narrow else len(shares), **above)
+    return to_svg(figure, _id("classes", narrow), "share of each class by split")
 
 
 @styled
-def curves(histories: Mapping[str, Sequence[Record]], metric: str) -> str | None:
+def curves(
+    histories: Mapping[str, Sequence[Record]], metric: str, narrow: bool = False
+) -> str | None:
     """Training and validation loss by epoch, one panel per model, with the best epoch marked."""
     shown = {name: epochs for name, epochs in histories.items() if len(epochs) > 1}
     if not shown:
         return None
-    rows, columns = _grid_shape(len(shown))
-    figure, axes = subplots(WIDTH / 4 * columns, 1.8 * rows + 0.2, rows, columns)
+    rows, columns = _grid_shape(len(shown), narrow)
+    width = NARROW / 2 if narrow else WIDTH / 4
+    figure, axes = subplots(width * columns, 1.8 * rows + 0.2, rows, columns)
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     for axis, (name, epochs) in zip(axes.flat, shown.items(), strict=False):
@@ -224,7 +255,8 @@ def curves(histories: Mapping[str, Sequence[Record]], metric: str) -> str | None
                 scale.spines["right"].set_visible(False)
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
-    return to_svg(figure, "curves", "training and validation loss and validation metric by epoch")
+    text = "training and validation loss and validation metric by epoch"
+    return to_svg(figure, _id("curves", narrow), text)
 
 
 @styled
