@@ -61,6 +61,7 @@ def examine(job: JobConfig | None = None) -> list[Finding]:
         ("corpora", _corpora),
         ("encoders", _encoders),
         ("tracking", _tracking),
+        ("stages", _stages),
         ("secrets", _secrets),
         ("ray", _ray),
     ]
@@ -216,6 +217,7 @@ def _weights(what: str, model: str, revision: str | None) -> Finding:
 
 def _tracking(job: JobConfig | None) -> Iterator[Finding]:
     from multistill.config import TrackingConfig
+    from multistill.databases import problem_of, sqlite_file
     from multistill.tracking import tracking_uri
     from multistill.tracking.journal import Journal
     from multistill.tracking.server import RecordRejectedError, Server, ServerUnavailableError
@@ -223,8 +225,14 @@ def _tracking(job: JobConfig | None) -> Iterator[Finding]:
     workspace = Path(job.workspace if job else "workspace").absolute()
     uri = tracking_uri(job.tracking if job else TrackingConfig(), workspace)
     address = redact(uri)
-    database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:") and not database.exists():
+    database = sqlite_file(uri)
+    is_server = uri.startswith(("http://", "https://"))
+    if database == workspace / "mlflow.db" and not database.exists():
+        yield Finding("tracking", True, f"{address} will be created on the first run")
+    elif not is_server and (problem := problem_of(uri)):
+        sentence, _, fix = problem.rpartition("; ")
+        yield Finding("tracking", False, f"{address} cannot be used: {sentence}", fix)
+    elif database is not None and not database.exists():
         yield Finding("tracking", True, f"{address} will be created on the first run")
     else:
         errors: list[Exception] = []
@@ -260,6 +268,21 @@ def _tracking(job: JobConfig | None) -> Iterator[Finding]:
             True,
             f"{unsent} records of earlier runs are not yet sent; the next run sends them",
         )
+
+
+def _stages(job: JobConfig | None) -> Iterator[Finding]:
+    """What the stages need outside the workspace, such as the database of a search."""
+    if job is None:
+        return
+    from multistill.pipeline.recipes import steps_of
+    from multistill.workspace import Workspace
+
+    problems = [text for step in steps_of(job, Workspace(job.workspace)) for text in step.problems()]
+    for text in problems:
+        sentence, _, fix = text.rpartition("; ")
+        yield Finding("stages", False, sentence, fix)
+    if not problems:
+        yield Finding("stages", True, "nothing that the stages need is out of reach")
 
 
 def _secrets(job: JobConfig | None) -> Iterator[Finding]:

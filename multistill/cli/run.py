@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -66,6 +67,8 @@ def plan(
         print_json(facts)
     else:
         render(facts)
+    if facts["problems"]:
+        raise UsageError("; ".join(facts["problems"]))
 
 
 def validate(
@@ -156,7 +159,7 @@ def _show(outcome: Outcome) -> None:
     if outcome.tracking_uri:
         console.print(
             f"mlflow   {outcome.tracking_uri}   "
-            f"(to view: mlflow ui --backend-store-uri {outcome.tracking_uri})"
+            f"(to view: mlflow ui --backend-store-uri {shlex.quote(outcome.tracking_uri)})"
             if outcome.tracking_uri.startswith("sqlite:")
             else f"mlflow   {outcome.tracking_uri}",
             soft_wrap=True,

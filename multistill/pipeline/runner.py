@@ -138,6 +138,7 @@ class RunContext:
         if artifact is not None:
             self.display.print(f"{step.name:<9} exists  {name}", style="dim")
         else:
+            self._check_problems(number)
             for later in self.steps[number:]:
                 later.preflight(self.artifacts)
             artifact = self._build(step, name)
@@ -151,6 +152,14 @@ class RunContext:
                 "cached": cached,
             }
         )
+
+    def _check_problems(self, number: int) -> None:
+        """Look at what the steps need outside the workspace, once, before the first is built."""
+        if self.worked:
+            return
+        problems = [text for step in self.steps[number:] for text in step.problems()]
+        if problems:
+            raise UsageError("; ".join(problems))
 
     def _build(self, step: Step, name: str) -> Artifact:
         lost = self.workspace.find(step.kind, name)
