@@ -23,6 +23,7 @@ from multistill.config import JobConfig
 from multistill.errors import UsageError
 from multistill.pipeline.recipes import steps_of
 from multistill.pipeline.step import Step, StepRun
+from multistill.pipeline.variants import job_file
 from multistill.tracking.console import CompositeLogger, ConsoleLogger, ProgressDisplay
 from multistill.workspace import Artifact, Workspace, fingerprint, write_atomic
 
@@ -224,7 +225,7 @@ class RunContext:
             self.tracking_uri = tracker.uri
             self.logger = CompositeLogger([ConsoleLogger(self.display, self.job.name), tracker])
             self.stack.push(self._close)
-            resolved = self.workspace.root / "jobs" / f"{self.job.name}-{key}.yaml"
+            resolved = job_file(self.workspace.root, self.job.name, key)
             write_atomic(resolved, self.job.to_yaml())
             self.logger.artifact(resolved, "job")
         return self.logger

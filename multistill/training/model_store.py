@@ -80,7 +80,7 @@ class ModelStore:
         records = {result["name"]: result.get("record_id") for result in results}
         for task in to_train:
 
-            def build(folder: Path, source: Path = work / task.name) -> None:
+            def build(folder: Path, source: Path = task.folder(work)) -> None:
                 clear(folder)
                 for file in FILES:
                     shutil.copy2(source / file, folder / file)

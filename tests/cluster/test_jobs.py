@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from helpers.ray_head import Head, running_head
 from helpers.servers import free_ports
 
 from multistill import cluster, provenance
@@ -33,87 +23,10 @@ corpora:
 """
 
 
-@dataclass
-class Head:
-    address: str
-    token: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """`ray start --head` on free ports; at the end only its own processes are killed."""
-    for _ in range(3):
-        home = Path(tempfile.mkdtemp(prefix="mh-", dir="/tmp"))
-        head = _start_head(home)
-        try:
-            if _wait_until_up(head):
-                yield head
-                return
-        finally:
-            _kill(head.process, home)
-    raise AssertionError("the head node did not start in three attempts")
-
-
-def _start_head(home: Path) -> Head:
-    ports = free_ports(6)
-    token = secrets.token_hex(32)
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": token,
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
-        environment.pop(name, None)
-    command = [
-        *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
-        *(f"--port={ports[0]}", "--dashboard-host=127.0.0.1", f"--dashboard-port={ports[1]}"),
-        *(f"--dashboard-agent-listen-port={ports[2]}", f"--ray-client-server-port={ports[3]}"),
-        *(f"--dashboard-agent-grpc-port={ports[4]}", f"--metrics-export-port={ports[5]}"),
-        *("--num-cpus=2", "--num-gpus=0", "--object-store-memory=100000000"),
-        *("--node-ip-address=127.0.0.1", f"--temp-dir={home}"),
-    ]
-    log = home / "start.log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            command, env=environment, stdout=stream, stderr=stream, start_new_session=True
-        )
-    return Head(f"http://127.0.0.1:{ports[1]}", token, process, log)
-
-
-def _wait_until_up(head: Head) -> bool:
-    """Wait for the head node; on a busy machine Ray can time out and exit during its start."""
-    request = urllib.request.Request(
-        f"{head.address}/api/jobs/", headers={"Authorization": f"Bearer {head.token}"}
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and head.process.poll() is None:
-        # The job server answers before the node is up; only the log shows when it is.
-        if "Ray runtime started" in head.log.read_text():
-            try:
-                with urllib.request.urlopen(request, timeout=5):
-                    return True
-            except OSError:
-                pass
-        time.sleep(0.5)
-    return False
-
-
-def _kill(process: subprocess.Popen[bytes], home: Path) -> None:
-    """Kill the process group of the head node and every process that uses its temporary folder."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for entry in Path("/proc").iterdir():  # Ray's daemons leave the group
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                if str(home).encode() in (entry / "cmdline").read_bytes():
-                    os.kill(int(entry.name), signal.SIGKILL)
-            except OSError:
-                continue
-    shutil.rmtree(home, ignore_errors=True)
+    with running_head() as head:
+        yield head
 
 
 @pytest.fixture
