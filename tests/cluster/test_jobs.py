@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from helpers.ray_head import Head, running_head
-from helpers.servers import free_ports
+from helpers.servers import foreign_service, free_ports
 
 from multistill import cluster, provenance
 from multistill.cluster import jobs
@@ -110,6 +117,51 @@ def test_submitting_a_running_job_again_follows_it_and_stop_ends_it(
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("command", ["submit", "logs"])
+def test_the_first_ctrl_c_ends_the_following_and_not_the_job(
+    authorised: Head, job: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        jobs, "ENTRYPOINT", ["python", "-uc", "import time; print('started'); time.sleep(300)"]
+    )
+    submission = cluster.submit(jobfile.load(job), authorised.address, wait=False)
+    where = ["--address", authorised.address]
+    arguments = {
+        "submit": ["submit", str(job), *where],  # joins the running job
+        "logs": ["logs", submission.submission_id, "-f", *where],
+    }
+    following = subprocess.Popen(
+        [sys.executable, "-m", "multistill", *arguments[command]],
+        env=authorised.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert following.stdout is not None
+        while "started" not in following.stdout.readline():
+            assert following.poll() is None
+        time.sleep(2.0)  # it now waits for the next line
+        following.send_signal(signal.SIGINT)
+        _, errors = following.communicate(timeout=20)
+    finally:
+        following.kill()
+    assert following.returncode == 130
+    sentence = errors.strip().splitlines()[-1]
+    assert "which goes on" in sentence
+    assert "Traceback" not in errors
+    # The commands of the sentence do what it says.
+    follow, stop = re.findall(r"`multistill ([^`]*)`", sentence)
+    state = cluster.status(submission.submission_id, authorised.address)
+    assert state["status"] == "RUNNING"
+    call = partial(subprocess.run, env=authorised.environment, capture_output=True, text=True)
+    ended = call([sys.executable, "-m", "multistill", *shlex.split(stop)])
+    assert "stopping" in ended.stdout
+    rest = call([sys.executable, "-m", "multistill", *shlex.split(follow)])
+    assert "started" in rest.stdout
+
+
+@pytest.mark.ray
 def test_requests_without_the_token_are_refused(
     head: Head, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +184,15 @@ def test_an_address_without_a_job_server_is_an_error(job: Path) -> None:
     [port] = free_ports(1)
     with pytest.raises(MultistillError, match="no Ray job server answers at http://127"):
         cluster.submit(jobfile.load(job), f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("kind", ["web server", "silent"])
+def test_a_foreign_service_is_told_in_time(job: Path, kind: str) -> None:
+    start = time.monotonic()
+    with foreign_service(kind) as port:
+        with pytest.raises(MultistillError, match="no Ray job server answers at http://127"):
+            cluster.submit(jobfile.load(job), f"127.0.0.1:{port}")
+    assert time.monotonic() - start < 20
 
 
 def test_a_job_that_cannot_work_on_a_cluster_is_refused_before_submission(tmp_path: Path) -> None:
