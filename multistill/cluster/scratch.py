@@ -12,8 +12,8 @@ GIB = 2**30
 MIN_FREE = 2 * GIB
 _FULL = 200 * 2**20
 """With less than this a local Ray does not even start."""
-_SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""Longest path below the folder that is bound as a socket; the number is the largest process id."""
+_SOCKET = "ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
+"""The longest path below the folder that Ray binds as a socket."""
 _MAX_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 
 
@@ -30,7 +30,7 @@ def scratch_folder() -> Path:
 
 def max_scratch_bytes() -> int:
     """The longest path of the folder, in bytes, with which Ray's sockets can be bound."""
-    return _MAX_SOCKET_BYTES - len(f"/{_SOCKET}")
+    return _MAX_SOCKET_BYTES - len("/" + _SOCKET.format(pid=os.getpid()))
 
 
 def scratch_problem() -> tuple[str, str] | None:

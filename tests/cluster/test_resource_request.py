@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers.ray_head import Head, running_head
+from helpers.servers import free_ports
 
 from multistill.cluster import resource_request
 
@@ -43,11 +44,13 @@ for line in sys.stdin:
 @pytest.fixture(scope="module")
 def autoscaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A head node without CPUs, whose autoscaler starts real worker nodes on this machine."""
+    [port] = free_ports(1)
     config = {
         "cluster_name": "fake_multinode",
         "max_workers": 3,
         "provider": {
             "type": "fake_multinode",
+            "gcs_address": f"127.0.0.1:{port}",
             "use_node_id_as_ip": True,  # the nodes share one address
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
@@ -80,7 +83,7 @@ def autoscaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     file = tmp_path_factory.mktemp("autoscaler") / "cluster.yaml"
     file.write_text(json.dumps(config))
     variables = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-    with running_head(0, [f"--autoscaling-config={file}"], variables) as head:
+    with running_head(0, [f"--autoscaling-config={file}"], variables, port) as head:
         yield head
 
 

@@ -39,17 +39,21 @@ class Head:
 
 @contextmanager
 def running_head(
-    cpus: int = 2, options: Sequence[str] = (), variables: Mapping[str, str] | None = None
+    cpus: int = 2,
+    options: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+    port: int | None = None,
 ) -> Iterator[Head]:
     """`ray start --head` on free ports; at the end only its own processes are killed.
 
     Args:
         options: more options of `ray start`.
         variables: more environment variables of the head node.
+        port: of the head node for drivers; default: a free one.
     """
     for _ in range(3):
         home = Path(tempfile.mkdtemp(prefix="mh-", dir="/tmp"))
-        head = _start_head(home, [f"--num-cpus={cpus}", *options], variables or {})
+        head = _start_head(home, [f"--num-cpus={cpus}", *options], variables or {}, port)
         try:
             if _wait_until_up(head):
                 yield head
@@ -59,8 +63,10 @@ def running_head(
     raise AssertionError("the head node did not start in three attempts")
 
 
-def _start_head(home: Path, options: Sequence[str], variables: Mapping[str, str]) -> Head:
-    ports = free_ports(6)
+def _start_head(
+    home: Path, options: Sequence[str], variables: Mapping[str, str], port: int | None
+) -> Head:
+    ports = [port, *free_ports(5)] if port else free_ports(6)
     token = secrets.token_hex(32)
     environment = {
         **os.environ,
