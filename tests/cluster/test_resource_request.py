@@ -100,9 +100,13 @@ class Process:
             cwd=Path.cwd(),
         )
 
-    def read(self) -> str:
+    def read(self, start: str = "") -> str:
+        """The next line with this start; the nodes that the autoscaler ends fill the log."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        for line in self.process.stdout:
+            if line.startswith(start):
+                return line.strip()
+        raise AssertionError(f"the program ended without a line `{start}...`")
 
     def enter(self) -> None:
         assert self.process.stdin is not None
@@ -112,7 +116,7 @@ class Process:
     def state(self) -> list[float]:
         """Bundles that are requested, and the slots that the cluster has."""
         self.enter()
-        state: list[float] = json.loads(self.read())
+        state: list[float] = json.loads(self.read("["))
         return state
 
     def wait_until(self, expected: list[float], seconds: float = 240.0) -> None:
@@ -138,7 +142,7 @@ def test_the_nodes_of_a_killed_driver_are_given_back(autoscaled: Head, observer:
     assert observer.state() == [0, 0]
     driver = Process(DRIVER, autoscaled, "2")
     try:
-        assert driver.read() == "scaled 2.0"
+        assert driver.read("scaled") == "scaled 2.0"
         assert observer.state() == [2, 2]
     finally:
         driver.kill()
@@ -150,14 +154,14 @@ def test_each_run_keeps_what_it_needs_until_it_ends(
 ) -> None:
     first, second = Process(DRIVER, autoscaled, "1"), None
     try:
-        assert first.read() == "scaled 1.0"
+        assert first.read("scaled") == "scaled 1.0"
         second = Process(DRIVER, autoscaled, "2")
-        assert second.read().startswith("scaled")
+        assert second.read("scaled") == "scaled 2.0"
         assert observer.state()[0] == 2
         second.kill()
         observer.wait_until([1, 1])  # the first run still has its node
         first.enter()
-        assert first.read() == "ended"
+        assert first.read("ended") == "ended"
         assert observer.state()[0] == 0
     finally:
         first.kill()
