@@ -114,7 +114,9 @@ def explain(url: str, error: BaseException) -> str:
         package = _PACKAGES.get(name, name)
         return f"the Python module `{name}` is not installed; run `pip install {package}`"
     if re.search(r"Can't load plugin: sqlalchemy|Could not parse|invalid literal", text):
-        return "SQLAlchemy knows no such database; use sqlite:///FILE or postgresql://USER@HOST/NAME"
+        return (
+            "SQLAlchemy knows no such database; use sqlite:///FILE or postgresql://USER@HOST/NAME"
+        )
     if re.search(r"No space left|disk is full|DiskFull|could not extend file", text):
         return "its disk is full; free some space there and run the same command again"
     file = sqlite_file(url)

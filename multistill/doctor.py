@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import socket
-import shlex
 import stat
 import tempfile
 import threading
@@ -287,7 +287,9 @@ def _stages(job: JobConfig | None) -> Iterator[Finding]:
     from multistill.pipeline.recipes import steps_of
     from multistill.workspace import Workspace
 
-    problems = [text for step in steps_of(job, Workspace(job.workspace)) for text in step.problems()]
+    problems = [
+        text for step in steps_of(job, Workspace(job.workspace)) for text in step.problems()
+    ]
     for text in problems:
         sentence, _, fix = text.rpartition("; ")
         yield Finding("stages", False, sentence, fix)
@@ -326,7 +328,10 @@ def _secrets(job: JobConfig | None) -> Iterator[Finding]:
     ]
     for path in readable_by_others:
         yield Finding(
-            "secrets", False, f"{path} can be read by other users", f"run `chmod 600 {shlex.quote(str(path))}`"
+            "secrets",
+            False,
+            f"{path} can be read by other users",
+            f"run `chmod 600 {shlex.quote(str(path))}`",
         )
     if not readable_by_others:
         yield Finding("secrets", True, "no credentials are readable by other users")

@@ -113,8 +113,7 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         SPACE % "distillation.dkd_beta: {low: 1, high: 8, when: {distillation.loss: [dkd]}}",
         "add it or remove `when`",
         [
-            SPACE
-            % "distillation.loss: {choices: [kd, dkd]}, "
+            SPACE % "distillation.loss: {choices: [kd, dkd]}, "
             "distillation.dkd_beta: {low: 1, high: 8, when: {distillation.loss: [dkd]}}",
             SPACE % "distillation.dkd_beta: {low: 1, high: 8}",
         ],
@@ -153,7 +152,10 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
     (
         MODEL % (", speech_layer: 3", ""),
         r"set features.speech: \{layers: \[..., 3\], combine: concat\}",
-        ["features: {speech: {layers: [1, 3], combine: concat}}\n" + MODEL % (", speech_layer: 3", "")],
+        [
+            "features: {speech: {layers: [1, 3], combine: concat}}\n"
+            + MODEL % (", speech_layer: 3", "")
+        ],
     ),
     (
         MODEL % (", width: 65, heads: 2", ""),

@@ -46,7 +46,7 @@ _MAX_SLUG = 100
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 
 
-class FollowingInterrupted(MultistillError):
+class FollowingInterruptedError(MultistillError):
     """Ctrl-C while a log was followed: the job on the cluster goes on."""
 
     exit_code = 130
@@ -262,13 +262,13 @@ def _follow(client: Any, submission_id: str, address: str) -> Iterator[str]:
     """Yield the log from its start until the job ends; reconnects if the connection is lost.
 
     Raises:
-        FollowingInterrupted: Ctrl-C; the job goes on.
+        FollowingInterruptedError: Ctrl-C; the job goes on.
     """
     try:
         yield from _reconnecting(client, submission_id, address)
     except KeyboardInterrupt:
         command = f"{shlex.quote(submission_id)} --address {shlex.quote(job_server(address))}"
-        raise FollowingInterrupted(
+        raise FollowingInterruptedError(
             f"stopped following job {submission_id}, which goes on; follow it again with "
             f"`multistill logs -f {command}`, or end it with `multistill stop {command}`"
         ) from None

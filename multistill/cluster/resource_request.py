@@ -16,7 +16,7 @@ import asyncio
 import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 NAME = "multistill-resource-requests"
@@ -52,10 +52,8 @@ class _Requests:
     async def _withdraw_after(self, name: str, lease: Any) -> None:
         import ray
 
-        try:
+        with suppress(ray.exceptions.RayError):
             await lease.ended.remote()
-        except ray.exceptions.RayError:
-            pass
         await self.withdraw(name)
 
     async def withdraw(self, name: str) -> None:

@@ -149,9 +149,7 @@ def test_the_nodes_of_a_killed_driver_are_given_back(autoscaled: Head, observer:
     observer.wait_until([0, 0])
 
 
-def test_each_run_keeps_what_it_needs_until_it_ends(
-    autoscaled: Head, observer: Process
-) -> None:
+def test_each_run_keeps_what_it_needs_until_it_ends(autoscaled: Head, observer: Process) -> None:
     first, second = Process(DRIVER, autoscaled, "1"), None
     try:
         assert first.read("scaled") == "scaled 1.0"
