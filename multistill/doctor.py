@@ -220,7 +220,8 @@ def _weights(what: str, model: str, revision: str | None) -> Finding:
             "encoders",
             False,
             f"{what}: {model} is not in the local cache, and HF_HUB_OFFLINE is set",
-            f"run `hf download {shlex.quote(model)}` on a machine with network access, or give a folder",
+            f"run `hf download {shlex.quote(model)}` on a machine with network access, or give a "
+            "folder",
         )
     return Finding("encoders", True, f"{what}: {model} will be downloaded on the first run")
 
@@ -327,12 +328,8 @@ def _secrets(job: JobConfig | None) -> Iterator[Finding]:
         and home.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH)
     ]
     for path in readable_by_others:
-        yield Finding(
-            "secrets",
-            False,
-            f"{path} can be read by other users",
-            f"run `chmod 600 {shlex.quote(str(path))}`",
-        )
+        command = f"chmod 600 {shlex.quote(str(path))}"
+        yield Finding("secrets", False, f"{path} can be read by other users", f"run `{command}`")
     if not readable_by_others:
         yield Finding("secrets", True, "no credentials are readable by other users")
 

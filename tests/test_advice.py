@@ -312,7 +312,7 @@ def test_advice_about_a_job_file_that_cannot_be_found_or_used_on_a_cluster(tmp_p
     with pytest.raises(UsageError, match="give the path of a YAML file"):
         jobfile.load(tmp_path / "job.yml")
     (tmp_path / "job.yaml").write_text(BASE)
-    with pytest.raises(JobFileError, match="e.g. --workspace /shared/FOLDER"):
+    with pytest.raises(JobFileError, match=r"e\.g\. --workspace /shared/FOLDER"):
         jobfile.load(tmp_path / "job.yaml", for_cluster=True)
     jobfile.load(tmp_path / "job.yaml", ['workspace="/shared/FOLDER"'], for_cluster=True)
 
@@ -370,7 +370,7 @@ def test_advice_about_the_address_of_mlflow(
         open_tracker(missing, tmp_path, "job", "key", {})
     with closed_port() as port:
         config = TrackingConfig(uri=f"http://127.0.0.1:{port}")
-        with pytest.raises(MultistillError, match="or set tracking.required: false"):
+        with pytest.raises(MultistillError, match=r"or set tracking\.required: false"):
             open_tracker(config, tmp_path, "job", "key", {})
         messages: list[str] = []
         tracker = open_tracker(

@@ -86,11 +86,8 @@ def start(
         with wait_for_resources(resources.wait_for, resources.wait_minutes, log) as available:
             yield available
         return
+    check(resources)
     address = _address(resources)
-    if address:
-        check_reachable(address)
-    elif problem := scratch_problem():
-        raise RayStartError(*problem)
     options = _cluster_options(address) if address else _local_options(resources, dashboard)
     _init(address, options)
     try:
@@ -98,6 +95,22 @@ def start(
             yield available
     finally:
         ray.shutdown()
+
+
+def check(resources: ResourcesConfig) -> None:
+    """Look at what `start` needs, within seconds: a cluster that answers, or a usable folder.
+
+    Raises:
+        MultistillError: it would fail.
+    """
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return
+    address = _address(resources)
+    if address:
+        check_reachable(address)
+    elif problem := scratch_problem():
+        raise RayStartError(*problem)
 
 
 def _init(address: str | None, options: dict[str, Any]) -> None:

@@ -158,6 +158,10 @@ class RunContext:
         """Look at what the steps need outside the workspace, once, before the first is built."""
         if self.worked:
             return
+        if any(step.uses_ray for step in self.steps[number:]):
+            from multistill.cluster import session
+
+            session.check(self.job.resources)
         problems = [text for step in self.steps[number:] for text in step.problems()]
         if problems:
             raise UsageError("; ".join(problems))

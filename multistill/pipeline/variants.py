@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -99,10 +100,8 @@ def _settings(file: Path) -> dict[str, Any]:
     import yaml
 
     values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    try:
+    with suppress(ValueError):  # of another version of this package
         values = JobConfig.model_validate(values).identity()
-    except ValueError:  # of another version of this package
-        pass
     return dict(_flat(values))
 
 

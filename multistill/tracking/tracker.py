@@ -204,12 +204,10 @@ def open_tracker(
     """
     uri = tracking_uri(config, workspace_root)
     experiment = config.experiment or job_name
-    if config.required and not uri.startswith(("http://", "https://")):
-        # MLflow would retry for minutes and then say that a server does not answer.
-        if problem_text := problem_of(uri):
-            raise MultistillError(
-                f"the tracking database {redact(uri)} cannot be used: {problem_text}"
-            )
+    # MLflow would retry for minutes and then say that a server does not answer.
+    is_database = not uri.startswith(("http://", "https://"))
+    if config.required and is_database and (reason := problem_of(uri)):
+        raise MultistillError(f"the tracking database {redact(uri)} cannot be used: {reason}")
     server = Server(uri, experiment, workspace_root.absolute() / "mlflow-artifacts")
     target = _target(uri)
     spool = workspace_root / SPOOL

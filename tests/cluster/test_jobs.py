@@ -189,9 +189,11 @@ def test_an_address_without_a_job_server_is_an_error(job: Path) -> None:
 @pytest.mark.parametrize("kind", ["web server", "silent"])
 def test_a_foreign_service_is_told_in_time(job: Path, kind: str) -> None:
     start = time.monotonic()
-    with foreign_service(kind) as port:
-        with pytest.raises(MultistillError, match="no Ray job server answers at http://127"):
-            cluster.submit(jobfile.load(job), f"127.0.0.1:{port}")
+    with (
+        foreign_service(kind) as port,
+        pytest.raises(MultistillError, match="no Ray job server answers at http://127"),
+    ):
+        cluster.submit(jobfile.load(job), f"127.0.0.1:{port}")
     assert time.monotonic() - start < 20
 
 

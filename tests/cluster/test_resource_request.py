@@ -22,8 +22,10 @@ DRIVER = """
 import sys, time
 from multistill import cluster
 from multistill.config import ResourcesConfig
-resources = ResourcesConfig(address=sys.argv[1], wait_for={"slot": float(sys.argv[2])}, wait_minutes=4)
-with cluster.start(resources) as available:
+wait_for = {"slot": float(sys.argv[2])}
+with cluster.start(
+    ResourcesConfig(address=sys.argv[1], wait_for=wait_for, wait_minutes=4)
+) as available:
     print("scaled", available["slot"], flush=True)
     sys.stdin.readline()
 print("ended", flush=True)

@@ -32,7 +32,7 @@ def test_a_search_storage_is_looked_at_by_run_plan_and_doctor(
         f"search: {{storage: '{address}'}}\n"
     )
     job = jobfile.load(file)
-    with pytest.raises(UsageError, match="search.storage") as refused:
+    with pytest.raises(UsageError, match=r"search\.storage") as refused:
         pipeline.run(job)
     assert reason in str(refused.value)
     assert list(workspace.iterdir()) == [], "nothing was prepared, recorded or trained"
