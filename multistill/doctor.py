@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import socket
 import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 MIN_MEMORY = 4 * GIB
 MIN_WORKSPACE = 5 * GIB
-MIN_SCRATCH = 2 * GIB
+MIN_TEMPORARY = GIB // 2
 RAY_TIMEOUT_SECONDS = 90.0
 TRACKING_TIMEOUT_SECONDS = 60.0
 
@@ -61,6 +63,7 @@ def examine(job: JobConfig | None = None) -> list[Finding]:
         ("corpora", _corpora),
         ("encoders", _encoders),
         ("tracking", _tracking),
+        ("stages", _stages),
         ("secrets", _secrets),
         ("ray", _ray),
     ]
@@ -106,6 +109,8 @@ def _machine(job: JobConfig | None) -> Iterator[Finding]:
 
 
 def _disk(job: JobConfig | None) -> Iterator[Finding]:
+    from multistill.cluster.scratch import MIN_FREE, scratch_folder, scratch_problem
+
     workspace = Path(job.workspace if job else "workspace").absolute()
     existing = next(folder for folder in [workspace, *workspace.parents] if folder.is_dir())
     if not os.access(existing, os.W_OK):
@@ -115,11 +120,17 @@ def _disk(job: JobConfig | None) -> Iterator[Finding]:
             f"the workspace {workspace} cannot be written",
             "choose another with --workspace",
         )
-    scratch = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108 - Ray's own default
-    for what, folder, minimum in [
-        (f"the workspace {workspace}", existing, MIN_WORKSPACE),
-        (f"Ray's scratch folder {scratch}", scratch, MIN_SCRATCH),
-    ]:
+    folders = [(f"the workspace {workspace}", existing, MIN_WORKSPACE)]
+    temporary = Path(tempfile.gettempdir())
+    scratch = scratch_folder().absolute()
+    if problem := scratch_problem():
+        yield Finding("disk", False, *problem)
+    else:
+        existing = next(folder for folder in [scratch, *scratch.parents] if folder.is_dir())
+        folders.append((f"Ray's scratch folder {scratch}", existing, MIN_FREE))
+    if temporary != scratch:
+        folders.append((f"temporary files in {temporary}", temporary, MIN_TEMPORARY))
+    for what, folder, minimum in folders:
         free = shutil.disk_usage(folder).free
         ok = free >= minimum
         fix = "" if ok else f"free some space: at least {minimum / GIB:.0f} GiB are recommended"
@@ -209,13 +220,15 @@ def _weights(what: str, model: str, revision: str | None) -> Finding:
             "encoders",
             False,
             f"{what}: {model} is not in the local cache, and HF_HUB_OFFLINE is set",
-            f"run `hf download {model}` on a machine with network access, or give a folder",
+            f"run `hf download {shlex.quote(model)}` on a machine with network access, or give a "
+            "folder",
         )
     return Finding("encoders", True, f"{what}: {model} will be downloaded on the first run")
 
 
 def _tracking(job: JobConfig | None) -> Iterator[Finding]:
     from multistill.config import TrackingConfig
+    from multistill.databases import problem_of, sqlite_file
     from multistill.tracking import tracking_uri
     from multistill.tracking.journal import Journal
     from multistill.tracking.server import RecordRejectedError, Server, ServerUnavailableError
@@ -223,8 +236,14 @@ def _tracking(job: JobConfig | None) -> Iterator[Finding]:
     workspace = Path(job.workspace if job else "workspace").absolute()
     uri = tracking_uri(job.tracking if job else TrackingConfig(), workspace)
     address = redact(uri)
-    database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:") and not database.exists():
+    database = sqlite_file(uri)
+    is_server = uri.startswith(("http://", "https://"))
+    if database == workspace / "mlflow.db" and not database.exists():
+        yield Finding("tracking", True, f"{address} will be created on the first run")
+    elif not is_server and (problem := problem_of(uri)):
+        sentence, _, fix = problem.rpartition("; ")
+        yield Finding("tracking", False, f"{address} cannot be used: {sentence}", fix)
+    elif database is not None and not database.exists():
         yield Finding("tracking", True, f"{address} will be created on the first run")
     else:
         errors: list[Exception] = []
@@ -262,6 +281,23 @@ def _tracking(job: JobConfig | None) -> Iterator[Finding]:
         )
 
 
+def _stages(job: JobConfig | None) -> Iterator[Finding]:
+    """What the stages need outside the workspace, such as the database of a search."""
+    if job is None:
+        return
+    from multistill.pipeline.recipes import steps_of
+    from multistill.workspace import Workspace
+
+    problems = [
+        text for step in steps_of(job, Workspace(job.workspace)) for text in step.problems()
+    ]
+    for text in problems:
+        sentence, _, fix = text.rpartition("; ")
+        yield Finding("stages", False, sentence, fix)
+    if not problems:
+        yield Finding("stages", True, "nothing that the stages need is out of reach")
+
+
 def _secrets(job: JobConfig | None) -> Iterator[Finding]:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if has_password(uri):
@@ -292,15 +328,15 @@ def _secrets(job: JobConfig | None) -> Iterator[Finding]:
         and home.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH)
     ]
     for path in readable_by_others:
-        yield Finding(
-            "secrets", False, f"{path} can be read by other users", f"run `chmod 600 {path}`"
-        )
+        command = f"chmod 600 {shlex.quote(str(path))}"
+        yield Finding("secrets", False, f"{path} can be read by other users", f"run `{command}`")
     if not readable_by_others:
         yield Finding("secrets", True, "no credentials are readable by other users")
 
 
 def _ray(job: JobConfig | None) -> Iterator[Finding]:
     from multistill import cluster
+    from multistill.cluster.session import RayStartError
     from multistill.config import ResourcesConfig
     from multistill.errors import MultistillError
 
@@ -323,8 +359,11 @@ def _ray(job: JobConfig | None) -> Iterator[Finding]:
             where = f"the cluster at {resources.address}" if resources.address else "a local Ray"
             size = f"{available.get('CPU', 0):g} CPUs, {available.get('GPU', 0):g} GPUs"
             yield Finding("ray", True, f"Ray {ray.__version__}: {where} runs tasks ({size})")
+    except RayStartError as error:
+        yield Finding("ray", False, error.sentence, error.fix)
     except MultistillError as error:
-        yield Finding("ray", False, str(error), "see docs/cluster.md")
+        sentence, _, fix = str(error).partition("; ")
+        yield Finding("ray", False, sentence, fix)
     except TimeoutError:
         yield Finding(
             "ray",

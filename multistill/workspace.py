@@ -31,6 +31,8 @@ from filelock import FileLock, Timeout
 from multistill.errors import MultistillError, UsageError
 
 DONE = "done.json"
+MAX_NAME_BYTES = 200
+"""Of a file name. File systems allow 255; temporary siblings and locks need a part of them."""
 
 
 def canonical(value: Any) -> str:
@@ -47,6 +49,26 @@ def fingerprint(kind: str, version: int, config: Any, inputs: Mapping[str, str])
     """
     text = canonical({"kind": kind, "version": version, "config": config, "inputs": dict(inputs)})
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_name(name: str, suffix: str = "") -> str:
+    """Return `name` + `suffix` as a file name that every file system takes.
+
+    A name of too many bytes (a Korean letter has three) is cut, and gets a hash of the whole, so
+    that different names stay different.
+
+    Examples:
+        >>> file_name("감정", ".yaml")
+        '감정.yaml'
+        >>> len(file_name("감" * 100, ".yaml").encode())
+        199
+    """
+    most = MAX_NAME_BYTES - len(suffix.encode())
+    encoded = name.encode()
+    if len(encoded) <= most:
+        return name + suffix
+    digest = hashlib.sha256(encoded).hexdigest()[:12]
+    return f"{encoded[: most - 13].decode(errors='ignore')}-{digest}{suffix}"
 
 
 @contextmanager

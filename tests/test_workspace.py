@@ -9,14 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from multistill.errors import MultistillError, UsageError
 from multistill.workspace import (
+    MAX_NAME_BYTES,
     Workspace,
     atomic_path,
     clear,
+    file_name,
     fingerprint,
     read_json,
     write_atomic,
@@ -193,3 +195,28 @@ def test_concurrent_writers_of_one_path_do_not_share_a_temporary_file(tmp_path: 
             fast.write_text("fast")
         assert target.read_text() == "fast"
     assert target.read_text() == "slow"
+
+
+@given(st.text(min_size=1), st.text(min_size=1), st.sampled_from(["", ".yaml", "-0123.yaml"]))
+@example("감" * 85, "감" * 84 + "정", ".yaml")
+@example("a" * 300, "a" * 301, "")
+def test_a_file_name_fits_and_different_names_stay_different(
+    name: str, other: str, suffix: str
+) -> None:
+    made = file_name(name, suffix)
+    assert len(made.encode()) <= MAX_NAME_BYTES
+    assert made.endswith(suffix)
+    assert (made == file_name(other, suffix)) == (name == other)
+    if len((name + suffix).encode()) <= MAX_NAME_BYTES:
+        assert made == name + suffix
+
+
+@pytest.mark.parametrize("name", ["감" * 150, "a" * 255, "a" * 199 + "감"])
+def test_files_folders_and_locks_of_long_names_can_be_made(tmp_path: Path, name: str) -> None:
+    write_atomic(tmp_path / file_name(name, "-0123456789abcdef.yaml"), "x")
+    workspace = Workspace(tmp_path / "ws")
+    kind = f"reports/{file_name(name)}"
+    artifact = workspace.make(kind, "0" * 16, lambda folder: {})
+    assert artifact.path.is_dir()
+    with atomic_path(artifact.path.parent / "latest", concurrent=True) as temporary:
+        temporary.symlink_to(artifact.path.name)

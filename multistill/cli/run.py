@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
+import shlex
+import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -34,6 +35,16 @@ STAGES = (
 Name = Annotated[
     str,
     typer.Argument(metavar="JOB", help="name of a job that ran in the workspace, or a job file"),
+]
+
+
+VariantKey = Annotated[
+    str | None,
+    typer.Option(
+        "--variant",
+        metavar="FINGERPRINT",
+        help="which job of that name, where several ran: the start of its fingerprint",
+    ),
 ]
 
 
@@ -80,6 +91,8 @@ def plan(
         print_json(facts)
     else:
         render(facts)
+    if facts["problems"]:
+        raise UsageError("; ".join(facts["problems"]))
 
 
 def validate(
@@ -116,17 +129,19 @@ def validate(
 
 def resume(
     name: Name,
+    variant: VariantKey = None,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = None,
     as_json: Json = False,
 ) -> None:
     """Continue a job whose search was interrupted; finished trials are kept."""
-    _run(_newest(name, overrides, workspace), until=None, as_json=as_json)
+    _run(_job_called(name, variant, overrides, workspace), until=None, as_json=as_json)
 
 
 def extend(
     name: Name,
     trials: Annotated[int, typer.Option("--trials", min=1, help="how many more")],
+    variant: VariantKey = None,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = None,
     as_json: Json = False,
@@ -134,12 +149,13 @@ def extend(
     """Add trials to a job's finished search; the sampler continues from all earlier trials."""
     from multistill.pipeline import searches
 
-    job = _newest(name, overrides, workspace)
+    job = _job_called(name, variant, overrides, workspace)
     _run(searches.extended(job, trials), until=None, as_json=as_json)
 
 
 def join(
     name: Name,
+    variant: VariantKey = None,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = None,
     as_json: Json = False,
@@ -147,7 +163,7 @@ def join(
     """Run trials of a search that another process started, until none is left."""
     from multistill.pipeline import searches
 
-    job = _newest(name, overrides, workspace)
+    job = _job_called(name, variant, overrides, workspace)
     ended = searches.join(job)
     if as_json:
         print_json({"job": job.name, "trials": ended})
@@ -181,7 +197,7 @@ def _show(outcome: Outcome) -> None:
     if outcome.tracking_uri:
         console.print(
             f"mlflow   {outcome.tracking_uri}   "
-            f"(to view: mlflow ui --backend-store-uri {outcome.tracking_uri})"
+            f"(to view: mlflow ui --backend-store-uri {shlex.quote(outcome.tracking_uri)})"
             if outcome.tracking_uri.startswith("sqlite:")
             else f"mlflow   {outcome.tracking_uri}",
             soft_wrap=True,
@@ -189,16 +205,27 @@ def _show(outcome: Outcome) -> None:
     console.print(f"{outcome.seconds:.0f} s")
 
 
-def _newest(name: str, overrides: Sequence[str] | None, workspace: str | None) -> JobConfig:
-    """The job of a file, or the newest one of that name that ran in the workspace."""
+def _job_called(
+    name: str, variant: str | None, overrides: Sequence[str] | None, workspace: str | None
+) -> JobConfig:
+    """The job of a file, or the one of that name that ran in the workspace."""
     if name.endswith((".yaml", ".yml")):
+        if variant is not None:
+            raise UsageError(
+                f"--variant picks one of the jobs that ran under a name, and `{name}` is a job "
+                "file; leave it out, or give the job's name"
+            )
         return load_job(Path(name), overrides, workspace)
-    folder = Path(workspace or "workspace") / "jobs"
-    pattern = re.compile(re.escape(name) + r"-[0-9a-f]{16}\.yaml")
-    files = [path for path in folder.glob("*.yaml") if pattern.fullmatch(path.name)]
-    if not files:
-        raise UsageError(
-            f"no job called `{name}` has run in `{folder.parent}`; give its job file, or the "
-            "right folder with --workspace"
-        )
-    return load_job(max(files, key=lambda path: path.stat().st_mtime), overrides, workspace)
+    from multistill.pipeline.variants import choose, describe_variants, find_variants
+
+    folder = Path(workspace or "workspace")
+    if variant is None and sys.stdin.isatty() and sys.stderr.isatty():
+        variants = find_variants(folder, name)
+        if len(variants) > 1:
+            print(f"{len(variants)} variants of `{name}` ran in {folder}:", file=sys.stderr)
+            for number, line in enumerate(describe_variants(variants), 1):
+                print(f"  {number}  {line}", file=sys.stderr)
+            number = typer.prompt("which one", type=int, err=True)
+            if 1 <= number <= len(variants):
+                return load_job(variants[number - 1].file, overrides, workspace)
+    return load_job(choose(folder, name, variant).file, overrides, workspace)

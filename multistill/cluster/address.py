@@ -21,9 +21,10 @@ def job_server(address: str) -> str:
     Raises:
         UsageError: another scheme, credentials in the address, or no host.
     """
-    text = address.strip().rstrip("/")
+    text = address.strip()
     if "://" not in text:
         text = f"http://{text}"
+    text = text.rstrip("/")
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port

@@ -7,11 +7,11 @@ file states the resources that the run needs, and the run waits for them before 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+from multistill.cluster.resource_request import requested
 from multistill.errors import MultistillError
 
 POLL_SECONDS = 2.0
@@ -35,15 +35,10 @@ def wait_for_resources(
         MultistillError: the resources did not become available, or the cluster has no CPU.
     """
     import ray
-    from ray.autoscaler.sdk import request_resources
 
-    missing = _missing(required, ray.cluster_resources())
-    if missing:
-        bundles = [
-            {name: 1.0} for name, amount in required.items() for _ in range(math.ceil(amount))
-        ]
-        request_resources(bundles=bundles)
-    try:
+    with ExitStack() as stack:
+        if required:  # also where they exist: they may be there for another run, and go with it
+            stack.enter_context(requested(required))
         _wait(required, minutes, log)
         available = dict(ray.cluster_resources())
         if not available.get("CPU"):
@@ -52,9 +47,6 @@ def wait_for_resources(
                 "--set resources.wait_for.GPU=2 (see docs/cluster.md)"
             )
         yield available
-    finally:
-        if missing and ray.is_initialized():
-            request_resources(bundles=[])  # lets the autoscaler remove idle nodes
 
 
 def _wait(required: Mapping[str, float], minutes: float, log: Callable[[str], None]) -> None:

@@ -35,12 +35,21 @@ MAX_UPLOAD = 90 * 2**20
 """Ray's dashboard accepts 100 MiB, of which the rest of the request needs a part."""
 LOST_CONNECTION_SECONDS = 300.0
 READY_TIMEOUT_SECONDS = 120.0
+ANSWER_TIMEOUT_SECONDS = 10.0
 _VERBOSE_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
+_MAX_SLUG = 100
+"""Characters of the job's name in a submission id, which Ray uses in the names of its files."""
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
+
+
+class FollowingInterruptedError(MultistillError):
+    """Ctrl-C while a log was followed: the job on the cluster goes on."""
+
+    exit_code = 130
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ def submit(job: JobConfig, address: str, *, wait: bool = True) -> Submission:
             metadata={"job": job.name, "multistill": provenance.version()},
         )
     if wait:
-        for text in _follow(client, submission_id):
+        for text in _follow(client, submission_id, address):
             sys.stdout.write(text)
             sys.stdout.flush()
     return _result(client, address, submission_id, waited=wait)
@@ -116,7 +125,7 @@ def logs(submission_id: str, address: str, *, follow: bool = False) -> Iterator[
     client = _client(address)
     _info(client, submission_id)
     if follow:
-        yield from _follow(client, submission_id)
+        yield from _follow(client, submission_id, address)
     else:
         yield _call(client.get_job_logs, submission_id)
 
@@ -143,7 +152,7 @@ def _check_size(package: Path) -> None:
 
 
 def _submission_id(name: str, resolved: str) -> str:
-    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "job"
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:_MAX_SLUG].strip("-") or "job"
     return f"multistill-{slug}-{hashlib.sha256(resolved.encode()).hexdigest()[:8]}"
 
 
@@ -188,7 +197,32 @@ def _client(address: str) -> Any:
     for name in _VERBOSE_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     headers = {"Authorization": f"Bearer {auth_token}"} if auth_token else {}
+    _call(_check_answers, server, headers, where=server)
     return _call(JobSubmissionClient, server, headers=headers, where=server)
+
+
+def _check_answers(server: str, headers: dict[str, str]) -> None:
+    """Check that something answers in time: Ray's client would wait without an end.
+
+    Raises:
+        ConnectionError: nothing does, or what answers is no job server.
+    """
+    import requests
+
+    try:
+        answer = requests.get(
+            f"{server}/api/version", headers=headers, timeout=ANSWER_TIMEOUT_SECONDS
+        )
+    except requests.RequestException as error:
+        raise ConnectionError(str(error)) from error
+    if answer.status_code in {401, 403}:
+        return  # Ray's client reports these
+    try:
+        is_job_server = "ray_version" in answer.json()
+    except ValueError:
+        is_job_server = False
+    if not is_job_server:
+        raise ConnectionError(f"status code {answer.status_code}")
 
 
 def _call(call: Callable[..., Any], *args: Any, where: str = "", **kwargs: Any) -> Any:
@@ -224,8 +258,23 @@ def _info(client: Any, submission_id: str) -> Any:
     return _call(client.get_job_info, submission_id)
 
 
-def _follow(client: Any, submission_id: str) -> Iterator[str]:
-    """Yield the log from its start until the job ends; reconnects if the connection is lost."""
+def _follow(client: Any, submission_id: str, address: str) -> Iterator[str]:
+    """Yield the log from its start until the job ends; reconnects if the connection is lost.
+
+    Raises:
+        FollowingInterruptedError: Ctrl-C; the job goes on.
+    """
+    try:
+        yield from _reconnecting(client, submission_id, address)
+    except KeyboardInterrupt:
+        command = f"{shlex.quote(submission_id)} --address {shlex.quote(job_server(address))}"
+        raise FollowingInterruptedError(
+            f"stopped following job {submission_id}, which goes on; follow it again with "
+            f"`multistill logs -f {command}`, or end it with `multistill stop {command}`"
+        ) from None
+
+
+def _reconnecting(client: Any, submission_id: str, address: str) -> Iterator[str]:
     num_yielded = 0
     last_contact = time.monotonic()
     while True:
@@ -248,24 +297,31 @@ def _follow(client: Any, submission_id: str) -> Iterator[str]:
             if time.monotonic() - last_contact > LOST_CONNECTION_SECONDS:
                 raise MultistillError(
                     f"the cluster has not answered for {LOST_CONNECTION_SECONDS / 60:.0f} minutes; "
-                    f"the job may still be running: check it with `multistill logs {submission_id}`"
+                    "the job may still be running: check it with `multistill status "
+                    f"{shlex.quote(submission_id)} --address {shlex.quote(job_server(address))}`"
                 ) from error
         time.sleep(1.0)
 
 
 def _tail(client: Any, submission_id: str) -> Iterator[str]:
     """Convert Ray's asynchronous log stream to a synchronous iterator."""
-    loop = asyncio.new_event_loop()
-    stream = client.tail_job_logs(submission_id)
-    try:
-        while True:
-            try:
-                yield loop.run_until_complete(anext(stream))
-            except StopAsyncIteration:
-                return
-    finally:
-        loop.run_until_complete(stream.aclose())
-        loop.close()
+    # A Runner, not a bare event loop: it turns Ctrl-C into the cancellation of the pending read.
+    # Otherwise the stream could not be closed ("asynchronous generator is already running"), and
+    # that error would replace the KeyboardInterrupt.
+    with asyncio.Runner() as runner:
+        stream = client.tail_job_logs(submission_id)
+
+        async def read() -> str | None:
+            return await anext(stream, None)
+
+        async def close() -> None:
+            await stream.aclose()
+
+        try:
+            while (text := runner.run(read())) is not None:
+                yield text
+        finally:
+            runner.run(close())
 
 
 def _result(client: Any, address: str, submission_id: str, *, waited: bool) -> Submission:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from multistill import provenance
 from multistill.cluster.autoscale import wait_for_resources
+from multistill.cluster.reachable import check_reachable, unreachable
+from multistill.cluster.scratch import scratch_folder, scratch_problem
 from multistill.errors import MultistillError
 from multistill.hardware import local_cpus
 from multistill.tracking.redaction import has_password
@@ -31,10 +32,22 @@ ENVIRONMENT_DEFAULTS = {
 }
 """Set unless the user has set them: Ray reads these settings only from the environment."""
 
-CONNECT_TIMEOUT_SECONDS = 5.0
-
 FORWARDED = ("HF_HUB_OFFLINE", "HF_HOME", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM")
 """Passed to the workers of a cluster. Never secrets: Ray shows them to every user."""
+
+
+class RayStartError(MultistillError):
+    """A local Ray does not start.
+
+    Attributes:
+        sentence: what is wrong.
+        fix: what to do.
+    """
+
+    def __init__(self, sentence: str, fix: str) -> None:
+        super().__init__(f"{sentence}; {fix}")
+        self.sentence = sentence
+        self.fix = fix
 
 
 @contextmanager
@@ -73,9 +86,8 @@ def start(
         with wait_for_resources(resources.wait_for, resources.wait_minutes, log) as available:
             yield available
         return
+    check(resources)
     address = _address(resources)
-    if address:
-        _check_reachable(address)
     options = _cluster_options(address) if address else _local_options(resources, dashboard)
     _init(address, options)
     try:
@@ -83,6 +95,22 @@ def start(
             yield available
     finally:
         ray.shutdown()
+
+
+def check(resources: ResourcesConfig) -> None:
+    """Look at what `start` needs, within seconds: a cluster that answers, or a usable folder.
+
+    Raises:
+        MultistillError: it would fail.
+    """
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return
+    address = _address(resources)
+    if address:
+        check_reachable(address)
+    elif problem := scratch_problem():
+        raise RayStartError(*problem)
 
 
 def _init(address: str | None, options: dict[str, Any]) -> None:
@@ -96,7 +124,7 @@ def _init(address: str | None, options: dict[str, Any]) -> None:
             # Ray gives its own processes 30 s to start; the first time, from a cold or busy
             # disk, their imports can take longer.
             if is_last_attempt or address or "timed out during startup" not in str(error):
-                raise MultistillError(_failure_message(address, error)) from error
+                raise _failure(address, error) from error
             ray.shutdown()
 
 
@@ -113,22 +141,6 @@ def _address(resources: ResourcesConfig) -> str | None:
             f"`multistill submit JOB --address {address}`, or `auto` on a node of the cluster"
         )
     return address
-
-
-def _check_reachable(address: str) -> None:
-    """Check that the port accepts connections; Ray itself would retry for minutes.
-
-    Raises:
-        MultistillError: it does not.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():  # `auto`, which Ray resolves on this machine or rejects immediately
-        return
-    target = (host.strip("[]"), int(port))
-    try:
-        socket.create_connection(target, timeout=CONNECT_TIMEOUT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise MultistillError(_failure_message(address, error)) from error
 
 
 def _auth_mode() -> str:
@@ -173,11 +185,17 @@ def forwarded() -> dict[str, str]:
     return variables
 
 
-def _failure_message(address: str | None, error: Exception) -> str:
+def _failure(address: str | None, error: Exception) -> MultistillError:
     reason = " ".join(str(error).split())[:300] or type(error).__name__
-    if address is None:
-        return f"Ray does not start on this machine ({reason}); run `multistill doctor`"
-    return (
-        f"cannot connect to the Ray cluster at `{address}` ({reason}); check that it runs, that "
-        "resources.address is right and that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH has its token"
+    if address is not None:
+        return unreachable(address, reason)
+    if "No space left on device" in str(error):
+        return RayStartError(
+            f"Ray's scratch folder {scratch_folder()} is full",
+            "free some space there, or set RAY_TMPDIR to a folder on another disk",
+        )
+    return RayStartError(
+        f"Ray does not start on this machine ({reason})",
+        f"read the last lines of {scratch_folder() / 'ray' / 'session_latest' / 'logs'}/*.err and "
+        "gcs_server.out there, end leftover Ray processes with `ray stop`, and try again",
     )

@@ -77,8 +77,9 @@ def assign_parts(groups: Iterable[str], test: float, valid: float, seed: int) ->
     if len(positions) < len(requested) + 1:
         raise UsageError(
             f"{' and '.join([*requested, 'train'])} need at least {len(requested) + 1} groups and "
-            f"there are {len(positions)}; set split.{requested[-1]}: 0, add data, or raise "
-            "corpora's `limit`"
+            f"there are {len(positions)}; add data or raise the corpora's `limit`, or split single "
+            "utterances with `split: {by: random, allow_leak: true}`, and every table will say "
+            "LEAKY SPLIT"
         )
     part = {
         name: "test" if x < test else "valid" if x < test + valid else "train"

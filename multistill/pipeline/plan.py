@@ -11,7 +11,11 @@ from multistill.workspace import Workspace
 
 
 def describe(job: JobConfig) -> dict[str, Any]:
-    """The plan as JSON values. Starts nothing; looks at files and this machine only."""
+    """The plan as JSON values.
+
+    Starts nothing and writes nothing; looks at files, this machine and what the stages need
+    outside the workspace. `problems` has what would stop the run at its start.
+    """
     workspace = Workspace(job.workspace)
     statuses = step_statuses(steps_of(job, workspace), workspace)
     resources = _this_machine(job)
@@ -24,6 +28,9 @@ def describe(job: JobConfig) -> dict[str, Any]:
         "resources": resources,
         "stages": [vars(entry) for _, entry in statuses],
         "models": [],
+        "problems": [
+            text for step, entry in statuses if entry.state != "done" for text in step.problems()
+        ],
     }
     for step, _ in statuses:
         for key, value in step.plan(resources).items():

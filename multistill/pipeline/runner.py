@@ -23,6 +23,7 @@ from multistill.config import JobConfig
 from multistill.errors import UsageError
 from multistill.pipeline.recipes import steps_of
 from multistill.pipeline.step import Step, StepRun
+from multistill.pipeline.variants import job_file
 from multistill.tracking.console import CompositeLogger, ConsoleLogger, ProgressDisplay
 from multistill.workspace import Artifact, Workspace, fingerprint, write_atomic
 
@@ -141,6 +142,7 @@ class RunContext:
         if artifact is not None:
             self.display.print(f"{step.name:<9} exists  {name}", style="dim")
         else:
+            self._check_problems(number)
             for later in self.steps[number:]:
                 later.preflight(self.artifacts)
             artifact = self._build(step, name)
@@ -154,6 +156,18 @@ class RunContext:
                 "cached": cached,
             }
         )
+
+    def _check_problems(self, number: int) -> None:
+        """Look at what the steps need outside the workspace, once, before the first is built."""
+        if self.worked:
+            return
+        if any(step.uses_ray for step in self.steps[number:]):
+            from multistill.cluster import session
+
+            session.check(self.job.resources)
+        problems = [text for step in self.steps[number:] for text in step.problems()]
+        if problems:
+            raise UsageError("; ".join(problems))
 
     def _build(self, step: Step, name: str) -> Artifact:
         lost = self.workspace.find(step.kind, name)
@@ -218,7 +232,7 @@ class RunContext:
             self.tracking_uri = tracker.uri
             self.logger = CompositeLogger([ConsoleLogger(self.display, self.job.name), tracker])
             self.stack.push(self._close)
-            resolved = self.workspace.root / "jobs" / f"{self.job.name}-{key}.yaml"
+            resolved = job_file(self.workspace.root, self.job.name, key)
             write_atomic(resolved, self.job.to_yaml())
             self.logger.artifact(resolved, "job")
         return self.logger

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from multistill.config import JobConfig
 from multistill.errors import UsageError
 from multistill.pipeline.recipes import steps_of
@@ -22,7 +24,7 @@ def extended(job: JobConfig, trials: int) -> JobConfig:
     if search.state != "done":
         raise UsageError(
             f"the search of `{job.name}` is not finished, so nothing is added to it; "
-            f"first run `multistill search resume {job.name}`"
+            f"first run `multistill search resume {shlex.quote(job.name)}`"
         )
     larger = job.search.model_copy(update={"trials": job.search.trials + trials})
     return job.model_copy(update={"search": larger})
@@ -48,7 +50,7 @@ def join(job: JobConfig, *, display: ProgressDisplay | None = None) -> int:
     if search.state == "done":
         raise UsageError(
             f"the search of `{job.name}` has ended, so there is nothing to join; "
-            f"`multistill search extend {job.name} --trials N` adds trials"
+            f"`multistill search extend {shlex.quote(job.name)} --trials N` adds trials"
         )
     folder = search.fingerprint and workspace.partial(Search.name, search.fingerprint)
     if not folder or not (folder / SPEC).exists():

@@ -99,6 +99,13 @@ class Step(ABC):
         """
         return
 
+    def problems(self) -> Sequence[str]:
+        """What outside the workspace keeps the step from working now, each as one sentence.
+
+        Looked at before the first stage of a run, by `plan` and by `doctor`; changes nothing.
+        """
+        return ()
+
     @abstractmethod
     def build(self, run: StepRun) -> Mapping[str, Any]:
         """Fill `run.out` and return a small JSON summary."""

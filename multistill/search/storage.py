@@ -16,8 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multistill.databases import explain, problem_of
 from multistill.errors import UsageError
 from multistill.search.locks import StudyLock
+from multistill.tracking.redaction import redact
 
 if TYPE_CHECKING:
     import optuna
@@ -50,25 +52,32 @@ def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
         with lock:
             _drop_torn_line(folder / JOURNAL)
         return JournalStorage(JournalFileBackend(str(folder / JOURNAL), lock_obj=lock))
-    problem = storage_problem(url)
-    if problem:
+    if problem := storage_problem(url):
         raise UsageError(problem)
     try:
         return RDBStorage(url, skip_compatibility_check=False)
     except Exception as error:  # database drivers raise arbitrary exceptions
-        reason = str(error.__cause__ or error).strip().splitlines()
-        raise UsageError(
-            f"search.storage: `{url}` cannot be reached "
-            f"({reason[0] if reason else type(error).__name__}); check the address and that the "
-            "server runs, or remove the key to keep the study in the workspace"
-        ) from error
+        raise UsageError(_cannot_be_used(url, explain(url, error))) from error
 
 
 def storage_problem(url: str | None) -> str | None:
-    """Describe what is wrong with the format of the URL; None if nothing is."""
-    if url is not None and "://" not in url:
+    """Why the database of a study cannot be used now, with what to do; None if it can be.
+
+    Connects to it and changes nothing: to be called before anything is trained.
+    """
+    if url is None:
+        return None
+    if "://" not in url:
         return f"search.storage: `{url}` is not an address such as postgresql://user@host/name"
-    return None
+    problem = problem_of(url)
+    return _cannot_be_used(url, problem) if problem else None
+
+
+def _cannot_be_used(url: str, problem: str) -> str:
+    return (
+        f"search.storage: `{redact(url)}` cannot be reached: {problem}, or remove the key to keep "
+        "the study in the workspace"
+    )
 
 
 def open_study(

@@ -170,20 +170,49 @@ def _check(spec: SearchSpec) -> None:
 
 
 def _open(spec: SearchSpec, out: Path) -> SearchSpec:
-    """Create the study of the search, or find the one in `out`; returns `spec` with its name."""
+    """Create the study of the search, or find the one in `out`; returns `spec` with its name.
+
+    The specification, which says where the study is, is written once the study exists there.
+    """
     with StudyLock(out):
-        if (out / SPEC).exists():
-            existing = SearchSpec.read(out)
+        existing = SearchSpec.read(out) if (out / SPEC).exists() else None
+        if existing is not None and not _is_elsewhere(existing, spec, out):
             _refuse_other_search(existing, spec, out)
             opened = replace(spec, study=existing.study)
         else:
             study = f"multistill-{spec.fingerprint}-{uuid.uuid4().hex[:8]}"
             opened = replace(spec, study=study)
+            _open_study(opened, out)
             if (previous := find_previous(out.parent, spec)) is not None:
                 with contextlib.suppress(UsageError):  # its database is gone: start from scratch
                     copy_trials(previous, opened, out)
         opened.write(out)
     return opened
+
+
+def _is_elsewhere(existing: SearchSpec, spec: SearchSpec, out: Path) -> bool:
+    """Whether the search starts again at another `search.storage`: nothing is at the old one.
+
+    Raises:
+        UsageError: the old one holds trials, or cannot be looked at.
+    """
+    if existing.config.storage == spec.config.storage:
+        return False
+    old = existing.config.storage or "the workspace"
+    again = f"or remove {out} to start the search again"
+    try:
+        study = _open_study(existing, out)
+    except UsageError as error:
+        raise UsageError(
+            f"the study of {out} is stored in {old}, which cannot be looked at; set "
+            f"`search.storage` back and make it reachable to continue, {again} ({error})"
+        ) from error
+    if study.get_trials(deepcopy=False):
+        raise UsageError(
+            f"the study of {out} is stored in {old}; set `search.storage` back to continue it, "
+            f"{again}"
+        )
+    return True
 
 
 def _refuse_other_search(existing: SearchSpec, spec: SearchSpec, out: Path) -> None:
@@ -192,11 +221,6 @@ def _refuse_other_search(existing: SearchSpec, spec: SearchSpec, out: Path) -> N
     ):
         raise UsageError(
             f"{out} holds a search with other settings; use another folder or remove it"
-        )
-    if existing.config.storage != spec.config.storage:
-        raise UsageError(
-            f"the study of {out} is stored in {existing.config.storage or 'the workspace'}; "
-            "set `search.storage` back to continue it"
         )
     workers = existing.config.workers_per_trial
     if workers != spec.config.workers_per_trial and unfinished_trials(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
+from multistill.databases import problem_of, sqlite_url
 from multistill.errors import MultistillError, UsageError
 from multistill.tracking.journal import Journal, size_of
 from multistill.tracking.recorder import Recorder, now_ms
@@ -171,7 +172,7 @@ def tracking_uri(config: TrackingConfig, workspace: Path) -> str:
     """Return MLflow's tracking URI. Raises UsageError for a file store, which is deprecated."""
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        return f"sqlite:///{workspace.absolute() / 'mlflow.db'}"
+        return sqlite_url(workspace / "mlflow.db")
     if uri.startswith("file:") or "://" not in uri:
         raise UsageError(
             f"tracking.uri `{redact(uri)}` is a folder, which MLflow no longer supports; "
@@ -203,6 +204,10 @@ def open_tracker(
     """
     uri = tracking_uri(config, workspace_root)
     experiment = config.experiment or job_name
+    # MLflow would retry for minutes and then say that a server does not answer.
+    is_database = not uri.startswith(("http://", "https://"))
+    if config.required and is_database and (reason := problem_of(uri)):
+        raise MultistillError(f"the tracking database {redact(uri)} cannot be used: {reason}")
     server = Server(uri, experiment, workspace_root.absolute() / "mlflow-artifacts")
     target = _target(uri)
     spool = workspace_root / SPOOL

@@ -109,17 +109,18 @@ class EventListener:
         for task in tasks:
             if task.name in self.failures:
                 raise MultistillError(self.failures[task.name])
-            if not is_finished(self.out / task.name):
+            folder = task.folder(self.out)
+            if not is_finished(folder):
                 raise MultistillError(
-                    f"the training of `{task.name}` ended, but {self.out / task.name} holds no "
+                    f"the training of `{task.name}` ended, but {folder} holds no "
                     "model; the folder must be on storage that every node of the cluster can access"
                 )
 
     def results(self) -> list[dict[str, Any]]:
         """Name, folder, record id and summary of every task."""
         results = []
-        for name in self.tasks:
-            folder = self.out / name
+        for name, task in self.tasks.items():
+            folder = task.folder(self.out)
             child = self.children.get(name)
             results.append(
                 {

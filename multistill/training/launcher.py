@@ -38,6 +38,7 @@ from multistill.training.events import EventListener
 from multistill.training.export import is_finished
 from multistill.training.task import TrainingTask
 from multistill.training.worker import train_loop_per_worker
+from multistill.workspace import file_name
 
 CONTROLLER_FAILURES = 3
 """By default, Ray restarts a controller or worker group that cannot start without limit."""
@@ -88,7 +89,7 @@ def train(
     listener = EventListener(tasks, out, logger)
     try:
         for (workers, need_items), members in by_resources.items():
-            unfinished = [task for task in members if not is_finished(out / task.name)]
+            unfinished = [task for task in members if not is_finished(task.folder(out))]
             if unfinished:
                 _run_worker_group(
                     unfinished, workers, dict(need_items), nodes, out, listener, concurrent_runs
@@ -147,7 +148,7 @@ def _run_worker_group(
         run_config=RunConfig(
             # A unique name: with a known one, Ray would resume from its own snapshot, which is
             # not written atomically and holds no checkpoint of ours.
-            name=f"{tasks[0].name}-{uuid.uuid4().hex[:8]}",
+            name=file_name(tasks[0].name, f"-{uuid.uuid4().hex[:8]}"),
             storage_path=str(storage),
             failure_config=FailureConfig(
                 max_failures=max_failures, controller_failure_limit=CONTROLLER_FAILURES

@@ -80,10 +80,10 @@ class ModelStore:
         records = {result["name"]: result.get("record_id") for result in results}
         for task in to_train:
 
-            def build(folder: Path, source: Path = work / task.name) -> None:
+            def build(folder: Path, task: TrainingTask = task) -> None:
                 clear(folder)
                 for file in FILES:
-                    shutil.copy2(source / file, folder / file)
+                    shutil.copy2(task.folder(work) / file, folder / file)
 
             self.workspace.make(
                 KIND,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from multistill.config import DistillationConfig, TrainConfig
 from multistill.errors import UsageError
 from multistill.models.files import Role
 from multistill.models.spec import ModelSpec
+from multistill.workspace import file_name
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class TrainingTask:
                 f"training task `{self.name}` sets only one of `soft_targets` and "
                 "`distillation`; set both for a distilled student, neither for any other model"
             )
+
+    def folder(self, out: Path) -> Path:
+        """The task's folder in the folder `out` of all tasks."""
+        return out / file_name(self.name)
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the weights: no names, no paths, no resources."""

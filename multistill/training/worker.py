@@ -45,7 +45,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     tasks = config["tasks"]
     for task in tasks[group_index::groups]:
-        folder = Path(config["out"]) / task.name
+        folder = task.folder(Path(config["out"]))
         if not _train(task, folder, group, device, config["events"]):
             return
 

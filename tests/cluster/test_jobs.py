@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
+import re
+import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers.servers import free_ports
+from helpers.ray_head import Head, running_head
+from helpers.servers import foreign_service, free_ports
 
 from multistill import cluster, provenance
 from multistill.cluster import jobs
@@ -33,87 +30,10 @@ corpora:
 """
 
 
-@dataclass
-class Head:
-    address: str
-    token: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """`ray start --head` on free ports; at the end only its own processes are killed."""
-    for _ in range(3):
-        home = Path(tempfile.mkdtemp(prefix="mh-", dir="/tmp"))
-        head = _start_head(home)
-        try:
-            if _wait_until_up(head):
-                yield head
-                return
-        finally:
-            _kill(head.process, home)
-    raise AssertionError("the head node did not start in three attempts")
-
-
-def _start_head(home: Path) -> Head:
-    ports = free_ports(6)
-    token = secrets.token_hex(32)
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": token,
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
-        environment.pop(name, None)
-    command = [
-        *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
-        *(f"--port={ports[0]}", "--dashboard-host=127.0.0.1", f"--dashboard-port={ports[1]}"),
-        *(f"--dashboard-agent-listen-port={ports[2]}", f"--ray-client-server-port={ports[3]}"),
-        *(f"--dashboard-agent-grpc-port={ports[4]}", f"--metrics-export-port={ports[5]}"),
-        *("--num-cpus=2", "--num-gpus=0", "--object-store-memory=100000000"),
-        *("--node-ip-address=127.0.0.1", f"--temp-dir={home}"),
-    ]
-    log = home / "start.log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            command, env=environment, stdout=stream, stderr=stream, start_new_session=True
-        )
-    return Head(f"http://127.0.0.1:{ports[1]}", token, process, log)
-
-
-def _wait_until_up(head: Head) -> bool:
-    """Wait for the head node; on a busy machine Ray can time out and exit during its start."""
-    request = urllib.request.Request(
-        f"{head.address}/api/jobs/", headers={"Authorization": f"Bearer {head.token}"}
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and head.process.poll() is None:
-        # The job server answers before the node is up; only the log shows when it is.
-        if "Ray runtime started" in head.log.read_text():
-            try:
-                with urllib.request.urlopen(request, timeout=5):
-                    return True
-            except OSError:
-                pass
-        time.sleep(0.5)
-    return False
-
-
-def _kill(process: subprocess.Popen[bytes], home: Path) -> None:
-    """Kill the process group of the head node and every process that uses its temporary folder."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for entry in Path("/proc").iterdir():  # Ray's daemons leave the group
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                if str(home).encode() in (entry / "cmdline").read_bytes():
-                    os.kill(int(entry.name), signal.SIGKILL)
-            except OSError:
-                continue
-    shutil.rmtree(home, ignore_errors=True)
+    with running_head() as head:
+        yield head
 
 
 @pytest.fixture
@@ -197,6 +117,51 @@ def test_submitting_a_running_job_again_follows_it_and_stop_ends_it(
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("command", ["submit", "logs"])
+def test_the_first_ctrl_c_ends_the_following_and_not_the_job(
+    authorised: Head, job: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        jobs, "ENTRYPOINT", ["python", "-uc", "import time; print('started'); time.sleep(300)"]
+    )
+    submission = cluster.submit(jobfile.load(job), authorised.address, wait=False)
+    where = ["--address", authorised.address]
+    arguments = {
+        "submit": ["submit", str(job), *where],  # joins the running job
+        "logs": ["logs", submission.submission_id, "-f", *where],
+    }
+    following = subprocess.Popen(
+        [sys.executable, "-m", "multistill", *arguments[command]],
+        env=authorised.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert following.stdout is not None
+        while "started" not in following.stdout.readline():
+            assert following.poll() is None
+        time.sleep(2.0)  # it now waits for the next line
+        following.send_signal(signal.SIGINT)
+        _, errors = following.communicate(timeout=20)
+    finally:
+        following.kill()
+    assert following.returncode == 130
+    sentence = errors.strip().splitlines()[-1]
+    assert "which goes on" in sentence
+    assert "Traceback" not in errors
+    # The commands of the sentence do what it says.
+    follow, stop = re.findall(r"`multistill ([^`]*)`", sentence)
+    state = cluster.status(submission.submission_id, authorised.address)
+    assert state["status"] == "RUNNING"
+    call = partial(subprocess.run, env=authorised.environment, capture_output=True, text=True)
+    ended = call([sys.executable, "-m", "multistill", *shlex.split(stop)])
+    assert "stopping" in ended.stdout
+    rest = call([sys.executable, "-m", "multistill", *shlex.split(follow)])
+    assert "started" in rest.stdout
+
+
+@pytest.mark.ray
 def test_requests_without_the_token_are_refused(
     head: Head, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +184,17 @@ def test_an_address_without_a_job_server_is_an_error(job: Path) -> None:
     [port] = free_ports(1)
     with pytest.raises(MultistillError, match="no Ray job server answers at http://127"):
         cluster.submit(jobfile.load(job), f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("kind", ["web server", "silent"])
+def test_a_foreign_service_is_told_in_time(job: Path, kind: str) -> None:
+    start = time.monotonic()
+    with (
+        foreign_service(kind) as port,
+        pytest.raises(MultistillError, match="no Ray job server answers at http://127"),
+    ):
+        cluster.submit(jobfile.load(job), f"127.0.0.1:{port}")
+    assert time.monotonic() - start < 20
 
 
 def test_a_job_that_cannot_work_on_a_cluster_is_refused_before_submission(tmp_path: Path) -> None:

@@ -8,8 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 START_TIMEOUT_SECONDS = 90.0
@@ -93,3 +98,27 @@ class MlflowServer:
             return False
         os.killpg(self._process.pid, number)
         return True
+
+
+@contextmanager
+def foreign_service(kind: str) -> Iterator[int]:
+    """Something that is no Ray listens at the port: "silent", "web server" or "gRPC server"."""
+    if kind == "gRPC server":
+        import grpc
+
+        grpc_server = grpc.server(ThreadPoolExecutor(1))
+        port = grpc_server.add_insecure_port("127.0.0.1:0")
+        grpc_server.start()
+        yield port
+        grpc_server.stop(0)
+        return
+    if kind == "silent":
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            yield silent.getsockname()[1]
+        return
+    server = ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()

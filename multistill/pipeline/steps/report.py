@@ -8,7 +8,7 @@ from typing import Any
 
 from multistill.pipeline.step import Step, StepRun
 from multistill.training.model_store import ModelStore
-from multistill.workspace import Artifact, atomic_path, clear
+from multistill.workspace import Artifact, atomic_path, clear, file_name
 
 
 class Report(Step):
@@ -19,7 +19,7 @@ class Report(Step):
 
     @property
     def kind(self) -> str:
-        return f"reports/{self.job.name}"
+        return f"reports/{file_name(self.job.name)}"
 
     def config(self) -> Any:
         return {"name": self.job.name, "job": self.job.identity()}

@@ -40,6 +40,12 @@ class Search(ModelStep):
     def reads(self) -> Sequence[str]:
         return ("manifest", "features", "soft_targets")
 
+    def problems(self) -> Sequence[str]:
+        from multistill.search.storage import storage_problem
+
+        problem = storage_problem(self.job.search.storage)
+        return [problem] if problem else []
+
     def build(self, run: StepRun) -> Mapping[str, Any]:
         from multistill.search.finalists import retrain
         from multistill.search.study import search

@@ -1,0 +1,124 @@
+"""The folder of a local Ray: which one it is, and what keeps Ray from starting in it."""
+
+from __future__ import annotations
+
+import collections
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from multistill import doctor
+from multistill.cluster import scratch
+from multistill.cluster.scratch import max_scratch_bytes, scratch_folder, scratch_problem
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({}, "/tmp"),
+        ({"TMPDIR": "/a"}, "/a"),
+        ({"RAY_TMPDIR": "/b"}, "/b"),
+        ({"TMPDIR": "/a", "RAY_TMPDIR": "/b"}, "/b"),
+    ],
+)
+def test_the_folder_is_the_one_that_ray_chooses(
+    variables: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._common.utils import get_default_ray_temp_dir
+
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert str(scratch_folder()) == folder
+    assert get_default_ray_temp_dir() == f"{folder}/ray"
+
+
+def long_folder(tmp_path: Path, length: int, letter: str = "a") -> Path:
+    """A folder whose path has exactly this many bytes."""
+    size = len(letter.encode())
+    missing = length - len(str(tmp_path)) - 1
+    name = letter * (missing // size) + "x" * (missing % size)
+    folder = tmp_path / name
+    folder.mkdir()
+    assert len(os.fsencode(folder)) == length
+    return folder
+
+
+@pytest.mark.parametrize("letter", ["a", "가"])
+def test_a_path_that_is_too_long_for_sockets_is_told_in_bytes(
+    letter: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    short = Path("/tmp") / f"s{os.getpid()}"
+    short.mkdir()
+    try:
+        fits = long_folder(short, max_scratch_bytes(), letter)
+        monkeypatch.setenv("TMPDIR", str(fits))
+        assert scratch_problem() is None
+        long = long_folder(short, max_scratch_bytes() + 1, letter)
+        monkeypatch.setenv("TMPDIR", str(long))
+        problem = scratch_problem()
+        assert problem is not None
+        assert f"{max_scratch_bytes() + 1} bytes" in problem[0]
+        # Following the advice.
+        monkeypatch.setenv("RAY_TMPDIR", re.search(r"RAY_TMPDIR=(\S+)", problem[1])[1])  # type: ignore[index]
+        assert scratch_problem() is None
+    finally:
+        shutil.rmtree(short)
+
+
+def test_a_full_or_lost_folder_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/proc/version")  # a file
+    assert "cannot be written" in scratch_problem()[0]  # type: ignore[index]
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    monkeypatch.setattr(scratch.shutil, "disk_usage", lambda folder: usage(9, 9, 2**20))
+    assert "is full (1 MiB are free)" in scratch_problem()[0]  # type: ignore[index]
+
+
+def test_doctor_looks_at_the_same_folder_and_its_advice_is_no_circle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / ("a" * 110)))
+    findings = [f for check in (doctor._disk, doctor._ray) for f in check(None) if not f.ok]
+    assert {f.name for f in findings} >= {"disk", "ray"}
+    for finding in findings:
+        assert "too long for Ray's sockets" in finding.sentence
+        assert "RAY_TMPDIR=/tmp" in finding.fix
+        assert "multistill doctor" not in finding.sentence + finding.fix
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert any(str(tmp_path) in finding.sentence for finding in doctor._disk(None))
+
+
+RUN = """
+from multistill import cluster
+from multistill.config import ResourcesConfig
+with cluster.start(ResourcesConfig(num_cpus=1, object_store_mb=80)) as available:
+    print("cpus", available["CPU"])
+"""
+
+
+@pytest.mark.ray
+def test_a_local_ray_starts_in_the_longest_folder_that_is_accepted() -> None:
+    short = Path("/tmp") / f"r{os.getpid()}"
+    short.mkdir()
+    try:
+        folder = long_folder(short, max_scratch_bytes())
+        environment = {**os.environ, "TMPDIR": str(folder)}
+        environment.pop("RAY_TMPDIR", None)
+        result = subprocess.run(
+            [sys.executable, "-c", RUN], env=environment, capture_output=True, text=True
+        )
+        assert result.stdout == "cpus 1.0\n", result.stderr
+        assert (folder / "ray").is_dir()
+    finally:
+        shutil.rmtree(short, ignore_errors=True)

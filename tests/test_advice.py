@@ -1,0 +1,385 @@
+"""Advice that works: each sentence that tells the user to do something is provoked and followed.
+
+A row has what provokes the sentence, a pattern for the advice in it, and one or several ways of
+following it, each of which must succeed.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from multistill.config import SplitConfig, TrackingConfig
+from multistill.corpora.split import leaks, refuse_leaks, split_rows
+from multistill.errors import JobFileError, MultistillError, UsageError
+from multistill.pipeline import jobfile
+from multistill.workspace import Workspace
+
+BASE = "name: x\ncorpora: [{kind: demo}]\n"
+MODEL = "students: [{name: a, model: {preset: small-student%s}%s}]\n"
+DEMO_TWICE = "name: x\ncorpora: [{kind: demo}, {kind: demo%s}]\n"
+SPACE = "search: {space: {%s}}\n"
+
+JOB_FILES: list[tuple[str, str, list[str]]] = [
+    # what provokes it, the advice, what the user writes instead
+    ("split: {valid: 0}\n", "use 0.15", ["split: {valid: 0.15}\n"]),
+    ("split: {test: 0}\n", "use 0.2, for example", ["split: {test: 0.2}\n"]),
+    (
+        "split: {by: random}\n",
+        "use `by: session`, or set `allow_leak: true`",
+        ["split: {by: session}\n", "split: {by: random, allow_leak: true}\n"],
+    ),
+    (
+        "split: {max_per_class: {happy: -1}}\n",
+        "use 0 or more",
+        ["split: {max_per_class: {happy: 0}}\n"],
+    ),
+    (
+        "split: {max_per_class: {joy: 9}}\n",
+        "is not one of .*happy",
+        ["split: {max_per_class: {happy: 9}}\n"],
+    ),
+    (DEMO_TWICE % "", "give one a `name`", [DEMO_TWICE % ", name: other"]),
+    (
+        "name: x\ncorpora: [{kind: emodb}]\n",
+        "needs `path`",
+        ["name: x\ncorpora: [{kind: emodb, path: /data/emodb}]\n"],
+    ),
+    ("name: x\ncorpora: [{kind: demo, path: /d}]\n", "remove `path`", [BASE]),
+    (
+        "name: x\ncorpora: [{kind: demo, labels: {joy: hapy}}]\n",
+        "use one of .*happy",
+        ["name: x\ncorpora: [{kind: demo, labels: {joy: happy}}]\n"],
+    ),
+    (
+        "tracking: {uri: 'https://ann:geheim@mlflow.lab'}\n",
+        "remove it and set it through the environment",
+        ["tracking: {uri: 'https://mlflow.lab'}\n"],
+    ),
+    (
+        "search: {student: audi}\n",
+        "there is multimodal, text, audio",
+        ["search: {student: audio}\n", "search: {student: text}\n"],
+    ),
+    (
+        MODEL % ("", ", train: {workers: 2, gpus_per_worker: 0.5}"),
+        "set `workers: 1` or `gpus_per_worker: 1`",
+        [
+            MODEL % ("", ", train: {workers: 1, gpus_per_worker: 0.5}"),
+            MODEL % ("", ", train: {workers: 2, gpus_per_worker: 1}"),
+        ],
+    ),
+    (
+        "search: {workers_per_trial: 2, gpus_per_trial: 0.5}\n",
+        "set `workers_per_trial: 1` or a whole `gpus_per_trial`",
+        [
+            "search: {workers_per_trial: 1, gpus_per_trial: 0.5}\n",
+            "search: {workers_per_trial: 2, gpus_per_trial: 1}\n",
+        ],
+    ),
+    (
+        SPACE % "train.dropout: {low: 0}",
+        "needs `low` and `high`, or `choices`",
+        [
+            SPACE % "model.dropout: {low: 0, high: 0.5}",
+            SPACE % "model.dropout: {choices: [0, 0.5]}",
+        ],
+    ),
+    (
+        SPACE % "train.learning_rate: {low: 0, high: 1, log: true}",
+        "needs `low` above 0",
+        [SPACE % "train.learning_rate: {low: 0.001, high: 1, log: true}"],
+    ),
+    (
+        SPACE % "train.learning_rate: {low: 1, high: 2, choices: [1]}",
+        "give either `choices` or `low` and `high`",
+        [
+            SPACE % "train.learning_rate: {low: 1, high: 2}",
+            SPACE % "train.learning_rate: {choices: [1]}",
+        ],
+    ),
+    (
+        SPACE % "train.learning_rat: {choices: [1]}",
+        "valid names are .*train.learning_rate|did you mean `train.learning_rate`",
+        [SPACE % "train.learning_rate: {choices: [1]}"],
+    ),
+    (
+        SPACE % "distillation.dkd_beta: {low: 1, high: 8, when: {distillation.loss: [dkd]}}",
+        "add it or remove `when`",
+        [
+            SPACE % "distillation.loss: {choices: [kd, dkd]}, "
+            "distillation.dkd_beta: {low: 1, high: 8, when: {distillation.loss: [dkd]}}",
+            SPACE % "distillation.dkd_beta: {low: 1, high: 8}",
+        ],
+    ),
+    (
+        SPACE % "model.dropout: {low: 0, high: 0.5}, "
+        "train.learning_rate: {low: 0.1, high: 1, when: {model.dropout: [0.1]}}",
+        "has no `choices`; give it some",
+        [
+            SPACE % "model.dropout: {choices: [0.1, 0.5]}, "
+            "train.learning_rate: {low: 0.1, high: 1, when: {model.dropout: [0.1]}}"
+        ],
+    ),
+    (
+        SPACE % "model.dropout: {choices: [0.1], when: {train.learning_rate: [1]}}, "
+        "train.learning_rate: {choices: [1], when: {model.dropout: [0.1]}}",
+        "remove one `when`",
+        [
+            SPACE % "model.dropout: {choices: [0.1]}, "
+            "train.learning_rate: {choices: [1], when: {model.dropout: [0.1]}}"
+        ],
+    ),
+    (
+        SPACE % "model.width: {choices: [65]}, model.heads: {choices: [2]}",
+        "change the choices",
+        [SPACE % "model.width: {choices: [64]}, model.heads: {choices: [2]}"],
+    ),
+    (
+        SPACE % "model.speech_layer: {low: 1, high: 2}",
+        "`model.speech_layer` needs `choices`",
+        [
+            "features: {speech: {layers: [1, 2], combine: concat}}\n"
+            + SPACE % "model.speech_layer: {choices: [1, 2]}"
+        ],
+    ),
+    (
+        MODEL % (", speech_layer: 3", ""),
+        r"set features.speech: \{layers: \[..., 3\], combine: concat\}",
+        [
+            "features: {speech: {layers: [1, 3], combine: concat}}\n"
+            + MODEL % (", speech_layer: 3", "")
+        ],
+    ),
+    (
+        MODEL % (", width: 65, heads: 2", ""),
+        "use a width that is a multiple of 2",
+        [MODEL % (", width: 66, heads: 2", "")],
+    ),
+    (
+        "distillation: {loss: two-mse}\n" + MODEL % ("", ""),
+        "need `train.loss: mse`",
+        ["distillation: {loss: two-mse}\n" + MODEL % ("", ", train: {loss: mse}")],
+    ),
+    (
+        "distillation: {cka_weight: 1}\n" + MODEL % ("", ", train: {workers: 2}"),
+        "it needs `workers: 1`, `accumulation: 1` and no `batch_frames`",
+        ["distillation: {cka_weight: 1}\n" + MODEL % ("", ", train: {workers: 1}")],
+    ),
+    (
+        "distillation: {cka_weight: 1}\nsearch: {workers_per_trial: 2}\n",
+        "it needs trials of one worker",
+        ["distillation: {cka_weight: 1}\nsearch: {workers_per_trial: 1}\n"],
+    ),
+    (
+        "distillation: {cka_weight: 1}\n" + SPACE % "train.accumulation: {choices: [1, 2]}",
+        "remove it from the space",
+        ["distillation: {cka_weight: 1}\n" + SPACE % "model.dropout: {choices: [0, 0.1]}"],
+    ),
+    (
+        "search: {metric: loss, space: {train.loss: {choices: [mse, cross-entropy]}}}\n",
+        "choose another metric or remove it from search.space",
+        [
+            "search: {metric: uar, space: {train.loss: {choices: [mse, cross-entropy]}}}\n",
+            "search: {metric: loss, space: {model.dropout: {choices: [0, 0.1]}}}\n",
+        ],
+    ),
+    (
+        "recipe: features-only\nsearch: {trials: 3}\n",
+        "remove the section, or choose another `recipe`",
+        ["recipe: features-only\n", "recipe: distillation\nsearch: {trials: 3}\n"],
+    ),
+    ("recipe: distilation\n", "did you mean `distillation`", ["recipe: distillation\n"]),
+    ("serch: {trials: 3}\n", "did you mean `search`", ["search: {trials: 3}\n"]),
+    ("split: {by: speakers}\n", "did you mean `speaker`", ["split: {by: speaker}\n"]),
+]
+
+
+def whole(text: str) -> str:
+    return text if text.startswith("name:") else BASE + text
+
+
+@pytest.mark.parametrize(("wrong", "advice", "followed"), JOB_FILES)
+def test_advice_about_a_job_file(wrong: str, advice: str, followed: list[str]) -> None:
+    with pytest.raises(JobFileError, match=advice):
+        jobfile.parse(whole(wrong), "x.yaml")
+    for text in followed:
+        jobfile.parse(whole(text), "x.yaml")
+
+
+def rows(count: int, **columns: Callable[[int], str]) -> pa.Table:
+    """A manifest's columns that the split reads."""
+    values = {name: [make(i) for i in range(count)] for name, make in columns.items()}
+    ids = {"utterance_id": [f"u{i}" for i in range(count)]}
+    empty = {name: [""] * count for name in ("session", "speaker") if name not in columns}
+    more = {"text": [f"t{i}" for i in range(count)], "audio_digest": ids["utterance_id"]}
+    return pa.table({**ids, **values, **empty, **more})
+
+
+def speakers(n: int) -> pa.Table:
+    return rows(60, speaker=lambda i: f"s{i % n}", session=lambda i: f"s{i % n}")
+
+
+def given(*parts: str) -> list[str]:
+    return [parts[i % len(parts)] for i in range(60)]
+
+
+LEAKY = {"by": "random", "allow_leak": True}
+Rows = tuple[pa.Table, dict[str, Any], list[str] | None]
+SPLITS: list[tuple[Rows, str, list[Rows]]] = [
+    *[
+        (
+            (speakers(n), {"by": by}, None),
+            "add data .*or split single utterances with `split: {by: random, allow_leak: true}`",
+            [(speakers(3), {"by": by}, None), (speakers(n), LEAKY, None)],
+        )
+        for n in (1, 2)
+        for by in ("speaker", "session")
+    ],
+    (
+        (rows(60, session=lambda i: f"s{i % 5}"), {"by": "speaker"}, None),
+        "split by another key",
+        [(rows(60, session=lambda i: f"s{i % 5}"), {"by": "session"}, None)],
+    ),
+    (
+        (speakers(9), {"by": "column"}, given("train", "test", "holdout")),
+        "fill the split column, or split by session",
+        [
+            (speakers(9), {"by": "column"}, given("train", "test", "valid")),
+            (speakers(9), {"by": "session"}, None),
+        ],
+    ),
+    (
+        (speakers(9), {"by": "column"}, given("train", "valid")),
+        "assign some rows to it in the split column, or split by session",
+        [
+            (speakers(9), {"by": "column"}, given("train", "valid", "test")),
+            (speakers(9), {"by": "session"}, None),
+        ],
+    ),
+    (
+        (speakers(9), {"by": "column", "valid": 0.0}, given("train", "train", "test")),
+        "assign some rows to it in the split column, or set split.valid to take it from train",
+        [
+            (speakers(9), {"by": "column"}, given("train", "valid", "test")),
+            (speakers(9), {"by": "column", "valid": 0.15}, given("train", "train", "test")),
+        ],
+    ),
+    (
+        (
+            rows(60, speaker=lambda i: f"p{i % 10}", session=lambda i: f"s{i % 15}"),
+            {"by": "session"},
+            None,
+        ),
+        "use `by: speaker`, .* or set split.allow_leak: true",
+        [
+            (
+                rows(60, speaker=lambda i: f"p{i % 10}", session=lambda i: f"s{i % 15}"),
+                {"by": "session", "allow_leak": True},
+                None,
+            ),
+            (
+                rows(60, speaker=lambda i: f"p{i % 10}", session=lambda i: f"s{i % 30}"),
+                {"by": "speaker"},
+                None,
+            ),
+        ],
+    ),
+]
+
+
+def split(case: Rows) -> None:
+    table, config, parts = case
+    made = split_rows(table, SplitConfig(**config), 1024, parts)
+    refuse_leaks(leaks(table, made.part), SplitConfig(**config))
+
+
+@pytest.mark.parametrize(("wrong", "advice", "followed"), SPLITS)
+def test_advice_about_a_split(wrong: Rows, advice: str, followed: list[Rows]) -> None:
+    with pytest.raises(UsageError, match=advice):
+        split(wrong)
+    for case in followed:
+        split(case)
+
+
+def test_advice_about_a_job_file_that_cannot_be_found_or_used_on_a_cluster(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="give the path of a YAML file"):
+        jobfile.load(tmp_path / "job.yml")
+    (tmp_path / "job.yaml").write_text(BASE)
+    with pytest.raises(JobFileError, match=r"e\.g\. --workspace /shared/FOLDER"):
+        jobfile.load(tmp_path / "job.yaml", for_cluster=True)
+    jobfile.load(tmp_path / "job.yaml", ['workspace="/shared/FOLDER"'], for_cluster=True)
+
+
+def test_advice_about_a_workspace(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="choose another with --workspace"):
+        Workspace(tmp_path / "file" / "ws").open()
+    with pytest.raises(UsageError, match="use a folder that every node"):
+        Workspace("s3://bucket/ws")
+    workspace = Workspace(tmp_path / "ws").open()
+    artifact = workspace.make("kind", "0" * 16, lambda folder: {})
+    (artifact.path / "done.json").write_text("{")
+    with pytest.raises(MultistillError, match=f"remove the folder {artifact.path} to build it"):
+        workspace.find("kind", "0" * 16)
+    for file in artifact.path.iterdir():
+        file.unlink()
+    artifact.path.rmdir()
+    assert workspace.make("kind", "0" * 16, lambda folder: {}).path.is_dir()
+
+
+def test_a_full_disk_is_told_and_the_same_command_continues(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "ws").open()
+
+    def fill(folder: Path) -> dict[str, Any]:
+        (folder / "finished").write_text("")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(MultistillError, match="free some space and run the same command again"):
+        workspace.make("kind", "0" * 16, fill)
+    made = workspace.make("kind", "0" * 16, lambda folder: {"kept": (folder / "finished").exists()})
+    assert made.summary == {"kept": True}
+
+
+@contextmanager
+def closed_port() -> Iterator[int]:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
+def test_advice_about_the_address_of_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from multistill.tracking.tracker import open_tracker, tracking_uri
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for folder in (str(tmp_path), f"file://{tmp_path}"):
+        with pytest.raises(UsageError, match="use sqlite:///FILE or the address of a server"):
+            tracking_uri(TrackingConfig(uri=folder), tmp_path)
+    for address in (f"sqlite:///{tmp_path}/m.db", "http://127.0.0.1:5000"):
+        assert tracking_uri(TrackingConfig(uri=address), tmp_path) == address
+    missing = TrackingConfig(uri="sqlite:////no/such/folder/m.db")
+    with pytest.raises(MultistillError, match="the folder /no/such/folder does not exist; create"):
+        open_tracker(missing, tmp_path, "job", "key", {})
+    with closed_port() as port:
+        config = TrackingConfig(uri=f"http://127.0.0.1:{port}")
+        with pytest.raises(MultistillError, match=r"or set tracking\.required: false"):
+            open_tracker(config, tmp_path, "job", "key", {})
+        messages: list[str] = []
+        tracker = open_tracker(
+            config.model_copy(update={"required": False}),
+            tmp_path,
+            "job",
+            "key",
+            {},
+            log=messages.append,
+        )
+        tracker.close()
+        assert "the run continues" in messages[0]
