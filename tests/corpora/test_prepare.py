@@ -68,7 +68,7 @@ def corpus(tmp_path: Path) -> Corpus:
 
 def run(out: Path, *corpora: CorpusConfig, seed: int = 1, **split: object) -> dict[str, object]:
     out.mkdir(parents=True)
-    return prepare(corpora, SplitConfig(**split), seed, out, unpacked=out.parent / "unpacked")
+    return prepare(corpora, SplitConfig(seed=seed, **split), out, unpacked=out.parent / "unpacked")
 
 
 def rejected(out: Path) -> dict[str, str]:
@@ -281,7 +281,7 @@ def test_a_file_name_that_is_not_utf8_is_rejected_and_escaped(tmp_path: Path) ->
     folder.rename(os.fsdecode(os.fsencode(truth.root) + "/감정".encode("cp949")))
     config = CorpusConfig(kind="aihub-scripted", path=str(truth.root))
     assert listing([config]) == listing([config])
-    summary = prepare([config], RANDOM, 1, tmp_path, unpacked=tmp_path)
+    summary = prepare([config], RANDOM, tmp_path, unpacked=tmp_path)
     assert summary["utterances"] == len(read_manifest(tmp_path)) > 0
     rows = pq.read_table(tmp_path / "rejected.parquet").to_pylist()
     (first, *_) = [row for row in rows if "is not UTF-8" in row["reason"]]

@@ -53,7 +53,8 @@ def prepared_teacher(folder: Path, sessions: set[int]) -> tuple[Teacher, dict[st
     keep = [int(name[1:]) in sessions for name in table["session"].to_pylist()]
     write_manifest(table.filter(keep), folder)
     teacher = Teacher(jobfile.parse(JOB, "job.yaml"), Workspace(folder))
-    return teacher, {name: Artifact(name, name, folder, {}) for name in ("manifest", "features")}
+    meta = {"summary": {"splits": {"train": 40}}}
+    return teacher, {name: Artifact(name, name, folder, meta) for name in ("manifest", "features")}
 
 
 def test_only_folds_with_training_rows_get_a_teacher(tmp_path: Path) -> None:
