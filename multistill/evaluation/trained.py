@@ -1,7 +1,10 @@
 """Whether a training learnt anything: it has to beat a model that did not, or it is `not trained`.
 
-Validation decides, with the margin of guessing (`metrics.majority.bars`); the test set has to
-confirm it against the majority baseline. Nothing is chosen here, so test may be read.
+The training loss has to fall, and validation has to pass the margin of guessing
+(`metrics.majority.bars`); the test set has to confirm it against the majority baseline. The loss
+counts because clips of one class may lie close together: a network with random weights then
+answers alike for all of them, and is right for a whole class by luck. Nothing is chosen here, so
+test may be read.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from typing import Any
 from multistill.metrics.majority import beats
 
 METRICS = ("uar", "macro_f1")
+MIN_FALL = 0.99
+"""A training whose loss ends above this share of its first epoch's learnt nothing."""
 
 Training = Mapping[str, Any]
 """The entry `training` of a model's config.json."""
@@ -24,8 +29,11 @@ def not_trained_on_validation(trainings: Sequence[Training]) -> str | None:
     Args:
         trainings: of one model: members of an ensemble, or one per seed. Their means count.
     """
+    first, last = _losses(trainings)
+    if trainings[0]["epochs"] > 1 and last > MIN_FALL * first:
+        return f"not trained: {_advice(trainings)}"
     measured = [training["validation"] for training in trainings]
-    if not measured or None in measured:
+    if None in measured:
         return None
     scores = {name: statistics.fmean(entry[name] for entry in measured) for name in METRICS}
     bar = {name: statistics.fmean(entry["bars"][name] for entry in measured) for name in METRICS}
@@ -56,7 +64,7 @@ def not_trained_on_test(scores: Mapping[str, float], baseline: Mapping[str, floa
 
 def _advice(trainings: Sequence[Training]) -> str:
     """What to look at, by how far the training loss fell."""
-    first, last = (statistics.fmean(t["train_loss"][i] for t in trainings) for i in (0, 1))
+    first, last = _losses(trainings)
     settings = trainings[0]
     used = (
         f"train.learning_rate {settings['learning_rate']:g}, train.batch_size "
@@ -72,3 +80,9 @@ def _advice(trainings: Sequence[Training]) -> str:
         f"{fell}, so it learnt its own clips and nothing that holds for validation: look at the "
         f"labels and the class counts of the parts, and compare the linear probe ({used})"
     )
+
+
+def _losses(trainings: Sequence[Training]) -> tuple[float, float]:
+    """Training loss of the first and of the last epoch, means over the trainings."""
+    first, last = (statistics.fmean(t["train_loss"][i] for t in trainings) for i in (0, 1))
+    return first, last
