@@ -91,7 +91,7 @@ def over_seeds(model: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
 
 def _note(model: Mapping[str, Any]) -> str:
     """What stands below a model's name: its number of seeds, and whether it learnt anything."""
-    seeds = f"\n{model['seeds']['count']} seeds, mean ±SD" if model.get("seeds") else ""
+    seeds = f"\n{model['seeds']['count']} seeds" if model.get("seeds") else ""
     return seeds + ("\nNOT TRAINED" if model.get("not_trained") else "")
 
 

@@ -186,7 +186,7 @@ class Students(ModelStep):
 
     name = "students"
     artifact = "students"
-    sections = frozenset({"students", "distillation"})
+    sections = frozenset({"students", "distillation", "seeds"})
 
     def config(self) -> Any:
         return {
