@@ -101,6 +101,11 @@ class JobConfig(Section):
     @field_validator("search", mode="before")
     @classmethod
     def _search_switch(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError(
+                "the section is empty; write `search: true` to search with all defaults, or "
+                "remove it"
+            )
         return {"enabled": value} if isinstance(value, bool) else value
 
     @model_validator(mode="after")

@@ -66,6 +66,11 @@ def test_only_a_job_that_asks_for_a_search_has_one(
     assert JobConfig.model_validate(yaml.safe_load(loaded.to_yaml())) == loaded
 
 
+def test_an_empty_search_section_is_neither_on_nor_off() -> None:
+    with pytest.raises(ValidationError, match="write `search: true`"):
+        job(search=None)
+
+
 @pytest.mark.parametrize(
     ("tracking", "asked"),
     [
