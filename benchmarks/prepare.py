@@ -99,7 +99,7 @@ def measure(what: str, table: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=table.parent) as out:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started, cpu = time.perf_counter(), time.process_time()
-        prepare([corpus], SplitConfig(), 0, Path(out), unpacked=Path(out))
+        prepare([corpus], SplitConfig(), Path(out), unpacked=Path(out))
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         manifest = read_manifest(Path(out))

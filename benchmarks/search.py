@@ -76,7 +76,7 @@ def many(trials: int) -> None:
         name="student",
         role="student",
         spec=resolve("small-student", {}),
-        train=TrainConfig(epochs=3),
+        train=TrainConfig(epochs=3, batch_size=64, learning_rate=5e-5),
         seed=1,
         manifest="-",
         features="-",

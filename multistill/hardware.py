@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 MIN_LOGICAL_CPUS = 4
 """Ray Data and Ray Train deadlock with fewer: each needs a CPU while the other holds one."""
 
+THREAD_LIMIT = "MULTISTILL_THREAD_LIMIT"
+"""Variable that passes the user's OMP_NUM_THREADS on to all processes of a run. The variable itself
+cannot say it: Ray sets it in its own workers, and so in the driver of a submitted job."""
+
 Resources = Mapping[str, float]
 """Ray resource names and amounts: those of a node, or those that a worker requests."""
 
@@ -49,6 +53,18 @@ def _quota() -> float | None:
         return int(quota) / int(period) if int(quota) > 0 else None
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def requested_thread_limit() -> int | None:
+    """The user's OMP_NUM_THREADS; of a list (nested levels, "4,2") the first. None if unset."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return max(1, int(first)) if first.isdecimal() else None
+
+
+def limit_threads(threads: int) -> int:
+    """That many threads for a worker, but at most the user's limit for this run."""
+    limit = os.environ.get(THREAD_LIMIT)
+    return min(threads, int(limit)) if limit else threads
 
 
 def local_cpus() -> int:

@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multistill import hardware
-from multistill.hardware import slots
+from multistill.hardware import (
+    THREAD_LIMIT,
+    limit_threads,
+    requested_thread_limit,
+    slots,
+)
 
 
 def test_a_worker_does_not_span_two_nodes() -> None:
@@ -127,3 +132,25 @@ def test_gpus_are_counted_as_cuda_counts_them(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert hardware.local_gpus() == count
+
+
+@pytest.mark.parametrize(
+    ("value", "limit"),
+    [(None, None), ("", None), ("2", 2), ("4,2", 4), (" 3 ", 3), ("0", 1), ("many", None)],
+)
+def test_omp_num_threads_is_the_users_limit(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, limit: int | None
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert requested_thread_limit() == limit
+
+
+@given(st.integers(1, 64), st.one_of(st.none(), st.integers(1, 64)))
+def test_a_worker_never_gets_more_threads_than_the_limit(threads: int, limit: int | None) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(THREAD_LIMIT, raising=False)
+        if limit is not None:
+            patch.setenv(THREAD_LIMIT, str(limit))
+        assert limit_threads(threads) == (threads if limit is None else min(threads, limit))

@@ -14,13 +14,19 @@ from multistill.cluster.autoscale import wait_for_resources
 from multistill.cluster.reachable import check_reachable, unreachable
 from multistill.cluster.scratch import scratch_folder, scratch_problem
 from multistill.errors import MultistillError
-from multistill.hardware import local_cpus
+from multistill.hardware import THREAD_LIMIT, local_cpus, requested_thread_limit
 from multistill.tracking.redaction import has_password
 
 if TYPE_CHECKING:
     from multistill.config import ResourcesConfig
 
+PASSIVE_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+"""Waiting OpenMP threads give up their core (GNU and Intel runtimes; torch's wheels have the
+GNU one). By default they spin, and on a core that is shared the one that should work waits for
+the one that spins: benchmarks/waiting.py. Both are read when torch is loaded."""
+
 ENVIRONMENT_DEFAULTS = {
+    **PASSIVE_WAITING,
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DEDUP_LOGS": "1",
@@ -77,6 +83,7 @@ def start(
     """
     for name, value in ENVIRONMENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    os.environ.update(_thread_limit())
     if "ray" not in sys.modules:
         # Ray reads the mode at import: set later, it would reach Ray's processes but not this one.
         os.environ.setdefault("RAY_AUTH_MODE", "token" if not _address(resources) else _auth_mode())
@@ -178,11 +185,24 @@ def _cluster_options(address: str) -> dict[str, Any]:
 def forwarded() -> dict[str, str]:
     """Return the environment variables for processes on other nodes, without secrets."""
     variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    variables |= {name: os.environ.get(name, value) for name, value in PASSIVE_WAITING.items()}
+    variables |= _thread_limit()
     variables[provenance.VERSION_VARIABLE] = provenance.version()
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri and not has_password(uri):
         variables["MLFLOW_TRACKING_URI"] = uri
     return variables
+
+
+def _thread_limit() -> dict[str, str]:
+    """The user's limit of threads per worker as a variable, if there is one.
+
+    A submitted job has it from `submit`: its own OMP_NUM_THREADS was set by Ray.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return {}
+    limit = requested_thread_limit()
+    return {} if limit is None else {THREAD_LIMIT: str(limit)}
 
 
 def _failure(address: str | None, error: Exception) -> MultistillError:

@@ -9,9 +9,10 @@ They are excluded from fingerprints, so changing them reuses what exists.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from multistill.config.base import CLASSES, FolderName, Section
 from multistill.config.data import (
@@ -29,6 +30,7 @@ from multistill.config.models import (
     StudentConfig,
     TeacherConfig,
     TrainConfig,
+    TrainSection,
 )
 from multistill.config.resources import ResourcesConfig
 from multistill.config.search import SearchConfig, SearchParameter
@@ -56,6 +58,7 @@ __all__ = [
     "TextEncoderConfig",
     "TrackingConfig",
     "TrainConfig",
+    "TrainSection",
 ]
 
 
@@ -68,6 +71,13 @@ class JobConfig(Section):
     )
     seed: int = Field(
         1024, ge=0, lt=2**31, description="of trainings and resamples; the split has its own"
+    )
+    seeds: int = Field(
+        1,
+        ge=1,
+        le=20,
+        description="trainings of every student and control, from `seed` on; results are means "
+        "over them",
     )
     workspace: str = Field("workspace", description="folder that all artifacts go to")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
@@ -85,8 +95,18 @@ class JobConfig(Section):
         ],
         min_length=1,
     )
-    search: SearchConfig = Field(default_factory=SearchConfig)
+    search: SearchConfig = Field(default_factory=lambda: SearchConfig(enabled=False))
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _search_switch(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError(
+                "the section is empty; write `search: true` to search with all defaults, or "
+                "remove it"
+            )
+        return {"enabled": value} if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _check(self) -> JobConfig:
@@ -98,10 +118,10 @@ class JobConfig(Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two students are called `{name}`")
-            if name == "teacher" or name.endswith(("-control", "-search")):
+            if name == "teacher" or re.search(r"-(control|search|seed\d+)$", name):
                 raise ValueError(
-                    f"a student cannot be called `{name}`: tables use `teacher`, `*-control` and "
-                    "`*-search` for other models"
+                    f"a student cannot be called `{name}`: tables use `teacher`, `*-control`, "
+                    "`*-search` and `*-seedN` for other models"
                 )
         if self.split.valid == 0.0 and self.split.by != "column":
             raise ValueError(

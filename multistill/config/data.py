@@ -68,6 +68,12 @@ class SplitConfig(Section):
     valid: float = Field(
         0.15, ge=0.0, lt=1.0, description="share of groups that epochs and trials are chosen on"
     )
+    seed: int = Field(
+        1024,
+        ge=0,
+        lt=2**31,
+        description="of the assignment to parts and folds; the job's `seed` does not change it",
+    )
     folds: int = Field(5, ge=2, le=50, description="number of folds; groups of test are in none")
     allow_leak: bool = Field(False, description="allow a session or speaker in several parts")
     ties: Literal["soft", "drop", "first", "multi"] = Field(

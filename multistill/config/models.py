@@ -48,13 +48,25 @@ class ModelConfig(Section):
         return {k: v for k, v in self.model_dump().items() if k != "preset" and v is not None}
 
 
-class TrainConfig(Section):
-    """How a teacher or a student is trained."""
+class TrainSection(Section):
+    """How a teacher or a student is trained, as the job file says it.
 
-    epochs: int = Field(30, ge=1, description="passes over the training clips")
-    batch_size: int = Field(64, ge=1, description="utterances per optimiser step, over all workers")
+    What is left out of `epochs`, `batch_size` and `learning_rate` follows from the preset and the
+    number of training clips: `multistill.training.defaults` turns a section into a `TrainConfig`.
+    """
+
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="passes over the training clips; default: by preset and number of clips",
+    )
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="utterances per optimiser step, over all workers; default: by preset",
+    )
     accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step and worker")
-    learning_rate: float = Field(5e-5, gt=0, description="after warm-up")
+    learning_rate: float | None = Field(None, gt=0, description="after warm-up; default: by preset")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW, on all parameters")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
@@ -88,7 +100,7 @@ class TrainConfig(Section):
     max_failures: int = execution(2, ge=0, description="restarts from the last checkpoint")
 
     @model_validator(mode="after")
-    def _check(self) -> TrainConfig:
+    def _check(self) -> TrainSection:
         gpus = self.gpus_per_worker
         if gpus is not None and 0 < gpus < 1 and self.workers > 1:
             raise ValueError(
@@ -98,13 +110,21 @@ class TrainConfig(Section):
         return self
 
 
+class TrainConfig(TrainSection):
+    """A training with every number decided."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+
+
 class TeacherConfig(Section):
     """The model that the students learn from, and how it is trained."""
 
     shorthand: ClassVar = ("model",)
 
     model: ModelConfig = Field(default_factory=lambda: ModelConfig(preset="small-teacher"))
-    train: TrainConfig = Field(default_factory=TrainConfig)
+    train: TrainSection = Field(default_factory=TrainSection)
     seeds: int = Field(1, ge=1, le=20, description="several seeds make an ensemble")
 
 
@@ -166,4 +186,4 @@ class StudentConfig(Section):
 
     name: FolderName = Field(description="in tables, files and MLflow")
     model: ModelConfig
-    train: TrainConfig = Field(default_factory=TrainConfig)
+    train: TrainSection = Field(default_factory=TrainSection)

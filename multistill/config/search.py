@@ -64,9 +64,12 @@ def _default_space() -> dict[str, SearchParameter]:
 
 
 class SearchConfig(Section):
-    """Ray Tune with Optuna over the settings of one student, compared on validation only."""
+    """Ray Tune with Optuna over the settings of one student, compared on validation only.
 
-    enabled: bool = Field(True, description="whether the job searches")
+    A job without this section searches nothing; `search: true` searches with all defaults.
+    """
+
+    enabled: bool = Field(True, description="`search: false` is short for `{enabled: false}`")
     student: str | None = Field(
         None, description="name of the searched student; default: the first"
     )

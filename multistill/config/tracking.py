@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from multistill.config.base import Address, Section
 
@@ -38,5 +38,12 @@ class TrackingConfig(Section):
         True, description="false: start even if the server is unavailable; records are sent later"
     )
     champion: ChampionConfig | None = Field(
-        default_factory=ChampionConfig, description="null: register no model"
+        None,
+        description="registers the winner of the search; default: no model is registered; `true`: "
+        "by the default rule",
     )
+
+    @field_validator("champion", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return ({} if value else None) if isinstance(value, bool) else value

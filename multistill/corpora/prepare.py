@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from multistill.config import CorpusConfig, SplitConfig
 from multistill.corpora import quality
 from multistill.corpora.build import build_manifest
+from multistill.corpora.coverage import coverage_gaps
 from multistill.corpora.loaders import corpus_root, demo, load
 from multistill.corpora.manifest import MANIFEST_SCHEMA, NOTES, QUALITY, REJECTED, write_manifest
 from multistill.corpora.paths import audio_folder
@@ -34,7 +35,6 @@ _READ = _AUDIO | {".csv", ".tsv", ".txt"}
 def prepare(
     corpora: Sequence[CorpusConfig],
     split: SplitConfig,
-    seed: int,
     out: Path,
     *,
     unpacked: Path,
@@ -54,7 +54,7 @@ def prepare(
         MultistillError: if no utterance is left.
     """
     with _system_allocator():
-        return _prepare(corpora, split, seed, out, unpacked, logger or NullLogger())
+        return _prepare(corpora, split, out, unpacked, logger or NullLogger())
 
 
 @contextmanager
@@ -71,7 +71,6 @@ def _system_allocator() -> Iterator[None]:
 def _prepare(
     corpora: Sequence[CorpusConfig],
     split: SplitConfig,
-    seed: int,
     out: Path,
     unpacked: Path,
     logger: RunLogger,
@@ -82,7 +81,7 @@ def _prepare(
         raise MultistillError(_no_utterances(built.rejections))
     logger.info(f"{len(built.rows)} utterances read, {len(built.rejections)} rejected")
     given = built.rows["given_split"].to_pylist() if split.by == "column" else None
-    parts = split_rows(built.rows, split, seed, given)
+    parts = split_rows(built.rows, split, given)
     for name in parts.facts["reassigned"]:
         logger.info(f"split: {name} was reassigned to a part that had no group")
     leaked = leaks(built.rows, parts.part)
@@ -90,8 +89,10 @@ def _prepare(
     before = built.rows.append_column(
         "split", pa.array(np.array(PARTS)[parts.part], pa.string())
     ).append_column("fold", pa.array(parts.fold, pa.int32()))
-    rows = _apply_caps(before, split.max_per_class, seed, built.rejections)
-    report = quality.report(built, before, rows, parts.facts, leaked, split, seed)
+    rows = _apply_caps(before, split.max_per_class, split.seed, built.rejections)
+    report = quality.report(built, before, rows, parts.facts, leaked, split, split.seed)
+    for gap in coverage_gaps(report["split"]["classes"]):
+        logger.info(f"{gap.title}: {gap.text}")
     report["synthetic"] = any(config.kind == "demo" for config in corpora)
     write_manifest(rows.select(MANIFEST_SCHEMA.names), out)
     pq.write_table(built.rejections.table(), out / REJECTED)

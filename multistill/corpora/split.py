@@ -124,7 +124,7 @@ class Split:
 
 
 def split_rows(
-    table: pa.Table, config: SplitConfig, seed: int, given: Sequence[str | None] | None = None
+    table: pa.Table, config: SplitConfig, given: Sequence[str | None] | None = None
 ) -> Split:
     """Split the rows of a manifest (`utterance_id`, `session`, `speaker`).
 
@@ -135,14 +135,14 @@ def split_rows(
         UsageError: if the rows cannot be split as configured.
     """
     if config.by == "random":
-        part, fold = _by_row(table, config, seed)
+        part, fold = _by_row(table, config)
         facts: dict[str, Any] = {"by": "random", "reassigned": []}
     elif config.by == "column":
-        part, fold, facts = _by_column(table, config, seed, given)
+        part, fold, facts = _by_column(table, config, given)
     else:
         codes, names = _groups(table, config.by)
-        parts = _assign(config, names, seed)
-        folds = assign_folds(parts.part, config.folds, seed)
+        parts = _assign(config, names)
+        folds = assign_folds(parts.part, config.folds, config.seed)
         part = np.array([PARTS.index(parts.part[name]) for name in names], np.int8)[codes]
         fold = np.array([folds.get(name, -1) for name in names], np.int32)[codes]
         facts = {
@@ -210,7 +210,7 @@ def _natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
 
 
 def _by_row(
-    table: pa.Table, config: SplitConfig, seed: int
+    table: pa.Table, config: SplitConfig
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32]]:
     """Each utterance on its own, as in published work; speakers are then in several parts."""
     part = np.zeros(len(table), np.int8)
@@ -218,12 +218,12 @@ def _by_row(
     row = 0
     for batch in table.select(["utterance_id"]).to_batches(max_chunksize=65_536):
         for name in batch.column(0).to_pylist():
-            x = hash64(seed, name) / 2**64
+            x = hash64(config.seed, name) / 2**64
             part[row] = 2 if x < config.test else x < config.test + config.valid
-            fold[row] = hash64(seed, "fold", name) % config.folds
+            fold[row] = hash64(config.seed, "fold", name) % config.folds
             row += 1
     required = [name for name in PARTS if name != "valid" or config.valid > 0]
-    advice = "add data, raise split.test or split.valid, or use another `seed`"
+    advice = "add data, raise split.test or split.valid, or use another split.seed"
     _require_rows(part, required, "random", advice)
     return part, fold
 
@@ -240,15 +240,15 @@ def _require_rows(
         )
 
 
-def _assign(config: SplitConfig, names: Iterable[str], seed: int) -> Parts:
+def _assign(config: SplitConfig, names: Iterable[str]) -> Parts:
     try:
-        return assign_parts(names, config.test, config.valid, seed)
+        return assign_parts(names, config.test, config.valid, config.seed)
     except UsageError as error:
         raise UsageError(f"split.by: {config.by}: {error}") from error
 
 
 def _by_column(
-    table: pa.Table, config: SplitConfig, seed: int, given: Sequence[str | None] | None
+    table: pa.Table, config: SplitConfig, given: Sequence[str | None] | None
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32], dict[str, Any]]:
     """The corpora's own split; if it has no valid part, that is taken from train by session."""
     names = [PART_ALIASES.get((value or "").strip().casefold()) for value in given or []]
@@ -269,7 +269,7 @@ def _by_column(
     test_codes = set(np.unique(codes[part == 2]).tolist())
     if not (part == 1).any() and config.valid > 0:
         outside_test = [name for code, name in enumerate(sessions) if code not in test_codes]
-        parts = _assign(config.model_copy(update={"test": 0.0}), outside_test, seed)
+        parts = _assign(config.model_copy(update={"test": 0.0}), outside_test)
         in_valid = np.array([parts.part.get(name) == "valid" for name in sessions])[codes]
         part = np.where(in_valid & (part == 0), 1, part).astype(np.int8)
         facts |= {"valid_from_train": True, "reassigned": list(parts.reassigned)}
@@ -279,7 +279,7 @@ def _by_column(
         name: "valid" if (part[codes == code] == 1).all() else "train"
         for code, name in enumerate(sessions)
     }
-    folds = assign_folds(session_part, config.folds, seed)
+    folds = assign_folds(session_part, config.folds, config.seed)
     return part, np.array([folds[name] for name in sessions], np.int32)[codes], facts
 
 

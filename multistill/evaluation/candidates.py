@@ -59,7 +59,9 @@ class LoadedModel:
             load_model(Path(folder)).to(device) for folder in candidate.folders
         ]
         self.spec: ModelSpec = self.members[0].spec
-        config = read_model_config(Path(candidate.folders[0]))
+        configs = [read_model_config(Path(folder)) for folder in candidate.folders]
+        config = configs[0]
+        self.trainings: list[dict[str, Any]] = [each["training"] for each in configs]
         self.max_frames: int | None = config["max_frames"]
         self.output: Output = config["output"]
         longest = max(self.members, key=lambda model: model.spec.context_turns)
@@ -119,6 +121,7 @@ class LoadedModel:
             "output": self.output,
             "compare_to": candidate.compare_to,
             "mlflow_run_id": candidate.mlflow_run_id,
+            "training": list(self.trainings),
         }
 
 

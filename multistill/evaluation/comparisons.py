@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +14,7 @@ from multistill.metrics.classification import HARD
 from multistill.metrics.intervals import interval
 from multistill.typing import DoubleArray, IntArray
 
-Verdict = Literal["helped", "did not help", "cannot tell"]
+Verdict = Literal["helped", "did not help", "cannot tell", "not trained"]
 PRIMARY_METRIC = "macro_f1"
 """The metric whose interval decides the verdict."""
 
@@ -58,12 +60,22 @@ def mcnemar(first_correct: np.ndarray, second_correct: np.ndarray) -> dict[str, 
 
 
 def compare(
-    name: str, first: Scores, against: str, second: Scores, truth: IntArray, confidence: float
+    name: str,
+    first: Scores,
+    against: str,
+    second: Scores,
+    truth: IntArray,
+    confidence: float,
+    not_trained: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Paired differences `name` minus `against` with intervals, a verdict and a sentence.
 
     The differences are between means over seeds. `mcnemar` needs one prediction per clip and
     uses the first seed's.
+
+    Args:
+        not_trained: model -> why it learnt nothing. A student or a control that learnt nothing
+            says nothing about distillation, whatever the difference.
     """
     differences = {
         metric: interval(
@@ -75,7 +87,14 @@ def compare(
     }
     primary = differences[PRIMARY_METRIC]
     labelled = truth >= 0
-    decision = verdict(primary["low"], primary["high"])
+    untrained = next((model for model in (name, against) if model in not_trained), None)
+    if untrained is None:
+        decision = verdict(primary["low"], primary["high"])
+        sentence = _sentence(name, against, decision, primary, confidence, first.seeds)
+    else:
+        decision = "not trained"
+        of_control = "" if untrained == name else f"no verdict, its control {untrained} is "
+        sentence = f"{name}: {of_control}{not_trained[untrained]}."
     return {
         "model": name,
         "against": against,
@@ -87,7 +106,7 @@ def compare(
             first.predicted[labelled] == truth[labelled],
             second.predicted[labelled] == truth[labelled],
         ),
-        "sentence": _sentence(name, against, decision, primary, confidence, first.seeds),
+        "sentence": sentence,
     }
 
 
@@ -106,7 +125,7 @@ def _sentence(
         "helped": f"{name}: distillation helped",
         "did not help": f"{name}: distillation did not help",
         "cannot tell": f"{name}: cannot tell whether distillation helped",
-    }[decision]
+    }.get(decision, name)
     mean = f", mean of {seeds} seeds" if seeds > 1 else ""
     return (
         f"{opening}; {METRIC_TITLES[PRIMARY_METRIC]} {value:+.3f} against {against}{mean} "

@@ -27,6 +27,7 @@ from multistill.evaluation.candidates import (
     probe_baseline,
 )
 from multistill.evaluation.scoring import BASELINE, Prediction, Scorer
+from multistill.evaluation.trained import not_trained_on_test, not_trained_on_validation
 from multistill.evaluation.utterances import (
     Utterances,
     read_training_statistics,
@@ -80,7 +81,8 @@ def evaluate(
         seed: of the bootstrap resamples.
 
     Returns:
-        a summary: `headline` (metrics by model), `distillation` (sentences).
+        a summary: `headline` (metrics by model), `distillation` (sentences), `not_trained` (why,
+        by model).
 
     Raises:
         MultistillError: no test clip has features, two candidates share a name, or `compare_to`
@@ -106,8 +108,10 @@ def evaluate(
         majority = np.full(len(test), training.majority, dtype=np.int64)
         prior = np.tile(training.prior, (len(test), 1))
         writer.write_table(_table(BASELINE, test, prior, majority))
+        baseline = scorer.score_baseline()
         for number, candidate in enumerate(candidates, start=1):
             model, prediction = evaluation.score_candidate(candidate)
+            model["not_trained"] = _why_not_trained(model, baseline)
             models.append(model)
             predictions.append(prediction)
             writer.write_table(_table(candidate.name, test, prediction.probabilities))
@@ -116,13 +120,14 @@ def evaluate(
             probe, prediction = evaluation.score_probe(modality)
             references.append(probe)
             writer.write_table(_table(prediction.name, test, prediction.probabilities))
-    baseline = scorer.score_baseline()
-    comparisons = scorer.compare_all(predictions)
+    reasons = {model["name"]: model["not_trained"] for model in models if model["not_trained"]}
+    comparisons = scorer.compare_all(predictions, reasons)
     write_json(
         out / METRICS,
         {
             "format": FORMAT,
             "test": scorer.describe_test_set(),
+            "class_counts": {name: _class_counts(split) for name, split in splits.items()},
             "confidence": config.confidence,
             "resamples": config.resamples,
             "seed": seed,
@@ -137,12 +142,35 @@ def evaluate(
         },
     )
     return {
-        "headline": {
-            model["name"]: {name: score["value"] for name, score in model["metrics"].items()}
-            for model in (baseline, *models)
-        },
+        "headline": {model["name"]: _headline(model) for model in (baseline, *models)},
         "distillation": [comparison["sentence"] for comparison in comparisons],
+        "not_trained": reasons,
     }
+
+
+def _class_counts(clips: Utterances) -> dict[str, int]:
+    counts = np.bincount(clips.truth[clips.truth >= 0], minlength=len(CLASSES))
+    return {name: int(count) for name, count in zip(CLASSES, counts, strict=True)}
+
+
+def _headline(model: Mapping[str, Any]) -> dict[str, float | None]:
+    """Metrics of a model as single numbers: means over its seeds where there are several."""
+    values = {name: score["value"] for name, score in model["metrics"].items()}
+    for name, score in model.get("seeds", {}).get("metrics", {}).items():
+        values |= {name: score["value"], f"{name}_sd": score["sd"]}
+    return values
+
+
+def _why_not_trained(model: Mapping[str, Any], baseline: Mapping[str, Any]) -> str | None:
+    """Why a model is called `not trained`, as a sentence; None if it beats the majority."""
+    reason = not_trained_on_validation(model["training"])
+    if reason is not None:
+        return reason
+    scores = _headline(model)
+    majority = {name: baseline["metrics"][name]["value"] for name in ("uar", "macro_f1")}
+    if any(scores[name] is None for name in majority):
+        return None
+    return not_trained_on_test({name: scores[name] or 0.0 for name in majority}, majority)
 
 
 def _check_names(candidates: Sequence[Candidate]) -> None:
@@ -195,6 +223,7 @@ class _Evaluation:
             model["seeds"] = self.scorer.score_seeds(
                 prediction, [repeat.probabilities(self.test.ids) for repeat in repeats]
             )
+            model["training"] += [entry for repeat in repeats for entry in repeat.trainings]
         if candidate.role == "teacher":
             model["in_sample"] = self._in_sample_calibration(loaded)
         if self.latency is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,22 +140,32 @@ class Scorer:
             }
         return {"count": count, "metrics": metrics}
 
-    def compare(self, name: str, against: str) -> dict[str, Any]:
+    def compare(
+        self, name: str, against: str, not_trained: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
         """Paired difference of two models that were passed to `score`.
 
         The means over seeds are compared if both models were trained from equally many seeds.
+
+        Args:
+            not_trained: models that learnt nothing, and why; a comparison with one of them has
+                the verdict `not trained`.
         """
         first, second = self.scores[name], self.scores[against]
         if name in self.scores_over_seeds and against in self.scores_over_seeds:
             means = self.scores_over_seeds[name], self.scores_over_seeds[against]
             if means[0].seeds == means[1].seeds:
                 first, second = means
-        return compare(name, first, against, second, self.clips.truth, self.confidence)
+        return compare(
+            name, first, against, second, self.clips.truth, self.confidence, not_trained or {}
+        )
 
-    def compare_all(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    def compare_all(
+        self, predictions: Sequence[Prediction], not_trained: Mapping[str, str] | None = None
+    ) -> list[dict[str, Any]]:
         """A comparison for every prediction with `compare_to`."""
         return [
-            self.compare(prediction.name, prediction.compare_to)
+            self.compare(prediction.name, prediction.compare_to, not_trained)
             for prediction in predictions
             if prediction.compare_to is not None
         ]

@@ -26,15 +26,20 @@ def describe(job: JobConfig) -> dict[str, Any]:
         "tracking": job.tracking.uri or "a SQLite file in the workspace",
         "ray": job.resources.address or "a local Ray on this machine",
         "resources": resources,
-        "stages": [vars(entry) for _, entry in statuses],
+        "stages": [vars(entry) for _, entry, _ in statuses],
         "models": [],
         "problems": [
             text for step, entry in statuses if entry.state != "done" for text in step.problems()
         ],
     }
-    for step, _ in statuses:
-        for key, value in step.plan(resources).items():
-            facts[key] = [*facts.get(key, []), *value] if isinstance(value, list) else value
+    for step, entry, artifacts in statuses:
+        for key, value in step.plan(resources, artifacts).items():
+            if isinstance(value, list):
+                rows = [{"stage": step.name, "state": entry.state, **row} for row in value]
+                facts[key] = [*facts.get(key, []), *rows]
+            else:
+                facts[key] = value
+    facts["trainings"] = sum(row["trainings"] for row in facts["models"] if row["state"] != "done")
     return facts
 
 
@@ -70,17 +75,35 @@ def render(facts: dict[str, Any]) -> None:
     console.print(stages)
     if not facts["models"]:
         return
-    training = Table("model", "workers", "epochs", box=None, pad_edge=False)
+    titles = ("model", "trainings", "epochs", "batch", "rate", "workers", "stage")
+    training = Table(*titles, box=None, pad_edge=False)
     for row in facts["models"]:
-        training.add_row(row["model"], str(row["workers"]), str(row["epochs"]))
+        training.add_row(
+            row["model"],
+            f"{row['trainings']}{' (done)' if row['state'] == 'done' else ''}",
+            "by clips" if row["epochs"] is None else str(row["epochs"]),
+            str(row["batch_size"]),
+            f"{row['learning_rate']:g}",
+            str(row["workers"]),
+            row["stage"],
+        )
     console.print()
     console.print(training)
+    console.print()
+    console.print(
+        f"trainings  {facts['trainings']} to run at most; a model that the workspace already holds "
+        "is not trained again",
+        soft_wrap=True,
+    )
+    if any(row["epochs"] is None for row in facts["models"]):
+        console.print(
+            "epochs     those `by clips` are known once `prepare` has run", soft_wrap=True
+        )
     search = facts.get("search")
     if search:
         together = search["concurrent"]
-        console.print()
         console.print(
-            f"search     {search['trials']} trials of {search['epochs']} epochs over "
+            f"search     {search['trials']} trials over "
             f"{', '.join(search['parameters'])} of `{search['student']}`, "
             + (f"{together} at a time" if together else "as many at a time as the cluster holds")
         )

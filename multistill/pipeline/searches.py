@@ -68,10 +68,11 @@ def join(job: JobConfig, *, display: ProgressDisplay | None = None) -> int:
 
 def _search_of(job: JobConfig) -> StageStatus:
     workspace = Workspace(job.workspace)
-    for step, entry in step_statuses(steps_of(job, workspace), workspace):
+    for step, entry, _ in step_statuses(steps_of(job, workspace), workspace):
         if isinstance(step, Search):
             return entry
     raise UsageError(
-        f"the job `{job.name}` has no search: its recipe is `{job.recipe}` and search.enabled is "
-        f"{str(job.search.enabled).lower()}"
+        f"the job `{job.name}` has no search: its recipe is `{job.recipe}` and "
+        f"{'its `search` is off' if not job.search.enabled else 'that recipe has none'}; add a "
+        "`search` section to a job of the recipe `distillation`"
     )

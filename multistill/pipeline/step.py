@@ -118,10 +118,11 @@ class Step(ABC):
         """Whether what the artifact refers to outside its folder still exists."""
         return True
 
-    def plan(self, resources: Resources) -> Mapping[str, Any]:
+    def plan(self, resources: Resources, artifacts: Artifacts) -> Mapping[str, Any]:
         """What `multistill plan` shows of this step; lists under equal keys are joined.
 
         Args:
             resources: `CPU`, `GPU` and `cores` of this machine.
+            artifacts: of the steps before it; one that is still to be made has an empty `meta`.
         """
         return {}

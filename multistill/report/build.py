@@ -9,6 +9,7 @@ from typing import Any
 
 from multistill import provenance
 from multistill.config import JobConfig
+from multistill.corpora.coverage import ClassCounts, coverage_gaps
 from multistill.corpora.manifest import QUALITY
 from multistill.evaluation.evaluate import METRICS
 from multistill.report.corpus import describe_corpus
@@ -53,11 +54,14 @@ def write_report(
         "versions": provenance.versions(),
         "commit": provenance.git_commit(),
         "seed": job.seed,
+        "seeds": job.seeds,
+        "split": {"by": job.split.by, "seed": job.split.seed},
         "warnings": warnings(corpus, metrics, job),
         "corpus": corpus,
         "encoders": metrics["encoders"],
         "features": _features(features.summary),
         "test": metrics["test"],
+        "class_counts": metrics["class_counts"],
         "confidence": metrics["confidence"],
         "resamples": metrics["resamples"],
         "device": metrics["device"],
@@ -112,11 +116,31 @@ def warnings(
     return [
         {"kind": kind, "title": title, "text": text}
         for kind, title, text in (
+            *_not_trained_warnings(metrics["models"]),
+            *_coverage_warnings(metrics["class_counts"]),
             *_corpus_warnings(corpus, job),
             *_reliability_warnings(metrics),
             *_test_set_warnings(corpus, metrics["test"]),
         )
     ]
+
+
+def _not_trained_warnings(models: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    reasons = {model["name"]: model["not_trained"] for model in models if model["not_trained"]}
+    if reasons:
+        first, reason = next(iter(reasons.items()))
+        yield (
+            "not-trained",
+            "NOT TRAINED",
+            f"{', '.join(reasons)}: no better than a model that learnt nothing, so comparisons "
+            f"with them say nothing. {first}: {reason}.",
+        )
+
+
+def _coverage_warnings(counts: ClassCounts) -> Iterator[tuple[str, str, str]]:
+    """Classes that a part lacks, counted over the clips that have features."""
+    for gap in coverage_gaps(counts):
+        yield gap.kind, gap.title, gap.text[:1].upper() + gap.text[1:]
 
 
 def _corpus_warnings(corpus: Mapping[str, Any], job: JobConfig) -> Iterator[tuple[str, str, str]]:

@@ -15,7 +15,7 @@ from multistill.config import CLASSES, JobConfig
 from multistill.evaluation.comparisons import METRIC_TITLES
 from multistill.report import plots
 from multistill.report.cell_labels import label_cells
-from multistill.report.terminal import count, encoder, score
+from multistill.report.terminal import count, encoder, over_seeds, score
 
 MAX_LISTED_TRIALS = 20
 TEMPLATES = "templates"
@@ -72,6 +72,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    jinja_environment.globals.update(over_seeds=over_seeds)
     jinja_environment.filters.update(
         score=_score,
         signed=_signed,

@@ -25,6 +25,7 @@ from multistill.report.svg import (
     subplots,
     to_svg,
 )
+from multistill.report.terminal import over_seeds
 
 Record = Mapping[str, Any]
 
@@ -52,7 +53,7 @@ def results(
         if reference is not None:
             axis.axvline(reference, color=BASELINE, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
         for y, row in enumerate(rows):
-            _draw_interval(axis, y, row["metrics"][metric], ROLE_COLOURS.get(row["role"], INK))
+            _draw_interval(axis, y, over_seeds(row, metric), ROLE_COLOURS.get(row["role"], INK))
         axis.set_title(title)
         axis.set_xlim(0, 1)
         _style_interval_panel(axis)

@@ -43,7 +43,8 @@ def encoder(info: Mapping[str, Any]) -> str:
 def table(report: Mapping[str, Any]) -> Table:
     """A rich table of report.json: one row per model, the majority baseline first.
 
-    The caption lists the encoders, the verdicts on distillation and the best trial.
+    The caption lists the encoders, the split, what the parts and trainings lack, the verdicts on
+    distillation and the best trial.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -73,21 +74,34 @@ def table(report: Mapping[str, Any]) -> Table:
     )
     for model in (*report["references"], *report["models"]):
         results.add_row(
-            str(model["name"]),
+            f"{model['name']}{_note(model)}",
             str(model["modality"]),
-            *(_cell(model["metrics"][name]) for name in METRIC_COLUMNS),
+            *(_cell(over_seeds(model, name)) for name in METRIC_COLUMNS),
             f"{count(model['params_trainable'])}\n{count(model['params_end_to_end'])}",
             style={"student": "bold", "probe": "dim"}.get(model["role"]),
         )
     return results
 
 
+def over_seeds(model: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
+    """A metric of a model: the mean over its seeds with `sd`, where it has several."""
+    seeds: Mapping[str, Any] = model.get("seeds") or model
+    return seeds["metrics"][metric]
+
+
+def _note(model: Mapping[str, Any]) -> str:
+    """What stands below a model's name: its number of seeds, and whether it learnt anything."""
+    seeds = f"\n{model['seeds']['count']} seeds" if model.get("seeds") else ""
+    return seeds + ("\nNOT TRAINED" if model.get("not_trained") else "")
+
+
 def _cell(metric: Mapping[str, float | None]) -> str:
     """The value above its interval, so that the table fits into 80 columns."""
-    value, low, high = metric["value"], metric["low"], metric["high"]
+    value, low, high, sd = (metric.get(key) for key in ("value", "low", "high", "sd"))
     if value is None or low is None or high is None:
         return score(metric)
-    return f"{value:.3f}\n{low:.2f}–{high:.2f}"
+    spread = "" if sd is None else f" ±{sd:.3f}"
+    return f"{value:.3f}{spread}\n{low:.2f}–{high:.2f}"
 
 
 def _caption(report: Mapping[str, Any]) -> list[str]:
@@ -99,6 +113,13 @@ def _caption(report: Mapping[str, Any]) -> list[str]:
         f"{test['decided']} test clips of {test['speakers']} speakers; "
         f"{100 * report['confidence']:.0f} % intervals over {resampled['count']} "
         f"{resampled['unit']}s",
+        f"split by {report['split']['by']} (split.seed {report['split']['seed']}), trainings from "
+        f"seed {report['seed']}",
+        *(
+            f"{warning['title']}: {warning['text']}"
+            for warning in report["warnings"]
+            if warning["kind"] == "not-trained" or warning["kind"].startswith("classes-")
+        ),
         *(comparison["sentence"] for comparison in report["distillation"]),
     ]
     search = report["search"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multistill.config import ChampionConfig
+from multistill.evaluation.trained import not_trained_on_validation
 from multistill.search.finalists import best_epoch
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def register(
 ) -> None:
     """Register the first model; it becomes the champion if its settings beat the champion's.
 
+    Settings that do not beat the majority on validation are not registered at all.
+
     A validation loss is registered under a name that contains the loss function, so that it
     is never compared with another loss.
 
@@ -39,11 +42,15 @@ def register(
     """
     from multistill.models.files import CONFIG, WEIGHTS, read_model_config
 
+    trainings = [read_model_config(folder)["training"] for folder in folders]
+    reason = not_trained_on_validation(trainings)
+    if reason is not None:
+        logger.info(f"{name}: nothing is registered, the winner is {reason}")
+        return
     metric = f"valid_{rule.metric.removeprefix('validation.')}"
     value = statistics.fmean(best_epoch(folder)[metric] for folder in folders)
     if metric == "valid_loss":
-        training = read_model_config(folders[0])["training"]
-        metric = f"{metric}.{training['loss']}.{training['label_source']}"
+        metric = f"{metric}.{trainings[0]['loss']}.{trainings[0]['label_source']}"
     with tempfile.TemporaryDirectory(prefix="multistill-") as temporary:
         copy = Path(temporary)
         for file in (WEIGHTS, CONFIG):  # the history stays with the job

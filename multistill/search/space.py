@@ -25,6 +25,7 @@ from multistill.config import (
     Section,
     StudentConfig,
     TrainConfig,
+    TrainSection,
 )
 from multistill.errors import UsageError
 from multistill.models.presets import resolve
@@ -40,7 +41,7 @@ Values = Mapping[str, Any]
 
 SECTIONS: dict[str, type[Section]] = {
     "distillation": DistillationConfig,
-    "train": TrainConfig,
+    "train": TrainSection,
     "model": ModelConfig,
 }
 

@@ -7,9 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from multistill.config import CLASSES
+from multistill.metrics.majority import bars
 from multistill.models.build import build
 from multistill.models.files import CONFIG, ModelInfo, save_model
-from multistill.training.checkpoint import best_weights
+from multistill.training.checkpoint import Progress, best_weights
 from multistill.training.data import TrainingData
 from multistill.training.task import TrainingTask
 from multistill.workspace import canonical, write_json
@@ -39,9 +43,13 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
     store = data.store
     model = build(task.spec, store.audio_dim, store.text_dim)
     model.load_state_dict(weights)
+    losses = [epoch["train_loss"] for epoch in progress.history]
     summary = {
         "name": task.name,
         "seed": task.seed,
+        "learning_rate": task.train.learning_rate,
+        "batch_size": task.train.batch_size,
+        "budget": task.train.epochs,
         "epochs": progress.epoch,
         "steps": progress.step,
         "best_epoch": progress.best_epoch,
@@ -50,6 +58,8 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
         "label_source": task.train.label_source,
         "train_rows": len(data.train),
         "valid_rows": len(data.valid),
+        "train_loss": [losses[0], losses[-1]],
+        "validation": _validation(data, progress),
         "rows_without_features": data.without_features,
         "task": hashlib.sha256(canonical(task.identity()).encode()).hexdigest()[:16],
     }
@@ -63,6 +73,21 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
     )
     save_model(model, folder, info)
     return summary
+
+
+def _validation(data: TrainingData, progress: Progress) -> dict[str, Any] | None:
+    """UAR and macro F1 of the exported epoch, and `bars`: what a model that learnt nothing has.
+
+    None where validation cannot tell: it lacks labels, or has one class only.
+    """
+    counts = np.bincount(data.train.labels[data.train.labels >= 0], minlength=len(CLASSES))
+    majority = int(counts.argmax())
+    reference = bars(data.valid.labels, majority)
+    if reference is None:
+        return None
+    best = progress.history[progress.best_epoch - 1]
+    scores = {name: best[f"valid_{name}"] for name in reference}
+    return {**scores, "bars": reference, "majority": CLASSES[majority]}
 
 
 def discard_state(folder: Path) -> None:

@@ -31,7 +31,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from multistill.cluster.nodes import alive_nodes
 from multistill.config import TrainConfig
-from multistill.hardware import Resources, cores, gpus_or_default
+from multistill.hardware import Resources, cores, gpus_or_default, limit_threads
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.training.capacity import concurrent_tasks, require, single_node_layout
 from multistill.training.events import EventListener
@@ -121,6 +121,7 @@ def _run_worker_group(
     if len(nodes) == 1:
         groups, available_threads = single_node_layout(cores() // concurrent_runs, groups, workers)
         threads = max(threads, available_threads)
+    threads = limit_threads(threads)
     max_failures = max(task.train.max_failures for task in tasks)
     storage = out / ".ray-train"
     # On the driver's node, since the driver reads it: on a worker's node the queue would be lost

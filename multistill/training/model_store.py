@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from multistill.training.task import TrainingTask
 
 KIND = "models"
-VERSION = 2
+VERSION = 3
 """Increase it when a change alters trained weights or the files of a model."""
 
 HISTORY = "history.json"

@@ -239,7 +239,8 @@ def test_resume_finds_the_job_of_exactly_that_name(
     jobs = tmp_path / "w" / "jobs"
     jobs.mkdir(parents=True)
     for name, key in (("emo", "0" * 16), ("emo-large", "1" * 16)):  # the longer one is newer
-        (jobs / f"{name}-{key}.yaml").write_text(f"name: {name}\ncorpora: [{{kind: demo}}]\n")
+        text = f"name: {name}\ncorpora: [{{kind: demo}}]\nsearch: true\n"
+        (jobs / f"{name}-{key}.yaml").write_text(text)
     ran: list[str] = []
 
     def note(config: object, **_: object) -> None:

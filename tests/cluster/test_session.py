@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from multistill import cluster
+from multistill.cluster.session import forwarded
 from multistill.config import ResourcesConfig
 from multistill.errors import MultistillError
 
@@ -22,7 +23,8 @@ with cluster.start(ResourcesConfig(num_cpus=3, object_store_mb=100)) as availabl
     import ray
     print("cpus", available["CPU"])
     print("mode", os.environ["RAY_AUTH_MODE"])
-    print("same", ray.get(ray.remote(lambda: os.environ["RAY_AUTH_MODE"]).remote()))
+    names = ["RAY_AUTH_MODE", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "MULTISTILL_THREAD_LIMIT"]
+    print("same", *ray.get(ray.remote(lambda: [os.environ[name] for name in names]).remote()))
 print("left", ray.is_initialized())
 """
 
@@ -34,6 +36,7 @@ def test_a_local_ray_starts_with_authentication_and_is_shut_down(tmp_path: Path)
         for name, value in os.environ.items()
         if name not in {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"}
     }
+    environment["OMP_NUM_THREADS"] = "3"
     environment["HOME"] = str(tmp_path)  # Ray writes its token there
     result = subprocess.run(
         [sys.executable, "-c", LOCAL_RAY],
@@ -43,7 +46,7 @@ def test_a_local_ray_starts_with_authentication_and_is_shut_down(tmp_path: Path)
         timeout=200,
     )
     assert result.returncode == 0, result.stderr
-    expected = "cpus 3.0 mode token same token left False"
+    expected = "cpus 3.0 mode token same token PASSIVE 0 3 left False"
     assert result.stdout.split() == expected.split()
     assert result.stderr == ""
 
@@ -70,6 +73,35 @@ def test_resources_that_do_not_become_available_are_named(ray_session: None) -> 
     with cluster.start(ResourcesConfig(wait_for={"CPU": 4}), log=messages.append) as available:
         assert available["CPU"] == 4
     assert len(messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE", "KMP_BLOCKTIME": "0"}),
+        ({"OMP_NUM_THREADS": "2"}, {"MULTISTILL_THREAD_LIMIT": "2"}),
+    ],
+)
+def test_workers_of_a_cluster_wait_passively_and_know_the_limit(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: dict[str, str]
+) -> None:
+    names = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    variables = forwarded()
+    assert expected.items() <= variables.items()
+    assert ("MULTISTILL_THREAD_LIMIT" in variables) is ("OMP_NUM_THREADS" in environment)
+
+
+def test_the_threads_that_ray_sets_in_a_submitted_job_are_no_limit_of_the_user(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert "MULTISTILL_THREAD_LIMIT" not in forwarded()
 
 
 def test_the_address_of_a_dashboard_is_refused() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 from helpers.search_case import STUDENT, TASK
 from pydantic import ValidationError
 
-from multistill.config import DistillationConfig, SearchConfig
+from multistill.config import DistillationConfig, JobConfig, SearchConfig
 from multistill.search.space import apply, check_space, current
 
 
@@ -40,3 +41,59 @@ def test_hinton_is_a_synonym_of_kd_in_the_search_space() -> None:
     changed = apply(TASK, {"distillation.loss": "hinton"})
     assert changed.distillation is not None
     assert changed.distillation.loss == "kd"
+
+
+def job(**sections: object) -> JobConfig:
+    return JobConfig.model_validate({"name": "t", "corpora": [{"kind": "demo"}], **sections})
+
+
+@pytest.mark.parametrize(
+    ("section", "enabled"),
+    [
+        ({}, False),
+        ({"search": False}, False),
+        ({"search": {"enabled": False, "trials": 3}}, False),
+        ({"search": True}, True),
+        ({"search": {}}, True),
+        ({"search": {"trials": 3}}, True),
+    ],
+)
+def test_only_a_job_that_asks_for_a_search_has_one(
+    section: dict[str, object], enabled: bool
+) -> None:
+    loaded = job(**section)
+    assert loaded.search.enabled is enabled
+    assert JobConfig.model_validate(yaml.safe_load(loaded.to_yaml())) == loaded
+
+
+def test_an_empty_search_section_is_neither_on_nor_off() -> None:
+    with pytest.raises(ValidationError, match="write `search: true`"):
+        job(search=None)
+
+
+@pytest.mark.parametrize(
+    ("tracking", "asked"),
+    [
+        ({}, False),
+        ({"champion": None}, False),
+        ({"champion": False}, False),
+        ({"champion": True}, True),
+        ({"champion": {"margin": 0.01}}, True),
+    ],
+)
+def test_only_a_job_that_asks_for_it_registers_a_model(
+    tracking: dict[str, object], asked: bool
+) -> None:
+    assert (job(tracking=tracking).tracking.champion is not None) is asked
+
+
+@pytest.mark.parametrize("name", ["teacher", "a-control", "a-search", "a-seed0", "text-seed12"])
+def test_names_that_tables_use_for_other_models_are_refused(name: str) -> None:
+    students = [{"name": name, "model": {"preset": "small-student"}}]
+    with pytest.raises(ValidationError, match="cannot be called"):
+        job(students=students)
+
+
+def test_the_seed_of_the_split_is_its_own_and_part_of_the_identity() -> None:
+    assert {job(seed=seed).split.seed for seed in range(1, 6)} == {1024}
+    assert job(split={"seed": 5}).identity() != job().identity()

@@ -14,6 +14,7 @@ import soundfile
 from helpers.corpora import load, utterance_ids
 from helpers.generators import aihub
 from helpers.generators.parts import write_wav
+from helpers.recording_logger import RecordingLogger
 
 from multistill.config import CLASSES, CorpusConfig, SplitConfig
 from multistill.corpora.manifest import MANIFEST_SCHEMA, REJECTED_SCHEMA, read_manifest
@@ -68,7 +69,7 @@ def corpus(tmp_path: Path) -> Corpus:
 
 def run(out: Path, *corpora: CorpusConfig, seed: int = 1, **split: object) -> dict[str, object]:
     out.mkdir(parents=True)
-    return prepare(corpora, SplitConfig(**split), seed, out, unpacked=out.parent / "unpacked")
+    return prepare(corpora, SplitConfig(seed=seed, **split), out, unpacked=out.parent / "unpacked")
 
 
 def rejected(out: Path) -> dict[str, str]:
@@ -281,7 +282,7 @@ def test_a_file_name_that_is_not_utf8_is_rejected_and_escaped(tmp_path: Path) ->
     folder.rename(os.fsdecode(os.fsencode(truth.root) + "/감정".encode("cp949")))
     config = CorpusConfig(kind="aihub-scripted", path=str(truth.root))
     assert listing([config]) == listing([config])
-    summary = prepare([config], RANDOM, 1, tmp_path, unpacked=tmp_path)
+    summary = prepare([config], RANDOM, tmp_path, unpacked=tmp_path)
     assert summary["utterances"] == len(read_manifest(tmp_path)) > 0
     rows = pq.read_table(tmp_path / "rejected.parquet").to_pylist()
     (first, *_) = [row for row in rows if "is not UTF-8" in row["reason"]]
@@ -302,3 +303,29 @@ def test_the_listing_covers_a_relative_audio_root(
     before = listing([config])
     write_wav(tmp_path / "a.wav", 2, 800)
     assert listing([config]) != before
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "test", "said"),
+    [
+        ([0], [0, 1], [0, 1], "CLASSES NEVER TRAINED: happy"),
+        ([0, 1], [0, 1], [0], "CLASSES NEVER TESTED: happy"),
+        ([0, 4], [0], [0, 4], "CLASSES NOT IN VALIDATION: sad"),
+        ([0, 1], [0, 1], [0, 1], None),
+    ],
+)
+def test_classes_that_a_part_lacks_are_said_before_anything_is_trained(
+    tmp_path: Path, train: list[int], valid: list[int], test: list[int], said: str | None
+) -> None:
+    corpus = Corpus(tmp_path / "corpus")
+    for session, (part, labels) in enumerate(
+        [("train", train), ("valid", valid), ("test", test), ("train", train)]
+    ):
+        for turn, label in enumerate(labels):
+            corpus.add(session, turn, votes_for(label), part)
+    logger = RecordingLogger()
+    (tmp_path / "out").mkdir()
+    split = SplitConfig(by="column", folds=2)
+    prepare([corpus.config()], split, tmp_path / "out", unpacked=tmp_path, logger=logger)
+    found = [message for message in logger.messages if message.startswith("CLASSES")]
+    assert [message.startswith(said or "") for message in found] == ([True] if said else [])

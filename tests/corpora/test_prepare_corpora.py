@@ -35,7 +35,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Truth]
     ]
     out = root / "out"
     out.mkdir()
-    prepare(corpora, SplitConfig(), 1024, out, unpacked=root)
+    prepare(corpora, SplitConfig(), out, unpacked=root)
     return truths, out
 
 

@@ -43,7 +43,7 @@ def test_the_report_finds_suspicious_recordings(tmp_path: Path) -> None:
     table.write_text("\n".join(["audio_path,text,label,speaker", *rows]), encoding="utf-8")
     out = tmp_path / "out"
     out.mkdir()
-    prepare([CorpusConfig(kind="table", path=str(table))], SplitConfig(), 1, out, unpacked=tmp_path)
+    prepare([CorpusConfig(kind="table", path=str(table))], SplitConfig(), out, unpacked=tmp_path)
     report = read_json(out / "quality.json")
     assert report["utterances"] == 14
     assert report["audio"]["sample_rates"] == {"16000": 13, "8000": 1}
@@ -76,7 +76,7 @@ def test_files_that_differ_outside_the_sampled_bytes_are_no_duplicates(
     table = tmp_path / "table.csv"
     table.write_text("\n".join(["audio_path,text,label,speaker", *rows]), encoding="utf-8")
     corpus = CorpusConfig(kind="table", path=str(table))
-    prepare([corpus], SplitConfig(), 1, tmp_path, unpacked=tmp_path)
+    prepare([corpus], SplitConfig(), tmp_path, unpacked=tmp_path)
     report = read_json(tmp_path / "quality.json")["duplicates"]
     assert (report["groups"], report["utterances"], report["compared_whole"]) == (1, 2, 3)
     assert (report["only_alike"], report["not_compared"]) == (1, 0)
@@ -113,7 +113,7 @@ def test_tied_labels_without_raters_give_no_agreement(tmp_path: Path, raters: st
         rows.append(f"c{i}.wav,{label},p{i}" + "," * raters.count(","))
     (tmp_path / "table.csv").write_text("\n".join(rows), encoding="utf-8")
     corpus = CorpusConfig(kind="table", path=str(tmp_path / "table.csv"))
-    prepare([corpus], SplitConfig(), 1, tmp_path, unpacked=tmp_path)
+    prepare([corpus], SplitConfig(), tmp_path, unpacked=tmp_path)
     assert read_json(tmp_path / "quality.json")["raters"] is None
     soft = read_manifest(tmp_path)["label_soft"].to_pylist()
     assert soft[1] == [0, 0.5, 0, 0, 0.5, 0, 0]

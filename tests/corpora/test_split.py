@@ -120,7 +120,7 @@ def test_folds_cover_all_groups_outside_test_evenly(count: int, folds: int, seed
 def test_a_session_is_in_one_part_and_in_one_fold(sessions: int, seed: int) -> None:
     rows = dialogues(sessions)
     for by in ("session", "speaker"):
-        split = split_rows(rows, SplitConfig(by=by), seed)
+        split = split_rows(rows, SplitConfig(by=by, seed=seed))
         triples = set(zip(rows["session"].to_pylist(), split.part, split.fold, strict=True))
         assert len(triples) == sessions
         assert ((split.part == 2) == (split.fold == -1)).all()
@@ -136,7 +136,7 @@ def test_by_speaker_keeps_speakers_and_sessions_in_one_part(
 ) -> None:
     rows = table([(f"u{i}", f"ses{s}", f"spk{p}") for i, (s, p) in enumerate(links)])
     try:
-        split = split_rows(rows, SplitConfig(by="speaker"), seed)
+        split = split_rows(rows, SplitConfig(by="speaker", seed=seed))
     except UsageError as error:
         assert "at least 3 groups" in str(error)
         return
@@ -164,9 +164,9 @@ def test_by_speaker_groups_keep_their_part_when_speakers_join_or_return_later(
             more.append((f"n{i}", f"day{session}", f"{'aZ'[i % 2]}new{i}"))
         else:  # a new session with one speaker
             more.append((f"n{i}", f"day{100 + i}", speaker or f"0new{i}"))
-    config = SplitConfig(by="speaker")
+    config = SplitConfig(by="speaker", seed=seed)
     try:
-        before, after = (split_rows(table(r), config, seed) for r in (rows, rows + more))
+        before, after = (split_rows(table(r), config) for r in (rows, rows + more))
     except UsageError:  # fewer than three groups
         return
     if before.facts["reassigned"] or after.facts["reassigned"]:
@@ -178,8 +178,8 @@ def test_a_single_speaker_keeps_its_part_when_another_joins_its_session() -> Non
     alone = [(f"u{s}", f"ses{s:02d}", f"kim{s}") for s in range(20)]
     joined = [(f"v{s}", f"ses{s:02d}", f"lee{s}") for s in range(20)]
     for seed in range(5):
-        before = split_rows(table(alone), SplitConfig(by="speaker"), seed).part
-        after = split_rows(table(alone + joined), SplitConfig(by="speaker"), seed).part
+        before = split_rows(table(alone), SplitConfig(by="speaker", seed=seed)).part
+        after = split_rows(table(alone + joined), SplitConfig(by="speaker", seed=seed)).part
         assert before.tolist() == after[:20].tolist() == after[20:].tolist()
 
 
@@ -195,21 +195,21 @@ def test_a_single_speaker_keeps_its_part_when_another_joins_its_session() -> Non
 )
 def test_a_column_that_leaves_a_part_empty_is_refused(given: list[str], empty: str) -> None:
     with pytest.raises(UsageError, match=rf"none of the 20 utterances into {empty}; assign some"):
-        split_rows(dialogues(10, turns=2), SplitConfig(by="column"), 1, given)
+        split_rows(dialogues(10, turns=2), SplitConfig(by="column", seed=1), given)
 
 
 def test_a_column_without_valid_needs_a_share_to_take_from_train() -> None:
     given = ["train"] * 12 + ["test"] * 8
     with pytest.raises(UsageError, match=r"into valid; .*set split\.valid to take it from train"):
-        split_rows(dialogues(10, turns=2), SplitConfig(by="column", valid=0.0), 1, given)
+        split_rows(dialogues(10, turns=2), SplitConfig(by="column", valid=0.0, seed=1), given)
 
 
 def test_a_random_split_of_too_few_rows_is_refused() -> None:
-    config = SplitConfig(by="random", allow_leak=True)
     refused = 0
     for seed in range(20):
+        config = SplitConfig(by="random", allow_leak=True, seed=seed)
         try:
-            split = split_rows(dialogues(3, turns=2), config, seed)
+            split = split_rows(dialogues(3, turns=2), config)
         except UsageError as error:
             refused += 1
             assert "none of the 6 utterances into" in str(error)
@@ -221,19 +221,19 @@ def test_a_random_split_of_too_few_rows_is_refused() -> None:
 
 def test_a_speaker_in_two_sessions_is_refused_by_session_and_kept_together_by_speaker() -> None:
     rows = table([(f"u{s}", f"ses{s:02d}", f"spk{s % 6}") for s in range(12)])
-    leaked = leaks(rows, split_rows(rows, SplitConfig(), 3).part)
+    leaked = leaks(rows, split_rows(rows, SplitConfig(seed=3)).part)
     assert leaked["speakers"] > 0
     with pytest.raises(UsageError, match=r"speakers into several parts .*`by: speaker`"):
         refuse_leaks(leaked, SplitConfig())
     refuse_leaks(leaked, SplitConfig(allow_leak=True))
-    by_speaker = leaks(rows, split_rows(rows, SplitConfig(by="speaker"), 3).part)
+    by_speaker = leaks(rows, split_rows(rows, SplitConfig(by="speaker", seed=3)).part)
     assert by_speaker["speakers"] == 0
 
 
 def test_an_utterance_without_a_session_cannot_be_split_by_session() -> None:
     rows = table([("u1", "s1", "p1"), ("u2", "", "p2"), ("u3", "s3", "p3")])
     with pytest.raises(UsageError, match=r"split\.by: session needs a session.*u2 has none"):
-        split_rows(rows, SplitConfig(), 0)
+        split_rows(rows, SplitConfig(seed=0))
 
 
 @steady
@@ -241,21 +241,21 @@ def test_an_utterance_without_a_session_cannot_be_split_by_session() -> None:
 def test_by_random_utterances_keep_their_part_when_others_are_added(
     count: int, more: int, seed: int
 ) -> None:
-    config = SplitConfig(by="random", allow_leak=True, test=0.2, valid=0.1)
+    config = SplitConfig(by="random", allow_leak=True, test=0.2, valid=0.1, seed=seed)
     rows = [(f"u{i}", "s", "p") for i in range(count + more)]
     few, many = table(rows[:count]), table(rows)
     try:
-        before = part_of(few, split_rows(few, config, seed))
+        before = part_of(few, split_rows(few, config))
     except UsageError:  # by chance, no utterance is in valid
         return
-    after = part_of(many, split_rows(many, config, seed))
+    after = part_of(many, split_rows(many, config))
     assert before == {name: after[name] for name in before}
 
 
 def test_a_random_split_has_the_requested_shares_and_leaks() -> None:
     rows = dialogues(40, turns=100)
-    config = SplitConfig(by="random", allow_leak=True, test=0.2, valid=0.0)
-    split = split_rows(rows, config, 123)
+    config = SplitConfig(by="random", allow_leak=True, test=0.2, valid=0.0, seed=123)
+    split = split_rows(rows, config)
     assert 0.18 < (split.part == 2).mean() < 0.22
     assert not (split.part == 1).any()
     leaked = leaks(rows, split.part)
@@ -268,14 +268,14 @@ def test_a_random_split_has_the_requested_shares_and_leaks() -> None:
 def test_by_column_the_split_is_kept_and_valid_is_taken_from_train_by_session() -> None:
     rows = dialogues(10, turns=2)
     given_split = ["test" if i >= 16 else "Training" for i in range(20)]
-    split = split_rows(rows, SplitConfig(by="column"), 5, given_split)
+    split = split_rows(rows, SplitConfig(by="column", seed=5), given_split)
     assert (split.part == 2).tolist() == [i >= 16 for i in range(20)]
     assert 1 <= (split.part == 1).sum() <= 6
     assert split.facts["valid_from_train"] is True
     leaked = leaks(rows, split.part)
     assert (leaked["sessions"], leaked["speakers"]) == (0, 0)
     complete = [["train", "dev", "test"][i // 2 % 3] for i in range(20)]
-    split = split_rows(rows, SplitConfig(by="column"), 5, complete)
+    split = split_rows(rows, SplitConfig(by="column", seed=5), complete)
     assert [PARTS[index] for index in split.part[:6]] == ["train"] * 2 + ["valid"] * 2 + [
         "test"
     ] * 2
@@ -285,7 +285,7 @@ def test_by_column_the_split_is_kept_and_valid_is_taken_from_train_by_session() 
 def test_a_row_without_a_valid_split_is_reported(value: str | None) -> None:
     rows = dialogues(2, turns=2)
     with pytest.raises(UsageError, match=r"c/s01u1 has `(holdout)?` where train, valid or test"):
-        split_rows(rows, SplitConfig(by="column"), 0, ["train", value, "test", "test"])
+        split_rows(rows, SplitConfig(by="column", seed=0), ["train", value, "test", "test"])
 
 
 def test_transcripts_are_compared_without_case_and_spacing() -> None:

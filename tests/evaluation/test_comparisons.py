@@ -57,3 +57,22 @@ def test_paired_differences_vary_less_than_unpaired_ones() -> None:
     first, second = scores(correct, resampling), scores(almost, resampling)
     paired = (first.draws["uar"] - second.draws["uar"]).std()
     assert paired < first.draws["uar"].std() / 2
+
+
+@pytest.mark.parametrize("untrained", ["student", "control"])
+def test_nothing_is_said_about_distillation_where_a_training_learnt_nothing(
+    untrained: str,
+) -> None:
+    size = 420
+    truth = np.arange(size) % 7
+    rng = np.random.default_rng(7)
+    resampling = Resampling(sessions_of([35] * 12), 300, seed=8)
+    better = scores(rng.random(size) < 0.8, resampling)
+    worse = scores(rng.random(size) < 0.2, resampling)
+    reasons = {untrained: "not trained: raise the rate"}
+    comparison = compare("student", better, "control", worse, truth, 0.95, reasons)
+    assert comparison["verdict"] == "not trained"
+    assert "not trained: raise the rate" in comparison["sentence"]
+    assert "helped" not in comparison["sentence"] and untrained in comparison["sentence"]
+    other = compare("student", better, "control", worse, truth, 0.95, {"teacher": "not trained"})
+    assert other["verdict"] == "helped"

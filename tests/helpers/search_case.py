@@ -28,7 +28,7 @@ TASK = TrainingTask(
     name="student",
     role="student",
     spec=resolve("small-student", {}),
-    train=TrainConfig(epochs=9),
+    train=TrainConfig(epochs=9, batch_size=64, learning_rate=5e-5),
     seed=1,
     manifest="/m",
     features="/f",

@@ -9,9 +9,29 @@ from typing import Any
 
 from helpers.search_case import TASK
 from multistill.config import SearchConfig
+from multistill.models.files import FORMAT
 from multistill.search.finalists import retrain
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.training.task import TrainingTask
+
+VALIDATION = {
+    "uar": 0.6,
+    "macro_f1": 0.6,
+    "bars": {"uar": 0.2, "macro_f1": 0.1},
+    "majority": "neutral",
+}
+TRAINING = {
+    "learning_rate": 1e-3,
+    "batch_size": 16,
+    "budget": 9,
+    "epochs": 9,
+    "steps": 90,
+    "loss": "soft-cross-entropy",
+    "label_source": "shares",
+    "train_loss": [1.9, 1.2],
+    "validation": VALIDATION,
+}
+"""What `export` writes about a training that beats the majority."""
 
 HOT, COLD = {"distillation.temperature": 6.0}, {"distillation.temperature": 2.0}
 
@@ -48,7 +68,8 @@ class StoreWithScores:
             history = {"epochs": epochs, "best_epoch": 1}
             (folder / "history.json").write_text(json.dumps(history))
             (folder / "model.safetensors").write_text(task.name)
-            (folder / "config.json").write_text("{}")
+            config = {"format": FORMAT, "sha256": "", "spec": {}, "training": TRAINING}
+            (folder / "config.json").write_text(json.dumps(config))
         return {"models": {task.name: {"fingerprint": task.name} for task in tasks}}
 
 

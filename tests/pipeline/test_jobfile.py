@@ -195,6 +195,8 @@ def test_an_override_changes_one_of_two_places_that_share_a_yaml_alias() -> None
             "search: {space: {train.accumulation: {low: 1, high: 2}}}\n",
             "`train.accumulation` splits",
         ),
+        ("tracking: {champion: true}\n", "add `search: true`, or remove `champion`"),
+        ("tracking: {champion: {margin: 0.1}}\nsearch: false\n", "this job has none"),
         (
             "search: {metric: loss, space: {train.loss: {choices: [focal, cross-entropy]}}}\n",
             "another `train.loss` measure another loss",

@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
 from helpers.generators import kemdy20
 
@@ -18,14 +20,16 @@ from multistill.config import JobConfig
 from multistill.errors import UsageError
 from multistill.models.files import read_model_config
 from multistill.pipeline import jobfile
+from multistill.pipeline.plan import describe
 from multistill.pipeline.searches import join
 from multistill.workspace import Workspace
 
 JOB = """
 name: tiny
 seed: 3
+seeds: 2
 workspace: {workspace}
-tracking: {{uri: "{server}"}}
+tracking: {{uri: "{server}", champion: true}}
 corpora:
   - kind: kemdy20
     path: {corpus}
@@ -39,7 +43,7 @@ teacher:
 students:
   - name: audio
     model: {{preset: small-audio-student, width: 16, feedforward: 16, classifier: 16}}
-    train: {{epochs: 2, batch_size: 16, learning_rate: 1.0e-3}}
+    train: {{epochs: 12, batch_size: 8, learning_rate: 1.0e-2}}
 search: {{trials: 2, epochs: 2, startup_trials: 1, grace_epochs: 1, seeds: 2}}
 evaluation: {{resamples: 100, latency_clips: 2}}
 """
@@ -71,13 +75,17 @@ def finished(
     ray_session: None, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[JobConfig, pipeline.Outcome]:
     home = tmp_path_factory.mktemp("chain")
-    kemdy20.make(
+    corpus = kemdy20.make(
         home / "corpus",
         sessions=range(1, 7),
         segments_per_session=12,
         glitches=False,
         samples=12_000,
     )
+    for utterance in corpus.utterances:  # one pitch per class, so that training can succeed
+        pitch = 200 * (1 + int(np.argmax(utterance.votes)))
+        wave = 0.3 * np.sin(2 * np.pi * pitch * np.arange(12_000) / 16_000)
+        soundfile.write(utterance.audio_path, wave, 16_000)
     broken = next((home / "corpus" / "wav" / "Session01").glob("*.wav"))
     broken.write_bytes(broken.read_bytes()[:2000])  # header promises more than there is
     text = JOB.format(workspace=home / "workspace", server=mlflow_server, corpus=home / "corpus")
@@ -203,6 +211,33 @@ def test_the_search_is_evaluated_over_seeds_with_out_of_fold_targets(
     assert {"training, seen by the teacher", "training, out of fold"} <= set(ece)
 
 
+def test_students_and_controls_are_reported_as_means_over_seeds(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    report = report_of(finished[1])
+    models = {model["name"]: model for model in report["models"]}
+    for name in ("audio", "audio-control"):
+        assert models[name]["seeds"]["count"] == 2
+        score = models[name]["seeds"]["metrics"]["macro_f1"]
+        assert score["value"] == pytest.approx(sum(score["values"]) / 2)
+        assert score["sd"] is not None
+        assert [entry["seed"] for entry in models[name]["training"]] == [3, 4]
+        assert models[name]["not_trained"] is None
+    verdict = next(v for v in report["distillation"] if v["model"] == "audio")
+    assert verdict["seeds"] == 2 and "mean of 2 seeds" in verdict["sentence"]
+    assert report["split"] == {"by": "session", "seed": 1024}
+
+
+def test_two_epochs_of_a_teacher_are_called_not_trained(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    report = report_of(finished[1])
+    teacher = next(model for model in report["models"] if model["name"] == "teacher")
+    assert teacher["not_trained"].startswith("not trained: ")
+    assert report["warnings"][0]["kind"] == "not-trained"
+    assert teacher["not_trained"] in report["warnings"][0]["text"]
+
+
 def test_a_second_run_does_nothing_and_reports_it_within_seconds(
     finished: tuple[JobConfig, pipeline.Outcome], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,6 +262,9 @@ def test_plan_knows_what_is_done_and_what_an_edit_costs(
     states = {stage.stage: stage.state for stage in pipeline.status(edited)}
     assert states["teacher"] == states["distill"] == "done"
     assert states["students"] == states["evaluate"] == "to do"
+    done = {row["model"]: row["state"] for row in describe(edited)["models"]}
+    assert done["teacher"] == "done" and done["audio"] == "to do"
+    assert describe(job)["trainings"] == 0
     other_split = jobfile.parse(text, "t", ["split.test=0.5"])
     assert pipeline.status(other_split)[1].state == "after prepare"
 
@@ -266,9 +304,11 @@ def test_models_are_known_by_their_role_and_their_folders_are_complete(
     assert [m["role"] for m in teachers.values()] == ["teacher"] * 3
     assert sorted(m["fold"] for m in teachers.values() if m["fold"] is not None) == [0, 1]
     students = outcome.stages["students"].summary["models"]
-    assert {name: (m["role"], m["control_of"]) for name, m in students.items()} == {
-        "audio": ("student", None),
-        "audio-control": ("control", "audio"),
+    assert {name: (m["role"], m["control_of"], m["seed"]) for name, m in students.items()} == {
+        "audio-seed0": ("student", None, 3),
+        "audio-seed1": ("student", None, 4),
+        "audio-control-seed0": ("control", "audio", 3),
+        "audio-control-seed1": ("control", "audio", 4),
     }
     for index in (teachers, students, outcome.stages["search"].summary["models"]):
         for model in index.values():
@@ -284,14 +324,12 @@ def test_a_second_recipe_uses_the_same_features(
 ) -> None:
     from mlflow import MlflowClient
 
-    from multistill.pipeline.plan import describe
-
     job, first = finished
     text = job.model_copy(update={"name": "probed", "recipe": "features-only"}).to_yaml()
     values = yaml.safe_load(text)
     for section in ("teacher", "students", "distillation"):
         del values[section]
-    values["search"] = {"enabled": False}
+    values |= {"search": False, "seeds": 1}
     probed = jobfile.parse(yaml.safe_dump(values), "probed.yaml")
     stages = [entry["stage"] for entry in describe(probed)["stages"]]
     assert stages == ["prepare", "features", "probe", "report"]

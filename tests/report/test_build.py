@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
+import pytest
 from helpers.evaluation_case import PREPARE_SUMMARY, EvaluationCase, artifact, make_job
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from multistill.config import CLASSES
 from multistill.report.build import warnings, write_report
 
 STABLE_KEYS = {"job", "created", "versions", "corpus", "baseline", "models", "search", "stages"}
@@ -43,6 +48,35 @@ def test_warnings_follow_the_counts_of_the_corpus(evaluation_case: EvaluationCas
     assert kinds(0, True) == always | {"synthetic"}
     assert kinds(0, False, recordings=1) == always | {"recordings"}
     assert kinds(0, False, transcript_rows=96) == always | {"transcripts"}
+
+
+@pytest.mark.parametrize("model", range(3))
+def test_a_model_that_learnt_nothing_is_the_first_warning(
+    evaluation_case: EvaluationCase, model: int
+) -> None:
+    metrics = copy.deepcopy(evaluation_case.metrics)
+    metrics["models"][model]["not_trained"] = "not trained: raise the rate"
+    corpus = evaluation_case.default_report[0]["corpus"]
+    first = warnings(corpus, metrics, make_job())[0]
+    assert first["kind"] == "not-trained"
+    assert metrics["models"][model]["name"] in first["text"] and "raise the rate" in first["text"]
+
+
+@given(part=st.sampled_from(["train", "valid", "test"]), name=st.sampled_from(CLASSES))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_class_that_one_part_lacks_is_a_warning(
+    evaluation_case: EvaluationCase, part: str, name: str
+) -> None:
+    metrics = copy.deepcopy(evaluation_case.metrics)
+    metrics["class_counts"] = {
+        each: dict.fromkeys(CLASSES, 5) | ({name: 0} if each == part else {})
+        for each in ("train", "valid", "test")
+    }
+    corpus = evaluation_case.default_report[0]["corpus"]
+    found = [w for w in warnings(corpus, metrics, make_job()) if w["kind"].startswith("classes-")]
+    kinds = {"train": "trained", "valid": "validated", "test": "tested"}
+    assert [w["kind"] for w in found] == [f"classes-not-{kinds[part]}"]
+    assert name in found[0]["text"].lower()
 
 
 def test_a_job_without_a_search_has_no_search_section(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from helpers.evaluation_case import EvaluationCase
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from helpers.evaluation_case import EvaluationCase, make_job
 from rich.console import Console
 
+from multistill.report.build import warnings
 from multistill.report.terminal import count, score, table
 
 
@@ -35,3 +40,38 @@ def test_scores_and_parameter_counts_are_formatted_for_reading() -> None:
     assert score({"value": 0.5, "low": 0.4, "high": 0.6}) == "0.500 [0.400, 0.600]"
     assert score({"value": None, "low": None, "high": None}) == "-"
     assert [count(n) for n in (None, 907, 41_234, 15_755_783)] == ["-", "907", "41.2 k", "15.8 M"]
+
+
+def printed(report: Mapping[str, Any]) -> str:
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(table(report))
+    text: str = captured.get()
+    assert "…" not in text, "nothing is truncated at 80 columns"
+    return text
+
+
+def test_seeds_are_shown_as_mean_and_deviation(evaluation_case: EvaluationCase) -> None:
+    report = copy.deepcopy(evaluation_case.default_report[0])
+    scores = {"value": 0.4321, "low": 0.4, "high": 0.5, "sd": 0.0123, "values": [0.42, 0.44]}
+    metrics = dict.fromkeys(("uar", "macro_f1", "weighted_f1", "accuracy"), scores)
+    report["models"][0]["seeds"] = {"count": 2, "metrics": metrics}
+    text = printed(report)
+    assert "0.432 ±0.012" in text
+    assert "2 seeds" in text
+
+
+def test_what_was_not_trained_or_never_seen_is_said_with_names(
+    evaluation_case: EvaluationCase,
+) -> None:
+    report = copy.deepcopy(evaluation_case.default_report[0])
+    metrics = copy.deepcopy(evaluation_case.metrics)
+    model = metrics["models"][0]
+    model["not_trained"] = report["models"][0]["not_trained"] = "not trained: raise the rate"
+    metrics["class_counts"]["train"] |= {"sad": 0}
+    metrics["class_counts"]["test"] |= {"sad": 4, "angry": 0}
+    report["warnings"] = warnings(report["corpus"], metrics, make_job())
+    words = " ".join(printed(report).split())
+    assert "NOT TRAINED" in words and "raise the rate" in words
+    assert "CLASSES NEVER TRAINED: Sad: " in words
+    assert "CLASSES NEVER TESTED: Angry: " in words

@@ -9,13 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.recording_logger import RecordingLogger
 from helpers.search_case import TASK
-from helpers.search_models import HOT, StoreWithScores, retrained
+from helpers.search_models import HOT, VALIDATION, StoreWithScores, retrained
 
 from multistill.config import ChampionConfig
 from multistill.corpora.manifest import MANIFEST_SCHEMA
-from multistill.models.files import FORMAT
 from multistill.search.champion import data_digest, register
-from multistill.workspace import write_json
+from multistill.workspace import read_json, write_json
 
 
 def write_manifest(folder: Path, split: str = "valid") -> Path:
@@ -30,6 +29,31 @@ def write_manifest(folder: Path, split: str = "valid") -> Path:
     return folder
 
 
+def write_config(folder: Path, **training: object) -> None:
+    """config.json of a training that beat the majority, except where `training` says otherwise."""
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "training": {**config["training"], **training}})
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"train_loss": [1.94, 1.939]},
+        {"validation": {**VALIDATION, "macro_f1": 0.05}},
+        {"validation": {**VALIDATION, "uar": 0.16}},
+    ],
+)
+def test_a_winner_that_does_not_beat_the_majority_is_not_registered(tmp_path, training):
+    store = StoreWithScores(tmp_path, {f"{TASK.name}-search-1": 0.05})
+    trained = retrained(store, [HOT], seeds=1)
+    folders = [store.folder(trained["models"][trained["winner"]])]
+    write_config(folders[0], **training)
+    logger = RecordingLogger()
+    register("emotion", folders, ChampionConfig(), write_manifest(tmp_path / "data"), logger)
+    assert logger.registrations == []
+    assert "nothing is registered, the winner is not trained" in logger.messages[-1]
+
+
 def test_the_model_of_the_first_seed_is_registered_with_the_mean_over_seeds(tmp_path):
     name = f"{TASK.name}-search-1"
     store = StoreWithScores(tmp_path, {f"{name}-seed0": 0.4, f"{name}-seed1": 0.8})
@@ -41,7 +65,7 @@ def test_the_model_of_the_first_seed_is_registered_with_the_mean_over_seeds(tmp_
     assert registered.value == pytest.approx(0.6) and registered.metric == "valid_macro_f1"
     assert registered.files == {
         "model.safetensors": f"{name}-seed0".encode(),
-        "config.json": b"{}",
+        "config.json": (folders[0] / "config.json").read_bytes(),
     }
     assert registered.options["margin"] == 0.01
     assert registered.options["data"] == data_digest(tmp_path / "prepared")
@@ -52,9 +76,7 @@ def test_a_loss_is_registered_under_a_name_that_contains_its_function(tmp_path):
     trained = retrained(store, [HOT], seeds=1)
     folders = [store.folder(trained["models"][trained["winner"]])]
     logger, rule = RecordingLogger(), ChampionConfig(metric="validation.loss")
-    training = {"loss": "focal", "label_source": "winner"}
-    config = {"format": FORMAT, "sha256": "", "spec": {}, "training": training}
-    write_json(folders[0] / "config.json", config)
+    write_config(folders[0], loss="focal", label_source="winner")
     register("emotion", folders, rule, write_manifest(tmp_path / "prepared"), logger)
     (registered,) = logger.registrations
     assert registered.metric == "valid_loss.focal.winner"

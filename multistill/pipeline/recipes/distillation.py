@@ -51,6 +51,12 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
         yield ("search", "space"), f"search.space: {sentence}"
     yield from _layers(job)
     yield from _losses(job)
+    if job.tracking.champion is not None and not job.search.enabled:
+        yield (
+            ("tracking", "champion"),
+            "tracking.champion: the winner of a search is registered, and this job has none; add "
+            "`search: true`, or remove `champion`",
+        )
     if job.search.enabled and job.search.metric == "loss":
         for key in ("train.loss", "train.label_source"):
             if key in job.search.space:

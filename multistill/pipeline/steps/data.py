@@ -20,7 +20,6 @@ class Prepare(Step):
         return {
             "corpora": [corpus.identity() for corpus in self.job.corpora],
             "split": self.job.split.identity(),
-            "seed": self.job.seed,
         }
 
     def inputs(self, artifacts: Artifacts) -> Mapping[str, str]:
@@ -34,7 +33,6 @@ class Prepare(Step):
         return prepare(
             self.job.corpora,
             self.job.split,
-            self.job.seed,
             clear(run.out),
             unpacked=self.workspace.root / "corpora",
             logger=run.logger,

@@ -21,6 +21,7 @@ class Evaluate(Step):
 
     name = "evaluate"
     artifact = "evaluation"
+    version = 2
     sections = frozenset({"evaluation"})
     uses_ray = True
 
@@ -57,7 +58,11 @@ class Evaluate(Step):
             self.job.seed,
         )
         for name, figures in summary.get("headline", {}).items():
-            run.logger.metrics({f"{name}_{key}": value for key, value in figures.items()})
+            run.logger.metrics(
+                {f"{name}_{key}": value for key, value in figures.items() if value is not None}
+            )
+        for name, reason in summary.get("not_trained", {}).items():
+            run.logger.info(f"{name}: {reason}")
         return summary
 
 

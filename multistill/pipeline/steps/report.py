@@ -16,6 +16,7 @@ class Report(Step):
 
     name = "report"
     artifact = "report"
+    version = 2
 
     @property
     def kind(self) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from multistill.config import SearchConfig
 from multistill.hardware import Resources
-from multistill.pipeline.step import StepRun
-from multistill.pipeline.steps.training import ModelStep, student_task
+from multistill.pipeline.step import Artifacts, StepRun
+from multistill.pipeline.steps.training import ModelStep, planned_training, student_task
 from multistill.training.model_store import VERSION
 from multistill.workspace import Artifact
 
@@ -20,7 +21,7 @@ class Search(ModelStep):
 
     name = "search"
     artifact = "search"
-    version = 3
+    version = 4
     sections = frozenset({"search", "students", "distillation"})
 
     @property
@@ -70,11 +71,12 @@ class Search(ModelStep):
         from multistill.search.champion import register
 
         rule = self.job.tracking.champion
-        if rule is not None:
-            winner = next(f for f in final["finalists"] if f["name"] == final["winner"])
-            folders = [self.model_store.folder(final["models"][n]) for n in winner["members"]]
-            name = rule.model or f"{self.job.name}-{self.job.searched_student().name}"
-            register(name, folders, rule, run.artifacts["manifest"].path, run.logger)
+        if rule is None:
+            return
+        winner = next(f for f in final["finalists"] if f["name"] == final["winner"])
+        folders = [self.model_store.folder(final["models"][n]) for n in winner["members"]]
+        name = rule.model or f"{self.job.name}-{self.job.searched_student().name}"
+        register(name, folders, rule, run.artifacts["manifest"].path, run.logger)
 
     def candidates(self, artifact: Artifact) -> list[Candidate]:
         """The winner and its control; their other seeds are `repeats`."""
@@ -84,28 +86,42 @@ class Search(ModelStep):
         name, control = f"{student}-search", f"{student}-search-control"
         winner = next(f for f in summary["finalists"] if f["name"] == summary["winner"])
         return [
-            self._over_seeds(control, index, summary["control"]["members"]),
-            self._over_seeds(name, index, winner["members"], compare_to=control),
+            self.over_seeds(control, index, summary["control"]["members"]),
+            self.over_seeds(name, index, winner["members"], compare_to=control),
         ]
 
-    def _over_seeds(
-        self, name: str, index: Mapping[str, Any], members: Sequence[str], **more: Any
-    ) -> Candidate:
-        repeats = [str(self.model_store.folder(index[member])) for member in members[1:]]
-        return self.candidate(name, index, members[:1], repeats=repeats, **more)
-
-    def plan(self, resources: Resources) -> Mapping[str, Any]:
+    def plan(self, resources: Resources, artifacts: Artifacts) -> Mapping[str, Any]:
         from multistill.search.capacity import concurrency
 
         search, student = self.job.search, self.job.searched_student()
+        name, finalists = student.name, min(search.retrain, search.trials)
+        trial = student.train.model_copy(
+            update={"epochs": search.epochs or student.train.epochs, **_trial_resources(search)}
+        )
+        rows = [
+            (f"{name}-trial", search.trials, trial),
+            (f"{name}-search", finalists * search.seeds, student.train),
+            (f"{name}-search-control", search.seeds, student.train),
+        ]
         # How many fit on a cluster is known once its nodes are.
         unknown = self.job.resources.address is not None and search.concurrent is None
         return {
+            "models": [
+                planned_training(title, trainings, student.model, train, artifacts)
+                for title, trainings, train in rows
+            ],
             "search": {
                 "student": student.name,
                 "trials": search.trials,
-                "epochs": search.epochs or student.train.epochs,
                 "parameters": list(search.space),
                 "concurrent": None if unknown else concurrency(search, [resources]),
-            }
+            },
         }
+
+
+def _trial_resources(search: SearchConfig) -> dict[str, Any]:
+    return {
+        "workers": search.workers_per_trial,
+        "cpus_per_worker": search.cpus_per_trial,
+        "gpus_per_worker": search.gpus_per_trial,
+    }

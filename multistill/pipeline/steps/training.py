@@ -7,10 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from multistill.cluster.tasks import on_cluster
-from multistill.config import DistillationConfig, JobConfig, ModelConfig, StudentConfig, TrainConfig
+from multistill.config import (
+    DistillationConfig,
+    JobConfig,
+    ModelConfig,
+    StudentConfig,
+    TrainSection,
+)
 from multistill.errors import UsageError
 from multistill.hardware import Resources
 from multistill.pipeline.step import Artifacts, Step, StepRun
+from multistill.training.defaults import defaults_of, resolve_training
 from multistill.training.model_store import VERSION, Index, ModelStore
 from multistill.workspace import Artifact, Workspace
 
@@ -51,6 +58,11 @@ class ModelStep(Step):
             mlflow_run_id=first["record_id"],
             **more,
         )
+
+    def over_seeds(self, name: str, index: Index, members: Sequence[str], **more: Any) -> Candidate:
+        """The first member as the candidate; the other seeds are its `repeats`."""
+        repeats = [str(self.model_store.folder(index[member])) for member in members[1:]]
+        return self.candidate(name, index, members[:1], repeats=repeats, **more)
 
 
 class Teacher(ModelStep):
@@ -114,8 +126,19 @@ class Teacher(ModelStep):
         members = [name for name, model in index.items() if model["fold"] is None]
         return [self.candidate("teacher", index, members)]
 
-    def plan(self, resources: Resources) -> Mapping[str, Any]:
-        return {"models": [planned_training("teacher", self.job.teacher.train)]}
+    def plan(self, resources: Resources, artifacts: Artifacts) -> Mapping[str, Any]:
+        teacher, split = self.job.teacher, self.job.split
+        folds = 0
+        if self.job.distillation.targets == "out-of-fold":
+            known = training_clips(artifacts) is not None
+            folds = len(self.folds(artifacts)) if known else split.folds
+        return {
+            "models": [
+                planned_training(name, trainings, teacher.model, teacher.train, artifacts)
+                for name, trainings in (("teacher", teacher.seeds), ("teacher-fold", folds))
+                if trainings
+            ]
+        }
 
 
 class Distill(Step):
@@ -163,13 +186,14 @@ class Students(ModelStep):
 
     name = "students"
     artifact = "students"
-    sections = frozenset({"students", "distillation"})
+    sections = frozenset({"students", "distillation", "seeds"})
 
     def config(self) -> Any:
         return {
             "students": [student.identity() for student in self.job.students],
             "distillation": self.job.distillation.identity(),
             "seed": self.job.seed,
+            "seeds": self.job.seeds,
             "models": VERSION,
         }
 
@@ -177,29 +201,38 @@ class Students(ModelStep):
         return ("manifest", "features", "soft_targets")
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
-        tasks = []
+        from multistill.training.task import seed_tasks
+
+        members: dict[str, list[TrainingTask]] = {}
         for student in self.job.students:
             task = student_task(self.job, run.artifacts, student)
-            tasks += [task, task.control(f"{student.name}-control")]
-        return self.train(tasks, run)
+            for base in (task, task.control(f"{student.name}-control")):
+                members[base.name] = seed_tasks(base, self.job.seeds)
+        trained = self.train([task for tasks in members.values() for task in tasks], run)
+        names = {model: [task.name for task in tasks] for model, tasks in members.items()}
+        return {**trained, "members": names}
 
     def candidates(self, artifact: Artifact) -> list[Candidate]:
         index: Index = artifact.summary["models"]
-        controls = {m["control_of"]: name for name, m in index.items() if m["role"] == "control"}
+        members: Mapping[str, Sequence[str]] = artifact.summary["members"]
         candidates = []
-        for student, control in controls.items():
+        for student in self.job.students:
+            control = f"{student.name}-control"
             candidates += [
-                self.candidate(student, index, [student], compare_to=control),
-                self.candidate(control, index, [control]),
+                self.over_seeds(student.name, index, members[student.name], compare_to=control),
+                self.over_seeds(control, index, members[control]),
             ]
         return candidates
 
-    def plan(self, resources: Resources) -> Mapping[str, Any]:
-        return {
-            "models": [
-                planned_training(student.name, student.train) for student in self.job.students
+    def plan(self, resources: Resources, artifacts: Artifacts) -> Mapping[str, Any]:
+        seeds, rows = self.job.seeds, []
+        for student in self.job.students:
+            model, train = student.model, student.train
+            rows += [
+                planned_training(student.name, seeds, model, train, artifacts),
+                planned_training(f"{student.name}-control", seeds, model, train, artifacts),
             ]
-        }
+        return {"models": rows}
 
 
 def training_task(
@@ -208,19 +241,21 @@ def training_task(
     name: str,
     role: Any,
     model: ModelConfig,
-    train: TrainConfig,
+    train: TrainSection,
     **more: Any,
 ) -> TrainingTask:
-    """A training on the run's manifest and features."""
+    """A training on the run's manifest and features, with every number decided."""
     from multistill.models.presets import resolve
     from multistill.training.task import TrainingTask
 
+    resolved = resolve_training(train, model.preset, training_clips(artifacts))
+    assert resolved is not None, "the manifest exists, so the number of clips is known"
     layers = job.features.side_by_side()
     return TrainingTask(
         name=name,
         role=role,
         spec=resolve(model.preset, {**model.overrides(), **layers}),
-        train=train,
+        train=resolved,
         seed=job.seed,
         manifest=str(artifacts["manifest"].path),
         features=str(artifacts["features"].path),
@@ -245,13 +280,26 @@ def student_task(job: JobConfig, artifacts: Artifacts, student: StudentConfig) -
     )
 
 
-def planned_training(name: str, train: TrainConfig) -> dict[str, Any]:
-    """A line of `multistill plan`."""
+def training_clips(artifacts: Artifacts) -> int | None:
+    """Training clips of the manifest; None before it exists."""
+    manifest = artifacts.get("manifest")
+    splits = manifest.summary.get("splits") if manifest is not None else None
+    return None if splits is None else int(splits.get("train", 0))
+
+
+def planned_training(
+    name: str, trainings: int, model: ModelConfig, train: TrainSection, artifacts: Artifacts
+) -> dict[str, Any]:
+    """A line of `multistill plan`: equal trainings; `epochs` is None where prepare decides it."""
+    resolved = resolve_training(train, model.preset, training_clips(artifacts))
     gpus = train.gpus_per_worker
     return {
         "model": name,
+        "trainings": trainings,
         "workers": train.workers,
         "cpus_per_worker": train.cpus_per_worker,
         "gpus_per_worker": "1 where there are GPUs" if gpus is None else gpus,
-        "epochs": train.epochs,
+        "epochs": resolved.epochs if resolved else None,
+        "batch_size": train.batch_size or defaults_of(model.preset).batch_size,
+        "learning_rate": train.learning_rate or defaults_of(model.preset).learning_rate,
     }

@@ -100,7 +100,7 @@ def test_a_wrong_folder_is_refused_with_what_was_expected(tmp_path: Path) -> Non
 @pytest.mark.skipif(not EMODB.is_dir(), reason="no EMO-DB recordings in ../shared/data/emodb")
 def test_the_real_recordings_give_the_documented_counts(tmp_path: Path) -> None:
     config = CorpusConfig(kind="emodb", path=str(EMODB))
-    summary = prepare([config], SplitConfig(), 1024, tmp_path, unpacked=tmp_path)
+    summary = prepare([config], SplitConfig(), tmp_path, unpacked=tmp_path)
     rows = read_manifest(tmp_path).to_pandas()
     assert summary["utterances"] == len(rows) == 339
     assert summary["rejected"] == 0

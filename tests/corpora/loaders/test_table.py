@@ -200,7 +200,7 @@ def test_a_number_too_large_for_the_manifest_rejects_its_row(
     rows = [f'{i}.wav,sad,kim,"{good}"' for i in range(40)]
     rows[3] = f'3.wav,sad,kim,"{value}"'
     path = write_table(tmp_path / "own", rows, f"audio_path,label,speaker,{column}")
-    summary = prepare([config(path)], RANDOM, 1, tmp_path, unpacked=tmp_path)
+    summary = prepare([config(path)], RANDOM, tmp_path, unpacked=tmp_path)
     assert (summary["utterances"], summary["rejected"]) == (39, 1)
     (row,) = pq.read_table(tmp_path / "rejected.parquet").to_pylist()
     assert row["source"] == "table/t.csv:5"
@@ -213,7 +213,7 @@ def test_unknown_words_in_the_split_column_matter_only_if_it_is_used(tmp_path: P
     path = write_table(tmp_path / "own", rows, "audio_path,split,label,speaker")
     splits = [item.split for item in utterances(load("table", path))]
     assert splits == ["train", "valid", "test", "fold3", None] * 8
-    summary = prepare([config(path)], RANDOM, 1, tmp_path, unpacked=tmp_path)
+    summary = prepare([config(path)], RANDOM, tmp_path, unpacked=tmp_path)
     assert (summary["utterances"], summary["rejected"]) == (40, 0)
     with pytest.raises(UsageError, match=r"split\.by: column: table/3 has `fold3` where train"):
-        prepare([config(path)], SplitConfig(by="column"), 1, tmp_path, unpacked=tmp_path)
+        prepare([config(path)], SplitConfig(by="column"), tmp_path, unpacked=tmp_path)
