@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,32 +11,54 @@ from yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from multistill.pipeline.job_schema import accepted_types, field_at, section_at
 from multistill.pipeline.job_values import JobValues
-from multistill.pipeline.job_yaml import Problem, in_quotes, name_of, read_as
+from multistill.pipeline.job_yaml import (
+    Problem,
+    in_quotes,
+    looks_like_another_number,
+    name_of,
+    quoted,
+    read_as,
+)
 from multistill.pipeline.recipes import Location
 
 
-def describe(error: ValidationError, values: JobValues) -> Iterator[Problem]:
-    """The problems of sections, one for each value."""
-    told: set[Location] = set()
+def misread(values: JobValues) -> dict[Location, str]:
+    """Values that would count as another number than they look like, with a sentence for each."""
+    sentences = {}
+    for location, node in values.scalars():
+        boolean = node.tag.endswith(":bool")
+        if not boolean and not looks_like_another_number(node):
+            continue
+        field = field_at(location)
+        types = accepted_types(field.annotation) if field is not None else set()
+        if not types & {int, float} or (boolean and bool in types):
+            continue
+        remedy = (
+            "where a number is expected"
+            if boolean
+            else "write the number without leading zeros and colons"
+        )
+        if str in types:
+            remedy += f", or put it in quotes: {quoted(node.value)}"
+        sentences[location] = (
+            f"{name_of(location)}: YAML reads `{node.value}` as {read_as(node)}"
+            f"{',' if boolean else ';'} {remedy}"
+        )
+    return sentences
+
+
+def describe(error: ValidationError, values: JobValues, told: Set[Location]) -> Iterator[Problem]:
+    """The problems of sections, one for each value; none for values in `told`."""
+    seen = set(told)
     for item in error.errors():
         location: Location = tuple(item["loc"])
         if item["type"] not in {"missing", "extra_forbidden"}:
             # A union adds the types it tried to the location, with a problem for each.
             location = _existing(values.data, location)
-            if location in told:
+            if location in seen:
                 continue
-        told.add(location)
+        seen.add(location)
         yield values.problem(location, _sentence(item, location, values))
-
-
-def booleans_for_numbers(values: JobValues) -> Iterator[Problem]:
-    """Booleans such as `no` where a number belongs, which would count as 0 or 1."""
-    for location, node in values.scalars():
-        field = field_at(location) if node.tag.endswith(":bool") else None
-        types = accepted_types(field.annotation) if field is not None else set()
-        if types & {int, float} and bool not in types:
-            sentence = f"YAML reads `{node.value}` as {read_as(node)}, where a number is expected"
-            yield values.problem(location, f"{name_of(location)}: {sentence}")
 
 
 def _sentence(error: Mapping[str, Any], location: Location, values: JobValues) -> str:
@@ -59,6 +81,9 @@ def _sentence(error: Mapping[str, Any], location: Location, values: JobValues) -
     if kind == "literal_error":
         choices = [c.strip("'") for c in context["expected"].replace(" or ", ", ").split(", ")]
         return f"{name}: `{written}` is not one of {', '.join(choices)}{_near(written, choices)}"
+    section = section_at(location)
+    if section is not None and section.shorthand and isinstance(node, ScalarNode):
+        return f"{name}: {in_quotes(node)}"
     if kind in {"model_type", "dict_type"}:
         return f"{name}: {_what_stands(node)} stands where a section belongs{_keys(location)}"
     if kind == "list_type":
@@ -66,9 +91,10 @@ def _sentence(error: Mapping[str, Any], location: Location, values: JobValues) -
             f"{name}: {_what_stands(node)} stands where a list belongs; write [A, B], or one item "
             "per line that starts with `- `"
         )
-    if written is None:
+    if written is None and kind.endswith(("_type", "_parsing")):
         return f"{name}: {_what_stands(node)} stands where a single value belongs"
-    return f"{name}: {message[0].lower()}{message[1:]} (found: `{written}`)"
+    found = "" if written is None else f" (found: `{written}`)"
+    return f"{name}: {message[0].lower()}{message[1:]}{found}"
 
 
 def _unknown_key(location: Location) -> str:

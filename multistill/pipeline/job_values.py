@@ -94,8 +94,8 @@ class JobValues:
                 if self._source(location)[1] is document:
                     yield location, node
 
-    def misread(self) -> Iterator[Problem]:
-        """What is valid YAML and means something else than it seems to."""
+    def odd_keys(self) -> Iterator[Problem]:
+        """Duplicate keys, and keys that YAML takes for something else than text."""
         yield from self._document.problems
         for override, document in self._overrides:
             for _, sentence in document.problems:

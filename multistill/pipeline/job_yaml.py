@@ -59,7 +59,7 @@ class Document:
     Attributes:
         data: the values, without shared objects; keys are strings as written.
         node: the root of the same values with their lines and the text as written.
-        problems: what is valid YAML and means something else than it seems to.
+        problems: duplicate keys, and keys that YAML takes for something else than text.
         root: where in the job the data stands.
     """
 
@@ -104,7 +104,7 @@ def read(text: str, root: Location = ()) -> Document:
         node = loader.get_single_node()
         if node is None:
             return Document(None, None, root=root)
-        problems = (*_repeated_keys(node), *_misread(node, root))
+        problems = (*_repeated_keys(node), *_odd_keys(node, root))
         data = _unshared(loader.construct_document(node))
     except yaml.MarkedYAMLError as error:
         raise NotValidYamlError(*_in_words(error, text)) from error
@@ -181,8 +181,8 @@ def _repeated_keys(node: Node) -> Iterator[Problem]:
         yield from _repeated_keys(child)
 
 
-def _misread(node: Node, location: Location) -> Iterator[Problem]:
-    """Keys that are not text, and numbers that are not the ones they look like."""
+def _odd_keys(node: Node, location: Location) -> Iterator[Problem]:
+    """Keys that are not text."""
     if isinstance(node, MappingNode):
         section = f"{name_of(location)}: " if location else ""
         for key, _ in node.value:
@@ -191,19 +191,12 @@ def _misread(node: Node, location: Location) -> Iterator[Problem]:
                 yield line, f"{section}a key must be text, not a list or a section"
             elif key.tag not in {_TEXT, _MERGE}:
                 yield line, f"{section}{in_quotes(key, 'the key ')}"
-    elif isinstance(node, ScalarNode) and _looks_like_another_number(node):
-        sentence = (
-            f"{name_of(location)}: YAML reads `{node.value}` as {read_as(node)}; write the number "
-            f"without leading zeros and colons, or put it in quotes if it is a name: "
-            f"{quoted(node.value)}"
-        )
-        yield node.start_mark.line + 1, sentence
     for place, child in _children(node, location):
-        yield from _misread(child, place)
+        yield from _odd_keys(child, place)
 
 
-def _looks_like_another_number(node: ScalarNode) -> bool:
-    """Octal (`010` is 8) and sexagesimal (`1:30` is 90)."""
+def looks_like_another_number(node: ScalarNode) -> bool:
+    """Whether a number is octal (`010` is 8) or sexagesimal (`1:30` is 90)."""
     kind = node.tag.rpartition(":")[2]
     sexagesimal = kind in {"int", "float"} and ":" in node.value
     return sexagesimal or (kind == "int" and _OCTAL.fullmatch(node.value) is not None)
@@ -305,7 +298,10 @@ def _second_colon(lines: list[str], number: int) -> tuple[int, str]:
     line = lines[number]
     before = next((n for n in range(number - 1, -1, -1) if lines[n].strip()), None)
     if line.count(": ") + line.rstrip().endswith(":") > 1:
-        return number + 1, "text that contains `: ` must be in quotes"
+        return number + 1, (
+            "text that contains `: ` must be in quotes, and a section in one line in braces: "
+            "`{key: value}`"
+        )
     if before is not None and re.match(r"\s*(?:- )*[\w.-]+:[^\s:]", lines[before]):
         return before + 1, "there is no space after the colon; write `key: value`"
     if before is not None and len(_indentation(line)) > len(_indentation(lines[before])):

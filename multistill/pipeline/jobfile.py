@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from multistill.config import JobConfig
 from multistill.errors import JobFileError, UsageError
 from multistill.pipeline import job_yaml
-from multistill.pipeline.job_problems import booleans_for_numbers, describe
+from multistill.pipeline.job_problems import describe, misread
 from multistill.pipeline.job_values import JobValues
 from multistill.pipeline.recipes import Location, get_recipe, steps_of
 from multistill.workspace import Workspace
@@ -57,11 +57,12 @@ def parse(
     values = JobValues(document)
     for override in overrides:
         values.override(override)
-    problems = [*values.misread(), *booleans_for_numbers(values)]
+    numbers = misread(values)
+    problems = [*values.odd_keys(), *(values.problem(*item) for item in numbers.items())]
     try:
         job = JobConfig.model_validate(values.data)
     except ValidationError as error:
-        problems += describe(error, values)
+        problems += describe(error, values, numbers.keys())
     else:
         problems += [values.problem(location, sentence) for location, sentence in _check(job)]
         if for_cluster and not Path(job.workspace).is_absolute():

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from helpers.paths import ROOT
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multistill.config import JobConfig
@@ -176,6 +176,13 @@ def test_set_reaches_into_a_section_that_is_written_as_its_model() -> None:
         ("students: {name: a}\n", 4, "a section stands where a list belongs"),
         ("teacher:\n", 4, "`teacher` has no value"),
         ("split:\n  test:\n", 5, "`split.test` has no value"),
+        ("students: []\n", 4, "at least 1 item"),
+        ("students: [1]\n", 4, "YAML reads `1` as the number 1; put it in quotes: '1'"),
+        ("students: [007]\n", 4, "YAML reads `007` as the number 7; put it in quotes: '007'"),
+        ("features: {speech: no}\n", 4, "YAML reads `no` as false; put it in quotes"),
+        ("split: by: speaker\n", 4, "in braces: `{key: value}`"),
+        ("resources: {address: 10:30}\n", 4, "put it in quotes: '10:30'"),
+        ("search: {space: {train.weight_decay: {choices: [010]}}}\n", 4, "without leading zeros"),
         ("seed: [1]\n", 4, "a list stands where a single value belongs"),
         ("split: {test: many}\n", 4, "(found: `many`)"),
         ("search: {space: {a: {choices: [null]}}}\n", 4, "has no value"),
@@ -183,7 +190,7 @@ def test_set_reaches_into_a_section_that_is_written_as_its_model() -> None:
     ],
 )
 def test_a_value_of_the_wrong_kind_is_told_in_words(text: str, line: int, says: str) -> None:
-    assert [at for at, sentence in problems(SMALL + text) if says in sentence] == [line]
+    assert [found for found, sentence in problems(SMALL + text) if says in sentence] == [line]
 
 
 BROKEN = [
@@ -277,6 +284,19 @@ def test_a_file_in_another_encoding_names_the_line(tmp_path: Path) -> None:
     path.write_bytes("name: t\ncorpora:\n  - {kind: demo, name: 감정}\n".encode("cp949"))
     with pytest.raises(JobFileError, match=r"job\.yaml:3: not UTF-8 text; save the file as UTF-8"):
         jobfile.load(path)
+
+
+PRINTABLE = st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"])
+
+
+@settings(max_examples=15)
+@given(
+    st.dictionaries(st.text(PRINTABLE, min_size=1, max_size=6), st.sampled_from(["sad", "angry"]))
+)
+def test_a_recorded_job_reads_back_whatever_its_names_are(labels: dict[str, str]) -> None:
+    corpus = {"kind": "emodb", "path": "/data", "labels": {**labels, "01": "sad", "no": "sad"}}
+    job = JobConfig.model_validate({"name": "007", "corpora": [corpus], "workspace": "/w"})
+    assert jobfile.parse(job.to_yaml(), "recorded.yaml") == job
 
 
 def test_aliases_and_merges_still_work() -> None:
