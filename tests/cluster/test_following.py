@@ -71,8 +71,10 @@ def job_server() -> Iterator[str]:
 @pytest.mark.parametrize("waiting_s", [0.0, 2.0])
 def test_the_first_ctrl_c_ends_the_following(job_server: str, waiting_s: float) -> None:
     following = subprocess.Popen(
-        [sys.executable, "-m", "multistill", "logs", str(JOB["submission_id"]), "-f"]
-        + ["--address", job_server],
+        [
+            *(sys.executable, "-m", "multistill", "logs", str(JOB["submission_id"]), "-f"),
+            *("--address", job_server),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
