@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -62,13 +63,14 @@ def logs(
     """Show the log of a submitted job."""
     from multistill import cluster
 
-    if as_json:
-        text = "".join(cluster.logs(submission, address, follow=follow))
-        print_json({"submission_id": submission, "log": text})
-        return
-    for text in cluster.logs(submission, address, follow=follow):
-        sys.stdout.write(text)
-        sys.stdout.flush()
+    with cluster.following(submission, address) if follow else nullcontext():
+        texts = cluster.logs(submission, address, follow=follow)
+        if as_json:
+            print_json({"submission_id": submission, "log": "".join(texts)})
+            return
+        for text in texts:
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
 
 def stop(submission: SubmissionId, address: Address, as_json: Json = False) -> None:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,7 @@ def submit(job: JobConfig, address: str, *, wait: bool = True) -> Submission:
 
     Raises:
         UsageError: the address is invalid; nothing was sent.
+        FollowingInterruptedError: Ctrl-C while following; the job goes on.
         MultistillError: the cluster does not answer, or rejects the job.
     """
     resolved = job.to_yaml()
@@ -102,9 +104,10 @@ def submit(job: JobConfig, address: str, *, wait: bool = True) -> Submission:
             metadata={"job": job.name, "multistill": provenance.version()},
         )
     if wait:
-        for text in _follow(client, submission_id, address):
-            sys.stdout.write(text)
-            sys.stdout.flush()
+        with following(submission_id, address):
+            for text in _follow(client, submission_id, address):
+                sys.stdout.write(text)
+                sys.stdout.flush()
     return _result(client, address, submission_id, waited=wait)
 
 
@@ -258,14 +261,15 @@ def _info(client: Any, submission_id: str) -> Any:
     return _call(client.get_job_info, submission_id)
 
 
-def _follow(client: Any, submission_id: str, address: str) -> Iterator[str]:
-    """Yield the log from its start until the job ends; reconnects if the connection is lost.
+@contextmanager
+def following(submission_id: str, address: str) -> Iterator[None]:
+    """Where the log of a job is followed and printed: Ctrl-C ends that, and the job goes on.
 
     Raises:
-        FollowingInterruptedError: Ctrl-C; the job goes on.
+        FollowingInterruptedError: Ctrl-C.
     """
     try:
-        yield from _reconnecting(client, submission_id, address)
+        yield
     except KeyboardInterrupt:
         command = f"{shlex.quote(submission_id)} --address {shlex.quote(job_server(address))}"
         raise FollowingInterruptedError(
@@ -274,7 +278,8 @@ def _follow(client: Any, submission_id: str, address: str) -> Iterator[str]:
         ) from None
 
 
-def _reconnecting(client: Any, submission_id: str, address: str) -> Iterator[str]:
+def _follow(client: Any, submission_id: str, address: str) -> Iterator[str]:
+    """Yield the log from its start until the job ends; reconnects if the connection is lost."""
     num_yielded = 0
     last_contact = time.monotonic()
     while True:
