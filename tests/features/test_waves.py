@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multistill.config import FeaturesConfig
-from multistill.encoders.audio import UnusableClipError, Wave, decode
 from multistill.errors import MultistillError
+from multistill.features.decode import UnusableClipError, Wave, decode
 from multistill.features.shards import plan_shards, read_shard
 from multistill.features.sizing import size_pools
 from multistill.features.watchdog import watch
@@ -60,8 +60,8 @@ def test_an_unusable_clip_raises_with_its_reason(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "nan.wav", np.full(800, np.nan, np.float32), 16_000, "FLOAT")
     soundfile.write(tmp_path / "long.wav", tone(3.0), 16_000)
     for name, reason in (
-        ("corrupt.wav", "cannot be decoded"),
-        ("gone.wav", "cannot be decoded"),
+        ("corrupt.wav", "not audio"),
+        ("gone.wav", "cannot be opened: No such file"),
         ("empty.wav", "empty"),
         ("nan.wav", "not finite"),
         ("long.wav", "too long: 3.0 s, the limit is 2 s"),

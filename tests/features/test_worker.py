@@ -13,10 +13,10 @@ from helpers.features_case import save_wav2vec2, tone
 from safetensors.torch import load_file, save_file
 
 from multistill.config import FeaturesConfig
-from multistill.encoders.audio import Wave, normalize
 from multistill.encoders.base import EncoderInfo
 from multistill.errors import MultistillError
 from multistill.features.actors import MAX_ATTEMPTS, count_attempts
+from multistill.features.decode import Wave, normalize
 from multistill.features.store import FeatureStore
 from multistill.features.store_writer import finish_store, read_marker
 from multistill.features.waves import DecodedShard
@@ -143,7 +143,7 @@ def test_a_transcript_whose_states_are_nan_quarantines_its_clip(tmp_path: Path) 
     summary = encoder.write(clips, 0, tmp_path)
     assert summary["encoded"] == 2
     assert summary["quarantined"] == [
-        ["u1", "u1.wav", "the text encoder made values that are not finite"]
+        ["u1", "u1.wav", "the text encoder made values that are not finite (u1.wav)"]
     ]
 
 
@@ -170,7 +170,7 @@ def test_a_clip_too_short_for_one_state_is_quarantined(tmp_path: Path) -> None:
     clips = decoded([1.0, 0.02])
     summary, _ = encode(tmp_path, clips, FakeEncoder())
     assert summary["quarantined"] == [
-        ["u1", "u1.wav", "too short: 320 samples at 16 kHz, the minimum is 400"]
+        ["u1", "u1.wav", "too short: 320 samples at 16 kHz, the minimum is 400 (u1.wav)"]
     ]
 
 
