@@ -80,8 +80,8 @@ def measure(samples: FloatArray, channels: ChannelLevels) -> Levels:
     centred = samples - samples.mean(dtype=np.float64).astype(np.float32)
     width = min(FRAME, len(centred))
     frames = centred[: len(centred) // width * width].reshape(-1, width)
-    loudness = np.sqrt(np.square(frames).mean(axis=1, dtype=np.float64))
-    level = decibels(float(np.sqrt(np.square(centred).mean(dtype=np.float64))))
+    loudness = np.sqrt(np.square(frames, dtype=np.float64).mean(axis=1))
+    level = decibels(float(np.sqrt(np.square(centred, dtype=np.float64).mean())))
     each = channels.dbfs
     loudest = max(each)
     audible = loudest > SILENT_DBFS

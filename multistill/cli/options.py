@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from multistill.workspace import to_json
+
 if TYPE_CHECKING:
     from multistill.config import JobConfig
 
@@ -74,4 +76,4 @@ def load_job(
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(to_json(value, indent=2))

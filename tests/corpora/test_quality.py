@@ -118,6 +118,7 @@ def test_what_the_encoders_cannot_use_is_named_and_the_figures_are_those_of_the_
     assert named("cancelled") == ["opposite", "nearly", "three"]
     assert named("silent") == ["opposite", "three", "constant", "quiet"]
     assert named("dead_channel") == ["dead", "offset"]
+    assert named("clipped") == ["huge"]
     assert report["undecodable"]["count"] == 0
     assert all(np.isfinite(list(report["level_dbfs"].values())))
     assert -22 < report["level_dbfs"]["median"] < -18

@@ -195,7 +195,7 @@ def test_windows_of_one_clip_can_be_in_different_batches(tmp_path: Path) -> None
 def test_a_shard_of_failed_clips_only_is_done_and_empty(tmp_path: Path) -> None:
     clips = DecodedShard(["a"], ["a.wav"], [""], {}, {0: "empty"})
     summary = shard_encoder().write(clips, 3, tmp_path)
-    assert summary["quarantined"] == [["a", "a.wav", "empty"]]
+    assert summary["quarantined"] == [["a", "a.wav", "empty (a.wav)"]]
     marker = read_marker(tmp_path, 3)
     assert marker is not None
     assert marker["rows"] == 0
