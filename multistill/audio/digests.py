@@ -21,7 +21,7 @@ from multistill.workspace import atomic_path
 
 THREADS = 8
 _BLOCK = 1 << 20  # bytes
-_SETTLED = 2.0  # seconds; a file that changed later may change again within the clock's step
+SETTLED = 2.0  # seconds; a file that changed later may change again within the clock's step
 
 
 def digest_of(handle: int) -> str:
@@ -60,7 +60,7 @@ class Digests:
             return known.hex()
         digest = digest_of(handle)
         changed = max(status.st_mtime, status.st_ctime)
-        if key == _key(path, os.fstat(handle)) and time.time() - changed > _SETTLED:
+        if key == _key(path, os.fstat(handle)) and time.time() - changed > SETTLED:
             self._new[key] = bytes.fromhex(digest)
         return digest
 

@@ -1,11 +1,11 @@
-"""Wav files whose writer streamed and left lengths of 0, which libsndfile reads as no sound."""
+"""Files whose writer streamed and left the length of the samples open, which libsndfile refuses."""
 
 from __future__ import annotations
 
 import os
-from struct import pack_into
+from struct import Struct
 
-_SEARCHED = 4096
+_SEARCHED = 1 << 20  # bytes before the samples
 
 
 class Repaired:
@@ -38,24 +38,30 @@ class Repaired:
 
 
 def repaired_header(handle: int) -> bytes | None:
-    """The first bytes of a wav file with a `data` chunk of length 0 and bytes after it, mended.
+    """The first bytes of a wav or caf file whose samples have no length, with their length.
 
     Returns:
         None for any other file, which is read as it is.
     """
-    head = bytearray(os.pread(handle, _SEARCHED, 0))
     size = os.fstat(handle).st_size
-    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+    magic = os.pread(handle, 12, 0)
+    if magic[:4] == b"RIFF" and magic[8:] == b"WAVE":
+        start, head, unit, unknown = 12, Struct("<4sI"), 2, 0
+    elif magic[:4] == b"caff":
+        start, head, unit, unknown = 8, Struct(">4sq"), 1, -1
+    else:
         return None
-    start = 12
-    while start + 8 <= len(head):
-        length = int.from_bytes(head[start + 4 : start + 8], "little")
-        if head[start : start + 4] == b"data":
-            rest = size - start - 8
-            if length or not 0 < rest < 2**32:
+    while start < _SEARCHED:
+        data = os.pread(handle, head.size, start)
+        if len(data) < head.size:
+            return None
+        name, length = head.unpack(data)
+        if name == b"data":
+            rest = size - start - head.size
+            if length != unknown or not 0 < rest < 2**32:
                 return None
-            pack_into("<I", head, start + 4, rest)
-            pack_into("<I", head, 4, min(size - 8, 2**32 - 1))
-            return bytes(head)
-        start += 8 + length + length % 2
+            return os.pread(handle, start, 0) + head.pack(name, rest)
+        if length < 0:
+            return None
+        start += head.size + length + (length % unit)
     return None

@@ -94,7 +94,7 @@ def test_a_length_that_was_not_known_when_it_was_written_is_no_truncation(
 
 
 @pytest.mark.parametrize("container", ["AU", "CAF"])
-def test_so_it_is_in_other_containers(tmp_path: Path, container: str) -> None:
+def test_nor_is_it_in_other_containers(tmp_path: Path, container: str) -> None:
     data = bytearray(encoded(tmp_path, container, "PCM_16", noise(FRAMES)))
     at = 8 if container == "AU" else data.index(b"data") + 4
     length = 4 if container == "AU" else 8
@@ -280,7 +280,7 @@ class TestRememberedDigests:
             return digests.digest(str(path), handle)
 
     def test_a_file_is_read_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("multistill.audio.digests._SETTLED", -1.0)
+        monkeypatch.setattr("multistill.audio.digests.SETTLED", -1.0)
         paths = [tmp_path / f"{i}.wav" for i in range(20)]
         for i, path in enumerate(paths):
             path.write_bytes(bytes([i]) * 100)
@@ -325,7 +325,7 @@ class TestRememberedDigests:
     def test_two_processes_lose_nothing_and_a_damaged_file_is_computed_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("multistill.audio.digests._SETTLED", -1.0)
+        monkeypatch.setattr("multistill.audio.digests.SETTLED", -1.0)
         store = tmp_path / "digests.npy"
         files = {name: tmp_path / name for name in "ab"}
         both = {name: Digests(store) for name in files}

@@ -147,6 +147,85 @@ def test_a_transcript_whose_states_are_nan_quarantines_its_clip(tmp_path: Path) 
     ]
 
 
+class Choosy(FakeEncoder):
+    """Fails on waves that begin with 50, or on all of them."""
+
+    def __init__(self, error: Exception, *, broken: bool = False) -> None:
+        super().__init__()
+        self.error = error
+        self.broken = broken
+
+    def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:
+        if self.broken or any(wave[0] == 50 for wave in waves):
+            raise self.error
+        return super().encode(waves)
+
+
+ERRORS = [
+    RuntimeError("shape"), ValueError(""), IndexError("list"), KeyError("x"), AssertionError(),
+    ZeroDivisionError(), UnicodeEncodeError("utf-8", "\ud800", 0, 1, "no"), OSError("cannot read"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_whatever_one_clip_raises_in_the_encoder_is_its_reason(
+    tmp_path: Path, error: Exception
+) -> None:
+    clips = decoded([1.0] * 6)
+    clips.waves[4].samples[0] = 50.0
+    summary, store = encode(tmp_path, clips, Choosy(error))
+    [[name, path, reason]] = summary["quarantined"]
+    assert (name, path) == ("u4", "u4.wav")
+    assert reason.startswith(f"the speech encoder failed: {type(error).__name__}: ")
+    assert reason.endswith("(u4.wav)")
+    assert store.ids == ["u0", "u1", "u2", "u3", "u5"]
+
+
+def test_a_shard_with_a_single_clip_that_cannot_be_encoded_is_finished(tmp_path: Path) -> None:
+    clips = decoded([1.0])
+    clips.waves[0].samples[0] = 50.0
+    encoder = shard_encoder(Choosy(RuntimeError("shape")), dtype="float32")
+    assert encoder.write(clips, 0, tmp_path)["encoded"] == 0
+
+
+@pytest.mark.parametrize("error", [*ERRORS, MemoryError(), MultistillError("settings")])
+def test_an_encoder_that_works_for_no_clip_ends_the_stage_with_its_own_error(
+    tmp_path: Path, error: Exception
+) -> None:
+    encoder = shard_encoder(Choosy(error, broken=True))
+    with pytest.raises(type(error)):
+        encoder.write(decoded([1.0, 1.0]), 0, tmp_path)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_whatever_one_transcript_raises_is_the_reason_of_its_clip(
+    tmp_path: Path, error: Exception
+) -> None:
+    clips = decoded([1.0, 1.0, 1.0])
+    clips.texts[:] = ["one", "bad", "three"]
+    encoder = shard_encoder()
+    correct = encoder.text.encode
+
+    def choosy(texts: Sequence[str]) -> list[FloatArray]:
+        if "bad" in texts:
+            raise error
+        return correct(texts)
+
+    encoder.text.encode = choosy  # type: ignore[method-assign]
+    summary = encoder.write(clips, 0, tmp_path)
+    [[name, _, reason]] = summary["quarantined"]
+    assert name == "u1"
+    assert reason.startswith(f"the text encoder failed: {type(error).__name__}: ")
+    assert summary["encoded"] == 2
+
+
+def test_silent_clips_are_counted_and_named(tmp_path: Path) -> None:
+    clips = decoded([1.0, 1.0])
+    clips.waves[1] = Wave(normalize(np.zeros(16_000, np.float32)), silent=True)
+    summary, _ = encode(tmp_path, clips, FakeEncoder())
+    assert (summary["silent"], summary["silent_examples"]) == (1, ["u1"])
+
+
 def test_bfloat16_is_measured_against_float32_and_refused_if_it_changes_the_states(
     tmp_path: Path,
 ) -> None:
