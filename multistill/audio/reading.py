@@ -37,6 +37,7 @@ MAX_SECONDS = 4 * 3600.0
 
 _FRAMES_PER_BYTE = 8192  # no codec reaches it: FLAC of silence has 6,500, Opus 5,760
 _BLOCK = 1 << 19  # samples read at a time, of all channels together
+_LAST_BLOCK = 4096
 _UNKNOWN_FRAMES = 2**62
 
 
@@ -262,9 +263,12 @@ def _blocks(source: Any, limit: int) -> Iterator[npt.NDArray[np.float32]]:
     Raises:
         UnusableClipError: it cannot be decoded.
     """
-    step = max(1, _BLOCK // source.channels)
+    most = max(1, _BLOCK // source.channels)
     done = 0
     while done < limit:
+        # libsndfile also fills what it does not read, so no more than announced is asked for; a
+        # last short block shows that there is no more.
+        step = min(most, source.frames - done if source.frames > done else _LAST_BLOCK)
         try:
             block = source.read(min(step, limit - done), dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, OSError, RuntimeError) as error:

@@ -53,13 +53,20 @@ def decode(
     if sound.cut and long_clips != "cut":
         seconds = sound.header.frames / sound.header.rate
         raise UnusableClipError("too long", f"{seconds:.1f} s, the limit is {limit:g} s")
-    centred = sound.samples - sound.samples.mean(dtype=np.float64).astype(np.float32)
-    return Wave(normalize(sound.samples), sound.cut, bool(np.abs(centred).max() < _SILENT))
+    centred = _centre(sound.samples)
+    return Wave(_scale(centred), sound.cut, bool(np.abs(centred).max() < _SILENT))
 
 
 def normalize(wave: FloatArray) -> FloatArray:
     """Scale a clip to zero mean and unit variance, as wav2vec2's `do_normalize`."""
-    centred = wave - wave.mean(dtype=np.float64).astype(np.float32)
+    return _scale(_centre(wave))
+
+
+def _centre(wave: FloatArray) -> FloatArray:
+    return wave - wave.mean(dtype=np.float64).astype(np.float32)
+
+
+def _scale(centred: FloatArray) -> FloatArray:
     variance = float(np.square(centred, dtype=np.float64).mean())
     return np.ascontiguousarray(centred / np.float32(np.sqrt(variance + 1e-7)))
 
