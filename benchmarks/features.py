@@ -32,10 +32,10 @@ import pyarrow.parquet as pq
 import soundfile
 import torch
 
+from multistill.audio import SAMPLE_RATE
 from multistill.config import FeaturesConfig
-from multistill.encoders.audio import decode
-from multistill.encoders.base import SAMPLE_RATE
 from multistill.features.collate import collate, plan_batches
+from multistill.features.decode import decode
 from multistill.features.encode import encode
 from multistill.features.store import FeatureStore
 from multistill.features.worker import ShardEncoder, Window, batch_windows
@@ -240,6 +240,7 @@ def uar_of(emodb: Path, folder: Path, config: dict[str, Any]) -> dict[str, float
             "utterance_id": path.stem,
             "audio_path": str(path),
             "text": "",
+            "audio_digest": "",
             "duration_s": soundfile.info(path).duration,
         }
         for path in paths

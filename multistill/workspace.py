@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -37,7 +38,30 @@ MAX_NAME_BYTES = 200
 
 def canonical(value: Any) -> str:
     """Serialise to JSON with sorted keys and no spaces, so that equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return to_json(value, sort_keys=True, separators=(",", ":"))
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """Serialise to JSON as the standard has it: NaN and infinite numbers become null.
+
+    Args:
+        options: of `json.dumps`.
+    """
+    options = {"ensure_ascii": False, **options}
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
 
 
 def fingerprint(kind: str, version: int, config: Any, inputs: Mapping[str, str]) -> str:
@@ -112,7 +136,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write a JSON file atomically, as `to_json` does."""
+    write_atomic(path, to_json(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:

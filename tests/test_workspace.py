@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import multistill
 from multistill.errors import MultistillError, UsageError
 from multistill.workspace import (
     MAX_NAME_BYTES,
     Workspace,
     atomic_path,
+    canonical,
     clear,
     file_name,
     fingerprint,
     read_json,
+    to_json,
     write_atomic,
 )
 
@@ -29,6 +34,49 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
+
+
+numbers = st.floats() | st.floats().map(np.float64) | st.just(float("nan")) | st.integers()
+structures = st.recursive(
+    numbers | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(), inner, max_size=3)
+        | st.tuples(inner, inner)
+    ),
+    max_leaves=8,
+)
+
+
+@given(structures)
+def test_json_holds_no_nan_whatever_is_written(value: object) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    for text in (to_json(value), to_json(value, indent=2), canonical(value)):
+        json.loads(text, parse_constant=refuse)
+    finite = to_json({"a": [1.5, float("nan"), {"b": -float("inf")}], "c": (float("inf"), "NaN")})
+    assert json.loads(finite) == {"a": [1.5, None, {"b": None}], "c": [None, "NaN"]}
+
+
+def test_json_is_written_through_one_writer_only() -> None:
+    """Elsewhere, NaN would become the word NaN, which no other reader of JSON knows."""
+    allowed = {
+        "workspace.py": 2,
+        "features/store_writer.py": 1,  # the schema of a shard: names and sizes
+        "tracking/journal.py": 1,  # numbers are prepared by `to_json_number`
+        "tracking/server.py": 1,  # the size of a request
+        "cli/options.py": 1,  # a quoted path
+    }
+    package = Path(multistill.__file__).parent
+    found = {
+        str(path.relative_to(package)): count
+        for path in package.rglob("*.py")
+        if (count := path.read_text(encoding="utf-8").count("json.dump"))
+    }
+    # `json.dumps` in a docstring counts, too.
+    found["workspace.py"] -= 1
+    assert found == allowed
 
 
 @given(st.dictionaries(st.text(), json_values, max_size=5))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from multistill.cli.streams import prints_unicode
+from multistill.workspace import to_json
 
 if TYPE_CHECKING:
     from multistill.config import JobConfig
@@ -77,4 +78,4 @@ def load_job(
 
 def print_json(value: Any) -> None:
     # Escapes are JSON's own where the console lacks a character: those of Python are not JSON.
-    print(json.dumps(value, indent=2, ensure_ascii=not prints_unicode()))
+    print(to_json(value, indent=2, ensure_ascii=not prints_unicode()))

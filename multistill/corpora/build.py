@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from multistill.audio.digests import Digests
 from multistill.config import CLASSES
 from multistill.corpora.agreement import RaterTally
 from multistill.corpora.audio_headers import Header, HeaderReader
@@ -69,17 +70,19 @@ def build_manifest(
     corpora: Iterable[tuple[str, Iterable[Record]]],
     ties: TiePolicy,
     logger: RunLogger | None = None,
+    digests: Digests | None = None,
 ) -> BuildResult:
     """Read the audio header of every utterance, decide its label, and collect the columns.
 
     Args:
         corpora: title and records of each corpus, in the order of the job file.
+        digests: those of files that are known already; new ones are added.
     """
     result = BuildResult(_SCHEMA.empty_table())
     parts: list[pa.Table] = [result.rows]
     chunks: list[pa.Table] = []
     for title, records in corpora:
-        builder = _CorpusBuilder(title, ties, result)
+        builder = _CorpusBuilder(title, ties, result, digests)
         utterances, logged = 0, 0
         for chunk in _chunked(records, CHUNK):
             chunks.append(builder.table(chunk))
@@ -144,12 +147,14 @@ class _Decisions(dict[tuple[Votes | None, str | None], int]):
 class _CorpusBuilder:
     """Turns chunks of one corpus's records into tables; statistics are added to `result`."""
 
-    def __init__(self, title: str, ties: TiePolicy, result: BuildResult) -> None:
+    def __init__(
+        self, title: str, ties: TiePolicy, result: BuildResult, digests: Digests | None
+    ) -> None:
         self.title = title
         self.result = result
         self.raters = result.raters.setdefault(title, RaterTally())
         self.decisions = _Decisions(ties)
-        self.header_reader = HeaderReader()
+        self.header_reader = HeaderReader(digests)
 
     def table(self, records: Sequence[Record]) -> pa.Table:
         paths = [record.audio_path for record in records if isinstance(record, Utterance)]
@@ -179,7 +184,7 @@ class _CorpusBuilder:
             self._reject("file name", name, f"the name {path} is not UTF-8: {UNPACK_HINT}")
             return None
         if isinstance(header, str):
-            self._reject("unreadable audio", name, f"{path} {header}")
+            self._reject("unreadable audio", name, f"{path}: {header}")
             return None
         return header
 

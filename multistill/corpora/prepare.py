@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from multistill.audio.digests import Digests
 from multistill.config import CorpusConfig, SplitConfig
 from multistill.corpora import quality
 from multistill.corpora.build import build_manifest
@@ -28,7 +29,10 @@ from multistill.errors import MultistillError, UsageError
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.workspace import write_json
 
-_AUDIO = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
+_AUDIO = {
+    *(".wav", ".wave", ".w64", ".rf64", ".bw64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2"),
+    *(".aif", ".aiff", ".aifc", ".8svx", ".au", ".snd", ".caf", ".sph", ".nist", ".voc"),
+}
 _READ = _AUDIO | {".csv", ".tsv", ".txt"}
 
 
@@ -38,12 +42,14 @@ def prepare(
     out: Path,
     *,
     unpacked: Path,
+    digests: Path | None = None,
     logger: RunLogger | None = None,
 ) -> dict[str, Any]:
     """Write `manifest.parquet`, `rejected.parquet`, `notes.parquet`, `quality.json` into `out`.
 
     Args:
         unpacked: folder into which packaged corpora (the demo corpus) are unpacked.
+        digests: file that remembers the digests of recordings (`audio.digests.Digests`).
 
     Returns:
         `utterances`, `rejected`, `synthetic`, `leaks`, `splits` (counts), and `content`: digest
@@ -54,7 +60,11 @@ def prepare(
         MultistillError: if no utterance is left.
     """
     with _system_allocator():
-        return _prepare(corpora, split, out, unpacked, logger or NullLogger())
+        known = Digests(digests)
+        try:
+            return _prepare(corpora, split, out, unpacked, known, logger or NullLogger())
+        finally:
+            known.save()
 
 
 @contextmanager
@@ -73,10 +83,11 @@ def _prepare(
     split: SplitConfig,
     out: Path,
     unpacked: Path,
+    digests: Digests,
     logger: RunLogger,
 ) -> dict[str, Any]:
     records = ((config.title, _records(config, unpacked)) for config in corpora)
-    built = build_manifest(records, split.ties, logger)
+    built = build_manifest(records, split.ties, logger, digests)
     if not len(built.rows):
         raise MultistillError(_no_utterances(built.rejections))
     logger.info(f"{len(built.rows)} utterances read, {len(built.rejections)} rejected")
@@ -154,6 +165,20 @@ def _content(rows: pa.Table) -> str:
             state = hashlib.blake2b("\0".join(values).encode(), digest_size=32)
             total += int.from_bytes(state.digest(), "little")
     return f"{total % 2**256:064x}"
+
+
+def is_current(manifest: Path, digests: Path) -> bool:
+    """Whether the recordings of a manifest still have the content that it names.
+
+    `listing` does not see a file that was edited in place and given its old time again; the
+    remembered digests do (`audio.digests.Digests`). Only files that look changed are read.
+    """
+    rows = pq.read_table(manifest, columns=["audio_path", "audio_digest"])
+    known = Digests(digests)
+    content = dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
+    current = known.confirm(list(content), list(content.values()))
+    known.save()
+    return current
 
 
 def listing(corpora: Sequence[CorpusConfig]) -> str:

@@ -1,7 +1,7 @@
 """Quality report of a manifest: counts, rater agreement, suspicious recordings.
 
-Everything but `signal` comes from headers and annotations. `signal` (silence, clipping) needs
-decoded audio, so it covers a seeded sample of clips, whose size it states.
+Everything but `signal` comes from headers, digests and annotations. `signal` (silence, clipping)
+needs decoded audio, so it covers a seeded sample of clips, whose size it states.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from multistill.audio.errors import UnusableClipError, describe
+from multistill.audio.levels import Levels, measure
+from multistill.audio.reading import read_sound
 from multistill.config import CLASSES, SplitConfig
 from multistill.corpora.agreement import (
     distinct,
@@ -23,7 +26,6 @@ from multistill.corpora.agreement import (
     leave_one_rater_out,
     vote_entropy,
 )
-from multistill.corpora.audio_headers import content_digest, read_signal
 from multistill.corpora.build import BuildResult
 from multistill.corpora.labels import Votes
 from multistill.corpora.manifest import hash_strings
@@ -35,8 +37,7 @@ RATE = 16_000
 SHORTEST = 400  # samples at 16 kHz; with fewer, Wav2Vec2's convolutions give no frame
 LONGEST = 30.0  # seconds; longer clips are cut, windowed or quarantined by the encoders
 SIGNAL_CLIPS = 500
-COMPARED_GROUPS = 1000  # of recordings with equal digests, with ten times as many clips
-SILENT_DBFS = -60.0
+MEASURED_SECONDS = 300.0  # of one clip
 CLIPPED_SHARE = 1e-3
 _DURATIONS = [0, 0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 60, 120]
 _EXAMPLES = 10
@@ -164,36 +165,55 @@ def headers(rows: pa.Table, built: BuildResult) -> dict[str, Any]:
 
 
 def signal(rows: pa.Table, seed: int) -> dict[str, Any]:
-    """Silence and clipping in a seeded sample of at most `SIGNAL_CLIPS` clips."""
+    """Levels in a seeded sample of at most `SIGNAL_CLIPS` clips, and the clips to look at.
+
+    Measured is what the encoders get: the mean of the channels at 16 kHz, the first
+    `MEASURED_SECONDS` of it, around its own mean.
+    """
     names = rows["utterance_id"]
     chosen = np.arange(len(rows))
     if len(rows) > SIGNAL_CLIPS:
         drawn = np.random.default_rng(hash64(seed, "signal")).choice(len(rows), SIGNAL_CLIPS, False)
         chosen = np.sort(drawn)
     paths = rows["audio_path"].take(pa.array(chosen)).to_pylist()
-    silent, clipped, undecodable = Examples(), Examples(), Examples()
+    kinds = ("silent", "cancelled", "dead_channel", "clipped", "not_finite", "undecodable")
+    cases = {kind: Examples() for kind in kinds}
     levels, silent_shares = [], []
     for row, path in zip(map(int, chosen), paths, strict=True):
         name = names[row].as_py()
-        clip = read_signal(path)
-        if clip is None:
-            undecodable.add(name)
+        clip = _levels(path)
+        if not isinstance(clip, Levels):
+            kind = "not_finite" if clip.startswith("not finite") else "undecodable"
+            cases[kind].add(f"{name}: {clip}")
             continue
         levels.append(clip.level_dbfs)
         silent_shares.append(clip.silent_share)
-        if clip.peak_dbfs < SILENT_DBFS:
-            silent.add(name)
+        for kind in ("silent", "cancelled", "dead_channel"):
+            if getattr(clip, kind):
+                cases[kind].add(name)
         if clip.clipped_share > CLIPPED_SHARE:
-            clipped.add(name)
+            cases["clipped"].add(name)
     return {
         "checked": len(paths),
         "of": len(rows),
-        "silent": silent.json(),
-        "clipped": clipped.json(),
-        "undecodable": undecodable.json(),
+        **{kind: examples.json() for kind, examples in cases.items()},
         "level_dbfs": _quantiles(np.array(levels)),
         "silent_share": _quantiles(np.array(silent_shares)),
     }
+
+
+def _levels(path: str) -> Levels | str:
+    """Levels of one recording, or why it cannot be measured."""
+    try:
+        sound = read_sound(path, max_seconds=MEASURED_SECONDS, measured=True)
+        assert sound.levels is not None
+        return measure(sound.samples, sound.levels)
+    except UnusableClipError as error:
+        return str(error)
+    except (MemoryError, ImportError):
+        raise
+    except Exception as error:
+        return f"cannot be decoded: {type(error).__name__}: {describe(error)}"
 
 
 def _quantiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
@@ -204,42 +224,31 @@ def _quantiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
 
 
 def duplicates(rows: pa.Table) -> dict[str, Any]:
-    """Byte-identical files under several ids.
-
-    Files with equal sampled digests are read completely, small groups first, up to
-    `COMPARED_GROUPS` groups and ten times as many clips. `groups`, `utterances` and
-    `groups_on_both_sides` count byte-identical files, `only_alike` the groups with equal
-    digests and different content, `not_compared` the groups that were not read.
-    """
+    """Byte-identical files under several ids."""
     alike = rows.group_by("audio_digest").aggregate([("audio_digest", "count")])
     alike = alike.filter(pc.greater(alike["audio_digest_count"], 1))
     alike = alike.sort_by([(name, "ascending") for name in ("audio_digest_count", "audio_digest")])
-    sizes = np.cumsum(alike["audio_digest_count"].to_numpy())
-    most_clips = 10 * COMPARED_GROUPS
-    compared = min(COMPARED_GROUPS, int(np.searchsorted(sizes, most_clips, side="right")))
-    chosen = alike["audio_digest"].slice(0, compared).combine_chunks()
-    clips = rows.select(["audio_digest", "audio_path", "utterance_id", "split"])
-    clips = clips.filter(pc.is_in(rows["audio_digest"], chosen))
-    paths = pc.unique(clips["audio_path"]).to_pylist()
-    content = {path: content_digest(path) for path in paths}
-    # Sampled digest -> digest of the whole file -> (utterance id, part) of each clip.
-    groups: dict[str, dict[str | None, list[tuple[str, str]]]] = {}
-    for digest, path, name, part in zip(*(c.to_pylist() for c in clips.columns), strict=True):
-        groups.setdefault(digest, {}).setdefault(content[path], []).append((name, part))
-    identical = [
-        members
-        for group in groups.values()
-        for whole, members in group.items()
-        if whole is not None and len(members) > 1
-    ]
+    clips = rows.select(["audio_digest", "utterance_id", "split"])
+    clips = clips.filter(pc.is_in(rows["audio_digest"], alike["audio_digest"].combine_chunks()))
+    parts = clips.group_by("audio_digest").aggregate([("split", "count_distinct")])
+    shown = alike["audio_digest"].slice(0, _EXAMPLES).to_pylist()
+    examples: dict[str, list[str]] = {digest: [] for digest in shown}
+    digests = clips["audio_digest"]
+    shown_clips = clips.filter(pc.is_in(digests, pa.array(shown, digests.type)))
+    for digest, name in zip(
+        shown_clips["audio_digest"].to_pylist(),
+        shown_clips["utterance_id"].to_pylist(),
+        strict=True,
+    ):
+        examples[digest].append(name)
     return {
-        "groups": len(identical),
-        "utterances": sum(map(len, identical)),
-        "groups_on_both_sides": sum(len({part for _, part in m}) > 1 for m in identical),
-        "compared_whole": len(paths),
-        "only_alike": sum(len(group) > 1 for group in groups.values()),
-        "not_compared": len(alike) - compared,
-        "examples": [[name for name, _ in m[:_EXAMPLES]] for m in identical[:_EXAMPLES]],
+        "groups": len(alike),
+        "utterances": len(clips),
+        "groups_on_both_sides": pc.sum(
+            pc.greater(parts["split_count_distinct"], 1).cast(pa.int64())
+        ).as_py()
+        or 0,
+        "examples": [names[:_EXAMPLES] for names in examples.values()],
     }
 
 

@@ -8,9 +8,6 @@ from typing import Any, Literal, Protocol
 
 from multistill.typing import FloatArray
 
-SAMPLE_RATE = 16_000
-"""Input of every speech encoder: 16 kHz mono."""
-
 SPEECH_SECTION = "features.speech"
 TEXT_SECTION = "features.text"
 """Job-file sections of the two encoders, for error messages."""

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multistill.audio import SAMPLE_RATE
 from multistill.config import SpeechEncoderConfig
-from multistill.encoders.base import SAMPLE_RATE, SPEECH_SECTION, EncoderInfo, Weights
+from multistill.encoders.base import SPEECH_SECTION, EncoderInfo, Weights
 from multistill.encoders.layers import LayerSelector
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray

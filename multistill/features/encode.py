@@ -35,7 +35,7 @@ def encode(
     Ray must be initialised. Shards that a killed attempt finished in `out` are kept.
 
     Args:
-        manifest: Parquet with utterance_id, audio_path, text and duration_s.
+        manifest: Parquet with utterance_id, audio_path, audio_digest, text and duration_s.
         out: a new folder, or that of an earlier attempt.
 
     Returns:
@@ -177,6 +177,7 @@ def _finish(
         "encoded": encoded,
         "quarantined": len(quarantined),
         "cut": sum(marker["cut"] for marker in markers),
+        "silent": sum(marker["silent"] for marker in markers),
         "audio_seconds": round(progress.audio_seconds, 3),
         "seconds": round(encode_seconds, 3),
         "bytes": bytes_stored,

@@ -44,7 +44,7 @@ def rates(before: Snapshot, now: Snapshot) -> dict[str, float]:
 
 def _kind(reason: str) -> str:
     """The kind of a quarantine reason: `too short` for `too short: 320 samples ...`."""
-    return re.split("[:;]", reason, maxsplit=1)[0]
+    return re.split("[:;(]", reason, maxsplit=1)[0].strip()
 
 
 class Progress:
@@ -124,7 +124,15 @@ class Progress:
     def record(self, summary: dict[str, Any]) -> None:
         """Log throughput and counts of the whole stage as metrics."""
         kinds = Counter(_kind(reason) for _, _, reason in self.quarantined)
-        figures = ("quarantined", "cut", "audio_seconds", "bytes", "worker_peak_bytes", "shards")
+        figures = (
+            "quarantined",
+            "cut",
+            "silent",
+            "audio_seconds",
+            "bytes",
+            "worker_peak_bytes",
+            "shards",
+        )
         self._logger.metrics(
             {
                 "clips": float(summary["encoded"]),
@@ -136,6 +144,13 @@ class Progress:
                 **rates(self._start, self._snapshot()),
             }
         )
+        if summary["silent"]:
+            markers = [marker for _, marker in sorted(self.markers.items())]
+            names = [name for marker in markers for name in marker["silent_examples"]][:3]
+            self._logger.info(
+                f"{summary['silent']} clips are silent once their channels are mixed, e.g. "
+                f"{', '.join(names)}; their states say nothing"
+            )
         if summary["cut"]:
             self._logger.info(
                 f"{summary['cut']} clips were longer than {self._config.speech.max_seconds:g} s "

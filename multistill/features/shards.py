@@ -24,7 +24,7 @@ from multistill.workspace import atomic_path, canonical, clear, read_json, write
 
 PLAN = "plan.arrow"
 PLAN_INFO = "plan.json"
-COLUMNS = ["utterance_id", "audio_path", "text", "duration_s"]
+COLUMNS = ["utterance_id", "audio_path", "audio_digest", "text", "duration_s"]
 
 TARGET_SHARDS = 16
 """Small corpora get shards below `shard_seconds`, so that workers share them and runs resume."""

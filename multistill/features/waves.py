@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from multistill.audio.errors import UnusableClipError, describe
 from multistill.config import FeaturesConfig
-from multistill.encoders.audio import UnusableClipError, Wave, decode
+from multistill.features.decode import Wave, decode
 from multistill.features.shards import read_shard
 
 
@@ -30,22 +31,32 @@ class DecodedShard:
 
 
 def decode_shard(plan: Path, shard: int, config: FeaturesConfig) -> DecodedShard:
-    """Decode every clip of a shard; clips that fail get a reason instead of a wave."""
+    """Decode every clip of a shard; clips that fail get a reason instead of a wave.
+
+    Whatever a clip raises is its own: only a lack of memory and a broken installation end the
+    stage, since they would end it for the next clip, too.
+    """
     clips = read_shard(plan, shard)
     decoded = DecodedShard(
         clips.column("utterance_id").to_pylist(),
         clips.column("audio_path").to_pylist(),
         [text or "" for text in clips.column("text").to_pylist()],
     )
-    for row, path in enumerate(decoded.paths):
+    digests = clips.column("audio_digest").to_pylist()
+    for row, (path, digest) in enumerate(zip(decoded.paths, digests, strict=True)):
         try:
             decoded.waves[row] = decode(
                 path,
                 max_seconds=config.speech.max_seconds,
                 long_clips=config.speech.long_clips,
+                digest=digest or None,
             )
         except UnusableClipError as error:
             decoded.reasons[row] = str(error)
+        except (MemoryError, ImportError):
+            raise
+        except Exception as error:
+            decoded.reasons[row] = f"cannot be decoded: {type(error).__name__}: {describe(error)}"
     return decoded
 
 
@@ -63,6 +74,7 @@ def to_table(decoded: DecodedShard, shard: int) -> pa.Table:
             "rows": pa.array([rows], pa.list_(pa.int64())),
             "lengths": pa.array([[len(wave.samples) for wave in waves]], pa.list_(pa.int64())),
             "cut": pa.array([[wave.cut for wave in waves]], pa.list_(pa.bool_())),
+            "silent": pa.array([[wave.silent for wave in waves]], pa.list_(pa.bool_())),
             "failed": pa.array([list(decoded.reasons)], pa.list_(pa.int64())),
             "reasons": pa.array([list(decoded.reasons.values())], pa.list_(pa.string())),
             "samples": pa.LargeListArray.from_arrays(
@@ -79,9 +91,9 @@ def from_table(table: pa.Table) -> DecodedShard:
     flat = table.column("samples").combine_chunks().flatten().to_numpy()
     ends = np.cumsum(row["lengths"], dtype=np.int64)
     waves = {
-        number: Wave(flat[end - length : end], cut)
-        for number, length, end, cut in zip(
-            row["rows"], row["lengths"], ends, row["cut"], strict=True
+        number: Wave(flat[end - length : end], cut, silent)
+        for number, length, end, cut, silent in zip(
+            row["rows"], row["lengths"], ends, row["cut"], row["silent"], strict=True
         )
     }
     reasons = dict(zip(row["failed"], row["reasons"], strict=True))

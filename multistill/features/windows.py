@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from multistill.encoders.base import SAMPLE_RATE
+from multistill.audio import SAMPLE_RATE
 from multistill.typing import FloatArray
 
 Span = tuple[int, int]

@@ -14,17 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from multistill.audio import SAMPLE_RATE
 from multistill.config import FeaturesConfig
-from multistill.encoders.audio import Wave
-from multistill.encoders.base import SAMPLE_RATE, SpeechEncoder, TextEncoder
+from multistill.encoders.base import SpeechEncoder, TextEncoder
 from multistill.encoders.registry import load_speech, load_text
+from multistill.features.attempts import encode_each, is_of_the_item, is_out_of_memory
 from multistill.features.collate import cut_by_padded_size
+from multistill.features.decode import Wave
 from multistill.features.store_writer import Clip, ShardWriter, shard_writer
 from multistill.features.waves import DecodedShard
 from multistill.features.windows import Span, join_windows, window_spans
 from multistill.typing import FloatArray
 
 TEXTS_PER_BATCH = 64
+PROBE_TEXT = "a"
+"""A transcript that every working text encoder encodes."""
+EXAMPLES = 10
+"""Silent clips that a shard's marker names."""
 VERIFIED_CLIPS = 4
 """Clips of its first shard on which a worker compares bfloat16 with float32."""
 
@@ -104,7 +110,13 @@ class ShardEncoder:
 
     def _verify(self, waves: list[Wave]) -> None:
         shortest = sorted((wave.samples for wave in waves), key=len)[:VERIFIED_CLIPS]
-        self.speech.verify(shortest)
+        try:
+            self.speech.verify(shortest)
+        except Exception as error:
+            if not is_of_the_item(error):
+                raise
+            # The clip at fault gets its reason when it is encoded; the next shard is compared.
+            return
         self._verified = bool(shortest)
 
     def _too_short(self, decoded: DecodedShard) -> dict[int, str]:
@@ -119,16 +131,27 @@ class ShardEncoder:
         self, decoded: DecodedShard, reasons: dict[int, str], writer: ShardWriter, started: float
     ) -> dict[str, Any]:
         encoded = [wave for row, wave in decoded.waves.items() if row not in reasons]
+        silent = [
+            decoded.ids[row]
+            for row, wave in sorted(decoded.waves.items())
+            if wave.silent and row not in reasons
+        ]
         return {
             "clips": len(decoded.ids),
             "encoded": writer.rows,
             "audio_seconds": sum(len(wave.samples) for wave in encoded) / SAMPLE_RATE,
             "cut": sum(wave.cut for wave in encoded),
+            "silent": len(silent),
+            "silent_examples": silent[:EXAMPLES],
             "encode_seconds": round(time.monotonic() - started, 4),
             # Linux reports KiB.
             "worker_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "quarantined": [
-                [decoded.ids[row], decoded.paths[row], reason]
+                [
+                    decoded.ids[row],
+                    decoded.paths[row],
+                    f"{reason} ({Path(decoded.paths[row]).name})",
+                ]
                 for row, reason in sorted(reasons.items())
             ],
             "speech": self.speech.info.to_dict(),
@@ -191,44 +214,55 @@ class ShardEncoder:
         reasons: dict[int, str],
     ) -> list[Clip]:
         """Join the windows of complete clips and encode their transcripts."""
-        texts: list[FloatArray] = []
+        texts: list[FloatArray | str] = []
         for start in range(0, len(rows), TEXTS_PER_BATCH):
-            batch = rows[start : start + TEXTS_PER_BATCH]
-            texts += self.text.encode([decoded.texts[row] for row in batch])
+            batch = [decoded.texts[row] for row in rows[start : start + TEXTS_PER_BATCH]]
+            texts += encode_each(self.text.encode, batch, PROBE_TEXT, "the text encoder failed")
         clips = []
         for row, text in zip(rows, texts, strict=True):
             windows = states.pop(row)
+            if isinstance(text, str):
+                reasons[row] = text
+                continue
             if not np.isfinite(text).all():
                 reasons[row] = "the text encoder made values that are not finite"
                 continue
             in_order = [windows[number] for number in range(len(spans[row]))]
             audio = join_windows(in_order, spans[row], self.speech.hop)
             expected = self.speech.frames(len(decoded.waves[row].samples))
-            assert len(audio) == expected, f"expected {expected} states, got {len(audio)}"
+            if len(audio) != expected:
+                reasons[row] = f"wrong number of states: {len(audio)} instead of {expected}"
+                continue
             clips.append(Clip(decoded.ids[row], audio, text))
         return clips
 
     def _encode(self, batch: list[Window]) -> list[FloatArray | str]:
         """States of each window, or the reason why it could not be encoded.
 
-        A batch that exceeds the GPU's memory is halved. Batches of later shards are limited to
-        half of what failed.
+        A batch that exceeds the memory is halved. Batches of later shards are limited to half of
+        what failed.
         """
+        waves = [window.samples for window in batch]
         try:
-            return list(self.speech.encode([window.samples for window in batch]))
-        except torch.OutOfMemoryError:
+            return encode_each(self.speech.encode, waves, probe_wave(), "the speech encoder failed")
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             if len(batch) == 1:
                 seconds = len(batch[0].samples) / SAMPLE_RATE
-                return [
-                    f"out of memory: {seconds:.1f} s do not fit the GPU; use `long_clips: window`"
-                ]
+                return [f"out of memory: {seconds:.1f} s do not fit; use `long_clips: window`"]
         # Outside the handler, where the tensors of the failed batch are released.
         failed_seconds = len(batch) * max(len(window.samples) for window in batch) / SAMPLE_RATE
         self._batch_seconds = min(self._batch_seconds, max(failed_seconds / 2, 1.0))
         middle = len(batch) // 2
         return [*self._encode(batch[:middle]), *self._encode(batch[middle:])]
+
+
+def probe_wave() -> FloatArray:
+    """A second of noise that every working speech encoder encodes."""
+    return np.random.default_rng(0).standard_normal(SAMPLE_RATE).astype(np.float32)
 
 
 def _add_refused(

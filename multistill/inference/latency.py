@@ -18,9 +18,9 @@ import torch
 
 from multistill.config import FeaturesConfig
 from multistill.corpora.manifest import MANIFEST
-from multistill.encoders.audio import Wave, decode
 from multistill.encoders.registry import load_speech, load_text
 from multistill.errors import MultistillError
+from multistill.features.decode import Wave, decode
 from multistill.features.identity import resolved_weights
 
 WARM_UP = 3

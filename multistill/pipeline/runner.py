@@ -172,7 +172,9 @@ class RunContext:
     def _build(self, step: Step, name: str) -> Artifact:
         lost = self.workspace.find(step.kind, name)
         if lost is not None:
-            self.display.print(f"{step.name:<9} refers to models that are gone; running it again")
+            self.display.print(
+                f"{step.name:<9} refers to files that are gone or changed; running it again"
+            )
             shutil.rmtree(lost.path)
         run_logger = self._open()
         if step.uses_ray:

@@ -115,7 +115,7 @@ class Step(ABC):
         return None
 
     def is_intact(self, artifact: Artifact) -> bool:
-        """Whether what the artifact refers to outside its folder still exists."""
+        """Whether what the artifact refers to outside its folder still is what it was."""
         return True
 
     def plan(self, resources: Resources, artifacts: Artifacts) -> Mapping[str, Any]:

@@ -26,6 +26,7 @@ from multistill.report.svg import (
     to_svg,
 )
 from multistill.report.terminal import over_seeds
+from multistill.typing import FloatArray
 
 Record = Mapping[str, Any]
 
@@ -237,15 +238,15 @@ def curves(
         axis.set_visible(False)
     for axis, (name, epochs) in zip(axes.flat, shown.items(), strict=False):
         number = [epoch["epoch"] for epoch in epochs]
-        axis.plot(number, [epoch.get("train_loss", np.nan) for epoch in epochs], color=CONTROL)
-        axis.plot(number, [epoch.get("valid_loss", np.nan) for epoch in epochs], color=TEACHER)
+        axis.plot(number, _series(epochs, "train_loss"), color=CONTROL)
+        axis.plot(number, _series(epochs, "valid_loss"), color=TEACHER)
         axis.set_title(name, fontsize=9)
         axis.set_ylim(bottom=0)
         axis.tick_params(labelsize=8)
-        values = [epoch.get(f"valid_{metric}", np.nan) for epoch in epochs]
+        values = _series(epochs, f"valid_{metric}")
         if np.isfinite(values).any():
             sign = -1 if metric == "loss" else 1
-            best = int(np.nanargmax(sign * np.asarray(values)))
+            best = int(np.nanargmax(sign * values))
             axis.axvline(number[best], color=STUDENT, linewidth=1, linestyle=(0, (2, 2)), zorder=0)
             if metric != "loss":
                 scale = axis.twinx()
@@ -426,3 +427,8 @@ def histogram(name: str, title: str, edges: Sequence[float], counts: Sequence[in
     axis.grid(axis="y", alpha=0.7)
     axis.set_axisbelow(True)
     return to_svg(figure, name, f"histogram: {title}")
+
+
+def _series(epochs: Sequence[Mapping[str, Any]], name: str) -> FloatArray:
+    """A figure of each epoch, NaN where it is missing or was not finite."""
+    return np.array([epoch.get(name) for epoch in epochs], np.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from pathlib import Path
@@ -17,7 +16,7 @@ from multistill.search.spec import SearchSpec
 from multistill.search.storage import DRIVER, EXPERIMENT, outcome_of
 from multistill.search.trial_folders import trial_key
 from multistill.tracking.logger import RunLogger
-from multistill.workspace import write_json
+from multistill.workspace import to_json, write_json
 
 if TYPE_CHECKING:
     import optuna
@@ -89,7 +88,7 @@ def write_results(
     """
     rows = trial_rows(study)
     table = pa.Table.from_pylist(
-        [{**row, "params": json.dumps(row["params"], sort_keys=True)} for row in rows],
+        [{**row, "params": to_json(row["params"], sort_keys=True)} for row in rows],
         schema=SCHEMA,
     )
     pq.write_table(table, out / TRIALS)

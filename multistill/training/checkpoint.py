@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from multistill.errors import MultistillError
-from multistill.workspace import atomic_path, canonical, read_json
+from multistill.workspace import atomic_path, canonical, read_json, to_json
 
 Tensors = dict[str, torch.Tensor]
 
@@ -165,7 +164,7 @@ def _write_folder(
                 save_file(_cpu_tensors(tensors), partial / file)
         digests = {file: _sha256(partial / file) for file in files}
         record = {"format": FORMAT, "sha256": digests, "progress": vars(progress)}
-        content = json.dumps({**record, "seal": _record_digest(record)})
+        content = to_json({**record, "seal": _record_digest(record)})
         (partial / _RECORD).write_text(content, encoding="utf-8")
         if folder.exists():  # damaged, from an earlier attempt: this epoch was trained again
             shutil.rmtree(folder)

@@ -10,6 +10,7 @@ from helpers.generators.parts import write_wav
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from multistill.audio.digests import Digests
 from multistill.corpora.audio_headers import read_header
 from multistill.corpora.paths import FileResolver, list_files
 
@@ -32,7 +33,7 @@ def test_names_are_found_in_any_unicode_form(tmp_path: Path) -> None:
 def test_a_link_to_itself_is_reported_as_unreadable(tmp_path: Path) -> None:
     (tmp_path / "loop.wav").symlink_to("loop.wav")
     assert list_files(tmp_path, tmp_path) == {"loop.wav": True}
-    assert "cannot be opened" in str(read_header(str(tmp_path / "loop.wav")))
+    assert "cannot be opened" in str(read_header(str(tmp_path / "loop.wav"), Digests()))
     with pytest.raises(ValueError, match="no such file"):
         FileResolver(tmp_path).resolve("loop.wav")
 

@@ -18,7 +18,7 @@ from helpers.recording_logger import RecordingLogger
 
 from multistill.config import CLASSES, CorpusConfig, SplitConfig
 from multistill.corpora.manifest import MANIFEST_SCHEMA, REJECTED_SCHEMA, read_manifest
-from multistill.corpora.prepare import listing, prepare
+from multistill.corpora.prepare import is_current, listing, prepare
 from multistill.errors import MultistillError, UsageError
 from multistill.workspace import read_json
 
@@ -140,18 +140,18 @@ def test_every_row_is_in_the_manifest_or_rejected_with_a_reason(
     kept = {row["utterance_id"]: row for row in read_manifest(tmp_path / "out").to_pylist()}
     assert len(kept) + len(reasons) == len(corpus.rows) == 49
     assert summary["rejected"] == len(reasons) == 5
-    assert "is empty (0 bytes)" in reasons["table/s01t00"]
-    assert "is not audio" in reasons["table/s02t01"]
+    assert "empty: 0 bytes" in reasons["table/s01t00"]
+    assert "not audio" in reasons["table/s02t01"]
     assert sum("s03t02.wav" in reason for reason in reasons.values()) == 1
     assert sum("duplicate id" in reason for reason in reasons.values()) == 1
-    assert "is truncated" in reasons["table/s04t03"]
+    assert "truncated" in reasons["table/s04t03"]
 
 
 def test_a_corpus_without_valid_utterances_is_refused_with_the_first_reason(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path / "corpus")
     for turn in range(3):
         (corpus.root / f"{corpus.add(1, turn, votes_for(0))}.wav").write_bytes(b"")
-    with pytest.raises(MultistillError, match=r"all 3 utterances are rejected; .*s01t00.*is empty"):
+    with pytest.raises(MultistillError, match=r"all 3 utterances are rejected; .*s01t00.*empty"):
         run(tmp_path / "out", corpus.config())
 
 
@@ -274,6 +274,50 @@ def test_the_listing_depends_on_the_files_that_loaders_read(tmp_path: Path, corp
     assert listing([CorpusConfig(kind="demo")]) == listing([CorpusConfig(kind="demo")])
     with pytest.raises(UsageError, match=r"looked for the folder .*/nowhere, which does not exist"):
         listing([CorpusConfig(kind="kemdy20", path=str(tmp_path / "nowhere"))])
+
+
+def test_an_edit_that_keeps_size_and_time_makes_the_manifest_out_of_date(
+    tmp_path: Path, corpus: Corpus
+) -> None:
+    config = corpus.config()
+    digests = tmp_path / "digests.npy"
+    out = tmp_path / "out"
+    out.mkdir()
+    first = prepare([config], SplitConfig(), 1, out, unpacked=tmp_path, digests=digests)
+    before = listing([config])
+    assert is_current(out / "manifest.parquet", digests)
+    (corpus.root / "s01t00.wav").chmod(0o600)
+    assert is_current(out / "manifest.parquet", digests), "the content is what it was"
+    edited = corpus.root / "s01t01.wav"
+    status = edited.stat()
+    data = bytearray(edited.read_bytes())
+    data[200] ^= 1
+    edited.write_bytes(data)
+    os.utime(edited, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert listing([config]) == before
+    assert not is_current(out / "manifest.parquet", digests)
+    again = prepare([config], SplitConfig(), 1, out, unpacked=tmp_path, digests=digests)
+    assert again["content"] != first["content"]
+    assert is_current(out / "manifest.parquet", digests)
+    edited.unlink()
+    assert not is_current(out / "manifest.parquet", digests)
+
+
+def test_any_byte_of_a_recording_changes_the_key_of_the_features(
+    tmp_path: Path, corpus: Corpus
+) -> None:
+    config = corpus.config()
+    seen = {str(run(tmp_path / "before", config)["content"])}
+    path = corpus.root / "s03t02.wav"
+    original = path.read_bytes()
+    for number, offset in enumerate((44, 1_000, len(original) // 3, len(original) - 1)):
+        data = bytearray(original)
+        data[offset] ^= 1
+        path.write_bytes(data)
+        seen.add(str(run(tmp_path / f"{number}", config)["content"]))
+    path.write_bytes(original)
+    assert len(seen) == 5
+    assert str(run(tmp_path / "after", config)["content"]) in seen
 
 
 def test_a_file_name_that_is_not_utf8_is_rejected_and_escaped(tmp_path: Path) -> None:

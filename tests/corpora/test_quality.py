@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import soundfile
 
+from multistill.audio.levels import measure
+from multistill.audio.reading import read_sound
 from multistill.config import CorpusConfig, SplitConfig
-from multistill.corpora import quality
 from multistill.corpora.manifest import read_manifest
 from multistill.corpora.prepare import prepare
 from multistill.workspace import read_json
@@ -64,43 +66,74 @@ def test_the_report_finds_suspicious_recordings(tmp_path: Path) -> None:
     assert sum(sum(part.values()) for part in report["split"]["classes"].values()) == 14
 
 
-def test_files_that_differ_outside_the_sampled_bytes_are_no_duplicates(
-    tmp_path: Path,
-) -> None:
+def prepared(folder: Path, files: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The quality report of a corpus of these recordings, written as float32."""
+    rows = ["audio_path,text,label,speaker"]
+    for number, (name, samples) in enumerate(files.items()):
+        soundfile.write(folder / f"{name}.wav", samples, 16_000, "FLOAT")
+        rows.append(f"{name}.wav,말,{('sad', 'happy')[number % 2]},p{number}")
+    (folder / "table.csv").write_text("\n".join(rows), encoding="utf-8")
+    corpus = CorpusConfig(kind="table", path=str(folder / "table.csv"))
+    prepare([corpus], SplitConfig(), folder, unpacked=folder)
+    text = (folder / "quality.json").read_text(encoding="utf-8")
+    report: dict[str, Any] = json.loads(text, parse_constant=pytest.fail)
+    return report
+
+
+def test_only_files_that_are_equal_in_every_byte_are_duplicates(tmp_path: Path) -> None:
     sound = np.random.default_rng(5).uniform(-0.5, 0.5, 40_000)
     other = sound.copy()
     other[10_000] = 0.9
-    for i, samples in enumerate((sound, sound, other, sound[::-1])):
-        soundfile.write(tmp_path / f"c{i}.wav", samples, 16_000, "PCM_16")
-    rows = [f"c{i}.wav,말,sad,p{i}" for i in range(4)]
-    table = tmp_path / "table.csv"
-    table.write_text("\n".join(["audio_path,text,label,speaker", *rows]), encoding="utf-8")
-    corpus = CorpusConfig(kind="table", path=str(table))
-    prepare([corpus], SplitConfig(), tmp_path, unpacked=tmp_path)
-    report = read_json(tmp_path / "quality.json")["duplicates"]
-    assert (report["groups"], report["utterances"], report["compared_whole"]) == (1, 2, 3)
-    assert (report["only_alike"], report["not_compared"]) == (1, 0)
+    files = {"c0": sound, "c1": sound, "c2": other, "c3": sound[::-1]}
+    report = prepared(tmp_path, files)["duplicates"]
+    assert (report["groups"], report["utterances"]) == (1, 2)
     assert report["examples"] == [["table/c0", "table/c1"]]
+    assert report["groups_on_both_sides"] in (0, 1)
 
 
-def test_groups_beyond_the_limit_are_not_read_and_counted_separately(
-    monkeypatch: pytest.MonkeyPatch,
+def test_what_the_encoders_cannot_use_is_named_and_the_figures_are_those_of_the_others(
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(quality, "COMPARED_GROUPS", 1)
-    content = {**{f"{i}": "same" for i in range(11)}, "x": "one", "y": "two"}
-    monkeypatch.setattr(quality, "content_digest", content.__getitem__)
-    names = [*"xy", *map(str, range(11))]
-    rows = pa.table(
-        {
-            "utterance_id": names,
-            "audio_path": names,
-            "audio_digest": ["alike"] * 2 + ["many"] * 11,
-            "split": ["train", "test"] + ["train"] * 11,
-        }
-    )
-    report = quality.duplicates(rows)
-    assert report["groups"] == report["utterances"] == report["groups_on_both_sides"] == 0
-    assert (report["compared_whole"], report["only_alike"], report["not_compared"]) == (2, 1, 1)
+    rng = np.random.default_rng(7)
+    plain = [rng.normal(0, 0.1, 16_000) for _ in range(6)]
+    sound = rng.normal(0, 0.1, 16_000)
+    bad = {
+        "nan": np.where(np.arange(16_000) == 500, np.nan, sound),
+        "inf": np.where(np.arange(16_000) == 15_999, -np.inf, sound),
+        "opposite": np.stack([sound, -sound], axis=1),
+        "nearly": np.stack([sound, -0.95 * sound], axis=1),
+        "three": np.stack([sound, sound, -2 * sound], axis=1),
+        "dead": np.stack([sound, np.zeros(16_000)], axis=1),
+        "offset": np.stack([sound, np.full(16_000, 0.25)], axis=1),
+        "constant": np.full(16_000, 0.5),
+        "quiet": sound * 1e-5,
+        "huge": sound * 3e38,
+    }
+    report = prepared(tmp_path, {**{f"p{i}": x for i, x in enumerate(plain)}, **bad})["signal"]
+
+    def named(kind: str) -> list[str]:
+        return [case.removeprefix("table/").split(":")[0] for case in report[kind]["examples"]]
+
+    assert named("not_finite") == ["nan", "inf"]
+    assert named("cancelled") == ["opposite", "nearly", "three"]
+    assert named("silent") == ["opposite", "three", "constant", "quiet"]
+    assert named("dead_channel") == ["dead", "offset"]
+    assert named("clipped") == ["huge"]
+    assert report["undecodable"]["count"] == 0
+    assert all(np.isfinite(list(report["level_dbfs"].values())))
+    assert -26 < report["level_dbfs"]["median"] < -18
+
+
+def test_the_level_is_that_of_the_signal_at_16_khz(tmp_path: Path) -> None:
+    """A tone above 8 kHz is not encoded, however loud it is in the file."""
+    time = np.arange(48_000) / 48_000
+    path = tmp_path / "high.wav"
+    soundfile.write(path, 0.5 * np.sin(2 * np.pi * 20_000 * time), 48_000)
+    sound = read_sound(str(path), measured=True)
+    assert sound.levels is not None
+    levels = measure(sound.samples, sound.levels)
+    assert levels.level_dbfs < -40
+    assert sound.levels.dbfs[0] > -10
 
 
 @pytest.mark.parametrize("raters", ["", ",rater_a,rater_b"])

@@ -11,7 +11,6 @@ import torch
 from helpers.features_case import save_electra, save_wav2vec2, tone
 
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
-from multistill.encoders.audio import normalize
 from multistill.encoders.registry import (
     BUILT_IN_SPEECH,
     BUILT_IN_TEXT,
@@ -22,6 +21,7 @@ from multistill.encoders.registry import (
 )
 from multistill.encoders.speech import LogMel, Wav2Vec2Family
 from multistill.errors import MultistillError, UsageError
+from multistill.features.decode import normalize
 from multistill.features.identity import features_identity
 from multistill.features.worker import Window, batch_windows
 from multistill.workspace import canonical

@@ -63,8 +63,8 @@ def test_failed_clips_are_quarantined_and_a_rerun_encodes_only_what_is_missing(
     summary = encode(manifest, config(max_quarantined=0.2), out, logger)
     quarantine = pq.read_table(out / "quarantine.parquet").to_pylist()
     assert {row["utterance_id"]: row["reason"].split(":")[0] for row in quarantine} == {
-        "c/0003": "cannot be decoded",
-        "c/0008": "cannot be decoded",
+        "c/0003": "empty",
+        "c/0008": "not audio",
         "c/0015": "too short",
     }
     store = FeatureStore(out)
@@ -74,7 +74,7 @@ def test_failed_clips_are_quarantined_and_a_rerun_encodes_only_what_is_missing(
     assert logger.logged_metrics["clips"] == 21
     assert logger.logged_metrics["quarantined"] == 3
     assert logger.logged_metrics["quarantined_too_short"] == 1
-    assert logger.logged_metrics["quarantined_cannot_be_decoded"] == 2
+    assert logger.logged_metrics["quarantined_not_audio"] == 1
     rates = {"clips_per_second", "audio_hours_per_hour", "real_time_factor"}
     assert rates <= logger.logged_metrics.keys()
     stats = {name for call in logger.progress_calls for name in call.stats}

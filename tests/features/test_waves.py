@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,13 +15,16 @@ from helpers.features_case import tone, write_corpus, write_manifest_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from multistill.audio.digests import digest_of
+from multistill.audio.reading import opened
 from multistill.config import FeaturesConfig
-from multistill.encoders.audio import UnusableClipError, Wave, decode
 from multistill.errors import MultistillError
+from multistill.features import waves
+from multistill.features.decode import UnusableClipError, Wave, decode
 from multistill.features.shards import plan_shards, read_shard
 from multistill.features.sizing import size_pools
 from multistill.features.watchdog import watch
-from multistill.features.waves import DecodedShard, from_table, to_table
+from multistill.features.waves import DecodedShard, decode_shard, from_table, to_table
 from multistill.features.windows import join_windows, window_spans
 from multistill.features.worker import Window, batch_windows
 
@@ -60,14 +64,76 @@ def test_an_unusable_clip_raises_with_its_reason(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "nan.wav", np.full(800, np.nan, np.float32), 16_000, "FLOAT")
     soundfile.write(tmp_path / "long.wav", tone(3.0), 16_000)
     for name, reason in (
-        ("corrupt.wav", "cannot be decoded"),
-        ("gone.wav", "cannot be decoded"),
+        ("corrupt.wav", "not audio"),
+        ("gone.wav", "cannot be opened: No such file"),
         ("empty.wav", "empty"),
         ("nan.wav", "not finite"),
         ("long.wav", "too long: 3.0 s, the limit is 2 s"),
     ):
         with pytest.raises(UnusableClipError, match=reason):
             read(tmp_path / name, 2.0, "quarantine")
+
+
+def one_shard(folder: Path, rows: list[dict[str, Any]]) -> DecodedShard:
+    manifest = write_manifest_rows(folder / "manifest.parquet", rows)
+    (folder / "plan").mkdir()
+    plan = plan_shards(manifest, 1e6, folder / "plan")
+    assert plan.shards == 1
+    return decode_shard(plan.path, 0, FeaturesConfig())
+
+
+def test_whatever_one_clip_raises_while_it_is_decoded_is_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [ValueError("no"), IndexError(), TypeError("t"), OSError(5, "Input/output error")]
+    rows = write_corpus(tmp_path / "wav", [0.5] * (len(errors) + 1))
+    by_path = dict(zip((row["audio_path"] for row in rows), errors, strict=False))
+
+    def choosy(path: str, **keys: Any) -> Wave:
+        if path in by_path:
+            raise by_path[path]
+        return decode(path, **keys)
+
+    monkeypatch.setattr(waves, "decode", choosy)
+    decoded = one_shard(tmp_path, rows)
+    assert list(decoded.waves) == [len(errors)]
+    for row, error in enumerate(errors):
+        assert decoded.reasons[row].startswith(f"cannot be decoded: {type(error).__name__}: ")
+
+
+@pytest.mark.parametrize("error", [MemoryError, ImportError])
+def test_a_lack_of_memory_and_a_broken_installation_are_nobodys_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def failing(path: str, **keys: Any) -> Wave:
+        raise error
+
+    monkeypatch.setattr(waves, "decode", failing)
+    with pytest.raises(error):
+        one_shard(tmp_path, write_corpus(tmp_path / "wav", [0.5]))
+
+
+def test_a_file_that_changed_after_it_was_prepared_is_not_encoded(tmp_path: Path) -> None:
+    rows = write_corpus(tmp_path / "wav", [0.5, 0.5])
+    for row in rows:
+        with opened(row["audio_path"]) as handle:
+            row["audio_digest"] = digest_of(handle)
+    with Path(rows[1]["audio_path"]).open("r+b") as stream:
+        stream.seek(9_000)
+        stream.write(bytes(2_000))
+    decoded = one_shard(tmp_path, rows)
+    assert list(decoded.waves) == [0]
+    assert decoded.reasons[1].startswith("changed since the prepare stage read it: ")
+
+
+def test_channels_that_cancel_each_other_give_a_silent_clip(tmp_path: Path) -> None:
+    left = tone(1.0)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, -left], axis=1), 16_000)
+    assert read(tmp_path / "a.wav").silent
+    soundfile.write(tmp_path / "a.wav", np.full(16_000, 0.5), 16_000)
+    assert read(tmp_path / "a.wav").silent
+    soundfile.write(tmp_path / "a.wav", left, 16_000)
+    assert not read(tmp_path / "a.wav").silent
 
 
 def test_a_long_clip_is_cut_and_marked_or_read_completely_for_windows(tmp_path: Path) -> None:
@@ -119,15 +185,15 @@ def test_batches_stay_within_their_seconds_including_padding(
 
 
 def test_a_decoded_shard_is_unchanged_by_conversion_to_arrow_and_back() -> None:
-    waves = {0: Wave(tone(0.1), False), 2: Wave(tone(0.2), True)}
-    decoded = DecodedShard(["a", "b", "c"], ["x", "y", "z"], ["", "나", "t"], waves, {1: "empty"})
+    clips = {0: Wave(tone(0.1), False, True), 2: Wave(tone(0.2), True)}
+    decoded = DecodedShard(["a", "b", "c"], ["x", "y", "z"], ["", "나", "t"], clips, {1: "empty"})
     back = from_table(to_table(decoded, 7))
     assert (back.ids, back.paths, back.texts) == (decoded.ids, decoded.paths, decoded.texts)
     assert back.reasons == decoded.reasons
-    assert back.waves.keys() == waves.keys()
-    for row, wave in waves.items():
+    assert back.waves.keys() == clips.keys()
+    for row, wave in clips.items():
         assert np.array_equal(back.waves[row].samples, wave.samples)
-        assert back.waves[row].cut == wave.cut
+        assert (back.waves[row].cut, back.waves[row].silent) == (wave.cut, wave.silent)
     failed = from_table(to_table(DecodedShard(["a"], ["x"], [""], {}, {0: "empty"}), 1))
     assert failed.waves == {}
     assert failed.reasons == {0: "empty"}

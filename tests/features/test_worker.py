@@ -13,10 +13,10 @@ from helpers.features_case import save_wav2vec2, tone
 from safetensors.torch import load_file, save_file
 
 from multistill.config import FeaturesConfig
-from multistill.encoders.audio import Wave, normalize
 from multistill.encoders.base import EncoderInfo
 from multistill.errors import MultistillError
 from multistill.features.actors import MAX_ATTEMPTS, count_attempts
+from multistill.features.decode import Wave, normalize
 from multistill.features.store import FeatureStore
 from multistill.features.store_writer import finish_store, read_marker
 from multistill.features.waves import DecodedShard
@@ -143,8 +143,87 @@ def test_a_transcript_whose_states_are_nan_quarantines_its_clip(tmp_path: Path) 
     summary = encoder.write(clips, 0, tmp_path)
     assert summary["encoded"] == 2
     assert summary["quarantined"] == [
-        ["u1", "u1.wav", "the text encoder made values that are not finite"]
+        ["u1", "u1.wav", "the text encoder made values that are not finite (u1.wav)"]
     ]
+
+
+class Choosy(FakeEncoder):
+    """Fails on waves that begin with 50, or on all of them."""
+
+    def __init__(self, error: Exception, *, broken: bool = False) -> None:
+        super().__init__()
+        self.error = error
+        self.broken = broken
+
+    def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:
+        if self.broken or any(wave[0] == 50 for wave in waves):
+            raise self.error
+        return super().encode(waves)
+
+
+ERRORS = [
+    RuntimeError("shape"), ValueError(""), IndexError("list"), KeyError("x"), AssertionError(),
+    ZeroDivisionError(), UnicodeEncodeError("utf-8", "\ud800", 0, 1, "no"), OSError("cannot read"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_whatever_one_clip_raises_in_the_encoder_is_its_reason(
+    tmp_path: Path, error: Exception
+) -> None:
+    clips = decoded([1.0] * 6)
+    clips.waves[4].samples[0] = 50.0
+    summary, store = encode(tmp_path, clips, Choosy(error))
+    [[name, path, reason]] = summary["quarantined"]
+    assert (name, path) == ("u4", "u4.wav")
+    assert reason.startswith(f"the speech encoder failed: {type(error).__name__}: ")
+    assert reason.endswith("(u4.wav)")
+    assert store.ids == ["u0", "u1", "u2", "u3", "u5"]
+
+
+def test_a_shard_with_a_single_clip_that_cannot_be_encoded_is_finished(tmp_path: Path) -> None:
+    clips = decoded([1.0])
+    clips.waves[0].samples[0] = 50.0
+    encoder = shard_encoder(Choosy(RuntimeError("shape")), dtype="float32")
+    assert encoder.write(clips, 0, tmp_path)["encoded"] == 0
+
+
+@pytest.mark.parametrize("error", [*ERRORS, MemoryError(), MultistillError("settings")])
+def test_an_encoder_that_works_for_no_clip_ends_the_stage_with_its_own_error(
+    tmp_path: Path, error: Exception
+) -> None:
+    encoder = shard_encoder(Choosy(error, broken=True))
+    with pytest.raises(type(error)):
+        encoder.write(decoded([1.0, 1.0]), 0, tmp_path)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_whatever_one_transcript_raises_is_the_reason_of_its_clip(
+    tmp_path: Path, error: Exception
+) -> None:
+    clips = decoded([1.0, 1.0, 1.0])
+    clips.texts[:] = ["one", "bad", "three"]
+    encoder = shard_encoder()
+    correct = encoder.text.encode
+
+    def choosy(texts: Sequence[str]) -> list[FloatArray]:
+        if "bad" in texts:
+            raise error
+        return correct(texts)
+
+    encoder.text.encode = choosy  # type: ignore[method-assign]
+    summary = encoder.write(clips, 0, tmp_path)
+    [[name, _, reason]] = summary["quarantined"]
+    assert name == "u1"
+    assert reason.startswith(f"the text encoder failed: {type(error).__name__}: ")
+    assert summary["encoded"] == 2
+
+
+def test_silent_clips_are_counted_and_named(tmp_path: Path) -> None:
+    clips = decoded([1.0, 1.0])
+    clips.waves[1] = Wave(normalize(np.zeros(16_000, np.float32)), silent=True)
+    summary, _ = encode(tmp_path, clips, FakeEncoder())
+    assert (summary["silent"], summary["silent_examples"]) == (1, ["u1"])
 
 
 def test_bfloat16_is_measured_against_float32_and_refused_if_it_changes_the_states(
@@ -170,7 +249,7 @@ def test_a_clip_too_short_for_one_state_is_quarantined(tmp_path: Path) -> None:
     clips = decoded([1.0, 0.02])
     summary, _ = encode(tmp_path, clips, FakeEncoder())
     assert summary["quarantined"] == [
-        ["u1", "u1.wav", "too short: 320 samples at 16 kHz, the minimum is 400"]
+        ["u1", "u1.wav", "too short: 320 samples at 16 kHz, the minimum is 400 (u1.wav)"]
     ]
 
 
@@ -195,7 +274,7 @@ def test_windows_of_one_clip_can_be_in_different_batches(tmp_path: Path) -> None
 def test_a_shard_of_failed_clips_only_is_done_and_empty(tmp_path: Path) -> None:
     clips = DecodedShard(["a"], ["a.wav"], [""], {}, {0: "empty"})
     summary = shard_encoder().write(clips, 3, tmp_path)
-    assert summary["quarantined"] == [["a", "a.wav", "empty"]]
+    assert summary["quarantined"] == [["a", "a.wav", "empty (a.wav)"]]
     marker = read_marker(tmp_path, 3)
     assert marker is not None
     assert marker["rows"] == 0

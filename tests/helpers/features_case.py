@@ -45,7 +45,7 @@ def write_corpus(folder: Path, seconds: Sequence[float], texts: Sequence[str] = 
 
 def write_manifest_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
+    pq.write_table(pa.Table.from_pylist([{"audio_digest": "", **row} for row in rows]), path)
     return path
 
 

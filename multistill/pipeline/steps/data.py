@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from multistill.pipeline.step import Artifacts, Step, StepRun
-from multistill.workspace import clear
+from multistill.workspace import Artifact, clear
 
 
 class Prepare(Step):
@@ -14,6 +15,7 @@ class Prepare(Step):
 
     name = "prepare"
     artifact = "manifest"
+    version = 2
     sections = frozenset({"corpora", "split"})
 
     def config(self) -> Any:
@@ -27,6 +29,16 @@ class Prepare(Step):
 
         return {"files": listing(self.job.corpora)}
 
+    @property
+    def _digests(self) -> Path:
+        return self.workspace.root / "digests.npy"
+
+    def is_intact(self, artifact: Artifact) -> bool:
+        from multistill.corpora.manifest import MANIFEST
+        from multistill.corpora.prepare import is_current
+
+        return is_current(artifact.path / MANIFEST, self._digests)
+
     def build(self, run: StepRun) -> Mapping[str, Any]:
         from multistill.corpora.prepare import prepare
 
@@ -35,6 +47,7 @@ class Prepare(Step):
             self.job.split,
             clear(run.out),
             unpacked=self.workspace.root / "corpora",
+            digests=self._digests,
             logger=run.logger,
         )
 

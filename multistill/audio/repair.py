@@ -1,0 +1,67 @@
+"""Files whose writer streamed and left the length of the samples open, which libsndfile refuses."""
+
+from __future__ import annotations
+
+import os
+from struct import Struct
+
+_SEARCHED = 1 << 20  # bytes before the samples
+
+
+class Repaired:
+    """A read-only file object over a descriptor, with other first bytes."""
+
+    def __init__(self, handle: int, head: bytes) -> None:
+        self._handle = handle
+        self._head = head
+        self._size = os.fstat(handle).st_size
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, length: int = -1) -> bytes:
+        end = self._size if length < 0 else min(self._size, self._position + length)
+        head = self._head[self._position : end]
+        rest = max(0, end - self._position - len(head))
+        data = head + os.pread(self._handle, rest, self._position + len(head))
+        self._position += len(data)
+        return data
+
+    def write(self, data: bytes) -> int:
+        raise OSError("opened for reading")
+
+
+def repaired_header(handle: int) -> bytes | None:
+    """The first bytes of a wav or caf file whose samples have no length, with their length.
+
+    Returns:
+        None for any other file, which is read as it is.
+    """
+    size = os.fstat(handle).st_size
+    magic = os.pread(handle, 12, 0)
+    if magic[:4] == b"RIFF" and magic[8:] == b"WAVE":
+        start, head, unit, unknown = 12, Struct("<4sI"), 2, 0
+    elif magic[:4] == b"caff":
+        start, head, unit, unknown = 8, Struct(">4sq"), 1, -1
+    else:
+        return None
+    while start < _SEARCHED:
+        data = os.pread(handle, head.size, start)
+        if len(data) < head.size:
+            return None
+        name, length = head.unpack(data)
+        if name == b"data":
+            rest = size - start - head.size
+            if length != unknown or not 0 < rest < 2**32:
+                return None
+            return os.pread(handle, start, 0) + head.pack(name, rest)
+        if length < 0:
+            return None
+        start += head.size + length + (length % unit)
+    return None

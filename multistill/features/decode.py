@@ -1,0 +1,74 @@
+"""Decode a recording to the input of speech encoders: mono, 16 kHz, zero mean, unit variance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from multistill.audio.errors import UnusableClipError
+from multistill.audio.levels import SILENT_DBFS
+from multistill.audio.reading import MAX_SECONDS, read_sound
+from multistill.typing import FloatArray
+
+LongClips = Literal["cut", "window", "quarantine"]
+
+_SILENT = 10 ** (SILENT_DBFS / 20)
+
+
+@dataclass(frozen=True)
+class Wave:
+    """A decoded clip.
+
+    Attributes:
+        samples: [n] float32 at 16 kHz, normalised.
+        cut: the clip was longer than `max_seconds` and was cut there.
+        silent: no sample is further than -60 dB of full scale from the mean, so that the states
+            say nothing about the speaker. Channels that cancel each other give such a clip.
+    """
+
+    samples: FloatArray
+    cut: bool = False
+    silent: bool = False
+
+
+def decode(
+    path: str, *, max_seconds: float, long_clips: LongClips, digest: str | None = None
+) -> Wave:
+    """Decode and normalise one clip.
+
+    Args:
+        max_seconds: longer clips are handled by `long_clips`.
+        long_clips: `cut` them, read them completely (`window`: the caller splits them), or
+            `quarantine`: raise.
+        digest: of the content that the file must have; None: any.
+
+    Raises:
+        UnusableClipError: the file is missing, corrupt, empty, truncated, too long or not
+            finite, or it is not the file with this digest.
+    """
+    limit = MAX_SECONDS if long_clips == "window" else min(max_seconds, MAX_SECONDS)
+    sound = read_sound(path, max_seconds=limit, digest=digest)
+    if sound.cut and long_clips != "cut":
+        seconds = sound.header.frames / sound.header.rate
+        raise UnusableClipError("too long", f"{seconds:.1f} s, the limit is {limit:g} s")
+    centred = _centre(sound.samples)
+    return Wave(_scale(centred), sound.cut, bool(np.abs(centred).max() < _SILENT))
+
+
+def normalize(wave: FloatArray) -> FloatArray:
+    """Scale a clip to zero mean and unit variance, as wav2vec2's `do_normalize`."""
+    return _scale(_centre(wave))
+
+
+def _centre(wave: FloatArray) -> FloatArray:
+    return wave - wave.mean(dtype=np.float64).astype(np.float32)
+
+
+def _scale(centred: FloatArray) -> FloatArray:
+    variance = float(np.square(centred, dtype=np.float64).mean())
+    return np.ascontiguousarray(centred / np.float32(np.sqrt(variance + 1e-7)))
+
+
+__all__ = ["UnusableClipError", "Wave", "decode", "normalize"]
