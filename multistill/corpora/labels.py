@@ -5,12 +5,12 @@ Tuples over classes follow the order of `multistill.config.CLASSES`.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from multistill.config import CLASSES
+from multistill.corpora.text import normal_name
 
 TiePolicy = Literal["soft", "drop", "first", "multi"]
 
@@ -31,14 +31,14 @@ _CLASS_OF = {name: label for label, names in _SPELLINGS.items() for name in name
 
 
 def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", name).strip().casefold()
+    return normal_name(name).casefold()
 
 
 def class_of(name: str, label_map: Mapping[str, str] | None = None) -> str | None:
     """The class that a corpus's label `name` denotes, or None if it is not one of the seven.
 
-    Case, surrounding white space and Unicode form are ignored. `label_map` (the job file's
-    `labels`) takes precedence over the built-in spellings, so it can also remap a class.
+    Case, white space, invisible characters and Unicode form are ignored. `label_map` (the job
+    file's `labels`) takes precedence over the built-in spellings, so it can also remap a class.
     """
     key = _key(name)
     for source, target in (label_map or {}).items():

@@ -19,7 +19,7 @@ from multistill.corpora.labels import class_of
 from multistill.corpora.paths import list_files, wrong_folder
 from multistill.corpora.records import Record, Rejected, Utterance
 
-_NAME = re.compile(r"(?P<speaker>\d{2})(?P<text>[ab]\d{2})(?P<emotion>[A-Z])[a-z]?\.wav")
+_NAME = re.compile(r"(?P<speaker>\d{2})(?P<text>[ab]\d{2})(?P<emotion>[A-Z])[a-z]?\.(?i:wav)")
 
 EMOTIONS = {
     "W": ("angry", "Wut"),
