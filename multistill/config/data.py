@@ -144,7 +144,15 @@ class TextEncoderConfig(Section):
     revision: str | None = None
     layers: list[int] = Field(default_factory=lambda: [-1], min_length=1)
     combine: Literal["mean", "concat"] = "mean"
-    max_tokens: int = Field(128, ge=8, le=512)
+    max_tokens: int = Field(
+        128, ge=8, le=512, description="longer transcripts are cut; how many is counted and said"
+    )
+    max_unknown: float = execution(
+        0.2,
+        ge=0.0,
+        le=1.0,
+        description="share of tokens that the tokenizer does not know that stops the job",
+    )
 
 
 class FeaturesConfig(Section):

@@ -5,6 +5,8 @@ Tuples over classes follow the order of `multistill.config.CLASSES`.
 
 from __future__ import annotations
 
+import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -45,6 +47,20 @@ def class_of(name: str, label_map: Mapping[str, str] | None = None) -> str | Non
         if _key(source) == key:
             return target
     return _CLASS_OF.get(key)
+
+
+def unmapped_label(name: str) -> str:
+    """The reason for rejecting a row with a label that is none of the seven classes.
+
+    Examples:
+        >>> unmapped_label("hapy")
+        'label `hapy` is not one of the seven classes; set `labels: {"hapy": happy}` of the corpus'
+    """
+    near = difflib.get_close_matches(_key(name), _CLASS_OF, 1, cutoff=0.5)
+    target = _CLASS_OF[near[0]] if near else "CLASS"
+    advice = f"set `labels: {{{json.dumps(name, ensure_ascii=False)}: {target}}}` of the corpus"
+    choices = "" if near else f", with one of {', '.join(CLASSES)}"
+    return f"label `{name}` is not one of the seven classes; {advice}{choices}"
 
 
 class Spellings(dict[str, str | None]):

@@ -45,6 +45,9 @@ def kind_of(reason: str) -> str:
     first, colon, rest = reason.partition(": ")
     if colon and " " not in first:
         reason = rest
+    if reason.startswith("label `"):
+        return reason  # which label it is matters, and what it may be mapped to
+    reason = re.sub(r"^('[^']*'|`[^`]*`|\S*[\d/]\S*) (?=is |belongs )", "", reason)
     return re.sub(r"\d+", "#", re.split(r": |;", reason, maxsplit=1)[0])
 
 

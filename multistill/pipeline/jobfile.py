@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from multistill.config import JobConfig, Section
+from multistill.encoders.preflight import problems as encoder_problems
 from multistill.errors import JobFileError, UsageError
 from multistill.pipeline.recipes import Location, get_recipe, steps_of
 from multistill.workspace import Workspace
@@ -103,6 +104,9 @@ def _check(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 "choose another `recipe`",
             )
     yield from recipe.check(job)
+    if "features" in used:
+        for encoder, sentence in encoder_problems(job.features):
+            yield ("features", encoder, "model"), sentence
 
 
 def absolute(job: JobConfig) -> JobConfig:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from multistill.config import CLASSES, CorpusConfig
-from multistill.corpora.labels import class_of
+from multistill.corpora.labels import class_of, unmapped_label
 from multistill.corpora.loaders.csv_parquet import Table, open_table
 from multistill.corpora.loaders.fields import parse_gender
 from multistill.corpora.paths import (
@@ -239,11 +239,7 @@ def _recordings(folder: Path) -> Iterator[Path]:
 
 
 def _unknown_label(emotion: str) -> str:
-    return (
-        f"label `{emotion}` is not one of the seven classes; map it with `labels` in the job file"
-        if emotion
-        else "no label"
-    )
+    return unmapped_label(emotion) if emotion else "no label"
 
 
 _WELLNESS_FOLDERS = ("emotiondialogue", "emotion_dialogue")

@@ -84,8 +84,8 @@ def _record(config: CorpusConfig, path: Path, source: str, inside: bool) -> Reco
     if label is None:
         return Rejected(
             source,
-            f"{names[1]} is not one of the seven classes; to keep it, map it in the job file "
-            f"(labels: {{{names[1]}: neutral}})",
+            f"label `{names[1]}` is not one of the seven classes; to keep it, map it in the job "
+            f"file (labels: {{{names[1]}: neutral}})",
         )
     text = TEXTS[match["text"]]
     return Utterance(

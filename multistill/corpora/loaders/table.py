@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from multistill.config import CLASSES, CorpusConfig
-from multistill.corpora.labels import Spellings, count, leaders, split_tie
+from multistill.corpora.labels import Spellings, count, leaders, split_tie, unmapped_label
 from multistill.corpora.loaders.csv_parquet import Table, column_name, open_table
 from multistill.corpora.loaders.fields import (
     RowError,
@@ -327,10 +327,7 @@ class _RowParser:
         classes = [self.spellings[name] for name in names]
         for name, label in zip(names, classes, strict=True):
             if label is None:
-                raise RowError(
-                    f"label `{name}` is not one of the seven classes; "
-                    "map it with `labels` in the job file"
-                )
+                raise RowError(unmapped_label(name))
         if len(classes) == 1:
             return classes[0], None
         return None, count(classes) if classes else None
