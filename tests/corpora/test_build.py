@@ -57,8 +57,8 @@ def test_the_result_does_not_depend_on_the_chunk_size(
 
 
 def one(tmp_path: Path, **changes: object) -> Utterance:
-    path = write_wav(tmp_path / "0.wav", 0)
-    utterance = Utterance("a", str(tmp_path / path), "s", "d", 0, "p", "말", "말", label="sad")
+    write_wav(tmp_path / "0.wav", 0)
+    utterance = Utterance("a", str(tmp_path / "0.wav"), "s", "d", 0, "p", "말", "말", label="sad")
     return utterance._replace(**changes)
 
 

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from multistill.corpora import rejections
 from multistill.config import CorpusConfig
+from multistill.corpora import rejections
 from multistill.corpora.labels import class_of, unmapped_label
 from multistill.corpora.paths import printable
 from multistill.corpora.prepare import refuse_rejections

@@ -172,13 +172,13 @@ def corpus_text(config: CorpusConfig, root: Path) -> CorpusText:
     """The text of a KEMDy corpus: its annotation tables and transcripts."""
 
     def files() -> list[Path]:
-        return [
+        paths = (
             Path(base) / name
             for folder in ("annotation", "wav")
-            for base, folders, names in os.walk(root / folder)
-            for name in [folders.sort(), *sorted(names)][1:]
-            if name.lower().endswith((".csv", ".txt"))
-        ]
+            for base, _, names in os.walk(root / folder)
+            for name in names
+        )
+        return sorted(path for path in paths if path.suffix.lower() in {".csv", ".txt"})
 
     return CorpusText(config.title, config.encoding, files, korean=True)
 
