@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import codecs
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from multistill.config.base import CLASSES, FolderName, Section, execution
 
@@ -19,6 +20,24 @@ CorpusKind = Literal[
     "table",
 ]
 """One name per loader: `multistill.corpora.loaders.LOADERS` maps each to its function."""
+
+
+def _text_encoding(name: str) -> str:
+    """Python's name of a text encoding.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    try:
+        "".encode(name)
+        return codecs.lookup(name).name
+    except (LookupError, ValueError):
+        raise ValueError(
+            f"there is no text encoding `{name}`; use cp949, utf-8, cp1252 or another of Python's"
+        ) from None
+
+
+TextEncodingName = Annotated[str, AfterValidator(_text_encoding)]
 
 
 class CorpusConfig(Section):
@@ -39,6 +58,14 @@ class CorpusConfig(Section):
         default_factory=dict, description="label in the corpus -> one of the seven classes"
     )
     limit: int | None = Field(None, ge=1, description="read the first N utterances only")
+    encoding: TextEncodingName | None = Field(
+        None,
+        description="of text files and CSV tables without a byte order mark, e.g. cp949; "
+        "default: UTF-8, else what the corpus's text is most plausible in",
+    )
+    max_rejected: float = execution(
+        1.0, ge=0.0, le=1.0, description="share of rejected rows and recordings that stops the job"
+    )
 
     @property
     def title(self) -> str:
@@ -153,7 +180,15 @@ class TextEncoderConfig(Section):
         description="hidden states kept, as in output_hidden_states (0 is the input to layer 1)",
     )
     combine: Literal["mean", "concat"] = Field("mean", description="of several layers")
-    max_tokens: int = Field(128, ge=8, le=512, description="longer transcripts are cut")
+    max_tokens: int = Field(
+        128, ge=8, le=512, description="longer transcripts are cut; how many is counted and said"
+    )
+    max_unknown: float = execution(
+        0.2,
+        ge=0.0,
+        le=1.0,
+        description="share of tokens that the tokenizer does not know that stops the job",
+    )
 
 
 class FeaturesConfig(Section):

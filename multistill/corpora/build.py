@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -22,12 +23,20 @@ from multistill.corpora.audio_headers import Header, HeaderReader
 from multistill.corpora.labels import Decision, TiePolicy, Votes, decide, one_hot, shares
 from multistill.corpora.manifest import MANIFEST_SCHEMA, hash_strings
 from multistill.corpora.paths import UNPACK_HINT, is_utf8
-from multistill.corpora.records import Record, Rejected, Utterance
-from multistill.corpora.rejections import Notes, Rejections
+from multistill.corpora.records import Record, Rejected, TextEncoding, Utterance
+from multistill.corpora.rejections import Notes, Rejections, kind_of
+from multistill.corpora.text import (
+    control_characters,
+    normal_id,
+    normal_name,
+    tidy,
+    without_separators,
+)
 from multistill.tracking.logger import RunLogger
 
 CHUNK = 512  # records converted to columns at a time
 _MERGED_CHUNKS = 128
+_CACHED = 65_536  # names of sessions, dialogues and speakers
 _LOG_EVERY = 5000  # utterances
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 _REPEATED = ("corpus", "session", "dialogue", "speaker", "gender", "label")
@@ -54,6 +63,9 @@ class BuildResult:
         encodings: utterances by encoding of their transcript.
         formats: utterances by audio format.
         ties: tied utterances by corpus title.
+        texts: encoding of the text that is not UTF-8, by corpus title.
+        dropped: rejected rows and recordings by corpus title, without ties.
+        kept: utterances by corpus title.
         raters: answers of raters by corpus title.
     """
 
@@ -64,6 +76,9 @@ class BuildResult:
     formats: Counter[str] = field(default_factory=Counter)
     ties: Counter[str] = field(default_factory=Counter)
     raters: dict[str, RaterTally] = field(default_factory=dict)
+    texts: dict[str, TextEncoding] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
 
 
 def build_manifest(
@@ -93,6 +108,13 @@ def build_manifest(
             if logger is not None and utterances // _LOG_EVERY > logged:
                 logged = utterances // _LOG_EVERY
                 logger.info(f"{title}: {utterances} utterances")
+        result.kept[title] += utterances
+        if logger is not None and title in result.texts:
+            text = result.texts[title]
+            logger.info(
+                f"{title}: text that is not UTF-8 is read as {text.name} ({text.origin}; "
+                "`encoding` of the corpus changes it)"
+            )
     table = pa.concat_tables([*parts, *chunks]).unify_dictionaries()
     result.rows = _drop_duplicate_ids(table, result.rejections)
     return result
@@ -155,6 +177,7 @@ class _CorpusBuilder:
         self.raters = result.raters.setdefault(title, RaterTally())
         self.decisions = _Decisions(ties)
         self.header_reader = HeaderReader(digests)
+        self._name = lru_cache(_CACHED)(normal_name)
 
     def table(self, records: Sequence[Record]) -> pa.Table:
         paths = [record.audio_path for record in records if isinstance(record, Utterance)]
@@ -162,29 +185,62 @@ class _CorpusBuilder:
         kept: list[tuple[Utterance, Header, int]] = []
         for record in records:
             if isinstance(record, Utterance):
+                record = self._normalized(record)
                 header = self._valid_header(record, next(headers))
-                if header is None:
+                if header is None or not self._has_text(record):
                     continue
                 decision = self._decide(record)
                 if decision is not None:
                     kept.append((record, header, decision))
             elif isinstance(record, Rejected):
-                self._reject("corpus", record.source, record.reason)
+                self._reject("corpus", record.source, record.reason, record.kind)
+            elif isinstance(record, TextEncoding):
+                self.result.texts[self.title] = record
             else:
                 self.result.notes.add(f"{self.title}/{record.source}", record.kind, record.text)
         return self._columns(kept) if kept else _SCHEMA.empty_table()
 
-    def _reject(self, category: str, source: str, reason: str) -> None:
-        self.result.rejections.add(category, f"{self.title}/{source}", reason)
+    def _reject(self, category: str, source: str, reason: str, kind: str | None = None) -> None:
+        self.result.dropped[self.title] += category != "tie"
+        self.result.rejections.add(category, f"{self.title}/{source}", reason, kind)
+
+    def _normalized(self, utterance: Utterance) -> Utterance:
+        """The utterance with the names that are compared in one form each."""
+        session, dialogue, speaker = map(
+            self._name, (utterance.session, utterance.dialogue, utterance.speaker)
+        )
+        return utterance._replace(
+            utterance_id=normal_id(utterance.utterance_id),
+            session=session,
+            dialogue=dialogue,
+            speaker=speaker,
+            text_raw=without_separators(utterance.text_raw),
+            text=tidy(utterance.text),
+        )
+
+    def _has_text(self, utterance: Utterance) -> bool:
+        """Whether the transcript is text; an utterance with control characters is rejected."""
+        control = control_characters(utterance.text_raw) or control_characters(utterance.text)
+        if control:
+            shown = ", ".join(f"U+{ord(character):04X}" for character in control[:3])
+            reason = f"the transcript has control characters ({shown}), so its file is damaged"
+            self._reject(
+                "transcript",
+                utterance.utterance_id,
+                f"{reason} or in another encoding",
+                "the transcript has control characters",
+            )
+        return not control
 
     def _valid_header(self, utterance: Utterance, header: Header | str) -> Header | None:
         """The audio header, None if the utterance is rejected for its file."""
         name, path = utterance.utterance_id, utterance.audio_path
         if not is_utf8(path):
-            self._reject("file name", name, f"the name {path} is not UTF-8: {UNPACK_HINT}")
+            reason = f"the name {path} is not UTF-8: {UNPACK_HINT}"
+            self._reject("file name", name, reason, "the file name is not UTF-8")
             return None
         if isinstance(header, str):
-            self._reject("unreadable audio", name, f"{path}: {header}")
+            self._reject("unreadable audio", name, f"{path}: {header}", kind_of(header))
             return None
         return header
 

@@ -5,12 +5,14 @@ Tuples over classes follow the order of `multistill.config.CLASSES`.
 
 from __future__ import annotations
 
-import unicodedata
+import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from multistill.config import CLASSES
+from multistill.corpora.text import normal_name
 
 TiePolicy = Literal["soft", "drop", "first", "multi"]
 
@@ -31,20 +33,34 @@ _CLASS_OF = {name: label for label, names in _SPELLINGS.items() for name in name
 
 
 def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", name).strip().casefold()
+    return normal_name(name).casefold()
 
 
 def class_of(name: str, label_map: Mapping[str, str] | None = None) -> str | None:
     """The class that a corpus's label `name` denotes, or None if it is not one of the seven.
 
-    Case, surrounding white space and Unicode form are ignored. `label_map` (the job file's
-    `labels`) takes precedence over the built-in spellings, so it can also remap a class.
+    Case, white space, invisible characters and Unicode form are ignored. `label_map` (the job
+    file's `labels`) takes precedence over the built-in spellings, so it can also remap a class.
     """
     key = _key(name)
     for source, target in (label_map or {}).items():
         if _key(source) == key:
             return target
     return _CLASS_OF.get(key)
+
+
+def unmapped_label(name: str) -> str:
+    """The reason for rejecting a row with a label that is none of the seven classes.
+
+    Examples:
+        >>> unmapped_label("hapy")
+        'label `hapy` is not one of the seven classes; set `labels: {"hapy": happy}` of the corpus'
+    """
+    near = difflib.get_close_matches(_key(name), _CLASS_OF, 1, cutoff=0.5)
+    target = _CLASS_OF[near[0]] if near else "CLASS"
+    advice = f"set `labels: {{{json.dumps(name, ensure_ascii=False)}: {target}}}` of the corpus"
+    choices = "" if near else f", with one of {', '.join(CLASSES)}"
+    return f"label `{name}` is not one of the seven classes; {advice}{choices}"
 
 
 class Spellings(dict[str, str | None]):

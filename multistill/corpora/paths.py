@@ -64,8 +64,21 @@ def require_inside(table: Path, root: Path) -> Path:
 
 
 def printable(name: str) -> str:
-    r"""A file name as text that can be encoded; bytes that are not UTF-8 become `\xb0`."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    r"""A name as text that can be encoded and seen.
+
+    Bytes that are not UTF-8 become `\xb0`, control and invisible characters `<U+200B>`.
+    """
+    if name.isascii() and name.isprintable():
+        return name
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c in " \n\t" or not _hidden(c) else f"<U+{ord(c):04X}>" for c in text)
+
+
+def _hidden(character: str) -> bool:
+    """Whether a character shows nothing, or a space that is none of the keyboard's."""
+    return character in "\u115f\u1160\u3164\uffa0" or (
+        unicodedata.category(character) in {"Cc", "Cf", "Cn", "Co", "Zl", "Zp", "Zs"}
+    )
 
 
 def is_utf8(name: str) -> bool:
@@ -78,11 +91,20 @@ def is_utf8(name: str) -> bool:
 
 
 def nfc_names(folder: Path) -> dict[str, str]:
-    """Names in a folder, NFC form -> form on disk (archives made on macOS have NFD names)."""
+    """Names in a folder, in NFC and with a lower-case ending -> form on disk.
+
+    Archives made on macOS have NFD names, those of recorders `.WAV`.
+    """
     if not folder.is_dir():
         return {}
     names = sorted(child.name for child in folder.iterdir())
-    return {unicodedata.normalize("NFC", name): name for name in names}
+    return {lower_ending(unicodedata.normalize("NFC", name)): name for name in names}
+
+
+def lower_ending(name: str) -> str:
+    """A file name with its ending in lower case; `a.WAV` and `a.wav` are the same kind of file."""
+    stem, dot, ending = name.rpartition(".")
+    return f"{stem}.{ending.lower()}" if dot and "/" not in ending else name
 
 
 def describe_folder(folder: Path, most: int = 6) -> str:
@@ -112,6 +134,17 @@ def wrong_folder(corpus: str, expected: str, root: Path) -> UsageError:
     return UsageError(
         f"{root} is not {corpus}: looked for {expected}, {describe_folder(root)}{hint}"
     )
+
+
+def _forms(name: str) -> list[str]:
+    """Spellings of a file name: Unicode forms, and endings in small letters, capitals or both."""
+    forms = dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))])
+    spellings = []
+    for form in forms:
+        stem, dot, ending = form.rpartition(".")
+        endings = (ending, ending.lower(), ending.upper(), ending.capitalize())
+        spellings += [stem + dot + spelling for spelling in endings] if dot else [form]
+    return spellings
 
 
 class FileResolver:
@@ -155,24 +188,24 @@ class FileResolver:
                     raise ValueError(f"{name!r} is a link that leaves the corpus folder")
                 mode = os.stat(path).st_mode  # noqa: PTH116, like the lstat above
         except OSError as error:
-            if (on_disk := self._in_other_unicode_form(path)) is not None:
+            if (on_disk := self._written_otherwise(path)) is not None:
                 return self.resolve(on_disk)
             raise ValueError(f"no such file: {name}") from error
         if not stat.S_ISREG(mode):
             raise ValueError(f"not a file: {name}")
         return path
 
-    def _in_other_unicode_form(self, path: str) -> str | None:
-        """The path relative to the root as it is on disk, if only its Unicode form differs.
+    def _written_otherwise(self, path: str) -> str | None:
+        """The path relative to the root as it is on disk, if only its spelling differs.
 
-        Archives made on macOS have NFD names; tables usually have NFC.
+        Archives made on macOS have NFD names, and tables usually NFC; a table says `.wav` of
+        files that a recorder calls `.WAV`.
         """
-        if path.isascii():
-            return None
         on_disk = self._prefix
         for part in path[len(self._prefix) :].split("/"):
-            forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
-            existing = next((form for form in forms if os.path.lexists(on_disk + form)), None)
+            existing = next(
+                (form for form in _forms(part) if os.path.lexists(on_disk + form)), None
+            )
             if existing is None:
                 return None
             on_disk += f"{existing}/"

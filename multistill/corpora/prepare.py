@@ -88,9 +88,16 @@ def _prepare(
 ) -> dict[str, Any]:
     records = ((config.title, _records(config, unpacked)) for config in corpora)
     built = build_manifest(records, split.ties, logger, digests)
+    dropped = {
+        title: built.dropped[title] / max(1, built.dropped[title] + kept)
+        for title, kept in built.kept.items()
+    }
+    refuse_rejections(corpora, dropped, built.rejections.commonest())
     if not len(built.rows):
         raise MultistillError(_no_utterances(built.rejections))
     logger.info(f"{len(built.rows)} utterances read, {len(built.rejections)} rejected")
+    for kind, count in built.rejections.kinds.most_common(3):
+        logger.info(f"rejected: {count} x {kind}")
     given = built.rows["given_split"].to_pylist() if split.by == "column" else None
     parts = split_rows(built.rows, split, given)
     for name in parts.facts["reassigned"]:
@@ -112,11 +119,35 @@ def _prepare(
     return {
         "utterances": len(rows),
         "rejected": len(built.rejections),
+        "rejected_share": {title: round(share, 6) for title, share in dropped.items()},
+        "rejected_for": built.rejections.commonest(),
         "synthetic": report["synthetic"],
         "leaks": report["leaks"],
         "splits": report["counts"]["split"],
         "content": _content(rows),
     }
+
+
+def refuse_rejections(
+    corpora: Sequence[CorpusConfig], shares: Mapping[str, float], reasons: str
+) -> None:
+    """Stop if more of a corpus is rejected than the job allows.
+
+    Args:
+        shares: rejected share of rows and recordings by corpus title.
+        reasons: the commonest reasons of all corpora.
+
+    Raises:
+        MultistillError: names the corpus and the reasons.
+    """
+    for config in corpora:
+        share = shares.get(config.title, 0.0)
+        if share > config.max_rejected:
+            raise MultistillError(
+                f"corpus `{config.title}`: {share:.1%} of its rows and recordings are rejected, "
+                f"the limit is {config.max_rejected:.1%} (max_rejected): {reasons}; correct them, "
+                "or raise the limit"
+            )
 
 
 def _records(config: CorpusConfig, unpacked: Path) -> Iterator[Record]:

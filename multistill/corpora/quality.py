@@ -41,6 +41,7 @@ MEASURED_SECONDS = 300.0  # of one clip
 CLIPPED_SHARE = 1e-3
 _DURATIONS = [0, 0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 60, 120]
 _EXAMPLES = 10
+_REASONS = 20  # kinds of rejections
 
 
 def report(
@@ -62,7 +63,11 @@ def report(
     """
     return {
         "utterances": len(rows),
-        "rejected": {"count": len(built.rejections), "by": dict(built.rejections.categories)},
+        "rejected": {
+            "count": len(built.rejections),
+            "by": dict(built.rejections.categories),
+            "reasons": dict(built.rejections.kinds.most_common(_REASONS)),
+        },
         "counts": {
             name: counts(rows[name])
             for name in ("corpus", "split", "label", "gender", "session", "speaker")
@@ -86,7 +91,11 @@ def report(
         "audio": headers(rows, built),
         "signal": signal(rows, seed),
         "duplicates": duplicates(rows),
-        "text": {**transcripts(rows), "encodings": dict(built.encodings)},
+        "text": {
+            **transcripts(rows),
+            "encodings": dict(built.encodings),
+            "not_utf8": {title: asdict(text) for title, text in built.texts.items()},
+        },
         "raters": agreement(built),
         "notes": built.notes.json(),
     }

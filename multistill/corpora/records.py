@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -62,11 +62,13 @@ class Utterance(NamedTuple):
 class Rejected:
     """A clip or row that does not enter the manifest, with a human-readable reason.
 
-    `source` is a path below the corpus root, for a table row followed by `:line`.
+    `source` is a path below the corpus root, for a table row followed by `:line`. `kind` is what
+    rows with the same problem share, for counting; default: the reason without names and numbers.
     """
 
     source: str
     reason: str
+    kind: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,18 @@ class Note:
     text: str
 
 
-Record = Utterance | Rejected | Note
+@dataclass(frozen=True)
+class TextEncoding:
+    """The encoding of a corpus's text that is neither UTF-8 nor has a byte order mark.
+
+    `origin` is `detected` or `set in the job file`. A loader yields at most one.
+    """
+
+    name: str
+    origin: str
+
+
+Record = Utterance | Rejected | Note | TextEncoding
 
 
 class Loader(Protocol):

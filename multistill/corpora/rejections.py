@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -32,18 +33,52 @@ class Examples:
         return {"count": self.count, "examples": self.cases}
 
 
+def kind_of(reason: str) -> str:
+    """What is wrong, without the row that it is wrong with: its name and its numbers.
+
+    Examples:
+        >>> kind_of("c01: no wav file in wav/Session07")
+        'no wav file in wav/Session#'
+        >>> kind_of("no such file: clips/a.wav")
+        'no such file'
+    """
+    first, colon, rest = reason.partition(": ")
+    if colon and " " not in first:
+        reason = rest
+    if reason.startswith("label `"):
+        return reason  # which label it is matters, and what it may be mapped to
+    reason = re.sub(r"^('[^']*'|`[^`]*`|\S*[\d/]\S*) (?=is |belongs )", "", reason)
+    return re.sub(r"\d+", "#", re.split(r": |;", reason, maxsplit=1)[0])
+
+
 class Rejections:
-    """Rejected rows as the columns of `rejected.parquet`, and their number by category."""
+    """Rejected rows as the columns of `rejected.parquet`, and their number by category.
+
+    Attributes:
+        kinds: number by what is wrong, without the names of the rows.
+    """
 
     def __init__(self) -> None:
         self.sources: list[str] = []
         self.reasons: list[str] = []
         self.categories: Counter[str] = Counter()
+        self.kinds: Counter[str] = Counter()
 
-    def add(self, category: str, source: str, reason: str) -> None:
+    def add(self, category: str, source: str, reason: str, kind: str | None = None) -> None:
+        """Add a rejected row.
+
+        Args:
+            kind: what rows with the same problem share; default: the reason without the row's
+                name and its numbers.
+        """
         self.categories[category] += 1
+        self.kinds[printable(kind or kind_of(reason))] += 1
         self.sources.append(printable(source))
         self.reasons.append(printable(reason))
+
+    def commonest(self) -> str:
+        """The three commonest kinds with their numbers, for a message."""
+        return "; ".join(f"{count} x {kind}" for kind, count in self.kinds.most_common(3))
 
     def __len__(self) -> int:
         return len(self.sources)

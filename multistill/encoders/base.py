@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from multistill.typing import FloatArray
 
@@ -79,10 +79,21 @@ class SpeechEncoder(Protocol):
         ...
 
 
+class Tokens(NamedTuple):
+    """Token ids of a text, special tokens included; `cut` if the text had more than the limit."""
+
+    ids: list[int]
+    cut: bool = False
+
+
 class TextEncoder(Protocol):
     """Encodes transcripts."""
 
     info: EncoderInfo
+
+    def is_cut(self, text: str) -> bool:
+        """Whether the text has more tokens than the encoder reads, so that its end is lost."""
+        ...
 
     def encode(self, texts: Sequence[str]) -> list[FloatArray]:
         """States [tokens, dim] float32 of each text; [0, dim] for an empty one."""

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from multistill.config import SpeechEncoderConfig, TextEncoderConfig
+
 HUB_TIMEOUT_S = 10.0
 
 _IGNORED = {".gitattributes", "README.md"}
@@ -32,6 +34,27 @@ def resolve(model: str, revision: str | None) -> str:
     if model.startswith((".", "/", "~")):
         raise UnavailableModelError(f"there is no folder {model}")
     return _commit(model, revision)
+
+
+def is_folder(model: str) -> bool:
+    """Whether a model's name is a local folder."""
+    return Path(model).expanduser().is_dir()
+
+
+def local_folder(config: SpeechEncoderConfig | TextEncoderConfig) -> Path | None:
+    """The folder that holds a model on this machine: its own, or that of the hub's cache."""
+    if is_folder(config.model):
+        return Path(config.model).expanduser()
+    if config.model.startswith((".", "/", "~")):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(config.model, "config.json", revision=config.revision)
+    except HFValidationError:
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def _commit(model: str, revision: str | None) -> str:

@@ -65,8 +65,9 @@ def load_speech(
 
     with _advice(SPEECH_SECTION, BUILT_IN_SPEECH):
         model = hub.load_model(config.model, resolved)
-    # The place to choose another class by `model.config.model_type`.
-    return Wav2Vec2Family(model, config, "pretrained", revision=resolved, device=device)
+        # The place to choose another class by `model.config.model_type`.
+        with _usable(config.model):
+            return Wav2Vec2Family(model, config, "pretrained", revision=resolved, device=device)
 
 
 def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.device) -> TextEncoder:
@@ -85,7 +86,15 @@ def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.dev
     with _advice(TEXT_SECTION, BUILT_IN_TEXT):
         tokenizer = PretrainedTokenizer(hub.load_tokenizer(config.model, resolved))
         model = hub.load_model(config.model, resolved)
-    return TransformerText(model, tokenizer, config, "pretrained", revision=resolved, device=device)
+        if tokenizer.size > model.config.vocab_size:
+            raise hub.UnavailableModelError(
+                f"the tokenizer of `{config.model}` has {tokenizer.size} tokens and the model "
+                f"embeds {model.config.vocab_size}: it is the tokenizer of another model"
+            )
+        with _usable(config.model):
+            return TransformerText(
+                model, tokenizer, config, "pretrained", revision=resolved, device=device
+            )
 
 
 def resolve_speech(config: SpeechEncoderConfig) -> str | None:
@@ -109,6 +118,17 @@ def _resolve(
         return None
     with _advice(section, built_in):
         return hub.resolve(config.model, config.revision)
+
+
+@contextmanager
+def _usable(model: str) -> Iterator[None]:
+    """Turn what an encoder class meets in a model of another kind into one sentence."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise hub.UnavailableModelError(
+            f"`{model}` is not built like the encoders that can be used here ({error})"
+        ) from error
 
 
 @contextmanager

@@ -76,8 +76,8 @@ class Wav2Vec2Family:
     """wav2vec2, HuBERT, WavLM, data2vec-audio and other models of this family in transformers.
 
     Models with layer norm in the feature extractor are given an attention mask. Group norm
-    computes its statistics over time, padding included, with or without a mask; these models are
-    given batches of equal length.
+    computes its statistics over time, padding included, with or without a mask; these models and
+    data2vec-audio are given batches of equal length.
 
     Args:
         revision: from `hub.resolve`.
@@ -117,7 +117,9 @@ class Wav2Vec2Family:
         self._bfloat16 = _uses_bfloat16(config, device)
         self.hop = math.prod(self._strides)
         self.minimum_samples = self._receptive_field()
-        equal = settings.feat_extract_norm == "group"
+        # The positional convolutions of data2vec-audio are several layers deep, and padding
+        # that the first of them has filled reaches back into the clip in the next.
+        equal = settings.model_type == "data2vec-audio" or settings.feat_extract_norm == "group"
         self.info = EncoderInfo(
             name=config.model,
             weights=weights,
@@ -174,7 +176,7 @@ class Wav2Vec2Family:
         mask = None
         if min(lengths) < longest:
             if self.info.padding == "equal-length":
-                raise ValueError("a group-norm encoder requires waves of equal length")
+                raise ValueError("this encoder requires waves of equal length")
             mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
             mask = mask.to(self._device)
         inputs = torch.from_numpy(padded).to(self._device)

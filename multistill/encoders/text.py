@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from multistill.config import TextEncoderConfig
-from multistill.encoders.base import TEXT_SECTION, EncoderInfo, Weights
+from multistill.encoders.base import TEXT_SECTION, EncoderInfo, Tokens, Weights
 from multistill.encoders.layers import LayerSelector
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray
@@ -31,8 +31,8 @@ class Tokenizer(Protocol):
 
     pad: int
 
-    def __call__(self, text: str, limit: int) -> list[int]:
-        """Token ids of a text, at most `limit`."""
+    def __call__(self, text: str, limit: int) -> Tokens:
+        """Tokens of a text, at most `limit`."""
         ...
 
 
@@ -48,14 +48,14 @@ class HashingTokenizer:
     def __init__(self, size: int) -> None:
         self._buckets = size - self.first
 
-    def __call__(self, text: str, limit: int) -> list[int]:
+    def __call__(self, text: str, limit: int) -> Tokens:
         tokens = []
         for word in _WORDS.findall(unicodedata.normalize("NFC", text).casefold()):
             tokens.append(word)
             if len(word) > 1:
                 tokens.extend(f"#{character}" for character in word)
         ids = [self.first + zlib.crc32(token.encode()) % self._buckets for token in tokens]
-        return [self.start, *ids[: limit - 2], self.end]
+        return Tokens([self.start, *ids[: limit - 2], self.end], len(ids) > limit - 2)
 
 
 class PretrainedTokenizer:
@@ -63,11 +63,15 @@ class PretrainedTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.pad: int = tokenizer.pad_token_id or 0
+        self.size = len(tokenizer)
         self._tokenizer = tokenizer
 
-    def __call__(self, text: str, limit: int) -> list[int]:
-        ids: list[int] = self._tokenizer(text, truncation=True, max_length=limit)["input_ids"]
-        return ids
+    def __call__(self, text: str, limit: int) -> Tokens:
+        ids: list[int] = self._tokenizer(text)["input_ids"]
+        if len(ids) <= limit:
+            return Tokens(ids)
+        # Cut by the tokenizer, which keeps the special tokens at the end.
+        return Tokens(self._tokenizer(text, truncation=True, max_length=limit)["input_ids"], True)
 
 
 class TransformerText:
@@ -115,9 +119,12 @@ class TransformerText:
             revision=revision,
         )
 
+    def is_cut(self, text: str) -> bool:
+        return bool(text.strip()) and self._tokenizer(text, self._limit).cut
+
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> list[FloatArray]:
-        tokens = [self._tokenizer(text, self._limit) if text.strip() else [] for text in texts]
+        tokens = [self._tokenizer(text, self._limit).ids if text.strip() else [] for text in texts]
         states = [np.zeros((0, self.info.dim), np.float32) for _ in texts]
         rows = [row for row, ids in enumerate(tokens) if ids]
         if not rows:

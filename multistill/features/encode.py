@@ -10,6 +10,7 @@ costs only the shards in progress.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,6 +179,7 @@ def _finish(
         "quarantined": len(quarantined),
         "cut": sum(marker["cut"] for marker in markers),
         "silent": sum(marker["silent"] for marker in markers),
+        "cut_texts": dict(sum((Counter(marker["cut_texts"]) for marker in markers), Counter())),
         "audio_seconds": round(progress.audio_seconds, 3),
         "seconds": round(encode_seconds, 3),
         "bytes": bytes_stored,

@@ -136,6 +136,7 @@ class Progress:
         self._logger.metrics(
             {
                 "clips": float(summary["encoded"]),
+                "cut_texts": float(sum(summary["cut_texts"].values())),
                 **{name: float(summary[name]) for name in figures},
                 "encoder_real_time_factor": summary["seconds"]
                 / max(summary["audio_seconds"], 1e-9),
@@ -155,6 +156,13 @@ class Progress:
             self._logger.info(
                 f"{summary['cut']} clips were longer than {self._config.speech.max_seconds:g} s "
                 "and were cut to that length (features.speech.long_clips)"
+            )
+        if summary["cut_texts"]:
+            by_corpus = ", ".join(f"{name}: {n}" for name, n in summary["cut_texts"].items())
+            self._logger.info(
+                f"{sum(summary['cut_texts'].values())} transcripts were longer than the text "
+                f"encoder reads and were cut ({by_corpus}; features.text.max_tokens: "
+                f"{self._config.text.max_tokens})"
             )
 
     def check_failures(self) -> None:

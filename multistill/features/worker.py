@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -130,12 +131,14 @@ class ShardEncoder:
     def _summary(
         self, decoded: DecodedShard, reasons: dict[int, str], writer: ShardWriter, started: float
     ) -> dict[str, Any]:
-        encoded = [wave for row, wave in decoded.waves.items() if row not in reasons]
-        silent = [
-            decoded.ids[row]
-            for row, wave in sorted(decoded.waves.items())
-            if wave.silent and row not in reasons
-        ]
+        rows = [row for row in decoded.waves if row not in reasons]
+        encoded = [decoded.waves[row] for row in rows]
+        silent = [decoded.ids[row] for row in sorted(rows) if decoded.waves[row].silent]
+        cut_texts = Counter(
+            decoded.ids[row].partition("/")[0]
+            for row in rows
+            if self.text.is_cut(decoded.texts[row])
+        )
         return {
             "clips": len(decoded.ids),
             "encoded": writer.rows,
@@ -143,6 +146,7 @@ class ShardEncoder:
             "cut": sum(wave.cut for wave in encoded),
             "silent": len(silent),
             "silent_examples": silent[:EXAMPLES],
+            "cut_texts": dict(sorted(cut_texts.items())),
             "encode_seconds": round(time.monotonic() - started, 4),
             # Linux reports KiB.
             "worker_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from multistill.config import JobConfig
+from multistill.encoders.preflight import problems as encoder_problems
 from multistill.errors import JobFileError, UsageError
 from multistill.pipeline import job_yaml
 from multistill.pipeline.job_problems import describe, misread
@@ -99,6 +100,9 @@ def _check(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 "choose another `recipe`",
             )
     yield from recipe.check(job)
+    if "features" in used:
+        for encoder, sentence in encoder_problems(job.features):
+            yield ("features", encoder, "model"), sentence
 
 
 def absolute(job: JobConfig) -> JobConfig:

@@ -56,7 +56,7 @@ def write_report(
         "seed": job.seed,
         "seeds": job.seeds,
         "split": {"by": job.split.by, "seed": job.split.seed},
-        "warnings": warnings(corpus, metrics, job),
+        "warnings": warnings(corpus, metrics, job, features.summary),
         "corpus": corpus,
         "encoders": metrics["encoders"],
         "features": _features(features.summary),
@@ -95,7 +95,7 @@ def write_report(
 
 
 def _features(summary: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("clips", "quarantined", "audio_seconds", "seconds")
+    keys = ("clips", "quarantined", "cut", "cut_texts", "audio_seconds", "seconds")
     return {key: summary[key] for key in keys if key in summary}
 
 
@@ -110,7 +110,10 @@ def is_leaky(leaks: Mapping[str, Any], job: JobConfig) -> bool:
 
 
 def warnings(
-    corpus: Mapping[str, Any], metrics: Mapping[str, Any], job: JobConfig
+    corpus: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    job: JobConfig,
+    features: Mapping[str, Any],
 ) -> list[dict[str, str]]:
     """Caveats shown above all results: kind, short title and text of each."""
     return [
@@ -119,6 +122,7 @@ def warnings(
             *_not_trained_warnings(metrics["models"]),
             *_coverage_warnings(metrics["class_counts"]),
             *_corpus_warnings(corpus, job),
+            *_cut_warnings(features, job),
             *_reliability_warnings(metrics),
             *_test_set_warnings(corpus, metrics["test"]),
         )
@@ -164,6 +168,19 @@ def _corpus_warnings(corpus: Mapping[str, Any], job: JobConfig) -> Iterator[tupl
             "SYNTHETIC CORPUS",
             "The speech comes from a synthesiser and the votes are simulated. The results show "
             "that the program works; they say nothing about human speech.",
+        )
+
+
+def _cut_warnings(features: Mapping[str, Any], job: JobConfig) -> Iterator[tuple[str, str, str]]:
+    """Transcripts whose end the text encoder has not read."""
+    cut = features.get("cut_texts", {})  # stores of earlier versions do not count them
+    if cut:
+        by_corpus = ", ".join(f"{name} {count}" for name, count in cut.items())
+        yield (
+            "cut-transcripts",
+            "CUT TRANSCRIPTS",
+            f"Transcripts of which the text encoder read the beginning only: {by_corpus} "
+            f"(features.text.max_tokens: {job.features.text.max_tokens}).",
         )
 
 

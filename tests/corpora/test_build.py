@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,50 @@ def test_the_result_does_not_depend_on_the_chunk_size(
     assert result.rows.to_pylist() == expected.rows.to_pylist()
     assert result.rejections.table().equals(expected.rejections.table())
     assert (result.formats, result.ties) == (expected.formats, expected.ties)
+
+
+def one(tmp_path: Path, **changes: object) -> Utterance:
+    write_wav(tmp_path / "0.wav", 0)
+    utterance = Utterance("a", str(tmp_path / "0.wav"), "s", "d", 0, "p", "말", "말", label="sad")
+    return utterance._replace(**changes)
+
+
+@pytest.mark.parametrize("field", ["session", "dialogue", "speaker"])
+@pytest.mark.parametrize("form", ["NFD", "NFKD", "wide", "invisible", "spaces"])
+def test_one_name_in_several_forms_is_one_group(tmp_path: Path, field: str, form: str) -> None:
+    name = "김철수 A1"
+    other = {
+        "wide": "김철수　Ａ１",
+        "invisible": "\ufeff김철\u200b수 A\u00ad1",
+        "spaces": "  김철수\u00a0 A1 ",
+    }.get(form) or unicodedata.normalize(form, name)
+    assert other != name
+    utterances = [
+        one(tmp_path, utterance_id=i, **{field: n}) for i, n in (("a", name), ("b", other))
+    ]
+    rows = build_manifest([("own", utterances)], "soft").rows
+    assert rows[field].to_pylist() == [f"own/{name}"] * 2
+
+
+def test_one_id_in_two_unicode_forms_is_a_duplicate(tmp_path: Path) -> None:
+    ids = [unicodedata.normalize(form, "클립1") for form in ("NFC", "NFD")]
+    result = build_manifest([("own", [one(tmp_path, utterance_id=i) for i in ids])], "soft")
+    assert result.rows["utterance_id"].to_pylist() == ["own/클립1"]
+    assert dict(result.rejections.categories) == {"duplicate id": 1}
+
+
+@pytest.mark.parametrize("character", ["\0", "\x07", "\x1b", "\x7f", "\x93", "\ud800"], ids=ascii)
+def test_a_transcript_with_control_characters_is_rejected(tmp_path: Path, character: str) -> None:
+    broken = one(tmp_path, utterance_id="b", text=f"a{character}b", text_raw=f"a{character}b")
+    result = build_manifest([("own", [one(tmp_path), broken])], "soft")
+    assert result.rows["utterance_id"].to_pylist() == ["own/a"]
+    [row] = result.rejections.table().to_pylist()
+    assert f"control characters (U+{ord(character):04X})" in row["reason"]
+    assert result.dropped["own"] == 1
+
+
+def test_separators_and_invisible_characters_do_not_reach_the_text(tmp_path: Path) -> None:
+    raw = "one\x0btwo\u2028thr\u00adee\ufeff"
+    rows = build_manifest([("own", [one(tmp_path, text=raw, text_raw=raw)])], "soft").rows
+    assert rows["text"].to_pylist() == ["one two three"]
+    assert not set(rows["text_raw"][0].as_py()) & set("\x0b\u2028")

@@ -283,7 +283,7 @@ def test_an_edit_that_keeps_size_and_time_makes_the_manifest_out_of_date(
     digests = tmp_path / "digests.npy"
     out = tmp_path / "out"
     out.mkdir()
-    first = prepare([config], SplitConfig(), 1, out, unpacked=tmp_path, digests=digests)
+    first = prepare([config], SplitConfig(), out, unpacked=tmp_path, digests=digests)
     before = listing([config])
     assert is_current(out / "manifest.parquet", digests)
     (corpus.root / "s01t00.wav").chmod(0o600)
@@ -296,7 +296,7 @@ def test_an_edit_that_keeps_size_and_time_makes_the_manifest_out_of_date(
     os.utime(edited, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert listing([config]) == before
     assert not is_current(out / "manifest.parquet", digests)
-    again = prepare([config], SplitConfig(), 1, out, unpacked=tmp_path, digests=digests)
+    again = prepare([config], SplitConfig(), out, unpacked=tmp_path, digests=digests)
     assert again["content"] != first["content"]
     assert is_current(out / "manifest.parquet", digests)
     edited.unlink()

@@ -79,7 +79,13 @@ def test_all_other_clips_are_rejected_and_notes_are_counted(
     report = read_json(out / "quality.json")
     kinds = Counter(kind for truth in truths.values() for _, kind in truth.notes)
     assert {kind: notes["count"] for kind, notes in report["notes"].items()} == kinds
-    assert report["rejected"] == {"count": len(expected), "by": {"corpus": len(expected)}}
+    assert report["rejected"]["count"] == len(expected)
+    assert report["rejected"]["by"] == {"corpus": len(expected)}
+    reasons = report["rejected"]["reasons"]
+    assert sum(reasons.values()) == len(expected)
+    assert not any(
+        source.rsplit("/", 1)[1] in reason for source, _ in expected for reason in reasons
+    )
 
 
 def test_sessions_stay_together_and_agreement_is_reported_per_corpus(

@@ -60,7 +60,13 @@ def test_the_report_finds_suspicious_recordings(tmp_path: Path) -> None:
     assert -25 < report["signal"]["level_dbfs"]["median"] < -15
     assert report["duplicates"]["groups"] == 1
     assert report["duplicates"]["examples"] == [["table/same1", "table/same2"]]
-    assert report["text"] == {"empty": 0, "distinct": 7, "repeated": 14, "encodings": {"utf-8": 14}}
+    assert report["text"] == {
+        "empty": 0,
+        "distinct": 7,
+        "repeated": 14,
+        "encodings": {"utf-8": 14},
+        "not_utf8": {},
+    }
     assert report["raters"] is None
     assert sum(report["duration"]["histogram"]["counts"]) == 14
     assert sum(sum(part.values()) for part in report["split"]["classes"].values()) == 14

@@ -7,12 +7,13 @@ from pathlib import Path
 from helpers.generators.parts import write_wav
 from multistill.config import CorpusConfig, CorpusKind
 from multistill.corpora import loaders
-from multistill.corpora.records import Record, Rejected, Utterance
+from multistill.corpora.records import Record, Rejected, TextEncoding, Utterance
 
 
 def load(kind: CorpusKind, root: Path, **options: object) -> list[Record]:
-    """All records of the corpus; `options` are further fields of its config."""
-    return list(loaders.load(CorpusConfig(kind=kind, path=str(root), **options)))
+    """Records of clips and rows of the corpus; `options` are further fields of its config."""
+    records = loaders.load(CorpusConfig(kind=kind, path=str(root), **options))
+    return [record for record in records if not isinstance(record, TextEncoding)]
 
 
 def utterances(records: list[Record]) -> list[Utterance]:

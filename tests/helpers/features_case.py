@@ -113,7 +113,7 @@ def save_electra(folder: Path, layers: int = 2) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "나는", "좋다", "good", "day", "##s"]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    tokenizer = BertTokenizerFast(vocab_file=str(folder / "vocab.txt"), do_lower_case=False)
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=False)
     torch.manual_seed(0)
     settings = ElectraConfig(
         vocab_size=len(words),

@@ -39,7 +39,7 @@ def test_warnings_follow_the_counts_of_the_corpus(evaluation_case: EvaluationCas
             "splits": {"test": {"utterances": 96}},
         }
         return {
-            warning["kind"] for warning in warnings(corpus, evaluation_case.metrics, make_job())
+            warning["kind"] for warning in warnings(corpus, evaluation_case.metrics, make_job(), {})
         }
 
     always = {"untrained", "few-sessions", "left-out"}

@@ -12,18 +12,19 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from multistill.config import CLASSES, CorpusConfig
-from multistill.corpora.labels import class_of
+from multistill.corpora.labels import class_of, unmapped_label
 from multistill.corpora.loaders.csv_parquet import Table, open_table
 from multistill.corpora.loaders.fields import parse_gender
 from multistill.corpora.paths import (
     FileResolver,
     list_files,
+    lower_ending,
     nfc_names,
     require_inside,
     wrong_folder,
 )
 from multistill.corpora.records import Note, Record, Rejected, SeenIds, Utterance, duplicate_id
-from multistill.corpora.text import tidy
+from multistill.corpora.text import CorpusText, tidy
 from multistill.errors import UsageError
 
 DIALOGUE_TABLES = ("4차년도", "5차년도", "5차년도_2차")
@@ -47,9 +48,13 @@ def load_dialogue(config: CorpusConfig, root: Path) -> Iterator[Record]:
         expected = ", ".join(f"{name}.csv" for name in DIALOGUE_TABLES)
         raise wrong_folder("AI Hub's dialogue corpus", expected, root)
     seen = SeenIds()
+    paths = [root / on_disk[f"{name}.csv"] for name in names]
+    texts = CorpusText(config.title, config.encoding, lambda: paths, korean=True)
     for name in names:
-        table = open_table(require_inside(root / on_disk[f"{name}.csv"], root), f"{name}.csv")
+        path = require_inside(root / on_disk[f"{name}.csv"], root)
+        table = open_table(path, f"{name}.csv", texts)
         yield from _dialogue_table(config, root, table, on_disk.get(name, name), seen)
+    yield from texts.records()
 
 
 def _dialogue_table(
@@ -161,7 +166,10 @@ def load_scripted(config: CorpusConfig, root: Path) -> Iterator[Record]:
     name = nfc_names(root).get("스크립트.csv")
     if name is None:
         raise wrong_folder("AI Hub's scripted corpus", "스크립트.csv", root)
-    table = open_table(require_inside(root / name, root), "스크립트.csv")
+    path = require_inside(root / name, root)
+    texts = CorpusText(config.title, config.encoding, lambda: [path], korean=True)
+    table = open_table(path, "스크립트.csv", texts)
+    yield from texts.records()
     scripts: dict[int, tuple[str, str]] = {}
     columns = {name.casefold(): index for index, name in enumerate(table.header)}
     for required in ("number", "script", "emotion"):
@@ -231,11 +239,7 @@ def _recordings(folder: Path) -> Iterator[Path]:
 
 
 def _unknown_label(emotion: str) -> str:
-    return (
-        f"label `{emotion}` is not one of the seven classes; map it with `labels` in the job file"
-        if emotion
-        else "no label"
-    )
+    return unmapped_label(emotion) if emotion else "no label"
 
 
 _WELLNESS_FOLDERS = ("emotiondialogue", "emotion_dialogue")
@@ -261,11 +265,12 @@ def load_wellness(config: CorpusConfig, root: Path) -> Iterator[Record]:
     folder = next((on_disk[name] for name in _WELLNESS_FOLDERS if name in on_disk), None)
     if folder is None:
         raise wrong_folder("AI Hub's 감성대화 말뭉치", "emotiondialogue/", root)
+    inside = nfc_names(root / folder)
     tables = [
-        path
+        parent / names[f"{name}.csv"]
         for name in _WELLNESS_FOLDERS
-        for path in (root / f"{name}.csv", root / folder / f"{name}.csv")
-        if path.is_file()
+        for parent, names in ((root, on_disk), (root / folder, inside))
+        if f"{name}.csv" in names
     ]
     if not tables:
         raise UsageError(
@@ -273,14 +278,18 @@ def load_wellness(config: CorpusConfig, root: Path) -> Iterator[Record]:
             "spreadsheet as CSV with the columns "
             + ", ".join(names[0] for names in _WELLNESS_COLUMNS.values())
         )
-    table = open_table(require_inside(tables[0], root), tables[0].name)
+    path = require_inside(tables[0], root)
+    texts = CorpusText(config.title, config.encoding, lambda: [path], korean=True)
+    table = open_table(path, path.name, texts)
+    yield from texts.records()
     columns = {}
     for column, aliases in _WELLNESS_COLUMNS.items():
         present = [name for name in aliases if name in table.header]
         if not present:
             table.require(aliases[:1])
         columns[column] = table.header.index(present[0])
-    files = list_files(root / folder, root)
+    listed = list_files(root / folder, root)
+    files = {lower_ending(name): (name, within) for name, within in listed.items()}
     used: set[str] = set()
     for item in table.rows():
         if isinstance(item, Rejected):
@@ -289,7 +298,7 @@ def load_wellness(config: CorpusConfig, root: Path) -> Iterator[Record]:
         source, cells = item
         row = {column: str(cells[index] or "").strip() for column, index in columns.items()}
         yield from _wellness_row(config, root / folder, source, row, files, used, table.encoding)
-    for name in sorted(files):
+    for name in sorted(listed):
         if name.lower().endswith(".wav") and name.rsplit(".", 1)[0] not in used:
             yield Rejected(f"{folder}/{name}", "no table row names this recording")
 
@@ -299,11 +308,11 @@ def _wellness_row(
     folder: Path,
     source: str,
     row: Mapping[str, str],
-    files: Mapping[str, bool],
+    files: Mapping[str, tuple[str, bool]],
     used: set[str],
     encoding: str | None,
 ) -> Iterator[Record]:
-    name = row["name"].removesuffix(".wav")
+    name = lower_ending(row["name"]).removesuffix(".wav")
     file = f"{name}.wav"
     if re.fullmatch(r"[FM]_\d{6}", name) is None:
         text = f"`{row['name']}` is not a file name of this corpus (such as F_000001)"
@@ -315,7 +324,7 @@ def _wellness_row(
         problem = duplicate_id(name)
     elif file not in files:
         problem = f"{name}: no wav file in {folder.name}"
-    elif not files[file]:
+    elif not files[file][1]:
         problem = f"{folder.name}/{file} is a link that leaves the corpus"
     elif label is None:
         problem = f"{name}: {_unknown_label(row['label'])}"
@@ -325,7 +334,7 @@ def _wellness_row(
         return
     yield Utterance(
         utterance_id=name,
-        audio_path=f"{folder}/{file}",
+        audio_path=f"{folder}/{files[file][0]}",
         session=name[0],
         dialogue=name,
         turn=0,

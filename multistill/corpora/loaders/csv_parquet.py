@@ -1,8 +1,7 @@
-"""Streaming readers for CSV (UTF-8 or CP949) and Parquet tables, row by row."""
+"""Streaming readers for CSV and Parquet tables, row by row."""
 
 from __future__ import annotations
 
-import codecs
 import csv
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,13 +10,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multistill.corpora.encodings import KEEP_GOING, UNDECODABLE
 from multistill.corpora.records import Rejected
+from multistill.corpora.text import CorpusText, visible
 from multistill.errors import UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_CHUNK = 1 << 16  # bytes
 _BATCH = 4096  # rows of Parquet
 _LINES = 128  # lines of a CSV read at a time
 _LIST = "lists"
@@ -29,7 +29,7 @@ class Table:
 
     Attributes:
         name: the table's name in messages; its rows are `name:row`.
-        header: column names in NFC without surrounding white space.
+        header: column names, see `column_name`.
         encoding: of a CSV; None for Parquet.
         unsupported: columns of a Parquet table that are neither text nor numbers -> their type.
     """
@@ -74,13 +74,15 @@ class Table:
 
     def _csv(self, encoding: str) -> Iterator[tuple[str, Sequence[Any]] | Rejected]:
         width = len(self.header)
-        with self.path.open(encoding=encoding, newline="") as stream:
+        with self.path.open(encoding=encoding, errors=KEEP_GOING, newline="") as stream:
             rows = csv_rows(stream, self.delimiter)
             next(rows)
             for line, cells in rows:
                 source = f"{self.name}:{line}"
                 if isinstance(cells, str):
                     yield Rejected(source, cells)
+                elif any(UNDECODABLE in cell or "\0" in cell for cell in cells):
+                    yield Rejected(source, f"the row is not text in {encoding}")
                 elif len(cells) == width:
                     yield source, cells
                 else:
@@ -179,14 +181,15 @@ def _merges_rows(cells: Sequence[str], delimiter: str, width: int) -> bool:
     return False
 
 
-def open_table(path: Path, name: str) -> Table:
+def open_table(path: Path, name: str, texts: CorpusText) -> Table:
     """Detect a table's format, encoding and delimiter, and read its header.
 
     Args:
         name: the table's name in messages.
+        texts: of the corpus, which decides the encoding of a CSV.
 
     Raises:
-        UsageError: if it is neither CSV in UTF-8 or CP949 nor Parquet, or has no header.
+        UsageError: if it is neither CSV nor Parquet, has no header, or its encoding is unclear.
     """
     with path.open("rb") as stream:
         magic = stream.read(4)
@@ -196,14 +199,19 @@ def open_table(path: Path, name: str) -> Table:
         kinds = zip(header, (kind for _, kind in columns), strict=True)
         unsupported = {column: kind for column, kind in kinds if kind}
         return Table(path, name, header, None, unsupported=unsupported)
-    encoding = find_encoding(path)
-    with path.open(encoding=encoding, newline="") as stream:
+    encoding = texts.encoding_of_table(path)
+    with path.open(encoding=encoding, errors=KEEP_GOING, newline="") as stream:
         line = stream.readline()
         delimiter = max(",\t;", key=line.count)
         stream.seek(0)
         _, cells = next(csv_rows(stream, delimiter), (1, []))
     if isinstance(cells, str):
         raise UsageError(f"{path}: row 1: {cells}")
+    if UNDECODABLE in line or "\0" in line:
+        raise UsageError(
+            f"{path}: row 1: not text in {encoding}; set `encoding` of the corpus, or save the "
+            "table as UTF-8"
+        )
     return Table(path, name, _column_names(path, cells), encoding, delimiter)
 
 
@@ -231,51 +239,16 @@ def _unsupported_type(kind: pa.DataType) -> str:
     return f"values of type {kind}" if types.is_nested(kind) else ""
 
 
+def column_name(name: str) -> str:
+    """A column name as it is compared: NFC, visible characters, no surrounding white space."""
+    return visible(unicodedata.normalize("NFC", name)).strip()
+
+
 def _column_names(path: Path, header: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(unicodedata.normalize("NFC", name).strip() for name in header)
+    names = tuple(map(column_name, header))
     if not any(names):
         raise UsageError(f"{path}: row 1: no header with column names")
     for name in names:
         if name and names.count(name) > 1:
             raise UsageError(f"{path}: row 1: two columns are named `{name}`; rename one")
     return names
-
-
-def find_encoding(path: Path) -> str:
-    """`utf-8-sig`, `utf-8` or `cp949`: the first that decodes the whole file.
-
-    Raises:
-        UsageError: if none does; names the row at which decoding fails.
-    """
-    with path.open("rb") as stream:
-        has_mark = stream.read(3) == codecs.BOM_UTF8
-    encodings = ("utf-8-sig",) if has_mark else ("utf-8", "cp949")
-    row = 0
-    for encoding in encodings:
-        bad = _undecodable_row(path, encoding)
-        if bad is None:
-            return encoding
-        row = max(row, bad)
-    raise UsageError(
-        f"{path}: row {row}: not text in utf-8-sig, utf-8 or cp949; save the table as UTF-8"
-    )
-
-
-def _undecodable_row(path: Path, encoding: str) -> int | None:
-    decoder = codecs.getincrementaldecoder(encoding)()
-    row = 1
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            try:
-                text = decoder.decode(chunk)
-            except UnicodeDecodeError as error:
-                return row + chunk[: error.start].count(b"\n")
-            if "\0" in text:
-                # Latin letters in UTF-16 are valid UTF-8 with a zero byte for each letter.
-                return row + text[: text.index("\0")].count("\n")
-            row += text.count("\n")
-        try:
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            return row
-    return None

@@ -19,7 +19,7 @@ from multistill.corpora.labels import class_of
 from multistill.corpora.paths import list_files, wrong_folder
 from multistill.corpora.records import Record, Rejected, Utterance
 
-_NAME = re.compile(r"(?P<speaker>\d{2})(?P<text>[ab]\d{2})(?P<emotion>[A-Z])[a-z]?\.wav")
+_NAME = re.compile(r"(?P<speaker>\d{2})(?P<text>[ab]\d{2})(?P<emotion>[A-Z])[a-z]?\.(?i:wav)")
 
 EMOTIONS = {
     "W": ("angry", "Wut"),
@@ -84,8 +84,8 @@ def _record(config: CorpusConfig, path: Path, source: str, inside: bool) -> Reco
     if label is None:
         return Rejected(
             source,
-            f"{names[1]} is not one of the seven classes; to keep it, map it in the job file "
-            f"(labels: {{{names[1]}: neutral}})",
+            f"label `{names[1]}` is not one of the seven classes; to keep it, map it in the job "
+            f"file (labels: {{{names[1]}: neutral}})",
         )
     text = TEXTS[match["text"]]
     return Utterance(

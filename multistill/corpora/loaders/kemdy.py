@@ -15,12 +15,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from multistill.config import CLASSES
+from multistill.config import CLASSES, CorpusConfig
 from multistill.corpora.labels import Spellings, count, leaders, split_tie
 from multistill.corpora.loaders.csv_parquet import csv_rows
-from multistill.corpora.paths import list_files, nfc_names, require_inside
+from multistill.corpora.paths import list_files, lower_ending, nfc_names, require_inside
 from multistill.corpora.records import Note, Record, Rejected, Utterance
-from multistill.corpora.text import UndecodableError, clean, decode, read_transcript
+from multistill.corpora.text import CorpusText, UndecodableError, clean
 from multistill.errors import UsageError
 
 _UNLISTED = "no annotation row names this recording"
@@ -67,7 +67,7 @@ class _Columns:
 
 
 def read_annotation(
-    path: Path, root: Path, label_map: Mapping[str, str]
+    path: Path, root: Path, label_map: Mapping[str, str], texts: CorpusText
 ) -> Iterator[Row | Rejected]:
     """Yield the rows of one table in its order; a row that cannot be read is `Rejected`.
 
@@ -76,9 +76,9 @@ def read_annotation(
     """
     name = path.relative_to(root).as_posix()
     try:
-        text, _ = decode(require_inside(path, root).read_bytes(), korean=True)
+        text, _ = texts.decode(require_inside(path, root).read_bytes())
     except UndecodableError as error:
-        raise UsageError(f"{path}: {error}; save it as UTF-8 or CP949") from error
+        raise UsageError(f"{path}: {error}; save it as UTF-8, or correct `encoding`") from error
     rows = csv_rows(io.StringIO(text, newline=""))
     columns = _columns(path, _header_row(path, rows), _header_row(path, rows))
     width = columns.width
@@ -168,6 +168,21 @@ def _scale(cell: str) -> float | None:
     return value if value is not None and 1.0 <= value <= 5.0 else None
 
 
+def corpus_text(config: CorpusConfig, root: Path) -> CorpusText:
+    """The text of a KEMDy corpus: its annotation tables and transcripts."""
+
+    def files() -> list[Path]:
+        paths = (
+            Path(base) / name
+            for folder in ("annotation", "wav")
+            for base, _, names in os.walk(root / folder)
+            for name in names
+        )
+        return sorted(path for path in paths if path.suffix.lower() in {".csv", ".txt"})
+
+    return CorpusText(config.title, config.encoding, files, korean=True)
+
+
 def sessions(root: Path) -> set[str]:
     """Two-digit numbers of the sessions that have a folder below wav/."""
     matches = map(re.compile(r"Session(\d{2})").fullmatch, nfc_names(root / "wav"))
@@ -191,16 +206,19 @@ class ClipFolder:
 
     Attributes:
         files: file name -> whether the file is inside the corpus.
+        endings: file name with a lower-case ending -> file name.
         used: stems of the files that a row names.
     """
 
     path: Path
     root: Path
     files: dict[str, bool] = field(init=False)
+    endings: dict[str, str] = field(init=False)
     used: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.files = list_files(self.path, self.root)
+        self.endings = {lower_ending(name): name for name in sorted(self.files)}
 
     def relative(self, name: str = "") -> str:
         """Path of a file of this folder below the corpus root."""
@@ -217,22 +235,25 @@ class ClipFolder:
                 yield Rejected(self.relative(name), _UNLISTED)
 
 
-def utterance_records(clip: Clip, turn: int, session: str, folder: ClipFolder) -> Iterator[Record]:
+def utterance_records(
+    clip: Clip, turn: int, session: str, folder: ClipFolder, texts: CorpusText
+) -> Iterator[Record]:
     """Yield the utterance of one row with its notes, or the reason for rejecting it."""
     row = clip.row
     folder.used.add(clip.stem)
     wav, txt = f"{clip.stem}.wav", f"{clip.stem}.txt"
-    missing = [kind for kind, name in (("wav", wav), ("txt", txt)) if name not in folder.files]
+    missing = [kind for kind, name in (("wav", wav), ("txt", txt)) if name not in folder.endings]
     if missing:
         files = " and no ".join(missing)
         yield Rejected(row.source, f"{row.segment}: no {files} file in {folder.relative()}")
         return
+    wav, txt = folder.endings[wav], folder.endings[txt]
     for name in (wav, txt):
         if not folder.files[name]:
             yield Rejected(row.source, f"{folder.relative(name)} is a link that leaves the corpus")
             return
     try:
-        text_raw, encoding = read_transcript(folder.absolute(txt), korean=True)
+        text_raw, encoding = texts.read(folder.absolute(txt))
     except (UndecodableError, OSError) as error:
         yield Rejected(row.source, f"{folder.relative(txt)}: {error}")
         return

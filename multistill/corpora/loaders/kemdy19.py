@@ -20,6 +20,7 @@ from multistill.corpora.loaders.kemdy import (
     Clip,
     ClipFolder,
     Row,
+    corpus_text,
     duplicate_row,
     number_turns,
     read_annotation,
@@ -29,6 +30,7 @@ from multistill.corpora.loaders.kemdy import (
 )
 from multistill.corpora.paths import nfc_names, wrong_folder
 from multistill.corpora.records import Note, Record, Rejected
+from multistill.corpora.text import CorpusText
 
 _FILE = re.compile(r"Session(\d{2})_([FM])_res\.csv")
 _SEGMENT = re.compile(
@@ -39,19 +41,26 @@ _SEGMENT = re.compile(
 def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
     """Yield records by session and dialogue, in the order of the turns."""
     tables: dict[str, dict[str, Path]] = {}
-    for name in nfc_names(root / "annotation"):
+    for name, on_disk in nfc_names(root / "annotation").items():
         if match := _FILE.fullmatch(name):
-            tables.setdefault(match[1], {})[match[2]] = root / "annotation" / name
+            tables.setdefault(match[1], {})[match[2]] = root / "annotation" / on_disk
     if not tables:
         raise wrong_folder("KEMDy19", "annotation/SessionNN_F_res.csv", root)
     visited: list[Path] = []
+    texts = corpus_text(config, root)
     for session in sorted(tables.keys() | sessions(root)):
-        yield from _session(config, root, session, tables.get(session, {}), visited)
+        yield from _session(config, root, session, tables.get(session, {}), visited, texts)
+    yield from texts.records()
     yield from unlisted_recordings(root, visited)
 
 
 def _session(
-    config: CorpusConfig, root: Path, session: str, tables: dict[str, Path], visited: list[Path]
+    config: CorpusConfig,
+    root: Path,
+    session: str,
+    tables: dict[str, Path],
+    visited: list[Path],
+    texts: CorpusText,
 ) -> Iterator[Record]:
     spoken: dict[str, Row] = {}
     heard: dict[str, Row] = {}
@@ -63,7 +72,7 @@ def _session(
                 f"no such file; the {gender} speaker of the session has no ratings without it",
             )
             continue
-        for item in read_annotation(tables[gender], root, config.labels):
+        for item in read_annotation(tables[gender], root, config.labels, texts):
             if isinstance(item, Rejected):
                 yield item
                 continue
@@ -82,7 +91,7 @@ def _session(
     folders: dict[str, ClipFolder] = {}
     for turn, clip in number_turns(_clip(spoken[name], session) for name in order):
         clips = folders.setdefault(clip.dialogue, ClipFolder(folder / clip.dialogue, root))
-        yield from utterance_records(clip, turn, f"Session{session}", clips)
+        yield from utterance_records(clip, turn, f"Session{session}", clips, texts)
     for name in nfc_names(folder).values():
         clips = folders.get(name) or ClipFolder(folder / name, root)
         visited.append(clips.path)

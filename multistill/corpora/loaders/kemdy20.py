@@ -19,6 +19,7 @@ from multistill.corpora.loaders.kemdy import (
     Clip,
     ClipFolder,
     Row,
+    corpus_text,
     duplicate_row,
     number_turns,
     read_annotation,
@@ -28,6 +29,7 @@ from multistill.corpora.loaders.kemdy import (
 )
 from multistill.corpora.paths import nfc_names, wrong_folder
 from multistill.corpora.records import Note, Record, Rejected
+from multistill.corpora.text import CorpusText
 
 _FILE = re.compile(r"Sess(\d{2})_eval\.csv")
 _SEGMENT = re.compile(
@@ -41,28 +43,32 @@ _RENAMED = {"17": "42"}
 def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
     """Yield records by session and dialogue, in the order of the turns."""
     tables = {
-        match[1]: root / "annotation" / name
-        for name in nfc_names(root / "annotation")
+        match[1]: root / "annotation" / on_disk
+        for name, on_disk in nfc_names(root / "annotation").items()
         if (match := _FILE.fullmatch(name))
     }
     if not tables:
         raise wrong_folder("KEMDy20", "annotation/SessNN_eval.csv", root)
+    texts = corpus_text(config, root)
     for session in sorted(tables.keys() | sessions(root)):
         if session in tables:
-            yield from _session(config, root, session, tables[session])
+            yield from _session(config, root, session, tables[session], texts)
         else:
             yield Rejected(
                 f"annotation/Sess{session}_eval.csv",
                 "no such file; the recordings of the session have no ratings without it",
             )
+    yield from texts.records()
     yield from unlisted_recordings(root, [root / "wav" / f"Session{session}" for session in tables])
 
 
-def _session(config: CorpusConfig, root: Path, session: str, path: Path) -> Iterator[Record]:
+def _session(
+    config: CorpusConfig, root: Path, session: str, path: Path, texts: CorpusText
+) -> Iterator[Record]:
     folder = ClipFolder(root / "wav" / f"Session{session}", root)
     clips: dict[str, Clip] = {}
     renamed = 0
-    for item in read_annotation(path, root, config.labels):
+    for item in read_annotation(path, root, config.labels, texts):
         if isinstance(item, Rejected):
             yield item
             continue
@@ -84,7 +90,7 @@ def _session(config: CorpusConfig, root: Path, session: str, path: Path) -> Iter
             f"{renamed} rows are numbered Sess{_RENAMED[session]} and read as Sess{session}",
         )
     for turn, clip in number_turns(clips.values()):
-        yield from utterance_records(clip, turn, f"Session{session}", folder)
+        yield from utterance_records(clip, turn, f"Session{session}", folder, texts)
     yield from folder.unused_recordings()
 
 
@@ -98,7 +104,7 @@ def _clip(row: Row, session: str, folder: ClipFolder) -> Clip | Rejected:
             return Rejected(row.source, f"{row.segment} belongs to another session")
         row = replace(row, segment=f"Sess{session}{row.segment[len('SessNN') :]}")
         # Depending on the release, the clips have the right number or the wrong one.
-        if f"{row.segment}.wav" in folder.files or f"{stem}.wav" not in folder.files:
+        if f"{row.segment}.wav" in folder.endings or f"{stem}.wav" not in folder.endings:
             stem = row.segment
     return Clip(
         row=row,

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from multistill.config import CLASSES, CorpusConfig
-from multistill.corpora.labels import Spellings, count, leaders, split_tie
-from multistill.corpora.loaders.csv_parquet import Table, open_table
+from multistill.corpora.labels import Spellings, count, leaders, split_tie, unmapped_label
+from multistill.corpora.loaders.csv_parquet import Table, column_name, open_table
 from multistill.corpora.loaders.fields import (
     RowError,
     hashable,
@@ -30,7 +30,7 @@ from multistill.corpora.loaders.fields import (
 from multistill.corpora.paths import FileResolver, audio_folder
 from multistill.corpora.records import Note, Record, Rejected, SeenIds, Utterance, duplicate_id
 from multistill.corpora.split import PART_ALIASES
-from multistill.corpora.text import UndecodableError, read_transcript, tidy
+from multistill.corpora.text import CorpusText, UndecodableError, normal_id, normal_name, tidy
 from multistill.errors import UsageError
 
 COLUMNS = (
@@ -53,6 +53,7 @@ COLUMNS = (
 """Known column names, in addition to `rater_...`: one column per rater with the chosen class."""
 
 _RATER = "rater_"
+MOST_TRANSCRIPTS = 4096  # read to decide the encoding of a corpus
 _CACHED = 65_536  # distinct targets and ratings kept
 _SCALAR_COLUMNS = (
     "audio_path",
@@ -72,19 +73,44 @@ _SCALAR_COLUMNS = (
 
 def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
     """Yield the table's rows in its order; `root` is the table file."""
-    table = open_table(root, root.name)
+    audio_root = audio_folder(config, root)
+    transcripts: list[Path] = []
+    texts = CorpusText(config.title, config.encoding, lambda: [root, *transcripts])
+    table = open_table(root, root.name, texts)
     names = _map_columns(config, table)
     table.require_text(names.values(), lists=[names["votes"]] if "votes" in names else [])
-    audio_root = audio_folder(config, root)
     if not audio_root.is_dir():
         raise UsageError(
             f"corpus `{config.title}`: looked for the folder {audio_root} (audio_root), "
             "which does not exist"
         )
-    return _records(table, _RowParser(config, table, names, audio_root))
+    if "text_path" in names:
+        transcripts += _transcripts(table, names["text_path"], audio_root)
+        # With the transcripts it may be another one than the table alone has shown.
+        texts = CorpusText(config.title, config.encoding, lambda: [root, *transcripts])
+        texts.decide()
+        table = open_table(root, root.name, texts)
+    return _records(table, _RowParser(config, table, names, audio_root, texts), texts)
 
 
-def _records(table: Table, parser: _RowParser) -> Iterator[Record]:
+def _transcripts(table: Table, column: str, folder: Path) -> list[Path]:
+    """The transcript files that a table names, a sample of them if there are very many."""
+    index, resolver = table.header.index(column), FileResolver(folder)
+    paths: list[Path] = []
+    for item in table.rows():
+        if isinstance(item, Rejected) or not (name := to_text(item[1][index])):
+            continue
+        try:
+            paths.append(Path(resolver.resolve(name)))
+        except ValueError:  # rejected when the row is read
+            continue
+        if len(paths) == MOST_TRANSCRIPTS:
+            break
+    return paths
+
+
+def _records(table: Table, parser: _RowParser, texts: CorpusText) -> Iterator[Record]:
+    yield from texts.records()
     seen = SeenIds()
     turns: Counter[str] = Counter()
     for item in table.rows():
@@ -93,11 +119,11 @@ def _records(table: Table, parser: _RowParser) -> Iterator[Record]:
             continue
         source, cells = item
         turn = 0
-        if parser.counts_turns and (dialogue := parser.dialogue(cells)):
+        if parser.counts_turns and (dialogue := normal_name(parser.dialogue(cells))):
             # Rows that are rejected below count too: they are turns of the dialogue all the same.
             turn = turns[dialogue]
             turns[dialogue] += 1
-        name = parser.utterance_id(cells)
+        name = normal_id(parser.utterance_id(cells))
         if name and not seen.add_if_new(name):
             yield Rejected(source, duplicate_id(name))
             continue
@@ -116,10 +142,10 @@ def _map_columns(config: CorpusConfig, table: Table) -> dict[str, str]:
                 f"corpus `{config.title}`: columns.{column} is not a known column"
                 + (f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(COLUMNS)}")
             )
-        table.require([name])
+        table.require([column_name(name)])
     raters = [name for name in table.header if name.startswith(_RATER)]
     known = dict.fromkeys([*COLUMNS, *raters, *config.columns])
-    names = {column: config.columns.get(column, column) for column in known}
+    names = {column: column_name(config.columns.get(column, column)) for column in known}
     names = {column: name for column, name in names.items() if name in table.header}
     table.require([] if "audio_path" in names else ["audio_path"])
     if not any(c in {"label", "votes", *CLASSES} or c.startswith(_RATER) for c in names):
@@ -151,7 +177,12 @@ class _RowParser:
     """
 
     def __init__(
-        self, config: CorpusConfig, table: Table, names: Mapping[str, str], audio_root: Path
+        self,
+        config: CorpusConfig,
+        table: Table,
+        names: Mapping[str, str],
+        audio_root: Path,
+        texts: CorpusText,
     ) -> None:
         index = {column: table.header.index(name) for column, name in names.items()}
         absent = len(table.header)  # where `records` appends an empty cell
@@ -171,6 +202,7 @@ class _RowParser:
         self.has_turns = "turn" in names
         self.counts_turns = "dialogue" in names and not self.has_turns
         self.encoding = table.encoding
+        self.texts = texts
         self.to_text: Callable[[Any], str] = str.strip if table.encoding else to_text
         self.resolver = FileResolver(audio_root)
         self.target = lru_cache(_CACHED)(self._target)
@@ -250,7 +282,7 @@ class _RowParser:
 
     def _transcript(self, name: str) -> tuple[str, str]:
         try:
-            return read_transcript(self._resolve(name))
+            return self.texts.read(self._resolve(name))
         except (UndecodableError, OSError) as error:
             raise RowError(f"{name}: {error}") from error
 
@@ -295,10 +327,7 @@ class _RowParser:
         classes = [self.spellings[name] for name in names]
         for name, label in zip(names, classes, strict=True):
             if label is None:
-                raise RowError(
-                    f"label `{name}` is not one of the seven classes; "
-                    "map it with `labels` in the job file"
-                )
+                raise RowError(unmapped_label(name))
         if len(classes) == 1:
             return classes[0], None
         return None, count(classes) if classes else None

@@ -72,6 +72,24 @@ class Features(Step):
     def inputs(self, artifacts: Artifacts) -> Mapping[str, str]:
         return {"content": str(artifacts["manifest"].summary["content"])}
 
+    def preflight(self, artifacts: Artifacts) -> None:
+        from multistill.encoders.preflight import refuse_mismatched, refuse_unknown
+
+        refuse_mismatched(self.job.features)
+        if "manifest" in artifacts:
+            from multistill.corpora.manifest import read_manifest
+            from multistill.corpora.prepare import refuse_rejections
+
+            manifest = artifacts["manifest"]
+            # Again for a manifest that exists: the limit may have been lowered since.
+            refuse_rejections(
+                self.job.corpora,
+                manifest.summary["rejected_share"],
+                manifest.summary["rejected_for"],
+            )
+            texts = read_manifest(manifest.path, ["text"])["text"].to_pylist()
+            refuse_unknown(self.job.features.text, texts)
+
     def build(self, run: StepRun) -> Mapping[str, Any]:
         from multistill.corpora.manifest import MANIFEST
         from multistill.features.encode import encode

@@ -40,7 +40,7 @@ def test_the_weight_of_a_dialogue_vote_is_its_intensity_plus_one(tmp_path: Path)
     row = "a,말,sad,Sad,2,Sadness,0,Fear,1,FEAR,1,neutral,0,31,female"
     (root / "4차년도.csv").write_bytes(f"{header}\n{row}\n".encode("cp949"))
     next((root / "4차년도").iterdir()).rename(root / "4차년도" / "a.wav")
-    (item,) = loaders.load(config("aihub-dialogue", root))
+    (item,) = load("aihub-dialogue", root)
     assert isinstance(item, Utterance)
     assert item.votes == (1, 0, 0, 0, 4, 0, 4)
     assert winner(item.votes) is None

@@ -89,15 +89,31 @@ def test_row_numbers_are_line_numbers_of_the_file(tmp_path: Path) -> None:
     assert short == Rejected("t.csv:5", "the row has 2 columns where the header has 4")
 
 
-def test_an_undecodable_table_is_reported_with_its_row(tmp_path: Path) -> None:
-    text = "audio_path,label,speaker\na.wav,sad,김\n"
-    for encoded in (text.encode("utf-16"), text.replace("김", "kim").encode("utf-16-le")):
-        (tmp_path / "t.csv").write_bytes(encoded)
-        with pytest.raises(UsageError, match=r"t\.csv: row 1: not text in utf-8-sig"):
-            load("table", tmp_path / "t.csv")
-    (tmp_path / "t.csv").write_bytes(text.encode("utf-8") + b"b.wav,sad,\xff\xfe\n")
-    with pytest.raises(UsageError, match=r"t\.csv: row 3: not text in utf-8-sig"):
-        load("table", tmp_path / "t.csv")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp949", "utf-16", "utf-16-le"])
+def test_a_table_is_read_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    write_wav(tmp_path / "a.wav", 1)
+    text = "audio_path,label,speaker,text\na.wav,sad,김,어제 눈이 왔어\n"
+    (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+    (item,) = load("table", tmp_path / "t.csv")
+    assert isinstance(item, Utterance) and (item.speaker, item.text) == ("김", "어제 눈이 왔어")
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"x\0", b"\x80"])
+def test_a_row_that_is_no_text_is_rejected_alone(tmp_path: Path, damage: bytes) -> None:
+    write_wav(tmp_path / "a.wav", 1)
+    text = "audio_path,label,speaker,text\na.wav,sad,김,어제\na.wav,sad,이,오늘\n"
+    data = text.encode() + b"a.wav,sad,kim," + damage + b"\n"
+    (tmp_path / "t.csv").write_bytes(data)
+    records = load("table", tmp_path / "t.csv")
+    assert records[-1] == Rejected("t.csv:4", "the row is not text in utf-8")
+
+
+def test_the_encoding_of_a_table_can_be_set(tmp_path: Path) -> None:
+    write_wav(tmp_path / "a.wav", 1)
+    row = "audio_path,label,speaker,text\na.wav,sad,kim,Ärger\n".encode("mac-roman")
+    (tmp_path / "t.csv").write_bytes(row)
+    (item,) = load("table", tmp_path / "t.csv", encoding="mac-roman")
+    assert isinstance(item, Utterance) and (item.text, item.encoding) == ("Ärger", "mac-roman")
 
 
 def test_a_truncated_parquet_file_is_reported(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from multistill.config import CLASSES, CorpusConfig
 from multistill.corpora.loaders import demo, load
-from multistill.corpora.records import Utterance
+from multistill.corpora.records import TextEncoding, Utterance
 from multistill.errors import MultistillError
 
 DATA = Path(str(files("multistill.corpora") / "data"))
@@ -30,7 +30,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def utterances(root: Path) -> list[Utterance]:
     records = list(load(CorpusConfig(kind="demo"), root))
-    assert all(isinstance(record, Utterance) for record in records)
+    assert TextEncoding("cp949", "detected") in records
+    assert all(isinstance(record, Utterance | TextEncoding) for record in records)
     return [record for record in records if isinstance(record, Utterance)]
 
 

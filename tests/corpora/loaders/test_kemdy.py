@@ -65,8 +65,12 @@ def test_a_missing_column_is_reported_with_file_and_row(
 @pytest.mark.parametrize("kind", KEMDY)
 def test_an_undecodable_annotation_table_is_reported(tmp_path: Path, kind: CorpusKind) -> None:
     path = first_table(make(kind, tmp_path / "K"))
-    path.write_bytes(path.read_text().encode("utf-16"))
-    with pytest.raises(UsageError, match=f"{path.name}: .*save it as UTF-8 or CP949"):
+    before = utterances(load(kind, tmp_path / "K"))
+    text = path.read_text()
+    path.write_bytes(text.encode("utf-16"))
+    assert utterances(load(kind, tmp_path / "K")) == before
+    path.write_bytes(text.encode("utf-16")[:-1])
+    with pytest.raises(UsageError, match=f"{path.name}: not text in utf-16 .*save it as UTF-8"):
         load(kind, tmp_path / "K")
 
 
@@ -150,7 +154,7 @@ def test_an_unreadable_transcript_rejects_only_its_clip(
         raise PermissionError(13, "Permission denied", "/data/x")
 
     root = make("kemdy20", tmp_path / "K")
-    monkeypatch.setattr("multistill.corpora.loaders.kemdy.read_transcript", unreadable)
+    monkeypatch.setattr("multistill.corpora.text.CorpusText.read", unreadable)
     records = load("kemdy20", root)
     assert len(records) == 6
     assert all(isinstance(r, Rejected) and "Permission denied" in r.reason for r in records)

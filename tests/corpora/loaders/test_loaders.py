@@ -130,3 +130,26 @@ def test_a_table_that_is_a_link_out_of_the_corpus_is_refused(tmp_path: Path) -> 
 
 def _nfc(path: Path, root: Path) -> str:
     return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
+
+
+@pytest.mark.parametrize("ending", ["WAV", "Wav", "wAV"])
+@pytest.mark.parametrize("kind", ["kemdy19", "kemdy20", "dialogue", "scripted", "wellness"])
+def test_file_endings_are_read_in_any_case(tmp_path: Path, kind: str, ending: str) -> None:
+    if kind.startswith("kemdy"):
+        module = kemdy19 if kind == "kemdy19" else kemdy20
+        root = module.make(tmp_path / "C", (1,), segments_per_session=4, glitches=False).root
+        name: CorpusKind = kind  # type: ignore[assignment]
+    else:
+        root = getattr(aihub, f"make_{kind}")(tmp_path / "C").root
+        name = f"aihub-{kind}"  # type: ignore[assignment]
+    before = load(name, root)
+    for path in [path for path in root.rglob("*") if path.is_file()]:
+        new = ending if path.suffix == ".wav" else path.suffix[1:].upper()
+        path.rename(path.with_suffix(f".{new}"))
+    after = load(name, root)
+    paths = {Path(item.audio_path).suffix for item in utterances(after)}
+    if ending != "wAV" or kind not in {"dialogue"}:
+        assert paths == {f".{ending}"}
+        assert [item._replace(audio_path="") for item in utterances(after)] == [
+            item._replace(audio_path="") for item in utterances(before)
+        ]

@@ -36,7 +36,7 @@ def one_row(folder: Path, header: str, row: str, **more: object) -> list[Record]
     folder.mkdir(exist_ok=True)
     write_wav(folder / "a.wav", 1)
     (folder / "t.csv").write_text(f"{header}\n{row}\n", encoding="utf-8")
-    return list(loaders.load(config(folder / "t.csv", **more)))
+    return load("table", folder / "t.csv", **more)
 
 
 def blocks() -> list[str]:

@@ -158,7 +158,7 @@ def _two_lines(segment: Segment) -> None:
 
 def _undecodable(segment: Segment) -> None:
     segment.txt_bytes = b"\xff\xfe\x00\xd8\xff"
-    segment.rejected = "not text in any of"
+    segment.rejected = "not text in utf-16"
 
 
 def _missing_votes(segment: Segment) -> None:

@@ -1,0 +1,172 @@
+"""Encoders that are not what the job takes them for are refused from their small files alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.features_case import save_electra, save_wav2vec2, tone
+
+from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
+from multistill.encoders.audio import normalize
+from multistill.encoders.preflight import problems, refuse_mismatched, refuse_unknown
+from multistill.encoders.registry import load_speech, load_text
+from multistill.errors import JobFileError, MultistillError, UsageError
+from multistill.pipeline.jobfile import parse
+
+
+def features(**models: Any) -> FeaturesConfig:
+    return FeaturesConfig.model_validate({k: {"model": str(v)} for k, v in models.items()})
+
+
+def sentences(**models: Any) -> list[str]:
+    return [sentence for _, sentence in problems(features(**models))]
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.fixture
+def electra(tmp_path: Path) -> Path:
+    return save_electra(tmp_path / "electra")
+
+
+@pytest.fixture
+def wav2vec2(tmp_path: Path) -> Path:
+    return save_wav2vec2(tmp_path / "wav2vec2")
+
+
+def test_right_encoders_and_those_of_elsewhere_pass(electra: Path, wav2vec2: Path) -> None:
+    assert sentences(speech=wav2vec2, text=electra) == []
+    assert sentences(speech="org/not-on-this-machine", text="/no/such/folder") == []
+    assert list(problems(FeaturesConfig())) == []
+
+
+def test_a_text_model_is_no_speech_encoder_and_the_reverse(electra: Path, wav2vec2: Path) -> None:
+    [speech, text] = sentences(speech=electra, text=wav2vec2)
+    assert speech.startswith("features.speech.model: ") and "(electra) is a text model" in speech
+    assert text.startswith("features.text.model: ") and "(wav2vec2) is a speech model" in text
+
+
+@pytest.mark.parametrize("rate", [8000, 44100])
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_an_extractor_with_another_rate_is_refused(wav2vec2: Path, file: str, rate: int) -> None:
+    nested = file == "processor_config.json"
+    for value in (16_000, rate):
+        content: dict[str, Any] = {"sampling_rate": value}
+        content = {"feature_extractor": content} if nested else content
+        (wav2vec2 / file).write_text(json.dumps(content))
+        found = sentences(speech=wav2vec2)
+        assert (f"audio of {rate} Hz" in "".join(found)) == (value == rate)
+
+
+def test_a_text_folder_needs_tokenizer_files(electra: Path) -> None:
+    for path in electra.iterdir():
+        if path.name.startswith(("tokenizer", "vocab", "special")):
+            path.unlink()
+    [sentence] = sentences(text=electra)
+    assert "has no tokenizer files (such as tokenizer.json or vocab.txt)" in sentence
+    with pytest.raises(UsageError, match="no tokenizer files"):
+        refuse_mismatched(features(text=electra))
+    # The advice in the sentence works.
+    save_electra(electra)
+    assert sentences(text=electra) == []
+
+
+@pytest.mark.parametrize("tokens", [11, 30, 500])
+@pytest.mark.parametrize("file", ["tokenizer.json", "vocab.txt", "vocab.json"])
+def test_the_tokenizer_of_another_model_is_refused(electra: Path, file: str, tokens: int) -> None:
+    words = ["[PAD]", "[UNK]", *(f"w{number}" for number in range(tokens - 2))]
+    ids = {word: number for number, word in enumerate(words)}
+    for name in ("tokenizer.json", "vocab.txt"):
+        (electra / name).unlink(missing_ok=True)
+    if file == "tokenizer.json":
+        (electra / file).write_text(json.dumps({"model": {"type": "WordPiece", "vocab": ids}}))
+    else:
+        text = "\n".join(words) + "\n" if file == "vocab.txt" else json.dumps(ids)
+        (electra / file).write_text(text)
+    [sentence] = sentences(text=electra)
+    assert (
+        f"has {tokens} tokens and the model embeds 10: it is the tokenizer of another" in sentence
+    )
+
+
+def test_special_tokens_and_algorithm_tell_a_tokenizer_of_another_family(electra: Path) -> None:
+    edit(electra / "config.json", pad_token_id=3)
+    assert "has [PAD] as token 0 and the model as token 3" in sentences(text=electra)[0]
+    edit(electra / "config.json", pad_token_id=0, vocab_size=12)
+    assert sentences(text=electra) == []  # embeddings may be padded to a round number
+    content = json.loads((electra / "tokenizer.json").read_text())
+    content["model"]["type"] = "BPE"
+    (electra / "tokenizer.json").write_text(json.dumps(content))
+    assert "is a BPE tokenizer, and electra models have WordPiece" in sentences(text=electra)[0]
+
+
+def test_the_job_file_is_refused_at_the_line_of_the_model(electra: Path) -> None:
+    """So `validate`, `plan`, `doctor` and `run` refuse it, before Ray starts."""
+    text = f"name: t\ncorpora: [{{kind: demo}}]\nfeatures:\n  speech:\n    model: {electra}\n"
+    with pytest.raises(JobFileError, match=r"job\.yaml:5: features\.speech\.model: .* text model"):
+        parse(text, "job.yaml")
+
+
+def test_unknown_tokens_above_the_bound_stop_the_job(electra: Path) -> None:
+    config = TextEncoderConfig(model=str(electra))
+    refuse_unknown(config, ["나는 좋다", "good days", ""])
+    refuse_unknown(TextEncoderConfig(), ["hashing knows every word"])
+    texts = ["나는 좋다"] * 6 + ["entirely other words"] * 4
+    with pytest.raises(MultistillError, match=r"50% of the tokens of 10 .*`entirely other words`"):
+        refuse_unknown(config, texts)
+    refuse_unknown(TextEncoderConfig(model=str(electra), max_unknown=0.5), texts)
+
+
+def test_a_tokenizer_that_only_a_library_can_read_is_checked_when_it_is_loaded(
+    electra: Path,
+) -> None:
+    edit(electra / "tokenizer.json", added_tokens=[])
+    config = TextEncoderConfig(model=str(electra))
+    load_text(config, None, torch.device("cpu"))
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(electra)
+    tokenizer.add_tokens(["extra"])
+    tokenizer.save_pretrained(electra)
+    with pytest.raises(MultistillError, match="tokenizer of another model"):
+        load_text(config, None, torch.device("cpu"))
+
+
+def test_data2vec_audio_is_encoded_and_no_clip_depends_on_its_batch(tmp_path: Path) -> None:
+    from transformers import Data2VecAudioConfig, Data2VecAudioModel
+
+    torch.manual_seed(0)
+    settings = Data2VecAudioConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        conv_dim=(16,) * 7,
+        num_conv_pos_embedding_groups=4,
+    )
+    Data2VecAudioModel(settings).save_pretrained(tmp_path)
+    assert sentences(speech=tmp_path) == []
+    encoder = load_speech(SpeechEncoderConfig(model=str(tmp_path)), None, torch.device("cpu"))
+    assert encoder.info.padding == "equal-length"
+    clips = [normalize(tone(0.5, seed=number)) for number in range(3)]
+    for clip, states in zip(clips, encoder.encode(clips), strict=True):
+        assert states.shape == (encoder.frames(len(clip)), 32)
+        assert np.abs(encoder.encode([clip])[0] - states).max() < 1e-5
+
+
+@pytest.mark.parametrize("model", ["untrained-electra", "electra"])
+def test_texts_above_the_limit_are_told(model: str, electra: Path) -> None:
+    name = str(electra) if model == "electra" else model
+    encoder = load_text(TextEncoderConfig(model=name, max_tokens=8), None, torch.device("cpu"))
+    for words in range(12):
+        text = " ".join(["a"] * words)
+        [states] = encoder.encode([text])
+        assert encoder.is_cut(text) == (words > 6)
+        assert len(states) == (min(words + 2, 8) if words else 0)
