@@ -54,6 +54,16 @@ def delivered(tracker: Tracker, seconds: float = 15.0) -> bool:
     return tracker._recorder.flush(seconds)
 
 
+def kill(tracker: Tracker) -> None:
+    """End a tracker as `kill -9` does: nothing more is sent, and the kernel frees the lock."""
+    recorder = tracker._recorder
+    recorder._stopping = True
+    recorder._flush_now.set()
+    recorder._new_records.set()
+    recorder._thread.join(30)
+    recorder.journal.release()
+
+
 class Start:
     """Calls `open_tracker` with a workspace in `folder`; records the messages it logs."""
 
@@ -131,8 +141,7 @@ def test_a_resumed_run_continues_its_mlflow_run(
     abandoned.metrics({"loss": 1.0}, step=1)
     assert delivered(first)
     ids = (first.record_id, child.record_id)
-    first._recorder.journal.release()  # as the kernel does when a process is killed
-    first._recorder.abandon()
+    kill(first)
 
     second = start("resumed")
     child = second.child("model", "m", "model")
