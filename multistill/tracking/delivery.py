@@ -112,7 +112,10 @@ class Delivery:
             elif operation == "register":
                 self._register(run, record, journal)
             elif operation == "close":
-                self._send(run, batches.pop(node))
+                for ending in [n for n in batches if n == node or n.startswith(f"{node}/")]:
+                    ended = self._runs[(experiment, ending)]
+                    if ended is not None:
+                        self._send(ended, batches.pop(ending))
                 if live or run.id not in self.protected:
                     for descendant in self._running_descendants(experiment, node):
                         self._end(descendant, record)

@@ -218,10 +218,11 @@ class Journal:
         return self._path.stat().st_size
 
     def count_from(self, offset: int) -> int:
-        """Count the records from a byte offset to the end."""
+        """Count the records from a byte offset to the end; the header is none."""
         with self._path.open("rb") as stream:
             stream.seek(offset)
-            return sum(1 for line in stream if line.endswith(b"\n"))
+            lines = sum(1 for line in stream if line.endswith(b"\n"))
+        return lines - 1 if offset == 0 and lines else lines
 
     def release(self) -> None:
         """Close the journal and release its lock, so that a later run can replay it."""

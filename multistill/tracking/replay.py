@@ -159,6 +159,7 @@ def replay(delivery: Delivery, journal: Journal, *, one_by_one: bool = False) ->
     apply = delivery.apply_each if one_by_one else delivery.apply
     experiment = journal.header["experiment"]
     sent = journal.sent_offset
+    delivery.runs.adopt(journal.doubts)  # first: the records decide which run is in use
     if journal.count_from(sent) or unclosed(journal):
         offset = 0
         while True:
@@ -173,5 +174,4 @@ def replay(delivery: Delivery, journal: Journal, *, one_by_one: bool = False) ->
             if offset > sent:
                 journal.mark_sent(offset)
         delivery.mark_unclosed(experiment, journal)
-    delivery.runs.adopt(journal.doubts)
     journal.remove()

@@ -138,6 +138,7 @@ class Runs:
         replayed = source is not self._journal
         for existing in [*recorded, *([self._oldest(requested)] if requested else []), *own]:
             if not self._is_held(existing, source):
+                self._keep(request, existing)
                 return self._continue(existing, source)
             if replayed:
                 raise HeldError
@@ -150,13 +151,13 @@ class Runs:
     def child(self, experiment: str, record: Record, parent: Run, source: Journal) -> Run:
         """Find or create a run below another one, which this driver holds."""
         existing = self._children(experiment, parent).get(record["key"])
-        if existing is not None:
-            return _continued(existing)
         request = _request(source, record)
-        if request in self._doubts:
+        if existing is None and request in self._doubts:
             requested = self._server.requested_runs(experiment, request)
-            if requested:
-                return _continued(self._oldest(requested))
+            existing = self._oldest(requested) if requested else None
+        if existing is not None:
+            self._keep(request, existing)
+            return _continued(existing)
         return self._create(experiment, record, request, {PARENT_TAG: parent.id}, source)
 
     def _children(self, experiment: str, parent: Run) -> dict[str, Any]:
@@ -191,6 +192,12 @@ class Runs:
             self._replayed.add(source.name)
             self.doubt(doubt)
         return Run(doubt.kept, continued=False)
+
+    def _keep(self, request: str, run: Any) -> None:
+        """Note which run is in use, if the request that asked for it is in doubt."""
+        if request in self._doubts:
+            self._doubts[request].kept = str(run.info.run_id)
+            self._save()
 
     def requesting(self, kind: str, scope: str, request: str) -> _Request:
         """Context of a request to create something; keeps it in doubt unless answered at once."""

@@ -350,7 +350,7 @@ def test_a_second_recipe_uses_the_same_features(
     experiment = client.get_experiment_by_name("probed")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    names = {run.info.run_name for run in runs if "mlflow.parentRunId" in run.data.tags}
+    names = {run.data.tags.get("multistill.stage") for run in runs} - {None}
     assert names == {"probe", "report"}, "the other stages exist already"
 
 
