@@ -241,8 +241,10 @@ def test_refused_records_stay_and_are_said_until_permission_is_granted(
     for step in (1, 2):
         dead.metric("dead", step)
     dead.kill()
+    alive = []
     for number in range(2):
         me = Driver(store, tmp_path, key=f"mine{number}")
+        alive.append(me)
         me.deliver()
         store.readers = {"ann"}
         for _ in range(2):
