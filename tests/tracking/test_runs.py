@@ -55,7 +55,14 @@ class Driver:
 
     def open(self, name: str, parent: str | None, node: str) -> None:
         key = node.rsplit("/", 1)[-1]
-        record = {"parent": parent, "name": name, "key": key, "kind": "model", "t": 5, "tags": {}}
+        record: Record = {
+            "parent": parent,
+            "name": name,
+            "key": key,
+            "kind": "model",
+            "t": 5,
+            "tags": {},
+        }
         self.append("open", node, **record)
 
     def append(self, operation: str, node: str, **fields: Any) -> None:
