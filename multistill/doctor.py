@@ -231,6 +231,8 @@ def _tracking(job: JobConfig | None) -> Iterator[Finding]:
     from multistill.databases import problem_of, sqlite_file
     from multistill.tracking import tracking_uri
     from multistill.tracking.journal import Journal
+    from multistill.tracking.owner import Owner, current_owner
+    from multistill.tracking.replay import foreign_journals
     from multistill.tracking.server import RecordRejectedError, Server, ServerUnavailableError
 
     workspace = Path(job.workspace if job else "workspace").absolute()
@@ -269,7 +271,10 @@ def _tracking(job: JobConfig | None) -> Iterator[Finding]:
             )
         else:
             yield Finding("tracking", True, f"{address} answers")
-    abandoned = Journal.abandoned(workspace / "tracking")
+    owner, spool = current_owner(uri), workspace / "tracking"
+    for text in foreign_journals(spool, owner):
+        yield Finding("tracking", True, text)
+    abandoned = Journal.abandoned(spool, lambda header: owner.may_send(Owner.of(header)))
     unsent = sum(journal.count_from(journal.sent_offset) for journal in abandoned)
     for journal in abandoned:
         journal.release()
@@ -277,7 +282,8 @@ def _tracking(job: JobConfig | None) -> Iterator[Finding]:
         yield Finding(
             "tracking",
             True,
-            f"{unsent} records of earlier runs are not yet sent; the next run sends them",
+            f"{unsent} records of earlier runs of {owner.name} are not yet sent; the next run "
+            "with their server sends them",
         )
 
 

@@ -48,7 +48,13 @@ def encode(
     """
     logger = logger or NullLogger()
     weights = resolved_weights(config)
-    logger.params({"speech": config.speech.model, "text": config.text.model, "dtype": config.dtype})
+    logger.params(
+        {
+            "speech_encoder": config.speech.model,
+            "text_encoder": config.text.model,
+            "dtype": config.dtype,
+        }
+    )
     logger.tags({f"{name}_weights": commit or "no download" for name, commit in weights.items()})
     out.mkdir(parents=True, exist_ok=True)
     plan = plan_shards(manifest, config.shard_seconds, out)
@@ -63,7 +69,7 @@ def encode(
 
         seconds = plan.seconds * len(pending) / plan.shards
         pools = size_pools(config, ray.cluster_resources(), len(pending), seconds)
-        logger.params({"encoders": pools.encoders, "decoders": pools.decoders})
+        logger.params({"encoder_actors": pools.encoders, "decoder_workers": pools.decoders})
         for shard in _encode_shards(plan, config, weights, out, pending, pools):
             progress.add(shard)
     progress.check_failures()

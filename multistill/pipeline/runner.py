@@ -201,7 +201,7 @@ class RunContext:
                 },
                 log=logger.info,
             )
-            logger.metrics({"seconds": artifact.seconds})
+            logger.metrics({"stage_seconds": artifact.seconds})
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -214,6 +214,7 @@ class RunContext:
     def _open(self) -> RunLogger:
         """The run's record: opened late, so that a finished job contacts no server."""
         if self.logger is None:
+            from multistill.pipeline import record
             from multistill.tracking import open_tracker
 
             key = fingerprint("run", 1, self.job.identity(), {})
@@ -222,6 +223,8 @@ class RunContext:
                 self.workspace.root,
                 self.job.name,
                 run_key=key,
+                run_name=record.run_name(self.job, key),
+                label=record.label(key),
                 tags={
                     "multistill.job": self.job.name,
                     "multistill.recipe": self.job.recipe,
@@ -237,6 +240,8 @@ class RunContext:
             resolved = job_file(self.workspace.root, self.job.name, key)
             write_atomic(resolved, self.job.to_yaml())
             self.logger.artifact(resolved, "job")
+            self.logger.params(record.parameters(self.job, self.steps))
+            self.logger.tags({record.NOTE_TAG: record.describe(self.job, self.steps)})
         return self.logger
 
     def _close(self, kind: type[BaseException] | None, *_: object) -> bool:
@@ -266,8 +271,13 @@ class RunContext:
                 logger.tags({"multistill.ray_job_id": job_id})
 
     def finish(self) -> None:
-        if not self.worked:
+        """Log the main figures, or say that there was nothing to do."""
+        if self.logger is None:
             self.display.print("nothing to do: every stage of this job exists already")
+            return
+        from multistill.pipeline.record import record
+
+        record(self.job, self.steps, self.artifacts, self.logger)
 
 
 def find_artifact(workspace: Workspace, step: Step, name: str) -> Artifact | None:

@@ -114,6 +114,14 @@ class Step(ABC):
         """Make the finished artifact the one that people open, and return where that is."""
         return None
 
+    def record(self, artifact: Artifact, logger: RunLogger) -> str:
+        """Log what the finished artifact says about the whole job to the job's own MLflow run.
+
+        Returns:
+            a Markdown paragraph for that run's description; empty for none.
+        """
+        return ""
+
     def is_intact(self, artifact: Artifact) -> bool:
         """Whether what the artifact refers to outside its folder still is what it was."""
         return True

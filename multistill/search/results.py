@@ -117,7 +117,7 @@ def write_results(
     return summary
 
 
-def log_joined_trials(study: optuna.Study, logger: RunLogger) -> None:
+def log_joined_trials(study: optuna.Study, logger: RunLogger, metric: str) -> None:
     """Log the trials of drivers that joined the search, each of them once.
 
     Those drivers have no tracking server: two drivers that log to one run would end each
@@ -133,9 +133,9 @@ def log_joined_trials(study: optuna.Study, logger: RunLogger) -> None:
         child = logger.child(f"trial {trial.number}", row["key"], "trial")
         child.params(row["params"])
         for epoch, value in sorted(trial.intermediate_values.items()):
-            child.metrics({"value": value}, step=epoch)
+            child.metrics({f"valid_{metric}": value}, step=epoch)
         if row["value"] is not None:
-            child.metrics({"value": row["value"], "epochs": float(row["epochs"])})
+            child.metrics({"value": row["value"], "trained_epochs": float(row["epochs"])})
         child.tags({"reason": row["reason"] or "ran its budget", "driver": "joined"})
         child.close("FAILED" if row["state"] == "failed" else "FINISHED")
         study.set_user_attr(logged, True)

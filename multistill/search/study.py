@@ -245,7 +245,7 @@ def _run(
         result = _run_experiment(spec, out, logger, objective)
     study = _open_study(spec, out)
     with wait_for_other_drivers(out):
-        log_joined_trials(study, logger)
+        log_joined_trials(study, logger, spec.config.metric)
         summary = write_results(study, spec, out, first.concurrency)
     if result.should_abort or not has_values(study):
         count, reason = _failures(study)

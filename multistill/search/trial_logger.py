@@ -106,7 +106,7 @@ class TrialLogger(NotPickled, tune.Callback):
         self.trials_ended += 1
         value = result.get("value")
         if not reason and value is not None:
-            child.metrics({"value": float(value), "epochs": float(result["epoch"])})
+            child.metrics({"value": float(value), "trained_epochs": float(result["epoch"])})
             better = self._best is None or self._sign * value > self._sign * self._best
             self._best = float(value) if better else self._best
             if not result["finished"]:

@@ -1,9 +1,9 @@
 """Applies the records of a journal to runs on the server; idempotent.
 
 A record can be applied twice: the process may be killed after the server has accepted a
-record and before that is stored. Therefore runs are looked up by key before they are
-created, metric values of a step that the server already has are not sent again, and
-parameters, tags and files overwrite themselves with the same value.
+record and before that is stored. Therefore runs are looked up before they are created (see
+`multistill.tracking.runs`), metric values of a step that the server already has are not sent
+again, and parameters, tags and files overwrite themselves with the same value.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from multistill.tracking.journal import Journal, Record
 from multistill.tracking.registry import register
+from multistill.tracking.runs import Run, Runs
 from multistill.tracking.server import (
-    KEY_TAG,
-    KIND_TAG,
     ORPHAN_TAG,
-    PARENT_TAG,
+    ForbiddenError,
     Point,
     RecordRejectedError,
     Server,
@@ -29,25 +27,6 @@ from multistill.tracking.server import (
 )
 
 RESUMED_TAG = "multistill.resumed"
-
-
-@dataclass
-class Run:
-    """State of one run on the server.
-
-    Attributes:
-        continued: the run may have metric values and children that this process did not send.
-        orphan: the run is tagged as left open by a process that died.
-        steps: logged steps by metric; a metric is missing until the server has been queried.
-        children: child runs by key; None until the server has been queried.
-    """
-
-    id: str
-    continued: bool
-    running: bool = True
-    orphan: bool = False
-    steps: dict[str, set[int]] = field(default_factory=dict)
-    children: dict[str, Any] | None = None
 
 
 @dataclass
@@ -61,14 +40,18 @@ class _Pending:
 class Delivery:
     """Applies records to a server. Not thread-safe.
 
+    Args:
+        runs: finds and creates the runs that records belong to.
+
     Attributes:
         rejected: error messages of rejected records, oldest first.
         messages: human-readable messages about what was done.
         protected: ids of live runs, which the replay of an old journal must not end.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, runs: Runs) -> None:
         self.server = server
+        self.runs = runs
         self.rejected: list[str] = []
         self.messages: list[str] = []
         self.protected: set[str] = set()
@@ -88,7 +71,11 @@ class Delivery:
         for record in records:
             try:
                 self.apply(experiment, [record], journal, live=live)
+            except ForbiddenError:
+                raise  # kept: permission may be granted
             except ServerUnavailableError as error:
+                if error.denied:
+                    raise
                 self.server.ping()
                 self.rejected.append(str(error))
 
@@ -108,7 +95,7 @@ class Delivery:
             operation = record.get("op")
             node = record.get("node", "")
             if operation == "open":
-                self.open(experiment, record, live)
+                self.open(experiment, record, journal, live=live)
                 continue
             run = self._runs.get((experiment, node))
             if run is None:  # the run was rejected, which has been reported
@@ -125,7 +112,10 @@ class Delivery:
             elif operation == "register":
                 self._register(run, record, journal)
             elif operation == "close":
-                self._send(run, batches.pop(node))
+                for ending in [n for n in batches if n == node or n.startswith(f"{node}/")]:
+                    ended = self._runs[(experiment, ending)]
+                    if ended is not None:
+                        self._send(ended, batches.pop(ending))
                 if live or run.id not in self.protected:
                     for descendant in self._running_descendants(experiment, node):
                         self._end(descendant, record)
@@ -135,12 +125,12 @@ class Delivery:
             if run is not None:
                 self._send(run, pending)
 
-    def open(self, experiment: str, record: Record, live: bool) -> Run | None:
+    def open(self, experiment: str, record: Record, journal: Journal, *, live: bool) -> Run | None:
         """Look up the record's run by its key below its parent, or create it."""
         run_key = (experiment, record["node"])
         if run_key not in self._runs:
             try:
-                self._runs[run_key] = self._find_or_create(experiment, record)
+                self._runs[run_key] = self._find_or_create(experiment, record, journal)
             except RecordRejectedError as error:
                 self.rejected.append(str(error))
                 self._runs[run_key] = None
@@ -160,32 +150,13 @@ class Delivery:
             run.orphan = False
         self.rejected += self.server.log(run.id, tags=tags)
 
-    def _find_or_create(self, experiment: str, record: Record) -> Run:
-        key = record["key"]
-        parent = None
+    def _find_or_create(self, experiment: str, record: Record, journal: Journal) -> Run:
         if record["parent"] is None:
-            existing = self.server.find_run(experiment, key)
-        else:
-            parent = self._runs.get((experiment, record["parent"]))
-            if parent is None:
-                raise RecordRejectedError(f"the parent run of `{record['name']}` was rejected")
-            existing = self._children(experiment, parent).get(key)
-        if existing is not None:
-            orphan = existing.data.tags.get(ORPHAN_TAG) == "true"
-            return Run(str(existing.info.run_id), continued=True, running=False, orphan=orphan)
-        tags = {**record["tags"], KEY_TAG: key, KIND_TAG: record["kind"]}
-        if parent is not None:
-            tags[PARENT_TAG] = parent.id
-        run_id = self.server.create_run(experiment, record["name"], record["t"], tags)
-        return Run(run_id, continued=False)
-
-    def _children(self, experiment: str, parent: Run) -> dict[str, Any]:
-        if not parent.continued:
-            return {}
-        if parent.children is None:  # one query for all, not one for each of 2,000 trials
-            runs = self.server.child_runs(experiment, parent.id)
-            parent.children = {run.data.tags.get(KEY_TAG, ""): run for run in runs}
-        return parent.children
+            return self.runs.top_level(experiment, record, journal)
+        parent = self._runs.get((experiment, record["parent"]))
+        if parent is None:
+            raise RecordRejectedError(f"the parent run of `{record['name']}` was rejected")
+        return self.runs.child(experiment, record, parent, journal)
 
     def _add_points(self, run: Run, pending: _Pending, record: Record) -> None:
         step = record["step"]
@@ -222,7 +193,7 @@ class Delivery:
         if not path.exists():
             return
         try:
-            self.messages.append(register(self.server, run.id, record, path))
+            self.messages.append(register(self.server, run.id, record, path, self.runs.requesting))
         except RecordRejectedError as error:
             self.rejected.append(str(error))
         journal.delete_copy(record["file"])
@@ -251,16 +222,7 @@ class Delivery:
 
     def mark_unclosed(self, experiment: str, journal: Journal) -> None:
         """End as KILLED the runs that the journal's dead process left open."""
-        last_time: dict[str, int] = {}
-        for record in journal.all_records():
-            node = record.get("node")
-            if node is None:
-                continue
-            if record["op"] == "close":
-                last_time.pop(node, None)
-            else:
-                last_time[node] = int(record.get("t", last_time.get(node, 0)))
-        for node, time_ms in last_time.items():
+        for node, time_ms in unclosed(journal).items():
             run = self._runs.get((experiment, node))
             if run is not None and run.id not in self.protected:
                 self._orphan(run.id, time_ms)
@@ -278,3 +240,17 @@ class Delivery:
     def _orphan(self, run_id: str, time_ms: int) -> None:
         self.rejected += self.server.log(run_id, tags={ORPHAN_TAG: "true"})
         self.server.end_run(run_id, "KILLED", time_ms)
+
+
+def unclosed(journal: Journal) -> dict[str, int]:
+    """Nodes that a journal opens and does not close, with the time of their last record."""
+    last_time: dict[str, int] = {}
+    for record in journal.all_records():
+        node = record.get("node")
+        if node is None:
+            continue
+        if record["op"] == "close":
+            last_time.pop(node, None)
+        else:
+            last_time[node] = int(record.get("t", last_time.get(node, 0)))
+    return last_time

@@ -5,25 +5,28 @@ queue, as the buffer during a server outage, and as the recovery log of a killed
 and memory use does not grow with the length of an outage.
 
 A journal is a folder: `records.jsonl` (first line: the header), `sent` (byte offset up to
-which everything is on the server), `files/` (copies of artifacts), `lock` (held by the
-process that writes the journal; released by the kernel when that process dies).
+which everything is on the server), `run` (id of the run on the server), `doubts.json`
+(requests that the server may still carry out), `files/` (copies of artifacts), `lock` (held by
+the process that writes the journal; released by the kernel when that process dies).
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 Record = dict[str, Any]
+DOUBTS = "doubts.json"
 
 
 class Journal:
@@ -56,30 +59,54 @@ class Journal:
         return journal
 
     @classmethod
-    def abandoned(cls, parent: Path) -> list[Journal]:
-        """Return the journals of dead processes, oldest first; the caller holds their locks."""
+    def abandoned(
+        cls, parent: Path, wanted: Callable[[Record], bool] | None = None
+    ) -> list[Journal]:
+        """Return the journals of dead processes, oldest first; the caller holds their locks.
+
+        Args:
+            wanted: called with a journal's header; the locks of other journals are not touched.
+        """
         journals = []
-        for folder in sorted(parent.iterdir()) if parent.is_dir() else []:
-            path = folder / "records.jsonl"
-            if not path.is_file():
+        for journal in cls.read_all(parent):
+            if wanted is not None and not wanted(journal.header):
                 continue
-            lock = FileLock(folder / "lock")
             try:
-                lock.acquire(timeout=0)
+                journal._file_lock.acquire(timeout=0)
             except (Timeout, OSError):
                 continue
-            with path.open("rb") as stream:
-                first_line = _parse(stream.readline())
-            if first_line is None or "header" not in first_line:
-                lock.release()
-                continue
-            journals.append(cls(folder, lock, first_line["header"]))
+            journals.append(journal)
         return journals
 
+    @classmethod
+    def read_all(cls, parent: Path) -> list[Journal]:
+        """Return every journal that can be read, oldest first, without its lock."""
+        journals = []
+        try:
+            folders = sorted(parent.iterdir())
+        except OSError:
+            return []
+        for folder in folders:
+            try:
+                with (folder / "records.jsonl").open("rb") as stream:
+                    first_line = _parse(stream.readline())
+            except OSError:  # no journal, or one that only its owner can read
+                continue
+            header = (first_line or {}).get("header")
+            if isinstance(header, dict):
+                journals.append(cls(folder, FileLock(folder / "lock"), header))
+        return journals
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
     def append(self, record: Record) -> None:
-        """Append one record. Raises OSError, e.g. if the disk is full."""
+        """Append one record. Raises OSError, e.g. if the disk is full, or ValueError if closed."""
         line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
         with self._write_lock:
+            if self._stream is None:
+                raise ValueError("the journal is closed")
             self._stream.write(line)
             self._stream.flush()
 
@@ -147,15 +174,55 @@ class Journal:
         temporary.replace(self.folder / "sent")
 
     @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the top-level run that the journal was recorded to, once it is known."""
+        try:
+            return (self.folder / "run").read_text() or None
+        except OSError:
+            return None
+
+    @run_id.setter
+    def run_id(self, run_id: str) -> None:
+        (self.folder / "run").write_text(run_id)
+
+    @property
+    def doubts(self) -> Record:
+        """Content of `doubts.json`; empty where every request was answered."""
+        try:
+            return _parse((self.folder / DOUBTS).read_bytes()) or {}
+        except OSError:
+            return {}
+
+    def write_doubts(self, doubts: Record) -> None:
+        """Replace `doubts.json`; an empty value removes it. Raises OSError."""
+        path = self.folder / DOUBTS
+        if not doubts:
+            path.unlink(missing_ok=True)
+            return
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(doubts))
+        temporary.replace(path)
+
+    def write_nothing_to_send(self) -> None:
+        """Discard all records but the header; the doubts stay."""
+        with self._write_lock:
+            self._stream.close()
+            self._stream = None
+            self._path.write_text(json.dumps({"header": self.header}) + "\n")
+            (self.folder / "sent").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "files", ignore_errors=True)
+
+    @property
     def size(self) -> int:
         """Size of all records so far in bytes."""
         return self._path.stat().st_size
 
     def count_from(self, offset: int) -> int:
-        """Count the records from a byte offset to the end."""
+        """Count the records from a byte offset to the end; the header is none."""
         with self._path.open("rb") as stream:
             stream.seek(offset)
-            return sum(1 for line in stream if line.endswith(b"\n"))
+            lines = sum(1 for line in stream if line.endswith(b"\n"))
+        return lines - 1 if offset == 0 and lines else lines
 
     def release(self) -> None:
         """Close the journal and release its lock, so that a later run can replay it."""
@@ -168,6 +235,21 @@ class Journal:
         """Delete the journal, once everything is on the server."""
         self.release()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def held(folder: Path) -> bool:
+    """Whether a live process writes the journal in this folder.
+
+    Opens the lock for reading only: the journal may belong to another user.
+    """
+    try:
+        with (folder / "lock").open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _parse(line: bytes) -> Record | None:

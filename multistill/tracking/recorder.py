@@ -13,8 +13,16 @@ from pathlib import Path
 
 from multistill.tracking.delivery import Delivery
 from multistill.tracking.journal import Journal, Record
+from multistill.tracking.owner import Owner
 from multistill.tracking.redaction import redact
-from multistill.tracking.server import RecordRejectedError, Server, ServerUnavailableError
+from multistill.tracking.replay import Replay
+from multistill.tracking.runs import HEARTBEAT_SECONDS, Runs
+from multistill.tracking.server import (
+    ForbiddenError,
+    RecordRejectedError,
+    Server,
+    ServerUnavailableError,
+)
 
 CHUNK = 1000
 BATCH_SECONDS = 0.3
@@ -36,6 +44,7 @@ class Recorder:
         journal: already contains the `open` record of the top-level run.
         spool: folder that may contain journals of earlier processes.
         target: identifies the server in journal headers; only its journals are replayed.
+        owner: of this run; only the owner's journals are replayed.
         log: called from the thread with human-readable messages.
     """
 
@@ -45,14 +54,17 @@ class Recorder:
         journal: Journal,
         spool: Path,
         target: str,
+        owner: Owner,
         log: Callable[[str], None],
     ) -> None:
         self.journal = journal
-        self._delivery = Delivery(server)
+        self._runs = Runs(server, owner, journal)
+        self._delivery = Delivery(server, self._runs)
+        self._replay = Replay(server, self._runs, spool, target, owner, log)
         self._server = server
-        self._spool = spool
-        self._target = target
+        self._owner = owner
         self._log = log
+        self._next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
         self._changed = threading.Condition()
         self._sent_offset = 0
         self._attempts = 0
@@ -132,25 +144,35 @@ class Recorder:
         self._new_records.set()
         self._flush_now.set()
         self._thread.join(timeout=2.0)
-        if self.journal.count_from(self._sent_offset) or self._thread.is_alive():
+        unsent = self.journal.count_from(self._sent_offset) > 0
+        if unsent or self._thread.is_alive() or self._runs.in_doubt:
             self.journal.release()
         else:
             self.journal.remove()
 
     def abandon(self) -> None:
-        """End the thread and delete the journal without sending it."""
+        """End the thread and delete the journal without sending it.
+
+        A request that the server has not answered stays in the journal, so that the next run
+        removes what the server makes of it.
+        """
         with self._changed:
             self._stopping = True
         self._flush_now.set()
-        self.journal.remove()
+        if self._runs.give_up():
+            self.journal.write_nothing_to_send()
+            self.journal.release()
+        else:
+            self.journal.remove()
 
     def _run(self) -> None:
         steps = [self._open, self._replay_abandoned, self._mark_orphans]
         while steps:
-            if self._try(steps[0]):
-                steps.pop(0)
-            elif self._stopping:
+            done = self._try(steps[0])
+            if self._runs.given_up or (self._stopping and not done):
                 return
+            if done:
+                steps.pop(0)
         while True:
             delivered = self._try(self._deliver_chunk)
             if self._stopping:
@@ -183,13 +205,19 @@ class Recorder:
             self._failures += 1
             self._changed.notify_all()
         if first and self._opened:
-            self._log(
-                f"the tracking server does not answer ({problem}); the run continues, and its "
-                f"records are stored in {self.journal.folder} until the server is back"
-            )
+            self._log(self._interruption(problem))
         if not self._stopping:
             self._flush_now.wait(RETRY_SECONDS[min(self._failures, len(RETRY_SECONDS)) - 1])
         return False
+
+    def _interruption(self, problem: Exception) -> str:
+        where = f"the run continues, and its records are stored in {self.journal.folder}"
+        if isinstance(problem, ForbiddenError):
+            return (
+                f"the tracking server does not let {self._owner.name} write ({problem}); {where} "
+                "until that is permitted: ask the owner of the experiment for EDIT permission"
+            )
+        return f"the tracking server does not answer ({problem}); {where} until the server is back"
 
     def _log_messages(self) -> None:
         for message in self._delivery.messages:
@@ -205,7 +233,7 @@ class Recorder:
         self._server.connect()
         records, _ = self.journal.read(0, 2)
         open_record = next(record for record in records if record.get("op") == "open")
-        run = self._delivery.open(experiment, open_record, live=True)
+        run = self._delivery.open(experiment, open_record, self.journal, live=True)
         if run is None:
             raise RecordRejectedError(self._delivery.rejected.pop())
         self._delivery.protected.add(run.id)
@@ -215,19 +243,9 @@ class Recorder:
             self._changed.notify_all()
 
     def _replay_abandoned(self) -> None:
-        for journal in Journal.abandoned(self._spool):
-            try:
-                if journal.header.get("target") != self._target:
-                    continue
-                count = replay(
-                    self._delivery, journal, one_by_one=self._failures >= MAX_BATCH_FAILURES
-                )
-            except BaseException:
-                journal.release()
-                raise
-            if count:
-                self._log(f"sent {count} records left by an earlier run")
-        # Journals for another server stay, until a run with that server replays them.
+        if self._replay.send_abandoned(protected=self._top.id):
+            # Records of an earlier attempt may have gone to this run.
+            self._top.continued, self._top.children = True, None
 
     def _mark_orphans(self) -> None:
         if self._top.continued:
@@ -240,39 +258,10 @@ class Recorder:
             apply = self._delivery.apply_each if one_by_one else self._delivery.apply
             apply(self._server.experiment, records, self.journal, live=True)
             self.journal.mark_sent(offset)
+        self._runs.settle(now=self._flush_now.is_set())
+        if time.monotonic() >= self._next_heartbeat and self._top.running:
+            self._runs.renew_lease(self._top.id)
+            self._next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
         with self._changed:
             self._sent_offset = offset
             self._changed.notify_all()
-
-
-def replay(delivery: Delivery, journal: Journal, *, one_by_one: bool = False) -> int:
-    """Deliver the journal of a dead process, end its open runs, and delete it.
-
-    Args:
-        one_by_one: send one record at a time, dropping those that a healthy server rejects.
-
-    Returns:
-        the number of records that were not yet on the server.
-
-    Raises:
-        ServerUnavailableError: the journal is kept.
-    """
-    apply = delivery.apply_each if one_by_one else delivery.apply
-    experiment = journal.header["experiment"]
-    sent = journal.sent_offset
-    offset = 0
-    missing = journal.count_from(sent)
-    while True:
-        records, next_offset = journal.read(offset, CHUNK)
-        if not records:
-            break
-        # Records before `sent` are on the server; only the state of their runs is restored.
-        if next_offset <= sent:
-            records = [record for record in records if record.get("op") in {"open", "close"}]
-        apply(experiment, records, journal, live=False)
-        offset = next_offset
-        if offset > sent:
-            journal.mark_sent(offset)
-    delivery.mark_unclosed(experiment, journal)
-    journal.remove()
-    return missing

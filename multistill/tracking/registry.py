@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,13 @@ def digest_of(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def register(server: Server, run_id: str, record: Record, folder: Path) -> str:
+Requesting = Callable[[str, str, str], AbstractContextManager[Any]]
+"""`Runs.requesting`: called with `version`, the model's name and the digest of its files."""
+
+
+def register(
+    server: Server, run_id: str, record: Record, folder: Path, requesting: Requesting
+) -> str:
     """Register a model folder as a version, and make it the champion if it is better.
 
     Registering the same files again does not create a second version; it updates the tags
@@ -44,7 +52,7 @@ def register(server: Server, run_id: str, record: Record, folder: Path) -> str:
     """
     name = re.sub(r"[/:]", "-", record["name"])
     metric, value = record["metric"], float(record["value"])
-    version = _add_version(server, name, run_id, record, folder)
+    version = _add_version(server, name, run_id, record, folder, requesting)
     champion = _champion(server, name)
     title = f"{name} version {version.version}"
     if champion is not None and champion.version == version.version:
@@ -67,7 +75,9 @@ def register(server: Server, run_id: str, record: Record, folder: Path) -> str:
     return f"{registered}; {stays} with {best:.4g}, which is not beaten{by_margin}"
 
 
-def _add_version(server: Server, name: str, run_id: str, record: Record, folder: Path) -> Any:
+def _add_version(
+    server: Server, name: str, run_id: str, record: Record, folder: Path, requesting: Requesting
+) -> Any:
     """Create a version for the folder, or update the tags of the version with the same files."""
     _create_registered_model(server, name)
     tags = {
@@ -84,13 +94,26 @@ def _add_version(server: Server, name: str, run_id: str, record: Record, folder:
         return version
     server.upload(run_id, folder, "", name=FOLDER)
     run = call_mlflow(server.client.get_run, run_id)
-    return call_mlflow(
-        server.client.create_model_version,
-        name,
-        source=f"{run.info.artifact_uri}/{FOLDER}",
-        run_id=run_id,
-        tags=tags,
-    )
+    with requesting("version", name, record["digest"]) as doubt:
+        version = call_mlflow(
+            server.client.create_model_version,
+            name,
+            source=f"{run.info.artifact_uri}/{FOLDER}",
+            run_id=run_id,
+            tags=tags,
+        )
+        doubt.kept = str(version.version)
+    return version
+
+
+def remove_duplicate_versions(server: Server, name: str, digest: str) -> None:
+    """Keep the oldest version with these files, and move the alias to it from a duplicate."""
+    kept, *duplicates = _versions(server, name, digest) or [None]
+    for duplicate in duplicates:
+        champion = _champion(server, name)
+        if champion is not None and champion.version == duplicate.version:
+            call_mlflow(server.client.set_registered_model_alias, name, CHAMPION, kept.version)
+        call_mlflow(server.client.delete_model_version, name, duplicate.version)
 
 
 def _not_comparable(champion: Any, record: Record) -> str:
@@ -120,10 +143,16 @@ def _create_registered_model(server: Server, name: str) -> None:
 
 
 def _find_version(server: Server, name: str, digest: str) -> Any:
+    return next(iter(_versions(server, name, digest)), None)
+
+
+def _versions(server: Server, name: str, digest: str) -> list[Any]:
+    """The versions with these files, oldest first."""
     versions = call_mlflow(
         server.client.search_model_versions, f"name = '{name}'", max_results=1000
     )
-    return next((version for version in versions if version.tags.get(DIGEST_TAG) == digest), None)
+    same = [version for version in versions if version.tags.get(DIGEST_TAG) == digest]
+    return sorted(same, key=lambda version: int(version.version))
 
 
 def _champion(server: Server, name: str) -> Any:

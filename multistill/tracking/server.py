@@ -6,7 +6,7 @@ lost) and `RecordRejectedError` (the server will never accept this record: drop 
 
 from __future__ import annotations
 
-import getpass
+import contextlib
 import json
 import logging
 import math
@@ -21,6 +21,8 @@ from multistill.tracking.redaction import redact
 KEY_TAG = "multistill.key"
 KIND_TAG = "multistill.kind"
 ORPHAN_TAG = "multistill.orphan"
+REQUEST_TAG = "multistill.request"
+DUPLICATE_TAG = "multistill.duplicate_of"
 PARENT_TAG = "mlflow.parentRunId"
 
 _MAX_METRICS, _MAX_PARAMS, _MAX_TAGS, _MAX_ENTITIES = 1000, 100, 100, 1000
@@ -35,7 +37,7 @@ _REJECTED = {
     "INVALID_STATE",
     "NOT_IMPLEMENTED",
 }
-_DENIED = {"CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED", "PERMISSION_DENIED"}
+_DENIED = {"CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"}
 
 Point = tuple[str, float, int, int]
 """One metric value: key, value, timestamp in milliseconds, step."""
@@ -51,6 +53,13 @@ class ServerUnavailableError(Exception):
     def __init__(self, message: str, denied: bool = False) -> None:
         super().__init__(message)
         self.denied = denied
+
+
+class ForbiddenError(ServerUnavailableError):
+    """The server knows the user and refuses the request for lack of permission.
+
+    Nothing is lost either: permission may be granted, so the records are kept.
+    """
 
 
 class RecordRejectedError(Exception):
@@ -122,9 +131,10 @@ class Server:
     @property
     def client(self) -> Any:
         if self._client is None:
-            # MLflow's default of seven retries blocks a caller for four minutes; the journal
-            # retries instead. MLflow reads these settings only from the environment.
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+            # MLflow's default of seven retries blocks a caller for four minutes, and repeats a
+            # creation that the server may still carry out; the journal retries instead, and
+            # looks first. MLflow reads these settings only from the environment.
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
             for name in ("mlflow.store.db.utils", "alembic", "urllib3.connectionpool"):
                 logging.getLogger(name).setLevel(logging.ERROR)
@@ -166,16 +176,29 @@ class Server:
             self._experiments[name] = str(experiment.experiment_id)
         return self._experiments[name]
 
-    def find_run(self, experiment: str, key: str) -> Any:
-        """Return the newest top-level run with this key, or None."""
+    def top_level_runs(self, experiment: str, key: str) -> list[Any]:
+        """Return the top-level runs with this key, whoever started them, newest first."""
+        runs = self._runs_with_tag(experiment, KEY_TAG, key)
+        return [run for run in runs if PARENT_TAG not in run.data.tags]
+
+    def requested_runs(self, experiment: str, request: str) -> list[Any]:
+        """Return the runs that the server made for one request and its repetitions.
+
+        All have the start time of the request, so their order is that of their ids: arbitrary,
+        and the same for everybody who asks.
+        """
+        runs = self._runs_with_tag(experiment, REQUEST_TAG, request)
+        return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+
+    def _runs_with_tag(self, experiment: str, tag: str, value: str) -> list[Any]:
         runs = call_mlflow(
             self.client.search_runs,
             [self.experiment_id(experiment)],
-            filter_string=f"tags.`{KEY_TAG}` = {quote(key)}",
+            filter_string=f"tags.`{tag}` = {quote(value)}",
             order_by=["attributes.start_time DESC"],
-            max_results=10,
+            max_results=1000,
         )
-        return next((run for run in runs if PARENT_TAG not in run.data.tags), None)
+        return [run for run in runs if DUPLICATE_TAG not in run.data.tags]
 
     def child_runs(self, experiment: str, parent: str) -> list[Any]:
         """Return all direct children of a run."""
@@ -189,7 +212,7 @@ class Server:
                 max_results=1000,
                 page_token=token,
             )
-            runs.extend(page)
+            runs += [run for run in page if DUPLICATE_TAG not in run.data.tags]
             token = page.token
             if not token:
                 return runs
@@ -199,10 +222,17 @@ class Server:
             self.client.create_run,
             self.experiment_id(experiment),
             start_time=start,
-            tags={"mlflow.user": _user_name(), **tags},
+            tags=dict(tags),
             run_name=name[:_MAX_KEY],
         )
         return str(run.info.run_id)
+
+    def remove_duplicate(self, run_id: str, kept: str) -> None:
+        """Mark a run as a duplicate, end it, and delete it where the server allows that."""
+        self.log(run_id, tags={DUPLICATE_TAG: kept})
+        call_mlflow(self.client.set_terminated, run_id, status="KILLED")
+        with contextlib.suppress(RecordRejectedError, ForbiddenError):
+            call_mlflow(self.client.delete_run, run_id)
 
     def reopen_run(self, run_id: str) -> None:
         call_mlflow(self.client.update_run, run_id, status="RUNNING")
@@ -318,13 +348,6 @@ def clean_tags(values: Mapping[str, object]) -> dict[str, str]:
     return clean_values(values, _MAX_TAG)
 
 
-def _user_name() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container user without a passwd entry
-        return "unknown"
-
-
 def call_mlflow(call: Any, *args: Any, **kwargs: Any) -> Any:
     """Call MLflow and convert any exception to one of the two errors above, without secrets."""
     from mlflow.exceptions import MlflowException
@@ -335,8 +358,18 @@ def call_mlflow(call: Any, *args: Any, **kwargs: Any) -> Any:
         message = redact(" ".join(str(error).split()))[:500]
         if error.error_code in _REJECTED:
             raise RecordRejectedError(message) from None
-        denied = error.error_code in _DENIED or "error code 401" in message
-        raise ServerUnavailableError(message, denied) from None
+        raise _unavailable(message, error.error_code, error) from None
     except Exception as error:
         # Database drivers and artifact stores raise their own types; none may reach a run.
-        raise ServerUnavailableError(redact(f"{type(error).__name__}: {error}")[:500]) from None
+        message = redact(f"{type(error).__name__}: {error}")[:500]
+        raise _unavailable(message, "", error) from None
+
+
+def _unavailable(message: str, code: str, error: Exception) -> ServerUnavailableError:
+    """Tell refused credentials (401) and missing permission (403) from a server that is away."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 403 or code == "PERMISSION_DENIED" or "error code 403" in message:
+        return ForbiddenError(message)
+    return ServerUnavailableError(
+        message, status == 401 or code in _DENIED or "error code 401" in message
+    )

@@ -15,9 +15,11 @@ from urllib.parse import quote
 from multistill.databases import problem_of, sqlite_url
 from multistill.errors import MultistillError, UsageError
 from multistill.tracking.journal import Journal, size_of
+from multistill.tracking.owner import Owner, current_owner
 from multistill.tracking.recorder import Recorder, now_ms
 from multistill.tracking.redaction import redact
 from multistill.tracking.server import (
+    ForbiddenError,
     RecordRejectedError,
     Server,
     ServerUnavailableError,
@@ -46,7 +48,10 @@ class Tracker:
     Created by `open_tracker` (the top-level run) and by `child`.
     """
 
-    def __init__(self, recorder: Recorder, node: str, tags: Mapping[str, str], top: bool) -> None:
+    def __init__(
+        self, recorder: Recorder, node: str, tags: Mapping[str, str], top: bool, label: str = ""
+    ) -> None:
+        self._label = label
         self._recorder = recorder
         self._node = node
         self._tags = dict(tags)
@@ -140,11 +145,16 @@ class Tracker:
         )
 
     def child(self, name: str, key: str, kind: str) -> Tracker:
-        """Return the child run with this key: continued if it exists, else created."""
-        child = Tracker(
-            self._recorder, f"{self._node}/{quote(key, safe='')}", self._tags, top=False
-        )
-        child._open(name, key, kind, parent=self._node)
+        """Return the child run with this key: continued if it exists, else created.
+
+        Its name on the server tells it from a model of the same name, and from the same stage,
+        model or trial of other jobs: `teacher stage (3f9a1c)`.
+        """
+        node = f"{self._node}/{quote(key, safe='')}"
+        child = Tracker(self._recorder, node, self._tags, top=False, label=self._label)
+        stage = " stage" if kind == "stage" else ""
+        label = f" ({self._label})" if self._label else ""
+        child._open(f"{name}{stage}{label}", key, kind, parent=self._node)
         return child
 
     def close(self, status: str = "FINISHED") -> None:
@@ -188,14 +198,19 @@ def open_tracker(
     run_key: str,
     tags: Mapping[str, str],
     *,
+    run_name: str | None = None,
+    label: str = "",
     log: Callable[[str], None] | None = None,
 ) -> Tracker:
     """Open the top-level run with this key; continue it if it exists.
 
     Args:
-        job_name: name of the run, and of the experiment unless `tracking.experiment` is set.
+        job_name: name of the experiment unless `tracking.experiment` or MLflow's own
+            MLFLOW_EXPERIMENT_NAME is set.
         run_key: the same for every attempt at the same job, so that attempts share one run.
         tags: tags of the top-level run and of every run below it.
+        run_name: of the top-level run; default: the job's name.
+        label: appended to the name of every run below it.
         log: called with messages about an unavailable server; default: a logged warning.
 
     Raises:
@@ -203,17 +218,18 @@ def open_tracker(
         UsageError: the address is invalid, or the experiment cannot be used.
     """
     uri = tracking_uri(config, workspace_root)
-    experiment = config.experiment or job_name
+    experiment = config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or job_name
     # MLflow would retry for minutes and then say that a server does not answer.
     is_database = not uri.startswith(("http://", "https://"))
     if config.required and is_database and (reason := problem_of(uri)):
         raise MultistillError(f"the tracking database {redact(uri)} cannot be used: {reason}")
     server = Server(uri, experiment, workspace_root.absolute() / "mlflow-artifacts")
-    target = _target(uri)
+    target, owner = _target(uri), current_owner(uri)
     spool = workspace_root / SPOOL
     header = {
         "target": target,
         "server": redact(uri),
+        "owner": owner.as_json(),
         "experiment": experiment,
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -226,9 +242,9 @@ def open_tracker(
             f"tracking records cannot be written to {spool} ({error.strerror}); "
             "choose another folder with --workspace"
         ) from error
-    recorder = Recorder(server, journal, spool, target, log)
-    tracker = Tracker(recorder, run_key, clean_tags(tags), top=True)
-    tracker._open(job_name, run_key, "run", parent=None)
+    recorder = Recorder(server, journal, spool, target, owner, log)
+    tracker = Tracker(recorder, run_key, clean_tags(tags), top=True, label=label)
+    tracker._open(run_name or job_name, run_key, "run", parent=None)
     try:
         _ = server.client  # imports MLflow, which takes seconds, before the timeout starts
         recorder.start()
@@ -245,10 +261,12 @@ def open_tracker(
         raise UsageError(f"tracking server {address} cannot be used ({problem}): see tracking.uri")
     if config.required:
         recorder.abandon()
-        raise MultistillError(_unavailable_message(address, problem))
+        raise MultistillError(_unavailable_message(address, problem, owner, experiment))
+    refuses = f"does not let {owner.name} write to the experiment `{experiment}`"
+    cause = refuses if isinstance(problem, ForbiddenError) else "does not answer"
     log(
-        f"the tracking server {address} does not answer; the run continues, and its records are "
-        f"stored in {journal.folder} until the server is back"
+        f"the tracking server {address} {cause}; the run continues, and its records are "
+        f"stored in {journal.folder} until it takes them"
     )
     return tracker
 
@@ -260,7 +278,15 @@ def _cause(problem: ServerUnavailableError) -> str:
     return cause.group(1).strip().lower() if cause else text[:120]
 
 
-def _unavailable_message(address: str, problem: ServerUnavailableError | None) -> str:
+def _unavailable_message(
+    address: str, problem: ServerUnavailableError | None, owner: Owner, experiment: str
+) -> str:
+    if isinstance(problem, ForbiddenError):
+        return (
+            f"the tracking server {address} does not let {owner.name} write to the experiment "
+            f"`{experiment}`; ask its owner for EDIT permission, or set tracking.experiment to "
+            "another name"
+        )
     if problem is not None and problem.denied:
         return (
             f"the tracking server {address} rejects the credentials; set MLFLOW_TRACKING_USERNAME "

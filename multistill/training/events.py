@@ -147,7 +147,7 @@ def _params(task: TrainingTask, event: dict[str, Any]) -> dict[str, object]:
     config, spec = task.train, task.spec
     distillation = task.distillation.model_dump() if task.distillation else {}
     return {
-        "seed": task.seed,
+        "training_seed": task.seed,  # a job's `seed` is that of its top-level run
         "modality": spec.modality,
         "layers": spec.layers,
         "width": spec.width,

@@ -159,7 +159,8 @@ def test_tracking_server_shows_the_run_tree(
     top = [r for r in runs if parent_of[r.info.run_id] is None]
     assert len(top) == 1
     assert all(r.info.status == "FINISHED" for r in runs)
-    stages = {r.info.run_name: r for r in runs if parent_of[r.info.run_id] == top[0].info.run_id}
+    below = [r for r in runs if parent_of[r.info.run_id] == top[0].info.run_id]
+    stages = {r.data.tags["multistill.stage"]: r for r in below}
     assert set(stages) == set(STAGES)
     encoding = stages["features"].data
     rates = {"clips_per_second", "audio_hours_per_hour", "real_time_factor"}
@@ -177,6 +178,48 @@ def test_tracking_server_shows_the_run_tree(
     listed = {model["name"]: model["mlflow_run_id"] for model in report_of(finished[1])["models"]}
     known = {r.info.run_id for r in runs}
     assert all(run_id in known for run_id in listed.values()), listed
+
+
+def test_the_top_level_run_shows_what_people_compare_jobs_by(
+    finished: tuple[JobConfig, pipeline.Outcome], mlflow_server: str
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(mlflow_server)
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=200)
+    names = [run.info.run_name for run in runs]
+    assert len(set(names)) == len(names), names
+    top = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert str(top.info.run_name).startswith("tiny seed 3 (")
+    assert top.data.params == {
+        "recipe": "distillation",
+        "seed": "3",
+        "corpus": "kemdy20",
+        "split": "session, test 0.34, valid 0.2, folds 2",
+        "speech_encoder": "log-mel",
+        "text_encoder": finished[0].features.text.model,
+        "teacher_preset": "small-teacher",
+        "student_presets": "audio: small-audio-student",
+    }
+    report = report_of(finished[1])
+    by_role = {model["role"]: model for model in report["models"]}
+    for who, model in {"teacher": by_role["teacher"], "majority": report["baseline"]}.items():
+        for metric in ("macro_f1", "uar"):
+            score = model["metrics"][metric]
+            assert top.data.metrics[f"test_{who}_{metric}"] == pytest.approx(score["value"])
+    best = top.data.tags["best_student"]
+    student = next(model for model in report["models"] if model["name"] == best)
+    for end, suffix in (("value", ""), ("low", "_low"), ("high", "_high")):
+        expected = student["metrics"]["macro_f1"][end]
+        if expected is not None:
+            shown = top.data.metrics[f"test_best_student_macro_f1{suffix}"]
+            assert shown == pytest.approx(expected)
+    note = top.data.tags["mlflow.note.content"]
+    assert "| majority baseline |" in note and "report/report.html" in note
+    listed = {item.path for item in client.list_artifacts(top.info.run_id, "report")}
+    assert listed == {"report/report.html", "report/report.json"}
 
 
 def test_the_winner_becomes_the_champion_without_pickles(
@@ -345,7 +388,7 @@ def test_a_second_recipe_uses_the_same_features(
     experiment = client.get_experiment_by_name("probed")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    names = {run.info.run_name for run in runs if "mlflow.parentRunId" in run.data.tags}
+    names = {run.data.tags.get("multistill.stage") for run in runs} - {None}
     assert names == {"probe", "report"}, "the other stages exist already"
 
 

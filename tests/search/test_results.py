@@ -90,7 +90,7 @@ def test_trials_of_joined_drivers_are_logged_once(tmp_path):
     finish_trial(study, 0.5, "own")
     finish_trial(study, 0.6, "joined-a")
     logger = RecordingLogger()
-    log_joined_trials(study, logger)
+    log_joined_trials(study, logger, "macro_f1")
     finish_trial(study, None, "joined-b")
-    log_joined_trials(study_of(tmp_path, SearchSpec.read(tmp_path)), logger)
+    log_joined_trials(study_of(tmp_path, SearchSpec.read(tmp_path)), logger, "macro_f1")
     assert logger.child_names == ["trial 1", "trial 2"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -52,6 +53,16 @@ def steps(client: Any, run: Any, key: str) -> list[int]:
 def delivered(tracker: Tracker, seconds: float = 15.0) -> bool:
     """Wait until everything logged so far is on the server; return whether it is."""
     return tracker._recorder.flush(seconds)
+
+
+def kill(tracker: Tracker) -> None:
+    """End a tracker as `kill -9` does: nothing more is sent, and the kernel frees the lock."""
+    recorder = tracker._recorder
+    recorder._stopping = True
+    recorder._flush_now.set()
+    recorder._new_records.set()
+    recorder._thread.join(30)
+    recorder.journal.release()
 
 
 class Start:
@@ -111,7 +122,7 @@ def test_a_tree_of_runs_is_recorded_in_the_default_sqlite_file(
     assert "bad" not in recorded.data.metrics
     assert runs["트리 job"].info.status == "FINISHED"
     assert runs["left open"].info.status == "FAILED"
-    assert runs["left open"].data.tags["mlflow.parentRunId"] == runs["stage"].info.run_id
+    assert runs["left open"].data.tags["mlflow.parentRunId"] == runs["stage stage"].info.run_id
     local = client.download_artifacts(recorded.info.run_id, "files/note.txt", str(tmp_path / "d"))
     assert Path(local).read_text() == "hello"
     assert not any((tmp_path / "tracking").iterdir())
@@ -131,8 +142,7 @@ def test_a_resumed_run_continues_its_mlflow_run(
     abandoned.metrics({"loss": 1.0}, step=1)
     assert delivered(first)
     ids = (first.record_id, child.record_id)
-    first._recorder.journal.release()  # as the kernel does when a process is killed
-    first._recorder.abandon()
+    kill(first)
 
     second = start("resumed")
     child = second.child("model", "m", "model")
@@ -164,6 +174,54 @@ for epoch in range(1, 2001):
     child.metrics({"loss": 1 / epoch, "f1": epoch / 2000}, step=epoch)
 os._exit(9)
 """
+
+
+def test_a_server_that_hangs_while_runs_are_created_makes_each_once(
+    start: Start, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    top = start("hung", server.uri)
+    server.pause()
+    try:
+        for name in ("a", "b"):
+            child = top.child(name, name, "model")
+            child.metrics({"loss": 1.0}, step=1)
+        time.sleep(14)  # several requests, none of them answered
+    finally:
+        server.resume()
+    deadline = time.monotonic() + 120
+    while not delivered(top, 5) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    top.close()
+    runs = runs_of(client_of(server.uri), "hung")  # fails if two have the same name
+    assert set(runs) == {"hung", "a", "b"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    for name in ("a", "b"):
+        assert steps(client_of(server.uri), runs[name], "loss") == [1]
+
+
+def test_a_locked_database_makes_each_run_once(
+    start: Start, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    top = start("locked", server.uri)
+    database = sqlite3.connect(server.folder / "mlflow.db", timeout=30, isolation_level=None)
+    database.execute("BEGIN EXCLUSIVE")
+    try:
+        top.child("a", "a", "model").metrics({"loss": 1.0}, step=1)
+        time.sleep(14)
+    finally:
+        database.rollback()
+        database.close()
+    deadline = time.monotonic() + 120
+    while not delivered(top, 5) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    top.close()
+    runs = runs_of(client_of(server.uri), "locked")
+    assert set(runs) == {"locked", "a"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
 
 
 def test_a_killed_process_loses_no_metric_value(

@@ -9,7 +9,8 @@ from multistill.cluster.tasks import on_cluster
 from multistill.config import JobConfig
 from multistill.pipeline.step import Step, StepRun
 from multistill.pipeline.steps.training import ModelStep
-from multistill.workspace import Workspace, clear
+from multistill.tracking.logger import RunLogger
+from multistill.workspace import Artifact, Workspace, clear, read_json
 
 
 class Evaluate(Step):
@@ -59,11 +60,22 @@ class Evaluate(Step):
         )
         for name, figures in summary.get("headline", {}).items():
             run.logger.metrics(
-                {f"{name}_{key}": value for key, value in figures.items() if value is not None}
+                {f"test.{name}.{key}": value for key, value in figures.items() if value is not None}
             )
         for name, reason in summary.get("not_trained", {}).items():
             run.logger.info(f"{name}: {reason}")
         return summary
+
+    def record(self, artifact: Artifact, logger: RunLogger) -> str:
+        from multistill.evaluation.evaluate import METRICS
+        from multistill.pipeline.record import figures_table, main_figures
+
+        metrics = read_json(artifact.path / METRICS)
+        figures, best = main_figures(metrics)
+        logger.metrics(figures)
+        if best:
+            logger.tags({"best_student": best})
+        return figures_table(metrics)
 
 
 class Probe(Evaluate):

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from multistill.pipeline.step import Step, StepRun
+from multistill.tracking.logger import RunLogger
 from multistill.training.model_store import ModelStore
-from multistill.workspace import Artifact, atomic_path, clear, file_name
+from multistill.workspace import Artifact, atomic_path, clear, file_name, read_json
 
 
 class Report(Step):
@@ -42,9 +43,16 @@ class Report(Step):
             histories=histories,
             stages=run.stages,
         )
-        run.logger.artifact(run.out / "report.html", "report")
-        run.logger.artifact(run.out / "report.json", "report")
         return {}
+
+    def record(self, artifact: Artifact, logger: RunLogger) -> str:
+        from multistill.report.build import HTML, JSON
+
+        for name in (HTML, JSON):
+            logger.artifact(artifact.path / name, "report")
+        titles = [warning["title"] for warning in read_json(artifact.path / JSON)["warnings"]]
+        warnings = f" Its warnings: {', '.join(titles)}." if titles else ""
+        return f"The report is the artifact `report/{HTML}`.{warnings}"
 
     def publish(self, artifact: Artifact) -> Path:
         """Point `reports/<job>/latest` at this report; a reader never finds the link missing."""

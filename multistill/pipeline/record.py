@@ -1,0 +1,111 @@
+"""What the top-level MLflow run of a job shows: few parameters, main figures, a description."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from multistill.config import JobConfig
+from multistill.pipeline.step import Artifacts, Step
+from multistill.tracking.logger import RunLogger
+
+NOTE_TAG = "mlflow.note.content"
+MAIN_METRICS = {"macro_f1": "macro F1", "uar": "UAR"}
+
+
+def label(key: str) -> str:
+    """Short name of a run, which tells its runs from those of other jobs: `3f9a1c`."""
+    return key[:6]
+
+
+def run_name(job: JobConfig, key: str) -> str:
+    """Name of the top-level run: `emodb seed 1024 (3f9a1c)`."""
+    return f"{job.name} seed {job.seed} ({label(key)})"
+
+
+def parameters(job: JobConfig, steps: Sequence[Step]) -> dict[str, object]:
+    """The settings by which people tell jobs apart; all settings are in the artifact `job`."""
+    used = {section for step in steps for section in step.sections}
+    values: dict[str, object] = {
+        "recipe": job.recipe,
+        "seed": job.seed,
+        "corpus": ", ".join(corpus.title for corpus in job.corpora),
+        "split": _split(job),
+        "speech_encoder": job.features.speech.model,
+        "text_encoder": job.features.text.model,
+    }
+    if "teacher" in used:
+        values["teacher_preset"] = job.teacher.model.preset
+    if "students" in used:
+        values["student_presets"] = ", ".join(
+            f"{student.name}: {student.model.preset}" for student in job.students
+        )
+    return values
+
+
+def _split(job: JobConfig) -> str:
+    """`session, test 0.2, valid 0.15`, with every setting that is not at its default."""
+    split = job.split
+    changed = split.model_dump(mode="json", exclude_defaults=True)
+    extra = {k: v for k, v in changed.items() if k not in {"by", "test", "valid"}}
+    more = "".join(f", {key} {value}" for key, value in extra.items())
+    return f"{split.by}, test {split.test:g}, valid {split.valid:g}{more}"
+
+
+def describe(job: JobConfig, steps: Sequence[Step], paragraphs: Iterable[str] = ()) -> str:
+    """Description of the run in Markdown."""
+    rows = [f"| {name} | {value} |" for name, value in parameters(job, steps).items()]
+    table = "\n".join(["| setting | value |", "| --- | --- |", *rows])
+    head = f"**{job.name}**: {', '.join(step.name for step in steps)}."
+    return "\n\n".join([head, *(text for text in paragraphs if text), table])
+
+
+def record(job: JobConfig, steps: Sequence[Step], artifacts: Artifacts, logger: RunLogger) -> None:
+    """Log what the finished steps say about the whole job."""
+    paragraphs = [step.record(artifacts[step.artifact], logger) for step in steps]
+    logger.tags({NOTE_TAG: describe(job, steps, paragraphs)})
+
+
+def main_figures(metrics: Mapping[str, Any]) -> tuple[dict[str, float], str]:
+    """Test scores of teacher, best student and majority baseline, with interval ends.
+
+    Args:
+        metrics: content of the evaluation's metrics.json.
+
+    Returns:
+        metrics, e.g. `test_teacher_macro_f1`, `..._low` and `..._high`, and the best student's
+        name. The best student is the one with the highest test macro F1, so with several
+        students its score is optimistic; the report compares all of them.
+    """
+    models = metrics["models"]
+    students = [model for model in models if model["role"] == "student"]
+    best = max(students, key=lambda m: m["metrics"]["macro_f1"]["value"] or 0.0, default=None)
+    teacher = next((model for model in models if model["role"] == "teacher"), None)
+    scored = {"teacher": teacher, "best_student": best, "majority": metrics["baseline"]}
+    figures: dict[str, float] = {}
+    for who, model in scored.items():
+        for metric in MAIN_METRICS if model else ():
+            ends = model["metrics"][metric]
+            for end, suffix in (("value", ""), ("low", "_low"), ("high", "_high")):
+                if ends.get(end) is not None:
+                    figures[f"test_{who}_{metric}{suffix}"] = float(ends[end])
+    return figures, str(best["name"]) if best else ""
+
+
+def figures_table(metrics: Mapping[str, Any]) -> str:
+    """All models' main test scores as a Markdown table, the majority baseline first."""
+    share = f"{metrics['confidence']:.0%}".replace("%", " %")
+    head = ["model", *(f"test {title} [{share} interval]" for title in MAIN_METRICS.values())]
+    rows = [head, ["---"] * len(head)]
+    majority = {"name": "majority baseline", "metrics": metrics["baseline"]["metrics"]}
+    for model in (majority, *metrics["references"], *metrics["models"]):
+        rows.append(
+            [str(model["name"]), *(_score(model["metrics"][name]) for name in MAIN_METRICS)]
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _score(metric: Mapping[str, float | None]) -> str:
+    from multistill.report.terminal import score
+
+    return score(metric)
