@@ -17,6 +17,7 @@ from multistill.corpora.loaders.csv_parquet import Table, open_table
 from multistill.corpora.loaders.fields import to_text
 from multistill.corpora.paths import describe_folder
 from multistill.corpora.records import Rejected
+from multistill.corpora.text import CorpusText
 from multistill.errors import MultistillError, UsageError
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -116,7 +117,7 @@ def _readable(tables: Sequence[Path]) -> Iterator[FoundCorpus]:
 
 
 def _describe_table(path: Path) -> FoundCorpus:
-    table = open_table(path, path.name)
+    table = open_table(path, path.name, CorpusText(path.stem, None, lambda: [path]))
     names = _known_columns(table)
     rows = [cells for _, cells in islice(_rows(table), _SAMPLE)]
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multistill.audio import SAMPLE_RATE
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
 from multistill.encoders import hub
-from multistill.encoders.base import SAMPLE_RATE, SPEECH_SECTION, TEXT_SECTION
+from multistill.encoders.base import SPEECH_SECTION, TEXT_SECTION
 from multistill.encoders.registry import BUILT_IN_SPEECH, BUILT_IN_TEXT
 from multistill.errors import MultistillError, UsageError
 

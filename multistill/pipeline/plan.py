@@ -29,7 +29,7 @@ def describe(job: JobConfig) -> dict[str, Any]:
         "stages": [vars(entry) for _, entry, _ in statuses],
         "models": [],
         "problems": [
-            text for step, entry in statuses if entry.state != "done" for text in step.problems()
+            text for step, entry, _ in statuses if entry.state != "done" for text in step.problems()
         ],
     }
     for step, entry, artifacts in statuses:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.features_case import save_electra, save_wav2vec2, tone
-from multistill.encoders.audio import normalize
 
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
 from multistill.encoders.preflight import problems, refuse_mismatched, refuse_unknown
 from multistill.encoders.registry import load_speech, load_text
 from multistill.errors import JobFileError, MultistillError, UsageError
+from multistill.features.decode import normalize
 from multistill.pipeline.jobfile import parse
 
 
