@@ -6,12 +6,16 @@ import os
 import stat
 import unicodedata
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 from multistill.config import CorpusConfig
 from multistill.errors import UsageError
 
 UNPACK_HINT = "unpack the archive again with UTF-8 names, for example by `unzip -O cp949`"
+
+
+_LONGEST_ENDING = 4  # letters: `.flac`, `.aiff`
 
 
 def audio_folder(config: CorpusConfig, table: Path) -> Path:
@@ -137,13 +141,16 @@ def wrong_folder(corpus: str, expected: str, root: Path) -> UsageError:
 
 
 def _forms(name: str) -> list[str]:
-    """Spellings of a file name: Unicode forms, and endings in small letters, capitals or both."""
+    """Spellings of a file name: Unicode forms, and short endings in any case."""
     forms = dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))])
     spellings = []
     for form in forms:
         stem, dot, ending = form.rpartition(".")
-        endings = (ending, ending.lower(), ending.upper(), ending.capitalize())
-        spellings += [stem + dot + spelling for spelling in endings] if dot else [form]
+        if not dot or len(ending) > _LONGEST_ENDING:
+            spellings.append(form)
+            continue
+        cases = product(*((letter.lower(), letter.upper()) for letter in ending))
+        spellings += dict.fromkeys([form, *(f"{stem}.{''.join(letters)}" for letters in cases)])
     return spellings
 
 

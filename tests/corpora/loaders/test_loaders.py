@@ -148,8 +148,21 @@ def test_file_endings_are_read_in_any_case(tmp_path: Path, kind: str, ending: st
         path.rename(path.with_suffix(f".{new}"))
     after = load(name, root)
     paths = {Path(item.audio_path).suffix for item in utterances(after)}
-    if ending != "wAV" or kind not in {"dialogue"}:
-        assert paths == {f".{ending}"}
-        assert [item._replace(audio_path="") for item in utterances(after)] == [
-            item._replace(audio_path="") for item in utterances(before)
-        ]
+    assert paths == {f".{ending}"}
+    assert [item._replace(audio_path="") for item in utterances(after)] == [
+        item._replace(audio_path="") for item in utterances(before)
+    ]
+
+
+@pytest.mark.parametrize("ending", ["WAV", "Wav", "wAV"])
+def test_emodb_and_tables_read_endings_in_any_case(tmp_path: Path, ending: str) -> None:
+    (tmp_path / "wav").mkdir()
+    write_wav(tmp_path / f"wav/03a01Wa.{ending}", 0)
+    [clip] = load("emodb", tmp_path)
+    assert isinstance(clip, Utterance) and clip.utterance_id == "03a01Wa"
+    (tmp_path / f"t.{ending}").write_text("안녕", encoding="utf-8")
+    row = f"wav/03a01Wa.wav,t.{ending.lower()},sad,kim"
+    (tmp_path / "t.CSV").write_text(f"audio_path,text_path,label,speaker\n{row}\n")
+    [clip] = load("table", tmp_path / "t.CSV")
+    assert isinstance(clip, Utterance) and clip.text == "안녕"
+    assert clip.audio_path.endswith(ending)
