@@ -84,8 +84,8 @@ def file_name(name: str, suffix: str = "") -> str:
     Examples:
         >>> file_name("감정", ".yaml")
         '감정.yaml'
-        >>> len(file_name("감" * 100, ".yaml").encode())
-        199
+        >>> len(file_name("감" * 100, ".yaml").encode()) <= MAX_NAME_BYTES
+        True
     """
     most = MAX_NAME_BYTES - len(suffix.encode())
     encoded = name.encode()

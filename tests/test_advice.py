@@ -296,7 +296,7 @@ SPLITS: list[tuple[Rows, str, list[Rows]]] = [
 
 def split(case: Rows) -> None:
     table, config, parts = case
-    made = split_rows(table, SplitConfig(**config), 1024, parts)
+    made = split_rows(table, SplitConfig(**config), parts)
     refuse_leaks(leaks(table, made.part), SplitConfig(**config))
 
 

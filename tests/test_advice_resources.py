@@ -155,7 +155,7 @@ def test_the_commands_in_advice_about_a_search_can_be_pasted(
 
     file = tmp_path / "job.yaml"
     file.write_text(
-        f'name: "{name}"\nworkspace: {tmp_path / "ws"}\ncorpora: [{{kind: demo}}]\n',
+        f'name: "{name}"\nworkspace: {tmp_path / "ws"}\ncorpora: [{{kind: demo}}]\nsearch: true\n',
         encoding="utf-8",
     )
     job = jobfile.load(file)

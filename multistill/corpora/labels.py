@@ -6,13 +6,13 @@ Tuples over classes follow the order of `multistill.config.CLASSES`.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from multistill.config import CLASSES
 from multistill.corpora.text import normal_name
+from multistill.workspace import to_json
 
 TiePolicy = Literal["soft", "drop", "first", "multi"]
 
@@ -58,7 +58,7 @@ def unmapped_label(name: str) -> str:
     """
     near = difflib.get_close_matches(_key(name), _CLASS_OF, 1, cutoff=0.5)
     target = _CLASS_OF[near[0]] if near else "CLASS"
-    advice = f"set `labels: {{{json.dumps(name, ensure_ascii=False)}: {target}}}` of the corpus"
+    advice = f"set `labels: {{{to_json(name)}: {target}}}` of the corpus"
     choices = "" if near else f", with one of {', '.join(CLASSES)}"
     return f"label `{name}` is not one of the seven classes; {advice}{choices}"
 

@@ -11,6 +11,7 @@ from multistill.errors import UsageError
 from multistill.pipeline.job_schema import section_at
 from multistill.pipeline.job_yaml import Document, NotValidYamlError, Problem, name_of, quoted, read
 from multistill.pipeline.recipes import Location
+from multistill.tracking.redaction import redact
 
 
 class JobValues:
@@ -32,6 +33,7 @@ class JobValues:
             UsageError: it cannot be read, or there is no such place.
         """
         key, equals, value = text.partition("=")
+        text = redact(text)  # only messages use it from here on
         steps = key.strip().split(".")
         if not equals or not all(steps):
             raise UsageError(f"--set {text}: write it as section.key=value")
@@ -39,7 +41,7 @@ class JobValues:
         try:
             document = read(value, location)
         except NotValidYamlError as error:
-            raise UsageError(f"--set {text}: not valid YAML: {error.sentence}") from error
+            raise UsageError(f"--set {text}: not valid YAML: {redact(error.sentence)}") from error
         target[location[-1]] = document.data
         self._overrides.append((text, document))
 

@@ -25,6 +25,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from multistill.workspace import to_json
+
 Record = dict[str, Any]
 DOUBTS = "doubts.json"
 
@@ -200,7 +202,7 @@ class Journal:
             path.unlink(missing_ok=True)
             return
         temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(doubts))
+        temporary.write_text(to_json(doubts))
         temporary.replace(path)
 
     def write_nothing_to_send(self) -> None:
@@ -208,7 +210,7 @@ class Journal:
         with self._write_lock:
             self._stream.close()
             self._stream = None
-            self._path.write_text(json.dumps({"header": self.header}) + "\n")
+            self._path.write_text(to_json({"header": self.header}) + "\n")
             (self.folder / "sent").unlink(missing_ok=True)
         shutil.rmtree(self.folder / "files", ignore_errors=True)
 

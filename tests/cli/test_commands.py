@@ -283,13 +283,16 @@ def test_help_and_error_of_until_name_the_stages(
     from multistill.pipeline.recipes import RECIPES, get_recipe
     from multistill.workspace import Workspace
 
-    config = JobConfig.model_validate({"name": "t", "corpora": [{"kind": "demo"}]})
+    settings = {"name": "t", "corpora": [{"kind": "demo"}], "search": True}
+    config = JobConfig.model_validate(settings)
     recipes = [get_recipe(name).steps(config, Workspace(".")) for name in RECIPES]
     assert {step.name for steps in recipes for step in steps} == set(STAGES)
     monkeypatch.setenv("COLUMNS", "200")
     assert code_of(["run", "--help"]) == 0
     assert ", ".join(STAGES) in " ".join(capsys.readouterr().out.split())
-    path = job(tmp_path, f"name: t\nworkspace: {tmp_path / 'w'}\ncorpora: [{{kind: demo}}]\n")
+    path = job(
+        tmp_path, f"name: t\nworkspace: {tmp_path / 'w'}\ncorpora: [{{kind: demo}}]\nsearch: true\n"
+    )
     assert code_of(["run", path, "--until", "featurs"]) == 2
     printed = capsys.readouterr().err
     assert "did you mean `features`?" in printed

@@ -82,7 +82,8 @@ def test_all_other_clips_are_rejected_and_notes_are_counted(
     assert report["rejected"]["count"] == len(expected)
     assert report["rejected"]["by"] == {"corpus": len(expected)}
     reasons = report["rejected"]["reasons"]
-    assert sum(reasons.values()) == len(expected)
+    assert len(reasons) == 20 and list(reasons.values()) == sorted(reasons.values(), reverse=True)
+    assert sum(reasons.values()) <= len(expected), "the twenty commonest"
     assert not any(
         source.rsplit("/", 1)[1] in reason for source, _ in expected for reason in reasons
     )

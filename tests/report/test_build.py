@@ -57,7 +57,7 @@ def test_a_model_that_learnt_nothing_is_the_first_warning(
     metrics = copy.deepcopy(evaluation_case.metrics)
     metrics["models"][model]["not_trained"] = "not trained: raise the rate"
     corpus = evaluation_case.default_report[0]["corpus"]
-    first = warnings(corpus, metrics, make_job())[0]
+    first = warnings(corpus, metrics, make_job(), {})[0]
     assert first["kind"] == "not-trained"
     assert metrics["models"][model]["name"] in first["text"] and "raise the rate" in first["text"]
 
@@ -73,7 +73,9 @@ def test_a_class_that_one_part_lacks_is_a_warning(
         for each in ("train", "valid", "test")
     }
     corpus = evaluation_case.default_report[0]["corpus"]
-    found = [w for w in warnings(corpus, metrics, make_job()) if w["kind"].startswith("classes-")]
+    found = [
+        w for w in warnings(corpus, metrics, make_job(), {}) if w["kind"].startswith("classes-")
+    ]
     kinds = {"train": "trained", "valid": "validated", "test": "tested"}
     assert [w["kind"] for w in found] == [f"classes-not-{kinds[part]}"]
     assert name in found[0]["text"].lower()

@@ -70,7 +70,7 @@ def test_what_was_not_trained_or_never_seen_is_said_with_names(
     model["not_trained"] = report["models"][0]["not_trained"] = "not trained: raise the rate"
     metrics["class_counts"]["train"] |= {"sad": 0}
     metrics["class_counts"]["test"] |= {"sad": 4, "angry": 0}
-    report["warnings"] = warnings(report["corpus"], metrics, make_job())
+    report["warnings"] = warnings(report["corpus"], metrics, make_job(), {})
     words = " ".join(printed(report).split())
     assert "NOT TRAINED" in words and "raise the rate" in words
     assert "CLASSES NEVER TRAINED: Sad: " in words
