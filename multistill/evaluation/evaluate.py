@@ -38,6 +38,7 @@ from multistill.hardware import default_device
 from multistill.inference.latency import EncoderLatency, percentiles
 from multistill.metrics.calibration import fit_temperature
 from multistill.metrics.classification import EPS, calibration_summary, softmax
+from multistill.metrics.intervals import choose_clusters
 from multistill.models.spec import Modality
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.typing import DoubleArray, IntArray
@@ -123,6 +124,7 @@ def evaluate(
         {
             "format": FORMAT,
             "test": scorer.describe_test_set(),
+            "validation": _describe_validation(splits["valid"]),
             "confidence": config.confidence,
             "resamples": config.resamples,
             "seed": seed,
@@ -143,6 +145,14 @@ def evaluate(
         },
         "distillation": [comparison["sentence"] for comparison in comparisons],
     }
+
+
+def _describe_validation(valid: Utterances) -> dict[str, Any]:
+    """Labelled clips and groups of the set on which epochs, temperatures and winners are chosen."""
+    clusters = choose_clusters(valid.groups, valid.sessions, valid.speakers)
+    unit = "group" if clusters.unit == "utterance" else clusters.unit
+    groups = len({*valid.groups})
+    return {"clips": int((valid.truth >= 0).sum()), "groups": groups, "unit": unit}
 
 
 def _check_names(candidates: Sequence[Candidate]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 from helpers.evaluation_case import PREPARE_SUMMARY, EvaluationCase, artifact, make_job
 
 from multistill.report.build import warnings, write_report
@@ -37,12 +39,48 @@ def test_warnings_follow_the_counts_of_the_corpus(evaluation_case: EvaluationCas
             warning["kind"] for warning in warnings(corpus, evaluation_case.metrics, make_job())
         }
 
-    always = {"untrained", "few-sessions", "left-out"}
+    always = {"untrained", "few-groups", "small-validation", "left-out"}
     assert kinds(0, False) == always
     assert kinds(2, False) == always | {"leak"}
     assert kinds(0, True) == always | {"synthetic"}
     assert kinds(0, False, recordings=1) == always | {"recordings"}
     assert kinds(0, False, transcript_rows=96) == always | {"transcripts"}
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "kind", "said"),
+    [
+        ("test", {"resampled": {"count": 30, "unit": "session", "few": False}}, None, ""),
+        ("test", {"resampled": {"count": 90, "unit": "utterance", "few": False}}, "one-group", ""),
+        ("test", {"resampled": {"count": 4, "unit": "speaker", "few": True}}, "few-groups", "4 sp"),
+        (
+            "test",
+            {"rare_classes": [{"class": "fear", "clips": 2, "groups": 1}]},
+            "rare-classes",
+            "fear (2)",
+        ),
+        ("validation", {"clips": 30, "groups": 1, "unit": "speaker"}, "small-validation", "30 cli"),
+        ("validation", {"clips": 900, "groups": 9, "unit": "speaker"}, None, ""),
+    ],
+)
+def test_warnings_follow_the_counts_of_test_and_validation(
+    evaluation_case: EvaluationCase,
+    part: str,
+    changes: dict[str, Any],
+    kind: str | None,
+    said: str,
+) -> None:
+    enough = {
+        "test": {"resampled": {"count": 30, "unit": "session", "few": False}, "rare_classes": []},
+        "validation": {"clips": 900, "groups": 9, "unit": "session"},
+    }
+    metrics = dict(evaluation_case.metrics)
+    for name, values in enough.items():
+        metrics[name] = {**metrics[name], **values} | (changes if name == part else {})
+    corpus = {"leaks": {"sessions": 0, "speakers": 0}, "synthetic": False}
+    found = {w["kind"]: w["text"] for w in warnings(corpus, metrics, make_job())}
+    assert set(found) - {"untrained", "left-out"} == ({kind} if kind else set())
+    assert said in found.get(kind or "", "")
 
 
 def test_a_job_without_a_search_has_no_search_section(

@@ -14,6 +14,7 @@ class Prepare(Step):
 
     name = "prepare"
     artifact = "manifest"
+    version = 2
     sections = frozenset({"corpora", "split"})
 
     def config(self) -> Any:
