@@ -214,7 +214,7 @@ class _Evaluation:
     def score_probe(self, modality: Modality) -> tuple[dict[str, Any], Prediction]:
         """A linear probe's entry of metrics.json, and its predictions."""
         probe, probabilities = probe_baseline(
-            modality, self.store, self.train, self.test, self.encoders
+            modality, self.store, self.train, self.valid, self.test, self.encoders
         )
         prediction = Prediction(probe["name"], probabilities)
         return probe | self.scorer.score(prediction), prediction
