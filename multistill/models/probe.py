@@ -68,8 +68,9 @@ def fit_probe(
 
     Soft labels: an utterance enters once for every class with a non-zero share, weighted by the
     share, so the loss is the cross-entropy with the vote distribution and ties need no special
-    case. The penalty with the lowest cross-entropy on validation is chosen: unlike the F1, it
-    does not hang on single clips of a small set.
+    case. The penalty with the highest macro F1 on validation is chosen, the stronger of equals: by
+    the metric that chooses the epoch of a head, since the lowest cross-entropy shrinks rare
+    classes away.
 
     Args:
         ids: [N] training utterances. shares: [N, C] vote shares in class order.
@@ -115,11 +116,19 @@ def fit_probe(
     valid_states = pooled_states(store, valid_ids, modality)
     valid_target = np.asarray(valid_shares, dtype=np.float64)
     probes = [fitted(inverse_penalty) for inverse_penalty in INVERSE_PENALTIES]
-    return min(probes, key=lambda p: _cross_entropy(p._predict(valid_states), valid_target))
+    return max(probes, key=lambda p: _macro_f1(p._predict(valid_states), valid_target))
 
 
-def _cross_entropy(distributions: FloatArray, shares: npt.NDArray[np.float64]) -> float:
-    return float(-(shares * np.log(np.maximum(distributions, 1e-7))).sum(axis=1).mean())
+def _macro_f1(distributions: FloatArray, shares: npt.NDArray[np.float64]) -> float:
+    """Of the utterances whose votes do not tie."""
+    from sklearn.metrics import f1_score
+
+    best = shares.max(axis=1, keepdims=True)
+    decided = (shares == best).sum(axis=1) == 1
+    truth, predicted = shares[decided].argmax(axis=1), distributions[decided].argmax(axis=1)
+    if not len(truth):
+        return 0.0
+    return float(f1_score(truth, predicted, average="macro", labels=np.unique(truth)))
 
 
 def pooled_states(store: StateStore, ids: Sequence[str], modality: Modality) -> FloatArray:
