@@ -106,8 +106,20 @@ class SpeechEncoderConfig(Section):
     max_seconds: float = Field(30.0, gt=0.1, description="longer clips are handled by `long_clips`")
     long_clips: Literal["cut", "window", "quarantine"] = "cut"
     window_seconds: float = Field(10.0, gt=0.5)
-    overlap_seconds: float = Field(1.0, ge=0.0)
+    overlap_seconds: float = Field(
+        1.0, ge=0.0, description="of neighbouring windows; at most half a window"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _check_overlap(self) -> SpeechEncoderConfig:
+        # With a larger overlap most samples are encoded more than twice.
+        if self.overlap_seconds > self.window_seconds / 2:
+            raise ValueError(
+                f"overlap_seconds: {self.overlap_seconds:g} is more than half of window_seconds: "
+                f"{self.window_seconds:g}; use {self.window_seconds / 2:g} or less"
+            )
+        return self
 
 
 class TextEncoderConfig(Section):
