@@ -123,12 +123,10 @@ def _losses(job: JobConfig) -> Iterator[tuple[Location, str]]:
     for index, student in enumerate(job.students):
         location: Location = ("students", index, "train")
         name = f"student `{student.name}`"
-        label_losses = {student.train.loss}
-        if job.search.enabled and student is job.searched_student():
-            parameter = space.get("train.loss")
-            label_losses |= (
-                {str(loss) for loss in (parameter.choices or [])} if parameter else set()
-            )
+        label_losses = {str(student.train.loss)}
+        parameter = space.get("train.loss")
+        if parameter is not None and student is job.searched_student():
+            label_losses.update(map(str, parameter.choices or []))
         if "two-mse" in losses and label_losses != {"mse"}:
             yield (
                 location,
