@@ -156,11 +156,23 @@ class SpeechEncoderConfig(Section):
     )
     window_seconds: float = Field(10.0, gt=0.5, description="`long_clips: window`: of one window")
     overlap_seconds: float = Field(
-        1.0, ge=0.0, description="`long_clips: window`: shared by two windows"
+        1.0,
+        ge=0.0,
+        description="`long_clips: window`: shared by two windows; at most half a window",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "float32", description="of the encoder; `auto`: bfloat16 on GPUs that support it"
     )
+
+    @model_validator(mode="after")
+    def _check_overlap(self) -> SpeechEncoderConfig:
+        # With a larger overlap most samples are encoded more than twice.
+        if self.overlap_seconds > self.window_seconds / 2:
+            raise ValueError(
+                f"overlap_seconds: {self.overlap_seconds:g} is more than half of window_seconds: "
+                f"{self.window_seconds:g}; use {self.window_seconds / 2:g} or less"
+            )
+        return self
 
 
 class TextEncoderConfig(Section):

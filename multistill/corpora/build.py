@@ -46,7 +46,7 @@ _SCHEMA = pa.schema(
         *(
             field.with_type(_DICTIONARY) if field.name in _REPEATED else field
             for field in MANIFEST_SCHEMA
-            if field.name not in ("split", "fold")
+            if field.name not in ("split", "fold", "group")
         ),
         pa.field("given_split", _DICTIONARY),
         pa.field("channels", pa.int16()),

@@ -52,14 +52,16 @@ MANIFEST_SCHEMA = pa.schema(
         _field("arousal", pa.float32(), nullable=True),
         _field("split", pa.string()),
         _field("fold", pa.int32()),
+        _field("group", pa.string()),
         _field("audio_digest", pa.string()),
     ]
 )
 """Columns in order. `utterance_id`, `session`, `dialogue` and `speaker` start with the corpus's
 title and a slash, so they are unique over corpora; `session` and `speaker` are empty if the
 corpus does not give them. `votes` and `label_soft` follow the class order, `label` is null on a
-tie, `duration_s` is in seconds, `fold` is -1 for test. `audio_digest` is a digest of the whole
-file (`multistill.audio.digests`)."""
+tie, `duration_s` is in seconds, `fold` is -1 for test. `group` names what the split keeps
+together, the unit of the evaluation's intervals (`multistill.corpora.groups`). `audio_digest` is a
+digest of the whole file (`multistill.audio.digests`)."""
 
 REJECTED_SCHEMA = pa.schema([_field("source", pa.string()), _field("reason", pa.string())])
 NOTES_SCHEMA = pa.schema([_field(name, pa.string()) for name in ("source", "kind", "text")])

@@ -104,9 +104,12 @@ def _prepare(
         logger.info(f"split: {name} was reassigned to a part that had no group")
     leaked = leaks(built.rows, parts.part)
     refuse_leaks(leaked, split)
-    before = built.rows.append_column(
-        "split", pa.array(np.array(PARTS)[parts.part], pa.string())
-    ).append_column("fold", pa.array(parts.fold, pa.int32()))
+    groups = pa.DictionaryArray.from_arrays(parts.groups.codes, pa.array(parts.groups.names))
+    before = (
+        built.rows.append_column("split", pa.array(np.array(PARTS)[parts.part], pa.string()))
+        .append_column("fold", pa.array(parts.fold, pa.int32()))
+        .append_column("group", groups)
+    )
     rows = _apply_caps(before, split.max_per_class, split.seed, built.rejections)
     report = quality.report(built, before, rows, parts.facts, leaked, split, split.seed)
     for gap in coverage_gaps(report["split"]["classes"]):

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from multistill.config import SplitConfig
+from multistill.corpora.groups import Groups, codes_of, connected_groups, split_groups
 from multistill.corpora.manifest import hash_strings
 from multistill.corpora.text import normal_text
 from multistill.errors import UsageError
@@ -116,10 +117,19 @@ def assign_folds(part: Mapping[str, str], folds: int, seed: int) -> dict[str, in
 
 @dataclass(frozen=True)
 class Split:
-    """Per row: index into `PARTS`, [N], and fold, [N] (-1 for test); `facts` is for the report."""
+    """How the rows are split.
+
+    Attributes:
+        part: index into `PARTS` of each row [N].
+        fold: of each row [N]; -1 for test.
+        groups: the unit that is kept together. It never spans parts, except by `column` and
+            `random`, and never spans folds, except by `random`.
+        facts: for the quality report.
+    """
 
     part: npt.NDArray[np.int8]
     fold: npt.NDArray[np.int32]
+    groups: Groups
     facts: dict[str, Any]
 
 
@@ -135,12 +145,15 @@ def split_rows(
         UsageError: if the rows cannot be split as configured.
     """
     if config.by == "random":
+        groups = connected_groups(table)
         part, fold = _by_row(table, config)
         facts: dict[str, Any] = {"by": "random", "reassigned": []}
     elif config.by == "column":
-        part, fold, facts = _by_column(table, config, given)
+        groups = connected_groups(table)
+        part, fold, facts = _by_column(table, groups, config, given)
     else:
-        codes, names = _groups(table, config.by)
+        groups = split_groups(table, config.by)
+        codes, names = groups.codes, groups.names
         parts = _assign(config, names)
         folds = assign_folds(parts.part, config.folds, config.seed)
         part = np.array([PARTS.index(parts.part[name]) for name in names], np.int8)[codes]
@@ -150,63 +163,7 @@ def split_rows(
             "groups": {p: sum(w == p for w in parts.part.values()) for p in PARTS},
             "reassigned": list(parts.reassigned),
         }
-    return Split(part, np.where(part == 2, -1, fold).astype(np.int32), facts)
-
-
-def _groups(table: pa.Table, by: str) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Each row's group as an index, [N], and the groups' names.
-
-    By session, a group is a session. By speaker, a group is a connected component of speakers
-    and sessions, so that dialogues stay in one part. It is named after its first session in
-    natural order, even if it has a single speaker: the name then stays the same when speakers
-    join its sessions, and when its speakers appear in sessions that sort later. No rule can
-    guarantee more. Of a session with A and one with B, which the other speaker may join next,
-    the group's name must not change, so it is the session's; and if one speaker links two
-    sessions, one of the two names must be dropped, as whenever two groups become one.
-    """
-    codes, encoded = _codes(table, by)
-    names = encoded.to_pylist()
-    if "" in names:
-        row = int(np.flatnonzero(codes == names.index(""))[0])
-        raise UsageError(
-            f"split.by: {by} needs a {by} for every utterance, and "
-            f"{table['utterance_id'][row].as_py()} has none; split by another key"
-        )
-    if by == "session":
-        return codes, names
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    session_codes, encoded = _codes(table, "session")
-    sessions = encoded.to_pylist()
-    pairs = np.unique(np.stack([codes, session_codes]), axis=1)
-    pairs = pairs[:, np.array([bool(sessions[code]) for code in pairs[1]], bool)]
-    size = len(names) + len(sessions)
-    links = coo_array((np.ones(pairs.shape[1]), (pairs[0], len(names) + pairs[1])), (size, size))
-    count, component = connected_components(links, directed=False)
-    group_speakers: list[list[str]] = [[] for _ in range(count)]
-    group_sessions: list[list[str]] = [[] for _ in range(count)]
-    for name, group in zip(names, component[: len(names)], strict=True):
-        group_speakers[group].append(name)
-    for name, group in zip(sessions, component[len(names) :], strict=True):
-        group_sessions[group].append(name)
-    # A speaker without a session is a group, named after the speaker.
-    group_names = [
-        min(in_sessions or speakers, key=_natural_key)
-        for speakers, in_sessions in zip(group_speakers, group_sessions, strict=True)
-        if speakers
-    ]
-    # Components without a speaker (the empty session) are no groups: number the others.
-    with_speakers = [group for group in range(count) if group_speakers[group]]
-    index = {group: i for i, group in enumerate(with_speakers)}
-    of_speaker = np.array([index[group] for group in component[: len(names)]], np.int64)
-    return of_speaker[codes], group_names
-
-
-def _natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Sort key that puts `day9` before `day10`: later sessions should sort later."""
-    pieces = re.split(r"(\d+)", name)
-    return [(int(p), "") if p.isdecimal() else (-1, p) for p in pieces], name
+    return Split(part, np.where(part == 2, -1, fold).astype(np.int32), groups, facts)
 
 
 def _by_row(
@@ -248,9 +205,9 @@ def _assign(config: SplitConfig, names: Iterable[str]) -> Parts:
 
 
 def _by_column(
-    table: pa.Table, config: SplitConfig, given: Sequence[str | None] | None
+    table: pa.Table, groups: Groups, config: SplitConfig, given: Sequence[str | None] | None
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32], dict[str, Any]]:
-    """The corpora's own split; if it has no valid part, that is taken from train by session."""
+    """The corpora's own split; if it has no valid part, groups of train become valid."""
     names = [PART_ALIASES.get((value or "").strip().casefold()) for value in given or []]
     if len(names) != len(table) or None in names:
         row = names.index(None) if None in names else 0
@@ -263,33 +220,25 @@ def _by_column(
     part = np.array([PARTS.index(str(name)) for name in names], np.int8)
     advice = "assign some rows to it in the split column, or split by session"
     _require_rows(part, ("train", "test"), "column", advice)
-    codes, encoded = _codes(table, "session")
-    sessions = encoded.to_pylist()
+    codes = groups.codes
     facts: dict[str, Any] = {"by": "column", "reassigned": []}
-    test_codes = set(np.unique(codes[part == 2]).tolist())
     if not (part == 1).any() and config.valid > 0:
-        outside_test = [name for code, name in enumerate(sessions) if code not in test_codes]
+        in_test = set(np.unique(codes[part == 2]).tolist())
+        outside_test = [name for code, name in enumerate(groups.names) if code not in in_test]
         parts = _assign(config.model_copy(update={"test": 0.0}), outside_test)
-        in_valid = np.array([parts.part.get(name) == "valid" for name in sessions])[codes]
+        in_valid = np.array([parts.part.get(name) == "valid" for name in groups.names])[codes]
         part = np.where(in_valid & (part == 0), 1, part).astype(np.int8)
         facts |= {"valid_from_train": True, "reassigned": list(parts.reassigned)}
     advice = "assign some rows to it in the split column, or set split.valid to take it from train"
     _require_rows(part, ("valid",), "column", advice)
-    session_part = {
-        name: "valid" if (part[codes == code] == 1).all() else "train"
-        for code, name in enumerate(sessions)
+    has = np.zeros((len(PARTS), len(groups.names)), bool)
+    has[part, codes] = True
+    group_part = {
+        name: "train" if train else "valid" if valid else "test"
+        for name, train, valid in zip(groups.names, has[0], has[1], strict=True)
     }
-    folds = assign_folds(session_part, config.folds, config.seed)
-    return part, np.array([folds[name] for name in sessions], np.int32)[codes], facts
-
-
-def _codes(table: pa.Table, column: str) -> tuple[npt.NDArray[np.int64], pa.Array]:
-    """A column as indices, [N], into its distinct values."""
-    encoded = table[column].dictionary_encode()  # one dictionary over all chunks
-    if not encoded.num_chunks:
-        return np.zeros(0, np.int64), pa.array([], pa.string())
-    codes = [chunk.indices.to_numpy() for chunk in encoded.chunks]
-    return np.concatenate(codes).astype(np.int64), encoded.chunk(0).dictionary
+    folds = assign_folds(group_part, config.folds, config.seed)
+    return part, np.array([folds.get(name, -1) for name in groups.names], np.int32)[codes], facts
 
 
 def leaks(table: pa.Table, part: npt.NDArray[np.int8]) -> dict[str, Any]:
@@ -302,7 +251,7 @@ def leaks(table: pa.Table, part: npt.NDArray[np.int8]) -> dict[str, Any]:
     """
     leaked: dict[str, Any] = {}
     for name in ("session", "speaker"):
-        codes, groups = _codes(table, name)
+        codes, groups = codes_of(table, name)
         in_part = np.zeros((len(groups), len(PARTS)), bool)
         in_part[codes, part] = True
         several = groups.filter(pa.array(in_part.sum(axis=1) > 1)).to_pylist()

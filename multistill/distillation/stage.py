@@ -17,10 +17,10 @@ def soft_targets(
     pooled: bool,
     out: Path,
 ) -> dict[str, Any]:
-    """Write the teacher's logits for every row outside test, and on request its pooled states.
+    """Write the teacher's outputs for every row outside test, and on request its pooled states.
 
-    A training row whose fold is in `folds` gets the logits of the teacher that was not trained
-    on that fold; all other rows get the logits of the ensemble `teachers`.
+    A training row whose fold is in `folds` gets the outputs of the teacher that was not trained
+    on that fold; all other rows get those of the ensemble `teachers`.
 
     Args:
         manifest, features: folders of the manifest and of the feature store.
@@ -43,6 +43,7 @@ def soft_targets(
     from multistill.distillation.teacher import Teacher
     from multistill.features.cache import open_store
     from multistill.inference.ensemble import combine
+    from multistill.models.files import Output, read_model_config
 
     columns = ["utterance_id", "split", "fold"]
     table = read_manifest(manifest, columns).to_pandas()
@@ -57,6 +58,7 @@ def soft_targets(
     parts = out.with_name("parts")
     logits = np.zeros((len(ids), len(CLASSES)), dtype=np.float32)
     pooled_rows, pooled_states = [], []
+    kind: Output = read_model_config(teachers[0])["output"]
     for number in [-1, *sorted(folds)]:
         selected = np.flatnonzero(teacher_fold == number)
         if not len(selected):
@@ -68,7 +70,7 @@ def soft_targets(
             for folder in (teachers if number < 0 else [folds[number]])
         ]
         outputs = [member.predict([ids[row] for row in selected]) for member in members]
-        raw = members[0].output == "shares"
+        raw = kind == "shares"
         logits[selected] = combine([output.logits for output in outputs], raw=raw)
         if keep_pooled:
             is_train = train[selected]
@@ -77,6 +79,7 @@ def soft_targets(
             pooled_states.append(states[is_train])
     if pooled:
         write_pooled(out, np.concatenate(pooled_rows), np.concatenate(pooled_states))
-    write_soft_targets(out, ids, logits, "out-of-fold" if folds else "in-sample", teacher_fold)
+    teacher = "out-of-fold" if folds else "in-sample"
+    write_soft_targets(out, ids, logits, teacher, teacher_fold, kind)
     shutil.rmtree(parts, ignore_errors=True)
     return {"rows": len(ids), "teachers": len(teachers), "folds": len(folds)}

@@ -1,6 +1,6 @@
 """Files of a teacher's outputs, written by the distill stage and read by student trainings.
 
-soft_targets.parquet       logits of every utterance outside the test split
+soft_targets.parquet       outputs of every utterance outside the test split
 pooled.safetensors         if requested: pooled states of the training utterances
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,9 @@ from safetensors.torch import load_file, save_file
 
 from multistill.config import CLASSES
 from multistill.errors import MultistillError
-from multistill.typing import FloatArray, IntArray
+from multistill.metrics.classification import EPS, shares_from_outputs, softmax
+from multistill.models.files import Output
+from multistill.typing import DoubleArray, FloatArray, IntArray
 from multistill.workspace import atomic_path
 
 SOFT_TARGETS = "soft_targets.parquet"
@@ -32,30 +35,55 @@ class SoftTargets:
     """A teacher's outputs.
 
     Attributes:
-        logits: float32 [N, 7] in class order, before softmax and temperature.
+        outputs: float32 [N, 7] in class order: logits before softmax and temperature, or shares
+            of a teacher that was trained by squared error.
+        kind: which of the two.
         teacher: human-readable description of the teacher.
         fold: int64 [N], the fold that the row's teacher was not trained on; -1 if it may have
             been trained on the row.
     """
 
     ids: list[str]
-    logits: FloatArray
+    outputs: FloatArray
+    kind: Output
     teacher: str
     fold: IntArray
 
+    @property
+    def distributions(self) -> DoubleArray:
+        """The teacher's distribution of each utterance, [N, 7]."""
+        return (shares_from_outputs if self.kind == "shares" else softmax)(self.outputs)
+
+    def for_loss(self, loss: str) -> FloatArray:
+        """Outputs [N, 7] as `distillation.loss` reads them: shares for `two-mse`, else logits.
+
+        A teacher of the other kind is converted by its distribution p: to p, or to log p, of
+        which softmax makes p again and a temperature works as on any logits.
+        """
+        wanted: Output = "shares" if loss == "two-mse" else "logits"
+        if self.kind == wanted:
+            return self.outputs
+        p = self.distributions
+        return (p if wanted == "shares" else np.log(np.maximum(p, EPS))).astype(np.float32)
+
 
 def write_soft_targets(
-    path: Path, ids: Sequence[str], logits: npt.ArrayLike, teacher: str, fold: npt.ArrayLike
+    path: Path,
+    ids: Sequence[str],
+    outputs: npt.ArrayLike,
+    teacher: str,
+    fold: npt.ArrayLike,
+    kind: Output = "logits",
 ) -> None:
-    """Write `utterance_id`, `logits`, `teacher` and `fold` to a Parquet file, atomically."""
+    """Write `utterance_id`, `outputs`, `teacher` and `fold` to a Parquet file, atomically."""
     columns = {
         "utterance_id": pa.array(ids, pa.string()),
-        "logits": _vectors(logits, len(ids), len(CLASSES)),
+        "outputs": _vectors(outputs, len(ids), len(CLASSES)),
         "teacher": pa.array([teacher] * len(ids), pa.string()),
         "fold": pa.array(np.asarray(fold), pa.int32()),
     }
     with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+        pq.write_table(pa.table(columns).replace_schema_metadata({"kind": kind}), temporary)
 
 
 def read_soft_targets(path: Path) -> SoftTargets:
@@ -72,12 +100,16 @@ def read_soft_targets(path: Path) -> SoftTargets:
         raise MultistillError(
             f"{path} is damaged ({error}); remove it and run the distill stage again"
         ) from error
-    for name in ("utterance_id", "logits", "teacher", "fold"):
+    for name in ("utterance_id", "outputs", "teacher", "fold"):
         if name not in table.column_names:
             raise MultistillError(f"{path} holds no soft targets: the column {name} is missing")
+    kind = (table.schema.metadata or {}).get(b"kind", b"").decode()
+    if kind not in get_args(Output):
+        raise MultistillError(f"{path} does not say whether it holds logits or shares")
     return SoftTargets(
         ids=table["utterance_id"].to_pylist(),
-        logits=_matrix(table["logits"]),
+        outputs=_matrix(table["outputs"]),
+        kind=cast(Output, kind),
         teacher=table["teacher"][0].as_py() if len(table) else "",
         fold=table["fold"].to_numpy().astype(np.int64),
     )

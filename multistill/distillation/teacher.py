@@ -14,7 +14,7 @@ from multistill.features.store import FeatureStore
 from multistill.inference.predict import Outputs, dialogue_context, predict
 from multistill.models.build import EmotionModel
 from multistill.models.context import DialogueContext
-from multistill.models.files import Output, load_model, read_model_config
+from multistill.models.files import load_model, read_model_config
 from multistill.workspace import atomic_path, canonical
 
 PART_ROWS = 4096
@@ -45,7 +45,6 @@ class Teacher:
         self.keep_pooled = keep_pooled
         config = read_model_config(folder)
         self.max_frames: int | None = config["max_frames"]
-        self.output: Output = config["output"]
         self._loaded: tuple[EmotionModel, DialogueContext | None] | None = None
 
     def predict(self, ids: Sequence[str], part_rows: int = PART_ROWS) -> Outputs:

@@ -148,17 +148,24 @@ def probe_baseline(
     modality: Modality,
     store: FeatureStore,
     train: Utterances,
+    valid: Utterances,
     test: Utterances,
     encoders: Mapping[str, Any],
 ) -> tuple[dict[str, Any], DoubleArray]:
-    """Fit a linear probe on mean-pooled states and apply it to the test set.
+    """Fit a linear probe on pooled states, choose its penalty on validation, apply it to test.
 
     Returns:
         the probe's entry of metrics.json and its distributions on test, [N, 7].
     """
     rows = evenly_spaced(len(train), MAX_PROBE_CLIPS)
+    chosen = evenly_spaced(len(valid), MAX_PROBE_CLIPS)
     fitted = fit_probe(
-        store, [train.ids[row] for row in rows], train.shares[rows], modality=modality
+        store,
+        [train.ids[row] for row in rows],
+        train.shares[rows],
+        modality=modality,
+        valid_ids=[valid.ids[row] for row in chosen],
+        valid_shares=valid.shares[chosen],
     )
     description = {
         "name": f"linear probe, {modality}",
@@ -167,6 +174,7 @@ def probe_baseline(
         "params_trainable": fitted.params_trainable,
         "params_end_to_end": params_end_to_end(fitted.params_trainable, modality, encoders),
         "clips": len(rows),
+        "inverse_penalty": fitted.inverse_penalty,
     }
     return description, fitted.predict(store, test.ids).astype(np.float64)
 

@@ -1,9 +1,17 @@
-"""Whether distillation helped: a student compared with the same student without a teacher."""
+"""Whether distillation helped: a student compared with the same student without a teacher.
+
+Two trainings of one model differ by their seed alone, often by more than distillation changes. A
+statement about distillation therefore needs several trainings of both, and the variance of the
+difference has three parts: of test sets (groups of utterances, resampled for both models at once)
+and of training each model, s^2 / n over its n seeds. Their degrees of freedom are combined as by
+Satterthwaite (1946), as in Welch's t test. The variance over seeds is measured on one test set and
+so holds the interaction of seeds with sessions once more, which errs on the wide side.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -11,7 +19,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from multistill.metrics.classification import HARD
-from multistill.metrics.intervals import interval
+from multistill.metrics.intervals import sampling_variance, satterthwaite, t_interval
 from multistill.typing import DoubleArray, IntArray
 
 Verdict = Literal["helped", "did not help", "cannot tell", "not trained"]
@@ -28,14 +36,23 @@ METRIC_TITLES = {
 
 @dataclass(frozen=True)
 class Scores:
-    """One model's metrics on the test set and on every resample of it."""
+    """One model's metrics on the test set and on every resample of it.
 
-    values: dict[str, DoubleArray]
-    draws: dict[str, DoubleArray]
-    """Per metric, the value on each resample [resamples]."""
+    Attributes:
+        values: means over the seeds.
+        draws: per metric, the mean over the seeds on each resample [resamples].
+        predicted: class [N]; with several seeds, of the first.
+        per_seed: per metric, the value of every seed [seeds]; empty for a single training.
+    """
+
+    values: Mapping[str, DoubleArray]
+    draws: Mapping[str, DoubleArray]
     predicted: IntArray
-    """Predicted class [N]; with several seeds, of the first."""
-    seeds: int = 1
+    per_seed: Mapping[str, DoubleArray] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> int:
+        return len(next(iter(self.per_seed.values()), (None,)))
 
 
 def verdict(low: float | None, high: float | None) -> Verdict:
@@ -59,38 +76,64 @@ def mcnemar(first_correct: np.ndarray, second_correct: np.ndarray) -> dict[str, 
     return {"only_first_right": gained, "only_second_right": lost, "p": p}
 
 
+def difference(
+    metric: str, first: Scores, second: Scores, clusters: int, confidence: float
+) -> dict[str, float | None]:
+    """`first` minus `second` with the interval that the module's docstring describes.
+
+    With one training of a model, its part of the variance is missing: the interval is then of
+    these two models, not of their kinds.
+
+    Args:
+        clusters: number of groups that were resampled.
+    """
+    variances = [sampling_variance(first.draws[metric] - second.draws[metric], clusters)]
+    degrees = [clusters - 1]
+    for scores in (first, second):
+        if scores.seeds > 1:
+            values = scores.per_seed[metric]
+            variances.append(float(np.var(values, ddof=1)) / len(values))
+            degrees.append(len(values) - 1)
+    return t_interval(
+        float(first.values[metric] - second.values[metric]),
+        sum(variances),
+        satterthwaite(variances, degrees),
+        confidence,
+    )
+
+
 def compare(
     name: str,
     first: Scores,
     against: str,
     second: Scores,
     truth: IntArray,
+    clusters: int,
     confidence: float,
     not_trained: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Paired differences `name` minus `against` with intervals, a verdict and a sentence.
 
-    The differences are between means over seeds. `mcnemar` needs one prediction per clip and
-    uses the first seed's.
+    The differences are between means over seeds; with one seed of either, the verdict is
+    `cannot tell`. `mcnemar` needs one prediction per clip and uses the first seed's.
 
     Args:
+        truth: class index [N], -1 where the votes tie.
+        clusters: number of groups that were resampled.
         not_trained: model -> why it learnt nothing. A student or a control that learnt nothing
             says nothing about distillation, whatever the difference.
     """
     differences = {
-        metric: interval(
-            float(first.values[metric] - second.values[metric]),
-            first.draws[metric] - second.draws[metric],
-            confidence,
-        )
-        for metric in HARD
+        metric: difference(metric, first, second, clusters, confidence) for metric in HARD
     }
     primary = differences[PRIMARY_METRIC]
     labelled = truth >= 0
+    seeds = min(first.seeds, second.seeds)
     untrained = next((model for model in (name, against) if model in not_trained), None)
+    decision: Verdict
     if untrained is None:
-        decision = verdict(primary["low"], primary["high"])
-        sentence = _sentence(name, against, decision, primary, confidence, first.seeds)
+        decision = verdict(primary["low"], primary["high"]) if seeds > 1 else "cannot tell"
+        sentence = _sentence(name, against, decision, primary, confidence, seeds)
     else:
         decision = "not trained"
         of_control = "" if untrained == name else f"no verdict, its control {untrained} is "
@@ -100,7 +143,7 @@ def compare(
         "against": against,
         "metric": PRIMARY_METRIC,
         "verdict": decision,
-        "seeds": first.seeds,
+        "seeds": seeds,
         "differences": differences,
         "mcnemar": mcnemar(
             first.predicted[labelled] == truth[labelled],
@@ -119,15 +162,23 @@ def _sentence(
     seeds: int,
 ) -> str:
     value, low, high = (difference[key] for key in ("value", "low", "high"))
-    if value is None or low is None or high is None:
+    if value is None:
         return f"{name}: cannot tell, the difference to {against} is not defined on this test set."
+    if low is None or high is None:
+        return (
+            f"{name}: cannot tell, {METRIC_TITLES[PRIMARY_METRIC]} {value:+.3f} against {against} "
+            "has no interval on this test set."
+        )
+    measured = f"{METRIC_TITLES[PRIMARY_METRIC]} {value:+.3f} against {against}"
+    interval = f"({100 * confidence:.0f} % interval {low:+.3f} to {high:+.3f})"
+    if seeds < 2:
+        return (
+            f"{name}: cannot tell whether distillation helped from one training each; as two "
+            f"models, {measured} {interval}; set `seeds: 3` or more for a verdict."
+        )
     opening = {
         "helped": f"{name}: distillation helped",
         "did not help": f"{name}: distillation did not help",
         "cannot tell": f"{name}: cannot tell whether distillation helped",
     }.get(decision, name)
-    mean = f", mean of {seeds} seeds" if seeds > 1 else ""
-    return (
-        f"{opening}; {METRIC_TITLES[PRIMARY_METRIC]} {value:+.3f} against {against}{mean} "
-        f"({100 * confidence:.0f} % interval {low:+.3f} to {high:+.3f})."
-    )
+    return f"{opening}; {measured}, means of {seeds} seeds {interval}."

@@ -39,6 +39,7 @@ from multistill.hardware import default_device
 from multistill.inference.latency import EncoderLatency, percentiles
 from multistill.metrics.calibration import fit_temperature
 from multistill.metrics.classification import EPS, calibration_summary, softmax
+from multistill.metrics.intervals import choose_clusters
 from multistill.models.spec import Modality
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.typing import DoubleArray, IntArray
@@ -128,6 +129,7 @@ def evaluate(
             "format": FORMAT,
             "test": scorer.describe_test_set(),
             "class_counts": {name: _class_counts(split) for name, split in splits.items()},
+            "validation": _describe_validation(splits["valid"]),
             "confidence": config.confidence,
             "resamples": config.resamples,
             "seed": seed,
@@ -171,6 +173,14 @@ def _why_not_trained(model: Mapping[str, Any], baseline: Mapping[str, Any]) -> s
     if any(scores[name] is None for name in majority):
         return None
     return not_trained_on_test({name: scores[name] or 0.0 for name in majority}, majority)
+
+
+def _describe_validation(valid: Utterances) -> dict[str, Any]:
+    """Labelled clips and groups of the set on which epochs, temperatures and winners are chosen."""
+    clusters = choose_clusters(valid.groups, valid.sessions, valid.speakers)
+    unit = "group" if clusters.unit == "utterance" else clusters.unit
+    groups = len({*valid.groups})
+    return {"clips": int((valid.truth >= 0).sum()), "groups": groups, "unit": unit}
 
 
 def _check_names(candidates: Sequence[Candidate]) -> None:
@@ -233,7 +243,7 @@ class _Evaluation:
     def score_probe(self, modality: Modality) -> tuple[dict[str, Any], Prediction]:
         """A linear probe's entry of metrics.json, and its predictions."""
         probe, probabilities = probe_baseline(
-            modality, self.store, self.train, self.test, self.encoders
+            modality, self.store, self.train, self.valid, self.test, self.encoders
         )
         prediction = Prediction(probe["name"], probabilities)
         return probe | self.scorer.score(prediction), prediction

@@ -16,11 +16,12 @@ from multistill.metrics.classification import (
     CELLS,
     HARD,
     SufficientStatistics,
+    class_support,
     entropy,
     from_confusion,
     per_class,
 )
-from multistill.metrics.intervals import Resampling, choose_clusters, interval, intervals
+from multistill.metrics.intervals import Resampling, choose_clusters, intervals
 from multistill.typing import DoubleArray
 
 BASELINE = "majority baseline"
@@ -64,8 +65,9 @@ class Scorer:
         self.training = training
         self.confidence = config.confidence
         self.statistics = SufficientStatistics(config.calibration_bins)
-        self.clusters = choose_clusters(clips.sessions, clips.speakers)
+        self.clusters = choose_clusters(clips.groups, clips.sessions, clips.speakers)
         self.resampling = Resampling(self.clusters, config.resamples, seed)
+        self.support = class_support(clips.truth, self.clusters.index)
         self.slices = _slices(clips, training)
         self.scores: dict[str, Scores] = {}
         self.scores_over_seeds: dict[str, Scores] = {}
@@ -87,7 +89,7 @@ class Scorer:
             "name": BASELINE,
             "label": CLASSES[label],
             "train_share": float(train_share),
-            "metrics": intervals(values, draws, self.confidence),
+            "metrics": self._intervals(values, draws),
             "slices": self._score_slices(rows),
         }
 
@@ -101,7 +103,7 @@ class Scorer:
         sums = rows.sum(axis=0)
         confusion = self.statistics.confusion(sums)
         return {
-            "metrics": intervals(values, draws, self.confidence),
+            "metrics": self._intervals(values, draws),
             "confusion": confusion.astype(int).tolist(),
             "classes": per_class(confusion),
             "reliability": self.statistics.reliability(sums).tolist(),
@@ -123,29 +125,25 @@ class Scorer:
         probabilities = [prediction.probabilities, *repeats]
         truth, shares = self.clips.truth, self.clips.shares
         measured = [self._measure(self.statistics.rows(truth, p, shares)) for p in probabilities]
-        values = {m: np.stack([values[m] for values, _ in measured]) for m in HARD}
+        per_seed = {m: np.stack([values[m] for values, _ in measured]) for m in HARD}
         draws = {m: np.mean([draws[m] for _, draws in measured], axis=0) for m in HARD}
-        means = {m: np.mean(values[m], axis=0) for m in HARD}
+        means = {m: np.mean(per_seed[m], axis=0) for m in HARD}
         predicted = self.scores[prediction.name].predicted
-        count = len(probabilities)
-        self.scores_over_seeds[prediction.name] = Scores(means, draws, predicted, count)
+        self.scores_over_seeds[prediction.name] = Scores(means, draws, predicted, per_seed)
+        scored = self._intervals(means, draws)
         metrics = {}
         for m in HARD:
-            finite = [_finite(value) for value in values[m]]
-            sd = None if None in finite else float(np.std(values[m], ddof=1))
-            metrics[m] = {
-                "values": finite,
-                "sd": sd,
-                **interval(float(means[m]), draws[m], self.confidence),
-            }
-        return {"count": count, "metrics": metrics}
+            finite = [_finite(value) for value in per_seed[m]]
+            sd = None if None in finite else float(np.std(per_seed[m], ddof=1))
+            metrics[m] = {"values": finite, "sd": sd, **scored[m]}
+        return {"count": len(probabilities), "metrics": metrics}
 
     def compare(
         self, name: str, against: str, not_trained: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """Paired difference of two models that were passed to `score`.
 
-        The means over seeds are compared if both models were trained from equally many seeds.
+        The means over seeds are compared if both models were trained from several.
 
         Args:
             not_trained: models that learnt nothing, and why; a comparison with one of them has
@@ -153,11 +151,16 @@ class Scorer:
         """
         first, second = self.scores[name], self.scores[against]
         if name in self.scores_over_seeds and against in self.scores_over_seeds:
-            means = self.scores_over_seeds[name], self.scores_over_seeds[against]
-            if means[0].seeds == means[1].seeds:
-                first, second = means
+            first, second = self.scores_over_seeds[name], self.scores_over_seeds[against]
         return compare(
-            name, first, against, second, self.clips.truth, self.confidence, not_trained or {}
+            name,
+            first,
+            against,
+            second,
+            self.clips.truth,
+            self.clusters.count,
+            self.confidence,
+            not_trained or {},
         )
 
     def compare_all(
@@ -180,41 +183,58 @@ class Scorer:
             "without_features": self.clips.without_features,
             "sessions": len(set(self.clips.sessions)),
             "speakers": len(set(self.clips.speakers)),
-            "resampled": self.clusters.describe(),
+            "resampled": self.clusters.describe() | {"without_a_class": self._without_a_class()},
+            "rare_classes": [
+                {
+                    "class": CLASSES[index],
+                    "clips": int(self.support.clips[index]),
+                    "groups": int(self.support.groups[index]),
+                }
+                for index in np.flatnonzero(self.support.rare)
+            ],
         }
 
+    def _without_a_class(self) -> int:
+        """Number of resamples that lack a class of the test set, and have no UAR or macro F1."""
+        labels = np.eye(len(CLASSES))[self.clips.truth] * (self.clips.truth >= 0)[:, None]
+        counted = self.resampling.sums(labels)[:, self.support.present]
+        return int((counted == 0).any(axis=1).sum())
+
     def _measure(self, rows: DoubleArray) -> tuple[dict[str, DoubleArray], dict[str, DoubleArray]]:
-        """Metrics of the test set and of every resample."""
+        """Metrics of the test set and of every resample, over the test set's classes."""
         values = self.statistics.measure(rows.sum(axis=0))
-        return values, self.statistics.measure(self.resampling.sums(rows))
+        draws = self.statistics.measure(self.resampling.sums(rows), self.support.present)
+        return values, self.support.without_rare(draws)
+
+    def _intervals(
+        self, values: Mapping[str, DoubleArray], draws: Mapping[str, DoubleArray]
+    ) -> dict[str, dict[str, float | None]]:
+        return intervals(values, draws, self.confidence, self.clusters.count)
 
     def _score_calibrated(self, prediction: Prediction) -> dict[str, Any] | None:
         if prediction.calibrated is None:
             return None
         rows = self.statistics.rows(self.clips.truth, prediction.calibrated, self.clips.shares)
         values, draws = self._measure(rows)
-        metrics = intervals(values, draws, self.confidence)
+        metrics = self._intervals(values, draws)
         return {
             "temperature": prediction.temperature,
             **{name: metrics[name] for name in CALIBRATION},
         }
 
     def _score_slices(self, rows: DoubleArray) -> list[dict[str, Any]]:
-        """Hard metrics per slice; a slice that is one resampled unit has no interval."""
+        """Hard metrics per slice; a slice of one resampled group has no interval."""
         cells = rows[:, :CELLS]
-        masks = [part.mask for part in self.slices if part.by != self.clusters.unit]
-        sums = iter(self.resampling.group_sums(cells, masks))
+        truth, index = self.clips.truth, self.clusters.index
+        sums = self.resampling.group_sums(cells, [part.mask for part in self.slices])
         scored = []
-        for part in self.slices:
+        for part, resampled in zip(self.slices, sums, strict=True):
+            support = class_support(truth[part.mask], index[part.mask])
             values = from_confusion(self.statistics.confusion(cells[part.mask].sum(axis=0)))
-            if part.by == self.clusters.unit:
-                metrics = {
-                    m: {"value": _finite(values[m]), "low": None, "high": None} for m in HARD
-                }
-            else:
-                draws = from_confusion(self.statistics.confusion(next(sums)))
-                metrics = {m: interval(float(values[m]), draws[m], self.confidence) for m in HARD}
-            labelled = int((self.clips.truth[part.mask] >= 0).sum())
+            draws = from_confusion(self.statistics.confusion(resampled), support.present)
+            groups = len(np.unique(index[part.mask]))
+            metrics = intervals(values, support.without_rare(draws), self.confidence, groups)
+            labelled = int((truth[part.mask] >= 0).sum())
             scored.append({"by": part.by, "name": part.name, "clips": labelled, "metrics": metrics})
         return scored
 

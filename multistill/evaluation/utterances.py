@@ -16,7 +16,7 @@ from multistill.corpora.text import normal_text
 from multistill.errors import MultistillError
 from multistill.typing import DoubleArray, IntArray
 
-COLUMNS = ["utterance_id", "label", "label_soft", "session", "speaker", "gender", "text"]
+COLUMNS = ["utterance_id", "label", "label_soft", "session", "speaker", "group", "gender", "text"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Utterances:
     """Vote shares [N, 7]."""
     sessions: list[str]
     speakers: list[str]
+    groups: list[str]
+    """What the split keeps together (`multistill.corpora.groups`)."""
     genders: list[str | None]
     texts: list[str]
     without_features: int = 0
@@ -75,6 +77,7 @@ def read_utterances(manifest: Path, split: str, available: Container[str]) -> Ut
         shares=shares.astype(np.float64),
         sessions=table["session"].to_pylist(),
         speakers=table["speaker"].to_pylist(),
+        groups=table["group"].to_pylist(),
         genders=table["gender"].to_pylist(),
         texts=[normal_text(text or "") for text in table["text"].to_pylist()],
         without_features=total - table.num_rows,

@@ -34,6 +34,11 @@ NUM_CLASSES = len(CLASSES)
 CELLS = NUM_CLASSES * NUM_CLASSES
 """Cells of the confusion matrix, the first columns of a row of `SufficientStatistics`."""
 
+MEANS_OVER_CLASSES = ("uar", "macro_f1")
+MIN_GROUPS = 2
+MIN_CLIPS = 3
+"""A class with fewer groups or clips is too rare for an interval of a mean over classes. With
+these bounds `benchmarks/intervals.py` measures coverage at the nominal level."""
 HARD = ("accuracy", "uar", "macro_f1", "weighted_f1")
 CALIBRATION = ("ece", "brier", "nll")
 SOFT = ("kl", "js", "tv")
@@ -125,9 +130,15 @@ class SufficientStatistics:
     def _bin(self, confidence: DoubleArray) -> IntArray:
         return np.minimum((confidence * self.bins).astype(np.int64), self.bins - 1)
 
-    def measure(self, sums: DoubleArray) -> dict[str, DoubleArray]:
-        """Metrics [...] of summed rows [..., width]; NaN where nothing was counted."""
-        metrics = from_confusion(self.confusion(sums))
+    def measure(
+        self, sums: DoubleArray, classes: npt.NDArray[np.bool_] | None = None
+    ) -> dict[str, DoubleArray]:
+        """Metrics [...] of summed rows [..., width]; NaN where nothing was counted.
+
+        Args:
+            classes: as in `from_confusion`.
+        """
+        metrics = from_confusion(self.confusion(sums), classes)
         with np.errstate(invalid="ignore", divide="ignore"):
             labelled = sums[..., :CELLS].sum(axis=-1)
             metrics["brier"] = sums[..., CELLS] / labelled
@@ -148,8 +159,16 @@ class SufficientStatistics:
         return sums[..., CELLS + 6 :].reshape(*sums.shape[:-1], self.bins, 3)
 
 
-def from_confusion(confusion: DoubleArray) -> dict[str, DoubleArray]:
+def from_confusion(
+    confusion: DoubleArray, classes: npt.NDArray[np.bool_] | None = None
+) -> dict[str, DoubleArray]:
     """The four hard metrics [...] of counts [..., truth, prediction].
+
+    Args:
+        classes: the classes [C] over which UAR and macro F1 average: those of the whole test set
+            when a part or a resample of it is measured. Both are NaN where one of them does not
+            occur, since a mean over fewer classes is another metric. By default the classes that
+            occur.
 
     Examples:
         >>> metrics = from_confusion(np.array([[8, 0], [1, 1]]))
@@ -162,15 +181,60 @@ def from_confusion(confusion: DoubleArray) -> dict[str, DoubleArray]:
         correct = np.diagonal(confusion, axis1=-2, axis2=-1)
         total = truth.sum(axis=-1)
         present = truth > 0
-        classes = present.sum(axis=-1)
-        recall = np.where(present, correct / truth, 0.0)
+        averaged = present if classes is None else np.broadcast_to(classes, truth.shape)
+        count = averaged.sum(axis=-1)
+        recall = np.where(averaged, correct / truth, 0.0)
         f1 = np.where(present, 2 * correct / (truth + predicted), 0.0)
+        complete = np.where((averaged & ~present).any(axis=-1), np.nan, 1.0)
         return {
             "accuracy": correct.sum(axis=-1) / total,
-            "uar": recall.sum(axis=-1) / classes,
-            "macro_f1": f1.sum(axis=-1) / classes,
+            "uar": recall.sum(axis=-1) / count,
+            "macro_f1": complete * np.where(averaged, f1, 0.0).sum(axis=-1) / count,
             "weighted_f1": (f1 * truth).sum(axis=-1) / total,
         }
+
+
+@dataclass(frozen=True)
+class ClassSupport:
+    """How often each class occurs in a set of utterances.
+
+    Attributes:
+        clips: utterances of each class [C].
+        groups: resampled groups in which each class occurs [C].
+    """
+
+    clips: IntArray
+    groups: IntArray
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        return self.clips > 0
+
+    @property
+    def rare(self) -> npt.NDArray[np.bool_]:
+        """Classes that occur too rarely for an interval of a mean over classes.
+
+        Of a class that occurs in one group, resamples hold everything or nothing.
+        """
+        few = (self.groups < MIN_GROUPS) | (self.clips < MIN_CLIPS)
+        return np.asarray(self.present & few)
+
+    def without_rare(self, draws: dict[str, DoubleArray]) -> dict[str, DoubleArray]:
+        """The resampled metrics; means over classes are NaN where a class is too rare."""
+        if not self.rare.any():
+            return draws
+        undefined = {name: np.full_like(draws[name], np.nan) for name in MEANS_OVER_CLASSES}
+        return draws | undefined
+
+
+def class_support(truth: IntArray, groups: IntArray) -> ClassSupport:
+    """Count the classes of `truth` [N] (-1 is no class) over the groups [N]."""
+    labelled = truth >= 0
+    pairs = np.unique(np.stack([truth[labelled], groups[labelled]]), axis=1)
+    return ClassSupport(
+        np.bincount(truth[labelled], minlength=NUM_CLASSES),
+        np.bincount(pairs[0], minlength=NUM_CLASSES),
+    )
 
 
 def per_class(confusion: DoubleArray) -> list[dict[str, float | str | int | None]]:

@@ -1,28 +1,36 @@
-"""Confidence intervals by a bootstrap over sessions, with resamples shared by all models.
+"""Confidence intervals of test metrics, from groups of utterances that are resampled as wholes.
 
-Utterances of one session resemble each other, so resampling utterances gives intervals that are
-far too narrow (Ferrer and Riera, "Good practices for evaluation of machine learning systems",
-arXiv 2412.03700). Whole sessions are resampled instead, with replacement (Davison and Hinkley
-1997, section 3.8). Every model is scored on the same resamples, so differences between models
-are paired.
+Utterances of one session or one person resemble each other, so resampling utterances gives
+intervals that are far too narrow (Ferrer and Riera, "Good practices for evaluation of machine
+learning systems", arXiv 2412.03700). Whole groups are resampled instead, with replacement
+(Davison and Hinkley 1997, section 3.8). Every model is scored on the same resamples, so
+differences between models are paired.
 
-With few sessions, resampling whole sessions is too coarse: two sessions that happen to agree
-would give an interval of zero width. Below `FEW` sessions the utterances inside a drawn session
-are therefore resampled too (the two-stage bootstrap), which errs on the wide side.
+A test set has few groups, often three to ten. The percentiles of K resampled groups are then too
+narrow: their deviation lacks the factor sqrt(K / (K - 1)), and it is itself an estimate with
+K - 1 degrees of freedom. An interval is therefore the value plus or minus Student's t quantile
+times the corrected deviation of the resamples, as for a mean of K groups (Cameron, Gelbach and
+Miller, "Bootstrap-based improvements for inference with clustered errors", 2008, on why few
+clusters need it). `benchmarks/intervals.py` measures the coverage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from multistill.typing import DoubleArray
 
-FEW = 10
-CHUNK = 4_000_000
-"""Weights that the two-stage bootstrap keeps in memory at a time, 8 bytes each."""
+BOUNDS = dict.fromkeys(("accuracy", "uar", "macro_f1", "weighted_f1", "ece", "tv"), (0.0, 1.0)) | {
+    "brier": (0.0, 2.0),
+    "js": (0.0, float(np.log(2))),
+}
+"""Range of the metrics that have an upper bound; the others start at zero."""
+FEW = 20
+"""Below this number of groups an interval says little about speakers who were not tested."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Clusters:
     """The unit of resampling and the cluster of every row."""
 
     unit: str
+    """`session`, `speaker`, `group` (speakers who share sessions) or `utterance`."""
     index: np.ndarray
     """Cluster number of each row [N]."""
     count: int
@@ -39,15 +48,29 @@ class Clusters:
         return self.count < FEW
 
     def describe(self) -> dict[str, object]:
-        return {"unit": self.unit, "count": self.count, "two_stage": self.few}
+        return {"unit": self.unit, "count": self.count, "few": self.few}
 
 
-def choose_clusters(sessions: Sequence[str], speakers: Sequence[str]) -> Clusters:
-    """Sessions; speakers if there is only one session; utterances if neither varies."""
-    for unit, names in (("session", sessions), ("speaker", speakers)):
+def choose_clusters(
+    groups: Sequence[str], sessions: Sequence[str], speakers: Sequence[str]
+) -> Clusters:
+    """The groups that the split keeps together; if there is only one, its sessions, speakers
+    or utterances, whichever is the first that varies.
+
+    A partition into groups that equals that by session or by speaker has the name of that.
+    """
+    indices = {}
+    for unit, names in (("group", groups), ("session", sessions), ("speaker", speakers)):
         distinct, index = np.unique(np.asarray(names, dtype=str), return_inverse=True)
-        if len(distinct) > 1:
-            return Clusters(unit, index, len(distinct))
+        indices[unit] = Clusters(unit, index, len(distinct))
+    grouped = indices["group"]
+    for unit in ("session", "speaker"):
+        pairs = {*zip(grouped.index.tolist(), indices[unit].index.tolist(), strict=True)}
+        if 1 < len(pairs) == grouped.count == indices[unit].count:
+            return indices[unit]
+    for clusters in indices.values():
+        if clusters.count > 1:
+            return clusters
     return Clusters("utterance", np.arange(len(sessions)), len(sessions))
 
 
@@ -71,13 +94,12 @@ class Resampling:
 
     def group_sums(self, rows: DoubleArray, groups: Sequence[np.ndarray]) -> list[DoubleArray]:
         """As `sums`, over the rows of each group (masks [N]) only."""
-        if self.clusters.few and self.clusters.unit != "utterance":
-            chunks: list[list[DoubleArray]] = [[] for _ in groups]
-            for weights in self._two_stage():
-                for sums, mask in zip(chunks, groups, strict=True):
-                    sums.append(weights[:, mask] @ rows[mask])
-            return [np.concatenate(sums) for sums in chunks]
-        counts = self._counts(np.random.default_rng(self.seed), self.resamples)
+        clusters = self.clusters.count
+        counts = (
+            np.random.default_rng(self.seed)
+            .multinomial(clusters, np.full(clusters, 1 / clusters), size=self.resamples)
+            .astype(float)
+        )
         return [counts @ self._cluster_sums(rows, mask) for mask in groups]
 
     def _cluster_sums(self, rows: DoubleArray, mask: np.ndarray) -> DoubleArray:
@@ -90,52 +112,72 @@ class Resampling:
             sums[present] = np.add.reduceat(rows[mask][order], starts, axis=0)
         return sums
 
-    def _counts(self, rng: np.random.Generator, size: int) -> DoubleArray:
-        """How often each cluster is drawn: [size, clusters]."""
-        clusters = self.clusters.count
-        return rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=size).astype(float)
 
-    def _two_stage(self) -> Iterator[DoubleArray]:
-        """How often each row is drawn, in chunks of resamples: [chunk, N]."""
-        rng = np.random.default_rng(self.seed)
-        members = [
-            np.flatnonzero(self.clusters.index == cluster) for cluster in range(self.clusters.count)
-        ]
-        rows = len(self.clusters.index)
-        chunk = max(1, CHUNK // max(rows, 1))
-        for start in range(0, self.resamples, chunk):
-            size = min(chunk, self.resamples - start)
-            counts = self._counts(rng, size).astype(np.int64)
-            weights = np.zeros((size, rows))
-            for cluster, inside in enumerate(members):
-                uniform = np.full(len(inside), 1 / len(inside))
-                weights[:, inside] = rng.multinomial(counts[:, cluster] * len(inside), uniform)
-            yield weights
+def sampling_variance(draws: DoubleArray, clusters: int) -> float:
+    """Variance of a metric over test sets of `clusters` groups, from its resampled values.
 
+    Args:
+        draws: values on the resamples; NaN where the metric is not defined.
 
-def interval(value: float, draws: DoubleArray, confidence: float) -> dict[str, float | None]:
-    """Value with the percentile interval of its resampled values; None where undefined."""
+    Returns:
+        NaN if fewer than two resamples have a value, or there is one group.
+    """
     finite = draws[np.isfinite(draws)]
-    if not np.isfinite(value) or not len(finite):
+    if len(finite) < 2 or clusters < 2:
+        return float("nan")
+    return float(np.var(finite, ddof=1)) * clusters / (clusters - 1)
+
+
+def satterthwaite(variances: Sequence[float], degrees: Sequence[int]) -> float:
+    """Degrees of freedom of a sum of independent variance estimates (Satterthwaite 1946).
+
+    Examples:
+        >>> satterthwaite([1.0, 1.0], [4, 4])
+        8.0
+    """
+    total = sum(variances)
+    if total == 0:
+        return float(sum(degrees))
+    return float(total**2 / sum(v**2 / d for v, d in zip(variances, degrees, strict=True) if v > 0))
+
+
+def t_interval(
+    value: float,
+    variance: float,
+    degrees: float,
+    confidence: float,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> dict[str, float | None]:
+    """Value with its interval, cut at the bounds of the metric; None where undefined."""
+    if not np.isfinite(value):
         return {"value": None, "low": None, "high": None}
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(finite, [tail, 1 - tail])
+    if not np.isfinite(variance) or degrees <= 0:
+        return {"value": float(value), "low": None, "high": None}
+    half = float(student_t.ppf((1 + confidence) / 2, degrees)) * float(np.sqrt(variance))
+    low, high = max(value - half, bounds[0]), min(value + half, bounds[1])
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
 def intervals(
-    values: Mapping[str, DoubleArray], draws: Mapping[str, DoubleArray], confidence: float
+    values: Mapping[str, DoubleArray],
+    draws: Mapping[str, DoubleArray],
+    confidence: float,
+    clusters: int,
 ) -> dict[str, dict[str, float | None]]:
-    """`interval` of every metric by name.
+    """`t_interval` of every metric by name.
 
-    Resamples repeat clips, which makes the bins of the ECE look less calibrated than they
-    are: the resampled values lie above the value itself. They are shifted so that their median
-    equals the value, and clipped at zero.
+    Args:
+        values: on the test set.
+        draws: per metric, the values [resamples] on the resamples.
+        clusters: number of groups that were resampled.
     """
-    result = {}
-    for name, value in values.items():
-        resampled = draws[name]
-        if name == "ece" and np.isfinite(resampled).any():
-            resampled = np.maximum(resampled - np.nanmedian(resampled) + value, 0.0)
-        result[name] = interval(float(value), resampled, confidence)
-    return result
+    return {
+        name: t_interval(
+            float(value),
+            sampling_variance(draws[name], clusters),
+            clusters - 1,
+            confidence,
+            BOUNDS.get(name, (0.0, np.inf)),
+        )
+        for name, value in values.items()
+    }

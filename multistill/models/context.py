@@ -31,7 +31,12 @@ class ContextReader(nn.Module):
         self.turns = spec.context_turns
         self.reads_audio, self.reads_text = spec.reads_audio, spec.reads_text
         self.audio_dim, self.text_dim = audio_dim, text_dim
-        turn_dim = text_dim * spec.reads_text + audio_dim * spec.reads_audio
+        # Of several stored layers, previous turns are read in the one that the utterance is.
+        text, audio = spec.state_slice("text", text_dim), spec.state_slice("speech", audio_dim)
+        self._text = text
+        self._audio = slice(text_dim + audio.start, text_dim + audio.stop)
+        text_width, audio_width = text.stop - text.start, audio.stop - audio.start
+        turn_dim = text_width * spec.reads_text + audio_width * spec.reads_audio
         self.turn = nn.Linear(turn_dim, spec.width)
         self.distance = nn.Parameter(torch.empty(spec.context_turns, spec.width))
         nn.init.normal_(self.distance, std=0.02)
@@ -62,9 +67,9 @@ class ContextReader(nn.Module):
         context = context.masked_fill(~context_mask[:, :, None], 0.0)
         parts = []
         if self.reads_text:
-            parts.append(_mask_missing(context[:, :, : self.text_dim], present[-1]))
+            parts.append(_mask_missing(context[:, :, self._text], present[-1]))
         if self.reads_audio:
-            parts.append(_mask_missing(context[:, :, self.text_dim :], present[0]))
+            parts.append(_mask_missing(context[:, :, self._audio], present[0]))
         turns = self.turn(torch.cat(parts, dim=-1)) + self.distance[: context.shape[1]]
         query = self.question(pooled)[:, None, :]
         attended = self.attention(self.norm(query), self.norm(turns), context_mask)

@@ -1,32 +1,36 @@
-"""Linear probe: a logistic regression on mean-pooled states, the baseline without a network.
+"""Linear probe: a logistic regression on pooled states, the strongest baseline without a network.
 
-What a trained head gains over the probe, it gained from the sequence.
+It reads the mean and the deviation over time of every dimension, and the strength of its penalty is
+chosen on validation: a head that does not beat it is worth less than a linear model that knows
+nothing of the order of frames and tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from multistill.models.context import StateStore, mean_states
+from multistill.models.context import StateStore
 from multistill.models.spec import Modality
 from multistill.typing import FloatArray
 
-INVERSE_PENALTY = 1.0
-"""`C` of scikit-learn: the inverse of the L2 penalty."""
-
+INVERSE_PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Candidates of scikit-learn's `C`, from the strongest L2 penalty to the weakest."""
+DEFAULT_INVERSE_PENALTY = 0.1
+"""Without a validation set to choose on."""
 MAX_ITERATIONS = 500
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe: softmax(W (x - mean) / scale + bias) over mean-pooled states x.
+    """A fitted probe: softmax(W (x - mean) / scale + bias) over pooled states x.
 
     Attributes:
-        mean, scale: [D], over the training rows. weights: [C, D]. bias: [C].
+        mean, scale: [2 D], over the training rows. weights: [C, 2 D]. bias: [C].
+        inverse_penalty: `C` of scikit-learn.
     """
 
     modality: Modality
@@ -34,6 +38,7 @@ class Probe:
     scale: FloatArray
     weights: FloatArray
     bias: FloatArray
+    inverse_penalty: float = DEFAULT_INVERSE_PENALTY
 
     @property
     def params_trainable(self) -> int:
@@ -41,8 +46,10 @@ class Probe:
 
     def predict(self, store: StateStore, ids: Sequence[str]) -> FloatArray:
         """Distributions float32 [N, C] in class order; a class absent from training gets 0."""
-        states = (_pooled(store, ids, self.modality) - self.mean) / self.scale
-        logits = states @ self.weights.T + self.bias
+        return self._predict(pooled_states(store, ids, self.modality))
+
+    def _predict(self, pooled: FloatArray) -> FloatArray:
+        logits = (pooled - self.mean) / self.scale @ self.weights.T + self.bias
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         distributions: FloatArray = exponentials / exponentials.sum(axis=1, keepdims=True)
         return distributions.astype(np.float32)
@@ -54,15 +61,20 @@ def fit_probe(
     shares: npt.ArrayLike,
     *,
     modality: Modality = "multimodal",
+    valid_ids: Sequence[str] = (),
+    valid_shares: npt.ArrayLike = (),
 ) -> Probe:
-    """Fit a probe on the training utterances.
+    """Fit a probe on the training utterances; choose its penalty on the validation utterances.
 
     Soft labels: an utterance enters once for every class with a non-zero share, weighted by the
     share, so the loss is the cross-entropy with the vote distribution and ties need no special
-    case.
+    case. The penalty with the highest macro F1 on validation is chosen, the stronger of equals: by
+    the metric that chooses the epoch of a head, since the lowest cross-entropy shrinks rare
+    classes away.
 
     Args:
         ids: [N] training utterances. shares: [N, C] vote shares in class order.
+        valid_ids, valid_shares: the same of validation.
 
     Raises:
         ValueError: no utterances, or the shares have another number of rows.
@@ -72,7 +84,7 @@ def fit_probe(
     target = np.asarray(shares, dtype=np.float64)
     if len(ids) == 0 or target.shape[0] != len(ids):
         raise ValueError(f"{len(ids)} utterances and {target.shape[0]} rows of shares")
-    states = _pooled(store, ids, modality)
+    states = pooled_states(store, ids, modality)
     mean = states.mean(axis=0)
     scale = states.std(axis=0)
     # A constant dimension carries no information; its standard deviation is rounding error.
@@ -81,22 +93,63 @@ def fit_probe(
     classes, count = np.unique(labels), target.shape[1]
     weights = np.zeros((count, states.shape[1]), dtype=np.float32)
     bias = np.full(count, -np.inf, dtype=np.float32)
+    probe = Probe(modality, mean, scale, weights, bias)
     if len(classes) == 1:
         bias[classes] = 0.0
-        return Probe(modality, mean, scale, weights, bias)
-    model = LogisticRegression(C=INVERSE_PENALTY, max_iter=MAX_ITERATIONS)
-    model.fit(((states - mean) / scale)[rows], labels, sample_weight=target[rows, labels])
-    if len(classes) == 2:  # scikit-learn stores one row of coefficients for two classes
-        weights[classes[1]] = model.coef_[0]
-        bias[classes] = 0.0, model.intercept_[0]
-    else:
-        weights[classes] = model.coef_
-        bias[classes] = model.intercept_
-    return Probe(modality, mean, scale, weights, bias)
+        return probe
+    inputs, share = ((states - mean) / scale)[rows], target[rows, labels]
+    # From the strongest penalty on, each fit starts at the one before.
+    model = LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
+
+    def fitted(inverse_penalty: float) -> Probe:
+        model.set_params(C=inverse_penalty).fit(inputs, labels, sample_weight=share)
+        w, b = weights.copy(), bias.copy()
+        if len(classes) == 2:  # scikit-learn stores one row of coefficients for two classes
+            w[classes[1]] = model.coef_[0]
+            b[classes] = 0.0, model.intercept_[0]
+        else:
+            w[classes], b[classes] = model.coef_, model.intercept_
+        return replace(probe, weights=w, bias=b, inverse_penalty=inverse_penalty)
+
+    if not len(valid_ids):
+        return fitted(DEFAULT_INVERSE_PENALTY)
+    valid_states = pooled_states(store, valid_ids, modality)
+    valid_target = np.asarray(valid_shares, dtype=np.float64)
+    probes = [fitted(inverse_penalty) for inverse_penalty in INVERSE_PENALTIES]
+    return max(probes, key=lambda p: _macro_f1(p._predict(valid_states), valid_target))
 
 
-def _pooled(store: StateStore, ids: Sequence[str], modality: Modality) -> FloatArray:
-    states: FloatArray = mean_states(store, ids)
-    if modality == "text":
-        return states[:, : store.text_dim]
-    return states if modality == "multimodal" else states[:, store.text_dim :]
+def _macro_f1(distributions: FloatArray, shares: npt.NDArray[np.float64]) -> float:
+    """Of the utterances whose votes do not tie."""
+    from sklearn.metrics import f1_score
+
+    best = shares.max(axis=1, keepdims=True)
+    decided = (shares == best).sum(axis=1) == 1
+    truth, predicted = shares[decided].argmax(axis=1), distributions[decided].argmax(axis=1)
+    if not len(truth):
+        return 0.0
+    return float(f1_score(truth, predicted, average="macro", labels=np.unique(truth)))
+
+
+def pooled_states(store: StateStore, ids: Sequence[str], modality: Modality) -> FloatArray:
+    """Mean and deviation over time of the text states, then of the audio states: [N, 2 D].
+
+    Zeros for an empty transcript and for utterances that are not in the store.
+    """
+    parts = []
+    if modality != "audio":
+        parts.append((store.text, store.text_dim))
+    if modality != "text":
+        parts.append((store.audio, store.audio_dim))
+    result = np.zeros((len(ids), 2 * sum(dim for _, dim in parts)), dtype=np.float32)
+    for row, utterance_id in enumerate(ids):
+        if utterance_id not in store:
+            continue
+        start = 0
+        for read, dim in parts:
+            states = np.asarray(read(utterance_id), dtype=np.float32)
+            if len(states):
+                result[row, start : start + dim] = states.mean(axis=0)
+                result[row, start + dim : start + 2 * dim] = states.std(axis=0)
+            start += 2 * dim
+    return result

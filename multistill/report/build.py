@@ -21,7 +21,9 @@ from multistill.workspace import Artifact, read_json, write_atomic, write_json
 
 JSON = "report.json"
 HTML = "report.html"
-FEW_SESSIONS = 6
+MIN_VALIDATION_CLIPS = 100
+MIN_VALIDATION_GROUPS = 3
+"""Below either, the choice of an epoch or a winner is mostly luck."""
 """With fewer sessions no sign test can reach 5 %: of 2^5 sign patterns, 2 agree (6 %)."""
 
 
@@ -185,7 +187,7 @@ def _cut_warnings(features: Mapping[str, Any], job: JobConfig) -> Iterator[tuple
 
 
 def _reliability_warnings(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Untrained encoders, and test sets with too few sessions for their intervals."""
+    """Untrained encoders, and too little data for intervals or for choices on validation."""
     untrained = [encoder(info) for info in metrics["encoders"].values() if info["trained"] is False]
     if untrained:
         yield (
@@ -195,19 +197,38 @@ def _reliability_warnings(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str
             "available.",
         )
     resampled = metrics["test"]["resampled"]
-    if resampled["unit"] != "session":
+    count, unit = resampled["count"], resampled["unit"]
+    if unit == "utterance":
         yield (
-            "one-session",
-            "ONE TEST SESSION",
-            f"The test set has one session, so intervals are resampled by {resampled['unit']}.",
+            "one-group",
+            "ONE TEST GROUP",
+            "The test clips are of one speaker or one session, so intervals are over clips and "
+            "hold for this speaker only.",
         )
-    elif resampled["count"] < FEW_SESSIONS:
+    elif resampled["few"]:
         yield (
-            "few-sessions",
-            "FEW TEST SESSIONS",
-            f"The test set has {resampled['count']} sessions. Intervals describe the uncertainty "
-            "for these speakers; how much other speakers would differ cannot be estimated from "
-            "so few.",
+            "few-groups",
+            f"FEW TEST {unit.upper()}S",
+            f"The test set has {count} {unit}s. The intervals are widened for so few, and how "
+            "much other speakers would differ can only be guessed from them.",
+        )
+    if rare := metrics["test"]["rare_classes"]:
+        named = ", ".join(f"{row['class']} ({row['clips']})" for row in rare)
+        yield (
+            "rare-classes",
+            "CLASSES TOO RARE",
+            f"Too few test clips, or in one {unit} only: {named}. UAR and macro F1 average over "
+            "all classes, so they have no interval here and there is no verdict; accuracy and "
+            "weighted F1 have one. Raise `split.test`, or leave these classes out.",
+        )
+    valid = metrics["validation"]
+    if valid["clips"] < MIN_VALIDATION_CLIPS or valid["groups"] < MIN_VALIDATION_GROUPS:
+        yield (
+            "small-validation",
+            "SMALL VALIDATION SET",
+            f"Epochs, temperatures and winners are chosen on {valid['clips']} clips of "
+            f"{valid['groups']} {valid['unit']}{'' if valid['groups'] == 1 else 's'}: another "
+            "choice of them could give another ranking. Raise `split.valid`, or add speakers.",
         )
 
 

@@ -14,11 +14,7 @@ import numpy as np
 
 from multistill.distillation.targets import SOFT_TARGETS, read_soft_targets
 from multistill.evaluation.utterances import read_utterances
-from multistill.metrics.classification import (
-    calibration_summary,
-    shares_from_outputs,
-    softmax,
-)
+from multistill.metrics.classification import calibration_summary
 
 
 def teacher_calibration(
@@ -35,8 +31,8 @@ def teacher_calibration(
     if teacher is None:
         return []
     rows = [{"name": "training, seen by the teacher", **teacher["in_sample"]}]
-    to_distribution = shares_from_outputs if teacher["output"] == "shares" else softmax
     targets = read_soft_targets(distill / SOFT_TARGETS)
+    distributions = targets.distributions
     index_of = {utterance: index for index, utterance in enumerate(targets.ids)}
     for split, name, out_of_fold in (
         ("train", "training, out of fold", True),
@@ -46,7 +42,7 @@ def teacher_calibration(
         indices = np.array([index_of[utterance] for utterance in clips.ids], dtype=np.int64)
         chosen = (targets.fold[indices] >= 0) == out_of_fold
         if (clips.truth[chosen] >= 0).any():
-            probabilities = to_distribution(targets.logits[indices[chosen]])
+            probabilities = distributions[indices[chosen]]
             summary = calibration_summary(
                 clips.truth[chosen], probabilities, clips.shares[chosen], bins
             )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from multistill.search.storage import quiet_optuna
+from multistill.search.storage import had_its_budget, quiet_optuna
 
 if TYPE_CHECKING:
     import optuna
@@ -33,7 +33,7 @@ def importance(study: optuna.Study, seed: int) -> dict[str, float]:
     complete = [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if trial.values
+        if trial.values and had_its_budget(trial)
     ][-_MAX_TRIALS:]
     if len(complete) < _MIN_TRIALS or len({trial.values[0] for trial in complete}) < 2:
         return {}

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from multistill.search.analysis import grid, history, importance
 from multistill.search.locks import JOINED
 from multistill.search.spec import SearchSpec
-from multistill.search.storage import DRIVER, EXPERIMENT, outcome_of
+from multistill.search.storage import DRIVER, EXPERIMENT, had_its_budget, outcome_of
 from multistill.search.trial_folders import trial_key
 from multistill.tracking.logger import RunLogger
 from multistill.workspace import to_json, write_json
@@ -144,10 +144,13 @@ def log_joined_trials(study: optuna.Study, logger: RunLogger, metric: str) -> No
 def _row(trial: FrozenTrial) -> dict[str, Any]:
     outcome = outcome_of(trial)
     value = trial.values[0] if trial.values else None
+    state = _STATES[trial.state.name]
+    if state == "complete" and not had_its_budget(trial):
+        state = "stopped"
     return {
         "trial": trial.number,
         "key": trial_key(trial.number),
-        "state": _STATES[trial.state.name],
+        "state": state,
         "reason": str(outcome.get("reason", "")),
         "params": dict(trial.params),
         "epochs": int(outcome.get("epochs", 0)),

@@ -187,8 +187,8 @@ class SharedStudySearcher(NotPickled, Searcher):
 
         COMPLETE if it used its budget or ended by its own patience; PRUNED if the scheduler
         stopped it, so that the sampler ranks its value among trials of that length. With two
-        objectives Optuna keeps no intermediate values, so a stopped trial is COMPLETE with
-        its best value so far.
+        objectives Optuna keeps no intermediate values, so a stopped trial is COMPLETE to its
+        sampler, with its best value so far; its outcome says that it was stopped.
         """
         pruned = not result["finished"]
         if self._spec.config.second:
@@ -198,7 +198,7 @@ class SharedStudySearcher(NotPickled, Searcher):
         else:
             state, values = TrialState.COMPLETE, [result["value"]]
         reason = f"stopped by the scheduler after epoch {result['epoch']}" if pruned else ""
-        self._tell(trial_id, state, values, reason, result)
+        self._tell(trial_id, state, values, reason, result, stopped=pruned)
 
     def fail(self, trial_id: str, reason: str, result: Mapping[str, Any] | None = None) -> None:
         """Finish a trial that has no value."""
@@ -211,12 +211,14 @@ class SharedStudySearcher(NotPickled, Searcher):
         values: list[float] | None,
         reason: str,
         result: Mapping[str, Any],
+        stopped: bool = False,
     ) -> None:
         entry = self.running.pop(trial_id, None)
         if entry is None:
             return
         outcome = {
             "reason": reason,
+            "stopped": stopped,
             "epochs": int(result.get("epoch", 0)),
             "seconds": round(float(result.get("seconds", 0.0)), 3),
         }

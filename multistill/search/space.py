@@ -254,8 +254,9 @@ def _contains(parameter: SearchParameter, value: Any) -> bool:
     if parameter.choices is not None:
         return value in parameter.choices
     low, high = _bounds(parameter)
-    on_grid = parameter.step is None or abs(((value - low) / parameter.step) % 1) < 1e-9
-    return low <= value <= high and on_grid
+    steps = (value - low) / parameter.step if parameter.step is not None else 0.0
+    # (0.3 - 0.1) / 0.1 is 1.9999999999999998.
+    return low <= value <= high and abs(steps - round(steps)) < 1e-9
 
 
 def _bounds(parameter: SearchParameter) -> tuple[float, float]:

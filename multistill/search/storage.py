@@ -109,6 +109,14 @@ def outcome_of(trial: Any) -> dict[str, Any]:
     return dict(outcome) if isinstance(outcome, dict) else {}
 
 
+def had_its_budget(trial: Any) -> bool:
+    """Whether a trial is complete: the scheduler did not stop it.
+
+    Of two objectives, Optuna calls a stopped trial complete too.
+    """
+    return trial.state.name == "COMPLETE" and not outcome_of(trial).get("stopped", False)
+
+
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
     """Suppress Optuna's messages and its warnings about experimental options."""

@@ -159,7 +159,7 @@ def _with_teacher(train: Examples, task: TrainingTask) -> Examples:
             f"(first: {absent[0]}); run the distill stage again"
         )
     rows = np.asarray([row_of[name] for name in ids], dtype=np.int64)
-    logits = np.asarray(targets.logits, dtype=np.float32)[rows]
+    logits = targets.for_loss(config.loss if config else "kd")[rows]
     bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(bad):
         raise MultistillError(

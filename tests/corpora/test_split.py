@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multistill.config import SplitConfig
+from multistill.corpora.groups import connected_groups
 from multistill.corpora.split import (
     PARTS,
     Split,
@@ -302,3 +303,49 @@ def test_equal_transcripts_in_several_parts_are_counted_except_empty_ones() -> N
     assert leaked["transcripts"] == 1
     assert leaked["transcript_rows"] == 2
     assert leaked["recordings"] == 0
+
+
+rows_of_people = st.lists(
+    st.tuples(st.sampled_from(["", "a", "b", "c", "d"]), st.sampled_from(["", "s1", "s2", "s3"])),
+    min_size=1,
+    max_size=30,
+)
+
+
+@steady
+@given(rows_of_people)
+def test_people_and_sessions_that_meet_are_one_group(people: list[tuple[str, str]]) -> None:
+    """Groups are the finest partition that cuts through no speaker and no session."""
+    rows = [(f"u{i}", session, speaker) for i, (speaker, session) in enumerate(people)]
+    groups = connected_groups(table(rows))
+    merged = list(range(len(rows)))  # by brute force: join two rows until nothing changes
+    for _ in rows:
+        for i, (speaker, session) in enumerate(people):
+            for j, (other, elsewhere) in enumerate(people):
+                if (speaker and speaker == other) or (session and session == elsewhere):
+                    merged[i] = merged[j] = min(merged[i], merged[j])
+    pairs = set(zip(groups.codes.tolist(), merged, strict=True))
+    assert len(pairs) == len(set(merged)) == len(groups.names)
+    assert all(groups.names), "an utterance without speaker and session is a group of its own"
+
+
+@steady
+@given(st.integers(4, 12), st.integers(2, 4), seeds)
+def test_no_fold_cuts_through_a_group(people: int, folds: int, seed: int) -> None:
+    """Every speaker is heard in two sessions of their own; the corpus's split is by speaker."""
+    rows = [(f"u{p}{s}", f"s{p}-{s}", f"p{p:02d}") for p in range(people) for s in range(2)]
+    given_split = [["train", "train", "dev", "test"][p % 4] for p in range(people) for _ in "ab"]
+    for by in ("speaker", "column"):
+        config = SplitConfig(by=by, folds=folds, test=0.25, valid=0.25)
+        split = split_rows(table(rows), config, seed, given_split)
+        codes = split.groups.codes
+        for fold_or_part in (split.fold, split.part):
+            assert len(set(zip(codes, fold_or_part, strict=True))) == len(set(codes)) == people
+
+
+def test_without_speakers_a_column_split_deals_folds_by_session() -> None:
+    rows = table([(f"u{i}", f"s{i // 2}", "") for i in range(16)])
+    split = split_rows(rows, SplitConfig(by="column", folds=2), 1, ["train"] * 12 + ["test"] * 4)
+    sessions = rows["session"].to_pylist()
+    assert len(set(zip(sessions, split.fold, strict=True))) == 8
+    assert split.groups.names == [f"s{i}" for i in range(8)]

@@ -65,7 +65,7 @@ def test_the_pooled_states_of_an_ensemble_are_concatenated(case: Case, tmp_path:
     ids, split, _ = run_stage(case, path)
     members = [outputs(case, model, ids) for model in (0, 1)]
     targets = read_soft_targets(path)
-    np.testing.assert_allclose(targets.logits, combine([m[0] for m in members]), atol=1e-5)
+    np.testing.assert_allclose(targets.outputs, combine([m[0] for m in members]), atol=1e-5)
     rows, pooled = read_pooled(path)
     assert sorted(rows) == np.flatnonzero(split == "train").tolist()  # students read no others
     expected = np.concatenate([m[1] for m in members], axis=1)
@@ -89,7 +89,7 @@ def test_out_of_fold_targets_come_from_the_teacher_that_was_not_trained_on_the_c
         assert targets.fold[row] == (own if name == "train" else -1)
         if name == "train":
             logits, states = predictions[own]
-            np.testing.assert_allclose(targets.logits[row], logits[row], atol=1e-5)
+            np.testing.assert_allclose(targets.outputs[row], logits[row], atol=1e-5)
             np.testing.assert_allclose(pooled[state_index[row]], states[row], atol=1e-5)
     # A student reads the states by row, with the index of the teacher that computed each.
     student = replace(

@@ -59,7 +59,7 @@ def test_several_seeds_are_compared_by_their_means(case: EvaluationCase, tmp_pat
     assert seeds["low"] <= seeds["value"] <= seeds["high"]
     both, one = metrics["distillation"]
     control = (single["multimodal-control"]["value"] + single["text"]["value"]) / 2
-    assert both["seeds"] == 2 and "mean of 2 seeds" in both["sentence"]
+    assert both["seeds"] == 2 and "means of 2 seeds" in both["sentence"]
     assert both["differences"]["macro_f1"]["value"] == pytest.approx(seeds["value"] - control)
     assert one["seeds"] == 1, "a single training is never compared with a mean over seeds"
     assert "seeds" not in models["text"]
@@ -73,7 +73,7 @@ def test_metrics_can_be_recomputed_from_the_predictions(case: EvaluationCase) ->
         accuracy = (rows["truth"] == rows["label"]).mean()
         assert model["metrics"]["accuracy"]["value"] == pytest.approx(accuracy)
         for score in model["metrics"].values():
-            assert score["low"] <= score["high"]
+            assert score["low"] <= score["value"] <= score["high"]
 
 
 def test_clips_without_features_and_ties_are_counted(case: EvaluationCase) -> None:
@@ -112,7 +112,9 @@ def test_end_to_end_latency_includes_the_encoders_of_the_modality(case: Evaluati
 def test_distillation_is_compared_with_the_control(case: EvaluationCase) -> None:
     comparisons = {comparison["model"]: comparison for comparison in case.metrics["distillation"]}
     assert set(comparisons) == {"multimodal", "audio"}
-    assert comparisons["multimodal"]["verdict"] == "helped"  # its control was hardly trained
+    difference = comparisons["multimodal"]["differences"]["macro_f1"]
+    assert difference["low"] > 0, "its control was hardly trained"
+    assert comparisons["multimodal"]["verdict"] == "cannot tell", "there is one training of each"
     assert case.summary["distillation"][0] == comparisons["multimodal"]["sentence"]
 
 

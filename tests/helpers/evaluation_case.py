@@ -165,6 +165,7 @@ def make_manifest(folder: Path, sessions: int = 16, per_session: int = 24) -> Pa
                     "label_soft": (votes / 10).tolist(),
                     "split": split,
                     "fold": -1 if split == "test" else session % 3,
+                    "group": f"case-s{session:02d}",
                 }
             )
     folder.mkdir(parents=True, exist_ok=True)

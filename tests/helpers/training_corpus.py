@@ -70,6 +70,7 @@ def make_corpus(
                 "label_soft": shares.tolist(),
                 "split": split,
                 "fold": -1 if split == "test" else session % 4,
+                "group": f"s{session}",
                 "audio_digest": "",
             }
         )

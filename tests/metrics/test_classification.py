@@ -20,10 +20,11 @@ from multistill.metrics.classification import (
     HARD,
     SufficientStatistics,
     entropy,
+    from_confusion,
     shares_from_outputs,
     softmax,
 )
-from multistill.metrics.intervals import interval
+from multistill.metrics.intervals import intervals
 
 LABELS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=60)
 
@@ -110,7 +111,19 @@ def test_a_set_of_ties_only_has_no_hard_metrics_and_no_warning() -> None:
         metrics = statistics.measure(rows)
     assert all(np.isnan(metrics[name]) for name in HARD)
     assert np.isfinite(metrics["js"])
-    assert interval(float(metrics["uar"]), np.array([np.nan]), 0.95)["value"] is None
+    undefined = intervals(metrics, {m: np.full(5, np.nan) for m in metrics}, 0.95, 5)
+    assert undefined["uar"] == {"value": None, "low": None, "high": None}
+
+
+def test_means_over_classes_are_undefined_where_one_does_not_occur() -> None:
+    confusion = np.array([[8, 0, 0], [1, 1, 0], [0, 0, 0]])
+    every = from_confusion(confusion, np.array([True, True, True]))
+    assert np.isnan(every["uar"]) and np.isnan(every["macro_f1"])
+    assert every["accuracy"] == pytest.approx(0.9)
+    assert every["weighted_f1"] == from_confusion(confusion)["weighted_f1"]
+    both = from_confusion(confusion, np.array([True, True, False]))
+    for name in HARD:
+        assert both[name] == from_confusion(confusion)[name], name
 
 
 def test_perfect_predictions_have_zero_divergence_and_loss() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from helpers.encoder_states import AUDIO_DIM, TEXT_DIM, make_store
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multistill.models.build import build
 from multistill.models.context import DialogueContext, mean_states, previous_turns
+from multistill.models.presets import resolve
 
 
 def test_previous_turns_are_the_nearest_of_the_same_dialogue() -> None:
@@ -58,3 +61,24 @@ def test_context_is_the_mean_text_then_the_mean_audio_of_each_turn(tmp_path: Pat
     assert not values[0, 1, :TEXT_DIM].any()
     np.testing.assert_allclose(values[0, 2, :TEXT_DIM], store.text("u0").mean(axis=0), rtol=1e-6)
     assert mean_states(store, []).shape == (0, TEXT_DIM + AUDIO_DIM)
+
+
+def test_previous_turns_are_read_in_the_layer_that_the_model_reads() -> None:
+    """Of two stored layers of each encoder, the other one changes nothing."""
+    layers = {"speech_layers": [3, 9], "speech_layer": 3, "text_layers": [1, 2], "text_layer": 2}
+    small = {"width": 16, "heads": 2, "layers": 1, "feedforward": 16, "classifier": 16}
+    torch.manual_seed(0)
+    model = build(resolve("small-student", {**small, **layers, "context_turns": 2}), 8, 6).eval()
+    audio, text = torch.randn(2, 5, 8), torch.randn(2, 3, 6)
+    context = torch.randn(2, 2, 6 + 8)
+
+    def logits(changed: slice) -> torch.Tensor:
+        other = context.clone()
+        other[:, :, changed] += 5.0
+        return model(audio, None, text, None, other).logits
+
+    same = logits(slice(0, 0))
+    for text_or_audio_that_is_not_read in (slice(0, 3), slice(6 + 4, 6 + 8)):
+        torch.testing.assert_close(logits(text_or_audio_that_is_not_read), same)
+    for that_is_read in (slice(3, 6), slice(6, 6 + 4)):
+        assert (logits(that_is_read) - same).abs().max() > 1e-3

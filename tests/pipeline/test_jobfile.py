@@ -170,6 +170,24 @@ def test_an_override_changes_one_of_two_places_that_share_a_yaml_alias() -> None
     ("text", "says"),
     [
         ("distillation: {loss: two-mse}\n", "train.loss: mse"),
+        *(
+            (
+                f"distillation: {{loss: {loss}}}\n"
+                "students: [{name: a, model: {preset: small-student}, train: {loss: mse}}]\n",
+                f"distillation.loss {loss} compares logits",
+            )
+            for loss in ("kd", "dkd", "dist")
+        ),
+        (
+            "distillation: {loss: two-mse, standardize: true}\n"
+            "students: [{name: a, model: {preset: small-student}, train: {loss: mse}}]\n",
+            "standardize is of logits",
+        ),
+        (
+            "students: [{name: a, model: {preset: small-student}}]\n"
+            "search: {space: {train.loss: {choices: [mse, focal]}}}\n",
+            "compares logits",
+        ),
         ("students: [{name: teacher, model: {preset: small-student}}]\n", "cannot be called"),
         ("students: [{name: a-control, model: {preset: small-student}}]\n", "cannot be called"),
         ("split: {test: 0}\n", "nothing to evaluate"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.evaluation_case import PREPARE_SUMMARY, EvaluationCase, artifact, make_job
@@ -42,7 +43,7 @@ def test_warnings_follow_the_counts_of_the_corpus(evaluation_case: EvaluationCas
             warning["kind"] for warning in warnings(corpus, evaluation_case.metrics, make_job(), {})
         }
 
-    always = {"untrained", "few-sessions", "left-out"}
+    always = {"untrained", "few-groups", "small-validation", "left-out"}
     assert kinds(0, False) == always
     assert kinds(2, False) == always | {"leak"}
     assert kinds(0, True) == always | {"synthetic"}
@@ -79,6 +80,42 @@ def test_a_class_that_one_part_lacks_is_a_warning(
     kinds = {"train": "trained", "valid": "validated", "test": "tested"}
     assert [w["kind"] for w in found] == [f"classes-not-{kinds[part]}"]
     assert name in found[0]["text"].lower()
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "kind", "said"),
+    [
+        ("test", {"resampled": {"count": 30, "unit": "session", "few": False}}, None, ""),
+        ("test", {"resampled": {"count": 90, "unit": "utterance", "few": False}}, "one-group", ""),
+        ("test", {"resampled": {"count": 4, "unit": "speaker", "few": True}}, "few-groups", "4 sp"),
+        (
+            "test",
+            {"rare_classes": [{"class": "fear", "clips": 2, "groups": 1}]},
+            "rare-classes",
+            "fear (2)",
+        ),
+        ("validation", {"clips": 30, "groups": 1, "unit": "speaker"}, "small-validation", "30 cli"),
+        ("validation", {"clips": 900, "groups": 9, "unit": "speaker"}, None, ""),
+    ],
+)
+def test_warnings_follow_the_counts_of_test_and_validation(
+    evaluation_case: EvaluationCase,
+    part: str,
+    changes: dict[str, Any],
+    kind: str | None,
+    said: str,
+) -> None:
+    enough = {
+        "test": {"resampled": {"count": 30, "unit": "session", "few": False}, "rare_classes": []},
+        "validation": {"clips": 900, "groups": 9, "unit": "session"},
+    }
+    metrics = dict(evaluation_case.metrics)
+    for name, values in enough.items():
+        metrics[name] = {**metrics[name], **values} | (changes if name == part else {})
+    corpus = {"leaks": {"sessions": 0, "speakers": 0}, "synthetic": False}
+    found = {w["kind"]: w["text"] for w in warnings(corpus, metrics, make_job(), {})}
+    assert set(found) - {"untrained", "left-out"} == ({kind} if kind else set())
+    assert said in found.get(kind or "", "")
 
 
 def test_a_job_without_a_search_has_no_search_section(

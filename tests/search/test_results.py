@@ -19,9 +19,10 @@ from helpers.search_case import (
 from helpers.search_studies import make_study, row
 from optuna.trial import TrialState, create_trial
 
+from multistill.search.analysis import importance
 from multistill.search.results import log_joined_trials, pareto, ranked, write_results
 from multistill.search.spec import SearchSpec
-from multistill.search.storage import quiet_optuna
+from multistill.search.storage import OUTCOME, quiet_optuna
 
 
 def test_stopped_trials_rank_below_all_that_had_their_budget():
@@ -43,6 +44,32 @@ def test_no_trial_dominates_one_of_the_pareto_front():
     assert all(
         any(f["cost"] <= r["cost"] and f["value"] >= r["value"] for f in front) for r in outside
     )
+
+
+def test_with_two_objectives_a_stopped_trial_is_on_no_front_and_in_no_importance(tmp_path):
+    """A trial that was stopped early is cheap and looks good, and Optuna calls it complete."""
+    with quiet_optuna():
+        study = optuna.create_study(directions=["maximize", "minimize"])
+    for number in range(30):
+        stopped = number % 2 == 0
+        study.add_trial(
+            create_trial(
+                params={TEMPERATURE: 1.0 + number / 10, WEIGHT: number / 30},
+                distributions=DISTRIBUTIONS,
+                values=[0.9 if stopped else number / 100, 1.0 if stopped else 100.0 + number],
+                user_attrs={OUTCOME: {"epochs": 3, "cost": 1.0, "stopped": stopped}},
+            )
+        )
+    summary = write_results(study, make_spec(second="parameters"), tmp_path, 1)
+    assert summary["counts"] == {"complete": 15, "stopped": 15, "failed": 0, "running": 0}
+    assert {member["trial"] % 2 for member in summary["pareto"]} == {1}
+    assert summary["best"]["trial"] == 29
+    assert summary["history"][-1]["trial"] == 29
+    alone = [trial for trial in study.get_trials() if trial.number % 2]
+    with quiet_optuna():
+        only_complete = optuna.create_study(directions=["maximize", "minimize"])
+    only_complete.add_trials(alone)
+    assert summary["importance"] == importance(only_complete, make_spec().seed)
 
 
 def test_two_thousand_trials_are_analysed_in_seconds(tmp_path):

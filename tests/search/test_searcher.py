@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from multistill.search.locks import DriverLease
+from multistill.search.results import trial_rows
 from multistill.search.searcher import SharedStudySearcher, _sampler
 from multistill.search.space import suggest
 
@@ -110,6 +111,8 @@ def test_a_stopped_trial_is_pruned_unless_there_are_two_objectives(
     assert (trial.state, trial.values[0]) == (state, value)
     assert trial.intermediate_values == ({} if config else {3: 0.5, 9: 0.7})
     assert ("scheduler" in trial.user_attrs["outcome"]["reason"]) is not finished
+    (result,) = trial_rows(study_of(tmp_path, spec))
+    assert result["state"] == ("complete" if finished else "stopped")
 
 
 def test_a_failed_trial_keeps_its_reason(tmp_path):

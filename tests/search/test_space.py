@@ -127,6 +127,18 @@ def test_settings_outside_the_space_have_no_current_values():
     assert current(TASK, {"model.pooling": choice("attention")}) is None
 
 
+@pytest.mark.parametrize("step", [0.1, 0.3, 0.01, 0.7])
+def test_every_point_of_a_stepped_range_is_found(step):
+    """Whatever the rounding of low + n * step."""
+    for n in range(30):
+        for low in (0.1, 1.0, 0.3):
+            changed = apply(TASK, {"distillation.temperature": low + n * step})
+            space = {"distillation.temperature": interval(low, low + 30 * step, step=step)}
+            assert current(changed, space) is not None, (low, n)
+            between = apply(TASK, {"distillation.temperature": low + (n + 0.5) * step})
+            assert current(between, space) is None
+
+
 def test_applying_changes_nothing_else_and_refuses_invalid_values():
     changed = apply(TASK, {"distillation.weight": 0.25})
     assert replace(changed, distillation=TASK.distillation) == TASK

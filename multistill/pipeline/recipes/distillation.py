@@ -120,14 +120,32 @@ def _losses(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 f"search.space: distillation.{option} correlates over the rows that are computed "
                 "together, which `train.accumulation` splits; remove it from the space",
             )
+    if "two-mse" in losses and job.distillation.standardize:
+        yield (
+            ("distillation", "standardize"),
+            "distillation.standardize is of logits, and distillation.loss two-mse compares shares; "
+            "set standardize: false, or use another loss",
+        )
     for index, student in enumerate(job.students):
         location: Location = ("students", index, "train")
         name = f"student `{student.name}`"
-        if "two-mse" in losses and student.train.loss != "mse":
+        label_losses = {str(student.train.loss)}
+        parameter = space.get("train.loss")
+        if parameter is not None and student is job.searched_student():
+            label_losses.update(map(str, parameter.choices or []))
+        if "two-mse" in losses and label_losses != {"mse"}:
             yield (
                 location,
                 f"{name}: distillation.loss two-mse fits shares, not logits, so the student and "
                 "its control need `train.loss: mse`",
+            )
+        of_logits = sorted(losses - {"two-mse"})
+        if of_logits and "mse" in label_losses:
+            yield (
+                location,
+                f"{name}: `train.loss: mse` trains a model that puts out shares, and "
+                f"distillation.loss {of_logits[0]} compares logits; use distillation.loss two-mse, "
+                "or another `train.loss`",
             )
         train = student.train
         if train.workers > 1 or train.batch_frames or train.accumulation > 1:
