@@ -183,10 +183,10 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         ["distillation: {cka_weight: 1}\n" + SPACE % "model.dropout: {choices: [0, 0.1]}"],
     ),
     (
-        "search: {metric: loss, space: {train.loss: {choices: [mse, cross-entropy]}}}\n",
+        "search: {metric: loss, space: {train.loss: {choices: [focal, cross-entropy]}}}\n",
         "choose another metric or remove it from search.space",
         [
-            "search: {metric: uar, space: {train.loss: {choices: [mse, cross-entropy]}}}\n",
+            "search: {metric: uar, space: {train.loss: {choices: [focal, cross-entropy]}}}\n",
             "search: {metric: loss, space: {model.dropout: {choices: [0, 0.1]}}}\n",
         ],
     ),

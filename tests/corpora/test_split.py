@@ -336,8 +336,8 @@ def test_no_fold_cuts_through_a_group(people: int, folds: int, seed: int) -> Non
     rows = [(f"u{p}{s}", f"s{p}-{s}", f"p{p:02d}") for p in range(people) for s in range(2)]
     given_split = [["train", "train", "dev", "test"][p % 4] for p in range(people) for _ in "ab"]
     for by in ("speaker", "column"):
-        config = SplitConfig(by=by, folds=folds, test=0.25, valid=0.25)
-        split = split_rows(table(rows), config, seed, given_split)
+        config = SplitConfig(by=by, folds=folds, test=0.25, valid=0.25, seed=seed)
+        split = split_rows(table(rows), config, given_split)
         codes = split.groups.codes
         for fold_or_part in (split.fold, split.part):
             assert len(set(zip(codes, fold_or_part, strict=True))) == len(set(codes)) == people
@@ -345,7 +345,7 @@ def test_no_fold_cuts_through_a_group(people: int, folds: int, seed: int) -> Non
 
 def test_without_speakers_a_column_split_deals_folds_by_session() -> None:
     rows = table([(f"u{i}", f"s{i // 2}", "") for i in range(16)])
-    split = split_rows(rows, SplitConfig(by="column", folds=2), 1, ["train"] * 12 + ["test"] * 4)
+    split = split_rows(rows, SplitConfig(by="column", folds=2), ["train"] * 12 + ["test"] * 4)
     sessions = rows["session"].to_pylist()
     assert len(set(zip(sessions, split.fold, strict=True))) == 8
     assert split.groups.names == [f"s{i}" for i in range(8)]
