@@ -136,9 +136,9 @@ def satterthwaite(variances: Sequence[float], degrees: Sequence[int]) -> float:
         8.0
     """
     total = sum(variances)
-    if total == 0:
+    if total == 0 or not np.isfinite(total):
         return float(sum(degrees))
-    return float(total**2 / sum(v**2 / d for v, d in zip(variances, degrees, strict=True) if v > 0))
+    return float(1 / sum((v / total) ** 2 / d for v, d in zip(variances, degrees, strict=True)))
 
 
 def t_interval(

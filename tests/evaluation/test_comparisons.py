@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,19 @@ def test_the_variance_of_a_difference_has_a_part_for_each_models_seeds() -> None
 
     assert width(scattered, steady) > 3 * width(steady, steady)
     assert width(steady, scattered) == pytest.approx(width(scattered, steady))
+
+
+def test_a_metric_without_interval_gives_no_verdict() -> None:
+    """A class is too rare: the resampled values of macro F1 are not defined."""
+    rng = np.random.default_rng(7)
+    first, second = (scores(*(rng.random((2, SIZE)) < chance)) for chance in (0.8, 0.5))
+    undefined = [
+        replace(s, draws={**s.draws, "macro_f1": np.full(300, np.nan)}) for s in (first, second)
+    ]
+    comparison = compared(*undefined)
+    assert comparison["verdict"] == "cannot tell"
+    assert "has no interval" in comparison["sentence"]
+    assert comparison["differences"]["accuracy"]["low"] is not None
 
 
 def test_an_interval_around_zero_gives_no_verdict() -> None:

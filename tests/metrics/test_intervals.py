@@ -85,6 +85,8 @@ def test_degrees_of_freedom_are_between_the_smallest_and_the_sum() -> None:
     assert satterthwaite([1.0, 1e-9], [3, 90]) == pytest.approx(3)
     assert 2 < satterthwaite([0.3, 0.7], [2, 5]) < 7
     assert satterthwaite([0.0, 0.0], [2, 5]) == 7
+    assert satterthwaite([float("nan"), 1.0], [2, 5]) == 7, "there is no interval then"
+    assert satterthwaite([1e-300, 1e-300], [2, 2]) == pytest.approx(4)
 
 
 def test_dependent_utterances_widen_the_interval() -> None:
