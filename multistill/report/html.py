@@ -182,11 +182,17 @@ def _score(metric: Mapping[str, float | None]) -> Markup:
 
 def _signed(metric: Mapping[str, float | None]) -> Markup:
     value, low, high = metric["value"], metric["low"], metric["high"]
-    if value is None or low is None or high is None:
+    if value is None:
         return Markup("<b>-</b>")
+    if low is None or high is None:
+        return Markup("<b>{}</b>").format(_minus(value))
     return Markup('<b>{}</b> <span class="ci">[{}, {}]</span>').format(
-        *(f"{number:+.3f}".replace("-", "\u2212") for number in (value, low, high))
+        *(_minus(number) for number in (value, low, high))
     )
+
+
+def _minus(number: float) -> str:
+    return f"{number:+.3f}".replace("-", "\u2212")
 
 
 def _number(value: float | int | None, digits: int = 3) -> str:

@@ -79,14 +79,15 @@ def differences(
     for comparison in comparisons:
         for metric in PANELS:
             score = comparison["differences"][metric]
-            limit = max(limit, *(abs(score[key] or 0.0) for key in ("low", "high")))
+            limit = max(limit, *(abs(score[key] or 0.0) for key in ("value", "low", "high")))
     for axis, (metric, title) in zip(axes.flat, PANELS.items(), strict=True):
         axis.axvline(0, color=MUTED, linewidth=1, zorder=0)
         for y, comparison in enumerate(comparisons):
             score = comparison["differences"][metric]
             if score["value"] is None:
                 continue
-            excludes_zero = score["low"] > 0 or score["high"] < 0
+            low, high = score["low"], score["high"]
+            excludes_zero = low is not None and (low > 0 or high < 0)
             _draw_interval(axis, y, score, STUDENT if excludes_zero else CONTROL)
         axis.set_title(title)
         axis.set_xlabel("student minus control")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from multistill.config import CLASSES
 from multistill.report.build import warnings, write_report
+from multistill.report.terminal import table
+from multistill.workspace import write_json
 
 STABLE_KEYS = {"job", "created", "versions", "corpus", "baseline", "models", "search", "stages"}
 
@@ -133,3 +136,41 @@ def test_a_job_without_a_search_has_no_search_section(
     )
     assert report["search"] is None
     assert 'id="search"' not in (tmp_path / "report.html").read_text()
+
+
+def without_intervals(value: Any) -> Any:
+    """A copy of metrics.json in which no mean over classes has an interval."""
+    if isinstance(value, list):
+        return [without_intervals(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    copied = {key: without_intervals(entry) for key, entry in value.items()}
+    for name in ("uar", "macro_f1"):
+        if isinstance(copied.get(name), dict) and "low" in copied[name]:
+            copied[name] |= {"low": None, "high": None}
+    return copied
+
+
+def test_the_report_shows_metrics_that_have_no_interval(
+    evaluation_case: EvaluationCase, tmp_path: Path
+) -> None:
+    """As where a class is too rare in the test set."""
+    out, evaluation = tmp_path / "report", tmp_path / "evaluation"
+    out.mkdir()
+    shutil.copytree(evaluation_case.out, evaluation)
+    metrics = without_intervals(evaluation_case.metrics)
+    write_json(evaluation / "metrics.json", metrics)
+    report = write_report(
+        out,
+        job=make_job(search={"enabled": False}),
+        artifacts={
+            "manifest": artifact("prepare", evaluation_case.manifest, PREPARE_SUMMARY),
+            "features": artifact("features", evaluation_case.store),
+            "soft_targets": artifact("distill", evaluation_case.distill),
+            "evaluation": artifact("evaluate", evaluation),
+        },
+    )
+    difference = report["distillation"][0]["differences"]["macro_f1"]["value"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert f"<b>{difference:+.3f}</b>".replace("-", "\u2212") in page
+    assert table(report).row_count > 3
