@@ -24,6 +24,9 @@ from multistill.pipeline.plan import describe
 from multistill.pipeline.searches import join
 from multistill.workspace import Workspace
 
+# The first test runs the whole job: eleven trainings and a search.
+pytestmark = pytest.mark.timeout(900)
+
 JOB = """
 name: tiny
 seed: 3
@@ -267,7 +270,7 @@ def test_students_and_controls_are_reported_as_means_over_seeds(
         assert [entry["seed"] for entry in models[name]["training"]] == [3, 4]
         assert models[name]["not_trained"] is None
     verdict = next(v for v in report["distillation"] if v["model"] == "audio")
-    assert verdict["seeds"] == 2 and "mean of 2 seeds" in verdict["sentence"]
+    assert verdict["seeds"] == 2
     assert report["split"] == {"by": "session", "seed": 1024}
 
 
@@ -370,9 +373,9 @@ def test_a_second_recipe_uses_the_same_features(
     job, first = finished
     text = job.model_copy(update={"name": "probed", "recipe": "features-only"}).to_yaml()
     values = yaml.safe_load(text)
-    for section in ("teacher", "students", "distillation"):
+    for section in ("teacher", "students", "distillation", "seeds"):
         del values[section]
-    values |= {"search": False, "seeds": 1}
+    values |= {"search": False}
     probed = jobfile.parse(yaml.safe_dump(values), "probed.yaml")
     stages = [entry["stage"] for entry in describe(probed)["stages"]]
     assert stages == ["prepare", "features", "probe", "report"]
