@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 from multistill.typing import FloatArray
@@ -24,6 +24,7 @@ class EncoderInfo:
         trained: the same for tables: True, False, or None if there are no weights.
         params: parameters that are used; layers above the highest selected one are not.
         layers: indices of the selected hidden states, see `layers.LayerSelector`.
+        layer_params: per selected layer, the parameters that a head uses which reads it alone.
         padding: how clips share a batch: with an attention mask, only with clips of equal
             length, or not at all (each clip is computed alone).
         revision: hub commit or folder digest of the weights.
@@ -39,6 +40,7 @@ class EncoderInfo:
     precision: str = "float32"
     revision: str | None = None
     bfloat16_cosine: float | None = None
+    layer_params: dict[str, int] = field(default_factory=dict)
 
     @property
     def trained(self) -> bool | None:

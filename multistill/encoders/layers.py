@@ -51,6 +51,7 @@ class LayerSelector:
         # Index 0 is the input of the first layer, so at least one layer stays.
         shortened = layers[: max(top, 1)]
         setattr(model.encoder, attribute, shortened)
+        self._model, self._layers = model, shortened
         for index in set(self.indices) - {count}:
             if index == 0:
                 shortened[0].register_forward_pre_hook(self._input_hook, with_kwargs=True)
@@ -60,6 +61,12 @@ class LayerSelector:
     def width(self, hidden: int) -> int:
         """Width of the selected states of a model whose hidden states have width `hidden`."""
         return hidden * len(self.indices) if self.combine == "concat" else hidden
+
+    def count_parameters(self) -> dict[str, int]:
+        """Parameters below each selected layer, itself included, with what no layer owns."""
+        everything = sum(parameter.numel() for parameter in self._model.parameters())
+        sizes = [sum(p.numel() for p in layer.parameters()) for layer in self._layers]
+        return {str(index): everything - sum(sizes[max(index, 1) :]) for index in self.indices}
 
     def gather(self, output: Tensor) -> Tensor:
         """The selected states [B, T, width] in float32, after a forward pass.

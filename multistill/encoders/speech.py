@@ -129,6 +129,7 @@ class Wav2Vec2Family:
             padding="equal-length" if equal else "mask",
             precision="bfloat16" if self._bfloat16 else "float32",
             revision=revision,
+            layer_params=self._selector.count_parameters(),
         )
 
     def _receptive_field(self) -> int:

@@ -117,6 +117,7 @@ class TransformerText:
             layers=self._selector.indices,
             padding="mask",
             revision=revision,
+            layer_params=self._selector.count_parameters(),
         )
 
     def is_cut(self, text: str) -> bool:

@@ -116,7 +116,7 @@ class LoadedModel:
             "role": candidate.role,
             "modality": self.spec.modality,
             "params_trainable": head,
-            "params_end_to_end": params_end_to_end(head, self.spec.modality, encoders),
+            "params_end_to_end": params_end_to_end(head, self.spec.modality, encoders, self.spec),
             "members": len(self.members),
             "output": self.output,
             "compare_to": candidate.compare_to,
@@ -126,22 +126,33 @@ class LoadedModel:
 
 
 def describe_encoders(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Per modality: name, whether its weights were trained (None: it has none), parameters.
+    """Per modality: name, whether its weights were trained (None: it has none), parameters, layers.
 
     Args:
         info: of the feature store.
     """
+    keys = ("name", "trained", "params", "layers", "layer_params")
     return {
-        modality: {key: info[modality].get(key) for key in ("name", "trained", "params")}
-        for modality in ("speech", "text")
+        modality: {key: info[modality].get(key) for key in keys} for modality in ("speech", "text")
     }
 
 
-def params_end_to_end(head: int, modality: str, encoders: Mapping[str, Any]) -> int | None:
-    """Parameters of the head and the encoders that it needs; None if an encoder's is unknown."""
+def params_end_to_end(
+    head: int, modality: Modality, encoders: Mapping[str, Any], spec: ModelSpec | None = None
+) -> int | None:
+    """Parameters of the head and the encoders that it needs; None if an encoder's is unknown.
+
+    Args:
+        spec: of a head that may read one of several stored layers; those above it do not count.
+    """
     needed = {"audio": ("speech",), "text": ("text",), "multimodal": ("speech", "text")}[modality]
-    counts = [encoders[name]["params"] for name in needed]
-    return None if None in counts else head + sum(counts)
+    counts = {name: encoders[name]["params"] for name in needed}
+    if spec is not None:
+        for name, layer in spec.layers_read.items():
+            stored = spec.speech_layers if name == "speech" else spec.text_layers
+            index = encoders[name]["layers"][stored.index(layer)]
+            counts[name] = encoders[name]["layer_params"][str(index)]
+    return None if None in counts.values() else head + sum(counts.values())
 
 
 def probe_baseline(

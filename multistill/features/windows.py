@@ -13,10 +13,26 @@ from collections.abc import Sequence
 import numpy as np
 
 from multistill.audio import SAMPLE_RATE
+from multistill.config import SpeechEncoderConfig
+from multistill.encoders.base import SpeechEncoder
 from multistill.typing import FloatArray
 
 Span = tuple[int, int]
 """First sample of a window and the sample after its last one."""
+
+
+def clip_spans(samples: int, encoder: SpeechEncoder, config: SpeechEncoderConfig) -> list[Span]:
+    """Sample ranges in which a clip is encoded: windows where it is long and the job asks for them.
+
+    Args:
+        samples: length of the clip.
+    """
+    long = config.long_clips == "window" and samples > config.max_seconds * SAMPLE_RATE
+    if not long or not encoder.windowed:
+        return [(0, samples)]
+    return window_spans(
+        samples, encoder.hop, encoder.minimum_samples, config.window_seconds, config.overlap_seconds
+    )
 
 
 def window_spans(

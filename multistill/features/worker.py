@@ -24,7 +24,7 @@ from multistill.features.collate import cut_by_padded_size
 from multistill.features.decode import Wave
 from multistill.features.store_writer import Clip, ShardWriter, shard_writer
 from multistill.features.waves import DecodedShard
-from multistill.features.windows import Span, join_windows, window_spans
+from multistill.features.windows import Span, clip_spans, join_windows
 from multistill.typing import FloatArray
 
 TEXTS_PER_BATCH = 64
@@ -171,7 +171,10 @@ class ShardEncoder:
         `reasons`.
         """
         waves = {row: wave for row, wave in decoded.waves.items() if row not in reasons}
-        spans = {row: self._spans(wave) for row, wave in waves.items()}
+        speech = self.config.speech
+        spans = {
+            row: clip_spans(len(wave.samples), self.speech, speech) for row, wave in waves.items()
+        }
         windows = [
             Window(row, number, waves[row].samples[start:stop])
             for row, ranges in spans.items()
@@ -194,20 +197,6 @@ class ShardEncoder:
             ]
             if complete:
                 yield self._clips(decoded, complete, spans, states, reasons)
-
-    def _spans(self, wave: Wave) -> list[Span]:
-        length = len(wave.samples)
-        speech = self.config.speech
-        long = speech.long_clips == "window" and length > speech.max_seconds * SAMPLE_RATE
-        if not long or not self.speech.windowed:
-            return [(0, length)]
-        return window_spans(
-            length,
-            self.speech.hop,
-            self.speech.minimum_samples,
-            speech.window_seconds,
-            speech.overlap_seconds,
-        )
 
     def _clips(
         self,

@@ -16,15 +16,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from multistill.config import FeaturesConfig
+from multistill.audio import SAMPLE_RATE
+from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
 from multistill.corpora.manifest import MANIFEST
 from multistill.encoders.registry import load_speech, load_text
 from multistill.errors import MultistillError
 from multistill.features.decode import Wave, decode
 from multistill.features.identity import resolved_weights
+from multistill.features.windows import clip_spans
+from multistill.features.worker import Window, batch_windows
+from multistill.models.spec import Encoder, Modality
+from multistill.typing import FloatArray
 
 WARM_UP = 3
-COMPONENTS = {
+COMPONENTS: Mapping[Modality, tuple[str, ...]] = {
     "audio": ("decode", "speech"),
     "text": ("text",),
     "multimodal": ("decode", "speech", "text"),
@@ -68,9 +73,12 @@ def time_each(
 class EncoderLatency:
     """Latency of decoding and encoding, measured on a few test clips.
 
+    Clips are read and encoded as by the features stage: the same seconds, in the same windows.
+    A head that reads one of several stored layers is timed with the encoder cut there.
+
     Attributes:
         ids: the timed clips, evenly spaced over the `ids` passed in.
-        audio_seconds: duration of each timed clip.
+        audio_seconds: of each timed clip, what was read; empty if the encoders cannot be run.
         component_ms: milliseconds of `decode`, `speech` and `text` for each clip, or None where
             the encoders cannot be run here; `reason` then holds the error message.
     """
@@ -85,32 +93,55 @@ class EncoderLatency:
     ) -> None:
         step = max(1, len(ids) // clips)
         self.ids = list(ids[::step][:clips])
+        self.audio_seconds: list[float] = []
         self.component_ms: dict[str, list[float]] | None = None
         self.reason: str | None = None
+        self._config = FeaturesConfig.model_validate(info["settings"])
+        self._device = device
+        self._layer_ms: dict[tuple[Encoder, int], list[float]] = {}
         table = pq.read_table(
             manifest / MANIFEST,
-            columns=["utterance_id", "audio_path", "text", "duration_s"],
+            columns=["utterance_id", "audio_path", "text"],
             filters=[("utterance_id", "in", self.ids)],
         ).to_pydict()
         row_of = {utterance: row for row, utterance in enumerate(table["utterance_id"])}
         rows = [row_of[utterance] for utterance in self.ids]
-        self.audio_seconds = [float(table["duration_s"][row]) for row in rows]
-        paths = [str(table["audio_path"][row]) for row in rows]
-        texts = [str(table["text"][row]) for row in rows]
+        self._paths = [str(table["audio_path"][row]) for row in rows]
+        self._texts = [str(table["text"][row]) for row in rows]
         try:
-            self.component_ms = _time_components(info, paths, texts, device)
+            self._weights = resolved_weights(self._config)
+            decode_ms, waves = time_each(self._decode, self._paths, torch.device("cpu"))
+            self._waves = [wave.samples for wave in waves]
+            self.audio_seconds = [len(samples) / SAMPLE_RATE for samples in self._waves]
+            self.component_ms = {
+                "decode": decode_ms,
+                "speech": self._time_speech(self._config.speech),
+                "text": self._time_text(self._config.text),
+            }
         except (MultistillError, OSError) as error:
             self.reason = str(error)
 
-    def end_to_end_ms(self, modality: str, head_ms: Sequence[float]) -> list[float] | None:
-        """Milliseconds of each clip with every component that a model of this modality needs."""
+    def end_to_end_ms(
+        self,
+        modality: Modality,
+        head_ms: Sequence[float],
+        layers: Mapping[Encoder, int] | None = None,
+    ) -> list[float] | None:
+        """Milliseconds of each clip with every component that a model of this modality needs.
+
+        Args:
+            layers: the only layer that the head reads, per encoder; absent: all that are stored.
+        """
         if self.component_ms is None:
             return None
-        needed = [self.component_ms[name] for name in COMPONENTS[modality]]
+        milliseconds = dict(self.component_ms)
+        for name, layer in (layers or {}).items():
+            milliseconds[name] = self._of_layer(name, layer)
+        needed = [milliseconds[name] for name in COMPONENTS[modality]]
         return [sum(times) for times in zip(head_ms, *needed, strict=True)]
 
     def real_time_factor(self, end_to_end_ms: Sequence[float]) -> float:
-        """Median of processing time over audio duration: below 1 is faster than real time."""
+        """Median of processing time over the audio that was read; below 1: faster than speech."""
         seconds = np.asarray(end_to_end_ms) / 1000
         return float(np.median(seconds / np.asarray(self.audio_seconds)))
 
@@ -119,24 +150,38 @@ class EncoderLatency:
         components = self.component_ms or {}
         return {
             "clips": len(self.ids),
-            "median_seconds": float(np.median(self.audio_seconds)),
+            "median_seconds": float(np.median(self.audio_seconds)) if self.audio_seconds else None,
             "parts": {name: percentiles(times) for name, times in components.items()},
             "reason": self.reason,
         }
 
+    def _of_layer(self, encoder: Encoder, layer: int) -> list[float]:
+        """Milliseconds of each clip with an encoder that ends at one of the stored layers."""
+        if (encoder, layer) not in self._layer_ms:
+            change = {"layers": [layer]}
+            self._layer_ms[encoder, layer] = (
+                self._time_speech(self._config.speech.model_copy(update=change))
+                if encoder == "speech"
+                else self._time_text(self._config.text.model_copy(update=change))
+            )
+        return self._layer_ms[encoder, layer]
 
-def _time_components(
-    info: Mapping[str, Any], paths: Sequence[str], texts: Sequence[str], device: torch.device
-) -> dict[str, list[float]]:
-    config = FeaturesConfig.model_validate(info["settings"])
-    weights = resolved_weights(config)
-    speech = load_speech(config.speech, weights["speech"], device)
-    text = load_text(config.text, weights["text"], device)
+    def _decode(self, path: str) -> Wave:
+        speech = self._config.speech
+        return decode(path, max_seconds=speech.max_seconds, long_clips=speech.long_clips)
 
-    def decode_path(path: str) -> Wave:
-        return decode(path, max_seconds=config.speech.max_seconds, long_clips="cut")
+    def _time_speech(self, config: SpeechEncoderConfig) -> list[float]:
+        encoder = load_speech(config, self._weights["speech"], self._device)
 
-    decode_ms, waves = time_each(decode_path, paths, torch.device("cpu"))
-    speech_ms, _ = time_each(lambda wave: speech.encode([wave.samples]), waves, device)
-    text_ms, _ = time_each(lambda transcript: text.encode([transcript]), texts, device)
-    return {"decode": decode_ms, "speech": speech_ms, "text": text_ms}
+        def encode(samples: FloatArray) -> None:
+            spans = clip_spans(len(samples), encoder, config)
+            windows = [Window(0, row, samples[a:b]) for row, (a, b) in enumerate(spans)]
+            equal = encoder.info.padding == "equal-length"
+            for batch in batch_windows(windows, self._config.batch_seconds, equal):
+                encoder.encode([window.samples for window in batch])
+
+        return time_each(encode, self._waves, self._device)[0]
+
+    def _time_text(self, config: TextEncoderConfig) -> list[float]:
+        encoder = load_text(config, self._weights["text"], self._device)
+        return time_each(lambda text: encoder.encode([text]), self._texts, self._device)[0]

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from multistill.errors import UsageError
 
 Modality = Literal["multimodal", "text", "audio"]
+Encoder = Literal["speech", "text"]
 Fusion = Literal["crossmodal", "concat", "cross-attention", "mixer"]
 Pooling = Literal["published", "mean", "attention"]
 
@@ -114,7 +115,17 @@ class ModelSpec:
     def reads_text(self) -> bool:
         return self.modality != "audio"
 
-    def state_slice(self, encoder: Literal["speech", "text"], dim: int) -> slice:
+    @property
+    def layers_read(self) -> dict[Encoder, int]:
+        """The only layer that is read, of each encoder whose stored layers are chosen from."""
+        layers: dict[Encoder, int] = {}
+        if self.reads_audio and self.speech_layer is not None:
+            layers["speech"] = self.speech_layer
+        if self.reads_text and self.text_layer is not None:
+            layers["text"] = self.text_layer
+        return layers
+
+    def state_slice(self, encoder: Encoder, dim: int) -> slice:
         """Slice of an encoder state of `dim` values that the head reads.
 
         Raises:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -14,6 +15,7 @@ from multistill.features.collate import collate
 from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
 from multistill.models.build import build, count_parameters
+from multistill.models.spec import Modality, ModelSpec
 from multistill.training.task import TrainingTask
 from multistill.workspace import read_json, write_json
 
@@ -26,7 +28,8 @@ def cost(kind: Literal["parameters", "latency"], task: TrainingTask, folder: Pat
     """Trainable parameters, or the median milliseconds from a recording to its logits.
 
     Both depend on the model's settings only, so they are known before training. Decoding and
-    encoding take every trial of a modality the same time, which `time_encoders` measured once.
+    encoding take every trial of a modality and layer the same time, which `time_encoders` measured
+    once.
 
     Args:
         folder: of the search; for `latency` it holds what `time_encoders` measured.
@@ -36,7 +39,7 @@ def cost(kind: Literal["parameters", "latency"], task: TrainingTask, folder: Pat
     if kind == "parameters":
         return float(count_parameters(model))
     encoders = read_json(folder / ENCODERS)["milliseconds"]
-    return float(encoders[model.spec.modality] + _time_head(task, store, model))
+    return float(encoders[_encoders_of(model.spec)] + _time_head(task, store, model))
 
 
 def time_encoders(task: TrainingTask, folder: Path) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def time_encoders(task: TrainingTask, folder: Path) -> dict[str, Any]:
     Runs where trials run, with the resources of a trial: on a GPU where it has one.
 
     Returns:
-        `milliseconds` by modality, `clips`, `device`.
+        `milliseconds` by modality and layers, `clips`, `device`.
 
     Raises:
         UsageError: the recordings or the encoders are not available there.
@@ -66,17 +69,39 @@ def time_encoders(task: TrainingTask, folder: Path) -> dict[str, Any]:
             f"({latency.reason}); use `second: parameters`"
         )
     no_head = [0.0] * len(latency.ids)
-    per_clip = {
-        modality: latency.end_to_end_ms(modality, no_head)
-        for modality in ("audio", "text", "multimodal")
-    }
+    milliseconds = {}
+    for spec in _readers(task.spec):
+        per_clip = latency.end_to_end_ms(spec.modality, no_head, spec.layers_read)
+        milliseconds[_encoders_of(spec)] = statistics.median(per_clip or no_head)
     measured: dict[str, Any] = {
-        "milliseconds": {k: statistics.median(v) for k, v in per_clip.items() if v is not None},
+        "milliseconds": milliseconds,
         "clips": len(latency.ids),
         "device": str(device),
     }
     write_json(folder / ENCODERS, measured)
     return measured
+
+
+def _readers(spec: ModelSpec) -> list[ModelSpec]:
+    """A head for every modality and every choice of stored layers that trials may read."""
+    return [
+        replace(
+            spec,
+            modality=modality,
+            speech_layer=speech_layer,
+            text_layer=text_layer,
+            keep_unused_projection=False,
+        )
+        for modality in get_args(Modality)
+        for speech_layer in ((None, *spec.speech_layers) if modality != "text" else (None,))
+        for text_layer in ((None, *spec.text_layers) if modality != "audio" else (None,))
+    ]
+
+
+def _encoders_of(spec: ModelSpec) -> str:
+    """What a head needs from the encoders, as a key: `multimodal, speech layer 9`."""
+    layers = [f"{name} layer {layer}" for name, layer in spec.layers_read.items()]
+    return ", ".join([spec.modality, *layers])
 
 
 def _time_head(task: TrainingTask, store: FeatureStore, model: torch.nn.Module) -> float:
