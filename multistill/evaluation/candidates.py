@@ -116,6 +116,7 @@ class LoadedModel:
             "role": candidate.role,
             "modality": self.spec.modality,
             "params_trainable": head,
+            "params_unused": sum(model.unused_parameters() for model in self.members),
             "params_end_to_end": params_end_to_end(head, self.spec.modality, encoders, self.spec),
             "members": len(self.members),
             "output": self.output,

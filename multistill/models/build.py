@@ -59,6 +59,15 @@ class EmotionModel(nn.Module):
             nn.Linear(spec.classifier, spec.num_classes),
         )
 
+    def unused_parameters(self) -> int:
+        """Parameters that are counted as published and change no output (`keep_unused_projection`).
+
+        They belong to the audio projection of a text head.
+        """
+        if self.audio_projection is None or self.spec.reads_audio:
+            return 0
+        return self.audio_projection.weight.numel()
+
     def forward(
         self,
         audio: Tensor | None = None,

@@ -90,9 +90,10 @@ def over_seeds(model: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
 
 
 def _note(model: Mapping[str, Any]) -> str:
-    """What stands below a model's name: its number of seeds, and whether it learnt anything."""
+    """What stands below a model's name: seeds, unused parameters, whether it learnt anything."""
     seeds = f"\n{model['seeds']['count']} seeds" if model.get("seeds") else ""
-    return seeds + ("\nNOT TRAINED" if model.get("not_trained") else "")
+    unused = f"\n{count(model['params_unused'])} unused" if model.get("params_unused") else ""
+    return seeds + unused + ("\nNOT TRAINED" if model.get("not_trained") else "")
 
 
 def _cell(metric: Mapping[str, float | None]) -> str:

@@ -33,3 +33,10 @@ def test_the_catalogue_lists_every_preset_with_its_parameters() -> None:
     assert {name: rows[name]["params_trainable"] for name in PUBLISHED} == PUBLISHED
     with_note = {name for name, row in rows.items() if row["note"]}
     assert with_note == {"paper-text-teacher", "paper-text-student"}
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_published_text_heads_tell_the_projection_that_they_never_use(preset: str) -> None:
+    with torch.device("meta"):
+        unused = build(PRESETS[preset], 1024, 768).unused_parameters()
+    assert unused == (1024 * 768 if preset.startswith("paper-text") else 0)

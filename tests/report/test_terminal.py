@@ -10,6 +10,7 @@ from helpers.evaluation_case import EvaluationCase, make_job
 from rich.console import Console
 
 from multistill.report.build import warnings
+from multistill.report.html import render
 from multistill.report.terminal import count, score, table
 
 
@@ -75,3 +76,12 @@ def test_what_was_not_trained_or_never_seen_is_said_with_names(
     assert "NOT TRAINED" in words and "raise the rate" in words
     assert "CLASSES NEVER TRAINED: Sad: " in words
     assert "CLASSES NEVER TESTED: Angry: " in words
+
+
+def test_parameters_that_change_no_output_are_told(evaluation_case: EvaluationCase) -> None:
+    report = copy.deepcopy(evaluation_case.default_report[0])
+    assert "unused" not in printed(report)
+    report["models"][0]["params_unused"] = 786_432
+    assert "786 k unused" in printed(report)
+    page = render(report, trials=[], histories={}, quality=None, job=make_job())
+    assert page.count("786 k unused") == 2, "in both tables of parameters"
