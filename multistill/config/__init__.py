@@ -62,6 +62,11 @@ __all__ = [
 ]
 
 
+def _or_boolean(schema: dict[str, Any]) -> None:
+    """Let the JSON schema of a section accept `true` and `false`, too."""
+    schema["anyOf"] = [{"type": "boolean"}, {"$ref": schema.pop("$ref")}]
+
+
 class JobConfig(Section):
     """The whole job file. Everything has a default but `name` and `corpora`."""
 
@@ -95,7 +100,9 @@ class JobConfig(Section):
         ],
         min_length=1,
     )
-    search: SearchConfig = Field(default_factory=lambda: SearchConfig(enabled=False))
+    search: SearchConfig = Field(
+        default_factory=lambda: SearchConfig(enabled=False), json_schema_extra=_or_boolean
+    )
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     @field_validator("search", mode="before")

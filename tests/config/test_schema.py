@@ -26,6 +26,8 @@ ACCEPTED: list[dict[str, Any]] = [
     {"teacher": {"model": "small-teacher", "train": {"epochs": 3}}},
     {"students": ["small-student", {"name": "a", "model": "small-student"}]},
     {"tracking": {"champion": None}},
+    {"search": True},
+    {"search": False},
     {"search": {"space": {"distillation.weight": {"choices": [0.1, 0.2]}}}},
     {"resources": {"wait_for": {"GPU": 4}}},
 ]
@@ -39,6 +41,8 @@ REFUSED: list[dict[str, Any]] = [
     {"split": {"by": "speakers"}},
     {"split": {"test": 1.5}},
     {"corpora": []},
+    {"search": "yes"},
+    {"search": None},
 ]
 
 
