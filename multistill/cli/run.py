@@ -135,7 +135,10 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Continue a job whose search was interrupted; finished trials are kept."""
-    _run(_job_called(name, variant, overrides, workspace), until=None, as_json=as_json)
+    from multistill.pipeline import searches
+
+    job = searches.resumed(_job_called(name, variant, overrides, workspace))
+    _run(job, until=None, as_json=as_json)
 
 
 def extend(

@@ -14,6 +14,16 @@ from multistill.tracking.console import ConsoleLogger, ProgressDisplay
 from multistill.workspace import Workspace
 
 
+def resumed(job: JobConfig) -> JobConfig:
+    """The job, whose search continues where it was interrupted.
+
+    Raises:
+        UsageError: the job has no search.
+    """
+    _search_of(job)
+    return job
+
+
 def extended(job: JobConfig, trials: int) -> JobConfig:
     """The job with so many more trials; its search continues from the finished one.
 

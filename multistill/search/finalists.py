@@ -46,7 +46,7 @@ def retrain(
         `values`, `mean`, `sd` (null with one seed).
     """
     finalists = _finalists(base, top, config)
-    controls = {name: _controls(base.name, name, tasks) for name, tasks in finalists.items()}
+    controls = {name: _controls(base.name, tasks) for name, tasks in finalists.items()}
     identities = {canonical([t.identity() for t in tasks]) for tasks in controls.values()}
     same_control = len(identities) == 1
     tasks = [task for members in finalists.values() for task in members]
@@ -100,12 +100,11 @@ def _finalists(
     return finalists
 
 
-def _controls(student: str, finalist: str, tasks: Sequence[TrainingTask]) -> list[TrainingTask]:
+def _controls(student: str, tasks: Sequence[TrainingTask]) -> list[TrainingTask]:
     """The finalist's settings, budget and seeds without a teacher."""
     from multistill.training.task import seed_tasks
 
-    control = tasks[0].control(f"{student}-search-control")
-    return seed_tasks(replace(control, control_of=finalist), len(tasks))
+    return seed_tasks(tasks[0].control(f"{student}-search-control"), len(tasks))
 
 
 def _summary(

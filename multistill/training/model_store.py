@@ -27,7 +27,7 @@ FILES = ("model.safetensors", "config.json", HISTORY)
 
 Index = Mapping[str, Mapping[str, Any]]
 """Model name -> `fingerprint`, `record_id` (on the tracking server), `role`, `seed`, `fold` (the
-one that it was not trained on, or None) and `control_of`."""
+one that it was not trained on, or None)."""
 
 
 class ModelStore:
@@ -106,7 +106,6 @@ class ModelStore:
             "role": task.role,
             "seed": task.seed,
             "fold": task.leave_out_fold,
-            "control_of": task.control_of,
         }
 
     @staticmethod

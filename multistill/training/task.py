@@ -27,7 +27,6 @@ class TrainingTask:
         leave_out_fold: train on the other folds only. Validation rows of all folds are kept: no
             model is trained on them, so no teacher can leak them.
         soft_targets: a teacher's Parquet file; set together with `distillation`.
-        control_of: name of the distilled task whose control this is.
     """
 
     name: str
@@ -40,7 +39,6 @@ class TrainingTask:
     leave_out_fold: int | None = None
     soft_targets: str | None = None
     distillation: DistillationConfig | None = None
-    control_of: str | None = None
 
     def __post_init__(self) -> None:
         if (self.soft_targets is None) != (self.distillation is None):
@@ -70,7 +68,6 @@ class TrainingTask:
             self,
             name=name,
             role="control",
-            control_of=self.name,
             soft_targets=None,
             distillation=None,
         )

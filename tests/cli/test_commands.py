@@ -258,6 +258,23 @@ def test_resume_finds_the_job_of_exactly_that_name(
     assert "search resume emo" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["resume", "extend", "join"])
+def test_a_job_without_a_search_is_not_run_by_the_commands_of_searches(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from multistill import pipeline
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: pytest.fail("the job was run"))
+    more = ["--trials", "5"] if command == "extend" else []
+    path = job(tmp_path, "name: t\ncorpora: [{kind: demo}]\n")
+    assert code_of(["search", command, path, *more]) == 2
+    assert "`t` has no search" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from multistill import pipeline
 

@@ -350,11 +350,11 @@ def test_models_are_known_by_their_role_and_their_folders_are_complete(
     assert [m["role"] for m in teachers.values()] == ["teacher"] * 3
     assert sorted(m["fold"] for m in teachers.values() if m["fold"] is not None) == [0, 1]
     students = outcome.stages["students"].summary["models"]
-    assert {name: (m["role"], m["control_of"], m["seed"]) for name, m in students.items()} == {
-        "audio-seed0": ("student", None, 3),
-        "audio-seed1": ("student", None, 4),
-        "audio-control-seed0": ("control", "audio", 3),
-        "audio-control-seed1": ("control", "audio", 4),
+    assert {name: (m["role"], m["seed"]) for name, m in students.items()} == {
+        "audio-seed0": ("student", 3),
+        "audio-seed1": ("student", 4),
+        "audio-control-seed0": ("control", 3),
+        "audio-control-seed1": ("control", 4),
     }
     for index in (teachers, students, outcome.stages["search"].summary["models"]):
         for model in index.values():
