@@ -30,9 +30,18 @@ class ModelConfig(Section):
     modality_dropout: float | None = Field(
         None, ge=0.0, lt=1.0, description="share of training clips that lose speech or text"
     )
-    pooling: Literal["published", "mean", "attention"] | None = Field(
-        None, description="of the states of a clip into one; `published`: see docs/models.md"
+    pooling: (
+        Literal["published", "mean", "attention", "statistics", "attentive-statistics"] | None
+    ) = Field(None, description="of the states of a clip into one; `published`: see docs/models.md")
+    standardize: Literal["none", "encoder", "dimension", "global"] | None = Field(
+        None,
+        description="states by mean and deviation of the training part: per dimension, all "
+        "alike, or as the encoder asks",
     )
+    wide: bool | None = Field(
+        None, description="add a linear path from pooled statistics of the states to the logits"
+    )
+    wide_dropout: float | None = Field(None, ge=0.0, lt=1.0, description="on that path")
     audio_stride: int | None = Field(
         None, ge=1, description="neighbouring audio frames averaged into one before the head"
     )

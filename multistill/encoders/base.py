@@ -24,6 +24,8 @@ class EncoderInfo:
         trained: the same for tables: True, False, or None if there are no weights.
         params: parameters that are used; layers above the highest selected one are not.
         layers: indices of the selected hidden states, see `layers.LayerSelector`.
+        scaling: how states are standardised: per dimension, or all dimensions alike where they
+            share a unit.
         layer_params: per selected layer, the parameters that a head uses which reads it alone.
         padding: how clips share a batch: with an attention mask, only with clips of equal
             length, or not at all (each clip is computed alone).
@@ -40,6 +42,7 @@ class EncoderInfo:
     precision: str = "float32"
     revision: str | None = None
     bfloat16_cosine: float | None = None
+    scaling: Literal["dimension", "global"] = "dimension"
     layer_params: dict[str, int] = field(default_factory=dict)
 
     @property

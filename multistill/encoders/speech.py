@@ -53,7 +53,7 @@ class LogMel:
             norm="slaney",
             mel_scale="slaney",
         )
-        self.info = EncoderInfo("log-mel", "none", self.bands, 0, (), "none")
+        self.info = EncoderInfo("log-mel", "none", self.bands, 0, (), "none", scaling="global")
 
     def frames(self, samples: int) -> int:
         return max(0, (samples - self.minimum_samples) // self.hop + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,17 @@ from multistill.models.context import ContextReader
 from multistill.models.fusion import FUSIONS, Stream
 from multistill.models.layers import join_frames
 from multistill.models.spec import ModelSpec
+from multistill.models.standardize import Standardize
+from multistill.models.wide import Wide
+from multistill.typing import FloatArray
+
+
+class StateMoments(Protocol):
+    """Moments of the training part's states (`multistill.features.statistics`)."""
+
+    def scaled(self, modality: str, scaling: str) -> tuple[FloatArray, FloatArray]:
+        """Centre and scale [dim] of `audio` or `text`, by a value of `ModelSpec.standardize`."""
+        ...
 
 
 class ModelOutput(NamedTuple):
@@ -44,6 +55,11 @@ class EmotionModel(nn.Module):
             self.audio_projection = nn.Linear(audio_width, spec.width, bias=False)
         if spec.reads_text and text_width != spec.width:
             self.text_projection = nn.Linear(text_width, spec.width, bias=False)
+        self.standardize: nn.ModuleDict | None = None
+        if spec.standardize != "none":
+            dims = {"audio": audio_dim} if spec.reads_audio else {}
+            dims |= {"text": text_dim} if spec.reads_text else {}
+            self.standardize = nn.ModuleDict({k: Standardize(dim) for k, dim in dims.items()})
         self.fusion = FUSIONS[spec.fusion](spec)
         pooled = self.fusion.out_width
         self.context: ContextReader | None = None
@@ -58,6 +74,13 @@ class EmotionModel(nn.Module):
             nn.Dropout(spec.classifier_dropout),
             nn.Linear(spec.classifier, spec.num_classes),
         )
+        self.wide: Wide | None = None
+        if spec.wide:
+            self.wide = Wide(spec, audio_width, text_width)
+            last = self.classifier[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def unused_parameters(self) -> int:
         """Parameters that are counted as published and change no output (`keep_unused_projection`).
@@ -95,48 +118,79 @@ class EmotionModel(nn.Module):
             raise ValueError(f"a {self.spec.modality} model needs its states, got None")
         streams: list[Stream] = []
         if self.spec.reads_audio:
-            streams.append(_stream(audio, audio_mask, reference, self.audio_dim))
+            streams.append(self._stream("audio", audio, audio_mask, reference))
         if self.spec.reads_text:
-            streams.append(_stream(text, text_mask, reference, self.text_dim))
+            streams.append(self._stream("text", text, text_mask, reference))
         if self.training and len(streams) == 2 and self.spec.modality_dropout:
             streams = drop_modality(streams, self.spec.modality_dropout)
+        chosen: list[Stream] = []
         projected: list[Stream] = []
         if self.spec.reads_audio:
             assert self.audio_projection is not None
             states, mask = streams[0]
             states = states[..., self._audio_slice]
+            chosen.append((states, mask))
             if self.spec.audio_stride > 1:
                 states, mask = join_frames(states, mask, self.spec.audio_stride)
             projected.append((self.audio_projection(states), mask))
         if self.spec.reads_text:
             states, mask = streams[-1]
             states = states[..., self._text_slice]
+            chosen.append((states, mask))
             if self.text_projection is not None:
                 states = self.text_projection(states)
             projected.append((states, mask))
         pooled: Tensor = self.fusion(projected)
         if self.context is not None:
+            context = self._standardize_context(context)
             present = [mask.any(dim=1) for _, mask in streams]
             attended = self.context(pooled, context, context_mask, present)
             pooled = torch.cat((pooled, attended), dim=-1)
         logits: Tensor = self.classifier(pooled)
+        if self.wide is not None:
+            logits = logits + self.wide(chosen)
         return ModelOutput(logits, pooled)
 
+    def _stream(
+        self, modality: str, states: Tensor | None, mask: Tensor | None, reference: Tensor
+    ) -> Stream:
+        """States, standardised and with zeroed padding; a masked position if they are None.
 
-def _stream(states: Tensor | None, mask: Tensor | None, reference: Tensor, dim: int) -> Stream:
-    """States with zeroed padding, or a single masked position if they are None.
+        Args:
+            reference: states of the other modality, for batch size, dtype and device.
+        """
+        if states is None:
+            batch, dim = reference.shape[0], getattr(self, f"{modality}_dim")
+            return reference.new_zeros(batch, 1, dim), torch.zeros(
+                batch, 1, dtype=torch.bool, device=reference.device
+            )
+        if mask is None:
+            mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        if self.standardize is not None:
+            return self.standardize[modality](states, mask), mask
+        return states.masked_fill(~mask[:, :, None], 0.0), mask
 
-    Args:
-        reference: states of the other modality, for batch size, dtype and device.
-    """
-    if states is None:
-        batch = reference.shape[0]
-        return reference.new_zeros(batch, 1, dim), torch.zeros(
-            batch, 1, dtype=torch.bool, device=reference.device
-        )
-    if mask is None:
-        mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-    return states.masked_fill(~mask[:, :, None], 0.0), mask
+    def _standardize_context(self, context: Tensor | None) -> Tensor | None:
+        """Previous turns with each modality standardised; what a turn lacks stays zero."""
+        if context is None or self.standardize is None:
+            return context
+        parts = {"text": context[..., : self.text_dim], "audio": context[..., self.text_dim :]}
+        for modality, module in self.standardize.items():
+            part = parts[modality]
+            parts[modality] = module(part, (part != 0).any(dim=-1))
+        return torch.cat((parts["text"], parts["audio"]), dim=-1)
+
+    def fit_standardization(self, statistics: StateMoments) -> None:
+        """Set centre and scale of the states; nothing to do for heads that read them as they are.
+
+        Raises:
+            ValueError: the statistics are of states with other dimensions.
+        """
+        if self.standardize is None:
+            return
+        for modality, module in self.standardize.items():
+            assert isinstance(module, Standardize)
+            module.fit(*statistics.scaled(modality, self.spec.standardize))
 
 
 def drop_modality(streams: list[Stream], probability: float) -> list[Stream]:

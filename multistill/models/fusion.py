@@ -11,7 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from multistill.models.layers import Attention, AttentionPool, FirstPool, MeanPool, Stack
+from multistill.models.layers import (
+    Attention,
+    AttentionPool,
+    AttentiveStatisticsPool,
+    FirstPool,
+    MeanPool,
+    Stack,
+    StatisticsPool,
+)
 from multistill.models.spec import ModelSpec
 
 Stream = tuple[Tensor, Tensor]
@@ -20,9 +28,18 @@ Stream = tuple[Tensor, Tensor]
 def _pool(spec: ModelSpec, *, first: bool = False) -> nn.Module:
     if spec.pooling == "attention":
         return AttentionPool(spec.width)
+    if spec.pooling == "statistics":
+        return StatisticsPool()
+    if spec.pooling == "attentive-statistics":
+        return AttentiveStatisticsPool(spec.width)
     if spec.pooling == "published" and first:
         return FirstPool()
     return MeanPool()
+
+
+def _pooled_width(spec: ModelSpec) -> int:
+    """Width of a pooled sequence: of its mean, or of its mean and deviation."""
+    return spec.width * (2 if spec.pooling.endswith("statistics") else 1)
 
 
 class FusionModule(nn.Module):
@@ -48,7 +65,7 @@ class Crossmodal(FusionModule):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         both = spec.modality == "multimodal"
-        self.out_width = spec.width * (2 if both else 1)
+        self.out_width = _pooled_width(spec) * (2 if both else 1)
         shape = (spec.width, spec.heads, spec.layers, spec.feedforward, spec.dropout)
         if both:
             self.pools = nn.ModuleList([_pool(spec), _pool(spec, first=True)])
@@ -74,7 +91,7 @@ class Concat(FusionModule):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         count = 2 if spec.modality == "multimodal" else 1
-        self.out_width = spec.width * count
+        self.out_width = _pooled_width(spec) * count
         self.pools = nn.ModuleList(_pool(spec) for _ in range(count))
 
     def forward(self, streams: Sequence[Stream]) -> Tensor:
@@ -93,7 +110,7 @@ class CrossAttention(FusionModule):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         count = 2 if spec.modality == "multimodal" else 1
-        self.out_width = spec.width * count
+        self.out_width = _pooled_width(spec) * count
         self.attentions = nn.ModuleList(Attention(spec.width, spec.heads) for _ in range(count))
         self.norms = nn.ModuleList(nn.LayerNorm(spec.width) for _ in range(count))
         self.pools = nn.ModuleList(_pool(spec) for _ in range(count))
@@ -164,7 +181,7 @@ class Mixer(FusionModule):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.out_width = spec.width
+        self.out_width = _pooled_width(spec)
         tokens = SEGMENTS * (2 if spec.modality == "multimodal" else 1)
         self.blocks = nn.ModuleList(
             MixerBlock(tokens, spec.width, spec.feedforward, spec.dropout)

@@ -173,10 +173,52 @@ class AttentionPool(nn.Module):
         nn.init.zeros_(self.score.weight)  # initially the mean over unpadded positions
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        nonempty = mask.any(dim=1)
-        scores = self.score(x).squeeze(-1).masked_fill(~(mask | ~nonempty[:, None]), -torch.inf)
-        weights = scores.softmax(dim=1)[:, :, None]
-        return (x * weights).sum(dim=1).masked_fill(~nonempty[:, None], 0.0)
+        weights = attention_weights(self.score(x).squeeze(-1), mask)
+        return (x * weights[:, :, None]).sum(dim=1)
+
+
+class StatisticsPool(nn.Module):
+    """Mean and standard deviation over unpadded positions, [B, 2 W]; zeros if there are none."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        weights = mask.to(x.dtype)
+        return weighted_statistics(x, weights / weights.sum(dim=1, keepdim=True).clamp(min=1.0))
+
+
+class AttentiveStatisticsPool(nn.Module):
+    """Mean and deviation weighted by a learned score per position (Okabe et al. 2018), [B, 2 W]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(width, 1, bias=False)
+        nn.init.zeros_(self.score.weight)  # initially plain statistics
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return weighted_statistics(x, attention_weights(self.score(x).squeeze(-1), mask))
+
+
+VARIANCE_FLOOR = 1e-6
+"""Added to variances before the square root, whose gradient is infinite at zero."""
+
+
+def weighted_statistics(x: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean and deviation [B, 2 W] of x [B, T, W]; zeros where all weights are zero.
+
+    Args:
+        weights: [B, T], zero at padding; each row sums to one or to zero.
+    """
+    weights = weights[:, :, None]
+    mean = (x * weights).sum(dim=1)
+    variance = ((x - mean[:, None]).square() * weights).sum(dim=1)
+    deviation = (variance + VARIANCE_FLOOR).sqrt() * weights.sum(dim=1)
+    return torch.cat((mean, deviation), dim=-1)
+
+
+def attention_weights(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax of scores [B, T] over unpadded positions; zeros if there are none."""
+    nonempty = mask.any(dim=1, keepdim=True)
+    weights = scores.masked_fill(~(mask | ~nonempty), -torch.inf).softmax(dim=1)
+    return weights.masked_fill(~nonempty, 0.0)
 
 
 def join_frames(states: Tensor, mask: Tensor, stride: int) -> tuple[Tensor, Tensor]:

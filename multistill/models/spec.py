@@ -11,7 +11,8 @@ from multistill.errors import UsageError
 Modality = Literal["multimodal", "text", "audio"]
 Encoder = Literal["speech", "text"]
 Fusion = Literal["crossmodal", "concat", "cross-attention", "mixer"]
-Pooling = Literal["published", "mean", "attention"]
+Pooling = Literal["published", "mean", "attention", "statistics", "attentive-statistics"]
+Standardize = Literal["none", "encoder", "dimension", "global"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,13 @@ class ModelSpec:
         modality_dropout: share of training samples in which one of the two modalities is dropped.
         pooling: `published`: mean over frames for audio queries, first position for text
             queries, mean for text alone, first frame for audio alone. `mean` and `attention`
-            pool the unpadded positions of every sequence.
+            pool the unpadded positions of every sequence; `statistics` adds the deviation to the
+            mean, `attentive-statistics` weights both by attention (Okabe et al. 2018).
+        standardize: encoder states by mean and deviation of the training part, which are part of
+            the model: `dimension` each dimension, `global` all alike, `encoder` as the encoder's
+            kind asks (log-mel bands share a scale); `none` as published.
+        wide: add a linear path from pooled statistics of the states to the logits.
+        wide_dropout: applied to the pooled statistics of the linear path.
         audio_stride: number of neighbouring audio frames averaged into one before the head; 1 as
             published. The cost falls linearly with it, that of audio self-attention quadratically.
         context_turns: number of previous turns of the dialogue that the head reads; 0 as published.
@@ -58,6 +65,9 @@ class ModelSpec:
     classifier_dropout: float = 0.1
     modality_dropout: float = 0.0
     pooling: Pooling = "published"
+    standardize: Standardize = "none"
+    wide: bool = False
+    wide_dropout: float = 0.5
     audio_stride: int = 1
     context_turns: int = 0
     speech_layer: int | None = None
@@ -68,7 +78,12 @@ class ModelSpec:
     num_classes: int = 7
 
     def __post_init__(self) -> None:
-        for name, kind in (("modality", Modality), ("fusion", Fusion), ("pooling", Pooling)):
+        for name, kind in (
+            ("modality", Modality),
+            ("fusion", Fusion),
+            ("pooling", Pooling),
+            ("standardize", Standardize),
+        ):
             value, allowed = getattr(self, name), get_args(kind)
             if value not in allowed:
                 raise UsageError(f"model: {name} `{value}` is not one of {', '.join(allowed)}")
@@ -84,7 +99,7 @@ class ModelSpec:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UsageError(f"model: {name} must be an integer of at least 1, not {value}")
-        for name in ("dropout", "classifier_dropout", "modality_dropout"):
+        for name in ("dropout", "classifier_dropout", "modality_dropout", "wide_dropout"):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:
                 raise UsageError(f"model: {name} must be at least 0 and below 1, not {value}")

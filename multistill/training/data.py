@@ -16,6 +16,12 @@ from multistill.distillation.targets import SoftTargets, read_pooled, read_soft_
 from multistill.errors import MultistillError
 from multistill.features.cache import open_store
 from multistill.features.collate import cut_by_padded_size
+from multistill.features.statistics import (
+    StateStatistics,
+    encoders_of,
+    read_statistics,
+    training_statistics,
+)
 from multistill.features.store import FeatureStore
 from multistill.models.context import DialogueContext
 from multistill.training.task import TrainingTask
@@ -92,6 +98,22 @@ class TrainingData:
             "train_rows": len(self.train),
             **encoders,
         }
+
+    def statistics(self, task: TrainingTask) -> StateStatistics:
+        """Moments of the states: those of the task's file, or of these training utterances.
+
+        Raises:
+            MultistillError: the file is damaged, or of the states of other encoders.
+        """
+        if task.statistics is None:
+            return training_statistics(self.store, self.train.ids)
+        statistics = read_statistics(Path(task.statistics))
+        if statistics.encoders != encoders_of(self.store):
+            raise MultistillError(
+                f"the statistics in {task.statistics} are of {statistics.encoders}, and the "
+                f"features are of {encoders_of(self.store)}; run the statistics stage again"
+            )
+        return statistics
 
     @classmethod
     def open(cls, task: TrainingTask) -> TrainingData:

@@ -59,8 +59,9 @@ class ModelStore:
 
         Args:
             inputs: fingerprints of the artifacts that the tasks read, by field of the task:
-                `manifest`, `features` and, for distilled students, `soft_targets`. An input is
-                ignored for tasks whose field is None, so a control does not depend on the teacher.
+                `manifest`, `features`, `statistics` and, for distilled students, `soft_targets`.
+                An input is ignored for tasks whose field is None, so a control does not depend on
+                the teacher.
             out: the calling stage's partial folder; holds checkpoints until all are done.
 
         Returns:

@@ -24,6 +24,8 @@ class TrainingTask:
         seed: of weights, batches and dropout.
         manifest: absolute path of `manifest.parquet` or its folder.
         features: absolute path of the feature store.
+        statistics: folder of the training states' statistics; None: computed when the training
+            starts.
         leave_out_fold: train on the other folds only. Validation rows of all folds are kept: no
             model is trained on them, so no teacher can leak them.
         soft_targets: a teacher's Parquet file; set together with `distillation`.
@@ -36,6 +38,7 @@ class TrainingTask:
     seed: int
     manifest: str
     features: str
+    statistics: str | None = None
     leave_out_fold: int | None = None
     soft_targets: str | None = None
     distillation: DistillationConfig | None = None

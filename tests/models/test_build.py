@@ -13,6 +13,7 @@ from torch import Tensor
 
 from multistill.models.build import EmotionModel, build, drop_modality
 from multistill.models.spec import ModelSpec
+from multistill.models.standardize import Standardize
 
 AUDIO, TEXT = 10, 6
 TINY = ModelSpec(
@@ -29,21 +30,28 @@ VARIANTS = [
     )
     for fusion, pooling, modality, (turns, stride) in product(
         ("crossmodal", "concat", "cross-attention", "mixer"),
-        ("published", "mean", "attention"),
+        ("published", "mean", "attention", "statistics", "attentive-statistics"),
         ("multimodal", "text", "audio"),
         ((0, 1), (2, 3)),
     )
+]
+VARIANTS += [
+    replace(TINY, modality=modality, context_turns=turns, standardize="dimension", wide=wide)
+    for modality, turns, wide in product(("multimodal", "text", "audio"), (0, 2), (False, True))
 ]
 
 EXPORTED = [
     replace(TINY, pooling="attention", context_turns=2, audio_stride=4),
     replace(TINY, modality="audio"),
     replace(TINY, fusion="mixer", layers=1),
+    replace(TINY, pooling="attentive-statistics", standardize="dimension", wide=True),
 ]
 
 
 def spec_id(spec: ModelSpec) -> str:
-    return f"{spec.modality}-{spec.fusion}-{spec.pooling}-{spec.context_turns}"
+    wide = "-wide" if spec.wide else ""
+    name = f"{spec.modality}-{spec.fusion}-{spec.pooling}-{spec.context_turns}"
+    return f"{name}-{spec.standardize}{wide}"
 
 
 def make_model(spec: ModelSpec, seed: int = 0, text_dim: int = TEXT) -> EmotionModel:
@@ -53,6 +61,10 @@ def make_model(spec: ModelSpec, seed: int = 0, text_dim: int = TEXT) -> EmotionM
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
+        for module in model.modules():
+            if isinstance(module, Standardize):
+                module.centre.add_(torch.randn_like(module.centre))
+                module.scale.mul_(1 + torch.rand_like(module.scale))
     return model
 
 

@@ -8,7 +8,7 @@ from multistill.config import JobConfig
 from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
 from multistill.pipeline.step import Step
-from multistill.pipeline.steps.data import Features, Prepare
+from multistill.pipeline.steps.data import Features, Prepare, Statistics
 from multistill.pipeline.steps.evaluation import Evaluate
 from multistill.pipeline.steps.report import Report
 from multistill.pipeline.steps.search import Search
@@ -23,6 +23,7 @@ def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
     return [
         Prepare(job, workspace),
         Features(job, workspace),
+        Statistics(job, workspace),
         teacher,
         Distill(job, workspace),
         students,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from multistill.cluster.tasks import on_cluster
 from multistill.pipeline.step import Artifacts, Step, StepRun
 from multistill.workspace import Artifact, clear
 
@@ -96,3 +97,29 @@ class Features(Step):
 
         manifest = run.artifacts["manifest"].path / MANIFEST
         return encode(manifest, self.job.features, run.out, run.logger)
+
+
+class Statistics(Step):
+    """Mean and deviation of the training part's states, which heads are standardised with."""
+
+    name = "statistics"
+    artifact = "statistics"
+    uses_ray = True
+
+    def config(self) -> Any:
+        return {}
+
+    def reads(self) -> Sequence[str]:
+        return ("manifest", "features")
+
+    def build(self, run: StepRun) -> Mapping[str, Any]:
+        from multistill.corpora.manifest import MANIFEST
+        from multistill.features.statistics import compute_statistics
+
+        summary: Mapping[str, Any] = on_cluster(
+            compute_statistics,
+            run.artifacts["manifest"].path / MANIFEST,
+            run.artifacts["features"].path,
+            clear(run.out),
+        )
+        return summary

@@ -39,7 +39,7 @@ class Search(ModelStep):
         }
 
     def reads(self) -> Sequence[str]:
-        return ("manifest", "features", "soft_targets")
+        return ("manifest", "features", "statistics", "soft_targets")
 
     def problems(self) -> Sequence[str]:
         from multistill.search.storage import storage_problem

@@ -81,7 +81,7 @@ class Teacher(ModelStep):
         }
 
     def reads(self) -> Sequence[str]:
-        return ("manifest", "features")
+        return ("manifest", "features", "statistics")
 
     def preflight(self, artifacts: Artifacts) -> None:
         if "manifest" in artifacts:
@@ -198,7 +198,7 @@ class Students(ModelStep):
         }
 
     def reads(self) -> Sequence[str]:
-        return ("manifest", "features", "soft_targets")
+        return ("manifest", "features", "statistics", "soft_targets")
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
         from multistill.training.task import seed_tasks
@@ -259,6 +259,7 @@ def training_task(
         seed=job.seed,
         manifest=str(artifacts["manifest"].path),
         features=str(artifacts["features"].path),
+        statistics=str(artifacts["statistics"].path),
         **more,
     )
 

@@ -1,0 +1,104 @@
+"""Statistics of the training part's states: one pass, only these utterances, odd dimensions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.features_case import make_store, random_clips
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multistill.errors import MultistillError
+from multistill.features.statistics import (
+    INFO,
+    TENSORS,
+    Moments,
+    moments,
+    read_statistics,
+    training_statistics,
+    write_statistics,
+)
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any),
+    st.floats(-1e4, 1e4),
+    st.floats(1e-2, 10),
+)
+def test_moments_of_parts_are_those_of_the_whole(
+    lengths: list[int], offset: float, spread: float
+) -> None:
+    rng = np.random.default_rng(len(lengths))
+    parts = [(offset + spread * rng.normal(size=(n, 3))).astype(np.float32) for n in lengths]
+    whole = np.concatenate(parts).astype(np.float64)
+    result = moments(iter(parts), 3)
+    assert result.count == len(whole)
+    np.testing.assert_allclose(result.mean, whole.mean(axis=0), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(result.deviation, whole.std(axis=0), rtol=1e-6, atol=1e-9)
+
+
+def test_only_the_training_utterances_are_read(tmp_path: Path) -> None:
+    clips = random_clips(12)
+    store = make_store(tmp_path, clips, "float32")
+    train = [clip.utterance_id for clip in clips[:5]]
+    result = training_statistics(store, [*train, "quarantined"])
+    audio = np.concatenate([clip.audio for clip in clips[:5]])
+    assert result.clips == 5
+    np.testing.assert_allclose(result.audio.mean, audio.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(result.audio.deviation, audio.std(axis=0), atol=1e-6)
+
+
+def test_no_training_utterance_with_features_is_one_sentence(tmp_path: Path) -> None:
+    store = make_store(tmp_path, random_clips(4))
+    with pytest.raises(MultistillError, match="no training utterance has features"):
+        training_statistics(store, ["quarantined"])
+
+
+def test_one_clip_of_one_state_is_centred_and_not_scaled() -> None:
+    one = moments([np.full((1, 4), 7.0, np.float32)], 4)
+    centre, scale = one.scaled("dimension")
+    assert (centre == 7).all() and (scale == 1).all()
+
+
+def test_constant_dimensions_are_centred_and_not_scaled() -> None:
+    states = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    states[:, 1] = 1e4 + 1e-3 * states[:, 1]  # rounding of float32
+    states[:, 2] = 0.0
+    centre, scale = moments([states], 3).scaled("dimension")
+    standardized = (states - centre) / scale
+    assert np.abs(standardized).max() < 6
+    assert scale[1] == scale[2] == 1.0 and scale[0] != 1.0
+
+
+def test_all_dimensions_share_one_scale_where_they_have_one_unit() -> None:
+    states = np.random.default_rng(0).normal([0, 3], [1, 2], size=(4000, 2)).astype(np.float32)
+    centre, scale = moments([states], 2).scaled("global")
+    assert centre[0] == centre[1] == pytest.approx(states.mean(), abs=1e-4)
+    assert scale[0] == scale[1] == pytest.approx(states.std(), abs=1e-4)
+
+
+def test_no_text_at_all_gives_zeros(tmp_path: Path) -> None:
+    empty = moments([np.zeros((0, 3), np.float32)], 3)
+    centre, scale = empty.scaled("dimension")
+    assert not centre.any() and (scale == 1).all()
+
+
+def test_what_is_written_is_read_and_damage_is_told(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", random_clips(6), "float32")
+    written = training_statistics(store, store.ids)
+    write_statistics(written, tmp_path)
+    read = read_statistics(tmp_path)
+    for name in ("audio", "text"):
+        before: Moments = getattr(written, name)
+        np.testing.assert_array_equal(getattr(read, name).mean, before.mean)
+        np.testing.assert_array_equal(getattr(read, name).deviation, before.deviation)
+    assert read.encoders == written.encoders and read.clips == 6
+    content = (tmp_path / TENSORS).read_bytes()
+    for name, data in ((TENSORS, content[:-3]), (TENSORS, b""), (INFO, b"{")):
+        intact = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(MultistillError, match="missing or damaged"):
+            read_statistics(tmp_path)
+        (tmp_path / name).write_bytes(intact)
