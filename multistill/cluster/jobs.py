@@ -11,10 +11,12 @@ import hashlib
 import logging
 import re
 import shlex
+import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -297,7 +299,8 @@ def _follow(client: Any, submission_id: str, address: str, write: Callable[[str]
         while True:
             position = 0
             try:
-                asyncio.run(_tail(client, submission_id, write_new))
+                if asyncio.run(_interrupted(_tail(client, submission_id, write_new))):
+                    raise KeyboardInterrupt
                 if str(client.get_job_status(submission_id).value) in _ENDED:
                     return
                 last_contact = time.monotonic()
@@ -318,12 +321,36 @@ def _follow(client: Any, submission_id: str, address: str, write: Callable[[str]
         ) from None
 
 
-async def _tail(client: Any, submission_id: str, write: Callable[[str], object]) -> None:
-    """Pass on Ray's log stream until it ends.
+async def _interrupted(coroutine: Coroutine[Any, Any, None]) -> bool:
+    """Run a coroutine; return whether Ctrl-C cancelled it, so that it could end in order.
 
-    Run as a whole by `asyncio.run`, which turns Ctrl-C into a cancellation: the stream is closed
-    in order, and no piece of text is cut.
+    The handler is the loop's own, which wakes the loop up: `asyncio.run` alone does not notice a
+    signal that arrives just before it waits for its sockets.
     """
+    task = asyncio.ensure_future(coroutine)
+    loop, interrupted = asyncio.get_running_loop(), False
+
+    def interrupt() -> None:
+        nonlocal interrupted
+        interrupted = True
+        task.cancel()
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not interrupted:
+            raise
+    finally:
+        if in_main_thread:
+            loop.remove_signal_handler(signal.SIGINT)
+    return interrupted
+
+
+async def _tail(client: Any, submission_id: str, write: Callable[[str], object]) -> None:
+    """Pass on Ray's log stream until it ends."""
     async with aclosing(client.tail_job_logs(submission_id)) as stream:
         async for text in stream:
             write(text)
