@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.training_corpus import make_corpus, make_task
 
-from multistill.config import CLASSES
+from multistill.config import CLASSES, DistillationConfig
 from multistill.corpora.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
+from multistill.distillation.schedule import Schedule
+from multistill.distillation.targets import write_soft_targets
 from multistill.evaluation.trained import not_trained_on_test, not_trained_on_validation
 from multistill.models.files import read_model_config
 from multistill.training.data import TrainingData
@@ -65,6 +67,28 @@ def test_a_training_that_learns_is_trained_and_says_with_what(
     assert training["train_loss"][1] < training["train_loss"][0]
     assert training["validation"]["uar"] > training["validation"]["bars"]["uar"]
     assert training["seed"] == task.seed
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+@pytest.mark.parametrize("loss", ["kd", "dkd"])
+def test_a_student_that_learns_is_trained_under_every_schedule(
+    corpus: tuple[Path, Path], tmp_path: Path, schedule: Schedule, loss: str
+) -> None:
+    """The loss of a falling schedule rises, since the labels' is larger than the teacher's."""
+    base = make_task(corpus, epochs=12)
+    train = TrainingData.open(base).train
+    write_soft_targets(
+        tmp_path / "targets.parquet", train.ids, 2 * train.shares, "t", np.full(len(train), -1)
+    )
+    for rate, learns in ((3e-3, True), (1e-9, False)):
+        distillation = {"weight": 0.9, "temperature": 2.0, "loss": loss, "schedule": schedule}
+        task = replace(
+            base.with_train(learning_rate=rate),
+            soft_targets=str(tmp_path / "targets.parquet"),
+            distillation=DistillationConfig.model_validate(distillation),
+        )
+        reason = not_trained_on_validation([trained(task, tmp_path / str(rate))])
+        assert (reason is None) is learns, reason
 
 
 @pytest.mark.parametrize("seed", range(4))
