@@ -177,7 +177,8 @@ def _sentence(
             "has no interval on this test set."
         )
     if high - low < ROUNDING:
-        alike = "answers like" if abs(value) < ROUNDING else "differs by the same in every seed and group from"
+        same = abs(value) < ROUNDING
+        alike = "answers like" if same else "differs by the same in every seed and group from"
         return (
             f"{name}: cannot tell whether distillation helped; it {alike} {against} "
             f"({METRIC_TITLES[PRIMARY_METRIC]} {value:+.3f}), so nothing is known of the variance."
