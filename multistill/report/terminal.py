@@ -97,12 +97,12 @@ def _note(model: Mapping[str, Any]) -> str:
 
 
 def _cell(metric: Mapping[str, float | None]) -> str:
-    """The value above its interval, so that the table fits into 80 columns."""
+    """The value above its interval and SD over seeds, so that the table fits into 80 columns."""
     value, low, high, sd = (metric.get(key) for key in ("value", "low", "high", "sd"))
     if value is None or low is None or high is None:
         return score(metric)
-    spread = "" if sd is None else f" ±{sd:.3f}"
-    return f"{value:.3f}{spread}\n{low:.2f}–{high:.2f}"
+    spread = "" if sd is None else f"\nSD {sd:.3f}"
+    return f"{value:.3f}\n{low:.2f}–{high:.2f}{spread}"
 
 
 def _caption(report: Mapping[str, Any]) -> list[str]:
