@@ -38,8 +38,6 @@ def misread(values: JobValues) -> dict[Location, str]:
             if boolean
             else "write the number without leading zeros and colons"
         )
-        if str in types:
-            remedy += f", or put it in quotes: {quoted(node.value)}"
         sentences[location] = (
             f"{name_of(location)}: YAML reads `{node.value}` as {read_as(node)}"
             f"{',' if boolean else ';'} {remedy}"
