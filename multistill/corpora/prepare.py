@@ -206,8 +206,12 @@ def is_current(manifest: Path, digests: Path) -> bool:
 
     `listing` does not see a file that was edited in place and given its old time again; the
     remembered digests do (`audio.digests.Digests`). Only files that look changed are read.
+    A manifest that was deleted or cut off is not current.
     """
-    rows = pq.read_table(manifest, columns=["audio_path", "audio_digest"])
+    try:
+        rows = pq.read_table(manifest, columns=["audio_path", "audio_digest"])
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return False
     known = Digests(digests)
     content = dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
     current = known.confirm(list(content), list(content.values()))

@@ -16,7 +16,6 @@ from multistill.pipeline.job_yaml import (
     in_quotes,
     looks_like_another_number,
     name_of,
-    quoted,
     read_as,
 )
 from multistill.pipeline.recipes import Location

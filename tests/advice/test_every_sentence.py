@@ -12,9 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pytest
 from helpers.advice import imperatives, strings
-from helpers.paths import TESTS
 
 HERE = Path(__file__).parent
 

@@ -205,16 +205,16 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         "name: x\ncorpora: [{kind: emodb, path: /d, encoding: korean-windows}]\n",
         "use cp949, utf-8, cp1252 or another of Python's",
         [
-            "name: x\ncorpora: [{kind: emodb, path: /d, encoding: %s}]\n" % name
+            f"name: x\ncorpora: [{{kind: emodb, path: /d, encoding: {name}}}]\n"
             for name in ("cp949", "utf-8", "cp1252", "latin-1")
         ],
     ),
     (
-        "features: {speech: {long_clips: window, window_seconds: 8, overlap_seconds: 5}}\n",
+        "features: {speech: {window_seconds: 8, overlap_seconds: 5}}\n",
         "is more than half of window_seconds: {}; use {} or less",
         [
-            "features: {speech: {long_clips: window, window_seconds: 8, overlap_seconds: %s}}\n" % n
-            for n in (4, 1)
+            "features: {speech: {window_seconds: 8, overlap_seconds: 4}}\n",
+            "features: {speech: {window_seconds: 8, overlap_seconds: 1}}\n",
         ],
     ),
     (
@@ -297,7 +297,8 @@ SPLITS: list[tuple[Rows, str, list[Rows]]] = [
     *[
         (
             (speakers(n), {"by": by}, None),
-            "add data or raise the corpora's `limit`, or split single utterances with `split: {by: random, allow_leak: true}`",
+            "add data or raise the corpora's `limit`, or split single utterances with "
+            "`split: {by: random, allow_leak: true}`",
             [(speakers(3), {"by": by}, None), (speakers(n), LEAKY, None)],
         )
         for n in (1, 2)
@@ -338,7 +339,7 @@ SPLITS: list[tuple[Rows, str, list[Rows]]] = [
             {"by": "session"},
             None,
         ),
-        "use `by: speaker`, which keeps speakers and their sessions together, or set split.allow_leak",
+        "use `by: speaker`, which keeps speakers and their sessions together, or set split.",
         [
             (
                 rows(60, speaker=lambda i: f"p{i % 10}", session=lambda i: f"s{i % 15}"),

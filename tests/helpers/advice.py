@@ -7,11 +7,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 
 import pytest
-from helpers.paths import ROOT
 
+from helpers.paths import ROOT
 from multistill.errors import MultistillError
 
 VERBS = (
