@@ -198,11 +198,11 @@ def test_a_full_disk_of_a_worker(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     out = tmp_path / "out"
-    monkeypatch.setattr("multistill.features.store_writer.os.fsync", full)
     out.mkdir()
     plan = plan_shards(manifest, 60, out)
     (out / "shards").mkdir()
     worker = EncodeShard(config().model_dump(), WEIGHTS, str(plan.path), str(out), False, 1)
+    monkeypatch.setattr("multistill.features.store_writer.os.fsync", full)
     [result] = worker(pa.table({"shard": [0]})).to_pylist()
     says("free some space and run the same command again: finished shards are", result["error"])
     monkeypatch.undo()
