@@ -73,8 +73,10 @@ def says(advice: str, message: object) -> None:
 
 
 @contextmanager
-def told(advice: str, error: type[Exception] = MultistillError) -> Iterator[None]:
+def told(
+    advice: str, error: type[Exception] = MultistillError
+) -> Iterator[pytest.ExceptionInfo[Exception]]:
     """Expect an error with this advice, see `says`."""
     with pytest.raises(error) as raised:
-        yield
+        yield raised
     says(advice, raised.value)
