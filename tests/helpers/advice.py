@@ -16,7 +16,7 @@ from multistill.errors import MultistillError
 VERBS = (
     "add|allow|ask|assign|change|check|choose|close|compare|copy|correct|create|delete|end|fill|"
     "fix|free|give|grant|indent|install|keep|leave|look|lower|map|mount|move|name|open|pass|press|"
-    "put|raise|read|reinstall|remove|rename|restart|restore|run|save|see|set|start|submit|unset|"
+    "put|raise|read|reinstall|remove|rename|restart|restore|run|save|see|set|start|submit|train|unpack|unset|"
     "use|wait|write"
 )
 IMPERATIVE = re.compile(
