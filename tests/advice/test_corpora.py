@@ -145,6 +145,16 @@ def replaced(file: Path, old: str, new: str) -> None:
     file.write_text(file.read_text().replace(old, new))
 
 
+def test_counts_of_votes(tmp_path: Path) -> None:
+    header = "audio_path,text,votes,speaker"
+    file = write_table(tmp_path / "own", ["0.wav,a,0;3;1,p"], header)
+    [reason] = reasons(load("table", file)).values()
+    says("column `votes` has {} counts, needs {}", reason)
+    needed = int(reason.rpartition("needs ")[2])
+    replaced(file, "0;3;1", ";".join(["1"] * (needed - 1) + ["5"]))
+    assert len(utterances(load("table", file))) == 1
+
+
 @pytest.mark.parametrize("followed", ['"text 3"', '"""text 3"'])
 def test_quotes_in_a_table(tmp_path: Path, followed: str) -> None:
     file = write_table(tmp_path / "own", ROWS)

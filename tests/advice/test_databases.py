@@ -112,9 +112,11 @@ def test_addresses_and_drivers(tmp_path: Path) -> None:
 
 def test_the_storage_of_a_search(tmp_path: Path) -> None:
     lost = f"sqlite:///{tmp_path}/no/x.db"
-    advice = "cannot be reached: {}, or remove the key to keep the study in the workspace"
-    says(advice, storage_problem(lost))
-    with told(advice, UsageError):
+    says(
+        "cannot be reached: {}, or remove the key to keep the study in the workspace",
+        storage_problem(lost),
+    )
+    with pytest.raises(UsageError, match="or remove the key"):
         _open(make_spec(storage=lost), tmp_path / "out")
     assert storage_problem(None) is None
     _open(make_spec(storage=None), tmp_path / "out")

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from helpers.advice import imperatives, strings
+import pytest
+from helpers.advice import IMPERATIVE, imperatives, strings
 
 HERE = Path(__file__).parent
 
@@ -62,3 +63,52 @@ def fitting(piece: str) -> list[str]:
     return [text for text in imperatives() if piece in text] or [
         text for text in strings() if piece in text
     ]
+
+
+NOT_ADVICE = {
+    # A string of the package with a verb in it that tells nobody to do something.
+    "set in the job file": "where an encoding comes from",
+    "{}: {} will be downloaded on the first run": "what a run does",
+    "{} will be created on the first run": "what a run does",
+    "train.learning_rate {}, train.batch_size {}, train.epochs {}: {} steps": "names of keys",
+    "# {}: written by `multistill init`. Every key but `name` and `corpora` may go.": "a comment",
+    "teacher: small-teacher        # `multistill models` lists the presets": "a comment",
+    "Test recordings that also occur in training or validation under other names (same size, "
+    "beginning, middle and end): {}.": "`end` is a noun",
+    "train before caps": "a column of a table",
+    "lower left": "a corner of a plot",
+    "name = '{}'": "a filter of MLflow",
+}
+
+
+def test_every_sentence_is_followed_by_a_test() -> None:
+    followed = {text for piece in pieces() for text in fitting(piece)}
+    left = {text: module for text, module in imperatives().items() if text not in followed}
+    assert {text: left[text] for text in left if text not in NOT_ADVICE} == {}, (
+        "provoke each of these sentences and do what it says, in a test of this folder"
+    )
+
+
+def test_what_is_not_advice_stands_in_the_source_and_in_no_test() -> None:
+    followed = {text for piece in pieces() for text in fitting(piece)}
+    assert [text for text in NOT_ADVICE if text not in imperatives()] == []
+    assert [text for text in NOT_ADVICE if text in followed] == []
+
+
+def test_each_piece_names_one_sentence() -> None:
+    """Otherwise a piece such as `use` would count for many, and one of no sentence for none."""
+    assert {piece: fitting(piece) for piece in pieces() if len(fitting(piece)) != 1} == {}
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "the disk of {} hums; use another",
+        "`{}` is taken; choose another name, or remove the folder {}",
+        "no such model: run `multistill models`",
+        "the key must be a number",
+    ],
+)
+def test_a_new_sentence_is_noticed(sentence: str) -> None:
+    assert IMPERATIVE.search(sentence)
+    assert [piece for piece in pieces() if piece in sentence] == []

@@ -225,6 +225,19 @@ def test_resources_that_the_cluster_lacks() -> None:
         size_pools(config(**keys), {"CPU": 4.0, "GPU": 1.0}, 4, 100.0)
 
 
+def test_a_workspace_that_nodes_do_not_share(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    plan = plan_shards(manifest, 60, out)
+    (out / "shards").mkdir()
+    progress = Progress(plan, config(), out, NullLogger(), {})
+    with told("the workspace must be a folder that all nodes share"):
+        progress.add(0)  # a worker wrote it on another node
+    encode(manifest, out)
+    progress.add(0)
+    assert progress.clips == 3
+
+
 def test_a_cluster_that_lost_its_nodes() -> None:
     def waiting() -> Iterator[int]:
         time.sleep(30)

@@ -200,6 +200,11 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         "remove the section, or choose another `recipe`",
         ["recipe: features-only\n", "recipe: distillation\nsearch: {trials: 3}\n"],
     ),
+    (
+        "name: 'a/b'\ncorpora: [{kind: demo}]\n",
+        "must be usable as a folder name: no slashes and none of : * ?",
+        ["name: a-b\ncorpora: [{kind: demo}]\n", "name: 감정 (2)\ncorpora: [{kind: demo}]\n"],
+    ),
     ("recipe: distilation\n", "did you mean `{}`?", ["recipe: distillation\n"]),
     (
         "name: x\ncorpora: [{kind: emodb, path: /d, encoding: korean-windows}]\n",
@@ -306,7 +311,7 @@ SPLITS: list[tuple[Rows, str, list[Rows]]] = [
     ],
     (
         (rows(60, session=lambda i: f"s{i % 5}"), {"by": "speaker"}, None),
-        "split by another key",
+        "and {} has none; split by another key",
         [(rows(60, session=lambda i: f"s{i % 5}"), {"by": "session"}, None)],
     ),
     (
@@ -381,7 +386,7 @@ def test_advice_about_a_job_file_that_cannot_be_found_or_used_on_a_cluster(tmp_p
 
 def test_advice_about_a_workspace(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with told("choose another with --workspace", UsageError):
+    with told("workspace `{}` cannot be written ({}); choose another with --workspace"):
         Workspace(tmp_path / "file" / "ws").open()
     with told("use a folder that every node", UsageError):
         Workspace("s3://bucket/ws")

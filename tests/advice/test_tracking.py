@@ -74,8 +74,9 @@ def test_credentials_and_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyP
     store = Store()
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
     monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD", raising=False)
-    advice = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
-    with told(advice) as refused:
+    with told(
+        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
+    ) as refused:
         opened(store, tmp_path / "a", monkeypatch)
     for name in ("USERNAME", "PASSWORD", "TOKEN"):
         assert getattr(variables, f"MLFLOW_TRACKING_{name}").name in str(refused.value)

@@ -26,6 +26,7 @@ from multistill.pipeline.runner import find_artifact
 from multistill.pipeline.steps.training import Distill, Teacher
 from multistill.tracking.logger import NullLogger
 from multistill.training import worker
+from multistill.training.checkpoint import best_weights
 from multistill.training.data import TrainingData
 from multistill.training.distributed import ProcessGroup
 from multistill.training.events import EventListener
@@ -188,8 +189,7 @@ def test_one_fold(corpus: Corpus, tmp_path: Path) -> None:
         step = Teacher(jobfile.parse(text, "x.yaml"), Workspace(tmp_path))
         return step.folds({"manifest": Artifact("prepare", "0", path, {})})
 
-    advice = "add data, split by another key, or set `distillation.targets: in-sample`"
-    with told(advice, UsageError):
+    with told("split by another key, or set `distillation.targets: in-sample`", UsageError):
         folds(tmp_path / "one", "out-of-fold")
     assert folds(tmp_path / "one", "in-sample") == []
     assert len(folds(manifest, "out-of-fold")) == 4
@@ -232,6 +232,18 @@ def test_the_checkpoint_of_another_training(corpus: Corpus, tmp_path: Path) -> N
         run(other, tmp_path / "state")
     shutil.rmtree(tmp_path / "state")
     assert len(run(other, tmp_path / "state")) == 1
+
+
+def test_a_lost_checkpoint(corpus: Corpus, tmp_path: Path) -> None:
+    task = make_task(corpus, epochs=1)
+    run(task, tmp_path / "state")
+    for path in (tmp_path / "state").rglob("*.safetensors"):
+        path.write_bytes(b"")
+    with told("no trained weights: {}; remove {} and run the job again") as refused:
+        best_weights(tmp_path / "state")
+    shutil.rmtree(str(refused.value).split("remove ")[1].split(" and run")[0])
+    run(task, tmp_path / "state")
+    assert best_weights(tmp_path / "state")
 
 
 def test_values_that_are_not_finite(corpus: Corpus, tmp_path: Path) -> None:

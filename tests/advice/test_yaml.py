@@ -77,6 +77,33 @@ FILES: list[tuple[str, str, list[str]]] = [
         ['name: "x"\nseed: 3\ncorpora: [{kind: demo}]\n'],
     ),
     (
+        "name: @x\ncorpora: [{kind: demo}]\n",
+        "text that starts with `{}` must be in quotes",
+        ["name: '@x'\ncorpora: [{kind: demo}]\n"],
+    ),
+    (
+        "name: *\ncorpora: [{kind: demo}]\n",
+        "text that starts with `*` or `&` must be in quotes",
+        ["name: '&x'\ncorpora: [{kind: demo}]\n"],
+    ),
+    (
+        "name: x: y\ncorpora: [{kind: emodb, path: /d}]\n",
+        "text that contains `: ` must be in quotes, and a section in one line in braces: "
+        "`{key: value}`",
+        ["name: x\ncorpora: [{kind: emodb, path: '/d: e'}]\n"],
+    ),
+    (
+        f"{BASE}split: by: speaker\n",
+        "text that contains `: ` must be in quotes, and a section in one line in braces: "
+        "`{key: value}`",
+        [f"{BASE}split: {{by: speaker}}\n"],
+    ),
+    (
+        f"{BASE}split: {{[by]: speaker}}\n",
+        "{}a key must be text, not a list or a section",
+        [f"{BASE}split: {{by: speaker}}\n"],
+    ),
+    (
         "name: 2024\ncorpora: [{kind: demo}]\n",
         "as {}; put it in quotes: {}",
         ["name: '2024'\ncorpora: [{kind: demo}]\n"],

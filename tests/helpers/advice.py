@@ -21,7 +21,8 @@ VERBS = (
 )
 IMPERATIVE = re.compile(
     rf"(?:^|[;:,.] |\b(?:and|or|then|first) )(?:{VERBS})\b(?! (?:of|as|from|up)\b)"
-    r"|did you mean|\bneeds? `|\bmust (?:be|start)\b|`multistill ",
+    r"|did you mean|; split by|\bmust (?:be|start)\b|`multistill "
+    r"|\bneeds (?:an?|one|plain|trials|`|\{)|\bneed (?:a|`)",
     re.IGNORECASE,
 )
 
