@@ -52,8 +52,9 @@ def prepare(
         digests: file that remembers the digests of recordings (`audio.digests.Digests`).
 
     Returns:
-        `utterances`, `rejected`, `synthetic`, `leaks`, `splits` (counts), and `content`: digest
-        of the input of the features (ids, audio and text), independent of the split.
+        `utterances`, `rejected`, `synthetic`, `leaks`, `splits` (counts), `rejected_kinds`: the
+        commonest reasons with their number and the first row, and `content`: digest of the input
+        of the features (ids, audio and text), independent of the split.
 
     Raises:
         UsageError: if a corpus is not found, or the split is impossible or leaks.
@@ -124,6 +125,7 @@ def _prepare(
         "rejected": len(built.rejections),
         "rejected_share": {title: round(share, 6) for title, share in dropped.items()},
         "rejected_for": built.rejections.commonest(),
+        "rejected_kinds": built.rejections.groups(),
         "synthetic": report["synthetic"],
         "leaks": report["leaks"],
         "splits": report["counts"]["split"],
