@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +38,7 @@ def column(function: Any) -> list[str]:
     return found
 
 
+@cache
 def pieces() -> set[str]:
     """What the tests look for in messages: the tables' column, and arguments of told and says."""
     found: set[str] = set()

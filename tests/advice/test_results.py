@@ -54,7 +54,7 @@ def test_a_training_that_hardly_learnt(tmp_path: Path) -> None:
 
 
 def test_a_training_that_learnt_by_heart(tmp_path: Path, evaluation_case: EvaluationCase) -> None:
-    manifest, store = make_corpus(tmp_path / "corpus", rows=150)
+    manifest, store = make_corpus(tmp_path / "corpus", rows=100)
     right = read_manifest(manifest)
     rows = right.to_pylist()
     random = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def test_a_training_that_learnt_by_heart(tmp_path: Path, evaluation_case: Evalua
         label = int(random.integers(0, 4))
         row |= {"label": CLASSES[label], "label_soft": np.eye(7, dtype=np.float32)[label].tolist()}
     write_manifest(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), Path(manifest).parent)
-    task = make_task((manifest, store), epochs=30, metric="loss")
+    task = make_task((manifest, store), epochs=20, metric="loss")
     reason = not_trained_on_validation([trained(task, tmp_path / "shuffled")])
     says(
         "look at the labels and the class counts of the parts, and compare the linear probe", reason

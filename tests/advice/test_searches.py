@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pytest
 from helpers.advice import says, told
-from helpers.paths import PYTHONPATH
+from helpers.recording_logger import RecordingLogger
 from helpers.search_case import TASK, choice, interval, make_spec, study_of, write_spec
 from helpers.training_corpus import make_corpus, make_task
 
@@ -21,7 +17,7 @@ from multistill.config import FeaturesConfig, SearchConfig
 from multistill.errors import UsageError
 from multistill.search import cost
 from multistill.search import study as study_module
-from multistill.search.experiment import ExperimentResult
+from multistill.search.experiment import ExperimentResult, Interrupt
 from multistill.search.space import apply
 from multistill.search.trial_folders import trial_folder
 from multistill.workspace import read_json, write_json
@@ -120,41 +116,11 @@ def test_latency_that_cannot_be_timed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert cost.cost("parameters", task, tmp_path) > 0
 
 
-INTERRUPTED = """
-import json, signal, sys, time
-from multistill.search.experiment import Interrupt
-from multistill.tracking.logger import NullLogger
-
-class Logger(NullLogger):
-    def info(self, message):
-        print(message, flush=True)
-
-with Interrupt(Logger()):
-    print("started", flush=True)
-    for _ in range(600):
-        time.sleep(0.1)
-"""
-
-
-@pytest.fixture
-def running() -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "PYTHONPATH": PYTHONPATH},
-    )
-    yield process
-    process.kill()
-    process.wait()
-
-
-def test_the_second_ctrl_c(running: subprocess.Popen[str]) -> None:
-    assert running.stdout is not None
-    assert running.stdout.readline() == "started\n"
-    running.send_signal(signal.SIGINT)
-    says("press Ctrl-C again to stop now", running.stdout.readline())
-    assert running.poll() is None
-    running.send_signal(signal.SIGINT)
-    assert running.wait(30) != 0
+def test_the_second_ctrl_c() -> None:
+    logger = RecordingLogger()
+    with pytest.raises(KeyboardInterrupt), Interrupt(logger) as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.requested, "the first one lets running trials finish their epoch"
+        says("press Ctrl-C again to stop now", logger.messages[-1])
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second Ctrl-C was swallowed")
