@@ -318,12 +318,12 @@ def _secrets(job: JobConfig | None) -> Iterator[Finding]:
     token_path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if token_path:
         paths.append(Path(token_path).expanduser())
-        if not paths[-1].is_file():
+        if not paths[-1].is_file() or not paths[-1].stat().st_size:
             yield Finding(
                 "secrets",
                 False,
-                f"RAY_AUTH_TOKEN_PATH is {token_path}, which does not exist",
-                "run `ray get-auth-token --generate`, or unset the variable",
+                f"RAY_AUTH_TOKEN_PATH is {token_path}, which does not exist or is empty",
+                "write the cluster's token into that file, or unset the variable",
             )
     readable_by_others = [
         path

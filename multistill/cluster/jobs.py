@@ -182,7 +182,9 @@ def _start(client: Any, submission_id: str, **request: Any) -> str:
             return _submit_when_ready(client, submission_id=numbered_id, **request)
         if job_status not in _ENDED:
             return numbered_id
-    raise MultistillError(f"the cluster has 999 jobs `{submission_id}`; delete the old ones")
+    raise MultistillError(
+        f"the cluster has 999 jobs `{submission_id}`; delete old ones with `ray job delete ID`"
+    )
 
 
 def _submit_when_ready(client: Any, **request: Any) -> str:

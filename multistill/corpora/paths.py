@@ -12,7 +12,9 @@ from pathlib import Path
 from multistill.config import CorpusConfig
 from multistill.errors import UsageError
 
-UNPACK_HINT = "unpack the archive again with UTF-8 names, for example by `unzip -O cp949`"
+UNPACK_HINT = (
+    "unpack the archive again with `python -m zipfile --metadata-encoding cp949 -e ARCHIVE FOLDER`"
+)
 
 
 _LONGEST_ENDING = 4  # letters: `.flac`, `.aiff`
@@ -132,7 +134,8 @@ def wrong_folder(corpus: str, expected: str, root: Path) -> UsageError:
     """The error for a folder that is not the corpus; suggests a subfolder that may be it."""
     folders = [child for child in sorted(root.iterdir()) if child.is_dir()] if root.is_dir() else []
     first = expected.replace("/", ",").split(",", 1)[0]
-    hint = next((f"; did you mean {child}?" for child in folders if (child / first).exists()), "")
+    named = [child for child in folders if is_utf8(child.name)]
+    hint = next((f"; did you mean {child}?" for child in named if (child / first).exists()), "")
     if not hint and not all(is_utf8(name) for name in nfc_names(root)):
         hint = f"; names there are not UTF-8: {UNPACK_HINT}"
     return UsageError(

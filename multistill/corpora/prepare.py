@@ -52,8 +52,9 @@ def prepare(
         digests: file that remembers the digests of recordings (`audio.digests.Digests`).
 
     Returns:
-        `utterances`, `rejected`, `synthetic`, `leaks`, `splits` (counts), and `content`: digest
-        of the input of the features (ids, audio and text), independent of the split.
+        `utterances`, `rejected`, `synthetic`, `leaks`, `splits` (counts), `rejected_kinds`: the
+        commonest reasons with their number and the first row, and `content`: digest of the input
+        of the features (ids, audio and text), independent of the split.
 
     Raises:
         UsageError: if a corpus is not found, or the split is impossible or leaks.
@@ -124,6 +125,7 @@ def _prepare(
         "rejected": len(built.rejections),
         "rejected_share": {title: round(share, 6) for title, share in dropped.items()},
         "rejected_for": built.rejections.commonest(),
+        "rejected_kinds": built.rejections.groups(),
         "synthetic": report["synthetic"],
         "leaks": report["leaks"],
         "splits": report["counts"]["split"],
@@ -206,8 +208,12 @@ def is_current(manifest: Path, digests: Path) -> bool:
 
     `listing` does not see a file that was edited in place and given its old time again; the
     remembered digests do (`audio.digests.Digests`). Only files that look changed are read.
+    A manifest that was deleted or cut off is not current.
     """
-    rows = pq.read_table(manifest, columns=["audio_path", "audio_digest"])
+    try:
+        rows = pq.read_table(manifest, columns=["audio_path", "audio_digest"])
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return False
     known = Digests(digests)
     content = dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
     current = known.confirm(list(content), list(content.values()))

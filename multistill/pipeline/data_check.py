@@ -13,30 +13,28 @@ from multistill.pipeline.step import StepRun
 from multistill.tracking.logger import NullLogger
 from multistill.workspace import Workspace
 
-EXAMPLES = 3
-
 
 def check_data(job: JobConfig) -> dict[str, Any]:
     """Read the corpora, decide labels and split, and count.
 
     Returns:
         `corpora`: utterances by corpus; `splits`: by part, then by class, ties under `tie`;
-        `rejected`: number of clips and rows left out; `examples`: source and reason of the first.
+        `rejected`: number of clips and rows left out; `rejected_kinds`: the commonest reasons,
+        each with `count`, `kind`, and `source` and `reason` of one row.
 
     Raises:
         UsageError: a corpus is not found, or the split is impossible or leaks.
         MultistillError: no utterance is left.
     """
-    from multistill.corpora.manifest import MANIFEST, REJECTED, read_manifest
+    from multistill.corpora.manifest import MANIFEST, read_manifest
 
     with TemporaryDirectory(prefix="multistill-") as folder:
         steps = steps_of(job, Workspace(folder))
         step = next(step for step in steps if step.artifact == "manifest")
         out = Path(folder) / "manifest"
         out.mkdir()
-        step.build(StepRun(artifacts={}, out=out, logger=NullLogger(), fingerprint=""))
+        summary = step.build(StepRun(artifacts={}, out=out, logger=NullLogger(), fingerprint=""))
         rows = read_manifest(out / MANIFEST, columns=["corpus", "split", "label"])
-        rejected = _rejected(out / REJECTED)
     corpora: Counter[str] = Counter(rows["corpus"].to_pylist())
     splits: dict[str, Counter[str]] = {part: Counter() for part in ("train", "valid", "test")}
     labels = zip(rows["split"].to_pylist(), rows["label"].to_pylist(), strict=True)
@@ -45,16 +43,9 @@ def check_data(job: JobConfig) -> dict[str, Any]:
     return {
         "corpora": dict(corpora),
         "splits": {part: dict(counts) for part, counts in splits.items()},
-        "rejected": len(rejected),
-        "examples": rejected[:EXAMPLES],
+        "rejected": summary["rejected"],
+        "rejected_kinds": summary["rejected_kinds"],
     }
-
-
-def _rejected(path: Path) -> list[dict[str, str]]:
-    import pyarrow.parquet as pq
-
-    rows: list[dict[str, str]] = pq.read_table(path).to_pylist()
-    return rows
 
 
 def describe(facts: dict[str, Any]) -> list[str]:
@@ -64,5 +55,7 @@ def describe(facts: dict[str, Any]) -> list[str]:
         classes = ", ".join(f"{label} {number}" for label, number in sorted(counts.items()))
         lines.append(f"{part}: {sum(counts.values())} ({classes})")
     lines.append(f"rejected: {facts['rejected']}")
-    lines += [f"  {row['source']}: {row['reason']}" for row in facts["examples"]]
+    for group in facts["rejected_kinds"]:
+        lines.append(f"  {group['count']} x {group['kind']}")
+        lines.append(f"      such as {group['source']}: {group['reason']}")
     return lines

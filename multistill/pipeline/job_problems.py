@@ -16,7 +16,6 @@ from multistill.pipeline.job_yaml import (
     in_quotes,
     looks_like_another_number,
     name_of,
-    quoted,
     read_as,
 )
 from multistill.pipeline.recipes import Location
@@ -38,8 +37,6 @@ def misread(values: JobValues) -> dict[Location, str]:
             if boolean
             else "write the number without leading zeros and colons"
         )
-        if str in types:
-            remedy += f", or put it in quotes: {quoted(node.value)}"
         sentences[location] = (
             f"{name_of(location)}: YAML reads `{node.value}` as {read_as(node)}"
             f"{',' if boolean else ';'} {remedy}"

@@ -309,9 +309,11 @@ def _second_colon(lines: list[str], number: int) -> tuple[int, str]:
             "this line is indented further than the line above, which has a value already; "
             "start both in the same column"
         )
+    if before is not None and ":" not in lines[before]:
+        return before + 1, "this line has no `: ` after its key; write `key: value`"
     return number + 1, (
-        "a key stands where a value is expected; check the indentation of this line and of the "
-        "line above"
+        "a key stands where a value is expected; check the quotes and the indentation of this "
+        "line and of the line above"
     )
 
 

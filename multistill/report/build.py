@@ -219,7 +219,8 @@ def _reliability_warnings(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str
             "CLASSES TOO RARE",
             f"Too few test clips, or in one {unit} only: {named}. UAR and macro F1 average over "
             "all classes, so they have no interval here and there is no verdict; accuracy and "
-            "weighted F1 have one. Raise `split.test`, or leave these classes out.",
+            "weighted F1 have one. Raise `split.test`, or map these labels to other classes "
+            "(`labels` of the corpus).",
         )
     valid = metrics["validation"]
     if valid["clips"] < MIN_VALIDATION_CLIPS or valid["groups"] < MIN_VALIDATION_GROUPS:
