@@ -26,6 +26,7 @@ from multistill.evaluation.candidates import (
     evenly_spaced,
     probe_baseline,
 )
+from multistill.evaluation.figures import single_numbers
 from multistill.evaluation.scoring import BASELINE, Prediction, Scorer
 from multistill.evaluation.trained import not_trained_on_test, not_trained_on_validation
 from multistill.evaluation.utterances import (
@@ -144,7 +145,7 @@ def evaluate(
         },
     )
     return {
-        "headline": {model["name"]: _headline(model) for model in (baseline, *models)},
+        "headline": {model["name"]: single_numbers(model) for model in (baseline, *models)},
         "distillation": [comparison["sentence"] for comparison in comparisons],
         "not_trained": reasons,
     }
@@ -155,20 +156,12 @@ def _class_counts(clips: Utterances) -> dict[str, int]:
     return {name: int(count) for name, count in zip(CLASSES, counts, strict=True)}
 
 
-def _headline(model: Mapping[str, Any]) -> dict[str, float | None]:
-    """Metrics of a model as single numbers: means over its seeds where there are several."""
-    values = {name: score["value"] for name, score in model["metrics"].items()}
-    for name, score in model.get("seeds", {}).get("metrics", {}).items():
-        values |= {name: score["value"], f"{name}_sd": score["sd"]}
-    return values
-
-
 def _why_not_trained(model: Mapping[str, Any], baseline: Mapping[str, Any]) -> str | None:
     """Why a model is called `not trained`, as a sentence; None if it beats the majority."""
     reason = not_trained_on_validation(model["training"])
     if reason is not None:
         return reason
-    scores = _headline(model)
+    scores = single_numbers(model)
     majority = {name: baseline["metrics"][name]["value"] for name in ("uar", "macro_f1")}
     if any(scores[name] is None for name in majority):
         return None

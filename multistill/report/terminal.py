@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from multistill.evaluation.figures import over_seeds
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -81,12 +83,6 @@ def table(report: Mapping[str, Any]) -> Table:
             style={"student": "bold", "probe": "dim"}.get(model["role"]),
         )
     return results
-
-
-def over_seeds(model: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
-    """A metric of a model: the mean over its seeds with `sd`, where it has several."""
-    seeds: Mapping[str, Any] = model.get("seeds") or model
-    return seeds["metrics"][metric]
 
 
 def _note(model: Mapping[str, Any]) -> str:
