@@ -122,7 +122,7 @@ def _prepare(
     return {
         "utterances": len(rows),
         "rejected": len(built.rejections),
-        "rejected_share": {title: round(share, 6) for title, share in dropped.items()},
+        "rejected_share": dropped,
         "rejected_for": built.rejections.commonest(),
         "synthetic": report["synthetic"],
         "leaks": report["leaks"],
@@ -131,26 +131,35 @@ def _prepare(
     }
 
 
-def refuse_rejections(
+def excessive_rejections(
     corpora: Sequence[CorpusConfig], shares: Mapping[str, float], reasons: str
-) -> None:
-    """Stop if more of a corpus is rejected than the job allows.
+) -> Iterator[str]:
+    """A sentence for each corpus of which more is rejected than the job allows.
 
     Args:
         shares: rejected share of rows and recordings by corpus title.
         reasons: the commonest reasons of all corpora.
-
-    Raises:
-        MultistillError: names the corpus and the reasons.
     """
     for config in corpora:
         share = shares.get(config.title, 0.0)
         if share > config.max_rejected:
-            raise MultistillError(
+            yield (
                 f"corpus `{config.title}`: {share:.1%} of its rows and recordings are rejected, "
                 f"the limit is {config.max_rejected:.1%} (max_rejected): {reasons}; correct them, "
                 "or raise the limit"
             )
+
+
+def refuse_rejections(
+    corpora: Sequence[CorpusConfig], shares: Mapping[str, float], reasons: str
+) -> None:
+    """Raise for the first of the `excessive_rejections`.
+
+    Raises:
+        MultistillError: more of a corpus is rejected than the job allows.
+    """
+    for sentence in excessive_rejections(corpora, shares, reasons):
+        raise MultistillError(sentence)
 
 
 def _records(config: CorpusConfig, unpacked: Path) -> Iterator[Record]:

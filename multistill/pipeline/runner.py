@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from multistill import provenance
 from multistill.config import JobConfig
-from multistill.errors import UsageError
+from multistill.errors import MultistillError, UsageError
 from multistill.pipeline.recipes import steps_of
 from multistill.pipeline.step import Step, StepRun
 from multistill.pipeline.variants import job_file
@@ -147,6 +147,8 @@ class RunContext:
                 later.preflight(self.artifacts)
             artifact = self._build(step, name)
             self.display.print(f"{step.name:<9} done in {artifact.seconds:.0f} s  {name}")
+        if excess := step.over_limits(artifact):
+            raise MultistillError("; ".join(excess))
         self.artifacts[step.artifact] = artifact
         self.stages.append(
             {
