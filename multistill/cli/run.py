@@ -98,7 +98,7 @@ def plan(
 def validate(
     job: JobFile,
     data: Annotated[
-        bool, typer.Option("--data", help="also read the corpora and count; writes nothing")
+        bool, typer.Option("--data", help="also read the corpora and count; no stage runs")
     ] = False,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = None,
@@ -116,8 +116,13 @@ def validate(
     facts = None
     if data:
         from multistill.pipeline import data_check
+        from multistill.tracking.console import ConsoleLogger, ProgressDisplay
 
-        facts = data_check.check_data(config)
+        display = ProgressDisplay()
+        try:
+            facts = data_check.check_data(config, ConsoleLogger(display, config.name))
+        finally:
+            display.clear()
     if as_json:
         counts = {} if facts is None else {"data": facts}
         print_json({"valid": True, "file": str(job), "problems": [], **counts})

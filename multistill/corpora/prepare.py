@@ -99,7 +99,16 @@ def _prepare(
     for kind, count in built.rejections.kinds.most_common(3):
         logger.info(f"rejected: {count} x {kind}")
     given = built.rows["given_split"].to_pylist() if split.by == "column" else None
-    parts = split_rows(built.rows, split, given)
+    try:
+        parts = split_rows(built.rows, split, given)
+    except UsageError as error:
+        if not len(built.rejections):
+            raise
+        # Often there are too few groups because most rows are gone.
+        raise UsageError(
+            f"{error}; of {len(built.rows) + len(built.rejections)} rows and recordings, "
+            f"{len(built.rejections)} are rejected: {built.rejections.commonest()}"
+        ) from error
     for name in parts.facts["reassigned"]:
         logger.info(f"split: {name} was reassigned to a part that had no group")
     leaked = leaks(built.rows, parts.part)
@@ -122,7 +131,7 @@ def _prepare(
     return {
         "utterances": len(rows),
         "rejected": len(built.rejections),
-        "rejected_share": dropped,
+        "rejected_share": {title: round(share, 6) for title, share in dropped.items()},
         "rejected_for": built.rejections.commonest(),
         "synthetic": report["synthetic"],
         "leaks": report["leaks"],
@@ -169,9 +178,10 @@ def _records(config: CorpusConfig, unpacked: Path) -> Iterator[Record]:
 def _no_utterances(rejections: Rejections) -> str:
     if not len(rejections):
         return "the corpora have no utterances; check `corpora` in the job file"
+    others = f"; in all: {rejections.commonest()}" if len(rejections.kinds) > 1 else ""
     return (
         f"all {len(rejections)} utterances are rejected; the first, {rejections.sources[0]}: "
-        f"{rejections.reasons[0]}"
+        f"{rejections.reasons[0]}{others}"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from multistill.pipeline.step import Artifacts, Step, StepRun
@@ -29,15 +28,11 @@ class Prepare(Step):
 
         return {"files": listing(self.job.corpora)}
 
-    @property
-    def _digests(self) -> Path:
-        return self.workspace.root / "digests.npy"
-
     def is_intact(self, artifact: Artifact) -> bool:
         from multistill.corpora.manifest import MANIFEST
         from multistill.corpora.prepare import is_current
 
-        return is_current(artifact.path / MANIFEST, self._digests)
+        return is_current(artifact.path / MANIFEST, self.workspace.digests)
 
     def over_limits(self, artifact: Artifact) -> Sequence[str]:
         from multistill.corpora.prepare import excessive_rejections
@@ -54,7 +49,7 @@ class Prepare(Step):
             self.job.split,
             clear(run.out),
             unpacked=self.workspace.root / "corpora",
-            digests=self._digests,
+            digests=self.workspace.digests,
             logger=run.logger,
         )
 
