@@ -74,6 +74,7 @@ def evaluate(
     out: Path,
     logger: RunLogger | None = None,
     seed: int = 0,
+    split_by: str = "session",
 ) -> dict[str, Any]:
     """Score models on the test split; write predictions.parquet and metrics.json into `out`.
 
@@ -81,6 +82,7 @@ def evaluate(
         manifest: folder of the manifest.
         features: folder of the feature store.
         seed: of the bootstrap resamples.
+        split_by: `split.by` of the job, which names the unit of the intervals.
 
     Returns:
         a summary: `headline` (metrics by model), `distillation` (sentences), `not_trained` (why,
@@ -101,7 +103,7 @@ def evaluate(
             "scored; raise `split.test` or look into quarantine.parquet of the features"
         )
     training = read_training_statistics(manifest)
-    scorer = Scorer(test, training, config, seed)
+    scorer = Scorer(test, training, config, seed, split_by)
     evaluation = _Evaluation(manifest, store, splits, scorer, config)
     models: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
@@ -130,7 +132,7 @@ def evaluate(
             "format": FORMAT,
             "test": scorer.describe_test_set(),
             "class_counts": {name: _class_counts(split) for name, split in splits.items()},
-            "validation": _describe_validation(splits["valid"]),
+            "validation": _describe_validation(splits["valid"], split_by),
             "confidence": config.confidence,
             "resamples": config.resamples,
             "seed": seed,
@@ -168,12 +170,15 @@ def _why_not_trained(model: Mapping[str, Any], baseline: Mapping[str, Any]) -> s
     return not_trained_on_test({name: scores[name] or 0.0 for name in majority}, majority)
 
 
-def _describe_validation(valid: Utterances) -> dict[str, Any]:
+def _describe_validation(valid: Utterances, split_by: str) -> dict[str, Any]:
     """Labelled clips and groups of the set on which epochs, temperatures and winners are chosen."""
-    clusters = choose_clusters(valid.groups, valid.sessions, valid.speakers)
-    unit = "group" if clusters.unit == "utterance" else clusters.unit
+    clusters = choose_clusters(valid.groups, valid.sessions, valid.speakers, split_by)
     groups = len({*valid.groups})
-    return {"clips": int((valid.truth >= 0).sum()), "groups": groups, "unit": unit}
+    return {
+        "clips": int((valid.truth >= 0).sum()),
+        "groups": groups,
+        "unit": clusters.only or clusters.unit,
+    }
 
 
 def _check_names(candidates: Sequence[Candidate]) -> None:

@@ -109,13 +109,14 @@ def _caption(report: Mapping[str, Any]) -> list[str]:
         f"speech: {encoder(encoders['speech'])}; text: {encoder(encoders['text'])}",
         f"{test['decided']} test clips of {test['speakers']} speakers; "
         f"{100 * report['confidence']:.0f} % intervals over {resampled['count']} "
-        f"{resampled['unit']}s",
+        f"{'clip' if resampled['unit'] == 'utterance' else resampled['unit']}s",
         f"split by {report['split']['by']} (split.seed {report['split']['seed']}), trainings from "
         f"seed {report['seed']}",
         *(
             f"{warning['title']}: {warning['text']}"
             for warning in report["warnings"]
-            if warning["kind"] == "not-trained" or warning["kind"].startswith("classes-")
+            if warning["kind"] in ("not-trained", "one-group")
+            or warning["kind"].startswith("classes-")
         ),
         *(comparison["sentence"] for comparison in report["distillation"]),
     ]
