@@ -100,7 +100,16 @@ def _prepare(
     for kind, count in built.rejections.kinds.most_common(3):
         logger.info(f"rejected: {count} x {kind}")
     given = built.rows["given_split"].to_pylist() if split.by == "column" else None
-    parts = split_rows(built.rows, split, given)
+    try:
+        parts = split_rows(built.rows, split, given)
+    except UsageError as error:
+        if not len(built.rejections):
+            raise
+        # Often there are too few groups because most rows are gone.
+        raise UsageError(
+            f"{error}; of {len(built.rows) + len(built.rejections)} rows and recordings, "
+            f"{len(built.rejections)} are rejected: {built.rejections.commonest()}"
+        ) from error
     for name in parts.facts["reassigned"]:
         logger.info(f"split: {name} was reassigned to a part that had no group")
     leaked = leaks(built.rows, parts.part)
@@ -133,26 +142,35 @@ def _prepare(
     }
 
 
-def refuse_rejections(
+def excessive_rejections(
     corpora: Sequence[CorpusConfig], shares: Mapping[str, float], reasons: str
-) -> None:
-    """Stop if more of a corpus is rejected than the job allows.
+) -> Iterator[str]:
+    """A sentence for each corpus of which more is rejected than the job allows.
 
     Args:
         shares: rejected share of rows and recordings by corpus title.
         reasons: the commonest reasons of all corpora.
-
-    Raises:
-        MultistillError: names the corpus and the reasons.
     """
     for config in corpora:
         share = shares.get(config.title, 0.0)
         if share > config.max_rejected:
-            raise MultistillError(
+            yield (
                 f"corpus `{config.title}`: {share:.1%} of its rows and recordings are rejected, "
                 f"the limit is {config.max_rejected:.1%} (max_rejected): {reasons}; correct them, "
                 "or raise the limit"
             )
+
+
+def refuse_rejections(
+    corpora: Sequence[CorpusConfig], shares: Mapping[str, float], reasons: str
+) -> None:
+    """Raise for the first of the `excessive_rejections`.
+
+    Raises:
+        MultistillError: more of a corpus is rejected than the job allows.
+    """
+    for sentence in excessive_rejections(corpora, shares, reasons):
+        raise MultistillError(sentence)
 
 
 def _records(config: CorpusConfig, unpacked: Path) -> Iterator[Record]:
@@ -162,9 +180,10 @@ def _records(config: CorpusConfig, unpacked: Path) -> Iterator[Record]:
 def _no_utterances(rejections: Rejections) -> str:
     if not len(rejections):
         return "the corpora have no utterances; check `corpora` in the job file"
+    others = f"; in all: {rejections.commonest()}" if len(rejections.kinds) > 1 else ""
     return (
         f"all {len(rejections)} utterances are rejected; the first, {rejections.sources[0]}: "
-        f"{rejections.reasons[0]}"
+        f"{rejections.reasons[0]}{others}"
     )
 
 

@@ -8,7 +8,7 @@ here reads a folder or the local cache of the hub; no weights, no torch, no netw
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,17 +60,21 @@ def refuse_mismatched(config: FeaturesConfig) -> None:
         raise UsageError(sentence)
 
 
-def refuse_unknown(config: TextEncoderConfig, texts: Sequence[str]) -> None:
-    """Stop if the text encoder does not know the words of a corpus.
+def unknown_tokens(config: TextEncoderConfig, texts: Sequence[str]) -> dict[str, Any] | None:
+    """How many tokens of a corpus the text encoder does not know.
 
     Args:
         texts: transcripts, of which `TRANSCRIPTS` are looked at.
 
+    Returns:
+        `share` of unknown tokens, number of `transcripts` that were looked at, and as `example`
+        one that is mostly unknown; None for built-in encoders, which know every token.
+
     Raises:
-        MultistillError: more tokens are unknown than `max_unknown`, or no tokenizer can be loaded.
+        MultistillError: no tokenizer can be loaded.
     """
     if config.model in BUILT_IN_TEXT:
-        return
+        return None
     try:
         tokenizer = hub.load_tokenizer(config.model, hub.resolve(config.model, config.revision))
     except hub.UnavailableModelError as error:
@@ -84,14 +88,41 @@ def refuse_unknown(config: TextEncoderConfig, texts: Sequence[str]) -> None:
         tokens += len(ids)
         unknown += lost
         example = example or (text if lost * 2 > len(ids) else "")
-    if tokens and unknown > config.max_unknown * tokens:
-        raise MultistillError(
+    return {
+        "share": unknown / tokens if tokens else 0.0,
+        "transcripts": len(texts),
+        "example": example[:60],
+    }
+
+
+def too_many_unknown(config: TextEncoderConfig, unknown: Mapping[str, Any] | None) -> Iterator[str]:
+    """A sentence if the text encoder does not know the words of a corpus.
+
+    Args:
+        unknown: of `unknown_tokens`.
+    """
+    if unknown is not None and unknown["share"] > config.max_unknown:
+        example = unknown["example"]
+        yield (
             f"{TEXT_SECTION}.model: the tokenizer of `{config.model}` does not know "
-            f"{unknown / tokens:.0%} of the tokens of {len(texts)} transcripts"
-            + (f" (such as `{example[:60]}`)" if example else "")
+            f"{unknown['share']:.0%} of the tokens of {unknown['transcripts']} transcripts"
+            + (f" (such as `{example}`)" if example else "")
             + f", the limit is {config.max_unknown:.0%} ({TEXT_SECTION}.max_unknown); use a model "
             "for the language of the corpus, or raise the limit"
         )
+
+
+def refuse_unknown(config: TextEncoderConfig, texts: Sequence[str]) -> None:
+    """Stop if the text encoder does not know the words of a corpus.
+
+    Args:
+        texts: as of `unknown_tokens`.
+
+    Raises:
+        MultistillError: more tokens are unknown than `max_unknown`, or no tokenizer can be loaded.
+    """
+    for sentence in too_many_unknown(config, unknown_tokens(config, texts)):
+        raise MultistillError(sentence)
 
 
 def _speech_problems(config: SpeechEncoderConfig, folder: Path) -> Iterator[str]:

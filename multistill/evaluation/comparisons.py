@@ -75,7 +75,7 @@ def mcnemar(first_correct: np.ndarray, second_correct: np.ndarray) -> dict[str, 
     """Exact McNemar test of two models on the same clips.
 
     The test assumes independent clips, which clips of one session are not; the verdict uses
-    the interval by session instead.
+    the interval of `difference` instead.
     """
     gained = int((first_correct & ~second_correct).sum())
     lost = int((~first_correct & second_correct).sum())

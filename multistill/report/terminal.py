@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from multistill.evaluation.figures import over_seeds
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -83,12 +85,6 @@ def table(report: Mapping[str, Any]) -> Table:
     return results
 
 
-def over_seeds(model: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
-    """A metric of a model: the mean over its seeds with `sd`, where it has several."""
-    seeds: Mapping[str, Any] = model.get("seeds") or model
-    return seeds["metrics"][metric]
-
-
 def _note(model: Mapping[str, Any]) -> str:
     """What stands below a model's name: seeds, unused parameters, whether it learnt anything."""
     seeds = f"\n{model['seeds']['count']} seeds" if model.get("seeds") else ""
@@ -113,13 +109,14 @@ def _caption(report: Mapping[str, Any]) -> list[str]:
         f"speech: {encoder(encoders['speech'])}; text: {encoder(encoders['text'])}",
         f"{test['decided']} test clips of {test['speakers']} speakers; "
         f"{100 * report['confidence']:.0f} % intervals over {resampled['count']} "
-        f"{resampled['unit']}s",
+        f"{'clip' if resampled['unit'] == 'utterance' else resampled['unit']}s",
         f"split by {report['split']['by']} (split.seed {report['split']['seed']}), trainings from "
         f"seed {report['seed']}",
         *(
             f"{warning['title']}: {warning['text']}"
             for warning in report["warnings"]
-            if warning["kind"] == "not-trained" or warning["kind"].startswith("classes-")
+            if warning["kind"] in ("not-trained", "one-group")
+            or warning["kind"].startswith("classes-")
         ),
         *(comparison["sentence"] for comparison in report["distillation"]),
     ]

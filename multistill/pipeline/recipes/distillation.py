@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from multistill.config import JobConfig
 from multistill.errors import MultistillError
@@ -30,6 +30,10 @@ def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
         Evaluate(job, workspace, scored),
         Report(job, workspace),
     ]
+
+
+def left_out(job: JobConfig) -> Mapping[str, str]:
+    return {} if job.search.enabled else {Search.name: "add `search: true` to the job file"}
 
 
 def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
@@ -162,4 +166,5 @@ RECIPE = Recipe(
     summary="teacher, soft targets, students with controls, search, evaluation, report",
     steps=steps,
     check=check,
+    left_out=left_out,
 )
