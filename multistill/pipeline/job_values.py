@@ -7,6 +7,7 @@ from typing import Any
 
 from yaml.nodes import Node, ScalarNode
 
+from multistill.config.secrets import HIDDEN, has_secret
 from multistill.errors import UsageError
 from multistill.pipeline.job_schema import section_at
 from multistill.pipeline.job_yaml import Document, NotValidYamlError, Problem, name_of, quoted, read
@@ -33,7 +34,8 @@ class JobValues:
             UsageError: it cannot be read, or there is no such place.
         """
         key, equals, value = text.partition("=")
-        text = redact(text)  # only messages use it from here on
+        # Only messages use the text from here on.
+        text = f"{key}={HIDDEN}" if has_secret(value) else redact(text)
         steps = key.strip().split(".")
         if not equals or not all(steps):
             raise UsageError(f"--set {text}: write it as section.key=value")
