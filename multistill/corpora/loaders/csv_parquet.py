@@ -10,9 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multistill.corpora.characters import visible
 from multistill.corpora.encodings import KEEP_GOING, UNDECODABLE
 from multistill.corpora.records import Rejected
-from multistill.corpora.text import CorpusText, visible
+from multistill.corpora.text import CorpusText
 from multistill.errors import UsageError
 
 if TYPE_CHECKING:
