@@ -102,7 +102,8 @@ def _losses(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Distillation losses that do not fit how the students are trained."""
     space = job.search.space if job.search.enabled else {}
     searched = space.get("distillation.loss")
-    losses = {job.distillation.loss, *((searched.choices or []) if searched else [])}
+    # What is no loss at all is told by `check_space`.
+    losses = {job.distillation.loss, *map(str, (searched.choices or []) if searched else [])}
     batch_wise = ["loss dist"] if "dist" in losses else []
     if job.distillation.cka_weight or "distillation.cka_weight" in space:
         batch_wise.append("cka_weight")
