@@ -27,6 +27,7 @@ _SIGN_TAG = re.compile(r"[*+/]")
 _MOST_FILES = 4096  # read to decide the encoding of a corpus, evenly spread over it
 _EVIDENCE = 1 << 16  # bytes that are compared in all candidate encodings
 
+_MARKED = ("utf-16", "utf-32")  # encodings in which a mark tells the order of the bytes
 # Control characters that separate: spaces are made of them, as of line breaks.
 _SEPARATORS = re.compile("[\x0b\x0c\x1c-\x1f\x85\u2028\u2029]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
@@ -119,8 +120,12 @@ class CorpusText:
         except UnicodeDecodeError as error:
             byte = f"byte {data[error.start]:#04x} at {error.start}"
             raise UndecodableError(f"not text in {encoding} ({byte})") from error
+        except UnicodeError as error:  # of codecs that do not say where
+            raise UndecodableError(f"not text in {encoding} ({error})") from error
 
     def _encoding_of(self, data: bytes) -> str:
+        if self._given in _MARKED:
+            raise UndecodableError(_no_mark(self._given))
         if self._given is not None:
             return self._given
         try:
@@ -155,6 +160,8 @@ class CorpusText:
             mark = mark_of(stream.read(4))
             if mark is not None:
                 return mark
+            if self._given in _MARKED:
+                raise UsageError(f"corpus `{self._title}`: {path.name} {_no_mark(self._given)}")
             if self._given is not None:
                 return self._given
             stream.seek(0)
@@ -171,6 +178,13 @@ class CorpusText:
         if zeros * 20 > size or (letters and utf8 * 2 < letters):
             return self._legacy()
         return "utf-8"
+
+
+def _no_mark(encoding: str) -> str:
+    return (
+        f"has no byte order mark, which `encoding: {encoding}` needs; set `encoding: {encoding}-le`"
+        f" or `{encoding}-be`"
+    )
 
 
 def _is_utf8(data: bytes) -> bool:

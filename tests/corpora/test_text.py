@@ -141,6 +141,14 @@ def test_invisible_characters_do_not_make_another_name(name: str) -> None:
             assert normal_name(other) == normal_id(other) == tidy(other) == person
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_a_transcript_without_the_mark_that_its_encoding_needs_is_refused(encoding: str) -> None:
+    texts = CorpusText("own", encoding, list)
+    assert texts.decode("안녕".encode(encoding)) == ("안녕", encoding)
+    with pytest.raises(UndecodableError, match=f"set `encoding: {encoding}-le`"):
+        texts.decode("안녕".encode(f"{encoding}-be"))
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
 @pytest.mark.parametrize("person", ["김철수1", "Jörg", "José 2"])
 def test_a_name_is_the_same_in_every_unicode_form(person: str, form: str) -> None:
