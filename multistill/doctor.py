@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multistill.tracking.redaction import has_password, redact
+from multistill.config.secrets import has_secret
+from multistill.tracking.redaction import redact
 
 if TYPE_CHECKING:
     from multistill.config import JobConfig
@@ -306,7 +307,7 @@ def _stages(job: JobConfig | None) -> Iterator[Finding]:
 
 def _secrets(job: JobConfig | None) -> Iterator[Finding]:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if has_password(uri):
+    if has_secret(uri):
         yield Finding(
             "secrets",
             False,

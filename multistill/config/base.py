@@ -15,6 +15,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from multistill.config.secrets import has_secret
+
 CLASSES = ("neutral", "happy", "surprise", "angry", "sad", "disgust", "fear")
 """Class order as published (Multi-Still). Votes, shares and logits all follow it."""
 
@@ -34,10 +36,10 @@ FolderName = Annotated[str, AfterValidator(_file_name)]
 
 
 def _without_secret(value: str) -> str:
-    if "@" in value and ":" in value.rpartition("@")[0].partition("://")[2]:
+    if has_secret(value):
         raise ValueError(
-            "holds a password, and job files are recorded with every run; remove it and set it "
-            "through the environment"
+            "holds a password or a token, and job files are recorded with every run; remove it and "
+            "set it through the environment"
         )
     return value
 

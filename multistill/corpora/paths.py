@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from multistill.config import CorpusConfig
+from multistill.corpora.characters import is_invisible
 from multistill.errors import UsageError
 
 UNPACK_HINT = (
@@ -76,15 +77,16 @@ def printable(name: str) -> str:
     """
     if name.isascii() and name.isprintable():
         return name
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c in " \n\t" or not _hidden(c) else f"<U+{ord(c):04X}>" for c in text)
+    shown = "".join(c if c == " " or not _hidden(c) else f"<U+{ord(c):04X}>" for c in name)
+    return shown.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _hidden(character: str) -> bool:
     """Whether a character shows nothing, or a space that is none of the keyboard's."""
-    return character in "\u115f\u1160\u3164\uffa0" or (
-        unicodedata.category(character) in {"Cc", "Cf", "Cn", "Co", "Zl", "Zp", "Zs"}
-    )
+    category = unicodedata.category(character)
+    if category == "Cs":
+        return not "\udc80" <= character <= "\udcff"  # these stand for bytes
+    return is_invisible(character) or category in {"Cc", "Cn", "Co", "Zl", "Zp", "Zs"}
 
 
 def is_utf8(name: str) -> bool:

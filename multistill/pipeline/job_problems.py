@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
-from multistill.pipeline.job_schema import accepted_types, field_at, section_at
+from multistill.pipeline.job_schema import section_at, types_at
 from multistill.pipeline.job_values import JobValues
 from multistill.pipeline.job_yaml import (
     Problem,
@@ -28,8 +28,7 @@ def misread(values: JobValues) -> dict[Location, str]:
         boolean = node.tag.endswith(":bool")
         if not boolean and not looks_like_another_number(node):
             continue
-        field = field_at(location)
-        types = accepted_types(field.annotation) if field is not None else set()
+        types = types_at(location)
         if not types & {int, float} or (boolean and bool in types):
             continue
         remedy = (
@@ -95,6 +94,9 @@ def _sentence(error: Mapping[str, Any], location: Location, values: JobValues) -
 
 
 def _unknown_key(location: Location) -> str:
+    if not str(location[-1]):
+        place = f"{name_of(location[:-1])}: " if location[:-1] else ""
+        return f"{place}there is no key before the colon; write `key: value`"
     section = section_at(location[:-1])
     keys = list(section.model_fields) if section is not None else []
     hint = _near(str(location[-1]), keys) or (f"; there is {', '.join(keys)}" if keys else "")

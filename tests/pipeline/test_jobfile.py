@@ -14,6 +14,7 @@ from multistill.pipeline import jobfile
 
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
 SMALL = "name: t\ncorpora:\n  - kind: demo\n"
+STUDENT_MSE = "students: [{name: a, model: small-student, train: {loss: mse}}]\n"
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
@@ -153,6 +154,18 @@ def test_passwords_are_refused_and_not_repeated() -> None:
     assert found[0][0] == 4
     assert "environment" in found[0][1]
     assert "geheim" not in found[0][1]
+
+
+@pytest.mark.parametrize("key", ["distillation.loss", "train.loss", "train.accumulation"])
+@pytest.mark.parametrize(
+    "choices",
+    ["[kd, no]", "[no]", "[kd, 010]", "[3, kd]", "[dist, 1.5]", "[two-mse, no]"],
+)
+@pytest.mark.parametrize("more", ["", "distillation: {loss: dist}\n", STUDENT_MSE])
+def test_choices_of_mixed_types_are_told_in_words(key: str, choices: str, more: str) -> None:
+    found = problems(f"{SMALL}{more}search: {{space: {{{key}: {{choices: {choices}}}}}}}\n")
+    assert any(sentence.startswith("search.space") for _, sentence in found)
+    assert not any("distillation.loss False" in sentence for _, sentence in found)
 
 
 def test_an_override_changes_one_of_two_places_that_share_a_yaml_alias() -> None:
