@@ -10,32 +10,7 @@ import pytest
 from helpers.paths import ROOT
 
 PAGE = ROOT / "docs" / "what-happens-if.md"
-COMMON = set(
-    [
-        "a",
-        "an",
-        "and",
-        "another",
-        "are",
-        "at",
-        "be",
-        "but",
-        "by",
-        "i",
-        "in",
-        "is",
-        "it",
-        "its",
-        "my",
-        "no",
-        "not",
-        "of",
-        "on",
-        "or",
-        "the",
-        "to",
-    ]
-)
+SMALL = re.compile(r"an?|and|another|are|at|be|but|by|i|in|is|its?|my|no|not|of|on|or|the|to")
 ALIKE = 0.62
 """Share of the words of two questions that both have (Dice's coefficient)."""
 
@@ -49,7 +24,7 @@ def questions(page: str) -> list[str]:
 def words(question: str) -> set[str]:
     """What the question is about: without remarks in brackets and small words."""
     plain = re.sub(r"\([^)]*\)", " ", question).lower()
-    return set(re.findall(r"[\w.]+", plain)) - COMMON
+    return {word for word in re.findall(r"[\w.]+", plain) if not SMALL.fullmatch(word)}
 
 
 def nearly_equal(first: str, second: str) -> bool:
