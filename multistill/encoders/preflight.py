@@ -235,10 +235,9 @@ def _vocabulary_problems(
         return
     special = fields_of(folder / "tokenizer_config.json")
     if isinstance(special.raw("pad_token"), dict):
-        name = special.section("pad_token").required_text("content")
+        name = special.section("pad_token").required_text("content") or "[PAD]"
     else:
-        name = special.text("pad_token")
-    name = name or "[PAD]"
+        name = special.text("pad_token") or "[PAD]"
     pad, padding = settings.whole("pad_token_id"), vocabulary.ids.get(name)
     if pad is not None and padding is not None and pad != padding:
         yield (
