@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from multistill.config.base import CLASSES, FolderName, Section
+from multistill.config.base import CLASSES, Section
 from multistill.config.data import (
     CorpusConfig,
     CorpusKind,
@@ -32,6 +32,7 @@ from multistill.config.models import (
     TrainConfig,
     TrainSection,
 )
+from multistill.config.names import FolderName
 from multistill.config.resources import ResourcesConfig
 from multistill.config.search import SearchConfig, SearchParameter
 from multistill.config.tracking import ChampionConfig, TrackingConfig
@@ -65,6 +66,12 @@ __all__ = [
 def _or_boolean(schema: dict[str, Any]) -> None:
     """Let the JSON schema of a section accept `true` and `false`, too."""
     schema["anyOf"] = [{"type": "boolean"}, {"$ref": schema.pop("$ref")}]
+
+
+_RESERVED = re.compile(
+    r"teacher(-fold\d+)?|majority baseline|linear probe.*|.*-(control|search(-\d+)?|seed\d+)",
+    re.IGNORECASE,
+)
 
 
 class JobConfig(Section):
@@ -122,13 +129,19 @@ class JobConfig(Section):
             if titles.count(title) > 1:
                 raise ValueError(f"two corpora are called `{title}`; give one a `name`")
         names = [student.name for student in self.students]
+        folded = [name.casefold() for name in names]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two students are called `{name}`")
-            if name == "teacher" or re.search(r"-(control|search|seed\d+)$", name):
+            if folded.count(name.casefold()) > 1:
                 raise ValueError(
-                    f"a student cannot be called `{name}`: tables use `teacher`, `*-control`, "
-                    "`*-search` and `*-seedN` for other models"
+                    f"another student is called `{name}` but for its capitals; choose another name"
+                )
+            if _RESERVED.fullmatch(name):
+                raise ValueError(
+                    f"a student cannot be called `{name}`: tables use `teacher`, `teacher-foldN`, "
+                    "`majority baseline`, `linear probe`, `*-control`, `*-search`, `*-search-N` "
+                    "and `*-seedN` for other models"
                 )
         if self.split.valid == 0.0 and self.split.by != "column":
             raise ValueError(

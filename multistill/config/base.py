@@ -26,15 +26,6 @@ def execution(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"execution": True}, **constraints)
 
 
-def _file_name(value: str) -> str:
-    if not value or value in {".", ".."} or any(c in value for c in '/\\\0:*?"<>|'):
-        raise ValueError('must be usable as a folder name: no slashes and none of : * ? " < > |')
-    return value
-
-
-FolderName = Annotated[str, AfterValidator(_file_name)]
-
-
 def _without_secret(value: str) -> str:
     if has_secret(value):
         raise ValueError(

@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from multistill.config.base import CLASSES, FolderName, Section, execution
+from multistill.config.base import CLASSES, Section, execution
+from multistill.config.names import FolderName
 
 CorpusKind = Literal[
     "demo",

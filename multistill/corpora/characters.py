@@ -1,8 +1,4 @@
-"""Characters that show nothing, and where they matter all the same.
-
-Unicode decides: its categories, and its property Default_Ignorable_Code_Point for characters of
-other categories, which `unicodedata` lacks.
-"""
+"""Text without the characters that show nothing, but where they matter all the same."""
 
 from __future__ import annotations
 
@@ -10,27 +6,13 @@ import re
 import unicodedata
 from functools import lru_cache
 
-# Characters of category Cf that are drawn: signs that enclose the digits or letters behind them.
-_DRAWN = frozenset(
-    "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
-)
-# Not of category Cf: the default-ignorable code points (fillers, variation selectors, tags), the
-# empty Braille pattern, and the place of an object that was not copied.
-_NOT_DRAWN = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0"
-    "\ufff0-\ufff8\ufffc\U000e0000-\U000e0fff]"
-)
+from multistill.config.names import NOT_DRAWN, is_invisible
+
 _ZWSP, _ZWNJ, _ZWJ, _BRAILLE_BLANK = "\u200b", "\u200c", "\u200d", "\u2800"
 _WITHOUT_SPACES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 _EMOJI = re.compile("[\u2190-\u2bff\U0001f000-\U0001faff]")
 _ARABIC = re.compile("[\u0620-\u08ff]")
 _MONGOLIAN = re.compile("[\u1800-\u18af]")
-
-
-def is_invisible(character: str) -> bool:
-    """Whether a character shows nothing, or a blank that is no white space."""
-    category = unicodedata.category(character)
-    return (category == "Cf" and character not in _DRAWN) or bool(_NOT_DRAWN.match(character))
 
 
 def visible(text: str, *, breaks: bool = False) -> str:
@@ -39,7 +21,7 @@ def visible(text: str, *, breaks: bool = False) -> str:
     Args:
         breaks: keep zero width spaces, too, where a script has no spaces between words.
     """
-    if text.isprintable() and not _NOT_DRAWN.search(text):
+    if text.isprintable() and not NOT_DRAWN.search(text):
         return text
     kept: list[str] = []
     for at, character in enumerate(text):

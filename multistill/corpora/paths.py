@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from multistill.config import CorpusConfig
-from multistill.corpora.characters import is_invisible
+from multistill.config.names import is_invisible
 from multistill.errors import UsageError
 
 UNPACK_HINT = (

@@ -12,7 +12,7 @@ from helpers.generators.parts import sentence, tagged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multistill.corpora.characters import is_invisible
+from multistill.config.names import is_invisible
 from multistill.corpora.text import (
     CorpusText,
     UndecodableError,
