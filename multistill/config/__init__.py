@@ -63,11 +63,6 @@ __all__ = [
 ]
 
 
-def _or_boolean(schema: dict[str, Any]) -> None:
-    """Let the JSON schema of a section accept `true` and `false`, too."""
-    schema["anyOf"] = [{"type": "boolean"}, {"$ref": schema.pop("$ref")}]
-
-
 _RESERVED = re.compile(
     r"teacher(-fold\d+)?|majority baseline|linear probe.*|.*-(control|search(-\d+)?|seed\d+)",
     re.IGNORECASE,
@@ -107,20 +102,18 @@ class JobConfig(Section):
         ],
         min_length=1,
     )
-    search: SearchConfig = Field(
-        default_factory=lambda: SearchConfig(enabled=False), json_schema_extra=_or_boolean
-    )
+    search: SearchConfig = Field(default_factory=lambda: SearchConfig(enabled=False))
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     @field_validator("search", mode="before")
     @classmethod
-    def _search_switch(cls, value: Any) -> Any:
+    def _search_is_not_empty(cls, value: Any) -> Any:
         if value is None:
             raise ValueError(
                 "the section is empty; write `search: true` to search with all defaults, or "
                 "remove it"
             )
-        return {"enabled": value} if isinstance(value, bool) else value
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> JobConfig:

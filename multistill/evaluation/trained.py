@@ -72,8 +72,8 @@ def _advice(trainings: Sequence[Training]) -> str:
     )
     if losses is None:
         return (
-            "look at the labels and the class counts of the parts, raise the rate or the epochs "
-            f"({used}), and see whether the linear probe finds anything in the features"
+            "look at the labels and the class counts of the parts, or raise the rate or the "
+            f"epochs ({used})"
         )
     first, last = losses
     fell = f"the training loss went from {first:.3f} to {last:.3f}"

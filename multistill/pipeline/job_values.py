@@ -64,9 +64,11 @@ class JobValues:
         value = holder.get(key) if isinstance(holder, dict) else holder[key]
         if value is None:
             value = holder[key] = {}
-        elif isinstance(value, str):
+        elif isinstance(value, str | bool):
             section = section_at(location)
-            if section is not None and section.shorthand:
+            if section is not None and isinstance(value, bool) and section.switch:
+                value = holder[key] = {section.switch: value}
+            elif section is not None and section.shorthand:
                 value = holder[key] = dict.fromkeys(section.shorthand, value)
         if not isinstance(value, dict | list):
             raise UsageError(f"--set {text}: `{name_of(location)}` is a plain value, not a section")

@@ -255,6 +255,28 @@ def test_text_in_an_unknown_encoding(tmp_path: Path) -> None:
     assert len(utterances(load("table", file, encoding="cp949"))) == len(ROWS)
 
 
+@pytest.mark.parametrize("order", ["le", "be"])
+def test_an_encoding_that_needs_a_mark(tmp_path: Path, order: str) -> None:
+    file = write_table(tmp_path / "own", [row.replace("text", "감정") for row in ROWS])
+    text = file.read_text()
+    file.write_bytes(text.encode(f"utf-16-{order}"))
+    with told(
+        "has no byte order mark, which `encoding: {}` needs; set `encoding: {}-le` or `{}-be`"
+    ):
+        load("table", file, encoding="utf-16")
+    assert len(utterances(load("table", file, encoding=f"utf-16-{order}"))) == len(ROWS)
+
+
+def test_an_encoding_whose_codec_gives_up(tmp_path: Path) -> None:
+    file = write_table(tmp_path / "own", [row.replace("text", "감정") for row in ROWS])
+    text = file.read_text()
+    file.write_bytes(text.encode("utf-16-le")[:-1])
+    with told("{}: not text in {} ({}); set `encoding` of the corpus, or save the table as UTF-8"):
+        load("table", file, encoding="utf-16-le")
+    file.write_text(text)
+    assert len(utterances(load("table", file))) == len(ROWS)
+
+
 def test_a_corpus_that_is_no_text(tmp_path: Path) -> None:
     noise = random.Random(0)
     file = write_table(tmp_path / "own", [])
@@ -370,10 +392,10 @@ def test_manifests(tmp_path: Path, damage: str) -> None:
     name = step.fingerprint({})
 
     def build(out: Path) -> Any:
-        return prepare(job.corpora, job.split, out, unpacked=tmp_path, digests=step._digests)
+        return prepare(job.corpora, job.split, out, unpacked=tmp_path, digests=workspace.digests)
 
     path = workspace.make("prepare", name, build).path
-    Digests(step._digests)
+    Digests(workspace.digests)
     assert find_artifact(workspace, step, name) is not None
     manifest = path / "manifest.parquet"
     if damage == "columns":

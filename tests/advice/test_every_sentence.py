@@ -75,8 +75,6 @@ NOT_ADVICE = {
     "train.learning_rate {}, train.batch_size {}, train.epochs {}: {} steps": "names of keys",
     "# {}: written by `multistill init`. Every key but `name` and `corpora` may go.": "a comment",
     "teacher: small-teacher        # `multistill models` lists the presets": "a comment",
-    "Test recordings that also occur in training or validation under other names (same size, "
-    "beginning, middle and end): {}.": "`end` is a noun",
     "train before caps": "a column of a table",
     "lower left": "a corner of a plot",
     "name = '{}'": "a filter of MLflow",

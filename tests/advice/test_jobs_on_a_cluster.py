@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import json
+import os
 import re
 import shlex
+import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -140,23 +143,27 @@ def test_commands_about_a_running_job(
     server: JobServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "multistill-x-1"
-    with (
-        told(
-            "follow it again with `multistill logs -f {}`, or end it with `multistill stop {}`"
-        ) as interrupted,
-        jobs.following(name, server.address),
-    ):
-        raise KeyboardInterrupt
 
-    def broken(*_: object) -> Iterator[str]:
+    async def ctrl_c(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(60)
+
+    async def broken(*_: object) -> None:
         raise OSError("lost")
-        yield ""
 
+    async def one_line(_client: object, _name: str, write: Callable[[str], object]) -> None:
+        write("epoch 1\n")
+
+    monkeypatch.setattr(jobs, "_tail", ctrl_c)
+    with told(
+        "follow it again with `multistill logs -f {}`, or end it with `multistill stop {}`"
+    ) as interrupted:
+        jobs.follow(name, server.address, print)
     monkeypatch.setattr(jobs, "LOST_CONNECTION_SECONDS", -1)
     monkeypatch.setattr(jobs, "_tail", broken)
-    with told("may still be running: check it with `multistill status {} --address {}`") as lost:
-        list(jobs.logs(name, server.address, follow=True))
-    monkeypatch.setattr(jobs, "_tail", lambda *_: iter(["epoch 1\n"]))
+    with told("may still be running: check it with `multistill status {}`") as lost:
+        jobs.follow(name, server.address, print)
+    monkeypatch.setattr(jobs, "_tail", one_line)
     follow, stop = commands(interrupted.value)
     [status] = commands(lost.value)
     for command, said in ((status, "running"), (stop, "stopping"), (follow, "epoch 1")):

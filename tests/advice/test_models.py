@@ -83,6 +83,7 @@ def test_encoders_of_another_kind(folder: dict[str, Path]) -> None:
             "config.json",
             "{} has no config.json; give a folder written by save_pretrained",
         ),
+        ("text", "damaged", "{} is damaged: {}; copy the file from its source again"),
         ("text", "config.json", "{} has no config.json; give a folder written by save_pretrained"),
         (
             "text",
@@ -102,6 +103,8 @@ def test_folders_of_encoders(folder: dict[str, Path], name: str, damage: str, ad
     path = folder[name]
     if damage == "config.json":
         (path / damage).unlink()
+    elif damage == "damaged":
+        edit(path / "config.json", vocab_size="many")
     elif damage == "rate":
         edit(path / "preprocessor_config.json", sampling_rate=8000)
     else:

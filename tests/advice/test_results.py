@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from helpers.advice import says, told
 from helpers.evaluation_case import EvaluationCase, make_job
-from helpers.training_corpus import make_corpus, make_task
+from helpers.training_corpus import make_corpus, make_task, with_teacher
 
 from multistill.config import CLASSES, SplitConfig
 from multistill.corpora.coverage import coverage_gaps
@@ -49,6 +49,22 @@ def test_a_training_that_hardly_learnt(tmp_path: Path) -> None:
     for name, better in (
         ("rate", replace(slow, train=slow.train.model_copy(update={"learning_rate": 1e-2}))),
         ("epochs", make_task(corpus, learning_rate=1e-3, epochs=12)),
+    ):
+        assert not_trained_on_validation([trained(better, tmp_path / name)]) is None
+
+
+def test_a_scheduled_training_that_hardly_learnt(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus", rows=300)
+    slow = make_task(corpus, learning_rate=1e-5, epochs=2)
+    student = with_teacher(slow, tmp_path / "targets.parquet", weight=0.1)
+    assert student.distillation is not None
+    falls = student.distillation.model_copy(update={"schedule": "fall"})
+    slow = replace(student, distillation=falls)
+    reason = not_trained_on_validation([trained(slow, tmp_path / "slow")])
+    says("class counts of the parts, or raise the rate or the epochs ({})", reason)
+    for name, better in (
+        ("rate", slow.with_train(learning_rate=1e-2)),
+        ("epochs", slow.with_train(learning_rate=1e-3, epochs=12)),
     ):
         assert not_trained_on_validation([trained(better, tmp_path / name)]) is None
 
@@ -175,7 +191,14 @@ def test_classes_that_a_part_lacks() -> None:
 def test_too_few_clips_of_a_class_or_of_validation(evaluation_case: EvaluationCase) -> None:
     corpus = {"leaks": {"sessions": 0, "speakers": 0}, "synthetic": False}
     enough = {
-        "test": {"resampled": {"count": 30, "unit": "session", "few": False}, "rare_classes": []},
+        "test": {
+            "resampled": {
+                **evaluation_case.metrics["test"]["resampled"],
+                "count": 30,
+                "few": False,
+            },
+            "rare_classes": [],
+        },
         "validation": {"clips": 900, "groups": 9, "unit": "session"},
     }
     rare = {"rare_classes": [{"class": "fear", "clips": 2, "groups": 1}]}

@@ -129,6 +129,38 @@ FILES: list[tuple[str, str, list[str]]] = [
         [BASE, "name: x\ncorpora:\n  - {kind: demo}\n"],
     ),
     (
+        f"{BASE}split: {{'': 3}}\n",
+        "there is no key before the colon; write `key: value`",
+        [f"{BASE}split: {{folds: 3}}\n"],
+    ),
+    (
+        f"{BASE}<<: 3\n",
+        "`<<` merges a section, or a list of sections, written as `<<: *name`; put other text in "
+        "quotes",
+        [
+            f"{BASE}teacher: {{train: &t {{epochs: 3}}}}\nstudents:\n"
+            "  - {name: b, model: small-student, train: {<<: *t}}\n",
+            f"{BASE}workspace: '<<'\n",
+        ],
+    ),
+    (
+        f"{BASE}seed: {'9' * 5000}\n",
+        "the number in this line is longer than the limit of {} characters; write a shorter one, "
+        "or put text in quotes",
+        [f"{BASE}seed: 99\n", f"{BASE}workspace: '{'9' * 200}'\n"],
+    ),
+    (
+        "name: 0x_\ncorpora: [{kind: demo}]\n",
+        "`{}` is not a number; put it in quotes",
+        ["name: '0x_'\ncorpora: [{kind: demo}]\n"],
+    ),
+    (
+        "name:\tx\ncorpora: [{kind: demo}]\n",
+        "there is a tab in this line, which YAML does not allow outside quotes; write a space in "
+        "its place",
+        [BASE],
+    ),
+    (
         f"{BASE}search:\n",
         "write `search: true` to search with all defaults, or remove it",
         [f"{BASE}search: true\n", BASE],

@@ -240,3 +240,10 @@ def test_an_override_changes_one_of_two_places_that_share_a_yaml_alias() -> None
 )
 def test_what_would_fail_after_hours_is_refused_by_validation(text: str, says: str) -> None:
     assert any(says in sentence for _, sentence in problems(SMALL + text))
+
+
+@pytest.mark.parametrize("written", ["true", "false", "{enabled: true}"])
+def test_set_reaches_into_a_search_that_is_written_as_a_switch(written: str) -> None:
+    text = f"name: x\ncorpora: [{{kind: demo}}]\nsearch: {written}\n"
+    search = jobfile.parse(text, "x.yaml", ["search.trials=3"]).search
+    assert (search.trials, search.enabled) == (3, written != "false")
