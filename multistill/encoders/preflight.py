@@ -202,9 +202,10 @@ def _vocabulary_problems(
         )
         return
     special = fields_of(folder / "tokenizer_config.json")
-    nested = isinstance(special.raw("pad_token"), dict)
-    written = special.section("pad_token").required_text("content") if nested else None
-    name = (written if nested else special.text("pad_token")) or "[PAD]"
+    if isinstance(special.raw("pad_token"), dict):
+        name = special.section("pad_token").required_text("content") or "[PAD]"
+    else:
+        name = special.text("pad_token") or "[PAD]"
     pad, padding = settings.whole("pad_token_id"), vocabulary.ids.get(name)
     if pad is not None and padding is not None and pad != padding:
         yield (
