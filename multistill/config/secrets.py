@@ -10,12 +10,12 @@ HIDDEN = "***"
 # A password may hold any character, so it ends at the last `@` that belongs to the address. One
 # with spaces is told from a port and prose behind it: `http://host:5000 refused ann@lab`.
 _BEHIND_USER = re.compile(
-    r"""(?P<shown>(?<![\w+.%-])(?!sqlite[+:]|file:)[A-Za-z][\w+.-]*://[^:\s]*:)
+    r"""(?P<shown>(?<![\w+.%-])(?!sqlite[\w+]*:///|file:)[\w+.-]+://[^:\s]*:)
     (?:\S+@|(?=\S)(?!\d+(?:[/?\#\s]|$))(?:(?!://)[^\r\n])*@)""",
     re.VERBOSE,
 )
 _WITHOUT_SCHEME = re.compile(r"(?P<shown>(?<![^\s=`'\"(\[])[\w.+%-]+:)(?!//)\S+@")
-_IN_QUERY = re.compile(r"(?P<key>[?&;#][^=&;\s]+)=[^&\s]+")
+_IN_QUERY = re.compile(r"(?P<key>[?&;#][^=&;\s]+)=(?P<value>[^&\s]+)")
 _SECRET_KEY = re.compile(r"pass|pwd|token|secret|key", re.IGNORECASE)
 
 
@@ -32,8 +32,10 @@ def hide(text: str) -> str:
         text = pattern.sub(rf"\g<shown>{HIDDEN}@", text)
 
     def without_value(match: re.Match[str]) -> str:
-        secret = _SECRET_KEY.search(unquote(match["key"]))
-        return f"{match['key']}={HIDDEN}" if secret else match[0]
+        if _SECRET_KEY.search(unquote(match["key"])):
+            return f"{match['key']}={HIDDEN}"
+        # Some separate by semicolons, of which other values may hold one.
+        return f"{match['key']}={_IN_QUERY.sub(without_value, match['value'])}"
 
     return _IN_QUERY.sub(without_value, text)
 

@@ -24,7 +24,17 @@ passwords = st.builds(
 )
 users = st.sampled_from(["me", "ann@lab.org", "a.b-c", "LAB/me", "me%40lab", ""])
 schemes = st.sampled_from(
-    ["http", "https", "postgresql", "postgresql+psycopg", "mysql+pymysql", "ray", "redis", "x"]
+    [
+        "http",
+        "https",
+        "postgresql",
+        "postgresql+psycopg",
+        "mysql+pymysql",
+        "ray",
+        "redis",
+        "x",
+        "1http",
+    ]
 )
 hosts = st.sampled_from(["h", "h:5000", "db/name", "db:5432/name", "127.0.0.1:1/x?a=b", ""])
 behind_user = st.builds("{}://{}:{}@{}".format, schemes, users, passwords, hosts)
@@ -47,7 +57,7 @@ in_query = st.builds(
     lambda scheme, host, more, key, secret: f"{scheme}://{host}?{more}{key}={secret}",
     schemes,
     st.sampled_from(["h", "h/x", "db:5432/name", "/name"]),
-    st.sampled_from(["", "user=me&", "a=1&b=2&"]),
+    st.sampled_from(["", "user=me&", "a=1&b=2&", "user=me;", "a=1;b=2;"]),
     keys,
     passwords.map(lambda text: text.replace("&", "")),
 )
@@ -90,6 +100,9 @@ def test_a_secret_of_an_address_is_refused_by_every_key_that_takes_one(
         "postgresql://x/y?user=me&password=geheim",
         "http://x?token=a geheim",
         "me:geheim@h",
+        "sqlite://me:geheim@h",
+        "postgresql:/me:geheim@h",
+        "postgresql:///me:geheim@h",
     ],
 )
 def test_a_refused_secret_is_not_repeated(key: str, address: str) -> None:
