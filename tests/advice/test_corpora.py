@@ -25,6 +25,7 @@ from multistill.config import CorpusConfig, SplitConfig
 from multistill.corpora.detect import find_corpora
 from multistill.corpora.loaders import demo
 from multistill.corpora.loaders import load as load_corpus
+from multistill.corpora.loaders.csv_parquet import _opened
 from multistill.corpora.manifest import read_manifest
 from multistill.corpora.prepare import prepare
 from multistill.errors import MultistillError, UsageError
@@ -270,9 +271,13 @@ def test_an_encoding_that_needs_a_mark(tmp_path: Path, order: str) -> None:
 def test_an_encoding_whose_codec_gives_up(tmp_path: Path) -> None:
     file = write_table(tmp_path / "own", [row.replace("text", "감정") for row in ROWS])
     text = file.read_text()
-    file.write_bytes(text.encode("utf-16-le")[:-1])
-    with told("{}: not text in {} ({}); set `encoding` of the corpus, or save the table as UTF-8"):
-        load("table", file, encoding="utf-16-le")
+    file.write_bytes(text.encode("utf-16-le"))
+    with (
+        told("{}: not text in {} ({}); set `encoding` of the corpus, or save the table as UTF-8"),
+        _opened(file, "utf-16") as stream,  # asks for its mark
+    ):
+        stream.read()
+    assert len(utterances(load("table", file, encoding="utf-16-le"))) == len(ROWS)
     file.write_text(text)
     assert len(utterances(load("table", file))) == len(ROWS)
 

@@ -46,6 +46,26 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         "max_per_class: `{}` is not one of {}",
         ["split: {max_per_class: {happy: 9}}\n"],
     ),
+    (
+        "students: [{name: a, model: small-student}, {name: A, model: small-student}]\n",
+        "another student is called `{}` but for its capitals; choose another name",
+        ["students: [{name: a, model: small-student}, {name: b, model: small-student}]\n"],
+    ),
+    (
+        "name: latest\ncorpora: [{kind: demo}]\n",
+        "`latest` is the link to the newest report; choose another name",
+        ["name: newest\ncorpora: [{kind: demo}]\n"],
+    ),
+    (
+        'name: "x\\u200b"\ncorpora: [{kind: demo}]\n',
+        "has the character U+{}, which cannot be seen in a name; remove it",
+        [BASE],
+    ),
+    (
+        "name: ' x'\ncorpora: [{kind: demo}]\n",
+        "starts or ends with a space; remove it",
+        [BASE],
+    ),
     (DEMO_TWICE % "", "give one a `name`", [DEMO_TWICE % ", name: other"]),
     (
         "name: x\ncorpora: [{kind: emodb}]\n",
