@@ -76,7 +76,10 @@ def _sentence(error: Mapping[str, Any], location: Location, values: JobValues) -
         return f"{name}: {in_quotes(node)}"
     if kind == "literal_error":
         choices = [c.strip("'") for c in context["expected"].replace(" or ", ", ").split(", ")]
-        return f"{name}: `{written}` is not one of {', '.join(choices)}{_near(written, choices)}"
+        return (
+            f"{name}: {_what_stands(node)} is not one of {', '.join(choices)}"
+            f"{_near(written, choices)}"
+        )
     section = section_at(location)
     if section is not None and section.shorthand and isinstance(node, ScalarNode):
         return f"{name}: {in_quotes(node)}"

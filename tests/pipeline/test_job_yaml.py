@@ -184,6 +184,7 @@ def test_set_reaches_into_a_section_that_is_written_as_its_model() -> None:
         ("split: by: speaker\n", 4, "in braces: `{key: value}`"),
         ("resources: {address: 10:30}\n", 4, "put it in quotes: '10:30'"),
         ("search: {space: {train.weight_decay: {choices: [010]}}}\n", 4, "without leading zeros"),
+        ("split: {by: [session]}\n", 4, "split.by: a list is not one of session, speaker"),
         ("seed: [1]\n", 4, "a list stands where a single value belongs"),
         ("split: {test: many}\n", 4, "(found: `many`)"),
         ("search: {space: {a: {choices: [null]}}}\n", 4, "has no value"),

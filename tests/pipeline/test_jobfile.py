@@ -168,6 +168,33 @@ def test_choices_of_mixed_types_are_told_in_words(key: str, choices: str, more: 
     assert not any("distillation.loss False" in sentence for _, sentence in found)
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("name: t\ncorpora: [{kind: demo}]\nworkspace: ~nobody-here/x\n", "workspace"),
+        ("name: t\ncorpora: [{kind: emodb, path: ~nobody-here/x}]\n", "corpora.0.path"),
+        (
+            "name: t\ncorpora: [{kind: table, path: x.csv, audio_root: ~nobody-here}]\n",
+            "corpora.0.audio_root",
+        ),
+    ],
+)
+def test_a_home_folder_that_is_none_is_refused(text: str, place: str) -> None:
+    ((_, sentence),) = problems(text)
+    assert sentence.startswith(f"{place}: there is no home folder for the `~` of `~nobody-here")
+
+
+@pytest.mark.parametrize(
+    "model", ["a" * 300, "~nobody-here/x", "a/" * 3000, "a\0b", "\ud800"], ids=ascii
+)
+def test_any_name_of_a_model_can_be_looked_up(model: str) -> None:
+    features = {"speech": model, "text": model}
+    job = jobfile.parse(
+        yaml.safe_dump({"name": "t", "corpora": [{"kind": "demo"}], "features": features}), "j"
+    )
+    assert job.features.speech.model == model
+
+
 def test_an_override_changes_one_of_two_places_that_share_a_yaml_alias() -> None:
     text = SMALL + (
         "teacher: {train: &t {epochs: 4}}\n"
