@@ -66,6 +66,11 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         "starts or ends with a space; remove it",
         [BASE],
     ),
+    (
+        f"{BASE}workspace: ~nobody-of-this-name/ws\n",
+        "{}: there is no home folder for the `~` of `{}` on this machine; write the whole path",
+        [f"{BASE}workspace: /home/nobody-of-this-name/ws\n"],
+    ),
     (DEMO_TWICE % "", "give one a `name`", [DEMO_TWICE % ", name: other"]),
     (
         "name: x\ncorpora: [{kind: emodb}]\n",
