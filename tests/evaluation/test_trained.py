@@ -11,13 +11,16 @@ import pyarrow as pa
 import pytest
 from helpers.training_corpus import make_corpus, make_task
 
-from multistill.config import CLASSES, DistillationConfig
+from multistill.config import CLASSES, DistillationConfig, TrainSection
 from multistill.corpora.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
 from multistill.distillation.schedule import Schedule
 from multistill.distillation.targets import write_soft_targets
 from multistill.evaluation.trained import not_trained_on_test, not_trained_on_validation
 from multistill.models.files import read_model_config
+from multistill.models.presets import resolve
+from multistill.models.spec import Fusion
 from multistill.training.data import TrainingData
+from multistill.training.defaults import resolve_training
 from multistill.training.export import export
 from multistill.training.loop import fit
 from multistill.training.task import TrainingTask
@@ -89,6 +92,21 @@ def test_a_student_that_learns_is_trained_under_every_schedule(
         )
         reason = not_trained_on_validation([trained(task, tmp_path / str(rate))])
         assert (reason is None) is learns, reason
+
+
+@pytest.mark.parametrize("fusion", get_args(Fusion))
+def test_every_fusion_learns_with_what_a_job_file_leaves_out(
+    tmp_path: Path, fusion: Fusion
+) -> None:
+    """A rival that cannot train at its defaults is none; states may be far from standardised."""
+    task = make_task(make_corpus(tmp_path / "corpus", rows=100, offset=4.0))
+    clips = len(TrainingData.open(task).train)
+    train = resolve_training(TrainSection(), "small-student", clips)
+    assert train is not None
+    task = replace(task, spec=resolve("small-student", {"fusion": fusion}), train=train)
+    training = trained(task, tmp_path / "model")
+    assert not_trained_on_validation([training]) is None
+    assert training["validation"]["uar"] > 0.8
 
 
 @pytest.mark.parametrize("seed", range(4))

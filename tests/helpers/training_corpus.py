@@ -27,7 +27,12 @@ AUDIO_DIM, TEXT_DIM = 12, 8
 
 
 def make_corpus(
-    folder: Path, rows: int = 90, *, broken: int | None = None, quarantined: int = 2
+    folder: Path,
+    rows: int = 90,
+    *,
+    broken: int | None = None,
+    quarantined: int = 2,
+    offset: float = 0.0,
 ) -> tuple[Path, Path]:
     """Manifest and store of `rows` utterances whose states point in the direction of their class.
 
@@ -36,6 +41,8 @@ def make_corpus(
     Args:
         broken: a row whose audio holds a NaN.
         quarantined: number of rows at the end that are not in the store.
+        offset: added to all states, whose deviation is 1. Those of pretrained encoders have
+            dimensions whose mean is several times the deviation.
     """
     random = np.random.default_rng(7)
     directions = random.normal(size=(len(CLASSES), AUDIO_DIM + TEXT_DIM)).astype(np.float32)
@@ -77,8 +84,8 @@ def make_corpus(
         frames, tokens = int(random.integers(5, 40)), int(random.integers(0, 7))
         audio = random.normal(size=(frames, AUDIO_DIM)).astype(np.float32)
         text = random.normal(size=(tokens, TEXT_DIM)).astype(np.float32)
-        audio += directions[label, :AUDIO_DIM]
-        text += directions[label, AUDIO_DIM:]
+        audio += directions[label, :AUDIO_DIM] + offset
+        text += directions[label, AUDIO_DIM:] + offset
         if row == broken:
             audio[0, 0] = np.nan
         clips.append(Clip(name, audio, text))
