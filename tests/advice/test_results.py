@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from helpers.advice import says, told
 from helpers.evaluation_case import EvaluationCase, make_job
-from helpers.training_corpus import make_corpus, make_task, with_teacher
+from helpers.training_corpus import make_corpus, make_task, trained, with_teacher
 
 from multistill.config import CLASSES, SplitConfig
 from multistill.corpora.coverage import coverage_gaps
@@ -20,24 +20,9 @@ from multistill.corpora.manifest import MANIFEST_SCHEMA, read_manifest, write_ma
 from multistill.corpora.split import split_rows
 from multistill.evaluation.evaluate import evaluate
 from multistill.evaluation.trained import not_trained_on_test, not_trained_on_validation
-from multistill.models.files import read_model_config
 from multistill.pipeline import jobfile
 from multistill.report.build import warnings
-from multistill.training.data import TrainingData
-from multistill.training.export import export
-from multistill.training.loop import fit
-from multistill.training.task import TrainingTask
 from multistill.workspace import read_json
-
-
-def trained(task: TrainingTask, folder: Path) -> dict[str, Any]:
-    """The entry `training` of config.json after a real training."""
-    data = TrainingData.open(task)
-    for _ in fit(task, state_dir=folder / "state", data=data, device="cpu"):
-        pass
-    export(task, data, folder / "state", folder)
-    training: dict[str, Any] = read_model_config(folder)["training"]
-    return training
 
 
 def test_a_training_that_hardly_learnt(tmp_path: Path) -> None:

@@ -9,36 +9,22 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers.training_corpus import make_corpus, make_task
+from helpers.training_corpus import make_corpus, make_task, trained
 
 from multistill.config import CLASSES, DistillationConfig, TrainSection
 from multistill.corpora.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
 from multistill.distillation.schedule import Schedule
 from multistill.distillation.targets import write_soft_targets
 from multistill.evaluation.trained import not_trained_on_test, not_trained_on_validation
-from multistill.models.files import read_model_config
 from multistill.models.presets import resolve
 from multistill.models.spec import Fusion
 from multistill.training.data import TrainingData
 from multistill.training.defaults import resolve_training
-from multistill.training.export import export
-from multistill.training.loop import fit
-from multistill.training.task import TrainingTask
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_corpus(tmp_path_factory.mktemp("corpus"), rows=300)
-
-
-def trained(task: TrainingTask, folder: Path) -> dict[str, Any]:
-    """The entry `training` of config.json after a real training."""
-    data = TrainingData.open(task)
-    for _ in fit(task, state_dir=folder / "state", data=data, device="cpu"):
-        pass
-    export(task, data, folder / "state", folder)
-    training: dict[str, Any] = read_model_config(folder)["training"]
-    return training
 
 
 @pytest.mark.parametrize(

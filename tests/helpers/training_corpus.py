@@ -16,10 +16,12 @@ from multistill.corpora.manifest import MANIFEST_SCHEMA, write_manifest
 from multistill.distillation.targets import write_pooled, write_soft_targets
 from multistill.errors import MultistillError
 from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
+from multistill.models.files import read_model_config
 from multistill.models.presets import resolve
 from multistill.training.checkpoint import best_weights
 from multistill.training.data import TrainingData
 from multistill.training.distributed import ProcessGroup
+from multistill.training.export import export
 from multistill.training.loop import EpochReport, fit
 from multistill.training.task import TrainingTask
 
@@ -135,6 +137,16 @@ def make_task(corpus: tuple[Path, Path], name: str = "model", **train: Any) -> T
         manifest=str(manifest),
         features=str(store),
     )
+
+
+def trained(task: TrainingTask, folder: Path) -> dict[str, Any]:
+    """The entry `training` of config.json after a real training."""
+    data = TrainingData.open(task)
+    for _ in fit(task, state_dir=folder / "state", data=data, device="cpu"):
+        pass
+    export(task, data, folder / "state", folder)
+    training: dict[str, Any] = read_model_config(folder)["training"]
+    return training
 
 
 def with_dropout(task: TrainingTask, **spec: Any) -> TrainingTask:
