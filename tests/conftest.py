@@ -15,6 +15,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from helpers.evaluation_case import EvaluationCase
+    from helpers.postgres import Postgres
 
 os.environ.update(
     PYTHONPATH=PYTHONPATH,  # for Ray's workers and for subprocesses
@@ -86,6 +87,16 @@ def ray_session() -> Iterator[None]:
         )
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    from helpers.postgres import programs, running_postgres
+
+    if programs() is None:
+        pytest.skip("PostgreSQL's programs are not installed")
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

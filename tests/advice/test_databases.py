@@ -6,13 +6,12 @@ import os
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy
 from helpers.advice import says, told
-from helpers.postgres import Postgres, programs, running_postgres
+from helpers.postgres import Postgres, programs
 from helpers.search_case import DISTRIBUTIONS, make_spec
 
 from multistill.databases import explain, problem_of, sqlite_url
@@ -143,14 +142,6 @@ def test_a_study_that_is_stored_elsewhere(tmp_path: Path, gone: bool) -> None:
     assert _open(first, out).study == opened.study
     shutil.rmtree(out)
     assert _open(other, out).config.storage == other.config.storage
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    if programs() is None:
-        pytest.skip("PostgreSQL's programs are not installed")
-    with running_postgres() as server:
-        yield server
 
 
 @pytest.mark.server
