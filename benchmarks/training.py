@@ -57,7 +57,7 @@ def make_inputs(folder: Path, clips: int, mean_seconds: float) -> tuple[Path, Pa
     ids = [f"clip-{row:06d}" for row in range(clips)]
     shares = np.eye(len(CLASSES), dtype=np.float32)[label]
     unused = dict.fromkeys(("corpus", "session", "dialogue", "speaker", "audio_path"), "-")
-    unused |= dict.fromkeys(("text", "text_raw", "audio_digest"), "-")
+    unused |= dict.fromkeys(("text", "text_raw", "audio_digest", "group"), "-")
     unused_numbers = dict.fromkeys(("turn", "num_samples", "sample_rate", "duration_s", "fold"), 0)
     table = [
         {

@@ -129,9 +129,12 @@ def explain(url: str, error: BaseException) -> str:
             return f"{file} is no SQLite database; give another file"
         return f"{_first_line(error)}; give another file"
     if re.search(r"password|authentication failed|Access denied", text, re.IGNORECASE):
+        refusal = f"it refuses the user or the password ({_first_line(error)})"
+        if url.startswith("postgresql"):
+            return f"{refusal}; put the password in PGPASSWORD or ~/.pgpass"
         return (
-            f"it refuses the user or the password ({_first_line(error)}); put the password in "
-            "PGPASSWORD or ~/.pgpass"
+            f"{refusal}; put the password in an option file, and add ?read_default_file=FILE to "
+            "the address"
         )
     if "permission denied" in text:
         return f"{_first_line(error)}; grant the user the right to create tables there"

@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multistill.tracking.redaction import has_password, redact
+from multistill.config.secrets import has_secret
+from multistill.tracking.redaction import redact
 
 if TYPE_CHECKING:
     from multistill.config import JobConfig
@@ -306,7 +307,7 @@ def _stages(job: JobConfig | None) -> Iterator[Finding]:
 
 def _secrets(job: JobConfig | None) -> Iterator[Finding]:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if has_password(uri):
+    if has_secret(uri):
         yield Finding(
             "secrets",
             False,
@@ -318,12 +319,12 @@ def _secrets(job: JobConfig | None) -> Iterator[Finding]:
     token_path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if token_path:
         paths.append(Path(token_path).expanduser())
-        if not paths[-1].is_file():
+        if not paths[-1].is_file() or not paths[-1].stat().st_size:
             yield Finding(
                 "secrets",
                 False,
-                f"RAY_AUTH_TOKEN_PATH is {token_path}, which does not exist",
-                "run `ray get-auth-token --generate`, or unset the variable",
+                f"RAY_AUTH_TOKEN_PATH is {token_path}, which does not exist or is empty",
+                "write the cluster's token into that file, or unset the variable",
             )
     readable_by_others = [
         path

@@ -163,7 +163,11 @@ class Artifact:
 
 
 class Workspace:
-    """A folder of artifacts, local or on storage shared by the whole cluster."""
+    """A folder of artifacts, local or on storage shared by the whole cluster.
+
+    Attributes:
+        digests: file that remembers the digests of recordings (`audio.digests.Digests`).
+    """
 
     def __init__(self, root: str | Path) -> None:
         text = str(root)
@@ -173,6 +177,7 @@ class Workspace:
                 "use a folder that every node of the cluster can access"
             )
         self.root = Path(text).expanduser().absolute()
+        self.digests = self.root / "digests.npy"
 
     def open(self) -> Workspace:
         """Create the folder and check that it is writable."""

@@ -15,6 +15,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from helpers.evaluation_case import EvaluationCase
+    from helpers.postgres import Postgres
 
 os.environ.update(
     PYTHONPATH=PYTHONPATH,  # for Ray's workers and for subprocesses
@@ -37,7 +38,22 @@ settings.load_profile("shared-machine")
 
 SERVER_FIXTURES = {"mlflow_server", "mlflow_database"}
 SERVER_FILES = {"tracking/test_server.py"}
-SLOW_FILES = {"training/test_loop.py", "corpora/loaders/test_kemdy_full_size.py"}
+SLOW = (
+    "cli/test_streams.py::test_the_closing_table",
+    "corpora/loaders/test_kemdy_full_size.py",
+    "corpora/test_prepare_command.py",
+    "docs/test_extending.py",
+    "evaluation/test_comparisons.py::test_models_that_differ_by_seed_alone",
+    "evaluation/test_trained.py",
+    "metrics/test_intervals.py::test_intervals_cover",
+    "metrics/test_second_implementations.py",
+    "models/test_build.py::test_heads_export",
+    "report/test_html.py",
+    "report/test_build.py",
+    "test_databases.py::test_a_server_that_accepts",
+    "training/test_loop.py",
+)
+"""Beginnings of the names of tests that take seconds each and need neither Ray nor a server."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,7 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.ray)
         if fixtures & SERVER_FIXTURES or path in SERVER_FILES:
             item.add_marker(pytest.mark.server)
-        if path in SLOW_FILES:
+        if f"{path}::{item.name}".startswith(SLOW):
             item.add_marker(pytest.mark.slow)
 
 
@@ -71,6 +87,16 @@ def ray_session() -> Iterator[None]:
         )
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    from helpers.postgres import programs, running_postgres
+
+    if programs() is None:
+        pytest.skip("PostgreSQL's programs are not installed")
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

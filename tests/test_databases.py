@@ -7,12 +7,11 @@ import socket
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy
-from helpers.postgres import Postgres, programs, running_postgres
+from helpers.postgres import Postgres
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -133,14 +132,6 @@ def test_a_server_that_accepts_and_is_silent_is_told_in_time() -> None:
     assert problem is not None
     assert "check the address and that the server runs" in problem
     assert time.monotonic() - start < 20
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    if programs() is None:
-        pytest.skip("PostgreSQL's programs are not installed")
-    with running_postgres() as server:
-        yield server
 
 
 @pytest.mark.server

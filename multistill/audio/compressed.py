@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from struct import unpack
+from struct import pack, unpack
 
 from multistill.audio.errors import UnusableClipError
 from multistill.audio.parts import FilePart, Promise, refuse_missing
 
 _SEARCHED = 1 << 16  # bytes of a page at most, and of what may precede the first MPEG frame
 _LAST_PAGE = 4
+_RATES_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # kbit/s, MPEG 1
+_RATES_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _SAMPLES = {3: 384, 2: 1152, 1: 1152}  # per frame, by the layer's bits; layer III of MPEG 2: 576
 
 
@@ -37,6 +39,95 @@ def ogg_promise(part: FilePart, start: int) -> Promise:
     raise UnusableClipError("truncated", "its last page is missing or incomplete")
 
 
+def id3_length(part: FilePart) -> int:
+    """Bytes of the ID3v2 tags at the beginning."""
+    start = 0
+    while (head := part.read(start, 10))[:3] == b"ID3" and len(head) == 10:
+        length = 0
+        for byte in head[6:10]:
+            length = length << 7 | byte & 0x7F
+        start += 10 + length
+    return start
+
+
+def mp3_without_length(part: FilePart, start: int) -> tuple[bytes, int] | None:
+    """A first frame with the number of frames, and where the sound starts that it precedes.
+
+    libsndfile reads as many frames as a Xing header states. Without one it divides the bytes of
+    the file by those of the first frame, so of a file with a variable bit rate it may read half.
+
+    Returns:
+        None for another file, and for one that has such a header or a constant bit rate.
+    """
+    data = part.read(start, _SEARCHED)
+    at = _next_frame(data, 0)
+    # The first bytes, after padding of a tag: anything else may not be MP3 at all.
+    if at is None or data[:at].strip(b"\0") or data[at + 1] >> 1 & 3 != 1:
+        return None
+    head = data[at : at + 4]
+    tag = at + _tag_offset(head)
+    if data[tag : tag + 4] in (b"Xing", b"Info"):
+        return None
+    at += start
+    states_it_otherwise = part.read(at + 36, 4) == b"VBRI"
+    if states_it_otherwise:
+        at += _frame_length(head)
+    count, varies = _count_frames(part, at)
+    if not varies and not states_it_otherwise:
+        return None
+    # Without a checksum and padding, at the first bit rate that leaves enough bytes.
+    heads = (bytes([0xFF, head[1] | 1, rate << 4 | head[2] & 12, head[3]]) for rate in range(1, 15))
+    first = next(h for h in heads if _frame_length(h) >= 64)
+    content = b"Xing" + pack(">III", 3, count, part.size - at)
+    body = first + bytes(_tag_offset(first) - 4) + content
+    return body.ljust(_frame_length(first), b"\0"), at
+
+
+def _count_frames(part: FilePart, at: int) -> tuple[int, bool]:
+    """The number of frames of layer III from here on, and whether their bit rates differ.
+
+    What lies between two frames is passed over.
+    """
+    count, rates = 0, set[int]()
+    while at < part.size:
+        data = part.read(at, _SEARCHED)
+        position = _next_frame(data, 0)
+        if position is None:
+            break
+        while position is not None and position + 4 <= len(data):
+            count += 1
+            rates.add(data[position + 2] >> 4)
+            position += _frame_length(data[position : position + 4])
+            if position + 4 <= len(data) and not _is_frame(data[position : position + 4]):
+                position = _next_frame(data, position)
+        at += len(data) if position is None else position
+    return count, len(rates) > 1
+
+
+def _next_frame(data: bytes, at: int) -> int | None:
+    """The first byte of a frame in `data`, from `at` on."""
+    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
+        if _is_frame(data[at : at + 4]):
+            return at
+        at += 1
+    return None
+
+
+def _tag_offset(head: bytes) -> int:
+    """Where a Xing header starts in a frame of layer III: after the side information."""
+    mono = head[3] >> 6 == 3
+    return 4 + ((17 if mono else 32) if head[1] >> 3 & 3 == 3 else (9 if mono else 17))
+
+
+def _frame_length(head: bytes) -> int:
+    """Bytes of a frame of layer III; of one without a stated bit rate, those of its head."""
+    first = head[1] >> 3 & 3 == 3
+    halved = {3: 1, 2: 2, 0: 4}[head[1] >> 3 & 3]
+    rate = (44_100, 48_000, 32_000)[head[2] >> 2 & 3] // halved
+    bits = 1000 * (_RATES_1 if first else _RATES_2)[head[2] >> 4]
+    return max(4, (144 if first else 72) * bits // rate + (head[2] >> 1 & 1))
+
+
 def mpeg_promise(part: FilePart, start: int) -> Promise:
     """Frames and bytes of the header that encoders put into the first frame: Xing, Info or VBRI.
 
@@ -44,18 +135,13 @@ def mpeg_promise(part: FilePart, start: int) -> Promise:
         UnusableClipError: the file has fewer bytes than it says.
     """
     data = part.read(start, _SEARCHED)
-    at = 0
-    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
-        if _is_frame(data[at : at + 4]):
-            break
-        at += 1
-    head = data[at : at + 200]
-    if at < 0 or len(head) < 60:
+    at = _next_frame(data, 0)
+    head = b"" if at is None else data[at : at + 200]
+    if at is None or len(head) < 60:
         return Promise()
-    version, layer, mono = head[1] >> 3 & 3, head[1] >> 1 & 3, head[3] >> 6 == 3
-    first = version == 3
-    samples = 576 if layer == 1 and not first else _SAMPLES[layer]
-    tag = 4 + ((17 if mono else 32) if first else (9 if mono else 17))
+    layer = head[1] >> 1 & 3
+    samples = 576 if layer == 1 and head[1] >> 3 & 3 != 3 else _SAMPLES[layer]
+    tag = _tag_offset(head)
     frames = length = None
     trimmed = 0
     if head[tag : tag + 4] in (b"Xing", b"Info"):

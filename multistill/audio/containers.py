@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from struct import Struct, error, unpack
 from typing import NamedTuple
 
-from multistill.audio.compressed import flac_promise, mpeg_promise, ogg_promise
+from multistill.audio.compressed import flac_promise, id3_length, mpeg_promise, ogg_promise
 from multistill.audio.parts import FilePart, Promise, refuse_missing
 
 _HEAD = 4096  # bytes
@@ -45,7 +45,7 @@ def read_promise(handle: int, size: int) -> Promise:
         UnusableClipError: the file ends before the sound that the container announces.
     """
     part = FilePart(handle, size, os.pread(handle, _HEAD, 0))
-    skip = _id3_length(part)
+    skip = id3_length(part)
     magic = part.read(skip, 16)
     reader = _READERS.get(magic[:4])
     synced = len(magic) > 1 and magic[0] == 0xFF and magic[1] & 0xE0 == 0xE0
@@ -59,17 +59,6 @@ def read_promise(handle: int, size: int) -> Promise:
         return reader(part, skip)
     except error:  # it ends within a field, or means something else: left to libsndfile
         return Promise()
-
-
-def _id3_length(part: FilePart) -> int:
-    """Bytes of the ID3v2 tags at the beginning."""
-    start = 0
-    while (head := part.read(start, 10))[:3] == b"ID3" and len(head) == 10:
-        length = 0
-        for byte in head[6:10]:
-            length = length << 7 | byte & 0x7F
-        start += 10 + length
-    return start
 
 
 class _Chunk(NamedTuple):

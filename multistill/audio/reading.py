@@ -25,7 +25,7 @@ from multistill.audio.digests import digest_of
 from multistill.audio.errors import UnusableClipError, describe
 from multistill.audio.levels import ChannelLevels
 from multistill.audio.parts import Promise
-from multistill.audio.repair import Repaired, repaired_header
+from multistill.audio.repair import repaired
 from multistill.typing import FloatArray
 
 RATES = (1_000, 768_000)
@@ -240,13 +240,9 @@ def _source(handle: int) -> Iterator[Any]:
         UnusableClipError: it is not audio, or what reading it raises.
     """
     os.lseek(handle, 0, os.SEEK_SET)
-    header = repaired_header(handle)
     try:
-        source = (
-            _Sequential(handle, closefd=False)
-            if header is None
-            else _Sequential(Repaired(handle, header))
-        )
+        file = repaired(handle)
+        source = _Sequential(handle, closefd=False) if file is None else _Sequential(file)
     except soundfile.LibsndfileError as error:
         raise UnusableClipError(
             "not audio", f"libsndfile says: {error.error_string.strip().rstrip('.')}"

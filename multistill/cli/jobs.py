@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -63,14 +61,14 @@ def logs(
     """Show the log of a submitted job."""
     from multistill import cluster
 
-    with cluster.following(submission, address) if follow else nullcontext():
-        texts = cluster.logs(submission, address, follow=follow)
-        if as_json:
-            print_json({"submission_id": submission, "log": "".join(texts)})
-            return
-        for text in texts:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+    parts: list[str] = []
+    write = parts.append if as_json else cluster.write_out
+    if follow:
+        cluster.follow(submission, address, write)
+    else:
+        write(cluster.logs(submission, address))
+    if as_json:
+        print_json({"submission_id": submission, "log": "".join(parts)})
 
 
 def stop(submission: SubmissionId, address: Address, as_json: Json = False) -> None:

@@ -98,7 +98,7 @@ def plan(
 def validate(
     job: JobFile,
     data: Annotated[
-        bool, typer.Option("--data", help="also read the corpora and count; writes nothing")
+        bool, typer.Option("--data", help="also read the corpora and count; no stage runs")
     ] = False,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = None,
@@ -116,8 +116,13 @@ def validate(
     facts = None
     if data:
         from multistill.pipeline import data_check
+        from multistill.tracking.console import ConsoleLogger, ProgressDisplay
 
-        facts = data_check.check_data(config)
+        display = ProgressDisplay()
+        try:
+            facts = data_check.check_data(config, ConsoleLogger(display, config.name))
+        finally:
+            display.clear()
     if as_json:
         counts = {} if facts is None else {"data": facts}
         print_json({"valid": True, "file": str(job), "problems": [], **counts})
@@ -137,8 +142,8 @@ def resume(
     """Continue a job whose search was interrupted; finished trials are kept."""
     from multistill.pipeline import searches
 
-    job = searches.resumed(_job_called(name, variant, overrides, workspace))
-    _run(job, until=None, as_json=as_json)
+    job, _ = _job_called(name, variant, overrides, workspace)
+    _run(searches.resumed(job), until=None, as_json=as_json)
 
 
 def extend(
@@ -152,8 +157,8 @@ def extend(
     """Add trials to a job's finished search; the sampler continues from all earlier trials."""
     from multistill.pipeline import searches
 
-    job = _job_called(name, variant, overrides, workspace)
-    _run(searches.extended(job, trials), until=None, as_json=as_json)
+    job, called = _job_called(name, variant, overrides, workspace)
+    _run(searches.extended(job, trials, called), until=None, as_json=as_json)
 
 
 def join(
@@ -166,8 +171,8 @@ def join(
     """Run trials of a search that another process started, until none is left."""
     from multistill.pipeline import searches
 
-    job = _job_called(name, variant, overrides, workspace)
-    ended = searches.join(job)
+    job, called = _job_called(name, variant, overrides, workspace)
+    ended = searches.join(job, called)
     if as_json:
         print_json({"job": job.name, "trials": ended})
     else:
@@ -210,15 +215,22 @@ def _show(outcome: Outcome) -> None:
 
 def _job_called(
     name: str, variant: str | None, overrides: Sequence[str] | None, workspace: str | None
-) -> JobConfig:
-    """The job of a file, or the one of that name that ran in the workspace."""
+) -> tuple[JobConfig, list[str]]:
+    """The job of a file, or the one of that name that ran in the workspace.
+
+    Returns:
+        the job, and the arguments that name it again: those given, with the variant that was
+        asked for.
+    """
+    options = [part for override in overrides or () for part in ("--set", override)]
+    options += [] if workspace is None else ["--workspace", workspace]
     if name.endswith((".yaml", ".yml")):
         if variant is not None:
             raise UsageError(
                 f"--variant picks one of the jobs that ran under a name, and `{name}` is a job "
                 "file; leave it out, or give the job's name"
             )
-        return load_job(Path(name), overrides, workspace)
+        return load_job(Path(name), overrides, workspace), [name, *options]
     from multistill.pipeline.variants import choose, describe_variants, find_variants
 
     folder = Path(workspace or "workspace")
@@ -230,5 +242,8 @@ def _job_called(
                 print(f"  {number}  {line}", file=sys.stderr)
             number = typer.prompt("which one", type=int, err=True)
             if 1 <= number <= len(variants):
-                return load_job(variants[number - 1].file, overrides, workspace)
-    return load_job(choose(folder, name, variant).file, overrides, workspace)
+                chosen = variants[number - 1]
+                job = load_job(chosen.file, overrides, workspace)
+                return job, [name, "--variant", chosen.key, *options]
+    job = load_job(choose(folder, name, variant).file, overrides, workspace)
+    return job, [name, *([] if variant is None else ["--variant", variant]), *options]

@@ -11,11 +11,13 @@ import hashlib
 import logging
 import re
 import shlex
+import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,10 +106,7 @@ def submit(job: JobConfig, address: str, *, wait: bool = True) -> Submission:
             metadata={"job": job.name, "multistill": provenance.version()},
         )
     if wait:
-        with following(submission_id, address):
-            for text in _follow(client, submission_id, address):
-                sys.stdout.write(text)
-                sys.stdout.flush()
+        _follow(client, submission_id, address, write_out)
     return _result(client, address, submission_id, waited=wait)
 
 
@@ -123,14 +122,29 @@ def status(submission_id: str, address: str) -> dict[str, Any]:
     }
 
 
-def logs(submission_id: str, address: str, *, follow: bool = False) -> Iterator[str]:
-    """Yield the log so far; with `follow`, continue until the job ends."""
+def logs(submission_id: str, address: str) -> str:
+    """The log so far."""
     client = _client(address)
     _info(client, submission_id)
-    if follow:
-        yield from _follow(client, submission_id, address)
-    else:
-        yield _call(client.get_job_logs, submission_id)
+    return str(_call(client.get_job_logs, submission_id))
+
+
+def follow(submission_id: str, address: str, write: Callable[[str], object]) -> None:
+    """Pass the log to `write`, piece by piece from its start, until the job ends.
+
+    Raises:
+        FollowingInterruptedError: Ctrl-C; the job goes on.
+        MultistillError: there is no such job, or the cluster no longer answers.
+    """
+    client = _client(address)
+    _info(client, submission_id)
+    _follow(client, submission_id, address, write)
+
+
+def write_out(text: str) -> None:
+    """Write to standard output at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def stop(submission_id: str, address: str) -> bool:
@@ -168,7 +182,9 @@ def _start(client: Any, submission_id: str, **request: Any) -> str:
             return _submit_when_ready(client, submission_id=numbered_id, **request)
         if job_status not in _ENDED:
             return numbered_id
-    raise MultistillError(f"the cluster has 999 jobs `{submission_id}`; delete the old ones")
+    raise MultistillError(
+        f"the cluster has 999 jobs `{submission_id}`; delete old ones with `ray job delete ID`"
+    )
 
 
 def _submit_when_ready(client: Any, **request: Any) -> str:
@@ -261,72 +277,85 @@ def _info(client: Any, submission_id: str) -> Any:
     return _call(client.get_job_info, submission_id)
 
 
-@contextmanager
-def following(submission_id: str, address: str) -> Iterator[None]:
-    """Where the log of a job is followed and printed: Ctrl-C ends that, and the job goes on.
+def _follow(client: Any, submission_id: str, address: str, write: Callable[[str], object]) -> None:
+    """`follow` with a client; reconnects if the connection is lost."""
+    where = f"{shlex.quote(submission_id)} --address {shlex.quote(job_server(address))}"
+    num_written = 0
+    last_contact = time.monotonic()
+    position = 0
+    writing = False
 
-    Raises:
-        FollowingInterruptedError: Ctrl-C.
-    """
+    def write_new(text: str) -> None:
+        nonlocal num_written, last_contact, position, writing
+        last_contact = time.monotonic()
+        # After a reconnection the log is sent again from its start.
+        new_text = text[max(0, num_written - position) :]
+        position += len(text)
+        if new_text:
+            num_written = max(num_written, position)
+            writing = True
+            write(new_text)
+            writing = False
+
     try:
-        yield
+        while True:
+            position = 0
+            try:
+                if asyncio.run(_interrupted(_tail(client, submission_id, write_new))):
+                    raise KeyboardInterrupt
+                if str(client.get_job_status(submission_id).value) in _ENDED:
+                    return
+                last_contact = time.monotonic()
+            except Exception as error:
+                if writing:  # the output is closed or full, and the connection is not lost
+                    raise
+                if time.monotonic() - last_contact > LOST_CONNECTION_SECONDS:
+                    raise MultistillError(
+                        f"the cluster has not answered for {LOST_CONNECTION_SECONDS / 60:.0f} "
+                        "minutes; the job may still be running: check it with `multistill status "
+                        f"{where}`"
+                    ) from error
+            time.sleep(1.0)
     except KeyboardInterrupt:
-        command = f"{shlex.quote(submission_id)} --address {shlex.quote(job_server(address))}"
         raise FollowingInterruptedError(
             f"stopped following job {submission_id}, which goes on; follow it again with "
-            f"`multistill logs -f {command}`, or end it with `multistill stop {command}`"
+            f"`multistill logs -f {where}`, or end it with `multistill stop {where}`"
         ) from None
 
 
-def _follow(client: Any, submission_id: str, address: str) -> Iterator[str]:
-    """Yield the log from its start until the job ends; reconnects if the connection is lost."""
-    num_yielded = 0
-    last_contact = time.monotonic()
-    while True:
-        position = 0
-        try:
-            for text in _tail(client, submission_id):
-                last_contact = time.monotonic()
-                # After a reconnection the log is sent again from its start.
-                new_text = text[max(0, num_yielded - position) :]
-                position += len(text)
-                if new_text:
-                    num_yielded = max(num_yielded, position)
-                    yield new_text
-            if str(client.get_job_status(submission_id).value) in _ENDED:
-                return
-            last_contact = time.monotonic()
-        except GeneratorExit:
+async def _interrupted(coroutine: Coroutine[Any, Any, None]) -> bool:
+    """Run a coroutine; return whether Ctrl-C cancelled it, so that it could end in order.
+
+    The handler is the loop's own, which wakes the loop up: `asyncio.run` alone does not notice a
+    signal that arrives just before it waits for its sockets.
+    """
+    task = asyncio.ensure_future(coroutine)
+    loop, interrupted = asyncio.get_running_loop(), False
+
+    def interrupt() -> None:
+        nonlocal interrupted
+        interrupted = True
+        task.cancel()
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not interrupted:
             raise
-        except Exception as error:
-            if time.monotonic() - last_contact > LOST_CONNECTION_SECONDS:
-                raise MultistillError(
-                    f"the cluster has not answered for {LOST_CONNECTION_SECONDS / 60:.0f} minutes; "
-                    "the job may still be running: check it with `multistill status "
-                    f"{shlex.quote(submission_id)} --address {shlex.quote(job_server(address))}`"
-                ) from error
-        time.sleep(1.0)
+    finally:
+        if in_main_thread:
+            loop.remove_signal_handler(signal.SIGINT)
+    return interrupted
 
 
-def _tail(client: Any, submission_id: str) -> Iterator[str]:
-    """Convert Ray's asynchronous log stream to a synchronous iterator."""
-    # A Runner, not a bare event loop: it turns Ctrl-C into the cancellation of the pending read.
-    # Otherwise the stream could not be closed ("asynchronous generator is already running"), and
-    # that error would replace the KeyboardInterrupt.
-    with asyncio.Runner() as runner:
-        stream = client.tail_job_logs(submission_id)
-
-        async def read() -> str | None:
-            return await anext(stream, None)
-
-        async def close() -> None:
-            await stream.aclose()
-
-        try:
-            while (text := runner.run(read())) is not None:
-                yield text
-        finally:
-            runner.run(close())
+async def _tail(client: Any, submission_id: str, write: Callable[[str], object]) -> None:
+    """Pass on Ray's log stream until it ends."""
+    async with aclosing(client.tail_job_logs(submission_id)) as stream:
+        async for text in stream:
+            write(text)
 
 
 def _result(client: Any, address: str, submission_id: str, *, waited: bool) -> Submission:

@@ -13,9 +13,9 @@ from multistill import provenance
 from multistill.cluster.autoscale import wait_for_resources
 from multistill.cluster.reachable import check_reachable, unreachable
 from multistill.cluster.scratch import scratch_folder, scratch_problem
+from multistill.config.secrets import has_secret
 from multistill.errors import MultistillError
 from multistill.hardware import THREAD_LIMIT, local_cpus, requested_thread_limit
-from multistill.tracking.redaction import has_password
 
 if TYPE_CHECKING:
     from multistill.config import ResourcesConfig
@@ -189,7 +189,7 @@ def forwarded() -> dict[str, str]:
     variables |= _thread_limit()
     variables[provenance.VERSION_VARIABLE] = provenance.version()
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri and not has_password(uri):
+    if uri and not has_secret(uri):
         variables["MLFLOW_TRACKING_URI"] = uri
     return variables
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from multistill.config.base import CLASSES, FolderName, Section
+from multistill.config.base import CLASSES, Section
 from multistill.config.data import (
     CorpusConfig,
     CorpusKind,
@@ -32,6 +32,7 @@ from multistill.config.models import (
     TrainConfig,
     TrainSection,
 )
+from multistill.config.names import FolderName
 from multistill.config.resources import ResourcesConfig
 from multistill.config.search import SearchConfig, SearchParameter
 from multistill.config.tracking import ChampionConfig, TrackingConfig
@@ -62,9 +63,10 @@ __all__ = [
 ]
 
 
-def _or_boolean(schema: dict[str, Any]) -> None:
-    """Let the JSON schema of a section accept `true` and `false`, too."""
-    schema["anyOf"] = [{"type": "boolean"}, {"$ref": schema.pop("$ref")}]
+_RESERVED = re.compile(
+    r"teacher(-fold\d+)?|majority baseline|linear probe.*|.*-(control|search(-\d+)?|seed\d+)",
+    re.IGNORECASE,
+)
 
 
 class JobConfig(Section):
@@ -100,20 +102,18 @@ class JobConfig(Section):
         ],
         min_length=1,
     )
-    search: SearchConfig = Field(
-        default_factory=lambda: SearchConfig(enabled=False), json_schema_extra=_or_boolean
-    )
+    search: SearchConfig = Field(default_factory=lambda: SearchConfig(enabled=False))
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     @field_validator("search", mode="before")
     @classmethod
-    def _search_switch(cls, value: Any) -> Any:
+    def _search_is_not_empty(cls, value: Any) -> Any:
         if value is None:
             raise ValueError(
                 "the section is empty; write `search: true` to search with all defaults, or "
                 "remove it"
             )
-        return {"enabled": value} if isinstance(value, bool) else value
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> JobConfig:
@@ -122,13 +122,19 @@ class JobConfig(Section):
             if titles.count(title) > 1:
                 raise ValueError(f"two corpora are called `{title}`; give one a `name`")
         names = [student.name for student in self.students]
+        folded = [name.casefold() for name in names]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two students are called `{name}`")
-            if name == "teacher" or re.search(r"-(control|search|seed\d+)$", name):
+            if folded.count(name.casefold()) > 1:
                 raise ValueError(
-                    f"a student cannot be called `{name}`: tables use `teacher`, `*-control`, "
-                    "`*-search` and `*-seedN` for other models"
+                    f"another student is called `{name}` but for its capitals; choose another name"
+                )
+            if _RESERVED.fullmatch(name):
+                raise ValueError(
+                    f"a student cannot be called `{name}`: tables use `teacher`, `teacher-foldN`, "
+                    "`majority baseline`, `linear probe`, `*-control`, `*-search`, `*-search-N` "
+                    "and `*-seedN` for other models"
                 )
         if self.split.valid == 0.0 and self.split.by != "column":
             raise ValueError(

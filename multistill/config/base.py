@@ -15,6 +15,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from multistill.config.secrets import has_secret
+
 CLASSES = ("neutral", "happy", "surprise", "angry", "sad", "disgust", "fear")
 """Class order as published (Multi-Still). Votes, shares and logits all follow it."""
 
@@ -24,20 +26,11 @@ def execution(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"execution": True}, **constraints)
 
 
-def _file_name(value: str) -> str:
-    if not value or value in {".", ".."} or any(c in value for c in '/\\\0:*?"<>|'):
-        raise ValueError('must be usable as a folder name: no slashes and none of : * ? " < > |')
-    return value
-
-
-FolderName = Annotated[str, AfterValidator(_file_name)]
-
-
 def _without_secret(value: str) -> str:
-    if "@" in value and ":" in value.rpartition("@")[0].partition("://")[2]:
+    if has_secret(value):
         raise ValueError(
-            "holds a password, and job files are recorded with every run; remove it and set it "
-            "through the environment"
+            "holds a password or a token, and job files are recorded with every run; remove it and "
+            "set it through the environment"
         )
     return value
 
@@ -54,28 +47,33 @@ class Section(BaseModel):
 
     shorthand: ClassVar[tuple[str, ...]] = ()
     """Fields that get the text where a text stands in place of the section."""
+    switch: ClassVar[str] = ""
+    """Field that gets the value where `true` or `false` stands in place of the section."""
 
     @model_validator(mode="before")
     @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        return (
-            dict.fromkeys(cls.shorthand, value)
-            if cls.shorthand and isinstance(value, str)
-            else value
-        )
+    def _from_short_form(cls, value: Any) -> Any:
+        if cls.shorthand and isinstance(value, str):
+            return dict.fromkeys(cls.shorthand, value)
+        return {cls.switch: value} if cls.switch and isinstance(value, bool) else value
 
     @classmethod
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """The section's schema, with the text that may stand in its place."""
+        """The section's schema, with the text or the boolean that may stand in its place."""
         reference = handler(core_schema)
-        if cls.shorthand:
+        short_forms = {"string": ", ".join(cls.shorthand), "boolean": cls.switch}
+        others = [
+            {"type": kind, "description": f"the same as {fields}"}
+            for kind, fields in short_forms.items()
+            if fields
+        ]
+        if others:
             schema = handler.resolve_ref_schema(reference)
             section = dict(schema)
             schema.clear()
-            text = {"type": "string", "description": f"the same as {', '.join(cls.shorthand)}"}
-            schema.update(title=section["title"], anyOf=[section, text])
+            schema.update(title=section["title"], anyOf=[section, *others])
         return reference
 
     def identity(self) -> dict[str, Any]:

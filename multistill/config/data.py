@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from multistill.config.base import CLASSES, FolderName, Section, execution
+from multistill.config.base import CLASSES, Section, execution
+from multistill.config.names import FolderName
 
 CorpusKind = Literal[
     "demo",
@@ -26,15 +27,20 @@ def _text_encoding(name: str) -> str:
     """Python's name of a text encoding.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is none of that name, or it cannot read damaged text to its end, as those
+            of domain names (idna, punycode).
     """
+    advice = "use cp949, utf-8, cp1252 or another of Python's"
     try:
         "".encode(name)
-        return codecs.lookup(name).name
+        codec = codecs.lookup(name)
     except (LookupError, ValueError):
-        raise ValueError(
-            f"there is no text encoding `{name}`; use cp949, utf-8, cp1252 or another of Python's"
-        ) from None
+        raise ValueError(f"there is no text encoding `{name}`; {advice}") from None
+    try:
+        bytes(range(256)).decode(name, "backslashreplace")
+    except ValueError:
+        raise ValueError(f"`{name}` is no encoding of text files; {advice}") from None
+    return codec.name
 
 
 TextEncodingName = Annotated[str, AfterValidator(_text_encoding)]

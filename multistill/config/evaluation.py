@@ -10,7 +10,9 @@ from multistill.config.base import Section
 class EvaluationConfig(Section):
     """Bootstrap, calibration and latency settings of the `evaluate` stage."""
 
-    resamples: int = Field(1000, ge=100, description="bootstrap resamples of sessions")
+    resamples: int = Field(
+        1000, ge=100, description="bootstrap resamples of the groups that the split keeps together"
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of all intervals")
     calibration_bins: int = Field(15, ge=2, description="bins of the calibration error (ECE)")
     latency_clips: int = Field(

@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from multistill.config.base import FolderName, Section, execution
+from multistill.config.base import Section, execution
+from multistill.config.names import FolderName
 
 
 class ModelConfig(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -68,6 +68,8 @@ class SearchConfig(Section):
 
     A job without this section searches nothing; `search: true` searches with all defaults.
     """
+
+    switch: ClassVar = "enabled"
 
     enabled: bool = Field(True, description="`search: false` is short for `{enabled: false}`")
     student: str | None = Field(

@@ -26,6 +26,7 @@ from multistill.corpora.paths import UNPACK_HINT, is_utf8
 from multistill.corpora.records import Record, Rejected, TextEncoding, Utterance
 from multistill.corpora.rejections import Notes, Rejections, kind_of
 from multistill.corpora.text import (
+    code_points,
     control_characters,
     normal_id,
     normal_name,
@@ -52,6 +53,16 @@ _SCHEMA = pa.schema(
         pa.field("channels", pa.int16()),
     ]
 )
+# What must be text: fields of an utterance, and what users call them.
+_TEXTS = {
+    "utterance_id": "utterance's name",
+    "speaker": "speaker's name",
+    "session": "session's name",
+    "dialogue": "dialogue's name",
+    "gender": "gender",
+    "text_raw": "transcript",
+    "text": "transcript",
+}
 
 
 @dataclass
@@ -185,9 +196,9 @@ class _CorpusBuilder:
         kept: list[tuple[Utterance, Header, int]] = []
         for record in records:
             if isinstance(record, Utterance):
-                record = self._normalized(record)
+                written, record = record, self._normalized(record)
                 header = self._valid_header(record, next(headers))
-                if header is None or not self._has_text(record):
+                if header is None or not self._is_text(record, written):
                     continue
                 decision = self._decide(record)
                 if decision is not None:
@@ -218,19 +229,31 @@ class _CorpusBuilder:
             text=tidy(utterance.text),
         )
 
-    def _has_text(self, utterance: Utterance) -> bool:
-        """Whether the transcript is text; an utterance with control characters is rejected."""
-        control = control_characters(utterance.text_raw) or control_characters(utterance.text)
-        if control:
-            shown = ", ".join(f"U+{ord(character):04X}" for character in control[:3])
-            reason = f"the transcript has control characters ({shown}), so its file is damaged"
+    def _is_text(self, utterance: Utterance, written: Utterance) -> bool:
+        """Whether names and transcript are text; an utterance of which one is not is rejected.
+
+        Args:
+            written: the utterance before its names were normalised.
+        """
+        for name, what in _TEXTS.items():
+            text = getattr(utterance, name) or ""
+            control = control_characters(text)
+            if control:
+                kind, characters = "has control characters", control
+                reason = "so its file is damaged or in another encoding"
+            elif not text and (characters := list(getattr(written, name) or "")):
+                kind = "has only characters that show nothing"
+                reason = "so it names nothing"
+            else:
+                continue
             self._reject(
-                "transcript",
+                what if what == "transcript" else "name",
                 utterance.utterance_id,
-                f"{reason} or in another encoding",
-                "the transcript has control characters",
+                f"the {what} {kind} ({code_points(characters)}), {reason}",
+                f"the {what} {kind}",
             )
-        return not control
+            return False
+        return True
 
     def _valid_header(self, utterance: Utterance, header: Header | str) -> Header | None:
         """The audio header, None if the utterance is rejected for its file."""

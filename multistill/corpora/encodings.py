@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -19,8 +20,25 @@ CANDIDATES = (
     "cp932",
     "gb18030",
     "big5",
+    "euc_jp",
     "cp1251",
+    "koi8-r",
+    "koi8-u",
+    "cp866",
+    "iso8859-5",
     "cp1250",
+    "iso8859-2",
+    "cp852",
+    "cp1253",
+    "cp737",
+    "cp1254",
+    "cp1255",
+    "cp1256",
+    "iso8859-6",
+    "cp1257",
+    "cp874",
+    "mac-roman",
+    "cp850",
     "utf-16-le",
     "utf-16-be",
 )
@@ -44,9 +62,11 @@ UNDECODABLE = "\udcff"
 KEEP_GOING = "multistill.undecodable"
 
 MINIMUM = 0.5
+MINIMUM_OF_ALPHABETS = 1.4
 MARGIN = 0.4
 """Scores are from -5 to 3 for each character. Below the minimum a reading is not text; two
-different readings within the margin cannot be told apart."""
+different readings within the margin cannot be told apart. Any bytes are letters of some Cyrillic,
+Greek, Hebrew, Arabic or Thai code page, so most of these letters have to be common ones."""
 
 codecs.register_error(KEEP_GOING, lambda error: (UNDECODABLE, error.end))  # type: ignore[attr-defined]
 
@@ -68,7 +88,8 @@ _HANZI = frozenset(
     "又定见只主没公从說國來們時過後會對著裡為無這經進種將還見沒從今很吗吧呢啊她開心難過生氣害怕昨雪"
     "怎什誰谁想知别別哭笑爱愛走让讓真太快高兴興開雨"
 )
-_MARKS = "’‘“”„…–—«»€§"
+_MARKS = "’‘“”„…–—«»€§°•·©®™"
+_WESTERN_MARKS = _MARKS + "£¢½¼¾ªº"
 _WESTERN = (
     "äöüßÄÖÜ",  # German
     "éèêëàâçîïôùûœæÉÈÊÀÂÇÔ",  # French
@@ -85,25 +106,72 @@ _CENTRAL = (
     "ăâîşţĂÂÎŞŢ",  # Romanian
     "čćđšžČĆĐŠŽ",  # Croatian
 )
+_TURKISH = ("çğıöşüâîÇĞİÖŞÜ",)
+_BALTIC = (
+    "āčēģīķļņšūžĀČĒĢĪĶĻŅŠŪŽ",  # Latvian
+    "ąčęėįšųūžĄČĘĖĮŠŲŪŽ",  # Lithuanian
+    "äöõüšžÄÖÕÜŠŽ",  # Estonian
+)
+# The letters of alphabets other than the Latin one, the commonest first. Bytes of one code page
+# are letters of all the others; that they are the common ones tells which page is right.
+_ALPHABETS = {
+    "cyrillic": "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфъ",
+    "greek": "αοιετνσηρπκμυλςίωάγδέχόθήφύώβξζψ",
+    "hebrew": "יהולארתבשמםנעדכחקפןסטזצגךףץ",
+    "arabic": "اليمنوترهبعدسفةكحقأجشطصخىذإضزغثءئآظؤ",
+    "thai": "านรอกเงมยลวด่ทส้ตะัิปี์คจหพแขุใชไบึผธศถซโณญำูฟฉฎษภฐฏ๊๋ฆฮฌฒๆฯฤฑ",
+}
+_RANKED = {
+    script: {
+        letter: min(3.0, 4.0 - 6.0 * rank / len(letters)) for rank, letter in enumerate(letters)
+    }
+    for script, letters in _ALPHABETS.items()
+}
+_BLOCKS = {
+    "cyrillic": ("\u0400", "\u04ff"),
+    "greek": ("\u0386", "\u03ff"),
+    "hebrew": ("\u05d0", "\u05ea"),
+    "arabic": ("\u0620", "\u06d3"),
+    "thai": ("\u0e01", "\u0e5b"),
+}
 _EAST_ASIAN_MARKS = "’‘“”…—·「」『』、。！？《》，；：（）～\u3000"
 _COMMON = {
     "cp949": (_HANGUL | set(_EAST_ASIAN_MARKS) | set("ㄱㄴㄷㅇㅋㅎㅠㅜㅡ"),),
-    "cp1252": tuple(frozenset(language + _MARKS) for language in _WESTERN),
-    "cp1250": tuple(frozenset(language + _MARKS) for language in _CENTRAL),
-    "cp932": (_HANZI | set(_EAST_ASIAN_MARKS) | set("今日本人私何東京行見言"),),
+    **dict.fromkeys(
+        ("cp1252", "mac-roman", "cp850"),
+        tuple(frozenset(language + _WESTERN_MARKS) for language in _WESTERN),
+    ),
+    **dict.fromkeys(
+        ("cp1250", "iso8859-2", "cp852"),
+        tuple(frozenset(language + _MARKS) for language in _CENTRAL),
+    ),
+    "cp1254": tuple(frozenset(language + _WESTERN_MARKS) for language in _TURKISH),
+    "cp1257": tuple(frozenset(language + _MARKS) for language in _BALTIC),
+    **dict.fromkeys(
+        ("cp1251", "koi8-r", "koi8-u", "cp866", "iso8859-5", "cp1253", "cp737", "cp1255"),
+        (frozenset(_MARKS),),
+    ),
+    **dict.fromkeys(("cp1256", "iso8859-6"), (frozenset(_MARKS + "،؛؟"),)),
+    "cp874": (frozenset(_MARKS),),
+    **dict.fromkeys(
+        ("cp932", "euc_jp"),
+        (_HANZI | set(_EAST_ASIAN_MARKS) | set("今日本人私何東京行見言"),),
+    ),
     "gb18030": (_HANZI | set(_EAST_ASIAN_MARKS),),
     "big5": (_HANZI | set(_EAST_ASIAN_MARKS),),
-    "cp1251": (frozenset(_MARKS),),
 }
 _ALL_COMMON = tuple(dict.fromkeys(common for sets in _COMMON.values() for common in sets))
 _SCRIPTS = {
     "cp949": "hangul",
-    "cp1252": "latin",
-    "cp1250": "latin",
-    "cp932": "kana han",
-    "gb18030": "han",
-    "big5": "han",
-    "cp1251": "cyrillic",
+    **dict.fromkeys(("cp1252", "mac-roman", "cp850", "cp1250", "iso8859-2", "cp852"), "latin"),
+    **dict.fromkeys(("cp1254", "cp1257"), "latin"),
+    **dict.fromkeys(("cp932", "euc_jp"), "kana han"),
+    **dict.fromkeys(("gb18030", "big5"), "han"),
+    **dict.fromkeys(("cp1251", "koi8-r", "koi8-u", "cp866", "iso8859-5"), "cyrillic"),
+    **dict.fromkeys(("cp1253", "cp737"), "greek"),
+    "cp1255": "hebrew",
+    **dict.fromkeys(("cp1256", "iso8859-6"), "arabic"),
+    "cp874": "thai",
 }
 """Scripts that an encoding was made for; letters of others that it has too are no evidence."""
 
@@ -115,10 +183,24 @@ _MISTAKES = (
     # A letter of another script inside a Latin word; a Korean particle behind one is fine.
     re.compile(r"(?<=[A-Za-z])[가-힣](?=[a-z])"),
     re.compile(r"(?<=[a-z])[\u3400-\u9fff\uff61-\uff9f]|[\u3400-\u9fff\uff61-\uff9f](?=[a-z])"),
-    re.compile(r"(?<=[A-Za-z])[\u0400-\u04ff]|[\u0400-\u04ff](?=[A-Za-z])"),
+    re.compile(
+        r"(?<=[A-Za-z\u00c0-\u024f])[\u0370-\u07ff\u0e00-\u0e7f]"
+        r"|[\u0370-\u07ff\u0e00-\u0e7f](?=[A-Za-z\u00c0-\u024f])"
+    ),
     # A capital inside a word in small letters.
     re.compile(r"(?<=[a-zß-öø-ÿ])[À-ÖØ-ÞĄĆĘŁŃŚŹŻČĎŇŘŠŤŽ](?=[a-zß-öø-ÿ])"),
-    re.compile(r"(?<=[а-яё])[А-ЯЁ]"),
+    re.compile(r"(?<=[а-яё])[А-ЯЁ]|(?<=[ά-ώ])[Ά-Ώ]"),
+    # Letters that only end a word inside one, and the reverse.
+    re.compile(r"ς(?=[ά-ώ])|(?<=[ά-ώ])σ(?![ά-ώ])|[ךםןףץ](?=[א-ת])|ة(?=[ء-ي])"),
+    # Signs of Thai without the consonant that they belong to, and digits inside words.
+    re.compile(
+        r"(?<![\u0e01-\u0e2e\u0e31-\u0e3a\u0e47-\u0e4e])[\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]"
+        r"|[\u0e40-\u0e44](?![\u0e01-\u0e2e])|(?<=[\u0e01-\u0e4e])[\u0e50-\u0e59]"
+    ),
+    # Frames inside words.
+    re.compile(r"(?<=[^\W\d_])[\u2500-\u259f]|[\u2500-\u259f](?=[^\W\d_])"),
+    # Signs of prices, fractions and ordinals at letters.
+    re.compile(r"[£¢½¼¾ªº](?=[^\W\d_])|(?<=[a-zß-ÿ])[£¢½¼¾ªº]"),
     # A sign inside a word, or one that opens a sentence behind a letter.
     re.compile(r"(?<=[A-Za-z])[¢-¬®-¶¸-º¼-¾×÷†‡ˆ‰‹›˜™](?=[A-Za-z])|(?<=[A-Za-z])[¿¡]"),
 )
@@ -163,7 +245,7 @@ def choose(pieces: Sequence[bytes], candidates: Sequence[str] = CANDIDATES) -> s
     rivals = [other for s, other, reading in ranked[1:] if score - s < MARGIN and reading != text]
     if rivals:
         raise AmbiguousEncodingError(f"can be read as {name} and as {rivals[0]}")
-    if score < MINIMUM:
+    if score < (MINIMUM_OF_ALPHABETS if _SCRIPTS.get(name) in _ALPHABETS else MINIMUM):
         raise AmbiguousEncodingError("is not plausible text in any known encoding")
     return name
 
@@ -174,17 +256,18 @@ def plausibility(text: str, encoding: str) -> float:
     Args:
         encoding: the candidate that gave the text, whose languages decide what is common.
     """
-    odd = [c for c in text if not (" " <= c <= "~" or c in "\r\n\t")]
+    counts = Counter(text)
+    odd = [(c, n) for c, n in counts.items() if not (" " <= c <= "~" or c in "\r\n\t")]
     if not odd:
         return 3.0
-    scripts = _SCRIPTS.get(encoding, "hangul kana han cyrillic latin")
+    scripts = _SCRIPTS.get(encoding, "hangul kana han cyrillic greek hebrew arabic latin")
     total = max(
-        sum(3.0 if character in common else _score(character, scripts) for character in odd)
+        sum(n * (3.0 if c in common else _score(c, scripts)) for c, n in odd)
         for common in _COMMON.get(encoding, _ALL_COMMON)
     )
     total -= 4.0 * sum(1 for pattern in _MISTAKES for _ in pattern.finditer(text))
     total -= 3.0 * sum(len(run[0]) for run in _LATIN_RUN.finditer(text))
-    return max(-5.0, total / len(odd) + _PRIOR.get(encoding, 0.0))
+    return max(-5.0, total / sum(n for _, n in odd) + _PRIOR.get(encoding, 0.0))
 
 
 @lru_cache(65_536)
@@ -198,10 +281,12 @@ def _score(character: str, scripts: str) -> float:
         if "kana" not in scripts:
             return -1.0
         return 3.0 if character <= "ん" else 2.0
-    if "\u0410" <= character <= "\u044f" or character in "ёЁ":
-        if "cyrillic" not in scripts:
-            return -1.0
-        return 3.0 if character.islower() else 1.5
+    for script, (first, last) in _BLOCKS.items():
+        if first <= character <= last:
+            if script not in scripts:
+                return -1.0
+            rank = _RANKED[script].get(character.lower(), 0.5)
+            return rank - 0.5 if character.isupper() else rank
     if "\u4e00" <= character <= "\u9fff":
         return 0.0 if "han" in scripts.split() else -1.0
     category = unicodedata.category(character)
@@ -209,6 +294,8 @@ def _score(character: str, scripts: str) -> float:
         return -5.0
     if category in ("Ll", "Lu") and character < "\u0250":
         return 0.0 if "latin" in scripts else -1.0
+    if "\u2500" <= character <= "\u259f":  # frames, of which DOS and KOI8 have many
+        return -3.0
     if "｡" <= character <= "ﾟ":  # halfwidth katakana: any byte from A1 to DF in CP932
         return -2.0
     return -1.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from multistill.config import CLASSES
-from multistill.corpora.text import normal_name
+from multistill.corpora.text import code_points, control_characters, normal_name
 from multistill.workspace import to_json
 
 TiePolicy = Literal["soft", "drop", "first", "multi"]
@@ -50,12 +50,21 @@ def class_of(name: str, label_map: Mapping[str, str] | None = None) -> str | Non
 
 
 def unmapped_label(name: str) -> str:
-    """The reason for rejecting a row with a label that is none of the seven classes.
+    """The reason for rejecting a row with a label that is none of the seven classes, in one line.
 
     Examples:
         >>> unmapped_label("hapy")
         'label `hapy` is not one of the seven classes; set `labels: {"hapy": happy}` of the corpus'
     """
+    control = control_characters(name)
+    if control:
+        return (
+            f"the label has control characters ({code_points(control)}), so its file is damaged or "
+            "in another encoding"
+        )
+    name = normal_name(name)
+    if not name:
+        return "the label has only characters that show nothing"
     near = difflib.get_close_matches(_key(name), _CLASS_OF, 1, cutoff=0.5)
     target = _CLASS_OF[near[0]] if near else "CLASS"
     advice = f"set `labels: {{{to_json(name)}: {target}}}` of the corpus"

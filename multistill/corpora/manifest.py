@@ -103,13 +103,13 @@ def read_manifest(path: Path, columns: list[str] | None = None) -> pa.Table:
     """
     file = path / MANIFEST if path.is_dir() else path
     if not file.is_file():
-        raise MultistillError(f"there is no manifest at {os.fspath(file)}; run the prepare stage")
+        raise MultistillError(f"there is no manifest at {os.fspath(file)}; run the job again")
     schema = pq.read_schema(file)
     missing = [name for name in MANIFEST_SCHEMA.names if name not in schema.names]
     if missing:
         raise MultistillError(
             f"{os.fspath(file)} is not a manifest of this version: it lacks {', '.join(missing)}; "
-            "remove its folder and run the prepare stage again"
+            "remove its folder and run the job again"
         )
     return pq.read_table(file, columns=columns)
 

@@ -10,9 +10,12 @@ from itertools import product
 from pathlib import Path
 
 from multistill.config import CorpusConfig
+from multistill.config.names import is_invisible
 from multistill.errors import UsageError
 
-UNPACK_HINT = "unpack the archive again with UTF-8 names, for example by `unzip -O cp949`"
+UNPACK_HINT = (
+    "unpack the archive again with `python -m zipfile --metadata-encoding cp949 -e ARCHIVE FOLDER`"
+)
 
 
 _LONGEST_ENDING = 4  # letters: `.flac`, `.aiff`
@@ -74,15 +77,16 @@ def printable(name: str) -> str:
     """
     if name.isascii() and name.isprintable():
         return name
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c in " \n\t" or not _hidden(c) else f"<U+{ord(c):04X}>" for c in text)
+    shown = "".join(c if c == " " or not _hidden(c) else f"<U+{ord(c):04X}>" for c in name)
+    return shown.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _hidden(character: str) -> bool:
     """Whether a character shows nothing, or a space that is none of the keyboard's."""
-    return character in "\u115f\u1160\u3164\uffa0" or (
-        unicodedata.category(character) in {"Cc", "Cf", "Cn", "Co", "Zl", "Zp", "Zs"}
-    )
+    category = unicodedata.category(character)
+    if category == "Cs":
+        return not "\udc80" <= character <= "\udcff"  # these stand for bytes
+    return is_invisible(character) or category in {"Cc", "Cn", "Co", "Zl", "Zp", "Zs"}
 
 
 def is_utf8(name: str) -> bool:
@@ -132,7 +136,8 @@ def wrong_folder(corpus: str, expected: str, root: Path) -> UsageError:
     """The error for a folder that is not the corpus; suggests a subfolder that may be it."""
     folders = [child for child in sorted(root.iterdir()) if child.is_dir()] if root.is_dir() else []
     first = expected.replace("/", ",").split(",", 1)[0]
-    hint = next((f"; did you mean {child}?" for child in folders if (child / first).exists()), "")
+    named = [child for child in folders if is_utf8(child.name)]
+    hint = next((f"; did you mean {child}?" for child in named if (child / first).exists()), "")
     if not hint and not all(is_utf8(name) for name in nfc_names(root)):
         hint = f"; names there are not UTF-8: {UNPACK_HINT}"
     return UsageError(

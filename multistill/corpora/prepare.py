@@ -52,8 +52,9 @@ def prepare(
         digests: file that remembers the digests of recordings (`audio.digests.Digests`).
 
     Returns:
-        `utterances`, `rejected`, `synthetic`, `leaks`, `splits` (counts), and `content`: digest
-        of the input of the features (ids, audio and text), independent of the split.
+        `utterances`, `rejected`, `synthetic`, `leaks`, `splits` (counts), `rejected_kinds`: the
+        commonest reasons with their number and the first row, and `content`: digest of the input
+        of the features (ids, audio and text), independent of the split.
 
     Raises:
         UsageError: if a corpus is not found, or the split is impossible or leaks.
@@ -99,7 +100,16 @@ def _prepare(
     for kind, count in built.rejections.kinds.most_common(3):
         logger.info(f"rejected: {count} x {kind}")
     given = built.rows["given_split"].to_pylist() if split.by == "column" else None
-    parts = split_rows(built.rows, split, given)
+    try:
+        parts = split_rows(built.rows, split, given)
+    except UsageError as error:
+        if not len(built.rejections):
+            raise
+        # Often there are too few groups because most rows are gone.
+        raise UsageError(
+            f"{error}; of {len(built.rows) + len(built.rejections)} rows and recordings, "
+            f"{len(built.rejections)} are rejected: {built.rejections.commonest()}"
+        ) from error
     for name in parts.facts["reassigned"]:
         logger.info(f"split: {name} was reassigned to a part that had no group")
     leaked = leaks(built.rows, parts.part)
@@ -124,6 +134,7 @@ def _prepare(
         "rejected": len(built.rejections),
         "rejected_share": {title: round(share, 6) for title, share in dropped.items()},
         "rejected_for": built.rejections.commonest(),
+        "rejected_kinds": built.rejections.groups(),
         "synthetic": report["synthetic"],
         "leaks": report["leaks"],
         "splits": report["counts"]["split"],
@@ -131,26 +142,35 @@ def _prepare(
     }
 
 
-def refuse_rejections(
+def excessive_rejections(
     corpora: Sequence[CorpusConfig], shares: Mapping[str, float], reasons: str
-) -> None:
-    """Stop if more of a corpus is rejected than the job allows.
+) -> Iterator[str]:
+    """A sentence for each corpus of which more is rejected than the job allows.
 
     Args:
         shares: rejected share of rows and recordings by corpus title.
         reasons: the commonest reasons of all corpora.
-
-    Raises:
-        MultistillError: names the corpus and the reasons.
     """
     for config in corpora:
         share = shares.get(config.title, 0.0)
         if share > config.max_rejected:
-            raise MultistillError(
+            yield (
                 f"corpus `{config.title}`: {share:.1%} of its rows and recordings are rejected, "
                 f"the limit is {config.max_rejected:.1%} (max_rejected): {reasons}; correct them, "
                 "or raise the limit"
             )
+
+
+def refuse_rejections(
+    corpora: Sequence[CorpusConfig], shares: Mapping[str, float], reasons: str
+) -> None:
+    """Raise for the first of the `excessive_rejections`.
+
+    Raises:
+        MultistillError: more of a corpus is rejected than the job allows.
+    """
+    for sentence in excessive_rejections(corpora, shares, reasons):
+        raise MultistillError(sentence)
 
 
 def _records(config: CorpusConfig, unpacked: Path) -> Iterator[Record]:
@@ -160,9 +180,10 @@ def _records(config: CorpusConfig, unpacked: Path) -> Iterator[Record]:
 def _no_utterances(rejections: Rejections) -> str:
     if not len(rejections):
         return "the corpora have no utterances; check `corpora` in the job file"
+    others = f"; in all: {rejections.commonest()}" if len(rejections.kinds) > 1 else ""
     return (
         f"all {len(rejections)} utterances are rejected; the first, {rejections.sources[0]}: "
-        f"{rejections.reasons[0]}"
+        f"{rejections.reasons[0]}{others}"
     )
 
 
@@ -206,8 +227,12 @@ def is_current(manifest: Path, digests: Path) -> bool:
 
     `listing` does not see a file that was edited in place and given its old time again; the
     remembered digests do (`audio.digests.Digests`). Only files that look changed are read.
+    A manifest that was deleted or cut off is not current.
     """
-    rows = pq.read_table(manifest, columns=["audio_path", "audio_digest"])
+    try:
+        rows = pq.read_table(manifest, columns=["audio_path", "audio_digest"])
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return False
     known = Digests(digests)
     content = dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
     current = known.confirm(list(content), list(content.values()))

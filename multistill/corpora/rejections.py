@@ -63,6 +63,7 @@ class Rejections:
         self.reasons: list[str] = []
         self.categories: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
+        self._first: dict[str, dict[str, str]] = {}
 
     def add(self, category: str, source: str, reason: str, kind: str | None = None) -> None:
         """Add a rejected row.
@@ -72,13 +73,22 @@ class Rejections:
                 name and its numbers.
         """
         self.categories[category] += 1
-        self.kinds[printable(kind or kind_of(reason))] += 1
+        kind = printable(kind or kind_of(reason))
+        self.kinds[kind] += 1
         self.sources.append(printable(source))
         self.reasons.append(printable(reason))
+        self._first.setdefault(kind, {"source": self.sources[-1], "reason": self.reasons[-1]})
 
     def commonest(self) -> str:
         """The three commonest kinds with their numbers, for a message."""
         return "; ".join(f"{count} x {kind}" for kind, count in self.kinds.most_common(3))
+
+    def groups(self, most: int = 3) -> list[dict[str, Any]]:
+        """The commonest kinds: `count`, `kind`, and `source` and `reason` of the first row."""
+        return [
+            {"count": count, "kind": kind, **self._first[kind]}
+            for kind, count in self.kinds.most_common(most)
+        ]
 
     def __len__(self) -> int:
         return len(self.sources)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from multistill.corpora.characters import visible
 from multistill.corpora.encodings import (
     CANDIDATES,
     KOREAN,
@@ -26,18 +27,8 @@ _SIGN_TAG = re.compile(r"[*+/]")
 _MOST_FILES = 4096  # read to decide the encoding of a corpus, evenly spread over it
 _EVIDENCE = 1 << 16  # bytes that are compared in all candidate encodings
 
-# Characters that show nothing and mean nothing: soft hyphen, Hangul fillers, zero width spaces
-# and joiners, direction marks, byte order marks inside text. Joiners mean something in Arabic,
-# Indic and neighbouring scripts and in emoji, zero width spaces in scripts without spaces.
-_INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f"
-    "\u3164\ufeff\uffa0\ufff9-\ufffb]"
-)
-_JOINED = re.compile(
-    "[\u0600-\u08ff\u0900-\u0dff\u1000-\u109f\u1780-\u18af\U0001f000-\U0001faff\u2600-\u27bf\ufe0f]"
-)
-_WITHOUT_SPACES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
-# Control characters that separate: tidy makes spaces of them, as of line breaks.
+_MARKED = ("utf-16", "utf-32")  # encodings in which a mark tells the order of the bytes
+# Control characters that separate: spaces are made of them, as of line breaks.
 _SEPARATORS = re.compile("[\x0b\x0c\x1c-\x1f\x85\u2028\u2029]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
@@ -129,8 +120,12 @@ class CorpusText:
         except UnicodeDecodeError as error:
             byte = f"byte {data[error.start]:#04x} at {error.start}"
             raise UndecodableError(f"not text in {encoding} ({byte})") from error
+        except UnicodeError as error:  # of codecs that do not say where
+            raise UndecodableError(f"not text in {encoding} ({error})") from error
 
     def _encoding_of(self, data: bytes) -> str:
+        if self._given in _MARKED:
+            raise UndecodableError(_no_mark(self._given))
         if self._given is not None:
             return self._given
         try:
@@ -165,6 +160,8 @@ class CorpusText:
             mark = mark_of(stream.read(4))
             if mark is not None:
                 return mark
+            if self._given in _MARKED:
+                raise UsageError(f"corpus `{self._title}`: {path.name} {_no_mark(self._given)}")
             if self._given is not None:
                 return self._given
             stream.seek(0)
@@ -181,6 +178,13 @@ class CorpusText:
         if zeros * 20 > size or (letters and utf8 * 2 < letters):
             return self._legacy()
         return "utf-8"
+
+
+def _no_mark(encoding: str) -> str:
+    return (
+        f"has no byte order mark, which `encoding: {encoding}` needs; set `encoding: {encoding}-le`"
+        f" or `{encoding}-be`"
+    )
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -245,24 +249,7 @@ def _foreign_lines(stream: BinaryIO, share: int) -> list[bytes]:
 
 def tidy(text: str) -> str:
     """NFC with single spaces, without characters that show and mean nothing."""
-    return " ".join(unicodedata.normalize("NFC", visible(text)).split())
-
-
-def visible(text: str) -> str:
-    """The text without invisible characters, but those that its script needs."""
-    if text.isascii() or not _INVISIBLE.search(text):
-        return text
-
-    def keep(match: re.Match[str]) -> str:
-        character, at = match[0], match.start()
-        before, after = text[max(0, at - 1) : at], text[match.end() : match.end() + 1]
-        if character in "\u200c\u200d" and _JOINED.match(before):
-            return character
-        if character == "\u200b" and _WITHOUT_SPACES.match(before) and _WITHOUT_SPACES.match(after):
-            return character
-        return ""
-
-    return _INVISIBLE.sub(keep, text)
+    return " ".join(unicodedata.normalize("NFC", visible(text, breaks=True)).split())
 
 
 def control_characters(text: str) -> list[str]:
@@ -276,6 +263,11 @@ def control_characters(text: str) -> list[str]:
 def without_separators(text: str) -> str:
     """The text with spaces for control characters that separate, such as a vertical tab."""
     return text if text.isprintable() else _SEPARATORS.sub(" ", text)
+
+
+def code_points(characters: list[str]) -> str:
+    """The first three characters as `U+0007, U+001B`."""
+    return ", ".join(f"U+{ord(character):04X}" for character in characters[:3])
 
 
 def normal_name(name: str) -> str:

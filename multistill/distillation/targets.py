@@ -20,14 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from multistill.config import CLASSES
+from multistill.distillation.files import POOLED
 from multistill.errors import MultistillError
 from multistill.metrics.classification import EPS, shares_from_outputs, softmax
 from multistill.models.files import Output
 from multistill.typing import DoubleArray, FloatArray, IntArray
 from multistill.workspace import atomic_path
-
-SOFT_TARGETS = "soft_targets.parquet"
-POOLED = "pooled.safetensors"
 
 
 @dataclass(frozen=True)
@@ -95,10 +93,10 @@ def read_soft_targets(path: Path) -> SoftTargets:
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
-        raise MultistillError(f"{path} is missing; run the distill stage") from None
+        raise MultistillError(f"{path} is missing; run the job again") from None
     except pa.ArrowInvalid as error:
         raise MultistillError(
-            f"{path} is damaged ({error}); remove it and run the distill stage again"
+            f"{path} is damaged ({error}); remove it and run the job again"
         ) from error
     for name in ("utterance_id", "outputs", "teacher", "fold"):
         if name not in table.column_names:
@@ -144,12 +142,12 @@ def read_pooled(targets: Path) -> tuple[IntArray, torch.Tensor]:
         tensors = load_file(path)
     except FileNotFoundError:
         raise MultistillError(
-            f"{path} is missing, and `distillation.hint_weight` and `cka_weight` need it; run the "
-            "distill stage of a job file that sets one of them"
+            f"{path} is missing, and `distillation.hint_weight` and `cka_weight` need it; run a "
+            "job that sets one of them"
         ) from None
     except SafetensorError as error:
         raise MultistillError(
-            f"{path} is damaged ({error}); remove its folder and run the distill stage again"
+            f"{path} is damaged ({error}); remove it and run the job again"
         ) from error
     return tensors["row"].numpy(), tensors["pooled"]
 

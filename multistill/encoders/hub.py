@@ -7,6 +7,7 @@ that changes on the hub while a corpus is being encoded cannot lead to a mix of 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ def resolve(model: str, revision: str | None) -> str:
     Raises:
         UnavailableModelError: the model is neither on this machine nor reachable.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    folder = _path(model)
+    if is_folder(model):
         return f"folder-{_folder_digest(folder)}"
     if model.startswith((".", "/", "~")):
         raise UnavailableModelError(f"there is no folder {model}")
@@ -38,13 +39,17 @@ def resolve(model: str, revision: str | None) -> str:
 
 def is_folder(model: str) -> bool:
     """Whether a model's name is a local folder."""
-    return Path(model).expanduser().is_dir()
+    return os.path.isdir(_path(model))  # noqa: PTH112, Path.is_dir raises for what cannot be one
+
+
+def _path(model: str) -> Path:
+    return Path(os.path.expanduser(model))  # noqa: PTH111, Path's raises for an unknown user
 
 
 def local_folder(config: SpeechEncoderConfig | TextEncoderConfig) -> Path | None:
     """The folder that holds a model on this machine: its own, or that of the hub's cache."""
     if is_folder(config.model):
-        return Path(config.model).expanduser()
+        return _path(config.model)
     if config.model.startswith((".", "/", "~")):
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -122,10 +127,9 @@ def load_tokenizer(model: str, resolved: str | None) -> Any:
 def _load(
     from_pretrained: Callable[..., Any], model: str, resolved: str | None, **options: Any
 ) -> Any:
-    folder = Path(model).expanduser()
     try:
-        if folder.is_dir():
-            return from_pretrained(str(folder), **options)
+        if is_folder(model):
+            return from_pretrained(str(_path(model)), **options)
         return from_pretrained(model, revision=resolved, **options)
     except Exception as error:
         # A folder with other content can raise any exception in the code of transformers.

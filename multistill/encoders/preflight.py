@@ -7,8 +7,7 @@ here reads a folder or the local cache of the hub; no weights, no torch, no netw
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderCo
 from multistill.encoders import hub
 from multistill.encoders.base import SPEECH_SECTION, TEXT_SECTION
 from multistill.encoders.registry import BUILT_IN_SPEECH, BUILT_IN_TEXT
+from multistill.encoders.small_files import DamagedFileError, Fields, fields_of, text_of
 from multistill.errors import MultistillError, UsageError
 
 TRANSCRIPTS = 1000
@@ -26,6 +26,20 @@ TRANSCRIPTS = 1000
 _SPEECH_ADVICE = "use a wav2vec2, HuBERT, WavLM or data2vec-audio model"
 _TEXT_ADVICE = "use an ELECTRA, BERT or RoBERTa model"
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
+# Types of models whose layers are where `Wav2Vec2Family` and `TransformerText` look for them.
+# fmt: off
+_LIKE_WAV2VEC2 = frozenset({
+    "wav2vec2", "wav2vec2-conformer", "hubert", "wavlm", "data2vec-audio", "unispeech",
+    "unispeech-sat", "sew",
+})
+_LIKE_BERT = frozenset({
+    "bert", "bert-generation", "big_bird", "camembert", "convbert", "data2vec-text", "deberta",
+    "deberta-v2", "electra", "ernie", "esm", "ibert", "layoutlm", "lilt", "longformer", "luke",
+    "megatron-bert", "mobilebert", "mpnet", "mra", "nystromformer", "rembert", "roberta",
+    "roberta-prelayernorm", "roc_bert", "roformer", "splinter", "xlm-roberta", "xlm-roberta-xl",
+    "xmod", "yoso",
+})
+# fmt: on
 # How models of a type split words, as tokenizer.json calls it.
 _ALGORITHMS = {
     "bert": "WordPiece",
@@ -43,11 +57,19 @@ def problems(config: FeaturesConfig) -> Iterator[tuple[str, str]]:
     """
     speech, text = config.speech, config.text
     if speech.model not in BUILT_IN_SPEECH and (folder := hub.local_folder(speech)) is not None:
-        for sentence in _speech_problems(speech, folder):
+        for sentence in _told(_speech_problems(speech, folder)):
             yield "speech", f"{SPEECH_SECTION}.model: {sentence}"
     if text.model not in BUILT_IN_TEXT and (folder := hub.local_folder(text)) is not None:
-        for sentence in _text_problems(text, folder):
+        for sentence in _told(_text_problems(text, folder)):
             yield "text", f"{TEXT_SECTION}.model: {sentence}"
+
+
+def _told(sentences: Iterator[str]) -> Iterator[str]:
+    """The sentences, and that of a damaged file they end with."""
+    try:
+        yield from sentences
+    except DamagedFileError as error:
+        yield str(error)
 
 
 def refuse_mismatched(config: FeaturesConfig) -> None:
@@ -60,17 +82,21 @@ def refuse_mismatched(config: FeaturesConfig) -> None:
         raise UsageError(sentence)
 
 
-def refuse_unknown(config: TextEncoderConfig, texts: Sequence[str]) -> None:
-    """Stop if the text encoder does not know the words of a corpus.
+def unknown_tokens(config: TextEncoderConfig, texts: Sequence[str]) -> dict[str, Any] | None:
+    """How many tokens of a corpus the text encoder does not know.
 
     Args:
         texts: transcripts, of which `TRANSCRIPTS` are looked at.
 
+    Returns:
+        `share` of unknown tokens, number of `transcripts` that were looked at, and as `example`
+        one that is mostly unknown; None for built-in encoders, which know every token.
+
     Raises:
-        MultistillError: more tokens are unknown than `max_unknown`, or no tokenizer can be loaded.
+        MultistillError: no tokenizer can be loaded.
     """
     if config.model in BUILT_IN_TEXT:
-        return
+        return None
     try:
         tokenizer = hub.load_tokenizer(config.model, hub.resolve(config.model, config.revision))
     except hub.UnavailableModelError as error:
@@ -84,56 +110,83 @@ def refuse_unknown(config: TextEncoderConfig, texts: Sequence[str]) -> None:
         tokens += len(ids)
         unknown += lost
         example = example or (text if lost * 2 > len(ids) else "")
-    if tokens and unknown > config.max_unknown * tokens:
-        raise MultistillError(
+    return {
+        "share": unknown / tokens if tokens else 0.0,
+        "transcripts": len(texts),
+        "example": example[:60],
+    }
+
+
+def too_many_unknown(config: TextEncoderConfig, unknown: Mapping[str, Any] | None) -> Iterator[str]:
+    """A sentence if the text encoder does not know the words of a corpus.
+
+    Args:
+        unknown: of `unknown_tokens`.
+    """
+    if unknown is not None and unknown["share"] > config.max_unknown:
+        example = unknown["example"]
+        yield (
             f"{TEXT_SECTION}.model: the tokenizer of `{config.model}` does not know "
-            f"{unknown / tokens:.0%} of the tokens of {len(texts)} transcripts"
-            + (f" (such as `{example[:60]}`)" if example else "")
+            f"{unknown['share']:.0%} of the tokens of {unknown['transcripts']} transcripts"
+            + (f" (such as `{example}`)" if example else "")
             + f", the limit is {config.max_unknown:.0%} ({TEXT_SECTION}.max_unknown); use a model "
             "for the language of the corpus, or raise the limit"
         )
 
 
+def refuse_unknown(config: TextEncoderConfig, texts: Sequence[str]) -> None:
+    """Stop if the text encoder does not know the words of a corpus.
+
+    Args:
+        texts: as of `unknown_tokens`.
+
+    Raises:
+        MultistillError: more tokens are unknown than `max_unknown`, or no tokenizer can be loaded.
+    """
+    for sentence in too_many_unknown(config, unknown_tokens(config, texts)):
+        raise MultistillError(sentence)
+
+
 def _speech_problems(config: SpeechEncoderConfig, folder: Path) -> Iterator[str]:
-    settings = _json(folder / "config.json")
+    settings = fields_of(folder / "config.json")
     if not settings:
         yield f"{folder} has no config.json; give a folder written by save_pretrained"
         return
-    kind = settings.get("model_type", "unknown")
-    if "conv_kernel" not in settings:
+    kind = settings.text("model_type")
+    if "conv_kernel" not in settings or (kind and kind not in _LIKE_WAV2VEC2):
         what = "is a text model" if _is_text(settings) else "does not read raw audio like wav2vec2"
-        yield f"`{config.model}` ({kind}) {what}; {_SPEECH_ADVICE}"
+        yield f"`{config.model}` ({kind or 'unknown'}) {what}; {_SPEECH_ADVICE}"
         return
-    rate = _sampling_rate(folder)
-    if rate is not None and rate != SAMPLE_RATE:
-        yield (
-            f"`{config.model}` was trained on audio of {rate} Hz (preprocessor_config.json), and "
-            f"clips are encoded at {SAMPLE_RATE} Hz; use a model for {SAMPLE_RATE} Hz"
-        )
-
-
-def _is_text(settings: dict[str, Any]) -> bool:
-    return "vocab_size" in settings and not {"conv_kernel", "num_mel_bins"} & settings.keys()
-
-
-def _sampling_rate(folder: Path) -> int | None:
-    extractor = _json(folder / "preprocessor_config.json")
     # Transformers 5 writes the settings of all parts of a processor into one file.
-    extractor = extractor or _json(folder / "processor_config.json").get("feature_extractor", {})
-    rate = extractor.get("sampling_rate")
-    return rate if isinstance(rate, int) else None
+    whole = fields_of(folder / "processor_config.json").section("feature_extractor")
+    for extractor in (fields_of(folder / "preprocessor_config.json"), whole):
+        rate = extractor.rate("sampling_rate")
+        if rate is not None and rate != SAMPLE_RATE:
+            yield (
+                f"`{config.model}` was trained on audio of {rate:g} Hz ({extractor.path.name}), "
+                f"and clips are encoded at {SAMPLE_RATE} Hz; use a model for {SAMPLE_RATE} Hz"
+            )
+            return
+
+
+def _is_text(settings: Fields) -> bool:
+    return "vocab_size" in settings and not _is_speech(settings)
+
+
+def _is_speech(settings: Fields) -> bool:
+    return "conv_kernel" in settings or "num_mel_bins" in settings
 
 
 def _text_problems(config: TextEncoderConfig, folder: Path) -> Iterator[str]:
-    settings = _json(folder / "config.json")
+    settings = fields_of(folder / "config.json")
     if not settings:
         yield f"{folder} has no config.json; give a folder written by save_pretrained"
         return
-    if not _is_text(settings):
-        kind = settings.get("model_type", "unknown")
-        speech = {"conv_kernel", "num_mel_bins"} & settings.keys()
-        what = "is a speech model" if speech else "is not a text model"
-        yield f"`{config.model}` ({kind}) {what}; {_TEXT_ADVICE}"
+    kind = settings.text("model_type")
+    if not _is_text(settings) or (kind and kind not in _LIKE_BERT):
+        what = "is a speech model" if _is_speech(settings) else "is not a text model"
+        what = "is not built like BERT" if _is_text(settings) else what
+        yield f"`{config.model}` ({kind or 'unknown'}) {what}; {_TEXT_ADVICE}"
         return
     present = [name for name in _VOCABULARIES if (folder / name).is_file()]
     if not present and not any(folder.glob("*.model")):
@@ -162,27 +215,31 @@ class _Vocabulary:
 
 
 def _vocabulary_problems(
-    model: str, folder: Path, settings: dict[str, Any], vocabulary: _Vocabulary
+    model: str, folder: Path, settings: Fields, vocabulary: _Vocabulary
 ) -> Iterator[str]:
     other = (
         "it is the tokenizer of another model; save the model's own tokenizer there with its "
         "save_pretrained"
     )
-    size, rows = vocabulary.size, settings["vocab_size"]
-    expected = _ALGORITHMS.get(settings.get("model_type", ""))
+    size, rows = vocabulary.size, settings.required_whole("vocab_size")
+    kind = settings.text("model_type") or ""
+    expected = _ALGORITHMS.get(kind)
     if size > rows or size * 2 < rows:
         yield f"the tokenizer of `{model}` has {size} tokens and the model embeds {rows}: {other}"
         return
     if size != rows and expected and vocabulary.algorithm not in {None, expected}:
         yield (
-            f"the tokenizer of `{model}` is a {vocabulary.algorithm} tokenizer, and "
-            f"{settings['model_type']} models have {expected}: {other}"
+            f"the tokenizer of `{model}` is a {vocabulary.algorithm} tokenizer, and {kind} models "
+            f"have {expected}: {other}"
         )
         return
-    name = _json(folder / "tokenizer_config.json").get("pad_token") or "[PAD]"
-    name = name["content"] if isinstance(name, dict) else name
-    pad, padding = settings.get("pad_token_id"), vocabulary.ids.get(name)
-    if isinstance(pad, int) and padding is not None and pad != padding:
+    special = fields_of(folder / "tokenizer_config.json")
+    if isinstance(special.raw("pad_token"), dict):
+        name = special.section("pad_token").required_text("content") or "[PAD]"
+    else:
+        name = special.text("pad_token") or "[PAD]"
+    pad, padding = settings.whole("pad_token_id"), vocabulary.ids.get(name)
+    if pad is not None and padding is not None and pad != padding:
         yield (
             f"the tokenizer of `{model}` has {name} as token {padding} and the model as token "
             f"{pad}: {other}"
@@ -191,25 +248,18 @@ def _vocabulary_problems(
 
 def _vocabulary(folder: Path) -> _Vocabulary | None:
     """The tokens of a folder; None if only a library can read them."""
-    content = _json(folder / "tokenizer.json")
-    if content:
-        model = content.get("model", {})
-        tokens = model.get("vocab", {})
-        if isinstance(tokens, list):  # Unigram: pairs of token and score
-            tokens = {entry[0]: number for number, entry in enumerate(tokens)}
-        added = {entry["content"]: entry["id"] for entry in content.get("added_tokens", [])}
-        return _Vocabulary({**tokens, **added}, model.get("type"))
+    content = fields_of(folder / "tokenizer.json")
+    if content.path.is_file():
+        model = content.section("model")
+        tokens = model.token_ids("vocab")
+        for added in content.sections("added_tokens"):
+            tokens[added.required_text("content")] = added.required_whole("id")
+        return _Vocabulary(tokens, model.text("type"))
     if (folder / "vocab.txt").is_file():
-        lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): tokens may be line breaks of Unicode.
+        lines = text_of(folder / "vocab.txt").split("\n")
+        lines = [line.removesuffix("\r") for line in lines]
         return _Vocabulary({token: number for number, token in enumerate(lines) if token})
-    tokens = _json(folder / "vocab.json")
-    return _Vocabulary({**tokens, **_json(folder / "added_tokens.json")}) if tokens else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty if there is none, or it is not an object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    tokens = fields_of(folder / "vocab.json").whole_numbers()
+    added_tokens = fields_of(folder / "added_tokens.json").whole_numbers()
+    return _Vocabulary(tokens | added_tokens) if tokens else None

@@ -26,6 +26,9 @@ Verdict = Literal["helped", "did not help", "cannot tell", "not trained"]
 PRIMARY_METRIC = "macro_f1"
 """The metric whose interval decides the verdict."""
 
+ROUNDING = 1e-9
+"""Differences below it are of floating-point numbers, not of models."""
+
 METRIC_TITLES = {
     "accuracy": "accuracy",
     "uar": "UAR",
@@ -56,19 +59,23 @@ class Scores:
 
 
 def verdict(low: float | None, high: float | None) -> Verdict:
-    """`did not help` is claimed only where the whole interval lies at or below zero."""
-    if low is None or high is None:
+    """A claim needs an interval on one side of zero, and some variance that it rests on.
+
+    An interval of a single point is of models that answer alike, or whose seeds and groups happen
+    to agree: such a sample says nothing about how much others would vary.
+    """
+    if low is None or high is None or high - low < ROUNDING:
         return "cannot tell"
     if low > 0:
         return "helped"
-    return "did not help" if high <= 0 else "cannot tell"
+    return "did not help" if high < 0 else "cannot tell"
 
 
 def mcnemar(first_correct: np.ndarray, second_correct: np.ndarray) -> dict[str, Any]:
     """Exact McNemar test of two models on the same clips.
 
     The test assumes independent clips, which clips of one session are not; the verdict uses
-    the interval by session instead.
+    the interval of `difference` instead.
     """
     gained = int((first_correct & ~second_correct).sum())
     lost = int((~first_correct & second_correct).sum())
@@ -168,6 +175,13 @@ def _sentence(
         return (
             f"{name}: cannot tell, {METRIC_TITLES[PRIMARY_METRIC]} {value:+.3f} against {against} "
             "has no interval on this test set."
+        )
+    if high - low < ROUNDING:
+        same = abs(value) < ROUNDING
+        alike = "answers like" if same else "differs by the same in every seed and group from"
+        return (
+            f"{name}: cannot tell whether distillation helped; it {alike} {against} "
+            f"({METRIC_TITLES[PRIMARY_METRIC]} {value:+.3f}), so nothing is known of the variance."
         )
     measured = f"{METRIC_TITLES[PRIMARY_METRIC]} {value:+.3f} against {against}"
     interval = f"({100 * confidence:.0f} % interval {low:+.3f} to {high:+.3f})"

@@ -26,6 +26,7 @@ from multistill.evaluation.candidates import (
     evenly_spaced,
     probe_baseline,
 )
+from multistill.evaluation.figures import single_numbers
 from multistill.evaluation.scoring import BASELINE, Prediction, Scorer
 from multistill.evaluation.trained import not_trained_on_test, not_trained_on_validation
 from multistill.evaluation.utterances import (
@@ -73,6 +74,7 @@ def evaluate(
     out: Path,
     logger: RunLogger | None = None,
     seed: int = 0,
+    split_by: str = "session",
 ) -> dict[str, Any]:
     """Score models on the test split; write predictions.parquet and metrics.json into `out`.
 
@@ -80,6 +82,7 @@ def evaluate(
         manifest: folder of the manifest.
         features: folder of the feature store.
         seed: of the bootstrap resamples.
+        split_by: `split.by` of the job, which names the unit of the intervals.
 
     Returns:
         a summary: `headline` (metrics by model), `distillation` (sentences), `not_trained` (why,
@@ -100,7 +103,7 @@ def evaluate(
             "scored; raise `split.test` or look into quarantine.parquet of the features"
         )
     training = read_training_statistics(manifest)
-    scorer = Scorer(test, training, config, seed)
+    scorer = Scorer(test, training, config, seed, split_by)
     evaluation = _Evaluation(manifest, store, splits, scorer, config)
     models: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
@@ -129,7 +132,7 @@ def evaluate(
             "format": FORMAT,
             "test": scorer.describe_test_set(),
             "class_counts": {name: _class_counts(split) for name, split in splits.items()},
-            "validation": _describe_validation(splits["valid"]),
+            "validation": _describe_validation(splits["valid"], split_by),
             "confidence": config.confidence,
             "resamples": config.resamples,
             "seed": seed,
@@ -144,7 +147,7 @@ def evaluate(
         },
     )
     return {
-        "headline": {model["name"]: _headline(model) for model in (baseline, *models)},
+        "headline": {model["name"]: single_numbers(model) for model in (baseline, *models)},
         "distillation": [comparison["sentence"] for comparison in comparisons],
         "not_trained": reasons,
     }
@@ -155,32 +158,27 @@ def _class_counts(clips: Utterances) -> dict[str, int]:
     return {name: int(count) for name, count in zip(CLASSES, counts, strict=True)}
 
 
-def _headline(model: Mapping[str, Any]) -> dict[str, float | None]:
-    """Metrics of a model as single numbers: means over its seeds where there are several."""
-    values = {name: score["value"] for name, score in model["metrics"].items()}
-    for name, score in model.get("seeds", {}).get("metrics", {}).items():
-        values |= {name: score["value"], f"{name}_sd": score["sd"]}
-    return values
-
-
 def _why_not_trained(model: Mapping[str, Any], baseline: Mapping[str, Any]) -> str | None:
     """Why a model is called `not trained`, as a sentence; None if it beats the majority."""
     reason = not_trained_on_validation(model["training"])
     if reason is not None:
         return reason
-    scores = _headline(model)
+    scores = single_numbers(model)
     majority = {name: baseline["metrics"][name]["value"] for name in ("uar", "macro_f1")}
     if any(scores[name] is None for name in majority):
         return None
     return not_trained_on_test({name: scores[name] or 0.0 for name in majority}, majority)
 
 
-def _describe_validation(valid: Utterances) -> dict[str, Any]:
+def _describe_validation(valid: Utterances, split_by: str) -> dict[str, Any]:
     """Labelled clips and groups of the set on which epochs, temperatures and winners are chosen."""
-    clusters = choose_clusters(valid.groups, valid.sessions, valid.speakers)
-    unit = "group" if clusters.unit == "utterance" else clusters.unit
+    clusters = choose_clusters(valid.groups, valid.sessions, valid.speakers, split_by)
     groups = len({*valid.groups})
-    return {"clips": int((valid.truth >= 0).sum()), "groups": groups, "unit": unit}
+    return {
+        "clips": int((valid.truth >= 0).sum()),
+        "groups": groups,
+        "unit": clusters.only or clusters.unit,
+    }
 
 
 def _check_names(candidates: Sequence[Candidate]) -> None:

@@ -59,13 +59,18 @@ class Scorer:
     """Scores any number of models on the same clips and the same resamples of them."""
 
     def __init__(
-        self, clips: Utterances, training: TrainingStatistics, config: EvaluationConfig, seed: int
+        self,
+        clips: Utterances,
+        training: TrainingStatistics,
+        config: EvaluationConfig,
+        seed: int,
+        split_by: str = "session",
     ) -> None:
         self.clips = clips
         self.training = training
         self.confidence = config.confidence
         self.statistics = SufficientStatistics(config.calibration_bins)
-        self.clusters = choose_clusters(clips.groups, clips.sessions, clips.speakers)
+        self.clusters = choose_clusters(clips.groups, clips.sessions, clips.speakers, split_by)
         self.resampling = Resampling(self.clusters, config.resamples, seed)
         self.support = class_support(clips.truth, self.clusters.index)
         self.slices = _slices(clips, training)

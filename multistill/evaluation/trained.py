@@ -1,10 +1,10 @@
 """Whether a training learnt anything: it has to beat a model that did not, or it is `not trained`.
 
-The training loss has to fall, and validation has to pass the margin of guessing
-(`metrics.majority.bars`); the test set has to confirm it against the majority baseline. The loss
-counts because clips of one class may lie close together: a network with random weights then
-answers alike for all of them, and is right for a whole class by luck. Nothing is chosen here, so
-test may be read.
+The training loss has to fall, unless a schedule changes what it is of, and validation has to pass
+the margin of guessing (`metrics.majority.bars`); the test set has to confirm it against the
+majority baseline. The loss counts because clips of one class may lie close together: a network
+with random weights then answers alike for all of them, and is right for a whole class by luck.
+Nothing is chosen here, so test may be read.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def not_trained_on_validation(trainings: Sequence[Training]) -> str | None:
     Args:
         trainings: of one model: members of an ensemble, or one per seed. Their means count.
     """
-    first, last = _losses(trainings)
-    if trainings[0]["epochs"] > 1 and last > MIN_FALL * first:
+    losses = _losses(trainings)
+    if losses and trainings[0]["epochs"] > 1 and losses[1] > MIN_FALL * losses[0]:
         return f"not trained: {_advice(trainings)}"
     measured = [training["validation"] for training in trainings]
     if None in measured:
@@ -64,12 +64,18 @@ def not_trained_on_test(scores: Mapping[str, float], baseline: Mapping[str, floa
 
 def _advice(trainings: Sequence[Training]) -> str:
     """What to look at, by how far the training loss fell."""
-    first, last = _losses(trainings)
+    losses = _losses(trainings)
     settings = trainings[0]
     used = (
         f"train.learning_rate {settings['learning_rate']:g}, train.batch_size "
         f"{settings['batch_size']}, train.epochs {settings['budget']}: {settings['steps']} steps"
     )
+    if losses is None:
+        return (
+            "look at the labels and the class counts of the parts, or raise the rate or the "
+            f"epochs ({used})"
+        )
+    first, last = losses
     fell = f"the training loss went from {first:.3f} to {last:.3f}"
     if last > 0.9 * first:
         return (
@@ -82,7 +88,12 @@ def _advice(trainings: Sequence[Training]) -> str:
     )
 
 
-def _losses(trainings: Sequence[Training]) -> tuple[float, float]:
-    """Training loss of the first and of the last epoch, means over the trainings."""
+def _losses(trainings: Sequence[Training]) -> tuple[float, float] | None:
+    """Training loss of the first and of the last epoch, means over the trainings.
+
+    None if a schedule changes the objective, so that the two cannot be compared.
+    """
+    if any(training["train_loss"] is None for training in trainings):
+        return None
     first, last = (statistics.fmean(t["train_loss"][i] for t in trainings) for i in (0, 1))
     return first, last

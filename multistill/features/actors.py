@@ -106,7 +106,7 @@ def count_attempts(out: Path, shard: int) -> Iterator[None]:
     if count > MAX_ATTEMPTS:
         raise MultistillError(
             f"shard {shard} crashed its worker {MAX_ATTEMPTS} times, most likely out of memory; "
-            "lower `features.batch_seconds` and `features.shard_seconds`"
+            "lower `features.batch_seconds` or `features.encoders`"
         )
     yield
     attempts.unlink(missing_ok=True)

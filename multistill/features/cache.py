@@ -77,8 +77,8 @@ def local_copy(source: str | Path, cache: Path) -> Path:
             info = stream.read()
     except (OSError, pa.ArrowInvalid) as error:
         raise MultistillError(
-            f"the feature store {_masked(text)} cannot be read ({_first_line(error)}); run the "
-            "features stage, or check the address and the credentials"
+            f"the feature store {_masked(text)} cannot be read ({_first_line(error)}); check the "
+            "address, the credentials, and that the store was copied there completely"
         ) from error
     name = hashlib.blake2b(info, digest_size=8).hexdigest()
     target = cache / name
@@ -101,7 +101,13 @@ def local_copy(source: str | Path, cache: Path) -> Path:
                         f"({_first_line(error)}); if the disk is full, free some space or name "
                         f"another folder with {CACHE_VARIABLE}, then run again"
                     ) from error
-                FeatureStore(partial).verify()
+                try:
+                    FeatureStore(partial).verify()
+                except MultistillError as error:
+                    raise MultistillError(
+                        f"the feature store {_masked(text)} is incomplete or does not match its "
+                        "checksums; copy it there again"
+                    ) from error
     return target
 
 

@@ -19,7 +19,8 @@ from typing import Any
 from multistill.config import FeaturesConfig
 from multistill.errors import MultistillError
 from multistill.features.identity import DECODER, PADDING, resolved_weights
-from multistill.features.progress import Progress, write_quarantine
+from multistill.features.progress import Progress
+from multistill.features.quarantine import write_quarantine
 from multistill.features.shards import ShardPlan, plan_shards
 from multistill.features.sizing import Pools, find_shortage, size_pools
 from multistill.features.store import QUARANTINE, SHARDS

@@ -7,7 +7,7 @@ from typing import Any
 from multistill.config import FeaturesConfig
 from multistill.encoders.registry import resolve_speech, resolve_text
 
-DECODER = 2
+DECODER = 3
 """Version of decoding: raise it when a change to decoding or resampling changes any sample."""
 
 PADDING = 1

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from multistill.config import FeaturesConfig
 from multistill.errors import MultistillError
+from multistill.features.quarantine import kind_of, too_many_failed, write_quarantine
 from multistill.features.shards import ShardPlan
 from multistill.features.store import QUARANTINE
 from multistill.features.store_writer import marker_path, read_marker
 from multistill.tracking.logger import RunLogger
-from multistill.workspace import atomic_path
 
 
 class Snapshot(NamedTuple):
@@ -40,11 +35,6 @@ def rates(before: Snapshot, now: Snapshot) -> dict[str, float]:
         "audio_hours_per_hour": audio / seconds,
         "real_time_factor": seconds / audio,
     }
-
-
-def _kind(reason: str) -> str:
-    """The kind of a quarantine reason: `too short` for `too short: 320 samples ...`."""
-    return re.split("[:;(]", reason, maxsplit=1)[0].strip()
 
 
 class Progress:
@@ -123,7 +113,7 @@ class Progress:
 
     def record(self, summary: dict[str, Any]) -> None:
         """Log throughput and counts of the whole stage as metrics."""
-        kinds = Counter(_kind(reason) for _, _, reason in self.quarantined)
+        kinds = Counter(kind_of(reason) for _, _, reason in self.quarantined)
         figures = (
             "quarantined",
             "cut",
@@ -171,25 +161,10 @@ class Progress:
         Raises:
             MultistillError: with the most frequent reasons.
         """
-        allowed = self._config.max_quarantined * self._plan.clips
-        if self.failed <= allowed:
+        if self.failed <= self._config.max_quarantined * self._plan.clips:
             return
         failed = self.quarantined
         write_quarantine(self._out / QUARANTINE, failed)
-        reasons = Counter(_kind(reason) for _, _, reason in failed).most_common(3)
         raise MultistillError(
-            f"{len(failed)} of {self._plan.clips} clips cannot be encoded, the limit is "
-            f"{allowed:g} (features.max_quarantined: {self._config.max_quarantined:g}); "
-            + ", ".join(f"{count} x {reason}" for reason, count in reasons)
-            + f", e.g. {failed[0][1]}; see {self._out / QUARANTINE}, then fix the files or "
-            "raise the limit"
+            too_many_failed(self._config, self._plan.clips, failed, self._out / QUARANTINE)
         )
-
-
-def write_quarantine(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    """Write the quarantine table: utterance_id, audio_path and reason of every failed clip."""
-    names = ("utterance_id", "audio_path", "reason")
-    columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
-    table = pa.table(columns, schema=pa.schema([(name, pa.string()) for name in names]))
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)

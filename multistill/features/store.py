@@ -76,13 +76,13 @@ class FeatureStore:
             index = pq.read_table(self.folder / INDEX, memory_map=True)
         except FileNotFoundError as error:
             raise MultistillError(
-                f"{self.folder} is not a finished feature store ({error.filename} is missing); "
-                "run the features stage"
+                f"{self.folder} is not a complete feature store ({error.filename} is missing); "
+                "give the folder of one, or, if it is of this job, remove it and run the job again"
             ) from error
         if self.info.get("format") != FORMAT:
             raise MultistillError(
                 f"{self.folder} has store format {self.info.get('format')}, this version reads "
-                f"{FORMAT}; run the features stage again"
+                f"{FORMAT}; remove the folder and run the job again"
             )
         self.dtype: Dtype = self.info["dtype"]
         self.audio_dim: int = self.info["audio_dim"]
@@ -153,7 +153,7 @@ class FeatureStore:
             except (OSError, pa.ArrowInvalid) as error:
                 raise MultistillError(
                     f"the shard {path} cannot be read ({error}); remove the folder "
-                    f"{self.folder} and run the features stage again"
+                    f"{self.folder} and run the job again"
                 ) from error
             batches = [
                 _Batch(reader.get_batch(i), self.dtype) for i in range(reader.num_record_batches)
@@ -181,7 +181,7 @@ class FeatureStore:
             if not path.exists() or file_digest(path) != entry["blake2b"]:
                 raise MultistillError(
                     f"the shard {path} does not match its checksum; remove the folder "
-                    f"{self.folder} and run the features stage again"
+                    f"{self.folder} and run the job again"
                 )
 
 

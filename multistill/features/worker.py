@@ -245,7 +245,10 @@ class ShardEncoder:
                 torch.cuda.empty_cache()
             if len(batch) == 1:
                 seconds = len(batch[0].samples) / SAMPLE_RATE
-                return [f"out of memory: {seconds:.1f} s do not fit; use `long_clips: window`"]
+                return [
+                    f"out of memory: {seconds:.1f} s do not fit; set features.speech.long_clips: "
+                    "window, with max_seconds and window_seconds below that"
+                ]
         # Outside the handler, where the tensors of the failed batch are released.
         failed_seconds = len(batch) * max(len(window.samples) for window in batch) / SAMPLE_RATE
         self._batch_seconds = min(self._batch_seconds, max(failed_seconds / 2, 1.0))

@@ -17,7 +17,7 @@ clusters need it). `benchmarks/intervals.py` measures the coverage.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import t as student_t
@@ -35,43 +35,68 @@ FEW = 20
 
 @dataclass(frozen=True)
 class Clusters:
-    """The unit of resampling and the cluster of every row."""
+    """The unit of resampling and the cluster of every row.
+
+    Attributes:
+        unit: `session`, `speaker`, `group` (speakers who share sessions) or `utterance`.
+        index: cluster number of each row [N].
+        only: what the split keeps together, where all rows are of one such group and parts of it
+            are resampled; None where there are several, which are then the unit.
+    """
 
     unit: str
-    """`session`, `speaker`, `group` (speakers who share sessions) or `utterance`."""
     index: np.ndarray
-    """Cluster number of each row [N]."""
     count: int
+    only: str | None = None
 
     @property
     def few(self) -> bool:
         return self.count < FEW
 
+    @property
+    def one_group(self) -> bool:
+        return self.only is not None
+
     def describe(self) -> dict[str, object]:
-        return {"unit": self.unit, "count": self.count, "few": self.few}
+        return {
+            "unit": self.unit,
+            "count": self.count,
+            "few": self.few,
+            "one_group": self.one_group,
+            "kept_together": self.only or self.unit,
+        }
 
 
 def choose_clusters(
-    groups: Sequence[str], sessions: Sequence[str], speakers: Sequence[str]
+    groups: Sequence[str],
+    sessions: Sequence[str],
+    speakers: Sequence[str],
+    by: str = "session",
 ) -> Clusters:
     """The groups that the split keeps together; if there is only one, its sessions, speakers
-    or utterances, whichever is the first that varies.
+    or utterances, whichever is the first that varies (`one_group`).
 
     A partition into groups that equals that by session or by speaker has the name of that.
+
+    Args:
+        by: `split.by`; with `speaker`, a partition that equals both has that name.
     """
     indices = {}
     for unit, names in (("group", groups), ("session", sessions), ("speaker", speakers)):
         distinct, index = np.unique(np.asarray(names, dtype=str), return_inverse=True)
         indices[unit] = Clusters(unit, index, len(distinct))
     grouped = indices["group"]
-    for unit in ("session", "speaker"):
+    kept = "group"
+    for unit in ("session", "speaker") if by == "speaker" else ("speaker", "session"):
         pairs = {*zip(grouped.index.tolist(), indices[unit].index.tolist(), strict=True)}
-        if 1 < len(pairs) == grouped.count == indices[unit].count:
-            return indices[unit]
-    for clusters in indices.values():
-        if clusters.count > 1:
-            return clusters
-    return Clusters("utterance", np.arange(len(sessions)), len(sessions))
+        if len(pairs) == grouped.count == indices[unit].count:
+            kept = unit
+    if grouped.count > 1:
+        return indices[kept]
+    varying = next((indices[u] for u in ("session", "speaker") if indices[u].count > 1), None)
+    if varying is None:
+        varying = Clusters("utterance", np.arange(len(sessions)), len(sessions))
+    return replace(varying, only=kept)
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise DamagedModelError(
-            f"{folder / CONFIG} is damaged ({error}); train the model again"
+            f"{folder / CONFIG} is damaged ({error}); remove the folder and run the job again"
         ) from error
     if not isinstance(config, dict) or "sha256" not in config or "spec" not in config:
         raise DamagedModelError(f"{folder / CONFIG} is not the config of a multistill model")
@@ -148,11 +148,13 @@ def load_weights(model: torch.nn.Module, path: Path, sha256: str) -> None:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise DamagedModelError(f"{path} is missing; train the model again") from None
+        raise DamagedModelError(
+            f"{path} is missing; remove its folder and run the job again"
+        ) from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise DamagedModelError(
-            f"{path} is damaged: its checksum differs from the one in {CONFIG}; train the model "
-            "again"
+            f"{path} is damaged: its checksum differs from the one in {CONFIG}; remove its "
+            "folder and run the job again"
         )
     try:
         state = load_tensors(data)

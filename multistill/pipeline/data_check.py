@@ -1,7 +1,13 @@
-"""Opens the corpora of a job as the first stage would, and writes nothing into the workspace."""
+"""Opens the corpora of a job as the first stage would, and leaves no artifact.
+
+Only the digests of recordings are remembered, where the workspace exists already: `prepare` then
+need not read the recordings again, nor does the next check.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,33 +16,38 @@ from typing import Any
 from multistill.config import JobConfig
 from multistill.pipeline.recipes import steps_of
 from multistill.pipeline.step import StepRun
-from multistill.tracking.logger import NullLogger
+from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.workspace import Workspace
 
-EXAMPLES = 3
 
-
-def check_data(job: JobConfig) -> dict[str, Any]:
+def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any]:
     """Read the corpora, decide labels and split, and count.
+
+    Args:
+        logger: is told what the first stage tells: numbers while it reads, encodings, the
+            commonest reasons for rejection, classes that a part lacks.
 
     Returns:
         `corpora`: utterances by corpus; `splits`: by part, then by class, ties under `tie`;
-        `rejected`: number of clips and rows left out; `examples`: source and reason of the first.
+        `gaps`: classes that a part lacks (`corpora.coverage`), by `kind` and `title`;
+        `rejected`: number of clips and rows left out; `rejected_kinds`: the commonest reasons,
+        each with `count`, `kind`, and `source` and `reason` of one row.
 
     Raises:
         UsageError: a corpus is not found, or the split is impossible or leaks.
         MultistillError: no utterance is left.
     """
-    from multistill.corpora.manifest import MANIFEST, REJECTED, read_manifest
+    from multistill.corpora.coverage import coverage_gaps
+    from multistill.corpora.manifest import MANIFEST, read_manifest
 
     with TemporaryDirectory(prefix="multistill-") as folder:
-        steps = steps_of(job, Workspace(folder))
+        steps = steps_of(job, _scratch(Path(folder), Workspace(job.workspace)))
         step = next(step for step in steps if step.artifact == "manifest")
         out = Path(folder) / "manifest"
         out.mkdir()
-        step.build(StepRun(artifacts={}, out=out, logger=NullLogger(), fingerprint=""))
+        run = StepRun(artifacts={}, out=out, logger=logger or NullLogger(), fingerprint="")
+        summary = step.build(run)
         rows = read_manifest(out / MANIFEST, columns=["corpus", "split", "label"])
-        rejected = _rejected(out / REJECTED)
     corpora: Counter[str] = Counter(rows["corpus"].to_pylist())
     splits: dict[str, Counter[str]] = {part: Counter() for part in ("train", "valid", "test")}
     labels = zip(rows["split"].to_pylist(), rows["label"].to_pylist(), strict=True)
@@ -45,16 +56,23 @@ def check_data(job: JobConfig) -> dict[str, Any]:
     return {
         "corpora": dict(corpora),
         "splits": {part: dict(counts) for part, counts in splits.items()},
-        "rejected": len(rejected),
-        "examples": rejected[:EXAMPLES],
+        "gaps": [
+            {"kind": gap.kind, "title": gap.title, "classes": list(gap.classes)}
+            for gap in coverage_gaps(splits)
+        ],
+        "rejected": summary["rejected"],
+        "rejected_kinds": summary["rejected_kinds"],
     }
 
 
-def _rejected(path: Path) -> list[dict[str, str]]:
-    import pyarrow.parquet as pq
-
-    rows: list[dict[str, str]] = pq.read_table(path).to_pylist()
-    return rows
+def _scratch(folder: Path, workspace: Workspace) -> Workspace:
+    """A workspace in `folder` that uses the remembered digests of the job's own."""
+    scratch = Workspace(folder)
+    if os.access(workspace.root, os.W_OK):
+        scratch.digests = workspace.digests
+    elif os.access(workspace.digests, os.R_OK):
+        shutil.copy(workspace.digests, scratch.digests)
+    return scratch
 
 
 def describe(facts: dict[str, Any]) -> list[str]:
@@ -63,6 +81,9 @@ def describe(facts: dict[str, Any]) -> list[str]:
     for part, counts in facts["splits"].items():
         classes = ", ".join(f"{label} {number}" for label, number in sorted(counts.items()))
         lines.append(f"{part}: {sum(counts.values())} ({classes})")
+    lines += [f"{gap['title']}: {', '.join(gap['classes'])}" for gap in facts["gaps"]]
     lines.append(f"rejected: {facts['rejected']}")
-    lines += [f"  {row['source']}: {row['reason']}" for row in facts["examples"]]
+    for group in facts["rejected_kinds"]:
+        lines.append(f"  {group['count']} x {group['kind']}")
+        lines.append(f"      such as {group['source']}: {group['reason']}")
     return lines

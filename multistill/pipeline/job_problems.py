@@ -9,14 +9,13 @@ from typing import Any
 from pydantic import ValidationError
 from yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
-from multistill.pipeline.job_schema import accepted_types, field_at, section_at
+from multistill.pipeline.job_schema import section_at, types_at
 from multistill.pipeline.job_values import JobValues
 from multistill.pipeline.job_yaml import (
     Problem,
     in_quotes,
     looks_like_another_number,
     name_of,
-    quoted,
     read_as,
 )
 from multistill.pipeline.recipes import Location
@@ -29,8 +28,7 @@ def misread(values: JobValues) -> dict[Location, str]:
         boolean = node.tag.endswith(":bool")
         if not boolean and not looks_like_another_number(node):
             continue
-        field = field_at(location)
-        types = accepted_types(field.annotation) if field is not None else set()
+        types = types_at(location)
         if not types & {int, float} or (boolean and bool in types):
             continue
         remedy = (
@@ -38,8 +36,6 @@ def misread(values: JobValues) -> dict[Location, str]:
             if boolean
             else "write the number without leading zeros and colons"
         )
-        if str in types:
-            remedy += f", or put it in quotes: {quoted(node.value)}"
         sentences[location] = (
             f"{name_of(location)}: YAML reads `{node.value}` as {read_as(node)}"
             f"{',' if boolean else ';'} {remedy}"
@@ -80,7 +76,10 @@ def _sentence(error: Mapping[str, Any], location: Location, values: JobValues) -
         return f"{name}: {in_quotes(node)}"
     if kind == "literal_error":
         choices = [c.strip("'") for c in context["expected"].replace(" or ", ", ").split(", ")]
-        return f"{name}: `{written}` is not one of {', '.join(choices)}{_near(written, choices)}"
+        return (
+            f"{name}: {_what_stands(node)} is not one of {', '.join(choices)}"
+            f"{_near(written, choices)}"
+        )
     section = section_at(location)
     if section is not None and section.shorthand and isinstance(node, ScalarNode):
         return f"{name}: {in_quotes(node)}"
@@ -98,6 +97,9 @@ def _sentence(error: Mapping[str, Any], location: Location, values: JobValues) -
 
 
 def _unknown_key(location: Location) -> str:
+    if not str(location[-1]):
+        place = f"{name_of(location[:-1])}: " if location[:-1] else ""
+        return f"{place}there is no key before the colon; write `key: value`"
     section = section_at(location[:-1])
     keys = list(section.model_fields) if section is not None else []
     hint = _near(str(location[-1]), keys) or (f"; there is {', '.join(keys)}" if keys else "")

@@ -6,8 +6,6 @@ import types
 import typing
 from typing import Any
 
-from pydantic.fields import FieldInfo
-
 from multistill.config import JobConfig, Section
 from multistill.pipeline.recipes import Location
 
@@ -32,13 +30,27 @@ def section_at(location: Location) -> type[Section] | None:
     return current if _is_section(current) else None
 
 
-def field_at(location: Location) -> FieldInfo | None:
-    """The field of the config that holds the value at this location."""
+def types_at(location: Location) -> set[type]:
+    """The plain types that the config accepts for the value at this location."""
     for end in range(len(location) - 1, -1, -1):
         section = section_at(location[:end])
         if section is not None:
-            return section.model_fields.get(str(location[end]))
-    return None
+            field = section.model_fields.get(str(location[end]))
+            return accepted_types(
+                _inside(field.annotation, len(location) - end - 1) if field else None
+            )
+    return set()
+
+
+def _inside(annotation: Any, depth: int) -> Any:
+    """The annotation of what stands so deep in lists and mappings: of `dict[str, int]`, `int`."""
+    for _ in range(depth):
+        members = typing.get_args(annotation)
+        if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+            nested = next((a for a in members if typing.get_origin(a) in {dict, list}), None)
+            members = typing.get_args(nested)
+        annotation = members[-1] if members else annotation
+    return annotation
 
 
 def accepted_types(annotation: Any) -> set[type]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from yaml.nodes import Node, ScalarNode
 
+from multistill.config.secrets import HIDDEN, has_secret
 from multistill.errors import UsageError
 from multistill.pipeline.job_schema import section_at
 from multistill.pipeline.job_yaml import Document, NotValidYamlError, Problem, name_of, quoted, read
@@ -33,7 +34,8 @@ class JobValues:
             UsageError: it cannot be read, or there is no such place.
         """
         key, equals, value = text.partition("=")
-        text = redact(text)  # only messages use it from here on
+        # Only messages use the text from here on.
+        text = f"{key}={HIDDEN}" if has_secret(value) else redact(text)
         steps = key.strip().split(".")
         if not equals or not all(steps):
             raise UsageError(f"--set {text}: write it as section.key=value")
@@ -62,9 +64,11 @@ class JobValues:
         value = holder.get(key) if isinstance(holder, dict) else holder[key]
         if value is None:
             value = holder[key] = {}
-        elif isinstance(value, str):
+        elif isinstance(value, str | bool):
             section = section_at(location)
-            if section is not None and section.shorthand:
+            if section is not None and isinstance(value, bool) and section.switch:
+                value = holder[key] = {section.switch: value}
+            elif section is not None and section.shorthand:
                 value = holder[key] = dict.fromkeys(section.shorthand, value)
         if not isinstance(value, dict | list):
             raise UsageError(f"--set {text}: `{name_of(location)}` is a plain value, not a section")
@@ -97,11 +101,20 @@ class JobValues:
                     yield location, node
 
     def odd_keys(self) -> Iterator[Problem]:
-        """Duplicate keys, and keys that YAML takes for something else than text."""
-        yield from self._document.problems
+        """Duplicate keys, and keys that YAML takes for something else than text.
+
+        Without those that are unknown in any case, which quotes would not make right.
+        """
+        yield from (problem for place, problem in self._document.problems if not _is_unknown(place))
         for override, document in self._overrides:
-            for _, sentence in document.problems:
-                yield _of_override(override, document, sentence)
+            for place, (_, sentence) in document.problems:
+                if not _is_unknown(place):
+                    yield _of_override(override, document, sentence)
+
+
+def _is_unknown(location: Location) -> bool:
+    section = section_at(location[:-1]) if location else None
+    return section is not None and location[-1] not in section.model_fields
 
 
 def _of_override(override: str, document: Document, sentence: str) -> Problem:

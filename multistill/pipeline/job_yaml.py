@@ -20,6 +20,8 @@ Problem = tuple[int | None, str]
 """A line (from 1) and a sentence."""
 
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+LONGEST_NUMBER = 300  # characters
+MOST_VALUES = 100_000
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 
 
@@ -45,10 +47,34 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
         self.flatten_mapping(node)
         return {
-            str(key.value): self.construct_object(value, deep=deep) for key, value in node.value
+            str(key.value): self.construct_object(value, deep=deep)
+            for key, value in node.value
+            if isinstance(key, ScalarNode)  # others are told by `_odd_keys`
         }
 
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        """Refuse tags: no setting needs one, and a set or bytes would pass for something else."""
+        event = self.peek_event()
+        tag = getattr(event, "tag", None)
+        allowed = {None, "!", _TEXT} if isinstance(event, yaml.ScalarEvent) else {None, "!"}
+        if tag not in allowed:
+            raise yaml.MarkedYAMLError(problem=f"tag {tag!r}", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
 
+    def construct_number(self, node: ScalarNode) -> int | float:
+        """A number, if it is one and not so long that Python refuses to write it."""
+        kind = node.tag.rpartition(":")[2]
+        try:
+            if len(node.value) <= LONGEST_NUMBER:
+                return getattr(self, f"construct_yaml_{kind}")(node)
+            problem = "number too long"
+        except ValueError:  # `0x_`
+            problem = f"no number {node.value!r}"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda _, node: Date(str(node.value)))
 
 
@@ -59,13 +85,14 @@ class Document:
     Attributes:
         data: the values, without shared objects; keys are strings as written.
         node: the root of the same values with their lines and the text as written.
-        problems: duplicate keys, and keys that YAML takes for something else than text.
+        problems: duplicate keys, and keys that YAML takes for something else than text, each with
+            its location; `()` if it has none.
         root: where in the job the data stands.
     """
 
     data: Any
     node: Node | None
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[tuple[Location, Problem], ...] = ()
     root: Location = ()
 
     def line(self, location: Location) -> int | None:
@@ -104,6 +131,12 @@ def read(text: str, root: Location = ()) -> Document:
         node = loader.get_single_node()
         if node is None:
             return Document(None, None, root=root)
+        if _size(node, {}) > MOST_VALUES:
+            raise NotValidYamlError(
+                None,
+                f"it stands for more than {MOST_VALUES} values, those of aliases (`*name`) counted "
+                "wherever they stand; shorten it",
+            )
         problems = (*_repeated_keys(node), *_odd_keys(node, root))
         data = _unshared(loader.construct_document(node))
     except yaml.MarkedYAMLError as error:
@@ -116,8 +149,6 @@ def read(text: str, root: Location = ()) -> Document:
     except RecursionError as error:
         sentence = "an alias stands inside the section that it refers to, or sections are nested "
         raise NotValidYamlError(None, sentence + "too deeply") from error
-    except ValueError as error:  # a number that is too long
-        raise NotValidYamlError(None, str(error)) from error
     finally:
         if loader is not None:
             loader.dispose()
@@ -156,7 +187,8 @@ def _child(node: Node | None, step: str | int) -> tuple[Node | None, Node | None
 
 def _children(node: Node, location: Location) -> Iterator[tuple[Location, Node]]:
     if isinstance(node, MappingNode):
-        yield from (((*location, str(key.value)), value) for key, value in node.value)
+        pairs = ((key, value) for key, value in node.value if isinstance(key, ScalarNode))
+        yield from (((*location, str(key.value)), value) for key, value in pairs)
     elif isinstance(node, SequenceNode):
         yield from (((*location, index), item) for index, item in enumerate(node.value))
 
@@ -168,29 +200,39 @@ def _scalars(node: Node, location: Location) -> Iterator[tuple[Location, ScalarN
         yield from _scalars(child, place)
 
 
-def _repeated_keys(node: Node) -> Iterator[Problem]:
+def _size(node: Node, known: dict[int, int]) -> int:
+    """How many nodes a node stands for, with those of aliases at each place."""
+    if id(node) not in known:
+        parts = node.value if isinstance(node, MappingNode | SequenceNode) else ()
+        items = (part if isinstance(part, tuple) else (part,) for part in parts)
+        known[id(node)] = 1 + sum(_size(inner, known) for item in items for inner in item)
+    return known[id(node)]
+
+
+def _repeated_keys(node: Node) -> Iterator[tuple[Location, Problem]]:
     """Duplicate keys, of which YAML silently keeps the last."""
     if isinstance(node, MappingNode):
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, ScalarNode) and key.tag != _MERGE:
                 if key.value in seen:
-                    yield key.start_mark.line + 1, f"duplicate key `{key.value}`"
+                    yield (), (key.start_mark.line + 1, f"duplicate key `{key.value}`")
                 seen.add(key.value)
     for _, child in _children(node, ()):
         yield from _repeated_keys(child)
 
 
-def _odd_keys(node: Node, location: Location) -> Iterator[Problem]:
+def _odd_keys(node: Node, location: Location) -> Iterator[tuple[Location, Problem]]:
     """Keys that are not text."""
     if isinstance(node, MappingNode):
         section = f"{name_of(location)}: " if location else ""
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, ScalarNode):
-                yield line, f"{section}a key must be text, not a list or a section"
+                yield (), (line, f"{section}a key must be text, not a list or a section")
             elif key.tag not in {_TEXT, _MERGE}:
-                yield line, f"{section}{in_quotes(key, 'the key ')}"
+                sentence = in_quotes(key, "the key ")
+                yield (*location, str(key.value)), (line, f"{section}{sentence}")
     for place, child in _children(node, location):
         yield from _odd_keys(child, place)
 
@@ -248,7 +290,18 @@ _SENTENCES = (
         "in double quotes, `\\{0}` would be an escape; use single quotes, as for Windows paths",
     ),
     (
-        r"could not determine a constructor for the tag '(.*)'",
+        r"constructor for the tag '!!merge'|expected a mapping .*for merging",
+        "`<<` merges a section, or a list of sections, written as `<<: *name`; put other text in "
+        "quotes",
+    ),
+    (
+        r"^number too long$",
+        f"the number in this line is longer than the limit of {LONGEST_NUMBER} characters; write a "
+        "shorter one, or put text in quotes",
+    ),
+    (r"^no number '(.*)'$", "`{0}` is not a number; put it in quotes"),
+    (
+        r"tag '(.*)'",
         "the tag `{0}` is not allowed in a job file; remove it, or put text that starts with `!` "
         "or `=` in quotes",
     ),
@@ -263,7 +316,7 @@ _SENTENCES = (
 def _in_words(error: yaml.MarkedYAMLError, text: str) -> tuple[int | None, str]:
     """The line and the remedy of a syntax error."""
     mark = error.problem_mark or error.context_mark
-    problem = error.problem or str(error)
+    problem = (error.problem or str(error)).replace("tag:yaml.org,2002:", "!!")
     if mark is None:
         return None, problem
     lines = [*text.splitlines(), ""]
@@ -273,6 +326,11 @@ def _in_words(error: yaml.MarkedYAMLError, text: str) -> tuple[int | None, str]:
         return number + 1, (
             "this line is indented with a tab, which YAML does not allow; indent with spaces, "
             "two per level"
+        )
+    if r"found character '\t'" in problem:  # PyYAML writes the two characters
+        return number + 1, (
+            "there is a tab in this line, which YAML does not allow outside quotes; write a space "
+            "in its place"
         )
     if "mapping values are not allowed" in problem:
         return _second_colon(lines, number)
@@ -309,9 +367,11 @@ def _second_colon(lines: list[str], number: int) -> tuple[int, str]:
             "this line is indented further than the line above, which has a value already; "
             "start both in the same column"
         )
+    if before is not None and ":" not in lines[before]:
+        return before + 1, "this line has no `: ` after its key; write `key: value`"
     return number + 1, (
-        "a key stands where a value is expected; check the indentation of this line and of the "
-        "line above"
+        "a key stands where a value is expected; check the quotes and the indentation of this "
+        "line and of the line above"
     )
 
 

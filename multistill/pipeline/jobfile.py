@@ -5,12 +5,14 @@ Relative paths, in the file as in `--set`, start from the current folder.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from multistill.config import JobConfig
+from multistill.encoders.hub import is_folder
 from multistill.encoders.preflight import problems as encoder_problems
 from multistill.errors import JobFileError, UsageError
 from multistill.pipeline import job_yaml
@@ -65,7 +67,8 @@ def parse(
     except ValidationError as error:
         problems += describe(error, values, numbers.keys())
     else:
-        problems += [values.problem(location, sentence) for location, sentence in _check(job)]
+        found = (*_unknown_homes(job), *_check(job))
+        problems += [values.problem(location, sentence) for location, sentence in found]
         if for_cluster and not Path(job.workspace).is_absolute():
             problems.append(
                 values.problem(
@@ -79,6 +82,21 @@ def parse(
             return absolute(job)
     problems = sorted(dict.fromkeys(problems), key=lambda problem: problem[0] or 0)
     raise JobFileError(source, problems)
+
+
+def _unknown_homes(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """Paths that start with the home folder of a user whom this machine does not know."""
+    paths: list[tuple[Location, str | None]] = [(("workspace",), job.workspace)]
+    for index, corpus in enumerate(job.corpora):
+        paths += [(("corpora", index, "path"), corpus.path)]
+        paths += [(("corpora", index, "audio_root"), corpus.audio_root)]
+    for location, path in paths:
+        if path and path[0] == "~" and os.path.expanduser(path) == path:  # noqa: PTH111
+            yield (
+                location,
+                f"{job_yaml.name_of(location)}: there is no home folder for the `~` of `{path}` "
+                "on this machine; write the whole path",
+            )
 
 
 def _check(job: JobConfig) -> Iterator[tuple[Location, str]]:
@@ -115,7 +133,7 @@ def absolute(job: JobConfig) -> JobConfig:
 
     def encoder(name: str) -> str:
         # A name such as `org/model` is a folder only if that folder exists.
-        return str(Path(name).absolute()) if Path(name).is_dir() else name
+        return str(Path(name).absolute()) if is_folder(name) and name[:1] != "~" else name
 
     speech, text = job.features.speech, job.features.text
     features = job.features.model_copy(

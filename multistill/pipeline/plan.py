@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from multistill.config import JobConfig
 from multistill.pipeline.recipes import steps_of
-from multistill.pipeline.stage_status import step_statuses
+from multistill.pipeline.stage_status import StageStatus, step_statuses
+from multistill.pipeline.step import Step
+from multistill.tracking import shown_address, tracking_problem
 from multistill.workspace import Workspace
+
+PATIENCE_SECONDS = 5.0
+"""For the database of the records to answer."""
 
 
 def describe(job: JobConfig) -> dict[str, Any]:
     """The plan as JSON values.
 
     Starts nothing and writes nothing; looks at files, this machine and what the stages need
-    outside the workspace. `problems` has what would stop the run at its start.
+    outside the workspace. `problems` has what would stop the run.
     """
     workspace = Workspace(job.workspace)
     statuses = step_statuses(steps_of(job, workspace), workspace)
@@ -23,15 +29,18 @@ def describe(job: JobConfig) -> dict[str, Any]:
         "job": job.name,
         "recipe": job.recipe,
         "workspace": job.workspace,
-        "tracking": job.tracking.uri or "a SQLite file in the workspace",
+        "tracking": shown_address(job.tracking, workspace.root),
         "ray": job.resources.address or "a local Ray on this machine",
         "resources": resources,
         "stages": [vars(entry) for _, entry, _ in statuses],
         "models": [],
-        "problems": [
-            text for step, entry, _ in statuses if entry.state != "done" for text in step.problems()
-        ],
+        "problems": [],
     }
+    for step, entry, _ in statuses:
+        facts["problems"] += _problems(step, entry, workspace)
+    if any(entry.state != "done" for _, entry, _ in statuses):
+        problem = tracking_problem(job.tracking, workspace.root, PATIENCE_SECONDS)
+        facts["problems"] += [problem] if problem else []
     for step, entry, artifacts in statuses:
         for key, value in step.plan(resources, artifacts).items():
             if isinstance(value, list):
@@ -41,6 +50,14 @@ def describe(job: JobConfig) -> dict[str, Any]:
                 facts[key] = value
     facts["trainings"] = sum(row["trainings"] for row in facts["models"] if row["state"] != "done")
     return facts
+
+
+def _problems(step: Step, entry: StageStatus, workspace: Workspace) -> Sequence[str]:
+    """What would stop the run at this stage, or what of its artifact is beyond a limit."""
+    if entry.state != "done":
+        return step.problems()
+    artifact = workspace.find(step.kind, entry.fingerprint or "")
+    return step.over_limits(artifact) if artifact is not None else ()
 
 
 def _this_machine(job: JobConfig) -> dict[str, float]:

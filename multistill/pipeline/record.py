@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from multistill.config import JobConfig
+from multistill.evaluation.figures import over_seeds
 from multistill.pipeline.step import Artifacts, Step
 from multistill.tracking.logger import RunLogger
 
 NOTE_TAG = "mlflow.note.content"
 MAIN_METRICS = {"macro_f1": "macro F1", "uar": "UAR"}
+FIGURES = {"value": "", "low": "_low", "high": "_high", "sd": "_sd"}
+"""What is recorded of a metric, and what its name then ends with."""
 
 
 def label(key: str) -> str:
@@ -36,6 +39,8 @@ def parameters(job: JobConfig, steps: Sequence[Step]) -> dict[str, object]:
     }
     if "teacher" in used:
         values["teacher_preset"] = job.teacher.model.preset
+    if "seeds" in used:
+        values["seeds"] = job.seeds
     if "students" in used:
         values["student_presets"] = ", ".join(
             f"{student.name}: {student.model.preset}" for student in job.students
@@ -67,28 +72,32 @@ def record(job: JobConfig, steps: Sequence[Step], artifacts: Artifacts, logger: 
 
 
 def main_figures(metrics: Mapping[str, Any]) -> tuple[dict[str, float], str]:
-    """Test scores of teacher, best student and majority baseline, with interval ends.
+    """Test scores of teacher, best student and majority baseline, as the report shows them.
 
     Args:
         metrics: content of the evaluation's metrics.json.
 
     Returns:
-        metrics, e.g. `test_teacher_macro_f1`, `..._low` and `..._high`, and the best student's
-        name. The best student is the one with the highest test macro F1, so with several
-        students its score is optimistic; the report compares all of them.
+        metrics, e.g. `test_teacher_macro_f1`, with `..._low`, `..._high` and, over several seeds,
+        `..._sd`; and the best student's name. The best student is the trained one with the
+        highest test macro F1 (mean over its seeds), so with several students its score is
+        optimistic; the report compares all of them. Empty if no student learnt anything.
     """
     models = metrics["models"]
-    students = [model for model in models if model["role"] == "student"]
-    best = max(students, key=lambda m: m["metrics"]["macro_f1"]["value"] or 0.0, default=None)
     teacher = next((model for model in models if model["role"] == "teacher"), None)
+    best = max(
+        (model for model in models if model["role"] == "student" and not model["not_trained"]),
+        key=lambda model: over_seeds(model, "macro_f1")["value"] or 0.0,
+        default=None,
+    )
     scored = {"teacher": teacher, "best_student": best, "majority": metrics["baseline"]}
     figures: dict[str, float] = {}
     for who, model in scored.items():
         for metric in MAIN_METRICS if model else ():
-            ends = model["metrics"][metric]
-            for end, suffix in (("value", ""), ("low", "_low"), ("high", "_high")):
-                if ends.get(end) is not None:
-                    figures[f"test_{who}_{metric}{suffix}"] = float(ends[end])
+            found = over_seeds(model, metric)
+            for end, suffix in FIGURES.items():
+                if found.get(end) is not None:
+                    figures[f"test_{who}_{metric}{suffix}"] = float(found[end])
     return figures, str(best["name"]) if best else ""
 
 
@@ -99,13 +108,17 @@ def figures_table(metrics: Mapping[str, Any]) -> str:
     rows = [head, ["---"] * len(head)]
     majority = {"name": "majority baseline", "metrics": metrics["baseline"]["metrics"]}
     for model in (majority, *metrics["references"], *metrics["models"]):
-        rows.append(
-            [str(model["name"]), *(_score(model["metrics"][name]) for name in MAIN_METRICS)]
-        )
+        rows.append([_title(model), *(_score(over_seeds(model, name)) for name in MAIN_METRICS)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _score(metric: Mapping[str, float | None]) -> str:
+def _title(model: Mapping[str, Any]) -> str:
+    seeds = f" ({model['seeds']['count']} seeds)" if model.get("seeds") else ""
+    return f"{model['name']}{seeds}{' NOT TRAINED' if model.get('not_trained') else ''}"
+
+
+def _score(metric: Mapping[str, Any]) -> str:
     from multistill.report.terminal import score
 
-    return score(metric)
+    spread = metric.get("sd")
+    return score(metric) + ("" if spread is None else f" SD {spread:.3f}")

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from multistill import provenance
 from multistill.config import JobConfig
-from multistill.errors import UsageError
-from multistill.pipeline.recipes import steps_of
+from multistill.errors import MultistillError, UsageError
+from multistill.pipeline.recipes import get_recipe, steps_of, why_missing
 from multistill.pipeline.step import Step, StepRun
 from multistill.pipeline.variants import job_file
 from multistill.tracking.console import CompositeLogger, ConsoleLogger, ProgressDisplay
@@ -99,8 +99,14 @@ def run(
 def _stage_index(steps: Sequence[Step], name: str) -> int:
     stages = [step.name for step in steps]
     if name not in stages:
-        near = difflib.get_close_matches(name, stages, n=1, cutoff=0.4)
-        hint = f"did you mean `{near[0]}`? The" if near else "the"
+        job, workspace = steps[0].job, steps[0].workspace
+        if reason := why_missing(job, workspace, name):
+            raise UsageError(f"--until {name}: {reason}")
+        possible = [*stages, *get_recipe(job.recipe).left_out(job)]
+        near = next(iter(difflib.get_close_matches(name, possible, n=1, cutoff=0.4)), None)
+        if near is not None and (reason := why_missing(job, workspace, near)):
+            raise UsageError(f"--until {name}: did you mean `{near}`? {reason}")
+        hint = f"did you mean `{near}`? The" if near else "the"
         raise UsageError(
             f"--until {name}: there is no such stage; {hint} stages are {', '.join(stages)}"
         )
@@ -147,6 +153,8 @@ class RunContext:
                 later.preflight(self.artifacts)
             artifact = self._build(step, name)
             self.display.print(f"{step.name:<9} done in {artifact.seconds:.0f} s  {name}")
+        if excess := step.over_limits(artifact):
+            raise MultistillError("; ".join(excess))
         self.artifacts[step.artifact] = artifact
         self.stages.append(
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 from multistill.config import JobConfig
 from multistill.errors import UsageError
@@ -24,8 +25,12 @@ def resumed(job: JobConfig) -> JobConfig:
     return job
 
 
-def extended(job: JobConfig, trials: int) -> JobConfig:
+def extended(job: JobConfig, trials: int, called: Sequence[str] = ()) -> JobConfig:
     """The job with so many more trials; its search continues from the finished one.
+
+    Args:
+        called: the command line's arguments that name the job (name, `--workspace`, ...), for
+            commands in messages; default: its name.
 
     Raises:
         UsageError: the search is not finished.
@@ -34,16 +39,21 @@ def extended(job: JobConfig, trials: int) -> JobConfig:
     if search.state != "done":
         raise UsageError(
             f"the search of `{job.name}` is not finished, so nothing is added to it; "
-            f"first run `multistill search resume {shlex.quote(job.name)}`"
+            f"first run `multistill search resume {shlex.join(called or [job.name])}`"
         )
     larger = job.search.model_copy(update={"trials": job.search.trials + trials})
     return job.model_copy(update={"search": larger})
 
 
-def join(job: JobConfig, *, display: ProgressDisplay | None = None) -> int:
+def join(
+    job: JobConfig, called: Sequence[str] = (), *, display: ProgressDisplay | None = None
+) -> int:
     """Run trials of a search that another process started, until none is left to start.
 
     Nothing else of the job is made here, and nothing is recorded: the other process does both.
+
+    Args:
+        called: as of `extended`.
 
     Returns:
         how many trials ended here.
@@ -60,7 +70,7 @@ def join(job: JobConfig, *, display: ProgressDisplay | None = None) -> int:
     if search.state == "done":
         raise UsageError(
             f"the search of `{job.name}` has ended, so there is nothing to join; "
-            f"`multistill search extend {shlex.quote(job.name)} --trials N` adds trials"
+            f"`multistill search extend {shlex.join(called or [job.name])} --trials N` adds trials"
         )
     folder = search.fingerprint and workspace.partial(Search.name, search.fingerprint)
     if not folder or not (folder / SPEC).exists():

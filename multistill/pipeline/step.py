@@ -106,6 +106,15 @@ class Step(ABC):
         """
         return ()
 
+    def over_limits(self, artifact: Artifact) -> Sequence[str]:
+        """What of a finished artifact is beyond a limit of the job, each as one sentence.
+
+        Limits such as `max_rejected` change no result, so they are no part of the fingerprint,
+        and the artifact may have been made under others. Looked at by the runner whenever it
+        finds or has made the artifact, and by `plan`. To be quick: from the summary.
+        """
+        return ()
+
     @abstractmethod
     def build(self, run: StepRun) -> Mapping[str, Any]:
         """Fill `run.out` and return a small JSON summary."""

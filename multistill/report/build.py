@@ -24,7 +24,6 @@ HTML = "report.html"
 MIN_VALIDATION_CLIPS = 100
 MIN_VALIDATION_GROUPS = 3
 """Below either, the choice of an epoch or a winner is mostly luck."""
-"""With fewer sessions no sign test can reach 5 %: of 2^5 sign patterns, 2 agree (6 %)."""
 
 
 def write_report(
@@ -161,8 +160,8 @@ def _corpus_warnings(corpus: Mapping[str, Any], job: JobConfig) -> Iterator[tupl
         yield (
             "recordings",
             "DUPLICATE RECORDINGS",
-            "Test recordings that also occur in training or validation under other names (same "
-            f"size, beginning, middle and end): {corpus['leaks']['recordings']}.",
+            "Test recordings that also occur in training or validation under other names (equal "
+            f"in every byte): {corpus['leaks']['recordings']}.",
         )
     if corpus["synthetic"]:
         yield (
@@ -198,12 +197,13 @@ def _reliability_warnings(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str
         )
     resampled = metrics["test"]["resampled"]
     count, unit = resampled["count"], resampled["unit"]
-    if unit == "utterance":
+    if resampled["one_group"]:
+        whole, parts = resampled["kept_together"], "clip" if unit == "utterance" else unit
         yield (
             "one-group",
             "ONE TEST GROUP",
-            "The test clips are of one speaker or one session, so intervals are over clips and "
-            "hold for this speaker only.",
+            f"The test clips are of one {whole}, so intervals are over its {count} {parts}s and "
+            f"hold for this {whole} only: how much others would differ cannot be told.",
         )
     elif resampled["few"]:
         yield (
@@ -219,7 +219,8 @@ def _reliability_warnings(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str
             "CLASSES TOO RARE",
             f"Too few test clips, or in one {unit} only: {named}. UAR and macro F1 average over "
             "all classes, so they have no interval here and there is no verdict; accuracy and "
-            "weighted F1 have one. Raise `split.test`, or leave these classes out.",
+            "weighted F1 have one. Raise `split.test`, or map these labels to other classes "
+            "(`labels` of the corpus).",
         )
     valid = metrics["validation"]
     if valid["clips"] < MIN_VALIDATION_CLIPS or valid["groups"] < MIN_VALIDATION_GROUPS:

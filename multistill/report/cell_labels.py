@@ -32,8 +32,8 @@ class _Cells(HTMLParser):
         super().__init__()
         self.labels: list[tuple[int, str]] = []
         self._starts = [0]
-        for line in page.splitlines(keepends=True):
-            self._starts.append(self._starts[-1] + len(line))
+        for line in page.split("\n"):  # the lines that HTMLParser counts
+            self._starts.append(self._starts[-1] + len(line) + 1)
         self._heads: list[str] = []
         self._column = 0
         self._in_head = False

@@ -13,9 +13,10 @@ from markupsafe import Markup
 
 from multistill.config import CLASSES, JobConfig
 from multistill.evaluation.comparisons import METRIC_TITLES
+from multistill.evaluation.figures import over_seeds
 from multistill.report import plots
 from multistill.report.cell_labels import label_cells
-from multistill.report.terminal import count, encoder, over_seeds, score
+from multistill.report.terminal import count, encoder, score
 
 MAX_LISTED_TRIALS = 20
 TEMPLATES = "templates"

@@ -10,6 +10,7 @@ import numpy as np
 
 from multistill.config import CLASSES, SearchConfig
 from multistill.evaluation.comparisons import METRIC_TITLES
+from multistill.evaluation.figures import over_seeds
 from multistill.report.svg import (
     ACCENT,
     BASELINE,
@@ -25,7 +26,6 @@ from multistill.report.svg import (
     subplots,
     to_svg,
 )
-from multistill.report.terminal import over_seeds
 from multistill.typing import FloatArray
 
 Record = Mapping[str, Any]

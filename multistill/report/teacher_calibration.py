@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from multistill.distillation.targets import SOFT_TARGETS, read_soft_targets
+from multistill.distillation.files import SOFT_TARGETS
+from multistill.distillation.targets import read_soft_targets
 from multistill.evaluation.utterances import read_utterances
 from multistill.metrics.classification import calibration_summary
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from multistill.evaluation.figures import over_seeds
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -83,12 +85,6 @@ def table(report: Mapping[str, Any]) -> Table:
     return results
 
 
-def over_seeds(model: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
-    """A metric of a model: the mean over its seeds with `sd`, where it has several."""
-    seeds: Mapping[str, Any] = model.get("seeds") or model
-    return seeds["metrics"][metric]
-
-
 def _note(model: Mapping[str, Any]) -> str:
     """What stands below a model's name: seeds, unused parameters, whether it learnt anything."""
     seeds = f"\n{model['seeds']['count']} seeds" if model.get("seeds") else ""
@@ -97,12 +93,12 @@ def _note(model: Mapping[str, Any]) -> str:
 
 
 def _cell(metric: Mapping[str, float | None]) -> str:
-    """The value above its interval, so that the table fits into 80 columns."""
+    """The value above its interval and SD over seeds, so that the table fits into 80 columns."""
     value, low, high, sd = (metric.get(key) for key in ("value", "low", "high", "sd"))
     if value is None or low is None or high is None:
         return score(metric)
-    spread = "" if sd is None else f" ±{sd:.3f}"
-    return f"{value:.3f}{spread}\n{low:.2f}–{high:.2f}"
+    spread = "" if sd is None else f"\nSD {sd:.3f}"
+    return f"{value:.3f}\n{low:.2f}–{high:.2f}{spread}"
 
 
 def _caption(report: Mapping[str, Any]) -> list[str]:
@@ -113,13 +109,14 @@ def _caption(report: Mapping[str, Any]) -> list[str]:
         f"speech: {encoder(encoders['speech'])}; text: {encoder(encoders['text'])}",
         f"{test['decided']} test clips of {test['speakers']} speakers; "
         f"{100 * report['confidence']:.0f} % intervals over {resampled['count']} "
-        f"{resampled['unit']}s",
+        f"{'clip' if resampled['unit'] == 'utterance' else resampled['unit']}s",
         f"split by {report['split']['by']} (split.seed {report['split']['seed']}), trainings from "
         f"seed {report['seed']}",
         *(
             f"{warning['title']}: {warning['text']}"
             for warning in report["warnings"]
-            if warning["kind"] == "not-trained" or warning["kind"].startswith("classes-")
+            if warning["kind"] in ("not-trained", "one-group")
+            or warning["kind"].startswith("classes-")
         ),
         *(comparison["sentence"] for comparison in report["distillation"]),
     ]

@@ -163,7 +163,8 @@ def _check(spec: SearchSpec) -> None:
     if nested and not dashboard_url():
         problems.append(
             "search.workers_per_trial: Ray Train inside Ray Tune frees the workers of stopped "
-            "trials through Ray's dashboard, which this Ray runs without; start it with one"
+            "trials through Ray's dashboard, which this Ray runs without; start it with "
+            "`ray start --include-dashboard=true`"
         )
     if problems:
         raise UsageError("; ".join(problems))

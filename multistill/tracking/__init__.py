@@ -1,6 +1,19 @@
 """MLflow tracking that never raises into a run and never waits for the network."""
 
 from multistill.tracking.redaction import redact
-from multistill.tracking.tracker import Tracker, open_tracker, tracking_uri
+from multistill.tracking.tracker import (
+    Tracker,
+    open_tracker,
+    shown_address,
+    tracking_problem,
+    tracking_uri,
+)
 
-__all__ = ["Tracker", "open_tracker", "redact", "tracking_uri"]
+__all__ = [
+    "Tracker",
+    "open_tracker",
+    "redact",
+    "shown_address",
+    "tracking_problem",
+    "tracking_uri",
+]

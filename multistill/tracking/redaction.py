@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
 
-_SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "RAY_AUTH_TOKEN")
-_USERINFO = re.compile(
-    r"(?P<scheme>[A-Za-z][\w+.\-]*://)(?P<user>[^/@\s:]*):(?P<password>[^/\s]*)@"
+from multistill.config.secrets import HIDDEN, hide
+
+_SECRET_VARIABLES = (
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "RAY_AUTH_TOKEN",
+    "PGPASSWORD",
 )
-_HIDDEN = "***"
-
-
-def has_password(uri: str) -> bool:
-    """Return whether a URI contains a password."""
-    return _USERINFO.search(uri) is not None
 
 
 def redact(text: str) -> str:
-    """Replace passwords in URIs, and secrets from the environment, with `***`.
-
-    Examples:
-        >>> redact("https://ann:secret@mlflow.example.org")
-        'https://ann:***@mlflow.example.org'
-    """
-    redacted = _USERINFO.sub(rf"\g<scheme>\g<user>:{_HIDDEN}@", text)
+    """Replace secrets in addresses, and those of the environment, by `***`."""
+    redacted = hide(text)
     for name in _SECRET_VARIABLES:
         value = os.environ.get(name, "")
         if len(value) >= 4:  # shorter values would blank out ordinary words
-            redacted = redacted.replace(value, _HIDDEN)
+            redacted = redacted.replace(value, HIDDEN)
     return redacted

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
-from multistill.databases import problem_of, sqlite_url
+from multistill.databases import CHECK_TIMEOUT_SECONDS, problem_of, sqlite_file, sqlite_url
 from multistill.errors import MultistillError, UsageError
 from multistill.tracking.journal import Journal, size_of
 from multistill.tracking.owner import Owner, current_owner
@@ -191,6 +191,35 @@ def tracking_uri(config: TrackingConfig, workspace: Path) -> str:
     return uri
 
 
+def shown_address(config: TrackingConfig, workspace: Path) -> str:
+    """MLflow's tracking URI without passwords, for people; also one that `tracking_uri` refuses."""
+    try:
+        return redact(tracking_uri(config, workspace))
+    except UsageError:
+        return redact(config.uri or os.environ["MLFLOW_TRACKING_URI"])
+
+
+def tracking_problem(
+    config: TrackingConfig, workspace: Path, timeout: float = CHECK_TIMEOUT_SECONDS
+) -> str | None:
+    """Why a run could not be recorded now, with what to do; None if it can be.
+
+    A database is connected to, within `timeout` seconds, and not changed. The address of a server
+    is looked at only: whether it answers is seen when the run starts. With
+    `tracking.required: false` records wait, so nothing that could pass is a problem.
+    """
+    try:
+        uri = tracking_uri(config, workspace)
+    except UsageError as error:
+        return str(error)
+    if not config.required or uri.startswith(("http://", "https://")):
+        return None
+    if sqlite_file(uri) == workspace / "mlflow.db" and not workspace.exists():
+        return None  # the run creates both
+    reason = problem_of(uri, timeout)
+    return f"the tracking database {redact(uri)} cannot be used: {reason}" if reason else None
+
+
 def open_tracker(
     config: TrackingConfig,
     workspace_root: Path,
@@ -220,9 +249,8 @@ def open_tracker(
     uri = tracking_uri(config, workspace_root)
     experiment = config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or job_name
     # MLflow would retry for minutes and then say that a server does not answer.
-    is_database = not uri.startswith(("http://", "https://"))
-    if config.required and is_database and (reason := problem_of(uri)):
-        raise MultistillError(f"the tracking database {redact(uri)} cannot be used: {reason}")
+    if unusable := tracking_problem(config, workspace_root):
+        raise MultistillError(unusable)
     server = Server(uri, experiment, workspace_root.absolute() / "mlflow-artifacts")
     target, owner = _target(uri), current_owner(uri)
     spool = workspace_root / SPOOL

@@ -119,7 +119,9 @@ def best_weights(state_dir: Path) -> tuple[Tensors, Progress]:
     epoch, problems = newest_epoch(state_dir)
     if not epoch:
         reason = problems[0] if problems else f"{state_dir} holds no checkpoint"
-        raise MultistillError(f"no trained weights: {reason}; train again")
+        raise MultistillError(
+            f"no trained weights: {reason}; remove {state_dir} and run the job again"
+        )
     progress = Progress(**_read_record(_epoch_folder(state_dir, epoch))["progress"])
     folder = _best_folder(state_dir, progress.best_epoch)
     return _load_tensors(folder, "model.safetensors", _read_record(folder), "cpu"), progress

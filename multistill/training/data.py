@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from multistill.corpora.manifest import label_arrays, read_manifest
+from multistill.distillation.files import POOLED
 from multistill.distillation.targets import SoftTargets, read_pooled, read_soft_targets
 from multistill.errors import MultistillError
 from multistill.features.cache import open_store
@@ -145,8 +146,8 @@ class TrainingData:
             outside = "" if fold is None else f" outside fold {fold}"
             raise MultistillError(
                 f"`{task.name}` has no training utterance with features{outside}; "
-                f"{without_features} are quarantined in {task.features}, see also `split` in the "
-                "job file"
+                f"{without_features} are quarantined in {task.features}; raise the share of train "
+                "(lower `split.test` or `split.valid`), or look into its quarantine.parquet"
             )
         if task.soft_targets is not None:
             train = _with_teacher(train, task)
@@ -178,7 +179,7 @@ def _with_teacher(train: Examples, task: TrainingTask) -> Examples:
     if absent:
         raise MultistillError(
             f"the soft targets in {path} lack {len(absent)} of {len(ids)} training utterances "
-            f"(first: {absent[0]}); run the distill stage again"
+            f"(first: {absent[0]}); remove that file and run the job again"
         )
     rows = np.asarray([row_of[name] for name in ids], dtype=np.int64)
     logits = targets.for_loss(config.loss if config else "kd")[rows]
@@ -186,7 +187,7 @@ def _with_teacher(train: Examples, task: TrainingTask) -> Examples:
     if len(bad):
         raise MultistillError(
             f"the soft targets in {path} are not finite for {len(bad)} utterances "
-            f"(first: {ids[int(bad[0])]}); train the teacher again"
+            f"(first: {ids[int(bad[0])]}); remove that file and run the job again"
         )
     reads_pooled = config is not None and config.reads_pooled
     states = _teacher_states(path, targets, rows, ids) if reads_pooled else None
@@ -203,8 +204,9 @@ def _teacher_states(
     absent = np.flatnonzero(state_index[rows] < 0)
     if len(absent):
         raise MultistillError(
-            f"the teacher's pooled states next to {path} lack {len(absent)} of {len(ids)} "
-            f"training utterances (first: {ids[int(absent[0])]}); run the distill stage again"
+            f"the teacher's pooled states in {path.with_name(POOLED)} lack {len(absent)} of "
+            f"{len(ids)} training utterances (first: {ids[int(absent[0])]}); remove that file and "
+            "run the job again"
         )
     spaces, space = np.unique(targets.fold[rows], return_inverse=True)
     return TeacherStates(states, state_index[rows], space.astype(np.int64), len(spaces))

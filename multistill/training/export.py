@@ -44,6 +44,7 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
     model = build(task.spec, store.audio_dim, store.text_dim)
     model.load_state_dict(weights)
     losses = [epoch["train_loss"] for epoch in progress.history]
+    scheduled = task.distillation is not None and task.distillation.schedule != "fixed"
     summary = {
         "name": task.name,
         "seed": task.seed,
@@ -58,7 +59,8 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
         "label_source": task.train.label_source,
         "train_rows": len(data.train),
         "valid_rows": len(data.valid),
-        "train_loss": [losses[0], losses[-1]],
+        # Under a schedule, the losses of two epochs are of different objectives.
+        "train_loss": None if scheduled else [losses[0], losses[-1]],
         "validation": _validation(data, progress),
         "rows_without_features": data.without_features,
         "task": hashlib.sha256(canonical(task.identity()).encode()).hexdigest()[:16],

@@ -294,7 +294,7 @@ class _Training:
         if len(bad):
             raise MultistillError(
                 f"the outputs for {len(bad)} validation utterances are not finite (first: "
-                f"{valid.ids[int(bad[0])]}); check the clip and its features"
+                f"{valid.ids[int(bad[0])]}); check its features, or lower `train.learning_rate`"
             )
         metrics = validation_metrics(self.config, logits, valid)
         return {f"valid_{name}": value for name, value in metrics.items()}

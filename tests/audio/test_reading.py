@@ -6,6 +6,7 @@ import os
 import resource
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -340,3 +341,128 @@ class TestRememberedDigests:
         self.digest(digests, files["a"])
         digests.save()
         assert np.load(store).shape == (4, 1)
+
+
+def big_endian(fields: str, *values: int) -> bytes:
+    return struct.pack(f">{fields}", *values)
+
+
+def rifx(sound: np.ndarray, bits: int, *, late: bool = False, length: int | None = None) -> bytes:
+    """A RIFX file: a wav file whose numbers and samples are big-endian."""
+    whole = np.round(sound * (2 ** (bits - 1) - 1)).astype(">i4")
+    data = whole.tobytes() if bits == 32 else b"".join(
+        int(value).to_bytes(bits // 8, "big", signed=True) for value in whole
+    )  # fmt: skip
+    block = bits // 8
+    form = big_endian("HHIIHH", 1, 1, RATE, RATE * block, block, bits)
+    other = b"LIST" + big_endian("I", 5_000) + bytes(5_000) if late else b""
+    stated = len(data) if length is None else length
+    body = b"WAVEfmt " + big_endian("I", 16) + form + other
+    body += b"data" + big_endian("I", stated) + data
+    return b"RIFX" + big_endian("I", len(body)) + body
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("bits", [16, 24, 32])
+def test_big_endian_wav_files_are_read_whole_and_a_part_of_one_never(
+    tmp_path: Path, bits: int, late: bool
+) -> None:
+    sound = np.clip(noise(FRAMES), -1, 1)
+    data = rifx(sound, bits, late=late)
+    path = tmp_path / "clip"
+    path.write_bytes(data)
+    read = read_sound(str(path)).samples
+    assert len(read) == FRAMES
+    assert np.allclose(read, sound, atol=1e-4)
+    assert header(path)[0] == FRAMES
+    for share in (0.1, 0.5, 0.95):
+        path.write_bytes(data[: int(len(data) * share)])
+        assert reason(path).startswith("truncated: ")
+    path.write_bytes(rifx(sound, bits, late=late, length=2**31))  # not known when it was written
+    assert len(read_sound(str(path)).samples) == FRAMES
+
+
+def vbri(data: bytes, *, frames: int | None = None, length: int | None = None) -> bytes:
+    """An MP3 file with Fraunhofer's VBRI header in its first frame instead of LAME's.
+
+    Args:
+        frames, length: what it states; default: what follows it, 0: not known.
+    """
+    starts = frame_starts(data)
+    first = bytearray(data[: starts[1]])
+    first[4:] = bytes(len(first) - 4)
+    stated = (
+        len(data) if length is None else length,
+        len(starts) - 1 if frames is None else frames,
+    )
+    # Version, delay, quality; then bytes and frames, and a table of contents without entries.
+    first[36:62] = b"VBRI" + big_endian("HHHIIHHHH", 1, 0, 75, *stated, 0, 1, 2, 1)
+    return bytes(first) + data[starts[1] :]
+
+
+def frame_starts(data: bytes) -> list[int]:
+    """First bytes of the frames of an MPEG 2 layer III file at 16 kHz."""
+    rates = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)  # kbit/s
+    starts, at = [], 0
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        starts.append(at)
+        at += 72_000 * rates[data[at + 2] >> 4] // RATE + (data[at + 2] >> 1 & 1)
+    return starts
+
+
+def without_header(data: bytes) -> bytes:
+    return data[frame_starts(data)[1] :]
+
+
+ID3 = b"ID3\4\0\0" + bytes([0, 0, 2, 0]) + bytes(256)
+
+
+@pytest.mark.parametrize("tag", [b"", ID3], ids=["plain", "id3"])
+@pytest.mark.parametrize("change", [vbri, without_header])
+def test_mp3_files_of_variable_bit_rate_are_read_whole_whatever_states_their_length(
+    tmp_path: Path, change: Callable[[bytes], bytes], tag: bytes
+) -> None:
+    """libsndfile guesses the length from the first frame, which may have twice the bytes."""
+    data = encoded(tmp_path, "MP3", "MPEG_LAYER_III", noise(80_000))
+    sizes = np.diff(frame_starts(data))
+    assert len(set(sizes)) > 1
+    path = tmp_path / "clip"
+    path.write_bytes(data)
+    expected = read_sound(str(path)).samples
+    path.write_bytes(tag + change(data))
+    samples = read_sound(str(path)).samples
+    assert 80_000 <= len(samples) < 80_000 + 3 * 1_152
+    assert header(path)[0] >= 80_000
+    middle = expected[40_000:42_000]  # the delay that only LAME's header states comes on top
+    likeness = np.correlate(samples[40_000:44_000], middle, "valid") / (middle**2).sum()
+    assert likeness.max() > 0.999
+
+
+def test_mp3_files_of_constant_bit_rate_are_read_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp3"
+    sound, more = noise(80_000), {"format": "MP3", "subtype": "MPEG_LAYER_III"}
+    soundfile.write(path, sound, RATE, bitrate_mode="CONSTANT", compression_level=0.5, **more)
+    data = without_header(path.read_bytes())
+    path.write_bytes(data)
+    raw, _ = soundfile.read(path, dtype="float32")
+    assert np.array_equal(read_sound(str(path)).samples, raw)
+    path.write_bytes(ID3 + data + b"TAG" + bytes(125))
+    assert 80_000 <= len(read_sound(str(path)).samples) < 80_000 + 3 * 1_152
+
+
+def test_an_mp3_file_with_a_vbri_header_is_read_whole_and_a_part_of_it_never(
+    tmp_path: Path,
+) -> None:
+    data = encoded(tmp_path, "MP3", "MPEG_LAYER_III", noise(80_000))
+    path = tmp_path / "clip"
+    whole = vbri(data)
+    path.write_bytes(whole)
+    assert 80_000 <= len(read_sound(str(path)).samples) < 80_000 + 3 * 1_152
+    for share in (0.3, 0.6, 0.95):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        assert reason(path).startswith("truncated: it has ")
+    for share in (0.3, 0.6, 0.8):  # the bytes are unknown, the frames are not
+        path.write_bytes(vbri(data, length=0)[: int(len(whole) * share)])
+        assert "can be decoded" in reason(path)
+    path.write_bytes(vbri(data, length=0, frames=0))
+    assert len(read_sound(str(path)).samples) >= 80_000

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 from aiohttp import web
+from helpers.interrupts import heed_interrupts
 
 JOB = {
     "type": "SUBMISSION",
@@ -78,6 +79,7 @@ def test_the_first_ctrl_c_ends_the_following(job_server: str, waiting_s: float) 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,
     )
     try:
         assert following.stdout is not None

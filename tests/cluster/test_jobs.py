@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from helpers.interrupts import heed_interrupts
 from helpers.ray_head import Head, running_head
 from helpers.servers import foreign_service, free_ports
 
@@ -74,7 +75,7 @@ def test_a_job_runs_with_the_uploaded_package_its_version_and_the_resolved_file(
     assert "seed: 7" in text
     assert text.count("\n한글 fin\n") == 1
     assert submission.submission_id.startswith("multistill-tiny-")
-    assert "".join(cluster.logs(submission.submission_id, authorised.address)) == text
+    assert cluster.logs(submission.submission_id, authorised.address) == text
     state = cluster.status(submission.submission_id, authorised.address)
     assert state["status"] == "SUCCEEDED"
     assert state["end_time"] >= state["start_time"] > 1.7e9
@@ -108,7 +109,9 @@ def test_submitting_a_running_job_again_follows_it_and_stop_ends_it(
     assert again.submission_id == first.submission_id
     assert first.exit_code == 0
     assert cluster.stop(first.submission_id, authorised.address) is True
-    rest = "".join(cluster.logs(first.submission_id, authorised.address, follow=True))
+    parts: list[str] = []
+    cluster.follow(first.submission_id, authorised.address, parts.append)
+    rest = "".join(parts)
     assert "Traceback" not in rest
     assert cluster.status(first.submission_id, authorised.address)["status"] == "STOPPED"
     monkeypatch.setattr(jobs, "ENTRYPOINT", ["true"])
@@ -136,6 +139,7 @@ def test_the_first_ctrl_c_ends_the_following_and_not_the_job(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,
     )
     try:
         assert following.stdout is not None

@@ -87,11 +87,57 @@ def test_only_a_job_that_asks_for_it_registers_a_model(
     assert (job(tracking=tracking).tracking.champion is not None) is asked
 
 
-@pytest.mark.parametrize("name", ["teacher", "a-control", "a-search", "a-seed0", "text-seed12"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("teacher", "Teacher", "teacher-fold0", "a-control", "A-CONTROL", "a-search", "a-seed0"),
+        *("text-seed12", "a-search-1", "a-search-12", "majority baseline", "linear probe, text"),
+    ],
+)
 def test_names_that_tables_use_for_other_models_are_refused(name: str) -> None:
     students = [{"name": name, "model": {"preset": "small-student"}}]
     with pytest.raises(ValidationError, match="cannot be called"):
         job(students=students)
+
+
+def test_names_that_differ_in_capitals_only_are_refused() -> None:
+    students = [{"name": name, "model": {"preset": "small-student"}} for name in ("A", "b", "a")]
+    with pytest.raises(ValidationError, match="another student is called `A` but for its capitals"):
+        job(students=students)
+
+
+@pytest.mark.parametrize(
+    "name", ["a-search-box", "control", "teachers", "A seed", "probe-1", "감정"]
+)
+def test_names_that_only_resemble_others_are_accepted(name: str) -> None:
+    assert job(students=[{"name": name, "model": {"preset": "small-student"}}])
+
+
+@pytest.mark.parametrize("place", ["name", "student", "corpus"])
+@pytest.mark.parametrize(
+    "character",
+    [*"\t\n\r\x07\x7f\x85\u00a0\u200b\u200d\u2028\u2800\u3000\u3164\ufe0f\ufeff", "\U000e0041"],
+    ids=ascii,
+)
+def test_a_name_with_a_character_that_cannot_be_seen_is_refused(place: str, character: str) -> None:
+    for name in (f"a{character}b", f"a{character}", character):
+        with pytest.raises(ValidationError, match=rf"has the character U\+{ord(character):04X}"):
+            named(place, name)
+
+
+@pytest.mark.parametrize("place", ["name", "student", "corpus"])
+@pytest.mark.parametrize("name", [" ", " a", "a ", "latest", "Latest", "", ".", "a/b"])
+def test_a_name_that_makes_no_folder_of_its_own_is_refused(place: str, name: str) -> None:
+    with pytest.raises(ValidationError, match=r"folder name|a space|`latest`"):
+        named(place, name)
+
+
+def named(place: str, name: str) -> JobConfig:
+    if place == "name":
+        return job(name=name)
+    if place == "corpus":
+        return job(corpora=[{"kind": "demo", "name": name}])
+    return job(students=[{"name": name, "model": {"preset": "small-student"}}])
 
 
 def test_the_seed_of_the_split_is_its_own_and_part_of_the_identity() -> None:

@@ -96,6 +96,29 @@ def test_a_transcript_with_control_characters_is_rejected(tmp_path: Path, charac
     assert result.dropped["own"] == 1
 
 
+@pytest.mark.parametrize("field", ["utterance_id", "speaker", "session", "dialogue", "gender"])
+@pytest.mark.parametrize("character", ["\0", "\x07", "\x1b", "\x7f", "\x93", "\ud800"], ids=ascii)
+def test_a_name_with_control_characters_is_rejected(
+    tmp_path: Path, field: str, character: str
+) -> None:
+    broken = one(tmp_path, utterance_id="b")._replace(**{field: f"A{character}"})
+    result = build_manifest([("own", [one(tmp_path), broken])], "soft")
+    assert result.rows["utterance_id"].to_pylist() == ["own/a"]
+    [row] = result.rejections.table().to_pylist()
+    assert f"has control characters (U+{ord(character):04X})" in row["reason"]
+    assert row["source"].isprintable()
+    assert dict(result.rejections.categories) == {"name": 1}
+
+
+@pytest.mark.parametrize("field", ["utterance_id", "speaker", "session", "dialogue"])
+def test_a_name_of_which_nothing_is_seen_is_rejected(tmp_path: Path, field: str) -> None:
+    broken = one(tmp_path, utterance_id="b")._replace(**{field: "\u200b\ufe0f"})
+    result = build_manifest([("own", [one(tmp_path), broken])], "soft")
+    assert result.rows["utterance_id"].to_pylist() == ["own/a"]
+    [reason] = result.rejections.kinds
+    assert reason.endswith("has only characters that show nothing")
+
+
 def test_separators_and_invisible_characters_do_not_reach_the_text(tmp_path: Path) -> None:
     raw = "one\x0btwo\u2028thr\u00adee\ufeff"
     rows = build_manifest([("own", [one(tmp_path, text=raw, text_raw=raw)])], "soft").rows

@@ -140,6 +140,86 @@ CZECH = [
     "těším se na tebe",
     "štěstí a smůla",
 ]
+UKRAINIAN = [
+    "доброго ранку",
+    "дякую",
+    "ні, не треба",
+    "чому ти плачеш?",
+    "мені дуже сумно",
+    "що сталося",
+    "Я їду додому",
+    "скажи мені правду",
+]
+BULGARIAN = [
+    "добро утро",
+    "благодаря",
+    "не знам",
+    "какво стана",
+    "много съм тъжен",
+    "защо плачеш?",
+    "Ще дойда утре",
+    "обичам те",
+]
+GREEK = [
+    "καλημέρα",
+    "ευχαριστώ",
+    "όχι, δεν θέλω",
+    "τι κάνεις;",
+    "γιατί κλαις",
+    "δεν ξέρω",
+    "Είμαι πολύ λυπημένος",
+    "Πού πας;",
+]
+HEBREW = [
+    "בוקר טוב",
+    "תודה רבה",
+    "אני לא יודע",
+    "למה אתה בוכה?",
+    "שלום לכולם",
+    "אני עצוב מאוד",
+    "מה קרה?",
+    "בוא נלך הביתה",
+]
+ARABIC = [
+    "صباح الخير",
+    "شكرا جزيلا",
+    "لا أعرف",
+    "كيف حالك؟",
+    "هذا جميل جدا",
+    "أنا حزين اليوم",
+    "ماذا حدث",
+    "تعال إلى البيت",
+]
+THAI = [
+    "สวัสดีครับ",
+    "ขอบคุณมาก",
+    "ฉันไม่รู้",
+    "ทำไมเธอร้องไห้",
+    "ฉันเศร้ามาก",
+    "เกิดอะไรขึ้น",
+    "วันนี้อากาศดี",
+    "ไปบ้านกันเถอะ",
+]
+TURKISH = [
+    "günaydın",
+    "şimdi değil",
+    "çok teşekkür ederim",
+    "hayır, bilmiyorum",
+    "neden ağlıyorsun?",
+    "çok üzgünüm",
+    "İyi akşamlar",
+    "eve gidiyoruz, değil mi",
+]
+LITHUANIAN = [
+    "labas rytas",
+    "ačiū labai",
+    "kodėl verki?",
+    "man labai liūdna",
+    "šiandien žmonės",
+    "kas atsitiko jūsų namuose",
+    "einame į namus",
+    "ką tu darai",
+]
 CORPORA = [
     ("cp1252", ENGLISH),
     ("cp1252", GERMAN),
@@ -155,6 +235,20 @@ CORPORA = [
     ("gb18030", SIMPLIFIED),
     ("big5", TRADITIONAL),
     ("cp1251", RUSSIAN),
+    ("cp1251", UKRAINIAN),
+    ("cp1251", BULGARIAN),
+    ("koi8-r", RUSSIAN),
+    ("cp866", RUSSIAN),
+    ("iso8859-5", RUSSIAN),
+    ("cp1253", GREEK),
+    ("iso8859-7", GREEK),
+    ("cp737", GREEK),
+    ("cp1255", HEBREW),
+    ("iso8859-8", HEBREW),
+    ("cp1256", ARABIC),
+    ("iso8859-6", ARABIC),
+    ("cp874", THAI),
+    ("euc_jp", JAPANESE),
     ("cp1250", POLISH),
     ("cp1250", CZECH),
     ("utf-16-le", ENGLISH),
@@ -162,10 +256,37 @@ CORPORA = [
     ("utf-16-le", KOREAN),
     ("utf-16-be", KOREAN),
 ]
+# Few of their letters tell them from other code pages, so only the corpus as a whole is certain.
+WHOLE = [
+    ("iso8859-2", POLISH),
+    ("cp852", POLISH),
+    ("cp852", CZECH),
+    ("cp1254", TURKISH),
+    ("cp1257", LITHUANIAN),
+    ("mac-roman", ENGLISH),
+    ("mac-roman", GERMAN),
+    ("mac-roman", FRENCH),
+    ("mac-roman", SPANISH),
+    ("cp850", GERMAN),
+    ("cp850", [line.replace("’", "'") for line in FRENCH]),
+    ("cp850", SPANISH),
+    ("cp437", GERMAN),
+]
+# Code pages that are not tried, or not to be told from others.
+UNTOLD = [
+    ("mac-greek", GREEK),
+    ("cp862", HEBREW),
+    ("cp720", ARABIC),
+    ("cp857", TURKISH),
+    ("johab", KOREAN),
+    ("cp949", ["뷁", "쀍", "똠방각하"]),
+]
 NAMES = [f"{encoding}-{lines[0]}" for encoding, lines in CORPORA]
 
 
-@pytest.mark.parametrize(("encoding", "lines"), CORPORA, ids=NAMES)
+@pytest.mark.parametrize(
+    ("encoding", "lines"), [*CORPORA, *WHOLE], ids=[*NAMES, *(f"{e}-{t[0]}" for e, t in WHOLE)]
+)
 def test_a_corpus_is_read_as_what_it_is(encoding: str, lines: list[str]) -> None:
     pieces = [line.encode(encoding) for line in lines]
     chosen = choose(pieces)
@@ -193,6 +314,24 @@ def test_one_short_line_of_the_two_commonest_encodings_is_enough(encoding: str) 
     for line in lines:
         data = line.encode(encoding)
         assert data.decode(choose([data])) == line
+
+
+@pytest.mark.parametrize(("encoding", "lines"), UNTOLD)
+def test_a_corpus_that_cannot_be_told_is_not_read_as_something_else(
+    encoding: str, lines: list[str]
+) -> None:
+    data = [line.encode(encoding, "ignore") for line in lines]
+    with pytest.raises(AmbiguousEncodingError):
+        choose([line for line in data if not line.isascii()])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["5 £ please", "£5", "It costs £20.", "20° outside", "½ cup", "5 ¢", "la 2ª vez", "© me, ®, ™"],
+)
+def test_signs_of_western_text_are_not_letters_of_other_languages(line: str) -> None:
+    data = line.encode("cp1252")
+    assert data.decode(choose([data])) == line
 
 
 def test_damaged_lines_do_not_decide() -> None:

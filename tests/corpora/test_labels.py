@@ -19,6 +19,7 @@ from multistill.corpora.labels import (
     one_hot,
     shares,
     split_tie,
+    unmapped_label,
     winner,
 )
 
@@ -158,3 +159,23 @@ def test_the_label_map_takes_precedence() -> None:
 @pytest.mark.parametrize("label", CLASSES)
 def test_one_hot_is_its_own_winner(label: str) -> None:
     assert winner([int(share) for share in one_hot(label)]) == label
+
+
+@pytest.mark.parametrize("label", ["Happy\ufe0f", "hap\u200bpy", "\U000e0041HAPPY", "happy\u2800"])
+def test_invisible_characters_in_a_label_are_ignored(label: str) -> None:
+    assert class_of(label) == "happy"
+
+
+@pytest.mark.parametrize("character", ["\0", "\x07", "\x7f", "\x9d"], ids=ascii)
+def test_control_characters_in_a_label_are_named(character: str) -> None:
+    assert class_of(f"happy{character}") is None
+    reason = unmapped_label(f"happy{character}")
+    assert reason.startswith(f"the label has control characters (U+{ord(character):04X})")
+
+
+@pytest.mark.parametrize("label", ["bo\nred", "bo\r\nred", "bo\u2028red", "\x0bbo \x85 red"])
+def test_a_label_with_a_line_break_is_told_in_one_line(label: str) -> None:
+    reason = unmapped_label(label)
+    assert len(reason.splitlines()) == 1
+    assert "`bo red`" in reason
+    assert class_of(label, {"bo red": "sad"}) == "sad"  # what the advice says

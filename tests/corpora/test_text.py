@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from helpers.generators.parts import sentence, tagged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from multistill.config.names import is_invisible
 from multistill.corpora.text import (
     CorpusText,
     UndecodableError,
@@ -109,15 +111,42 @@ def test_the_given_encoding_is_used_for_all_text_without_a_mark(tmp_path: Path) 
     assert [record.origin for record in texts.records()] == ["set in the job file"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["\u200b", "\ufeff", "\u00ad", "\u200e", "\u2060", "\u200d", "\u3164", "\u202a"],
-    ids=ascii,
-)
+# Of each kind that Unicode has; the blank of Braille is one between words.
+INVISIBLE = [
+    *"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b\u180e\u200b\u200c\u200d\u200e\u202a\u2060\u2064",
+    *"\u206a\u3164\ufe00\ufe0e\ufe0f\ufeff\uffa0\ufff9\ufffc\U0001bca0\U0001d173\U0001d17a",
+    *"\U000e0001\U000e0041\U000e007f\U000e0100\U000e01ef\U00013430",
+]
+
+
+def test_every_character_that_unicode_says_to_ignore_is_invisible() -> None:
+    drawn = {0x0600, 0x0601, 0x0602, 0x0603, 0x0604, 0x0605, 0x06DD, 0x070F, 0x0890, 0x0891}
+    drawn |= {0x08E2, 0x110BD, 0x110CD}
+    for code in range(sys.maxunicode + 1):
+        name = unicodedata.name(chr(code), "")
+        ignored = (
+            (unicodedata.category(chr(code)) == "Cf" and code not in drawn)
+            or "VARIATION SELECTOR" in name
+            or (name.startswith(("HANGUL", "HALFWIDTH HANGUL")) and name.endswith("FILLER"))
+            or name.startswith("TAG ")
+        )
+        assert is_invisible(chr(code)) or not ignored, hex(code)
+    assert not any(map(is_invisible, "aé가あ中ا\u0600\u0301\u0e34 \t"))
+
+
+@pytest.mark.parametrize("name", INVISIBLE, ids=ascii)
 def test_invisible_characters_do_not_make_another_name(name: str) -> None:
     for person in ("kim", "김철수", "Jörg"):
         for other in (f"{name}{person}", f"{person}{name}", f"{person[0]}{name}{person[1:]}"):
             assert normal_name(other) == normal_id(other) == tidy(other) == person
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_a_transcript_without_the_mark_that_its_encoding_needs_is_refused(encoding: str) -> None:
+    texts = CorpusText("own", encoding, list)
+    assert texts.decode("안녕".encode(encoding)) == ("안녕", encoding)
+    with pytest.raises(UndecodableError, match=f"set `encoding: {encoding}-le`"):
+        texts.decode("안녕".encode(f"{encoding}-be"))
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
@@ -132,10 +161,38 @@ def test_names_of_files_that_only_nfkc_makes_equal_stay_different() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["می\u200cخواهم", "क्\u200dष", "👩\u200d👧", "ไทย\u200bไทย"], ids=ascii
+    "text",
+    [
+        "می\u200cخواهم",
+        "क्\u200dष",
+        "क्\u200cष",
+        "র\u200d্যাব",
+        "അവന്\u200d",
+        "👩\u200d👧",
+        "👩🏽\u200d🚀",
+        "ᠠ\u180bᠳ",
+        "ไทย\u200bไทย",
+    ],
+    ids=ascii,
 )
 def test_joiners_stay_where_a_script_needs_them(text: str) -> None:
     assert tidy(text) == text
+
+
+@pytest.mark.parametrize("character", INVISIBLE, ids=ascii)
+@pytest.mark.parametrize("person", ["علی", "رضا", "สมชาย", "ហេង", "👩"], ids=ascii)
+def test_no_script_keeps_what_shows_nothing(person: str, character: str) -> None:
+    """A joiner behind a letter that is joined to nothing, or a break, is not seen in a name."""
+    assert normal_name(f"{character}{person}{character}") == person
+    assert normal_name(f"{person}{character} {person}") == f"{person} {person}"
+    if character == "\u200c":  # alef is not joined to the next letter in any case
+        assert normal_name(f"رضا{character}{person}") == f"رضا{person}"
+    if character == "\u200b":
+        assert normal_name(f"{person}{character}{person}") == person * 2
+
+
+def test_a_blank_of_braille_is_a_space() -> None:
+    assert normal_name("Kim\u2800Lee\u2800") == tidy("Kim\u2800Lee") == "Kim Lee"
 
 
 @settings(deadline=None)
@@ -185,8 +242,5 @@ def test_tidy_text_is_nfc_with_single_spaces_and_the_same_visible_characters(tex
     assert unicodedata.is_normalized("NFC", result)
     assert result.split(" ") == result.split() or result == ""
     assert tidy(result) == result
-    hidden = {c for c in text if unicodedata.category(c) == "Cf"} | set(
-        "\u115f\u1160\u3164\uffa0\u034f"
-    )
-    if not hidden & set(text):
+    if not any(map(is_invisible, text)):
         assert "".join(result.split()) == "".join(unicodedata.normalize("NFC", text).split())

@@ -76,7 +76,7 @@ def test_outputs_of_the_kind_that_the_loss_reads_are_not_changed(tmp_path: Path)
 
 def test_missing_damaged_and_incomplete_soft_targets_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "soft_targets.parquet"
-    with pytest.raises(MultistillError, match="run the distill stage"):
+    with pytest.raises(MultistillError, match="is missing; run the job again"):
         read_soft_targets(path)
     write_soft_targets(path, IDS, np.zeros((9, 7)), "t", np.zeros(9))
     path.write_bytes(path.read_bytes()[:-20])

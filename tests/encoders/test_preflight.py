@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.features_case import save_electra, save_wav2vec2, tone
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
 from multistill.encoders.preflight import problems, refuse_mismatched, refuse_unknown
@@ -107,6 +109,172 @@ def test_special_tokens_and_algorithm_tell_a_tokenizer_of_another_family(electra
     assert "is a BPE tokenizer, and electra models have WordPiece" in sentences(text=electra)[0]
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "t5", "distilbert", "albert", "llama"])
+def test_a_text_model_that_is_not_built_like_bert_is_refused(electra: Path, kind: str) -> None:
+    edit(electra / "config.json", model_type=kind)
+    [sentence] = sentences(text=electra)
+    assert f"({kind}) is not built like BERT; use an ELECTRA, BERT or RoBERTa" in sentence
+
+
+@pytest.mark.parametrize("kind", ["speecht5", "sew-d"])
+def test_a_speech_model_that_is_not_built_like_wav2vec2_is_refused(
+    wav2vec2: Path, kind: str
+) -> None:
+    edit(wav2vec2 / "config.json", model_type=kind)
+    assert f"({kind}) does not read raw audio" in sentences(speech=wav2vec2)[0]
+
+
+@pytest.mark.parametrize("rate", [8000, 8000.0, "8000"])
+def test_a_rate_is_a_number_however_it_is_written(wav2vec2: Path, rate: Any) -> None:
+    """Both files are read: an extractor without a rate does not hide that of the processor."""
+    (wav2vec2 / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
+    whole = wav2vec2 / "processor_config.json"
+    whole.write_text(json.dumps({"feature_extractor": {"sampling_rate": rate}}))
+    assert "audio of 8000 Hz (processor_config.json)" in sentences(speech=wav2vec2)[0]
+    whole.write_text(json.dumps({"feature_extractor": {"sampling_rate": type(rate)(16_000)}}))
+    assert sentences(speech=wav2vec2) == []
+
+
+@pytest.mark.parametrize("character", ["\x85", "\u2028", "\x0b", "\x1c", "\r"], ids=ascii)
+def test_a_token_may_be_a_line_break_of_unicode(electra: Path, character: str) -> None:
+    (electra / "tokenizer.json").unlink()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", f"b{character}c", "d", "e", "f"]
+    for ending in ("\n", "\r\n"):
+        (electra / "vocab.txt").write_bytes(ending.join([*words, ""]).encode())
+        assert sentences(text=electra) == []
+
+
+DAMAGE = [
+    ("vocab.txt", "안녕".encode("cp949")),
+    ("config.json", '{"model_type": "é"}'.encode("latin-1")),
+    ("config.json", b"[1]"),
+    ("config.json", b"{"),
+    ("config.json", b"[" * 100_000),
+    ("config.json", b'{"vocab_size": ' + b"9" * 5000 + b"}"),
+    ("config.json", {"vocab_size": None}),
+    ("config.json", {"vocab_size": "10"}),
+    ("config.json", {"vocab_size": True}),
+    ("config.json", {"model_type": ["electra"]}),
+    ("config.json", {"pad_token_id": "0"}),
+    ("tokenizer.json", {}),
+    ("tokenizer.json", {"model": [1]}),
+    ("tokenizer.json", {"model": {"vocab": None}}),
+    ("tokenizer.json", {"model": {"vocab": {"a": "0"}}}),
+    ("tokenizer.json", {"model": {"vocab": [["a", 0], 3]}}),
+    ("tokenizer.json", {"model": {"vocab": {}}, "added_tokens": [{"id": 3}]}),
+    ("tokenizer.json", {"model": {"vocab": {}}, "added_tokens": {"a": 3}}),
+    ("tokenizer_config.json", {"pad_token": 3}),
+    ("tokenizer_config.json", {"pad_token": {"content": 3}}),
+    ("tokenizer_config.json", {"pad_token": {}}),
+    ("vocab.json", {"a": "0"}),
+    ("added_tokens.json", {"a": None}),
+]
+
+
+def put(folder: Path, name: str, content: Any) -> None:
+    """Write a file of an encoder, and leave the vocabulary that it belongs to alone there."""
+    first = {"vocab.txt": ["tokenizer.json"], "vocab.json": ["tokenizer.json", "vocab.txt"]}
+    first["added_tokens.json"] = [*first["vocab.json"]]
+    for other in first.get(name, []):
+        (folder / other).unlink(missing_ok=True)
+    if name == "added_tokens.json":
+        (folder / "vocab.json").write_text(
+            json.dumps({f"w{number}": number for number in range(10)})
+        )
+    if name == "config.json" and isinstance(content, dict):
+        content = {**json.loads((folder / name).read_text()), **content}
+    data = content if isinstance(content, bytes) else json.dumps(content).encode()
+    (folder / name).write_bytes(data)
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGE)
+def test_a_damaged_file_is_named_in_one_sentence(electra: Path, name: str, content: Any) -> None:
+    put(electra, name, content)
+    [sentence] = sentences(text=electra)
+    assert f"{electra / name} is damaged: " in sentence
+    assert len(sentence.splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", [[16_000], "fast", True, {}, "nan"])
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
+def test_a_damaged_extractor_is_named(wav2vec2: Path, name: str, value: Any) -> None:
+    content = {"sampling_rate": value}
+    nested = {"feature_extractor": content} if name == "processor_config.json" else content
+    (wav2vec2 / name).write_text(json.dumps(nested))
+    assert f"{name} is damaged: " in sentences(speech=wav2vec2)[0]
+    for empty in (None, {}):
+        (wav2vec2 / name).write_text(json.dumps({"feature_extractor": empty}))
+        assert sentences(speech=wav2vec2) == []
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+PLACES = [
+    ("config.json", ("model_type",)),
+    ("config.json", ("vocab_size",)),
+    ("config.json", ("pad_token_id",)),
+    ("config.json", ("conv_kernel",)),
+    ("config.json", ()),
+    ("tokenizer.json", ()),
+    ("tokenizer.json", ("model",)),
+    ("tokenizer.json", ("model", "type")),
+    ("tokenizer.json", ("model", "vocab")),
+    ("tokenizer.json", ("model", "vocab", "[PAD]")),
+    ("tokenizer.json", ("added_tokens",)),
+    ("tokenizer.json", ("added_tokens", 0)),
+    ("tokenizer.json", ("added_tokens", 0, "content")),
+    ("tokenizer.json", ("added_tokens", 0, "id")),
+    ("tokenizer_config.json", ()),
+    ("tokenizer_config.json", ("pad_token",)),
+    ("tokenizer_config.json", ("pad_token", "content")),
+    ("vocab.json", ()),
+    ("vocab.json", ("w0",)),
+    ("added_tokens.json", ()),
+    ("preprocessor_config.json", ()),
+    ("preprocessor_config.json", ("sampling_rate",)),
+    ("processor_config.json", ()),
+    ("processor_config.json", ("feature_extractor",)),
+    ("processor_config.json", ("feature_extractor", "sampling_rate")),
+]
+
+
+@pytest.mark.parametrize(("name", "place"), PLACES)
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(value=anything)
+def test_any_value_in_any_field_gives_a_sentence_or_nothing(
+    electra: Path, wav2vec2: Path, name: str, place: tuple[str | int, ...], value: Any
+) -> None:
+    for folder in (electra, wav2vec2):
+        path = folder / name
+        before = path.read_bytes() if path.exists() else None
+        content = json.loads(before) if before else {}
+        try:
+            put(folder, name, replaced(content, place, value))
+            for sentence in sentences(speech=folder, text=folder):
+                assert str(folder) in sentence
+        finally:
+            path.unlink()
+            if before is not None:
+                path.write_bytes(before)
+
+
+def replaced(content: Any, place: tuple[str | int, ...], value: Any) -> Any:
+    """A copy of a JSON value with another one at a place, made where it is absent."""
+    if not place:
+        return value
+    step, *rest = place
+    if isinstance(step, int):
+        items = content if isinstance(content, list) and content else [{}]
+        return [replaced(items[step], tuple(rest), value), *items[step + 1 :]]
+    values = content if isinstance(content, dict) else {}
+    return {**values, step: replaced(values.get(step), tuple(rest), value)}
+
+
 def test_the_job_file_is_refused_at_the_line_of_the_model(electra: Path) -> None:
     """So `validate`, `plan`, `doctor` and `run` refuse it, before Ray starts."""
     text = f"name: t\ncorpora: [{{kind: demo}}]\nfeatures:\n  speech:\n    model: {electra}\n"
@@ -143,7 +311,7 @@ def test_data2vec_audio_is_encoded_and_no_clip_depends_on_its_batch(tmp_path: Pa
     from transformers import Data2VecAudioConfig, Data2VecAudioModel
 
     torch.manual_seed(0)
-    settings = Data2VecAudioConfig(
+    config = Data2VecAudioConfig(
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -151,7 +319,7 @@ def test_data2vec_audio_is_encoded_and_no_clip_depends_on_its_batch(tmp_path: Pa
         conv_dim=(16,) * 7,
         num_conv_pos_embedding_groups=4,
     )
-    Data2VecAudioModel(settings).save_pretrained(tmp_path)
+    Data2VecAudioModel(config).save_pretrained(tmp_path)
     assert sentences(speech=tmp_path) == []
     encoder = load_speech(SpeechEncoderConfig(model=str(tmp_path)), None, torch.device("cpu"))
     assert encoder.info.padding == "equal-length"

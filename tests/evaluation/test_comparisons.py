@@ -101,7 +101,22 @@ def test_a_metric_without_interval_gives_no_verdict() -> None:
 def test_an_interval_around_zero_gives_no_verdict() -> None:
     assert verdict(-0.01, 0.2) == "cannot tell"
     assert verdict(None, None) == "cannot tell"
+    assert verdict(-0.2, 0.0) == verdict(0.0, 0.2) == "cannot tell"
     assert verdict(-0.2, -0.1) == "did not help"
+
+
+@pytest.mark.parametrize("shift", [0.0, -0.01, 0.01])
+def test_a_difference_that_never_varies_gives_no_verdict(shift: float) -> None:
+    first = scores(*[np.random.default_rng(7).random(SIZE) < 0.6] * 3)
+    moved = {
+        name: {metric: value + shift for metric, value in getattr(first, name).items()}
+        for name in ("values", "draws", "per_seed")
+    }
+    comparison = compared(replace(first, **moved), first)
+    assert comparison["differences"]["macro_f1"]["low"] == pytest.approx(shift)
+    assert comparison["verdict"] == "cannot tell"
+    assert "cannot tell whether distillation helped" in comparison["sentence"]
+    assert "nothing is known of the variance" in comparison["sentence"]
 
 
 def test_paired_differences_vary_less_than_unpaired_ones() -> None:

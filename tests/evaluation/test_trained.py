@@ -4,36 +4,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers.training_corpus import make_corpus, make_task
+from helpers.training_corpus import make_corpus, make_task, trained
 
-from multistill.config import CLASSES
+from multistill.config import CLASSES, DistillationConfig, TrainSection
 from multistill.corpora.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
+from multistill.distillation.schedule import Schedule
+from multistill.distillation.targets import write_soft_targets
 from multistill.evaluation.trained import not_trained_on_test, not_trained_on_validation
-from multistill.models.files import read_model_config
+from multistill.models.presets import resolve
+from multistill.models.spec import Fusion
 from multistill.training.data import TrainingData
-from multistill.training.export import export
-from multistill.training.loop import fit
-from multistill.training.task import TrainingTask
+from multistill.training.defaults import resolve_training
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_corpus(tmp_path_factory.mktemp("corpus"), rows=300)
-
-
-def trained(task: TrainingTask, folder: Path) -> dict[str, Any]:
-    """The entry `training` of config.json after a real training."""
-    data = TrainingData.open(task)
-    for _ in fit(task, state_dir=folder / "state", data=data, device="cpu"):
-        pass
-    export(task, data, folder / "state", folder)
-    training: dict[str, Any] = read_model_config(folder)["training"]
-    return training
 
 
 @pytest.mark.parametrize(
@@ -65,6 +56,43 @@ def test_a_training_that_learns_is_trained_and_says_with_what(
     assert training["train_loss"][1] < training["train_loss"][0]
     assert training["validation"]["uar"] > training["validation"]["bars"]["uar"]
     assert training["seed"] == task.seed
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+@pytest.mark.parametrize("loss", ["kd", "dkd"])
+def test_a_student_that_learns_is_trained_under_every_schedule(
+    corpus: tuple[Path, Path], tmp_path: Path, schedule: Schedule, loss: str
+) -> None:
+    """The loss of a falling schedule rises, since the labels' is larger than the teacher's."""
+    base = make_task(corpus, epochs=12)
+    train = TrainingData.open(base).train
+    write_soft_targets(
+        tmp_path / "targets.parquet", train.ids, 2 * train.shares, "t", np.full(len(train), -1)
+    )
+    for rate, learns in ((3e-3, True), (1e-9, False)):
+        distillation = {"weight": 0.9, "temperature": 2.0, "loss": loss, "schedule": schedule}
+        task = replace(
+            base.with_train(learning_rate=rate),
+            soft_targets=str(tmp_path / "targets.parquet"),
+            distillation=DistillationConfig.model_validate(distillation),
+        )
+        reason = not_trained_on_validation([trained(task, tmp_path / str(rate))])
+        assert (reason is None) is learns, reason
+
+
+@pytest.mark.parametrize("fusion", get_args(Fusion))
+def test_every_fusion_learns_with_what_a_job_file_leaves_out(
+    tmp_path: Path, fusion: Fusion
+) -> None:
+    """A rival that cannot train at its defaults is none; states may be far from standardised."""
+    task = make_task(make_corpus(tmp_path / "corpus", rows=100, offset=4.0))
+    clips = len(TrainingData.open(task).train)
+    train = resolve_training(TrainSection(), "small-student", clips)
+    assert train is not None
+    task = replace(task, spec=resolve("small-student", {"fusion": fusion}), train=train)
+    training = trained(task, tmp_path / "model")
+    assert not_trained_on_validation([training]) is None
+    assert training["validation"]["uar"] > 0.8
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -59,7 +59,7 @@ def test_a_damaged_copy_is_discarded_and_copied_again(tmp_path: Path) -> None:
     shard = next((tmp_path / "remote" / "shards").glob("*.arrow"))
     content = shard.read_bytes()
     shard.write_bytes(content[:100] + b"x" + content[101:])
-    with pytest.raises(MultistillError, match="does not match its checksum"):
+    with pytest.raises(MultistillError, match="does not match its checksums; copy it there again"):
         local_copy(tmp_path / "remote", tmp_path / "local")
     shard.write_bytes(content)
     FeatureStore(local_copy(tmp_path / "remote", tmp_path / "local")).verify()

@@ -70,7 +70,7 @@ def test_lengths_are_read_from_the_index_alone(tmp_path: Path) -> None:
     ids = [clip.utterance_id for clip in clips]
     assert store.audio_frames(ids).tolist() == [len(clip.audio) for clip in clips]
     assert store.text_tokens(ids).tolist() == [len(clip.text) for clip in clips]
-    with pytest.raises(MultistillError, match=r"cannot be read.*run the features stage again"):
+    with pytest.raises(MultistillError, match=r"cannot be read.*run the job again"):
         store.audio(ids[0])
 
 
@@ -181,7 +181,7 @@ def test_two_overlapping_attempts_at_a_shard_leave_one_complete_shard(tmp_path: 
 
 
 def test_a_folder_without_a_store_is_reported_with_advice(tmp_path: Path) -> None:
-    with pytest.raises(MultistillError, match=r"not a finished feature store.*features stage"):
+    with pytest.raises(MultistillError, match=r"not a complete feature store.*run the job again"):
         FeatureStore(tmp_path)
 
 

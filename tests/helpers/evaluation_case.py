@@ -19,7 +19,8 @@ import torch
 from helpers.generators import kemdy20
 from multistill.config import CLASSES, CorpusConfig, FeaturesConfig, JobConfig, SplitConfig
 from multistill.corpora.prepare import prepare
-from multistill.distillation.targets import SOFT_TARGETS, write_soft_targets
+from multistill.distillation.files import SOFT_TARGETS
+from multistill.distillation.targets import write_soft_targets
 from multistill.evaluation.evaluate import Candidate, evaluate
 from multistill.features.collate import collate
 from multistill.features.store import FeatureStore

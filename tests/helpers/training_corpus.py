@@ -16,10 +16,12 @@ from multistill.corpora.manifest import MANIFEST_SCHEMA, write_manifest
 from multistill.distillation.targets import write_pooled, write_soft_targets
 from multistill.errors import MultistillError
 from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
+from multistill.models.files import read_model_config
 from multistill.models.presets import resolve
 from multistill.training.checkpoint import best_weights
 from multistill.training.data import TrainingData
 from multistill.training.distributed import ProcessGroup
+from multistill.training.export import export
 from multistill.training.loop import EpochReport, fit
 from multistill.training.task import TrainingTask
 
@@ -27,7 +29,12 @@ AUDIO_DIM, TEXT_DIM = 12, 8
 
 
 def make_corpus(
-    folder: Path, rows: int = 90, *, broken: int | None = None, quarantined: int = 2
+    folder: Path,
+    rows: int = 90,
+    *,
+    broken: int | None = None,
+    quarantined: int = 2,
+    offset: float = 0.0,
 ) -> tuple[Path, Path]:
     """Manifest and store of `rows` utterances whose states point in the direction of their class.
 
@@ -36,6 +43,8 @@ def make_corpus(
     Args:
         broken: a row whose audio holds a NaN.
         quarantined: number of rows at the end that are not in the store.
+        offset: added to all states, whose deviation is 1. Those of pretrained encoders have
+            dimensions whose mean is several times the deviation.
     """
     random = np.random.default_rng(7)
     directions = random.normal(size=(len(CLASSES), AUDIO_DIM + TEXT_DIM)).astype(np.float32)
@@ -77,8 +86,8 @@ def make_corpus(
         frames, tokens = int(random.integers(5, 40)), int(random.integers(0, 7))
         audio = random.normal(size=(frames, AUDIO_DIM)).astype(np.float32)
         text = random.normal(size=(tokens, TEXT_DIM)).astype(np.float32)
-        audio += directions[label, :AUDIO_DIM]
-        text += directions[label, AUDIO_DIM:]
+        audio += directions[label, :AUDIO_DIM] + offset
+        text += directions[label, AUDIO_DIM:] + offset
         if row == broken:
             audio[0, 0] = np.nan
         clips.append(Clip(name, audio, text))
@@ -128,6 +137,16 @@ def make_task(corpus: tuple[Path, Path], name: str = "model", **train: Any) -> T
         manifest=str(manifest),
         features=str(store),
     )
+
+
+def trained(task: TrainingTask, folder: Path) -> dict[str, Any]:
+    """The entry `training` of config.json after a real training."""
+    data = TrainingData.open(task)
+    for _ in fit(task, state_dir=folder / "state", data=data, device="cpu"):
+        pass
+    export(task, data, folder / "state", folder)
+    training: dict[str, Any] = read_model_config(folder)["training"]
+    return training
 
 
 def with_dropout(task: TrainingTask, **spec: Any) -> TrainingTask:

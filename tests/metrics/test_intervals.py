@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from helpers.predictions import random_predictions, sessions_of
 from helpers.simulated_test_sets import coverage
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import bootstrap, t
 
 from multistill.metrics.classification import HARD, SufficientStatistics, class_support
@@ -168,3 +170,47 @@ def test_with_one_group_the_next_unit_that_varies_is_resampled() -> None:
     assert choose_clusters(one, ["a", "b"], ["x", "x"]).unit == "session"
     assert choose_clusters(one, ["a", "a"], ["x", "y"]).unit == "speaker"
     assert choose_clusters(one, ["a", "a"], ["x", "x"]).unit == "utterance"
+
+
+PARTITION = st.lists(st.integers(0, 3).map(str), min_size=1, max_size=12)
+
+
+@given(PARTITION, PARTITION, st.booleans(), st.sampled_from(["session", "speaker", "column"]))
+@settings(max_examples=200, deadline=None)
+def test_one_group_is_told_whatever_is_resampled_instead(
+    sessions: list[str], speakers: list[str], one: bool, by: str
+) -> None:
+    size = min(len(sessions), len(speakers))
+    sessions, speakers = sessions[:size], speakers[:size]
+    groups = ["g"] * size if one else (speakers if by == "speaker" else sessions)
+    clusters = choose_clusters(groups, sessions, speakers, by)
+    described = clusters.describe()
+    single = len({*groups}) == 1
+    assert clusters.one_group == described["one_group"] == single
+    named = {"session": sessions, "speaker": speakers, "group": groups}
+    kept = named[str(described["kept_together"])]
+    assert len({*zip(kept, groups, strict=True)}) == len({*kept}) == len({*groups})
+    if single:
+        assert clusters.count > 1 or size == 1
+        assert clusters.unit != "group"
+    else:
+        assert described["kept_together"] == clusters.unit
+        assert clusters.count == len({*groups})
+
+
+def test_a_speaker_with_many_sessions_and_a_session_with_many_speakers_are_one_group() -> None:
+    many = [f"{n // 8}" for n in range(200)]
+    one = ["A"] * 200
+    speaker = choose_clusters(one, many, one, "speaker").describe()
+    assert (speaker["one_group"], speaker["kept_together"]) == (True, "speaker")
+    assert (speaker["unit"], speaker["count"], speaker["few"]) == ("session", 25, False)
+    session = choose_clusters(one, one, many, "session").describe()
+    assert (session["one_group"], session["kept_together"]) == (True, "session")
+    assert (session["unit"], session["count"]) == ("speaker", 25)
+
+
+def test_where_sessions_and_speakers_are_the_same_the_split_names_the_unit() -> None:
+    """A table without a column `session` takes the speaker as the session, and the reverse."""
+    people = ["a", "a", "b", "c"]
+    for by, unit in (("speaker", "speaker"), ("session", "session"), ("column", "session")):
+        assert choose_clusters(people, people, people, by).unit == unit

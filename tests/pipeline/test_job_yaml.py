@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -183,14 +184,51 @@ def test_set_reaches_into_a_section_that_is_written_as_its_model() -> None:
         ("split: by: speaker\n", 4, "in braces: `{key: value}`"),
         ("resources: {address: 10:30}\n", 4, "put it in quotes: '10:30'"),
         ("search: {space: {train.weight_decay: {choices: [010]}}}\n", 4, "without leading zeros"),
+        ("split: {by: [session]}\n", 4, "split.by: a list is not one of session, speaker"),
         ("seed: [1]\n", 4, "a list stands where a single value belongs"),
         ("split: {test: many}\n", 4, "(found: `many`)"),
         ("search: {space: {a: {choices: [null]}}}\n", 4, "has no value"),
         ("? [a, b]\n: 1\n", 4, "a key must be text"),
+        ("split: {? {a: b} : 3}\n", 4, "split: a key must be text"),
+        ("~: 3\n", 4, "unknown key `~`"),
+        ("1: 3\n", 4, "unknown key `1`"),
+        ("split: {? : 3}\n", 4, "split: there is no key before the colon"),
+        ("'': 3\n", 4, "there is no key before the colon"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_told_in_words(text: str, line: int, says: str) -> None:
-    assert [found for found, sentence in problems(SMALL + text) if says in sentence] == [line]
+    found = problems(SMALL + text)
+    assert [number for number, sentence in found if says in sentence] == [line]
+    assert not any("Node(" in sentence or "None" in sentence for _, sentence in found)
+
+
+@pytest.mark.parametrize(
+    "text", ["? [a, b]\n: 1\n", "~: 3\n", "1: 3\n", "no: 3\n", "'': 3\n", "split: {~: 3}\n"]
+)
+def test_a_key_that_nothing_can_make_right_is_told_once(text: str) -> None:
+    ((_, sentence),) = problems(SMALL + text)
+    assert "in quotes" not in sentence
+
+
+def test_a_number_that_is_misread_where_only_numbers_belong_is_not_to_be_quoted() -> None:
+    ((_, sentence),) = problems(SMALL + "split: {max_per_class: {neutral: 010}}\n")
+    assert sentence.endswith("write the number without leading zeros and colons")
+
+
+@pytest.mark.parametrize("levels", [6, 12, 40])
+@pytest.mark.parametrize("merge", [False, True])
+def test_aliases_of_aliases_are_not_followed_without_end(levels: int, merge: bool) -> None:
+    first = "{a: 1}" if merge else "[1, 1]"
+    text = f"name: t\ncorpora: []\nx0: &x0 {first}\n"
+    for level in range(levels):
+        items = ", ".join([f"*x{level}"] * 10)
+        text += f"x{level + 1}: &x{level + 1} " + (
+            f"{{<<: [{items}]}}\n" if merge else f"[{items}]\n"
+        )
+    started = time.perf_counter()
+    ((_, sentence),) = problems(text)
+    assert "stands for more than 100000 values" in sentence
+    assert time.perf_counter() - started < 5  # seconds; following them takes hours
 
 
 BROKEN = [
@@ -220,7 +258,25 @@ BROKEN = [
     ("name: t\n---\nname: u\n", 2, "one job per file"),
     ("name: t\x07\n", 1, "U+0007"),
     ("name: &a [*a]\ncorpora: []\n", None, "an alias stands inside"),
-    (f"name: t\ncorpora: []\nseed: {'9' * 5000}\n", None, "limit"),
+    (f"name: t\ncorpora: []\nseed: {'9' * 5000}\n", 3, "limit"),
+    (f"name: t\ncorpora: []\nseed: 0x{'f' * 6000}\n", 3, "limit"),
+    (f"name: t\ncorpora: []\nseed: 1{':1' * 3000}\n", 3, "limit"),
+    (f"name: t\nsplit: {{test: 0.{'1' * 5000}}}\n", 2, "limit"),
+    ("name: t\nseed: 0x_\n", 2, "`0x_` is not a number"),
+    ("name: t\nsplit: !!set {a, b}\n", 2, "the tag `!!set` is not allowed"),
+    ("name: t\nsplit: !!omap [a: 1]\n", 2, "the tag `!!omap` is not allowed"),
+    ("name: t\nworkspace: !!binary aGVsbG8=\n", 2, "the tag `!!binary` is not allowed"),
+    ("name: t\nseed: !!bool x\n", 2, "the tag `!!bool` is not allowed"),
+    ("name: t\nseed: !!map [1]\n", 2, "the tag `!!map` is not allowed"),
+    ("name: t\nworkspace: <<\n", 2, "put other text in quotes"),
+    ("name: t\n<<: 3\n", 2, "`<<` merges a section"),
+    ("name:\tt\ncorpora: []\n", 1, "there is a tab in this line"),
+    ("name: t\t# comment\ncorpora: []\n", 1, "there is a tab in this line"),
+    ("name: t\ncorpora:\n  -\tkind: demo\n", 3, "there is a tab in this line"),
+    ("name: t\ncorpora:\n  - \tkind: demo\n", 3, "there is a tab in this line"),
+    ("name: t\ncorpora: [{kind: demo,\tlimit: 3}]\n", 2, "there is a tab in this line"),
+    ("name\t: t\n", 1, "there is a tab in this line"),
+    ("name: 'a'\tb\n", 1, "there is a tab in this line"),
 ]
 
 

@@ -14,6 +14,7 @@ from multistill.pipeline import jobfile
 
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
 SMALL = "name: t\ncorpora:\n  - kind: demo\n"
+STUDENT_MSE = "students: [{name: a, model: small-student, train: {loss: mse}}]\n"
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
@@ -155,6 +156,45 @@ def test_passwords_are_refused_and_not_repeated() -> None:
     assert "geheim" not in found[0][1]
 
 
+@pytest.mark.parametrize("key", ["distillation.loss", "train.loss", "train.accumulation"])
+@pytest.mark.parametrize(
+    "choices",
+    ["[kd, no]", "[no]", "[kd, 010]", "[3, kd]", "[dist, 1.5]", "[two-mse, no]"],
+)
+@pytest.mark.parametrize("more", ["", "distillation: {loss: dist}\n", STUDENT_MSE])
+def test_choices_of_mixed_types_are_told_in_words(key: str, choices: str, more: str) -> None:
+    found = problems(f"{SMALL}{more}search: {{space: {{{key}: {{choices: {choices}}}}}}}\n")
+    assert any(sentence.startswith("search.space") for _, sentence in found)
+    assert not any("distillation.loss False" in sentence for _, sentence in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("name: t\ncorpora: [{kind: demo}]\nworkspace: ~nobody-here/x\n", "workspace"),
+        ("name: t\ncorpora: [{kind: emodb, path: ~nobody-here/x}]\n", "corpora.0.path"),
+        (
+            "name: t\ncorpora: [{kind: table, path: x.csv, audio_root: ~nobody-here}]\n",
+            "corpora.0.audio_root",
+        ),
+    ],
+)
+def test_a_home_folder_that_is_none_is_refused(text: str, place: str) -> None:
+    ((_, sentence),) = problems(text)
+    assert sentence.startswith(f"{place}: there is no home folder for the `~` of `~nobody-here")
+
+
+@pytest.mark.parametrize(
+    "model", ["a" * 300, "~nobody-here/x", "a/" * 3000, "a\0b", "\ud800"], ids=ascii
+)
+def test_any_name_of_a_model_can_be_looked_up(model: str) -> None:
+    features = {"speech": model, "text": model}
+    job = jobfile.parse(
+        yaml.safe_dump({"name": "t", "corpora": [{"kind": "demo"}], "features": features}), "j"
+    )
+    assert job.features.speech.model == model
+
+
 def test_an_override_changes_one_of_two_places_that_share_a_yaml_alias() -> None:
     text = SMALL + (
         "teacher: {train: &t {epochs: 4}}\n"
@@ -227,3 +267,10 @@ def test_an_override_changes_one_of_two_places_that_share_a_yaml_alias() -> None
 )
 def test_what_would_fail_after_hours_is_refused_by_validation(text: str, says: str) -> None:
     assert any(says in sentence for _, sentence in problems(SMALL + text))
+
+
+@pytest.mark.parametrize("written", ["true", "false", "{enabled: true}"])
+def test_set_reaches_into_a_search_that_is_written_as_a_switch(written: str) -> None:
+    text = f"name: x\ncorpora: [{{kind: demo}}]\nsearch: {written}\n"
+    search = jobfile.parse(text, "x.yaml", ["search.trials=3"]).search
+    assert (search.trials, search.enabled) == (3, written != "false")

@@ -204,6 +204,7 @@ def test_the_top_level_run_shows_what_people_compare_jobs_by(
         "speech_encoder": "log-mel",
         "text_encoder": finished[0].features.text.model,
         "teacher_preset": "small-teacher",
+        "seeds": "2",
         "student_presets": "audio: small-audio-student",
     }
     report = report_of(finished[1])
@@ -214,8 +215,8 @@ def test_the_top_level_run_shows_what_people_compare_jobs_by(
             assert top.data.metrics[f"test_{who}_{metric}"] == pytest.approx(score["value"])
     best = top.data.tags["best_student"]
     student = next(model for model in report["models"] if model["name"] == best)
-    for end, suffix in (("value", ""), ("low", "_low"), ("high", "_high")):
-        expected = student["metrics"]["macro_f1"][end]
+    for end, suffix in (("value", ""), ("low", "_low"), ("high", "_high"), ("sd", "_sd")):
+        expected = student["seeds"]["metrics"]["macro_f1"][end]
         if expected is not None:
             shown = top.data.metrics[f"test_best_student_macro_f1{suffix}"]
             assert shown == pytest.approx(expected)

@@ -18,7 +18,9 @@ from multistill.workspace import fingerprint, write_atomic
 def ran(workspace: Path, name: str, *overrides: str, at: float = 1e9) -> str:
     """Note a job as having run, as `multistill run` does; returns its fingerprint."""
     job = jobfile.parse(
-        f"name: {name}\nworkspace: {workspace}\ncorpora: [{{kind: demo}}]\n", "x.yaml", overrides
+        f"name: {name}\nworkspace: {workspace}\ncorpora: [{{kind: demo}}]\nsearch: true\n",
+        "x.yaml",
+        overrides,
     )
     key = fingerprint("run", 1, job.identity(), {})
     file = job_file(workspace, name, key)
@@ -75,8 +77,8 @@ def test_no_command_takes_a_variant_that_was_not_named(
     from multistill.pipeline import searches
 
     seen: list[int] = []
-    monkeypatch.setattr(searches, "extended", lambda job, trials: job)
-    monkeypatch.setattr(searches, "join", lambda job: seen.append(job.seed) or 0)
+    monkeypatch.setattr(searches, "extended", lambda job, *_: job)
+    monkeypatch.setattr(searches, "join", lambda job, *_: seen.append(job.seed) or 0)
 
     def run(job: object, **_: object) -> None:
         seen.append(job.seed)  # type: ignore[attr-defined]

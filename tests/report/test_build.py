@@ -8,16 +8,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.evaluation_case import PREPARE_SUMMARY, EvaluationCase, artifact, make_job
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from multistill.config import CLASSES
+from multistill.metrics.intervals import Clusters
 from multistill.report.build import warnings, write_report
 from multistill.report.terminal import table
 from multistill.workspace import write_json
 
+INDEX = np.zeros(0, int)
 STABLE_KEYS = {"job", "created", "versions", "corpus", "baseline", "models", "search", "stages"}
 
 
@@ -88,9 +91,17 @@ def test_a_class_that_one_part_lacks_is_a_warning(
 @pytest.mark.parametrize(
     ("part", "changes", "kind", "said"),
     [
-        ("test", {"resampled": {"count": 30, "unit": "session", "few": False}}, None, ""),
-        ("test", {"resampled": {"count": 90, "unit": "utterance", "few": False}}, "one-group", ""),
-        ("test", {"resampled": {"count": 4, "unit": "speaker", "few": True}}, "few-groups", "4 sp"),
+        ("test", {"resampled": Clusters("session", INDEX, 30).describe()}, None, ""),
+        ("test", {"resampled": Clusters("speaker", INDEX, 4).describe()}, "few-groups", "4 sp"),
+        *(
+            ("test", {"resampled": Clusters(unit, INDEX, 25, only).describe()}, "one-group", text)
+            for unit, only, text in (
+                ("utterance", "speaker", "of one speaker, so intervals are over its 25 clips"),
+                ("session", "speaker", "of one speaker, so intervals are over its 25 sessions"),
+                ("speaker", "session", "of one session, so intervals are over its 25 speakers"),
+                ("session", "group", "of one group, so intervals are over its 25 sessions"),
+            )
+        ),
         (
             "test",
             {"rare_classes": [{"class": "fear", "clips": 2, "groups": 1}]},
@@ -109,7 +120,7 @@ def test_warnings_follow_the_counts_of_test_and_validation(
     said: str,
 ) -> None:
     enough = {
-        "test": {"resampled": {"count": 30, "unit": "session", "few": False}, "rare_classes": []},
+        "test": {"resampled": Clusters("session", INDEX, 30).describe(), "rare_classes": []},
         "validation": {"clips": 900, "groups": 9, "unit": "session"},
     }
     metrics = dict(evaluation_case.metrics)

@@ -114,14 +114,18 @@ WORDS = st.text(alphabet="abc &<>\"'é감", max_size=8).map(
 )
 
 
-@given(st.lists(WORDS, min_size=1, max_size=5), st.integers(1, 4))
-def test_labels_change_nothing_else(heads: list[str], rows: int) -> None:
+@given(
+    st.lists(WORDS, min_size=1, max_size=5),
+    st.integers(1, 4),
+    st.text("1\n\r\f\v\x1c\x85\u2028\u2029", max_size=8),
+)
+def test_labels_change_nothing_else(heads: list[str], rows: int, text: str) -> None:
     head = "".join(f'<th scope="col">{text}<br>x</th>' for text in heads)
     body = "".join(
         "<tr>" + "".join(f'<td class="left">{n}</td>' for n in range(len(heads))) + "</tr>\n"
         for _ in range(rows)
     )
-    page = f"<p>1\n2</p><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
+    page = f"<p>{text}\n2</p><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
     labelled = label_cells(page)
     assert re.sub(r' data-label="[^"]*"', "", labelled) == page
     assert labelled.count("data-label") == rows * len(heads)

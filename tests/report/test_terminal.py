@@ -9,6 +9,7 @@ from typing import Any
 from helpers.evaluation_case import EvaluationCase, make_job
 from rich.console import Console
 
+from multistill.metrics.intervals import choose_clusters
 from multistill.report.build import warnings
 from multistill.report.html import render
 from multistill.report.terminal import count, score, table
@@ -58,7 +59,7 @@ def test_seeds_are_shown_as_mean_and_deviation(evaluation_case: EvaluationCase) 
     metrics = dict.fromkeys(("uar", "macro_f1", "weighted_f1", "accuracy"), scores)
     report["models"][0]["seeds"] = {"count": 2, "metrics": metrics}
     text = printed(report)
-    assert "0.432 ±0.012" in text
+    assert "0.432" in text and "SD 0.012" in text
     assert "2 seeds" in text
 
 
@@ -76,6 +77,22 @@ def test_what_was_not_trained_or_never_seen_is_said_with_names(
     assert "NOT TRAINED" in words and "raise the rate" in words
     assert "CLASSES NEVER TRAINED: Sad: " in words
     assert "CLASSES NEVER TESTED: Angry: " in words
+
+
+def test_one_test_group_is_said_with_what_it_is(evaluation_case: EvaluationCase) -> None:
+    report = copy.deepcopy(evaluation_case.default_report[0])
+    assert "ONE TEST GROUP" not in printed(report)
+    metrics = copy.deepcopy(evaluation_case.metrics)
+    clusters = choose_clusters(["p"] * 4, ["a", "a", "b", "c"], ["p"] * 4, "speaker")
+    metrics["test"]["resampled"] |= clusters.describe()
+    report["test"] = metrics["test"]
+    report["warnings"] = warnings(report["corpus"], metrics, make_job(), {})
+    words = " ".join(printed(report).split())
+    assert "ONE TEST GROUP: The test clips are of one speaker, so intervals are over its 3" in words
+    assert "intervals over 3 sessions" in words
+    assert "FEW TEST" not in words
+    page = render(report, trials=[], histories={}, quality=None, job=make_job())
+    assert "ONE TEST GROUP" in page and "of one speaker" in page
 
 
 def test_parameters_that_change_no_output_are_told(evaluation_case: EvaluationCase) -> None:

@@ -77,7 +77,7 @@ def test_damaged_best_weights_are_detected(state):
     epoch, problems = newest_epoch(state)
     assert epoch == 0
     assert "best-000002" in problems[0]
-    with pytest.raises(MultistillError, match="train again"):
+    with pytest.raises(MultistillError, match="and run the job again"):
         best_weights(state)
 
 

@@ -214,7 +214,7 @@ def test_training_resumes_on_another_node_when_a_node_dies(corpus, tmp_path):
         env={**os.environ, "PYTHONPATH": PYTHONPATH},
     )
     try:
-        assert driver.wait(timeout=150) == 0
+        assert driver.wait(timeout=270) == 0
     finally:
         with suppress(ProcessLookupError):
             os.killpg(driver.pid, signal.SIGKILL)  # the rest of the cluster after a failed run

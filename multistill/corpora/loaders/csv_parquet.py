@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
+from multistill.corpora.characters import visible
 from multistill.corpora.encodings import KEEP_GOING, UNDECODABLE
 from multistill.corpora.records import Rejected
-from multistill.corpora.text import CorpusText, visible
+from multistill.corpora.text import CorpusText
 from multistill.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ class Table:
 
     def _csv(self, encoding: str) -> Iterator[tuple[str, Sequence[Any]] | Rejected]:
         width = len(self.header)
-        with self.path.open(encoding=encoding, errors=KEEP_GOING, newline="") as stream:
+        with _opened(self.path, encoding) as stream:
             rows = csv_rows(stream, self.delimiter)
             next(rows)
             for line, cells in rows:
@@ -108,6 +110,23 @@ class Table:
                 f"{self.path}: cannot be read after row {number}: {message}; "
                 "the file is damaged, copy it again"
             ) from error
+
+
+@contextmanager
+def _opened(path: Path, encoding: str) -> Iterator[TextIO]:
+    """A CSV, in which bytes that are not text in its encoding become `UNDECODABLE`.
+
+    Raises:
+        UsageError: the codec gives up.
+    """
+    try:
+        with path.open(encoding=encoding, errors=KEEP_GOING, newline="") as stream:
+            yield stream
+    except UnicodeError as error:
+        raise UsageError(
+            f"{path}: not text in {encoding} ({error}); set `encoding` of the corpus, or save the "
+            "table as UTF-8"
+        ) from error
 
 
 def csv_rows(stream: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int, list[str] | str]]:
@@ -200,7 +219,7 @@ def open_table(path: Path, name: str, texts: CorpusText) -> Table:
         unsupported = {column: kind for column, kind in kinds if kind}
         return Table(path, name, header, None, unsupported=unsupported)
     encoding = texts.encoding_of_table(path)
-    with path.open(encoding=encoding, errors=KEEP_GOING, newline="") as stream:
+    with _opened(path, encoding) as stream:
         line = stream.readline()
         delimiter = max(",\t;", key=line.count)
         stream.seek(0)

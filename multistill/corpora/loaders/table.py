@@ -252,6 +252,7 @@ class _RowParser:
         target = self.target(target_cells)
         if not speaker and not session:
             raise RowError("no value in column `speaker` or `session`")
+        split = normal_name(split)
         valence, arousal = map(self.rating, rating_fields, ("valence", "arousal"))
         for kind, note in (*target.notes, *valence.notes, *arousal.notes):
             yield Note(source, kind, f"{name}: {note}")
@@ -264,7 +265,7 @@ class _RowParser:
             speaker or session,
             text_raw,
             tidy(text_raw),
-            parse_gender(gender),
+            parse_gender(normal_name(gender)),
             target.votes,
             target.label,
             valence.value,

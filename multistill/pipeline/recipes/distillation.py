@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import get_args
 
 from multistill.config import JobConfig
 from multistill.errors import MultistillError
@@ -31,6 +32,10 @@ def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
         Evaluate(job, workspace, scored),
         Report(job, workspace),
     ]
+
+
+def left_out(job: JobConfig) -> Mapping[str, str]:
+    return {} if job.search.enabled else {Search.name: "add `search: true` to the job file"}
 
 
 def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
@@ -103,7 +108,10 @@ def _losses(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Distillation losses that do not fit how the students are trained."""
     space = job.search.space if job.search.enabled else {}
     searched = space.get("distillation.loss")
-    losses = {job.distillation.loss, *((searched.choices or []) if searched else [])}
+    choices = (searched.choices if searched else None) or []
+    # A choice that is no loss, such as a boolean, is told by `check_space`.
+    known = get_args(type(job.distillation).model_fields["loss"].annotation)
+    losses = {job.distillation.loss, *(loss for loss in known if loss in choices)}
     batch_wise = ["loss dist"] if "dist" in losses else []
     if job.distillation.cka_weight or "distillation.cka_weight" in space:
         batch_wise.append("cka_weight")
@@ -163,4 +171,5 @@ RECIPE = Recipe(
     summary="teacher, soft targets, students with controls, search, evaluation, report",
     steps=steps,
     check=check,
+    left_out=left_out,
 )

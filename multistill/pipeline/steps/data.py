@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from multistill.cluster.tasks import on_cluster
@@ -30,15 +29,18 @@ class Prepare(Step):
 
         return {"files": listing(self.job.corpora)}
 
-    @property
-    def _digests(self) -> Path:
-        return self.workspace.root / "digests.npy"
-
     def is_intact(self, artifact: Artifact) -> bool:
         from multistill.corpora.manifest import MANIFEST
         from multistill.corpora.prepare import is_current
 
-        return is_current(artifact.path / MANIFEST, self._digests)
+        return is_current(artifact.path / MANIFEST, self.workspace.digests)
+
+    def over_limits(self, artifact: Artifact) -> Sequence[str]:
+        from multistill.corpora.prepare import excessive_rejections
+
+        summary = artifact.summary
+        shares, reasons = summary.get("rejected_share", {}), summary.get("rejected_for", "")
+        return list(excessive_rejections(self.job.corpora, shares, reasons))
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
         from multistill.corpora.prepare import prepare
@@ -48,7 +50,7 @@ class Prepare(Step):
             self.job.split,
             clear(run.out),
             unpacked=self.workspace.root / "corpora",
-            digests=self._digests,
+            digests=self.workspace.digests,
             logger=run.logger,
         )
 
@@ -78,25 +80,27 @@ class Features(Step):
 
         refuse_mismatched(self.job.features)
         if "manifest" in artifacts:
-            from multistill.corpora.manifest import read_manifest
-            from multistill.corpora.prepare import refuse_rejections
+            refuse_unknown(self.job.features.text, _transcripts(artifacts["manifest"]))
 
-            manifest = artifacts["manifest"]
-            # Again for a manifest that exists: the limit may have been lowered since.
-            refuse_rejections(
-                self.job.corpora,
-                manifest.summary["rejected_share"],
-                manifest.summary["rejected_for"],
-            )
-            texts = read_manifest(manifest.path, ["text"])["text"].to_pylist()
-            refuse_unknown(self.job.features.text, texts)
+    def over_limits(self, artifact: Artifact) -> Sequence[str]:
+        from multistill.encoders.preflight import too_many_unknown
+        from multistill.features.quarantine import too_many_quarantined
+
+        unknown = artifact.summary.get("unknown_tokens")  # stores of earlier versions lack it
+        return [
+            *too_many_quarantined(self.job.features, artifact.path, artifact.summary),
+            *too_many_unknown(self.job.features.text, unknown),
+        ]
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
         from multistill.corpora.manifest import MANIFEST
+        from multistill.encoders.preflight import unknown_tokens
         from multistill.features.encode import encode
 
         manifest = run.artifacts["manifest"].path / MANIFEST
-        return encode(manifest, self.job.features, run.out, run.logger)
+        unknown = unknown_tokens(self.job.features.text, _transcripts(run.artifacts["manifest"]))
+        summary = encode(manifest, self.job.features, run.out, run.logger)
+        return {**summary, "unknown_tokens": unknown}
 
 
 class Statistics(Step):
@@ -123,3 +127,10 @@ class Statistics(Step):
             clear(run.out),
         )
         return summary
+
+
+def _transcripts(manifest: Artifact) -> list[str]:
+    from multistill.corpora.manifest import read_manifest
+
+    texts: list[str] = read_manifest(manifest.path, ["text"])["text"].to_pylist()
+    return texts

@@ -22,7 +22,7 @@ class Evaluate(Step):
 
     name = "evaluate"
     artifact = "evaluation"
-    version = 2
+    version = 3
     sections = frozenset({"evaluation"})
     uses_ray = True
 
@@ -57,6 +57,7 @@ class Evaluate(Step):
             clear(run.out),
             None,
             self.job.seed,
+            self.job.split.by,
         )
         for name, figures in summary.get("headline", {}).items():
             run.logger.metrics(

@@ -162,9 +162,15 @@ class Distill(Step):
     def reads(self) -> Sequence[str]:
         return ("manifest", "features", "teachers")
 
+    def is_intact(self, artifact: Artifact) -> bool:
+        from multistill.distillation.files import POOLED, SOFT_TARGETS
+
+        names = (SOFT_TARGETS, POOLED) if self._pooled else (SOFT_TARGETS,)
+        return all((artifact.path / name).is_file() for name in names)
+
     def build(self, run: StepRun) -> Mapping[str, Any]:
+        from multistill.distillation.files import SOFT_TARGETS
         from multistill.distillation.stage import soft_targets
-        from multistill.distillation.targets import SOFT_TARGETS
 
         index: Index = run.artifacts["teachers"].summary["models"]
         model_store = ModelStore(self.workspace)
@@ -266,7 +272,7 @@ def training_task(
 
 def student_task(job: JobConfig, artifacts: Artifacts, student: StudentConfig) -> TrainingTask:
     """The student, distilled from the run's soft targets."""
-    from multistill.distillation.targets import SOFT_TARGETS
+    from multistill.distillation.files import SOFT_TARGETS
 
     distillation: DistillationConfig = job.distillation
     return training_task(

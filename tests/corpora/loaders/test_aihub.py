@@ -114,5 +114,5 @@ def test_a_wrong_folder_is_refused_with_what_was_expected(
 def test_table_names_that_are_not_utf8_are_reported_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "S").mkdir()
     Path(os.fsdecode(os.fsencode(tmp_path / "S") + "/4차년도.csv".encode("cp949"))).touch()
-    with pytest.raises(UsageError, match=r"found 4\\xc2.*not UTF-8: unpack .*-O cp949"):
+    with pytest.raises(UsageError, match=r"found 4\\xc2.*not UTF-8: unpack .*-encoding cp949"):
         load("aihub-dialogue", tmp_path / "S")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.aliases
 import re
 import textwrap
 from pathlib import Path
@@ -217,3 +218,51 @@ def test_unknown_words_in_the_split_column_matter_only_if_it_is_used(tmp_path: P
     assert (summary["utterances"], summary["rejected"]) == (40, 0)
     with pytest.raises(UsageError, match=r"split\.by: column: table/3 has `fold3` where train"):
         prepare([config(path)], SplitConfig(by="column"), tmp_path, unpacked=tmp_path)
+
+
+CODECS = sorted({*encodings.aliases.aliases.values(), "idna", "punycode", "undefined"})
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of escapes in unicode_escape
+def test_any_encoding_of_python_reads_any_table_or_is_refused(tmp_path: Path, name: str) -> None:
+    write_wav(tmp_path / "a.wav", 1)
+    table = "audio_path,text,label,speaker\na.wav,안녕 für,happy,s\n"
+    contents = [table.encode(), table.encode("utf-16-le"), table.encode("utf-16")]
+    contents += [bytes(range(256)), b"", b"\x1b$B!\n", table.encode() + b"\xff\\x,\\"]
+    refused = 0
+    for content in contents:
+        (tmp_path / "t.csv").write_bytes(content)
+        try:
+            records = load("table", tmp_path / "t.csv", encoding=name)
+        except UsageError as error:
+            assert len(str(error).splitlines()) == 1
+        except ValueError as error:
+            assert f"`{name}`" in str(error)
+            refused += 1
+        else:
+            rows = [record for record in records if isinstance(record, Utterance | Rejected)]
+            assert len(rows) <= content.count(b"\n") + 1
+    assert refused in {0, len(contents)}
+
+
+@pytest.mark.parametrize("name", ["idna", "punycode", "undefined", "base64", "rot13", "nonsense"])
+def test_a_codec_that_is_no_text_encoding_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"`{name}`.*; use cp949, utf-8, cp1252 or another"):
+        config(tmp_path / "t.csv", encoding=name)
+
+
+@pytest.mark.parametrize("order", ["le", "be"])
+@pytest.mark.parametrize("name", ["utf-16", "utf_32"])
+def test_an_encoding_that_needs_a_mark_asks_for_the_order_of_its_bytes(
+    tmp_path: Path, name: str, order: str
+) -> None:
+    write_wav(tmp_path / "a.wav", 1)
+    rows = "audio_path,text,label,speaker\na.wav,안녕,happy,s\n"
+    (tmp_path / "t.csv").write_bytes(rows.encode(f"{name}-{order}"))
+    with pytest.raises(UsageError, match="has no byte order mark") as refused:
+        load("table", tmp_path / "t.csv", encoding=name)
+    advice = re.findall(r"utf-\d\d-[lb]e", str(refused.value))
+    [right] = [item for item in advice if item.endswith(order)]
+    [utterance] = utterances(load("table", tmp_path / "t.csv", encoding=right))
+    assert utterance.text == "안녕"

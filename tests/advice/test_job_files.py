@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from helpers.advice import told
 
 from multistill.config import SplitConfig, TrackingConfig
 from multistill.corpora.split import leaks, refuse_leaks, split_rows
@@ -42,19 +43,48 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
     ),
     (
         "split: {max_per_class: {joy: 9}}\n",
-        "is not one of .*happy",
+        "max_per_class: `{}` is not one of {}",
         ["split: {max_per_class: {happy: 9}}\n"],
+    ),
+    (
+        "students: [{name: a, model: small-student}, {name: A, model: small-student}]\n",
+        "another student is called `{}` but for its capitals; choose another name",
+        ["students: [{name: a, model: small-student}, {name: b, model: small-student}]\n"],
+    ),
+    (
+        "name: latest\ncorpora: [{kind: demo}]\n",
+        "`latest` is the link to the newest report; choose another name",
+        ["name: newest\ncorpora: [{kind: demo}]\n"],
+    ),
+    (
+        'name: "x\\u200b"\ncorpora: [{kind: demo}]\n',
+        "has the character U+{}, which cannot be seen in a name; remove it",
+        [BASE],
+    ),
+    (
+        "name: ' x'\ncorpora: [{kind: demo}]\n",
+        "starts or ends with a space; remove it",
+        [BASE],
+    ),
+    (
+        f"{BASE}workspace: ~nobody-of-this-name/ws\n",
+        "{}: there is no home folder for the `~` of `{}` on this machine; write the whole path",
+        [f"{BASE}workspace: /home/nobody-of-this-name/ws\n"],
     ),
     (DEMO_TWICE % "", "give one a `name`", [DEMO_TWICE % ", name: other"]),
     (
         "name: x\ncorpora: [{kind: emodb}]\n",
-        "needs `path`",
+        "a corpus of kind `{}` needs `path`",
         ["name: x\ncorpora: [{kind: emodb, path: /data/emodb}]\n"],
     ),
-    ("name: x\ncorpora: [{kind: demo, path: /d}]\n", "remove `path`", [BASE]),
+    (
+        "name: x\ncorpora: [{kind: demo, path: /d}]\n",
+        "the demo corpus is packaged: remove `path`",
+        [BASE],
+    ),
     (
         "name: x\ncorpora: [{kind: demo, labels: {joy: hapy}}]\n",
-        "use one of .*happy",
+        "is not a class; use one of {}",
         ["name: x\ncorpora: [{kind: demo, labels: {joy: happy}}]\n"],
     ),
     (
@@ -64,7 +94,7 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
     ),
     (
         "search: {student: audi}\n",
-        "there is multimodal, text, audio",
+        "no student is called `{}`; there is {}",
         ["search: {student: audio}\n", "search: {student: text}\n"],
     ),
     (
@@ -93,7 +123,7 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
     ),
     (
         SPACE % "train.learning_rate: {low: 0, high: 1, log: true}",
-        "needs `low` above 0",
+        "a logarithmic range needs `low` above 0",
         [SPACE % "train.learning_rate: {low: 0.001, high: 1, log: true}"],
     ),
     (
@@ -106,7 +136,7 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
     ),
     (
         SPACE % "train.learning_rat: {choices: [1]}",
-        "valid names are .*train.learning_rate|did you mean `train.learning_rate`",
+        "`{}` cannot be searched; did you mean `{}`?",
         [SPACE % "train.learning_rate: {choices: [1]}"],
     ),
     (
@@ -143,7 +173,7 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
     ),
     (
         SPACE % "model.speech_layer: {low: 1, high: 2}",
-        "`model.speech_layer` needs `choices`",
+        "search.space: `model.{}` needs `choices`",
         [
             "features: {speech: {layers: [1, 2], combine: concat}}\n"
             + SPACE % "model.speech_layer: {choices: [1, 2]}"
@@ -151,7 +181,7 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
     ),
     (
         MODEL % (", speech_layer: 3", ""),
-        r"set features.speech: \{layers: \[..., 3\], combine: concat\}",
+        "the store holds {}; set features.{}: {layers: [..., {}], combine: concat}",
         [
             "features: {speech: {layers: [1, 3], combine: concat}}\n"
             + MODEL % (", speech_layer: 3", "")
@@ -159,12 +189,12 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
     ),
     (
         MODEL % (", width: 65, heads: 2", ""),
-        "use a width that is a multiple of 2",
+        "use a width that is a multiple of {}",
         [MODEL % (", width: 66, heads: 2", "")],
     ),
     (
         "distillation: {loss: two-mse}\n" + MODEL % ("", ""),
-        "need `train.loss: mse`",
+        "the student and its control need `train.loss: mse`",
         ["distillation: {loss: two-mse}\n" + MODEL % ("", ", train: {loss: mse}")],
     ),
     (
@@ -195,9 +225,70 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         "remove the section, or choose another `recipe`",
         ["recipe: features-only\n", "recipe: distillation\nsearch: {trials: 3}\n"],
     ),
-    ("recipe: distilation\n", "did you mean `distillation`", ["recipe: distillation\n"]),
-    ("serch: {trials: 3}\n", "did you mean `search`", ["search: {trials: 3}\n"]),
-    ("split: {by: speakers}\n", "did you mean `speaker`", ["split: {by: speaker}\n"]),
+    (
+        "name: 'a/b'\ncorpora: [{kind: demo}]\n",
+        "must be usable as a folder name: no slashes and none of : * ?",
+        ["name: a-b\ncorpora: [{kind: demo}]\n", "name: 감정 (2)\ncorpora: [{kind: demo}]\n"],
+    ),
+    ("recipe: distilation\n", "did you mean `{}`?", ["recipe: distillation\n"]),
+    (
+        "name: x\ncorpora: [{kind: emodb, path: /d, encoding: korean-windows}]\n",
+        "use cp949, utf-8, cp1252 or another of Python's",
+        [
+            f"name: x\ncorpora: [{{kind: emodb, path: /d, encoding: {name}}}]\n"
+            for name in ("cp949", "utf-8", "cp1252", "latin-1")
+        ],
+    ),
+    (
+        "features: {speech: {window_seconds: 8, overlap_seconds: 5}}\n",
+        "is more than half of window_seconds: {}; use {} or less",
+        [
+            "features: {speech: {window_seconds: 8, overlap_seconds: 4}}\n",
+            "features: {speech: {window_seconds: 8, overlap_seconds: 1}}\n",
+        ],
+    ),
+    (
+        "tracking: {champion: {model: m}}\n",
+        "add `search: true`, or remove `champion`",
+        ["tracking: {champion: {model: m}}\nsearch: true\n", "tracking: {}\n"],
+    ),
+    (
+        "distillation: {loss: two-mse, standardize: true}\n" + MODEL % ("", ", train: {loss: mse}"),
+        "set standardize: false, or use another loss",
+        [
+            "distillation: {loss: two-mse, standardize: false}\n"
+            + MODEL % ("", ", train: {loss: mse}"),
+            "distillation: {loss: kd, standardize: true}\n" + MODEL % ("", ""),
+        ],
+    ),
+    (
+        MODEL % ("", ", train: {loss: mse}"),
+        "use distillation.loss two-mse, or another `train.loss`",
+        [
+            "distillation: {loss: two-mse}\n" + MODEL % ("", ", train: {loss: mse}"),
+            MODEL % ("", ", train: {loss: focal}"),
+        ],
+    ),
+    (
+        SPACE % "model.preset: {choices: [small-student, tiny]}",
+        "choose the preset in `students` and search its fields",
+        [
+            "students: [{name: a, model: {preset: small-student}}]\n"
+            + SPACE % "model.width: {choices: [32, 64]}"
+        ],
+    ),
+    (
+        SPACE % "train.loss: {low: 0, high: 1}",
+        "is not a number: give it `choices`",
+        [SPACE % "train.loss: {choices: [focal, cross-entropy]}"],
+    ),
+    (
+        SPACE % "model.layers: {low: 1, high: 4, step: 0.5}",
+        "is an integer: give it a whole `step`",
+        [SPACE % "model.layers: {low: 1, high: 4, step: 1}"],
+    ),
+    ("serch: {trials: 3}\n", "; did you mean `{}`?", ["search: {trials: 3}\n"]),
+    ("split: {by: speakers}\n", "; did you mean `{}`?", ["split: {by: speaker}\n"]),
 ]
 
 
@@ -207,7 +298,7 @@ def whole(text: str) -> str:
 
 @pytest.mark.parametrize(("wrong", "advice", "followed"), JOB_FILES)
 def test_advice_about_a_job_file(wrong: str, advice: str, followed: list[str]) -> None:
-    with pytest.raises(JobFileError, match=advice):
+    with told(advice, JobFileError):
         jobfile.parse(whole(wrong), "x.yaml")
     for text in followed:
         jobfile.parse(whole(text), "x.yaml")
@@ -236,7 +327,8 @@ SPLITS: list[tuple[Rows, str, list[Rows]]] = [
     *[
         (
             (speakers(n), {"by": by}, None),
-            "add data .*or split single utterances with `split: {by: random, allow_leak: true}`",
+            "add data or raise the corpora's `limit`, or split single utterances with "
+            "`split: {by: random, allow_leak: true}`",
             [(speakers(3), {"by": by}, None), (speakers(n), LEAKY, None)],
         )
         for n in (1, 2)
@@ -244,7 +336,7 @@ SPLITS: list[tuple[Rows, str, list[Rows]]] = [
     ],
     (
         (rows(60, session=lambda i: f"s{i % 5}"), {"by": "speaker"}, None),
-        "split by another key",
+        "and {} has none; split by another key",
         [(rows(60, session=lambda i: f"s{i % 5}"), {"by": "session"}, None)],
     ),
     (
@@ -277,7 +369,7 @@ SPLITS: list[tuple[Rows, str, list[Rows]]] = [
             {"by": "session"},
             None,
         ),
-        "use `by: speaker`, .* or set split.allow_leak: true",
+        "use `by: speaker`, which keeps speakers and their sessions together, or set split.",
         [
             (
                 rows(60, speaker=lambda i: f"p{i % 10}", session=lambda i: f"s{i % 15}"),
@@ -302,31 +394,31 @@ def split(case: Rows) -> None:
 
 @pytest.mark.parametrize(("wrong", "advice", "followed"), SPLITS)
 def test_advice_about_a_split(wrong: Rows, advice: str, followed: list[Rows]) -> None:
-    with pytest.raises(UsageError, match=advice):
+    with told(advice, UsageError):
         split(wrong)
     for case in followed:
         split(case)
 
 
 def test_advice_about_a_job_file_that_cannot_be_found_or_used_on_a_cluster(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="give the path of a YAML file"):
+    with told("give the path of a YAML file", UsageError):
         jobfile.load(tmp_path / "job.yml")
     (tmp_path / "job.yaml").write_text(BASE)
-    with pytest.raises(JobFileError, match=r"e\.g\. --workspace /shared/FOLDER"):
+    with told("e.g. --workspace /shared/FOLDER", JobFileError):
         jobfile.load(tmp_path / "job.yaml", for_cluster=True)
     jobfile.load(tmp_path / "job.yaml", ['workspace="/shared/FOLDER"'], for_cluster=True)
 
 
 def test_advice_about_a_workspace(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="choose another with --workspace"):
+    with told("workspace `{}` cannot be written ({}); choose another with --workspace"):
         Workspace(tmp_path / "file" / "ws").open()
-    with pytest.raises(UsageError, match="use a folder that every node"):
+    with told("use a folder that every node", UsageError):
         Workspace("s3://bucket/ws")
     workspace = Workspace(tmp_path / "ws").open()
     artifact = workspace.make("kind", "0" * 16, lambda folder: {})
     (artifact.path / "done.json").write_text("{")
-    with pytest.raises(MultistillError, match=f"remove the folder {artifact.path} to build it"):
+    with told("remove the folder {} to build it", MultistillError):
         workspace.find("kind", "0" * 16)
     for file in artifact.path.iterdir():
         file.unlink()
@@ -341,7 +433,9 @@ def test_a_full_disk_is_told_and_the_same_command_continues(tmp_path: Path) -> N
         (folder / "finished").write_text("")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(MultistillError, match="free some space and run the same command again"):
+    with told(
+        "free some space and run the same command again: finished parts are kept", MultistillError
+    ):
         workspace.make("kind", "0" * 16, fill)
     made = workspace.make("kind", "0" * 16, lambda folder: {"kept": (folder / "finished").exists()})
     assert made.summary == {"kept": True}
@@ -361,16 +455,16 @@ def test_advice_about_the_address_of_mlflow(
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for folder in (str(tmp_path), f"file://{tmp_path}"):
-        with pytest.raises(UsageError, match="use sqlite:///FILE or the address of a server"):
+        with told("use sqlite:///FILE or the address of a server", UsageError):
             tracking_uri(TrackingConfig(uri=folder), tmp_path)
     for address in (f"sqlite:///{tmp_path}/m.db", "http://127.0.0.1:5000"):
         assert tracking_uri(TrackingConfig(uri=address), tmp_path) == address
     missing = TrackingConfig(uri="sqlite:////no/such/folder/m.db")
-    with pytest.raises(MultistillError, match="the folder /no/such/folder does not exist; create"):
+    with told("the folder {} does not exist; create it", MultistillError):
         open_tracker(missing, tmp_path, "job", "key", {})
     with closed_port() as port:
         config = TrackingConfig(uri=f"http://127.0.0.1:{port}")
-        with pytest.raises(MultistillError, match=r"or set tracking\.required: false"):
+        with told("tracking.uri, or set tracking.required: false to store", MultistillError):
             open_tracker(config, tmp_path, "job", "key", {})
         messages: list[str] = []
         tracker = open_tracker(

@@ -1,0 +1,305 @@
+"""Advice of trainings, their targets and their checkpoints: provoked and followed."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from helpers.advice import says, told
+from helpers.training_corpus import make_corpus, make_task, run, with_states, with_teacher
+
+from multistill.config import DistillationConfig
+from multistill.distillation.files import POOLED, SOFT_TARGETS
+from multistill.distillation.targets import read_pooled, write_pooled, write_soft_targets
+from multistill.errors import UsageError
+from multistill.features.store import FeatureStore
+from multistill.pipeline import jobfile
+from multistill.pipeline.runner import find_artifact
+from multistill.pipeline.steps.training import Distill, Teacher
+from multistill.tracking.logger import NullLogger
+from multistill.training import worker
+from multistill.training.checkpoint import best_weights
+from multistill.training.data import TrainingData
+from multistill.training.distributed import ProcessGroup
+from multistill.training.events import EventListener
+from multistill.training.loop import fit
+from multistill.workspace import Artifact, Workspace, read_json
+
+Corpus = tuple[Path, Path]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+class Distilled:
+    """A finished distill stage in a workspace, and how the next run makes it again."""
+
+    def __init__(self, corpus: Corpus, folder: Path) -> None:
+        job = jobfile.parse(
+            "name: x\ncorpora: [{kind: demo}]\ndistillation: {hint_weight: 1.0}\n", "x.yaml"
+        )
+        self.workspace = Workspace(folder).open()
+        self.step = Distill(job, self.workspace)
+        self.task = make_task(corpus, epochs=1)
+        self.runs = 0
+        self.run()
+
+    def run(self) -> None:
+        """What `multistill run` does with the stage."""
+        if find_artifact(self.workspace, self.step, "0" * 16) is None:
+            self.runs += 1
+            shutil.rmtree(self.workspace.folder("distill", "0" * 16), ignore_errors=True)
+            self.workspace.make("distill", "0" * 16, self._build)
+
+    def _build(self, out: Path) -> None:
+        self.student = with_states(self.task, out / SOFT_TARGETS, hint_weight=1.0)
+
+    @property
+    def path(self) -> Path:
+        return self.workspace.folder("distill", "0" * 16) / SOFT_TARGETS
+
+    def train(self, state: Path) -> None:
+        run(replace(self.student, soft_targets=str(self.path)), state)
+
+
+def lacking(path: Path, *, pooled: bool) -> None:
+    """Write the file without one training utterance."""
+    if pooled:
+        rows, states = read_pooled(path)
+        write_pooled(path, rows[1:], states[1:])
+    else:
+        ids = pq.read_table(path)["utterance_id"].to_pylist()[1:]
+        write_soft_targets(path, ids, np.zeros((len(ids), 7)), "t", np.zeros(len(ids)))
+
+
+def not_finite(path: Path) -> None:
+    ids = pq.read_table(path)["utterance_id"].to_pylist()
+    write_soft_targets(path, ids, np.full((len(ids), 7), np.nan), "t", np.zeros(len(ids)))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "advice"),
+    [
+        (SOFT_TARGETS, Path.unlink, "{} is missing; run the job again"),
+        (
+            SOFT_TARGETS,
+            lambda path: path.write_bytes(b""),
+            "{} is damaged ({}); remove it and run the job again",
+        ),
+        (
+            POOLED,
+            lambda path: path.write_bytes(b""),
+            "{} is damaged ({}); remove it and run the job again",
+        ),
+        (
+            SOFT_TARGETS,
+            lambda path: lacking(path, pooled=False),
+            "the soft targets in {} lack {} of {} training utterances (first: {}); remove that "
+            "file and run the job again",
+        ),
+        (
+            SOFT_TARGETS,
+            not_finite,
+            "are not finite for {} utterances (first: {}); remove that file and run the job again",
+        ),
+        (
+            POOLED,
+            lambda path: lacking(path.with_name(SOFT_TARGETS), pooled=True),
+            "the teacher's pooled states in {} lack {} of {} training utterances (first: {}); "
+            "remove that file and run the job again",
+        ),
+    ],
+)
+def test_targets_of_a_teacher(
+    corpus: Corpus, tmp_path: Path, name: str, damage: Any, advice: str
+) -> None:
+    distilled = Distilled(corpus, tmp_path / "ws")
+    file = distilled.path.with_name(name)
+    damage(file)
+    with told(advice) as refused:
+        distilled.train(tmp_path / "a")
+    if "remove" in advice:
+        assert str(file) in str(refused.value)
+        distilled.run()
+        assert distilled.runs == 1, "a damaged file is not looked into by every run"
+        file.unlink()
+    distilled.run()
+    assert distilled.runs == 2
+    distilled.train(tmp_path / "b")
+
+
+def test_pooled_states_that_no_stage_wrote(corpus: Corpus, tmp_path: Path) -> None:
+    student = with_teacher(make_task(corpus, epochs=1), tmp_path / SOFT_TARGETS, 0.0)
+    student = replace(student, distillation=DistillationConfig(weight=0.0, hint_weight=1.0))
+    with told("`distillation.hint_weight` and `cka_weight` need it; run a job that sets one"):
+        run(student, tmp_path / "a")
+    for key in ("hint_weight", "cka_weight"):
+        job = jobfile.parse(
+            f"name: x\ncorpora: [{{kind: demo}}]\ndistillation: {{{key}: 1.0}}\n", "x.yaml"
+        )
+        assert Distill(job, Workspace(tmp_path)).config()["pooled"]
+    run(
+        with_states(make_task(corpus, epochs=1), tmp_path / SOFT_TARGETS, hint_weight=1.0), tmp_path
+    )
+
+
+def test_a_task_with_half_a_teacher(corpus: Corpus, tmp_path: Path) -> None:
+    task = make_task(corpus)
+    for half in ({"soft_targets": "x"}, {"distillation": DistillationConfig()}):
+        with told("set both for a distilled student, neither for any other model", UsageError):
+            replace(task, **half)
+    replace(task, soft_targets="x", distillation=DistillationConfig())
+    with_teacher(task, tmp_path / SOFT_TARGETS, 0.5)
+
+
+def test_no_training_clip_with_features(tmp_path: Path) -> None:
+    manifest, store = make_corpus(tmp_path / "few", rows=40, quarantined=2)
+    task = make_task((manifest, store))
+    ids = FeatureStore(store).ids
+    table = pq.read_table(manifest)
+    others = [name for name in table["utterance_id"].to_pylist() if name not in ids]
+    rows = table.to_pylist()
+    lost = [row | {"split": "train" if row["utterance_id"] in others else "test"} for row in rows]
+    pq.write_table(table.from_pylist(lost, schema=table.schema), manifest)
+    with told("lower `split.test` or `split.valid`), or look into its quarantine.parquet"):
+        TrainingData.open(task)
+    pq.write_table(table, manifest)
+    assert len(TrainingData.open(task).train)
+
+
+def test_one_fold(corpus: Corpus, tmp_path: Path) -> None:
+    manifest, _ = corpus
+    table = pq.read_table(manifest)
+    one = [row | {"fold": min(row["fold"], 0)} for row in table.to_pylist()]
+    (tmp_path / "one").mkdir()
+    pq.write_table(table.from_pylist(one, schema=table.schema), tmp_path / "one/manifest.parquet")
+
+    def folds(path: Path, targets: str) -> list[int]:
+        text = f"name: x\ncorpora: [{{kind: demo}}]\ndistillation: {{targets: {targets}}}\n"
+        step = Teacher(jobfile.parse(text, "x.yaml"), Workspace(tmp_path))
+        return step.folds({"manifest": Artifact("prepare", "0", path, {})})
+
+    with told("split by another key, or set `distillation.targets: in-sample`", UsageError):
+        folds(tmp_path / "one", "out-of-fold")
+    assert folds(tmp_path / "one", "in-sample") == []
+    assert len(folds(manifest, "out-of-fold")) == 4
+
+
+def test_out_of_memory(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from multistill.training import loop
+
+    real = loop.training_step
+
+    def small(batches: Any, *arguments: Any, **more: Any) -> Any:
+        batches = list(batches)
+        if max(batch.states.audio_mask.numel() for batch in batches) > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(iter(batches), *arguments, **more)
+
+    monkeypatch.setattr(loop, "training_step", small)
+    monkeypatch.setattr(loop, "CPU_MICRO_BATCH_VALUES", 16 * 10**6)
+    with told("set `train.batch_frames` (padded frames computed at the same time) or lower it"):
+        run(make_task(corpus, epochs=1), tmp_path)
+    with told("set `train.batch_frames` (padded frames computed at the same time) or lower it"):
+        run(make_task(corpus, epochs=1, batch_frames=10**6), tmp_path)
+    assert len(run(make_task(corpus, epochs=1, batch_frames=160), tmp_path)) == 1
+
+
+def test_a_tie_of_all_votes(tmp_path: Path) -> None:
+    manifest, store = make_corpus(tmp_path / "ties")
+    table = pq.read_table(manifest)
+    rows = [r | ({"label": None} if r["split"] == "valid" else {}) for r in table.to_pylist()]
+    pq.write_table(table.from_pylist(rows, schema=table.schema), manifest)
+    with told("cannot be measured; use `metric: loss`"):
+        run(make_task((manifest, store), epochs=1), tmp_path / "a")
+    assert run(make_task((manifest, store), epochs=1, metric="loss"), tmp_path / "b")
+
+
+def test_the_checkpoint_of_another_training(corpus: Corpus, tmp_path: Path) -> None:
+    run(make_task(corpus, epochs=1), tmp_path / "state")
+    other = make_task(corpus, epochs=1, learning_rate=1e-3)
+    with told("belongs to another training: {}; remove the folder to start from scratch"):
+        run(other, tmp_path / "state")
+    shutil.rmtree(tmp_path / "state")
+    assert len(run(other, tmp_path / "state")) == 1
+
+
+def test_a_lost_checkpoint(corpus: Corpus, tmp_path: Path) -> None:
+    task = make_task(corpus, epochs=1)
+    run(task, tmp_path / "state")
+    for path in (tmp_path / "state").rglob("*.safetensors"):
+        path.write_bytes(b"")
+    with told("no trained weights: {}; remove {} and run the job again") as refused:
+        best_weights(tmp_path / "state")
+    shutil.rmtree(str(refused.value).split("remove ")[1].split(" and run")[0])
+    run(task, tmp_path / "state")
+    assert best_weights(tmp_path / "state")
+
+
+def test_values_that_are_not_finite(corpus: Corpus, tmp_path: Path) -> None:
+    wild = make_task(corpus, epochs=2, learning_rate=1e30)
+    with told("check these clips, or lower `train.learning_rate`") as refused:
+        run(wild, tmp_path / "a")
+    report = str(refused.value).split("are in ")[1].split(";")[0]
+    ids = read_json(Path(report))["utterance_ids"]
+    assert set(ids) <= set(TrainingData.open(wild).train.ids)
+    whole = make_task(corpus, epochs=1, learning_rate=1e38, batch_size=512)
+    with told("check its features, or lower `train.learning_rate`"):
+        run(whole, tmp_path / "b")
+    assert len(run(make_task(corpus, epochs=2), tmp_path / "c")) == 2
+
+
+def test_a_full_disk(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, events = make_task(corpus, epochs=2), SimpleNamespace(sent=[])
+    events.put = events.sent.append
+    folder = task.folder(tmp_path)
+
+    def train() -> list[dict[str, Any]]:
+        events.sent.clear()
+        worker._train(task, folder, ProcessGroup(), torch.device("cpu"), events)
+        return list(events.sent)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "export", full)
+        reason = train()[-1]["reason"]
+    says("free some space and run the same command again: finished epochs are kept", reason)
+    started, *_, finished = train()
+    assert (started["epoch"], finished["kind"]) == (2, "finished")
+
+
+def test_workers_that_die_and_folders_that_are_not_shared(corpus: Corpus, tmp_path: Path) -> None:
+    task = make_task(corpus, epochs=1)
+    listener = EventListener([task], tmp_path, NullLogger())
+    with told("finished epochs are kept, run the same command again to resume"):
+        listener.raise_error(RuntimeError("worker died"), 2)
+    with told("must be on storage that every node of the cluster can access"):
+        listener.check_results([task])
+    put = SimpleNamespace(put=lambda event: None)
+    worker._train(task, task.folder(tmp_path), ProcessGroup(), torch.device("cpu"), put)
+    listener.check_results([task])
+
+
+def test_a_group_of_several_ranks() -> None:
+    with told("a process group of several ranks needs `all_reduce`", ValueError):
+        ProcessGroup(0, 2)
+    assert ProcessGroup(0, 2, lambda tensor: tensor).size == 2
+
+
+def test_resuming_after_a_crash(corpus: Corpus, tmp_path: Path) -> None:
+    """What `run the same command again to resume` promises."""
+    task = make_task(corpus, epochs=2)
+    assert next(fit(task, state_dir=tmp_path, device="cpu")).epoch == 1
+    assert [report.epoch for report in run(task, tmp_path)] == [2]
