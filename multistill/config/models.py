@@ -39,10 +39,14 @@ class ModelConfig(Section):
         description="states by mean and deviation of the training part: per dimension, all "
         "alike, or as the encoder asks",
     )
-    wide: bool | None = Field(
-        None, description="add a linear path from pooled statistics of the states to the logits"
+    paths: Literal["deep", "wide", "both"] | None = Field(
+        None,
+        description="from states to logits: the transformer, a linear layer on pooled statistics, "
+        "or their sum",
     )
-    wide_dropout: float | None = Field(None, ge=0.0, lt=1.0, description="on that path")
+    wide_dropout: float | None = Field(
+        None, ge=0.0, lt=1.0, description="on the pooled statistics of the wide path"
+    )
     audio_stride: int | None = Field(
         None, ge=1, description="neighbouring audio frames averaged into one before the head"
     )

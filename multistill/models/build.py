@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from multistill.models.context import ContextReader
-from multistill.models.fusion import FUSIONS, Stream
+from multistill.models.fusion import FUSIONS, FusionModule, Stream
 from multistill.models.layers import join_frames
 from multistill.models.spec import ModelSpec
 from multistill.models.standardize import Standardize
@@ -48,39 +49,46 @@ class EmotionModel(nn.Module):
         self._text_slice = spec.state_slice("text", text_dim)
         audio_width = self._audio_slice.stop - self._audio_slice.start
         text_width = self._text_slice.stop - self._text_slice.start
-        self.audio_projection: nn.Linear | None = None
-        self.text_projection: nn.Linear | None = None
-        if spec.reads_audio or spec.keep_unused_projection:
-            # Equivalent to the published 1x1 convolution without bias.
-            self.audio_projection = nn.Linear(audio_width, spec.width, bias=False)
-        if spec.reads_text and text_width != spec.width:
-            self.text_projection = nn.Linear(text_width, spec.width, bias=False)
         self.standardize: nn.ModuleDict | None = None
         if spec.standardize != "none":
             dims = {"audio": audio_dim} if spec.reads_audio else {}
             dims |= {"text": text_dim} if spec.reads_text else {}
             self.standardize = nn.ModuleDict({k: Standardize(dim) for k, dim in dims.items()})
-        self.fusion = FUSIONS[spec.fusion](spec)
-        pooled = self.fusion.out_width
+        self.audio_projection: nn.Linear | None = None
+        self.text_projection: nn.Linear | None = None
+        self.fusion: FusionModule | None = None
         self.context: ContextReader | None = None
-        if spec.context_turns:
-            self.context = ContextReader(spec, audio_dim, text_dim, pooled)
-            pooled += spec.width
-        self.pooled_dim = pooled
-        self.classifier = nn.Sequential(
-            nn.Dropout(spec.classifier_dropout),
-            nn.Linear(pooled, spec.classifier),
-            nn.GELU(),
-            nn.Dropout(spec.classifier_dropout),
-            nn.Linear(spec.classifier, spec.num_classes),
-        )
+        self.classifier: nn.Sequential | None = None
         self.wide: Wide | None = None
+        self.pooled_dim = 0
+        if spec.deep:
+            if spec.reads_audio or spec.keep_unused_projection:
+                # Equivalent to the published 1x1 convolution without bias.
+                self.audio_projection = nn.Linear(audio_width, spec.width, bias=False)
+            if spec.reads_text and text_width != spec.width:
+                self.text_projection = nn.Linear(text_width, spec.width, bias=False)
+            self.fusion = FUSIONS[spec.fusion](spec)
+            self.pooled_dim = self.fusion.out_width
+            if spec.context_turns:
+                self.context = ContextReader(spec, audio_dim, text_dim, self.pooled_dim)
+                self.pooled_dim += spec.width
+            self.classifier = nn.Sequential(
+                nn.Dropout(spec.classifier_dropout),
+                nn.Linear(self.pooled_dim, spec.classifier),
+                nn.GELU(),
+                nn.Dropout(spec.classifier_dropout),
+                nn.Linear(spec.classifier, spec.num_classes),
+            )
         if spec.wide:
             self.wide = Wide(spec, audio_width, text_width)
-            last = self.classifier[-1]
-            assert isinstance(last, nn.Linear)
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            if self.classifier is None:
+                self.pooled_dim = self.wide.out_width
+            else:
+                # The wide path learns first, and the deep one adds what it cannot know.
+                last = self.classifier[-1]
+                assert isinstance(last, nn.Linear)
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
 
     def unused_parameters(self) -> int:
         """Parameters that are counted as published and change no output (`keep_unused_projection`).
@@ -124,19 +132,43 @@ class EmotionModel(nn.Module):
         if self.training and len(streams) == 2 and self.spec.modality_dropout:
             streams = drop_modality(streams, self.spec.modality_dropout)
         chosen: list[Stream] = []
+        if self.spec.reads_audio:
+            states, mask = streams[0]
+            chosen.append((states[..., self._audio_slice], mask))
+        if self.spec.reads_text:
+            states, mask = streams[-1]
+            chosen.append((states[..., self._text_slice], mask))
+        if self.wide is None:
+            return self._deep(chosen, streams, context, context_mask)
+        statistics = self.wide.pool(chosen)
+        logits = self.wide(statistics)
+        if self.classifier is None:
+            return ModelOutput(logits, statistics)
+        deep = self._deep(chosen, streams, context, context_mask)
+        return ModelOutput(logits + deep.logits, deep.pooled)
+
+    def _deep(
+        self,
+        chosen: Sequence[Stream],
+        streams: Sequence[Stream],
+        context: Tensor | None,
+        context_mask: Tensor | None,
+    ) -> ModelOutput:
+        """Projections, fusion, context and classifier.
+
+        Args:
+            chosen: the layers that the head reads, of the states in `streams`.
+        """
+        assert self.fusion is not None and self.classifier is not None
         projected: list[Stream] = []
         if self.spec.reads_audio:
             assert self.audio_projection is not None
-            states, mask = streams[0]
-            states = states[..., self._audio_slice]
-            chosen.append((states, mask))
+            states, mask = chosen[0]
             if self.spec.audio_stride > 1:
                 states, mask = join_frames(states, mask, self.spec.audio_stride)
             projected.append((self.audio_projection(states), mask))
         if self.spec.reads_text:
-            states, mask = streams[-1]
-            states = states[..., self._text_slice]
-            chosen.append((states, mask))
+            states, mask = chosen[-1]
             if self.text_projection is not None:
                 states = self.text_projection(states)
             projected.append((states, mask))
@@ -146,10 +178,7 @@ class EmotionModel(nn.Module):
             present = [mask.any(dim=1) for _, mask in streams]
             attended = self.context(pooled, context, context_mask, present)
             pooled = torch.cat((pooled, attended), dim=-1)
-        logits: Tensor = self.classifier(pooled)
-        if self.wide is not None:
-            logits = logits + self.wide(chosen)
-        return ModelOutput(logits, pooled)
+        return ModelOutput(self.classifier(pooled), pooled)
 
     def _stream(
         self, modality: str, states: Tensor | None, mask: Tensor | None, reference: Tensor

@@ -13,6 +13,7 @@ Encoder = Literal["speech", "text"]
 Fusion = Literal["crossmodal", "concat", "cross-attention", "mixer"]
 Pooling = Literal["published", "mean", "attention", "statistics", "attentive-statistics"]
 Standardize = Literal["none", "encoder", "dimension", "global"]
+Paths = Literal["deep", "wide", "both"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,10 @@ class ModelSpec:
         standardize: encoder states by mean and deviation of the training part, which are part of
             the model: `dimension` each dimension, `global` all alike, `encoder` as the encoder's
             kind asks (log-mel bands share a scale); `none` as published.
-        wide: add a linear path from pooled statistics of the states to the logits.
-        wide_dropout: applied to the pooled statistics of the linear path.
+        paths: from the states to the logits: `deep` through fusion and classifier as published;
+            `wide` a linear layer on pooled statistics of the states (`multistill.models.wide`),
+            which uses none of the deep path's fields; `both` adds the two (Cheng et al. 2016).
+        wide_dropout: applied to the pooled statistics of the wide path.
         audio_stride: number of neighbouring audio frames averaged into one before the head; 1 as
             published. The cost falls linearly with it, that of audio self-attention quadratically.
         context_turns: number of previous turns of the dialogue that the head reads; 0 as published.
@@ -66,7 +69,7 @@ class ModelSpec:
     modality_dropout: float = 0.0
     pooling: Pooling = "published"
     standardize: Standardize = "none"
-    wide: bool = False
+    paths: Paths = "deep"
     wide_dropout: float = 0.5
     audio_stride: int = 1
     context_turns: int = 0
@@ -83,6 +86,7 @@ class ModelSpec:
             ("fusion", Fusion),
             ("pooling", Pooling),
             ("standardize", Standardize),
+            ("paths", Paths),
         ):
             value, allowed = getattr(self, name), get_args(kind)
             if value not in allowed:
@@ -105,6 +109,11 @@ class ModelSpec:
                 raise UsageError(f"model: {name} must be at least 0 and below 1, not {value}")
         if self.context_turns < 0:
             raise UsageError(f"model: context_turns must be 0 or more, not {self.context_turns}")
+        if self.context_turns and self.paths == "wide":
+            raise UsageError(
+                "model: the wide path does not read context_turns; use `paths: both` or set "
+                "context_turns to 0"
+            )
         if self.width % self.heads:
             raise UsageError(
                 f"model: width {self.width} is not divisible by heads {self.heads}; "
@@ -129,6 +138,14 @@ class ModelSpec:
     @property
     def reads_text(self) -> bool:
         return self.modality != "audio"
+
+    @property
+    def deep(self) -> bool:
+        return self.paths != "wide"
+
+    @property
+    def wide(self) -> bool:
+        return self.paths != "deep"
 
     @property
     def layers_read(self) -> dict[Encoder, int]:

@@ -16,26 +16,30 @@ from multistill.models.spec import ModelSpec
 
 
 class Wide(nn.Module):
-    """Logits [B, classes] from pooled statistics of the streams, audio first.
+    """Linear layer on pooled statistics of the streams.
 
-    Of audio: mean and deviation over the frames, root mean square of the change from frame to
-    frame. Of text: the mean over the tokens. Of both: the logarithm of the length, since slow and
-    fast speech differ in it. A missing modality gives zeros.
+    Attributes:
+        out_width: number of pooled statistics F.
     """
 
     def __init__(self, spec: ModelSpec, audio_width: int, text_width: int) -> None:
         super().__init__()
         self.reads_audio, self.reads_text = spec.reads_audio, spec.reads_text
-        features = 0
+        self.out_width = 0
         if spec.reads_audio:
-            features += 3 * audio_width + 1
+            self.out_width += 3 * audio_width + 1
         if spec.reads_text:
-            features += text_width + 1
+            self.out_width += text_width + 1
         self.dropout = nn.Dropout(spec.wide_dropout)
-        self.linear = nn.Linear(features, spec.num_classes)
+        self.linear = nn.Linear(self.out_width, spec.num_classes)
 
-    def forward(self, streams: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """(states [B, T, D], mask [B, T]) per modality that is read -> [B, classes]."""
+    def pool(self, streams: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """(states [B, T, D], mask [B, T]) per modality that is read, audio first -> [B, F].
+
+        Of audio: mean and deviation over the frames, root mean square of the change from frame to
+        frame. Of text: the mean over the tokens. Of both: the logarithm of the length, since slow
+        and fast speech differ in it. A missing modality gives zeros.
+        """
         parts: list[Tensor] = []
         if self.reads_audio:
             states, mask = streams[0]
@@ -46,7 +50,11 @@ class Wide(nn.Module):
             states, mask = streams[-1]
             parts.append((states * _mean_weights(mask)[:, :, None]).sum(dim=1))
             parts.append(log_length(mask))
-        logits: Tensor = self.linear(self.dropout(torch.cat(parts, dim=-1)))
+        return torch.cat(parts, dim=-1)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled statistics [B, F] -> logits [B, classes]."""
+        logits: Tensor = self.linear(self.dropout(pooled))
         return logits
 
 

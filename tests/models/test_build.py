@@ -36,22 +36,22 @@ VARIANTS = [
     )
 ]
 VARIANTS += [
-    replace(TINY, modality=modality, context_turns=turns, standardize="dimension", wide=wide)
-    for modality, turns, wide in product(("multimodal", "text", "audio"), (0, 2), (False, True))
+    replace(TINY, modality=modality, context_turns=turns, standardize="dimension", paths=paths)
+    for modality in ("multimodal", "text", "audio")
+    for turns, paths in ((0, "deep"), (2, "deep"), (0, "both"), (2, "both"), (0, "wide"))
 ]
 
 EXPORTED = [
     replace(TINY, pooling="attention", context_turns=2, audio_stride=4),
     replace(TINY, modality="audio"),
     replace(TINY, fusion="mixer", layers=1),
-    replace(TINY, pooling="attentive-statistics", standardize="dimension", wide=True),
+    replace(TINY, pooling="attentive-statistics", standardize="dimension", paths="both"),
 ]
 
 
 def spec_id(spec: ModelSpec) -> str:
-    wide = "-wide" if spec.wide else ""
     name = f"{spec.modality}-{spec.fusion}-{spec.pooling}-{spec.context_turns}"
-    return f"{name}-{spec.standardize}{wide}"
+    return f"{name}-{spec.standardize}-{spec.paths}"
 
 
 def make_model(spec: ModelSpec, seed: int = 0, text_dim: int = TEXT) -> EmotionModel:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.encoder_states import random_states
 
+from multistill.errors import UsageError
 from multistill.features.statistics import Moments, StateStatistics
 from multistill.models.build import build
 from multistill.models.files import ModelInfo, load_model, save_model
@@ -20,7 +21,7 @@ from multistill.models.wide import Wide
 
 AUDIO, TEXT = 10, 6
 SPEC = ModelSpec("multimodal", width=8, heads=2, layers=1, feedforward=12, classifier=5)
-STANDARDIZED = replace(SPEC, standardize="dimension", wide=True)
+STANDARDIZED = replace(SPEC, standardize="dimension", paths="both")
 
 
 def states() -> tuple[torch.Tensor, ...]:
@@ -109,11 +110,8 @@ def test_the_gradient_of_a_single_state_is_finite() -> None:
 
 
 def test_the_linear_path_reads_statistics_change_and_length() -> None:
-    wide = Wide(STANDARDIZED, AUDIO, TEXT).eval()
-    read: list[torch.Tensor] = []
-    wide.linear.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     audio, audio_mask, text, text_mask = states()
-    wide([(audio, audio_mask), (text, text_mask)])
+    pooled = Wide(STANDARDIZED, AUDIO, TEXT).pool([(audio, audio_mask), (text, text_mask)])
     for row in range(4):
         a, t = (x[row][m[row]].numpy() for x, m in ((audio, audio_mask), (text, text_mask)))
         expected = [
@@ -124,7 +122,7 @@ def test_the_linear_path_reads_statistics_change_and_length() -> None:
             t.mean(axis=0) if len(t) else np.zeros(TEXT),
             [np.log1p(len(t))],
         ]
-        np.testing.assert_allclose(read[0][row], np.concatenate(expected), atol=2e-3)
+        np.testing.assert_allclose(pooled[row], np.concatenate(expected), atol=2e-3)
 
 
 def test_the_deep_path_starts_at_zero_beside_a_linear_one() -> None:
@@ -132,7 +130,7 @@ def test_the_deep_path_starts_at_zero_beside_a_linear_one() -> None:
     inputs = states()
     assert head.wide is not None
     pairs = [(inputs[0], inputs[1]), (inputs[2], inputs[3])]
-    torch.testing.assert_close(head(*inputs).logits, head.wide(pairs))
+    torch.testing.assert_close(head(*inputs).logits, head.wide(head.wide.pool(pairs)))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -140,3 +138,13 @@ def test_published_heads_read_states_as_they_are(preset: str) -> None:
     published = not preset.startswith("small-")
     assert (PRESETS[preset].standardize == "none") == published
     assert not (published and PRESETS[preset].wide)
+
+
+def test_a_wide_head_has_no_other_parameters_and_pools_statistics() -> None:
+    head = build(replace(STANDARDIZED, paths="wide"), AUDIO, TEXT).eval()
+    assert {name.split(".")[0] for name, _ in head.named_parameters()} == {"wide"}
+    logits, pooled = head(*states())
+    assert pooled.shape[1] == head.pooled_dim == 3 * AUDIO + 1 + TEXT + 1
+    assert logits.shape == (len(pooled), STANDARDIZED.num_classes)
+    with pytest.raises(UsageError, match="wide path does not read context_turns"):
+        replace(STANDARDIZED, paths="wide", context_turns=1)
