@@ -191,6 +191,7 @@ def _corpora(job: JobConfig | None) -> Iterator[Finding]:
 def _encoders(job: JobConfig | None) -> Iterator[Finding]:
     if job is None:
         return
+    from multistill.encoders.packaged import PACKAGED
     from multistill.encoders.registry import BUILT_IN_SPEECH, BUILT_IN_TEXT
 
     speech, text = job.features.speech, job.features.text
@@ -198,7 +199,17 @@ def _encoders(job: JobConfig | None) -> Iterator[Finding]:
         ("speech", speech.model, speech.revision, set(BUILT_IN_SPEECH)),
         ("text", text.model, text.revision, set(BUILT_IN_TEXT)),
     ]:
-        if model not in built_in:
+        if model in built_in and (weights := PACKAGED.get(model)):
+            stored = weights.is_stored()
+            where = weights.folder if stored else "not on this machine"
+            fix = "" if stored else f"run `{weights.command}`"
+            yield Finding(
+                "encoders",
+                stored,
+                f"{what}: the weights of {model} are {'in ' if stored else ''}{where}",
+                fix,
+            )
+        elif model not in built_in:
             yield _weights(what, model, revision)
         elif model.startswith("untrained-"):
             yield Finding("encoders", True, f"{what}: {model} is a stand-in with untrained weights")

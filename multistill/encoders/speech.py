@@ -72,7 +72,37 @@ class LogMel:
         return np.ascontiguousarray(((states - states.mean()) / self.scale).numpy())
 
 
-class Wav2Vec2Family:
+class ComparedWithFloat32:
+    """The part of a speech encoder that compares bfloat16 with float32 before it is used."""
+
+    info: EncoderInfo
+    _bfloat16: bool
+
+    def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:
+        raise NotImplementedError
+
+    def verify(self, waves: Sequence[FloatArray]) -> None:
+        if not self._bfloat16 or not waves:
+            return
+        worst = 1.0
+        for wave in waves:
+            self._bfloat16 = False
+            [exact] = self.encode([wave])
+            self._bfloat16 = True
+            [rounded] = self.encode([wave])
+            norms = float(np.linalg.norm(exact) * np.linalg.norm(rounded))
+            worst = min(worst, float((exact * rounded).sum()) / max(norms, 1e-12))
+        # Negated, so that NaN is refused too.
+        if not worst >= MIN_COSINE:
+            raise MultistillError(
+                f"{SPEECH_SECTION}.precision: bfloat16 changes the states of `{self.info.name}` "
+                f"too much (cosine {worst:.4f} with float32, the minimum is {MIN_COSINE}); "
+                "use `precision: float32`"
+            )
+        self.info = replace(self.info, bfloat16_cosine=round(worst, 6))
+
+
+class Wav2Vec2Family(ComparedWithFloat32):
     """wav2vec2, HuBERT, WavLM, data2vec-audio and other models of this family in transformers.
 
     Models with layer norm in the feature extractor are given an attention mask. Group norm
@@ -114,7 +144,7 @@ class Wav2Vec2Family:
         )
         self._model = model.eval().to(device)
         self._device = device
-        self._bfloat16 = _uses_bfloat16(config, device)
+        self._bfloat16 = uses_bfloat16(config, device)
         self.hop = math.prod(self._strides)
         self.minimum_samples = self._receptive_field()
         # The positional convolutions of data2vec-audio are several layers deep, and padding
@@ -146,26 +176,6 @@ class Wav2Vec2Family:
                 return 0
         return samples
 
-    def verify(self, waves: Sequence[FloatArray]) -> None:
-        if not self._bfloat16 or not waves:
-            return
-        worst = 1.0
-        for wave in waves:
-            self._bfloat16 = False
-            [exact] = self.encode([wave])
-            self._bfloat16 = True
-            [rounded] = self.encode([wave])
-            norms = float(np.linalg.norm(exact) * np.linalg.norm(rounded))
-            worst = min(worst, float((exact * rounded).sum()) / max(norms, 1e-12))
-        # Negated, so that NaN is refused too.
-        if not worst >= MIN_COSINE:
-            raise MultistillError(
-                f"{SPEECH_SECTION}.precision: bfloat16 changes the states of `{self.info.name}` "
-                f"too much (cosine {worst:.4f} with float32, the minimum is {MIN_COSINE}); "
-                "use `precision: float32`"
-            )
-        self.info = replace(self.info, bfloat16_cosine=round(worst, 6))
-
     @torch.inference_mode()
     def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:
         lengths = [len(wave) for wave in waves]
@@ -187,7 +197,8 @@ class Wav2Vec2Family:
         return [states[row, : self.frames(length)] for row, length in enumerate(lengths)]
 
 
-def _uses_bfloat16(config: SpeechEncoderConfig, device: torch.device) -> bool:
+def uses_bfloat16(config: SpeechEncoderConfig, device: torch.device) -> bool:
+    """Whether an encoder is to compute in bfloat16 on a device."""
     if config.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return config.precision == "bfloat16"

@@ -11,6 +11,7 @@ import torch
 from helpers.features_case import save_electra, save_wav2vec2, tone
 
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
+from multistill.encoders.packaged import PACKAGED
 from multistill.encoders.registry import (
     BUILT_IN_SPEECH,
     BUILT_IN_TEXT,
@@ -254,11 +255,11 @@ def test_a_model_that_is_not_found_is_reported_with_the_alternatives() -> None:
         message = str(caught.value)
         assert model in message
         assert "local folder" in message
-        assert "use `log-mel` or `untrained-wav2vec2`" in message
+        assert "use `log-mel` or `smart-turn` or `untrained-wav2vec2`" in message
 
 
 def test_built_in_encoders_load_by_name_and_need_no_weights() -> None:
-    for model in BUILT_IN_SPEECH:
+    for model in BUILT_IN_SPEECH.keys() - PACKAGED.keys():
         assert resolve_speech(SpeechEncoderConfig(model=model)) is None
         assert speech(model).info.name == model
     for model in BUILT_IN_TEXT:

@@ -82,6 +82,11 @@ class Features(Step):
         if "manifest" in artifacts:
             refuse_unknown(self.job.features.text, _transcripts(artifacts["manifest"]))
 
+    def problems(self) -> Sequence[str]:
+        from multistill.encoders.preflight import missing_weights
+
+        return list(missing_weights(self.job.features))
+
     def over_limits(self, artifact: Artifact) -> Sequence[str]:
         from multistill.encoders.preflight import too_many_unknown
         from multistill.features.quarantine import too_many_quarantined
