@@ -13,6 +13,9 @@ DECODER = 3
 PADDING = 1
 """Version of padding: raise it when the way that clips share a batch changes."""
 
+DESCRIPTION = 2
+"""Version of features.json: raise it when later stages read a field that older stores lack."""
+
 
 def features_identity(config: FeaturesConfig) -> dict[str, Any]:
     """Input of the store's fingerprint: settings, resolved weights, versions of the code.
@@ -25,6 +28,7 @@ def features_identity(config: FeaturesConfig) -> dict[str, Any]:
         "weights": resolved_weights(config),
         "decoder": DECODER,
         "padding": PADDING,
+        "description": DESCRIPTION,
     }
 
 

@@ -22,6 +22,7 @@ _SMALL = ModelSpec(
     classifier_dropout=0.2,
     modality_dropout=0.1,
     pooling="mean",
+    standardize="encoder",
     audio_stride=4,
 )
 
