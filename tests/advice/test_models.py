@@ -15,6 +15,7 @@ from helpers.features_case import make_store, random_clips, save_electra, save_w
 from safetensors.torch import load_file, save_file
 
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
+from multistill.encoders.packaged import PACKAGED
 from multistill.encoders.preflight import problems, refuse_mismatched, refuse_unknown
 from multistill.encoders.registry import load_speech, load_text, resolve_speech, resolve_text
 from multistill.encoders.speech import Wav2Vec2Family
@@ -139,7 +140,12 @@ def test_a_model_that_is_not_there(folder: dict[str, Path]) -> None:
         built_in = str(refused.value).split("or use ")[1].split("`")[1::2]
         assert built_in
         for model in built_in:
-            assert function(config.model_copy(update={"model": model})) is None
+            chosen = config.model_copy(update={"model": model})
+            if model in PACKAGED and not PACKAGED[model].is_stored():
+                with pytest.raises(MultistillError, match=f"multistill weights get {model}"):
+                    function(chosen)
+            else:
+                function(chosen)
 
 
 def test_words_that_the_tokenizer_does_not_know(folder: dict[str, Path]) -> None:
@@ -180,6 +186,11 @@ SPECS: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     ({"heads": 0}, "must be an integer of at least 1, not {}", {"heads": 1}),
     ({"dropout": 1.0}, "must be at least 0 and below 1, not {}", {"dropout": 0.99}),
     ({"context_turns": -1}, "context_turns must be 0 or more, not {}", {"context_turns": 0}),
+    (
+        {"paths": "wide", "context_turns": 2},
+        "the wide path does not read context_turns; use",
+        {"paths": "both", "context_turns": 2},
+    ),
     ({"width": 65, "heads": 5}, "must be even (sine and cosine", {"width": 70, "heads": 5}),
     ({"width": 66, "heads": 4}, "use a width that is a multiple of {}", {"width": 68, "heads": 4}),
 ]

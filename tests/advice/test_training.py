@@ -19,7 +19,13 @@ from helpers.training_corpus import make_corpus, make_task, run, with_states, wi
 from multistill.config import DistillationConfig
 from multistill.distillation.files import POOLED, SOFT_TARGETS
 from multistill.distillation.targets import read_pooled, write_pooled, write_soft_targets
-from multistill.errors import UsageError
+from multistill.errors import MultistillError, UsageError
+from multistill.features.statistics import (
+    TENSORS,
+    compute_statistics,
+    training_statistics,
+    write_statistics,
+)
 from multistill.features.store import FeatureStore
 from multistill.pipeline import jobfile
 from multistill.pipeline.runner import find_artifact
@@ -303,3 +309,37 @@ def test_resuming_after_a_crash(corpus: Corpus, tmp_path: Path) -> None:
     task = make_task(corpus, epochs=2)
     assert next(fit(task, state_dir=tmp_path, device="cpu")).epoch == 1
     assert [report.epoch for report in run(task, tmp_path)] == [2]
+
+
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_statistics_that_are_damaged_or_of_another_encoder(
+    corpus: Corpus, tmp_path: Path, damage: str
+) -> None:
+    manifest, features = corpus
+    folder = tmp_path / "statistics"
+    compute_statistics(manifest, features, folder)
+    task = replace(make_task(corpus), statistics=str(folder))
+    data = TrainingData.open(task)
+    intact = data.statistics(task)
+    if damage == "cut":
+        (folder / TENSORS).write_bytes((folder / TENSORS).read_bytes()[:-9])
+    else:
+        write_statistics(replace(intact, encoders={"speech": {"name": "another"}}), folder)
+    with pytest.raises(MultistillError) as refused:
+        data.statistics(task)
+    if damage == "cut":
+        says("are missing or damaged ({}); remove the folder and run", refused.value)
+    else:
+        says("the features are of {}; remove that folder and run the job again", refused.value)
+    shutil.rmtree(folder)
+    compute_statistics(manifest, features, folder)
+    assert data.statistics(task).encoders == intact.encoders
+
+
+def test_no_training_utterance_has_features(corpus: Corpus, tmp_path: Path) -> None:
+    store = FeatureStore(corpus[1])
+    with pytest.raises(MultistillError) as refused:
+        training_statistics(store, ["quarantined"])
+    says("no training utterance has features in {}; see its quarantine", refused.value)
+    assert str(store.folder) in str(refused.value)
+    assert training_statistics(store, ["quarantined", *store.ids[:2]]).clips == 2
