@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 STAGES = (
     "prepare",
     "features",
+    "statistics",
     "teacher",
     "distill",
     "students",
