@@ -187,6 +187,7 @@ def probe_baseline(
         "params_end_to_end": params_end_to_end(fitted.params_trainable, modality, encoders),
         "clips": len(rows),
         "inverse_penalty": fitted.inverse_penalty,
+        "validation": fitted.validation,
     }
     return description, fitted.predict(store, test.ids).astype(np.float64)
 

@@ -27,6 +27,7 @@ from multistill.evaluation.candidates import (
     probe_baseline,
 )
 from multistill.evaluation.figures import single_numbers
+from multistill.evaluation.floor import describe_floor
 from multistill.evaluation.scoring import BASELINE, Prediction, Scorer
 from multistill.evaluation.trained import not_trained_on_test, not_trained_on_validation
 from multistill.evaluation.utterances import (
@@ -85,8 +86,8 @@ def evaluate(
         split_by: `split.by` of the job, which names the unit of the intervals.
 
     Returns:
-        a summary: `headline` (metrics by model), `distillation` (sentences), `not_trained` (why,
-        by model).
+        a summary: `headline` (metrics by model), `floor` (a sentence), `distillation` (sentences),
+        `not_trained` (why, by model).
 
     Raises:
         MultistillError: no test clip has features, two candidates share a name, or `compare_to`
@@ -120,12 +121,13 @@ def evaluate(
             predictions.append(prediction)
             writer.write_table(_table(candidate.name, test, prediction.probabilities))
             logger.progress(number, len(candidates), "models")
-        for modality in dict.fromkeys(model["modality"] for model in models) or get_args(Modality):
+        for modality in _probed([model["modality"] for model in models]):
             probe, prediction = evaluation.score_probe(modality)
             references.append(probe)
             writer.write_table(_table(prediction.name, test, prediction.probabilities))
     reasons = {model["name"]: model["not_trained"] for model in models if model["not_trained"]}
     comparisons = scorer.compare_all(predictions, reasons)
+    floor = describe_floor(models, references, baseline, scorer.difference, config.confidence)
     write_json(
         out / METRICS,
         {
@@ -141,6 +143,7 @@ def evaluate(
             "baseline": baseline,
             "references": references,
             "models": models,
+            "floor": floor,
             "distillation": comparisons,
             "device": device_name(evaluation.device),
             "latency": evaluation.latency.describe() if evaluation.latency else None,
@@ -148,9 +151,21 @@ def evaluate(
     )
     return {
         "headline": {model["name"]: single_numbers(model) for model in (baseline, *models)},
+        "floor": floor["sentence"],
         "distillation": [comparison["sentence"] for comparison in comparisons],
         "not_trained": reasons,
     }
+
+
+def _probed(modalities: Sequence[Modality]) -> Sequence[Modality]:
+    """Modalities of the probes: those of the models, and all where a model reads both.
+
+    A head that reads both and loses to a probe that reads one is not worth its second encoder.
+    """
+    distinct = list(dict.fromkeys(modalities))
+    if not distinct or "multimodal" in distinct:
+        distinct += [each for each in get_args(Modality) if each not in distinct]
+    return distinct
 
 
 def _class_counts(clips: Utterances) -> dict[str, int]:

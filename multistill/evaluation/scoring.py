@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from multistill.config import CLASSES, EvaluationConfig
-from multistill.evaluation.comparisons import Scores, compare
+from multistill.evaluation.comparisons import PRIMARY_METRIC, Scores, compare, difference
 from multistill.evaluation.utterances import TrainingStatistics, Utterances
 from multistill.metrics.classification import (
     CALIBRATION,
@@ -81,13 +81,15 @@ class Scorer:
         """Always the most frequent class of training; its distribution is the mean vote share."""
         label = self.training.majority
         size = len(self.clips)
+        predicted = np.full(size, label, dtype=np.int64)
         rows = self.statistics.rows_of(
             self.clips.truth,
-            np.full(size, label, dtype=np.int64),
+            predicted,
             np.tile(self.training.prior, (size, 1)),
             self.clips.shares,
         )
         values, draws = self._measure(rows)
+        self.scores[BASELINE] = Scores(values, draws, predicted)
         train_share = self.training.counts[label] / self.training.counts.sum()
         return {
             "kind": "majority",
@@ -177,6 +179,16 @@ class Scorer:
             for prediction in predictions
             if prediction.compare_to is not None
         ]
+
+    def difference(self, name: str, against: str) -> dict[str, float | None]:
+        """Paired difference of the main metric of two scored names, `BASELINE` included.
+
+        Of each, the mean over its seeds counts, with their variance.
+        """
+        first, second = (
+            self.scores_over_seeds.get(each, self.scores[each]) for each in (name, against)
+        )
+        return difference(PRIMARY_METRIC, first, second, self.clusters.count, self.confidence)
 
     def describe_test_set(self) -> dict[str, Any]:
         """Size of the test set and unit of resampling, as in metrics.json."""

@@ -7,8 +7,9 @@ from typing import Any
 from multistill.config import FeaturesConfig
 from multistill.encoders.registry import resolve_speech, resolve_text
 
-DECODER = 3
-"""Version of decoding: raise it when a change to decoding or resampling changes any sample."""
+DECODER = 4
+"""Version of decoding: raise it when a change to decoding or resampling changes any sample, or
+when `features.json` holds what stores written before lack."""
 
 PADDING = 1
 """Version of padding: raise it when the way that clips share a batch changes."""

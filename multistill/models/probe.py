@@ -31,6 +31,7 @@ class Probe:
     Attributes:
         mean, scale: [2 D], over the training rows. weights: [C, 2 D]. bias: [C].
         inverse_penalty: `C` of scikit-learn.
+        validation: macro F1 on the validation utterances; None if none has a label.
     """
 
     modality: Modality
@@ -39,6 +40,7 @@ class Probe:
     weights: FloatArray
     bias: FloatArray
     inverse_penalty: float = DEFAULT_INVERSE_PENALTY
+    validation: float | None = None
 
     @property
     def params_trainable(self) -> int:
@@ -94,9 +96,18 @@ def fit_probe(
     weights = np.zeros((count, states.shape[1]), dtype=np.float32)
     bias = np.full(count, -np.inf, dtype=np.float32)
     probe = Probe(modality, mean, scale, weights, bias)
+    valid_states = pooled_states(store, valid_ids, modality)
+    valid_target = np.asarray(valid_shares, dtype=np.float64)
+
+    def scored(probe: Probe) -> Probe:
+        if not len(valid_ids):
+            return probe
+        found = _macro_f1(probe._predict(valid_states), valid_target)
+        return replace(probe, validation=found)
+
     if len(classes) == 1:
         bias[classes] = 0.0
-        return probe
+        return scored(probe)
     inputs, share = ((states - mean) / scale)[rows], target[rows, labels]
     # From the strongest penalty on, each fit starts at the one before.
     model = LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
@@ -113,21 +124,19 @@ def fit_probe(
 
     if not len(valid_ids):
         return fitted(DEFAULT_INVERSE_PENALTY)
-    valid_states = pooled_states(store, valid_ids, modality)
-    valid_target = np.asarray(valid_shares, dtype=np.float64)
-    probes = [fitted(inverse_penalty) for inverse_penalty in INVERSE_PENALTIES]
-    return max(probes, key=lambda p: _macro_f1(p._predict(valid_states), valid_target))
+    probes = [scored(fitted(inverse_penalty)) for inverse_penalty in INVERSE_PENALTIES]
+    return max(probes, key=lambda p: -1.0 if p.validation is None else p.validation)
 
 
-def _macro_f1(distributions: FloatArray, shares: npt.NDArray[np.float64]) -> float:
-    """Of the utterances whose votes do not tie."""
+def _macro_f1(distributions: FloatArray, shares: npt.NDArray[np.float64]) -> float | None:
+    """Of the utterances whose votes do not tie; None if all do."""
     from sklearn.metrics import f1_score
 
     best = shares.max(axis=1, keepdims=True)
     decided = (shares == best).sum(axis=1) == 1
     truth, predicted = shares[decided].argmax(axis=1), distributions[decided].argmax(axis=1)
     if not len(truth):
-        return 0.0
+        return None
     return float(f1_score(truth, predicted, average="macro", labels=np.unique(truth)))
 
 

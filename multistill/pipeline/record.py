@@ -101,6 +101,26 @@ def main_figures(metrics: Mapping[str, Any]) -> tuple[dict[str, float], str]:
     return figures, str(best["name"]) if best else ""
 
 
+def floor_figures(floor: Mapping[str, Any]) -> dict[str, float]:
+    """How far teacher and the student chosen on validation are above the floor.
+
+    Returns:
+        metrics, e.g. `test_teacher_macro_f1_above_probe`, with `..._low` and `..._high`; also
+        `..._above_majority`, and the same of `student`.
+    """
+    figures: dict[str, float] = {}
+    for row in floor["models"]:
+        if row["role"] == "student" and row["model"] != floor["student"]:
+            continue
+        for reference in ("probe", "majority"):
+            difference = row[f"to_{reference}"] or {}
+            name = f"test_{row['role']}_{floor['metric']}_above_{reference}"
+            for end, suffix in FIGURES.items():
+                if difference.get(end) is not None:
+                    figures[name + suffix] = float(difference[end])
+    return figures
+
+
 def figures_table(metrics: Mapping[str, Any]) -> str:
     """All models' main test scores as a Markdown table, the majority baseline first."""
     share = f"{metrics['confidence']:.0%}".replace("%", " %")

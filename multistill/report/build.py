@@ -70,6 +70,7 @@ def write_report(
         "references": metrics["references"],
         "models": metrics["models"],
         "latency": metrics["latency"],
+        "floor": metrics["floor"],
         "distillation": metrics["distillation"],
         "teacher_calibration": teacher_calibration(
             metrics, manifest.path, soft_targets.path, job.evaluation.calibration_bins

@@ -45,15 +45,16 @@ def encoder(info: Mapping[str, Any]) -> str:
 def table(report: Mapping[str, Any]) -> Table:
     """A rich table of report.json: one row per model, the majority baseline first.
 
-    The caption lists the encoders, the split, what the parts and trainings lack, the verdicts on
-    distillation and the best trial.
+    Above it stands whether teacher and student beat the best probe and the majority. The caption
+    lists the encoders, the split, what the parts and trainings lack, the verdicts on distillation
+    and the best trial.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     warnings = [warning["title"] for warning in report["warnings"]]
     results = Table(
-        title="  ".join([str(report["job"]), *warnings]),
+        title="\n".join([report["floor"]["sentence"], "  ".join([str(report["job"]), *warnings])]),
         caption="\n".join(_caption(report)),
         title_justify="left",
         caption_justify="left",

@@ -47,7 +47,13 @@ def model(
 
 def metrics_of(*models: dict[str, Any]) -> dict[str, Any]:
     baseline = {"name": "majority baseline", "metrics": {m: metric(0.1) for m in HARD}}
-    return {"confidence": 0.95, "baseline": baseline, "references": [], "models": list(models)}
+    return {
+        "confidence": 0.95,
+        "baseline": baseline,
+        "references": [],
+        "models": list(models),
+        "floor": {"metric": "macro_f1", "student": None, "models": [], "sentence": "no head"},
+    }
 
 
 def test_the_best_student_is_the_best_mean_and_not_the_best_first_seed() -> None:

@@ -54,6 +54,7 @@ evaluation: {{resamples: 100, latency_clips: 2}}
 STAGES = (
     "prepare",
     "features",
+    "statistics",
     "teacher",
     "distill",
     "students",

@@ -22,7 +22,7 @@ class Evaluate(Step):
 
     name = "evaluate"
     artifact = "evaluation"
-    version = 3
+    version = 4
     sections = frozenset({"evaluation"})
     uses_ray = True
 
@@ -69,14 +69,15 @@ class Evaluate(Step):
 
     def record(self, artifact: Artifact, logger: RunLogger) -> str:
         from multistill.evaluation.evaluate import METRICS
-        from multistill.pipeline.record import figures_table, main_figures
+        from multistill.pipeline.record import figures_table, floor_figures, main_figures
 
         metrics = read_json(artifact.path / METRICS)
         figures, best = main_figures(metrics)
         logger.metrics(figures)
-        if best:
-            logger.tags({"best_student": best})
-        return figures_table(metrics)
+        floor = metrics["floor"]
+        logger.metrics(floor_figures(floor))
+        logger.tags({"floor": floor["sentence"], **({"best_student": best} if best else {})})
+        return f"{floor['sentence']}\n\n{figures_table(metrics)}"
 
 
 class Probe(Evaluate):

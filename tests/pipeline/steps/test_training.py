@@ -23,6 +23,7 @@ from multistill.training.model_store import ModelStore
 from multistill.training.task import TrainingTask
 from multistill.workspace import Artifact, Workspace
 
+INPUTS = ("manifest", "features", "statistics")
 JOB = "name: small\ncorpora: [{kind: demo}]\n"
 
 
@@ -63,7 +64,7 @@ def prepared_teacher(folder: Path, sessions: set[int]) -> tuple[Teacher, dict[st
     write_manifest(table.filter(keep), folder)
     teacher = Teacher(jobfile.parse(JOB, "job.yaml"), Workspace(folder))
     meta = {"summary": {"splits": {"train": 40}}}
-    return teacher, {name: Artifact(name, name, folder, meta) for name in ("manifest", "features")}
+    return teacher, {name: Artifact(name, name, folder, meta) for name in INPUTS}
 
 
 def test_only_folds_with_training_rows_get_a_teacher(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_every_student_and_control_is_trained_from_every_seed(
     job = jobfile.parse(JOB, "job.yaml", [f"seeds={seeds}", "seed=40"])
     step = Students(job, Workspace(tmp_path))
     meta = {"summary": {"splits": {"train": 288}}}
-    inputs = ("manifest", "features", "soft_targets")
+    inputs = (*INPUTS, "soft_targets")
     artifacts = {name: Artifact(name, name, tmp_path, meta) for name in inputs}
     summary = step.build(StepRun(artifacts, tmp_path, NullLogger(), "f"))
 

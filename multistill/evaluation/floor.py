@@ -1,0 +1,192 @@
+"""The floor: what a head has to beat to be worth training, said in one line.
+
+The floor is the best linear probe and the majority class. Which probe is best, and which student
+is named, is chosen on validation: the best of several on the test set would be luck in part, and
+no interval shows that. Every interval is of its own difference; the sentence judges the teacher
+and one student only, so there is none to pick from.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from multistill.evaluation.comparisons import METRIC_TITLES, PRIMARY_METRIC, ROUNDING
+from multistill.evaluation.figures import over_seeds
+
+Standing = Literal["above", "below", "not shown", "no interval", "not trained"]
+Interval = Mapping[str, float | None]
+Difference = Callable[[str, str], Interval]
+"""Paired difference, first minus second, of two scored names, with `value`, `low` and `high`."""
+
+
+def describe_floor(
+    models: Sequence[Mapping[str, Any]],
+    probes: Sequence[Mapping[str, Any]],
+    baseline: Mapping[str, Any],
+    difference: Difference,
+    confidence: float,
+) -> dict[str, Any]:
+    """Teacher and students against the best probe and the majority.
+
+    Args:
+        models, probes, baseline: entries of metrics.json.
+
+    Returns:
+        `metric`; `probe` (name of the best, None without any) and `chosen_on` (`validation`, or
+        None where it has no labelled clip: then the probe that reads most); `student`, the one
+        with the best score on validation (None without any); `models`, for teacher and every
+        student: `to_probe`, `to_own_probe` (of its modality, None if that is the best) and
+        `to_majority`, each a difference with `standing`; `sentence`.
+    """
+    probe, chosen_on = best_probe(probes)
+    reference = None if probe is None else probe["name"]
+    own = {entry["modality"]: entry["name"] for entry in probes}
+    judged = [model for model in models if model["role"] in ("teacher", "student")]
+    rows: list[dict[str, Any]] = []
+    for model in judged:
+
+        def against(name: str | None, model: Mapping[str, Any] = model) -> dict[str, Any] | None:
+            if name is None:
+                return None
+            found = difference(model["name"], name)
+            return {"against": name, **found, "standing": standing(found, model["not_trained"])}
+
+        same = own.get(model["modality"])
+        rows.append(
+            {
+                "model": model["name"],
+                "role": model["role"],
+                "seeds": (model.get("seeds") or {}).get("count", 1),
+                "value": over_seeds(model, PRIMARY_METRIC)["value"],
+                "to_probe": against(reference),
+                "to_own_probe": against(None if same == reference else same),
+                "to_majority": against(baseline["name"]),
+            }
+        )
+    student = best_student(judged)
+    result = {
+        "metric": PRIMARY_METRIC,
+        "probe": reference,
+        "chosen_on": chosen_on,
+        "student": student,
+        "models": rows,
+    }
+    probe_rise = None if probe is None else difference(probe["name"], baseline["name"])
+    return {
+        **result,
+        "sentence": _sentence(result, probe, probe_rise, baseline, confidence),
+    }
+
+
+def best_probe(
+    probes: Sequence[Mapping[str, Any]],
+) -> tuple[Mapping[str, Any] | None, Literal["validation"] | None]:
+    """The probe with the highest macro F1 on validation, and what it was chosen on.
+
+    Without validation scores, the one that reads most (most parameters).
+    """
+    scored = [probe for probe in probes if probe["validation"] is not None]
+    if scored:
+        return max(scored, key=lambda probe: float(probe["validation"])), "validation"
+    return max(probes, key=lambda probe: int(probe["params_trainable"]), default=None), None
+
+
+def best_student(models: Sequence[Mapping[str, Any]]) -> str | None:
+    """The student with the highest mean macro F1 on validation; the first without scores.
+
+    One that learnt nothing is named only if all did.
+    """
+    students = [model for model in models if model["role"] == "student"]
+    trained = [model for model in students if not model["not_trained"]]
+
+    def on_validation(model: Mapping[str, Any]) -> float:
+        scores = [training["validation"] for training in model["training"]]
+        if not scores or None in scores:
+            return -1.0
+        return statistics.fmean(score[PRIMARY_METRIC] for score in scores)
+
+    best = max(trained or students, key=on_validation, default=None)
+    return None if best is None else str(best["name"])
+
+
+def standing(difference: Interval, not_trained: str | None = None) -> Standing:
+    """Which side of zero an interval is on; an interval of one point tells nothing."""
+    if not_trained:
+        return "not trained"
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None or high - low < ROUNDING:
+        return "no interval"
+    if low > 0:
+        return "above"
+    return "below" if high < 0 else "not shown"
+
+
+def _sentence(
+    floor: Mapping[str, Any],
+    probe: Mapping[str, Any] | None,
+    probe_rise: Interval | None,
+    baseline: Mapping[str, Any],
+    confidence: float,
+) -> str:
+    title = METRIC_TITLES[floor["metric"]]
+    opening = f"Test {title}, {100 * confidence:.0f} % paired intervals: "
+    majority = _number(baseline["metrics"][floor["metric"]]["value"])
+    if probe is None:
+        bar = f"no linear probe; always {baseline['label']} {majority}."
+    else:
+        how = "best of" if floor["chosen_on"] else "no validation clips to choose on; one of"
+        on = " on validation" if floor["chosen_on"] else ""
+        bar = (
+            f"{probe['name']} {_number(probe['metrics'][floor['metric']]['value'])} "
+            f"({how} the probes{on}); always {baseline['label']} {majority}."
+        )
+    rows = {row["model"]: row for row in floor["models"]}
+    named = [row for row in floor["models"] if row["role"] == "teacher"]
+    if floor["student"] is not None:
+        named.append(rows[floor["student"]])
+    if not named:
+        rise = "" if probe_rise is None else f" The probe is {_against(probe_rise, 'the majority')}"
+        return f"{opening}no head was trained; {bar}{rise}{'.' if rise else ''}"
+    students = sum(row["role"] == "student" for row in floor["models"])
+    parts = [_model(row, students) for row in named]
+    return f"{opening}{'; '.join(parts)}. Floor: {bar}"
+
+
+def _model(row: Mapping[str, Any], students: int) -> str:
+    who = str(row["model"])
+    if row["role"] == "student":
+        chosen = f" (best of {students} on validation)" if students > 1 else ""
+        who = f"student {who}{chosen}"
+    text = f"{who} {_number(row['value'])}"
+    if row["seeds"] > 1:
+        text += f" (mean of {row['seeds']} seeds)"
+    if row["to_majority"]["standing"] == "not trained":
+        return f"{text} is NOT TRAINED, so beats nothing"
+    if row["to_probe"] is None:
+        return f"{text}, {_against(row['to_majority'], 'the majority')}"
+    own = row["to_own_probe"]
+    compared = [_against(row["to_probe"], "the best probe")]
+    if own is not None:
+        compared.append(_against(own, f"the {str(own['against']).rpartition(', ')[2]} probe"))
+    compared.append(_against(row["to_majority"], "the majority"))
+    return f"{text}, {', '.join(compared[:-1])} and {compared[-1]}"
+
+
+def _against(difference: Interval, reference: str) -> str:
+    """`+0.080 [+0.020, +0.140] above the best probe`, or that it is not shown to be."""
+    value, low, high = difference["value"], difference["low"], difference["high"]
+    if value is None:
+        return f"not comparable with {reference}"
+    found = standing(difference)
+    if low is None or high is None or found == "no interval":
+        return f"{value:+.3f} (no interval) to {reference}"
+    measured = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    if found == "not shown":
+        return f"{measured} (not shown to beat {reference})"
+    return f"{measured} {found} {reference}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
