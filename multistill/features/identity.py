@@ -14,9 +14,6 @@ when `features.json` holds what stores written before lack."""
 PADDING = 1
 """Version of padding: raise it when the way that clips share a batch changes."""
 
-DESCRIPTION = 2
-"""Version of features.json: raise it when later stages read a field that older stores lack."""
-
 
 def features_identity(config: FeaturesConfig) -> dict[str, Any]:
     """Input of the store's fingerprint: settings, resolved weights, versions of the code.
@@ -29,7 +26,6 @@ def features_identity(config: FeaturesConfig) -> dict[str, Any]:
         "weights": resolved_weights(config),
         "decoder": DECODER,
         "padding": PADDING,
-        "description": DESCRIPTION,
     }
 
 
