@@ -118,6 +118,9 @@ def validate(
         problems = [{"line": line, "problem": text} for line, text in error.problems]
         print_json({"valid": False, "file": error.source, "problems": problems})
         raise typer.Exit(2) from None
+    from multistill.pipeline.jobfile import notes
+
+    noted = notes(config)
     facts = None
     if data:
         from multistill.pipeline import data_check
@@ -130,9 +133,11 @@ def validate(
             display.clear()
     if as_json:
         counts = {} if facts is None else {"data": facts}
-        print_json({"valid": True, "file": str(job), "problems": [], **counts})
+        print_json({"valid": True, "file": str(job), "problems": [], "notes": noted, **counts})
         return
     print(f"{job}: valid (job `{config.name}`)")
+    for note in noted:
+        print(f"note: {note}")
     for line in [] if facts is None else data_check.describe(facts):
         print(line)
 

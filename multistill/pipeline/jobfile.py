@@ -15,6 +15,7 @@ from multistill.config import JobConfig
 from multistill.encoders.hub import is_folder
 from multistill.encoders.preflight import problems as encoder_problems
 from multistill.errors import JobFileError, UsageError
+from multistill.models.presets import resolve
 from multistill.pipeline import job_yaml
 from multistill.pipeline.job_problems import describe, misread
 from multistill.pipeline.job_values import JobValues
@@ -121,6 +122,26 @@ def _check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     if "features" in used:
         for encoder, sentence in encoder_problems(job.features):
             yield ("features", encoder, "model"), sentence
+
+
+def notes(job: JobConfig) -> list[str]:
+    """What a valid job file costs and does not show, a sentence each."""
+    used = {section for step in steps_of(job, Workspace(".")) for section in step.sections}
+    models = [("teacher", job.teacher.model)] if "teacher" in used else []
+    if "students" in used:
+        models += [(f"student {student.name}", student.model) for student in job.students]
+    unscaled = [
+        name
+        for name, model in models
+        if resolve(model.preset, model.overrides()).standardize == "none"
+    ]
+    if not unscaled:
+        return []
+    return [
+        f"{', '.join(unscaled)}: `standardize: none` (as published) hands encoder states to the "
+        "head as they are, which costs accuracy where states are far from standardised (docs/models.md, "
+        "Standardised states); `model: {standardize: encoder}` scales them by the training part"
+    ]
 
 
 def absolute(job: JobConfig) -> JobConfig:

@@ -1,0 +1,24 @@
+"""Notes of `multistill validate`: what a valid job costs."""
+
+from __future__ import annotations
+
+import pytest
+
+from multistill.models.presets import PRESETS
+from multistill.pipeline import jobfile
+
+HEAD = "name: t\ncorpora: [{kind: demo}]\n"
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if "teacher" in name])
+def test_a_head_without_standardisation_is_noted_and_the_advice_ends_the_note(preset: str) -> None:
+    text = HEAD + f"teacher: {{model: {{preset: {preset}, standardize: none}}}}\n"
+    (note,) = jobfile.notes(jobfile.parse(text, "t.yaml"))
+    assert note.startswith("teacher") and "`standardize: none`" in note
+    text = text.replace("standardize: none", "standardize: encoder")
+    students = "students: [{name: s, model: {preset: small-student, standardize: encoder}}]\n"
+    assert jobfile.notes(jobfile.parse(text + students, "t.yaml")) == []
+
+
+def test_a_recipe_without_heads_has_no_note() -> None:
+    assert jobfile.notes(jobfile.parse(HEAD + "recipe: features-only\n", "t.yaml")) == []
