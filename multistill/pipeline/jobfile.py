@@ -140,7 +140,8 @@ def notes(job: JobConfig) -> list[str]:
     return [
         f"{', '.join(unscaled)}: `standardize: none` (as published) hands encoder states to the "
         "head as they are, which costs accuracy where states are far from standardised "
-        "(docs/models.md, Standardised states); `model: {standardize: encoder}` scales them by the training part"
+        "(docs/models.md, Standardised states); `model: {standardize: encoder}` scales them by "
+        "the training part"
     ]
 
 

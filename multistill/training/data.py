@@ -112,7 +112,8 @@ class TrainingData:
         if statistics.encoders != encoders_of(self.store):
             raise MultistillError(
                 f"the statistics in {task.statistics} are of {statistics.encoders}, and the "
-                f"features are of {encoders_of(self.store)}; run the statistics stage again"
+                f"features are of {encoders_of(self.store)}; remove the folder and run the job "
+                "again"
             )
         return statistics
 
