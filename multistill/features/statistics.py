@@ -128,6 +128,9 @@ def encoders_of(store: FeatureStore) -> dict[str, Any]:
 def moments(sequences: Iterable[AnyArray], dim: int) -> Moments:
     """Moments over all positions of sequences [length, dim], without keeping them.
 
+    Sequences with NaN or infinite states are left out: one of them would turn every input of the
+    head into NaN, and the training could no longer tell which utterance it was.
+
     Means and squared deviations are combined as by Chan, Golub and LeVeque (1983), which loses
     no digits where a mean is much larger than its deviation.
     """
@@ -136,8 +139,11 @@ def moments(sequences: Iterable[AnyArray], dim: int) -> Moments:
         if not len(sequence):
             continue
         states = np.asarray(sequence, dtype=np.float64)
-        part_mean = states.mean(axis=0)
-        part_squares = np.square(states - part_mean).sum(axis=0)
+        with np.errstate(invalid="ignore", over="ignore"):
+            part_mean = states.mean(axis=0)
+            part_squares = np.square(states - part_mean).sum(axis=0)
+        if not np.isfinite(part_squares).all():
+            continue
         total = count + len(states)
         change = part_mean - mean
         squares += part_squares + change**2 * (count * len(states) / total)

@@ -39,6 +39,18 @@ def test_moments_of_parts_are_those_of_the_whole(
     np.testing.assert_allclose(result.deviation, whole.std(axis=0), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_sequence_that_is_not_finite_spoils_no_other(value: float) -> None:
+    parts = list(np.random.default_rng(0).normal(size=(4, 5, 3)).astype(np.float32))
+    expected = moments(iter(parts), 3)
+    broken = parts[0].copy()
+    broken[2, 1] = value
+    found = moments(iter([*parts[:2], broken, *parts[2:]]), 3)
+    np.testing.assert_array_equal(found.mean, expected.mean)
+    np.testing.assert_array_equal(found.deviation, expected.deviation)
+    assert found.count == expected.count
+
+
 def test_only_the_training_utterances_are_read(tmp_path: Path) -> None:
     clips = random_clips(12)
     store = make_store(tmp_path, clips, "float32")

@@ -27,12 +27,19 @@ def test_a_model_reads_its_layer_and_no_other(layer, position):
     spec = resolve("small-student", {**STORED, "speech_layer": layer, "text_layer": -1})
     model = build(spec, 3 * AUDIO, 2 * TEXT).eval()
     single = build(resolve("small-student", {}), AUDIO, TEXT).eval()
-    single.load_state_dict(model.state_dict())
+    read = {"audio": slice(position * AUDIO, (position + 1) * AUDIO), "text": slice(TEXT, None)}
+    weights = model.state_dict()
+    for modality, rows in read.items():
+        for buffer in ("centre", "scale"):
+            name = f"standardize.{modality}.{buffer}"
+            weights[name].add_(torch.rand_like(weights[name]))
+            weights[name] = weights[name][rows]
+    single.load_state_dict(weights)
     audio, text = torch.randn(2, 5, 3 * AUDIO), torch.randn(2, 3, 2 * TEXT)
     with torch.inference_mode():
         logits = model(audio=audio, text=text).logits
-        layer_states = audio[..., position * AUDIO : (position + 1) * AUDIO]
-        assert torch.equal(logits, single(audio=layer_states, text=text[..., TEXT:]).logits)
+        states = {"audio": audio[..., read["audio"]], "text": text[..., read["text"]]}
+        assert torch.equal(logits, single(**states).logits)
 
 
 def test_a_model_without_a_layer_reads_all_layers():
