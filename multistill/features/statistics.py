@@ -1,7 +1,8 @@
 """Mean and deviation of the encoder states of the training part, for input standardisation.
 
-    statistics.safetensors      audio_mean, audio_deviation [audio_dim], text_* [text_dim]
-    statistics.json             encoders, frames, tokens, clips
+    statistics.safetensors      audio_mean, audio_deviation [audio_dim], text_* [text_dim];
+                                audio_clip_*, text_clip_*: of each utterance's `clip_statistics`
+    statistics.json             encoders, scaling, counts, clips
 
 The states of an encoder are far from standardised: a dimension's mean is often several times its
 deviation, and a head first has to learn to cancel that. Only training utterances are read, so
@@ -70,6 +71,8 @@ class StateStatistics:
     """Moments of both encoders' states over the training utterances.
 
     Attributes:
+        audio, text: over all states.
+        audio_clips, text_clips: over the `clip_statistics` of the utterances.
         scaling: per encoder, how its states are to be scaled.
         encoders: per encoder, the name and revision that the states are of.
         clips: number of utterances.
@@ -77,6 +80,8 @@ class StateStatistics:
 
     audio: Moments
     text: Moments
+    audio_clips: Moments
+    text_clips: Moments
     scaling: Mapping[Literal["speech", "text"], Scaling]
     encoders: Mapping[str, Any]
     clips: int
@@ -87,6 +92,11 @@ class StateStatistics:
         if scaling == "encoder":
             scaling = self.scaling["speech" if modality == "audio" else "text"]
         return moments.scaled("global" if scaling == "global" else "dimension")
+
+    def scaled_clips(self, modality: str) -> tuple[FloatArray, FloatArray]:
+        """Centre and scale of the `clip_statistics` of `audio` or `text`, per dimension."""
+        moments = self.audio_clips if modality == "audio" else self.text_clips
+        return moments.scaled("dimension")
 
 
 def training_statistics(store: FeatureStore, ids: Sequence[str]) -> StateStatistics:
@@ -105,9 +115,13 @@ def training_statistics(store: FeatureStore, ids: Sequence[str]) -> StateStatist
     # In the order of the files, which are read once from start to end.
     order = np.argsort(store.rows(present), kind="stable")
     ordered = [present[position] for position in order]
+    audio, audio_clips = moments_of("audio", map(store.audio, ordered), store.audio_dim)
+    text, text_clips = moments_of("text", map(store.text, ordered), store.text_dim)
     return StateStatistics(
-        audio=moments((store.audio(name) for name in ordered), store.audio_dim),
-        text=moments((store.text(name) for name in ordered), store.text_dim),
+        audio=audio,
+        text=text,
+        audio_clips=audio_clips,
+        text_clips=text_clips,
         scaling={
             kind: store.info.get(kind, {}).get("scaling", "dimension")
             for kind in ("speech", "text")
@@ -125,31 +139,71 @@ def encoders_of(store: FeatureStore) -> dict[str, Any]:
     }
 
 
-def moments(sequences: Iterable[AnyArray], dim: int) -> Moments:
-    """Moments over all positions of sequences [length, dim], without keeping them.
+def clip_width(modality: str, dim: int) -> int:
+    """Length of `clip_statistics` for states of `dim` values."""
+    return (3 if modality == "audio" else 1) * dim + 1
 
-    Sequences with NaN or infinite states are left out: one of them would turn every input of the
-    head into NaN, and the training could no longer tell which utterance it was.
 
-    Means and squared deviations are combined as by Chan, Golub and LeVeque (1983), which loses
-    no digits where a mean is much larger than its deviation.
+def clip_statistics(modality: str, states: DoubleArray) -> DoubleArray:
+    """What the linear path of a head reads of one utterance (`multistill.models.wide`).
+
+    Args:
+        states: [length, dim], length at least 1.
+
+    Returns:
+        audio: mean, deviation and root mean square change between neighbours [3 dim]; text: the
+        mean [dim]; of both the logarithm of one plus the length.
     """
-    count, mean, squares = 0, np.zeros(dim), np.zeros(dim)
+    mean = states.mean(axis=0)
+    parts = [mean]
+    if modality == "audio":
+        changes = np.diff(states, axis=0) if len(states) > 1 else np.zeros((1, len(mean)))
+        parts += [states.std(axis=0), np.sqrt(np.square(changes).mean(axis=0))]
+    return np.concatenate([*parts, [np.log1p(len(states))]])
+
+
+class _Accumulator:
+    """Moments of rows that arrive in parts, combined as by Chan, Golub and LeVeque (1983).
+
+    That loses no digits where a mean is much larger than its deviation.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self._count, self._mean, self._squares = 0, np.zeros(dim), np.zeros(dim)
+
+    def add(self, rows: DoubleArray) -> bool:
+        """Add [n, dim]; False, and nothing is added, if they are not finite."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            mean = rows.mean(axis=0)
+            squares = np.square(rows - mean).sum(axis=0)
+        if not np.isfinite(squares).all():
+            return False
+        total = self._count + len(rows)
+        change = mean - self._mean
+        self._squares += squares + change**2 * (self._count * len(rows) / total)
+        self._mean += change * (len(rows) / total)
+        self._count = total
+        return True
+
+    def result(self) -> Moments:
+        return Moments(self._mean, np.sqrt(self._squares / max(self._count, 1)), self._count)
+
+
+def moments_of(modality: str, sequences: Iterable[AnyArray], dim: int) -> tuple[Moments, Moments]:
+    """Moments over all states of sequences [length, dim], and over their `clip_statistics`.
+
+    The sequences are not kept. Those with NaN or infinite states are left out: one of them would
+    turn every input of the head into NaN, and the training could no longer tell which utterance
+    it was. Empty ones (no text) have no statistics.
+    """
+    states, clips = _Accumulator(dim), _Accumulator(clip_width(modality, dim))
     for sequence in sequences:
         if not len(sequence):
             continue
-        states = np.asarray(sequence, dtype=np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
-            part_mean = states.mean(axis=0)
-            part_squares = np.square(states - part_mean).sum(axis=0)
-        if not np.isfinite(part_squares).all():
-            continue
-        total = count + len(states)
-        change = part_mean - mean
-        squares += part_squares + change**2 * (count * len(states) / total)
-        mean += change * (len(states) / total)
-        count = total
-    return Moments(mean, np.sqrt(squares / max(count, 1)), count)
+        rows = np.asarray(sequence, dtype=np.float64)
+        if states.add(rows):
+            clips.add(clip_statistics(modality, rows)[None])
+    return states.result(), clips.result()
 
 
 def compute_statistics(manifest: Path, features: Path, out: Path) -> dict[str, Any]:
@@ -176,17 +230,22 @@ def write_statistics(statistics: StateStatistics, folder: Path) -> None:
     """Write `statistics.safetensors`, then `statistics.json`."""
     from safetensors.numpy import save
 
+    parts = {
+        "audio": statistics.audio,
+        "text": statistics.text,
+        "audio_clip": statistics.audio_clips,
+        "text_clip": statistics.text_clips,
+    }
     tensors = {
         f"{name}_{key}": value
-        for name, part in (("audio", statistics.audio), ("text", statistics.text))
+        for name, part in parts.items()
         for key, value in (("mean", part.mean), ("deviation", part.deviation))
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / TENSORS, save(tensors))
     info = {
         "clips": statistics.clips,
-        "frames": statistics.audio.count,
-        "tokens": statistics.text.count,
+        "counts": {name: part.count for name, part in parts.items()},
         "scaling": dict(statistics.scaling),
         "encoders": dict(statistics.encoders),
     }
@@ -205,11 +264,22 @@ def read_statistics(folder: Path) -> StateStatistics:
     try:
         info = read_json(folder / INFO)
         tensors = load((folder / TENSORS).read_bytes())
-        audio = Moments(tensors["audio_mean"], tensors["audio_deviation"], int(info["frames"]))
-        text = Moments(tensors["text_mean"], tensors["text_deviation"], int(info["tokens"]))
+        audio, text, audio_clips, text_clips = (
+            Moments(tensors[f"{name}_mean"], tensors[f"{name}_deviation"], int(count))
+            for name in ("audio", "text", "audio_clip", "text_clip")
+            for count in (info["counts"][name],)
+        )
         if not {*info["scaling"].values()} <= {*get_args(Scaling)}:
             raise ValueError("unknown scaling")
-        return StateStatistics(audio, text, info["scaling"], info["encoders"], int(info["clips"]))
+        return StateStatistics(
+            audio=audio,
+            text=text,
+            audio_clips=audio_clips,
+            text_clips=text_clips,
+            scaling=info["scaling"],
+            encoders=info["encoders"],
+            clips=int(info["clips"]),
+        )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise MultistillError(
             f"the statistics in {folder} are missing or damaged ({error}); remove the folder and "

@@ -24,6 +24,10 @@ class StateMoments(Protocol):
         """Centre and scale [dim] of `audio` or `text`, by a value of `ModelSpec.standardize`."""
         ...
 
+    def scaled_clips(self, modality: str) -> tuple[FloatArray, FloatArray]:
+        """Centre and scale of the pooled statistics that `Wide` reads of one modality."""
+        ...
+
 
 class ModelOutput(NamedTuple):
     """Logits [B, classes] and pooled [B, D], the input of the classifier."""
@@ -47,13 +51,13 @@ class EmotionModel(nn.Module):
         self.text_dim = text_dim
         self._audio_slice = spec.state_slice("speech", audio_dim)
         self._text_slice = spec.state_slice("text", text_dim)
+        self._modalities = ["audio"] * spec.reads_audio + ["text"] * spec.reads_text
         audio_width = self._audio_slice.stop - self._audio_slice.start
         text_width = self._text_slice.stop - self._text_slice.start
         self.standardize: nn.ModuleDict | None = None
-        if spec.standardize != "none":
-            dims = {"audio": audio_dim} if spec.reads_audio else {}
-            dims |= {"text": text_dim} if spec.reads_text else {}
-            self.standardize = nn.ModuleDict({k: Standardize(dim) for k, dim in dims.items()})
+        if spec.standardize != "none" and spec.deep:
+            dims = {"audio": audio_dim, "text": text_dim}
+            self.standardize = nn.ModuleDict({k: Standardize(dims[k]) for k in self._modalities})
         self.audio_projection: nn.Linear | None = None
         self.text_projection: nn.Linear | None = None
         self.fusion: FusionModule | None = None
@@ -131,35 +135,39 @@ class EmotionModel(nn.Module):
             streams.append(self._stream("text", text, text_mask, reference))
         if self.training and len(streams) == 2 and self.spec.modality_dropout:
             streams = drop_modality(streams, self.spec.modality_dropout)
-        chosen: list[Stream] = []
-        if self.spec.reads_audio:
-            states, mask = streams[0]
-            chosen.append((states[..., self._audio_slice], mask))
-        if self.spec.reads_text:
-            states, mask = streams[-1]
-            chosen.append((states[..., self._text_slice], mask))
-        if self.wide is None:
-            return self._deep(chosen, streams, context, context_mask)
-        statistics = self.wide.pool(chosen)
-        logits = self.wide(statistics)
-        if self.classifier is None:
-            return ModelOutput(logits, statistics)
-        deep = self._deep(chosen, streams, context, context_mask)
-        return ModelOutput(logits + deep.logits, deep.pooled)
+        logits = pooled = None
+        if self.wide is not None:
+            pooled = self.wide.pool(self._read(streams))
+            logits = self.wide(pooled)
+        if self.fusion is not None:
+            deep = self._deep(streams, context, context_mask)
+            logits = deep.logits if logits is None else logits + deep.logits
+            pooled = deep.pooled
+        assert logits is not None and pooled is not None
+        return ModelOutput(logits, pooled)
+
+    def _read(self, streams: Sequence[Stream]) -> list[Stream]:
+        """The encoder layers that the head reads, of each stream."""
+        read = {"audio": self._audio_slice, "text": self._text_slice}
+        return [
+            (states[..., read[modality]], mask)
+            for modality, (states, mask) in zip(self._modalities, streams, strict=True)
+        ]
 
     def _deep(
         self,
-        chosen: Sequence[Stream],
         streams: Sequence[Stream],
         context: Tensor | None,
         context_mask: Tensor | None,
     ) -> ModelOutput:
-        """Projections, fusion, context and classifier.
-
-        Args:
-            chosen: the layers that the head reads, of the states in `streams`.
-        """
+        """Standardisation, projections, fusion, context and classifier."""
         assert self.fusion is not None and self.classifier is not None
+        if self.standardize is not None:
+            streams = [
+                (self.standardize[modality](states, mask), mask)
+                for modality, (states, mask) in zip(self._modalities, streams, strict=True)
+            ]
+        chosen = self._read(streams)
         projected: list[Stream] = []
         if self.spec.reads_audio:
             assert self.audio_projection is not None
@@ -183,7 +191,7 @@ class EmotionModel(nn.Module):
     def _stream(
         self, modality: str, states: Tensor | None, mask: Tensor | None, reference: Tensor
     ) -> Stream:
-        """States, standardised and with zeroed padding; a masked position if they are None.
+        """States with zeroed padding; a masked position if they are None.
 
         Args:
             reference: states of the other modality, for batch size, dtype and device.
@@ -195,8 +203,6 @@ class EmotionModel(nn.Module):
             )
         if mask is None:
             mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        if self.standardize is not None:
-            return self.standardize[modality](states, mask), mask
         return states.masked_fill(~mask[:, :, None], 0.0), mask
 
     def _standardize_context(self, context: Tensor | None) -> Tensor | None:
@@ -210,16 +216,18 @@ class EmotionModel(nn.Module):
         return torch.cat((parts["text"], parts["audio"]), dim=-1)
 
     def fit_standardization(self, statistics: StateMoments) -> None:
-        """Set centre and scale of the states; nothing to do for heads that read them as they are.
+        """Set centre and scale of all that the head standardises, from the training part.
 
         Raises:
             ValueError: the statistics are of states with other dimensions.
         """
-        if self.standardize is None:
-            return
-        for modality, module in self.standardize.items():
+        for modality, module in (self.standardize or {}).items():
             assert isinstance(module, Standardize)
             module.fit(*statistics.scaled(modality, self.spec.standardize))
+        if self.wide is not None:
+            for modality in self._modalities:
+                read = self._audio_slice if modality == "audio" else self._text_slice
+                self.wide.fit(modality, *statistics.scaled_clips(modality), read)
 
 
 def drop_modality(streams: list[Stream], probability: float) -> list[Stream]:

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from multistill.models.layers import VARIANCE_FLOOR, weighted_statistics
 from multistill.models.spec import ModelSpec
+from multistill.models.standardize import Standardize
+from multistill.typing import FloatArray
 
 
 class Wide(nn.Module):
-    """Linear layer on pooled statistics of the streams.
+    """Linear layer on pooled statistics of the states, each standardised over the training part.
+
+    It reads the states as they are: what is standardised is what the linear layer sees, so it
+    does not depend on `ModelSpec.standardize`.
 
     Attributes:
         out_width: number of pooled statistics F.
@@ -24,14 +30,26 @@ class Wide(nn.Module):
 
     def __init__(self, spec: ModelSpec, audio_width: int, text_width: int) -> None:
         super().__init__()
-        self.reads_audio, self.reads_text = spec.reads_audio, spec.reads_text
-        self.out_width = 0
-        if spec.reads_audio:
-            self.out_width += 3 * audio_width + 1
-        if spec.reads_text:
-            self.out_width += text_width + 1
+        widths = {"audio": 3 * audio_width + 1} if spec.reads_audio else {}
+        widths |= {"text": text_width + 1} if spec.reads_text else {}
+        self.standardize = nn.ModuleDict({k: Standardize(n) for k, n in widths.items()})
+        self.out_width = sum(widths.values())
         self.dropout = nn.Dropout(spec.wide_dropout)
         self.linear = nn.Linear(self.out_width, spec.num_classes)
+
+    def fit(self, modality: str, centre: FloatArray, scale: FloatArray, read: slice) -> None:
+        """Set the standardisation of one modality.
+
+        Args:
+            centre, scale: of the statistics of the whole states.
+            read: the part of a state that the head reads.
+        """
+        dim = (len(centre) - 1) // (3 if modality == "audio" else 1)
+        columns = np.arange(len(centre) - 1).reshape(-1, dim)[:, read].ravel()
+        columns = np.append(columns, len(centre) - 1)
+        module = self.standardize[modality]
+        assert isinstance(module, Standardize)
+        module.fit(centre[columns], scale[columns])
 
     def pool(self, streams: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """(states [B, T, D], mask [B, T]) per modality that is read, audio first -> [B, F].
@@ -41,15 +59,16 @@ class Wide(nn.Module):
         and fast speech differ in it. A missing modality gives zeros.
         """
         parts: list[Tensor] = []
-        if self.reads_audio:
-            states, mask = streams[0]
+        for (modality, standardize), (states, mask) in zip(
+            self.standardize.items(), streams, strict=True
+        ):
             weights = _mean_weights(mask)
-            parts += [weighted_statistics(states, weights), mean_change(states, mask)]
-            parts.append(log_length(mask))
-        if self.reads_text:
-            states, mask = streams[-1]
-            parts.append((states * _mean_weights(mask)[:, :, None]).sum(dim=1))
-            parts.append(log_length(mask))
+            if modality == "audio":
+                found = [weighted_statistics(states, weights), mean_change(states, mask)]
+            else:
+                found = [(states * weights[:, :, None]).sum(dim=1)]
+            found.append(log_length(mask))
+            parts.append(standardize(torch.cat(found, dim=-1), mask.any(dim=1)))
         return torch.cat(parts, dim=-1)
 
     def forward(self, pooled: Tensor) -> Tensor:

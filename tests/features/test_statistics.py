@@ -15,7 +15,8 @@ from multistill.features.statistics import (
     INFO,
     TENSORS,
     Moments,
-    moments,
+    clip_statistics,
+    moments_of,
     read_statistics,
     training_statistics,
     write_statistics,
@@ -33,8 +34,8 @@ def test_moments_of_parts_are_those_of_the_whole(
     rng = np.random.default_rng(len(lengths))
     parts = [(offset + spread * rng.normal(size=(n, 3))).astype(np.float32) for n in lengths]
     whole = np.concatenate(parts).astype(np.float64)
-    result = moments(iter(parts), 3)
-    assert result.count == len(whole)
+    result, clips = moments_of("text", iter(parts), 3)
+    assert result.count == len(whole) and clips.count == sum(map(bool, lengths))
     np.testing.assert_allclose(result.mean, whole.mean(axis=0), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(result.deviation, whole.std(axis=0), rtol=1e-6, atol=1e-9)
 
@@ -42,13 +43,13 @@ def test_moments_of_parts_are_those_of_the_whole(
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_sequence_that_is_not_finite_spoils_no_other(value: float) -> None:
     parts = list(np.random.default_rng(0).normal(size=(4, 5, 3)).astype(np.float32))
-    expected = moments(iter(parts), 3)
+    expected, _ = moments_of("audio", iter(parts), 3)
     broken = parts[0].copy()
     broken[2, 1] = value
-    found = moments(iter([*parts[:2], broken, *parts[2:]]), 3)
+    found, clips = moments_of("audio", iter([*parts[:2], broken, *parts[2:]]), 3)
     np.testing.assert_array_equal(found.mean, expected.mean)
     np.testing.assert_array_equal(found.deviation, expected.deviation)
-    assert found.count == expected.count
+    assert found.count == expected.count and clips.count == len(parts)
 
 
 def test_only_the_training_utterances_are_read(tmp_path: Path) -> None:
@@ -62,6 +63,20 @@ def test_only_the_training_utterances_are_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(result.audio.deviation, audio.std(axis=0), atol=1e-6)
 
 
+@pytest.mark.parametrize("modality", ["audio", "text"])
+def test_clip_statistics_are_those_of_each_training_utterance(
+    tmp_path: Path, modality: str
+) -> None:
+    store = make_store(tmp_path, random_clips(8), "float32")
+    result = training_statistics(store, store.ids)
+    read = store.audio if modality == "audio" else store.text
+    sequences = [np.float64(read(name)) for name in store.ids]
+    rows = [clip_statistics(modality, states) for states in sequences if len(states)]
+    found: Moments = getattr(result, f"{modality}_clips")
+    np.testing.assert_allclose(found.mean, np.mean(rows, axis=0))
+    np.testing.assert_allclose(found.deviation, np.std(rows, axis=0), atol=1e-12)
+
+
 def test_no_training_utterance_with_features_is_one_sentence(tmp_path: Path) -> None:
     store = make_store(tmp_path, random_clips(4))
     with pytest.raises(MultistillError, match="no training utterance has features"):
@@ -69,16 +84,19 @@ def test_no_training_utterance_with_features_is_one_sentence(tmp_path: Path) -> 
 
 
 def test_one_clip_of_one_state_is_centred_and_not_scaled() -> None:
-    one = moments([np.full((1, 4), 7.0, np.float32)], 4)
+    one, clips = moments_of("audio", [np.full((1, 4), 7.0, np.float32)], 4)
     centre, scale = one.scaled("dimension")
     assert (centre == 7).all() and (scale == 1).all()
+    centre, scale = clips.scaled("dimension")
+    np.testing.assert_allclose(centre, [7] * 4 + [0] * 8 + [np.log(2)], rtol=1e-6)
+    assert (scale == 1).all()
 
 
 def test_constant_dimensions_are_centred_and_not_scaled() -> None:
     states = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     states[:, 1] = 1e4 + 1e-3 * states[:, 1]  # rounding of float32
     states[:, 2] = 0.0
-    centre, scale = moments([states], 3).scaled("dimension")
+    centre, scale = moments_of("text", [states], 3)[0].scaled("dimension")
     standardized = (states - centre) / scale
     assert np.abs(standardized).max() < 6
     assert scale[1] == scale[2] == 1.0 and scale[0] != 1.0
@@ -86,13 +104,13 @@ def test_constant_dimensions_are_centred_and_not_scaled() -> None:
 
 def test_all_dimensions_share_one_scale_where_they_have_one_unit() -> None:
     states = np.random.default_rng(0).normal([0, 3], [1, 2], size=(4000, 2)).astype(np.float32)
-    centre, scale = moments([states], 2).scaled("global")
+    centre, scale = moments_of("text", [states], 2)[0].scaled("global")
     assert centre[0] == centre[1] == pytest.approx(states.mean(), abs=1e-4)
     assert scale[0] == scale[1] == pytest.approx(states.std(), abs=1e-4)
 
 
 def test_no_text_at_all_gives_zeros(tmp_path: Path) -> None:
-    empty = moments([np.zeros((0, 3), np.float32)], 3)
+    empty, _ = moments_of("text", [np.zeros((0, 3), np.float32)], 3)
     centre, scale = empty.scaled("dimension")
     assert not centre.any() and (scale == 1).all()
 
@@ -102,7 +120,7 @@ def test_what_is_written_is_read_and_damage_is_told(tmp_path: Path) -> None:
     written = training_statistics(store, store.ids)
     write_statistics(written, tmp_path)
     read = read_statistics(tmp_path)
-    for name in ("audio", "text"):
+    for name in ("audio", "text", "audio_clips", "text_clips"):
         before: Moments = getattr(written, name)
         np.testing.assert_array_equal(getattr(read, name).mean, before.mean)
         np.testing.assert_array_equal(getattr(read, name).deviation, before.deviation)

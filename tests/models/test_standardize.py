@@ -11,7 +11,12 @@ import torch
 from helpers.encoder_states import random_states
 
 from multistill.errors import UsageError
-from multistill.features.statistics import Moments, StateStatistics
+from multistill.features.statistics import (
+    Moments,
+    StateStatistics,
+    clip_statistics,
+    clip_width,
+)
 from multistill.models.build import build
 from multistill.models.files import ModelInfo, load_model, save_model
 from multistill.models.layers import AttentiveStatisticsPool, StatisticsPool
@@ -21,7 +26,8 @@ from multistill.models.wide import Wide
 
 AUDIO, TEXT = 10, 6
 SPEC = ModelSpec("multimodal", width=8, heads=2, layers=1, feedforward=12, classifier=5)
-STANDARDIZED = replace(SPEC, standardize="dimension", paths="both")
+STANDARDIZED = replace(SPEC, standardize="dimension")
+BOTH = replace(STANDARDIZED, paths="both")
 
 
 def states() -> tuple[torch.Tensor, ...]:
@@ -33,10 +39,17 @@ def states() -> tuple[torch.Tensor, ...]:
 
 def statistics(audio: int = AUDIO, text: int = TEXT) -> StateStatistics:
     rng = np.random.default_rng(0)
-    parts = [
-        Moments(5 * rng.normal(size=dim), rng.uniform(0.5, 3, dim), 9) for dim in (audio, text)
-    ]
-    return StateStatistics(*parts, {"speech": "global", "text": "dimension"}, {}, 9)
+    dims = {"audio": audio, "text": text}
+    dims |= {f"{name}_clips": clip_width(name, dim) for name, dim in dims.items()}
+    return StateStatistics(
+        **{
+            name: Moments(5 * rng.normal(size=dim), rng.uniform(0.5, 3, dim), 9)
+            for name, dim in dims.items()
+        },
+        scaling={"speech": "global", "text": "dimension"},
+        encoders={},
+        clips=9,
+    )
 
 
 def test_states_enter_a_head_standardized() -> None:
@@ -75,7 +88,7 @@ def test_previous_turns_are_standardized_and_absent_ones_stay_zero(turns: int) -
 
 
 def test_the_statistics_are_in_the_model_folder(tmp_path: Path) -> None:
-    head = build(STANDARDIZED, AUDIO, TEXT).eval()
+    head = build(BOTH, AUDIO, TEXT).eval()
     head.fit_standardization(statistics())
     save_model(head, tmp_path, ModelInfo("teacher"))
     loaded = load_model(tmp_path)
@@ -111,22 +124,47 @@ def test_the_gradient_of_a_single_state_is_finite() -> None:
 
 def test_the_linear_path_reads_statistics_change_and_length() -> None:
     audio, audio_mask, text, text_mask = states()
-    pooled = Wide(STANDARDIZED, AUDIO, TEXT).pool([(audio, audio_mask), (text, text_mask)])
+    pooled = Wide(BOTH, AUDIO, TEXT).pool([(audio, audio_mask), (text, text_mask)])
     for row in range(4):
         a, t = (x[row][m[row]].numpy() for x, m in ((audio, audio_mask), (text, text_mask)))
-        expected = [
-            a.mean(axis=0),
-            a.std(axis=0),
-            np.sqrt(np.square(np.diff(a, axis=0)).mean(axis=0)) if len(a) > 1 else 0 * a[0],
-            [np.log1p(len(a))],
-            t.mean(axis=0) if len(t) else np.zeros(TEXT),
-            [np.log1p(len(t))],
-        ]
-        np.testing.assert_allclose(pooled[row], np.concatenate(expected), atol=2e-3)
+        tokens = clip_statistics("text", t) if len(t) else np.zeros(TEXT + 1)
+        expected = np.concatenate([clip_statistics("audio", a), tokens])
+        np.testing.assert_allclose(pooled[row], expected, atol=2e-3)
+
+
+def test_the_linear_path_standardizes_what_it_pools_and_a_missing_modality_is_zero() -> None:
+    wide = Wide(BOTH, AUDIO, TEXT)
+    moments = statistics()
+    for modality in ("audio", "text"):
+        wide.fit(modality, *moments.scaled_clips(modality), slice(None))
+    audio, audio_mask, text, text_mask = states()
+    plain = Wide(BOTH, AUDIO, TEXT).pool([(audio, audio_mask), (text, text_mask)])
+    pooled = wide.pool([(audio, audio_mask), (text, text_mask)])
+    clips = (moments.audio_clips, moments.text_clips)
+    centre, scale = (np.concatenate([getattr(m, n) for m in clips]) for n in ("mean", "deviation"))
+    expected = (plain.numpy() - centre) / scale
+    present = text_mask.any(dim=1).numpy()
+    assert not present[3] and not pooled[3, clip_width("audio", AUDIO) :].any()
+    np.testing.assert_allclose(pooled[present], expected[present], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_linear_path_of_one_layer_takes_the_statistics_of_that_layer(layer: int) -> None:
+    stored = replace(BOTH, speech_layers=(0, 1), text_layers=(0, 1))
+    spec = replace(stored, speech_layer=layer, text_layer=layer)
+    head = build(spec, 2 * AUDIO, 2 * TEXT)
+    moments = statistics(2 * AUDIO, 2 * TEXT)
+    head.fit_standardization(moments)
+    assert head.wide is not None
+    for modality, dim in (("audio", AUDIO), ("text", TEXT)):
+        whole = moments.scaled_clips(modality)[0]
+        columns = whole[:-1].reshape(-1, 2, dim)[:, layer].ravel()
+        expected = torch.from_numpy(np.append(columns, whole[-1]))
+        assert torch.equal(head.wide.standardize[modality].centre, expected)
 
 
 def test_the_deep_path_starts_at_zero_beside_a_linear_one() -> None:
-    head = build(STANDARDIZED, AUDIO, TEXT).eval()
+    head = build(BOTH, AUDIO, TEXT).eval()
     inputs = states()
     assert head.wide is not None
     pairs = [(inputs[0], inputs[1]), (inputs[2], inputs[3])]
@@ -141,10 +179,10 @@ def test_published_heads_read_states_as_they_are(preset: str) -> None:
 
 
 def test_a_wide_head_has_no_other_parameters_and_pools_statistics() -> None:
-    head = build(replace(STANDARDIZED, paths="wide"), AUDIO, TEXT).eval()
+    head = build(replace(BOTH, paths="wide"), AUDIO, TEXT).eval()
     assert {name.split(".")[0] for name, _ in head.named_parameters()} == {"wide"}
     logits, pooled = head(*states())
     assert pooled.shape[1] == head.pooled_dim == 3 * AUDIO + 1 + TEXT + 1
     assert logits.shape == (len(pooled), STANDARDIZED.num_classes)
     with pytest.raises(UsageError, match="wide path does not read context_turns"):
-        replace(STANDARDIZED, paths="wide", context_turns=1)
+        replace(BOTH, paths="wide", context_turns=1)
