@@ -42,7 +42,7 @@ class WeightAverage:
         return cast(EmotionModel, self._averaged.module)
 
     def update(self, model: EmotionModel) -> None:
-        """Add the weights after an optimizer step; reads no other rank's."""
+        """Add the weights after an optimizer step; equal on all ranks, without communication."""
         self._averaged.update_parameters(model)
 
     def load(self, averaged: Mapping[str, Tensor], steps: int) -> None:
