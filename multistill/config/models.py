@@ -84,11 +84,24 @@ class TrainSection(Section):
     weight_decay: float = Field(0.01, ge=0, description="of AdamW, on all parameters")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
+    average_epochs: float = Field(
+        0.0,
+        ge=0,
+        description="the result is the running average of the weights over about this many epochs; "
+        "0: the weights themselves",
+    )
     loss: Literal["soft-cross-entropy", "cross-entropy", "mse", "focal"] = Field(
         "soft-cross-entropy", description="against the labels; formulae in docs/models.md"
     )
     label_source: Literal["shares", "winner"] = Field(
         "shares", description="target: the shares of the votes, or the class with the most"
+    )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the target that is spread evenly over all classes; not of the "
+        "teacher's targets",
     )
     class_weights: Literal["none", "inverse", "effective"] = Field(
         "none", description="weights of the loss; `effective`: Cui et al. 2019"
@@ -96,6 +109,12 @@ class TrainSection(Section):
     oversample: bool = Field(False, description="draw clips so that all classes weigh the same")
     metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss"] = Field(
         "macro_f1", description="on validation; its best epoch is the result"
+    )
+    select_window: int = Field(
+        1,
+        ge=1,
+        description="epochs that are compared by the mean `metric` of this many: the epoch itself "
+        "and those before it",
     )
     patience: int | None = Field(None, ge=1, description="epochs without gain until training stops")
     max_frames: int | None = Field(None, ge=1, description="audio frames read; 512 as published")

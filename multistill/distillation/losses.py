@@ -200,6 +200,7 @@ def distillation_loss(
     label_kind: LabelLoss = "soft-cross-entropy",
     label_source: LabelSource = "shares",
     class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """weight * teacher's loss + (1 - weight) * label loss, per utterance [B].
 
@@ -208,6 +209,7 @@ def distillation_loss(
         weight: of the teacher's loss, 0 to 1; `multistill.distillation.schedule` varies it over
             training.
         label_kind: ignored for `two-mse`, whose label loss is always the published MSE.
+        label_smoothing: of the label loss's target; the teacher's outputs are soft already.
 
     Examples:
         >>> student, teacher = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[1.0, 1.0, 0.0]])
@@ -218,7 +220,9 @@ def distillation_loss(
         tensor([0.3737])
     """
     kind: LabelLoss = "mse" if loss == "two-mse" else label_kind
-    hard = label_loss(student_logits, shares, labels, kind, label_source, class_weights)
+    hard = label_loss(
+        student_logits, shares, labels, kind, label_source, class_weights, label_smoothing
+    )
     soft = teacher_loss(
         student_logits,
         teacher_logits,

@@ -20,13 +20,22 @@ FOCAL_GAMMA = 2.0
 """The best value in the paper (Lin et al. 2017, section 5.1)."""
 
 
-def label_target(shares: Tensor, labels: Tensor, source: LabelSource) -> Tensor:
+def label_target(
+    shares: Tensor, labels: Tensor, source: LabelSource, smoothing: float = 0.0
+) -> Tensor:
     """Target distribution [B, C].
 
     Args:
         shares: [B, C] vote shares.
         labels: int64 [B], -1 on a tie.
+        smoothing: s in (1 - s) t + s / C, label smoothing (Szegedy et al. 2016, section 7). Shares
+            are smoothed like single classes, ones that are flat already change the least.
     """
+    target = _raw_target(shares, labels, source)
+    return target if not smoothing else (1.0 - smoothing) * target + smoothing / shares.shape[1]
+
+
+def _raw_target(shares: Tensor, labels: Tensor, source: LabelSource) -> Tensor:
     if source == "shares":
         return shares
     if source != "winner":
@@ -44,6 +53,7 @@ def label_loss(
     kind: LabelLoss = "soft-cross-entropy",
     source: LabelSource = "shares",
     class_weights: Tensor | None = None,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Loss of each utterance, [B]; no reduction.
 
@@ -57,8 +67,11 @@ def label_loss(
     Args:
         logits: [B, C]. shares: [B, C], rows sum to 1. labels: int64 [B], -1 on a tie.
         class_weights: [C], see `class_weights`.
+        smoothing: of the target, see `label_target`. As in `F.cross_entropy`, each class of the
+            smoothed target is multiplied by its own weight.
     """
-    target = label_target(shares, labels, "winner" if kind == "cross-entropy" else source)
+    source = "winner" if kind == "cross-entropy" else source
+    target = label_target(shares, labels, source, smoothing)
     weights = 1.0 if class_weights is None else class_weights
     if kind == "mse":
         return (weights * (logits - target) ** 2).mean(dim=1)

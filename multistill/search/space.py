@@ -49,6 +49,7 @@ NOT_SEARCHED = {
     "distillation.targets": "soft targets are computed once, before the search",
     "train.epochs": "the budget of a trial is `search.epochs`",
     "train.metric": "trials are compared by `search.metric`",
+    "train.select_window": "trials are compared by the mean over equally many epochs",
     "model.preset": "choose the preset in `students` and search its fields",
 }
 

@@ -20,6 +20,7 @@ from multistill.errors import MultistillError
 from multistill.search.space import apply
 from multistill.search.spec import SearchSpec
 from multistill.search.trial_folders import trial_folder, trial_lock
+from multistill.training.selection import recent_mean
 from multistill.workspace import read_json, write_json
 
 _PROGRESS = "trial.json"
@@ -35,8 +36,9 @@ class StudentTrainable(tune.Trainable):
 
     Config: `folder` (of the search), `number` (Optuna's), `values` (of the space),
     `concurrency` (trials that this driver runs at the same time).
-    Result of a step: `epoch`, `value` (best so far of the search's metric), `cost` where
-    there is a second objective, `metrics` of the epoch, `failure` (why it cannot continue).
+    Result of a step: `epoch`, `value` (best so far of the search's metric, by the means over
+    `train.select_window` epochs), `cost` where there is a second objective, `metrics` of the
+    epoch, `failure` (why it cannot continue).
     """
 
     def setup(self, config: dict[str, Any], objective: Objective | None = None) -> None:
@@ -140,9 +142,12 @@ class StudentTrainable(tune.Trainable):
                 return f"diverged: {name} is {metrics[name]} in epoch {epoch}"
         if metric not in metrics:
             return f"the metric {metric} was not reported; epoch {epoch} reported {sorted(metrics)}"
-        best = self._progress.get("value")
+        window = self._spec.base.train.select_window
+        recent = [*self._progress.get("recent", []), metrics[metric]][-window:]
+        best, mean = self._progress.get("value"), recent_mean(recent, window)
         better = max if self._spec.config.mode == "max" else min
-        self._progress["value"] = metrics[metric] if best is None else better(best, metrics[metric])
+        self._progress["recent"] = recent
+        self._progress["value"] = mean if best is None else better(best, mean)
         return None
 
     def _result(self, *, failure: str | None, last: bool = False, **more: Any) -> dict[str, Any]:

@@ -52,6 +52,14 @@ class Progress:
 
 @dataclass
 class Checkpoint:
+    """One epoch's state.
+
+    Attributes:
+        model: the weights that were validated; averaged ones if the training averages.
+        optimizer: what else the training continues from, the trained weights included if
+            `model` is an average.
+    """
+
     progress: Progress
     model: Tensors
     optimizer: Tensors

@@ -20,6 +20,7 @@ from multistill.features.collate import plan_batches, shard_for_rank
 from multistill.hardware import default_device
 from multistill.inference.predict import predict_logits
 from multistill.models.build import EmotionModel, build
+from multistill.training.averaging import WeightAverage, trained_tensors, trained_weights
 from multistill.training.checkpoint import (
     Checkpoint,
     Progress,
@@ -35,6 +36,7 @@ from multistill.training.objective import Objective, sampling_weights, validatio
 from multistill.training.optimizer import NamedAdamW, uses_bfloat16
 from multistill.training.prefetch import MicroBatch, Prefetcher
 from multistill.training.schedule import derived_seed, learning_rate
+from multistill.training.selection import epoch_score
 from multistill.training.step import FlatGradients, training_step
 from multistill.training.task import TrainingTask
 from multistill.typing import IntArray
@@ -139,12 +141,21 @@ class _Training:
             group.broadcast(parameter.data)
         self.flat = FlatGradients([parameter for _, parameter in named_parameters], device)
         self.optimizer = NamedAdamW(named_parameters, self.config.weight_decay)
+        self.average: WeightAverage | None = None
+        if self.config.average_epochs:
+            steps = self.config.average_epochs * self.steps_per_epoch
+            self.average = WeightAverage(self.model, steps)
         if self.config.compile:
             self.model.compile(dynamic=True)
         # Audio states are neither read nor padded for a text model.
         self.max_frames = self.config.max_frames if self.model.spec.reads_audio else 0
         self.prefetcher = Prefetcher(store, device, self.max_frames, self.data.context)
         self.progress = Progress(identity={**task.identity(), "features": self.data.identity()})
+
+    @property
+    def result(self) -> EmotionModel:
+        """The model that is validated and exported."""
+        return self.model if self.average is None else self.average.model
 
     @property
     def steps_per_epoch(self) -> int:
@@ -172,7 +183,11 @@ class _Training:
                 f"the checkpoint in {self.state_dir} belongs to another training: {changed[0]}; "
                 "remove the folder to start from scratch"
             )
-        self.model.load_state_dict(checkpoint.model)
+        if self.average is None:
+            self.model.load_state_dict(checkpoint.model)
+        else:
+            self.model.load_state_dict(trained_weights(checkpoint.optimizer))
+            self.average.load(checkpoint.model, checkpoint.progress.step)
         self.objective.load_state_dict(
             {
                 name.removeprefix(_OBJECTIVE_PREFIX): checkpoint.optimizer[name]
@@ -241,6 +256,8 @@ class _Training:
                 clip_norm=config.clip_norm,
                 group=group,
             )
+            if self.average is not None:
+                self.average.update(self.model)
             self.progress.step += 1
             total_loss += non_finite.check(result, batch, self.progress.step)
         return (total_loss + non_finite.finish()) / len(rows)
@@ -282,7 +299,7 @@ class _Training:
         logits = np.zeros((len(valid), len(CLASSES)), dtype=np.float32)
         with self._autocast():
             logits[local_rows] = predict_logits(
-                self.model,
+                self.result,
                 self.data.store,
                 [valid.ids[row] for row in local_rows],
                 self.device,
@@ -302,32 +319,22 @@ class _Training:
     def _finish_epoch(self, epoch: int, metrics: Mapping[str, float]) -> EpochReport:
         """Update the progress and write the checkpoint of the epoch."""
         config, progress = self.config, self.progress
-        score = self._score(metrics, epoch)
+        progress.history.append({"epoch": float(epoch), **metrics})
+        score = epoch_score(progress.history, config.metric, config.select_window)
         if progress.best_epoch == 0 or score > progress.best:
             progress.best_epoch, progress.best = epoch, score
         progress.epoch = epoch
         patient = config.patience is None or epoch - progress.best_epoch < config.patience
         progress.stopped = epoch >= config.epochs or not patient
-        progress.history.append({"epoch": float(epoch), **metrics})
         if self.group.is_main:
-            model = self.model.state_dict()
             optimizer = {**self.optimizer.state_dict(), **self._objective_tensors()}
-            save_checkpoint(self.state_dir, Checkpoint(progress, model, optimizer))
+            if self.average is not None:
+                optimizer |= trained_tensors(self.model)
+            checkpoint = Checkpoint(progress, self.result.state_dict(), optimizer)
+            save_checkpoint(self.state_dir, checkpoint)
         return EpochReport(epoch, dict(metrics), progress.stopped)
 
     def _objective_tensors(self) -> dict[str, Tensor]:
         """Trained weights that are not part of the model; saved with the optimizer's state."""
         tensors = self.objective.state_dict()
         return {f"{_OBJECTIVE_PREFIX}{name}": tensor for name, tensor in tensors.items()}
-
-    def _score(self, metrics: Mapping[str, float], epoch: int) -> list[float]:
-        """Sort key of the best epoch: the metric, then (ties occur on small sets) a low loss.
-
-        Without validation rows, the newest epoch is the best.
-        """
-        if not len(self.data.valid):
-            return [float(epoch)]
-        loss = -metrics["valid_loss"]
-        if self.config.metric == "loss":
-            return [loss]
-        return [metrics[f"valid_{self.config.metric}"], loss]

@@ -69,6 +69,7 @@ class Objective(nn.Module):
                 config.loss,
                 config.label_source,
                 self.class_weights,
+                config.label_smoothing,
             )
         assert micro_batch.teacher_logits is not None
 
@@ -91,6 +92,7 @@ class Objective(nn.Module):
             label_kind=config.loss,
             label_source=config.label_source,
             class_weights=self.class_weights,
+            label_smoothing=config.label_smoothing,
         )
         for weight, module in (
             (distillation.hint_weight, self.hint),
@@ -107,9 +109,9 @@ def validation_metrics(
 ) -> dict[str, float]:
     """loss, accuracy, uar, macro_f1 and weighted_f1 of logits [N, 7], as in the report.
 
-    The loss is the label loss without class weights, so that it is comparable between class
-    weightings, and between students with and without a teacher. Rows whose votes tie contribute
-    to the loss only.
+    The loss is the label loss without class weights and label smoothing, so that it is comparable
+    between their settings, and between students with and without a teacher. Rows whose votes tie
+    contribute to the loss only.
     """
     losses = label_loss(
         torch.from_numpy(logits),

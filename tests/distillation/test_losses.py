@@ -161,6 +161,21 @@ def test_weight_zero_is_the_label_loss_and_weight_one_the_teachers_loss(loss: st
     torch.testing.assert_close(total(0.25), 0.25 * soft + 0.75 * hard)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_label_smoothing_changes_the_label_loss_and_not_the_teachers(loss: str) -> None:
+    student, teacher, shares, labels = batch()
+
+    def total(weight: float, smoothing: float) -> Tensor:
+        return distillation_loss(
+            student, teacher, shares, labels, loss=loss, weight=weight, label_smoothing=smoothing
+        )
+
+    kind: Any = "mse" if loss == "two-mse" else "soft-cross-entropy"
+    assert torch.equal(total(1.0, 0.2), total(1.0, 0.0))
+    assert torch.equal(total(0.0, 0.2), label_loss(student, shares, labels, kind, smoothing=0.2))
+    assert not torch.equal(total(0.0, 0.2), total(0.0, 0.0))
+
+
 @pytest.mark.parametrize(("loss", "standardize"), [*product(LOSSES, (False, True))])
 def test_loss_and_gradient_are_zero_if_the_student_equals_the_teacher(
     loss: str, standardize: bool

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,6 +63,36 @@ def test_class_weights_multiply_each_class(kind: LabelLoss) -> None:
     partial = label_loss(LOGITS, SHARES, LABELS, kind, class_weights=single)
     assert (partial < plain + 1e-7).all()
     assert (partial[0] < plain[0]).item()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 8), st.floats(0.0, 0.99), st.booleans(), st.integers(0, 10_000))
+def test_smoothed_losses_are_those_of_torch_for_single_classes_and_for_shares(
+    classes: int, smoothing: float, weighted: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(5, classes, generator=generator, dtype=torch.float64)
+    shares = torch.rand(5, classes, generator=generator, dtype=torch.float64).softmax(dim=1)
+    labels = shares.argmax(dim=1)
+    weights = torch.rand(classes, generator=generator, dtype=torch.float64) if weighted else None
+    for kind, target in (("cross-entropy", labels), ("soft-cross-entropy", shares)):
+        torch.testing.assert_close(
+            label_loss(logits, shares, labels, kind, "shares", weights, smoothing),  # type: ignore[arg-type]
+            F.cross_entropy(logits, target, weights, reduction="none", label_smoothing=smoothing),
+        )
+
+
+@pytest.mark.parametrize("kind", ["soft-cross-entropy", "cross-entropy", "focal", "mse"])
+def test_smoothing_moves_every_target_towards_equal_shares(kind: LabelLoss) -> None:
+    target = label_target(SHARES, LABELS, "shares", 0.3)
+    torch.testing.assert_close(target, 0.7 * SHARES + 0.1)
+    torch.testing.assert_close(target.sum(dim=1), torch.ones(2))
+    # A tie is uniform over its classes first, then smoothed.
+    tie = label_target(SHARES, LABELS, "winner", 0.3)[0]
+    torch.testing.assert_close(tie, torch.tensor([0.45, 0.45, 0.1]))
+    none, smoothed = (label_loss(LOGITS, SHARES, LABELS, kind, smoothing=s) for s in (0.0, 0.3))
+    assert torch.equal(none, label_loss(LOGITS, SHARES, LABELS, kind))
+    assert not torch.equal(none, smoothed)
 
 
 def test_class_weights_favour_rare_classes_and_have_a_mean_of_one() -> None:

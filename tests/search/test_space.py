@@ -27,6 +27,11 @@ def test_the_default_space_is_valid_and_contains_the_default_student():
         ("distillation.temprature", interval(1, 8), "did you mean `distillation.temperature`"),
         ("train.epochs", interval(1, 8), "search.epochs"),
         ("train.workers", interval(1, 8), "`train.workers` cannot be searched;"),
+        (
+            "train.select_window",
+            interval(1, 8),
+            "`train.select_window` cannot be searched: trials are compared by the mean over",
+        ),
         ("distillation.weight", interval(0.5, 1.5), "1.5 is not possible"),
         ("distillation.temperature", interval(0, 4), "0.0 is not possible"),
         ("distillation.loss", choice("kd", "magic"), "'magic' is not possible"),

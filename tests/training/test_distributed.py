@@ -25,7 +25,9 @@ def shared_initialisation(corpus, monkeypatch) -> None:
 def test_several_workers_give_the_losses_and_metrics_of_one(corpus, tmp_path, workers):
     """72 rows in batches of 16: the last has 8; in batches of 71: the last has 1."""
     for batch_size in (16, 71):
-        task = make_task(corpus, batch_size=batch_size, accumulation=2)
+        task = make_task(
+            corpus, batch_size=batch_size, accumulation=2, average_epochs=1.5, label_smoothing=0.1
+        )
         single = run(task, tmp_path / f"1-{batch_size}")
         ranks = ThreadGroup(workers).fit(task, tmp_path / f"{workers}-{batch_size}")
         for reports in ranks:

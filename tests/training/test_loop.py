@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +68,8 @@ def test_training_lowers_the_loss_and_reaches_high_accuracy(corpus, tmp_path):
         {"oversample": True},
         {"precision": "bfloat16"},
         {"max_frames": 8},
+        {"average_epochs": 2.0, "label_smoothing": 0.1},
+        {"loss": "mse", "label_smoothing": 0.2},
     ],
 )
 def test_training_works_with_every_loss_and_option(corpus, tmp_path, train):
@@ -106,8 +109,11 @@ def test_the_callers_random_state_has_no_effect_and_is_restored(corpus, tmp_path
     assert losses(run(task, tmp_path / "b")) == losses(first)
 
 
-def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(corpus, tmp_path):
-    task = with_dropout(make_task(corpus, epochs=5))
+@pytest.mark.parametrize(
+    "train", [{}, {"average_epochs": 1.5, "select_window": 3}, {"average_epochs": 10.0}]
+)
+def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(corpus, tmp_path, train):
+    task = with_dropout(make_task(corpus, epochs=5, **train))
     uninterrupted = run(task, tmp_path / "uninterrupted")
     interrupted = fit(task, state_dir=tmp_path / "resumed", device="cpu")
     for _ in range(2):
@@ -115,12 +121,16 @@ def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(corpus, tm
     interrupted.close()
     resumed = run(task, tmp_path / "resumed")
     assert [report.epoch for report in resumed] == [3, 4, 5]
-    assert losses(resumed) == losses(uninterrupted)[2:]
+    for name in ("train_loss", "valid_loss", "valid_macro_f1"):
+        assert losses(resumed, name) == losses(uninterrupted, name)[2:]
     assert torch.equal(weights(tmp_path / "resumed"), weights(tmp_path / "uninterrupted"))
+    progress = [best_weights(tmp_path / name)[1] for name in ("resumed", "uninterrupted")]
+    assert progress[0].best_epoch == progress[1].best_epoch
+    assert progress[0].best == progress[1].best
 
 
 def test_a_training_killed_during_an_epoch_resumes_to_the_uninterrupted_weights(corpus, tmp_path):
-    task = with_dropout(make_task(corpus, epochs=10, batch_size=4))
+    task = with_dropout(make_task(corpus, epochs=10, batch_size=4, average_epochs=2.0))
     (tmp_path / "task.json").write_text(json.dumps(task.to_dict()))
     state = tmp_path / "killed"
     # Equal sums need equal threads, and Ray tests before this one may have changed the default.
@@ -241,6 +251,26 @@ def test_patience_stops_the_training_and_the_best_epoch_follows_the_metric(corpu
     _, progress = best_weights(tmp_path)
     assert progress.best_epoch == best
     assert progress.stopped
+
+
+def test_patience_counts_epochs_without_a_better_mean_over_the_window(
+    corpus, tmp_path, monkeypatch
+):
+    """Epoch 2 is lucky; the mean over three epochs is highest at epoch 6."""
+    curve = [0.2, 0.9, 0.2, 0.7, 0.8, 0.7, 0.1, 0.1, 0.1, 0.1]
+
+    def scripted(training: Any) -> dict[str, float]:
+        return {"valid_macro_f1": curve[training.progress.epoch], "valid_loss": 1.0}
+
+    monkeypatch.setattr("multistill.training.loop._Training._validate", scripted)
+    for window, best in ((1, 2), (3, 6)):
+        task = make_task(corpus, epochs=10, patience=4, select_window=window)
+        state = tmp_path / str(window)
+        for _ in zip(range(best), fit(task, state_dir=state, device="cpu"), strict=False):
+            pass  # and the rest after a restart
+        run(task, state)
+        progress = best_weights(state)[1]
+        assert (progress.best_epoch, progress.epoch) == (best, min(10, best + 4))
 
 
 def test_without_validation_rows_the_newest_weights_are_the_result(corpus, tmp_path):
