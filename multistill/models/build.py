@@ -215,6 +215,11 @@ class EmotionModel(nn.Module):
             parts[modality] = module(part, (part != 0).any(dim=-1))
         return torch.cat((parts["text"], parts["audio"]), dim=-1)
 
+    @property
+    def standardizes(self) -> bool:
+        """Whether `fit_standardization` has something to set."""
+        return self.standardize is not None or self.wide is not None
+
     def fit_standardization(self, statistics: StateMoments) -> None:
         """Set centre and scale of all that the head standardises, from the training part.
 

@@ -129,7 +129,7 @@ class _Training:
             model = build(task.spec, store.audio_dim, store.text_dim)
             # After the model, so that a student and its control start from equal weights.
             objective = Objective(task, self.data.train, model.pooled_dim)
-        if model.standardize is not None:
+        if model.standardizes:
             model.fit_standardization(self.data.statistics(task))
         self.model: EmotionModel = model.to(device)
         self.objective = objective.to(device)

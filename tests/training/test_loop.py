@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from helpers.training_corpus import (
 
 from multistill.errors import MultistillError
 from multistill.models.build import build
+from multistill.models.spec import Paths, Standardize
 from multistill.training.checkpoint import best_weights, newest_epoch
 from multistill.training.data import TrainingData, split_micro_batches
 from multistill.training.loop import fit
@@ -306,3 +308,17 @@ def test_the_loop_does_not_import_ray(corpus, tmp_path):
     code = SCRIPT + "\nassert 'ray' not in sys.modules"
     arguments = [str(TESTS), tmp_path / "task.json", tmp_path / "state", "1"]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+
+
+@pytest.mark.parametrize("paths", ["deep", "wide", "both"])
+@pytest.mark.parametrize("standardize", ["none", "encoder"])
+def test_all_that_a_head_standardises_is_set_from_the_training_utterances(
+    tmp_path: Path, paths: Paths, standardize: Standardize
+) -> None:
+    task = make_task(make_corpus(tmp_path / "corpus", offset=3.0), epochs=1)
+    task = replace(task, spec=replace(task.spec, paths=paths, standardize=standardize))
+    run(task, tmp_path / "state")
+    tensors, _ = best_weights(tmp_path / "state")
+    centres = [tensor for name, tensor in tensors.items() if name.endswith(".centre")]
+    assert bool(centres) == (paths != "deep" or standardize != "none")
+    assert all((centre != 0).all() for centre in centres)
