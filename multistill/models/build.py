@@ -139,25 +139,21 @@ class EmotionModel(nn.Module):
             states, mask = streams[-1]
             chosen.append((states[..., self._text_slice], mask))
         if self.wide is None:
-            return self._deep(chosen, streams, context, context_mask)
+            return self._deep(chosen, context, context_mask)
         statistics = self.wide.pool(chosen)
         logits = self.wide(statistics)
         if self.classifier is None:
             return ModelOutput(logits, statistics)
-        deep = self._deep(chosen, streams, context, context_mask)
+        deep = self._deep(chosen, context, context_mask)
         return ModelOutput(logits + deep.logits, deep.pooled)
 
     def _deep(
-        self,
-        chosen: Sequence[Stream],
-        streams: Sequence[Stream],
-        context: Tensor | None,
-        context_mask: Tensor | None,
+        self, chosen: Sequence[Stream], context: Tensor | None, context_mask: Tensor | None
     ) -> ModelOutput:
         """Projections, fusion, context and classifier.
 
         Args:
-            chosen: the layers that the head reads, of the states in `streams`.
+            chosen: the layers that the head reads, of each modality.
         """
         assert self.fusion is not None and self.classifier is not None
         projected: list[Stream] = []
@@ -175,7 +171,7 @@ class EmotionModel(nn.Module):
         pooled: Tensor = self.fusion(projected)
         if self.context is not None:
             context = self._standardize_context(context)
-            present = [mask.any(dim=1) for _, mask in streams]
+            present = [mask.any(dim=1) for _, mask in chosen]
             attended = self.context(pooled, context, context_mask, present)
             pooled = torch.cat((pooled, attended), dim=-1)
         return ModelOutput(self.classifier(pooled), pooled)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from multistill.models.layers import VARIANCE_FLOOR, weighted_statistics
+from multistill.models.layers import VARIANCE_FLOOR, mean_weights, weighted_statistics
 from multistill.models.spec import ModelSpec
 
 
@@ -43,12 +43,12 @@ class Wide(nn.Module):
         parts: list[Tensor] = []
         if self.reads_audio:
             states, mask = streams[0]
-            weights = _mean_weights(mask)
+            weights = mean_weights(mask, torch.float32)
             parts += [weighted_statistics(states, weights), mean_change(states, mask)]
             parts.append(log_length(mask))
         if self.reads_text:
             states, mask = streams[-1]
-            parts.append((states * _mean_weights(mask)[:, :, None]).sum(dim=1))
+            parts.append((states * mean_weights(mask, torch.float32)[:, :, None]).sum(dim=1))
             parts.append(log_length(mask))
         return torch.cat(parts, dim=-1)
 
@@ -58,11 +58,6 @@ class Wide(nn.Module):
         return logits
 
 
-def _mean_weights(mask: Tensor) -> Tensor:
-    weights = mask.float()
-    return weights / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
-
-
 def mean_change(states: Tensor, mask: Tensor) -> Tensor:
     """Root mean square difference [B, D] of neighbouring states [B, T, D]; zeros without any."""
     # Indexing instead of slicing, which would restrict an exported graph to longer sequences.
@@ -70,7 +65,7 @@ def mean_change(states: Tensor, mask: Tensor) -> Tensor:
     previous = (position - 1).clamp(min=0)
     both = mask & mask[:, previous] & (position > 0)
     squares = (states - states[:, previous]).square()
-    mean = (squares * _mean_weights(both)[:, :, None]).sum(dim=1)
+    mean = (squares * mean_weights(both, torch.float32)[:, :, None]).sum(dim=1)
     return (mean + VARIANCE_FLOOR).sqrt() * both.any(dim=1, keepdim=True)
 
 
