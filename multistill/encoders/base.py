@@ -13,6 +13,10 @@ TEXT_SECTION = "features.text"
 """Job-file sections of the two encoders, for error messages."""
 
 Weights = Literal["pretrained", "untrained", "none"]
+Scaling = Literal["dimension", "global"]
+"""One mean and deviation per dimension, or one of both for all dimensions. The bands of log-mel
+energies share a unit, and the shape of the spectrum, which carries the voice, is lost where each
+band is scaled alone."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,7 @@ class EncoderInfo:
         trained: the same for tables: True, False, or None if there are no weights.
         params: parameters that are used; layers above the highest selected one are not.
         layers: indices of the selected hidden states, see `layers.LayerSelector`.
-        scaling: how states are standardised: per dimension, or all dimensions alike where they
-            share a unit.
+        scaling: how states are standardised, see `Scaling`.
         layer_params: per selected layer, the parameters that a head uses which reads it alone.
         padding: how clips share a batch: with an attention mask, only with clips of equal
             length, or not at all (each clip is computed alone).
@@ -42,7 +45,7 @@ class EncoderInfo:
     precision: str = "float32"
     revision: str | None = None
     bfloat16_cosine: float | None = None
-    scaling: Literal["dimension", "global"] = "dimension"
+    scaling: Scaling = "dimension"
     layer_params: dict[str, int] = field(default_factory=dict)
 
     @property

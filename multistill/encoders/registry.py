@@ -129,10 +129,9 @@ def resolve_text(config: TextEncoderConfig) -> str | None:
 def _resolve(
     config: SpeechEncoderConfig | TextEncoderConfig, section: str, built_in: Iterable[str]
 ) -> str | None:
-    if (weights := PACKAGED.get(config.model)) and config.model in built_in:
-        return weights.identity
     if config.model in built_in:
-        return None
+        weights = PACKAGED.get(config.model)
+        return None if weights is None else weights.identity
     with _advice(section, built_in):
         return hub.resolve(config.model, config.revision)
 

@@ -23,6 +23,7 @@ from multistill.metrics.intervals import sampling_variance, satterthwaite, t_int
 from multistill.typing import DoubleArray, IntArray
 
 Verdict = Literal["helped", "did not help", "cannot tell", "not trained"]
+Side = Literal["above", "below", "both", "no interval"]
 PRIMARY_METRIC = "macro_f1"
 """The metric whose interval decides the verdict."""
 
@@ -58,17 +59,23 @@ class Scores:
         return len(next(iter(self.per_seed.values()), (None,)))
 
 
-def verdict(low: float | None, high: float | None) -> Verdict:
-    """A claim needs an interval on one side of zero, and some variance that it rests on.
+def side_of_zero(low: float | None, high: float | None) -> Side:
+    """Where the interval of a difference lies.
 
     An interval of a single point is of models that answer alike, or whose seeds and groups happen
-    to agree: such a sample says nothing about how much others would vary.
+    to agree: such a sample says nothing about how much others would vary, and counts as none.
     """
     if low is None or high is None or high - low < ROUNDING:
-        return "cannot tell"
+        return "no interval"
     if low > 0:
-        return "helped"
-    return "did not help" if high < 0 else "cannot tell"
+        return "above"
+    return "below" if high < 0 else "both"
+
+
+def verdict(low: float | None, high: float | None) -> Verdict:
+    """A claim needs an interval on one side of zero, and some variance that it rests on."""
+    verdicts: Mapping[Side, Verdict] = {"above": "helped", "below": "did not help"}
+    return verdicts.get(side_of_zero(low, high), "cannot tell")
 
 
 def mcnemar(first_correct: np.ndarray, second_correct: np.ndarray) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from multistill.evaluation.comparisons import METRIC_TITLES, PRIMARY_METRIC, ROUNDING
+from multistill.evaluation.comparisons import METRIC_TITLES, PRIMARY_METRIC, side_of_zero
 from multistill.evaluation.figures import over_seeds
 
 Standing = Literal["above", "below", "not shown", "no interval", "not trained"]
@@ -43,16 +43,16 @@ def describe_floor(
     probe, chosen_on = best_probe(probes)
     reference = None if probe is None else probe["name"]
     own = {entry["modality"]: entry["name"] for entry in probes}
+
+    def against(model: Mapping[str, Any], name: str | None) -> dict[str, Any] | None:
+        if name is None:
+            return None
+        found = difference(model["name"], name)
+        return {"against": name, **found, "standing": standing(found, model["not_trained"])}
+
     judged = [model for model in models if model["role"] in ("teacher", "student")]
     rows: list[dict[str, Any]] = []
     for model in judged:
-
-        def against(name: str | None, model: Mapping[str, Any] = model) -> dict[str, Any] | None:
-            if name is None:
-                return None
-            found = difference(model["name"], name)
-            return {"against": name, **found, "standing": standing(found, model["not_trained"])}
-
         same = own.get(model["modality"])
         rows.append(
             {
@@ -60,24 +60,19 @@ def describe_floor(
                 "role": model["role"],
                 "seeds": (model.get("seeds") or {}).get("count", 1),
                 "value": over_seeds(model, PRIMARY_METRIC)["value"],
-                "to_probe": against(reference),
-                "to_own_probe": against(None if same == reference else same),
-                "to_majority": against(baseline["name"]),
+                "to_probe": against(model, reference),
+                "to_own_probe": against(model, None if same == reference else same),
+                "to_majority": against(model, baseline["name"]),
             }
         )
-    student = best_student(judged)
     result = {
         "metric": PRIMARY_METRIC,
         "probe": reference,
         "chosen_on": chosen_on,
-        "student": student,
+        "student": best_student(judged),
         "models": rows,
     }
-    probe_rise = None if probe is None else difference(probe["name"], baseline["name"])
-    return {
-        **result,
-        "sentence": _sentence(result, probe, probe_rise, baseline, confidence),
-    }
+    return {**result, "sentence": _sentence(result, probe, baseline, difference, confidence)}
 
 
 def best_probe(
@@ -115,19 +110,15 @@ def standing(difference: Interval, not_trained: str | None = None) -> Standing:
     """Which side of zero an interval is on; an interval of one point tells nothing."""
     if not_trained:
         return "not trained"
-    low, high = difference["low"], difference["high"]
-    if low is None or high is None or high - low < ROUNDING:
-        return "no interval"
-    if low > 0:
-        return "above"
-    return "below" if high < 0 else "not shown"
+    side = side_of_zero(difference["low"], difference["high"])
+    return "not shown" if side == "both" else side
 
 
 def _sentence(
     floor: Mapping[str, Any],
     probe: Mapping[str, Any] | None,
-    probe_rise: Interval | None,
     baseline: Mapping[str, Any],
+    difference: Difference,
     confidence: float,
 ) -> str:
     title = METRIC_TITLES[floor["metric"]]
@@ -147,8 +138,10 @@ def _sentence(
     if floor["student"] is not None:
         named.append(rows[floor["student"]])
     if not named:
-        rise = "" if probe_rise is None else f" The probe is {_against(probe_rise, 'the majority')}"
-        return f"{opening}no head was trained; {bar}{rise}{'.' if rise else ''}"
+        if probe is None:
+            return f"{opening}no head was trained; {bar}"
+        rise = _against(difference(probe["name"], baseline["name"]), "the majority")
+        return f"{opening}no head was trained; {bar} The probe is {rise}."
     students = sum(row["role"] == "student" for row in floor["models"])
     parts = [_model(row, students) for row in named]
     return f"{opening}{'; '.join(parts)}. Floor: {bar}"

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow.parquet as pq
 
+from multistill.encoders.base import Scaling
 from multistill.errors import MultistillError
 from multistill.features.cache import open_store
 from multistill.features.store import FeatureStore
@@ -27,11 +28,6 @@ from multistill.workspace import read_json, write_atomic, write_json
 
 TENSORS = "statistics.safetensors"
 INFO = "statistics.json"
-
-Scaling = Literal["dimension", "global"]
-"""One mean and deviation per dimension, or one of both for all dimensions. The bands of log-mel
-energies share a unit, and the shape of the spectrum, which carries the voice, is lost where each
-band is scaled alone."""
 
 ROUNDING = 2.0**-10
 """Relative rounding error of float16 states: a dimension that varies less about its mean is

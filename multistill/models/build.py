@@ -183,7 +183,7 @@ class EmotionModel(nn.Module):
         pooled: Tensor = self.fusion(projected)
         if self.context is not None:
             context = self._standardize_context(context)
-            present = [mask.any(dim=1) for _, mask in streams]
+            present = [mask.any(dim=1) for _, mask in chosen]
             attended = self.context(pooled, context, context_mask, present)
             pooled = torch.cat((pooled, attended), dim=-1)
         return ModelOutput(self.classifier(pooled), pooled)

@@ -181,17 +181,11 @@ class StatisticsPool(nn.Module):
     """Mean and standard deviation over unpadded positions, [B, 2 W]; zeros if there are none."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        weights = mask.to(x.dtype)
-        return weighted_statistics(x, weights / weights.sum(dim=1, keepdim=True).clamp(min=1.0))
+        return weighted_statistics(x, mean_weights(mask, x.dtype))
 
 
-class AttentiveStatisticsPool(nn.Module):
+class AttentiveStatisticsPool(AttentionPool):
     """Mean and deviation weighted by a learned score per position (Okabe et al. 2018), [B, 2 W]."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.score = nn.Linear(width, 1, bias=False)
-        nn.init.zeros_(self.score.weight)  # initially plain statistics
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return weighted_statistics(x, attention_weights(self.score(x).squeeze(-1), mask))
@@ -212,6 +206,12 @@ def weighted_statistics(x: Tensor, weights: Tensor) -> Tensor:
     variance = ((x - mean[:, None]).square() * weights).sum(dim=1)
     deviation = (variance + VARIANCE_FLOOR).sqrt() * weights.sum(dim=1)
     return torch.cat((mean, deviation), dim=-1)
+
+
+def mean_weights(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights [B, T] of a mean over unpadded positions; zeros if there are none."""
+    weights = mask.to(dtype)
+    return weights / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
 
 
 def attention_weights(scores: Tensor, mask: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from multistill.models.layers import VARIANCE_FLOOR, weighted_statistics
+from multistill.models.layers import VARIANCE_FLOOR, mean_weights, weighted_statistics
 from multistill.models.spec import ModelSpec
 from multistill.models.standardize import Standardize
 from multistill.typing import FloatArray
@@ -62,7 +62,7 @@ class Wide(nn.Module):
         for (modality, standardize), (states, mask) in zip(
             self.standardize.items(), streams, strict=True
         ):
-            weights = _mean_weights(mask)
+            weights = mean_weights(mask, torch.float32)
             if modality == "audio":
                 found = [weighted_statistics(states, weights), mean_change(states, mask)]
             else:
@@ -77,11 +77,6 @@ class Wide(nn.Module):
         return logits
 
 
-def _mean_weights(mask: Tensor) -> Tensor:
-    weights = mask.float()
-    return weights / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
-
-
 def mean_change(states: Tensor, mask: Tensor) -> Tensor:
     """Root mean square difference [B, D] of neighbouring states [B, T, D]; zeros without any."""
     # Indexing instead of slicing, which would restrict an exported graph to longer sequences.
@@ -89,7 +84,7 @@ def mean_change(states: Tensor, mask: Tensor) -> Tensor:
     previous = (position - 1).clamp(min=0)
     both = mask & mask[:, previous] & (position > 0)
     squares = (states - states[:, previous]).square()
-    mean = (squares * _mean_weights(both)[:, :, None]).sum(dim=1)
+    mean = (squares * mean_weights(both, torch.float32)[:, :, None]).sum(dim=1)
     return (mean + VARIANCE_FLOOR).sqrt() * both.any(dim=1, keepdim=True)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from encoders.test_onnx_tensors import piece
+from encoders.test_packaged import needs_weights
 
 from multistill.config import SpeechEncoderConfig
 from multistill.encoders.packaged import SMART_TURN
@@ -19,9 +21,7 @@ from multistill.encoders.whisper import OVERLAP, WhisperStates, window_starts
 from multistill.errors import UsageError
 from multistill.features.decode import decode, normalize
 
-pytestmark = pytest.mark.skipif(
-    not SMART_TURN.is_stored(), reason=f"needs `{SMART_TURN.command}`, which `make install` runs"
-)
+pytestmark = needs_weights
 
 CPU = torch.device("cpu")
 EIGHT_SECONDS = 128_000
@@ -53,26 +53,18 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-def message(number: int, content: bytes) -> bytes:
-    size, length = len(content), b""
-    while size > 0x7F:
-        length += bytes([size & 0x7F | 0x80])
-        size >>= 7
-    return bytes([number << 3 | 2]) + length + bytes([size]) + content
-
-
 @pytest.fixture(scope="module")
 def published() -> Any:
     """ONNX Runtime on the published file, whose hidden states are made outputs."""
     runtime = pytest.importorskip("onnxruntime")
     # Protobuf merges what is appended: ModelProto.graph (7), GraphProto.output (12), its name (1).
-    outputs = b"".join(message(12, message(1, name.encode())) for name in LAYERS.values())
+    outputs = b"".join(piece(12, piece(1, name.encode())) for name in LAYERS.values())
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
     # Optimised, it multiplies in int8, and how sums saturate depends on the processor.
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return runtime.InferenceSession(
-        SMART_TURN.original().read_bytes() + message(7, outputs),
+        SMART_TURN.original().read_bytes() + piece(7, outputs),
         options,
         providers=["CPUExecutionProvider"],
     )
