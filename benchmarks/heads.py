@@ -1,7 +1,7 @@
 """Which heads beat the linear probe: UAR of speakers never heard, over splits and seeds.
 
     python benchmarks/heads.py FOLDER [--job jobs/demo.yaml] [--splits 1,2,3,4,5] [--seeds 1]
-                               [--only NAME,...] [--processes 2]
+                               [--only NAME,...] [--processes 2] [--leave-one-out] [--set K=V]
 
 Encodes the job's corpus once, then trains every head of the table on every split and seed: on
 one thread, with the loop of the product, the epoch chosen on validation. The test part is scored
@@ -134,11 +134,13 @@ class Inputs:
         }
 
 
-def encode(job: Path, folder: Path) -> tuple[Path, Path]:
+def encode(job: Path, folder: Path, settings: Sequence[str] = ()) -> tuple[Path, Path]:
     """Run the job up to its features; returns the folders of its manifest and features."""
     workspace = folder / "workspace"
     command = [sys.executable, "-m", "multistill", "run", str(job), "--until", "features"]
-    subprocess.run([*command, "--set", f"workspace={workspace}"], check=True)
+    for setting in (f"workspace={workspace}", *settings):
+        command += ["--set", setting]
+    subprocess.run(command, check=True)
     [manifest], [features] = (
         [path for path in (workspace / stage).iterdir() if path.is_dir()]
         for stage in ("prepare", "features")
@@ -156,6 +158,26 @@ def with_split(manifest: Path, job: Path, folder: Path, seed: int) -> Path:
         columns = {name: table[name] for name in table.column_names}
         columns["split"] = pa.array([PARTS[part] for part in split.part])
         columns["fold"] = pa.array(split.fold, table.schema.field("fold").type)
+        out.mkdir(parents=True, exist_ok=True)
+        partial = out / "partial"
+        pq.write_table(pa.table(columns), partial)
+        partial.replace(out / MANIFEST)
+    return out
+
+
+def leaving_out(manifest: Path, folder: Path, number: int) -> Path:
+    """The manifest with one group as test (counted from 1) and the next two as validation."""
+    out = folder / f"without-{number}"
+    if not (out / MANIFEST).exists():
+        table = pq.read_table(manifest / MANIFEST)
+        names = np.array(table["group"].to_pylist())
+        groups = sorted(set(names))
+        order = [groups[(number - 1 + offset) % len(groups)] for offset in range(3)]
+        part = np.full(len(names), "train", object)
+        part[np.isin(names, order[1:])] = "valid"
+        part[names == order[0]] = "test"
+        columns = {name: table[name] for name in table.column_names}
+        columns["split"] = pa.array(part)
         out.mkdir(parents=True, exist_ok=True)
         partial = out / "partial"
         pq.write_table(pa.table(columns), partial)
@@ -286,13 +308,21 @@ def main() -> None:
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--only", help="names of heads, separated by commas")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--leave-one-out", action="store_true", help="a session or speaker a split")
+    parser.add_argument("--set", action="append", default=[], help="of the job, as multistill run")
     given = parser.parse_args()
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    manifest, features = encode(given.job, folder)
+    manifest, features = encode(given.job, folder, given.set)
     splits, seeds = ([int(n) for n in text.split(",")] for text in (given.splits, given.seeds))
     names = given.only.split(",") if given.only else list(HEADS)
-    inputs = {n: Inputs(with_split(manifest, given.job, folder, n), features) for n in splits}
+    manifests = {
+        n: leaving_out(manifest, folder, n)
+        if given.leave_one_out
+        else with_split(manifest, given.job, folder, n)
+        for n in splits
+    }
+    inputs = {n: Inputs(path, features) for n, path in manifests.items()}
     # Seeds outermost: a run that is stopped has all heads with fewer seeds.
     runs = [Run("probe", split, 0) for split in splits]
     runs += [Run(name, split, seed) for seed in seeds for split in splits for name in names]
