@@ -66,36 +66,36 @@ class Head:
 
 
 TRAIN = {"epochs": 50, "batch_size": 16, "learning_rate": 1e-3}
-WIDE = {"paths": "wide", "wide_dropout": 0.7}
+DEEP = {"paths": "deep", "dropout": 0.1, "classifier_dropout": 0.2}
+RAW = {**DEEP, "standardize": "none"}
+WIDE = {"paths": "wide"}
 WIDE_TRAIN = {"learning_rate": 2e-3}
 HEADS = {
-    "teacher-raw": Head("small-teacher", {"standardize": "none"}),
+    "teacher-raw": Head("small-teacher", RAW),
+    "teacher-deep": Head("small-teacher", DEEP),
     "teacher": Head("small-teacher"),
-    "teacher-both": Head("small-teacher", {"paths": "both", "wide_dropout": 0.7}),
-    "student-raw": Head("small-student", {"standardize": "none"}),
+    "student-raw": Head("small-student", RAW),
+    "student-deep": Head("small-student", DEEP),
     "student": Head("small-student"),
-    "student-statistics": Head("small-student", {"pooling": "statistics"}),
-    "student-both": Head("small-student", {"paths": "both", "wide_dropout": 0.7}),
     "wide": Head("small-student", WIDE, WIDE_TRAIN),
+    "student-deep-distilled": Head("small-student", DEEP, distilled=True),
     "student-distilled": Head("small-student", distilled=True),
-    "student-both-distilled": Head(
-        "small-student", {"paths": "both", "wide_dropout": 0.7}, distilled=True
-    ),
     "audio": Head("small-audio-student"),
+    "audio-wide": Head("small-audio-student", WIDE, WIDE_TRAIN),
     "audio-distilled": Head("small-audio-student", distilled=True),
     "text": Head("small-text-student"),
     "text-distilled": Head("small-text-student", distilled=True),
 }
 PAIRS = [
-    ("teacher", "teacher-raw"),
-    ("student", "student-raw"),
+    ("teacher-deep", "teacher-raw"),
+    ("teacher", "teacher-deep"),
+    ("student-deep", "student-raw"),
+    ("student", "student-deep"),
     ("teacher", "probe"),
     ("student", "probe"),
     ("wide", "probe"),
-    ("student-both", "student"),
-    ("student-statistics", "student"),
+    ("student-deep-distilled", "student-deep"),
     ("student-distilled", "student"),
-    ("student-both-distilled", "student-both"),
     ("student-distilled", "probe"),
     ("audio-distilled", "audio"),
     ("text-distilled", "text"),

@@ -18,11 +18,13 @@ _SMALL = ModelSpec(
     layers=2,
     feedforward=128,
     classifier=64,
-    dropout=0.1,
-    classifier_dropout=0.2,
+    dropout=0.3,
+    classifier_dropout=0.5,
     modality_dropout=0.1,
     pooling="mean",
     standardize="encoder",
+    paths="both",
+    wide_dropout=0.7,
     audio_stride=4,
 )
 
@@ -56,7 +58,9 @@ PRESETS: dict[str, ModelSpec] = {
     "small-audio-student": _student(_unimodal(_SMALL, "audio")),
 }
 """`paper-*` are the published heads (Multi-Still 2023) for 1024-d audio and 768-d text states.
-`text-*` are the published text heads without the audio projection that they never use."""
+`text-*` are the published text heads without the audio projection that they never use.
+`small-*` are for corpora of hundreds to thousands of clips: they standardise their input and have
+a linear path beside the deep one (docs/models.md has the measurements)."""
 
 
 def resolve(preset: str, overrides: Mapping[str, Any]) -> ModelSpec:

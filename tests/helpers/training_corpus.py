@@ -124,6 +124,7 @@ def make_task(corpus: tuple[Path, Path], name: str = "model", **train: Any) -> T
             "classifier": 16,
             "dropout": 0.0,
             "classifier_dropout": 0.0,
+            "wide_dropout": 0.0,
             "modality_dropout": 0.0,
         },
     )
@@ -150,7 +151,13 @@ def trained(task: TrainingTask, folder: Path) -> dict[str, Any]:
 
 
 def with_dropout(task: TrainingTask, **spec: Any) -> TrainingTask:
-    changes = {"dropout": 0.2, "classifier_dropout": 0.2, "modality_dropout": 0.2, **spec}
+    changes = {
+        "dropout": 0.2,
+        "classifier_dropout": 0.2,
+        "modality_dropout": 0.2,
+        "wide_dropout": 0.2,
+        **spec,
+    }
     return replace(task, spec=replace(task.spec, **changes))
 
 

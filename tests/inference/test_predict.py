@@ -63,7 +63,7 @@ def test_outputs_are_in_the_order_of_the_ids(store: FeatureStore) -> None:
 def test_a_model_with_context_requires_a_dialogue_context(
     store: FeatureStore, tmp_path: Path
 ) -> None:
-    model = small_model(context_turns=2)
+    model = small_model(context_turns=2, paths="deep")
     columns = {"utterance_id": IDS, "dialogue": ["d"] * 9, "turn": list(range(9))}
     context = DialogueContext(store, columns, 2)
     with_context = predict_logits(model, store, IDS, "cpu", context=context)

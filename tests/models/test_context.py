@@ -67,8 +67,10 @@ def test_previous_turns_are_read_in_the_layer_that_the_model_reads() -> None:
     """Of two stored layers of each encoder, the other one changes nothing."""
     layers = {"speech_layers": [3, 9], "speech_layer": 3, "text_layers": [1, 2], "text_layer": 2}
     small = {"width": 16, "heads": 2, "layers": 1, "feedforward": 16, "classifier": 16}
+    # The linear path reads no context, and beside it the last layer of the deep one starts at zero.
+    small |= {"paths": "deep", "context_turns": 2}
     torch.manual_seed(0)
-    model = build(resolve("small-student", {**small, **layers, "context_turns": 2}), 8, 6).eval()
+    model = build(resolve("small-student", {**small, **layers}), 8, 6).eval()
     audio, text = torch.randn(2, 5, 8), torch.randn(2, 3, 6)
     context = torch.randn(2, 2, 6 + 8)
 
