@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from multistill.evaluation.figures import over_seeds, single_numbers
 from multistill.pipeline import jobfile
 from multistill.pipeline.recipes import steps_of
-from multistill.pipeline.record import MAIN_METRICS, figures_table, main_figures, parameters
+from multistill.pipeline.record import (
+    MAIN_METRICS,
+    figures_table,
+    floor_figures,
+    main_figures,
+    parameters,
+)
 from multistill.pipeline.steps.evaluation import Evaluate
 from multistill.report.terminal import score
 from multistill.workspace import Artifact, Workspace, write_json
@@ -130,3 +136,20 @@ def test_seeds_are_among_the_parameters_of_a_job_that_trains_students(tmp_path: 
     for text, expected in (("seeds: 4\n", 4), ("", 1), ("recipe: features-only\n", None)):
         job = jobfile.parse(head + text, "t.yaml")
         assert parameters(job, steps_of(job, Workspace(tmp_path))).get("seeds") == expected
+
+
+def test_floor_figures_are_of_the_teacher_and_of_the_student_chosen_on_validation() -> None:
+    def row(name: str, role: str, above: float) -> dict[str, Any]:
+        probe = metric(above) if above else None
+        return {"model": name, "role": role, "to_probe": probe, "to_majority": metric(above + 0.2)}
+
+    rows = [row("t", "teacher", 0.1), row("a", "student", 0.3), row("b", "student", 0.0)]
+    floor = {"metric": "macro_f1", "student": "a", "models": rows}
+    figures = floor_figures(floor)
+    assert figures["test_teacher_macro_f1_above_probe"] == pytest.approx(0.1)
+    assert figures["test_teacher_macro_f1_above_probe_low"] == metric(0.1)["low"]
+    assert figures["test_teacher_macro_f1_above_majority_high"] == metric(0.1 + 0.2)["high"]
+    assert figures["test_student_macro_f1_above_probe"] == pytest.approx(0.3)
+    without_probe = floor_figures({**floor, "student": "b"})
+    assert "test_student_macro_f1_above_probe" not in without_probe
+    assert without_probe["test_student_macro_f1_above_majority"] == pytest.approx(0.2)

@@ -53,6 +53,12 @@ def printed(report: Mapping[str, Any]) -> str:
     return text
 
 
+def test_the_first_lines_are_the_floor(evaluation_case: EvaluationCase) -> None:
+    report = evaluation_case.default_report[0]
+    words = report["floor"]["sentence"].split()
+    assert printed(report).split()[: len(words)] == words
+
+
 def test_seeds_are_shown_as_mean_and_deviation(evaluation_case: EvaluationCase) -> None:
     report = copy.deepcopy(evaluation_case.default_report[0])
     scores = {"value": 0.4321, "low": 0.4, "high": 0.5, "sd": 0.0123, "values": [0.42, 0.44]}
