@@ -9,12 +9,10 @@ stays decomposed. Here the longest match is taken, as the C++ library does.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from multistill.encoders import protobuf
 from multistill.encoders.protobuf import InvalidMessageError
@@ -60,18 +58,18 @@ def _piece(message: memoryview) -> tuple[str, float] | None:
         if number == _PIECE_TEXT:
             text = protobuf.text(value)
         elif number == _PIECE_SCORE:
-            [score] = _numbers(protobuf.content(value), "<f4").tolist()
+            [score] = _unpacked("<f", protobuf.content(value))
         elif number == _PIECE_TYPE and isinstance(value, int):
             kind = value
     return (text, score) if kind == _NORMAL else None
 
 
 def _replacements(table: memoryview) -> Iterator[tuple[str, str]]:
-    [size] = _numbers(table[:4], "<u4").tolist()
-    units = _numbers(table[4 : 4 + size], "<u4").tolist()
+    [size] = _unpacked("<I", table[:4])
+    units = _unpacked(f"<{size // 4}I", table[4 : 4 + size])
     texts = bytes(table[4 + size :])
-    if len(units) * 4 != size or not units:
-        raise InvalidMessageError("the table of replacements ends in the middle of its trie")
+    if not units:
+        raise InvalidMessageError("the table of replacements has no trie")
 
     # Keys share their ends, so a unit is visited often.
     @cache
@@ -116,11 +114,11 @@ def _decoded(text: bytes) -> str:
         raise InvalidMessageError("the table of replacements holds what is not text") from error
 
 
-def _numbers(content: memoryview, dtype: str) -> NDArray[Any]:
+def _unpacked(form: str, content: memoryview) -> tuple[Any, ...]:
     try:
-        return np.frombuffer(content, dtype)
-    except ValueError as error:
-        raise InvalidMessageError(f"a list of numbers: {error}") from error
+        return struct.unpack(form, content)
+    except struct.error as error:
+        raise InvalidMessageError(f"numbers: {error}") from error
 
 
 class SentencePieces(Enclosed):
