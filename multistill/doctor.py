@@ -303,13 +303,17 @@ def _stages(job: JobConfig | None) -> Iterator[Finding]:
     """What the stages need outside the workspace, such as the database of a search."""
     if job is None:
         return
+    from multistill.encoders.preflight import missing_weights
     from multistill.pipeline.recipes import steps_of
     from multistill.workspace import Workspace
 
     problems = [
         text for step in steps_of(job, Workspace(job.workspace)) for text in step.problems()
     ]
+    told = set(missing_weights(job.features))  # by `_encoders`
     for text in problems:
+        if text in told:
+            continue
         sentence, _, fix = text.rpartition("; ")
         yield Finding("stages", False, sentence, fix)
     if not problems:

@@ -50,4 +50,4 @@ def show(as_json: Json = False) -> None:
         state = (
             f"{row['bytes'] / 1e6:.1f} MB in {row['folder']}" if row["stored"] else "not fetched"
         )
-        print(f"{row['name']:<14}{row['source']:<22}{row['licence']}; {state}")
+        print(f"{row['name']:<18}{row['source']:<40}{row['licence']}; {state}")

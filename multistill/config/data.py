@@ -183,12 +183,13 @@ class SpeechEncoderConfig(Section):
 
 
 class TextEncoderConfig(Section):
-    """Text encoder: `untrained-electra`, or a Hugging Face name or folder."""
+    """Text encoder: `untrained-electra`, `use-multilingual`, or a Hugging Face name or folder."""
 
     shorthand: ClassVar = ("model",)
 
     model: str = Field(
-        "untrained-electra", description="`untrained-electra`, a Hugging Face name, or a folder"
+        "untrained-electra",
+        description="`untrained-electra`, `use-multilingual`, a Hugging Face name or folder",
     )
     revision: str | None = Field(
         None, description="commit, tag or branch on the hub; default: the newest"

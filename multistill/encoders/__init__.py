@@ -1,4 +1,4 @@
-"""Speech and text encoders: Hugging Face models, a log-mel baseline, untrained placeholders.
+"""Speech and text encoders: Hugging Face models, packaged weights, log-mel, untrained placeholders.
 
 `registry` resolves the names of a job file and loads encoders; everything else is reached
 through it. To add an encoder:
@@ -6,6 +6,7 @@ through it. To add an encoder:
 - Implement `SpeechEncoder` or `TextEncoder` from `base` (states, frame counts, `EncoderInfo`).
 - An encoder that needs no download: add its name and a builder to `BUILT_IN_SPEECH` or
   `BUILT_IN_TEXT` in `registry`. One that needs no GPU also goes into `features/sizing.py`.
+- Weights inside an ordinary Python package: an entry in `packaged`, besides.
 - A Hugging Face model that the default class cannot run: choose its class by `model_type` in
   `load_speech` or `load_text` in `registry`.
 

@@ -17,7 +17,7 @@ from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderCo
 from multistill.encoders import hub
 from multistill.encoders.base import SPEECH_SECTION, TEXT_SECTION
 from multistill.encoders.packaged import PACKAGED
-from multistill.encoders.registry import BUILT_IN_SPEECH, BUILT_IN_TEXT
+from multistill.encoders.registry import BUILT_IN_SPEECH, BUILT_IN_TEXT, load_tokenizer
 from multistill.encoders.small_files import DamagedFileError, Fields, fields_of, text_of
 from multistill.errors import MultistillError, UsageError
 
@@ -70,9 +70,13 @@ def missing_weights(config: FeaturesConfig) -> Iterator[str]:
 
     Not a problem of the job file: a job may be submitted from a machine that lacks them.
     """
-    weights = PACKAGED.get(config.speech.model)
-    if weights is not None and not weights.is_stored():
-        yield f"{SPEECH_SECTION}.model: {weights.missing()}, or use `log-mel`"
+    for section, model, other in (
+        ("speech", config.speech.model, "log-mel"),
+        ("text", config.text.model, "untrained-electra"),
+    ):
+        weights = PACKAGED.get(model)
+        if weights is not None and weights.section == section and not weights.is_stored():
+            yield f"features.{section}.model: {weights.missing()}, or use `{other}`"
 
 
 def _told(sentences: Iterator[str]) -> Iterator[str]:
@@ -101,23 +105,20 @@ def unknown_tokens(config: TextEncoderConfig, texts: Sequence[str]) -> dict[str,
 
     Returns:
         `share` of unknown tokens, number of `transcripts` that were looked at, and as `example`
-        one that is mostly unknown; None for built-in encoders, which know every token.
+        one that is mostly unknown; None for an encoder that knows every token.
 
     Raises:
         MultistillError: no tokenizer can be loaded.
     """
-    if config.model in BUILT_IN_TEXT:
+    tokenizer = load_tokenizer(config)
+    if tokenizer.unknown is None:
         return None
-    try:
-        tokenizer = hub.load_tokenizer(config.model, hub.resolve(config.model, config.revision))
-    except hub.UnavailableModelError as error:
-        raise MultistillError(f"{TEXT_SECTION}.model: {error}") from error
     texts = [text for text in texts if text.strip()]
     texts = texts[:: max(1, -(-len(texts) // TRANSCRIPTS))]
     unknown, tokens, example = 0, 0, ""
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        lost = ids.count(tokenizer.unk_token_id)
+        ids = tokenizer.ids(text)
+        lost = ids.count(tokenizer.unknown)
         tokens += len(ids)
         unknown += lost
         example = example or (text if lost * 2 > len(ids) else "")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from multistill.config import SpeechEncoderConfig, TextEncoderConfig
 from multistill.encoders import hub
 from multistill.encoders.base import SPEECH_SECTION, TEXT_SECTION, SpeechEncoder, TextEncoder
-from multistill.encoders.packaged import PACKAGED, SMART_TURN
+from multistill.encoders.packaged import PACKAGED, SMART_TURN, USE_MULTILINGUAL
+from multistill.encoders.tokenizers import HashingTokenizer, PretrainedTokenizer, Tokenizer
 from multistill.errors import MultistillError
 
 if TYPE_CHECKING:
@@ -44,11 +45,30 @@ def _untrained_wav2vec2(config: SpeechEncoderConfig, device: torch.device) -> Sp
 
 
 def _untrained_electra(config: TextEncoderConfig, device: torch.device) -> TextEncoder:
-    from multistill.encoders.text import HashingTokenizer, TransformerText, untrained_electra
+    from multistill.encoders.text import TransformerText, untrained_electra
 
-    model = untrained_electra()
-    tokenizer = HashingTokenizer(model.config.vocab_size)
+    model, tokenizer = untrained_electra(), HashingTokenizer()
     return TransformerText(model, tokenizer, config, "untrained", revision=None, device=device)
+
+
+def _use_multilingual(config: TextEncoderConfig, device: torch.device) -> TextEncoder:
+    import torch
+
+    from multistill.encoders.text import TransformerText
+    from multistill.encoders.use_network import UniversalSentenceEncoder
+
+    tensors = USE_MULTILINGUAL.load()
+    with torch.device("meta"):
+        model = UniversalSentenceEncoder()
+    model.load_state_dict(tensors, assign=True)
+    tokenizer, revision = _use_tokenizer(), USE_MULTILINGUAL.identity
+    return TransformerText(model, tokenizer, config, "pretrained", revision=revision, device=device)
+
+
+def _use_tokenizer() -> Tokenizer:
+    from multistill.encoders.sentence_pieces import SentencePieces
+
+    return SentencePieces(**USE_MULTILINGUAL.load_tokenizer())
 
 
 BUILT_IN_SPEECH: Mapping[str, Callable[[SpeechEncoderConfig, torch.device], SpeechEncoder]] = {
@@ -58,6 +78,11 @@ BUILT_IN_SPEECH: Mapping[str, Callable[[SpeechEncoderConfig, torch.device], Spee
 }
 BUILT_IN_TEXT: Mapping[str, Callable[[TextEncoderConfig, torch.device], TextEncoder]] = {
     "untrained-electra": _untrained_electra,
+    "use-multilingual": _use_multilingual,
+}
+_BUILT_IN_TOKENIZERS: Mapping[str, Callable[[], Tokenizer]] = {
+    "untrained-electra": HashingTokenizer,
+    "use-multilingual": _use_tokenizer,
 }
 
 
@@ -94,7 +119,7 @@ def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.dev
     """
     if config.model in BUILT_IN_TEXT:
         return BUILT_IN_TEXT[config.model](config, device)
-    from multistill.encoders.text import PretrainedTokenizer, TransformerText
+    from multistill.encoders.text import TransformerText
 
     with _advice(TEXT_SECTION, BUILT_IN_TEXT):
         tokenizer = PretrainedTokenizer(hub.load_tokenizer(config.model, resolved))
@@ -108,6 +133,19 @@ def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.dev
             return TransformerText(
                 model, tokenizer, config, "pretrained", revision=resolved, device=device
             )
+
+
+def load_tokenizer(config: TextEncoderConfig) -> Tokenizer:
+    """Load the tokenizer of a job's text encoder, and no weights.
+
+    Raises:
+        MultistillError: it cannot be loaded.
+    """
+    if config.model in _BUILT_IN_TOKENIZERS:
+        return _BUILT_IN_TOKENIZERS[config.model]()
+    resolved = resolve_text(config)
+    with _advice(TEXT_SECTION, BUILT_IN_TEXT):
+        return PretrainedTokenizer(hub.load_tokenizer(config.model, resolved))
 
 
 def resolve_speech(config: SpeechEncoderConfig) -> str | None:

@@ -37,11 +37,11 @@ _LINEAR = {
 _ENCODER = "inner.encoder."
 
 
-def smart_turn_tensors(model: bytes) -> dict[str, NDArray[np.float32]]:
+def smart_turn_tensors(model: bytes) -> dict[str, NDArray[np.generic]]:
     """Weights of `empty_encoder` by name, float32, from the published ONNX file.
 
     Raises:
-        InvalidOnnxError: the bytes are not an ONNX file.
+        InvalidMessageError: the bytes are not an ONNX file.
         KeyError: a tensor is missing.
     """
     import numpy as np
@@ -57,7 +57,7 @@ def smart_turn_tensors(model: bytes) -> dict[str, NDArray[np.float32]]:
         shifted = (quantised - stored[zero].astype(np.int32).reshape(shape)).astype(np.float32)
         return shifted * stored[scale].reshape(shape).astype(np.float32)
 
-    tensors: dict[str, NDArray[np.float32]] = {}
+    tensors: dict[str, NDArray[np.generic]] = {}
     for name, value in _LINEAR.items():
         # MatMul multiplies by [in, out]; torch's Linear holds [out, in].
         matrix = dequantised(f"{value}_quantized", f"{value}_scale", f"{value}_zero_point", axis=1)

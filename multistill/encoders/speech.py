@@ -28,17 +28,21 @@ MIN_COSINE = 0.99
 """Between bfloat16 and float32 states; below it bfloat16 is refused. Rounding alone costs 1e-4."""
 
 
-class LogMel:
-    """Log mel energies in 80 bands: no weights, and a serious baseline.
+class Wav2Vec2Frames:
+    """The frames of wav2vec2, for encoders that are to make as many states: 25 ms every 20 ms."""
 
-    Frames are those of wav2vec2 (25 ms every 20 ms, no padding at the ends), so a clip has the
-    same number of states with both.
-    """
+    minimum_samples = 400
+    hop = 320
+
+    def frames(self, samples: int) -> int:
+        return max(0, (samples - self.minimum_samples) // self.hop + 1)
+
+
+class LogMel(Wav2Vec2Frames):
+    """Log mel energies in 80 bands, not padded at the ends: no weights, and a serious baseline."""
 
     bands = 80
     scale = 3.0  # typical standard deviation of log energies, for states near unit variance
-    minimum_samples = 400
-    hop = 320
     windowed = False
 
     def __init__(self) -> None:
@@ -54,9 +58,6 @@ class LogMel:
             mel_scale="slaney",
         )
         self.info = EncoderInfo("log-mel", "none", self.bands, 0, (), "none", scaling="global")
-
-    def frames(self, samples: int) -> int:
-        return max(0, (samples - self.minimum_samples) // self.hop + 1)
 
     @torch.inference_mode()
     def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:

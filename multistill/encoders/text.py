@@ -1,81 +1,25 @@
-"""Text encoders: ELECTRA, BERT and similar models, and a tokenizer without a vocabulary file."""
+"""Text encoders: ELECTRA, BERT and whatever is built like them."""
 
 from __future__ import annotations
 
-import re
-import unicodedata
-import zlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from multistill.config import TextEncoderConfig
-from multistill.encoders.base import TEXT_SECTION, EncoderInfo, Tokens, Weights
+from multistill.encoders.base import TEXT_SECTION, EncoderInfo, Weights
 from multistill.encoders.layers import LayerSelector
+from multistill.encoders.tokenizers import HASHED, Tokenizer
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray
 
 UNTRAINED_SEED = 20232
 
-_WORDS = re.compile(r"\w+|[^\w\s]")
-
-
-class Tokenizer(Protocol):
-    """Converts a text to token ids, special tokens included.
-
-    Attributes:
-        pad: id of the padding token.
-    """
-
-    pad: int
-
-    def __call__(self, text: str, limit: int) -> Tokens:
-        """Tokens of a text, at most `limit`."""
-        ...
-
-
-class HashingTokenizer:
-    """Hashes each word and each of its characters to a token id, without a vocabulary file.
-
-    Words carry what a small corpus can teach; characters generalise to inflected and unseen
-    words. Works for any script; Hangul syllables count as characters.
-    """
-
-    pad, start, end, first = 0, 1, 2, 3
-
-    def __init__(self, size: int) -> None:
-        self._buckets = size - self.first
-
-    def __call__(self, text: str, limit: int) -> Tokens:
-        tokens = []
-        for word in _WORDS.findall(unicodedata.normalize("NFC", text).casefold()):
-            tokens.append(word)
-            if len(word) > 1:
-                tokens.extend(f"#{character}" for character in word)
-        ids = [self.first + zlib.crc32(token.encode()) % self._buckets for token in tokens]
-        return Tokens([self.start, *ids[: limit - 2], self.end], len(ids) > limit - 2)
-
-
-class PretrainedTokenizer:
-    """A tokenizer of transformers."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.pad: int = tokenizer.pad_token_id or 0
-        self.size = len(tokenizer)
-        self._tokenizer = tokenizer
-
-    def __call__(self, text: str, limit: int) -> Tokens:
-        ids: list[int] = self._tokenizer(text)["input_ids"]
-        if len(ids) <= limit:
-            return Tokens(ids)
-        # Cut by the tokenizer, which keeps the special tokens at the end.
-        return Tokens(self._tokenizer(text, truncation=True, max_length=limit)["input_ids"], True)
-
 
 class TransformerText:
-    """Any BERT-like model of transformers.
+    """Any BERT-like model of transformers, or one with the same attributes.
 
     Args:
         revision: from `hub.resolve`.
@@ -150,7 +94,7 @@ def untrained_electra() -> Any:
     from transformers import ElectraConfig, ElectraModel
 
     settings = ElectraConfig(
-        vocab_size=8192,
+        vocab_size=HASHED,
         # ELECTRA-small's width and initial weights: narrower embeddings collide, and larger
         # random weights hide which word it was.
         embedding_size=256,

@@ -18,7 +18,7 @@ from multistill.audio import SAMPLE_RATE
 from multistill.config import SpeechEncoderConfig
 from multistill.encoders.base import SPEECH_SECTION, EncoderInfo, Weights
 from multistill.encoders.layers import LayerSelector
-from multistill.encoders.speech import ComparedWithFloat32, uses_bfloat16
+from multistill.encoders.speech import ComparedWithFloat32, Wav2Vec2Frames, uses_bfloat16
 from multistill.typing import FloatArray
 
 FFT = 400
@@ -42,7 +42,7 @@ def window_starts(states: int, positions: int) -> list[int]:
     return [number * (states - positions) // (count - 1) for number in range(count)]
 
 
-class WhisperStates(ComparedWithFloat32):
+class WhisperStates(Wav2Vec2Frames, ComparedWithFloat32):
     """States of a `WhisperEncoder` of transformers, 50 a second, as many as those of wav2vec2.
 
     The log-mel energies are floored relative to the loudest moment of the clip, so they are
@@ -57,8 +57,6 @@ class WhisperStates(ComparedWithFloat32):
         UsageError: the model lacks one of the configured layers.
     """
 
-    minimum_samples = 400
-    hop = 320
     # The encoder cuts the windows itself: its cost grows as the length of the clip does.
     windowed = False
 
@@ -102,9 +100,6 @@ class WhisperStates(ComparedWithFloat32):
             revision=revision,
             layer_params=self._selector.count_parameters(),
         )
-
-    def frames(self, samples: int) -> int:
-        return max(0, (samples - self.minimum_samples) // self.hop + 1)
 
     @torch.inference_mode()
     def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:

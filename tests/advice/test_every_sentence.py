@@ -75,6 +75,9 @@ NOT_ADVICE = {
     "train.learning_rate {}, train.batch_size {}, train.epochs {}: {} steps": "names of keys",
     "# {}: written by `multistill init`. Every key but `name` and `corpora` may go.": "a comment",
     "teacher: small-teacher        # `multistill models` lists the presets": "a comment",
+    "                              # use-multilingual (`multistill weights get` fetches it)": (
+        "a comment"
+    ),
     "train before caps": "a column of a table",
     "lower left": "a corner of a plot",
     "name = '{}'": "a filter of MLflow",

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from multistill.encoders.onnx_tensors import InvalidOnnxError, read_tensors
+from multistill.encoders.onnx_tensors import read_tensors
+from multistill.encoders.protobuf import InvalidMessageError
 
 TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7}
 
@@ -73,13 +74,13 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(at: int, byte: int) 
     for content in (bytes(bad), good[: at % len(good)]):
         try:
             read_tensors(content)
-        except InvalidOnnxError:
+        except InvalidMessageError:
             continue
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
-    with contextlib.suppress(InvalidOnnxError):
+    with contextlib.suppress(InvalidMessageError):
         assert isinstance(read_tensors(content), dict)
 
 
@@ -100,5 +101,5 @@ def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     ],
 )
 def test_what_does_not_fit_the_format_is_named(content: bytes, reason: str) -> None:
-    with pytest.raises(InvalidOnnxError, match=reason):
+    with pytest.raises(InvalidMessageError, match=reason):
         read_tensors(content)

