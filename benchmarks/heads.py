@@ -39,7 +39,7 @@ import torch
 import yaml
 from sklearn.metrics import recall_score
 
-from multistill.config import CLASSES, DistillationConfig, SplitConfig, TrainConfig
+from multistill.config import DistillationConfig, SplitConfig, TrainConfig
 from multistill.corpora.manifest import MANIFEST, label_arrays, read_manifest
 from multistill.corpora.split import PARTS, split_rows
 from multistill.distillation.targets import write_soft_targets
@@ -271,11 +271,10 @@ def paired(results: Sequence[dict[str, Any]], first: str, second: str) -> list[f
     return found
 
 
-def report(results: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The two tables, in Markdown."""
+def report(results: Sequence[dict[str, Any]], chance: float) -> Iterator[str]:
+    """The two tables, in Markdown; `chance` is the UAR of always answering one class."""
     yield "| head | parameters | UAR, test | UAR, validation | runs |"
     yield "| --- | --- | --- | --- | --- |"
-    chance = 1 / len(CLASSES)
     yield f"| always the majority | 0 | {chance:.3f} | {chance:.3f} | |"
     for name in ("probe", *HEADS):
         rows = [result for result in results if result["head"] == name]
@@ -338,7 +337,8 @@ def main() -> None:
             results.append(future.result())
             print(json.dumps(results[-1]), file=file, flush=True)
             print(json.dumps(results[-1]), file=sys.stderr, flush=True)
-    print("\n".join(report(results)))
+    classes = set(read_manifest(manifest, ["label"])["label"].to_pylist()) - {None}
+    print("\n".join(report(results, 1 / len(classes))))
 
 
 if __name__ == "__main__":
