@@ -38,13 +38,15 @@ class LabelSharesConfig(Section):
     )
     unlabelled: bool = Field(
         False,
-        description="distilled students also learn from the teacher's outputs on the training clips "
-        "whose label they are not given; controls cannot",
+        description="distilled students also learn from the teacher's outputs on the training "
+        "clips whose label they are not given; controls cannot",
     )
 
     @model_validator(mode="after")
     def _check(self) -> LabelSharesConfig:
-        if any(second <= first for first, second in zip(self.shares, self.shares[1:], strict=False)):
+        if any(
+            second <= first for first, second in zip(self.shares, self.shares[1:], strict=False)
+        ):
             raise ValueError("`shares` are to rise, each given once, e.g. [0.1, 0.25, 0.5, 1.0]")
         names = self.students or []
         repeated = next((name for name in names if names.count(name) > 1), None)

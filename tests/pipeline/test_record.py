@@ -52,6 +52,7 @@ def metrics_of(*models: dict[str, Any]) -> dict[str, Any]:
         "baseline": baseline,
         "references": [],
         "models": list(models),
+        "label_shares": [],
         "floor": {"metric": "macro_f1", "student": None, "models": [], "sentence": "no head"},
     }
 

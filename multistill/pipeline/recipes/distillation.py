@@ -120,8 +120,8 @@ def _label_shares(job: JobConfig) -> Iterator[tuple[Location, str]]:
         if student.train.oversample:
             yield (
                 ("label_shares", "unlabelled"),
-                f"label_shares.unlabelled: `train.oversample` of the student `{student.name}` draws "
-                "clips by their class, which a clip without label has none of; set `oversample: "
+                f"label_shares.unlabelled: `train.oversample` of the student `{student.name}` "
+                "draws clips by their class, and a clip without label has none; set `oversample: "
                 "false` there, or `unlabelled: false`",
             )
 
