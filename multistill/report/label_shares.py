@@ -63,9 +63,9 @@ def gain_by_label_share(
         scores.plot([], [], color=colour, linestyle=style, label=label)
     gains.set_title(f"{title}: distilled minus control")
     scores.set_title(f"{title} on test, means over seeds")
-    scores.set_ylim(bottom=0)
+    scores.set_ylim(bottom=0, top=1.15 * scores.get_ylim()[1])
     gains.legend(loc="best", handletextpad=0.4)
-    scores.legend(loc="lower right", ncols=3)
+    scores.legend(loc="upper left", ncols=3)
     for axis in (gains, scores):
         _label_shares(axis, points)
     return to_svg(
