@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.label_share_points import point
 from helpers.recording_logger import RecordingLogger
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,13 @@ from hypothesis import strategies as st
 from multistill.evaluation.figures import over_seeds, single_numbers
 from multistill.pipeline import jobfile
 from multistill.pipeline.recipes import steps_of
-from multistill.pipeline.record import MAIN_METRICS, figures_table, main_figures, parameters
+from multistill.pipeline.record import (
+    MAIN_METRICS,
+    figures_table,
+    label_share_figures,
+    main_figures,
+    parameters,
+)
 from multistill.pipeline.steps.evaluation import Evaluate
 from multistill.report.terminal import score
 from multistill.workspace import Artifact, Workspace, write_json
@@ -131,3 +138,14 @@ def test_seeds_are_among_the_parameters_of_a_job_that_trains_students(tmp_path: 
     for text, expected in (("seeds: 4\n", 4), ("", 1), ("recipe: features-only\n", None)):
         job = jobfile.parse(head + text, "t.yaml")
         assert parameters(job, steps_of(job, Workspace(tmp_path))).get("seeds") == expected
+
+
+def test_the_curve_of_label_shares_is_recorded_over_the_labelled_clips() -> None:
+    points = [point("audio", 0.1, 0.05), point("audio", 1.0, None, None)]
+    (clips, first), (every, second) = label_share_figures(points)
+    assert (clips, every) == (29, 288)
+    assert first["test_audio_macro_f1_by_labels_gain"] == 0.05
+    assert first["test_audio_macro_f1_by_labels_gain_low"] == pytest.approx(0.03)
+    assert first["test_audio_uar_by_labels_control_sd"] == 0.01
+    assert "test_audio_macro_f1_by_labels_gain" not in second, "it is not defined"
+    assert second["test_audio_macro_f1_by_labels_distilled"] == 0.4

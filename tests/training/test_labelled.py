@@ -52,7 +52,9 @@ def test_student_and_control_have_the_same_labels_and_all_rows_are_validated(
     corpus, tmp_path, share
 ):
     everything = TrainingData.open(make_task(corpus))
-    student = replace(with_teacher(make_task(corpus), tmp_path / "t.parquet", 0.5), label_share=share)
+    student = replace(
+        with_teacher(make_task(corpus), tmp_path / "t.parquet", 0.5), label_share=share
+    )
     opened = [TrainingData.open(each) for each in (student, student.control("control"))]
     assert opened[0].train.ids == opened[1].train.ids
     assert 0 < len(opened[0].train) < len(everything.train)
@@ -91,7 +93,7 @@ def _group() -> Any:
 def test_clips_without_label_give_the_teachers_loss_alone(
     corpus, tmp_path, loss, label_loss, smoothing
 ):
-    """The mean over all rows is that of the teacher's loss, plus the label loss of labelled rows."""
+    """The mean over all rows: of the teacher's loss, plus the label loss of labelled rows."""
     settings = {"loss": label_loss, "label_smoothing": smoothing, "class_weights": "effective"}
     task = with_teacher(make_task(corpus, **settings), tmp_path / "t.parquet", 0.3)
     distillation = task.distillation.model_copy(update={"loss": loss, "dkd_alpha": 0.0})
@@ -107,7 +109,9 @@ def test_clips_without_label_give_the_teachers_loss_alone(
         opened = TrainingData.open(each)
         objective = Objective(replace(each, distillation=weighted), opened.train, 16)
         batch = _rows_of(opened, rows)
-        return objective(ModelOutput(logits[torch.from_numpy(batch[0])], None), batch[1], 0.0).mean()
+        return objective(
+            ModelOutput(logits[torch.from_numpy(batch[0])], None), batch[1], 0.0
+        ).mean()
 
     every = np.arange(len(data.train))
     got = mean_loss(task, every, 0.3)
