@@ -64,7 +64,7 @@ def jobs(
             print(copy / f"{name}.yaml")
     else:
         for row in rows:
-            print(f"{row['job']:<10}{row['summary']}")
+            print(f"{row['job']:<14}{row['summary']}")
 
 
 def init(

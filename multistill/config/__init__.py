@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from multistill.config.base import CLASSES, Section
 from multistill.config.data import (
@@ -24,6 +24,7 @@ from multistill.config.data import (
     TextEncoderConfig,
 )
 from multistill.config.evaluation import EvaluationConfig
+from multistill.config.label_shares import LabelSharesConfig
 from multistill.config.models import (
     DistillationConfig,
     ModelConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "FeaturesConfig",
     "FolderName",
     "JobConfig",
+    "LabelSharesConfig",
     "ModelConfig",
     "ResourcesConfig",
     "SearchConfig",
@@ -64,7 +66,8 @@ __all__ = [
 
 
 _RESERVED = re.compile(
-    r"teacher(-fold\d+)?|majority baseline|linear probe.*|.*-(control|search(-\d+)?|seed\d+)",
+    r"teacher(-fold\d+)?|majority baseline|linear probe.*"
+    r"|.*-(control|search(-\d+)?|seed\d+|labels[\d.]+)",
     re.IGNORECASE,
 )
 
@@ -102,16 +105,19 @@ class JobConfig(Section):
         ],
         min_length=1,
     )
+    label_shares: LabelSharesConfig = Field(
+        default_factory=lambda: LabelSharesConfig(enabled=False)
+    )
     search: SearchConfig = Field(default_factory=lambda: SearchConfig(enabled=False))
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
-    @field_validator("search", mode="before")
+    @field_validator("search", "label_shares", mode="before")
     @classmethod
-    def _search_is_not_empty(cls, value: Any) -> Any:
+    def _is_not_empty(cls, value: Any, info: ValidationInfo) -> Any:
         if value is None:
             raise ValueError(
-                "the section is empty; write `search: true` to search with all defaults, or "
-                "remove it"
+                f"the section is empty; write `{info.field_name}: true` to have it with all "
+                "defaults, or remove it"
             )
         return value
 
@@ -133,8 +139,8 @@ class JobConfig(Section):
             if _RESERVED.fullmatch(name):
                 raise ValueError(
                     f"a student cannot be called `{name}`: tables use `teacher`, `teacher-foldN`, "
-                    "`majority baseline`, `linear probe`, `*-control`, `*-search`, `*-search-N` "
-                    "and `*-seedN` for other models"
+                    "`majority baseline`, `linear probe`, `*-control`, `*-search`, `*-search-N`, "
+                    "`*-seedN` and `*-labelsN` for other models"
                 )
         if self.split.valid == 0.0 and self.split.by != "column":
             raise ValueError(
@@ -145,6 +151,12 @@ class JobConfig(Section):
                 f"search.student: no student is called `{self.search.student}`; "
                 f"there is {', '.join(names)}"
             )
+        for name in self.label_shares.students or []:
+            if name not in names:
+                raise ValueError(
+                    f"label_shares.students: no student is called `{name}`; "
+                    f"there is {', '.join(names)}"
+                )
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -164,3 +176,7 @@ class JobConfig(Section):
     def searched_student(self) -> StudentConfig:
         wanted = self.search.student or self.students[0].name
         return next(student for student in self.students if student.name == wanted)
+
+    def students_with_label_shares(self) -> list[StudentConfig]:
+        wanted = self.label_shares.students
+        return [each for each in self.students if wanted is None or each.name in wanted]

@@ -201,6 +201,7 @@ def distillation_loss(
     label_source: LabelSource = "shares",
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
+    label_weights: Tensor | None = None,
 ) -> Tensor:
     """weight * teacher's loss + (1 - weight) * label loss, per utterance [B].
 
@@ -210,6 +211,8 @@ def distillation_loss(
             training.
         label_kind: ignored for `two-mse`, whose label loss is always the published MSE.
         label_smoothing: of the label loss's target; the teacher's outputs are soft already.
+        label_weights: [B], factor of the label loss; 0 for an utterance without label, whose
+            `labels` is -1 and whose `shares` do not matter, but are finite.
 
     Examples:
         >>> student, teacher = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[1.0, 1.0, 0.0]])
@@ -223,6 +226,8 @@ def distillation_loss(
     hard = label_loss(
         student_logits, shares, labels, kind, label_source, class_weights, label_smoothing
     )
+    if label_weights is not None:
+        hard = hard * label_weights
     soft = teacher_loss(
         student_logits,
         teacher_logits,

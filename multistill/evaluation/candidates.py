@@ -36,6 +36,9 @@ class Candidate:
         repeats: folders of the same model trained from other seeds, one each. The metrics of
             the candidate are those of `folders`; comparisons use the means over all seeds.
         compare_to: name of the candidate it is compared with (a student's control).
+        label_share: name of a student, and the share of the training labels that this candidate
+            was given of it; scored apart from the other models (`multistill.evaluation.
+            label_shares`).
     """
 
     name: str
@@ -44,6 +47,7 @@ class Candidate:
     compare_to: str | None = None
     mlflow_run_id: str | None = None
     repeats: Sequence[str | Path] = ()
+    label_share: tuple[str, float] | None = None
 
 
 class LoadedModel:

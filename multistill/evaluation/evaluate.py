@@ -28,8 +28,9 @@ from multistill.evaluation.candidates import (
 )
 from multistill.evaluation.figures import single_numbers
 from multistill.evaluation.floor import describe_floor
+from multistill.evaluation.label_shares import describe_label_shares
 from multistill.evaluation.scoring import BASELINE, Prediction, Scorer
-from multistill.evaluation.trained import not_trained_on_test, not_trained_on_validation
+from multistill.evaluation.trained import why_not_trained
 from multistill.evaluation.utterances import (
     Utterances,
     read_training_statistics,
@@ -109,17 +110,23 @@ def evaluate(
     models: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
     references: list[dict[str, Any]] = []
+    with_labels: dict[str, dict[str, Any]] = {}
+    in_tables = [each for each in candidates if each.label_share is None]
+    curve = [each for each in candidates if each.label_share is not None]
     with pq.ParquetWriter(out / PREDICTIONS, SCHEMA) as writer:
         majority = np.full(len(test), training.majority, dtype=np.int64)
         prior = np.tile(training.prior, (len(test), 1))
         writer.write_table(_table(BASELINE, test, prior, majority))
         baseline = scorer.score_baseline()
-        for number, candidate in enumerate(candidates, start=1):
+        for number, candidate in enumerate(in_tables, start=1):
             model, prediction = evaluation.score_candidate(candidate)
-            model["not_trained"] = _why_not_trained(model, baseline)
+            model["not_trained"] = why_not_trained(model, baseline)
             models.append(model)
             predictions.append(prediction)
             writer.write_table(_table(candidate.name, test, prediction.probabilities))
+            logger.progress(number, len(candidates), "models")
+        for number, candidate in enumerate(curve, start=1 + len(in_tables)):
+            with_labels[candidate.name] = evaluation.score_seeds(candidate)
             logger.progress(number, len(candidates), "models")
         for modality in _probed([model["modality"] for model in models]):
             probe, prediction = evaluation.score_probe(modality)
@@ -145,6 +152,7 @@ def evaluate(
             "models": models,
             "floor": floor,
             "distillation": comparisons,
+            "label_shares": describe_label_shares(curve, with_labels, baseline, scorer),
             "device": device_name(evaluation.device),
             "latency": evaluation.latency.describe() if evaluation.latency else None,
         },
@@ -171,18 +179,6 @@ def _probed(modalities: Sequence[Modality]) -> Sequence[Modality]:
 def _class_counts(clips: Utterances) -> dict[str, int]:
     counts = np.bincount(clips.truth[clips.truth >= 0], minlength=len(CLASSES))
     return {name: int(count) for name, count in zip(CLASSES, counts, strict=True)}
-
-
-def _why_not_trained(model: Mapping[str, Any], baseline: Mapping[str, Any]) -> str | None:
-    """Why a model is called `not trained`, as a sentence; None if it beats the majority."""
-    reason = not_trained_on_validation(model["training"])
-    if reason is not None:
-        return reason
-    scores = single_numbers(model)
-    majority = {name: baseline["metrics"][name]["value"] for name in ("uar", "macro_f1")}
-    if any(scores[name] is None for name in majority):
-        return None
-    return not_trained_on_test({name: scores[name] or 0.0 for name in majority}, majority)
 
 
 def _describe_validation(valid: Utterances, split_by: str) -> dict[str, Any]:
@@ -243,8 +239,9 @@ class _Evaluation:
             repeats = [
                 self._load(replace(candidate, folders=[folder])) for folder in candidate.repeats
             ]
+            others = [repeat.probabilities(self.test.ids) for repeat in repeats]
             model["seeds"] = self.scorer.score_seeds(
-                prediction, [repeat.probabilities(self.test.ids) for repeat in repeats]
+                candidate.name, [prediction.probabilities, *others]
             )
             model["training"] += [entry for repeat in repeats for entry in repeat.trainings]
         if candidate.role == "teacher":
@@ -252,6 +249,18 @@ class _Evaluation:
         if self.latency is not None:
             model |= _latency(self.latency, loaded)
         return model, prediction
+
+    def score_seeds(self, candidate: Candidate) -> dict[str, Any]:
+        """Scores over the seeds of a candidate and what they were trained with, nothing else."""
+        loaded = [
+            self._load(replace(candidate, folders=[folder]))
+            for folder in (*candidate.folders, *candidate.repeats)
+        ]
+        probabilities = [model.probabilities(self.test.ids) for model in loaded]
+        return {
+            "seeds": self.scorer.score_seeds(candidate.name, probabilities),
+            "training": [entry for model in loaded for entry in model.trainings],
+        }
 
     def score_probe(self, modality: Modality) -> tuple[dict[str, Any], Prediction]:
         """A linear probe's entry of metrics.json, and its predictions."""

@@ -118,25 +118,23 @@ class Scorer:
             "slices": self._score_slices(rows),
         }
 
-    def score_seeds(self, prediction: Prediction, repeats: Sequence[DoubleArray]) -> dict[str, Any]:
-        """The hard metrics over trainings from several seeds.
+    def score_seeds(self, name: str, probabilities: Sequence[DoubleArray]) -> dict[str, Any]:
+        """The hard metrics over trainings of one model from several seeds.
 
         Args:
-            prediction: of the first seed, already passed to `score`.
-            repeats: probabilities [N, 7] of every other seed.
+            probabilities: [N, 7] of every seed.
 
         Returns:
             `count`, and per metric `values`, `sd` and the mean over seeds with its interval
             over resampled clips.
         """
-        probabilities = [prediction.probabilities, *repeats]
         truth, shares = self.clips.truth, self.clips.shares
         measured = [self._measure(self.statistics.rows(truth, p, shares)) for p in probabilities]
         per_seed = {m: np.stack([values[m] for values, _ in measured]) for m in HARD}
         draws = {m: np.mean([draws[m] for _, draws in measured], axis=0) for m in HARD}
         means = {m: np.mean(per_seed[m], axis=0) for m in HARD}
-        predicted = self.scores[prediction.name].predicted
-        self.scores_over_seeds[prediction.name] = Scores(means, draws, predicted, per_seed)
+        predicted = probabilities[0].argmax(axis=1)
+        self.scores_over_seeds[name] = Scores(means, draws, predicted, per_seed)
         scored = self._intervals(means, draws)
         metrics = {}
         for m in HARD:
@@ -148,7 +146,7 @@ class Scorer:
     def compare(
         self, name: str, against: str, not_trained: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        """Paired difference of two models that were passed to `score`.
+        """Paired difference of two models that were passed to `score` or to `score_seeds`.
 
         The means over seeds are compared if both models were trained from several.
 
@@ -156,14 +154,13 @@ class Scorer:
             not_trained: models that learnt nothing, and why; a comparison with one of them has
                 the verdict `not trained`.
         """
-        first, second = self.scores[name], self.scores[against]
-        if name in self.scores_over_seeds and against in self.scores_over_seeds:
-            first, second = self.scores_over_seeds[name], self.scores_over_seeds[against]
+        several = name in self.scores_over_seeds and against in self.scores_over_seeds
+        scores = self.scores_over_seeds if several else self.scores
         return compare(
             name,
-            first,
+            scores[name],
             against,
-            second,
+            scores[against],
             self.clips.truth,
             self.clusters.count,
             self.confidence,

@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from multistill.evaluation.figures import single_numbers
 from multistill.metrics.majority import beats
 
 METRICS = ("uar", "macro_f1")
@@ -21,6 +22,22 @@ MIN_FALL = 0.99
 
 Training = Mapping[str, Any]
 """The entry `training` of a model's config.json."""
+
+
+def why_not_trained(model: Mapping[str, Any], baseline: Mapping[str, Any]) -> str | None:
+    """Why a model is called `not trained`, as a sentence; None if it beats the majority.
+
+    Args:
+        model, baseline: entries of metrics.json.
+    """
+    reason = not_trained_on_validation(model["training"])
+    if reason is not None:
+        return reason
+    scores = single_numbers(model)
+    majority = {name: baseline["metrics"][name]["value"] for name in METRICS}
+    if any(scores[name] is None for name in majority):
+        return None
+    return not_trained_on_test({name: scores[name] or 0.0 for name in majority}, majority)
 
 
 def not_trained_on_validation(trainings: Sequence[Training]) -> str | None:

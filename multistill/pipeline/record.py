@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from multistill.config import JobConfig
@@ -119,6 +119,26 @@ def floor_figures(floor: Mapping[str, Any]) -> dict[str, float]:
                 if difference.get(end) is not None:
                     figures[name + suffix] = float(difference[end])
     return figures
+
+
+def label_share_figures(
+    points: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """The curves of `label_shares`: labelled clips (the step of the metric) and what was scored.
+
+    The metrics are e.g. `test_audio_macro_f1_by_labels_gain`, with `..._gain_low` and
+    `..._gain_high`, and `..._distilled` and `..._control`.
+    """
+    for point in points:
+        figures: dict[str, float] = {}
+        for metric in MAIN_METRICS:
+            for what in ("gain", "distilled", "control"):
+                name = f"test_{point['student']}_{metric}_by_labels_{what}"
+                for end, suffix in FIGURES.items():
+                    value = point[what][metric].get(end)
+                    if value is not None:
+                        figures[name + suffix] = float(value)
+        yield int(point["labelled_clips"]), figures
 
 
 def figures_table(metrics: Mapping[str, Any]) -> str:

@@ -72,6 +72,7 @@ def write_report(
         "latency": metrics["latency"],
         "floor": metrics["floor"],
         "distillation": metrics["distillation"],
+        "label_shares": metrics["label_shares"],
         "teacher_calibration": teacher_calibration(
             metrics, manifest.path, soft_targets.path, job.evaluation.calibration_bins
         )

@@ -16,6 +16,7 @@ from multistill.evaluation.comparisons import METRIC_TITLES
 from multistill.evaluation.figures import over_seeds
 from multistill.report import plots
 from multistill.report.cell_labels import label_cells
+from multistill.report.label_shares import gain_by_label_share, percent
 from multistill.report.terminal import count, encoder, score
 
 MAX_LISTED_TRIALS = 20
@@ -81,6 +82,7 @@ def environment() -> jinja2.Environment:
         encoder=encoder,
         number=_number,
         percent=_percent,
+        share=percent,
         seconds=_seconds,
     )
     return jinja_environment
@@ -98,6 +100,7 @@ def _figures(
     figures = {
         "results": _two_widths(plots.results, report["baseline"], models, confidence),
         "differences": _two_widths(plots.differences, report["distillation"], confidence),
+        "label_shares": _two_widths(gain_by_label_share, report["label_shares"], confidence),
         "reliability": _two_widths(plots.reliability, report["models"]),
         "classes": _two_widths(plots.classes, _class_shares(report, quality)),
         "curves": _two_widths(plots.curves, histories, job.teacher.train.metric),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from multistill.evaluation.figures import over_seeds
+from multistill.report.label_shares import lines as label_share_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -120,6 +121,7 @@ def _caption(report: Mapping[str, Any]) -> list[str]:
             or warning["kind"].startswith("classes-")
         ),
         *(comparison["sentence"] for comparison in report["distillation"]),
+        *label_share_lines(report["label_shares"], report["confidence"]),
     ]
     search = report["search"]
     if search and search["best"]:

@@ -25,6 +25,7 @@ from multistill.features.statistics import (
 )
 from multistill.features.store import FeatureStore
 from multistill.models.context import DialogueContext
+from multistill.training.labelled import draw_labelled
 from multistill.training.task import TrainingTask
 from multistill.typing import FloatArray, IntArray
 
@@ -51,14 +52,17 @@ class TeacherStates:
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled utterances of one split.
+    """Utterances of one split.
 
     Attributes:
-        shares: vote shares [N, 7].
-        labels: class index [N], -1 where the votes tie.
+        shares: vote shares [N, 7], zero where the label is not given.
+        labels: class index [N], -1 where the votes tie or the label is not given.
         lengths: sort key for batches [N]: audio frames, or tokens for a text model.
         teacher_logits: [N, 7], for students.
         teacher_states: for students with a loss on representations.
+        label_weights: factor of the label loss [N], where some labels are not given: 0 for those,
+            and N over the number of the others, so that the mean over all rows is the mean over
+            those with a label. None: 1 everywhere.
     """
 
     ids: list[str]
@@ -67,9 +71,33 @@ class Examples:
     lengths: IntArray
     teacher_logits: FloatArray | None = None
     teacher_states: TeacherStates | None = None
+    label_weights: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def labelled(self) -> IntArray:
+        """Rows whose label, or tie of votes, is given."""
+        if self.label_weights is None:
+            return np.arange(len(self), dtype=np.int64)
+        return np.flatnonzero(self.label_weights)
+
+    def take(self, rows: IntArray) -> Examples:
+        """Some rows, before the teacher's outputs are added."""
+        ids = [self.ids[row] for row in rows]
+        return Examples(ids, self.shares[rows], self.labels[rows], self.lengths[rows])
+
+    def hide_labels(self, labelled: IntArray) -> Examples:
+        """All rows, of which only `labelled` keep their label."""
+        given = np.zeros(len(self), dtype=bool)
+        given[labelled] = True
+        return replace(
+            self,
+            shares=np.where(given[:, None], self.shares, np.float32(0)),
+            labels=np.where(given, self.labels, -1),
+            label_weights=(given * (len(self) / len(labelled))).astype(np.float32),
+        )
 
 
 @dataclass(frozen=True)
@@ -78,6 +106,8 @@ class TrainingData:
 
     Attributes:
         without_features: number of rows of these splits without features (quarantined clips).
+        part: ids of all training utterances with features, also of those not trained on because
+            their label is not given.
         context: previous turns of any utterance, for models that read them.
     """
 
@@ -85,7 +115,16 @@ class TrainingData:
     train: Examples
     valid: Examples
     without_features: int
+    part: list[str]
     context: DialogueContext | None = None
+
+    @property
+    def passes(self) -> int:
+        """How often an epoch goes over `train`: for about as many steps as over `part`.
+
+        So a training with few labels has the budget of one with all.
+        """
+        return max(1, round(len(self.part) / len(self.train)))
 
     def identity(self) -> dict[str, Any]:
         """The properties of the data that must match when a checkpoint is resumed."""
@@ -101,13 +140,15 @@ class TrainingData:
         }
 
     def statistics(self, task: TrainingTask) -> StateStatistics:
-        """Moments of the states: those of the task's file, or of these training utterances.
+        """Moments of the states: those of the task's file, or of all utterances of the part.
+
+        They need no labels, so they do not depend on how many are given.
 
         Raises:
             MultistillError: the file is damaged, or of the states of other encoders.
         """
         if task.statistics is None:
-            return training_statistics(self.store, self.train.ids)
+            return training_statistics(self.store, self.part)
         statistics = read_statistics(Path(task.statistics))
         if statistics.encoders != encoders_of(self.store):
             raise MultistillError(
@@ -150,6 +191,10 @@ class TrainingData:
                 f"{without_features} are quarantined in {task.features}; raise the share of train "
                 "(lower `split.test` or `split.valid`), or look into its quarantine.parquet"
             )
+        part = train.ids
+        if task.label_share < 1.0:
+            labelled = draw_labelled(train.labels, task.label_share, task.seed)
+            train = train.hide_labels(labelled) if task.unlabelled else train.take(labelled)
         if task.soft_targets is not None:
             train = _with_teacher(train, task)
         context = None
@@ -157,7 +202,7 @@ class TrainingData:
         if turns:
             columns = read_manifest(Path(task.manifest), ["utterance_id", "dialogue", "turn"])
             context = DialogueContext(store, columns.to_pydict(), turns)
-        return cls(store, train, valid, without_features, context)
+        return cls(store, train, valid, without_features, part, context)
 
 
 def _lengths(task: TrainingTask, store: FeatureStore, ids: list[str]) -> IntArray:

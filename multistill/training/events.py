@@ -156,6 +156,7 @@ def _params(task: TrainingTask, event: dict[str, Any]) -> dict[str, object]:
         "learning_rate": config.learning_rate,
         "loss": config.loss,
         "workers": config.workers,
+        **({"label_share": task.label_share} if task.label_share < 1.0 else {}),
         "train_rows": event["train_rows"],
         "valid_rows": event["valid_rows"],
         **{f"distillation.{key}": value for key, value in distillation.items()},

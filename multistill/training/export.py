@@ -58,6 +58,7 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
         "loss": task.train.loss,
         "label_source": task.train.label_source,
         "train_rows": len(data.train),
+        "labelled_rows": len(data.train.labelled),
         "valid_rows": len(data.valid),
         # Under a schedule, the losses of two epochs are of different objectives.
         "train_loss": None if scheduled else [losses[0], losses[-1]],

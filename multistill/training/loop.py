@@ -159,7 +159,7 @@ class _Training:
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.data.train) // self.config.batch_size)
+        return self.data.passes * -(-len(self.data.train) // self.config.batch_size)
 
     @property
     def _micro_batch_frames(self) -> int | None:
@@ -209,7 +209,7 @@ class _Training:
             "learning_rate": self._learning_rate(self.progress.step - 1),
             **self._validate(),
             "seconds": time.perf_counter() - started,
-            "samples_per_second": len(self.data.train) / train_seconds,
+            "samples_per_second": self.data.passes * len(self.data.train) / train_seconds,
         }
         return self._finish_epoch(epoch, metrics)
 
@@ -222,13 +222,7 @@ class _Training:
         """Train for one epoch; returns the mean loss over its rows."""
         config, train, group = self.config, self.data.train, self.group
         self.model.train()
-        rows = self._epoch_rows(epoch)
-        batches = [
-            rows[batch]
-            for batch in plan_batches(
-                train.lengths[rows], config.batch_size, seed=self.task.seed, epoch=epoch
-            )
-        ]
+        batches = self._batches(epoch)
         micro_batch_rows = [
             list(
                 split_micro_batches(
@@ -260,14 +254,28 @@ class _Training:
                 self.average.update(self.model)
             self.progress.step += 1
             total_loss += non_finite.check(result, batch, self.progress.step)
-        return (total_loss + non_finite.finish()) / len(rows)
+        return (total_loss + non_finite.finish()) / sum(map(len, batches))
 
-    def _epoch_rows(self, epoch: int) -> IntArray:
-        """Training rows of an epoch: each row once, or drawn with replacement to oversample."""
+    def _batches(self, epoch: int) -> list[IntArray]:
+        """Training rows of every batch of an epoch, one pass after another."""
+        batches: list[IntArray] = []
+        passes, lengths = self.data.passes, self.data.train.lengths
+        for number in range(passes * (epoch - 1) + 1, passes * epoch + 1):
+            rows = self._pass_rows(number)
+            batches += [
+                rows[batch]
+                for batch in plan_batches(
+                    lengths[rows], self.config.batch_size, seed=self.task.seed, epoch=number
+                )
+            ]
+        return batches
+
+    def _pass_rows(self, number: int) -> IntArray:
+        """Training rows of a pass: each row once, or drawn with replacement to oversample."""
         count = len(self.data.train)
         if not self.config.oversample:
             return np.arange(count, dtype=np.int64)
-        generator = np.random.default_rng((self.task.seed, epoch, count))
+        generator = np.random.default_rng((self.task.seed, number, count))
         rows = generator.choice(count, count, p=sampling_weights(self.data.train.shares))
         return rows.astype(np.int64)
 

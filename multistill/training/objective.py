@@ -36,7 +36,8 @@ class Objective(nn.Module):
     def __init__(self, task: TrainingTask, train: Examples, pooled_dim: int) -> None:
         super().__init__()
         self.config, self.distillation = task.train, task.distillation
-        weights = class_weights(torch.from_numpy(train.shares), self.config.class_weights)
+        shares = torch.from_numpy(train.shares[train.labelled])
+        weights = class_weights(shares, self.config.class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
         self.hint: Hint | None = None
         self.cka: LinearCKA | None = None
@@ -93,6 +94,7 @@ class Objective(nn.Module):
             label_source=config.label_source,
             class_weights=self.class_weights,
             label_smoothing=config.label_smoothing,
+            label_weights=micro_batch.label_weights,
         )
         for weight, module in (
             (distillation.hint_weight, self.hint),

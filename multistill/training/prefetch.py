@@ -31,6 +31,7 @@ class MicroBatch:
         rows: row indices in the split.
         states: padded encoder states and their masks.
         shares, labels: vote shares [b, 7] and class indices [b], -1 where the votes tie.
+        label_weights: factor of the label loss [b], where some labels are not given.
         teacher_logits: [b, 7], for students.
         teacher_states, space: pooled states [b, D] and the index of the teacher that computed
             them [b], for students with a loss on representations.
@@ -42,6 +43,7 @@ class MicroBatch:
     shares: Tensor
     labels: Tensor
     teacher_logits: Tensor | None = None
+    label_weights: Tensor | None = None
     teacher_states: Tensor | None = None
     space: Tensor | None = None
     context: Tensor | None = None
@@ -57,6 +59,7 @@ class MicroBatch:
             shares=self.shares.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             teacher_logits=move(self.teacher_logits),
+            label_weights=move(self.label_weights),
             teacher_states=move(self.teacher_states),
             space=move(self.space),
             context=move(self.context),
@@ -103,12 +106,14 @@ class Prefetcher:
         states = collate(self.store, ids, self.max_frames)
         context, context_mask = self.context.batch(ids) if self.context else (None, None)
         logits, teacher = examples.teacher_logits, examples.teacher_states
+        weights = examples.label_weights
         return MicroBatch(
             rows=rows.tolist(),
             states=states.pin() if self.device.type == "cuda" else states,
             shares=torch.from_numpy(examples.shares[rows]),
             labels=torch.from_numpy(examples.labels[rows]),
             teacher_logits=None if logits is None else torch.from_numpy(logits[rows]),
+            label_weights=None if weights is None else torch.from_numpy(weights[rows]),
             teacher_states=None if teacher is None else teacher.states[teacher.row_index[rows]],
             space=None if teacher is None else torch.from_numpy(teacher.space[rows]),
             context=context,

@@ -29,6 +29,9 @@ class TrainingTask:
         leave_out_fold: train on the other folds only. Validation rows of all folds are kept: no
             model is trained on them, so no teacher can leak them.
         soft_targets: a teacher's Parquet file; set together with `distillation`.
+        label_share: share of the training clips whose label is known, drawn per class by `seed`
+            (`multistill.training.labelled`); the others are not trained on.
+        unlabelled: train on the clips without label too, towards the teacher's output alone.
     """
 
     name: str
@@ -42,8 +45,20 @@ class TrainingTask:
     leave_out_fold: int | None = None
     soft_targets: str | None = None
     distillation: DistillationConfig | None = None
+    label_share: float = 1.0
+    unlabelled: bool = False
 
     def __post_init__(self) -> None:
+        if not 0 < self.label_share <= 1:
+            raise UsageError(
+                f"training task `{self.name}`: label_share is {self.label_share:g}; set a share "
+                "above 0 and at most 1"
+            )
+        if self.unlabelled and self.soft_targets is None:
+            raise UsageError(
+                f"training task `{self.name}` reads clips without label, which only a teacher can "
+                "give a target; set `soft_targets` and `distillation`, or `unlabelled: false`"
+            )
         if (self.soft_targets is None) != (self.distillation is None):
             raise UsageError(
                 f"training task `{self.name}` sets only one of `soft_targets` and "
@@ -63,16 +78,19 @@ class TrainingTask:
             "seed": self.seed,
             "leave_out_fold": self.leave_out_fold,
             "distillation": self.distillation.identity() if self.distillation else None,
+            "label_share": self.label_share,
+            "unlabelled": self.unlabelled,
         }
 
     def control(self, name: str) -> TrainingTask:
-        """The same training without a teacher, with equal settings, budget and seed."""
+        """The same training without a teacher, with equal settings, labels, budget and seed."""
         return replace(
             self,
             name=name,
             role="control",
             soft_targets=None,
             distillation=None,
+            unlabelled=False,
         )
 
     def with_train(self, **settings: Any) -> TrainingTask:

@@ -94,8 +94,31 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
     ),
     (
         "search: {student: audi}\n",
-        "no student is called `{}`; there is {}",
+        "search.student: no student is called `{}`; there is {}",
         ["search: {student: audio}\n", "search: {student: text}\n"],
+    ),
+    (
+        "label_shares: {students: [audi]}\n",
+        "label_shares.students: no student is called `{}`; there is {}",
+        ["label_shares: {students: [audio]}\n", "label_shares: {students: [text]}\n"],
+    ),
+    (
+        "label_shares: {students: [audio, audio]}\n",
+        "`students` lists `{}` twice; remove one",
+        ["label_shares: {students: [audio]}\n"],
+    ),
+    (
+        "label_shares:\n",
+        "the section is empty; write `{}: true` to have it with all defaults, or remove it",
+        ["label_shares: true\n", BASE],
+    ),
+    (
+        MODEL % ("", ", train: {oversample: true}") + "label_shares: {unlabelled: true}\n",
+        "set `oversample: false` there, or `unlabelled: false`",
+        [
+            MODEL % ("", ", train: {oversample: false}") + "label_shares: {unlabelled: true}\n",
+            MODEL % ("", ", train: {oversample: true}") + "label_shares: {unlabelled: false}\n",
+        ],
     ),
     (
         MODEL % ("", ", train: {workers: 2, gpus_per_worker: 0.5}"),

@@ -19,7 +19,8 @@ JOB = "name: x\ncorpora: [{{kind: demo}}]\nrecipe: {}\n"
 @pytest.mark.parametrize(
     ("recipe", "stage", "advice", "following"),
     [
-        ("distillation", "search", "add `search: true` to the job file", ["search=true"]),
+        ("distillation", "search", "add `{}: true` to the job file", ["search=true"]),
+        ("distillation", "label_shares", "add `{}: true` to the job file", ["label_shares=true"]),
         ("distillation", "serch", "--until {}: did you mean `{}`? {}", ["search=true"]),
         *(
             (

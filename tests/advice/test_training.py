@@ -168,6 +168,22 @@ def test_a_task_with_half_a_teacher(corpus: Corpus, tmp_path: Path) -> None:
     with_teacher(task, tmp_path / SOFT_TARGETS, 0.5)
 
 
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan")])
+def test_a_task_with_an_impossible_share_of_labels(corpus: Corpus, share: float) -> None:
+    with told("set a share above 0 and at most 1", UsageError):
+        replace(make_task(corpus), label_share=share)
+    assert replace(make_task(corpus), label_share=1.0).label_share == 1.0
+
+
+def test_a_task_without_a_teacher_for_the_clips_without_label(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    with told("set `soft_targets` and `distillation`, or `unlabelled: false`", UsageError):
+        replace(make_task(corpus), unlabelled=True)
+    replace(make_task(corpus), unlabelled=False)
+    replace(with_teacher(make_task(corpus), tmp_path / SOFT_TARGETS, 0.5), unlabelled=True)
+
+
 def test_no_training_clip_with_features(tmp_path: Path) -> None:
     manifest, store = make_corpus(tmp_path / "few", rows=40, quarantined=2)
     task = make_task((manifest, store))

@@ -162,7 +162,7 @@ FILES: list[tuple[str, str, list[str]]] = [
     ),
     (
         f"{BASE}search:\n",
-        "write `search: true` to search with all defaults, or remove it",
+        "the section is empty; write `{}: true` to have it with all defaults, or remove it",
         [f"{BASE}search: true\n", BASE],
     ),
 ]

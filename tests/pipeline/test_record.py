@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.label_share_points import point
 from helpers.recording_logger import RecordingLogger
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from multistill.pipeline.record import (
     MAIN_METRICS,
     figures_table,
     floor_figures,
+    label_share_figures,
     main_figures,
     parameters,
 )
@@ -58,6 +60,7 @@ def metrics_of(*models: dict[str, Any]) -> dict[str, Any]:
         "baseline": baseline,
         "references": [],
         "models": list(models),
+        "label_shares": [],
         "floor": {"metric": "macro_f1", "student": None, "models": [], "sentence": "no head"},
     }
 
@@ -153,3 +156,14 @@ def test_floor_figures_are_of_the_teacher_and_of_the_student_chosen_on_validatio
     without_probe = floor_figures({**floor, "student": "b"})
     assert "test_student_macro_f1_above_probe" not in without_probe
     assert without_probe["test_student_macro_f1_above_majority"] == pytest.approx(0.2)
+
+
+def test_the_curve_of_label_shares_is_recorded_over_the_labelled_clips() -> None:
+    points = [point("audio", 0.1, 0.05), point("audio", 1.0, None, None)]
+    (clips, first), (every, second) = label_share_figures(points)
+    assert (clips, every) == (29, 288)
+    assert first["test_audio_macro_f1_by_labels_gain"] == 0.05
+    assert first["test_audio_macro_f1_by_labels_gain_low"] == pytest.approx(0.03)
+    assert first["test_audio_uar_by_labels_control_sd"] == 0.01
+    assert "test_audio_macro_f1_by_labels_gain" not in second, "it is not defined"
+    assert second["test_audio_macro_f1_by_labels_distilled"] == 0.4

@@ -11,6 +11,7 @@ from multistill.pipeline.recipes import Location, Recipe
 from multistill.pipeline.step import Step
 from multistill.pipeline.steps.data import Features, Prepare, Statistics
 from multistill.pipeline.steps.evaluation import Evaluate
+from multistill.pipeline.steps.label_shares import LabelShares
 from multistill.pipeline.steps.report import Report
 from multistill.pipeline.steps.search import Search
 from multistill.pipeline.steps.training import Distill, ModelStep, Students, Teacher
@@ -19,8 +20,11 @@ from multistill.workspace import Workspace
 
 def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
     teacher, students = Teacher(job, workspace), Students(job, workspace)
-    searches = [Search(job, workspace)] if job.search.enabled else []
-    scored: list[ModelStep] = [teacher, students, *searches]
+    more: list[ModelStep] = []
+    if job.label_shares.enabled:
+        more.append(LabelShares(job, workspace))
+    if job.search.enabled:
+        more.append(Search(job, workspace))
     return [
         Prepare(job, workspace),
         Features(job, workspace),
@@ -28,14 +32,17 @@ def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
         teacher,
         Distill(job, workspace),
         students,
-        *searches,
-        Evaluate(job, workspace, scored),
+        *more,
+        Evaluate(job, workspace, [teacher, students, *more]),
         Report(job, workspace),
     ]
 
 
 def left_out(job: JobConfig) -> Mapping[str, str]:
-    return {} if job.search.enabled else {Search.name: "add `search: true` to the job file"}
+    optional = {LabelShares.name: job.label_shares.enabled, Search.name: job.search.enabled}
+    return {
+        name: f"add `{name}: true` to the job file" for name, there in optional.items() if not there
+    }
 
 
 def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
@@ -57,6 +64,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
         yield ("search", "space"), f"search.space: {sentence}"
     yield from _layers(job)
     yield from _losses(job)
+    yield from _label_shares(job)
     if job.tracking.champion is not None and not job.search.enabled:
         yield (
             ("tracking", "champion"),
@@ -101,6 +109,20 @@ def _layers(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 f"{name}: layer {layer} cannot be read, the store holds {held}; set "
                 f"features.{encoder}: "
                 f"{{layers: [..., {layer}], combine: concat}}",
+            )
+
+
+def _label_shares(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """Students that balance classes by labels that they are not given."""
+    if not (job.label_shares.enabled and job.label_shares.unlabelled):
+        return
+    for student in job.students_with_label_shares():
+        if student.train.oversample:
+            yield (
+                ("label_shares", "unlabelled"),
+                f"label_shares.unlabelled: `train.oversample` of the student `{student.name}` "
+                "draws clips by their class, and a clip without label has none; set `oversample: "
+                "false` there, or `unlabelled: false`",
             )
 
 

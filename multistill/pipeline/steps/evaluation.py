@@ -22,7 +22,7 @@ class Evaluate(Step):
 
     name = "evaluate"
     artifact = "evaluation"
-    version = 4
+    version = 5
     sections = frozenset({"evaluation"})
     uses_ray = True
 
@@ -69,13 +69,20 @@ class Evaluate(Step):
 
     def record(self, artifact: Artifact, logger: RunLogger) -> str:
         from multistill.evaluation.evaluate import METRICS
-        from multistill.pipeline.record import figures_table, floor_figures, main_figures
+        from multistill.pipeline.record import (
+            figures_table,
+            floor_figures,
+            label_share_figures,
+            main_figures,
+        )
 
         metrics = read_json(artifact.path / METRICS)
         figures, best = main_figures(metrics)
         logger.metrics(figures)
         floor = metrics["floor"]
         logger.metrics(floor_figures(floor))
+        for clips, gains in label_share_figures(metrics["label_shares"]):
+            logger.metrics(gains, step=clips)
         logger.tags({"floor": floor["sentence"], **({"best_student": best} if best else {})})
         return f"{floor['sentence']}\n\n{figures_table(metrics)}"
 

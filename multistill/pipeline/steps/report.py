@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from multistill.pipeline.step import Step, StepRun
+from multistill.pipeline.steps.label_shares import LabelShares
 from multistill.tracking.logger import RunLogger
 from multistill.training.model_store import ModelStore
 from multistill.workspace import Artifact, atomic_path, clear, file_name, read_json
@@ -17,7 +18,7 @@ class Report(Step):
 
     name = "report"
     artifact = "report"
-    version = 2
+    version = 3
 
     @property
     def kind(self) -> str:
@@ -34,8 +35,9 @@ class Report(Step):
 
         model_store = ModelStore(self.workspace)
         histories: dict[str, Any] = {}
-        for artifact in run.artifacts.values():
-            histories |= model_store.histories(artifact.summary.get("models", {}))
+        for name, artifact in run.artifacts.items():
+            if name != LabelShares.artifact:  # too many to look at
+                histories |= model_store.histories(artifact.summary.get("models", {}))
         write_report(
             clear(run.out),
             job=self.job,
