@@ -9,10 +9,10 @@ quantised, in the order of the tokens. What follows the sum over the tokens is l
 from __future__ import annotations
 
 import io
-import json
 from typing import TYPE_CHECKING, Any
 
 from multistill.encoders.sentence_pieces import read_model
+from multistill.workspace import to_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,4 +84,4 @@ def use_tokenizer(model: bytes) -> bytes:
     Raises:
         InvalidMessageError: the file is damaged.
     """
-    return json.dumps(read_model(model), ensure_ascii=False).encode()
+    return to_json(read_model(model)).encode()
