@@ -155,13 +155,8 @@ def with_split(manifest: Path, job: Path, folder: Path, seed: int) -> Path:
         settings = yaml.safe_load(job.read_text(encoding="utf-8")).get("split", {})
         table = pq.read_table(manifest / MANIFEST)
         split = split_rows(table, SplitConfig.model_validate({**settings, "seed": seed}))
-        columns = {name: table[name] for name in table.column_names}
-        columns["split"] = pa.array([PARTS[part] for part in split.part])
-        columns["fold"] = pa.array(split.fold, table.schema.field("fold").type)
-        out.mkdir(parents=True, exist_ok=True)
-        partial = out / "partial"
-        pq.write_table(pa.table(columns), partial)
-        partial.replace(out / MANIFEST)
+        fold = pa.array(split.fold, table.schema.field("fold").type)
+        write_manifest(table, out, split=[PARTS[part] for part in split.part], fold=fold)
     return out
 
 
@@ -176,13 +171,18 @@ def leaving_out(manifest: Path, folder: Path, number: int) -> Path:
         part = np.full(len(names), "train", object)
         part[np.isin(names, order[1:])] = "valid"
         part[names == order[0]] = "test"
-        columns = {name: table[name] for name in table.column_names}
-        columns["split"] = pa.array(part)
-        out.mkdir(parents=True, exist_ok=True)
-        partial = out / "partial"
-        pq.write_table(pa.table(columns), partial)
-        partial.replace(out / MANIFEST)
+        write_manifest(table, out, split=part)
     return out
+
+
+def write_manifest(table: pa.Table, out: Path, **changed: Any) -> None:
+    """Write the table with some columns replaced; a run that is killed leaves no half of it."""
+    columns = {name: table[name] for name in table.column_names}
+    columns |= {name: pa.array(values) for name, values in changed.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / "partial"
+    pq.write_table(pa.table(columns), partial)
+    partial.replace(out / MANIFEST)
 
 
 def uar(labels: np.ndarray, outputs: np.ndarray) -> float:
