@@ -79,17 +79,13 @@ def main_figures(metrics: Mapping[str, Any]) -> tuple[dict[str, float], str]:
 
     Returns:
         metrics, e.g. `test_teacher_macro_f1`, with `..._low`, `..._high` and, over several seeds,
-        `..._sd`; and the best student's name. The best student is the trained one with the
-        highest test macro F1 (mean over its seeds), so with several students its score is
-        optimistic; the report compares all of them. Empty if no student learnt anything.
+        `..._sd`; and the best student's name, as `floor` names it: chosen on validation, so that
+        its test score is no maximum of several. Empty if no student learnt anything.
     """
     models = metrics["models"]
     teacher = next((model for model in models if model["role"] == "teacher"), None)
-    best = max(
-        (model for model in models if model["role"] == "student" and not model["not_trained"]),
-        key=lambda model: over_seeds(model, "macro_f1")["value"] or 0.0,
-        default=None,
-    )
+    chosen = metrics["floor"]["student"]
+    best = next((m for m in models if m["name"] == chosen and not m["not_trained"]), None)
     scored = {"teacher": teacher, "best_student": best, "majority": metrics["baseline"]}
     figures: dict[str, float] = {}
     for who, model in scored.items():
