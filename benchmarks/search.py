@@ -2,7 +2,12 @@
 
     python benchmarks/search.py many [--trials 2000]
     python benchmarks/search.py overhead FOLDER [--trials 32] [--epochs N, default: trials of 22 s]
-    python benchmarks/search.py compare FOLDER [--trials 30] [--epochs 20] [--seeds 3]
+    python benchmarks/search.py compare FOLDER [--trials 24] [--epochs 20] [--seeds 5]
+                                               [--spaces distillation,training,all]
+
+`compare` gives every method the training time that a grid of `--trials` points takes, and prints
+the best validation metric that it has found by then, in three spaces. Validation should have many
+clips (`split.valid` of 0.3 and more), or the best trials tie.
 
 FOLDER is a finished search (`<workspace>/search/<fingerprint>`): its student is trained again
 with its features and soft targets, and nothing in the folder is changed. `many` needs no
@@ -22,6 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from multistill.config import DistillationConfig, SearchConfig, SearchParameter, TrainConfig
@@ -33,7 +39,26 @@ from multistill.training.task import TrainingTask
 
 T, WEIGHT = "distillation.temperature", "distillation.weight"
 TRIAL_SECONDS = 22.0
-GRID = {T: [1.0, 2.0, 3.0, 4.0, 6.0, 8.0], WEIGHT: [0.1, 0.3, 0.5, 0.7, 0.9]}
+
+SPACES = {
+    "distillation": {
+        T: SearchParameter(low=1.0, high=8.0, log=True),
+        WEIGHT: SearchParameter(low=0.1, high=0.9),
+    },
+    "training": {
+        "train.learning_rate": SearchParameter(low=1e-4, high=1e-2, log=True),
+        "train.weight_decay": SearchParameter(low=1e-3, high=1.0, log=True),
+        "model.classifier_dropout": SearchParameter(low=0.0, high=0.8),
+    },
+    "all": {
+        T: SearchParameter(low=1.0, high=8.0, log=True),
+        WEIGHT: SearchParameter(low=0.1, high=0.9),
+        "train.learning_rate": SearchParameter(low=1e-4, high=1e-2, log=True),
+        "model.paths": SearchParameter(choices=["deep", "wide", "both"]),
+        "model.classifier_dropout": SearchParameter(low=0.0, high=0.8),
+    },
+}
+"""A small space, one in which one setting matters most, and a mixed one."""
 
 
 @dataclass(frozen=True)
@@ -127,42 +152,67 @@ def overhead(folder: Path, trials: int, epochs: int | None) -> None:
     print(f"wall time / (training time / concurrency): {summary['seconds'] / ideal:.3f}")
 
 
-def compare(folder: Path, trials: int, epochs: int, seeds: int) -> None:
-    """Seconds of training until the best of a full grid over T and weight is reached."""
+def compare(folder: Path, trials: int, epochs: int, seeds: int, spaces: list[str]) -> None:
+    """Best validation metric after the training time of a grid, per space, method and seed."""
     spec = SearchSpec.read(folder)
-    print_estimate((2 * trials + len(GRID[T]) * len(GRID[WEIGHT])) * seeds, epochs, folder)
-    ranges = {
-        T: SearchParameter(low=GRID[T][0], high=GRID[T][-1]),
-        WEIGHT: SearchParameter(low=GRID[WEIGHT][0], high=GRID[WEIGHT][-1]),
-    }
-    points = {name: SearchParameter(choices=list(values)) for name, values in GRID.items()}
-    methods: dict[str, dict[str, Any]] = {
-        "grid": {"sampler": "grid", "space": points, "trials": len(GRID[T]) * len(GRID[WEIGHT])},
-        "random": {"sampler": "random", "space": ranges, "trials": trials},
-        "tpe + asha": {"space": ranges, "trials": trials, "grace_epochs": max(1, epochs // 4)},
-    }
-    shares: dict[str, list[float]] = {name: [] for name in methods}
-    for seed in range(seeds):
-        base = replace(spec.base, seed=spec.base.seed + seed)
-        curves = {}
-        for name, changes in methods.items():
-            settings = {"epochs": epochs, "grace_epochs": epochs, "second": None, **changes}
-            config = spec.config.model_copy(update=settings)
-            with tempfile.TemporaryDirectory() as temporary:
-                out = Path(temporary) / "search"
-                search(base, config, spec.seed + seed, out, fingerprint=f"bench-{seed}")
-                curves[name] = curve(out)
-        cost, target = curves["grid"][-1]
-        for name, steps in curves.items():
-            reached = next((spent for spent, best in steps if best >= target), math.inf)
-            shares[name].append(reached / cost)
-            spent, best = steps[-1]
+    print_estimate(3 * trials * seeds * len(spaces), epochs, folder)
+    for name in spaces:
+        space = SPACES[name]
+        points = grid(space, trials)
+        size = math.prod(len(parameter.choices or []) for parameter in points.values())
+        methods: dict[str, dict[str, Any]] = {
+            "grid": {"sampler": "grid", "space": points, "trials": size},
+            "random": {"sampler": "random", "space": space, "trials": size},
+            # Stopped trials cost less: there is time for more of them.
+            "tpe + asha": {
+                "space": space,
+                "trials": 3 * size,
+                "grace_epochs": max(1, epochs // 4),
+            },
+        }
+        found: dict[str, list[float]] = {method: [] for method in methods}
+        for seed in range(seeds):
+            base = replace(spec.base, seed=spec.base.seed + seed)
+            curves = {}
+            for method, changes in methods.items():
+                settings = {"epochs": epochs, "grace_epochs": epochs, "second": None, **changes}
+                config = spec.config.model_copy(update=settings)
+                with tempfile.TemporaryDirectory() as temporary:
+                    out = Path(temporary) / "search"
+                    search(base, config, spec.seed + seed, out, fingerprint=f"bench-{seed}")
+                    curves[method] = curve(out)
+            budget = curves["grid"][-1][0]
+            for method, steps in curves.items():
+                found[method].append(max(best for spent, best in steps if spent <= budget))
+            values = ", ".join(f"{method} {found[method][-1]:.4f}" for method in methods)
+            print(f"{name}, seed {seed}, {budget:.0f} s of training: {values}", flush=True)
+        for method, values in found.items():
+            gains = [value - grids for value, grids in zip(values, found["grid"], strict=True)]
+            error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else math.nan
             print(
-                f"seed {seed} {name:10s} best {best:.4f} in {spent:.0f} s; "
-                f"grid's best after {reached / cost:.2f} of the grid's cost"
+                f"{name}: {method:10s} best {statistics.fmean(values):.4f}, "
+                f"{statistics.fmean(gains):+.4f} ± {error:.4f} against the grid"
             )
-    for name, values in shares.items():
-        print(f"{name:10s} median share of the grid's cost: {statistics.median(values):.2f}")
+
+
+def grid(space: dict[str, SearchParameter], trials: int) -> dict[str, SearchParameter]:
+    """The space as a grid of about `trials` points: evenly spaced, logarithmically where it says.
+
+    Choices are all taken; ranges share the rest, each with at least two points.
+    """
+    chosen = math.prod(len(parameter.choices or [None]) for parameter in space.values())
+    ranges = sum(parameter.choices is None for parameter in space.values())
+    count = max(2, round((trials / chosen) ** (1 / max(1, ranges))))
+    points: dict[str, SearchParameter] = {}
+    for name, parameter in space.items():
+        if parameter.choices is None:
+            assert parameter.low is not None and parameter.high is not None
+            spaced = np.geomspace if parameter.log else np.linspace
+            values = spaced(parameter.low, parameter.high, count).tolist()
+            points[name] = SearchParameter(choices=[float(f"{value:.6g}") for value in values])
+        else:
+            points[name] = parameter
+    return points
 
 
 def curve(out: Path) -> list[tuple[float, float]]:
@@ -184,7 +234,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--trials", type=int)
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--spaces", default=",".join(SPACES))
     arguments = parser.parse_args()
     if arguments.what != "many" and arguments.folder is None:
         parser.error("give the folder of a finished search")
@@ -203,7 +254,11 @@ def main() -> None:
             overhead(arguments.folder, arguments.trials or 32, arguments.epochs)
         else:
             compare(
-                arguments.folder, arguments.trials or 30, arguments.epochs or 20, arguments.seeds
+                arguments.folder,
+                arguments.trials or 24,
+                arguments.epochs or 20,
+                arguments.seeds,
+                arguments.spaces.split(","),
             )
     finally:
         ray.shutdown()
