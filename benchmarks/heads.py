@@ -1,13 +1,14 @@
 """Which heads beat the linear probe: UAR of speakers never heard, over splits and seeds.
 
     python benchmarks/heads.py FOLDER [--job jobs/demo.yaml] [--splits 1,2,3,4,5] [--seeds 1]
-                               [--only NAME,...] [--processes 2] [--leave-one-out] [--set K=V]
+                               [--only NAME,...] [--teacher wide] [--processes 2]
+                               [--leave-one-out] [--set K=V]
 
 Encodes the job's corpus once, then trains every head of the table on every split and seed: on
 one thread, with the loop of the product, the epoch chosen on validation. The test part is scored
-once, after that. Distilled students learn from three wide teachers of other seeds (in-sample soft
-targets, their distributions averaged). Every run is a line of FOLDER/runs.jsonl and is not
-repeated; the table is made from all lines.
+once, after that. Distilled students learn from three teachers of other seeds (`--teacher`, by
+default the linear path alone; in-sample soft targets, their distributions averaged). Every run is
+a line of FOLDER/runs.jsonl and is not repeated; the table is made from all lines.
 
 Prints the majority baseline (its UAR is one over the number of classes), the probe and the heads
 with mean and standard deviation over runs, and paired differences over equal splits and seeds with
@@ -49,6 +50,7 @@ from multistill.inference.predict import predict_logits
 from multistill.models.build import EmotionModel, build, count_parameters
 from multistill.models.presets import resolve
 from multistill.models.probe import fit_probe
+from multistill.models.spec import Modality
 from multistill.training.checkpoint import best_weights
 from multistill.training.data import TrainingData
 from multistill.training.loop import fit
@@ -80,6 +82,7 @@ HEADS = {
     "wide": Head("small-student", WIDE, WIDE_TRAIN),
     "student-deep-distilled": Head("small-student", DEEP, distilled=True),
     "student-distilled": Head("small-student", distilled=True),
+    "audio-teacher": Head("small-audio-teacher"),
     "audio": Head("small-audio-student"),
     "audio-wide": Head("small-audio-student", WIDE, WIDE_TRAIN),
     "audio-distilled": Head("small-audio-student", distilled=True),
@@ -97,9 +100,17 @@ PAIRS = [
     ("student-deep-distilled", "student-deep"),
     ("student-distilled", "student"),
     ("student-distilled", "probe"),
+    ("audio-teacher", "audio-probe"),
+    ("audio", "audio-probe"),
+    ("text", "text-probe"),
     ("audio-distilled", "audio"),
     ("text-distilled", "text"),
 ]
+PROBES: dict[str, Modality] = {
+    "probe": "multimodal",
+    "audio-probe": "audio",
+    "text-probe": "text",
+}
 TEACHERS = 3
 DISTILLATION = DistillationConfig(temperature=2.0, weight=0.5)
 
@@ -215,34 +226,41 @@ def train(inputs: Inputs, head: Head, seed: int, targets: Path | None) -> tuple[
     return model.eval(), progress.best_epoch
 
 
-def soft_targets(inputs: Inputs, seed: int, folder: Path) -> Path:
-    """Averaged distributions of wide teachers on the training and validation utterances."""
-    path = folder / f"targets-{inputs.manifest.name}-{seed}.parquet"
+def soft_targets(inputs: Inputs, teacher: str, seed: int, folder: Path) -> Path:
+    """Averaged distributions of the teachers on the training and validation utterances."""
+    path = folder / f"targets-{teacher}-{inputs.manifest.name}-{seed}.parquet"
     if not path.exists():
         parts = inputs.parts()
         ids = [*parts["train"][0], *parts["valid"][0]]
         store = open_store(str(inputs.features))
         outputs = []
         for member in range(TEACHERS):
-            model, _ = train(inputs, HEADS["wide"], 1000 * (member + 1) + seed, None)
+            model, _ = train(inputs, HEADS[teacher], 1000 * (member + 1) + seed, None)
             outputs.append(predict_logits(model, store, ids, torch.device("cpu")))
         write_soft_targets(path, ids, combine(outputs), "in-sample", [-1] * len(ids))
     return path
 
 
-def execute(run: Run, inputs: Inputs, folder: Path) -> dict[str, Any]:
+def execute(run: Run, inputs: Inputs, teacher: str, folder: Path) -> dict[str, Any]:
     """Train and score one head; the result is a line of runs.jsonl."""
     torch.set_num_threads(1)
     parts, store = inputs.parts(), open_store(str(inputs.features))
     epoch = 0
-    if run.head == "probe":
+    if run.head in PROBES:
         (ids, _, shares), (valid, _, valid_shares) = parts["train"], parts["valid"]
-        probe = fit_probe(store, ids, shares, valid_ids=valid, valid_shares=valid_shares)
+        probe = fit_probe(
+            store,
+            ids,
+            shares,
+            modality=PROBES[run.head],
+            valid_ids=valid,
+            valid_shares=valid_shares,
+        )
         scores = {part: uar(parts[part][1], probe.predict(store, parts[part][0])) for part in parts}
         params = probe.params_trainable
     else:
         head = HEADS[run.head]
-        targets = soft_targets(inputs, run.seed, folder) if head.distilled else None
+        targets = soft_targets(inputs, teacher, run.seed, folder) if head.distilled else None
         model, epoch = train(inputs, head, run.seed, targets)
         params = count_parameters(model)
         scores = {
@@ -265,7 +283,7 @@ def paired(results: Sequence[dict[str, Any]], first: str, second: str) -> list[f
     score = {(r["head"], r["split"], r["seed"]): r["test"] for r in results}
     found = []
     for (head, split, seed), value in score.items():
-        other = score.get((second, split, 0 if second == "probe" else seed))
+        other = score.get((second, split, 0 if second in PROBES else seed))
         if head == first and other is not None:
             found.append(value - other)
     return found
@@ -276,7 +294,7 @@ def report(results: Sequence[dict[str, Any]], chance: float) -> Iterator[str]:
     yield "| head | parameters | UAR, test | UAR, validation | runs |"
     yield "| --- | --- | --- | --- | --- |"
     yield f"| always the majority | 0 | {chance:.3f} | {chance:.3f} | |"
-    for name in ("probe", *HEADS):
+    for name in (*PROBES, *HEADS):
         rows = [result for result in results if result["head"] == name]
         if rows:
             test = [row["test"] for row in rows]
@@ -306,6 +324,7 @@ def main() -> None:
     parser.add_argument("--splits", default="1,2,3,4,5")
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--only", help="names of heads, separated by commas")
+    parser.add_argument("--teacher", default="wide", choices=HEADS, metavar="NAME")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--leave-one-out", action="store_true", help="a session or speaker a split")
     parser.add_argument("--set", action="append", default=[], help="of the job, as multistill run")
@@ -323,7 +342,7 @@ def main() -> None:
     }
     inputs = {n: Inputs(path, features) for n, path in manifests.items()}
     # Seeds outermost: a run that is stopped has all heads with fewer seeds.
-    runs = [Run("probe", split, 0) for split in splits]
+    runs = [Run(name, split, 0) for split in splits for name in PROBES]
     runs += [Run(name, split, seed) for seed in seeds for split in splits for name in names]
     lines = folder / "runs.jsonl"
     results = (
@@ -332,7 +351,9 @@ def main() -> None:
     done = {(result["head"], result["split"], result["seed"]) for result in results}
     runs = [run for run in runs if (run.head, run.split, run.seed) not in done]
     with ProcessPoolExecutor(given.processes) as pool, lines.open("a", encoding="utf-8") as file:
-        waiting = [pool.submit(execute, run, inputs[run.split], folder) for run in runs]
+        waiting = [
+            pool.submit(execute, run, inputs[run.split], given.teacher, folder) for run in runs
+        ]
         for future in waiting:
             results.append(future.result())
             print(json.dumps(results[-1]), file=file, flush=True)
