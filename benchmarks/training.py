@@ -71,7 +71,7 @@ def make_inputs(folder: Path, clips: int, mean_seconds: float) -> tuple[Path, Pa
         for row in range(clips)
     ]
     store = folder / "features"
-    manifest = write_manifest(pa.Table.from_pylist(table, schema=MANIFEST_SCHEMA), folder)
+    manifest = write_manifest(pa.Table.from_pylist(table, schema=manifest_schema(CLASSES)), folder)
     with shard_writer(store, 0, "float16", AUDIO_DIM, TEXT_DIM, {}) as writer:
         for row, name in enumerate(ids):
             frames, tokens = int(seconds[row] * FRAMES_PER_S), int(seconds[row] * TOKENS_PER_S) + 3

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from multistill.config.base import CLASSES, Section
+from multistill.config.base import Section
 from multistill.config.data import (
     CorpusConfig,
     CorpusKind,
@@ -25,6 +25,7 @@ from multistill.config.data import (
 )
 from multistill.config.evaluation import EvaluationConfig
 from multistill.config.label_shares import LabelSharesConfig
+from multistill.config.labels import CLASSES, LabelsConfig
 from multistill.config.models import (
     DistillationConfig,
     ModelConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "FolderName",
     "JobConfig",
     "LabelSharesConfig",
+    "LabelsConfig",
     "ModelConfig",
     "ResourcesConfig",
     "SearchConfig",
@@ -92,6 +94,7 @@ class JobConfig(Section):
     workspace: str = Field("workspace", description="folder that all artifacts go to")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
+    labels: LabelsConfig = Field(default_factory=LabelsConfig)
     corpora: list[CorpusConfig] = Field(min_length=1)
     split: SplitConfig = Field(default_factory=SplitConfig)
     features: FeaturesConfig = Field(default_factory=FeaturesConfig)
@@ -127,6 +130,7 @@ class JobConfig(Section):
         for title in titles:
             if titles.count(title) > 1:
                 raise ValueError(f"two corpora are called `{title}`; give one a `name`")
+        self._check_labels()
         names = [student.name for student in self.students]
         folded = [name.casefold() for name in names]
         for name in names:
@@ -158,6 +162,21 @@ class JobConfig(Section):
                     f"there is {', '.join(names)}"
                 )
         return self
+
+    def _check_labels(self) -> None:
+        classes = self.labels.classes
+        for corpus in self.corpora:
+            for source, target in corpus.labels.items():
+                if target not in classes:
+                    raise ValueError(
+                        f"corpora: labels.{source} of `{corpus.title}`: `{target}` is not a class "
+                        f"of this job; use one of {', '.join(classes)}"
+                    )
+        for name in self.split.max_per_class:
+            if name not in classes:
+                raise ValueError(
+                    f"split.max_per_class: `{name}` is not one of {', '.join(classes)}"
+                )
 
     def identity(self) -> dict[str, Any]:
         """What decides the results: not where the job runs, is stored or recorded."""

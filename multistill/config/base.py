@@ -17,9 +17,6 @@ from pydantic_core import CoreSchema
 
 from multistill.config.secrets import has_secret
 
-CLASSES = ("neutral", "happy", "surprise", "angry", "sad", "disgust", "fear")
-"""Class order as published (Multi-Still). Votes, shares and logits all follow it."""
-
 
 def execution(default: Any, **constraints: Any) -> Any:
     """A field that does not change any result, only how it is computed."""

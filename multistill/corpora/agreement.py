@@ -18,13 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from multistill.config import CLASSES
 from multistill.corpora.labels import Votes, count, winner
 from multistill.typing import DoubleArray, IntArray
 
 
 class RaterTally:
     """Counts of the answers given by a corpus's raters.
+
+    Args:
+        classes: in the order of votes.
 
     Attributes:
         answers: number of utterances per vote count (in class order).
@@ -33,18 +35,19 @@ class RaterTally:
         agreed: the part of `compared` that equals that winner.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
         self.answers: Counter[Votes] = Counter()
         self.agreed: Counter[int] = Counter()
         self.compared: Counter[int] = Counter()
 
     def add(self, ratings: Sequence[str | None], votes: Votes | None) -> None:
         """Count one utterance, by its votes if the answers of single raters are unknown."""
-        answers = count(ratings) if ratings else votes
+        answers = count(ratings, self.classes) if ratings else votes
         if answers is None or not any(answers):
             return
         self.answers[answers] += 1
-        winners = _winners_among_others(answers)
+        winners = _winners_among_others(answers, self.classes)
         for rater, answer in enumerate(ratings):
             if answer in winners:
                 self.compared[rater] += 1
@@ -58,15 +61,15 @@ class RaterTally:
 
 
 @lru_cache(65_536)
-def _winners_among_others(answers: Votes) -> dict[str, str]:
+def _winners_among_others(answers: Votes, classes: tuple[str, ...]) -> dict[str, str]:
     """For each class with an answer: the winner once that answer is removed, if there is one."""
     winners = {}
     for index, number in enumerate(answers):
         if not number:
             continue
-        rest = winner([*answers[:index], number - 1, *answers[index + 1 :]])
+        rest = winner([*answers[:index], number - 1, *answers[index + 1 :]], classes)
         if rest is not None:
-            winners[CLASSES[index]] = rest
+            winners[classes[index]] = rest
     return winners
 
 

@@ -17,11 +17,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from multistill.audio.digests import Digests
-from multistill.config import CLASSES
 from multistill.corpora.agreement import RaterTally
 from multistill.corpora.audio_headers import Header, HeaderReader
 from multistill.corpora.labels import Decision, TiePolicy, Votes, decide, one_hot, shares
-from multistill.corpora.manifest import MANIFEST_SCHEMA, hash_strings
+from multistill.corpora.manifest import hash_strings, manifest_schema
 from multistill.corpora.paths import UNPACK_HINT, is_utf8
 from multistill.corpora.records import Record, Rejected, TextEncoding, Utterance
 from multistill.corpora.rejections import Notes, Rejections, kind_of
@@ -42,17 +41,6 @@ _LOG_EVERY = 5000  # utterances
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 _REPEATED = ("corpus", "session", "dialogue", "speaker", "gender", "label")
 # Names that many rows share are dictionary-encoded while the table is in memory.
-_SCHEMA = pa.schema(
-    [
-        *(
-            field.with_type(_DICTIONARY) if field.name in _REPEATED else field
-            for field in MANIFEST_SCHEMA
-            if field.name not in ("split", "fold", "group")
-        ),
-        pa.field("given_split", _DICTIONARY),
-        pa.field("channels", pa.int16()),
-    ]
-)
 # What must be text: fields of an utterance, and what users call them.
 _TEXTS = {
     "utterance_id": "utterance's name",
@@ -95,6 +83,7 @@ class BuildResult:
 def build_manifest(
     corpora: Iterable[tuple[str, Iterable[Record]]],
     ties: TiePolicy,
+    classes: Sequence[str],
     logger: RunLogger | None = None,
     digests: Digests | None = None,
 ) -> BuildResult:
@@ -102,13 +91,14 @@ def build_manifest(
 
     Args:
         corpora: title and records of each corpus, in the order of the job file.
+        classes: in the order of votes.
         digests: those of files that are known already; new ones are added.
     """
-    result = BuildResult(_SCHEMA.empty_table())
+    result = BuildResult(_schema(classes).empty_table())
     parts: list[pa.Table] = [result.rows]
     chunks: list[pa.Table] = []
     for title, records in corpora:
-        builder = _CorpusBuilder(title, ties, result, digests)
+        builder = _CorpusBuilder(title, ties, classes, result, digests)
         utterances, logged = 0, 0
         for chunk in _chunked(records, CHUNK):
             chunks.append(builder.table(chunk))
@@ -131,6 +121,18 @@ def build_manifest(
     return result
 
 
+def _schema(classes: Sequence[str]) -> pa.Schema:
+    """Of `BuildResult.rows`."""
+    schema = manifest_schema(classes)
+    fields = [
+        field.with_type(_DICTIONARY) if field.name in _REPEATED else field
+        for field in schema
+        if field.name not in ("split", "fold", "group")
+    ]
+    given = [pa.field("given_split", _DICTIONARY), pa.field("channels", pa.int16())]
+    return pa.schema([*fields, *given], metadata=schema.metadata)
+
+
 def _chunked(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
     source = iter(records)
     while chunk := list(islice(source, size)):
@@ -148,18 +150,19 @@ class _Decisions(dict[tuple[Votes | None, str | None], int]):
     The votes decide, unless the corpus itself names a label.
     """
 
-    def __init__(self, ties: TiePolicy) -> None:
+    def __init__(self, ties: TiePolicy, classes: Sequence[str]) -> None:
         super().__init__()
         self.ties = ties
+        self.classes = tuple(classes)
         self.decisions: list[Decision] = []
 
     def __missing__(self, key: tuple[Votes | None, str | None]) -> int:
         votes, label = key
         if votes is None:
             assert label is not None, "loaders give votes or a label"
-            decision = Decision(True, label, one_hot(label), False)
+            decision = Decision(True, label, one_hot(label, self.classes), False)
         elif label is None:
-            decision = decide(votes, self.ties)
+            decision = decide(votes, self.classes, self.ties)
         else:
             decision = Decision(True, label, shares(votes), False)
         self[key] = len(self.decisions)
@@ -170,10 +173,11 @@ class _Decisions(dict[tuple[Votes | None, str | None], int]):
         """The columns `label` and `label_soft` of the decisions with these indices."""
         used, row = np.unique(indices, return_inverse=True)
         decisions = [self.decisions[index] for index in used]
-        soft = np.array([d.soft for d in decisions], np.float32).reshape(-1, len(CLASSES))
+        width = len(self.classes)
+        soft = np.array([d.soft for d in decisions], np.float32).reshape(-1, width)
         return (
             pa.array([d.label for d in decisions], _DICTIONARY).take(pa.array(row)),
-            pa.FixedSizeListArray.from_arrays(pa.array(soft[row].ravel()), len(CLASSES)),
+            pa.FixedSizeListArray.from_arrays(pa.array(soft[row].ravel()), width),
         )
 
 
@@ -181,12 +185,18 @@ class _CorpusBuilder:
     """Turns chunks of one corpus's records into tables; statistics are added to `result`."""
 
     def __init__(
-        self, title: str, ties: TiePolicy, result: BuildResult, digests: Digests | None
+        self,
+        title: str,
+        ties: TiePolicy,
+        classes: Sequence[str],
+        result: BuildResult,
+        digests: Digests | None,
     ) -> None:
         self.title = title
         self.result = result
-        self.raters = result.raters.setdefault(title, RaterTally())
-        self.decisions = _Decisions(ties)
+        self.raters = result.raters.setdefault(title, RaterTally(classes))
+        self.decisions = _Decisions(ties, classes)
+        self.schema = result.rows.schema
         self.header_reader = HeaderReader(digests)
         self._name = lru_cache(_CACHED)(normal_name)
 
@@ -209,7 +219,7 @@ class _CorpusBuilder:
                 self.result.texts[self.title] = record
             else:
                 self.result.notes.add(f"{self.title}/{record.source}", record.kind, record.text)
-        return self._columns(kept) if kept else _SCHEMA.empty_table()
+        return self._columns(kept) if kept else self.schema.empty_table()
 
     def _reject(self, category: str, source: str, reason: str, kind: str | None = None) -> None:
         self.result.dropped[self.title] += category != "tie"
@@ -320,8 +330,8 @@ class _CorpusBuilder:
             "given_split": values["split"],
             "channels": head["channels"],
         }
-        arrays = [pa.array(columns[field.name], field.type) for field in _SCHEMA]
-        return pa.table(arrays, schema=_SCHEMA)
+        arrays = [pa.array(columns[field.name], field.type) for field in self.schema]
+        return pa.table(arrays, schema=self.schema)
 
 
 def _drop_duplicate_ids(rows: pa.Table, rejections: Rejections) -> pa.Table:

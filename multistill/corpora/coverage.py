@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from multistill.config import CLASSES
-
 ClassCounts = Mapping[str, Mapping[str, int]]
-"""Part of the split -> class -> number of clips with this label."""
+"""Part of the split -> class in order -> number of clips with this label (`tie`: without one)."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,7 @@ def coverage_gaps(counts: ClassCounts) -> list[CoverageGap]:
     A class that no part has is no gap: the corpus lacks it.
     """
     train, valid, test = (_present(counts[part]) for part in ("train", "valid", "test"))
+    order = dict.fromkeys(name for part in counts.values() for name in part)
     found = (
         (
             "classes-not-trained",
@@ -63,9 +62,9 @@ def coverage_gaps(counts: ClassCounts) -> list[CoverageGap]:
     return [
         CoverageGap(kind, title, classes, f"{', '.join(classes)}: {text}; {_ADVICE}.")
         for kind, title, names, text in found
-        if (classes := tuple(name for name in CLASSES if name in names))
+        if (classes := tuple(name for name in order if name in names))
     ]
 
 
 def _present(counts: Mapping[str, int]) -> set[str]:
-    return {name for name in CLASSES if counts.get(name, 0)}
+    return {name for name, number in counts.items() if number and name != "tie"}

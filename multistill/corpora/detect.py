@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from multistill.config import CLASSES, CorpusConfig
-from multistill.corpora.labels import class_of, split_tie
+from multistill.corpora.labels import LabelReader, split_tie
 from multistill.corpora.loaders import LOADERS, load
 from multistill.corpora.loaders.csv_parquet import Table, open_table
 from multistill.corpora.loaders.fields import to_text
@@ -149,8 +149,9 @@ def _describe_table(path: Path) -> FoundCorpus:
     renamed = {ours: theirs for ours, theirs in names.items() if ours != theirs}
     if renamed:
         settings["columns"] = renamed
+    reader = LabelReader()
     labels = Counter(label for text in values("label") for label in split_tie(text))
-    unknown = [(label, n) for label, n in labels.most_common() if class_of(label) is None]
+    unknown = [(label, n) for label, n in labels.most_common() if reader[label] is None]
     return FoundCorpus(
         settings,
         split="session" if "session" in names else "speaker",

@@ -1,6 +1,7 @@
-"""Votes and labels: counts, shares, winners, tie policies, spellings of class names.
+"""Votes and labels: counts, shares, winners, tie policies, and which class a label is.
 
-Tuples over classes follow the order of `multistill.config.CLASSES`.
+Tuples over classes follow the order of the job's classes (`multistill.config.LabelsConfig`), which
+the functions get as `classes`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from multistill.config import CLASSES
+from multistill.config import LabelsConfig
+from multistill.config.emotions import SYNONYMS, emotion_key
 from multistill.corpora.text import code_points, control_characters, normal_name
 from multistill.workspace import to_json
 
@@ -19,69 +21,79 @@ TiePolicy = Literal["soft", "drop", "first", "multi"]
 Votes = tuple[int, ...]
 Shares = tuple[float, ...]
 
-_SPELLINGS = {
-    "neutral": "neutral neutrality 중립",
-    "happy": "happy happiness joy 기쁨 행복",
-    "surprise": "surprise surprised 놀람",
-    "angry": "angry anger 분노",
-    "sad": "sad sadness 슬픔",
-    # `disqust` is the spelling in KEMDy20's Total Evaluation.
-    "disgust": "disgust disqust disgusted 혐오",
-    "fear": "fear fearful 공포",
-}
-_CLASS_OF = {name: label for label, names in _SPELLINGS.items() for name in names.split()}
+
+class LabelReader(dict[str, str | None]):
+    """Label of a corpus -> class of the job, None if it has none: see `why_rejected`.
+
+    The corpus's own `labels` come first; then the emotion that the label stands for decides, and
+    last `labels.others` of the job. Answers are kept: a corpus has a million votes and few distinct
+    spellings.
+
+    Args:
+        labels: the job's classes.
+        corpus: the corpus's `labels`.
+    """
+
+    def __init__(
+        self, labels: LabelsConfig | None = None, corpus: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__()
+        self.labels = labels or LabelsConfig()
+        self.classes = tuple(self.labels.classes)
+        self._own = {_key(source): target for source, target in (corpus or {}).items()}
+        self._by_emotion = self.labels.class_by_emotion()
+
+    def __missing__(self, name: str) -> str | None:
+        self[name] = self._class_of(name)
+        return self[name]
+
+    def _class_of(self, name: str) -> str | None:
+        key = _key(name)
+        if not key or control_characters(name):
+            return None
+        if key in self._own:
+            return self._own[key]
+        return self._by_emotion.get(self.labels.emotion_of(key), self.labels.others)
+
+    def knows(self, name: str) -> bool:
+        """Whether the corpus's own `labels` name the label."""
+        return _key(name) in self._own
+
+    def why_rejected(self, name: str) -> str:
+        """Why a row with a label that has no class is rejected, in one line.
+
+        Examples:
+            >>> LabelReader().why_rejected("hapy")
+            'label `hapy` is none of the 7 classes; set `labels: {"hapy": happy}` of the corpus'
+        """
+        control = control_characters(name)
+        if control:
+            return (
+                f"the label has control characters ({code_points(control)}), so its file is "
+                "damaged or in another encoding"
+            )
+        name = normal_name(name)
+        if not name:
+            return "the label has only characters that show nothing"
+        if self.labels.emotion_of(_key(name)) in self._by_emotion:
+            return f"label `{name}` is left out (labels.leave_out)"
+        near = difflib.get_close_matches(_key(name), list(self._spellings()), 1, cutoff=0.5)
+        target = self[near[0]] if near else "CLASS"
+        advice = f"set `labels: {{{to_json(name)}: {target}}}` of the corpus"
+        choices = "" if near else f", with one of {', '.join(self.classes)}"
+        return f"label `{name}` is none of the {len(self.classes)} classes; {advice}{choices}"
+
+    def _spellings(self) -> Iterable[str]:
+        """Spellings that have a class."""
+        for emotion, target in self._by_emotion.items():
+            if target is not None:
+                yield emotion
+                yield from SYNONYMS.get(emotion, ())
+                yield from map(emotion_key, self.labels.synonyms.get(emotion, ()))
 
 
 def _key(name: str) -> str:
     return normal_name(name).casefold()
-
-
-def class_of(name: str, label_map: Mapping[str, str] | None = None) -> str | None:
-    """The class that a corpus's label `name` denotes, or None if it is not one of the seven.
-
-    Case, white space, invisible characters and Unicode form are ignored. `label_map` (the job
-    file's `labels`) takes precedence over the built-in spellings, so it can also remap a class.
-    """
-    key = _key(name)
-    for source, target in (label_map or {}).items():
-        if _key(source) == key:
-            return target
-    return _CLASS_OF.get(key)
-
-
-def unmapped_label(name: str) -> str:
-    """The reason for rejecting a row with a label that is none of the seven classes, in one line.
-
-    Examples:
-        >>> unmapped_label("hapy")
-        'label `hapy` is not one of the seven classes; set `labels: {"hapy": happy}` of the corpus'
-    """
-    control = control_characters(name)
-    if control:
-        return (
-            f"the label has control characters ({code_points(control)}), so its file is damaged or "
-            "in another encoding"
-        )
-    name = normal_name(name)
-    if not name:
-        return "the label has only characters that show nothing"
-    near = difflib.get_close_matches(_key(name), _CLASS_OF, 1, cutoff=0.5)
-    target = _CLASS_OF[near[0]] if near else "CLASS"
-    advice = f"set `labels: {{{to_json(name)}: {target}}}` of the corpus"
-    choices = "" if near else f", with one of {', '.join(CLASSES)}"
-    return f"label `{name}` is not one of the seven classes; {advice}{choices}"
-
-
-class Spellings(dict[str, str | None]):
-    """Cached `class_of`: a corpus has a million votes and few distinct spellings."""
-
-    def __init__(self, label_map: Mapping[str, str] | None = None) -> None:
-        super().__init__()
-        self.label_map = label_map
-
-    def __missing__(self, name: str) -> str | None:
-        self[name] = class_of(name, self.label_map)
-        return self[name]
 
 
 def split_tie(text: str) -> list[str]:
@@ -89,42 +101,42 @@ def split_tie(text: str) -> list[str]:
     return [part.strip() for part in text.split(";") if part.strip()]
 
 
-def count(ratings: Iterable[str | None]) -> Votes:
+def count(ratings: Iterable[str | None], classes: Sequence[str]) -> Votes:
     """Votes per class; None is a rater who did not answer."""
     answers = list(ratings)
-    return tuple([answers.count(name) for name in CLASSES])
+    return tuple([answers.count(name) for name in classes])
 
 
-def one_hot(label: str) -> Shares:
+def one_hot(label: str, classes: Sequence[str]) -> Shares:
     """Shares with all mass on one class, for corpora without raters."""
-    return tuple(float(name == label) for name in CLASSES)
+    return tuple(float(name == label) for name in classes)
 
 
 def shares(votes: Sequence[int]) -> Shares:
     """Votes divided by their sum.
 
     Raises:
-        ValueError: if there is no vote, a negative count, or not one count per class.
+        ValueError: if there is no vote, or a negative count.
     """
-    if len(votes) != len(CLASSES) or min(votes) < 0:
-        raise ValueError(f"votes are {len(CLASSES)} counts of 0 or more, not {tuple(votes)}")
+    if not votes or min(votes) < 0:
+        raise ValueError(f"votes are counts of 0 or more, one per class, not {tuple(votes)}")
     total = sum(votes)
     if total == 0:
         raise ValueError("there are no votes")
     return tuple([vote / total for vote in votes])
 
 
-def leaders(votes: Sequence[int]) -> tuple[str, ...]:
+def leaders(votes: Sequence[int], classes: Sequence[str]) -> tuple[str, ...]:
     """The classes with the most votes, in class order: one, or several on a tie."""
     top = max(votes)
     if top <= 0:
         return ()
-    return tuple([name for name, vote in zip(CLASSES, votes, strict=True) if vote == top])
+    return tuple([name for name, vote in zip(classes, votes, strict=True) if vote == top])
 
 
-def winner(votes: Sequence[int]) -> str | None:
+def winner(votes: Sequence[int], classes: Sequence[str]) -> str | None:
     """The class with the most votes, None on a tie."""
-    tied = leaders(votes)
+    tied = leaders(votes, classes)
     return tied[0] if len(tied) == 1 else None
 
 
@@ -145,7 +157,7 @@ class Decision:
     tied: bool
 
 
-def decide(votes: Sequence[int], policy: TiePolicy = "soft") -> Decision:
+def decide(votes: Sequence[int], classes: Sequence[str], policy: TiePolicy = "soft") -> Decision:
     """Apply the tie policy to one utterance's votes.
 
     soft: keep the shares as target; hard metrics exclude the utterance.
@@ -154,11 +166,11 @@ def decide(votes: Sequence[int], policy: TiePolicy = "soft") -> Decision:
     multi: give every tied class the same share; hard metrics exclude the utterance.
 
     Examples:
-        >>> decide((3, 3, 0, 0, 0, 0, 0), policy="first").label
-        'neutral'
+        >>> decide((0, 3, 3), ("sad", "happy", "angry"), policy="first").label
+        'happy'
     """
     soft = shares(votes)
-    tied = leaders(votes)
+    tied = leaders(votes, classes)
     if len(tied) == 1:
         return Decision(keep=True, label=tied[0], soft=soft, tied=False)
     if policy == "drop":
@@ -166,5 +178,5 @@ def decide(votes: Sequence[int], policy: TiePolicy = "soft") -> Decision:
     if policy == "first":
         return Decision(keep=True, label=tied[0], soft=soft, tied=True)
     if policy == "multi":
-        soft = tuple(float(name in tied) / len(tied) for name in CLASSES)
+        soft = tuple(float(name in tied) / len(tied) for name in classes)
     return Decision(keep=True, label=None, soft=soft, tied=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from xxhash import xxh3_64_intdigest
 
-from multistill.config import CLASSES
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray, IntArray
 
@@ -23,42 +23,43 @@ NOTES = "notes.parquet"
 QUALITY = "quality.json"
 _HASH_BATCH = 8192  # strings converted to Python objects at a time
 _ROW_GROUP = 65_536
+_CLASSES = "classes"  # key of the schema's metadata
 
 
 def _field(name: str, kind: pa.DataType, nullable: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable)
 
 
-MANIFEST_SCHEMA = pa.schema(
-    [
-        _field("utterance_id", pa.string()),
-        _field("corpus", pa.string()),
-        _field("session", pa.string()),
-        _field("dialogue", pa.string()),
-        _field("turn", pa.int32()),
-        _field("speaker", pa.string()),
-        _field("gender", pa.string(), nullable=True),
-        _field("audio_path", pa.string()),
-        _field("num_samples", pa.int64()),
-        _field("sample_rate", pa.int32()),
-        _field("duration_s", pa.float64()),
-        _field("text", pa.string()),
-        _field("text_raw", pa.string()),
-        # Not a fixed-size list: Arrow reads those back from Parquet only without nulls.
-        _field("votes", pa.list_(pa.int32()), nullable=True),
-        _field("label", pa.string(), nullable=True),
-        _field("label_soft", pa.list_(pa.float32(), 7)),
-        _field("valence", pa.float32(), nullable=True),
-        _field("arousal", pa.float32(), nullable=True),
-        _field("split", pa.string()),
-        _field("fold", pa.int32()),
-        _field("group", pa.string()),
-        _field("audio_digest", pa.string()),
-    ]
+MANIFEST_FIELDS = (
+    _field("utterance_id", pa.string()),
+    _field("corpus", pa.string()),
+    _field("session", pa.string()),
+    _field("dialogue", pa.string()),
+    _field("turn", pa.int32()),
+    _field("speaker", pa.string()),
+    _field("gender", pa.string(), nullable=True),
+    _field("audio_path", pa.string()),
+    _field("num_samples", pa.int64()),
+    _field("sample_rate", pa.int32()),
+    _field("duration_s", pa.float64()),
+    _field("text", pa.string()),
+    _field("text_raw", pa.string()),
+    # Not a fixed-size list: Arrow reads those back from Parquet only without nulls.
+    _field("votes", pa.list_(pa.int32()), nullable=True),
+    _field("label", pa.string(), nullable=True),
+    _field("label_soft", pa.list_(pa.float32())),  # of fixed size: see `manifest_schema`
+    _field("valence", pa.float32(), nullable=True),
+    _field("arousal", pa.float32(), nullable=True),
+    _field("split", pa.string()),
+    _field("fold", pa.int32()),
+    _field("group", pa.string()),
+    _field("audio_digest", pa.string()),
 )
+MANIFEST_COLUMNS = tuple(field.name for field in MANIFEST_FIELDS)
 """Columns in order. `utterance_id`, `session`, `dialogue` and `speaker` start with the corpus's
 title and a slash, so they are unique over corpora; `session` and `speaker` are empty if the
-corpus does not give them. `votes` and `label_soft` follow the class order, `label` is null on a
+corpus does not give them. `votes` and `label_soft` follow the order of
+the classes, which the metadata name, `label` is null on a
 tie, `duration_s` is in seconds, `fold` is -1 for test. `group` names what the split keeps
 together, the unit of the evaluation's intervals (`multistill.corpora.groups`). `audio_digest` is a
 digest of the whole file (`multistill.audio.digests`)."""
@@ -67,12 +68,48 @@ REJECTED_SCHEMA = pa.schema([_field("source", pa.string()), _field("reason", pa.
 NOTES_SCHEMA = pa.schema([_field(name, pa.string()) for name in ("source", "kind", "text")])
 
 
+def manifest_schema(classes: Sequence[str]) -> pa.Schema:
+    """The columns for these classes, which the schema's metadata name in order."""
+    shares = pa.list_(pa.float32(), len(classes))
+    fields = [
+        each.with_type(shares) if each.name == "label_soft" else each for each in MANIFEST_FIELDS
+    ]
+    return pa.schema(fields, metadata=with_classes(classes))
+
+
+def with_classes(classes: Sequence[str]) -> dict[str, str]:
+    """Metadata of an Arrow schema that name the classes in order."""
+    return {_CLASSES: json.dumps(list(classes), ensure_ascii=False)}
+
+
+def classes_of(table: pa.Table | pa.Schema) -> tuple[str, ...]:
+    """The classes in order that a table's metadata name.
+
+    Raises:
+        MultistillError: they name none.
+    """
+    schema = table.schema if isinstance(table, pa.Table) else table
+    text = (schema.metadata or {}).get(_CLASSES.encode())
+    if text is None:
+        raise MultistillError(
+            "a table does not name its classes, so another version has written it; remove its "
+            "folder and run the job again"
+        )
+    return tuple(json.loads(text))
+
+
+def read_classes(folder: Path) -> tuple[str, ...]:
+    """The classes in order of the manifest in a folder."""
+    return classes_of(pq.read_schema(folder / MANIFEST))
+
+
 def write_manifest(table: pa.Table, folder: Path) -> Path:
-    """Write `manifest.parquet`; the table must have the columns of `MANIFEST_SCHEMA`."""
+    """Write `manifest.parquet`; the table must have the columns of `manifest_schema`."""
     path = folder / MANIFEST
-    with pq.ParquetWriter(path, MANIFEST_SCHEMA, compression="zstd") as writer:
+    schema = manifest_schema(classes_of(table))
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for start in range(0, max(len(table), 1), _ROW_GROUP):  # in slices: a cast copies
-            writer.write_table(table.slice(start, _ROW_GROUP).cast(MANIFEST_SCHEMA))
+            writer.write_table(table.slice(start, _ROW_GROUP).cast(schema))
     return path
 
 
@@ -105,7 +142,9 @@ def read_manifest(path: Path, columns: list[str] | None = None) -> pa.Table:
     if not file.is_file():
         raise MultistillError(f"there is no manifest at {os.fspath(file)}; run the job again")
     schema = pq.read_schema(file)
-    missing = [name for name in MANIFEST_SCHEMA.names if name not in schema.names]
+    missing = [name for name in MANIFEST_COLUMNS if name not in schema.names]
+    if _CLASSES.encode() not in (schema.metadata or {}):
+        missing.append("the list of classes")
     if missing:
         raise MultistillError(
             f"{os.fspath(file)} is not a manifest of this version: it lacks {', '.join(missing)}; "
@@ -115,12 +154,13 @@ def read_manifest(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 
 def label_arrays(table: pa.Table) -> tuple[IntArray, FloatArray]:
-    """Class index [N], -1 where the votes tie, and vote shares [N, 7] of a manifest's rows.
+    """Class index [N], -1 where the votes tie, and vote shares [N, C] of a manifest's rows.
 
     Args:
         table: rows with the columns `label` and `label_soft`.
     """
-    index = pc.index_in(table["label"].combine_chunks(), value_set=pa.array(CLASSES))
+    classes = classes_of(table)
+    index = pc.index_in(table["label"].combine_chunks(), value_set=pa.array(classes))
     labels = pc.fill_null(index, -1).to_numpy(zero_copy_only=False)
     shares = pc.list_flatten(table["label_soft"]).to_numpy()
-    return labels.astype(np.int64), shares.astype(np.float32).reshape(-1, len(CLASSES))
+    return labels.astype(np.int64), shares.astype(np.float32).reshape(-1, len(classes))

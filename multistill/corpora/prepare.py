@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from multistill.audio.digests import Digests
-from multistill.config import CorpusConfig, SplitConfig
+from multistill.config import CorpusConfig, LabelsConfig, SplitConfig
 from multistill.corpora import quality
 from multistill.corpora.build import build_manifest
 from multistill.corpora.coverage import coverage_gaps
 from multistill.corpora.loaders import corpus_root, demo, load
-from multistill.corpora.manifest import MANIFEST_SCHEMA, NOTES, QUALITY, REJECTED, write_manifest
+from multistill.corpora.manifest import MANIFEST_COLUMNS, NOTES, QUALITY, REJECTED, write_manifest
 from multistill.corpora.paths import audio_folder
 from multistill.corpora.records import Record
 from multistill.corpora.rejections import Rejections
@@ -41,6 +41,7 @@ def prepare(
     split: SplitConfig,
     out: Path,
     *,
+    labels: LabelsConfig | None = None,
     unpacked: Path,
     digests: Path | None = None,
     logger: RunLogger | None = None,
@@ -48,6 +49,7 @@ def prepare(
     """Write `manifest.parquet`, `rejected.parquet`, `notes.parquet`, `quality.json` into `out`.
 
     Args:
+        labels: the classes; default: the published seven.
         unpacked: folder into which packaged corpora (the demo corpus) are unpacked.
         digests: file that remembers the digests of recordings (`audio.digests.Digests`).
 
@@ -63,7 +65,15 @@ def prepare(
     with _system_allocator():
         known = Digests(digests)
         try:
-            return _prepare(corpora, split, out, unpacked, known, logger or NullLogger())
+            return _prepare(
+                corpora,
+                split,
+                labels or LabelsConfig(),
+                out,
+                unpacked,
+                known,
+                logger or NullLogger(),
+            )
         finally:
             known.save()
 
@@ -82,13 +92,14 @@ def _system_allocator() -> Iterator[None]:
 def _prepare(
     corpora: Sequence[CorpusConfig],
     split: SplitConfig,
+    labels: LabelsConfig,
     out: Path,
     unpacked: Path,
     digests: Digests,
     logger: RunLogger,
 ) -> dict[str, Any]:
-    records = ((config.title, _records(config, unpacked)) for config in corpora)
-    built = build_manifest(records, split.ties, logger, digests)
+    records = ((config.title, _records(config, labels, unpacked)) for config in corpora)
+    built = build_manifest(records, split.ties, labels.classes, logger, digests)
     dropped = {
         title: built.dropped[title] / max(1, built.dropped[title] + kept)
         for title, kept in built.kept.items()
@@ -125,7 +136,7 @@ def _prepare(
     for gap in coverage_gaps(report["split"]["classes"]):
         logger.info(f"{gap.title}: {gap.text}")
     report["synthetic"] = any(config.kind == "demo" for config in corpora)
-    write_manifest(rows.select(MANIFEST_SCHEMA.names), out)
+    write_manifest(rows.select(MANIFEST_COLUMNS), out)
     pq.write_table(built.rejections.table(), out / REJECTED)
     built.notes.write(out / NOTES)
     write_json(out / QUALITY, report)
@@ -173,8 +184,8 @@ def refuse_rejections(
         raise MultistillError(sentence)
 
 
-def _records(config: CorpusConfig, unpacked: Path) -> Iterator[Record]:
-    return load(config, demo.unpack(unpacked) if config.kind == "demo" else None)
+def _records(config: CorpusConfig, labels: LabelsConfig, unpacked: Path) -> Iterator[Record]:
+    return load(config, labels, demo.unpack(unpacked) if config.kind == "demo" else None)
 
 
 def _no_utterances(rejections: Rejections) -> str:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from multistill.audio.errors import UnusableClipError, describe
 from multistill.audio.levels import Levels, measure
 from multistill.audio.reading import read_sound
-from multistill.config import CLASSES, SplitConfig
+from multistill.config import SplitConfig
 from multistill.corpora.agreement import (
     distinct,
     krippendorff_alpha,
@@ -28,7 +28,7 @@ from multistill.corpora.agreement import (
 )
 from multistill.corpora.build import BuildResult
 from multistill.corpora.labels import Votes
-from multistill.corpora.manifest import hash_strings
+from multistill.corpora.manifest import classes_of, hash_strings
 from multistill.corpora.rejections import Examples
 from multistill.corpora.split import PARTS, hash64
 from multistill.corpora.text import normal_text
@@ -111,7 +111,10 @@ def counts(column: pa.ChunkedArray) -> dict[str, int]:
 def class_counts(rows: pa.Table) -> dict[str, int]:
     """Utterances per class in class order, and `tie` for those without a label."""
     by_label = counts(rows["label"])
-    return {**{name: by_label.get(name, 0) for name in CLASSES}, "tie": by_label.get("none", 0)}
+    return {
+        **{name: by_label.get(name, 0) for name in classes_of(rows)},
+        "tie": by_label.get("none", 0),
+    }
 
 
 def by_part(rows: pa.Table) -> dict[str, dict[str, int]]:
@@ -127,17 +130,18 @@ def training(rows: pa.Table) -> dict[str, Any]:
     """Class counts and mean vote shares of the training part."""
     part = select(rows, "split", "train", ["label", "label_soft"])
     total = sum((soft.sum(axis=0, dtype=float) for soft in matrices(part["label_soft"])), 0.0)
-    mean = np.broadcast_to(np.asarray(total) / max(len(part), 1), len(CLASSES))
+    classes = classes_of(rows)
+    mean = np.broadcast_to(np.asarray(total) / max(len(part), 1), len(classes))
     return {
         "counts": class_counts(part),
-        "mean_shares": {n: round(float(v), 6) for n, v in zip(CLASSES, mean, strict=True)},
+        "mean_shares": {n: round(float(v), 6) for n, v in zip(classes, mean, strict=True)},
     }
 
 
 def matrices(column: pa.ChunkedArray) -> Iterator[npt.NDArray[Any]]:
-    """A column of lists of seven, without nulls, as [N, 7], chunk by chunk."""
+    """A column of lists of one length C, without nulls, as [N, C], chunk by chunk."""
     for chunk in column.chunks:
-        yield chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, len(CLASSES))
+        yield chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
 
 
 def durations(rows: pa.Table) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from multistill.config import CorpusConfig
+from multistill.corpora.labels import LabelReader
 
 _UNSORTED = 65_536
 
@@ -95,9 +96,14 @@ Record = Utterance | Rejected | Note | TextEncoding
 
 
 class Loader(Protocol):
-    """Reads one corpus in a fixed order; UsageError if `root` does not hold that corpus."""
+    """Reads one corpus in a fixed order; UsageError if `root` does not hold that corpus.
 
-    def __call__(self, config: CorpusConfig, root: Path) -> Iterator[Record]: ...
+    `labels` says which class a label is, and the order of votes.
+    """
+
+    def __call__(
+        self, config: CorpusConfig, root: Path, labels: LabelReader
+    ) -> Iterator[Record]: ...
 
 
 class SeenIds:

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from multistill.config import CLASSES
-
 
 def soft_targets(
     manifest: Path,
@@ -33,20 +31,25 @@ def soft_targets(
 
     Returns:
         the stage's summary.
+
+    Raises:
+        MultistillError: a teacher has other classes than the manifest.
     """
     import shutil
 
     import numpy as np
 
-    from multistill.corpora.manifest import read_manifest
+    from multistill.corpora.manifest import classes_of, read_manifest
     from multistill.distillation.targets import write_pooled, write_soft_targets
     from multistill.distillation.teacher import Teacher
+    from multistill.errors import MultistillError
     from multistill.features.cache import open_store
     from multistill.inference.ensemble import combine
     from multistill.models.files import Output, read_model_config
 
     columns = ["utterance_id", "split", "fold"]
-    table = read_manifest(manifest, columns).to_pandas()
+    utterances = read_manifest(manifest, columns)
+    classes, table = classes_of(utterances), utterances.to_pandas()
     store = open_store(features)
     rows = table[(table["split"] != "test") & table["utterance_id"].isin(set(store.ids))]
     ids = rows["utterance_id"].tolist()
@@ -56,9 +59,16 @@ def soft_targets(
     # The fold whose teacher predicts each row; -1: the ensemble.
     teacher_fold = np.where(train & np.isin(fold, list(folds)), fold, -1)
     parts = out.with_name("parts")
-    logits = np.zeros((len(ids), len(CLASSES)), dtype=np.float32)
+    logits = np.zeros((len(ids), len(classes)), dtype=np.float32)
     pooled_rows, pooled_states = [], []
-    kind: Output = read_model_config(teachers[0])["output"]
+    configs = {folder: read_model_config(folder) for folder in (*teachers, *folds.values())}
+    for folder, config in configs.items():
+        if tuple(config["labels"]) != classes:
+            raise MultistillError(
+                f"the teacher in {folder} has the classes {', '.join(config['labels'])}, and the "
+                f"manifest has {', '.join(classes)}; use a teacher and a manifest of the same job"
+            )
+    kind: Output = configs[teachers[0]]["output"]
     for number in [-1, *sorted(folds)]:
         selected = np.flatnonzero(teacher_fold == number)
         if not len(selected):
@@ -80,6 +90,6 @@ def soft_targets(
     if pooled:
         write_pooled(out, np.concatenate(pooled_rows), np.concatenate(pooled_states))
     teacher = "out-of-fold" if folds else "in-sample"
-    write_soft_targets(out, ids, logits, teacher, teacher_fold, kind)
+    write_soft_targets(out, ids, logits, teacher, teacher_fold, kind, classes)
     shutil.rmtree(parts, ignore_errors=True)
     return {"rows": len(ids), "teachers": len(teachers), "folds": len(folds)}

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from multistill.config import CLASSES
+from multistill.corpora.manifest import classes_of, with_classes
 from multistill.distillation.files import POOLED
 from multistill.errors import MultistillError
 from multistill.metrics.classification import EPS, shares_from_outputs, softmax
@@ -33,8 +34,9 @@ class SoftTargets:
     """A teacher's outputs.
 
     Attributes:
-        outputs: float32 [N, 7] in class order: logits before softmax and temperature, or shares
+        outputs: float32 [N, C] in class order: logits before softmax and temperature, or shares
             of a teacher that was trained by squared error.
+        classes: in the order of the outputs.
         kind: which of the two.
         teacher: human-readable description of the teacher.
         fold: int64 [N], the fold that the row's teacher was not trained on; -1 if it may have
@@ -43,17 +45,18 @@ class SoftTargets:
 
     ids: list[str]
     outputs: FloatArray
+    classes: tuple[str, ...]
     kind: Output
     teacher: str
     fold: IntArray
 
     @property
     def distributions(self) -> DoubleArray:
-        """The teacher's distribution of each utterance, [N, 7]."""
+        """The teacher's distribution of each utterance, [N, C]."""
         return (shares_from_outputs if self.kind == "shares" else softmax)(self.outputs)
 
     def for_loss(self, loss: str) -> FloatArray:
-        """Outputs [N, 7] as `distillation.loss` reads them: shares for `two-mse`, else logits.
+        """Outputs [N, C] as `distillation.loss` reads them: shares for `two-mse`, else logits.
 
         A teacher of the other kind is converted by its distribution p: to p, or to log p, of
         which softmax makes p again and a temperature works as on any logits.
@@ -72,16 +75,18 @@ def write_soft_targets(
     teacher: str,
     fold: npt.ArrayLike,
     kind: Output = "logits",
+    classes: Sequence[str] = CLASSES,
 ) -> None:
     """Write `utterance_id`, `outputs`, `teacher` and `fold` to a Parquet file, atomically."""
     columns = {
         "utterance_id": pa.array(ids, pa.string()),
-        "outputs": _vectors(outputs, len(ids), len(CLASSES)),
+        "outputs": _vectors(outputs, len(ids), len(classes)),
         "teacher": pa.array([teacher] * len(ids), pa.string()),
         "fold": pa.array(np.asarray(fold), pa.int32()),
     }
+    metadata = {"kind": kind, **with_classes(classes)}
     with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns).replace_schema_metadata({"kind": kind}), temporary)
+        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), temporary)
 
 
 def read_soft_targets(path: Path) -> SoftTargets:
@@ -107,6 +112,7 @@ def read_soft_targets(path: Path) -> SoftTargets:
     return SoftTargets(
         ids=table["utterance_id"].to_pylist(),
         outputs=_matrix(table["outputs"]),
+        classes=classes_of(table),
         kind=cast(Output, kind),
         teacher=table["teacher"][0].as_py() if len(table) else "",
         fold=table["fold"].to_numpy().astype(np.int64),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from multistill.corpora.manifest import read_classes
 from multistill.evaluation.utterances import Utterances
 from multistill.features.collate import collate
 from multistill.features.store import FeatureStore
@@ -59,8 +60,10 @@ class LoadedModel:
         self.candidate = candidate
         self.store = store
         self.device = device
+        classes = read_classes(manifest)
         self.members: list[EmotionModel] = [
-            load_model(Path(folder)).to(device) for folder in candidate.folders
+            load_model(Path(folder), {"labels": list(classes)}).to(device)
+            for folder in candidate.folders
         ]
         self.spec: ModelSpec = self.members[0].spec
         configs = [read_model_config(Path(folder)) for folder in candidate.folders]
@@ -72,7 +75,7 @@ class LoadedModel:
         self.context = dialogue_context(longest, store, manifest)
 
     def probabilities(self, ids: list[str]) -> DoubleArray:
-        """Mean of the members' distributions, [N, 7]."""
+        """Mean of the members' distributions, [N, C]."""
         to_distribution = shares_from_outputs if self.output == "shares" else softmax
         distributions = [
             to_distribution(
@@ -171,7 +174,7 @@ def probe_baseline(
     """Fit a linear probe on pooled states, choose its penalty on validation, apply it to test.
 
     Returns:
-        the probe's entry of metrics.json and its distributions on test, [N, 7].
+        the probe's entry of metrics.json and its distributions on test, [N, C].
     """
     rows = evenly_spaced(len(train), MAX_PROBE_CLIPS)
     chosen = evenly_spaced(len(valid), MAX_PROBE_CLIPS)

@@ -1,6 +1,6 @@
 """Score every candidate on the test set, which no other stage reads.
 
-predictions.parquet   utterance_id, model, label (predicted), distribution (7 shares),
+predictions.parquet   utterance_id, model, label (predicted), distribution (a share per class),
                       truth (null on a tie), session, speaker; baselines included
 metrics.json          everything that the report and the terminal table show
 """
@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from multistill.config import CLASSES, EvaluationConfig
+from multistill.config import EvaluationConfig
+from multistill.corpora.manifest import with_classes
 from multistill.errors import MultistillError
 from multistill.evaluation.candidates import (
     Candidate,
@@ -55,17 +56,19 @@ METRICS = "metrics.json"
 FORMAT = 1
 MAX_IN_SAMPLE_CLIPS = 2000
 
-SCHEMA = pa.schema(
-    [
+
+def predictions_schema(classes: Sequence[str]) -> pa.Schema:
+    """Of predictions.parquet; the metadata name the classes in the order of `distribution`."""
+    fields = [
         pa.field("utterance_id", pa.string(), nullable=False),
         pa.field("model", pa.string(), nullable=False),
         pa.field("label", pa.string(), nullable=False),
-        pa.field("distribution", pa.list_(pa.float32(), len(CLASSES)), nullable=False),
+        pa.field("distribution", pa.list_(pa.float32(), len(classes)), nullable=False),
         pa.field("truth", pa.string()),
         pa.field("session", pa.string(), nullable=False),
         pa.field("speaker", pa.string(), nullable=False),
     ]
-)
+    return pa.schema(fields, metadata=with_classes(classes))
 
 
 def evaluate(
@@ -113,7 +116,7 @@ def evaluate(
     with_labels: dict[str, dict[str, Any]] = {}
     in_tables = [each for each in candidates if each.label_share is None]
     curve = [each for each in candidates if each.label_share is not None]
-    with pq.ParquetWriter(out / PREDICTIONS, SCHEMA) as writer:
+    with pq.ParquetWriter(out / PREDICTIONS, predictions_schema(test.classes)) as writer:
         majority = np.full(len(test), training.majority, dtype=np.int64)
         prior = np.tile(training.prior, (len(test), 1))
         writer.write_table(_table(BASELINE, test, prior, majority))
@@ -146,7 +149,7 @@ def evaluate(
             "resamples": config.resamples,
             "seed": seed,
             "encoders": evaluation.encoders,
-            "classes": list(CLASSES),
+            "classes": list(test.classes),
             "baseline": baseline,
             "references": references,
             "models": models,
@@ -177,8 +180,8 @@ def _probed(modalities: Sequence[Modality]) -> Sequence[Modality]:
 
 
 def _class_counts(clips: Utterances) -> dict[str, int]:
-    counts = np.bincount(clips.truth[clips.truth >= 0], minlength=len(CLASSES))
-    return {name: int(count) for name, count in zip(CLASSES, counts, strict=True)}
+    counts = np.bincount(clips.truth[clips.truth >= 0], minlength=len(clips.classes))
+    return {name: int(count) for name, count in zip(clips.classes, counts, strict=True)}
 
 
 def _describe_validation(valid: Utterances, split_by: str) -> dict[str, Any]:
@@ -318,11 +321,11 @@ def _table(
         {
             "utterance_id": clips.ids,
             "model": [name] * len(clips),
-            "label": [CLASSES[label] for label in labels],
-            "distribution": pa.FixedSizeListArray.from_arrays(flat, len(CLASSES)),
-            "truth": [CLASSES[label] if label >= 0 else None for label in clips.truth],
+            "label": [clips.classes[label] for label in labels],
+            "distribution": pa.FixedSizeListArray.from_arrays(flat, len(clips.classes)),
+            "truth": [clips.classes[label] if label >= 0 else None for label in clips.truth],
             "session": clips.sessions,
             "speaker": clips.speakers,
         },
-        schema=SCHEMA,
+        schema=predictions_schema(clips.classes),
     )

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from multistill.config import CLASSES, EvaluationConfig
+from multistill.config import EvaluationConfig
 from multistill.evaluation.comparisons import PRIMARY_METRIC, Scores, compare, difference
 from multistill.evaluation.utterances import TrainingStatistics, Utterances
 from multistill.metrics.classification import (
     CALIBRATION,
-    CELLS,
     HARD,
     SufficientStatistics,
     class_support,
@@ -34,7 +33,7 @@ class Prediction:
     """A model's predictions for the test clips.
 
     Attributes:
-        probabilities: [N, 7].
+        probabilities: [N, C].
         calibrated: the same after temperature scaling, or None without a validation set to fit
             the temperature on.
     """
@@ -69,10 +68,10 @@ class Scorer:
         self.clips = clips
         self.training = training
         self.confidence = config.confidence
-        self.statistics = SufficientStatistics(config.calibration_bins)
+        self.statistics = SufficientStatistics(len(clips.classes), config.calibration_bins)
         self.clusters = choose_clusters(clips.groups, clips.sessions, clips.speakers, split_by)
         self.resampling = Resampling(self.clusters, config.resamples, seed)
-        self.support = class_support(clips.truth, self.clusters.index)
+        self.support = class_support(clips.truth, self.clusters.index, len(clips.classes))
         self.slices = _slices(clips, training)
         self.scores: dict[str, Scores] = {}
         self.scores_over_seeds: dict[str, Scores] = {}
@@ -94,7 +93,7 @@ class Scorer:
         return {
             "kind": "majority",
             "name": BASELINE,
-            "label": CLASSES[label],
+            "label": self.clips.classes[label],
             "train_share": float(train_share),
             "metrics": self._intervals(values, draws),
             "slices": self._score_slices(rows),
@@ -112,7 +111,7 @@ class Scorer:
         return {
             "metrics": self._intervals(values, draws),
             "confusion": confusion.astype(int).tolist(),
-            "classes": per_class(confusion),
+            "classes": per_class(confusion, clips.classes),
             "reliability": self.statistics.reliability(sums).tolist(),
             "calibration": self._score_calibrated(prediction),
             "slices": self._score_slices(rows),
@@ -122,7 +121,7 @@ class Scorer:
         """The hard metrics over trainings of one model from several seeds.
 
         Args:
-            probabilities: [N, 7] of every seed.
+            probabilities: [N, C] of every seed.
 
         Returns:
             `count`, and per metric `values`, `sd` and the mean over seeds with its interval
@@ -200,7 +199,7 @@ class Scorer:
             "resampled": self.clusters.describe() | {"without_a_class": self._without_a_class()},
             "rare_classes": [
                 {
-                    "class": CLASSES[index],
+                    "class": self.clips.classes[index],
                     "clips": int(self.support.clips[index]),
                     "groups": int(self.support.groups[index]),
                 }
@@ -210,7 +209,9 @@ class Scorer:
 
     def _without_a_class(self) -> int:
         """Number of resamples that lack a class of the test set, and have no UAR or macro F1."""
-        labels = np.eye(len(CLASSES))[self.clips.truth] * (self.clips.truth >= 0)[:, None]
+        labels = (
+            np.eye(len(self.clips.classes))[self.clips.truth] * (self.clips.truth >= 0)[:, None]
+        )
         counted = self.resampling.sums(labels)[:, self.support.present]
         return int((counted == 0).any(axis=1).sum())
 
@@ -238,12 +239,12 @@ class Scorer:
 
     def _score_slices(self, rows: DoubleArray) -> list[dict[str, Any]]:
         """Hard metrics per slice; a slice of one resampled group has no interval."""
-        cells = rows[:, :CELLS]
+        cells = rows[:, : self.statistics.cells]
         truth, index = self.clips.truth, self.clusters.index
         sums = self.resampling.group_sums(cells, [part.mask for part in self.slices])
         scored = []
         for part, resampled in zip(self.slices, sums, strict=True):
-            support = class_support(truth[part.mask], index[part.mask])
+            support = class_support(truth[part.mask], index[part.mask], self.statistics.classes)
             values = from_confusion(self.statistics.confusion(cells[part.mask].sum(axis=0)))
             draws = from_confusion(self.statistics.confusion(resampled), support.present)
             groups = len(np.unique(index[part.mask]))

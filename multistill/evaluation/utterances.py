@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from multistill.config import CLASSES
-from multistill.corpora.manifest import MANIFEST, label_arrays
+from multistill.corpora.manifest import MANIFEST, classes_of, label_arrays
 from multistill.corpora.text import normal_text
 from multistill.errors import MultistillError
 from multistill.typing import DoubleArray, IntArray
@@ -23,11 +22,12 @@ COLUMNS = ["utterance_id", "label", "label_soft", "session", "speaker", "group",
 class Utterances:
     """Utterances of one split in manifest order; those without features are only counted."""
 
+    classes: tuple[str, ...]
     ids: list[str]
     truth: IntArray
     """Class index [N], -1 where the votes tie."""
     shares: DoubleArray
-    """Vote shares [N, 7]."""
+    """Vote shares [N, C]."""
     sessions: list[str]
     speakers: list[str]
     groups: list[str]
@@ -45,9 +45,9 @@ class TrainingStatistics:
     """Label statistics and transcripts of the training split, for the baselines and slices."""
 
     counts: IntArray
-    """Clips per class [7]."""
+    """Clips per class [C]."""
     prior: DoubleArray
-    """Mean vote shares [7]."""
+    """Mean vote shares [C]."""
     texts: frozenset[str]
 
     @property
@@ -72,6 +72,7 @@ def read_utterances(manifest: Path, split: str, available: Container[str]) -> Ut
     table = table.filter(pa.array(encoded, pa.bool_()))
     truth, shares = label_arrays(table)
     return Utterances(
+        classes=classes_of(table),
         ids=table["utterance_id"].to_pylist(),
         truth=truth,
         shares=shares.astype(np.float64),
@@ -92,7 +93,7 @@ def read_training_statistics(manifest: Path) -> TrainingStatistics:
     """
     table = _read_split(manifest, "train", ["label", "label_soft", "text"])
     truth, shares = label_arrays(table)
-    counts = np.bincount(truth[truth >= 0], minlength=len(CLASSES))
+    counts = np.bincount(truth[truth >= 0], minlength=shares.shape[1])
     if not counts.sum():
         raise MultistillError(
             f"{manifest / MANIFEST}: no training clip has a label, so there is no "

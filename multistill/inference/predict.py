@@ -37,7 +37,7 @@ def dialogue_context(
 
 @dataclass(frozen=True)
 class Outputs:
-    """A model's outputs: logits float32 [N, 7] and, if requested, pooled float32 [N, D]."""
+    """A model's outputs: logits float32 [N, C] and, if requested, pooled float32 [N, D]."""
 
     logits: FloatArray
     pooled: FloatArray | None
@@ -104,7 +104,7 @@ def predict_logits(
     batch_frames: int = BATCH_FRAMES,
     context: DialogueContext | None = None,
 ) -> FloatArray:
-    """Only the logits of `predict`, [N, 7]."""
+    """Only the logits of `predict`, [N, C]."""
     return predict(
         model, store, ids, device, max_frames, batch_frames, context, keep_pooled=False
     ).logits

@@ -18,7 +18,7 @@ def fit_temperature(logits: DoubleArray, truth: IntArray) -> float | None:
     """The temperature that minimises the NLL of the true class, or None without labelled rows.
 
     Args:
-        logits: of validation clips [N, 7].
+        logits: of validation clips [N, C].
         truth: class indices [N]; ties (-1) are excluded.
 
     Examples:

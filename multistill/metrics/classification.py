@@ -22,17 +22,13 @@ Definitions
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from multistill.config import CLASSES
 from multistill.typing import DoubleArray, IntArray
-
-NUM_CLASSES = len(CLASSES)
-CELLS = NUM_CLASSES * NUM_CLASSES
-"""Cells of the confusion matrix, the first columns of a row of `SufficientStatistics`."""
 
 MEANS_OVER_CLASSES = ("uar", "macro_f1")
 MIN_GROUPS = 2
@@ -84,23 +80,33 @@ def divergences(probabilities: DoubleArray, shares: DoubleArray) -> DoubleArray:
 class SufficientStatistics:
     """The columns computed per utterance, and the metrics of their sums.
 
-    Columns: 49 (truth, prediction) cells; Brier and NLL sums; row count and the three
+    Columns: C x C (truth, prediction) cells; Brier and NLL sums; row count and the three
     divergences; per confidence bin the count, the summed confidence and the correct predictions.
+
+    Attributes:
+        classes: their number C.
+        bins: of confidence.
     """
 
+    classes: int
     bins: int = 15
 
     @property
+    def cells(self) -> int:
+        """Cells of the confusion matrix, the first columns of a row."""
+        return self.classes * self.classes
+
+    @property
     def width(self) -> int:
-        return CELLS + 6 + 3 * self.bins
+        return self.cells + 6 + 3 * self.bins
 
     def rows(self, truth: IntArray, probabilities: DoubleArray, shares: DoubleArray) -> DoubleArray:
         """One row per utterance, [N, width].
 
         Args:
             truth: class index [N], -1 where the votes tie.
-            probabilities: predicted distribution [N, 7].
-            shares: vote shares [N, 7].
+            probabilities: predicted distribution [N, C].
+            shares: vote shares [N, C].
         """
         predicted = probabilities.argmax(axis=1)
         return self.rows_of(truth, predicted, probabilities, shares)
@@ -109,19 +115,19 @@ class SufficientStatistics:
         self, truth: IntArray, predicted: IntArray, probabilities: DoubleArray, shares: DoubleArray
     ) -> DoubleArray:
         """As `rows`, for a prediction that is not the distribution's mode (a baseline)."""
-        rows = np.zeros((len(truth), self.width))
+        rows, cells = np.zeros((len(truth), self.width)), self.cells
         labelled = np.flatnonzero(truth >= 0)
         index = np.arange(len(labelled))
         label, answer = truth[labelled], predicted[labelled]
         distribution = probabilities[labelled]
-        rows[labelled, label * NUM_CLASSES + answer] = 1.0
-        onehot = np.eye(NUM_CLASSES)[label]
-        rows[labelled, CELLS] = ((distribution - onehot) ** 2).sum(axis=1)
-        rows[labelled, CELLS + 1] = -np.log(np.maximum(distribution[index, label], EPS))
-        rows[:, CELLS + 2] = 1.0
-        rows[:, CELLS + 3 : CELLS + 6] = divergences(probabilities, shares)
+        rows[labelled, label * self.classes + answer] = 1.0
+        onehot = np.eye(self.classes)[label]
+        rows[labelled, cells] = ((distribution - onehot) ** 2).sum(axis=1)
+        rows[labelled, cells + 1] = -np.log(np.maximum(distribution[index, label], EPS))
+        rows[:, cells + 2] = 1.0
+        rows[:, cells + 3 : cells + 6] = divergences(probabilities, shares)
         confidence = distribution[index, answer]
-        column = CELLS + 6 + 3 * self._bin(confidence)
+        column = cells + 6 + 3 * self._bin(confidence)
         rows[labelled, column] = 1.0
         rows[labelled, column + 1] = confidence
         rows[labelled, column + 2] = label == answer
@@ -140,11 +146,12 @@ class SufficientStatistics:
         """
         metrics = from_confusion(self.confusion(sums), classes)
         with np.errstate(invalid="ignore", divide="ignore"):
-            labelled = sums[..., :CELLS].sum(axis=-1)
-            metrics["brier"] = sums[..., CELLS] / labelled
-            metrics["nll"] = sums[..., CELLS + 1] / labelled
+            cells = self.cells
+            labelled = sums[..., :cells].sum(axis=-1)
+            metrics["brier"] = sums[..., cells] / labelled
+            metrics["nll"] = sums[..., cells + 1] / labelled
             for offset, name in enumerate(SOFT):
-                metrics[name] = sums[..., CELLS + 3 + offset] / sums[..., CELLS + 2]
+                metrics[name] = sums[..., cells + 3 + offset] / sums[..., cells + 2]
             bins = self.reliability(sums)
             gaps = np.abs(bins[..., 1] - bins[..., 2]).sum(axis=-1)
             metrics["ece"] = gaps / labelled
@@ -152,11 +159,12 @@ class SufficientStatistics:
 
     def confusion(self, sums: DoubleArray) -> DoubleArray:
         """Counts [..., truth, prediction]."""
-        return sums[..., :CELLS].reshape(*sums.shape[:-1], NUM_CLASSES, NUM_CLASSES)
+        cells = sums[..., : self.cells]
+        return cells.reshape(*sums.shape[:-1], self.classes, self.classes)
 
     def reliability(self, sums: DoubleArray) -> DoubleArray:
         """Per bin [..., bins, 3]: predictions, their summed confidence, correct predictions."""
-        return sums[..., CELLS + 6 :].reshape(*sums.shape[:-1], self.bins, 3)
+        return sums[..., self.cells + 6 :].reshape(*sums.shape[:-1], self.bins, 3)
 
 
 def from_confusion(
@@ -227,24 +235,26 @@ class ClassSupport:
         return draws | undefined
 
 
-def class_support(truth: IntArray, groups: IntArray) -> ClassSupport:
-    """Count the classes of `truth` [N] (-1 is no class) over the groups [N]."""
+def class_support(truth: IntArray, groups: IntArray, classes: int) -> ClassSupport:
+    """Count the classes of `truth` [N] (-1 is none of the `classes`) over the groups [N]."""
     labelled = truth >= 0
     pairs = np.unique(np.stack([truth[labelled], groups[labelled]]), axis=1)
     return ClassSupport(
-        np.bincount(truth[labelled], minlength=NUM_CLASSES),
-        np.bincount(pairs[0], minlength=NUM_CLASSES),
+        np.bincount(truth[labelled], minlength=classes),
+        np.bincount(pairs[0], minlength=classes),
     )
 
 
-def per_class(confusion: DoubleArray) -> list[dict[str, float | str | int | None]]:
+def per_class(
+    confusion: DoubleArray, classes: Sequence[str]
+) -> list[dict[str, float | str | int | None]]:
     """Recall, precision and F1 of each class; None where it is not defined."""
 
     def ratio(numerator: float, denominator: float) -> float | None:
         return float(numerator / denominator) if denominator > 0 else None
 
     rows: list[dict[str, float | str | int | None]] = []
-    for index, name in enumerate(CLASSES):
+    for index, name in enumerate(classes):
         correct = confusion[index, index]
         truth, predicted = confusion[index].sum(), confusion[:, index].sum()
         rows.append(
@@ -263,7 +273,7 @@ def calibration_summary(
     truth: IntArray, probabilities: DoubleArray, shares: DoubleArray, bins: int
 ) -> dict[str, object]:
     """ECE, accuracy, NLL and reliability bins, without intervals (not a test result)."""
-    statistics = SufficientStatistics(bins)
+    statistics = SufficientStatistics(shares.shape[-1], bins)
     sums = statistics.rows(truth, probabilities, shares).sum(axis=0)
     metrics = statistics.measure(sums)
     return {

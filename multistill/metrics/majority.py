@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from multistill.metrics.classification import NUM_CLASSES, from_confusion
+from multistill.metrics.classification import from_confusion
 from multistill.typing import IntArray
 
 ONE_SIDED_95 = 1.645
@@ -32,12 +32,12 @@ def bars(truth: IntArray, majority: int) -> dict[str, float] | None:
         >>> {name: round(bar, 3) for name, bar in bars(np.array([0] * 20 + [1] * 20), 0).items()}
         {'uar': 0.63, 'macro_f1': 0.333}
     """
-    counts = np.bincount(truth[truth >= 0], minlength=NUM_CLASSES)
+    counts = np.bincount(truth[truth >= 0], minlength=majority + 1)
     present = counts[counts > 0]
     classes = len(present)
     if classes < 2:
         return None
-    confusion = np.zeros((NUM_CLASSES, NUM_CLASSES))
+    confusion = np.zeros((len(counts), len(counts)))
     confusion[:, majority] = counts
     chance = 1 / classes
     error = chance * np.sqrt(chance * (1 - chance) * (1 / present).sum())

@@ -9,7 +9,7 @@ trained with, including all their settings (`encoders`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,7 @@ class ModelInfo:
 
     Attributes:
         role: purpose of the model; a control is a student trained without a teacher.
+        labels: the classes in the order of the outputs.
         output: `logits` become probabilities by softmax; `shares` are estimates of the vote
             shares, from a model trained with the published squared error.
         max_frames: number of audio frames that the model reads of a clip; None: all.
@@ -49,6 +50,7 @@ class ModelInfo:
     """
 
     role: Role
+    labels: Sequence[str] = CLASSES
     output: Output = "logits"
     max_frames: int | None = None
     encoders: Mapping[str, Any] = field(default_factory=dict)
@@ -60,7 +62,13 @@ class DamagedModelError(MultistillError):
 
 
 def save_model(model: EmotionModel, folder: Path, info: ModelInfo) -> None:
-    """Write the weights, then the config with their checksum."""
+    """Write the weights, then the config with their checksum.
+
+    Raises:
+        ValueError: the info names another number of classes than the model has outputs.
+    """
+    if len(info.labels) != model.spec.num_classes:
+        raise ValueError(f"{len(info.labels)} labels and {model.spec.num_classes} outputs")
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()
@@ -69,7 +77,7 @@ def save_model(model: EmotionModel, folder: Path, info: ModelInfo) -> None:
     config = {
         "format": FORMAT,
         "role": info.role,
-        "labels": list(CLASSES),
+        "labels": list(info.labels),
         "output": info.output,
         "spec": model.spec.to_dict(),
         "audio_dim": model.audio_dim,
@@ -121,16 +129,15 @@ def load_model(folder: Path, expect: Mapping[str, Any] | None = None) -> Emotion
     """Load a saved model on the CPU, in eval mode.
 
     Args:
-        expect: required values of config.json, e.g. `audio_dim`, `text_dim`, `spec` or
+        expect: required values of config.json, e.g. `audio_dim`, `text_dim`, `labels`, `spec` or
             `encoders`; nested mappings are compared field by field.
 
     Raises:
         DamagedModelError: truncated or changed files.
-        MultistillError: names the first field that differs from `expect`, or other class labels.
+        MultistillError: names the first field that differs from `expect`.
     """
     config = read_model_config(folder)
-    expected = {"labels": list(CLASSES), **(expect or {})}
-    for name, value in expected.items():
+    for name, value in (expect or {}).items():
         _compare(folder, name, config.get(name), value)
     spec = ModelSpec.from_dict(config["spec"])
     model = build(spec, int(config["audio_dim"]), int(config["text_dim"]))

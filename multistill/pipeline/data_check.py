@@ -38,7 +38,7 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
         MultistillError: no utterance is left.
     """
     from multistill.corpora.coverage import coverage_gaps
-    from multistill.corpora.manifest import MANIFEST, read_manifest
+    from multistill.corpora.manifest import MANIFEST, classes_of, read_manifest
 
     with TemporaryDirectory(prefix="multistill-") as folder:
         steps = steps_of(job, _scratch(Path(folder), Workspace(job.workspace)))
@@ -49,13 +49,14 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
         summary = step.build(run)
         rows = read_manifest(out / MANIFEST, columns=["corpus", "split", "label"])
     corpora: Counter[str] = Counter(rows["corpus"].to_pylist())
-    splits: dict[str, Counter[str]] = {part: Counter() for part in ("train", "valid", "test")}
+    parts, classes = ("train", "valid", "test"), classes_of(rows)
+    splits = {part: Counter(dict.fromkeys(classes, 0)) for part in parts}
     labels = zip(rows["split"].to_pylist(), rows["label"].to_pylist(), strict=True)
     for part, label in labels:
         splits[part][label or "tie"] += 1
     return {
         "corpora": dict(corpora),
-        "splits": {part: dict(counts) for part, counts in splits.items()},
+        "splits": {part: dict(+counts) for part, counts in splits.items()},
         "gaps": [
             {"kind": gap.kind, "title": gap.title, "classes": list(gap.classes)}
             for gap in coverage_gaps(splits)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 
-from multistill.config import CLASSES
-from multistill.corpora.manifest import MANIFEST
+from multistill.corpora.manifest import MANIFEST, classes_of
 
 SPLITS = ("train", "valid", "test")
 COLUMNS = ["corpus", "session", "speaker", "dialogue", "label", "split", "duration_s"]
@@ -23,11 +22,12 @@ def describe_corpus(manifest: Path, summary: Mapping[str, Any]) -> dict[str, Any
         manifest: folder of the manifest.
         summary: of the `prepare` artifact: `rejected`, `synthetic`, `leaks`.
     """
-    rows = pq.read_table(
+    table = pq.read_table(
         manifest / MANIFEST,
         columns=COLUMNS,
         read_dictionary=["corpus", "session", "speaker", "dialogue", "label", "split"],
-    ).to_pandas()
+    )
+    rows, classes = table.to_pandas(), classes_of(table)
     by_split = {name: rows[rows["split"] == name] for name in SPLITS}
     return {
         "counts": {
@@ -39,9 +39,9 @@ def describe_corpus(manifest: Path, summary: Mapping[str, Any]) -> dict[str, Any
             },
         },
         "splits": {name: _sizes(split) for name, split in by_split.items()},
-        "class_counts": {name: _class_counts(split) for name, split in by_split.items()},
+        "class_counts": {name: _class_counts(split, classes) for name, split in by_split.items()},
         "class_shares": {
-            name: _shares(_class_counts(split))
+            name: _shares(_class_counts(split, classes))
             for name, split in [("all", rows), *by_split.items()]
         },
         "leaks": dict(summary.get("leaks", {})),
@@ -59,9 +59,9 @@ def _sizes(rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _class_counts(rows: pd.DataFrame) -> dict[str, int]:
+def _class_counts(rows: pd.DataFrame, classes: Sequence[str]) -> dict[str, int]:
     counts = rows["label"].value_counts()
-    return {name: int(counts.get(name, 0)) for name in CLASSES}
+    return {name: int(counts.get(name, 0)) for name in classes}
 
 
 def _shares(counts: Mapping[str, int]) -> dict[str, float]:

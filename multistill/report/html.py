@@ -11,7 +11,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from multistill.config import CLASSES, JobConfig
+from multistill.config import JobConfig
 from multistill.evaluation.comparisons import METRIC_TITLES
 from multistill.evaluation.figures import over_seeds
 from multistill.report import plots
@@ -57,7 +57,7 @@ def _present_classes(
     models = [*report["models"], *report["references"]]
     return [
         (index, label)
-        for index, label in enumerate(CLASSES)
+        for index, label in enumerate(report["classes"])
         if any(count[label] for count in counts)
         or any(row[index] for model in models for row in model["confusion"])
     ]
@@ -144,8 +144,9 @@ def _class_shares(
     if not quality or not quality["balance"]["caps"]:
         return splits
     counts = quality["balance"]["before"]["counts"]
-    total = sum(counts[label] for label in CLASSES)
-    return {"train before caps": {label: counts[label] / total for label in CLASSES}, **splits}
+    classes = report["classes"]
+    total = sum(counts[label] for label in classes)
+    return {"train before caps": {label: counts[label] / total for label in classes}, **splits}
 
 
 def _slices(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from multistill.config import CLASSES, SearchConfig
+from multistill.config import SearchConfig
 from multistill.evaluation.comparisons import METRIC_TITLES
 from multistill.evaluation.figures import over_seeds
 from multistill.report.svg import (
@@ -195,7 +195,8 @@ def classes(shares: Mapping[str, Mapping[str, float]], narrow: bool = False) -> 
 
     Classes that no set has are left out.
     """
-    shown = [label for label in CLASSES if any(values.get(label) for values in shares.values())]
+    labels = dict.fromkeys(label for values in shares.values() for label in values)
+    shown = [label for label in labels if any(values.get(label) for values in shares.values())]
     if not shown:
         return None
     figure, axes = subplots(NARROW if narrow else WIDTH, 2.8 if narrow else 2.5)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from multistill.corpora.manifest import label_arrays, read_manifest
+from multistill.corpora.manifest import classes_of, label_arrays, read_manifest
 from multistill.distillation.files import POOLED
 from multistill.distillation.targets import SoftTargets, read_pooled, read_soft_targets
 from multistill.errors import MultistillError
@@ -55,10 +55,10 @@ class Examples:
     """Utterances of one split.
 
     Attributes:
-        shares: vote shares [N, 7], zero where the label is not given.
+        shares: vote shares [N, C], zero where the label is not given.
         labels: class index [N], -1 where the votes tie or the label is not given.
         lengths: sort key for batches [N]: audio frames, or tokens for a text model.
-        teacher_logits: [N, 7], for students.
+        teacher_logits: [N, C], for students.
         teacher_states: for students with a loss on representations.
         label_weights: factor of the label loss [N], where some labels are not given: 0 for those,
             and N over the number of the others, so that the mean over all rows is the mean over
@@ -105,12 +105,14 @@ class TrainingData:
     """Training and validation data of one task; the test split is never read.
 
     Attributes:
+        classes: in the order of labels and outputs.
         without_features: number of rows of these splits without features (quarantined clips).
         part: ids of all training utterances with features, also of those not trained on because
             their label is not given.
         context: previous turns of any utterance, for models that read them.
     """
 
+    classes: tuple[str, ...]
     store: FeatureStore
     train: Examples
     valid: Examples
@@ -167,6 +169,13 @@ class TrainingData:
         """
         store = open_store(task.features)
         table = read_manifest(Path(task.manifest), _COLUMNS)
+        classes = classes_of(table)
+        if len(classes) != task.spec.num_classes:
+            raise MultistillError(
+                f"the model `{task.name}` has {task.spec.num_classes} outputs, and the manifest in "
+                f"{task.manifest} has {len(classes)} classes; use a model and a manifest of the "
+                "same job"
+            )
         split = table.column("split").to_numpy()
         selected = (split == "train") | (split == "valid")
         if task.leave_out_fold is not None:
@@ -196,13 +205,13 @@ class TrainingData:
             labelled = draw_labelled(train.labels, task.label_share, task.seed)
             train = train.hide_labels(labelled) if task.unlabelled else train.take(labelled)
         if task.soft_targets is not None:
-            train = _with_teacher(train, task)
+            train = _with_teacher(train, task, classes)
         context = None
         turns = task.spec.context_turns
         if turns:
             columns = read_manifest(Path(task.manifest), ["utterance_id", "dialogue", "turn"])
             context = DialogueContext(store, columns.to_pydict(), turns)
-        return cls(store, train, valid, without_features, part, context)
+        return cls(classes, store, train, valid, without_features, part, context)
 
 
 def _lengths(task: TrainingTask, store: FeatureStore, ids: list[str]) -> IntArray:
@@ -216,10 +225,15 @@ def _lengths(task: TrainingTask, store: FeatureStore, ids: list[str]) -> IntArra
     return np.maximum(lengths, 1)
 
 
-def _with_teacher(train: Examples, task: TrainingTask) -> Examples:
+def _with_teacher(train: Examples, task: TrainingTask, classes: tuple[str, ...]) -> Examples:
     """Add the teacher's outputs to the training examples."""
     path, ids, config = Path(task.soft_targets or ""), train.ids, task.distillation
     targets = read_soft_targets(path)
+    if targets.classes != classes:
+        raise MultistillError(
+            f"the soft targets in {path} are of the classes {', '.join(targets.classes)}, and the "
+            f"manifest has {', '.join(classes)}; use soft targets and a manifest of the same job"
+        )
     row_of = {name: row for row, name in enumerate(targets.ids)}
     absent = [name for name in ids if name not in row_of]
     if absent:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from multistill.config import CLASSES
 from multistill.metrics.majority import bars
 from multistill.models.build import build
 from multistill.models.files import CONFIG, ModelInfo, save_model
@@ -69,6 +68,7 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
     write_json(folder / HISTORY, {**summary, "epochs": progress.history})
     info = ModelInfo(
         role=task.role,
+        labels=data.classes,
         output="shares" if task.train.loss == "mse" else "logits",
         max_frames=task.train.max_frames,
         encoders=store.encoders(),
@@ -83,14 +83,14 @@ def _validation(data: TrainingData, progress: Progress) -> dict[str, Any] | None
 
     None where validation cannot tell: it lacks labels, or has one class only.
     """
-    counts = np.bincount(data.train.labels[data.train.labels >= 0], minlength=len(CLASSES))
+    counts = np.bincount(data.train.labels[data.train.labels >= 0], minlength=len(data.classes))
     majority = int(counts.argmax())
     reference = bars(data.valid.labels, majority)
     if reference is None:
         return None
     best = progress.history[progress.best_epoch - 1]
     scores = {name: best[f"valid_{name}"] for name in reference}
-    return {**scores, "bars": reference, "majority": CLASSES[majority]}
+    return {**scores, "bars": reference, "majority": data.classes[majority]}
 
 
 def discard_state(folder: Path) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multistill.config import CLASSES
 from multistill.errors import MultistillError
 from multistill.features.collate import plan_batches, shard_for_rank
 from multistill.hardware import default_device
@@ -304,7 +303,7 @@ class _Training:
         if not len(valid):
             return {}
         local_rows = shard_for_rank(np.arange(len(valid)), self.group.rank, self.group.size)
-        logits = np.zeros((len(valid), len(CLASSES)), dtype=np.float32)
+        logits = np.zeros((len(valid), len(self.data.classes)), dtype=np.float32)
         with self._autocast():
             logits[local_rows] = predict_logits(
                 self.result,

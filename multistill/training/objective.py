@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from multistill.config import CLASSES, TrainConfig
+from multistill.config import TrainConfig
 from multistill.distillation.losses import distillation_loss
 from multistill.distillation.representations import Hint, LinearCKA
 from multistill.distillation.schedule import scheduled_weight
@@ -109,7 +109,7 @@ class Objective(nn.Module):
 def validation_metrics(
     config: TrainConfig, logits: FloatArray, examples: Examples
 ) -> dict[str, float]:
-    """loss, accuracy, uar, macro_f1 and weighted_f1 of logits [N, 7], as in the report.
+    """loss, accuracy, uar, macro_f1 and weighted_f1 of logits [N, C], as in the report.
 
     The loss is the label loss without class weights and label smoothing, so that it is comparable
     between their settings, and between students with and without a teacher. Rows whose votes tie
@@ -122,7 +122,7 @@ def validation_metrics(
         config.loss,
         config.label_source,
     )
-    confusion = np.zeros((len(CLASSES), len(CLASSES)))
+    confusion = np.zeros((logits.shape[1], logits.shape[1]))
     labelled = examples.labels >= 0
     np.add.at(confusion, (examples.labels[labelled], logits[labelled].argmax(axis=1)), 1)
     metrics = {name: float(value) for name, value in from_confusion(confusion).items()}

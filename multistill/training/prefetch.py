@@ -30,9 +30,9 @@ class MicroBatch:
     Attributes:
         rows: row indices in the split.
         states: padded encoder states and their masks.
-        shares, labels: vote shares [b, 7] and class indices [b], -1 where the votes tie.
+        shares, labels: vote shares [b, C] and class indices [b], -1 where the votes tie.
         label_weights: factor of the label loss [b], where some labels are not given.
-        teacher_logits: [b, 7], for students.
+        teacher_logits: [b, C], for students.
         teacher_states, space: pooled states [b, D] and the index of the teacher that computed
             them [b], for students with a loss on representations.
         context, context_mask: previous turns, for models that read them.

@@ -62,7 +62,7 @@ def test_a_training_that_learnt_by_heart(tmp_path: Path, evaluation_case: Evalua
     for row in rows:
         label = int(random.integers(0, 4))
         row |= {"label": CLASSES[label], "label_soft": np.eye(7, dtype=np.float32)[label].tolist()}
-    write_manifest(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), Path(manifest).parent)
+    write_manifest(pa.Table.from_pylist(rows, schema=manifest_schema(CLASSES)), Path(manifest).parent)
     task = make_task((manifest, store), epochs=20, metric="loss")
     reason = not_trained_on_validation([trained(task, tmp_path / "shuffled")])
     says(

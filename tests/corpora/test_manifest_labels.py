@@ -13,7 +13,7 @@ def test_label_arrays_hold_class_indices_and_shares_of_chunked_and_filtered_tabl
     labels = ["fear", None, "neutral", "sad", None]
     shares = np.random.default_rng(0).dirichlet(np.ones(len(CLASSES)), len(labels))
     shares = shares.astype(np.float32)
-    fields = [MANIFEST_SCHEMA.field(name) for name in ("label", "label_soft")]
+    fields = [manifest_schema(CLASSES).field(name) for name in ("label", "label_soft")]
     table = pa.table([labels, shares.tolist()], schema=pa.schema(fields))
     chunked = pa.concat_tables([table.slice(0, 2), table.slice(2)])
     keep = np.array([True, False, True, True, True])

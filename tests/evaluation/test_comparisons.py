@@ -22,7 +22,7 @@ SIZE = 420
 def scores(*correct: np.ndarray) -> Scores:
     """Scores of trainings whose predictions are correct where `correct` is True."""
     truth = np.arange(SIZE) % 7
-    statistics = SufficientStatistics()
+    statistics = SufficientStatistics(7)
     resampling = Resampling(sessions_of([SIZE // SESSIONS] * SESSIONS), 300, seed=8)
     uniform = np.full((SIZE, 7), 1 / 7)
     values, draws, predicted = [], [], truth

@@ -86,7 +86,7 @@ def scored(
 ) -> Scores:
     """The scores of several trainings, as the evaluation computes them."""
     clusters, labels = test.clusters, test.labels
-    support = class_support(labels, clusters.index)
+    support = class_support(labels, clusters.index, 7)
     resampling = Resampling(clusters, resamples, seed=0)
     per_seed: dict[str, list[np.ndarray]] = {m: [] for m in HARD}
     draws: dict[str, list[np.ndarray]] = {m: [] for m in HARD}

@@ -92,7 +92,7 @@ def make_corpus(
             audio[0, 0] = np.nan
         clips.append(Clip(name, audio, text))
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = write_manifest(pa.Table.from_pylist(table, schema=MANIFEST_SCHEMA), folder)
+    manifest = write_manifest(pa.Table.from_pylist(table, schema=manifest_schema(CLASSES)), folder)
     store = folder / "features"
     with shard_writer(store, 0, "float32", AUDIO_DIM, TEXT_DIM, {}) as writer:
         writer.append(clips[: rows - quarantined])

@@ -71,7 +71,7 @@ def test_a_model_with_context_requires_a_dialogue_context(
     without_turns = predict_logits(model, store, IDS, "cpu", context=separate_dialogues)
     np.testing.assert_allclose(with_context[0], without_turns[0], atol=1e-5)
     assert np.abs(with_context[1:] - without_turns[1:]).max(axis=1).min() > 1e-5
-    all_columns = {name: columns.get(name, [None] * len(IDS)) for name in MANIFEST_SCHEMA.names}
+    all_columns = {name: columns.get(name, [None] * len(IDS)) for name in MANIFEST_COLUMNS}
     manifest = tmp_path / "manifest.parquet"
     pq.write_table(pa.table(all_columns), manifest)
     from_manifest = dialogue_context(model, store, tmp_path)

@@ -35,7 +35,7 @@ def test_hard_metrics_agree_with_scikit_learn(pairs: list[tuple[int, int]]) -> N
     truth = np.array([t for t, _ in pairs])
     predicted = np.array([p for _, p in pairs])
     uniform = np.full((len(pairs), 7), 1 / 7)
-    statistics = SufficientStatistics()
+    statistics = SufficientStatistics(7)
     rows = statistics.rows_of(truth, predicted, uniform, uniform)
     metrics = statistics.measure(rows.sum(axis=0))
     present = np.unique(truth)
@@ -51,7 +51,7 @@ def test_hard_metrics_agree_with_scikit_learn(pairs: list[tuple[int, int]]) -> N
 
 def test_confusion_rows_are_truth_and_columns_predictions() -> None:
     truth, probabilities, shares = random_predictions()
-    statistics = SufficientStatistics()
+    statistics = SufficientStatistics(7)
     confusion = statistics.confusion(statistics.rows(truth, probabilities, shares).sum(axis=0))
     expected = confusion_matrix(truth, probabilities.argmax(axis=1), labels=range(7))
     assert (confusion == expected).all()
@@ -59,7 +59,7 @@ def test_confusion_rows_are_truth_and_columns_predictions() -> None:
 
 def test_probability_scores_agree_with_their_definitions() -> None:
     truth, probabilities, shares = random_predictions()
-    statistics = SufficientStatistics(10)
+    statistics = SufficientStatistics(7, 10)
     metrics = statistics.measure(statistics.rows(truth, probabilities, shares).sum(axis=0))
     assert metrics["nll"] == pytest.approx(log_loss(truth, probabilities, labels=range(7)))
     assert metrics["brier"] == pytest.approx(
@@ -79,7 +79,7 @@ def test_probability_scores_agree_with_their_definitions() -> None:
 
 def test_uar_is_balanced_accuracy_if_every_class_occurs() -> None:
     truth, probabilities, shares = random_predictions()
-    statistics = SufficientStatistics()
+    statistics = SufficientStatistics(7)
     metrics = statistics.measure(statistics.rows(truth, probabilities, shares).sum(axis=0))
     assert metrics["uar"] == pytest.approx(
         balanced_accuracy_score(truth, probabilities.argmax(axis=1))
@@ -90,7 +90,7 @@ def test_ties_count_for_soft_metrics_and_for_no_hard_one() -> None:
     truth, probabilities, shares = random_predictions(40)
     tied = truth.copy()
     tied[:10] = -1
-    statistics = SufficientStatistics()
+    statistics = SufficientStatistics(7)
 
     def measure(truth: np.ndarray, start: int = 0) -> dict[str, np.ndarray]:
         rows = statistics.rows(truth, probabilities[start:], shares[start:])
@@ -105,7 +105,7 @@ def test_ties_count_for_soft_metrics_and_for_no_hard_one() -> None:
 
 def test_a_set_of_ties_only_has_no_hard_metrics_and_no_warning() -> None:
     _, probabilities, shares = random_predictions(5)
-    statistics = SufficientStatistics()
+    statistics = SufficientStatistics(7)
     with np.errstate(all="raise"):
         rows = statistics.rows(np.full(5, -1), probabilities, shares).sum(axis=0)
         metrics = statistics.measure(rows)
@@ -128,7 +128,7 @@ def test_means_over_classes_are_undefined_where_one_does_not_occur() -> None:
 
 def test_perfect_predictions_have_zero_divergence_and_loss() -> None:
     shares = np.eye(7)
-    statistics = SufficientStatistics()
+    statistics = SufficientStatistics(7)
     metrics = statistics.measure(statistics.rows(np.arange(7), shares, shares).sum(axis=0))
     assert metrics["uar"] == 1.0
     for name in ("kl", "js", "tv", "brier", "nll", "ece"):

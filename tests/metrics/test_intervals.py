@@ -111,7 +111,7 @@ def test_intervals_cover_the_true_value_as_often_as_they_say(sessions: int, clip
 
 def test_every_interval_contains_its_value_and_stays_in_the_metrics_range() -> None:
     truth, probabilities, shares = random_predictions(90)
-    statistics = SufficientStatistics()
+    statistics = SufficientStatistics(7)
     rows = statistics.rows(truth, probabilities, shares)
     values = statistics.measure(rows.sum(axis=0))
     draws = statistics.measure(Resampling(sessions_of([30] * 3), 300, seed=12).sums(rows))
@@ -138,11 +138,11 @@ def test_a_class_of_one_session_never_moves_the_interval_to_another_metric() -> 
     truth = rng.integers(0, 6, sessions * size)
     truth[:6] = 6
     predicted = np.where(rng.random(len(truth)) < 0.7, truth % 6, (truth + 1) % 6)
-    statistics = SufficientStatistics()
+    statistics = SufficientStatistics(7)
     uniform = np.full((len(truth), 7), 1 / 7)
     rows = statistics.rows_of(truth, predicted, uniform, uniform)
     clusters = sessions_of([size] * sessions)
-    support = class_support(truth, clusters.index)
+    support = class_support(truth, clusters.index, 7)
     draws = statistics.measure(Resampling(clusters, 400, seed=1).sums(rows), support.present)
     lacking = np.isnan(draws["uar"]).mean()
     assert lacking == pytest.approx((1 - 1 / sessions) ** sessions, abs=0.08)
@@ -153,7 +153,7 @@ def test_a_class_of_one_session_never_moves_the_interval_to_another_metric() -> 
     assert scored["uar"]["low"] is None and scored["macro_f1"]["high"] is None
     assert scored["accuracy"]["low"] is not None and scored["weighted_f1"]["high"] is not None
     truth[size : size + 6] = 6  # now in two sessions
-    assert not class_support(truth, clusters.index).rare.any()
+    assert not class_support(truth, clusters.index, 7).rare.any()
 
 
 def test_the_unit_is_what_the_split_keeps_together() -> None:

@@ -49,7 +49,7 @@ def answers_of_two(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def scored(truth: np.ndarray, answer: np.ndarray) -> tuple[dict, dict]:
     """The metrics and their values on the project's resamples."""
     uniform = np.full((len(truth), 7), 1 / 7)
-    statistics = SufficientStatistics()
+    statistics = SufficientStatistics(7)
     rows = statistics.rows_of(truth, answer, uniform, uniform)
     resampling = Resampling(sessions_of([CLIPS] * SESSIONS), RESAMPLES, seed=1)
     return statistics.measure(rows.sum(axis=0)), statistics.measure(resampling.sums(rows))
@@ -113,7 +113,7 @@ def test_without_variance_of_sessions_a_difference_has_welchs_interval(
 def test_scores_of_each_class_are_those_of_scikit_learn() -> None:
     truth, probabilities, shares = random_predictions()
     answer = probabilities.argmax(axis=1)
-    statistics = SufficientStatistics()
+    statistics = SufficientStatistics(7)
     confusion = statistics.confusion(statistics.rows(truth, probabilities, shares).sum(axis=0))
     rows = per_class(confusion)
     expected = precision_recall_fscore_support(truth, answer, labels=CLASSES)
@@ -123,7 +123,7 @@ def test_scores_of_each_class_are_those_of_scikit_learn() -> None:
 
 def test_divergences_are_those_of_scipy() -> None:
     truth, probabilities, shares = random_predictions()
-    statistics = SufficientStatistics()
+    statistics = SufficientStatistics(7)
     metrics = statistics.measure(statistics.rows(truth, probabilities, shares).sum(axis=0))
     kl = [kullback_leibler(s, p) for p, s in zip(probabilities, shares, strict=True)]
     assert metrics["kl"] == pytest.approx(np.mean(kl), abs=1e-5)

@@ -25,7 +25,7 @@ def write_manifest(folder: Path, split: str = "valid") -> Path:
     }
     row |= {"label_soft": [1.0, 0, 0, 0, 0, 0, 0], "split": split}
     folder.mkdir()
-    pq.write_table(pa.Table.from_pylist([row], schema=MANIFEST_SCHEMA), folder / "manifest.parquet")
+    pq.write_table(pa.Table.from_pylist([row], schema=manifest_schema(CLASSES)), folder / "manifest.parquet")
     return folder
 
 

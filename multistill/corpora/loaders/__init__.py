@@ -2,7 +2,7 @@
 
 To add a corpus:
 
-1. Write a module here with a function `load(config: CorpusConfig, root: Path)` that yields
+1. Write a module here with a function `load(config, root, labels)` that yields
    records (`multistill.corpora.records`) in a fixed order: an `Utterance` per clip, `Rejected`
    for each clip or row it leaves out, `Note` for anything odd. It reads annotations and file
    names only: audio headers, splits and the quality report follow from the records. `emodb` is
@@ -21,7 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import cast
 
-from multistill.config import CorpusConfig, CorpusKind
+from multistill.config import CorpusConfig, CorpusKind, LabelsConfig
+from multistill.corpora.labels import LabelReader
 from multistill.corpora.paths import describe_folder
 from multistill.corpora.records import Loader, Record, Utterance
 from multistill.errors import MultistillError, UsageError
@@ -68,11 +69,14 @@ def corpus_root(config: CorpusConfig) -> Path:
     )
 
 
-def load(config: CorpusConfig, root: Path | None = None) -> Iterator[Record]:
+def load(
+    config: CorpusConfig, labels: LabelsConfig | None = None, root: Path | None = None
+) -> Iterator[Record]:
     """Yield the corpus's records in a fixed order.
 
     Args:
         config: `config.limit` ends the corpus after that many utterances.
+        labels: the job's classes; default: the published seven.
         root: the folder to read; default: `corpus_root(config)`.
 
     Raises:
@@ -80,9 +84,10 @@ def load(config: CorpusConfig, root: Path | None = None) -> Iterator[Record]:
         MultistillError: if a folder or a table cannot be read.
     """
     folder = corpus_root(config) if root is None else Path(os.path.abspath(root))  # noqa: PTH100
+    reader = LabelReader(labels, config.labels)
     utterances = 0
     try:
-        for record in import_loader(config.kind)(config, folder):
+        for record in import_loader(config.kind)(config, folder, reader):
             yield record
             utterances += isinstance(record, Utterance)
             if utterances == config.limit:

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from multistill.config import CLASSES, CorpusConfig
-from multistill.corpora.labels import class_of, unmapped_label
+from multistill.config import CorpusConfig
+from multistill.corpora.labels import LabelReader
 from multistill.corpora.loaders.csv_parquet import Table, open_table
 from multistill.corpora.loaders.fields import parse_gender
 from multistill.corpora.paths import (
@@ -32,7 +32,7 @@ _PAIRS = tuple((f"{n}번 감정", f"{n}번 감정세기") for n in range(1, 6))
 _INTENSITIES = {"0": 0, "1": 1, "2": 2, "0.0": 0, "1.0": 1, "2.0": 2}
 
 
-def load_dialogue(config: CorpusConfig, root: Path) -> Iterator[Record]:
+def load_dialogue(config: CorpusConfig, root: Path, labels: LabelReader) -> Iterator[Record]:
     """감정 분류를 위한 대화 음성 데이터셋: three yearly tables, five raters with intensities.
 
     `4차년도.csv`, `5차년도.csv`, `5차년도_2차.csv` in CP949, each next to a folder of the same
@@ -53,12 +53,12 @@ def load_dialogue(config: CorpusConfig, root: Path) -> Iterator[Record]:
     for name in names:
         path = require_inside(root / on_disk[f"{name}.csv"], root)
         table = open_table(path, f"{name}.csv", texts)
-        yield from _dialogue_table(config, root, table, on_disk.get(name, name), seen)
+        yield from _dialogue_table(root, table, on_disk.get(name, name), seen, labels)
     yield from texts.records()
 
 
 def _dialogue_table(
-    config: CorpusConfig, root: Path, table: Table, folder: str, seen: SeenIds
+    root: Path, table: Table, folder: str, seen: SeenIds, labels: LabelReader
 ) -> Iterator[Record]:
     columns = {_without_spaces(name): index for index, name in enumerate(table.header)}
     for required in ("wav_id", "발화문", *(name for pair in _PAIRS for name in pair)):
@@ -80,7 +80,7 @@ def _dialogue_table(
         except ValueError as error:
             yield Rejected(source, str(error))
             continue
-        votes, ratings, notes = _weighted_votes(config, row)
+        votes, ratings, notes = _weighted_votes(row, labels)
         if not any(votes):
             yield Rejected(source, f"{name}: no votes")
             continue
@@ -107,16 +107,16 @@ def _dialogue_table(
 
 
 def _weighted_votes(
-    config: CorpusConfig, row: Mapping[str, str]
+    row: Mapping[str, str], labels: LabelReader
 ) -> tuple[tuple[int, ...], tuple[str | None, ...], list[tuple[str, str]]]:
     """Weighted votes, one class per rater, and `(kind, text)` notes on invalid votes."""
-    votes = [0] * len(CLASSES)
+    votes = [0] * len(labels.classes)
     ratings: list[str | None] = []
     notes: list[tuple[str, str]] = []
     for emotion_column, intensity_column in _PAIRS:
         emotion = row[_without_spaces(emotion_column)]
         intensity = row[_without_spaces(intensity_column)]
-        rating = class_of(emotion, config.labels)
+        rating = labels[emotion]
         ratings.append(rating)
         if rating is None:
             if emotion:
@@ -124,7 +124,7 @@ def _weighted_votes(
             continue
         if intensity not in _INTENSITIES:
             notes.append(("no intensity", f"`{intensity}` is not 0, 1 or 2 and is read as 0"))
-        votes[CLASSES.index(rating)] += 1 + _INTENSITIES.get(intensity, 0)
+        votes[labels.classes.index(rating)] += 1 + _INTENSITIES.get(intensity, 0)
     return tuple(votes), tuple(ratings), notes
 
 
@@ -155,7 +155,7 @@ def _finder(root: Path, folder: Path) -> Callable[[str], str]:
     return find
 
 
-def load_scripted(config: CorpusConfig, root: Path) -> Iterator[Record]:
+def load_scripted(config: CorpusConfig, root: Path, labels: LabelReader) -> Iterator[Record]:
     """감정분류용 데이터셋: the same scripts read by many speakers, one label per script.
 
     `스크립트.csv` in CP949 with `number`, `script`, `emotion`; one folder of recordings per
@@ -199,9 +199,9 @@ def load_scripted(config: CorpusConfig, root: Path) -> Iterator[Record]:
             yield Rejected(relative, f"{path.name}: {problem}")
             continue
         text, emotion = scripts[int(match[1])]
-        label = class_of(emotion, config.labels)
+        label = labels[emotion]
         if label is None:
-            yield Rejected(relative, _unknown_label(emotion))
+            yield Rejected(relative, _no_class(emotion, labels))
             continue
         speaker = path.parent.name
         yield Utterance(
@@ -238,8 +238,8 @@ def _recordings(folder: Path) -> Iterator[Path]:
         yield from (Path(base) / name for name in sorted(files) if name.lower().endswith(".wav"))
 
 
-def _unknown_label(emotion: str) -> str:
-    return unmapped_label(emotion) if emotion else "no label"
+def _no_class(emotion: str, labels: LabelReader) -> str:
+    return labels.why_rejected(emotion) if emotion else "no label"
 
 
 _WELLNESS_FOLDERS = ("emotiondialogue", "emotion_dialogue")
@@ -250,16 +250,16 @@ _WELLNESS_COLUMNS = {
 }
 
 
-def load_wellness(config: CorpusConfig, root: Path) -> Iterator[Record]:
+def load_wellness(config: CorpusConfig, root: Path, labels: LabelReader) -> Iterator[Record]:
     """감성대화 말뭉치: sentences read by female and male voices, one label per sentence.
 
     `emotiondialogue/F_000001.wav` to `M_005000.wav`, and next to the folder (or in it) a table
     `emotiondialogue.csv` with the file's name, the sentence and the emotion. AI Hub provides
     the sentences as a spreadsheet, which has to be saved as CSV.
 
-    Of its six emotions 기쁨, 분노 and 슬픔 are among the seven classes; 불안, 당황 and 상처 are
-    rejected unless `labels` maps them. Only the speaker's gender is known (from the file name),
-    so it is used as speaker and session.
+    Of its six emotions 기쁨, 분노 and 슬픔 are among the published seven classes; 불안, 당황 and
+    상처 are rejected unless the job has classes for them (`labels`). Only the speaker's gender
+    is known (from the file name), so it is used as speaker and session.
     """
     on_disk = nfc_names(root)
     folder = next((on_disk[name] for name in _WELLNESS_FOLDERS if name in on_disk), None)
@@ -297,20 +297,20 @@ def load_wellness(config: CorpusConfig, root: Path) -> Iterator[Record]:
             continue
         source, cells = item
         row = {column: str(cells[index] or "").strip() for column, index in columns.items()}
-        yield from _wellness_row(config, root / folder, source, row, files, used, table.encoding)
+        yield from _wellness_row(root / folder, source, row, files, used, table.encoding, labels)
     for name in sorted(listed):
         if name.lower().endswith(".wav") and name.rsplit(".", 1)[0] not in used:
             yield Rejected(f"{folder}/{name}", "no table row names this recording")
 
 
 def _wellness_row(
-    config: CorpusConfig,
     folder: Path,
     source: str,
     row: Mapping[str, str],
     files: Mapping[str, tuple[str, bool]],
     used: set[str],
     encoding: str | None,
+    labels: LabelReader,
 ) -> Iterator[Record]:
     name = lower_ending(row["name"]).removesuffix(".wav")
     file = f"{name}.wav"
@@ -318,7 +318,7 @@ def _wellness_row(
         text = f"`{row['name']}` is not a file name of this corpus (such as F_000001)"
         yield Rejected(source, text)
         return
-    label = class_of(row["label"], config.labels)
+    label = labels[row["label"]]
     problem = None
     if name in used:
         problem = duplicate_id(name)
@@ -327,7 +327,7 @@ def _wellness_row(
     elif not files[file][1]:
         problem = f"{folder.name}/{file} is a link that leaves the corpus"
     elif label is None:
-        problem = f"{name}: {_unknown_label(row['label'])}"
+        problem = f"{name}: {_no_class(row['label'], labels)}"
     used.add(name)
     if problem:
         yield Rejected(source, problem)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from multistill.config import CorpusConfig
+from multistill.corpora.labels import LabelReader
 from multistill.corpora.loaders import kemdy20
 from multistill.corpora.records import Record
 from multistill.errors import MultistillError
@@ -73,9 +74,9 @@ def unpack(unpacked: Path) -> Path:
     return final
 
 
-def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
+def load(config: CorpusConfig, root: Path, labels: LabelReader) -> Iterator[Record]:
     """Read the demo corpus from the folder that `unpack` returned."""
-    return kemdy20.load(config, root)
+    return kemdy20.load(config, root, labels)
 
 
 def _packaged(name: str) -> bytes:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from multistill.config import CorpusConfig
-from multistill.corpora.labels import class_of
+from multistill.corpora.labels import LabelReader
 from multistill.corpora.paths import list_files, wrong_folder
 from multistill.corpora.records import Record, Rejected, Utterance
 
@@ -50,7 +50,7 @@ TEXTS = {
 }
 
 
-def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
+def load(config: CorpusConfig, root: Path, labels: LabelReader) -> Iterator[Record]:
     """Yield the clips in the order of their names.
 
     Boredom is not one of the seven classes: its clips are rejected unless the job file maps it
@@ -65,10 +65,10 @@ def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
         raise wrong_folder("EMO-DB", "wav/SSTTTEv.wav (such as 03a01Wa.wav)", root)
     for name in clips:
         path = folder / name
-        yield _record(config, path, path.relative_to(root).as_posix(), files[name])
+        yield _record(path, path.relative_to(root).as_posix(), files[name], labels)
 
 
-def _record(config: CorpusConfig, path: Path, source: str, inside: bool) -> Record:
+def _record(path: Path, source: str, inside: bool, labels: LabelReader) -> Record:
     match = _NAME.fullmatch(path.name)
     if not inside:
         return Rejected(source, "is a link that leaves the corpus")
@@ -77,16 +77,11 @@ def _record(config: CorpusConfig, path: Path, source: str, inside: bool) -> Reco
     if match["emotion"] not in EMOTIONS or match["text"] not in TEXTS:
         return Rejected(source, "its name has an emotion or a text that EMO-DB does not have")
     names = (match["emotion"], *EMOTIONS[match["emotion"]])
-    mapped = {name.strip().casefold() for name in config.labels}
-    # The job file may map the emotion by any of its names; the default is the English one.
-    name = next((name for name in names if name.casefold() in mapped), names[1])
-    label = class_of(name, config.labels)
+    # The corpus's `labels` may map the emotion by any of its names; the default is the English one.
+    name = next((name for name in names if labels.knows(name)), names[1])
+    label = labels[name]
     if label is None:
-        return Rejected(
-            source,
-            f"label `{names[1]}` is not one of the seven classes; to keep it, map it in the job "
-            f"file (labels: {{{names[1]}: neutral}})",
-        )
+        return Rejected(source, labels.why_rejected(name))
     text = TEXTS[match["text"]]
     return Utterance(
         utterance_id=path.stem,

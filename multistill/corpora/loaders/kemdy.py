@@ -11,12 +11,12 @@ import io
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from multistill.config import CLASSES, CorpusConfig
-from multistill.corpora.labels import Spellings, count, leaders, split_tie
+from multistill.config import CorpusConfig
+from multistill.corpora.labels import LabelReader, count, leaders, split_tie
 from multistill.corpora.loaders.csv_parquet import csv_rows
 from multistill.corpora.paths import list_files, lower_ending, nfc_names, require_inside
 from multistill.corpora.records import Note, Record, Rejected, Utterance
@@ -33,9 +33,9 @@ class Row:
 
     Attributes:
         source: the table's path below the corpus root, and the line.
-        published: the labels in Total Evaluation, as classes if they are any of the seven.
+        published: the labels in Total Evaluation, as classes where they have one.
         ratings: one class per rater, None for no answer or an unknown class.
-        unknown: votes that are not any of the seven classes.
+        unknown: votes for labels without a class.
     """
 
     source: str
@@ -67,7 +67,7 @@ class _Columns:
 
 
 def read_annotation(
-    path: Path, root: Path, label_map: Mapping[str, str], texts: CorpusText
+    path: Path, root: Path, labels: LabelReader, texts: CorpusText
 ) -> Iterator[Row | Rejected]:
     """Yield the rows of one table in its order; a row that cannot be read is `Rejected`.
 
@@ -82,7 +82,6 @@ def read_annotation(
     rows = csv_rows(io.StringIO(text, newline=""))
     columns = _columns(path, _header_row(path, rows), _header_row(path, rows))
     width = columns.width
-    classes = Spellings(label_map)
     for line, cells in rows:
         source = f"{name}:{line}"
         if isinstance(cells, str):
@@ -92,7 +91,7 @@ def read_annotation(
         elif not cells[columns.segment].strip():
             yield Rejected(source, "no value in column `Segment ID`")
         else:
-            yield _row(source, cells, columns, classes)
+            yield _row(source, cells, columns, labels)
 
 
 def _header_row(path: Path, rows: Iterator[tuple[int, list[str] | str]]) -> list[str]:
@@ -133,9 +132,9 @@ def _columns(path: Path, first: list[str], second: list[str]) -> _Columns:
     )
 
 
-def _row(source: str, cells: list[str], columns: _Columns, classes: Spellings) -> Row:
+def _row(source: str, cells: list[str], columns: _Columns, labels: LabelReader) -> Row:
     votes = [cells[index] for index in columns.votes]
-    ratings = tuple([classes[vote] for vote in votes])
+    ratings = tuple([labels[vote] for vote in votes])
     unknown: tuple[str, ...] = ()
     if None in ratings:
         pairs = zip(votes, ratings, strict=True)
@@ -145,7 +144,7 @@ def _row(source: str, cells: list[str], columns: _Columns, classes: Spellings) -
         segment=cells[columns.segment].strip(),
         start=_number(cells[columns.start]) if columns.start is not None else None,
         published=tuple(
-            [classes[name] or name for name in split_tie(cells[columns.total["Emotion"]])]
+            [labels[name] or name for name in split_tie(cells[columns.total["Emotion"]])]
         ),
         valence=_scale(cells[columns.total["Valence"]]),
         arousal=_scale(cells[columns.total["Arousal"]]),
@@ -236,7 +235,12 @@ class ClipFolder:
 
 
 def utterance_records(
-    clip: Clip, turn: int, session: str, folder: ClipFolder, texts: CorpusText
+    clip: Clip,
+    turn: int,
+    session: str,
+    folder: ClipFolder,
+    texts: CorpusText,
+    labels: LabelReader,
 ) -> Iterator[Record]:
     """Yield the utterance of one row with its notes, or the reason for rejecting it."""
     row = clip.row
@@ -257,16 +261,16 @@ def utterance_records(
     except (UndecodableError, OSError) as error:
         yield Rejected(row.source, f"{folder.relative(txt)}: {error}")
         return
-    votes = count(row.ratings)
+    votes = count(row.ratings, labels.classes)
     label = None
     if not any(votes):
-        if len(row.published) != 1 or row.published[0] not in CLASSES:
+        if len(row.published) != 1 or row.published[0] not in labels.classes:
             label = ";".join(row.published)
             problem = f"`{label}` is not a single class" if label else "no published label"
             yield Rejected(row.source, f"{row.segment}: no votes, and {problem}")
             return
         label = row.published[0]
-    yield from _notes(row, votes)
+    yield from _notes(row, votes, labels.classes)
     yield Utterance(
         utterance_id=row.segment,
         audio_path=folder.absolute(wav),
@@ -286,11 +290,11 @@ def utterance_records(
     )
 
 
-def _notes(row: Row, votes: tuple[int, ...]) -> Iterator[Note]:
+def _notes(row: Row, votes: tuple[int, ...], classes: Sequence[str]) -> Iterator[Note]:
     if row.unknown:
         names = ", ".join(sorted(set(row.unknown)))
         yield Note(row.source, "unknown vote", f"{row.segment}: votes for {names} are not counted")
-    recount = leaders(votes)
+    recount = leaders(votes, classes)
     if not recount:
         text = f"{row.segment}: the published label {row.published[0]} is used"
         yield Note(row.source, "no votes", text)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from multistill.config import CorpusConfig
+from multistill.corpora.labels import LabelReader
 from multistill.corpora.loaders.kemdy import (
     Clip,
     ClipFolder,
@@ -38,7 +39,7 @@ _SEGMENT = re.compile(
 )
 
 
-def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
+def load(config: CorpusConfig, root: Path, labels: LabelReader) -> Iterator[Record]:
     """Yield records by session and dialogue, in the order of the turns."""
     tables: dict[str, dict[str, Path]] = {}
     for name, on_disk in nfc_names(root / "annotation").items():
@@ -49,18 +50,18 @@ def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
     visited: list[Path] = []
     texts = corpus_text(config, root)
     for session in sorted(tables.keys() | sessions(root)):
-        yield from _session(config, root, session, tables.get(session, {}), visited, texts)
+        yield from _session(root, session, tables.get(session, {}), visited, texts, labels)
     yield from texts.records()
     yield from unlisted_recordings(root, visited)
 
 
 def _session(
-    config: CorpusConfig,
     root: Path,
     session: str,
     tables: dict[str, Path],
     visited: list[Path],
     texts: CorpusText,
+    labels: LabelReader,
 ) -> Iterator[Record]:
     spoken: dict[str, Row] = {}
     heard: dict[str, Row] = {}
@@ -72,7 +73,7 @@ def _session(
                 f"no such file; the {gender} speaker of the session has no ratings without it",
             )
             continue
-        for item in read_annotation(tables[gender], root, config.labels, texts):
+        for item in read_annotation(tables[gender], root, labels, texts):
             if isinstance(item, Rejected):
                 yield item
                 continue
@@ -91,7 +92,7 @@ def _session(
     folders: dict[str, ClipFolder] = {}
     for turn, clip in number_turns(_clip(spoken[name], session) for name in order):
         clips = folders.setdefault(clip.dialogue, ClipFolder(folder / clip.dialogue, root))
-        yield from utterance_records(clip, turn, f"Session{session}", clips, texts)
+        yield from utterance_records(clip, turn, f"Session{session}", clips, texts, labels)
     for name in nfc_names(folder).values():
         clips = folders.get(name) or ClipFolder(folder / name, root)
         visited.append(clips.path)

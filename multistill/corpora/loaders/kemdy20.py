@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from multistill.config import CorpusConfig
+from multistill.corpora.labels import LabelReader
 from multistill.corpora.loaders.kemdy import (
     Clip,
     ClipFolder,
@@ -40,7 +41,7 @@ _SEGMENT = re.compile(
 _RENAMED = {"17": "42"}
 
 
-def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
+def load(config: CorpusConfig, root: Path, labels: LabelReader) -> Iterator[Record]:
     """Yield records by session and dialogue, in the order of the turns."""
     tables = {
         match[1]: root / "annotation" / on_disk
@@ -52,7 +53,7 @@ def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
     texts = corpus_text(config, root)
     for session in sorted(tables.keys() | sessions(root)):
         if session in tables:
-            yield from _session(config, root, session, tables[session], texts)
+            yield from _session(root, session, tables[session], texts, labels)
         else:
             yield Rejected(
                 f"annotation/Sess{session}_eval.csv",
@@ -63,12 +64,12 @@ def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
 
 
 def _session(
-    config: CorpusConfig, root: Path, session: str, path: Path, texts: CorpusText
+    root: Path, session: str, path: Path, texts: CorpusText, labels: LabelReader
 ) -> Iterator[Record]:
     folder = ClipFolder(root / "wav" / f"Session{session}", root)
     clips: dict[str, Clip] = {}
     renamed = 0
-    for item in read_annotation(path, root, config.labels, texts):
+    for item in read_annotation(path, root, labels, texts):
         if isinstance(item, Rejected):
             yield item
             continue
@@ -90,7 +91,7 @@ def _session(
             f"{renamed} rows are numbered Sess{_RENAMED[session]} and read as Sess{session}",
         )
     for turn, clip in number_turns(clips.values()):
-        yield from utterance_records(clip, turn, f"Session{session}", folder, texts)
+        yield from utterance_records(clip, turn, f"Session{session}", folder, texts, labels)
     yield from folder.unused_recordings()
 
 

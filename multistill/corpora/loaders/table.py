@@ -13,8 +13,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from multistill.config import CLASSES, CorpusConfig
-from multistill.corpora.labels import Spellings, count, leaders, split_tie, unmapped_label
+from multistill.config import CorpusConfig
+from multistill.corpora.labels import LabelReader, count, leaders, split_tie
 from multistill.corpora.loaders.csv_parquet import Table, column_name, open_table
 from multistill.corpora.loaders.fields import (
     RowError,
@@ -40,7 +40,6 @@ COLUMNS = (
     "text_path",
     "label",
     "votes",
-    *CLASSES,
     "speaker",
     "session",
     "dialogue",
@@ -50,7 +49,8 @@ COLUMNS = (
     "arousal",
     "split",
 )
-"""Known column names, in addition to `rater_...`: one column per rater with the chosen class."""
+"""Known column names, in addition to `rater_...`, one column per rater with the chosen label, and
+the names of classes, one column per class with its number of votes."""
 
 _RATER = "rater_"
 MOST_TRANSCRIPTS = 4096  # read to decide the encoding of a corpus
@@ -71,13 +71,13 @@ _SCALAR_COLUMNS = (
 )
 
 
-def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
+def load(config: CorpusConfig, root: Path, labels: LabelReader) -> Iterator[Record]:
     """Yield the table's rows in its order; `root` is the table file."""
     audio_root = audio_folder(config, root)
     transcripts: list[Path] = []
     texts = CorpusText(config.title, config.encoding, lambda: [root, *transcripts])
     table = open_table(root, root.name, texts)
-    names = _map_columns(config, table)
+    names = _map_columns(config, table, labels.classes)
     table.require_text(names.values(), lists=[names["votes"]] if "votes" in names else [])
     if not audio_root.is_dir():
         raise UsageError(
@@ -90,7 +90,7 @@ def load(config: CorpusConfig, root: Path) -> Iterator[Record]:
         texts = CorpusText(config.title, config.encoding, lambda: [root, *transcripts])
         texts.decide()
         table = open_table(root, root.name, texts)
-    return _records(table, _RowParser(config, table, names, audio_root, texts), texts)
+    return _records(table, _RowParser(table, names, audio_root, texts, labels), texts)
 
 
 def _transcripts(table: Table, column: str, folder: Path) -> list[Path]:
@@ -133,25 +133,27 @@ def _records(table: Table, parser: _RowParser, texts: CorpusText) -> Iterator[Re
             yield Rejected(source, str(error))
 
 
-def _map_columns(config: CorpusConfig, table: Table) -> dict[str, str]:
+def _map_columns(config: CorpusConfig, table: Table, classes: Sequence[str]) -> dict[str, str]:
     """Column name of multistill -> the table's, for the columns that the table has."""
+    columns = tuple(dict.fromkeys([*COLUMNS, *classes]))
     for column, name in config.columns.items():
-        if column not in COLUMNS and not column.startswith(_RATER):
-            near = difflib.get_close_matches(column, COLUMNS, 1)
+        if column not in columns and not column.startswith(_RATER):
+            near = difflib.get_close_matches(column, columns, 1)
             raise UsageError(
                 f"corpus `{config.title}`: columns.{column} is not a known column"
-                + (f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(COLUMNS)}")
+                + (f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(columns)}")
             )
         table.require([column_name(name)])
     raters = [name for name in table.header if name.startswith(_RATER)]
-    known = dict.fromkeys([*COLUMNS, *raters, *config.columns])
+    known = dict.fromkeys([*columns, *raters, *config.columns])
     names = {column: column_name(config.columns.get(column, column)) for column in known}
     names = {column: name for column, name in names.items() if name in table.header}
     table.require([] if "audio_path" in names else ["audio_path"])
-    if not any(c in {"label", "votes", *CLASSES} or c.startswith(_RATER) for c in names):
+    if not any(c in {"label", "votes", *counted(classes)} or c.startswith(_RATER) for c in names):
         raise UsageError(
             f"{table.path}: row 1: no labels; add a column `label`, `votes`, counts named "
-            f"{', '.join(CLASSES)}, or one `{_RATER}...` per rater; found {', '.join(table.header)}"
+            f"{', '.join(counted(classes))}, or one `{_RATER}...` per rater; found "
+            + ", ".join(table.header)
         )
     if not {"speaker", "session"} & names.keys():
         raise UsageError(
@@ -159,6 +161,11 @@ def _map_columns(config: CorpusConfig, table: Table) -> dict[str, str]:
             f"test may share a voice; found {', '.join(table.header)}"
         )
     return names
+
+
+def counted(classes: Sequence[str]) -> tuple[str, ...]:
+    """Classes that a column of counts may be named after: not those called like another column."""
+    return tuple(name for name in classes if name not in COLUMNS)
 
 
 class _Target(NamedTuple):
@@ -178,24 +185,19 @@ class _RowParser:
 
     def __init__(
         self,
-        config: CorpusConfig,
         table: Table,
         names: Mapping[str, str],
         audio_root: Path,
         texts: CorpusText,
+        labels: LabelReader,
     ) -> None:
         index = {column: table.header.index(name) for column, name in names.items()}
         absent = len(table.header)  # where `records` appends an empty cell
-        self.spellings = Spellings(config.labels)
+        self.labels = labels
         self.scalars = itemgetter(*(index.get(column, absent) for column in _SCALAR_COLUMNS))
         self.raters = sorted(column for column in names if column.startswith(_RATER))
-        self.has_counts = any(column in names for column in CLASSES)
-        self.target_columns = (
-            "label",
-            "votes",
-            *self.raters,
-            *(CLASSES if self.has_counts else ()),
-        )
+        self.count_columns = tuple(name for name in counted(labels.classes) if name in names)
+        self.target_columns = ("label", "votes", *self.raters, *self.count_columns)
         self.target_cells = itemgetter(*(index.get(c, absent) for c in self.target_columns))
         self.id_index, self.audio_index = index.get("utterance_id"), index["audio_path"]
         self.dialogue_index = index.get("dialogue", -1)
@@ -293,12 +295,12 @@ class _RowParser:
         ratings: list[str | None] = []
         for rater in self.raters:
             vote = self.to_text(fields[rater])
-            ratings.append(self.spellings[vote])
+            ratings.append(self.labels[vote])
             if vote and ratings[-1] is None:
                 notes.append(("unknown vote", f"the vote for {vote} is not counted"))
         votes = self._votes(fields)
         if votes is None and self.raters:
-            votes = count(ratings)
+            votes = count(ratings, self.labels.classes)
         if votes is not None and not any(votes):
             votes = None
         label, tied_votes = self._label(self.to_text(fields["label"]))
@@ -306,29 +308,34 @@ class _RowParser:
             if tied_votes is None:
                 raise RowError("no label and no votes")
             return _Target(tied_votes, None, None, tuple(notes))
-        if label and votes and label not in leaders(votes):
-            most = ";".join(leaders(votes))
-            notes.append(("recount", f"the label is {label}, the votes give {most}"))
+        most = leaders(votes, self.labels.classes) if label and votes else ()
+        if label and most and label not in most:
+            notes.append(("recount", f"the label is {label}, the votes give {';'.join(most)}"))
         return _Target(votes, label, tuple(ratings) if any(ratings) else (), tuple(notes))
 
     def _votes(self, fields: Mapping[str, Any]) -> tuple[int, ...] | None:
         field = fields["votes"]
         values = field if isinstance(field, tuple) else split_list(self.to_text(field))
         if values:
-            if len(values) != len(CLASSES):
-                raise RowError(f"column `votes` has {len(values)} counts, needs {len(CLASSES)}")
+            needed = len(self.labels.classes)
+            if len(values) != needed:
+                raise RowError(f"column `votes` has {len(values)} counts, needs {needed}")
             return tuple([parse_count(str(value), "votes") for value in values])
-        if not self.has_counts:
+        if not self.count_columns:
             return None
-        return tuple([parse_count(self.to_text(fields[name]) or "0", name) for name in CLASSES])
+        counts = {
+            name: parse_count(self.to_text(fields[name]) or "0", name)
+            for name in self.count_columns
+        }
+        return tuple([counts.get(name, 0) for name in self.labels.classes])
 
     def _label(self, text: str) -> tuple[str | None, tuple[int, ...] | None]:
         """The class of a label, or the votes that a label of several classes is read as."""
         names = split_tie(text)
-        classes = [self.spellings[name] for name in names]
+        classes = [self.labels[name] for name in names]
         for name, label in zip(names, classes, strict=True):
             if label is None:
-                raise RowError(unmapped_label(name))
+                raise RowError(self.labels.why_rejected(name))
         if len(classes) == 1:
             return classes[0], None
-        return None, count(classes) if classes else None
+        return None, count(classes, self.labels.classes) if classes else None

@@ -15,12 +15,13 @@ class Prepare(Step):
 
     name = "prepare"
     artifact = "manifest"
-    version = 2
-    sections = frozenset({"corpora", "split"})
+    version = 3
+    sections = frozenset({"corpora", "labels", "split"})
 
     def config(self) -> Any:
         return {
             "corpora": [corpus.identity() for corpus in self.job.corpora],
+            "labels": self.job.labels.identity(),
             "split": self.job.split.identity(),
         }
 
@@ -49,6 +50,7 @@ class Prepare(Step):
             self.job.corpora,
             self.job.split,
             clear(run.out),
+            labels=self.job.labels,
             unpacked=self.workspace.root / "corpora",
             digests=self.workspace.digests,
             logger=run.logger,

@@ -256,11 +256,11 @@ def training_task(
 
     resolved = resolve_training(train, model.preset, training_clips(artifacts))
     assert resolved is not None, "the manifest exists, so the number of clips is known"
-    layers = job.features.side_by_side()
+    decided = {**job.features.side_by_side(), "num_classes": len(job.labels.classes)}
     return TrainingTask(
         name=name,
         role=role,
-        spec=resolve(model.preset, {**model.overrides(), **layers}),
+        spec=resolve(model.preset, {**model.overrides(), **decided}),
         train=resolved,
         seed=job.seed,
         manifest=str(artifacts["manifest"].path),
