@@ -192,7 +192,7 @@ def write_manifest(table: pa.Table, out: Path, **changed: Any) -> None:
     columns |= {name: pa.array(values) for name, values in changed.items()}
     out.mkdir(parents=True, exist_ok=True)
     partial = out / "partial"
-    pq.write_table(pa.table(columns), partial)
+    pq.write_table(pa.table(columns, metadata=table.schema.metadata), partial)
     partial.replace(out / MANIFEST)
 
 

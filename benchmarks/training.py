@@ -29,7 +29,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from multistill.config import CLASSES, TrainConfig
-from multistill.corpora.manifest import MANIFEST_SCHEMA, write_manifest
+from multistill.corpora.manifest import manifest_schema, write_manifest
 from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
 from multistill.models.build import build
 from multistill.models.layers import Stack

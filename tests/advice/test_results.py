@@ -15,8 +15,8 @@ from helpers.training_corpus import make_corpus, make_task, trained, with_teache
 
 from multistill.config import CLASSES, SplitConfig
 from multistill.corpora.coverage import coverage_gaps
-from multistill.corpora.labels import class_of
-from multistill.corpora.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
+from multistill.corpora.labels import LabelReader
+from multistill.corpora.manifest import manifest_schema, read_manifest, write_manifest
 from multistill.corpora.split import split_rows
 from multistill.evaluation.evaluate import evaluate
 from multistill.evaluation.trained import not_trained_on_test, not_trained_on_validation
@@ -62,7 +62,9 @@ def test_a_training_that_learnt_by_heart(tmp_path: Path, evaluation_case: Evalua
     for row in rows:
         label = int(random.integers(0, 4))
         row |= {"label": CLASSES[label], "label_soft": np.eye(7, dtype=np.float32)[label].tolist()}
-    write_manifest(pa.Table.from_pylist(rows, schema=manifest_schema(CLASSES)), Path(manifest).parent)
+    write_manifest(
+        pa.Table.from_pylist(rows, schema=manifest_schema(CLASSES)), Path(manifest).parent
+    )
     task = make_task((manifest, store), epochs=20, metric="loss")
     reason = not_trained_on_validation([trained(task, tmp_path / "shuffled")])
     says(
@@ -168,7 +170,7 @@ def test_classes_that_a_part_lacks() -> None:
 
     assert gaps(by="session")
     assert not gaps(by="random", allow_leak=True)
-    assert class_of("fear", {"fear": "sad"}) == "sad"
+    assert LabelReader(corpus={"fear": "sad"})["fear"] == "sad"
     merged = {part: {"happy": sum(counts.values())} for part, counts in few.items()}
     assert coverage_gaps(merged) == []
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.generators.parts import write_wav
 
+from multistill.config import CLASSES
 from multistill.corpora import build
 from multistill.corpora.build import build_manifest
 from multistill.corpora.records import Note, Record, Rejected, Utterance
@@ -81,7 +82,9 @@ def test_one_name_in_several_forms_is_one_group(tmp_path: Path, field: str, form
 
 def test_one_id_in_two_unicode_forms_is_a_duplicate(tmp_path: Path) -> None:
     ids = [unicodedata.normalize(form, "클립1") for form in ("NFC", "NFD")]
-    result = build_manifest([("own", [one(tmp_path, utterance_id=i) for i in ids])], "soft", CLASSES)
+    result = build_manifest(
+        [("own", [one(tmp_path, utterance_id=i) for i in ids])], "soft", CLASSES
+    )
     assert result.rows["utterance_id"].to_pylist() == ["own/클립1"]
     assert dict(result.rejections.categories) == {"duplicate id": 1}
 

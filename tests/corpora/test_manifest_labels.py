@@ -6,15 +6,16 @@ import numpy as np
 import pyarrow as pa
 
 from multistill.config import CLASSES
-from multistill.corpora.manifest import MANIFEST_SCHEMA, label_arrays
+from multistill.corpora.manifest import label_arrays, manifest_schema
 
 
 def test_label_arrays_hold_class_indices_and_shares_of_chunked_and_filtered_tables() -> None:
     labels = ["fear", None, "neutral", "sad", None]
     shares = np.random.default_rng(0).dirichlet(np.ones(len(CLASSES)), len(labels))
     shares = shares.astype(np.float32)
-    fields = [manifest_schema(CLASSES).field(name) for name in ("label", "label_soft")]
-    table = pa.table([labels, shares.tolist()], schema=pa.schema(fields))
+    schema = manifest_schema(CLASSES)
+    fields = [schema.field(name) for name in ("label", "label_soft")]
+    table = pa.table([labels, shares.tolist()], schema=pa.schema(fields, schema.metadata))
     chunked = pa.concat_tables([table.slice(0, 2), table.slice(2)])
     keep = np.array([True, False, True, True, True])
     for rows, mask in ((chunked, slice(None)), (chunked.filter(pa.array(keep)), keep)):

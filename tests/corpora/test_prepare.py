@@ -17,7 +17,7 @@ from helpers.generators.parts import write_wav
 from helpers.recording_logger import RecordingLogger
 
 from multistill.config import CLASSES, CorpusConfig, SplitConfig
-from multistill.corpora.manifest import MANIFEST_SCHEMA, REJECTED_SCHEMA, read_manifest
+from multistill.corpora.manifest import REJECTED_SCHEMA, manifest_schema, read_manifest
 from multistill.corpora.prepare import is_current, listing, prepare
 from multistill.errors import MultistillError, UsageError
 from multistill.workspace import read_json

@@ -10,7 +10,7 @@ import yaml
 
 from multistill.config import CorpusConfig
 from multistill.corpora import rejections
-from multistill.corpora.labels import class_of, unmapped_label
+from multistill.corpora.labels import LabelReader
 from multistill.corpora.paths import printable
 from multistill.corpora.prepare import refuse_rejections
 from multistill.corpora.rejections import Notes, Rejections, kind_of
@@ -81,13 +81,13 @@ def test_the_commonest_reasons_and_the_limit_name_what_is_wrong() -> None:
 def test_an_unmapped_label_names_itself_and_a_mapping_that_works(
     label: str, target: str | None
 ) -> None:
-    reason = unmapped_label(label)
-    assert f"label `{label}` is not one of the seven classes" in reason
+    reason = LabelReader().why_rejected(label)
+    assert f"label `{label}` is none of the 7 classes" in reason
     advice = reason.split("set `", 1)[1].rsplit("` of the corpus", 1)[0]
     assert yaml.safe_load(advice) == {"labels": {label: target or "CLASS"}}
     if target:
         config = CorpusConfig(kind="table", path="t.csv", **yaml.safe_load(advice))
-        assert class_of(label, config.labels) == target
+        assert LabelReader(corpus=config.labels)[label] == target
 
 
 @pytest.mark.parametrize("character", ["\u200b", "\ufeff", "\x00", "\u00a0", "\u3164"], ids=ascii)

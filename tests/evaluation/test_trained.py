@@ -12,7 +12,7 @@ import pytest
 from helpers.training_corpus import make_corpus, make_task, trained
 
 from multistill.config import CLASSES, DistillationConfig, TrainSection
-from multistill.corpora.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
+from multistill.corpora.manifest import manifest_schema, read_manifest, write_manifest
 from multistill.distillation.schedule import Schedule
 from multistill.distillation.targets import write_soft_targets
 from multistill.evaluation.trained import not_trained_on_test, not_trained_on_validation
@@ -114,7 +114,9 @@ def test_labels_that_the_states_do_not_carry_are_named(tmp_path: Path) -> None:
     for row in rows:
         label = int(random.integers(0, 4))
         row |= {"label": CLASSES[label], "label_soft": np.eye(7, dtype=np.float32)[label].tolist()}
-    write_manifest(pa.Table.from_pylist(rows, schema=manifest_schema(CLASSES)), Path(manifest).parent)
+    write_manifest(
+        pa.Table.from_pylist(rows, schema=manifest_schema(CLASSES)), Path(manifest).parent
+    )
     training = trained(make_task((manifest, store), epochs=40, metric="loss"), tmp_path / "model")
     reason = not_trained_on_validation([training])
     assert reason is not None

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from multistill.config import CLASSES, DistillationConfig, TrainConfig
-from multistill.corpora.manifest import MANIFEST_SCHEMA, write_manifest
+from multistill.corpora.manifest import manifest_schema, write_manifest
 from multistill.distillation.targets import write_pooled, write_soft_targets
 from multistill.errors import MultistillError
 from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer

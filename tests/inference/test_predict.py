@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.encoder_states import AUDIO_DIM, TEXT_DIM, make_store
 
-from multistill.corpora.manifest import MANIFEST_SCHEMA
+from multistill.corpora.manifest import MANIFEST_COLUMNS
 from multistill.features.store import FeatureStore
 from multistill.inference.predict import dialogue_context, predict, predict_logits
 from multistill.models.build import EmotionModel, build
@@ -73,7 +73,7 @@ def test_a_model_with_context_requires_a_dialogue_context(
     assert np.abs(with_context[1:] - without_turns[1:]).max(axis=1).min() > 1e-5
     all_columns = {name: columns.get(name, [None] * len(IDS)) for name in MANIFEST_COLUMNS}
     manifest = tmp_path / "manifest.parquet"
-    pq.write_table(pa.table(all_columns), manifest)
+    pq.write_table(pa.table(all_columns, metadata=with_classes(CLASSES)), manifest)
     from_manifest = dialogue_context(model, store, tmp_path)
     logits = predict_logits(model, store, IDS, "cpu", context=from_manifest)
     np.testing.assert_array_equal(logits, with_context)

@@ -7,28 +7,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multistill.metrics.classification import NUM_CLASSES, from_confusion
+from multistill.config import CLASSES
+from multistill.metrics.classification import from_confusion
 from multistill.metrics.majority import bars, beats
 from multistill.typing import IntArray
 
-class_counts = st.lists(st.integers(0, 40), min_size=NUM_CLASSES, max_size=NUM_CLASSES).filter(
+class_counts = st.lists(st.integers(0, 40), min_size=len(CLASSES), max_size=len(CLASSES)).filter(
     lambda counts: sum(count > 0 for count in counts) >= 2
 )
 
 
 def labels(counts: list[int], ties: int = 0) -> IntArray:
-    truth = np.repeat(np.arange(NUM_CLASSES), counts)
+    truth = np.repeat(np.arange(len(CLASSES)), counts)
     return np.concatenate([truth, np.full(ties, -1)]).astype(np.int64)
 
 
 def scores(truth: IntArray, predicted: IntArray) -> dict[str, float]:
-    confusion = np.zeros((NUM_CLASSES, NUM_CLASSES))
+    confusion = np.zeros((len(CLASSES), len(CLASSES)))
     known = truth >= 0
     np.add.at(confusion, (truth[known], predicted[known]), 1)
     return {name: float(value) for name, value in from_confusion(confusion).items()}
 
 
-@given(class_counts, st.integers(0, NUM_CLASSES - 1), st.integers(0, 5))
+@given(class_counts, st.integers(0, len(CLASSES) - 1), st.integers(0, 5))
 def test_no_constant_answer_passes(counts: list[int], answer: int, ties: int) -> None:
     truth = labels(counts, ties)
     bar = bars(truth, int(np.argmax(counts)))
@@ -49,11 +50,11 @@ def test_guessing_passes_about_once_in_twenty_times(counts: list[int], how: str)
     chance = {
         "uniform": (np.array(counts) > 0).astype(float),
         "by frequency": np.array(counts, float),
-        "mostly one class": np.where(np.arange(NUM_CLASSES) == 0, 20.0, np.array(counts) > 0),
+        "mostly one class": np.where(np.arange(len(CLASSES)) == 0, 20.0, np.array(counts) > 0),
     }[how]
     rng = np.random.default_rng(0)
     passed = [
-        beats(scores(truth, rng.choice(NUM_CLASSES, len(truth), p=chance / chance.sum())), bar)
+        beats(scores(truth, rng.choice(len(CLASSES), len(truth), p=chance / chance.sum())), bar)
         for _ in range(1000)
     ]
     assert np.mean(passed) < 0.09

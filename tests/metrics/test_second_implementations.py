@@ -115,7 +115,7 @@ def test_scores_of_each_class_are_those_of_scikit_learn() -> None:
     answer = probabilities.argmax(axis=1)
     statistics = SufficientStatistics(7)
     confusion = statistics.confusion(statistics.rows(truth, probabilities, shares).sum(axis=0))
-    rows = per_class(confusion)
+    rows = per_class(confusion, CLASSES)
     expected = precision_recall_fscore_support(truth, answer, labels=CLASSES)
     for key, column in zip(("precision", "recall", "f1", "count"), expected, strict=True):
         assert [row[key] for row in rows] == pytest.approx(column.tolist()), key

@@ -11,8 +11,8 @@ from helpers.recording_logger import RecordingLogger
 from helpers.search_case import TASK
 from helpers.search_models import HOT, VALIDATION, StoreWithScores, retrained
 
-from multistill.config import ChampionConfig
-from multistill.corpora.manifest import MANIFEST_SCHEMA
+from multistill.config import CLASSES, ChampionConfig
+from multistill.corpora.manifest import manifest_schema
 from multistill.search.champion import data_digest, register
 from multistill.workspace import read_json, write_json
 
@@ -20,12 +20,14 @@ from multistill.workspace import read_json, write_json
 def write_manifest(folder: Path, split: str = "valid") -> Path:
     row = {
         field.name: "x" if pa.types.is_string(field.type) else 0
-        for field in MANIFEST_SCHEMA
+        for field in manifest_schema(CLASSES)
         if not field.nullable and not pa.types.is_list(field.type)
     }
     row |= {"label_soft": [1.0, 0, 0, 0, 0, 0, 0], "split": split}
     folder.mkdir()
-    pq.write_table(pa.Table.from_pylist([row], schema=manifest_schema(CLASSES)), folder / "manifest.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([row], schema=manifest_schema(CLASSES)), folder / "manifest.parquet"
+    )
     return folder
 
 

@@ -10,7 +10,7 @@ from helpers.corpora import load
 from helpers.generators import aihub
 from helpers.generators.parts import differences
 
-from multistill.config import CorpusConfig, CorpusKind
+from multistill.config import CLASSES, CorpusConfig, CorpusKind
 from multistill.corpora import loaders
 from multistill.corpora.labels import winner
 from multistill.corpora.records import Rejected, Utterance
@@ -43,7 +43,7 @@ def test_the_weight_of_a_dialogue_vote_is_its_intensity_plus_one(tmp_path: Path)
     (item,) = load("aihub-dialogue", root)
     assert isinstance(item, Utterance)
     assert item.votes == (1, 0, 0, 0, 4, 0, 4)
-    assert winner(item.votes) is None
+    assert winner(item.votes, CLASSES) is None
     assert item.ratings == ("sad", "sad", "fear", "fear", "neutral")
     assert (item.speaker, item.gender) == ("F-31", "F")
 

@@ -29,7 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def utterances(root: Path) -> list[Utterance]:
-    records = list(load(CorpusConfig(kind="demo"), root))
+    records = list(load(CorpusConfig(kind="demo"), root=root))
     assert TextEncoding("cp949", "detected") in records
     assert all(isinstance(record, Utterance | TextEncoding) for record in records)
     return [record for record in records if isinstance(record, Utterance)]

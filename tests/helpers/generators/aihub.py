@@ -193,7 +193,7 @@ def make_scripted(root: Path, speakers: int = 12, scripts: int = 14, seed: int =
     link = "0~9_감정분류_데이터셋/001/001-500.wav"
     (root / link).symlink_to(outside / "000-001.wav")
     truth.rejected += [
-        (first, "label `boredom` is not one of the seven"),
+        (first, "label `boredom` is none of the 7"),
         (unknown, "script 999 is not in the table"),
         (unnumbered, "no script number"),
         ("linked", "links are not followed"),
@@ -217,7 +217,7 @@ def make_wellness(
         name, kind = f"{'FM'[index % 2]}_{index // 2 + 1:06d}", kinds[index % 6]
         text = sentence(rng)
         source = f"emotiondialogue.csv:{index + 2}"
-        reason = "" if kind in classes else f"label `{kind}` is not one of the seven"
+        reason = "" if kind in classes else f"label `{kind}` is none of the 7"
         if index == 6:
             reason = "no wav file"
         elif index == 7:

@@ -200,7 +200,7 @@ def _no_label(entry: Entry, first: Entry, form: Form) -> None:
 def _unknown_class(entry: Entry, first: Entry, form: Form) -> None:
     if form == "label":
         entry.cells["label"] = "boredom"
-        entry.reason = "label `boredom` is not one of the seven classes"
+        entry.reason = "label `boredom` is none of the 7 classes"
     elif form == "raters":
         entry.cells["rater_a"] = "boredom"
         ratings = (None, *entry.expected["ratings"][1:])
