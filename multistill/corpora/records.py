@@ -9,16 +9,11 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
-
-from multistill.config import CorpusConfig
-from multistill.corpora.labels import LabelReader
 
 _UNSORTED = 65_536
 
@@ -93,17 +88,6 @@ class TextEncoding:
 
 
 Record = Utterance | Rejected | Note | TextEncoding
-
-
-class Loader(Protocol):
-    """Reads one corpus in a fixed order; UsageError if `root` does not hold that corpus.
-
-    `labels` says which class a label is, and the order of votes.
-    """
-
-    def __call__(
-        self, config: CorpusConfig, root: Path, labels: LabelReader
-    ) -> Iterator[Record]: ...
 
 
 class SeenIds:

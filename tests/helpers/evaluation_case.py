@@ -18,6 +18,7 @@ import torch
 
 from helpers.generators import kemdy20
 from multistill.config import CLASSES, CorpusConfig, FeaturesConfig, JobConfig, SplitConfig
+from multistill.corpora.manifest import with_classes
 from multistill.corpora.prepare import prepare
 from multistill.distillation.files import SOFT_TARGETS
 from multistill.distillation.targets import write_soft_targets
@@ -174,7 +175,8 @@ def make_manifest(folder: Path, sessions: int = 16, per_session: int = 24) -> Pa
     soundfile.write(folder / "clip.wav", wave, 16_000)
     schema = {"label_soft": pa.list_(pa.float32(), 7), "turn": pa.int32(), "fold": pa.int32()}
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    table = pa.table({name: pa.array(v, schema.get(name)) for name, v in columns.items()})
+    arrays = {name: pa.array(v, schema.get(name)) for name, v in columns.items()}
+    table = pa.table(arrays, metadata=with_classes(CLASSES))
     pq.write_table(table, folder / "manifest.parquet")
     return folder
 

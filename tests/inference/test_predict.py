@@ -11,7 +11,8 @@ import pytest
 import torch
 from helpers.encoder_states import AUDIO_DIM, TEXT_DIM, make_store
 
-from multistill.corpora.manifest import MANIFEST_COLUMNS
+from multistill.config import CLASSES
+from multistill.corpora.manifest import MANIFEST_COLUMNS, with_classes
 from multistill.features.store import FeatureStore
 from multistill.inference.predict import dialogue_context, predict, predict_logits
 from multistill.models.build import EmotionModel, build

@@ -19,13 +19,25 @@ import os
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 from multistill.config import CorpusConfig, CorpusKind, LabelsConfig
 from multistill.corpora.labels import LabelReader
 from multistill.corpora.paths import describe_folder
-from multistill.corpora.records import Loader, Record, Utterance
+from multistill.corpora.records import Record, Utterance
 from multistill.errors import MultistillError, UsageError
+
+
+class Loader(Protocol):
+    """Reads one corpus in a fixed order; UsageError if `root` does not hold that corpus.
+
+    `labels` says which class a label is, and the order of votes.
+    """
+
+    def __call__(
+        self, config: CorpusConfig, root: Path, labels: LabelReader
+    ) -> Iterator[Record]: ...
+
 
 LOADERS: dict[CorpusKind, str] = {
     "demo": "demo:load",
