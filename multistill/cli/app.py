@@ -45,6 +45,7 @@ COMMANDS: list[Callable[..., None]] = [
     catalogue.jobs,
     catalogue.recipes,
     catalogue.models,
+    catalogue.labels,
     catalogue.schema,
     catalogue.doctor,
 ]

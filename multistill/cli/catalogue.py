@@ -25,6 +25,32 @@ def models(as_json: Json = False) -> None:
         render(rows)
 
 
+def labels(
+    job: Annotated[
+        Path | None,
+        typer.Argument(metavar="[JOB.yaml]", help="show what this job makes of each emotion"),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """List the emotions, the spellings that are recognised, and the class that each becomes."""
+    from multistill.config import LabelsConfig
+
+    rows = (load_job(job, overrides, None).labels if job else LabelsConfig()).table()
+    if as_json:
+        print_json(rows)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("emotion", "class", "also written"):
+        table.add_column(title, no_wrap=title != "also written")
+    for row in rows:
+        table.add_row(row["emotion"], row["class"] or "-", ", ".join(row["spellings"]))
+    Console(markup=False).print(table)
+
+
 def recipes(as_json: Json = False) -> None:
     """List the recipes that a job file can name with `recipe:`."""
     from multistill.pipeline.recipes import RECIPES, get_recipe

@@ -10,6 +10,7 @@ They are excluded from fingerprints, so changing them reuses what exists.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -130,7 +131,6 @@ class JobConfig(Section):
         for title in titles:
             if titles.count(title) > 1:
                 raise ValueError(f"two corpora are called `{title}`; give one a `name`")
-        self._check_labels()
         names = [student.name for student in self.students]
         folded = [name.casefold() for name in names]
         for name in names:
@@ -163,19 +163,22 @@ class JobConfig(Section):
                 )
         return self
 
-    def _check_labels(self) -> None:
+    def label_problems(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Where the job names a class that `labels.classes` does not have, and what to do."""
         classes = self.labels.classes
-        for corpus in self.corpora:
+        for index, corpus in enumerate(self.corpora):
             for source, target in corpus.labels.items():
                 if target not in classes:
-                    raise ValueError(
-                        f"corpora: labels.{source} of `{corpus.title}`: `{target}` is not a class "
-                        f"of this job; use one of {', '.join(classes)}"
+                    yield (
+                        ("corpora", index, "labels", source),
+                        f"corpora.{index}.labels.{source}: `{target}` is not a class of the job; "
+                        f"use one of {', '.join(classes)}",
                     )
         for name in self.split.max_per_class:
             if name not in classes:
-                raise ValueError(
-                    f"split.max_per_class: `{name}` is not one of {', '.join(classes)}"
+                yield (
+                    ("split", "max_per_class", name),
+                    f"split.max_per_class: `{name}` is not one of {', '.join(classes)}",
                 )
 
     def identity(self) -> dict[str, Any]:

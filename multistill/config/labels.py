@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
 from multistill.config.base import Section
-from multistill.config.emotions import emotion_of
+from multistill.config.emotions import SYNONYMS, emotion_of
 
 CLASSES = ("neutral", "happy", "surprise", "angry", "sad", "disgust", "fear")
 """The classes of Multi-Still, in the published order: the default of a job."""
@@ -83,9 +83,8 @@ class LabelsConfig(Section):
                     f"`{name}` is given to {owner} and to {other} (they are spellings of one "
                     "emotion, or it stands twice); keep one of them"
                 )
-        folded = [name.casefold() for name in self.classes]
         for name in self.classes:
-            if folded.count(name.casefold()) > 1:
+            if self.classes.count(name) > 1:
                 raise ValueError(f"classes: `{name}` stands there twice; remove one")
         return self
 
@@ -107,3 +106,22 @@ class LabelsConfig(Section):
         for owner, names in self.merge.items():
             found |= {self.emotion_of(name): owner for name in names}
         return found | {self.emotion_of(name): None for name in self.leave_out}
+
+    def table(self) -> list[dict[str, Any]]:
+        """Every known emotion, its spellings, and what becomes of it, classes of the job first.
+
+        Returns:
+            rows of `emotion`, `class` (None: left out or rejected) and `spellings`.
+        """
+        own: dict[str, list[str]] = {}
+        for emotion, spellings in self.synonyms.items():
+            own.setdefault(emotion_of(emotion), []).extend(spellings)
+        found = self.class_by_emotion()
+        return [
+            {
+                "emotion": emotion,
+                "class": found.get(emotion, self.others),
+                "spellings": [*own.get(emotion, ()), *SYNONYMS.get(emotion, ())],
+            }
+            for emotion in dict.fromkeys((*found, *own, *SYNONYMS))
+        ]

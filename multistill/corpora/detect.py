@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from multistill.config import CLASSES, CorpusConfig
-from multistill.corpora.labels import LabelReader, split_tie
+from multistill.corpora.labels import split_tie
 from multistill.corpora.loaders import LOADERS, load
 from multistill.corpora.loaders.csv_parquet import Table, open_table
 from multistill.corpora.loaders.fields import to_text
@@ -22,7 +22,6 @@ from multistill.errors import MultistillError, UsageError
 
 TABLES = (".csv", ".tsv", ".parquet")
 _SAMPLE = 5000  # rows of a table that are looked at
-_MOST_LABELS = 30
 _NAMES = {
     "audio_path": "path file filename audio wav wavpath audiofile filepath 파일명",
     "text": "transcript transcription sentence utterance script 발화문",
@@ -45,14 +44,14 @@ class FoundCorpus:
     Attributes:
         settings: keys of a corpus in the job file.
         split: what to split it by.
-        unknown: labels that are none of the classes, with their number in the first rows.
+        labels: of the first rows with their number, the commonest first.
         missing: what the table lacks, in sentences.
         has_text: whether it has transcripts.
     """
 
     settings: dict[str, Any]
     split: str = "session"
-    unknown: tuple[tuple[str, int], ...] = ()
+    labels: tuple[tuple[str, int], ...] = ()
     missing: tuple[str, ...] = ()
     has_text: bool = True
 
@@ -149,13 +148,11 @@ def _describe_table(path: Path) -> FoundCorpus:
     renamed = {ours: theirs for ours, theirs in names.items() if ours != theirs}
     if renamed:
         settings["columns"] = renamed
-    reader = LabelReader()
     labels = Counter(label for text in values("label") for label in split_tie(text))
-    unknown = [(label, n) for label, n in labels.most_common() if reader[label] is None]
     return FoundCorpus(
         settings,
         split="session" if "session" in names else "speaker",
-        unknown=tuple(unknown[:_MOST_LABELS]),
+        labels=tuple(labels.most_common()),
         missing=tuple(missing),
         has_text=bool({"text", "text_path"} & names.keys()),
     )

@@ -32,6 +32,9 @@ class LabelReader(dict[str, str | None]):
     Args:
         labels: the job's classes.
         corpus: the corpus's `labels`.
+
+    Raises:
+        ValueError: a label of the corpus has a target that is no class.
     """
 
     def __init__(
@@ -41,6 +44,9 @@ class LabelReader(dict[str, str | None]):
         self.labels = labels or LabelsConfig()
         self.classes = tuple(self.labels.classes)
         self._own = {_key(source): target for source, target in (corpus or {}).items()}
+        unknown = sorted(set(self._own.values()) - set(self.classes))
+        if unknown:
+            raise ValueError(f"not classes of the job: {', '.join(unknown)}")
         self._by_emotion = self.labels.class_by_emotion()
 
     def __missing__(self, name: str) -> str | None:
@@ -77,11 +83,14 @@ class LabelReader(dict[str, str | None]):
             return "the label has only characters that show nothing"
         if self.labels.emotion_of(_key(name)) in self._by_emotion:
             return f"label `{name}` is left out (labels.leave_out)"
-        near = difflib.get_close_matches(_key(name), list(self._spellings()), 1, cutoff=0.5)
-        target = self[near[0]] if near else "CLASS"
-        advice = f"set `labels: {{{to_json(name)}: {target}}}` of the corpus"
-        choices = "" if near else f", with one of {', '.join(self.classes)}"
-        return f"label `{name}` is none of the {len(self.classes)} classes; {advice}{choices}"
+        what = f"label `{name}` is none of the {len(self.classes)} classes"
+        near = difflib.get_close_matches(_key(name), list(self._spellings()), 1, cutoff=0.7)
+        if near and self.labels.emotion_of(name) not in SYNONYMS:
+            return f"{what}; set `labels: {{{to_json(name)}: {self[near[0]]}}}` of the corpus"
+        return (
+            f"{what}; add it to `labels.classes`, or set `labels: {{{to_json(name)}: CLASS}}` of "
+            f"the corpus to the class that it counts as"
+        )
 
     def _spellings(self) -> Iterable[str]:
         """Spellings that have a class."""

@@ -16,6 +16,7 @@ from xxhash import xxh3_64_intdigest
 
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray, IntArray
+from multistill.workspace import to_json
 
 MANIFEST = "manifest.parquet"
 REJECTED = "rejected.parquet"
@@ -79,7 +80,7 @@ def manifest_schema(classes: Sequence[str]) -> pa.Schema:
 
 def with_classes(classes: Sequence[str]) -> dict[str, str]:
     """Metadata of an Arrow schema that name the classes in order."""
-    return {_CLASSES: json.dumps(list(classes), ensure_ascii=False)}
+    return {_CLASSES: to_json(list(classes))}
 
 
 def classes_of(table: pa.Table | pa.Schema) -> tuple[str, ...]:
@@ -92,8 +93,7 @@ def classes_of(table: pa.Table | pa.Schema) -> tuple[str, ...]:
     text = (schema.metadata or {}).get(_CLASSES.encode())
     if text is None:
         raise MultistillError(
-            "a table does not name its classes, so another version has written it; remove its "
-            "folder and run the job again"
+            "a table names no classes: another version of multistill has written it"
         )
     return tuple(json.loads(text))
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from multistill.audio.digests import Digests
 from multistill.config import CorpusConfig, LabelsConfig, SplitConfig
 from multistill.corpora import quality
-from multistill.corpora.build import build_manifest
+from multistill.corpora.build import BuildResult, build_manifest
 from multistill.corpora.coverage import coverage_gaps
 from multistill.corpora.loaders import corpus_root, demo, load
 from multistill.corpora.manifest import MANIFEST_COLUMNS, NOTES, QUALITY, REJECTED, write_manifest
@@ -107,6 +107,7 @@ def _prepare(
     refuse_rejections(corpora, dropped, built.rejections.commonest())
     if not len(built.rows):
         raise MultistillError(_no_utterances(built.rejections))
+    _refuse_one_class(built)
     logger.info(f"{len(built.rows)} utterances read, {len(built.rejections)} rejected")
     for kind, count in built.rejections.kinds.most_common(3):
         logger.info(f"rejected: {count} x {kind}")
@@ -151,6 +152,21 @@ def _prepare(
         "splits": report["counts"]["split"],
         "content": _content(rows),
     }
+
+
+def _refuse_one_class(built: BuildResult) -> None:
+    """Raise if all utterances with a label have the same one.
+
+    Raises:
+        MultistillError: there is nothing to tell apart.
+    """
+    labels = pc.unique(built.rows["label"].drop_null()).to_pylist()
+    if len(labels) == 1:
+        rejected = f"; rejected: {built.rejections.commonest()}" if len(built.rejections) else ""
+        raise MultistillError(
+            f"every utterance with a label is `{labels[0]}`, so there is nothing to tell apart; "
+            f"check `labels` of the job (classes, merge, leave_out) and of the corpora{rejected}"
+        )
 
 
 def excessive_rejections(

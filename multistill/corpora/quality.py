@@ -6,6 +6,7 @@ needs decoded audio, so it covers a seeded sample of clips, whose size it states
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -299,13 +300,15 @@ def _agreement(answers: Mapping[Votes, int]) -> dict[str, Any]:
     votes, times = distinct(answers)
     entropy = vote_entropy(votes)
     ceiling = leave_one_rater_out(votes, times)
-    edges = [round(0.25 * step, 2) for step in range(13)]
+    classes = votes.shape[1]
+    edges = [0.25 * step for step in range(math.ceil(4 * math.log2(classes)) + 1)]
     return {
         "utterances": int(times.sum()),
         "answers": int((votes.sum(axis=1) * times).sum()),
         "krippendorff_alpha": krippendorff_alpha(votes, times),
         "leave_one_rater_out": asdict(ceiling) if ceiling else None,
         "unanimous": int(times[votes.max(axis=1) == votes.sum(axis=1)].sum()),
+        "classes": classes,
         "entropy_bits": {
             "mean": float(np.average(entropy, weights=times)),
             "histogram": {

@@ -5,16 +5,21 @@ from __future__ import annotations
 import re
 import shlex
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from multistill.config import CLASSES, LabelsConfig
+from multistill.config.emotions import SYNONYMS, emotion_of
+
 if TYPE_CHECKING:
     from multistill.corpora.detect import FoundCorpus
 
 _NAME_LENGTH = 60
+_MOST_LABELS = 30
 
 
 def job_name(path: Path | None) -> str:
@@ -49,6 +54,7 @@ def _lines(name: str, corpora: Sequence[FoundCorpus], file: str) -> Iterator[str
     if not corpora:
         yield "  - kind: demo                # packaged and synthetic; `--corpus PATH` takes yours"
     yield ""
+    yield from _labels(corpora)
     yield "split:"
     yield f"  by: {split:<24}# the {split}s of the test set are not in training"
     yield "  test: 0.2                   # shares of them"
@@ -75,15 +81,36 @@ def _lines(name: str, corpora: Sequence[FoundCorpus], file: str) -> Iterator[str
 
 def _corpus(corpus: FoundCorpus) -> Iterator[str]:
     yield from _item(corpus.settings)
-    if corpus.unknown:
-        yield "    # These labels are none of the classes: their rows are left out unless mapped."
-        yield "    # labels:"
-        for label, number in corpus.unknown:
-            entry = _dumped({label: "neutral"})
-            if len(entry) == 1:
-                yield f"    #   {entry[0]:<26}# {number} rows"
     for sentence in corpus.missing:
         yield f"    # TO DO: {_comment(sentence)}"
+
+
+def _labels(corpora: Sequence[FoundCorpus]) -> Iterator[str]:
+    """The section `labels`, if a table has labels that are none of the default classes."""
+    counts: Counter[str] = Counter()
+    for corpus in corpora:
+        for label, number in corpus.labels:
+            emotion = emotion_of(label)
+            counts[emotion if emotion in SYNONYMS else label] += number
+    found = [name for name, _ in counts.most_common()]
+    classes = [*(name for name in CLASSES if name in counts)]
+    classes += [name for name in found if name not in classes]
+    if set(classes) <= set(CLASSES):
+        return
+    yield "labels:                       # `multistill labels` prints the spellings it recognises"
+    try:
+        LabelsConfig(classes=classes)
+    except ValueError:
+        yield "  # TO DO: name the classes, 2 to 50; the table has"
+        for name in found[:_MOST_LABELS]:
+            yield f"  #   {_comment(name)} ({counts[name]} rows)"
+        yield "  classes: [neutral, happy, surprise, angry, sad, disgust, fear]"
+    else:
+        yield "  classes:                    # in the order of all tables; `merge` and `leave_out`"
+        yield "                              # are described in docs/corpora.md"
+        for name in classes:
+            yield f"    {_dumped([name])[0]:<26}# {counts[name]} rows"
+    yield ""
 
 
 def _item(settings: dict[str, Any]) -> Iterator[str]:
@@ -97,7 +124,7 @@ def _comment(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def _dumped(values: dict[str, Any]) -> list[str]:
-    """YAML lines of a mapping, quoted where YAML needs it."""
+def _dumped(values: Any) -> list[str]:
+    """YAML lines of a mapping or a list, quoted where YAML needs it."""
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10_000)
     return text.splitlines()

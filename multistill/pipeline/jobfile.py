@@ -118,6 +118,7 @@ def _check(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 f"no stage of the recipe `{recipe.name}` reads `{section}`; remove the section, or "
                 "choose another `recipe`",
             )
+    yield from job.label_problems()
     yield from recipe.check(job)
     if "features" in used:
         for encoder, sentence in encoder_problems(job.features):

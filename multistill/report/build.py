@@ -62,6 +62,7 @@ def write_report(
         "encoders": metrics["encoders"],
         "features": _features(features.summary),
         "test": metrics["test"],
+        "classes": metrics["classes"],
         "class_counts": metrics["class_counts"],
         "confidence": metrics["confidence"],
         "resamples": metrics["resamples"],

@@ -21,7 +21,7 @@ from helpers.generators import aihub, kemdy20, table
 from helpers.generators.parts import write_wav
 
 from multistill.audio.digests import Digests
-from multistill.config import CorpusConfig, SplitConfig
+from multistill.config import CorpusConfig, LabelsConfig, SplitConfig
 from multistill.corpora.detect import find_corpora
 from multistill.corpora.loaders import demo
 from multistill.corpora.loaders import load as load_corpus
@@ -30,6 +30,7 @@ from multistill.corpora.manifest import read_manifest
 from multistill.corpora.prepare import prepare
 from multistill.errors import MultistillError, UsageError
 from multistill.pipeline import jobfile
+from multistill.pipeline.job_template import job_text
 from multistill.pipeline.runner import find_artifact
 from multistill.pipeline.steps.data import Prepare
 from multistill.workspace import Workspace
@@ -38,11 +39,17 @@ ROWS = [f"{n}.wav,text {n},{label},p{n % 4}" for n, label in enumerate(["sad", "
 RANDOM = SplitConfig(by="random", allow_leak=True)
 
 
-def prepared(corpus: Path, tmp_path: Path, split: SplitConfig = RANDOM, **more: Any) -> Any:
+def prepared(
+    corpus: Path,
+    tmp_path: Path,
+    split: SplitConfig = RANDOM,
+    classes: LabelsConfig | None = None,
+    **more: Any,
+) -> Any:
     config = CorpusConfig(kind="table", path=str(corpus), **more)
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     (tmp_path / "out").mkdir()
-    return prepare([config], split, tmp_path / "out", unpacked=tmp_path)
+    return prepare([config], split, tmp_path / "out", labels=classes, unpacked=tmp_path)
 
 
 # --- finding a corpus ---
@@ -60,7 +67,7 @@ def test_a_path_without_a_corpus(tmp_path: Path) -> None:
         find_corpora(folder)
     file = write_table(folder, ROWS)
     [found] = find_corpora(file)
-    assert (found.missing, found.unknown) == ((), ())
+    assert found.missing == ()
     assert prepared(file, tmp_path)["utterances"] == len(ROWS)
 
 
@@ -323,12 +330,35 @@ def test_an_annotation_table_that_is_not_text(tmp_path: Path) -> None:
 def test_labels_that_are_no_class(tmp_path: Path) -> None:
     file = write_table(tmp_path / "own", ["0.wav,a,saad,p", "1.wav,b,qqq,p"])
     near, far = reasons(load("table", file)).values()
-    for reason in (near, far):
-        says("set `labels: {{}: {}}` of the corpus", reason)
-    choices = far.split("with one of ")[1].split(", ")
+    says("; set `labels: {{}: {}}` of the corpus", near)
+    says("; add it to `labels.classes`, or set `labels: {{}: CLASS}` of the corpus", far)
     lines = [reason.split("set `")[1].split("`")[0] for reason in (near, far)]
-    mapping = {**read(lines[0]), **read(lines[1].replace("CLASS", choices[0]))}
-    assert [u.label for u in utterances(load("table", file, labels=mapping))] == ["sad", choices[0]]
+    mapping = {**read(lines[0]), **read(lines[1].replace("CLASS", "happy"))}
+    assert [u.label for u in utterances(load("table", file, labels=mapping))] == ["sad", "happy"]
+    config = CorpusConfig(kind="table", path=str(file), labels=read(lines[0]))
+    records = load_corpus(config, LabelsConfig(classes=["sad", "qqq"]))
+    assert [u.label for u in utterances(list(records))] == ["sad", "qqq"]
+
+
+def test_one_class(tmp_path: Path) -> None:
+    file = write_table(tmp_path / "own", ROWS)
+    merged = LabelsConfig(classes=["any", "fear"], merge={"any": ["sad", "happy"]})
+    with told("so there is nothing to tell apart; check `labels` of the job", MultistillError):
+        prepared(file, tmp_path, classes=merged)
+    apart = LabelsConfig(classes=["low", "high"], merge={"low": ["sad"], "high": ["happy"]})
+    assert prepared(file, tmp_path, classes=apart)["utterances"] == len(ROWS)
+
+
+def test_a_table_with_too_many_labels(tmp_path: Path) -> None:
+    file = write_table(tmp_path / "own", [f"{n}.wav,t,feeling {n},p{n % 4}" for n in range(60)])
+    text = job_text("x", find_corpora(file), tmp_path / "x.yaml")
+    says("  # TO DO: name the classes, 2 to 50; the table has", text)
+    seven = "[neutral, happy, surprise, angry, sad, disgust, fear]"
+    job = jobfile.parse(text.replace(seven, "[feeling 1, feeling 2]"), "x.yaml")
+    assert {u.label for u in utterances(list(load_corpus(job.corpora[0], job.labels)))} == {
+        "feeling 1",
+        "feeling 2",
+    }
 
 
 def read(line: str) -> dict[str, str]:
@@ -341,8 +371,8 @@ def test_labels_of_emodb(tmp_path: Path) -> None:
     write_wav(tmp_path / "03a01Wa.wav", 0)
     write_wav(tmp_path / "03a01Lb.wav", 1)
     [reason] = reasons(load("emodb", tmp_path)).values()
-    says("to keep it, map it in the job file (labels: {{}: neutral})", reason)
-    line = reason.split("job file (")[1].rstrip(")")
+    says("; add it to `labels.classes`, or set `labels: {{}: CLASS}` of the corpus", reason)
+    line = reason.split("set `")[1].split("`")[0].replace("CLASS", "neutral")
     assert len(utterances(load("emodb", tmp_path, labels=read(line)))) == 2
 
 
@@ -377,7 +407,9 @@ def test_a_random_split_with_an_empty_part(tmp_path: Path) -> None:
 
     assert any(works(seed=seed) for seed in range(20))
     assert any(works(test=share, valid=share) for share in (0.25, 0.3, 0.35, 0.4, 0.45))
-    more = write_table(tmp_path / "more", [f"{n}.wav,text {n},sad,p" for n in range(60)])
+    more = write_table(
+        tmp_path / "more", [*ROWS[:4], *(f"{n}.wav,text {n},sad,p" for n in range(4, 60))]
+    )
     assert prepared(more, tmp_path, SplitConfig(**few))["utterances"] == 60
 
 
@@ -435,7 +467,7 @@ def test_the_packaged_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         demo._unpack_session(index, session, tmp_path / "b")
     shutil.copytree(installed / "data", copy, dirs_exist_ok=True)  # what installing does
     demo._unpack_session(index, session, tmp_path / "c")
-    assert next(iter(load_corpus(CorpusConfig(kind="demo"), tmp_path / "c")))
+    assert next(iter(load_corpus(CorpusConfig(kind="demo"), root=tmp_path / "c")))
 
 
 def test_a_clip_that_changed_after_it_was_prepared(tmp_path: Path) -> None:

@@ -75,6 +75,9 @@ NOT_ADVICE = {
     "train.learning_rate {}, train.batch_size {}, train.epochs {}: {} steps": "names of keys",
     "# {}: written by `multistill init`. Every key but `name` and `corpora` may go.": "a comment",
     "teacher: small-teacher        # `multistill models` lists the presets": "a comment",
+    "labels:                       # `multistill labels` prints the spellings it recognises": (
+        "a comment"
+    ),
     "                              # use-multilingual (`multistill weights get` fetches it)": (
         "a comment"
     ),

@@ -84,8 +84,28 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
     ),
     (
         "name: x\ncorpora: [{kind: demo, labels: {joy: hapy}}]\n",
-        "is not a class; use one of {}",
+        "corpora.{}.labels.{}: `{}` is not a class of the job; use one of {}",
         ["name: x\ncorpora: [{kind: demo, labels: {joy: happy}}]\n"],
+    ),
+    (
+        f"{BASE}labels: {{classes: [sad, 'a;b']}}\n",
+        "which separates the classes of a tie, or a character that shows nothing; choose another",
+        [f"{BASE}labels: {{classes: [sad, a or b]}}\n"],
+    ),
+    (
+        f"{BASE}labels: {{classes: [sad, happy, joy]}}\n",
+        "(they are spellings of one emotion, or it stands twice); keep one of them",
+        [f"{BASE}labels: {{classes: [sad, happy]}}\n", f"{BASE}labels: {{classes: [sad, joy]}}\n"],
+    ),
+    (
+        f"{BASE}labels: {{classes: [sad, happy], others: rest}}\n",
+        "{}: `{}` is not a class; use one of {}",
+        [f"{BASE}labels: {{classes: [sad, happy, rest], others: rest}}\n"],
+    ),
+    (
+        f"{BASE}labels: {{classes: [sad, happy, sad]}}\n",
+        "classes: `{}` stands there twice; remove one",
+        [f"{BASE}labels: {{classes: [sad, happy]}}\n"],
     ),
     (
         "tracking: {uri: 'https://ann:geheim@mlflow.lab'}\n",

@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.advice import says, told
-from helpers.training_corpus import make_corpus, make_task, run, with_states, with_teacher
+from helpers.training_corpus import make_corpus, make_task, run, trained, with_states, with_teacher
 
-from multistill.config import DistillationConfig
+from multistill.config import CLASSES, DistillationConfig
+from multistill.corpora.manifest import read_manifest, with_classes, write_manifest
 from multistill.distillation.files import POOLED, SOFT_TARGETS
+from multistill.distillation.stage import soft_targets
 from multistill.distillation.targets import read_pooled, write_pooled, write_soft_targets
 from multistill.errors import MultistillError, UsageError
 from multistill.features.statistics import (
@@ -86,6 +88,25 @@ def lacking(path: Path, *, pooled: bool) -> None:
     else:
         ids = pq.read_table(path)["utterance_id"].to_pylist()[1:]
         write_soft_targets(path, ids, np.zeros((len(ids), 7)), "t", np.zeros(len(ids)))
+
+
+def test_classes_of_another_job(tmp_path: Path, corpus: Corpus) -> None:
+    distilled = Distilled(corpus, tmp_path / "ws")
+    manifest = shutil.copytree(corpus[0].parent, tmp_path / "other") / corpus[0].name
+    renamed = read_manifest(manifest).replace_schema_metadata(with_classes(CLASSES[::-1]))
+    write_manifest(renamed, manifest.parent)
+    student = replace(distilled.student, manifest=str(manifest), soft_targets=str(distilled.path))
+    with told("; use soft targets and a manifest of the same job"):
+        run(student, tmp_path / "a")
+    trained(distilled.task, tmp_path / "teacher")
+    targets = (corpus[1], [tmp_path / "teacher"], {}, False, tmp_path / "targets.parquet")
+    with told("; use a teacher and a manifest of the same job"):
+        soft_targets(manifest, *targets)
+    soft_targets(corpus[0], *targets)
+    two = replace(distilled.task, spec=replace(distilled.task.spec, num_classes=2))
+    with told("; use a model and a manifest of the same job"):
+        run(two, tmp_path / "b")
+    distilled.train(tmp_path / "c")
 
 
 def not_finite(path: Path) -> None:

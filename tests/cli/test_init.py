@@ -44,7 +44,7 @@ MAKERS: dict[str, Callable[[Path], object]] = {
 
 
 def utterances(job: JobConfig) -> list[Utterance]:
-    records = (record for corpus in job.corpora for record in load(corpus))
+    records = (record for corpus in job.corpora for record in load(corpus, job.labels))
     return [record for record in records if isinstance(record, Utterance)]
 
 
@@ -154,7 +154,7 @@ def test_the_written_file_reads_its_corpus(
 
 
 @pytest.mark.parametrize("labels", [["0", "1", "2", "3"], ["no", "on", "01", "calm"]])
-def test_labels_that_are_no_classes_are_listed_to_be_mapped(
+def test_labels_that_are_no_default_class_become_the_classes(
     labels: list[str], tmp_path: Path
 ) -> None:
     path = write_table(tmp_path, ["audio_path", "text", "label", "speaker"])
@@ -166,14 +166,28 @@ def test_labels_that_are_no_classes_are_listed_to_be_mapped(
     file = tmp_path / "job.yaml"
     assert code_of(["init", file, "--corpus", path]) == 0
     text = file.read_text()
-    assert utterances(jobfile.load(file)) == []
-    start = text.index("    # labels:")
-    uncommented = text[:start] + text[start:].replace("    # labels:", "    labels:").replace(
-        "    #   ", "      "
-    )
-    job = jobfile.parse(uncommented, "job.yaml")
-    assert job.corpora[0].labels == dict.fromkeys(labels, "neutral")
+    job = jobfile.load(file)
+    assert sorted(job.labels.classes) == sorted(labels)
     assert len(utterances(job)) == 24
+    assert text.count("# 6 rows") == 4
+
+
+def test_more_labels_than_classes_can_be_are_listed(tmp_path: Path) -> None:
+    path = write_table(tmp_path, ["audio_path", "text", "label", "speaker"])
+    header = path.read_text().splitlines()[0]
+    rows = [f"{number}.wav,text,feeling {number % 60},p" for number in range(120)]
+    path.write_text("\n".join([header, *rows]))
+    file = tmp_path / "job.yaml"
+    assert code_of(["init", file, "--corpus", path]) == 0
+    assert jobfile.load(file).labels.classes == list(CLASSES)
+    assert "#   feeling 0 (2 rows)" in file.read_text()
+
+
+def test_no_labels_section_where_the_default_classes_fit(tmp_path: Path) -> None:
+    path = write_table(tmp_path, ["audio_path", "text", "label", "speaker"])
+    file = tmp_path / "job.yaml"
+    assert code_of(["init", file, "--corpus", path]) == 0
+    assert "labels:" not in file.read_text()
 
 
 def test_what_a_table_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,9 @@ from multistill.corpora.coverage import coverage_gaps
 
 parts = st.fixed_dictionaries(
     {
-        part: st.dictionaries(st.sampled_from(CLASSES), st.integers(0, 3))
+        part: st.lists(st.integers(0, 3), min_size=len(CLASSES), max_size=len(CLASSES)).map(
+            lambda numbers: dict(zip(CLASSES, numbers, strict=True))
+        )
         for part in ("train", "valid", "test")
     }
 )

@@ -65,7 +65,7 @@ def test_a_config_that_differs_from_the_expected_one_is_refused_with_the_field(
     config["labels"] = config["labels"][::-1]
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(MultistillError, match="labels is"):
-        load_model(folder)
+        load_model(folder, {"labels": CLASSES})
 
 
 def test_weights_of_another_shape_are_refused_with_the_name_of_the_tensor(

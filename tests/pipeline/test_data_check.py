@@ -90,9 +90,9 @@ def table_job(tmp_path: Path, rows: list[str], **job: str) -> JobConfig:
 
 REFUSED = [
     # rows, split, what is refused, the reason behind it
-    ("{n}.wav,t,joyful,p{n}", "{by: speaker}", "need at least 3 groups", "7 x label `joyful`"),
+    ("{n}.wav,t,gloomy,p{n}", "{by: speaker}", "need at least 3 groups", "7 x label `gloomy`"),
     ("gone{n}.wav,t,sad,p{n}", "{by: speaker}", "need at least 3 groups", "7 x no such file"),
-    ("{n}.wav,t,joyful,p{n}", "{by: random, allow_leak: true}", "none of the 2", "7 x label `joy"),
+    ("{n}.wav,t,gloomy,p{n}", "{by: random, allow_leak: true}", "none of the 2", "7 x label `glo"),
 ]
 
 
@@ -119,7 +119,7 @@ def test_what_prepare_logs_is_told_with_classes_that_a_part_lacks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = ["0.wav,t,happy,p0,test", "1.wav,t,sad,p1,valid", "2.wav,t,sad,p2,train"]
-    rows += ["3.wav,t,sad,p3,test", "4.wav,t,joyful,p4,train"]
+    rows += ["3.wav,t,sad,p3,test", "4.wav,t,gloomy,p4,train"]
     table = write_table(tmp_path / "corpus", rows, "audio_path,text,label,speaker,split")
     file = tmp_path / "job.yaml"
     file.write_text(
@@ -133,7 +133,7 @@ def test_what_prepare_logs_is_told_with_classes_that_a_part_lacks(
     ]
     assert "CLASSES NEVER TRAINED: happy" in describe(facts)
     told = "\n".join(logger.messages)
-    assert "4 utterances read, 1 rejected" in told and "rejected: 1 x label `joyful`" in told
+    assert "4 utterances read, 1 rejected" in told and "rejected: 1 x label `gloomy`" in told
     assert "CLASSES NEVER TRAINED: happy: clips of test" in told
     for json_option in ([], ["--json"]):
         with pytest.raises(SystemExit) as end:
@@ -141,7 +141,7 @@ def test_what_prepare_logs_is_told_with_classes_that_a_part_lacks(
         assert end.value.code == 0
         printed = capsys.readouterr()
         assert "CLASSES NEVER TRAINED" in printed.out
-        assert "rejected: 1 x label `joyful`" in printed.err
+        assert "rejected: 1 x label `gloomy`" in printed.err
         if json_option:
             assert json.loads(printed.out)["data"]["gaps"] == facts["gaps"]
 

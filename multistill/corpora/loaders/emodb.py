@@ -53,8 +53,9 @@ TEXTS = {
 def load(config: CorpusConfig, root: Path, labels: LabelReader) -> Iterator[Record]:
     """Yield the clips in the order of their names.
 
-    Boredom is not one of the seven classes: its clips are rejected unless the job file maps it
-    (`labels: {boredom: neutral}`; the letter or the German name can be used too).
+    Boredom is not one of the published classes: its clips are rejected unless the job's
+    `labels.classes` name it or the corpus maps it (`labels: {boredom: neutral}`; the letter or the
+    German name can be used too).
     """
     for folder in (root / "wav", root):
         files = list_files(folder, root)

@@ -61,7 +61,7 @@ def test_boredom_is_rejected_with_a_hint_how_to_map_it(tmp_path: Path) -> None:
     rejected = [r for r in read(corpus(tmp_path, NAMES)) if isinstance(r, Rejected)]
     assert [r.source for r in rejected] == ["wav/03a01Lb.wav"]
     assert "label `boredom` is none of the 7 classes" in rejected[0].reason
-    assert "labels: {boredom: neutral}" in rejected[0].reason
+    assert 'add it to `labels.classes`, or set `labels: {"boredom": CLASS}`' in rejected[0].reason
 
 
 @pytest.mark.parametrize("name", ["boredom", "L", "Langeweile"])
