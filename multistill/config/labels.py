@@ -80,7 +80,7 @@ class LabelsConfig(Section):
             other = owners.setdefault(self.emotion_of(name), owner)
             if other != owner:
                 raise ValueError(
-                    f"`{name}` is given to {owner} and to {other} (they are spellings of one "
+                    f"`{name}` is given to {other} and to {owner} (they are spellings of one "
                     "emotion, or it stands twice); keep one of them"
                 )
         for name in self.classes:
@@ -95,6 +95,11 @@ class LabelsConfig(Section):
         for owner, names in self.merge.items():
             yield from ((name, f"class `{owner}`") for name in names)
         yield from ((name, "`leave_out`") for name in self.leave_out)
+
+    def names(self) -> dict[str, str]:
+        """Names of the classes, and of the emotions merged into them, as written -> class."""
+        merged = {name: owner for owner, names in self.merge.items() for name in names}
+        return {**{name: name for name in self.classes}, **merged}
 
     def emotion_of(self, name: str) -> str:
         """The emotion that a name stands for, with the job's own synonyms."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def make_corpus(
     broken: int | None = None,
     quarantined: int = 2,
     offset: float = 0.0,
+    classes: Sequence[str] = CLASSES,
 ) -> tuple[Path, Path]:
     """Manifest and store of `rows` utterances whose states point in the direction of their class.
 
@@ -45,15 +47,16 @@ def make_corpus(
         quarantined: number of rows at the end that are not in the store.
         offset: added to all states, whose deviation is 1. Those of pretrained encoders have
             dimensions whose mean is several times the deviation.
+        classes: of which the first four, or both of two, have utterances.
     """
     random = np.random.default_rng(7)
-    directions = random.normal(size=(len(CLASSES), AUDIO_DIM + TEXT_DIM)).astype(np.float32)
+    directions = random.normal(size=(len(classes), AUDIO_DIM + TEXT_DIM)).astype(np.float32)
     table: list[dict[str, Any]] = []
     clips = []
     for row in range(rows):
-        label = int(random.integers(0, 4))
+        label = int(random.integers(0, min(4, len(classes))))
         tied = row % 17 == 0
-        shares = np.full(len(CLASSES), 0.02, np.float32)
+        shares = np.full(len(classes), 0.14 / len(classes), np.float32)
         shares[label] += 0.86
         if tied:
             shares[:] = 0
@@ -75,7 +78,7 @@ def make_corpus(
                 "duration_s": 1.0,
                 "text": name,
                 "text_raw": name,
-                "label": None if tied else CLASSES[label],
+                "label": None if tied else classes[label],
                 "label_soft": shares.tolist(),
                 "split": split,
                 "fold": -1 if split == "test" else session % 4,
@@ -92,7 +95,7 @@ def make_corpus(
             audio[0, 0] = np.nan
         clips.append(Clip(name, audio, text))
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = write_manifest(pa.Table.from_pylist(table, schema=manifest_schema(CLASSES)), folder)
+    manifest = write_manifest(pa.Table.from_pylist(table, schema=manifest_schema(classes)), folder)
     store = folder / "features"
     with shard_writer(store, 0, "float32", AUDIO_DIM, TEXT_DIM, {}) as writer:
         writer.append(clips[: rows - quarantined])

@@ -50,7 +50,7 @@ COLUMNS = (
     "split",
 )
 """Known column names, in addition to `rater_...`, one column per rater with the chosen label, and
-the names of classes, one column per class with its number of votes."""
+the names of classes and of emotions merged into them, one column each with its number of votes."""
 
 _RATER = "rater_"
 MOST_TRANSCRIPTS = 4096  # read to decide the encoding of a corpus
@@ -77,7 +77,7 @@ def load(config: CorpusConfig, root: Path, labels: LabelReader) -> Iterator[Reco
     transcripts: list[Path] = []
     texts = CorpusText(config.title, config.encoding, lambda: [root, *transcripts])
     table = open_table(root, root.name, texts)
-    names = _map_columns(config, table, labels.classes)
+    names = _map_columns(config, table, labels)
     table.require_text(names.values(), lists=[names["votes"]] if "votes" in names else [])
     if not audio_root.is_dir():
         raise UsageError(
@@ -133,9 +133,10 @@ def _records(table: Table, parser: _RowParser, texts: CorpusText) -> Iterator[Re
             yield Rejected(source, str(error))
 
 
-def _map_columns(config: CorpusConfig, table: Table, classes: Sequence[str]) -> dict[str, str]:
+def _map_columns(config: CorpusConfig, table: Table, labels: LabelReader) -> dict[str, str]:
     """Column name of multistill -> the table's, for the columns that the table has."""
-    columns = tuple(dict.fromkeys([*COLUMNS, *classes]))
+    counts = counted(labels)
+    columns = (*COLUMNS, *counts)
     for column, name in config.columns.items():
         if column not in columns and not column.startswith(_RATER):
             near = difflib.get_close_matches(column, columns, 1)
@@ -149,10 +150,10 @@ def _map_columns(config: CorpusConfig, table: Table, classes: Sequence[str]) -> 
     names = {column: column_name(config.columns.get(column, column)) for column in known}
     names = {column: name for column, name in names.items() if name in table.header}
     table.require([] if "audio_path" in names else ["audio_path"])
-    if not any(c in {"label", "votes", *counted(classes)} or c.startswith(_RATER) for c in names):
+    if not any(c in {"label", "votes", *counts} or c.startswith(_RATER) for c in names):
         raise UsageError(
             f"{table.path}: row 1: no labels; add a column `label`, `votes`, counts named "
-            f"{', '.join(counted(classes))}, or one `{_RATER}...` per rater; found "
+            f"{', '.join(counts)}, or one `{_RATER}...` per rater; found "
             + ", ".join(table.header)
         )
     if not {"speaker", "session"} & names.keys():
@@ -163,9 +164,10 @@ def _map_columns(config: CorpusConfig, table: Table, classes: Sequence[str]) -> 
     return names
 
 
-def counted(classes: Sequence[str]) -> tuple[str, ...]:
-    """Classes that a column of counts may be named after: not those called like another column."""
-    return tuple(name for name in classes if name not in COLUMNS)
+def counted(labels: LabelReader) -> dict[str, str]:
+    """Names that a column of counts may have -> its class: none that another column has."""
+    names = labels.labels.names()
+    return {name: label for name, label in names.items() if name not in COLUMNS}
 
 
 class _Target(NamedTuple):
@@ -196,7 +198,7 @@ class _RowParser:
         self.labels = labels
         self.scalars = itemgetter(*(index.get(column, absent) for column in _SCALAR_COLUMNS))
         self.raters = sorted(column for column in names if column.startswith(_RATER))
-        self.count_columns = tuple(name for name in counted(labels.classes) if name in names)
+        self.count_columns = {n: label for n, label in counted(labels).items() if n in names}
         self.target_columns = ("label", "votes", *self.raters, *self.count_columns)
         self.target_cells = itemgetter(*(index.get(c, absent) for c in self.target_columns))
         self.id_index, self.audio_index = index.get("utterance_id"), index["audio_path"]
@@ -323,11 +325,10 @@ class _RowParser:
             return tuple([parse_count(str(value), "votes") for value in values])
         if not self.count_columns:
             return None
-        counts = {
-            name: parse_count(self.to_text(fields[name]) or "0", name)
-            for name in self.count_columns
-        }
-        return tuple([counts.get(name, 0) for name in self.labels.classes])
+        counts = dict.fromkeys(self.labels.classes, 0)
+        for name, label in self.count_columns.items():
+            counts[label] += parse_count(self.to_text(fields[name]) or "0", name)
+        return tuple(counts.values())
 
     def _label(self, text: str) -> tuple[str | None, tuple[int, ...] | None]:
         """The class of a label, or the votes that a label of several classes is read as."""
