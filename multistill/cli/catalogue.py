@@ -45,10 +45,10 @@ def labels(
 
     table = Table(box=None, pad_edge=False)
     for title in ("emotion", "class", "also written"):
-        table.add_column(title, no_wrap=title != "also written")
+        table.add_column(title, no_wrap=title != "also written", overflow="fold")
     for row in rows:
         table.add_row(row["emotion"], row["class"] or "-", ", ".join(row["spellings"]))
-    Console(markup=False).print(table)
+    Console(highlight=False, markup=False, emoji=False).print(table)
 
 
 def recipes(as_json: Json = False) -> None:

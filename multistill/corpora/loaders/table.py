@@ -153,8 +153,7 @@ def _map_columns(config: CorpusConfig, table: Table, labels: LabelReader) -> dic
     if not any(c in {"label", "votes", *counts} or c.startswith(_RATER) for c in names):
         raise UsageError(
             f"{table.path}: row 1: no labels; add a column `label`, `votes`, counts named "
-            f"{', '.join(counts)}, or one `{_RATER}...` per rater; found "
-            + ", ".join(table.header)
+            f"{', '.join(counts)}, or one `{_RATER}...` per rater; found " + ", ".join(table.header)
         )
     if not {"speaker", "session"} & names.keys():
         raise UsageError(
