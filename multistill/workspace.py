@@ -95,6 +95,11 @@ def file_name(name: str, suffix: str = "") -> str:
     return f"{encoded[: most - 13].decode(errors='ignore')}-{digest}{suffix}"
 
 
+def fold_folder(folder: Path, number: int) -> Path:
+    """Where an artifact keeps what belongs to one fold of a cross-validation, from 0."""
+    return folder / "folds" / f"{number + 1:03d}"
+
+
 @contextmanager
 def atomic_path(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
     """A temporary sibling to write a file or a folder to, renamed to `path` on success.

@@ -36,6 +36,7 @@ from multistill.config.models import (
     TrainSection,
 )
 from multistill.config.names import FolderName
+from multistill.config.protocol import ProtocolConfig
 from multistill.config.resources import ResourcesConfig
 from multistill.config.search import SearchConfig, SearchParameter
 from multistill.config.tracking import ChampionConfig, TrackingConfig
@@ -53,6 +54,7 @@ __all__ = [
     "LabelSharesConfig",
     "LabelsConfig",
     "ModelConfig",
+    "ProtocolConfig",
     "ResourcesConfig",
     "SearchConfig",
     "SearchParameter",
@@ -70,7 +72,7 @@ __all__ = [
 
 _RESERVED = re.compile(
     r"teacher(-fold\d+)?|majority baseline|linear probe.*"
-    r"|.*-(control|search(-\d+)?|seed\d+|labels[\d.]+)",
+    r"|.*-(control|search(-\d+)?|seed\d+|labels[\d.]+|cv\d+)",
     re.IGNORECASE,
 )
 
@@ -98,6 +100,7 @@ class JobConfig(Section):
     labels: LabelsConfig = Field(default_factory=LabelsConfig)
     corpora: list[CorpusConfig] = Field(min_length=1)
     split: SplitConfig = Field(default_factory=SplitConfig)
+    protocol: ProtocolConfig = Field(default_factory=ProtocolConfig)
     features: FeaturesConfig = Field(default_factory=FeaturesConfig)
     teacher: TeacherConfig = Field(default_factory=TeacherConfig)
     distillation: DistillationConfig = Field(default_factory=DistillationConfig)
@@ -144,7 +147,7 @@ class JobConfig(Section):
                 raise ValueError(
                     f"a student cannot be called `{name}`: tables use `teacher`, `teacher-foldN`, "
                     "`majority baseline`, `linear probe`, `*-control`, `*-search`, `*-search-N`, "
-                    "`*-seedN` and `*-labelsN` for other models"
+                    "`*-seedN`, `*-labelsN` and `*-cvN` for other models"
                 )
         if self.split.valid == 0.0 and self.split.by != "column":
             raise ValueError(

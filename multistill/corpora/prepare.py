@@ -15,19 +15,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from multistill.audio.digests import Digests
-from multistill.config import CorpusConfig, LabelsConfig, SplitConfig
+from multistill.config import CorpusConfig, LabelsConfig, ProtocolConfig, SplitConfig
 from multistill.corpora import quality
 from multistill.corpora.build import BuildResult, build_manifest
 from multistill.corpora.coverage import coverage_gaps
+from multistill.corpora.cross_validation import leaks_of_folds, split_folds
 from multistill.corpora.loaders import corpus_root, demo, load
 from multistill.corpora.manifest import MANIFEST_COLUMNS, NOTES, QUALITY, REJECTED, write_manifest
 from multistill.corpora.paths import audio_folder
 from multistill.corpora.records import Record
 from multistill.corpora.rejections import Rejections
-from multistill.corpora.split import PARTS, hash64, leaks, refuse_leaks, split_rows
+from multistill.corpora.split import PARTS, Split, hash64, leaks, refuse_leaks, split_rows
 from multistill.errors import MultistillError, UsageError
 from multistill.tracking.logger import NullLogger, RunLogger
-from multistill.workspace import write_json
+from multistill.workspace import fold_folder, write_json
 
 _AUDIO = {
     *(".wav", ".wave", ".w64", ".rf64", ".bw64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2"),
@@ -42,6 +43,7 @@ def prepare(
     out: Path,
     *,
     labels: LabelsConfig | None = None,
+    protocol: ProtocolConfig | None = None,
     unpacked: Path,
     digests: Path | None = None,
     logger: RunLogger | None = None,
@@ -50,13 +52,17 @@ def prepare(
 
     Args:
         labels: the classes; default: the published seven.
+        protocol: under cross-validation, `manifest.parquet` has every clip in test, with its fold
+            in `fold`, and the folder of each fold (`cross_validation.fold_folder`) has a manifest
+            with train, valid and test; default: holdout.
         unpacked: folder into which packaged corpora (the demo corpus) are unpacked.
         digests: file that remembers the digests of recordings (`audio.digests.Digests`).
 
     Returns:
         `utterances`, `rejected`, `synthetic`, `leaks`, `splits` (counts), `rejected_kinds`: the
-        commonest reasons with their number and the first row, and `content`: digest of the input
-        of the features (ids, audio and text), independent of the split.
+        commonest reasons with their number and the first row, `content`: digest of the input
+        of the features (ids, audio and text), independent of the split; and under
+        cross-validation `folds`, each with `name`, `test` (groups), `groups` and `splits`.
 
     Raises:
         UsageError: if a corpus is not found, or the split is impossible or leaks.
@@ -69,6 +75,7 @@ def prepare(
                 corpora,
                 split,
                 labels or LabelsConfig(),
+                protocol or ProtocolConfig(),
                 out,
                 unpacked,
                 known,
@@ -93,6 +100,7 @@ def _prepare(
     corpora: Sequence[CorpusConfig],
     split: SplitConfig,
     labels: LabelsConfig,
+    protocol: ProtocolConfig,
     out: Path,
     unpacked: Path,
     digests: Digests,
@@ -111,37 +119,34 @@ def _prepare(
     logger.info(f"{len(built.rows)} utterances read, {len(built.rejections)} rejected")
     for kind, count in built.rejections.kinds.most_common(3):
         logger.info(f"rejected: {count} x {kind}")
-    given = built.rows["given_split"].to_pylist() if split.by == "column" else None
-    try:
-        parts = split_rows(built.rows, split, given)
-    except UsageError as error:
-        if not len(built.rejections):
-            raise
-        # Often there are too few groups because most rows are gone.
-        raise UsageError(
-            f"{error}; of {len(built.rows) + len(built.rejections)} rows and recordings, "
-            f"{len(built.rejections)} are rejected: {built.rejections.commonest()}"
-        ) from error
-    for name in parts.facts["reassigned"]:
+    folds: list[Split] = []
+    if protocol.crosses:
+        whole, folds = split_folds(built.rows, protocol, split)
+        leaked = leaks_of_folds(built.rows, protocol, split, folds)
+    else:
+        whole = _split(built, split)
+        leaked = leaks(built.rows, whole.part)
+        refuse_leaks(leaked, split)
+    for name in whole.facts["reassigned"]:
         logger.info(f"split: {name} was reassigned to a part that had no group")
-    leaked = leaks(built.rows, parts.part)
-    refuse_leaks(leaked, split)
-    groups = pa.DictionaryArray.from_arrays(parts.groups.codes, pa.array(parts.groups.names))
-    before = (
-        built.rows.append_column("split", pa.array(np.array(PARTS)[parts.part], pa.string()))
-        .append_column("fold", pa.array(parts.fold, pa.int32()))
-        .append_column("group", groups)
-    )
-    rows = _apply_caps(before, split.max_per_class, split.seed, built.rejections)
-    report = quality.report(built, before, rows, parts.facts, leaked, split, split.seed)
-    for gap in coverage_gaps(report["split"]["classes"]):
-        logger.info(f"{gap.title}: {gap.text}")
+    before = _with_parts(built.rows, whole)
+    rows = before if folds else _apply_caps(before, split, built.rejections)
+    report = quality.report(built, before, rows, whole.facts, leaked, split, split.seed)
+    if not folds:
+        for gap in coverage_gaps(report["split"]["classes"]):
+            logger.info(f"{gap.title}: {gap.text}")
     report["synthetic"] = any(config.kind == "demo" for config in corpora)
     write_manifest(rows.select(MANIFEST_COLUMNS), out)
     pq.write_table(built.rejections.table(), out / REJECTED)
     built.notes.write(out / NOTES)
     write_json(out / QUALITY, report)
-    return {
+    summary: dict[str, Any] = {}
+    if folds:
+        summary["folds"] = [
+            _write_fold(built, fold, split, fold_folder(out, number))
+            for number, fold in enumerate(folds)
+        ]
+    return summary | {
         "utterances": len(rows),
         "rejected": len(built.rejections),
         "rejected_share": {title: round(share, 6) for title, share in dropped.items()},
@@ -152,6 +157,43 @@ def _prepare(
         "splits": report["counts"]["split"],
         "content": _content(rows),
     }
+
+
+def _split(built: BuildResult, split: SplitConfig) -> Split:
+    """Train, valid and test of a holdout."""
+    given = built.rows["given_split"].to_pylist() if split.by == "column" else None
+    try:
+        return split_rows(built.rows, split, given)
+    except UsageError as error:
+        if not len(built.rejections):
+            raise
+        # Often there are too few groups because most rows are gone.
+        raise UsageError(
+            f"{error}; of {len(built.rows) + len(built.rejections)} rows and recordings, "
+            f"{len(built.rejections)} are rejected: {built.rejections.commonest()}"
+        ) from error
+
+
+def _with_parts(rows: pa.Table, parts: Split) -> pa.Table:
+    groups = pa.DictionaryArray.from_arrays(parts.groups.codes, pa.array(parts.groups.names))
+    return (
+        rows.append_column("split", pa.array(np.array(PARTS)[parts.part], pa.string()))
+        .append_column("fold", pa.array(parts.fold, pa.int32()))
+        .append_column("group", groups)
+    )
+
+
+def _write_fold(
+    built: BuildResult, fold: Split, split: SplitConfig, folder: Path
+) -> dict[str, Any]:
+    """Write the manifest of one fold of a cross-validation; returns what the summary says of it.
+
+    Clips above a cap of `split.max_per_class` are left out of this fold's training only.
+    """
+    folder.mkdir(parents=True)
+    rows = _apply_caps(_with_parts(built.rows, fold), split, Rejections())
+    write_manifest(rows.select(MANIFEST_COLUMNS), folder)
+    return {**fold.facts, "splits": quality.counts(rows["split"])}
 
 
 def _refuse_one_class(built: BuildResult) -> None:
@@ -214,20 +256,20 @@ def _no_utterances(rejections: Rejections) -> str:
     )
 
 
-def _apply_caps(
-    rows: pa.Table, caps: Mapping[str, int], seed: int, rejections: Rejections
-) -> pa.Table:
+def _apply_caps(rows: pa.Table, split: SplitConfig, rejections: Rejections) -> pa.Table:
     """Reject training utterances above their class's cap, those with the highest seeded hash.
 
     The hash is of the id, so an utterance's rank does not depend on the others.
     """
     keep = np.ones(len(rows), bool)
     train = pc.equal(rows["split"], "train")
-    for label, most in caps.items():
+    for label, most in split.max_per_class.items():
         chosen = pc.and_(train, pc.fill_null(pc.equal(rows["label"], label), False))
         indices = np.flatnonzero(chosen.to_numpy())
         names = rows["utterance_id"].take(pa.array(indices)).to_pylist()
-        order = sorted(range(len(names)), key=lambda i: (hash64(seed, "cap", names[i]), names[i]))
+        order = sorted(
+            range(len(names)), key=lambda i: (hash64(split.seed, "cap", names[i]), names[i])
+        )
         for i in order[most:]:
             keep[indices[i]] = False
             rejections.add("cap", names[i], f"excluded by split.max_per_class.{label}: {most}")

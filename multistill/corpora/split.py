@@ -267,22 +267,26 @@ def leaks(table: pa.Table, part: npt.NDArray[np.int8]) -> dict[str, Any]:
     return leaked
 
 
-def refuse_leaks(leaked: Mapping[str, Any], config: SplitConfig) -> None:
+def refuse_leaks(
+    leaked: Mapping[str, Any], config: SplitConfig, setting: str | None = None
+) -> None:
     """Refuse a split with a session or a speaker in several parts.
 
     Args:
         leaked: the result of `leaks`.
+        setting: what split the rows, for the message; default: `split.by`.
 
     Raises:
         UsageError: unless `split.allow_leak` is set.
     """
     if config.allow_leak:
         return
+    setting = setting or f"split.by: {config.by}"
     for name in ("sessions", "speakers"):
         if leaked[name]:
             examples = ", ".join(leaked[f"{name}_named"][:3])
             raise UsageError(
-                f"split.by: {config.by} puts {leaked[name]} {name} into several parts "
+                f"{setting} puts {leaked[name]} {name} into several parts "
                 f"({examples}); use `by: speaker`, which keeps speakers and their sessions "
                 "together, or set split.allow_leak: true and every table will say LEAKY SPLIT"
             )

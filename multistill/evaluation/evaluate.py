@@ -7,8 +7,7 @@ metrics.json          everything that the report and the terminal table show
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,42 +18,26 @@ import pyarrow.parquet as pq
 from multistill.config import EvaluationConfig
 from multistill.corpora.manifest import with_classes
 from multistill.errors import MultistillError
-from multistill.evaluation.candidates import (
-    Candidate,
-    LoadedModel,
-    describe_encoders,
-    device_name,
-    evenly_spaced,
-    probe_baseline,
-)
+from multistill.evaluation.candidates import Candidate, device_name
 from multistill.evaluation.figures import single_numbers
 from multistill.evaluation.floor import describe_floor
+from multistill.evaluation.folds import EvaluatedFold, Evaluation, FoldData, open_fold
 from multistill.evaluation.label_shares import describe_label_shares
 from multistill.evaluation.scoring import BASELINE, Prediction, Scorer
 from multistill.evaluation.trained import why_not_trained
-from multistill.evaluation.utterances import (
-    Utterances,
-    read_training_statistics,
-    read_utterances,
-)
+from multistill.evaluation.utterances import Utterances, majority_of
 from multistill.features.cache import open_store
-from multistill.features.store import FeatureStore
-from multistill.hardware import default_device
-from multistill.inference.latency import EncoderLatency, percentiles
-from multistill.metrics.calibration import fit_temperature
-from multistill.metrics.classification import EPS, calibration_summary, softmax
 from multistill.metrics.intervals import choose_clusters
 from multistill.models.spec import Modality
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.typing import DoubleArray, IntArray
 from multistill.workspace import write_json
 
-__all__ = ["METRICS", "PREDICTIONS", "Candidate", "evaluate"]
+__all__ = ["METRICS", "PREDICTIONS", "Candidate", "EvaluatedFold", "evaluate"]
 
 PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"
 FORMAT = 1
-MAX_IN_SAMPLE_CLIPS = 2000
 
 
 def predictions_schema(classes: Sequence[str]) -> pa.Schema:
@@ -72,9 +55,8 @@ def predictions_schema(classes: Sequence[str]) -> pa.Schema:
 
 
 def evaluate(
-    manifest: Path,
+    folds: Sequence[EvaluatedFold],
     features: Path,
-    candidates: Sequence[Candidate],
     config: EvaluationConfig,
     out: Path,
     logger: RunLogger | None = None,
@@ -84,10 +66,11 @@ def evaluate(
     """Score models on the test split; write predictions.parquet and metrics.json into `out`.
 
     Args:
-        manifest: folder of the manifest.
+        folds: one for a holdout. Under cross-validation every fold has candidates of the same
+            names; each predicts the clips that its fold tests, and all clips are scored together.
         features: folder of the feature store.
         seed: of the bootstrap resamples.
-        split_by: `split.by` of the job, which names the unit of the intervals.
+        split_by: what the split keeps together, which names the unit of the intervals.
 
     Returns:
         a summary: `headline` (metrics by model), `floor` (a sentence), `distillation` (sentences),
@@ -98,18 +81,21 @@ def evaluate(
             names no candidate.
     """
     logger = logger or NullLogger()
+    candidates = folds[0].candidates
     _check_names(candidates)
     store = open_store(features)
-    splits = {name: read_utterances(manifest, name, store) for name in ("train", "valid", "test")}
-    test = splits["test"]
+    parts = [open_fold(fold, store) for fold in folds]
+    test = Utterances.joined([part.test for part in parts])
     if not len(test):
         raise MultistillError(
-            f"the test split of {manifest} has no clip with features, so nothing can be "
+            f"the test split of {folds[0].manifest} has no clip with features, so nothing can be "
             "scored; raise `split.test` or look into quarantine.parquet of the features"
         )
-    training = read_training_statistics(manifest)
-    scorer = Scorer(test, training, config, seed, split_by)
-    evaluation = _Evaluation(manifest, store, splits, scorer, config)
+    majority = majority_of([(part.test, part.training) for part in parts])
+    fold = np.repeat(np.arange(len(parts)), [len(part.test) for part in parts])
+    crossed = fold if len(parts) > 1 else None
+    scorer = Scorer(test, majority, config, seed, split_by, crossed)
+    evaluation = Evaluation(parts, test, store, scorer, config)
     models: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
     references: list[dict[str, Any]] = []
@@ -117,9 +103,7 @@ def evaluate(
     in_tables = [each for each in candidates if each.label_share is None]
     curve = [each for each in candidates if each.label_share is not None]
     with pq.ParquetWriter(out / PREDICTIONS, predictions_schema(test.classes)) as writer:
-        majority = np.full(len(test), training.majority, dtype=np.int64)
-        prior = np.tile(training.prior, (len(test), 1))
-        writer.write_table(_table(BASELINE, test, prior, majority))
+        writer.write_table(_table(BASELINE, test, majority.prior, majority.label))
         baseline = scorer.score_baseline()
         for number, candidate in enumerate(in_tables, start=1):
             model, prediction = evaluation.score_candidate(candidate)
@@ -143,8 +127,9 @@ def evaluate(
         {
             "format": FORMAT,
             "test": scorer.describe_test_set(),
-            "class_counts": {name: _class_counts(split) for name, split in splits.items()},
-            "validation": _describe_validation(splits["valid"], split_by),
+            "class_counts": _class_counts(parts),
+            "validation": _describe_validation([part.valid for part in parts], split_by),
+            "folds": [] if crossed is None else [_describe_fold(part) for part in parts],
             "confidence": config.confidence,
             "resamples": config.resamples,
             "seed": seed,
@@ -179,19 +164,46 @@ def _probed(modalities: Sequence[Modality]) -> Sequence[Modality]:
     return distinct
 
 
-def _class_counts(clips: Utterances) -> dict[str, int]:
-    counts = np.bincount(clips.truth[clips.truth >= 0], minlength=len(clips.classes))
-    return {name: int(count) for name, count in zip(clips.classes, counts, strict=True)}
+def _class_counts(parts: Sequence[FoldData]) -> dict[str, dict[str, int]]:
+    """Labelled clips by part and class; of several folds, the fewest, but all that are tested."""
+
+    def counts(clips: Utterances) -> IntArray:
+        return np.bincount(clips.truth[clips.truth >= 0], minlength=len(clips.classes))
+
+    found = {
+        "train": np.min([counts(part.train) for part in parts], axis=0),
+        "valid": np.min([counts(part.valid) for part in parts], axis=0),
+        "test": np.sum([counts(part.test) for part in parts], axis=0),
+    }
+    classes = parts[0].test.classes
+    return {
+        name: {label: int(count) for label, count in zip(classes, values, strict=True)}
+        for name, values in found.items()
+    }
 
 
-def _describe_validation(valid: Utterances, split_by: str) -> dict[str, Any]:
-    """Labelled clips and groups of the set on which epochs, temperatures and winners are chosen."""
+def _describe_validation(parts: Sequence[Utterances], split_by: str) -> dict[str, Any]:
+    """Labelled clips and groups of the set on which epochs, temperatures and winners are chosen.
+
+    Of several folds, the smallest.
+    """
+    valid = min(parts, key=lambda part: int((part.truth >= 0).sum()))
     clusters = choose_clusters(valid.groups, valid.sessions, valid.speakers, split_by)
     groups = len({*valid.groups})
     return {
         "clips": int((valid.truth >= 0).sum()),
         "groups": groups,
         "unit": clusters.only or clusters.unit,
+    }
+
+
+def _describe_fold(part: FoldData) -> dict[str, Any]:
+    return {
+        "name": part.name,
+        "clips": int((part.test.truth >= 0).sum()),
+        "speakers": len(set(part.test.speakers)),
+        "train": int((part.train.truth >= 0).sum()),
+        "valid": int((part.valid.truth >= 0).sum()),
     }
 
 
@@ -207,108 +219,6 @@ def _check_names(candidates: Sequence[Candidate]) -> None:
                 f"the model `{candidate.name}` is to be compared with `{candidate.compare_to}`, "
                 f"which is not among the models to evaluate: {', '.join(names)}"
             )
-
-
-class _Evaluation:
-    """Scores candidates and probes on one test set with one set of encoders."""
-
-    def __init__(
-        self,
-        manifest: Path,
-        store: FeatureStore,
-        splits: Mapping[str, Utterances],
-        scorer: Scorer,
-        config: EvaluationConfig,
-    ) -> None:
-        self.manifest = manifest
-        self.store = store
-        self.train, self.valid, self.test = (splits[name] for name in ("train", "valid", "test"))
-        self.scorer = scorer
-        self.bins = config.calibration_bins
-        self.device = default_device()
-        self.encoders = describe_encoders(store.info)
-        self.latency: EncoderLatency | None = None
-        if config.latency_clips:
-            self.latency = EncoderLatency(
-                manifest, store.info, self.test.ids, config.latency_clips, self.device
-            )
-
-    def score_candidate(self, candidate: Candidate) -> tuple[dict[str, Any], Prediction]:
-        """A model's entry of metrics.json, and its predictions."""
-        loaded = self._load(candidate)
-        prediction = self._predict(loaded)
-        model = loaded.describe(self.encoders) | self.scorer.score(prediction)
-        if candidate.repeats:
-            repeats = [
-                self._load(replace(candidate, folders=[folder])) for folder in candidate.repeats
-            ]
-            others = [repeat.probabilities(self.test.ids) for repeat in repeats]
-            model["seeds"] = self.scorer.score_seeds(
-                candidate.name, [prediction.probabilities, *others]
-            )
-            model["training"] += [entry for repeat in repeats for entry in repeat.trainings]
-        if candidate.role == "teacher":
-            model["in_sample"] = self._in_sample_calibration(loaded)
-        if self.latency is not None:
-            model |= _latency(self.latency, loaded)
-        return model, prediction
-
-    def score_seeds(self, candidate: Candidate) -> dict[str, Any]:
-        """Scores over the seeds of a candidate and what they were trained with, nothing else."""
-        loaded = [
-            self._load(replace(candidate, folders=[folder]))
-            for folder in (*candidate.folders, *candidate.repeats)
-        ]
-        probabilities = [model.probabilities(self.test.ids) for model in loaded]
-        return {
-            "seeds": self.scorer.score_seeds(candidate.name, probabilities),
-            "training": [entry for model in loaded for entry in model.trainings],
-        }
-
-    def score_probe(self, modality: Modality) -> tuple[dict[str, Any], Prediction]:
-        """A linear probe's entry of metrics.json, and its predictions."""
-        probe, probabilities = probe_baseline(
-            modality, self.store, self.train, self.valid, self.test, self.encoders
-        )
-        prediction = Prediction(probe["name"], probabilities)
-        return probe | self.scorer.score(prediction), prediction
-
-    def _load(self, candidate: Candidate) -> LoadedModel:
-        return LoadedModel(candidate, self.store, self.manifest, self.device)
-
-    def _predict(self, loaded: LoadedModel) -> Prediction:
-        """Predictions on test, unscaled and with a temperature fitted on validation."""
-        name, compare_to = loaded.candidate.name, loaded.candidate.compare_to
-        probabilities = loaded.probabilities(self.test.ids)
-        temperature = None
-        if len(self.valid):
-            logits = _logits(loaded.probabilities(self.valid.ids))
-            temperature = fit_temperature(logits, self.valid.truth)
-        calibrated = softmax(_logits(probabilities) / temperature) if temperature else None
-        return Prediction(name, probabilities, calibrated, temperature, compare_to)
-
-    def _in_sample_calibration(self, loaded: LoadedModel) -> dict[str, Any]:
-        """A teacher's calibration on its training clips (at most `MAX_IN_SAMPLE_CLIPS`)."""
-        rows = evenly_spaced(len(self.train), MAX_IN_SAMPLE_CLIPS)
-        probabilities = loaded.probabilities([self.train.ids[row] for row in rows])
-        return calibration_summary(
-            self.train.truth[rows], probabilities, self.train.shares[rows], self.bins
-        )
-
-
-def _logits(probabilities: DoubleArray) -> DoubleArray:
-    """Logits up to a constant, to which softmax is invariant; defined for an ensemble too."""
-    return np.asarray(np.log(np.maximum(probabilities, EPS)))
-
-
-def _latency(encoder_latency: EncoderLatency, loaded: LoadedModel) -> dict[str, Any]:
-    spec, head_ms = loaded.spec, loaded.head_ms(encoder_latency.ids)
-    end_to_end_ms = encoder_latency.end_to_end_ms(spec.modality, head_ms, spec.layers_read)
-    latency: dict[str, Any] = {"latency_ms": percentiles(head_ms)}
-    if end_to_end_ms is not None:
-        latency["latency_end_to_end_ms"] = percentiles(end_to_end_ms)
-        latency["real_time_factor"] = encoder_latency.real_time_factor(end_to_end_ms)
-    return latency
 
 
 def _table(

@@ -10,7 +10,7 @@ import numpy as np
 
 from multistill.config import EvaluationConfig
 from multistill.evaluation.comparisons import PRIMARY_METRIC, Scores, compare, difference
-from multistill.evaluation.utterances import TrainingStatistics, Utterances
+from multistill.evaluation.utterances import Majority, Utterances
 from multistill.metrics.classification import (
     CALIBRATION,
     HARD,
@@ -21,7 +21,7 @@ from multistill.metrics.classification import (
     per_class,
 )
 from multistill.metrics.intervals import Resampling, choose_clusters, intervals
-from multistill.typing import DoubleArray
+from multistill.typing import DoubleArray, IntArray
 
 BASELINE = "majority baseline"
 MAX_SLICES = 60
@@ -55,47 +55,50 @@ class Slice:
 
 
 class Scorer:
-    """Scores any number of models on the same clips and the same resamples of them."""
+    """Scores any number of models on the same clips and the same resamples of them.
+
+    Args:
+        majority: of the clips.
+        folds: of a cross-validation, in which each clip [N] was tested; None for a holdout.
+    """
 
     def __init__(
         self,
         clips: Utterances,
-        training: TrainingStatistics,
+        majority: Majority,
         config: EvaluationConfig,
         seed: int,
         split_by: str = "session",
+        folds: IntArray | None = None,
     ) -> None:
         self.clips = clips
-        self.training = training
+        self.majority = majority
+        self.folds = folds
         self.confidence = config.confidence
         self.statistics = SufficientStatistics(len(clips.classes), config.calibration_bins)
         self.clusters = choose_clusters(clips.groups, clips.sessions, clips.speakers, split_by)
         self.resampling = Resampling(self.clusters, config.resamples, seed)
         self.support = class_support(clips.truth, self.clusters.index, len(clips.classes))
-        self.slices = _slices(clips, training)
+        self.slices = _slices(clips, majority)
         self.scores: dict[str, Scores] = {}
         self.scores_over_seeds: dict[str, Scores] = {}
 
     def score_baseline(self) -> dict[str, Any]:
         """Always the most frequent class of training; its distribution is the mean vote share."""
-        label = self.training.majority
-        size = len(self.clips)
-        predicted = np.full(size, label, dtype=np.int64)
+        majority = self.majority
         rows = self.statistics.rows_of(
-            self.clips.truth,
-            predicted,
-            np.tile(self.training.prior, (size, 1)),
-            self.clips.shares,
+            self.clips.truth, majority.label, majority.prior, self.clips.shares
         )
         values, draws = self._measure(rows)
-        self.scores[BASELINE] = Scores(values, draws, predicted)
-        train_share = self.training.counts[label] / self.training.counts.sum()
+        self.scores[BASELINE] = Scores(values, draws, majority.label)
+        labels = [self.clips.classes[label] for label in np.unique(majority.label)]
         return {
             "kind": "majority",
             "name": BASELINE,
-            "label": self.clips.classes[label],
-            "train_share": float(train_share),
+            "label": " or ".join(labels),  # folds may differ
+            "train_share": majority.share,
             "metrics": self._intervals(values, draws),
+            "folds": self._over_folds(rows),
             "slices": self._score_slices(rows),
         }
 
@@ -110,6 +113,7 @@ class Scorer:
         confusion = self.statistics.confusion(sums)
         return {
             "metrics": self._intervals(values, draws),
+            "folds": self._over_folds(rows),
             "confusion": confusion.astype(int).tolist(),
             "classes": per_class(confusion, clips.classes),
             "reliability": self.statistics.reliability(sums).tolist(),
@@ -221,6 +225,26 @@ class Scorer:
         draws = self.statistics.measure(self.resampling.sums(rows), self.support.present)
         return values, self.support.without_rare(draws)
 
+    def _over_folds(self, rows: DoubleArray) -> dict[str, Any] | None:
+        """Hard metrics of every fold with mean and deviation; None for a holdout.
+
+        Of each fold, over the classes that its clips have.
+        """
+        if self.folds is None:
+            return None
+        sums = [rows[self.folds == fold].sum(axis=0) for fold in range(self.folds.max() + 1)]
+        measured = [from_confusion(self.statistics.confusion(each)) for each in sums]
+        found: dict[str, Any] = {}
+        for name in HARD:
+            values = np.array([each[name] for each in measured], np.float64)
+            finite = values[np.isfinite(values)]
+            found[name] = {
+                "values": [_finite(value) for value in values],
+                "mean": float(finite.mean()) if len(finite) else None,
+                "sd": float(finite.std(ddof=1)) if len(finite) > 1 else None,
+            }
+        return found
+
     def _intervals(
         self, values: Mapping[str, DoubleArray], draws: Mapping[str, DoubleArray]
     ) -> dict[str, dict[str, float | None]]:
@@ -258,7 +282,7 @@ def _finite(value: DoubleArray) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _slices(clips: Utterances, training: TrainingStatistics) -> list[Slice]:
+def _slices(clips: Utterances, majority: Majority) -> list[Slice]:
     """Slices by session, gender, rater agreement and known transcripts, if they vary."""
     slices: list[Slice] = []
     for by, names in (("session", clips.sessions), ("gender", clips.genders)):
@@ -266,7 +290,7 @@ def _slices(clips: Utterances, training: TrainingStatistics) -> list[Slice]:
         if 1 < len(distinct) <= MAX_SLICES:
             slices += [Slice(by, name, np.array([n == name for n in names])) for name in distinct]
     slices += _agreement_slices(clips)
-    known = np.array([text in training.texts for text in clips.texts], dtype=bool)
+    known = majority.seen
     if known.any() and not known.all():
         slices.append(Slice("transcript", "also in training", known))
         slices.append(Slice("transcript", "not in training", ~known))

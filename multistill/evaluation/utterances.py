@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -39,6 +41,35 @@ class Utterances:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Utterances]) -> Utterances:
+        """The utterances of several parts, in their order."""
+        joined: dict[str, Any] = {"classes": parts[0].classes}
+        for field in fields(cls)[1:]:
+            values = [getattr(part, field.name) for part in parts]
+            if isinstance(values[0], np.ndarray):
+                joined[field.name] = np.concatenate(values)
+            else:
+                joined[field.name] = sum(values[1:], values[0])
+        return cls(**joined)
+
+
+@dataclass(frozen=True)
+class Majority:
+    """What the training part alone says of each test clip [N], of its own fold.
+
+    Attributes:
+        label: the most frequent class.
+        prior: mean vote shares [N, C].
+        seen: whether the clip's transcript is also in training.
+        share: mean share of the most frequent class over the folds.
+    """
+
+    label: IntArray
+    prior: DoubleArray
+    seen: npt.NDArray[np.bool_]
+    share: float
+
 
 @dataclass(frozen=True)
 class TrainingStatistics:
@@ -53,6 +84,17 @@ class TrainingStatistics:
     @property
     def majority(self) -> int:
         return int(self.counts.argmax())
+
+
+def majority_of(parts: Sequence[tuple[Utterances, TrainingStatistics]]) -> Majority:
+    """The majority baseline of the test clips of every fold, each with its training part."""
+    shares = [training.counts.max() / training.counts.sum() for _, training in parts]
+    return Majority(
+        label=np.concatenate([np.full(len(test), each.majority, np.int64) for test, each in parts]),
+        prior=np.concatenate([np.tile(each.prior, (len(test), 1)) for test, each in parts]),
+        seen=np.array([text in each.texts for test, each in parts for text in test.texts], bool),
+        share=float(np.mean(shares)),
+    )
 
 
 def _read_split(manifest: Path, split: str, columns: list[str]) -> pa.Table:

@@ -48,7 +48,8 @@ def describe(job: JobConfig) -> dict[str, Any]:
                 facts[key] = [*facts.get(key, []), *rows]
             else:
                 facts[key] = value
-    facts["trainings"] = sum(row["trainings"] for row in facts["models"] if row["state"] != "done")
+    left = [row["trainings"] for row in facts["models"] if row["state"] != "done"]
+    facts["trainings"] = None if None in left else sum(left)
     return facts
 
 
@@ -97,7 +98,9 @@ def render(facts: dict[str, Any]) -> None:
     for row in facts["models"]:
         training.add_row(
             row["model"],
-            f"{row['trainings']}{' (done)' if row['state'] == 'done' else ''}",
+            "by folds"
+            if row["trainings"] is None
+            else f"{row['trainings']}{' (done)' if row['state'] == 'done' else ''}",
             "by clips" if row["epochs"] is None else str(row["epochs"]),
             str(row["batch_size"]),
             f"{row['learning_rate']:g}",
@@ -107,11 +110,14 @@ def render(facts: dict[str, Any]) -> None:
     console.print()
     console.print(training)
     console.print()
-    console.print(
-        f"trainings  {facts['trainings']} to run at most; a model that the workspace already holds "
-        "is not trained again",
-        soft_wrap=True,
-    )
+    if facts["trainings"] is None:
+        text = "those `by folds` are one per fold, which are known once `prepare` has run"
+    else:
+        text = (
+            f"{facts['trainings']} to run at most; a model that the workspace already holds is not "
+            "trained again"
+        )
+    console.print(f"trainings  {text}", soft_wrap=True)
     if any(row["epochs"] is None for row in facts["models"]):
         console.print(
             "epochs     those `by clips` are known once `prepare` has run", soft_wrap=True

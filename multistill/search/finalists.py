@@ -38,7 +38,8 @@ def retrain(
 
     Args:
         top: settings of the best trials, best first.
-        inputs, out: as in `ModelStore.train`.
+        inputs: fingerprints of the artifacts that the trainings read, as in `ModelStore.train`.
+        out: as there.
 
     Returns:
         `models` (index), `winner`, `finalists` and `control`: each `name`,
@@ -57,14 +58,15 @@ def retrain(
         if config.seeds > 1
         else f"training the best {len(finalists)} at full budget, from a new seed"
     )
-    models = dict(model_store.train(tasks, inputs, out, logger)["models"])
+    models = dict(model_store.train([(task, inputs) for task in tasks], out, logger)["models"])
     summaries = [
         _summary(name, members, models, config, model_store) for name, members in finalists.items()
     ]
     sign = -1.0 if config.mode == "min" else 1.0
     winner = max(summaries, key=lambda summary: sign * summary["mean"])["name"]
     if not same_control:
-        models |= model_store.train(controls[winner], inputs, out, logger)["models"]
+        planned = [(task, inputs) for task in controls[winner]]
+        models |= model_store.train(planned, out, logger)["models"]
     logger.tags({"winner": winner})
     control_name = f"{base.name}-search-control"
     return {

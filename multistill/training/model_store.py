@@ -50,18 +50,17 @@ class ModelStore:
 
     def train(
         self,
-        tasks: Sequence[TrainingTask],
-        inputs: Mapping[str, str],
+        planned: Sequence[tuple[TrainingTask, Mapping[str, str]]],
         out: Path,
         logger: RunLogger,
     ) -> dict[str, Any]:
         """Train the models that do not exist yet.
 
         Args:
-            inputs: fingerprints of the artifacts that the tasks read, by field of the task:
-                `manifest`, `features`, `statistics` and, for distilled students, `soft_targets`.
-                An input is ignored for tasks whose field is None, so a control does not depend on
-                the teacher.
+            planned: tasks of different names, each with the fingerprints of the artifacts that it
+                reads, by field of the task: `manifest`, `features`, `statistics` and, for
+                distilled students, `soft_targets`. An input is ignored if the field is None, so a
+                control does not depend on the teacher.
             out: the calling stage's partial folder; holds checkpoints until all are done.
 
         Returns:
@@ -69,7 +68,12 @@ class ModelStore:
         """
         from multistill.training.launcher import train
 
-        fingerprints = {task.name: self._fingerprint(task, inputs) for task in tasks}
+        tasks = [task for task, _ in planned]
+        inputs_of = {task.name: _inputs_of(task, inputs) for task, inputs in planned}
+        fingerprints = {
+            task.name: fingerprint(KIND, VERSION, task.identity(), inputs_of[task.name])
+            for task in tasks
+        }
         missing = [t for t in tasks if self.workspace.find(KIND, fingerprints[t.name]) is None]
         if len(missing) < len(tasks):
             logger.info(f"{len(tasks) - len(missing)} of {len(tasks)} models already exist")
@@ -91,7 +95,7 @@ class ModelStore:
                 fingerprints[task.name],
                 build,
                 config=task.identity(),
-                inputs=_inputs_of(task, inputs),
+                inputs=inputs_of[task.name],
                 provenance={"record_id": records.get(task.name)},
             )
         index = {task.name: self._entry(task, fingerprints[task.name]) for task in tasks}
@@ -108,10 +112,6 @@ class ModelStore:
             "seed": task.seed,
             "fold": task.leave_out_fold,
         }
-
-    @staticmethod
-    def _fingerprint(task: TrainingTask, inputs: Mapping[str, str]) -> str:
-        return fingerprint(KIND, VERSION, task.identity(), _inputs_of(task, inputs))
 
 
 def _inputs_of(task: TrainingTask, inputs: Mapping[str, str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from multistill.corpora.coverage import coverage_gaps
 from multistill.corpora.labels import LabelReader
 from multistill.corpora.manifest import manifest_schema, read_manifest, write_manifest
 from multistill.corpora.split import split_rows
-from multistill.evaluation.evaluate import evaluate
+from multistill.evaluation.evaluate import EvaluatedFold, evaluate
 from multistill.evaluation.trained import not_trained_on_test, not_trained_on_validation
 from multistill.pipeline import jobfile
 from multistill.report.build import warnings
@@ -101,7 +101,7 @@ def test_one_training_each(evaluation_case: EvaluationCase, tmp_path: Path) -> N
             case.candidate("multimodal", compare_to="multimodal-control", **members),
             case.candidate("multimodal-control", role="control", **members),
         ]
-        evaluate(case.manifest, case.store, pair, config, tmp_path)
+        evaluate([EvaluatedFold(case.manifest, pair)], case.store, config, tmp_path)
         comparison = read_json(tmp_path / "metrics.json")["distillation"][0]
         return f"{comparison['verdict']}: {comparison['sentence']}"
 
@@ -116,9 +116,9 @@ def test_models_of_one_name(evaluation_case: EvaluationCase, tmp_path: Path) -> 
     case, config = evaluation_case, make_job().evaluation
     twice = [case.candidate("audio"), case.candidate("audio")]
     with told("two models to evaluate are called `{}`; rename one"):
-        evaluate(case.manifest, case.store, twice, config, tmp_path)
+        evaluate([EvaluatedFold(case.manifest, twice)], case.store, config, tmp_path)
     renamed = [case.candidate("audio"), replace(case.candidate("audio"), name="audio-2")]
-    evaluate(case.manifest, case.store, renamed, config, tmp_path)
+    evaluate([EvaluatedFold(case.manifest, renamed)], case.store, config, tmp_path)
 
 
 def test_manifests_without_what_is_needed(evaluation_case: EvaluationCase, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_manifests_without_what_is_needed(evaluation_case: EvaluationCase, tmp_p
     def evaluated(*rows: dict[str, Any]) -> None:
         (folder := tmp_path / str(len(list(tmp_path.iterdir())))).mkdir()
         pq.write_table(pa.Table.from_pylist(list(rows), table.schema), folder / "manifest.parquet")
-        evaluate(folder, case.store, [case.candidate("audio")], config, folder)
+        evaluate([EvaluatedFold(folder, [case.candidate("audio")])], case.store, config, folder)
 
     rows = table.to_pylist()
     no_test = [row | ({"split": "valid"} if row["split"] == "test" else {}) for row in rows]

@@ -15,7 +15,7 @@ from multistill.corpora.manifest import classes_of
 from multistill.distillation.stage import soft_targets
 from multistill.distillation.targets import read_soft_targets
 from multistill.errors import MultistillError
-from multistill.evaluation.evaluate import Candidate, evaluate
+from multistill.evaluation.evaluate import Candidate, EvaluatedFold, evaluate
 from multistill.models.files import load_model, read_model_config
 from multistill.workspace import read_json
 
@@ -47,7 +47,7 @@ def test_classes_travel_from_the_manifest_to_the_scores(
     out = tmp_path / "evaluation"
     out.mkdir()
     config = EvaluationConfig(latency_clips=0, resamples=200)
-    evaluate(Path(task.manifest).parent, corpus[1], candidates, config, out)
+    evaluate([EvaluatedFold(Path(task.manifest).parent, candidates)], corpus[1], config, out)
     metrics = read_json(out / "metrics.json")
     predictions = pq.read_table(out / "predictions.parquet")
     assert classes_of(predictions) == classes == tuple(metrics["classes"])

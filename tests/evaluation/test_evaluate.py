@@ -12,7 +12,7 @@ from helpers.evaluation_case import EvaluationCase, make_job
 
 from multistill.config import CLASSES
 from multistill.errors import MultistillError
-from multistill.evaluation.evaluate import Candidate, evaluate
+from multistill.evaluation.evaluate import Candidate, EvaluatedFold, evaluate
 from multistill.inference.latency import COMPONENTS
 from multistill.workspace import read_json
 
@@ -46,7 +46,7 @@ def test_several_seeds_are_compared_by_their_means(case: EvaluationCase, tmp_pat
         case.candidate("text", compare_to="multimodal-control"),
     ]
     config = make_job().evaluation.model_copy(update={"latency_clips": 0})
-    evaluate(case.manifest, case.store, candidates, config, tmp_path, seed=5)
+    evaluate([EvaluatedFold(case.manifest, candidates)], case.store, config, tmp_path, seed=5)
     metrics = read_json(tmp_path / "metrics.json")
     single = {model["name"]: model["metrics"]["macro_f1"] for model in case.metrics["models"]}
     models = {model["name"]: model for model in metrics["models"]}
@@ -122,7 +122,13 @@ def test_equal_seeds_give_equal_metrics(case: EvaluationCase, tmp_path: Path) ->
     config = make_job().evaluation.model_copy(update={"latency_clips": 0})
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        evaluate(case.manifest, case.store, case.candidates[1:3], config, tmp_path / name, seed=9)
+        evaluate(
+            [EvaluatedFold(case.manifest, case.candidates[1:3])],
+            case.store,
+            config,
+            tmp_path / name,
+            seed=9,
+        )
     assert (tmp_path / "a/metrics.json").read_text() == (tmp_path / "b/metrics.json").read_text()
 
 
@@ -141,10 +147,10 @@ def test_an_unknown_control_or_a_duplicate_name_is_refused(
     config = make_job().evaluation
     unknown = [case.candidate("multimodal", compare_to="nobody")]
     with pytest.raises(MultistillError, match="`nobody`"):
-        evaluate(case.manifest, case.store, unknown, config, tmp_path)
+        evaluate([EvaluatedFold(case.manifest, unknown)], case.store, config, tmp_path)
     duplicates = [case.candidate("audio"), case.candidate("audio")]
     with pytest.raises(MultistillError, match="two models"):
-        evaluate(case.manifest, case.store, duplicates, config, tmp_path)
+        evaluate([EvaluatedFold(case.manifest, duplicates)], case.store, config, tmp_path)
 
 
 def test_a_test_split_without_scorable_clips_is_refused(
@@ -153,4 +159,6 @@ def test_a_test_split_without_scorable_clips_is_refused(
     empty = pq.read_table(case.manifest / "manifest.parquet", filters=[("split", "!=", "test")])
     pq.write_table(empty, tmp_path / "manifest.parquet")
     with pytest.raises(MultistillError, match="nothing can be scored"):
-        evaluate(tmp_path, case.store, case.candidates, make_job().evaluation, tmp_path)
+        evaluate(
+            [EvaluatedFold(tmp_path, case.candidates)], case.store, make_job().evaluation, tmp_path
+        )

@@ -12,7 +12,7 @@ from helpers.training_corpus import make_corpus, make_task, trained, with_teache
 
 from multistill.config import EvaluationConfig
 from multistill.evaluation.candidates import Candidate, LoadedModel
-from multistill.evaluation.evaluate import evaluate
+from multistill.evaluation.evaluate import EvaluatedFold, evaluate
 from multistill.evaluation.utterances import read_utterances
 from multistill.features.cache import open_store
 from multistill.metrics.classification import from_confusion
@@ -53,7 +53,9 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             )
     trained(base, home / "audio")
     in_tables = Candidate("audio", "student", [home / "audio"])
-    summary = evaluate(manifest.parent, store, [in_tables, *candidates], CONFIG, home, seed=3)
+    summary = evaluate(
+        [EvaluatedFold(manifest.parent, [in_tables, *candidates])], store, CONFIG, home, seed=3
+    )
     return {
         "home": home,
         "manifest": manifest.parent,
@@ -120,10 +122,11 @@ def test_a_point_whose_models_learnt_nothing_has_no_verdict(case: dict[str, Any]
     """Weights of a training that hardly moved, and what its config.json then says."""
     from multistill.evaluation.label_shares import describe_label_shares
     from multistill.evaluation.scoring import Scorer
-    from multistill.evaluation.utterances import read_training_statistics
+    from multistill.evaluation.utterances import majority_of, read_training_statistics
 
     test = read_utterances(case["manifest"], "test", open_store(case["store"]))
-    scorer = Scorer(test, read_training_statistics(case["manifest"]), CONFIG, 3)
+    majority = majority_of([(test, read_training_statistics(case["manifest"]))])
+    scorer = Scorer(test, majority, CONFIG, 3)
     baseline = scorer.score_baseline()
     right = np.eye(7)[np.maximum(test.truth, 0)]
     training = read_json(case["home"] / "audio" / "config.json")["training"]

@@ -22,7 +22,7 @@ from multistill.corpora.manifest import with_classes
 from multistill.corpora.prepare import prepare
 from multistill.distillation.files import SOFT_TARGETS
 from multistill.distillation.targets import write_soft_targets
-from multistill.evaluation.evaluate import Candidate, evaluate
+from multistill.evaluation.evaluate import Candidate, EvaluatedFold, evaluate
 from multistill.features.collate import collate
 from multistill.features.store import FeatureStore
 from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
@@ -78,9 +78,8 @@ class EvaluationCase:
         self.distill = make_targets(self.manifest, home / "distill")
         self.out = home / "evaluation"
         self.out.mkdir()
-        self.summary = evaluate(
-            self.manifest, self.store, self.candidates, make_job().evaluation, self.out, seed=5
-        )
+        folds = [EvaluatedFold(self.manifest, self.candidates)]
+        self.summary = evaluate(folds, self.store, make_job().evaluation, self.out, seed=5)
         self.metrics: dict[str, Any] = read_json(self.out / "metrics.json")
 
     def candidate(self, name: str, role: str = "student", **more: Any) -> Candidate:

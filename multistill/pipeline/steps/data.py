@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from multistill.cluster.tasks import on_cluster
+from multistill.pipeline.folds import build_folds
 from multistill.pipeline.step import Artifacts, Step, StepRun
 from multistill.workspace import Artifact, clear
 
@@ -15,14 +17,15 @@ class Prepare(Step):
 
     name = "prepare"
     artifact = "manifest"
-    version = 3
-    sections = frozenset({"corpora", "labels", "split"})
+    version = 4
+    sections = frozenset({"corpora", "labels", "split", "protocol"})
 
     def config(self) -> Any:
         return {
             "corpora": [corpus.identity() for corpus in self.job.corpora],
             "labels": self.job.labels.identity(),
             "split": self.job.split.identity(),
+            "protocol": self.job.protocol.identity(),
         }
 
     def inputs(self, artifacts: Artifacts) -> Mapping[str, str]:
@@ -51,6 +54,7 @@ class Prepare(Step):
             self.job.split,
             clear(run.out),
             labels=self.job.labels,
+            protocol=self.job.protocol,
             unpacked=self.workspace.root / "corpora",
             digests=self.workspace.digests,
             logger=run.logger,
@@ -127,13 +131,17 @@ class Statistics(Step):
         from multistill.corpora.manifest import MANIFEST
         from multistill.features.statistics import compute_statistics
 
-        summary: Mapping[str, Any] = on_cluster(
-            compute_statistics,
-            run.artifacts["manifest"].path / MANIFEST,
-            run.artifacts["features"].path,
-            clear(run.out),
-        )
-        return summary
+        def build(artifacts: Artifacts, out: Path) -> Mapping[str, Any]:
+            summary: Mapping[str, Any] = on_cluster(
+                compute_statistics,
+                artifacts["manifest"].path / MANIFEST,
+                artifacts["features"].path,
+                out,
+            )
+            return summary
+
+        clear(run.out)
+        return build_folds(run, build)
 
 
 def _transcripts(manifest: Artifact) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from multistill.cluster.tasks import on_cluster
 from multistill.config import JobConfig
+from multistill.pipeline.folds import folds_of
 from multistill.pipeline.step import Step, StepRun
 from multistill.pipeline.steps.training import ModelStep
 from multistill.tracking.logger import RunLogger
@@ -22,7 +23,7 @@ class Evaluate(Step):
 
     name = "evaluate"
     artifact = "evaluation"
-    version = 5
+    version = 6
     sections = frozenset({"evaluation"})
     uses_ray = True
 
@@ -41,23 +42,28 @@ class Evaluate(Step):
         return list(dict.fromkeys(["manifest", "features", *read, *models]))
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
-        from multistill.evaluation.evaluate import evaluate
+        from multistill.evaluation.evaluate import EvaluatedFold, evaluate
 
-        candidates = [
-            candidate
-            for step in self.models
-            for candidate in step.candidates(run.artifacts[step.artifact])
-        ]
+        folds = []
+        for fold in folds_of(run.artifacts):
+            manifest = fold.artifacts["manifest"]
+            candidates = [
+                candidate
+                for step in self.models
+                for candidate in step.candidates(fold.artifacts[step.artifact])
+            ]
+            name = manifest.summary.get("name", "")
+            folds.append(EvaluatedFold(manifest.path, candidates, name))
+        protocol = self.job.protocol
         summary: Mapping[str, Any] = on_cluster(
             evaluate,
-            run.artifacts["manifest"].path,
+            folds,
             run.artifacts["features"].path,
-            candidates,
             self.job.evaluation,
             clear(run.out),
             None,
             self.job.seed,
-            self.job.split.by,
+            protocol.by if protocol.crosses and protocol.by != "corpus" else self.job.split.by,
         )
         for name, figures in summary.get("headline", {}).items():
             run.logger.metrics(

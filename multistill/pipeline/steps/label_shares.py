@@ -42,10 +42,7 @@ class LabelShares(ModelStep):
         return ("manifest", "features", "statistics", "soft_targets")
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
-        members = self.tasks(run.artifacts)
-        trained = self.train([task for tasks in members.values() for task in tasks], run)
-        names = {model: [task.name for task in tasks] for model, tasks in members.items()}
-        return {**trained, "members": names}
+        return self.train_members(self.tasks, run)
 
     def tasks(self, artifacts: Artifacts) -> dict[str, list[TrainingTask]]:
         """The trainings of every student and control at every share, one per seed."""
@@ -81,7 +78,7 @@ class LabelShares(ModelStep):
         trainings = len(config.shares) * config.seeds
         return {
             "models": [
-                planned_training(name, trainings, student.model, student.train, artifacts)
+                planned_training(self.job, name, trainings, student, artifacts)
                 for student in self.job.students_with_label_shares()
                 for name in (f"{student.name}-labels", f"{student.name}-labels-control")
             ]

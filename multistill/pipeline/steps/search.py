@@ -107,7 +107,13 @@ class Search(ModelStep):
         unknown = self.job.resources.address is not None and search.concurrent is None
         return {
             "models": [
-                planned_training(title, trainings, student.model, train, artifacts)
+                planned_training(
+                    self.job,
+                    title,
+                    trainings,
+                    student.model_copy(update={"train": train}),
+                    artifacts,
+                )
                 for title, trainings, train in rows
             ],
             "search": {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multistill.cluster.tasks import on_cluster
@@ -12,10 +14,12 @@ from multistill.config import (
     JobConfig,
     ModelConfig,
     StudentConfig,
+    TeacherConfig,
     TrainSection,
 )
 from multistill.errors import UsageError
 from multistill.hardware import Resources
+from multistill.pipeline.folds import FOLDS, build_folds, folds_of, parts_of, planned_folds
 from multistill.pipeline.step import Artifacts, Step, StepRun
 from multistill.training.defaults import defaults_of, resolve_training
 from multistill.training.model_store import VERSION, Index, ModelStore
@@ -42,9 +46,46 @@ class ModelStep(Step):
     def candidates(self, artifact: Artifact) -> list[Candidate]:
         """Models that `evaluate` scores on the test split."""
 
-    def train(self, tasks: Sequence[TrainingTask], run: StepRun) -> dict[str, Any]:
-        """Train tasks on the artifacts that this step reads; returns `{"models": Index}`."""
-        return self.model_store.train(tasks, self.inputs(run.artifacts), run.out, run.logger)
+    def train(
+        self, tasks_of: Callable[[Artifacts], Sequence[TrainingTask]], run: StepRun
+    ) -> dict[str, Any]:
+        """Train the tasks of all folds together; returns `{"models": Index}`.
+
+        Args:
+            tasks_of: the tasks of one fold's artifacts.
+        """
+        folds = folds_of(run.artifacts)
+        tasks = [tasks_of(fold.artifacts) for fold in folds]
+        planned = [
+            (replace(task, name=fold.model_name(task.name)), self.inputs(fold.artifacts))
+            for fold, own in zip(folds, tasks, strict=True)
+            for task in own
+        ]
+        trained = self.model_store.train(planned, run.out, run.logger)
+        if folds[0].number is None:
+            return trained
+        index = trained["models"]
+        parts = [
+            {"models": {task.name: index[fold.model_name(task.name)] for task in own}}
+            for fold, own in zip(folds, tasks, strict=True)
+        ]
+        return {**trained, FOLDS: parts}
+
+    def train_members(
+        self, members_of: Callable[[Artifacts], Mapping[str, Sequence[TrainingTask]]], run: StepRun
+    ) -> dict[str, Any]:
+        """Train models of several seeds; the summary has their trainings under `members`.
+
+        Args:
+            members_of: the trainings by model of one fold's artifacts.
+        """
+
+        def tasks_of(artifacts: Artifacts) -> list[TrainingTask]:
+            return [task for tasks in members_of(artifacts).values() for task in tasks]
+
+        members = members_of(folds_of(run.artifacts)[0].artifacts)  # equal names in all folds
+        names = {model: [task.name for task in tasks] for model, tasks in members.items()}
+        return {**self.train(tasks_of, run), "members": names}
 
     def candidate(self, name: str, index: Index, members: Sequence[str], **more: Any) -> Candidate:
         """Models of an index as one candidate; several members are an ensemble."""
@@ -85,10 +126,11 @@ class Teacher(ModelStep):
 
     def preflight(self, artifacts: Artifacts) -> None:
         if "manifest" in artifacts:
-            self.folds(artifacts)
+            for fold in folds_of(artifacts):
+                self.folds(fold.artifacts)
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
-        return self.train(self.tasks(run.artifacts), run)
+        return self.train(self.tasks, run)
 
     def tasks(self, artifacts: Artifacts) -> list[TrainingTask]:
         from multistill.training.task import fold_tasks, seed_tasks
@@ -131,10 +173,10 @@ class Teacher(ModelStep):
         folds = 0
         if self.job.distillation.targets == "out-of-fold":
             known = training_clips(artifacts) is not None
-            folds = len(self.folds(artifacts)) if known else split.folds
+            folds = len(self.folds(folds_of(artifacts)[0].artifacts)) if known else split.folds
         return {
             "models": [
-                planned_training(name, trainings, teacher.model, teacher.train, artifacts)
+                planned_training(self.job, name, trainings, teacher, artifacts)
                 for name, trainings in (("teacher", teacher.seeds), ("teacher-fold", folds))
                 if trainings
             ]
@@ -166,23 +208,28 @@ class Distill(Step):
         from multistill.distillation.files import POOLED, SOFT_TARGETS
 
         names = (SOFT_TARGETS, POOLED) if self._pooled else (SOFT_TARGETS,)
-        return all((artifact.path / name).is_file() for name in names)
+        return all((part.path / name).is_file() for part in parts_of(artifact) for name in names)
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
         from multistill.distillation.files import SOFT_TARGETS
         from multistill.distillation.stage import soft_targets
 
-        index: Index = run.artifacts["teachers"].summary["models"]
         model_store = ModelStore(self.workspace)
-        summary: Mapping[str, Any] = on_cluster(
-            soft_targets,
-            run.artifacts["manifest"].path,
-            run.artifacts["features"].path,
-            [model_store.folder(model) for model in index.values() if model["fold"] is None],
-            {m["fold"]: model_store.folder(m) for m in index.values() if m["fold"] is not None},
-            self._pooled,
-            run.out / SOFT_TARGETS,
-        )
+
+        def build(artifacts: Artifacts, out: Path) -> Mapping[str, Any]:
+            index: Index = artifacts["teachers"].summary["models"]
+            summary: Mapping[str, Any] = on_cluster(
+                soft_targets,
+                artifacts["manifest"].path,
+                artifacts["features"].path,
+                [model_store.folder(model) for model in index.values() if model["fold"] is None],
+                {m["fold"]: model_store.folder(m) for m in index.values() if m["fold"] is not None},
+                self._pooled,
+                out / SOFT_TARGETS,
+            )
+            return summary
+
+        summary = build_folds(run, build)
         run.logger.metrics({k: v for k, v in summary.items() if isinstance(v, int | float)})
         return summary
 
@@ -207,16 +254,18 @@ class Students(ModelStep):
         return ("manifest", "features", "statistics", "soft_targets")
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
+        return self.train_members(self.tasks, run)
+
+    def tasks(self, artifacts: Artifacts) -> dict[str, list[TrainingTask]]:
+        """The trainings of every student and control, one per seed."""
         from multistill.training.task import seed_tasks
 
         members: dict[str, list[TrainingTask]] = {}
         for student in self.job.students:
-            task = student_task(self.job, run.artifacts, student)
+            task = student_task(self.job, artifacts, student)
             for base in (task, task.control(f"{student.name}-control")):
                 members[base.name] = seed_tasks(base, self.job.seeds)
-        trained = self.train([task for tasks in members.values() for task in tasks], run)
-        names = {model: [task.name for task in tasks] for model, tasks in members.items()}
-        return {**trained, "members": names}
+        return members
 
     def candidates(self, artifact: Artifact) -> list[Candidate]:
         index: Index = artifact.summary["models"]
@@ -231,14 +280,13 @@ class Students(ModelStep):
         return candidates
 
     def plan(self, resources: Resources, artifacts: Artifacts) -> Mapping[str, Any]:
-        seeds, rows = self.job.seeds, []
-        for student in self.job.students:
-            model, train = student.model, student.train
-            rows += [
-                planned_training(student.name, seeds, model, train, artifacts),
-                planned_training(f"{student.name}-control", seeds, model, train, artifacts),
+        return {
+            "models": [
+                planned_training(self.job, name, self.job.seeds, student, artifacts)
+                for student in self.job.students
+                for name in (student.name, f"{student.name}-control")
             ]
-        return {"models": rows}
+        }
 
 
 def training_task(
@@ -288,21 +336,29 @@ def student_task(job: JobConfig, artifacts: Artifacts, student: StudentConfig) -
 
 
 def training_clips(artifacts: Artifacts) -> int | None:
-    """Training clips of the manifest; None before it exists."""
-    manifest = artifacts.get("manifest")
+    """Training clips of the manifest, of the first fold; None before it exists."""
+    manifest = folds_of(artifacts)[0].artifacts.get("manifest")
     splits = manifest.summary.get("splits") if manifest is not None else None
     return None if splits is None else int(splits.get("train", 0))
 
 
 def planned_training(
-    name: str, trainings: int, model: ModelConfig, train: TrainSection, artifacts: Artifacts
+    job: JobConfig,
+    name: str,
+    trainings: int,
+    section: TeacherConfig | StudentConfig,
+    artifacts: Artifacts,
 ) -> dict[str, Any]:
-    """A line of `multistill plan`: equal trainings; `epochs` is None where prepare decides it."""
+    """A line of `multistill plan`: equal trainings.
+
+    `epochs` is None where `prepare` decides it, `trainings` where it decides the number of folds.
+    """
+    model, train = section.model, section.train
     resolved = resolve_training(train, model.preset, training_clips(artifacts))
-    gpus = train.gpus_per_worker
+    gpus, folds = train.gpus_per_worker, planned_folds(job, artifacts)
     return {
         "model": name,
-        "trainings": trainings,
+        "trainings": None if folds is None else trainings * folds,
         "workers": train.workers,
         "cpus_per_worker": train.cpus_per_worker,
         "gpus_per_worker": "1 where there are GPUs" if gpus is None else gpus,

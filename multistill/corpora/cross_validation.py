@@ -1,0 +1,167 @@
+"""Cross-validation: which groups are tested together, and train and valid of every fold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from multistill.config import ProtocolConfig, SplitConfig
+from multistill.corpora.groups import Groups, codes_of, split_groups
+from multistill.corpora.manifest import classes_of, label_arrays
+from multistill.corpora.split import PARTS, Split, assign_folds, hash64, leaks, refuse_leaks
+from multistill.errors import UsageError
+
+MAX_FOLDS = 100
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """The folds of a protocol.
+
+    Attributes:
+        groups: the unit that is tested together.
+        fold: of each row [N]: the one in which it is tested.
+        names: of the folds: the group's name in leave-one-out, numbers from 1 in k-fold.
+        inner: the unit that validation and out-of-fold teachers keep together.
+    """
+
+    groups: Groups
+    fold: npt.NDArray[np.int32]
+    names: list[str]
+    inner: Groups
+
+
+def cross_validation(
+    table: pa.Table, protocol: ProtocolConfig, split: SplitConfig
+) -> CrossValidation:
+    """Assign every group of a manifest's rows to a fold.
+
+    Folds of k-fold have equal numbers of groups but for one, drawn by `split.seed`.
+
+    Raises:
+        UsageError: there are too few groups, or more than `MAX_FOLDS` to be tested alone.
+    """
+    if protocol.by == "corpus":
+        codes, encoded = codes_of(table, "corpus")
+        groups = Groups(codes, encoded.to_pylist())
+        inner = split_groups(table, "speaker" if split.by == "speaker" else "session")
+    else:
+        groups = inner = split_groups(table, protocol.by)
+    names, title = groups.names, f"protocol: {protocol.kind} by {protocol.by}"
+    alone = protocol.kind == "leave-one-out"
+    folds = len(names) if alone else protocol.folds
+    fewest = 2 if protocol.by == "corpus" else 3  # one to test, one to validate, one to train on
+    if len(names) < max(fewest, folds):
+        raise UsageError(
+            f"{title} needs at least {max(fewest, folds)} groups, and there are {len(names)} "
+            f"({', '.join(sorted(names)[:5])}); add data, use fewer `folds`, or another `by`"
+        )
+    if folds > MAX_FOLDS:
+        raise UsageError(
+            f"{title} would be {folds} folds, each with trainings of its own, and {MAX_FOLDS} are "
+            "the most; use `kind: k-fold`"
+        )
+    if alone:
+        order = sorted(range(len(names)), key=lambda group: names[group])
+    else:
+        seed = split.seed
+        order = sorted(range(len(names)), key=lambda g: (hash64(seed, "protocol", names[g]), g))
+    fold_of = np.empty(len(names), np.int32)
+    fold_of[order] = np.arange(len(names)) % folds
+    return CrossValidation(
+        groups,
+        fold_of[groups.codes],
+        [names[group] for group in order] if alone else [str(k + 1) for k in range(folds)],
+        inner,
+    )
+
+
+def split_fold(table: pa.Table, folds: CrossValidation, number: int, split: SplitConfig) -> Split:
+    """Train, valid and test of one fold.
+
+    The groups outside test are validated on in turn over the folds, so that none is kept from
+    training in all of them; `split.valid` is their share of all groups, at least one.
+
+    Raises:
+        UsageError: nothing is left to train on, or a class of the manifest has no training clip.
+    """
+    inner, test = folds.inner, folds.fold == number
+    outside = np.unique(inner.codes[~test])
+    seed = split.seed
+    order = sorted(outside, key=lambda g: (hash64(seed, "valid", inner.names[g]), int(g)))
+    count = max(1, round(split.valid * len(inner.names))) if split.valid else 0
+    count = min(count, len(order) - 1)
+    start = number * count % len(order)
+    turned = order[start:] + order[:start]
+    part_of = {
+        inner.names[group]: "valid" if place < count else "train"
+        for place, group in enumerate(turned)
+    }
+    code = np.array([PARTS.index(part_of.get(name, "train")) for name in inner.names], np.int8)
+    part = np.where(test, PARTS.index("test"), code[inner.codes]).astype(np.int8)
+    inner_folds = assign_folds(part_of, split.folds, split.seed)
+    fold = np.array([inner_folds.get(name, -1) for name in inner.names], np.int32)[inner.codes]
+    _require_classes(table, folds, number, part)
+    facts: dict[str, Any] = {
+        "name": folds.names[number],
+        "test": sorted({folds.groups.names[code] for code in folds.groups.codes[test].tolist()}),
+        "groups": {"train": len(turned) - count, "valid": count},
+    }
+    return Split(part, np.where(test, -1, fold).astype(np.int32), inner, facts)
+
+
+def split_folds(
+    table: pa.Table, protocol: ProtocolConfig, split: SplitConfig
+) -> tuple[Split, list[Split]]:
+    """All rows in test with their fold, and the split of every fold.
+
+    Raises:
+        UsageError: as `cross_validation` and `split_fold`.
+    """
+    crossed = cross_validation(table, protocol, split)
+    folds = [split_fold(table, crossed, number, split) for number in range(len(crossed.names))]
+    test = np.full(len(table), PARTS.index("test"), np.int8)
+    facts = {
+        "by": protocol.by,
+        "protocol": protocol.kind,
+        "folds": [fold.facts for fold in folds],
+        "reassigned": [],
+    }
+    return Split(test, crossed.fold, crossed.inner, facts), folds
+
+
+def leaks_of_folds(
+    table: pa.Table, protocol: ProtocolConfig, split: SplitConfig, folds: Sequence[Split]
+) -> dict[str, Any]:
+    """What occurs in several parts of a fold, as `split.leaks`, summed over the folds.
+
+    Raises:
+        UsageError: a session or a speaker does, and `split.allow_leak` is not set.
+    """
+    total: dict[str, Any] = {}
+    for fold in folds:
+        leaked = leaks(table, fold.part)
+        refuse_leaks(leaked, split, f"protocol.by: {protocol.by}")
+        total = {name: total[name] + value for name, value in leaked.items()} if total else leaked
+    return total
+
+
+def _require_classes(
+    table: pa.Table, folds: CrossValidation, number: int, part: npt.NDArray[np.int8]
+) -> None:
+    """Refuse a fold whose models could not learn a class that others are tested on."""
+    truth, _ = label_arrays(table)
+    classes = classes_of(table)
+    trained = set(truth[(part == 0) & (truth >= 0)].tolist())
+    missing = sorted(set(truth[truth >= 0].tolist()) - trained)
+    if missing:
+        raise UsageError(
+            f"protocol: fold {number + 1} (tested: {folds.names[number]}) has no training clip of "
+            f"{', '.join(classes[index] for index in missing)}; merge these classes or leave them "
+            "out (`labels`), lower `split.valid`, or use another `protocol`"
+        )
