@@ -84,20 +84,20 @@ def cross_validation(
 def split_fold(table: pa.Table, folds: CrossValidation, number: int, split: SplitConfig) -> Split:
     """Train, valid and test of one fold.
 
-    The groups outside test are validated on in turn over the folds, so that none is kept from
-    training in all of them; `split.valid` is their share of all groups, at least one.
+    The groups take turns at validation over the folds; `split.valid` is their share of all
+    groups, at least one.
 
     Raises:
         UsageError: nothing is left to train on, or a class of the manifest has no training clip.
     """
     inner, test = folds.inner, folds.fold == number
-    outside = np.unique(inner.codes[~test])
-    seed = split.seed
-    order = sorted(outside, key=lambda g: (hash64(seed, "valid", inner.names[g]), int(g)))
-    count = max(1, round(split.valid * len(inner.names))) if split.valid else 0
-    count = min(count, len(order) - 1)
+    outside = set(np.unique(inner.codes[~test]).tolist())
+    names = inner.names
+    order = sorted(range(len(names)), key=lambda g: (hash64(split.seed, "valid", names[g]), g))
+    count = max(1, round(split.valid * len(names))) if split.valid else 0
+    count = min(count, len(outside) - 1)
     start = number * count % len(order)
-    turned = order[start:] + order[:start]
+    turned = [group for group in (*order[start:], *order[:start]) if group in outside]
     part_of = {
         inner.names[group]: "valid" if place < count else "train"
         for place, group in enumerate(turned)

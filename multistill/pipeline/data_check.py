@@ -19,6 +19,8 @@ from multistill.pipeline.step import StepRun
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.workspace import Workspace
 
+PARTS = ("train", "valid", "test")
+
 
 def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any]:
     """Read the corpora, decide labels and split, and count.
@@ -29,6 +31,7 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
 
     Returns:
         `corpora`: utterances by corpus; `splits`: by part, then by class, ties under `tie`;
+        under cross-validation all under `test`, and `folds` with the `splits` of each;
         `gaps`: classes that a part lacks (`corpora.coverage`), by `kind` and `title`;
         `rejected`: number of clips and rows left out; `rejected_kinds`: the commonest reasons,
         each with `count`, `kind`, and `source` and `reason` of one row.
@@ -49,11 +52,20 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
         summary = step.build(run)
         rows = read_manifest(out / MANIFEST, columns=["corpus", "split", "label"])
     corpora: Counter[str] = Counter(rows["corpus"].to_pylist())
-    parts, classes = ("train", "valid", "test"), classes_of(rows)
-    splits = {part: Counter(dict.fromkeys(classes, 0)) for part in parts}
+    classes = classes_of(rows)
+    splits = {part: Counter(dict.fromkeys(classes, 0)) for part in PARTS}
     labels = zip(rows["split"].to_pylist(), rows["label"].to_pylist(), strict=True)
     for part, label in labels:
         splits[part][label or "tie"] += 1
+    if folds := summary.get("folds"):
+        return {
+            "corpora": dict(corpora),
+            "folds": folds,
+            "splits": {"test": dict(+splits["test"])},
+            "gaps": [],
+            "rejected": summary["rejected"],
+            "rejected_kinds": summary["rejected_kinds"],
+        }
     return {
         "corpora": dict(corpora),
         "splits": {part: dict(+counts) for part, counts in splits.items()},
@@ -82,6 +94,9 @@ def describe(facts: dict[str, Any]) -> list[str]:
     for part, counts in facts["splits"].items():
         classes = ", ".join(f"{label} {number}" for label, number in sorted(counts.items()))
         lines.append(f"{part}: {sum(counts.values())} ({classes})")
+    for fold in facts.get("folds", []):
+        sizes = ", ".join(f"{part} {fold['splits'].get(part, 0)}" for part in PARTS)
+        lines.append(f"fold {fold['name']}: {sizes}")
     lines += [f"{gap['title']}: {', '.join(gap['classes'])}" for gap in facts["gaps"]]
     lines.append(f"rejected: {facts['rejected']}")
     for group in facts["rejected_kinds"]:

@@ -54,6 +54,10 @@ def _split(job: JobConfig) -> str:
     changed = split.model_dump(mode="json", exclude_defaults=True)
     extra = {k: v for k, v in changed.items() if k not in {"by", "test", "valid"}}
     more = "".join(f", {key} {value}" for key, value in extra.items())
+    if job.protocol.crosses:
+        protocol = job.protocol
+        folds = f" in {protocol.folds} folds" if protocol.kind == "k-fold" else ""
+        return f"{protocol.kind} by {protocol.by}{folds}, valid {split.valid:g}{more}"
     return f"{split.by}, test {split.test:g}, valid {split.valid:g}{more}"
 
 

@@ -14,6 +14,7 @@ from multistill.corpora.manifest import QUALITY
 from multistill.evaluation.evaluate import METRICS
 from multistill.report.corpus import describe_corpus
 from multistill.report.html import render
+from multistill.report.protocol import describe_protocol
 from multistill.report.search import describe_search, read_trials, scores_over_seeds
 from multistill.report.teacher_calibration import teacher_calibration
 from multistill.report.terminal import encoder
@@ -57,6 +58,7 @@ def write_report(
         "seed": job.seed,
         "seeds": job.seeds,
         "split": {"by": job.split.by, "seed": job.split.seed},
+        "protocol": describe_protocol(job, metrics["folds"]),
         "warnings": warnings(corpus, metrics, job, features.summary),
         "corpus": corpus,
         "encoders": metrics["encoders"],
@@ -77,7 +79,7 @@ def write_report(
         "teacher_calibration": teacher_calibration(
             metrics, manifest.path, soft_targets.path, job.evaluation.calibration_bins
         )
-        if soft_targets
+        if soft_targets and not metrics["folds"]
         else [],
         "targets": job.distillation.targets,
         "search": describe_search(search.path, search.summary, job) if search else None,

@@ -17,6 +17,7 @@ from multistill.evaluation.figures import over_seeds
 from multistill.report import plots
 from multistill.report.cell_labels import label_cells
 from multistill.report.label_shares import gain_by_label_share, percent
+from multistill.report.protocol import over_folds
 from multistill.report.terminal import count, encoder, score
 
 MAX_LISTED_TRIALS = 20
@@ -99,6 +100,7 @@ def _figures(
     models = [*report["references"], *report["models"]]
     figures = {
         "results": _two_widths(plots.results, report["baseline"], models, confidence),
+        "folds": _two_widths(over_folds, report["baseline"], models),
         "differences": _two_widths(plots.differences, report["distillation"], confidence),
         "label_shares": _two_widths(gain_by_label_share, report["label_shares"], confidence),
         "reliability": _two_widths(plots.reliability, report["models"]),

@@ -112,7 +112,7 @@ def _caption(report: Mapping[str, Any]) -> list[str]:
         f"{test['decided']} test clips of {test['speakers']} speakers; "
         f"{100 * report['confidence']:.0f} % intervals over {resampled['count']} "
         f"{'clip' if resampled['unit'] == 'utterance' else resampled['unit']}s",
-        f"split by {report['split']['by']} (split.seed {report['split']['seed']}), trainings from "
+        f"{report['protocol']['short']} (split.seed {report['split']['seed']}), trainings from "
         f"seed {report['seed']}",
         *(
             f"{warning['title']}: {warning['text']}"

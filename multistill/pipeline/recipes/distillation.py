@@ -62,6 +62,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
             yield location, f"{'.'.join(map(str, location))}: {error}"
     for sentence in check_space(job.search.space, job.searched_student()):
         yield ("search", "space"), f"search.space: {sentence}"
+    yield from _protocol(job)
     yield from _layers(job)
     yield from _losses(job)
     yield from _label_shares(job)
@@ -84,6 +85,25 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
             ("search", "grace_epochs"),
             f"search.grace_epochs ({job.search.grace_epochs}) is above search.epochs "
             f"({job.search.epochs}); no trial would ever be stopped early",
+        )
+
+
+def _protocol(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """What a cross-validation cannot be combined with."""
+    if not job.protocol.crosses:
+        return
+    if job.split.by in ("column", "random"):
+        yield (
+            ("split", "by"),
+            f"split.by: {job.split.by} decides what is tested, and `protocol: {job.protocol.kind}` "
+            "tests every clip; set `protocol: holdout`, or `split.by: session`",
+        )
+    if job.search.enabled:
+        yield (
+            ("search",),
+            f"search: trials are compared on one validation part, and `protocol: "
+            f"{job.protocol.kind}` has one per fold; remove `search` and write the settings found "
+            "in a holdout job into the student, or set `protocol: holdout`",
         )
 
 

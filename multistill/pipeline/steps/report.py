@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from multistill.pipeline.folds import parts_of
 from multistill.pipeline.step import Step, StepRun
 from multistill.pipeline.steps.label_shares import LabelShares
 from multistill.tracking.logger import RunLogger
@@ -18,7 +19,7 @@ class Report(Step):
 
     name = "report"
     artifact = "report"
-    version = 3
+    version = 4
 
     @property
     def kind(self) -> str:
@@ -37,7 +38,8 @@ class Report(Step):
         histories: dict[str, Any] = {}
         for name, artifact in run.artifacts.items():
             if name != LabelShares.artifact:  # too many to look at
-                histories |= model_store.histories(artifact.summary.get("models", {}))
+                # Of a cross-validation, the first fold.
+                histories |= model_store.histories(parts_of(artifact)[0].summary.get("models", {}))
         write_report(
             clear(run.out),
             job=self.job,
