@@ -21,7 +21,7 @@ from helpers.generators import aihub, kemdy20, table
 from helpers.generators.parts import write_wav
 
 from multistill.audio.digests import Digests
-from multistill.config import CorpusConfig, LabelsConfig, SplitConfig
+from multistill.config import CorpusConfig, LabelsConfig, ProtocolConfig, SplitConfig
 from multistill.corpora.detect import find_corpora
 from multistill.corpora.loaders import demo
 from multistill.corpora.loaders import load as load_corpus
@@ -44,12 +44,14 @@ def prepared(
     tmp_path: Path,
     split: SplitConfig = RANDOM,
     classes: LabelsConfig | None = None,
+    protocol: ProtocolConfig | None = None,
     **more: Any,
 ) -> Any:
     config = CorpusConfig(kind="table", path=str(corpus), **more)
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     (tmp_path / "out").mkdir()
-    return prepare([config], split, tmp_path / "out", labels=classes, unpacked=tmp_path)
+    out = tmp_path / "out"
+    return prepare([config], split, out, labels=classes, protocol=protocol, unpacked=tmp_path)
 
 
 # --- finding a corpus ---
@@ -338,6 +340,33 @@ def test_labels_that_are_no_class(tmp_path: Path) -> None:
     config = CorpusConfig(kind="table", path=str(file), labels=read(lines[0]))
     records = load_corpus(config, LabelsConfig(classes=["sad", "qqq"]))
     assert [u.label for u in utterances(list(records))] == ["sad", "qqq"]
+
+
+def test_folds_of_a_cross_validation(tmp_path: Path) -> None:
+    def crossed(rows: list[str], classes: LabelsConfig | None = None, **protocol: Any) -> Any:
+        shutil.rmtree(tmp_path / "own", ignore_errors=True)
+        file = write_table(tmp_path / "own", rows)
+        return prepared(file, tmp_path, SplitConfig(), classes, ProtocolConfig(**protocol))
+
+    few = [f"{n}.wav,t{n},{'sad' if n % 2 else 'happy'},p{n // 4}" for n in range(16)]
+    five = {"kind": "k-fold", "folds": 5}
+    with told("add data, use fewer `folds`, or another `by`", UsageError):
+        crossed(few, **five)
+    assert len(crossed(few, **five | {"folds": 3})["folds"]) == 3
+    more = [*few, *(row.replace(",p", ",q") for row in few)]
+    more = [f"{n}.wav,{row.partition(',')[2]}" for n, row in enumerate(more)]
+    assert len(crossed(more, **five)["folds"]) == 5
+    many = [f"{n}.wav,t{n},{'sad' if n % 2 else 'happy'},p{n // 2}" for n in range(202)]
+    with told("are the most; use `kind: k-fold`", UsageError):
+        crossed(many, kind="leave-one-out")
+    assert len(crossed(many, kind="k-fold")["folds"]) == 5
+    rare = [few[0].replace("happy", "fear"), *few[1:]]
+    with told("merge these classes or leave them out (`labels`), lower `split.valid`", UsageError):
+        crossed(rare, kind="leave-one-out")
+    merged = LabelsConfig(classes=["happy", "sad"], merge={"sad": ["fear"]})
+    assert len(crossed(rare, merged, kind="leave-one-out")["folds"]) == 4
+    apart = LabelsConfig(classes=["happy", "sad"], leave_out=["fear"])
+    assert len(crossed(rare, apart, kind="leave-one-out")["folds"]) == 4
 
 
 def test_one_class(tmp_path: Path) -> None:

@@ -88,6 +88,19 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         ["name: x\ncorpora: [{kind: demo, labels: {joy: happy}}]\n"],
     ),
     (
+        f"{BASE}split: {{by: column}}\nprotocol: k-fold\n",
+        "tests every clip; set `protocol: holdout`, or `split.by: session`",
+        [
+            f"{BASE}split: {{by: column}}\nprotocol: holdout\n",
+            f"{BASE}split: {{by: session}}\nprotocol: k-fold\n",
+        ],
+    ),
+    (
+        f"{BASE}search: true\nprotocol: leave-one-out\n",
+        "remove `search` and write the settings found in a holdout job into the student",
+        [f"{BASE}protocol: leave-one-out\n", f"{BASE}search: true\nprotocol: holdout\n"],
+    ),
+    (
         f"{BASE}labels: {{classes: [sad, 'a;b']}}\n",
         "which separates the classes of a tie, or a character that shows nothing; choose another",
         [f"{BASE}labels: {{classes: [sad, a or b]}}\n"],

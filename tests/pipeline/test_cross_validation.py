@@ -1,0 +1,175 @@
+"""A job under cross-validation, through real Ray: every fold has models of its own."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from multistill import pipeline
+from multistill.config import JobConfig
+from multistill.corpora.manifest import read_manifest
+from multistill.features.cache import open_store
+from multistill.inference.predict import predict_logits
+from multistill.metrics.classification import softmax
+from multistill.models.files import load_model
+from multistill.pipeline import jobfile
+from multistill.pipeline.data_check import check_data
+from multistill.pipeline.data_check import describe as described
+from multistill.pipeline.folds import folds_of
+from multistill.pipeline.plan import describe
+from multistill.training.model_store import ModelStore
+from multistill.workspace import Workspace, fold_folder, read_json
+
+pytestmark = pytest.mark.timeout(600)
+
+SPEAKERS, CLIPS = 5, 12
+JOB = """
+name: crossed
+seed: 3
+seeds: 2
+workspace: {home}/workspace
+corpora: [{{kind: table, path: {home}/corpus/t.csv}}]
+labels: {{classes: [calm, anger]}}
+split: {{valid: 0.2, folds: 2}}
+protocol: leave-one-out
+features: {{speech: log-mel}}
+teacher:
+  model: {{preset: small-audio-student, width: 16, feedforward: 16, classifier: 16}}
+  train: {{epochs: 6, batch_size: 8, learning_rate: 1.0e-2}}
+students:
+  - name: audio
+    model: {{preset: small-audio-student, width: 16, feedforward: 16, classifier: 16}}
+    train: {{epochs: 6, batch_size: 8, learning_rate: 1.0e-2}}
+evaluation: {{resamples: 100, latency_clips: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(
+    ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[JobConfig, pipeline.Outcome]:
+    home = tmp_path_factory.mktemp("crossed")
+    (home / "corpus").mkdir()
+    lines = ["audio_path,text,label,speaker"]
+    random = np.random.default_rng(0)
+    for number in range(SPEAKERS * CLIPS):
+        label = number % 2
+        pitch = (1 + label) * random.uniform(200, 240)
+        wave = 0.3 * np.sin(2 * np.pi * pitch * np.arange(12_000) / 16_000)
+        soundfile.write(home / "corpus" / f"{number}.wav", wave, 16_000)
+        word = ("Ruhig", "wut")[label]
+        lines.append(f"{number}.wav,text {number},{word},p{number // CLIPS}")
+    (home / "corpus" / "t.csv").write_text("\n".join(lines), encoding="utf-8")
+    job = jobfile.parse(JOB.format(home=home), "crossed.yaml")
+    before = describe(job)
+    assert before["trainings"] is None, "the speakers are not known yet"
+    return job, pipeline.run(job)
+
+
+def metrics_of(outcome: pipeline.Outcome) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(outcome.stages["evaluate"].path / "metrics.json")
+    return found
+
+
+def test_every_clip_is_predicted_once_by_every_model(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    outcome = finished[1]
+    predictions = pq.read_table(outcome.stages["evaluate"].path / "predictions.parquet").to_pandas()
+    for _, rows in predictions.groupby("model"):
+        assert sorted(rows["utterance_id"]) == sorted(f"t/{n}" for n in range(SPEAKERS * CLIPS))
+    metrics = metrics_of(outcome)
+    assert metrics["test"]["speakers"] == SPEAKERS
+    assert [fold["name"] for fold in metrics["folds"]] == [f"t/p{n}" for n in range(SPEAKERS)]
+    for model in (metrics["baseline"], *metrics["references"], *metrics["models"]):
+        values = model["folds"]["accuracy"]["values"]
+        assert np.mean(values) == pytest.approx(model["metrics"]["accuracy"]["value"])
+        assert model["folds"]["accuracy"]["mean"] == pytest.approx(np.mean(values))
+    teacher = metrics["models"][0]
+    assert teacher["metrics"]["uar"]["value"] > 0.9, "the pitch tells the class"
+    assert metrics["baseline"]["metrics"]["uar"]["value"] <= 0.5
+
+
+def test_predictions_are_of_the_model_that_never_heard_the_speaker(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, outcome = finished
+    artifacts = {
+        step: outcome.stages[name]
+        for step, name in (("manifest", "prepare"), ("students", "students"))
+    }
+    store = open_store(outcome.stages["features"].path)
+    predictions = pq.read_table(outcome.stages["evaluate"].path / "predictions.parquet").to_pandas()
+    audio = predictions[predictions["model"] == "audio"].set_index("utterance_id")
+    models = ModelStore(Workspace(job.workspace))
+    seen = set()
+    for number, fold in enumerate(folds_of(artifacts)):
+        rows = read_manifest(fold.artifacts["manifest"].path).to_pandas()
+        test = rows[rows["split"] == "test"]
+        assert set(test["speaker"]) == {f"t/p{number}"}
+        entry = fold.artifacts["students"].summary["models"]["audio-seed0"]
+        done = read_json(models.folder(entry) / "done.json")
+        assert done["inputs"]["manifest"] == fold.artifacts["manifest"].fingerprint
+        seen.add(entry["fingerprint"])
+        model = load_model(models.folder(entry))
+        ids = test["utterance_id"].tolist()
+        expected = softmax(predict_logits(model, store, ids, "cpu"))
+        stored = np.stack(audio.loc[ids, "distribution"].to_numpy())
+        assert np.allclose(stored, expected, atol=1e-3)
+    assert len(seen) == SPEAKERS
+
+
+def test_soft_targets_of_a_fold_know_nothing_of_its_test_speaker(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, outcome = finished
+    models = ModelStore(Workspace(job.workspace))
+    artifacts = {"manifest": outcome.stages["prepare"], "teachers": outcome.stages["teacher"]}
+    for number, fold in enumerate(folds_of(artifacts)):
+        folder = fold_folder(outcome.stages["distill"].path, number)
+        targets = set(pq.read_table(folder / "soft_targets.parquet")["utterance_id"].to_pylist())
+        rows = read_manifest(fold.artifacts["manifest"].path).to_pandas()
+        assert targets == set(rows[rows["split"] != "test"]["utterance_id"])
+        for entry in fold.artifacts["teachers"].summary["models"].values():
+            done = read_json(models.folder(entry) / "done.json")
+            assert done["inputs"]["manifest"] == fold.artifacts["manifest"].fingerprint
+
+
+def test_plan_report_and_check_tell_the_folds(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, outcome = finished
+    rows = {row["model"]: row["trainings"] for row in describe(job)["models"]}
+    assert rows == {
+        "teacher": SPEAKERS,
+        "teacher-fold": 2 * SPEAKERS,
+        "audio": 2 * SPEAKERS,
+        "audio-control": 2 * SPEAKERS,
+    }
+    assert outcome.report is not None
+    report = json.loads((outcome.report / "report.json").read_text())
+    assert report["protocol"]["short"] == "leaving one speaker out (5 folds)"
+    page = (outcome.report / "report.html").read_text()
+    assert page.count("Tested: leaving one speaker out (5 folds).") > 5, "every table says it"
+    assert "Over the folds" in page and "folds-narrow" in page
+    lines = described(check_data(job))
+    assert f"fold t/p0: train {3 * CLIPS}, valid {CLIPS}, test {CLIPS}" in lines
+
+
+def test_a_second_run_finds_everything_and_another_fold_count_only_the_features(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, outcome = finished
+    assert not pipeline.run(job).worked
+    other = job.model_copy(
+        update={"protocol": job.protocol.model_copy(update={"kind": "k-fold", "folds": 3})}
+    )
+    states = {stage.stage: stage.state for stage in pipeline.status(other)}
+    assert states["prepare"] != "done"
+    made = pipeline.run(other, until="features")
+    assert made.stages["features"].fingerprint == outcome.stages["features"].fingerprint
