@@ -18,7 +18,7 @@ class Report(Step):
 
     name = "report"
     artifact = "report"
-    version = 3
+    version = 4
 
     @property
     def kind(self) -> str:
