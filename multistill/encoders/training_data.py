@@ -212,7 +212,8 @@ def corpora_of(config: CorpusConfig) -> list[str]:
         names += [path.stem, path.parent.name]
     if config.audio_root:
         names.append(PurePosixPath(config.audio_root).name)
-    return [corpus for corpus in CORPORA if any(_is_named(name, corpus) for name in names)]
+    found = {corpus for name in names for corpus in _named(name)}
+    return [corpus for corpus in CORPORA if corpus in found]
 
 
 def mentions(name: str, sought: str) -> bool:
@@ -233,8 +234,16 @@ def _words(name: str) -> list[str]:
     return re.findall(r"[^\W\d_]+|\d+", composed)
 
 
-def _is_named(name: str, corpus: str) -> bool:
-    return any(mentions(name, spelling) for spelling in (corpus, *CORPORA[corpus]))
+def _named(name: str) -> list[str]:
+    """Corpora that a name mentions; `ASVP-ESD` is not ESD."""
+    found = [
+        corpus
+        for corpus, others in CORPORA.items()
+        if any(mentions(name, spelling) for spelling in (corpus, *others))
+    ]
+    return [
+        each for each in found if not any(mentions(other, each) for other in found if other != each)
+    ]
 
 
 def _known(model: str, titles: Mapping[str, Sequence[str]]) -> Mapping[tuple[str, str], list[str]]:
@@ -255,7 +264,7 @@ def _uses(name: str, corpus: str) -> Iterator[tuple[str, str]]:
     for entry in PUBLISHED:
         if corpus in entry.corpora and any(mentions(name, each) for each in entry.names):
             yield entry.use, entry.source
-    if _is_named(name, corpus):
+    if corpus in _named(name):
         yield "is named after", "its name"
 
 
