@@ -6,7 +6,7 @@ Relative paths, in the file as in `--set`, start from the current folder.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from multistill.config import JobConfig
 from multistill.encoders.hub import is_folder
 from multistill.encoders.preflight import problems as encoder_problems
+from multistill.encoders.training_data import overlaps
 from multistill.errors import JobFileError, UsageError
 from multistill.models.presets import resolve
 from multistill.pipeline import job_yaml
@@ -128,6 +129,12 @@ def _check(job: JobConfig) -> Iterator[tuple[Location, str]]:
 def notes(job: JobConfig) -> list[str]:
     """What a valid job file costs and does not show, a sentence each."""
     used = {section for step in steps_of(job, Workspace(".")) for section in step.sections}
+    known = overlaps(job.features, job.corpora) if "features" in used else []
+    return [*known, *_unscaled(job, used)]
+
+
+def _unscaled(job: JobConfig, used: Set[str]) -> Iterator[str]:
+    """Heads that read encoder states without scaling them."""
     models = [("teacher", job.teacher.model)] if "teacher" in used else []
     if "students" in used:
         models += [(f"student {student.name}", student.model) for student in job.students]
@@ -136,14 +143,13 @@ def notes(job: JobConfig) -> list[str]:
         for name, model in models
         if resolve(model.preset, model.overrides()).standardize == "none"
     ]
-    if not unscaled:
-        return []
-    return [
-        f"{', '.join(unscaled)}: `standardize: none` (as published) hands encoder states to the "
-        "head as they are, which costs accuracy where they are far from standardised "
-        "(docs/models.md, Standardised states); `model: {standardize: encoder}` scales them by "
-        "the training part"
-    ]
+    if unscaled:
+        yield (
+            f"{', '.join(unscaled)}: `standardize: none` (as published) hands encoder states to "
+            "the head as they are, which costs accuracy where they are far from standardised "
+            "(docs/models.md, Standardised states); `model: {standardize: encoder}` scales them "
+            "by the training part"
+        )
 
 
 def absolute(job: JobConfig) -> JobConfig:

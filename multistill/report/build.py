@@ -11,6 +11,7 @@ from multistill import provenance
 from multistill.config import JobConfig
 from multistill.corpora.coverage import ClassCounts, coverage_gaps
 from multistill.corpora.manifest import QUALITY
+from multistill.encoders.training_data import overlaps
 from multistill.evaluation.evaluate import METRICS
 from multistill.report.corpus import describe_corpus
 from multistill.report.html import render
@@ -18,6 +19,7 @@ from multistill.report.protocol import describe_protocol
 from multistill.report.search import describe_search, read_trials, scores_over_seeds
 from multistill.report.teacher_calibration import teacher_calibration
 from multistill.report.terminal import encoder
+from multistill.report.test_size import small_test_set
 from multistill.workspace import Artifact, read_json, write_atomic, write_json
 
 JSON = "report.json"
@@ -129,7 +131,9 @@ def warnings(
             *_coverage_warnings(metrics["class_counts"]),
             *_corpus_warnings(corpus, job),
             *_cut_warnings(features, job),
+            *_overlap_warnings(job),
             *_reliability_warnings(metrics),
+            *small_test_set(metrics["test"], metrics["class_counts"]["test"]),
             *_test_set_warnings(corpus, metrics["test"]),
         )
     ]
@@ -190,8 +194,14 @@ def _cut_warnings(features: Mapping[str, Any], job: JobConfig) -> Iterator[tuple
         )
 
 
+def _overlap_warnings(job: JobConfig) -> Iterator[tuple[str, str, str]]:
+    """Encoders whose published training data hold a corpus of the job."""
+    for sentence in overlaps(job.features, job.corpora):
+        yield "encoder-data", "ENCODER KNOWS THE CORPUS", f"{sentence}."
+
+
 def _reliability_warnings(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Untrained encoders, and too little data for intervals or for choices on validation."""
+    """Untrained encoders, and too little data for choices on validation."""
     untrained = [encoder(info) for info in metrics["encoders"].values() if info["trained"] is False]
     if untrained:
         yield (
@@ -199,33 +209,6 @@ def _reliability_warnings(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str
             "UNTRAINED ENCODER",
             f"{' and '.join(untrained)}: the weights are random because no trained ones were "
             "available.",
-        )
-    resampled = metrics["test"]["resampled"]
-    count, unit = resampled["count"], resampled["unit"]
-    if resampled["one_group"]:
-        whole, parts = resampled["kept_together"], "clip" if unit == "utterance" else unit
-        yield (
-            "one-group",
-            "ONE TEST GROUP",
-            f"The test clips are of one {whole}, so intervals are over its {count} {parts}s and "
-            f"hold for this {whole} only: how much others would differ cannot be told.",
-        )
-    elif resampled["few"]:
-        yield (
-            "few-groups",
-            f"FEW TEST {unit.upper()}S",
-            f"The test set has {count} {unit}s. The intervals are widened for so few, and how "
-            "much other speakers would differ can only be guessed from them.",
-        )
-    if rare := metrics["test"]["rare_classes"]:
-        named = ", ".join(f"{row['class']} ({row['clips']})" for row in rare)
-        yield (
-            "rare-classes",
-            "CLASSES TOO RARE",
-            f"Too few test clips, or in one {unit} only: {named}. UAR and macro F1 average over "
-            "all classes, so they have no interval here and there is no verdict; accuracy and "
-            "weighted F1 have one. Raise `split.test`, or map these labels to other classes "
-            "(`labels` of the corpus).",
         )
     valid = metrics["validation"]
     if valid["clips"] < MIN_VALIDATION_CLIPS or valid["groups"] < MIN_VALIDATION_GROUPS:

@@ -117,7 +117,7 @@ def _caption(report: Mapping[str, Any]) -> list[str]:
         *(
             f"{warning['title']}: {warning['text']}"
             for warning in report["warnings"]
-            if warning["kind"] in ("not-trained", "one-group")
+            if warning["kind"] in ("not-trained", "encoder-data", "one-group", "few-clips")
             or warning["kind"].startswith("classes-")
         ),
         *(comparison["sentence"] for comparison in report["distillation"]),

@@ -22,3 +22,17 @@ def test_a_head_without_standardisation_is_noted_and_the_advice_ends_the_note(pr
 
 def test_a_recipe_without_heads_has_no_note() -> None:
     assert jobfile.notes(jobfile.parse(HEAD + "recipe: features-only\n", "t.yaml")) == []
+
+
+@pytest.mark.parametrize("recipe", ["features-only", "distillation"])
+def test_an_encoder_that_knows_the_corpus_is_noted(recipe: str) -> None:
+    text = f"""
+name: t
+recipe: {recipe}
+corpora: [{{kind: table, path: data/iemocap.csv}}]
+features: {{speech: superb/hubert-large-superb-er}}
+"""
+    (note,) = jobfile.notes(jobfile.parse(text, "t.yaml"))
+    assert "trained for emotion on IEMOCAP (`table`)" in note
+    for changed in (text.replace("iemocap", "mine"), text.replace("-superb-er", "-ll60k")):
+        assert jobfile.notes(jobfile.parse(changed, "t.yaml")) == []

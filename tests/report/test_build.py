@@ -13,6 +13,7 @@ import pytest
 from helpers.evaluation_case import PREPARE_SUMMARY, EvaluationCase, artifact, make_job
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from multistill.config import CLASSES
 from multistill.metrics.intervals import Clusters
@@ -88,11 +89,60 @@ def test_a_class_that_one_part_lacks_is_a_warning(
     assert name in found[0]["text"].lower()
 
 
+@pytest.mark.parametrize("count", [1, 9, 10])
+def test_a_class_with_fewer_than_ten_test_clips_is_a_warning(
+    evaluation_case: EvaluationCase, count: int
+) -> None:
+    metrics = copy.deepcopy(evaluation_case.metrics)
+    metrics["test"]["rare_classes"] = []
+    metrics["class_counts"]["test"] = dict.fromkeys(CLASSES, 40) | {"sad": count}
+    corpus = evaluation_case.default_report[0]["corpus"]
+    found = [w for w in warnings(corpus, metrics, make_job(), {}) if w["kind"] == "few-clips"]
+    assert [f"sad ({count})" in warning["text"] for warning in found] == [True] * (count < 10)
+
+
+@pytest.mark.parametrize(
+    ("speech", "corpora", "named"),
+    [
+        ("a/wav2vec2-large-emotion-detection-german", [{"kind": "emodb", "path": "/d"}], "EMO-DB"),
+        (
+            "superb/hubert-base-superb-er",
+            [{"kind": "table", "path": "/d/iemocap/t.csv"}],
+            "IEMOCAP",
+        ),
+        ("superb/hubert-base-superb-er", [{"kind": "emodb", "path": "/d"}], None),
+        ("log-mel", [{"kind": "emodb", "path": "/d"}], None),
+    ],
+)
+def test_an_encoder_that_was_trained_on_the_corpus_is_named_in_head_and_terminal(
+    evaluation_case: EvaluationCase, speech: str, corpora: list[dict[str, str]], named: str | None
+) -> None:
+    job = make_job(corpora=corpora, features={"speech": {"model": speech}})
+    report, page = evaluation_case.report(job)
+    found = [w for w in report["warnings"] if w["kind"] == "encoder-data"]
+    assert len(found) == (named is not None)
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(table(report))
+    words = " ".join(captured.get().split())
+    assert ("ENCODER KNOWS THE CORPUS" in words) == ("ENCODER KNOWS" in page) == bool(named)
+    for warning in found:
+        assert speech in warning["text"] and str(named) in warning["text"]
+        assert speech.split("/")[1] in page
+        assert "it may know the clips that this job tests on" in words
+
+
 @pytest.mark.parametrize(
     ("part", "changes", "kind", "said"),
     [
         ("test", {"resampled": Clusters("session", INDEX, 30).describe()}, None, ""),
-        ("test", {"resampled": Clusters("speaker", INDEX, 4).describe()}, "few-groups", "4 sp"),
+        ("test", {"resampled": Clusters("speaker", INDEX, 7).describe()}, "few-groups", "7 sp"),
+        (
+            "test",
+            {"speakers": 5},
+            "few-speakers",
+            "has 5 speakers in 30 sessions. The intervals are",
+        ),
         *(
             ("test", {"resampled": Clusters(unit, INDEX, 25, only).describe()}, "one-group", text)
             for unit, only, text in (
@@ -120,7 +170,11 @@ def test_warnings_follow_the_counts_of_test_and_validation(
     said: str,
 ) -> None:
     enough = {
-        "test": {"resampled": Clusters("session", INDEX, 30).describe(), "rare_classes": []},
+        "test": {
+            "resampled": Clusters("session", INDEX, 30).describe(),
+            "rare_classes": [],
+            "speakers": 30,
+        },
         "validation": {"clips": 900, "groups": 9, "unit": "session"},
     }
     metrics = dict(evaluation_case.metrics)

@@ -1,0 +1,87 @@
+"""Warnings of a test set too small: few groups or speakers, and classes with few clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+MIN_SPEAKERS = 6
+"""Below it, whether a model is good for people in general is mostly luck."""
+MIN_CLIPS_OF_A_CLASS = 10
+
+
+def small_test_set(
+    test: Mapping[str, Any], clips: Mapping[str, int]
+) -> Iterator[tuple[str, str, str]]:
+    """Kind, title and text of each.
+
+    Args:
+        test: of metrics.json.
+        clips: number of labelled test clips by class.
+    """
+    yield from _few_groups(test)
+    rare = test["rare_classes"]
+    if rare:
+        named = ", ".join(f"{row['class']} ({row['clips']})" for row in rare)
+        yield (
+            "rare-classes",
+            "CLASSES TOO RARE",
+            f"Too few test clips, or in one {test['resampled']['unit']} only: {named}. UAR and "
+            "macro F1 average over all classes, so they have no interval here and there is no "
+            "verdict; accuracy and weighted F1 have one. Raise `split.test`, or map these labels "
+            "to other classes (`labels` of the corpus).",
+        )
+    named_already = {row["class"] for row in rare}
+    few = {
+        name: count
+        for name, count in clips.items()
+        if 0 < count < MIN_CLIPS_OF_A_CLASS and name not in named_already
+    }
+    if few:
+        named = ", ".join(f"{name} ({count})" for name, count in few.items())
+        largest, present = 100 / min(few.values()), sum(count > 0 for count in clips.values())
+        yield (
+            "few-clips",
+            "CLASSES WITH FEW TEST CLIPS",
+            f"Fewer than {MIN_CLIPS_OF_A_CLASS} test clips: {named}. One clip decided otherwise "
+            f"moves the recall of such a class by up to {largest:.0f} points, and UAR by up to "
+            f"{largest / present:.1f}. Raise `split.test`, or merge classes (`labels.merge`).",
+        )
+
+
+def _few_groups(test: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """At most one: of one group, of few speakers, or of few groups that are resampled."""
+    resampled, speakers = test["resampled"], test["speakers"]
+    count, unit = resampled["count"], resampled["unit"]
+    if resampled["one_group"]:
+        whole, parts = resampled["kept_together"], "clip" if unit == "utterance" else unit
+        voices = f" with {speakers} speakers" if 1 < speakers < MIN_SPEAKERS else ""
+        yield (
+            "one-group",
+            "ONE TEST GROUP",
+            f"The test clips are of one {whole}{voices}, so intervals are over its {count} "
+            f"{parts}s and hold for this {whole} only: how much others would differ cannot be "
+            "told.",
+        )
+    elif speakers < MIN_SPEAKERS:
+        where = "" if unit == "speaker" else f" in {count} {unit}s"
+        consequence = (
+            f"The intervals are over the {unit}s of these speakers, so they do not hold for others"
+            if count > speakers
+            else "The intervals are widened for so few, and how much others would differ can only "
+            "be guessed from them"
+        )
+        yield (
+            "few-speakers",
+            f"{speakers} TEST SPEAKER{'' if speakers == 1 else 'S'}",
+            f"The test set has {speakers} speaker{'' if speakers == 1 else 's'}{where}. "
+            f"{consequence}: tested on other people, the models could rank in another order. "
+            "Raise `split.test`, or add speakers.",
+        )
+    elif resampled["few"]:
+        yield (
+            "few-groups",
+            f"FEW TEST {unit.upper()}S",
+            f"The test set has {count} {unit}s. The intervals are widened for so few, and how "
+            "much other speakers would differ can only be guessed from them.",
+        )
