@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from multistill.config import EvaluationConfig
+from multistill.errors import MultistillError
 from multistill.evaluation.candidates import (
     Candidate,
     LoadedModel,
@@ -66,11 +67,19 @@ def open_fold(fold: EvaluatedFold, store: FeatureStore) -> FoldData:
     """Read the clips of a fold.
 
     Raises:
-        MultistillError: no training clip has a label.
+        MultistillError: no training clip has a label, or a group of a cross-validation's test
+            part is in another part too.
     """
     train, valid, test = (
         read_utterances(fold.manifest, part, store) for part in ("train", "valid", "test")
     )
+    known = {*train.groups, *valid.groups}
+    if fold.name and (shared := sorted(known & {*test.groups})):
+        raise MultistillError(
+            f"fold {fold.name}: {', '.join(shared[:3])} is in the test part and outside it in "
+            f"{fold.manifest}, so its models know who they are tested on; remove that folder and "
+            "run the job again"
+        )
     candidates = {candidate.name: candidate for candidate in fold.candidates}
     training = read_training_statistics(fold.manifest)
     return FoldData(fold.name, fold.manifest, train, valid, test, training, candidates)

@@ -17,9 +17,9 @@ from multistill.report.corpus import describe_corpus
 from multistill.report.html import render
 from multistill.report.protocol import describe_protocol
 from multistill.report.search import describe_search, read_trials, scores_over_seeds
+from multistill.report.small_test_sets import small_test_set
 from multistill.report.teacher_calibration import teacher_calibration
 from multistill.report.terminal import encoder
-from multistill.report.test_size import small_test_set
 from multistill.workspace import Artifact, read_json, write_atomic, write_json
 
 JSON = "report.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -205,7 +205,8 @@ class TrainingData:
             labelled = draw_labelled(train.labels, task.label_share, task.seed)
             train = train.hide_labels(labelled) if task.unlabelled else train.take(labelled)
         if task.soft_targets is not None:
-            train = _with_teacher(train, task, classes)
+            tested = {name for name, part in zip(ids, split, strict=True) if part == "test"}
+            train = _with_teacher(train, task, classes, tested)
         context = None
         turns = task.spec.context_turns
         if turns:
@@ -225,8 +226,14 @@ def _lengths(task: TrainingTask, store: FeatureStore, ids: list[str]) -> IntArra
     return np.maximum(lengths, 1)
 
 
-def _with_teacher(train: Examples, task: TrainingTask, classes: tuple[str, ...]) -> Examples:
-    """Add the teacher's outputs to the training examples."""
+def _with_teacher(
+    train: Examples, task: TrainingTask, classes: tuple[str, ...], tested: Set[str]
+) -> Examples:
+    """Add the teacher's outputs to the training examples.
+
+    Args:
+        tested: ids of the test split, of which no file of soft targets may know.
+    """
     path, ids, config = Path(task.soft_targets or ""), train.ids, task.distillation
     targets = read_soft_targets(path)
     if targets.classes != classes:
@@ -235,6 +242,13 @@ def _with_teacher(train: Examples, task: TrainingTask, classes: tuple[str, ...])
             f"manifest has {', '.join(classes)}; use soft targets and a manifest of the same job"
         )
     row_of = {name: row for row, name in enumerate(targets.ids)}
+    leaked = [name for name in targets.ids if name in tested]
+    if leaked:
+        raise MultistillError(
+            f"the soft targets in {path} have {len(leaked)} utterances of the test split (first: "
+            f"{leaked[0]}), so they are of another fold or split; remove that file and run the job "
+            "again"
+        )
     absent = [name for name in ids if name not in row_of]
     if absent:
         raise MultistillError(

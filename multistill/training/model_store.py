@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multistill.errors import MultistillError
 from multistill.workspace import DONE, Workspace, clear, fingerprint, read_json
 
 if TYPE_CHECKING:
@@ -43,6 +44,25 @@ class ModelStore:
     def holds(self, index: Index) -> bool:
         """Whether all models of an index exist; their folders may have been deleted by hand."""
         return all((self.folder(model) / DONE).exists() for model in index.values())
+
+    def refuse_other_data(self, index: Index, manifest: str) -> None:
+        """Refuse models that were trained on another manifest, such as that of another fold.
+
+        Args:
+            manifest: fingerprint of the one whose clips they are to predict.
+
+        Raises:
+            MultistillError: names the first.
+        """
+        for name, model in index.items():
+            artifact = self.workspace.find(KIND, str(model["fingerprint"]))
+            trained_on = None if artifact is None else artifact.meta["inputs"].get("manifest")
+            if trained_on != manifest:
+                raise MultistillError(
+                    f"the model `{name}` in {self.folder(model)} was trained on another split or "
+                    "fold than the one that it is to predict, so it may know these clips; remove "
+                    "the folder of its stage and run the job again"
+                )
 
     def histories(self, index: Index) -> dict[str, Any]:
         """history.json of every model of an index."""

@@ -13,15 +13,23 @@ from helpers.advice import says, told
 from helpers.evaluation_case import EvaluationCase, make_job
 from helpers.training_corpus import make_corpus, make_task, trained, with_teacher
 
-from multistill.config import CLASSES, SplitConfig
+from multistill.config import (
+    CLASSES,
+    CorpusConfig,
+    FeaturesConfig,
+    SpeechEncoderConfig,
+    SplitConfig,
+)
 from multistill.corpora.coverage import coverage_gaps
 from multistill.corpora.labels import LabelReader
 from multistill.corpora.manifest import manifest_schema, read_manifest, write_manifest
 from multistill.corpora.split import split_rows
+from multistill.encoders.training_data import overlaps
 from multistill.evaluation.evaluate import EvaluatedFold, evaluate
 from multistill.evaluation.trained import not_trained_on_test, not_trained_on_validation
 from multistill.pipeline import jobfile
 from multistill.report.build import warnings
+from multistill.report.small_test_sets import small_test_set
 from multistill.workspace import read_json
 
 
@@ -214,3 +222,28 @@ def test_too_few_clips_of_a_class_or_of_validation(evaluation_case: EvaluationCa
         parts = split_rows(table, SplitConfig(by="speaker", valid=share), None).part
         groups = len({names[n].as_py() for n in np.flatnonzero(parts == 1)})
         assert (groups > 2) == (share > 0.2 or count > 10)
+
+
+def test_small_test_sets() -> None:
+    def texts(speakers: int, clips: dict[str, int]) -> list[str]:
+        described = {"count": speakers, "unit": "speaker", "one_group": False, "few": False}
+        test = {"speakers": speakers, "resampled": described, "rare_classes": []}
+        return [text for _, _, text in small_test_set(test, clips)]
+
+    [few] = texts(3, {"happy": 40, "sad": 40})
+    says("Raise `split.test`, test every speaker (`protocol`), or add speakers.", few)
+    assert texts(6, {"happy": 40, "sad": 40}) == []
+    [few] = texts(6, {"happy": 40, "sad": 9})
+    says("Raise `split.test`, test every clip (`protocol`), or merge", few)
+    assert texts(6, {"happy": 49}) == []  # merged
+
+
+def test_an_encoder_that_knows_the_corpus() -> None:
+    corpora = [CorpusConfig(kind="emodb", path="/data/emodb")]
+
+    def sentences(model: str) -> list[str]:
+        return overlaps(FeaturesConfig(speech=SpeechEncoderConfig(model=model)), corpora)
+
+    [sentence] = sentences("emotion2vec/emotion2vec_plus_base")
+    says("so it may know the clips that this job tests on, and results may be too good", sentence)
+    assert sentences("facebook/wav2vec2-base") == []

@@ -47,6 +47,9 @@ class Evaluate(Step):
         folds = []
         for fold in folds_of(run.artifacts):
             manifest = fold.artifacts["manifest"]
+            for step in self.models:
+                models = fold.artifacts[step.artifact].summary["models"]
+                step.model_store.refuse_other_data(models, manifest.fingerprint)
             candidates = [
                 candidate
                 for step in self.models

@@ -218,6 +218,7 @@ class Distill(Step):
 
         def build(artifacts: Artifacts, out: Path) -> Mapping[str, Any]:
             index: Index = artifacts["teachers"].summary["models"]
+            model_store.refuse_other_data(index, artifacts["manifest"].fingerprint)
             summary: Mapping[str, Any] = on_cluster(
                 soft_targets,
                 artifacts["manifest"].path,

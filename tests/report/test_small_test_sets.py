@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from multistill.metrics.classification import class_support
 from multistill.metrics.intervals import choose_clusters
-from multistill.report.test_size import small_test_set
+from multistill.report.small_test_sets import small_test_set
 
 CLASSES = ("angry", "happy", "sad", "neutral")
 GROUPS = {"one-group", "few-speakers", "few-groups"}
@@ -70,8 +70,9 @@ def test_speakers_are_counted_whatever_the_unit_and_one_warning_says_it(
     if test["resampled"]["one_group"]:
         assert kind == "one-group"
     elif speakers < 6:
-        assert kind == "few-speakers" and title == f"{speakers} TEST SPEAKERS"
-        assert text.startswith(f"The test set has {speakers} speakers")
+        several = "" if speakers == 1 else "s"
+        assert (kind, title) == ("few-speakers", f"{speakers} TEST SPEAKER{several.upper()}")
+        assert text.startswith(f"The test set has {speakers} speaker{several}")
         assert (unit == "speaker") == (f" in {count} {unit}s." not in text)
         # Resampled sessions say nothing about other speakers, resampled speakers a little.
         assert ("do not hold for others" in text) == (count > speakers)

@@ -45,7 +45,8 @@ def small_test_set(
             "CLASSES WITH FEW TEST CLIPS",
             f"Fewer than {MIN_CLIPS_OF_A_CLASS} test clips: {named}. One clip decided otherwise "
             f"moves the recall of such a class by up to {largest:.0f} points, and UAR by up to "
-            f"{largest / present:.1f}. Raise `split.test`, or merge classes (`labels.merge`).",
+            f"{largest / present:.1f}. Raise `split.test`, test every clip (`protocol`), or merge "
+            "classes (`labels.merge`).",
         )
 
 
@@ -76,7 +77,7 @@ def _few_groups(test: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             f"{speakers} TEST SPEAKER{'' if speakers == 1 else 'S'}",
             f"The test set has {speakers} speaker{'' if speakers == 1 else 's'}{where}. "
             f"{consequence}: tested on other people, the models could rank in another order. "
-            "Raise `split.test`, or add speakers.",
+            "Raise `split.test`, test every speaker (`protocol`), or add speakers.",
         )
     elif resampled["few"]:
         yield (
