@@ -30,6 +30,7 @@ from multistill.evaluation.candidates import (
 from multistill.evaluation.figures import single_numbers
 from multistill.evaluation.floor import describe_floor
 from multistill.evaluation.label_shares import describe_label_shares
+from multistill.evaluation.paired import PREDICTIONS
 from multistill.evaluation.scoring import BASELINE, Prediction, Scorer
 from multistill.evaluation.trained import why_not_trained
 from multistill.evaluation.utterances import (
@@ -51,7 +52,6 @@ from multistill.workspace import write_json
 
 __all__ = ["METRICS", "PREDICTIONS", "Candidate", "evaluate"]
 
-PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"
 FORMAT = 1
 MAX_IN_SAMPLE_CLIPS = 2000
