@@ -35,7 +35,7 @@ def runs(
     text_format: TextFormat = None,
     as_json: Json = False,
 ) -> None:
-    """List the jobs of a workspace: state, split, test scores, and where the report is."""
+    """List the jobs of a workspace: state, split, main test scores, and the report's place."""
     _one_of(text_format, as_json)
     from multistill.pipeline.runs import flat_table, list_runs, report_lines, terminal_table
 

@@ -30,9 +30,10 @@ def list_runs(workspace: Path) -> list[dict[str, Any]]:
 
     Returns:
         JSON values: `job`, `variant` (fingerprint), `last_run`, `state` (`finished`, `running`,
-        `stopped`, or `unknown` with `reason`), `stage` (that which runs, or the last finished),
-        `report` (folder) and, of a finished job, `split`, `test` (clips, speakers, sessions),
-        `best_student` (its name) and `figures` (per model the test macro F1 and UAR).
+        `stopped`, `unknown`), `stage` (that which runs, or the last finished), `reason` (why
+        the state is unknown, or a report cannot be read), `report` (folder) and, of a finished
+        job, `split`, `test` (clips, speakers, sessions), `best_student` (its name) and `figures`
+        (per model the test macro F1 and UAR).
 
     Raises:
         UsageError: there is no such folder.
@@ -81,13 +82,15 @@ def _report_named(text: str, workspace: Path) -> Path:
 
 def _report_of(workspace: Path, name: str, key: str) -> Path | None:
     """The newest report of a job, by its name and fingerprint."""
-    found = [
-        (str(meta["created"]), file.parent)
-        for file in (workspace / "reports" / file_name(name)).glob(f"[!.]*/{DONE}")
-        if not file.parent.is_symlink()  # `latest`
-        and variants.variant_key((meta := read_json(file))["config"]["job"]) == key
-    ]
-    return max(found, default=(None, None))[1]
+    kind = f"reports/{file_name(name)}"
+    root, found = Workspace(workspace), []
+    for folder in (workspace / kind).glob("[!.]*"):
+        if folder.is_symlink():  # `latest`
+            continue
+        artifact = root.find(kind, folder.name)
+        if artifact and variants.variant_key(artifact.meta["config"]["job"]) == key:
+            found.append((str(artifact.meta["created"]), artifact.path))
+    return max(found)[1] if found else None
 
 
 def _load(file: Path, workspace: Path) -> Run:
@@ -107,17 +110,20 @@ def _load(file: Path, workspace: Path) -> Run:
             f"`{workspace}`"
         )
     folder = file.resolve().parent
-    meta = read_json(folder / DONE) if (folder / DONE).is_file() else None
-    if meta is None:
-        return Run(report["job"], None, folder, report)
-    root = folder.parents[2]  # <workspace>/reports/<job>/<fingerprint>
+    own = [*folder.parents][2:3]  # <workspace>/reports/<job>/<fingerprint>
+    predictions = next(
+        (file for root in (*own, workspace) for file in _predictions(report, Workspace(root))), None
+    )
+    if not (folder / DONE).is_file():
+        return Run(report["job"], None, folder, report, predictions=predictions)
+    meta = read_json(folder / DONE)
     return Run(
         job=report["job"],
         key=variants.variant_key(meta["config"]["job"]),
         folder=folder,
         report=report,
         settings=variants.settings(meta["provenance"]["job"]),
-        predictions=next(_predictions(report, Workspace(root)), None),
+        predictions=predictions,
     )
 
 
@@ -125,7 +131,7 @@ def _predictions(report: Mapping[str, Any], workspace: Workspace) -> Iterator[Pa
     """predictions.parquet of the stage that scored the models."""
     from multistill.evaluation.paired import PREDICTIONS
 
-    for stage in reversed(report["stages"]):
+    for stage in report["stages"]:
         file = workspace.folder(stage["name"], stage["fingerprint"]) / PREDICTIONS
         if file.is_file():
             yield file
@@ -149,7 +155,10 @@ def _describe(workspace: Path, name: str, variant: variants.Variant) -> dict[str
     }
     if folder is None:
         return row | _state(workspace, variant)
-    return row | _figures(_load(folder / JSON, workspace))
+    try:
+        return row | _figures(_load(folder / JSON, workspace))
+    except UsageError as error:
+        return row | {"reason": str(error)}
 
 
 def _state(workspace: Path, variant: variants.Variant) -> dict[str, Any]:
@@ -195,11 +204,11 @@ def _figures(run: Run) -> dict[str, Any]:
 
 
 def terminal_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Two lines per job, which fit into 80 columns."""
+    """Three lines per job, which fit into 80 columns."""
     from multistill.report.tables import Table
 
     titles = [who.replace("_", "\n") for who in WHO]
-    columns = ["job", "variant", "last run", "state", "split", "", *titles]
+    columns = ["job\nvariant\nlast run", "state\nsplit\ntest set", "", *titles]
     shown = []
     for row in rows:
         figures = [
@@ -210,11 +219,8 @@ def terminal_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         ]
         shown.append(
             [
-                row["job"],
-                row["variant"][: variants.MIN_KEY],
-                row["last_run"][:16].replace("T", "\n"),
-                _state_text(row).replace(": ", ":\n"),
-                _split(row).replace(", ", "\n"),
+                "\n".join([row["job"], _key(row), row["last_run"][:16].replace("T", " ")]),
+                "\n".join([_state_text(row), *_split(row).replace(" test", "").split(", ")]),
                 "\n".join(MAIN.values()) if row["figures"] else "",
                 *figures,
             ]
@@ -232,7 +238,7 @@ def flat_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     shown = [
         [
             row["job"],
-            row["variant"][: variants.MIN_KEY],
+            _key(row),
             row["last_run"],
             _state_text(row),
             _split(row),
@@ -246,19 +252,23 @@ def flat_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def report_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Where the pages are, a line per finished job."""
+    """Where the pages are, a line per finished job, and what is wrong with others."""
     return [
-        f"{row['variant'][: variants.MIN_KEY]}  {Path(row['report']) / HTML}"
+        f"{_key(row)}  {row['reason'] or Path(row['report']) / HTML}"
         for row in rows
-        if row["report"]
+        if row["reason"] or row["report"]
     ]
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    return str(row["variant"][: variants.MIN_KEY])
 
 
 def _state_text(row: Mapping[str, Any]) -> str:
     if row["state"] == "running":
         return f"running: {row['stage']}"
     if row["state"] == "stopped":
-        return f"stopped: {row['stage']} done" if row["stage"] else "stopped"
+        return f"{row['stage']} done" if row["stage"] else "nothing done"
     return str(row["state"])
 
 

@@ -123,7 +123,10 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any]:
     import yaml
 
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        values = None
     return values if isinstance(values, dict) else {}
 
 

@@ -74,7 +74,9 @@ def compare(runs: Sequence[Run], differing: Sequence[str] = ()) -> dict[str, Any
         "resampled": None,
         "not_paired": [],
         "settings": [
-            {"setting": key, "values": [run.settings.get(key) for run in runs]} for key in differing
+            {"setting": key, "values": [run.settings.get(key) for run in runs]}
+            for key in differing
+            if key != "name"  # it stands in the head
         ],
     }
     return result | _pair(names, runs)

@@ -37,10 +37,10 @@ def text(facts: Mapping[str, Any], kind: Format) -> str:
 
 def show(facts: Mapping[str, Any], console: Console) -> None:
     """Print the comparison: models, differences, settings, and what each run was tested on."""
-    console.print(to_terminal(_models(facts, cell)))
+    console.print(to_terminal(_models(facts, cell), grouped=True))
     if facts["differences"]:
         console.print()
-        console.print(to_terminal(_differences(facts, _stacked)))
+        console.print(to_terminal(_differences(facts, _stacked), grouped=True))
     if facts["settings"]:
         console.print()
         console.print(to_terminal(_settings(facts)))
@@ -141,7 +141,7 @@ def _signed(metric: Mapping[str, Any]) -> str:
     value, low, high = (metric[key] for key in ("value", "low", "high"))
     if value is None:
         return "-"
-    return f"{value:+.3f}" + ("" if low is None else f" [{low:+.3f}, {high:+.3f}]")
+    return _sign(value, 3) + ("" if low is None else f" [{_sign(low, 3)}, {_sign(high, 3)}]")
 
 
 def _stacked(metric: Mapping[str, Any]) -> str:
@@ -149,4 +149,9 @@ def _stacked(metric: Mapping[str, Any]) -> str:
     value, low, high = (metric[key] for key in ("value", "low", "high"))
     if value is None:
         return "-"
-    return f"{value:+.3f}" + ("" if low is None else f"\n{low:+.2f}…{high:+.2f}")
+    return _sign(value, 3) + ("" if low is None else f"\n{_sign(low, 2)}…{_sign(high, 2)}")
+
+
+def _sign(value: float, digits: int) -> str:
+    """The number with its sign; what rounds to zero is no negative zero."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"

@@ -15,6 +15,18 @@ if TYPE_CHECKING:
 Format = Literal["csv", "markdown", "latex"]
 Cell = str | int | float | None
 
+LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+    }
+)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -31,10 +43,10 @@ class Table:
 
 
 def to_csv(table: Table) -> str:
-    """RFC 4180 with a head and line feeds. Figures have all their digits."""
+    """Comma-separated with a head, a line per row. Figures have all their digits."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
-    writer.writerows([table.columns, *table.rows])
+    rows = [table.columns, *table.rows]
+    csv.writer(text, lineterminator="\n").writerows([_line(cell) for cell in row] for row in rows)
     return text.getvalue()
 
 
@@ -47,23 +59,24 @@ def to_markdown(table: Table) -> str:
 
 
 def _markdown(cell: Cell) -> str:
-    return re.sub(r"([\\|`*_<>\[\]~])", r"\\\1", _line(cell))
+    return re.sub(r"([\\|`*_<>~&]|\](?=[(\[]))", r"\\\1", _line(cell))
 
 
 def to_latex(table: Table) -> str:
-    r"""A `tabular` of the package booktabs; everything that LaTeX would read is escaped."""
-    import pandas
+    r"""A `tabular` of the package booktabs; everything that LaTeX would read is escaped.
 
-    frame = pandas.DataFrame([[_line(cell) for cell in row] for row in table.rows])
-    frame = frame.reindex(columns=range(len(table.columns)))
-    text = frame.to_latex(
-        index=False,
-        escape=True,
-        header=[_line(title) for title in table.columns],
-        column_format="".join("r" if title in table.numbers else "l" for title in table.columns),
-    )
-    # After `\\`, LaTeX takes a star or a bracket for an argument of it.
-    return re.sub(r"^(?=[*\[])", "{}", str(text), flags=re.MULTILINE)
+    Not by pandas, whose `to_latex` leaves titles unescaped and raises at a brace in one.
+    """
+    alignment = "".join("r" if title in table.numbers else "l" for title in table.columns)
+    lines = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", _latex_row(table.columns)]
+    lines += [r"\midrule", *map(_latex_row, table.rows), r"\bottomrule", r"\end{tabular}"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _latex_row(row: Sequence[Cell]) -> str:
+    line = " & ".join(_line(cell).translate(LATEX) for cell in row)
+    # After the `\\` of the line before, LaTeX takes a star or a bracket for an argument of it.
+    return ("{}" if line.startswith(("*", "[")) else "") + line + r" \\"
 
 
 def _line(cell: Cell) -> str:
@@ -78,25 +91,27 @@ FORMATS: Mapping[str, Callable[[Table], str]] = {
 }
 
 
-def to_terminal(table: Table, title: str | None = None, caption: str | None = None) -> RichTable:
-    """A table of Rich; cells can have several lines."""
+def to_terminal(table: Table, *, grouped: bool = False) -> RichTable:
+    """A table of Rich; cells can have several lines.
+
+    Args:
+        grouped: rows with the same first cell form a group, which names it once.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
 
-    shown = RichTable(
-        title=title,
-        caption=caption,
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-    )
+    shown = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in table.columns:
-        number = name in table.numbers
-        shown.add_column(
-            name, justify="right" if number else "left", no_wrap=number, overflow="fold"
-        )
-    for row in table.rows:
-        shown.add_row(*("" if cell is None else str(cell) for cell in row))
+        figures = name in table.numbers
+        justify: Literal["left", "right"] = "right" if figures else "left"
+        shown.add_column(name, justify=justify, no_wrap=figures, overflow="fold")
+    before: Cell = None
+    for number, row in enumerate(table.rows):
+        cells = ["" if cell is None else str(cell) for cell in row]
+        if grouped and number and row[0] == before:
+            cells[0] = ""
+        elif grouped and number:
+            shown.add_section()
+        before = row[0]
+        shown.add_row(*cells)
     return shown
