@@ -86,8 +86,8 @@ def why_not_paired(first: Answers, other: Answers) -> str | None:
     ours, theirs = set(first.ids), set(other.ids)
     if ours != theirs:
         return (
-            f"other test clips: {len(ours & theirs)} are in both, {len(ours - theirs)} only in the "
-            f"first run and {len(theirs - ours)} only in this one"
+            f"other test clips: {len(ours & theirs)} are in both, {len(ours - theirs)} in the "
+            f"first only and {len(theirs - ours)} in this one only"
         )
     changed = int((first.truth != other.truth).sum())
     if changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -74,9 +75,10 @@ def _report_named(text: str, workspace: Path) -> Path:
     variant = variants.choose(workspace, name, key, "as NAME@FINGERPRINT")
     folder = _report_of(workspace, name, variant.key)
     if folder is None:
-        raise UsageError(
-            f"`{text}` has no report; run `multistill run {variant.file}` to finish the job"
+        command = shlex.join(
+            ["multistill", "run", str(variant.file), "--workspace", str(workspace)]
         )
+        raise UsageError(f"`{text}` has no report; run `{command}` to finish the job")
     return folder / JSON
 
 

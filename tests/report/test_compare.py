@@ -139,7 +139,10 @@ def test_other_clips_have_no_difference(
     finish(evaluation_case, tmp_path, answering(evaluation_case, 3), name="same")
     facts = compared(tmp_path, "a", "fewer", "same")
     [sentence] = facts["not_paired"]
-    assert f"`fewer`: other test clips: {95 - left_out} are in both, {left_out} only in" in sentence
+    assert (
+        f"`fewer`: other test clips: {95 - left_out} are in both, {left_out} in the first"
+        in sentence
+    )
     assert "cannot be set side by side" in sentence
     assert {row["run"] for row in facts["differences"]} == {"same"}
     assert {row["run"] for row in facts["models"]} == {"a", "fewer", "same"}
