@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -14,7 +13,7 @@ from multistill.pipeline import variants
 from multistill.pipeline.recipes import steps_of
 from multistill.pipeline.stage_status import step_statuses
 from multistill.report.files import HTML, JSON
-from multistill.workspace import DONE, Workspace, file_name, read_json
+from multistill.workspace import DONE, Workspace, file_name, read_json, to_json
 
 if TYPE_CHECKING:
     from multistill.report.compare import Run
@@ -168,7 +167,7 @@ def _state(workspace: Path, variant: variants.Variant) -> dict[str, Any]:
     from multistill.pipeline.jobfile import load
 
     try:
-        job = load(variant.file, [f"workspace={json.dumps(str(workspace.absolute()))}"])
+        job = load(variant.file, [f"workspace={to_json(str(workspace.absolute()))}"])
         root = Workspace(job.workspace)
         statuses = step_statuses(steps_of(job, root), root)
     except (MultistillError, OSError) as error:  # its corpora are gone, or its version is another
