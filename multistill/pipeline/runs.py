@@ -94,17 +94,23 @@ def _report_of(workspace: Path, name: str, key: str) -> Path | None:
     return max(found)[1] if found else None
 
 
+def _read(file: Path) -> tuple[dict[str, Any], str]:
+    """Content of a report.json, and what is wrong with the file, which is empty for a good one."""
+    try:
+        report = read_json(file)
+    except FileNotFoundError:
+        return {}, "does not exist"
+    except (OSError, ValueError):
+        return {}, "cannot be read"
+    if not (isinstance(report, dict) and report.keys() >= NEEDED):
+        return {}, "is no report of this version"
+    return report, ""
+
+
 def _load(file: Path, workspace: Path) -> Run:
     from multistill.report.compare import Run
 
-    try:
-        report = read_json(file)
-        known = isinstance(report, dict) and report.keys() >= NEEDED
-        problem = None if known else "is no report of this version"
-    except FileNotFoundError:
-        problem = "does not exist"
-    except (OSError, ValueError):
-        problem = "cannot be read"
+    report, problem = _read(file)
     if problem:
         raise UsageError(
             f"{file} {problem}; give the folder of a report, or the name of a job that ran in "
@@ -156,10 +162,8 @@ def _describe(workspace: Path, name: str, variant: variants.Variant) -> dict[str
     }
     if folder is None:
         return row | _state(workspace, variant)
-    try:
-        return row | _figures(_load(folder / JSON, workspace))
-    except UsageError as error:
-        return row | {"reason": str(error)}
+    report, problem = _read(folder / JSON)
+    return row | ({"reason": f"{folder / JSON} {problem}"} if problem else _figures(report))
 
 
 def _state(workspace: Path, variant: variants.Variant) -> dict[str, Any]:
@@ -179,15 +183,14 @@ def _state(workspace: Path, variant: variants.Variant) -> dict[str, Any]:
     return {"state": "stopped", "stage": done[-1] if done else None}
 
 
-def _figures(run: Run) -> dict[str, Any]:
+def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
     from multistill.evaluation.figures import over_seeds
     from multistill.report.compare import models_of
 
-    report = run.report
     teacher = next((m["name"] for m in report["models"] if m["role"] == "teacher"), None)
     models = {model["name"]: model for model in models_of(report)}
     names = {
-        "best_student": run.best_student,
+        "best_student": report["floor"]["student"],
         "teacher": teacher,
         "probe": report["floor"]["probe"],
         "majority": report["baseline"]["name"],
@@ -195,7 +198,7 @@ def _figures(run: Run) -> dict[str, Any]:
     return {
         "split": report["split"],
         "test": {key: report["test"][key] for key in ("clips", "speakers", "sessions")},
-        "best_student": run.best_student,
+        "best_student": names["best_student"],
         "figures": {
             who: {metric: over_seeds(models[name], metric).get("value") for metric in MAIN}
             for who, name in names.items()
