@@ -220,7 +220,7 @@ class Workspace:
     @contextmanager
     def lock(self, name: str, log: Callable[[str], None] | None = None) -> Iterator[None]:
         """Hold an inter-process lock; the system releases it if its holder dies."""
-        path = self.root / "locks" / f"{name}.lock"
+        path = self._lock_file(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         file_lock = FileLock(path)
         try:
@@ -233,6 +233,22 @@ class Workspace:
             yield
         finally:
             file_lock.release()
+
+    def is_building(self, kind: str, fingerprint: str) -> bool:
+        """Whether a process is building the artifact: it holds the lock."""
+        path = self._lock_file(_lock_name(kind, fingerprint))
+        if not path.exists():
+            return False
+        file_lock = FileLock(path)
+        try:
+            file_lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        file_lock.release()
+        return False
+
+    def _lock_file(self, name: str) -> Path:
+        return self.root / "locks" / f"{name}.lock"
 
     def make(
         self,
@@ -254,7 +270,7 @@ class Workspace:
         Raises:
             whatever `build` raises; the partial folder is kept for the next attempt.
         """
-        with self.lock(f"{kind}-{fingerprint}".replace("/", "-"), log):
+        with self.lock(_lock_name(kind, fingerprint), log):
             artifact = self.find(kind, fingerprint)
             if artifact is not None:
                 return artifact
@@ -286,6 +302,10 @@ class Workspace:
                 shutil.rmtree(final)
             partial.rename(final)
             return Artifact(kind, fingerprint, final, meta)
+
+
+def _lock_name(kind: str, fingerprint: str) -> str:
+    return f"{kind}-{fingerprint}".replace("/", "-")
 
 
 def clear(folder: Path) -> Path:

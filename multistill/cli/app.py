@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from multistill.cli import catalogue, jobs, run
+from multistill.cli import catalogue, jobs, results, run
 from multistill.cli import weights as weights_commands
 from multistill.cli.options import with_debug
 from multistill.cli.streams import print_any_text
@@ -38,6 +38,8 @@ COMMANDS: list[Callable[..., None]] = [
     run.run,
     run.plan,
     run.validate,
+    results.runs,
+    results.compare,
     jobs.submit,
     jobs.status,
     jobs.logs,

@@ -23,6 +23,7 @@ from multistill.evaluation.figures import single_numbers
 from multistill.evaluation.floor import describe_floor
 from multistill.evaluation.folds import EvaluatedFold, Evaluation, FoldData, open_fold
 from multistill.evaluation.label_shares import describe_label_shares
+from multistill.evaluation.paired import PREDICTIONS
 from multistill.evaluation.scoring import BASELINE, Prediction, Scorer
 from multistill.evaluation.trained import why_not_trained
 from multistill.evaluation.utterances import Utterances, majority_of
@@ -35,7 +36,6 @@ from multistill.workspace import write_json
 
 __all__ = ["METRICS", "PREDICTIONS", "Candidate", "EvaluatedFold", "evaluate"]
 
-PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"
 FORMAT = 1
 

@@ -6,7 +6,8 @@
     outcome = pipeline.run(pipeline.load(Path("jobs/demo.yaml")))
 
 `jobfile` reads the file, `recipes` lists the steps of each method, `steps` joins them to the
-packages that do the work, `runner` runs them, `stage_status` and `plan` look without running.
+packages that do the work, `runner` runs them, `stage_status` and `plan` look without running,
+`runs` finds what ran.
 """
 
 from multistill.pipeline.jobfile import load

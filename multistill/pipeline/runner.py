@@ -23,9 +23,9 @@ from multistill.config import JobConfig
 from multistill.errors import MultistillError, UsageError
 from multistill.pipeline.recipes import get_recipe, steps_of, why_missing
 from multistill.pipeline.step import Step, StepRun
-from multistill.pipeline.variants import job_file
+from multistill.pipeline.variants import job_file, variant_key
 from multistill.tracking.console import CompositeLogger, ConsoleLogger, ProgressDisplay
-from multistill.workspace import Artifact, Workspace, fingerprint, write_atomic
+from multistill.workspace import Artifact, Workspace, write_atomic
 
 if TYPE_CHECKING:
     from multistill.tracking.logger import RunLogger
@@ -225,7 +225,7 @@ class RunContext:
             from multistill.pipeline import record
             from multistill.tracking import open_tracker
 
-            key = fingerprint("run", 1, self.job.identity(), {})
+            key = variant_key(self.job.identity())
             tracker = open_tracker(
                 self.job.tracking,
                 self.workspace.root,

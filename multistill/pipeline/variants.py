@@ -17,7 +17,7 @@ from typing import Any
 
 from multistill.config import JobConfig
 from multistill.errors import UsageError
-from multistill.workspace import file_name
+from multistill.workspace import file_name, fingerprint
 
 MIN_KEY = 6
 _MAX_DIFFERENCES = 4
@@ -38,9 +38,20 @@ class Variant:
     last_run: float
 
 
+def variant_key(identity: Mapping[str, Any]) -> str:
+    """Fingerprint of a job by what decides its results (`JobConfig.identity`)."""
+    return fingerprint("run", 1, identity, {})
+
+
 def job_file(workspace: Path, name: str, key: str) -> Path:
     """Where the resolved job file of a job with this name and fingerprint is."""
     return workspace / "jobs" / file_name(name, f"-{key}.yaml")
+
+
+def job_names(workspace: Path) -> list[str]:
+    """Names of the jobs that ran in the workspace, in alphabetical order."""
+    names = {_read(file).get("name") for file in (workspace / "jobs").glob("*.yaml")}
+    return sorted(name for name in names if isinstance(name, str))
 
 
 def find_variants(workspace: Path, name: str) -> list[Variant]:
@@ -53,8 +64,11 @@ def find_variants(workspace: Path, name: str) -> list[Variant]:
     return sorted(found, key=lambda variant: variant.last_run, reverse=True)
 
 
-def choose(workspace: Path, name: str, key: str | None) -> Variant:
+def choose(workspace: Path, name: str, key: str | None, how: str = "with --variant") -> Variant:
     """The variant of a name whose fingerprint starts with `key`; without it, the only one.
+
+    Args:
+        how: one of several is named, for the message.
 
     Raises:
         UsageError: no such job, or several: the message lists them.
@@ -72,16 +86,14 @@ def choose(workspace: Path, name: str, key: str | None) -> Variant:
     if not matching:
         raise UsageError(f"no variant of `{name}` has the fingerprint `{key}`; there is {listed}")
     raise UsageError(
-        f"{len(matching)} variants of `{name}` ran in `{workspace}`; name one with --variant: "
-        f"{listed}"
+        f"{len(matching)} variants of `{name}` ran in `{workspace}`; name one {how}: {listed}"
     )
 
 
 def describe_variants(variants: Sequence[Variant]) -> list[str]:
     """A line per variant: the start of its fingerprint, when it ran, how it differs."""
-    jobs = [_settings(variant.file) for variant in variants]
-    keys = sorted({key for job in jobs for key in job})
-    different = [key for key in keys if any(job.get(key) != jobs[0].get(key) for job in jobs)]
+    jobs = [settings(_read(variant.file)) for variant in variants]
+    different = differing(jobs)
     length = MIN_KEY
     while len({variant.key[:length] for variant in variants}) < len(variants):
         length += 1
@@ -95,14 +107,27 @@ def describe_variants(variants: Sequence[Variant]) -> list[str]:
     return lines
 
 
-def _settings(file: Path) -> dict[str, Any]:
-    """The settings of a resolved job file that decide its results, by dotted key."""
-    import yaml
+def differing(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys of `settings` that are not the same in all jobs."""
+    keys = sorted({key for job in jobs for key in job})
+    return [key for key in keys if any(job.get(key) != jobs[0].get(key) for job in jobs)]
 
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+
+def settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a resolved job that decide its results, by dotted key."""
     with suppress(ValueError):  # of another version of this package
         values = JobConfig.model_validate(values).identity()
     return dict(_flat(values))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        values = None
+    return values if isinstance(values, dict) else {}
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from multistill.corpora.manifest import QUALITY
 from multistill.encoders.training_data import overlaps
 from multistill.evaluation.evaluate import METRICS
 from multistill.report.corpus import describe_corpus
+from multistill.report.files import HTML, JSON
 from multistill.report.html import render
 from multistill.report.protocol import describe_protocol
 from multistill.report.search import describe_search, read_trials, scores_over_seeds
@@ -22,8 +23,6 @@ from multistill.report.teacher_calibration import teacher_calibration
 from multistill.report.terminal import encoder
 from multistill.workspace import Artifact, read_json, write_atomic, write_json
 
-JSON = "report.json"
-HTML = "report.html"
 MIN_VALIDATION_CLIPS = 100
 MIN_VALIDATION_GROUPS = 3
 """Below either, the choice of an epoch or a winner is mostly luck."""

@@ -72,7 +72,7 @@ def table(report: Mapping[str, Any]) -> Table:
     results.add_row(
         f"always {baseline['label']}",
         "majority",
-        *(_cell(baseline["metrics"][name]) for name in METRIC_COLUMNS),
+        *(cell(baseline["metrics"][name]) for name in METRIC_COLUMNS),
         "-",
         style="dim",
     )
@@ -80,7 +80,7 @@ def table(report: Mapping[str, Any]) -> Table:
         results.add_row(
             f"{model['name']}{_note(model)}",
             str(model["modality"]),
-            *(_cell(over_seeds(model, name)) for name in METRIC_COLUMNS),
+            *(cell(over_seeds(model, name)) for name in METRIC_COLUMNS),
             f"{count(model['params_trainable'])}\n{count(model['params_end_to_end'])}",
             style={"student": "bold", "probe": "dim"}.get(model["role"]),
         )
@@ -94,7 +94,7 @@ def _note(model: Mapping[str, Any]) -> str:
     return seeds + unused + ("\nNOT TRAINED" if model.get("not_trained") else "")
 
 
-def _cell(metric: Mapping[str, float | None]) -> str:
+def cell(metric: Mapping[str, float | None]) -> str:
     """The value above its interval and SD over seeds, so that the table fits into 80 columns."""
     value, low, high, sd = (metric.get(key) for key in ("value", "low", "high", "sd"))
     if value is None or low is None or high is None:

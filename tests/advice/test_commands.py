@@ -66,7 +66,7 @@ def test_advice_about_the_name_and_the_variant_of_a_job(
     assert ran == ["emo", "emo"]
     key = note(tmp_path, "seed=7")
     says(
-        "variants of `{}` ran in `{}`; name one with --variant: {}",
+        "variants of `{}` ran in `{}`; name one {}: {}",
         error := failed(capsys, *resume, "emo", *here),
     )
     assert key[:6] in error

@@ -50,7 +50,7 @@ class Report(Step):
         return {}
 
     def record(self, artifact: Artifact, logger: RunLogger) -> str:
-        from multistill.report.build import HTML, JSON
+        from multistill.report.files import HTML, JSON
 
         for name in (HTML, JSON):
             logger.artifact(artifact.path / name, "report")

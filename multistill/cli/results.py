@@ -1,0 +1,98 @@
+"""Commands that show what jobs have found: the list of a workspace, and jobs side by side."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from multistill.cli.options import Json, print_json
+from multistill.errors import UsageError
+
+
+class Format(StrEnum):
+    """Text formats of a table."""
+
+    csv = "csv"
+    markdown = "markdown"
+    latex = "latex"
+
+
+TextFormat = Annotated[
+    Format | None,
+    typer.Option("--format", help="print text for a sheet, a page or a paper (booktabs)"),
+]
+Folder = Annotated[
+    Path,
+    typer.Option("--workspace", metavar="PATH", help="where the jobs ran"),
+]
+
+
+def runs(
+    workspace: Folder = Path("workspace"),
+    text_format: TextFormat = None,
+    as_json: Json = False,
+) -> None:
+    """List the jobs of a workspace: state, split, main test scores, and the report's place."""
+    _one_of(text_format, as_json)
+    from multistill.pipeline.runs import flat_table, list_runs, report_lines, terminal_table
+
+    rows = list_runs(workspace)
+    if as_json:
+        print_json(rows)
+        return
+    from multistill.report.tables import FORMATS, to_terminal
+
+    if text_format is not None:
+        print(FORMATS[text_format](flat_table(rows)), end="")
+        return
+    if not rows:
+        print(f"no job has run in {workspace}")
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(to_terminal(terminal_table(rows)))
+    for line in report_lines(rows):
+        console.print(line, soft_wrap=True)
+
+
+def compare(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN",
+            help="a report's folder or report.json, or a job of the workspace: NAME, or "
+            "NAME@FINGERPRINT where several have the name; differences are to the first",
+        ),
+    ],
+    workspace: Folder = Path("workspace"),
+    text_format: TextFormat = None,
+    as_json: Json = False,
+) -> None:
+    """Lay finished jobs side by side, with paired differences where their test clips agree."""
+    _one_of(text_format, as_json)
+    from multistill.pipeline.runs import find_run
+    from multistill.pipeline.variants import differing
+    from multistill.report.compare import compare as compare_runs
+
+    found = [find_run(name, workspace) for name in names]
+    facts = compare_runs(found, differing([run.settings for run in found if run.settings]))
+    if as_json:
+        print_json(facts)
+        return
+    from multistill.report import side_by_side
+
+    if text_format is not None:
+        print(side_by_side.text(facts, text_format.value), end="")
+        return
+    from rich.console import Console
+
+    side_by_side.show(facts, Console(highlight=False, markup=False, emoji=False))
+
+
+def _one_of(text_format: Format | None, as_json: bool) -> None:
+    if text_format is not None and as_json:
+        raise UsageError("--json and --format are two formats of the same result; leave one out")

@@ -1,0 +1,290 @@
+"""The jobs of a workspace and their reports: a list of all, and one that a person names."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multistill.errors import MultistillError, UsageError
+from multistill.pipeline import variants
+from multistill.pipeline.recipes import steps_of
+from multistill.pipeline.stage_status import step_statuses
+from multistill.report.files import HTML, JSON
+from multistill.workspace import DONE, Workspace, file_name, read_json, to_json
+
+if TYPE_CHECKING:
+    from multistill.report.compare import Run
+    from multistill.report.tables import Table
+
+WHO = ("best_student", "teacher", "probe", "majority")
+MAIN = {"macro_f1": "macro F1", "uar": "UAR"}
+NEEDED = {"job", "classes", "test", "baseline", "references", "models", "floor", "split"}
+"""Keys of a report.json that are read here."""
+
+
+def list_runs(workspace: Path) -> list[dict[str, Any]]:
+    """The jobs that ran in a workspace, newest first.
+
+    Returns:
+        JSON values: `job`, `variant` (fingerprint), `last_run`, `state` (`finished`, `running`,
+        `stopped`, `unknown`), `stage` (that which runs, or the last finished), `reason` (why
+        the state is unknown, or a report cannot be read), `report` (folder) and, of a finished
+        job, `split`, `test` (clips, speakers, sessions), `best_student` (its name) and `figures`
+        (per model the test macro F1 and UAR).
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    if not workspace.is_dir():
+        raise UsageError(
+            f"there is no workspace `{workspace}`; give the right folder with --workspace"
+        )
+    found = [
+        (variant, name)
+        for name in variants.job_names(workspace)
+        for variant in variants.find_variants(workspace, name)
+    ]
+    found.sort(key=lambda entry: entry[0].last_run, reverse=True)
+    return [_describe(workspace, name, variant) for variant, name in found]
+
+
+def find_run(text: str, workspace: Path) -> Run:
+    """The finished job that a person names.
+
+    Args:
+        text: folder of a report, its report.json, or the name of a job in the workspace, with
+            `@` and the start of the fingerprint where several of that name ran.
+
+    Raises:
+        UsageError: there is no such report, or several jobs have the name.
+    """
+    path = Path(text).expanduser()
+    if path.name == text and not (path / JSON).is_file() and path.suffix != ".json":
+        return _load(_report_named(text, workspace), workspace)
+    return _load(path if path.suffix == ".json" else path / JSON, workspace)
+
+
+def _report_named(text: str, workspace: Path) -> Path:
+    name, key = text, None
+    if not variants.find_variants(workspace, text) and "@" in text:
+        name, _, key = text.rpartition("@")
+    variant = variants.choose(workspace, name, key, "as NAME@FINGERPRINT")
+    folder = _report_of(workspace, name, variant.key)
+    if folder is None:
+        command = shlex.join(
+            ["multistill", "run", str(variant.file), "--workspace", str(workspace)]
+        )
+        raise UsageError(f"`{text}` has no report; run `{command}` to finish the job")
+    return folder / JSON
+
+
+def _report_of(workspace: Path, name: str, key: str) -> Path | None:
+    """The newest report of a job, by its name and fingerprint."""
+    kind = f"reports/{file_name(name)}"
+    root, found = Workspace(workspace), []
+    for folder in (workspace / kind).glob("[!.]*"):
+        if folder.is_symlink():  # `latest`
+            continue
+        artifact = root.find(kind, folder.name)
+        if artifact and variants.variant_key(artifact.meta["config"]["job"]) == key:
+            found.append((str(artifact.meta["created"]), artifact.path))
+    return max(found)[1] if found else None
+
+
+def _read(file: Path) -> tuple[dict[str, Any], str]:
+    """Content of a report.json, and what is wrong with the file, which is empty for a good one."""
+    try:
+        report = read_json(file)
+    except FileNotFoundError:
+        return {}, "does not exist"
+    except (OSError, ValueError):
+        return {}, "cannot be read"
+    if not (isinstance(report, dict) and report.keys() >= NEEDED):
+        return {}, "is no report of this version"
+    return report, ""
+
+
+def _load(file: Path, workspace: Path) -> Run:
+    from multistill.report.compare import Run
+
+    report, problem = _read(file)
+    if problem:
+        raise UsageError(
+            f"{file} {problem}; give the folder of a report, or the name of a job that ran in "
+            f"`{workspace}`"
+        )
+    folder = file.resolve().parent
+    own = [*folder.parents][2:3]  # <workspace>/reports/<job>/<fingerprint>
+    predictions = next(
+        (file for root in (*own, workspace) for file in _predictions(report, Workspace(root))), None
+    )
+    if not (folder / DONE).is_file():
+        return Run(report["job"], None, folder, report, predictions=predictions)
+    meta = read_json(folder / DONE)
+    return Run(
+        job=report["job"],
+        key=variants.variant_key(meta["config"]["job"]),
+        folder=folder,
+        report=report,
+        settings=variants.settings(meta["provenance"]["job"]),
+        predictions=predictions,
+    )
+
+
+def _predictions(report: Mapping[str, Any], workspace: Workspace) -> Iterator[Path]:
+    """predictions.parquet of the stage that scored the models."""
+    from multistill.evaluation.paired import PREDICTIONS
+
+    for stage in report["stages"]:
+        file = workspace.folder(stage["name"], stage["fingerprint"]) / PREDICTIONS
+        if file.is_file():
+            yield file
+
+
+def _describe(workspace: Path, name: str, variant: variants.Variant) -> dict[str, Any]:
+    folder = _report_of(workspace, name, variant.key)
+    last_run = datetime.fromtimestamp(variant.last_run).astimezone()
+    row: dict[str, Any] = {
+        "job": name,
+        "variant": variant.key,
+        "last_run": last_run.isoformat(timespec="seconds"),
+        "state": "finished",
+        "stage": None,
+        "reason": None,
+        "report": str(folder) if folder else None,
+        "split": None,
+        "test": None,
+        "best_student": None,
+        "figures": {},
+    }
+    if folder is None:
+        return row | _state(workspace, variant)
+    report, problem = _read(folder / JSON)
+    return row | ({"reason": f"{folder / JSON} {problem}"} if problem else _figures(report))
+
+
+def _state(workspace: Path, variant: variants.Variant) -> dict[str, Any]:
+    """How far a job without a report has come."""
+    from multistill.pipeline.jobfile import load
+
+    try:
+        job = load(variant.file, [f"workspace={to_json(str(workspace.absolute()))}"])
+        root = Workspace(job.workspace)
+        statuses = step_statuses(steps_of(job, root), root)
+    except (MultistillError, OSError) as error:  # its corpora are gone, or its version is another
+        return {"state": "unknown", "reason": str(error)}
+    for step, entry, _ in statuses:
+        if entry.state == "to do" and root.is_building(step.kind, str(entry.fingerprint)):
+            return {"state": "running", "stage": step.name}
+    done = [entry.stage for _, entry, _ in statuses if entry.state == "done"]
+    return {"state": "stopped", "stage": done[-1] if done else None}
+
+
+def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
+    from multistill.evaluation.figures import over_seeds
+    from multistill.report.compare import models_of
+
+    teacher = next((m["name"] for m in report["models"] if m["role"] == "teacher"), None)
+    models = {model["name"]: model for model in models_of(report)}
+    names = {
+        "best_student": report["floor"]["student"],
+        "teacher": teacher,
+        "probe": report["floor"]["probe"],
+        "majority": report["baseline"]["name"],
+    }
+    return {
+        "split": report["split"],
+        "test": {key: report["test"][key] for key in ("clips", "speakers", "sessions")},
+        "best_student": names["best_student"],
+        "figures": {
+            who: {metric: over_seeds(models[name], metric).get("value") for metric in MAIN}
+            for who, name in names.items()
+            if name is not None
+        },
+    }
+
+
+def terminal_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Three lines per job, which fit into 80 columns."""
+    from multistill.report.tables import Table
+
+    titles = [who.replace("_", "\n") for who in WHO]
+    columns = ["job\nvariant\nlast run", "state\nsplit\ntest set", "", *titles]
+    shown = []
+    for row in rows:
+        figures = [
+            "\n".join(_number(row["figures"].get(who, {}).get(metric)) for metric in MAIN)
+            if row["figures"]
+            else ""
+            for who in WHO
+        ]
+        shown.append(
+            [
+                "\n".join([row["job"], _key(row), row["last_run"][:16].replace("T", " ")]),
+                "\n".join([_state_text(row), *_split(row).replace(" test", "").split(", ")]),
+                "\n".join(MAIN.values()) if row["figures"] else "",
+                *figures,
+            ]
+        )
+    return Table(columns, shown, frozenset(titles))
+
+
+def flat_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A column per figure, for CSV, Markdown and LaTeX."""
+    from multistill.report.tables import Table
+
+    figures = [(who, metric) for who in WHO for metric in MAIN]
+    titles = [f"{who.replace('_', ' ')} {MAIN[metric]}" for who, metric in figures]
+    columns = ["job", "variant", "last run", "state", "split", "best student", *titles, "report"]
+    shown = [
+        [
+            row["job"],
+            _key(row),
+            row["last_run"],
+            _state_text(row),
+            _split(row),
+            row["best_student"],
+            *(_number(row["figures"].get(who, {}).get(metric), "") for who, metric in figures),
+            row["report"],
+        ]
+        for row in rows
+    ]
+    return Table(columns, shown, frozenset(titles))
+
+
+def report_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where the pages are, a line per finished job, and what is wrong with others."""
+    return [
+        f"{_key(row)}  {row['reason'] or Path(row['report']) / HTML}"
+        for row in rows
+        if row["reason"] or row["report"]
+    ]
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    return str(row["variant"][: variants.MIN_KEY])
+
+
+def _state_text(row: Mapping[str, Any]) -> str:
+    if row["state"] == "running":
+        return f"running: {row['stage']}"
+    if row["state"] == "stopped":
+        return f"{row['stage']} done" if row["stage"] else "nothing done"
+    return str(row["state"])
+
+
+def _split(row: Mapping[str, Any]) -> str:
+    """How the test set was kept apart: `speaker, 4 test speakers`, or sessions where these do."""
+    if row["split"] is None:
+        return ""
+    by = row["split"]["by"]
+    unit = "session" if by == "session" else "speaker"
+    number = row["test"][f"{unit}s"]
+    return f"by {by}, {number} test {unit}{'' if number == 1 else 's'}"
+
+
+def _number(value: float | None, missing: str = "-") -> str:
+    return missing if value is None else f"{value:.3f}"

@@ -1,0 +1,4 @@
+"""Names of the files of a report."""
+
+JSON = "report.json"
+HTML = "report.html"

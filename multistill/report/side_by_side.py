@@ -1,0 +1,157 @@
+"""What `multistill compare` prints of `multistill.report.compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from multistill.evaluation.comparisons import METRIC_TITLES
+from multistill.report.compare import METRICS
+from multistill.report.tables import FORMATS, Cell, Format, Table, to_terminal
+from multistill.report.terminal import cell, score
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TITLES = frozenset(METRIC_TITLES[metric] for metric in METRICS)
+UNITS = {"utterance": "clip"}
+
+
+def text(facts: Mapping[str, Any], kind: Format) -> str:
+    """The comparison as one CSV table, or as tables of Markdown or LaTeX.
+
+    CSV has a column per figure and bound; a difference is on the row of the other run's model.
+    """
+    if kind == "csv":
+        return FORMATS[kind](_flat(facts))
+    tables = [_models(facts, _one_line)]
+    if facts["differences"]:
+        tables.append(_differences(facts, _signed))
+    if facts["settings"]:
+        tables.append(_settings(facts))
+    mark = "% " if kind == "latex" else ""
+    notes = [f"{mark}{line}\n" for line in _notes(facts)]
+    between = "" if kind == "latex" else "\n"  # a paragraph each in Markdown
+    return "\n".join([*map(FORMATS[kind], tables), between.join(notes)])
+
+
+def show(facts: Mapping[str, Any], console: Console) -> None:
+    """Print the comparison: models, differences, settings, and what each run was tested on."""
+    console.print(to_terminal(_models(facts, cell), grouped=True))
+    if facts["differences"]:
+        console.print()
+        console.print(to_terminal(_differences(facts, _stacked), grouped=True))
+    if facts["settings"]:
+        console.print()
+        console.print(to_terminal(_settings(facts)))
+    console.print()
+    for line in _notes(facts):
+        console.print(line)
+
+
+def _models(facts: Mapping[str, Any], figure: Callable[[Mapping[str, Any]], str]) -> Table:
+    rows: list[list[Cell]] = []
+    for row in facts["models"]:
+        notes = [f"{row['seeds']} seeds"] if row["seeds"] > 1 else []
+        notes += ["NOT TRAINED"] if row["not_trained"] else []
+        name = row["model"] + (f" ({', '.join(notes)})" if notes else "")
+        rows.append([row["run"], name, *(figure(row["metrics"][metric]) for metric in METRICS)])
+    return Table(["run", "model", *(METRIC_TITLES[m] for m in METRICS)], rows, TITLES)
+
+
+def _differences(facts: Mapping[str, Any], figure: Callable[[Mapping[str, Any]], str]) -> Table:
+    rows: list[list[Cell]] = []
+    for row in facts["differences"]:
+        name = row["model"]
+        if row["role"] == "best student":
+            name = f"best student: {name}"
+            name += "" if row["model"] == row["against"] else f" - {row['against']}"
+        rows.append([row["run"], name, *(figure(row["metrics"][metric]) for metric in METRICS)])
+    first = facts["runs"][0]["run"]
+    head = [f"minus {first}", "model", *(METRIC_TITLES[m] for m in METRICS)]
+    return Table(head, rows, TITLES)
+
+
+def _settings(facts: Mapping[str, Any]) -> Table:
+    names = [run["run"] for run in facts["runs"]]
+    rows = [
+        [row["setting"], *("-" if value is None else str(value) for value in row["values"])]
+        for row in facts["settings"]
+    ]
+    return Table(["setting", *names], rows)
+
+
+def _notes(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences below the tables."""
+    if resampled := facts["resampled"]:
+        unit = UNITS.get(resampled["unit"], resampled["unit"])
+        yield (
+            f"differences are to {facts['runs'][0]['run']}, with paired "
+            f"{100 * resampled['confidence']:g} % intervals over {resampled['count']} {unit}s; "
+            "they are not corrected for multiple testing"
+        )
+    yield from facts["not_paired"]
+    for run in facts["runs"]:
+        test = run["test"]
+        warnings = f"; {', '.join(run['warnings'])}" if run["warnings"] else ""
+        yield (
+            f"{run['run']}: split by {run['split']['by']}, {test['clips']} test clips of "
+            f"{test['speakers']} speakers in {test['sessions']} sessions, "
+            f"{100 * run['confidence']:g} % intervals{warnings}"
+        )
+
+
+def _flat(facts: Mapping[str, Any]) -> Table:
+    ends = ("", "_low", "_high")
+    columns = ["run", "model", "role", "seeds", "not_trained"]
+    columns += [f"{metric}{end}" for metric in METRICS for end in (*ends, "_sd")]
+    columns += ["against_run", "against"]
+    columns += [f"{metric}_difference{end}" for metric in METRICS for end in ends]
+    scored = {(row["run"], row["model"]): row for row in facts["models"]}
+    differences = {
+        (row["run"], row["model"]): row
+        for row in facts["differences"]
+        if row["role"] != "best student"
+    }
+    best = [row for row in facts["differences"] if row["role"] == "best student"]
+    rows = [_row(row, row["role"], differences.get(key)) for key, row in scored.items()]
+    rows += [_row(scored[row["run"], row["model"]], row["role"], row) for row in best]
+    return Table(columns, rows)
+
+
+def _row(
+    scored: Mapping[str, Any], role: str, difference: Mapping[str, Any] | None
+) -> Sequence[Cell]:
+    row: list[Cell] = [scored["run"], scored["model"], role, scored["seeds"], scored["not_trained"]]
+    for metric in METRICS:
+        row += [scored["metrics"][metric][key] for key in ("value", "low", "high", "sd")]
+    found = difference or {"against_run": None, "against": None, "metrics": {}}
+    row += [found["against_run"], found["against"]]
+    for metric in METRICS:
+        row += [found["metrics"].get(metric, {}).get(key) for key in ("value", "low", "high")]
+    return row
+
+
+def _one_line(metric: Mapping[str, Any]) -> str:
+    spread = metric["sd"]
+    return score(metric) + ("" if spread is None else f" SD {spread:.3f}")
+
+
+def _signed(metric: Mapping[str, Any]) -> str:
+    value, low, high = (metric[key] for key in ("value", "low", "high"))
+    if value is None:
+        return "-"
+    return _sign(value, 3) + ("" if low is None else f" [{_sign(low, 3)}, {_sign(high, 3)}]")
+
+
+def _stacked(metric: Mapping[str, Any]) -> str:
+    """The value above its interval, so that the table fits into 80 columns."""
+    value, low, high = (metric[key] for key in ("value", "low", "high"))
+    if value is None:
+        return "-"
+    return _sign(value, 3) + ("" if low is None else f"\n{_sign(low, 2)}…{_sign(high, 2)}")
+
+
+def _sign(value: float, digits: int) -> str:
+    """The number with its sign; what rounds to zero is no negative zero."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
