@@ -120,11 +120,15 @@ def _prepare(
     for kind, count in built.rejections.kinds.most_common(3):
         logger.info(f"rejected: {count} x {kind}")
     folds: list[Split] = []
-    if protocol.crosses:
-        whole, folds = split_folds(built.rows, protocol, split)
+    given = built.rows["given_split"].to_pylist() if split.by == "column" else None
+    with _telling_rejections(built):
+        if protocol.crosses:
+            whole, folds = split_folds(built.rows, protocol, split)
+        else:
+            whole = split_rows(built.rows, split, given)
+    if folds:
         leaked = leaks_of_folds(built.rows, protocol, split, folds)
     else:
-        whole = _split(built, split)
         leaked = leaks(built.rows, whole.part)
         refuse_leaks(leaked, split)
     for name in whole.facts["reassigned"]:
@@ -159,15 +163,14 @@ def _prepare(
     }
 
 
-def _split(built: BuildResult, split: SplitConfig) -> Split:
-    """Train, valid and test of a holdout."""
-    given = built.rows["given_split"].to_pylist() if split.by == "column" else None
+@contextmanager
+def _telling_rejections(built: BuildResult) -> Iterator[None]:
+    """Add the commonest rejections to an error: there may be too few groups because of them."""
     try:
-        return split_rows(built.rows, split, given)
+        yield
     except UsageError as error:
         if not len(built.rejections):
             raise
-        # Often there are too few groups because most rows are gone.
         raise UsageError(
             f"{error}; of {len(built.rows) + len(built.rejections)} rows and recordings, "
             f"{len(built.rejections)} are rejected: {built.rejections.commonest()}"

@@ -88,6 +88,11 @@ def table_job(tmp_path: Path, rows: list[str], **job: str) -> JobConfig:
     return jobfile.parse(text + "".join(f"{k}: {v}\n" for k, v in job.items()), "job.yaml")
 
 
+def labelled(count: int) -> list[str]:
+    """Rows of a table, each of another speaker."""
+    return [f"{n}.wav,t,{'sad' if n % 2 else 'happy'},p{n}" for n in range(count)]
+
+
 REFUSED = [
     # rows, split, what is refused, the reason behind it
     ("{n}.wav,t,gloomy,p{n}", "{by: speaker}", "need at least 3 groups", "7 x label `gloomy`"),
@@ -100,7 +105,7 @@ REFUSED = [
 def test_a_split_refused_for_lack_of_rows_says_why_they_are_gone(
     tmp_path: Path, row: str, split: str, refused: str, reason: str
 ) -> None:
-    rows = [f"{n}.wav,t,sad,p{n}" for n in range(2)] + [row.format(n=n) for n in range(2, 9)]
+    rows = labelled(2) + [row.format(n=n) for n in range(2, 9)]
     job = table_job(tmp_path, rows, split=split)
     with pytest.raises(UsageError) as error:
         check_data(job)
@@ -109,7 +114,7 @@ def test_a_split_refused_for_lack_of_rows_says_why_they_are_gone(
 
 
 def test_a_split_refused_without_rejections_has_no_such_clause(tmp_path: Path) -> None:
-    job = table_job(tmp_path, [f"{n}.wav,t,sad,p{n}" for n in range(2)], split="{by: speaker}")
+    job = table_job(tmp_path, labelled(2), split="{by: speaker}")
     with pytest.raises(UsageError) as error:
         check_data(job)
     assert "rejected" not in str(error.value)
@@ -163,7 +168,7 @@ def test_recordings_are_hashed_once_where_there_is_a_workspace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(digests, "SETTLED", -1.0)
-    job = table_job(tmp_path, [f"{n}.wav,t,sad,p{n}" for n in range(9)], split="{by: speaker}")
+    job = table_job(tmp_path, labelled(9), split="{by: speaker}")
     workspace = Path(job.workspace)
     reads = hashed(monkeypatch)
     facts = check_data(job)
@@ -188,7 +193,7 @@ def test_digests_of_a_workspace_that_cannot_be_written_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(digests, "SETTLED", -1.0)
-    job = table_job(tmp_path, [f"{n}.wav,t,sad,p{n}" for n in range(9)], split="{by: speaker}")
+    job = table_job(tmp_path, labelled(9), split="{by: speaker}")
     workspace = Path(job.workspace)
     workspace.mkdir()
     check_data(job)

@@ -8,7 +8,7 @@ import pytest
 from helpers.generators import full
 from helpers.generators.parts import Truth, differences
 
-from multistill.config import CorpusConfig
+from multistill.config import CLASSES, CorpusConfig
 from multistill.corpora import loaders
 from multistill.corpora.labels import winner
 from multistill.corpora.records import Record, Rejected, Utterance
@@ -30,7 +30,7 @@ def kemdy20(tmp_path_factory: pytest.TempPathFactory) -> tuple[Truth, list[Recor
 
 def labels(records: list[Record]) -> list[tuple[Utterance, str | None]]:
     kept = [record for record in records if isinstance(record, Utterance)]
-    return [(item, winner(item.votes)) for item in kept if item.votes is not None]
+    return [(item, winner(item.votes, CLASSES)) for item in kept if item.votes is not None]
 
 
 def test_kemdy19_records_are_as_expected(kemdy19: tuple[Truth, list[Record]]) -> None:
