@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WHO = ("best_student", "teacher", "probe", "majority")
 MAIN = {"macro_f1": "macro F1", "uar": "UAR"}
-NEEDED = {"job", "classes", "test", "baseline", "references", "models", "floor", "split"}
+NEEDED = {"job", "classes", "test", "baseline", "references", "models", "floor", "protocol"}
 """Keys of a report.json that are read here."""
 
 
@@ -32,7 +32,7 @@ def list_runs(workspace: Path) -> list[dict[str, Any]]:
         JSON values: `job`, `variant` (fingerprint), `last_run`, `state` (`finished`, `running`,
         `stopped`, `unknown`), `stage` (that which runs, or the last finished), `reason` (why
         the state is unknown, or a report cannot be read), `report` (folder) and, of a finished
-        job, `split`, `test` (clips, speakers, sessions), `best_student` (its name) and `figures`
+        job, `protocol`, `test` (clips, speakers, sessions), `best_student` (its name) and `figures`
         (per model the test macro F1 and UAR).
 
     Raises:
@@ -155,7 +155,7 @@ def _describe(workspace: Path, name: str, variant: variants.Variant) -> dict[str
         "stage": None,
         "reason": None,
         "report": str(folder) if folder else None,
-        "split": None,
+        "protocol": None,
         "test": None,
         "best_student": None,
         "figures": {},
@@ -196,7 +196,7 @@ def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
         "majority": report["baseline"]["name"],
     }
     return {
-        "split": report["split"],
+        "protocol": report["protocol"],
         "test": {key: report["test"][key] for key in ("clips", "speakers", "sessions")},
         "best_student": names["best_student"],
         "figures": {
@@ -212,7 +212,7 @@ def terminal_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     from multistill.report.tables import Table
 
     titles = [who.replace("_", "\n") for who in WHO]
-    columns = ["job\nvariant\nlast run", "state\nsplit\ntest set", "", *titles]
+    columns = ["job\nvariant\nlast run", "state\nprotocol\ntest set", "", *titles]
     shown = []
     for row in rows:
         figures = [
@@ -238,7 +238,7 @@ def flat_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
     figures = [(who, metric) for who in WHO for metric in MAIN]
     titles = [f"{who.replace('_', ' ')} {MAIN[metric]}" for who, metric in figures]
-    columns = ["job", "variant", "last run", "state", "split", "best student", *titles, "report"]
+    columns = ["job", "variant", "last run", "state", "protocol", "best student", *titles, "report"]
     shown = [
         [
             row["job"],
@@ -277,13 +277,12 @@ def _state_text(row: Mapping[str, Any]) -> str:
 
 
 def _split(row: Mapping[str, Any]) -> str:
-    """How the test set was kept apart: `speaker, 4 test speakers`, or sessions where these do."""
-    if row["split"] is None:
+    """What was tested: `holdout by speaker, 4 test speakers`, or sessions where these are."""
+    if row["protocol"] is None:
         return ""
-    by = row["split"]["by"]
-    unit = "session" if by == "session" else "speaker"
+    unit = "session" if row["protocol"]["by"] == "session" else "speaker"
     number = row["test"][f"{unit}s"]
-    return f"by {by}, {number} test {unit}{'' if number == 1 else 's'}"
+    return f"{row['protocol']['short']}, {number} test {unit}{'' if number == 1 else 's'}"
 
 
 def _number(value: float | None, missing: str = "-") -> str:

@@ -114,7 +114,7 @@ def _describe(name: str, run: Run) -> dict[str, Any]:
         "variant": run.key,
         "report": str(run.folder),
         "created": report["created"],
-        "split": report["split"],
+        "protocol": report["protocol"],
         "test": {key: report["test"][key] for key in ("clips", "speakers", "sessions")},
         "confidence": report["confidence"],
         "best_student": run.best_student,

@@ -95,7 +95,7 @@ def _notes(facts: Mapping[str, Any]) -> Iterator[str]:
         test = run["test"]
         warnings = f"; {', '.join(run['warnings'])}" if run["warnings"] else ""
         yield (
-            f"{run['run']}: split by {run['split']['by']}, {test['clips']} test clips of "
+            f"{run['run']}: {run['protocol']['short']}, {test['clips']} test clips of "
             f"{test['speakers']} speakers in {test['sessions']} sessions, "
             f"{100 * run['confidence']:g} % intervals{warnings}"
         )

@@ -90,10 +90,7 @@ class ModelStore:
 
         tasks = [task for task, _ in planned]
         inputs_of = {task.name: _inputs_of(task, inputs) for task, inputs in planned}
-        fingerprints = {
-            task.name: fingerprint(KIND, VERSION, task.identity(), inputs_of[task.name])
-            for task in tasks
-        }
+        fingerprints = {task.name: self._fingerprint(task, inputs) for task, inputs in planned}
         missing = [t for t in tasks if self.workspace.find(KIND, fingerprints[t.name]) is None]
         if len(missing) < len(tasks):
             logger.info(f"{len(tasks) - len(missing)} of {len(tasks)} models already exist")
@@ -132,6 +129,10 @@ class ModelStore:
             "seed": task.seed,
             "fold": task.leave_out_fold,
         }
+
+    @staticmethod
+    def _fingerprint(task: TrainingTask, inputs: Mapping[str, str]) -> str:
+        return fingerprint(KIND, VERSION, task.identity(), _inputs_of(task, inputs))
 
 
 def _inputs_of(task: TrainingTask, inputs: Mapping[str, str]) -> dict[str, str]:

@@ -53,8 +53,9 @@ class StoreWithScores:
         return self.root / model["fingerprint"]
 
     def train(
-        self, tasks: Sequence[TrainingTask], inputs: Any, out: Path, logger: RunLogger
+        self, planned: Sequence[tuple[TrainingTask, Any]], out: Path, logger: RunLogger
     ) -> dict[str, Any]:
+        tasks = [task for task, _ in planned]
         self.calls.append([task.name for task in tasks])
         self.tasks |= {task.name: task for task in tasks}
         for task in tasks:

@@ -51,7 +51,7 @@ def test_a_finished_job_is_listed_with_its_figures(
     ):
         for metric in ("macro_f1", "uar"):
             assert row["figures"][who][metric] == model["metrics"][metric]["value"]
-    assert row["split"]["by"] == "session" and row["test"]["sessions"] == 4
+    assert row["protocol"]["short"] == "holdout by session" and row["test"]["sessions"] == 4
     for table in (terminal_table(rows), flat_table(rows)):
         assert len(table.rows) == 2
         assert all(len(cells) == len(table.columns) for cells in table.rows)

@@ -31,8 +31,10 @@ def test_two_names_for_one_training_are_trained_once(
     base = make_task(corpus, "a")
     tasks = [base, replace(base, name="b"), replace(base, name="c", seed=9)]
     model_store = ModelStore(Workspace(tmp_path / "workspace").open())
-    models = model_store.train(tasks, {}, tmp_path / "out", NullLogger())["models"]
+    models = model_store.train([(task, {}) for task in tasks], tmp_path / "out", NullLogger())[
+        "models"
+    ]
     assert trained == ["a", "c"]
     assert models["a"] == models["b"] != models["c"]
-    model_store.train(tasks, {}, tmp_path / "out", NullLogger())
+    model_store.train([(task, {}) for task in tasks], tmp_path / "out", NullLogger())
     assert trained == ["a", "c"]

@@ -35,7 +35,10 @@ def built(
     """Tasks of a step by name, their fingerprints in the model store, and the step's summary."""
     tasks: list[TrainingTask] = []
 
-    def train(_: object, given: Sequence[TrainingTask], *__: object) -> dict[str, Any]:
+    def train(
+        _: object, planned: Sequence[tuple[TrainingTask, object]], *__: object
+    ) -> dict[str, Any]:
+        given = [task for task, _ in planned]
         tasks.extend(given)
         return {
             "models": {

@@ -88,7 +88,10 @@ def test_every_student_and_control_is_trained_from_every_seed(
 ) -> None:
     tasks: list[TrainingTask] = []
 
-    def train(_: object, given: Sequence[TrainingTask], *__: object) -> dict[str, Any]:
+    def train(
+        _: object, planned: Sequence[tuple[TrainingTask, object]], *__: object
+    ) -> dict[str, Any]:
+        given = [task for task, _ in planned]
         tasks.extend(given)
         entry = {"role": "student", "record_id": None}
         return {"models": {t.name: {**entry, "fingerprint": t.name} for t in given}}
