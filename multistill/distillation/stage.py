@@ -92,4 +92,4 @@ def soft_targets(
     teacher = "out-of-fold" if folds else "in-sample"
     write_soft_targets(out, ids, logits, teacher, teacher_fold, kind, classes)
     shutil.rmtree(parts, ignore_errors=True)
-    return {"rows": len(ids), "teachers": len(teachers), "folds": len(folds)}
+    return {"rows": len(ids), "teachers": len(teachers), "fold_teachers": len(folds)}
