@@ -81,14 +81,11 @@ def cross_validation(
     )
 
 
-def split_fold(table: pa.Table, folds: CrossValidation, number: int, split: SplitConfig) -> Split:
+def split_fold(folds: CrossValidation, number: int, split: SplitConfig) -> Split:
     """Train, valid and test of one fold.
 
     The groups take turns at validation over the folds; `split.valid` is their share of all
     groups, at least one.
-
-    Raises:
-        UsageError: nothing is left to train on, or a class of the manifest has no training clip.
     """
     inner, test = folds.inner, folds.fold == number
     outside = set(np.unique(inner.codes[~test]).tolist())
@@ -99,14 +96,12 @@ def split_fold(table: pa.Table, folds: CrossValidation, number: int, split: Spli
     start = number * count % len(order)
     turned = [group for group in (*order[start:], *order[:start]) if group in outside]
     part_of = {
-        inner.names[group]: "valid" if place < count else "train"
-        for place, group in enumerate(turned)
+        names[group]: "valid" if place < count else "train" for place, group in enumerate(turned)
     }
-    code = np.array([PARTS.index(part_of.get(name, "train")) for name in inner.names], np.int8)
+    code = np.array([PARTS.index(part_of.get(name, "train")) for name in names], np.int8)
     part = np.where(test, PARTS.index("test"), code[inner.codes]).astype(np.int8)
     inner_folds = assign_folds(part_of, split.folds, split.seed)
-    fold = np.array([inner_folds.get(name, -1) for name in inner.names], np.int32)[inner.codes]
-    _require_classes(table, folds, number, part)
+    fold = np.array([inner_folds.get(name, -1) for name in names], np.int32)[inner.codes]
     facts: dict[str, Any] = {
         "name": folds.names[number],
         "test": sorted({folds.groups.names[code] for code in folds.groups.codes[test].tolist()}),
@@ -121,10 +116,11 @@ def split_folds(
     """All rows in test with their fold, and the split of every fold.
 
     Raises:
-        UsageError: as `cross_validation` and `split_fold`.
+        UsageError: as `cross_validation`, or a fold has no training clip of a class.
     """
     crossed = cross_validation(table, protocol, split)
-    folds = [split_fold(table, crossed, number, split) for number in range(len(crossed.names))]
+    folds = [split_fold(crossed, number, split) for number in range(len(crossed.names))]
+    _require_classes(table, crossed, folds)
     test = np.full(len(table), PARTS.index("test"), np.int8)
     facts = {
         "by": protocol.by,
@@ -151,17 +147,16 @@ def leaks_of_folds(
     return total
 
 
-def _require_classes(
-    table: pa.Table, folds: CrossValidation, number: int, part: npt.NDArray[np.int8]
-) -> None:
+def _require_classes(table: pa.Table, crossed: CrossValidation, folds: Sequence[Split]) -> None:
     """Refuse a fold whose models could not learn a class that others are tested on."""
     truth, _ = label_arrays(table)
     classes = classes_of(table)
-    trained = set(truth[(part == 0) & (truth >= 0)].tolist())
-    missing = sorted(set(truth[truth >= 0].tolist()) - trained)
-    if missing:
-        raise UsageError(
-            f"protocol: fold {number + 1} (tested: {folds.names[number]}) has no training clip of "
-            f"{', '.join(classes[index] for index in missing)}; merge these classes or leave them "
-            "out (`labels`), lower `split.valid`, or use another `protocol`"
-        )
+    tested = set(truth[truth >= 0].tolist())
+    for number, fold in enumerate(folds):
+        trained = set(truth[(fold.part == PARTS.index("train")) & (truth >= 0)].tolist())
+        if missing := sorted(tested - trained):
+            raise UsageError(
+                f"protocol: fold {number + 1} (tested: {crossed.names[number]}) has no training "
+                f"clip of {', '.join(classes[index] for index in missing)}; merge these classes or "
+                "leave them out (`labels`), lower `split.valid`, or use another `protocol`"
+            )

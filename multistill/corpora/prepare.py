@@ -53,7 +53,7 @@ def prepare(
     Args:
         labels: the classes; default: the published seven.
         protocol: under cross-validation, `manifest.parquet` has every clip in test, with its fold
-            in `fold`, and the folder of each fold (`cross_validation.fold_folder`) has a manifest
+            in `fold`, and the folder of each fold (`workspace.fold_folder`) has a manifest
             with train, valid and test; default: holdout.
         unpacked: folder into which packaged corpora (the demo corpus) are unpacked.
         digests: file that remembers the digests of recordings (`audio.digests.Digests`).

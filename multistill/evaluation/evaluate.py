@@ -95,7 +95,7 @@ def evaluate(
     fold = np.repeat(np.arange(len(parts)), [len(part.test) for part in parts])
     crossed = fold if len(parts) > 1 else None
     scorer = Scorer(test, majority, config, seed, split_by, crossed)
-    evaluation = Evaluation(parts, test, store, scorer, config)
+    evaluation = Evaluation(parts, store, scorer, config)
     models: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
     references: list[dict[str, Any]] = []

@@ -97,16 +97,11 @@ class _Predicted:
 
 
 class Evaluation:
-    """Scores candidates and probes on one test set with one set of encoders.
-
-    Args:
-        test: the test clips of all folds.
-    """
+    """Scores candidates and probes on one test set with one set of encoders."""
 
     def __init__(
         self,
         folds: Sequence[FoldData],
-        test: Utterances,
         store: FeatureStore,
         scorer: Scorer,
         config: EvaluationConfig,

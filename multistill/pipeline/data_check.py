@@ -14,12 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from multistill.config import JobConfig
+from multistill.pipeline.folds import FOLDS
 from multistill.pipeline.recipes import steps_of
 from multistill.pipeline.step import StepRun
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.workspace import Workspace
-
-PARTS = ("train", "valid", "test")
 
 
 def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any]:
@@ -42,6 +41,7 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
     """
     from multistill.corpora.coverage import coverage_gaps
     from multistill.corpora.manifest import MANIFEST, classes_of, read_manifest
+    from multistill.corpora.split import PARTS
 
     with TemporaryDirectory(prefix="multistill-") as folder:
         steps = steps_of(job, _scratch(Path(folder), Workspace(job.workspace)))
@@ -57,25 +57,19 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
     labels = zip(rows["split"].to_pylist(), rows["label"].to_pylist(), strict=True)
     for part, label in labels:
         splits[part][label or "tie"] += 1
-    if folds := summary.get("folds"):
-        return {
-            "corpora": dict(corpora),
-            "folds": folds,
-            "splits": {"test": dict(+splits["test"])},
-            "gaps": [],
-            "rejected": summary["rejected"],
-            "rejected_kinds": summary["rejected_kinds"],
-        }
-    return {
+    folds = summary.get(FOLDS)
+    shown = {"test": splits["test"]} if folds else splits
+    facts: dict[str, Any] = {
         "corpora": dict(corpora),
-        "splits": {part: dict(+counts) for part, counts in splits.items()},
+        "splits": {part: dict(+counts) for part, counts in shown.items()},
         "gaps": [
             {"kind": gap.kind, "title": gap.title, "classes": list(gap.classes)}
-            for gap in coverage_gaps(splits)
+            for gap in ([] if folds else coverage_gaps(splits))
         ],
         "rejected": summary["rejected"],
         "rejected_kinds": summary["rejected_kinds"],
     }
+    return facts | ({FOLDS: folds} if folds else {})
 
 
 def _scratch(folder: Path, workspace: Workspace) -> Workspace:
@@ -90,11 +84,13 @@ def _scratch(folder: Path, workspace: Workspace) -> Workspace:
 
 def describe(facts: dict[str, Any]) -> list[str]:
     """The facts as lines for people."""
+    from multistill.corpora.split import PARTS
+
     lines = [f"{title}: {number} utterances" for title, number in facts["corpora"].items()]
     for part, counts in facts["splits"].items():
         classes = ", ".join(f"{label} {number}" for label, number in sorted(counts.items()))
         lines.append(f"{part}: {sum(counts.values())} ({classes})")
-    for fold in facts.get("folds", []):
+    for fold in facts.get(FOLDS, []):
         sizes = ", ".join(f"{part} {fold['splits'].get(part, 0)}" for part in PARTS)
         lines.append(f"fold {fold['name']}: {sizes}")
     lines += [f"{gap['title']}: {', '.join(gap['classes'])}" for gap in facts["gaps"]]

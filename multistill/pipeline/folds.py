@@ -1,7 +1,7 @@
 """The folds of a cross-validation inside artifacts.
 
 Under cross-validation one stage makes the work of all folds: its artifact has a folder per fold
-(`corpora.cross_validation.fold_folder`), and `folds` in its summary has the summary of each. A
+(`workspace.fold_folder`), and `folds` in its summary has the summary of each. A
 step sees one fold as if it were a job of its own, with artifacts that hold that fold only.
 """
 
