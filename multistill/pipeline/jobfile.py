@@ -143,6 +143,9 @@ def _unscaled(job: JobConfig, used: Set[str]) -> Iterator[str]:
         for name, model in models
         if resolve(model.preset, model.overrides()).standardize == "none"
     ]
+    searched = job.search.space.get("model.standardize") if "search" in used else None
+    if searched is not None and "none" in (searched.choices or ()):
+        unscaled.append("search.space, model.standardize")
     if unscaled:
         yield (
             f"{', '.join(unscaled)}: `standardize: none` (as published) hands encoder states to "

@@ -20,6 +20,15 @@ def test_a_head_without_standardisation_is_noted_and_the_advice_ends_the_note(pr
     assert jobfile.notes(jobfile.parse(text + students, "t.yaml")) == []
 
 
+@pytest.mark.parametrize("choices", ["none, encoder", "encoder, dimension"])
+def test_a_search_that_tries_heads_without_standardisation_is_noted(choices: str) -> None:
+    text = HEAD + f"search: {{space: {{model.standardize: {{choices: [{choices}]}}}}}}\n"
+    notes = jobfile.notes(jobfile.parse(text, "t.yaml"))
+    assert [note.split(":")[0] for note in notes] == (
+        ["search.space, model.standardize"] if "none" in choices else []
+    )
+
+
 def test_a_recipe_without_heads_has_no_note() -> None:
     assert jobfile.notes(jobfile.parse(HEAD + "recipe: features-only\n", "t.yaml")) == []
 
