@@ -4,10 +4,12 @@
     python benchmarks/search.py overhead FOLDER [--trials 32] [--epochs N, default: trials of 22 s]
     python benchmarks/search.py compare FOLDER [--trials 24] [--epochs 20] [--seeds 5]
                                                [--spaces distillation,training,all]
+                                               [--results search-compare.jsonl]
 
-`compare` gives every method the training time that a grid of `--trials` points takes, and prints
-the best validation metric that it has found by then, in three spaces. Validation should have many
-clips (`split.valid` of 0.3 and more), or the best trials tie.
+`compare` gives every method as many epochs of training as a grid of `--trials` points takes, and
+prints the best validation metric that it has found by then, in three spaces. Epochs do not depend
+on what else the machine does. Validation should have many clips (`split.valid` of 0.3 and more), or
+the best trials tie. Searches that are in RESULTS already are not repeated.
 
 FOLDER is a finished search (`<workspace>/search/<fingerprint>`): its student is trained again
 with its features and soft targets, and nothing in the folder is changed. `many` needs no
@@ -17,6 +19,7 @@ folder: its trials evaluate a formula. Results depend on the machine; run on an 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import statistics
@@ -152,10 +155,21 @@ def overhead(folder: Path, trials: int, epochs: int | None) -> None:
     print(f"wall time / (training time / concurrency): {summary['seconds'] / ideal:.3f}")
 
 
-def compare(folder: Path, trials: int, epochs: int, seeds: int, spaces: list[str]) -> None:
-    """Best validation metric after the training time of a grid, per space, method and seed."""
+def compare(
+    folder: Path, trials: int, epochs: int, seeds: int, spaces: list[str], results: Path
+) -> None:
+    """Best validation metric after the epochs of a grid, per space, method and seed.
+
+    Every method of every cell is a line of `results`, and is not repeated.
+    """
     spec = SearchSpec.read(folder)
-    print_estimate(3 * trials * seeds * len(spaces), epochs, folder)
+    done: dict[tuple[str, int, str], list[tuple[int, float]]] = {}
+    if results.exists():
+        for line in results.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if (row["trials"], row["epochs"]) == (trials, epochs):
+                done[row["space"], row["seed"], row["method"]] = row["curve"]
+    print_estimate(3 * trials * seeds * len(spaces) - trials * len(done), epochs, folder)
     for name in spaces:
         space = SPACES[name]
         points = grid(space, trials)
@@ -175,17 +189,24 @@ def compare(folder: Path, trials: int, epochs: int, seeds: int, spaces: list[str
             base = replace(spec.base, seed=spec.base.seed + seed)
             curves = {}
             for method, changes in methods.items():
-                settings = {"epochs": epochs, "grace_epochs": epochs, "second": None, **changes}
-                config = spec.config.model_copy(update=settings)
-                with tempfile.TemporaryDirectory() as temporary:
-                    out = Path(temporary) / "search"
-                    search(base, config, spec.seed + seed, out, fingerprint=f"bench-{seed}")
-                    curves[method] = curve(out)
+                cell = (name, seed, method)
+                if cell not in done:
+                    settings = {"epochs": epochs, "grace_epochs": epochs, "second": None, **changes}
+                    config = spec.config.model_copy(update=settings)
+                    with tempfile.TemporaryDirectory() as temporary:
+                        out = Path(temporary) / "search"
+                        search(base, config, spec.seed + seed, out, fingerprint=f"bench-{seed}")
+                        done[cell] = curve(out)
+                    row = {"space": name, "seed": seed, "method": method, "curve": done[cell]}
+                    with results.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(row | {"trials": trials, "epochs": epochs}) + "\n")
+                curves[method] = done[cell]
             budget = curves["grid"][-1][0]
             for method, steps in curves.items():
-                found[method].append(max(best for spent, best in steps if spent <= budget))
+                within = [best for spent, best in steps if spent <= budget]
+                found[method].append(within[-1])
             values = ", ".join(f"{method} {found[method][-1]:.4f}" for method in methods)
-            print(f"{name}, seed {seed}, {budget:.0f} s of training: {values}", flush=True)
+            print(f"{name}, seed {seed}, {budget} epochs: {values}", flush=True)
         for method, values in found.items():
             gains = [value - grids for value, grids in zip(values, found["grid"], strict=True)]
             error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else math.nan
@@ -215,11 +236,11 @@ def grid(space: dict[str, SearchParameter], trials: int) -> dict[str, SearchPara
     return points
 
 
-def curve(out: Path) -> list[tuple[float, float]]:
-    """(training seconds spent, best value at full budget so far) after each trial."""
-    spent, best, steps = 0.0, -math.inf, []
+def curve(out: Path) -> list[tuple[int, float]]:
+    """(epochs trained so far, best value at full budget so far) after each trial."""
+    spent, best, steps = 0, -math.inf, []
     for row in pq.read_table(out / "trials.parquet").to_pylist():
-        spent += row["seconds"]
+        spent += row["epochs"]
         if row["state"] == "complete":
             best = max(best, row["value"])
         steps.append((spent, best))
@@ -236,6 +257,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--spaces", default=",".join(SPACES))
+    parser.add_argument("--results", type=Path, default=Path("search-compare.jsonl"))
     arguments = parser.parse_args()
     if arguments.what != "many" and arguments.folder is None:
         parser.error("give the folder of a finished search")
@@ -259,6 +281,7 @@ def main() -> None:
                 arguments.epochs or 20,
                 arguments.seeds,
                 arguments.spaces.split(","),
+                arguments.results,
             )
     finally:
         ray.shutdown()
