@@ -1,5 +1,5 @@
 # make demo        the packaged job, from nothing to a report
-# make test        the whole suite, with coverage; make test-fast: without Ray and servers
+# make test        the whole suite; make test-fast: without Ray and servers; make coverage: measured
 # make lint        style, types, imports between packages, generated tables
 # make docs        the documentation site, into build/site
 # make bench       the benchmarks
@@ -12,7 +12,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export NO_MKDOCS_2_WARNING := 1  # on the future of mkdocs-material; nothing to act on
 
-.PHONY: demo test test-fast lint format docs bench lock install clean
+.PHONY: demo test test-fast coverage lint format docs bench lock install clean
 
 # The stamp is newer than what it was installed from, so a second call costs nothing.
 # Every file that pip installs has its hash in the lock, the build backend included; the weights of
@@ -32,8 +32,10 @@ demo: install
 	$(BIN)/multistill demo
 
 test: install
-	$(BIN)/python -m pytest --cov --cov-report=
-	$(BIN)/python scripts/coverage_by_package.py
+	$(BIN)/python scripts/run_tests.py
+
+coverage: install
+	$(BIN)/python scripts/run_tests.py --coverage
 
 test-fast: install
 	$(BIN)/python -m pytest -m "not ray and not server and not slow"
