@@ -39,10 +39,12 @@ from multistill.config.names import FolderName
 from multistill.config.protocol import ProtocolConfig
 from multistill.config.resources import ResourcesConfig
 from multistill.config.search import SearchConfig, SearchParameter
+from multistill.config.tasks import DIMENSIONS, TasksConfig
 from multistill.config.tracking import ChampionConfig, TrackingConfig
 
 __all__ = [
     "CLASSES",
+    "DIMENSIONS",
     "ChampionConfig",
     "CorpusConfig",
     "CorpusKind",
@@ -62,6 +64,7 @@ __all__ = [
     "SpeechEncoderConfig",
     "SplitConfig",
     "StudentConfig",
+    "TasksConfig",
     "TeacherConfig",
     "TextEncoderConfig",
     "TrackingConfig",
@@ -97,6 +100,7 @@ class JobConfig(Section):
     workspace: str = Field("workspace", description="folder that all artifacts go to")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
+    tasks: TasksConfig = Field(default_factory=lambda: TasksConfig(classes=1.0))
     labels: LabelsConfig = Field(default_factory=LabelsConfig)
     corpora: list[CorpusConfig] = Field(min_length=1)
     split: SplitConfig = Field(default_factory=SplitConfig)
@@ -149,6 +153,10 @@ class JobConfig(Section):
                     "`majority baseline`, `linear probe`, `*-control`, `*-search`, `*-search-N`, "
                     "`*-seedN`, `*-labelsN` and `*-cvN` for other models"
                 )
+        if self.tasks.classes is None:
+            raise ValueError(
+                "tasks: a job of dimensions alone is not supported yet; add `classes` to `tasks`"
+            )
         if self.split.valid == 0.0 and self.split.by != "column":
             raise ValueError(
                 "split.valid: 0 leaves nothing to choose epochs, trials and winners on; use 0.15"

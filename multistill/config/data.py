@@ -63,6 +63,13 @@ class CorpusConfig(Section):
     labels: dict[str, str] = Field(
         default_factory=dict, description="label in the corpus -> one of the job's classes"
     )
+    scale: list[float] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="`table`: [lowest, highest] value of its valence, arousal and dominance, "
+        "mapped to 1 to 5; default: [1, 5]",
+    )
     limit: int | None = Field(None, ge=1, description="read the first N utterances only")
     encoding: TextEncodingName | None = Field(
         None,
@@ -83,6 +90,16 @@ class CorpusConfig(Section):
             raise ValueError("the demo corpus is packaged: remove `path`")
         if self.kind != "demo" and not self.path:
             raise ValueError(f"a corpus of kind `{self.kind}` needs `path`")
+        if self.scale is not None and self.kind != "table":
+            raise ValueError(
+                f"`scale` is of a corpus of kind `table`, and the scale of `{self.kind}` is known; "
+                "remove `scale`"
+            )
+        if self.scale is not None and self.scale[0] >= self.scale[1]:
+            raise ValueError(
+                f"the scale {self.scale} is empty or reversed; write the lowest value first, "
+                "e.g. scale: [1, 7]"
+            )
         return self
 
 

@@ -93,6 +93,9 @@ class TrainSection(Section):
     loss: Literal["soft-cross-entropy", "cross-entropy", "mse", "focal"] = Field(
         "soft-cross-entropy", description="against the labels; formulae in docs/models.md"
     )
+    dimension_loss: Literal["ccc", "mse", "rmse"] = Field(
+        "ccc", description="of valence, arousal and dominance (`tasks`); formulae in docs/models.md"
+    )
     label_source: Literal["shares", "winner"] = Field(
         "shares", description="target: the shares of the votes, or the class with the most"
     )
@@ -107,8 +110,10 @@ class TrainSection(Section):
         "none", description="weights of the loss; `effective`: Cui et al. 2019"
     )
     oversample: bool = Field(False, description="draw clips so that all classes weigh the same")
-    metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss"] = Field(
-        "macro_f1", description="on validation; its best epoch is the result"
+    metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss", "ccc"] = Field(
+        "macro_f1",
+        description="on validation; its best epoch is the result; `ccc`: mean over the dimensions "
+        "of `tasks`",
     )
     select_window: int = Field(
         1,

@@ -79,7 +79,7 @@ class SearchConfig(Section):
     epochs: int | None = Field(
         None, ge=1, description="epoch budget of a trial; default: the student's epochs"
     )
-    metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss"] = Field(
+    metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss", "ccc"] = Field(
         "macro_f1", description="on validation, by which trials are compared"
     )
     space: dict[str, SearchParameter] = Field(

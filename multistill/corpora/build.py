@@ -86,6 +86,7 @@ def build_manifest(
     classes: Sequence[str],
     logger: RunLogger | None = None,
     digests: Digests | None = None,
+    dimensions: Sequence[str] = (),
 ) -> BuildResult:
     """Read the audio header of every utterance, decide its label, and collect the columns.
 
@@ -93,12 +94,13 @@ def build_manifest(
         corpora: title and records of each corpus, in the order of the job file.
         classes: in the order of votes.
         digests: those of files that are known already; new ones are added.
+        dimensions: of the job; an utterance that has one of them is kept without a class.
     """
     result = BuildResult(_schema(classes).empty_table())
     parts: list[pa.Table] = [result.rows]
     chunks: list[pa.Table] = []
     for title, records in corpora:
-        builder = _CorpusBuilder(title, ties, classes, result, digests)
+        builder = _CorpusBuilder(title, ties, classes, result, digests, dimensions)
         utterances, logged = 0, 0
         for chunk in _chunked(records, CHUNK):
             chunks.append(builder.table(chunk))
@@ -158,8 +160,10 @@ class _Decisions(dict[tuple[Votes | None, str | None], int]):
 
     def __missing__(self, key: tuple[Votes | None, str | None]) -> int:
         votes, label = key
-        if votes is None:
-            assert label is not None, "loaders give votes or a label"
+        if votes is None and label is None:
+            decision = Decision(True, None, (0.0,) * len(self.classes), False)
+        elif votes is None:
+            assert label is not None
             decision = Decision(True, label, one_hot(label, self.classes), False)
         elif label is None:
             decision = decide(votes, self.classes, self.ties)
@@ -191,8 +195,10 @@ class _CorpusBuilder:
         classes: Sequence[str],
         result: BuildResult,
         digests: Digests | None,
+        dimensions: Sequence[str],
     ) -> None:
         self.title = title
+        self.dimensions = dimensions
         self.result = result
         self.raters = result.raters.setdefault(title, RaterTally(classes))
         self.decisions = _Decisions(ties, classes)
@@ -278,7 +284,14 @@ class _CorpusBuilder:
         return header
 
     def _decide(self, utterance: Utterance) -> int | None:
-        """The index of the label decision, None if the utterance is rejected as a tie."""
+        """The index of the label decision, None if the utterance is rejected."""
+        if (
+            utterance.votes is None
+            and utterance.label is None
+            and all(getattr(utterance, name) is None for name in self.dimensions)
+        ):
+            self._reject("no label", utterance.utterance_id, "no label and no votes")
+            return None
         index = self.decisions[utterance.votes, utterance.label]
         decision = self.decisions.decisions[index]
         if decision.tied:
@@ -326,6 +339,7 @@ class _CorpusBuilder:
             "label_soft": soft,
             "valence": values["valence"],
             "arousal": values["arousal"],
+            "dominance": values["dominance"],
             "audio_digest": head["digest"],
             "given_split": values["split"],
             "channels": head["channels"],

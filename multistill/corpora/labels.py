@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from multistill.config import LabelsConfig
+from multistill.config import LabelsConfig, TasksConfig
 from multistill.config.emotions import SYNONYMS, emotion_key
 from multistill.corpora.text import code_points, control_characters, normal_name
 from multistill.workspace import to_json
@@ -32,16 +32,24 @@ class LabelReader(dict[str, str | None]):
     Args:
         labels: the job's classes.
         corpus: the corpus's `labels`.
+        tasks: what the job predicts; default: the classes.
+
+    Attributes:
+        dimensions: of the tasks. An utterance that has one of them is kept without a class.
 
     Raises:
         ValueError: a label of the corpus has a target that is no class.
     """
 
     def __init__(
-        self, labels: LabelsConfig | None = None, corpus: Mapping[str, str] | None = None
+        self,
+        labels: LabelsConfig | None = None,
+        corpus: Mapping[str, str] | None = None,
+        tasks: TasksConfig | None = None,
     ) -> None:
         super().__init__()
         self.labels = labels or LabelsConfig()
+        self.dimensions = tasks.dimensions if tasks else ()
         self.classes = tuple(self.labels.classes)
         self._own = {_key(source): target for source, target in (corpus or {}).items()}
         unknown = sorted(set(self._own.values()) - set(self.classes))
@@ -64,6 +72,11 @@ class LabelReader(dict[str, str | None]):
     def knows(self, name: str) -> bool:
         """Whether the corpus's own `labels` name the label."""
         return _key(name) in self._own
+
+    def leaves_out(self, name: str) -> bool:
+        """Whether `labels.leave_out` of the job names the label's emotion."""
+        emotion = self.labels.emotion_of(_key(name))
+        return emotion in self._by_emotion and self._by_emotion[emotion] is None
 
     def why_rejected(self, name: str) -> str:
         """Why a row with a label that has no class is rejected, in one line.

@@ -51,6 +51,7 @@ MANIFEST_FIELDS = (
     _field("label_soft", pa.list_(pa.float32())),  # of fixed size: see `manifest_schema`
     _field("valence", pa.float32(), nullable=True),
     _field("arousal", pa.float32(), nullable=True),
+    _field("dominance", pa.float32(), nullable=True),
     _field("split", pa.string()),
     _field("fold", pa.int32()),
     _field("group", pa.string()),
@@ -59,11 +60,12 @@ MANIFEST_FIELDS = (
 MANIFEST_COLUMNS = tuple(field.name for field in MANIFEST_FIELDS)
 """Columns in order. `utterance_id`, `session`, `dialogue` and `speaker` start with the corpus's
 title and a slash, so they are unique over corpora; `session` and `speaker` are empty if the
-corpus does not give them. `votes` and `label_soft` follow the order of
-the classes, which the metadata name, `label` is null on a
-tie, `duration_s` is in seconds, `fold` is -1 for test. `group` names what the split keeps
-together, the unit of the evaluation's intervals (`multistill.corpora.groups`). `audio_digest` is a
-digest of the whole file (`multistill.audio.digests`)."""
+corpus does not give them. `votes` and `label_soft` follow the order of the classes, which the
+metadata name; of an utterance without any class, which has a dimension then, `label_soft` is zero
+everywhere. `label` is null on a tie and without any class, `valence`, `arousal` and `dominance`
+are from 1 to 5, `duration_s` is in seconds, `fold` is -1 for test. `group` names what the split
+keeps together, the unit of the evaluation's intervals (`multistill.corpora.groups`).
+`audio_digest` is a digest of the whole file (`multistill.audio.digests`)."""
 
 REJECTED_SCHEMA = pa.schema([_field("source", pa.string()), _field("reason", pa.string())])
 NOTES_SCHEMA = pa.schema([_field(name, pa.string()) for name in ("source", "kind", "text")])
@@ -156,6 +158,8 @@ def read_manifest(path: Path, columns: list[str] | None = None) -> pa.Table:
 def label_arrays(table: pa.Table) -> tuple[IntArray, FloatArray]:
     """Class index [N], -1 where the votes tie, and vote shares [N, C] of a manifest's rows.
 
+    An utterance without any class has -1 and shares of zero (`has_class`).
+
     Args:
         table: rows with the columns `label` and `label_soft`.
     """
@@ -164,3 +168,18 @@ def label_arrays(table: pa.Table) -> tuple[IntArray, FloatArray]:
     labels = pc.fill_null(index, -1).to_numpy(zero_copy_only=False)
     shares = pc.list_flatten(table["label_soft"]).to_numpy()
     return labels.astype(np.int64), shares.astype(np.float32).reshape(-1, len(classes))
+
+
+def has_class(shares: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    """Whether an utterance has a class or votes [N], from its shares [N, C]."""
+    return np.asarray(shares.any(axis=1))
+
+
+def dimension_array(table: pa.Table, dimensions: Sequence[str]) -> FloatArray:
+    """Values [N, D] of a manifest's rows, from 1 to 5, NaN where there is none.
+
+    Args:
+        table: rows with a column for each of the `dimensions`.
+    """
+    columns = [table[name].to_numpy(zero_copy_only=False).astype(np.float32) for name in dimensions]
+    return np.stack(columns, axis=1) if columns else np.zeros((len(table), 0), np.float32)

@@ -15,11 +15,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from multistill.audio.digests import Digests
-from multistill.config import CorpusConfig, LabelsConfig, ProtocolConfig, SplitConfig
+from multistill.config import (
+    CorpusConfig,
+    LabelsConfig,
+    ProtocolConfig,
+    SplitConfig,
+    TasksConfig,
+)
 from multistill.corpora import quality
 from multistill.corpora.build import BuildResult, build_manifest
 from multistill.corpora.coverage import coverage_gaps
 from multistill.corpora.cross_validation import leaks_of_folds, split_folds
+from multistill.corpora.dimensions import count_dimensions, refuse_missing, refuse_off_scale
 from multistill.corpora.loaders import corpus_root, demo, load
 from multistill.corpora.manifest import MANIFEST_COLUMNS, NOTES, QUALITY, REJECTED, write_manifest
 from multistill.corpora.paths import audio_folder
@@ -44,6 +51,7 @@ def prepare(
     *,
     labels: LabelsConfig | None = None,
     protocol: ProtocolConfig | None = None,
+    tasks: TasksConfig | None = None,
     unpacked: Path,
     digests: Path | None = None,
     logger: RunLogger | None = None,
@@ -55,6 +63,7 @@ def prepare(
         protocol: under cross-validation, `manifest.parquet` has every clip in test, with its fold
             in `fold`, and the folder of each fold (`workspace.fold_folder`) has a manifest
             with train, valid and test; default: holdout.
+        tasks: what the job predicts; default: the classes.
         unpacked: folder into which packaged corpora (the demo corpus) are unpacked.
         digests: file that remembers the digests of recordings (`audio.digests.Digests`).
 
@@ -66,7 +75,8 @@ def prepare(
 
     Raises:
         UsageError: if a corpus is not found, or the split is impossible or leaks.
-        MultistillError: if no utterance is left.
+        MultistillError: if no utterance is left, or the values of a dimension of the job are off
+            the corpus's scale, or a part lacks them.
     """
     with _system_allocator():
         known = Digests(digests)
@@ -76,6 +86,7 @@ def prepare(
                 split,
                 labels or LabelsConfig(),
                 protocol or ProtocolConfig(),
+                tasks or TasksConfig(classes=1.0),
                 out,
                 unpacked,
                 known,
@@ -101,13 +112,15 @@ def _prepare(
     split: SplitConfig,
     labels: LabelsConfig,
     protocol: ProtocolConfig,
+    tasks: TasksConfig,
     out: Path,
     unpacked: Path,
     digests: Digests,
     logger: RunLogger,
 ) -> dict[str, Any]:
-    records = ((config.title, _records(config, labels, unpacked)) for config in corpora)
-    built = build_manifest(records, split.ties, labels.classes, logger, digests)
+    records = ((config.title, _records(config, labels, unpacked, tasks)) for config in corpora)
+    built = build_manifest(records, split.ties, labels.classes, logger, digests, tasks.dimensions)
+    refuse_off_scale(built.notes.kinds, tasks.dimensions)
     dropped = {
         title: built.dropped[title] / max(1, built.dropped[title] + kept)
         for title, kept in built.kept.items()
@@ -133,6 +146,8 @@ def _prepare(
         refuse_leaks(leaked, split)
     for name in whole.facts["reassigned"]:
         logger.info(f"split: {name} was reassigned to a part that had no group")
+    for number, part in enumerate(folds or [whole]):
+        refuse_missing(built.rows, part.part, tasks.dimensions, number + 1 if folds else None)
     before = _with_parts(built.rows, whole)
     rows = before if folds else _apply_caps(before, split, built.rejections)
     report = quality.report(built, before, rows, whole.facts, leaked, split, split.seed)
@@ -160,6 +175,7 @@ def _prepare(
         "leaks": report["leaks"],
         "splits": report["counts"]["split"],
         "content": _content(rows),
+        **count_dimensions(rows, tasks.dimensions),
     }
 
 
@@ -245,8 +261,10 @@ def refuse_rejections(
         raise MultistillError(sentence)
 
 
-def _records(config: CorpusConfig, labels: LabelsConfig, unpacked: Path) -> Iterator[Record]:
-    return load(config, labels, demo.unpack(unpacked) if config.kind == "demo" else None)
+def _records(
+    config: CorpusConfig, labels: LabelsConfig, unpacked: Path, tasks: TasksConfig
+) -> Iterator[Record]:
+    return load(config, labels, demo.unpack(unpacked) if config.kind == "demo" else None, tasks)
 
 
 def _no_utterances(rejections: Rejections) -> str:

@@ -28,7 +28,9 @@ class Utterance(NamedTuple):
         utterance_id: unique in the corpus; the manifest prefixes it with the corpus title.
         audio_path: absolute.
         votes: counts in class order, or None if the corpus has no raters.
-        label: the class given by the corpus itself, or None: then the votes decide.
+        label: the class given by the corpus itself, or None: then the votes decide. Without
+            votes too, the utterance has no class, and is kept if it has a dimension of the job.
+        valence, arousal, dominance: from 1 to 5, or None.
         encoding: of the transcript file, as detected; None if there is no file.
         ratings: one class name (or None) per rater, for agreement; empty if only the votes are
             known, each of which then counts as an answer; None if the votes are not answers of
@@ -49,6 +51,7 @@ class Utterance(NamedTuple):
     label: str | None = None
     valence: float | None = None
     arousal: float | None = None
+    dominance: float | None = None
     encoding: str | None = None
     ratings: tuple[str | None, ...] | None = ()
     split: str | None = None

@@ -33,7 +33,8 @@ def soft_targets(
         the stage's summary.
 
     Raises:
-        MultistillError: a teacher has other classes than the manifest.
+        MultistillError: a teacher has other classes than the manifest, or other dimensions than
+            the others.
     """
     import shutil
 
@@ -68,6 +69,15 @@ def soft_targets(
                 f"the teacher in {folder} has the classes {', '.join(config['labels'])}, and the "
                 f"manifest has {', '.join(classes)}; use a teacher and a manifest of the same job"
             )
+    dimensions = tuple(configs[teachers[0]]["spec"]["dimensions"])
+    for folder, config in configs.items():
+        own = tuple(config["spec"]["dimensions"])
+        if own != dimensions:
+            raise MultistillError(
+                f"the teacher in {folder} has the dimensions {', '.join(own) or 'none'}, and "
+                f"{teachers[0]} has {', '.join(dimensions) or 'none'}; use teachers of the same job"
+            )
+    values = np.zeros((len(ids), len(dimensions)), dtype=np.float32)
     kind: Output = configs[teachers[0]]["output"]
     for number in [-1, *sorted(folds)]:
         selected = np.flatnonzero(teacher_fold == number)
@@ -82,6 +92,7 @@ def soft_targets(
         outputs = [member.predict([ids[row] for row in selected]) for member in members]
         raw = kind == "shares"
         logits[selected] = combine([output.logits for output in outputs], raw=raw)
+        values[selected] = np.mean([output.dimensions for output in outputs], axis=0)
         if keep_pooled:
             is_train = train[selected]
             states = np.concatenate([output.pooled for output in outputs], axis=1)
@@ -90,6 +101,6 @@ def soft_targets(
     if pooled:
         write_pooled(out, np.concatenate(pooled_rows), np.concatenate(pooled_states))
     teacher = "out-of-fold" if folds else "in-sample"
-    write_soft_targets(out, ids, logits, teacher, teacher_fold, kind, classes)
+    write_soft_targets(out, ids, logits, teacher, teacher_fold, kind, classes, values, dimensions)
     shutil.rmtree(parts, ignore_errors=True)
     return {"rows": len(ids), "teachers": len(teachers), "fold_teachers": len(folds)}

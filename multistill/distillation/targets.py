@@ -6,6 +6,7 @@ pooled.safetensors         if requested: pooled states of the training utterance
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from multistill.errors import MultistillError
 from multistill.metrics.classification import EPS, shares_from_outputs, softmax
 from multistill.models.files import Output
 from multistill.typing import DoubleArray, FloatArray, IntArray
-from multistill.workspace import atomic_path
+from multistill.workspace import atomic_path, to_json
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class SoftTargets:
         classes: in the order of the outputs.
         kind: which of the two.
         teacher: human-readable description of the teacher.
+        dimensions: float32 [N, D], values of the teacher from about 1 to 5.
+        dimension_names: of these D columns; empty for a teacher of classes alone.
         fold: int64 [N], the fold that the row's teacher was not trained on; -1 if it may have
             been trained on the row.
     """
@@ -49,6 +52,8 @@ class SoftTargets:
     kind: Output
     teacher: str
     fold: IntArray
+    dimensions: FloatArray
+    dimension_names: tuple[str, ...] = ()
 
     @property
     def distributions(self) -> DoubleArray:
@@ -76,15 +81,25 @@ def write_soft_targets(
     fold: npt.ArrayLike,
     kind: Output = "logits",
     classes: Sequence[str] = CLASSES,
+    dimensions: npt.ArrayLike | None = None,
+    dimension_names: Sequence[str] = (),
 ) -> None:
-    """Write `utterance_id`, `outputs`, `teacher` and `fold` to a Parquet file, atomically."""
+    """Write `utterance_id`, `outputs`, `teacher` and `fold` to a Parquet file, atomically.
+
+    Teachers of dimensions have a column `dimensions` too.
+    """
     columns = {
         "utterance_id": pa.array(ids, pa.string()),
         "outputs": _vectors(outputs, len(ids), len(classes)),
         "teacher": pa.array([teacher] * len(ids), pa.string()),
         "fold": pa.array(np.asarray(fold), pa.int32()),
     }
-    metadata = {"kind": kind, **with_classes(classes)}
+    if dimension_names:
+        columns["dimensions"] = _vectors(
+            [] if dimensions is None else dimensions, len(ids), len(dimension_names)
+        )
+    names = to_json(list(dimension_names))
+    metadata = {"kind": kind, "dimensions": names, **with_classes(classes)}
     with atomic_path(path) as temporary:
         pq.write_table(pa.table(columns).replace_schema_metadata(metadata), temporary)
 
@@ -106,9 +121,13 @@ def read_soft_targets(path: Path) -> SoftTargets:
     for name in ("utterance_id", "outputs", "teacher", "fold"):
         if name not in table.column_names:
             raise MultistillError(f"{path} holds no soft targets: the column {name} is missing")
-    kind = (table.schema.metadata or {}).get(b"kind", b"").decode()
+    metadata = table.schema.metadata or {}
+    kind = metadata.get(b"kind", b"").decode()
     if kind not in get_args(Output):
         raise MultistillError(f"{path} does not say whether it holds logits or shares")
+    names = tuple(json.loads(metadata.get(b"dimensions", b"[]")))
+    if names and "dimensions" not in table.column_names:
+        raise MultistillError(f"{path} holds no soft targets: the column dimensions is missing")
     return SoftTargets(
         ids=table["utterance_id"].to_pylist(),
         outputs=_matrix(table["outputs"]),
@@ -116,6 +135,8 @@ def read_soft_targets(path: Path) -> SoftTargets:
         kind=cast(Output, kind),
         teacher=table["teacher"][0].as_py() if len(table) else "",
         fold=table["fold"].to_numpy().astype(np.int64),
+        dimensions=_matrix(table["dimensions"]) if names else np.zeros((len(table), 0), np.float32),
+        dimension_names=names,
     )
 
 

@@ -55,6 +55,7 @@ class Teacher:
         return Outputs(
             np.concatenate([part.logits for part in parts]),
             np.concatenate(pooled) if pooled else None,
+            np.concatenate([part.dimensions for part in parts]),
         )
 
     def _predict_part(self, ids: Sequence[str]) -> Outputs:
@@ -63,7 +64,9 @@ class Teacher:
         file = self.parts / f"{name}.safetensors"
         try:
             tensors = load_file(file)
-            return Outputs(tensors["logits"], tensors.get("pooled"))
+            none = np.zeros((len(ids), 0), np.float32)
+            dimensions = tensors.get("dimensions", none)
+            return Outputs(tensors["logits"], tensors.get("pooled"), dimensions)
         except (FileNotFoundError, SafetensorError):  # not computed yet, or truncated by a crash
             pass
         if self._loaded is None:
@@ -79,6 +82,8 @@ class Teacher:
             keep_pooled=self.keep_pooled,
         )
         tensors = {"logits": outputs.logits}
+        if outputs.dimensions.shape[1]:
+            tensors["dimensions"] = outputs.dimensions
         if outputs.pooled is not None:
             tensors["pooled"] = outputs.pooled
         with atomic_path(file, concurrent=True) as temporary:

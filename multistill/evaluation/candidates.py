@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from multistill.corpora.manifest import read_classes
+from multistill.errors import MultistillError
 from multistill.evaluation.utterances import Utterances
 from multistill.features.collate import collate
 from multistill.features.store import FeatureStore
 from multistill.inference.latency import time_each
-from multistill.inference.predict import dialogue_context, predict_logits
+from multistill.inference.predict import dialogue_context, predict
 from multistill.metrics.classification import shares_from_outputs, softmax
 from multistill.models.build import EmotionModel, count_parameters
 from multistill.models.files import Output, load_model, read_model_config
@@ -55,7 +56,12 @@ class LoadedModel:
     """The heads of a candidate (usually one) in memory."""
 
     def __init__(
-        self, candidate: Candidate, store: FeatureStore, manifest: Path, device: torch.device
+        self,
+        candidate: Candidate,
+        store: FeatureStore,
+        manifest: Path,
+        device: torch.device,
+        dimensions: Sequence[str] = (),
     ) -> None:
         self.candidate = candidate
         self.store = store
@@ -65,6 +71,15 @@ class LoadedModel:
             load_model(Path(folder), {"labels": list(classes)}).to(device)
             for folder in candidate.folders
         ]
+        for folder, model in zip(candidate.folders, self.members, strict=True):
+            if model.spec.dimensions != tuple(dimensions):
+                has, wanted = (
+                    ", ".join(names) or "none" for names in (model.spec.dimensions, dimensions)
+                )
+                raise MultistillError(
+                    f"the model `{candidate.name}` in {folder} has the dimensions {has}, and the "
+                    f"job's tasks have {wanted}; use a model of the same job"
+                )
         self.spec: ModelSpec = self.members[0].spec
         configs = [read_model_config(Path(folder)) for folder in candidate.folders]
         config = configs[0]
@@ -76,21 +91,27 @@ class LoadedModel:
 
     def probabilities(self, ids: list[str]) -> DoubleArray:
         """Mean of the members' distributions, [N, C]."""
+        return self.predict(ids)[0]
+
+    def predict(self, ids: list[str]) -> tuple[DoubleArray, DoubleArray]:
+        """Means over the members of distributions [N, C] and of dimensions [N, D]."""
         to_distribution = shares_from_outputs if self.output == "shares" else softmax
-        distributions = [
-            to_distribution(
-                predict_logits(
-                    model,
-                    self.store,
-                    ids,
-                    device=self.device,
-                    max_frames=self.max_frames,
-                    context=self.context,
-                )
+        outputs = [
+            predict(
+                model,
+                self.store,
+                ids,
+                device=self.device,
+                max_frames=self.max_frames,
+                context=self.context,
+                keep_pooled=False,
             )
             for model in self.members
         ]
-        return np.asarray(np.mean(distributions, axis=0))
+        return (
+            np.mean([to_distribution(each.logits) for each in outputs], axis=0),
+            np.mean([each.dimensions for each in outputs], axis=0, dtype=np.float64),
+        )
 
     def head_ms(self, ids: Sequence[str]) -> list[float]:
         """Milliseconds of the head alone at batch size 1, with the states already in memory."""

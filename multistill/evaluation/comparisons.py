@@ -147,7 +147,15 @@ def compare(
     decision: Verdict
     if untrained is None:
         decision = verdict(primary["low"], primary["high"]) if seeds > 1 else "cannot tell"
-        sentence = _sentence(name, against, decision, primary, confidence, seeds)
+        sentence = describe_difference(
+            name,
+            against,
+            decision,
+            primary,
+            confidence,
+            seeds,
+            METRIC_TITLES[PRIMARY_METRIC],
+        )
     else:
         decision = "not trained"
         of_control = "" if untrained == name else f"no verdict, its control {untrained} is "
@@ -167,20 +175,26 @@ def compare(
     }
 
 
-def _sentence(
+def describe_difference(
     name: str,
     against: str,
     decision: Verdict,
-    difference: dict[str, float | None],
+    difference: Mapping[str, float | None],
     confidence: float,
     seeds: int,
+    title: str,
 ) -> str:
+    """A verdict with its difference as a sentence.
+
+    Args:
+        title: of the metric.
+    """
     value, low, high = (difference[key] for key in ("value", "low", "high"))
     if value is None:
         return f"{name}: cannot tell, the difference to {against} is not defined on this test set."
     if low is None or high is None:
         return (
-            f"{name}: cannot tell, {METRIC_TITLES[PRIMARY_METRIC]} {value:+.3f} against {against} "
+            f"{name}: cannot tell, {title} {value:+.3f} against {against} "
             "has no interval on this test set."
         )
     if high - low < ROUNDING:
@@ -188,9 +202,9 @@ def _sentence(
         alike = "answers like" if same else "differs by the same in every seed and group from"
         return (
             f"{name}: cannot tell whether distillation helped; it {alike} {against} "
-            f"({METRIC_TITLES[PRIMARY_METRIC]} {value:+.3f}), so nothing is known of the variance."
+            f"({title} {value:+.3f}), so nothing is known of the variance."
         )
-    measured = f"{METRIC_TITLES[PRIMARY_METRIC]} {value:+.3f} against {against}"
+    measured = f"{title} {value:+.3f} against {against}"
     interval = f"({100 * confidence:.0f} % interval {low:+.3f} to {high:+.3f})"
     if seeds < 2:
         return (

@@ -1,7 +1,8 @@
 """Score every candidate on the test set, which no other stage reads.
 
 predictions.parquet   utterance_id, model, label (predicted), distribution (a share per class),
-                      truth (null on a tie), session, speaker; baselines included
+                      truth (null on a tie), session, speaker; baselines included. Of a job
+                      with dimensions also e.g. valence (predicted) and valence_truth
 metrics.json          everything that the report and the terminal table show
 """
 
@@ -18,7 +19,8 @@ import pyarrow.parquet as pq
 from multistill.config import EvaluationConfig
 from multistill.corpora.manifest import with_classes
 from multistill.errors import MultistillError
-from multistill.evaluation.candidates import Candidate, device_name
+from multistill.evaluation.candidates import MAX_PROBE_CLIPS, Candidate, device_name
+from multistill.evaluation.dimensions import DimensionScores, probe_dimensions
 from multistill.evaluation.figures import single_numbers
 from multistill.evaluation.floor import describe_floor
 from multistill.evaluation.folds import EvaluatedFold, Evaluation, FoldData, open_fold
@@ -40,7 +42,7 @@ METRICS = "metrics.json"
 FORMAT = 1
 
 
-def predictions_schema(classes: Sequence[str]) -> pa.Schema:
+def predictions_schema(classes: Sequence[str], dimensions: Sequence[str] = ()) -> pa.Schema:
     """Of predictions.parquet; the metadata name the classes in the order of `distribution`."""
     fields = [
         pa.field("utterance_id", pa.string(), nullable=False),
@@ -50,6 +52,9 @@ def predictions_schema(classes: Sequence[str]) -> pa.Schema:
         pa.field("truth", pa.string()),
         pa.field("session", pa.string(), nullable=False),
         pa.field("speaker", pa.string(), nullable=False),
+    ]
+    fields += [
+        pa.field(column, pa.float32()) for name in dimensions for column in (name, f"{name}_truth")
     ]
     return pa.schema(fields, metadata=with_classes(classes))
 
@@ -62,6 +67,7 @@ def evaluate(
     logger: RunLogger | None = None,
     seed: int = 0,
     split_by: str = "session",
+    dimensions: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score models on the test split; write predictions.parquet and metrics.json into `out`.
 
@@ -71,6 +77,7 @@ def evaluate(
         features: folder of the feature store.
         seed: of the bootstrap resamples.
         split_by: what the split keeps together, which names the unit of the intervals.
+        dimensions: that the models predict beside the classes.
 
     Returns:
         a summary: `headline` (metrics by model), `floor` (a sentence), `distillation` (sentences),
@@ -84,7 +91,7 @@ def evaluate(
     candidates = folds[0].candidates
     _check_names(candidates)
     store = open_store(features)
-    parts = [open_fold(fold, store) for fold in folds]
+    parts = [open_fold(fold, store, dimensions) for fold in folds]
     test = Utterances.joined([part.test for part in parts])
     if not len(test):
         raise MultistillError(
@@ -95,22 +102,38 @@ def evaluate(
     fold = np.repeat(np.arange(len(parts)), [len(part.test) for part in parts])
     crossed = fold if len(parts) > 1 else None
     scorer = Scorer(test, majority, config, seed, split_by, crossed)
-    evaluation = Evaluation(parts, store, scorer, config)
+    evaluation = Evaluation(parts, store, scorer, config, dimensions)
+    values = DimensionScores(
+        dimensions,
+        [(part.test, part.train) for part in parts],
+        scorer.clusters,
+        scorer.resampling,
+        config.confidence,
+        crossed,
+    )
+    schema = predictions_schema(test.classes, dimensions)
     models: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
     references: list[dict[str, Any]] = []
     with_labels: dict[str, dict[str, Any]] = {}
     in_tables = [each for each in candidates if each.label_share is None]
     curve = [each for each in candidates if each.label_share is not None]
-    with pq.ParquetWriter(out / PREDICTIONS, predictions_schema(test.classes)) as writer:
-        writer.write_table(_table(BASELINE, test, majority.prior, majority.label))
+    with pq.ParquetWriter(out / PREDICTIONS, schema) as writer:
+        means = values.means if dimensions else None
+        writer.write_table(
+            _table(schema, BASELINE, test, majority.prior, means, predicted=majority.label)
+        )
         baseline = scorer.score_baseline()
         for number, candidate in enumerate(in_tables, start=1):
             model, prediction = evaluation.score_candidate(candidate)
             model["not_trained"] = why_not_trained(model, baseline)
             models.append(model)
             predictions.append(prediction)
-            writer.write_table(_table(candidate.name, test, prediction.probabilities))
+            values.score_model(model, prediction.dimensions)
+            first = prediction.dimensions[0]
+            writer.write_table(
+                _table(schema, candidate.name, test, prediction.probabilities, first)
+            )
             logger.progress(number, len(candidates), "models")
         for number, candidate in enumerate(curve, start=1 + len(in_tables)):
             with_labels[candidate.name] = evaluation.score_seeds(candidate)
@@ -118,9 +141,18 @@ def evaluate(
         for modality in _probed([model["modality"] for model in models]):
             probe, prediction = evaluation.score_probe(modality)
             references.append(probe)
-            writer.write_table(_table(prediction.name, test, prediction.probabilities))
+            regressed = None
+            if dimensions:
+                described, regressed = probe_dimensions(modality, store, parts, MAX_PROBE_CLIPS)
+                values.score_model(described, [regressed])
+            writer.write_table(
+                _table(schema, prediction.name, test, prediction.probabilities, regressed)
+            )
     reasons = {model["name"]: model["not_trained"] for model in models if model["not_trained"]}
     comparisons = scorer.compare_all(predictions, reasons)
+    for each in in_tables:
+        if each.compare_to is not None:
+            values.compare(each.name, each.compare_to)
     floor = describe_floor(models, references, baseline, scorer.difference, config.confidence)
     write_json(
         out / METRICS,
@@ -138,6 +170,7 @@ def evaluate(
             "baseline": baseline,
             "references": references,
             "models": models,
+            "dimensions": values.describe(),
             "floor": floor,
             "distillation": comparisons,
             "label_shares": describe_label_shares(curve, with_labels, baseline, scorer),
@@ -146,9 +179,12 @@ def evaluate(
         },
     )
     return {
-        "headline": {model["name"]: single_numbers(model) for model in (baseline, *models)},
+        "headline": {
+            baseline["name"]: single_numbers(baseline),
+            **{m["name"]: single_numbers(m) | values.numbers(m["name"]) for m in models},
+        },
         "floor": floor["sentence"],
-        "distillation": [comparison["sentence"] for comparison in comparisons],
+        "distillation": [*(each["sentence"] for each in comparisons), *values.sentences()],
         "not_trained": reasons,
     }
 
@@ -222,11 +258,30 @@ def _check_names(candidates: Sequence[Candidate]) -> None:
 
 
 def _table(
-    name: str, clips: Utterances, probabilities: DoubleArray, predicted: IntArray | None = None
+    schema: pa.Schema,
+    name: str,
+    clips: Utterances,
+    probabilities: DoubleArray,
+    dimensions: DoubleArray | None = None,
+    predicted: IntArray | None = None,
 ) -> pa.Table:
-    """Rows of predictions.parquet; `predicted` defaults to the distributions' mode."""
+    """Rows of predictions.parquet; `predicted` defaults to the distributions' mode.
+
+    Args:
+        dimensions: predicted values [N, D]; required where the schema has dimensions.
+    """
     labels = probabilities.argmax(axis=1) if predicted is None else predicted
     flat = pa.array(probabilities.astype(np.float32).reshape(-1))
+    values = {}
+    if dimensions is not None:
+        names = [each.removesuffix("_truth") for each in schema.names if each.endswith("_truth")]
+        for column, dimension in enumerate(names):
+            for title, numbers in (
+                (dimension, dimensions),
+                (f"{dimension}_truth", clips.dimensions),
+            ):
+                found = numbers[:, column].astype(np.float32)
+                values[title] = pa.array(found, from_pandas=True)  # NaN to null
     return pa.table(
         {
             "utterance_id": clips.ids,
@@ -236,6 +291,7 @@ def _table(
             "truth": [clips.classes[label] if label >= 0 else None for label in clips.truth],
             "session": clips.sessions,
             "speaker": clips.speakers,
+            **values,
         },
-        schema=predictions_schema(clips.classes),
+        schema=schema,
     )

@@ -63,7 +63,7 @@ class FoldData:
     candidates: Mapping[str, Candidate]
 
 
-def open_fold(fold: EvaluatedFold, store: FeatureStore) -> FoldData:
+def open_fold(fold: EvaluatedFold, store: FeatureStore, dimensions: Sequence[str] = ()) -> FoldData:
     """Read the clips of a fold.
 
     Raises:
@@ -71,7 +71,8 @@ def open_fold(fold: EvaluatedFold, store: FeatureStore) -> FoldData:
             part is in another part too.
     """
     train, valid, test = (
-        read_utterances(fold.manifest, part, store) for part in ("train", "valid", "test")
+        read_utterances(fold.manifest, part, store, dimensions)
+        for part in ("train", "valid", "test")
     )
     known = {*train.groups, *valid.groups}
     if fold.name and (shared := sorted(known & {*test.groups})):
@@ -87,13 +88,18 @@ def open_fold(fold: EvaluatedFold, store: FeatureStore) -> FoldData:
 
 @dataclass(frozen=True)
 class _Predicted:
-    """One candidate in one fold: distributions on test, and what it was made of."""
+    """One candidate in one fold: distributions on test, and what it was made of.
+
+    Attributes:
+        dimensions: [N, D] of the candidate and of its repeats.
+    """
 
     loaded: LoadedModel
     probabilities: DoubleArray
     temperature: float | None
     trainings: list[dict[str, Any]]
     seeds: list[DoubleArray]
+    dimensions: list[DoubleArray]
 
 
 class Evaluation:
@@ -105,7 +111,9 @@ class Evaluation:
         store: FeatureStore,
         scorer: Scorer,
         config: EvaluationConfig,
+        dimensions: Sequence[str] = (),
     ) -> None:
+        self.dimensions = tuple(dimensions)
         self.folds = folds
         self.store = store
         self.scorer = scorer
@@ -138,6 +146,7 @@ class Evaluation:
             calibrated,
             float(np.mean(temperatures)) if calibrated is not None else None,
             candidate.compare_to,
+            [np.concatenate(seed) for seed in zip(*(f.dimensions for f in folds), strict=True)],
         )
         loaded = folds[0].loaded
         model = loaded.describe(self.encoders) | self.scorer.score(prediction)
@@ -182,7 +191,7 @@ class Evaluation:
 
         def load(folders: Sequence[str | Path]) -> LoadedModel:
             chosen = replace(candidate, folders=folders)
-            return LoadedModel(chosen, self.store, fold.manifest, self.device)
+            return LoadedModel(chosen, self.store, fold.manifest, self.device, self.dimensions)
 
         loaded = load(candidate.folders)
         temperature = None
@@ -190,12 +199,14 @@ class Evaluation:
             logits = _logits(loaded.probabilities(fold.valid.ids))
             temperature = fit_temperature(logits, fold.valid.truth)
         repeats = [load([folder]) for folder in candidate.repeats]
+        predicted = [each.predict(fold.test.ids) for each in (loaded, *repeats)]
         return _Predicted(
             loaded,
-            loaded.probabilities(fold.test.ids),
+            predicted[0][0],
             temperature,
             [entry for each in (loaded, *repeats) for entry in each.trainings],
-            [repeat.probabilities(fold.test.ids) for repeat in repeats],
+            [probabilities for probabilities, _ in predicted[1:]],
+            [values for _, values in predicted],
         )
 
     def _in_sample_calibration(self, loaded: Sequence[LoadedModel]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Prediction:
         probabilities: [N, C].
         calibrated: the same after temperature scaling, or None without a validation set to fit
             the temperature on.
+        dimensions: predicted values [N, D] of every seed.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Prediction:
     calibrated: DoubleArray | None = None
     temperature: float | None = None
     compare_to: str | None = None
+    dimensions: Sequence[DoubleArray] = ()
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ class Scorer:
         return {
             "clips": len(truth),
             "decided": int((truth >= 0).sum()),
-            "ties": int((truth < 0).sum()),
+            "ties": int(((truth < 0) & self.clips.shares.any(axis=1)).sum()),
             "without_features": self.clips.without_features,
             "sessions": len(set(self.clips.sessions)),
             "speakers": len(set(self.clips.speakers)),

@@ -12,7 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from multistill.corpora.manifest import MANIFEST, classes_of, label_arrays
+from multistill.corpora.manifest import (
+    MANIFEST,
+    classes_of,
+    dimension_array,
+    has_class,
+    label_arrays,
+)
 from multistill.corpora.text import normal_text
 from multistill.errors import MultistillError
 from multistill.typing import DoubleArray, IntArray
@@ -27,15 +33,17 @@ class Utterances:
     classes: tuple[str, ...]
     ids: list[str]
     truth: IntArray
-    """Class index [N], -1 where the votes tie."""
+    """Class index [N], -1 where the votes tie, and for a clip without any class."""
     shares: DoubleArray
-    """Vote shares [N, C]."""
+    """Vote shares [N, C], zero for a clip without any class."""
     sessions: list[str]
     speakers: list[str]
     groups: list[str]
     """What the split keeps together (`multistill.corpora.groups`)."""
     genders: list[str | None]
     texts: list[str]
+    dimensions: DoubleArray
+    """Values [N, D] of the dimensions that were asked for, NaN where there is none."""
     without_features: int = 0
 
     def __len__(self) -> int:
@@ -101,14 +109,17 @@ def _read_split(manifest: Path, split: str, columns: list[str]) -> pa.Table:
     return pq.read_table(manifest / MANIFEST, columns=columns, filters=[("split", "=", split)])
 
 
-def read_utterances(manifest: Path, split: str, available: Container[str]) -> Utterances:
+def read_utterances(
+    manifest: Path, split: str, available: Container[str], dimensions: Sequence[str] = ()
+) -> Utterances:
     """Utterances of `split` that have features.
 
     Args:
         manifest: folder of the manifest.
         available: ids that have features (a feature store).
+        dimensions: names of those that are read.
     """
-    table = _read_split(manifest, split, COLUMNS)
+    table = _read_split(manifest, split, [*COLUMNS, *dimensions])
     total = table.num_rows
     encoded = [utterance in available for utterance in table["utterance_id"].to_pylist()]
     table = table.filter(pa.array(encoded, pa.bool_()))
@@ -123,6 +134,7 @@ def read_utterances(manifest: Path, split: str, available: Container[str]) -> Ut
         groups=table["group"].to_pylist(),
         genders=table["gender"].to_pylist(),
         texts=[normal_text(text or "") for text in table["text"].to_pylist()],
+        dimensions=dimension_array(table, dimensions).astype(np.float64),
         without_features=total - table.num_rows,
     )
 
@@ -142,5 +154,5 @@ def read_training_statistics(manifest: Path) -> TrainingStatistics:
             "majority baseline; check the labels and `split` in the job file"
         )
     texts = {normal_text(text or "") for text in table["text"].to_pylist()}
-    prior = shares.astype(np.float64).mean(axis=0)
+    prior = shares[has_class(shares)].astype(np.float64).mean(axis=0)
     return TrainingStatistics(counts, prior, frozenset(texts - {""}))

@@ -37,10 +37,17 @@ def dialogue_context(
 
 @dataclass(frozen=True)
 class Outputs:
-    """A model's outputs: logits float32 [N, C] and, if requested, pooled float32 [N, D]."""
+    """A model's outputs.
+
+    Attributes:
+        logits: float32 [N, C].
+        pooled: float32 [N, P], if requested.
+        dimensions: float32 [N, D] on the scale from 1 to 5; D is 0 for a model without any.
+    """
 
     logits: FloatArray
     pooled: FloatArray | None
+    dimensions: FloatArray
 
 
 def predict(
@@ -69,6 +76,7 @@ def predict(
     model.to(device)
     logits = np.zeros((len(ids), model.spec.num_classes), dtype=np.float32)
     pooled = np.zeros((len(ids), model.pooled_dim), dtype=np.float32) if keep_pooled else None
+    dimensions = np.zeros((len(ids), len(model.spec.dimensions)), dtype=np.float32)
     frames, tokens = store.audio_frames(ids), store.text_tokens(ids)
     if max_frames is not None:
         frames = np.minimum(frames, max_frames)
@@ -88,11 +96,13 @@ def predict(
                     *((tensor.to(device) for tensor in turns) if turns else ()),
                 )
                 logits[rows] = output.logits.float().cpu().numpy()
+                if output.dimensions is not None:
+                    dimensions[rows] = output.dimensions.cpu().numpy()
                 if pooled is not None:
                     pooled[rows] = output.pooled.float().cpu().numpy()
     finally:
         model.train(training)
-    return Outputs(logits, pooled)
+    return Outputs(logits, pooled, dimensions)
 
 
 def predict_logits(

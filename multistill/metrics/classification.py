@@ -106,7 +106,7 @@ class SufficientStatistics:
         Args:
             truth: class index [N], -1 where the votes tie.
             probabilities: predicted distribution [N, C].
-            shares: vote shares [N, C].
+            shares: vote shares [N, C], zero for an utterance without any class.
         """
         predicted = probabilities.argmax(axis=1)
         return self.rows_of(truth, predicted, probabilities, shares)
@@ -124,8 +124,9 @@ class SufficientStatistics:
         onehot = np.eye(self.classes)[label]
         rows[labelled, cells] = ((distribution - onehot) ** 2).sum(axis=1)
         rows[labelled, cells + 1] = -np.log(np.maximum(distribution[index, label], EPS))
-        rows[:, cells + 2] = 1.0
-        rows[:, cells + 3 : cells + 6] = divergences(probabilities, shares)
+        voted = shares.any(axis=1)
+        rows[voted, cells + 2] = 1.0
+        rows[voted, cells + 3 : cells + 6] = divergences(probabilities[voted], shares[voted])
         confidence = distribution[index, answer]
         column = cells + 6 + 3 * self._bin(confidence)
         rows[labelled, column] = 1.0

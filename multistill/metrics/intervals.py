@@ -27,6 +27,8 @@ from multistill.typing import DoubleArray
 BOUNDS = dict.fromkeys(("accuracy", "uar", "macro_f1", "weighted_f1", "ece", "tv"), (0.0, 1.0)) | {
     "brier": (0.0, 2.0),
     "js": (0.0, float(np.log(2))),
+    "ccc": (-1.0, 1.0),
+    "pearson": (-1.0, 1.0),
 }
 """Range of the metrics that have an upper bound; the others start at zero."""
 FEW = 20

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from multistill.models.context import ContextReader
+from multistill.models.dimensions import DimensionScale
 from multistill.models.fusion import FUSIONS, FusionModule, Stream
 from multistill.models.layers import join_frames
 from multistill.models.spec import ModelSpec
@@ -30,10 +31,17 @@ class StateMoments(Protocol):
 
 
 class ModelOutput(NamedTuple):
-    """Logits [B, classes] and pooled [B, D], the input of the classifier."""
+    """What a head puts out for a batch.
+
+    Attributes:
+        logits: [B, classes].
+        pooled: [B, D], the input of the classifier.
+        dimensions: [B, dimensions] on the scale from 1 to 5; None for a model without any.
+    """
 
     logits: Tensor
     pooled: Tensor
+    dimensions: Tensor | None = None
 
 
 class EmotionModel(nn.Module):
@@ -81,8 +89,11 @@ class EmotionModel(nn.Module):
                 nn.Linear(self.pooled_dim, spec.classifier),
                 nn.GELU(),
                 nn.Dropout(spec.classifier_dropout),
-                nn.Linear(spec.classifier, spec.num_classes),
+                nn.Linear(spec.classifier, spec.outputs),
             )
+        self.dimension_scale: DimensionScale | None = None
+        if spec.dimensions:
+            self.dimension_scale = DimensionScale(len(spec.dimensions))
         if spec.wide:
             self.wide = Wide(spec, audio_width, text_width)
             if self.classifier is None:
@@ -112,7 +123,7 @@ class EmotionModel(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
     ) -> ModelOutput:
-        """Classify a batch of utterances.
+        """Classes and dimensions of a batch of utterances.
 
         Args:
             audio: [B, Ta, audio_dim] frame states; text: [B, Tt, text_dim] token states.
@@ -135,16 +146,20 @@ class EmotionModel(nn.Module):
             streams.append(self._stream("text", text, text_mask, reference))
         if self.training and len(streams) == 2 and self.spec.modality_dropout:
             streams = drop_modality(streams, self.spec.modality_dropout)
-        logits = pooled = None
+        outputs = pooled = None
         if self.wide is not None:
             pooled = self.wide.pool(self._read(streams))
-            logits = self.wide(pooled)
+            outputs = self.wide(pooled)
         if self.fusion is not None:
-            deep = self._deep(streams, context, context_mask)
-            logits = deep.logits if logits is None else logits + deep.logits
-            pooled = deep.pooled
-        assert logits is not None and pooled is not None
-        return ModelOutput(logits, pooled)
+            deep, pooled = self._deep(streams, context, context_mask)
+            outputs = deep if outputs is None else outputs + deep
+        assert outputs is not None and pooled is not None
+        if self.dimension_scale is None:
+            return ModelOutput(outputs, pooled)
+        classes = self.spec.num_classes
+        return ModelOutput(
+            outputs[:, :classes], pooled, self.dimension_scale(outputs[:, classes:].float())
+        )
 
     def _read(self, streams: Sequence[Stream]) -> list[Stream]:
         """The encoder layers that the head reads, of each stream."""
@@ -159,8 +174,8 @@ class EmotionModel(nn.Module):
         streams: Sequence[Stream],
         context: Tensor | None,
         context_mask: Tensor | None,
-    ) -> ModelOutput:
-        """Standardisation, projections, fusion, context and classifier."""
+    ) -> tuple[Tensor, Tensor]:
+        """Standardisation, projections, fusion, context and classifier: outputs and pooled."""
         assert self.fusion is not None and self.classifier is not None
         if self.standardize is not None:
             streams = [
@@ -186,7 +201,7 @@ class EmotionModel(nn.Module):
             present = [mask.any(dim=1) for _, mask in chosen]
             attended = self.context(pooled, context, context_mask, present)
             pooled = torch.cat((pooled, attended), dim=-1)
-        return ModelOutput(self.classifier(pooled), pooled)
+        return self.classifier(pooled), pooled
 
     def _stream(
         self, modality: str, states: Tensor | None, mask: Tensor | None, reference: Tensor

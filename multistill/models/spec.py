@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from multistill.config.tasks import DIMENSIONS
 from multistill.errors import UsageError
 
 Modality = Literal["multimodal", "text", "audio"]
@@ -55,6 +56,9 @@ class ModelSpec:
         speech_layer, text_layer: the only one of these layers that the head reads; None: all.
         keep_unused_projection: a text head includes the audio projection that it never uses, as
             the published parameter counts do.
+        num_classes: number of logits; 0 for a head that predicts dimensions only.
+        dimensions: `valence`, `arousal`, `dominance`, in this order: linear outputs beside the
+            logits, from the same hidden states.
     """
 
     modality: Modality
@@ -79,6 +83,7 @@ class ModelSpec:
     text_layers: tuple[int, ...] = ()
     keep_unused_projection: bool = False
     num_classes: int = 7
+    dimensions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -98,11 +103,20 @@ class ModelSpec:
             "feedforward",
             "classifier",
             "audio_stride",
-            "num_classes",
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UsageError(f"model: {name} must be an integer of at least 1, not {value}")
+        if self.dimensions != tuple(name for name in DIMENSIONS if name in self.dimensions):
+            raise UsageError(
+                f"model: dimensions are some of {', '.join(DIMENSIONS)}, each once and in this "
+                f"order, not {', '.join(map(str, self.dimensions))}"
+            )
+        if self.num_classes < (0 if self.dimensions else 1):
+            raise UsageError(
+                f"model: num_classes must be at least 1, not {self.num_classes}; 0 is for a model "
+                "with dimensions"
+            )
         for name in ("dropout", "classifier_dropout", "modality_dropout", "wide_dropout"):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:
@@ -130,6 +144,11 @@ class ModelSpec:
                 )
         if self.keep_unused_projection and self.modality != "text":
             raise UsageError("model: keep_unused_projection applies to text heads only")
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs: logits, then dimensions."""
+        return self.num_classes + len(self.dimensions)
 
     @property
     def reads_audio(self) -> bool:
@@ -197,5 +216,6 @@ class ModelSpec:
             )
         if "modality" not in values:
             raise UsageError("model: the field `modality` is missing")
-        layers = {k: tuple(values[k]) for k in ("speech_layers", "text_layers") if k in values}
-        return cls(**{**values, **layers})
+        names = ("speech_layers", "text_layers", "dimensions")
+        tuples = {name: tuple(values[name]) for name in names if name in values}
+        return cls(**{**values, **tuples})

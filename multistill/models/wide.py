@@ -35,7 +35,7 @@ class Wide(nn.Module):
         self.standardize = nn.ModuleDict({k: Standardize(n) for k, n in widths.items()})
         self.out_width = sum(widths.values())
         self.dropout = nn.Dropout(spec.wide_dropout)
-        self.linear = nn.Linear(self.out_width, spec.num_classes)
+        self.linear = nn.Linear(self.out_width, spec.outputs)
 
     def fit(self, modality: str, centre: FloatArray, scale: FloatArray, read: slice) -> None:
         """Set the standardisation of one modality.
@@ -72,7 +72,7 @@ class Wide(nn.Module):
         return torch.cat(parts, dim=-1)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Pooled statistics [B, F] -> logits [B, classes]."""
+        """Pooled statistics [B, F] -> logits, then dimensions [B, outputs]."""
         logits: Tensor = self.linear(self.dropout(pooled))
         return logits
 

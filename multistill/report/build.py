@@ -73,6 +73,7 @@ def write_report(
         "baseline": metrics["baseline"],
         "references": metrics["references"],
         "models": metrics["models"],
+        "dimensions": metrics["dimensions"],
         "latency": metrics["latency"],
         "floor": metrics["floor"],
         "distillation": metrics["distillation"],

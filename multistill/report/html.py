@@ -16,6 +16,7 @@ from multistill.evaluation.comparisons import METRIC_TITLES
 from multistill.evaluation.figures import over_seeds
 from multistill.report import plots
 from multistill.report.cell_labels import label_cells
+from multistill.report.dimensions import dimension_rows
 from multistill.report.label_shares import gain_by_label_share, percent
 from multistill.report.protocol import over_folds
 from multistill.report.terminal import count, encoder, score
@@ -43,6 +44,7 @@ def render(
         quality=quality,
         figures=_figures(report, trials, histories, quality, job),
         slices=_slices(report),
+        dimension_rows=dimension_rows(report["dimensions"]),
         best_trials=_best_trials(trials, report["search"]),
     )
     return label_cells(page)

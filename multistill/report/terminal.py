@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from multistill.evaluation.figures import over_seeds
+from multistill.report.dimensions import dimension_lines
 from multistill.report.label_shares import lines as label_share_lines
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def _caption(report: Mapping[str, Any]) -> list[str]:
             or warning["kind"].startswith("classes-")
         ),
         *(comparison["sentence"] for comparison in report["distillation"]),
+        *dimension_lines(report["dimensions"]),
         *label_share_lines(report["label_shares"], report["confidence"]),
     ]
     search = report["search"]

@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from multistill.corpora.manifest import classes_of, label_arrays, read_manifest
+from multistill.corpora.manifest import (
+    classes_of,
+    dimension_array,
+    has_class,
+    label_arrays,
+    read_manifest,
+)
 from multistill.distillation.files import POOLED
 from multistill.distillation.targets import SoftTargets, read_pooled, read_soft_targets
 from multistill.errors import MultistillError
@@ -55,12 +61,15 @@ class Examples:
     """Utterances of one split.
 
     Attributes:
-        shares: vote shares [N, C], zero where the label is not given.
-        labels: class index [N], -1 where the votes tie or the label is not given.
+        shares: vote shares [N, C], zero where there is no label or it is not given.
+        labels: class index [N], -1 where the votes tie, and where there is no label or it is not
+            given.
+        dimensions: values [N, D] on the scale from 1 to 5, NaN where there is none or it is not
+            given; D is 0 for a model without dimensions.
         lengths: sort key for batches [N]: audio frames, or tokens for a text model.
-        teacher_logits: [N, C], for students.
+        teacher_logits, teacher_dimensions: [N, C] and [N, D], for students.
         teacher_states: for students with a loss on representations.
-        label_weights: factor of the label loss [N], where some labels are not given: 0 for those,
+        label_weights: factor of the label loss [N], where some rows have no label: 0 for those,
             and N over the number of the others, so that the mean over all rows is the mean over
             those with a label. None: 1 everywhere.
     """
@@ -69,7 +78,9 @@ class Examples:
     shares: FloatArray
     labels: IntArray
     lengths: IntArray
+    dimensions: FloatArray
     teacher_logits: FloatArray | None = None
+    teacher_dimensions: FloatArray | None = None
     teacher_states: TeacherStates | None = None
     label_weights: FloatArray | None = None
 
@@ -78,26 +89,44 @@ class Examples:
 
     @property
     def labelled(self) -> IntArray:
-        """Rows whose label, or tie of votes, is given."""
+        """Rows with a label, or a tie of votes."""
         if self.label_weights is None:
             return np.arange(len(self), dtype=np.int64)
         return np.flatnonzero(self.label_weights)
 
+    @property
+    def varies(self) -> bool:
+        """Whether some dimension has two different values."""
+        columns = (column[np.isfinite(column)] for column in self.dimensions.T)
+        return any(len(np.unique(column)) > 1 for column in columns)
+
     def take(self, rows: IntArray) -> Examples:
         """Some rows, before the teacher's outputs are added."""
         ids = [self.ids[row] for row in rows]
-        return Examples(ids, self.shares[rows], self.labels[rows], self.lengths[rows])
+        taken = Examples(
+            ids, self.shares[rows], self.labels[rows], self.lengths[rows], self.dimensions[rows]
+        )
+        return taken.weigh_labels()
+
+    def weigh_labels(self) -> Examples:
+        """All rows, with `label_weights` where some have no label."""
+        given = has_class(self.shares)
+        if given.all():
+            return self
+        weights = (given * (len(self) / max(1, given.sum()))).astype(np.float32)
+        return replace(self, label_weights=weights)
 
     def hide_labels(self, labelled: IntArray) -> Examples:
-        """All rows, of which only `labelled` keep their label."""
+        """All rows, of which only `labelled` keep their label and dimensions."""
         given = np.zeros(len(self), dtype=bool)
         given[labelled] = True
-        return replace(
+        hidden = replace(
             self,
             shares=np.where(given[:, None], self.shares, np.float32(0)),
             labels=np.where(given, self.labels, -1),
-            label_weights=(given * (len(self) / len(labelled))).astype(np.float32),
+            dimensions=np.where(given[:, None], self.dimensions, np.float32(np.nan)),
         )
+        return hidden.weigh_labels()
 
 
 @dataclass(frozen=True)
@@ -168,9 +197,9 @@ class TrainingData:
             MultistillError: there are no training rows, or the soft targets lack some of them.
         """
         store = open_store(task.features)
-        table = read_manifest(Path(task.manifest), _COLUMNS)
+        table = read_manifest(Path(task.manifest), [*_COLUMNS, *task.spec.dimensions])
         classes = classes_of(table)
-        if len(classes) != task.spec.num_classes:
+        if task.spec.num_classes not in (0, len(classes)):
             raise MultistillError(
                 f"the model `{task.name}` has {task.spec.num_classes} outputs, and the manifest in "
                 f"{task.manifest} has {len(classes)} classes; use a model and a manifest of the "
@@ -184,11 +213,14 @@ class TrainingData:
         ids = table.column("utterance_id").to_pylist()
         stored = np.fromiter((name in store for name in ids), dtype=bool, count=len(ids))
         labels, shares = label_arrays(table)
+        dimensions = dimension_array(table, task.spec.dimensions)
 
         def examples(name: str) -> Examples:
             rows = np.flatnonzero((split == name) & selected & stored)
             split_ids = [ids[row] for row in rows]
-            return Examples(split_ids, shares[rows], labels[rows], _lengths(task, store, split_ids))
+            lengths = _lengths(task, store, split_ids)
+            found = Examples(split_ids, shares[rows], labels[rows], lengths, dimensions[rows])
+            return found.weigh_labels()
 
         train, valid = examples("train"), examples("valid")
         without_features = int((selected & ~stored).sum())
@@ -236,6 +268,8 @@ def _with_teacher(
     """
     path, ids, config = Path(task.soft_targets or ""), train.ids, task.distillation
     targets = read_soft_targets(path)
+    if task.spec.num_classes == 0:
+        classes = ()
     if targets.classes != classes:
         raise MultistillError(
             f"the soft targets in {path} are of the classes {', '.join(targets.classes)}, and the "
@@ -256,8 +290,17 @@ def _with_teacher(
             f"(first: {absent[0]}); remove that file and run the job again"
         )
     rows = np.asarray([row_of[name] for name in ids], dtype=np.int64)
+    if targets.dimension_names != task.spec.dimensions:
+        has, wanted = (
+            ", ".join(d) or "none" for d in (targets.dimension_names, task.spec.dimensions)
+        )
+        raise MultistillError(
+            f"the soft targets in {path} have the dimensions {has}, and the model `{task.name}` "
+            f"has {wanted}; use soft targets and a model of the same job"
+        )
     logits = targets.for_loss(config.loss if config else "kd")[rows]
-    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    dimensions = targets.dimensions[rows]
+    bad = np.flatnonzero(~np.isfinite(np.concatenate([logits, dimensions], axis=1)).all(axis=1))
     if len(bad):
         raise MultistillError(
             f"the soft targets in {path} are not finite for {len(bad)} utterances "
@@ -265,7 +308,9 @@ def _with_teacher(
         )
     reads_pooled = config is not None and config.reads_pooled
     states = _teacher_states(path, targets, rows, ids) if reads_pooled else None
-    return replace(train, teacher_logits=logits, teacher_states=states)
+    return replace(
+        train, teacher_logits=logits, teacher_dimensions=dimensions, teacher_states=states
+    )
 
 
 def _teacher_states(

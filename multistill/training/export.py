@@ -56,6 +56,8 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
         "metric": task.train.metric,
         "loss": task.train.loss,
         "label_source": task.train.label_source,
+        "tasks": dict(task.tasks),
+        "dimension_loss": task.train.dimension_loss if task.spec.dimensions else None,
         "train_rows": len(data.train),
         "labelled_rows": len(data.train.labelled),
         "valid_rows": len(data.valid),
@@ -68,7 +70,7 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
     write_json(folder / HISTORY, {**summary, "epochs": progress.history})
     info = ModelInfo(
         role=task.role,
-        labels=data.classes,
+        labels=data.classes if task.spec.num_classes else (),
         output="shares" if task.train.loss == "mse" else "logits",
         max_frames=task.train.max_frames,
         encoders=store.encoders(),

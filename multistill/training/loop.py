@@ -17,7 +17,7 @@ from torch import Tensor
 from multistill.errors import MultistillError
 from multistill.features.collate import plan_batches, shard_for_rank
 from multistill.hardware import default_device
-from multistill.inference.predict import predict_logits
+from multistill.inference.predict import predict
 from multistill.models.build import EmotionModel, build
 from multistill.training.averaging import WeightAverage, trained_tensors, trained_weights
 from multistill.training.checkpoint import (
@@ -54,8 +54,8 @@ class EpochReport:
     Attributes:
         epoch: 1 for the first.
         metrics: train_loss, learning_rate, seconds, samples_per_second and, if there are
-            validation rows, valid_loss, valid_accuracy, valid_uar, valid_macro_f1 and
-            valid_weighted_f1. Equal on all ranks, except for the times.
+            validation rows, valid_loss and what else `validation_metrics` gives: valid_uar,
+            valid_macro_f1, valid_ccc. Equal on all ranks, except for the times.
         stop: whether this is the last epoch: of the budget, or because the task's patience has
             run out.
     """
@@ -117,10 +117,16 @@ class _Training:
         self.config = task.train
         self.data = data or TrainingData.open(task)
         valid = self.data.valid
-        if len(valid) and self.config.metric != "loss" and (valid.labels < 0).all():
+        by_class = self.config.metric not in ("loss", "ccc")
+        if len(valid) and by_class and (valid.labels < 0).all():
             raise MultistillError(
                 f"`{task.name}`: the votes of all validation utterances tie, so "
                 f"`train.metric: {self.config.metric}` cannot be measured; use `metric: loss`"
+            )
+        if len(valid) and self.config.metric == "ccc" and not valid.varies:
+            raise MultistillError(
+                f"`{task.name}`: no two validation utterances with features differ in a dimension "
+                "of `tasks`, so `train.metric: ccc` cannot be measured; use `metric: loss`"
             )
         store = self.data.store
         with torch.random.fork_rng(devices=[]):
@@ -128,6 +134,8 @@ class _Training:
             model = build(task.spec, store.audio_dim, store.text_dim)
             # After the model, so that a student and its control start from equal weights.
             objective = Objective(task, self.data.train, model.pooled_dim)
+        if model.dimension_scale is not None:
+            model.dimension_scale.fit(self.data.train.dimensions)
         if model.standardizes:
             model.fit_standardization(self.data.statistics(task))
         self.model: EmotionModel = model.to(device)
@@ -303,24 +311,27 @@ class _Training:
         if not len(valid):
             return {}
         local_rows = shard_for_rank(np.arange(len(valid)), self.group.rank, self.group.size)
-        logits = np.zeros((len(valid), len(self.data.classes)), dtype=np.float32)
+        classes = self.task.spec.num_classes
+        values = np.zeros((len(valid), self.task.spec.outputs), dtype=np.float32)
         with self._autocast():
-            logits[local_rows] = predict_logits(
+            outputs = predict(
                 self.result,
                 self.data.store,
                 [valid.ids[row] for row in local_rows],
                 self.device,
                 self.max_frames,
                 context=self.data.context,
+                keep_pooled=False,
             )
-        logits = self.group.sum(torch.from_numpy(logits).to(self.device)).cpu().numpy()
-        bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        values[local_rows] = np.concatenate([outputs.logits, outputs.dimensions], axis=1)
+        values = self.group.sum(torch.from_numpy(values).to(self.device)).cpu().numpy()
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             raise MultistillError(
                 f"the outputs for {len(bad)} validation utterances are not finite (first: "
                 f"{valid.ids[int(bad[0])]}); check its features, or lower `train.learning_rate`"
             )
-        metrics = validation_metrics(self.config, logits, valid)
+        metrics = validation_metrics(self.task, values[:, :classes], values[:, classes:], valid)
         return {f"valid_{name}": value for name, value in metrics.items()}
 
     def _finish_epoch(self, epoch: int, metrics: Mapping[str, float]) -> EpochReport:

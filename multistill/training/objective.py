@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from multistill.config import TrainConfig
+from multistill.corpora.manifest import has_class
 from multistill.distillation.losses import distillation_loss
 from multistill.distillation.representations import Hint, LinearCKA
 from multistill.distillation.schedule import scheduled_weight
 from multistill.metrics.classification import from_confusion
+from multistill.metrics.dimensions import dimension_metrics
 from multistill.models.build import ModelOutput
+from multistill.models.dimensions import dimension_loss
 from multistill.models.losses import class_weights, label_loss
 from multistill.training.data import Examples
 from multistill.training.prefetch import MicroBatch
@@ -32,10 +37,17 @@ class Objective(nn.Module):
     """
 
     class_weights: Tensor | None
+    dimension_weights: Tensor
 
     def __init__(self, task: TrainingTask, train: Examples, pooled_dim: int) -> None:
         super().__init__()
         self.config, self.distillation = task.train, task.distillation
+        self.classes_weight = task.tasks.get("classes", 0.0)
+        weights_of = [task.tasks[name] for name in task.spec.dimensions]
+        self.register_buffer("dimension_weights", torch.tensor(weights_of), persistent=False)
+        # A mean over all rows is then the mean over those that have a value.
+        present = np.isfinite(train.dimensions).sum(axis=0)
+        self.per_value = torch.from_numpy(len(train) / np.maximum(present, 1)).float()
         shares = torch.from_numpy(train.shares[train.labelled])
         weights = class_weights(shares, self.config.class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -52,6 +64,8 @@ class Objective(nn.Module):
     def depends_on_batch(self) -> bool:
         """Whether the loss of a row depends on the other rows of its micro-batch."""
         distillation = self.distillation
+        if len(self.dimension_weights) and self.config.dimension_loss != "mse":
+            return True
         return self.cka is not None or (distillation is not None and distillation.loss == "dist")
 
     def forward(self, output: ModelOutput, micro_batch: MicroBatch, progress: float) -> Tensor:
@@ -60,42 +74,23 @@ class Objective(nn.Module):
         Args:
             progress: share of the training's steps that are done.
         """
-        logits = output.logits.float()
-        config, distillation = self.config, self.distillation
-        if distillation is None:
-            return label_loss(
-                logits,
-                micro_batch.shares,
-                micro_batch.labels,
-                config.loss,
-                config.label_source,
-                self.class_weights,
-                config.label_smoothing,
-            )
-        assert micro_batch.teacher_logits is not None
+        distillation = self.distillation
 
         def scheduled(weight: float) -> float:
+            if distillation is None:
+                return 0.0
             return scheduled_weight(
                 weight, distillation.schedule, progress, distillation.schedule_share
             )
 
-        losses = distillation_loss(
-            logits,
-            micro_batch.teacher_logits,
-            micro_batch.shares,
-            micro_batch.labels,
-            loss=distillation.loss,
-            temperature=distillation.temperature,
-            weight=scheduled(distillation.weight),
-            standardize=distillation.standardize,
-            dkd_alpha=distillation.dkd_alpha,
-            dkd_beta=distillation.dkd_beta,
-            label_kind=config.loss,
-            label_source=config.label_source,
-            class_weights=self.class_weights,
-            label_smoothing=config.label_smoothing,
-            label_weights=micro_batch.label_weights,
-        )
+        teacher = scheduled(distillation.weight) if distillation else 0.0
+        losses = torch.zeros(len(micro_batch.labels), device=output.logits.device)
+        if self.classes_weight:
+            losses = self.classes_weight * self._of_classes(output, micro_batch, teacher)
+        if output.dimensions is not None:
+            losses = losses + self._of_dimensions(output.dimensions, micro_batch, teacher)
+        if distillation is None:
+            return losses
         for weight, module in (
             (distillation.hint_weight, self.hint),
             (distillation.cka_weight, self.cka),
@@ -105,16 +100,96 @@ class Objective(nn.Module):
                 losses = losses + scheduled(weight) * module(output.pooled.float(), states, space)
         return losses
 
+    def _of_classes(self, output: ModelOutput, micro_batch: MicroBatch, teacher: float) -> Tensor:
+        """Losses of the classes [b].
+
+        Args:
+            teacher: weight of the teacher's loss.
+        """
+        logits = output.logits.float()
+        config, distillation = self.config, self.distillation
+        if distillation is None:
+            losses = label_loss(
+                logits,
+                micro_batch.shares,
+                micro_batch.labels,
+                config.loss,
+                config.label_source,
+                self.class_weights,
+                config.label_smoothing,
+            )
+            weights = micro_batch.label_weights
+            return losses if weights is None else losses * weights
+        assert micro_batch.teacher_logits is not None
+        return distillation_loss(
+            logits,
+            micro_batch.teacher_logits,
+            micro_batch.shares,
+            micro_batch.labels,
+            loss=distillation.loss,
+            temperature=distillation.temperature,
+            weight=teacher,
+            standardize=distillation.standardize,
+            dkd_alpha=distillation.dkd_alpha,
+            dkd_beta=distillation.dkd_beta,
+            label_kind=config.loss,
+            label_source=config.label_source,
+            class_weights=self.class_weights,
+            label_smoothing=config.label_smoothing,
+            label_weights=micro_batch.label_weights,
+        )
+
+    def _of_dimensions(self, values: Tensor, micro_batch: MicroBatch, teacher: float) -> Tensor:
+        """Losses of the dimensions [b]: of the labels, and of the teacher's values by its weight.
+
+        Args:
+            teacher: weight of the teacher's loss.
+        """
+        kind, weights = self.config.dimension_loss, self.dimension_weights
+        per_value = weights * self.per_value.to(weights.device) if kind == "mse" else weights
+        losses = dimension_loss(values, micro_batch.dimensions, kind, per_value)
+        if not teacher:
+            return losses
+        assert micro_batch.teacher_dimensions is not None
+        soft = dimension_loss(values, micro_batch.teacher_dimensions, kind, weights)
+        return teacher * soft + (1.0 - teacher) * losses
+
 
 def validation_metrics(
-    config: TrainConfig, logits: FloatArray, examples: Examples
+    task: TrainingTask, logits: FloatArray, dimensions: FloatArray, examples: Examples
 ) -> dict[str, float]:
-    """loss, accuracy, uar, macro_f1 and weighted_f1 of logits [N, C], as in the report.
+    """Metrics of logits [N, C] and dimensions [N, D] on validation, as in the report.
 
-    The loss is the label loss without class weights and label smoothing, so that it is comparable
-    between their settings, and between students with and without a teacher. Rows whose votes tie
-    contribute to the loss only.
+    Of classes `accuracy`, `uar`, `macro_f1` and `weighted_f1`; of dimensions `ccc`, the mean over
+    them, and `ccc_valence`, `rmse_valence` and so on. The `loss` is that of the labels, weighted
+    by task, without class weights and label smoothing, so that it is comparable between their
+    settings, and between students with and without a teacher. Rows whose votes tie contribute to
+    the loss only, rows without a label or a value to neither.
     """
+    metrics = {"loss": 0.0}
+    if "classes" in task.tasks:
+        of_classes = _of_classes(task.train, logits, examples)
+        metrics |= of_classes | {"loss": task.tasks["classes"] * of_classes["loss"]}
+    if task.spec.dimensions:
+        weights = torch.tensor([task.tasks[name] for name in task.spec.dimensions])
+        known = np.isfinite(examples.dimensions)
+        kind = task.train.dimension_loss
+        if kind == "mse":
+            weights = weights * torch.from_numpy(len(known) / np.maximum(known.sum(axis=0), 1))
+        losses = dimension_loss(
+            torch.from_numpy(dimensions), torch.from_numpy(examples.dimensions), kind, weights
+        )
+        metrics["loss"] += float(losses.double().mean())
+        metrics |= dimension_metrics(task.spec.dimensions, dimensions, examples.dimensions)
+    return metrics
+
+
+def _of_classes(config: TrainConfig, logits: FloatArray, examples: Examples) -> dict[str, float]:
+    rows = examples.labelled
+    examples, logits = (
+        replace(examples, shares=examples.shares[rows], labels=examples.labels[rows]),
+        logits[rows],
+    )
     losses = label_loss(
         torch.from_numpy(logits),
         torch.from_numpy(examples.shares),
@@ -126,15 +201,19 @@ def validation_metrics(
     labelled = examples.labels >= 0
     np.add.at(confusion, (examples.labels[labelled], logits[labelled].argmax(axis=1)), 1)
     metrics = {name: float(value) for name, value in from_confusion(confusion).items()}
-    return {"loss": float(losses.double().mean()), **metrics}
+    return {"loss": float(losses.double().mean()) if len(rows) else 0.0, **metrics}
 
 
 def sampling_weights(shares: FloatArray) -> npt.NDArray[np.float64]:
     """Probability of drawing each row [N] under which all classes have equal weight.
 
-    A row with mixed votes counts for each class by its share.
+    A row with mixed votes counts for each class by its share, a row without a class, which has
+    dimensions, like the mean of the others.
     """
     counts = shares.sum(axis=0, dtype=np.float64)
     inverse = np.divide(1.0, counts, out=np.zeros_like(counts), where=counts > 0)
-    weights = shares @ inverse
+    weights = np.asarray(shares @ inverse, np.float64)
+    without = ~has_class(shares)
+    if without.any() and not without.all():
+        weights[without] = weights[~without].mean()
     return np.asarray(weights / weights.sum())

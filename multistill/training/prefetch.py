@@ -31,8 +31,9 @@ class MicroBatch:
         rows: row indices in the split.
         states: padded encoder states and their masks.
         shares, labels: vote shares [b, C] and class indices [b], -1 where the votes tie.
-        label_weights: factor of the label loss [b], where some labels are not given.
-        teacher_logits: [b, C], for students.
+        dimensions: values [b, D], NaN where there is none; D is 0 without dimensions.
+        label_weights: factor of the label loss [b], where some rows have no label.
+        teacher_logits, teacher_dimensions: [b, C] and [b, D], for students.
         teacher_states, space: pooled states [b, D] and the index of the teacher that computed
             them [b], for students with a loss on representations.
         context, context_mask: previous turns, for models that read them.
@@ -42,7 +43,9 @@ class MicroBatch:
     states: Batch
     shares: Tensor
     labels: Tensor
+    dimensions: Tensor
     teacher_logits: Tensor | None = None
+    teacher_dimensions: Tensor | None = None
     label_weights: Tensor | None = None
     teacher_states: Tensor | None = None
     space: Tensor | None = None
@@ -58,7 +61,9 @@ class MicroBatch:
             states=self.states.to(device),
             shares=self.shares.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
+            dimensions=self.dimensions.to(device, non_blocking=True),
             teacher_logits=move(self.teacher_logits),
+            teacher_dimensions=move(self.teacher_dimensions),
             label_weights=move(self.label_weights),
             teacher_states=move(self.teacher_states),
             space=move(self.space),
@@ -106,12 +111,15 @@ class Prefetcher:
         states = collate(self.store, ids, self.max_frames)
         context, context_mask = self.context.batch(ids) if self.context else (None, None)
         logits, teacher = examples.teacher_logits, examples.teacher_states
+        values = examples.teacher_dimensions
         weights = examples.label_weights
         return MicroBatch(
             rows=rows.tolist(),
             states=states.pin() if self.device.type == "cuda" else states,
             shares=torch.from_numpy(examples.shares[rows]),
             labels=torch.from_numpy(examples.labels[rows]),
+            dimensions=torch.from_numpy(examples.dimensions[rows]),
+            teacher_dimensions=None if values is None else torch.from_numpy(values[rows]),
             teacher_logits=None if logits is None else torch.from_numpy(logits[rows]),
             label_weights=None if weights is None else torch.from_numpy(weights[rows]),
             teacher_states=None if teacher is None else teacher.states[teacher.row_index[rows]],

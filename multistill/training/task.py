@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class TrainingTask:
         label_share: share of the training clips whose label is known, drawn per class by `seed`
             (`multistill.training.labelled`); the others are not trained on.
         unlabelled: train on the clips without label too, towards the teacher's output alone.
+        tasks: weight of each task in the loss: `classes`, and the dimensions of `spec`.
     """
 
     name: str
@@ -47,12 +48,19 @@ class TrainingTask:
     distillation: DistillationConfig | None = None
     label_share: float = 1.0
     unlabelled: bool = False
+    tasks: Mapping[str, float] = field(default_factory=lambda: {"classes": 1.0})
 
     def __post_init__(self) -> None:
         if not 0 < self.label_share <= 1:
             raise UsageError(
                 f"training task `{self.name}`: label_share is {self.label_share:g}; set a share "
                 "above 0 and at most 1"
+            )
+        predicted = ("classes",) * (self.spec.num_classes > 0) + self.spec.dimensions
+        if set(predicted) != set(self.tasks):
+            raise UsageError(
+                f"training task `{self.name}` weighs {', '.join(self.tasks)}, and its model "
+                f"predicts {', '.join(predicted)}; give each of these a weight in `tasks`"
             )
         if self.unlabelled and self.soft_targets is None:
             raise UsageError(
@@ -80,6 +88,7 @@ class TrainingTask:
             "distillation": self.distillation.identity() if self.distillation else None,
             "label_share": self.label_share,
             "unlabelled": self.unlabelled,
+            "tasks": dict(self.tasks),
         }
 
     def control(self, name: str) -> TrainingTask:
@@ -104,6 +113,7 @@ class TrainingTask:
         return {
             **values,
             "spec": self.spec.to_dict(),
+            "tasks": dict(self.tasks),
             "train": self.train.model_dump(mode="json"),
             "distillation": self.distillation and self.distillation.model_dump(mode="json"),
         }

@@ -37,6 +37,7 @@ def make_corpus(
     quarantined: int = 2,
     offset: float = 0.0,
     classes: Sequence[str] = CLASSES,
+    unlabelled: int = 0,
 ) -> tuple[Path, Path]:
     """Manifest and store of `rows` utterances whose states point in the direction of their class.
 
@@ -48,6 +49,7 @@ def make_corpus(
         offset: added to all states, whose deviation is 1. Those of pretrained encoders have
             dimensions whose mean is several times the deviation.
         classes: of which the first four, or both of two, have utterances.
+        unlabelled: every so many rows have no class, and the rows before them no valence; 0: none.
     """
     random = np.random.default_rng(7)
     directions = random.normal(size=(len(classes), AUDIO_DIM + TEXT_DIM)).astype(np.float32)
@@ -61,6 +63,9 @@ def make_corpus(
         if tied:
             shares[:] = 0
             shares[[0, label or 1]] = 0.5
+        unknown = bool(unlabelled) and row % unlabelled == 0
+        if unknown:
+            shares[:] = 0
         session = row % 10
         split = "test" if session == 9 else "valid" if session == 8 else "train"
         name = f"utt-{row:03d}"
@@ -78,7 +83,11 @@ def make_corpus(
                 "duration_s": 1.0,
                 "text": name,
                 "text_raw": name,
-                "label": None if tied else classes[label],
+                "label": None if tied or unknown else classes[label],
+                "valence": None
+                if unlabelled and (row + 1) % unlabelled == 0
+                else 1.0 + label + 0.1 * float(directions[label, 0]),
+                "arousal": 4.5 - label,
                 "label_soft": shares.tolist(),
                 "split": split,
                 "fold": -1 if split == "test" else session % 4,

@@ -97,7 +97,7 @@ def test_the_exported_weights_are_those_that_were_validated(corpus, tmp_path):
     model.load_state_dict(tensors)
     data = TrainingData.open(task)
     logits = predict_logits(model, data.store, data.valid.ids, "cpu")
-    metrics = validation_metrics(task.train, logits, data.valid)
+    metrics = validation_metrics(task, logits, data.valid.dimensions, data.valid)
     best = reports[progress.best_epoch - 1].metrics
     assert metrics["loss"] == pytest.approx(best["valid_loss"], abs=1e-5)
     assert metrics["macro_f1"] == pytest.approx(best["valid_macro_f1"], abs=1e-6)

@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
-from multistill.config import CorpusConfig, CorpusKind, LabelsConfig
+from multistill.config import CorpusConfig, CorpusKind, LabelsConfig, TasksConfig
 from multistill.corpora.labels import LabelReader
 from multistill.corpora.paths import describe_folder
 from multistill.corpora.records import Record, Utterance
@@ -82,7 +82,10 @@ def corpus_root(config: CorpusConfig) -> Path:
 
 
 def load(
-    config: CorpusConfig, labels: LabelsConfig | None = None, root: Path | None = None
+    config: CorpusConfig,
+    labels: LabelsConfig | None = None,
+    root: Path | None = None,
+    tasks: TasksConfig | None = None,
 ) -> Iterator[Record]:
     """Yield the corpus's records in a fixed order.
 
@@ -90,13 +93,14 @@ def load(
         config: `config.limit` ends the corpus after that many utterances.
         labels: the job's classes; default: the published seven.
         root: the folder to read; default: `corpus_root(config)`.
+        tasks: what the job predicts; default: the classes.
 
     Raises:
         UsageError: if the folder is not the corpus.
         MultistillError: if a folder or a table cannot be read.
     """
     folder = corpus_root(config) if root is None else Path(os.path.abspath(root))  # noqa: PTH100
-    reader = LabelReader(labels, config.labels)
+    reader = LabelReader(labels, config.labels, tasks)
     utterances = 0
     try:
         for record in import_loader(config.kind)(config, folder, reader):

@@ -6,6 +6,8 @@ import math
 import re
 from typing import Any, NamedTuple
 
+from multistill.config.tasks import SCALE
+
 MAX_INT = 2**31 - 1
 """The largest turn or vote count: the manifest keeps them in 32 bits."""
 
@@ -59,25 +61,38 @@ def split_list(text: str) -> list[str]:
 
 
 class Rating(NamedTuple):
-    """A rating from 1 to 5, or None with a `(kind, text)` note if it is out of range."""
+    """A rating from 1 to 5, or None with a `(kind, text)` note if it is off the corpus's scale."""
 
     value: float | None
     notes: tuple[tuple[str, str], ...] = ()
 
 
-def parse_rating(text: str, column: str) -> Rating:
-    """Parse valence or arousal.
+def parse_rating(text: str, column: str, scale: tuple[float, float] = SCALE) -> Rating:
+    """Parse valence, arousal or dominance, mapped linearly from the corpus's scale to 1 to 5.
 
     Raises:
         RowError: if the field is not a number.
+
+    Examples:
+        >>> parse_rating("4", "valence", (1, 7)).value
+        3.0
     """
     if not text:
         return Rating(None)
     value = _parse_number(text, column)
-    if 1.0 <= value <= 5.0:
+    low, high = scale
+    if not low <= value <= high:
+        note = f"{column} {value:g} is not from {low:g} to {high:g} and is ignored"
+        return Rating(None, ((off_scale(column), note),))
+    if scale == SCALE:
         return Rating(value)
-    note = f"{column} {value:g} is not from 1 to 5 and is ignored"
-    return Rating(None, (("off the scale", note),))
+    bottom, top = SCALE
+    return Rating(bottom + (top - bottom) * (value - low) / (high - low))
+
+
+def off_scale(dimension: str) -> str:
+    """Kind of the notes on values of a dimension that are off the corpus's scale."""
+    return f"{dimension} off the scale"
 
 
 def parse_turn(text: str) -> int:

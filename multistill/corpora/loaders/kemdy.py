@@ -18,6 +18,7 @@ from pathlib import Path
 from multistill.config import CorpusConfig
 from multistill.corpora.labels import LabelReader, count, leaders, split_tie
 from multistill.corpora.loaders.csv_parquet import csv_rows
+from multistill.corpora.loaders.fields import Rating, parse_rating
 from multistill.corpora.paths import list_files, lower_ending, nfc_names, require_inside
 from multistill.corpora.records import Note, Record, Rejected, Utterance
 from multistill.corpora.text import CorpusText, UndecodableError, clean
@@ -36,6 +37,7 @@ class Row:
         published: the labels in Total Evaluation, as classes where they have one.
         ratings: one class per rater, None for no answer or an unknown class.
         unknown: votes for labels without a class.
+        off_scale: notes on valence and arousal that are not from 1 to 5.
     """
 
     source: str
@@ -46,6 +48,7 @@ class Row:
     arousal: float | None
     ratings: tuple[str | None, ...]
     unknown: tuple[str, ...] = ()
+    off_scale: tuple[tuple[str, str], ...] = ()
 
     def same_content(self, other: Row) -> bool:
         return replace(self, source="") == replace(other, source="")
@@ -139,6 +142,8 @@ def _row(source: str, cells: list[str], columns: _Columns, labels: LabelReader) 
     if None in ratings:
         pairs = zip(votes, ratings, strict=True)
         unknown = tuple(vote.strip() for vote, label in pairs if label is None and vote.strip())
+    valence = _rating(cells[columns.total["Valence"]], "valence")
+    arousal = _rating(cells[columns.total["Arousal"]], "arousal")
     return Row(
         source=source,
         segment=cells[columns.segment].strip(),
@@ -146,10 +151,11 @@ def _row(source: str, cells: list[str], columns: _Columns, labels: LabelReader) 
         published=tuple(
             [labels[name] or name for name in split_tie(cells[columns.total["Emotion"]])]
         ),
-        valence=_scale(cells[columns.total["Valence"]]),
-        arousal=_scale(cells[columns.total["Arousal"]]),
+        valence=valence.value,
+        arousal=arousal.value,
         ratings=ratings,
         unknown=unknown,
+        off_scale=(*valence.notes, *arousal.notes),
     )
 
 
@@ -161,10 +167,9 @@ def _number(cell: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _scale(cell: str) -> float | None:
-    """A mean rating from 1 to 5; None for anything else."""
-    value = _number(cell)
-    return value if value is not None and 1.0 <= value <= 5.0 else None
+def _rating(cell: str, dimension: str) -> Rating:
+    """A mean rating from 1 to 5; None for anything else, noted if it is another number."""
+    return Rating(None) if _number(cell) is None else parse_rating(cell.strip(), dimension)
 
 
 def corpus_text(config: CorpusConfig, root: Path) -> CorpusText:
@@ -264,13 +269,20 @@ def utterance_records(
     votes = count(row.ratings, labels.classes)
     label = None
     if not any(votes):
-        if len(row.published) != 1 or row.published[0] not in labels.classes:
-            label = ";".join(row.published)
-            problem = f"`{label}` is not a single class" if label else "no published label"
-            yield Rejected(row.source, f"{row.segment}: no votes, and {problem}")
-            return
-        label = row.published[0]
-    yield from _notes(row, votes, labels.classes)
+        label = row.published[0] if len(row.published) == 1 else None
+        if label not in labels.classes:
+            published = ";".join(row.published)
+            problem = f"`{published}` is not a single class" if published else "no published label"
+            problem = f"{row.segment}: no votes, and {problem}"
+            if all(getattr(row, name, None) is None for name in labels.dimensions):
+                yield Rejected(row.source, problem)
+                return
+            label = None
+            yield Note(row.source, "no class", f"{problem}; only the dimensions are used")
+    if any(votes) or label:
+        yield from _notes(row, votes, labels.classes)
+    for kind, note in row.off_scale:
+        yield Note(row.source, kind, f"{row.segment}: {note}")
     yield Utterance(
         utterance_id=row.segment,
         audio_path=folder.absolute(wav),
@@ -282,7 +294,7 @@ def utterance_records(
         text_raw=text_raw,
         text=clean(text_raw),
         encoding=encoding,
-        votes=None if label else votes,
+        votes=votes if any(votes) else None,
         label=label,
         valence=row.valence,
         arousal=row.arousal,

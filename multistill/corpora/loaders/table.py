@@ -8,12 +8,13 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from multistill.config import CorpusConfig
+from multistill.config import DIMENSIONS, CorpusConfig
+from multistill.config.tasks import SCALE
 from multistill.corpora.labels import LabelReader, count, leaders, split_tie
 from multistill.corpora.loaders.csv_parquet import Table, column_name, open_table
 from multistill.corpora.loaders.fields import (
@@ -45,8 +46,7 @@ COLUMNS = (
     "dialogue",
     "turn",
     "gender",
-    "valence",
-    "arousal",
+    *DIMENSIONS,
     "split",
 )
 """Known column names, in addition to `rater_...`, one column per rater with the chosen label, and
@@ -66,8 +66,7 @@ _SCALAR_COLUMNS = (
     "session",
     "gender",
     "split",
-    "valence",
-    "arousal",
+    *DIMENSIONS,
 )
 
 
@@ -90,7 +89,8 @@ def load(config: CorpusConfig, root: Path, labels: LabelReader) -> Iterator[Reco
         texts = CorpusText(config.title, config.encoding, lambda: [root, *transcripts])
         texts.decide()
         table = open_table(root, root.name, texts)
-    return _records(table, _RowParser(table, names, audio_root, texts, labels), texts)
+    low, high = config.scale or SCALE
+    return _records(table, _RowParser(table, names, audio_root, texts, labels, (low, high)), texts)
 
 
 def _transcripts(table: Table, column: str, folder: Path) -> list[Path]:
@@ -150,9 +150,11 @@ def _map_columns(config: CorpusConfig, table: Table, labels: LabelReader) -> dic
     names = {column: column_name(config.columns.get(column, column)) for column in known}
     names = {column: name for column, name in names.items() if name in table.header}
     table.require([] if "audio_path" in names else ["audio_path"])
-    if not any(c in {"label", "votes", *counts} or c.startswith(_RATER) for c in names):
+    targets = {"label", "votes", *counts, *labels.dimensions}
+    if not any(c in targets or c.startswith(_RATER) for c in names):
+        wanted = "".join(f"`{name}`, " for name in labels.dimensions)
         raise UsageError(
-            f"{table.path}: row 1: no labels; add a column `label`, `votes`, counts named "
+            f"{table.path}: row 1: no labels; add a column {wanted}`label`, `votes`, counts named "
             f"{', '.join(counts)}, or one `{_RATER}...` per rater; found " + ", ".join(table.header)
         )
     if not {"speaker", "session"} & names.keys():
@@ -169,13 +171,23 @@ def counted(labels: LabelReader) -> dict[str, str]:
     return {name: label for name, label in names.items() if name not in COLUMNS}
 
 
+class _NoClassError(RowError):
+    """A label is none of the job's classes."""
+
+
 class _Target(NamedTuple):
-    """The parsed label fields of a row; see `Utterance`. `notes` are `(kind, text)`."""
+    """The parsed label fields of a row; see `Utterance`.
+
+    Attributes:
+        notes: `(kind, text)`.
+        no_class: why the row has no class. It is rejected then, unless it has a dimension.
+    """
 
     votes: tuple[int, ...] | None
     label: str | None
     ratings: tuple[str | None, ...] | None
     notes: tuple[tuple[str, str], ...]
+    no_class: str | None = None
 
 
 class _RowParser:
@@ -191,6 +203,7 @@ class _RowParser:
         audio_root: Path,
         texts: CorpusText,
         labels: LabelReader,
+        scale: tuple[float, float],
     ) -> None:
         index = {column: table.header.index(name) for column, name in names.items()}
         absent = len(table.header)  # where `records` appends an empty cell
@@ -209,7 +222,7 @@ class _RowParser:
         self.to_text: Callable[[Any], str] = str.strip if table.encoding else to_text
         self.resolver = FileResolver(audio_root)
         self.target = lru_cache(_CACHED)(self._target)
-        self.rating = lru_cache(_CACHED)(parse_rating)
+        self.rating = lru_cache(_CACHED)(partial(parse_rating, scale=scale))
 
     def utterance_id(self, cells: Sequence[Any]) -> str:
         """The row's utterance id; empty if it has neither id nor audio path."""
@@ -256,8 +269,12 @@ class _RowParser:
         if not speaker and not session:
             raise RowError("no value in column `speaker` or `session`")
         split = normal_name(split)
-        valence, arousal = map(self.rating, rating_fields, ("valence", "arousal"))
-        for kind, note in (*target.notes, *valence.notes, *arousal.notes):
+        ratings = dict(zip(DIMENSIONS, map(self.rating, rating_fields, DIMENSIONS), strict=True))
+        values = {dimension: rating.value for dimension, rating in ratings.items()}
+        if target.no_class and all(values[name] is None for name in self.labels.dimensions):
+            raise RowError(target.no_class)
+        notes = [note for rating in ratings.values() for note in rating.notes]
+        for kind, note in (*target.notes, *notes):
             yield Note(source, kind, f"{name}: {note}")
         yield Utterance(
             name,
@@ -271,8 +288,7 @@ class _RowParser:
             parse_gender(normal_name(gender)),
             target.votes,
             target.label,
-            valence.value,
-            arousal.value,
+            *values.values(),
             encoding,
             target.ratings,
             PART_ALIASES.get(split.casefold(), split) if split else None,
@@ -304,10 +320,16 @@ class _RowParser:
             votes = count(ratings, self.labels.classes)
         if votes is not None and not any(votes):
             votes = None
-        label, tied_votes = self._label(self.to_text(fields["label"]))
+        try:
+            label, tied_votes = self._label(self.to_text(fields["label"]))
+        except _NoClassError as error:
+            if not self.labels.dimensions:
+                raise
+            notes.append(("no class", f"only the dimensions are used: {error}"))
+            return _Target(None, None, None, tuple(notes), no_class=str(error))
         if label is None and votes is None:
             if tied_votes is None:
-                raise RowError("no label and no votes")
+                return _Target(None, None, None, tuple(notes), no_class="no label and no votes")
             return _Target(tied_votes, None, None, tuple(notes))
         most = leaders(votes, self.labels.classes) if label and votes else ()
         if label and most and label not in most:
@@ -335,7 +357,8 @@ class _RowParser:
         classes = [self.labels[name] for name in names]
         for name, label in zip(names, classes, strict=True):
             if label is None:
-                raise RowError(self.labels.why_rejected(name))
+                left_out = self.labels.leaves_out(name)
+                raise (RowError if left_out else _NoClassError)(self.labels.why_rejected(name))
         if len(classes) == 1:
             return classes[0], None
         return None, count(classes, self.labels.classes) if classes else None

@@ -8,6 +8,7 @@ from typing import get_args
 from multistill.config import JobConfig
 from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
+from multistill.pipeline.recipes.tasks import check_tasks
 from multistill.pipeline.step import Step
 from multistill.pipeline.steps.data import Features, Prepare, Statistics
 from multistill.pipeline.steps.evaluation import Evaluate
@@ -62,6 +63,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
             yield location, f"{'.'.join(map(str, location))}: {error}"
     for sentence in check_space(job.search.space, job.searched_student()):
         yield ("search", "space"), f"search.space: {sentence}"
+    yield from check_tasks(job)
     yield from _protocol(job)
     yield from _layers(job)
     yield from _losses(job)

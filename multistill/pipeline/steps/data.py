@@ -17,12 +17,13 @@ class Prepare(Step):
 
     name = "prepare"
     artifact = "manifest"
-    version = 4
-    sections = frozenset({"corpora", "labels", "split", "protocol"})
+    version = 5
+    sections = frozenset({"corpora", "tasks", "labels", "split", "protocol"})
 
     def config(self) -> Any:
         return {
             "corpora": [corpus.identity() for corpus in self.job.corpora],
+            "tasks": list(self.job.tasks.weights()),
             "labels": self.job.labels.identity(),
             "split": self.job.split.identity(),
             "protocol": self.job.protocol.identity(),
@@ -55,6 +56,7 @@ class Prepare(Step):
             clear(run.out),
             labels=self.job.labels,
             protocol=self.job.protocol,
+            tasks=self.job.tasks,
             unpacked=self.workspace.root / "corpora",
             digests=self.workspace.digests,
             logger=run.logger,

@@ -23,8 +23,8 @@ class Evaluate(Step):
 
     name = "evaluate"
     artifact = "evaluation"
-    version = 6
-    sections = frozenset({"evaluation"})
+    version = 7
+    sections = frozenset({"evaluation", "tasks"})
     uses_ray = True
 
     def __init__(
@@ -34,7 +34,7 @@ class Evaluate(Step):
         self.models = models
 
     def config(self) -> Any:
-        return self.job.evaluation.identity()
+        return {**self.job.evaluation.identity(), "tasks": list(self.job.tasks.weights())}
 
     def reads(self) -> Sequence[str]:
         models = [step.artifact for step in self.models]
@@ -67,6 +67,7 @@ class Evaluate(Step):
             None,
             self.job.seed,
             protocol.by if protocol.crosses and protocol.by != "corpus" else self.job.split.by,
+            self.job.tasks.dimensions,
         )
         for name, figures in summary.get("headline", {}).items():
             run.logger.metrics(

@@ -27,13 +27,14 @@ class LabelShares(ModelStep):
 
     name = "label_shares"
     artifact = "label_shares"
-    sections = frozenset({"label_shares", "students", "distillation"})
+    sections = frozenset({"label_shares", "students", "distillation", "tasks"})
 
     def config(self) -> Any:
         return {
             "label_shares": self.job.label_shares.identity(),
             "students": [each.identity() for each in self.job.students_with_label_shares()],
             "distillation": self.job.distillation.identity(),
+            "tasks": self.job.tasks.weights(),
             "seed": self.job.seed,
             "models": VERSION,
         }

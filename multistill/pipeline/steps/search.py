@@ -34,6 +34,7 @@ class Search(ModelStep):
             "search": self.job.search.identity(),
             "student": self.job.searched_student().identity(),
             "distillation": self.job.distillation.identity(),
+            "tasks": self.job.tasks.weights(),
             "seed": self.job.seed,
             "models": VERSION,
         }

@@ -111,11 +111,12 @@ class Teacher(ModelStep):
 
     name = "teacher"
     artifact = "teachers"
-    sections = frozenset({"teacher", "distillation"})
+    sections = frozenset({"teacher", "distillation", "tasks"})
 
     def config(self) -> Any:
         return {
             "teacher": self.job.teacher.identity(),
+            "tasks": self.job.tasks.weights(),
             "seed": self.job.seed,
             "targets": self.job.distillation.targets,
             "models": VERSION,
@@ -188,6 +189,7 @@ class Distill(Step):
 
     name = "distill"
     artifact = "soft_targets"
+    version = 2
     sections = frozenset({"distillation"})
     uses_ray = True
 
@@ -240,12 +242,13 @@ class Students(ModelStep):
 
     name = "students"
     artifact = "students"
-    sections = frozenset({"students", "distillation", "seeds"})
+    sections = frozenset({"students", "distillation", "seeds", "tasks"})
 
     def config(self) -> Any:
         return {
             "students": [student.identity() for student in self.job.students],
             "distillation": self.job.distillation.identity(),
+            "tasks": self.job.tasks.weights(),
             "seed": self.job.seed,
             "seeds": self.job.seeds,
             "models": VERSION,
@@ -305,7 +308,12 @@ def training_task(
 
     resolved = resolve_training(train, model.preset, training_clips(artifacts))
     assert resolved is not None, "the manifest exists, so the number of clips is known"
-    decided = {**job.features.side_by_side(), "num_classes": len(job.labels.classes)}
+    tasks = job.tasks.weights()
+    decided = {
+        **job.features.side_by_side(),
+        "num_classes": len(job.labels.classes) if "classes" in tasks else 0,
+        "dimensions": job.tasks.dimensions,
+    }
     return TrainingTask(
         name=name,
         role=role,
@@ -315,6 +323,7 @@ def training_task(
         manifest=str(artifacts["manifest"].path),
         features=str(artifacts["features"].path),
         statistics=str(artifacts["statistics"].path),
+        tasks=tasks,
         **more,
     )
 

@@ -203,6 +203,7 @@ def _no_scale(segment: Segment) -> None:
 
 def _off_scale(segment: Segment) -> None:
     segment.scales, segment.valence, segment.arousal = ("0.4", "17"), None, None
+    segment.notes += ["valence off the scale", "arousal off the scale"]
 
 
 def update_total(segment: Segment) -> None:

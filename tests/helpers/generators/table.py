@@ -187,7 +187,7 @@ def _no_text(entry: Entry, first: Entry, form: Form) -> None:
 def _off_scale(entry: Entry, first: Entry, form: Form) -> None:
     entry.cells["valence"] = 7.5
     entry.expected["valence"] = None
-    entry.notes.append("off the scale")
+    entry.notes.append("valence off the scale")
 
 
 def _no_label(entry: Entry, first: Entry, form: Form) -> None:
