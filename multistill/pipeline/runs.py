@@ -262,14 +262,12 @@ def page(rows: Sequence[Mapping[str, Any]], workspace: Path) -> str:
 
     figures = [(who, metric) for who in WHO for metric in MAIN]
     titles = [f"{who.replace('_', ' ')}\n{MAIN[metric]}" for who, metric in figures]
-    columns = ["job", "last run", "state", "protocol", "best student", *titles]
+    columns = ["job", "last run", "test set", *titles]
     shown = [
         [
-            f"{row['job']} @{_key(row)}",
-            row["last_run"][:16].replace("T", " "),
-            _state_text(row),
-            _split(row),
-            row["best_student"],
+            f"{row['job']}\n@{_key(row)}",
+            f"{row['last_run'][:16].replace('T', ' ')}\n{_state_text(row)}",
+            "\n".join([_split(row), *([f"best: {best}"] if (best := row["best_student"]) else [])]),
             *(_number(row["figures"].get(who, {}).get(metric), "") for who, metric in figures),
         ]
         for row in rows
