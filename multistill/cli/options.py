@@ -79,3 +79,8 @@ def load_job(
 def print_json(value: Any) -> None:
     # Escapes are JSON's own where the console lacks a character: those of Python are not JSON.
     print(to_json(value, indent=2, ensure_ascii=not prints_unicode()))
+
+
+def print_page(page: str) -> None:
+    """Print HTML; characters that the console lacks become references, as browsers read them."""
+    print(page if prints_unicode() else page.encode("ascii", "xmlcharrefreplace").decode("ascii"))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from multistill.cli.options import Json, print_json
+from multistill.cli.options import Json, print_json, print_page
 from multistill.errors import UsageError
 
 
@@ -18,11 +18,14 @@ class Format(StrEnum):
     csv = "csv"
     markdown = "markdown"
     latex = "latex"
+    html = "html"
 
 
 TextFormat = Annotated[
     Format | None,
-    typer.Option("--format", help="print text for a sheet, a page or a paper (booktabs)"),
+    typer.Option(
+        "--format", help="print text for a sheet, a page, a paper (booktabs), or a browser"
+    ),
 ]
 Folder = Annotated[
     Path,
@@ -37,7 +40,7 @@ def runs(
 ) -> None:
     """List the jobs of a workspace: state, split, main test scores, and the report's place."""
     _one_of(text_format, as_json)
-    from multistill.pipeline.runs import flat_table, list_runs, report_lines, terminal_table
+    from multistill.pipeline.runs import flat_table, list_runs, page, report_lines, terminal_table
 
     rows = list_runs(workspace)
     if as_json:
@@ -45,6 +48,9 @@ def runs(
         return
     from multistill.report.tables import FORMATS, to_terminal
 
+    if text_format is Format.html:
+        print_page(page(rows, workspace))
+        return
     if text_format is not None:
         print(FORMATS[text_format](flat_table(rows)), end="")
         return
@@ -85,6 +91,9 @@ def compare(
         return
     from multistill.report import side_by_side
 
+    if text_format is Format.html:
+        print_page(side_by_side.page(facts))
+        return
     if text_format is not None:
         print(side_by_side.text(facts, text_format.value), end="")
         return

@@ -37,6 +37,7 @@ from multistill.config.models import (
 )
 from multistill.config.names import FolderName
 from multistill.config.protocol import ProtocolConfig
+from multistill.config.report import ReportConfig
 from multistill.config.resources import ResourcesConfig
 from multistill.config.search import SearchConfig, SearchParameter
 from multistill.config.tasks import DIMENSIONS, TasksConfig
@@ -57,6 +58,7 @@ __all__ = [
     "LabelsConfig",
     "ModelConfig",
     "ProtocolConfig",
+    "ReportConfig",
     "ResourcesConfig",
     "SearchConfig",
     "SearchParameter",
@@ -121,6 +123,7 @@ class JobConfig(Section):
     )
     search: SearchConfig = Field(default_factory=lambda: SearchConfig(enabled=False))
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    report: ReportConfig = Field(default_factory=ReportConfig)
 
     @field_validator("search", "label_shares", mode="before")
     @classmethod
@@ -193,11 +196,11 @@ class JobConfig(Section):
                 )
 
     def identity(self) -> dict[str, Any]:
-        """What decides the results: not where the job runs, is stored or recorded."""
+        """What decides the results: not where the job runs, is stored, recorded or shown."""
         return {
             name: value
             for name, value in super().identity().items()
-            if name not in {"workspace", "tracking", "resources"}
+            if name not in {"workspace", "tracking", "resources", "report"}
         }
 
     def to_yaml(self) -> str:

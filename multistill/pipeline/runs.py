@@ -255,6 +255,35 @@ def flat_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(columns, shown, frozenset(titles))
 
 
+def page(rows: Sequence[Mapping[str, Any]], workspace: Path) -> str:
+    """The list as an HTML page that opens offline, with links to the reports."""
+    from multistill.report.pages import Block, Page, to_html
+    from multistill.report.tables import Table
+
+    figures = [(who, metric) for who in WHO for metric in MAIN]
+    titles = [f"{who.replace('_', ' ')}\n{MAIN[metric]}" for who, metric in figures]
+    columns = ["job", "last run", "test set", *titles]
+    shown = [
+        [
+            f"{row['job']}\n@{_key(row)}",
+            f"{row['last_run'][:16].replace('T', ' ')}\n{_state_text(row)}",
+            "\n".join([_split(row), *([f"best: {best}"] if (best := row["best_student"]) else [])]),
+            *(_number(row["figures"].get(who, {}).get(metric), "") for who, metric in figures),
+        ]
+        for row in rows
+    ]
+    folders = [Path(row["report"]).absolute() if row["report"] else None for row in rows]
+    links = [(folder / HTML).as_uri() if folder else None for folder in folders]
+    lead = (
+        f"{len(rows)} job{'' if len(rows) == 1 else 's'}, newest first, with test figures of "
+        "the best student (on validation), the teacher, the best probe and the majority. A job's "
+        "name opens its report on this machine."
+    )
+    reasons = [f"{row['job']} {_key(row)}: {row['reason']}" for row in rows if row["reason"]]
+    blocks = [Block("Jobs", Table(columns, shown, frozenset(titles)), links=links)]
+    return to_html(Page(str(workspace), "multistill runs", lead, blocks, notes=reasons))
+
+
 def report_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Where the pages are, a line per finished job, and what is wrong with others."""
     return [

@@ -14,8 +14,10 @@ from multistill.corpora.manifest import QUALITY
 from multistill.encoders.training_data import overlaps
 from multistill.evaluation.evaluate import METRICS
 from multistill.report.corpus import describe_corpus
+from multistill.report.errors import describe_errors, listed
 from multistill.report.files import HTML, JSON
 from multistill.report.html import render
+from multistill.report.playback import read_clips
 from multistill.report.protocol import describe_protocol
 from multistill.report.search import describe_search, read_trials, scores_over_seeds
 from multistill.report.small_test_sets import small_test_set
@@ -77,6 +79,9 @@ def write_report(
         "latency": metrics["latency"],
         "floor": metrics["floor"],
         "distillation": metrics["distillation"],
+        "errors": describe_errors(
+            artifacts["evaluation"].path, manifest.path, metrics, job.report.transcripts
+        ),
         "label_shares": metrics["label_shares"],
         "teacher_calibration": teacher_calibration(
             metrics, manifest.path, soft_targets.path, job.evaluation.calibration_bins
@@ -91,12 +96,14 @@ def write_report(
         report["search"]["seeds"] = scores_over_seeds(report["search"], metrics["models"])
     write_json(out / JSON, report)
     quality = manifest.path / QUALITY
+    clips = [clip["id"] for clip in listed(report["errors"])] if job.report.audio else []
     html = render(
         report,
         trials=read_trials(search.path) if search else [],
         histories={name: history["epochs"] for name, history in (histories or {}).items()},
         quality=read_json(quality) if quality.exists() else None,
         job=job,
+        playback=read_clips(manifest.path, clips, job.report.audio_mb) if clips else None,
     )
     write_atomic(out / HTML, html)
     return report

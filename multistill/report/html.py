@@ -17,7 +17,9 @@ from multistill.evaluation.figures import over_seeds
 from multistill.report import plots
 from multistill.report.cell_labels import label_cells
 from multistill.report.dimensions import dimension_rows
+from multistill.report.errors import grouped_answers
 from multistill.report.label_shares import gain_by_label_share, percent
+from multistill.report.playback import Playback
 from multistill.report.protocol import over_folds
 from multistill.report.terminal import count, encoder, score
 
@@ -32,6 +34,7 @@ def render(
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
     quality: Mapping[str, Any] | None,
     job: JobConfig,
+    playback: Playback | None = None,
 ) -> str:
     """The page as one string, without references to external resources."""
     template = environment().get_template("report.html")
@@ -45,6 +48,7 @@ def render(
         figures=_figures(report, trials, histories, quality, job),
         slices=_slices(report),
         dimension_rows=dimension_rows(report["dimensions"]),
+        playback=playback,
         best_trials=_best_trials(trials, report["search"]),
     )
     return label_cells(page)
@@ -77,7 +81,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    jinja_environment.globals.update(over_seeds=over_seeds)
+    jinja_environment.globals.update(over_seeds=over_seeds, grouped_answers=grouped_answers)
     jinja_environment.filters.update(
         score=_score,
         signed=_signed,

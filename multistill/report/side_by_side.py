@@ -35,6 +35,27 @@ def text(facts: Mapping[str, Any], kind: Format) -> str:
     return "\n".join([*map(FORMATS[kind], tables), between.join(notes)])
 
 
+def page(facts: Mapping[str, Any]) -> str:
+    """The comparison as an HTML page that opens offline."""
+    from multistill.report.pages import Block, Page, to_html
+
+    names = [run["run"] for run in facts["runs"]]
+    blocks = [Block("Figures", _models(facts, _one_line), grouped=True)]
+    if facts["differences"]:
+        title = f"Differences to {names[0]}"
+        blocks.append(Block(title, _differences(facts, _signed), grouped=True))
+    if facts["settings"]:
+        blocks.append(Block("Settings that differ", _settings(facts)))
+    lead = (
+        f"{len(names)} finished job{'' if len(names) == 1 else 's'}, with the majority "
+        "baseline and the linear probes of each; intervals in brackets."
+    )
+    warnings = [("NOT PAIRED", f"{line}.") for line in facts["not_paired"]]
+    notes = [line for line in _notes(facts) if line not in facts["not_paired"]]
+    title = " and ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return to_html(Page(title, "multistill compare", lead, blocks, warnings, notes))
+
+
 def show(facts: Mapping[str, Any], console: Console) -> None:
     """Print the comparison: models, differences, settings, and what each run was tested on."""
     console.print(to_terminal(_models(facts, cell), grouped=True))

@@ -99,7 +99,7 @@ def test_nothing_hides_the_other_jobs(evaluation_case: EvaluationCase, tmp_path:
     assert code_of("runs", "--workspace", tmp_path) == 0
 
 
-@pytest.mark.parametrize("kind", ["csv", "markdown", "latex", None])
+@pytest.mark.parametrize("kind", ["csv", "markdown", "latex", "html", None])
 def test_the_commands_print_every_job(
     evaluation_case: EvaluationCase,
     tmp_path: Path,

@@ -20,13 +20,18 @@ class Report(Step):
     name = "report"
     artifact = "report"
     version = 5
+    sections = frozenset({"report"})
 
     @property
     def kind(self) -> str:
         return f"reports/{file_name(self.job.name)}"
 
     def config(self) -> Any:
-        return {"name": self.job.name, "job": self.job.identity()}
+        return {
+            "name": self.job.name,
+            "job": self.job.identity(),
+            "report": self.job.report.identity(),
+        }
 
     def reads(self) -> Sequence[str]:
         return ("evaluation",)
