@@ -22,6 +22,8 @@ from multistill.evaluation.candidates import Candidate, device_name
 from multistill.evaluation.figures import single_numbers
 from multistill.evaluation.floor import describe_floor
 from multistill.evaluation.folds import EvaluatedFold, Evaluation, FoldData, open_fold
+from multistill.evaluation.human_ceiling import describe_human_ceiling
+from multistill.evaluation.inputs import ReferenceInputs
 from multistill.evaluation.label_shares import describe_label_shares
 from multistill.evaluation.paired import PREDICTIONS
 from multistill.evaluation.scoring import BASELINE, Prediction, Scorer
@@ -62,6 +64,7 @@ def evaluate(
     logger: RunLogger | None = None,
     seed: int = 0,
     split_by: str = "session",
+    inputs: ReferenceInputs | None = None,
 ) -> dict[str, Any]:
     """Score models on the test split; write predictions.parquet and metrics.json into `out`.
 
@@ -71,6 +74,7 @@ def evaluate(
         features: folder of the feature store.
         seed: of the bootstrap resamples.
         split_by: what the split keeps together, which names the unit of the intervals.
+        inputs: of references that other steps have prepared.
 
     Returns:
         a summary: `headline` (metrics by model), `floor` (a sentence), `distillation` (sentences),
@@ -81,6 +85,7 @@ def evaluate(
             names no candidate.
     """
     logger = logger or NullLogger()
+    inputs = inputs or ReferenceInputs()
     candidates = folds[0].candidates
     _check_names(candidates)
     store = open_store(features)
@@ -137,6 +142,9 @@ def evaluate(
             "classes": list(test.classes),
             "baseline": baseline,
             "references": references,
+            "human_ceiling": describe_human_ceiling(
+                [part.manifest for part in parts], inputs.rated, scorer
+            ),
             "models": models,
             "floor": floor,
             "distillation": comparisons,

@@ -72,6 +72,7 @@ def write_report(
         "device": metrics["device"],
         "baseline": metrics["baseline"],
         "references": metrics["references"],
+        "human_ceiling": metrics["human_ceiling"],
         "models": metrics["models"],
         "latency": metrics["latency"],
         "floor": metrics["floor"],

@@ -98,8 +98,10 @@ def _figures(
 ) -> dict[str, Markup | None]:
     confidence = report["confidence"]
     models = [*report["references"], *report["models"]]
+    human = report["human_ceiling"]
+    people = [] if human["reason"] else [{**human, "role": "human"}]
     figures = {
-        "results": _two_widths(plots.results, report["baseline"], models, confidence),
+        "results": _two_widths(plots.results, report["baseline"], [*models, *people], confidence),
         "folds": _two_widths(over_folds, report["baseline"], models),
         "differences": _two_widths(plots.differences, report["distillation"], confidence),
         "label_shares": _two_widths(gain_by_label_share, report["label_shares"], confidence),

@@ -84,6 +84,10 @@ def table(report: Mapping[str, Any]) -> Table:
             f"{count(model['params_trainable'])}\n{count(model['params_end_to_end'])}",
             style={"student": "bold", "probe": "dim"}.get(model["role"]),
         )
+    human = report["human_ceiling"]
+    if human["reason"] is None:
+        figures = (cell(human["metrics"][name]) for name in METRIC_COLUMNS)
+        results.add_row(human["name"], "human", *figures, "-", style="dim")
     return results
 
 

@@ -15,7 +15,7 @@ from multistill.workspace import Artifact, Workspace, clear, read_json
 
 
 class Evaluate(Step):
-    """Metrics of the majority baseline, the linear probes and the models of some steps.
+    """Metrics of the majority baseline, other references and the models of some steps.
 
     Args:
         models: steps whose candidates are scored; without any, baseline and probes are.
@@ -23,7 +23,7 @@ class Evaluate(Step):
 
     name = "evaluate"
     artifact = "evaluation"
-    version = 6
+    version = 7
     sections = frozenset({"evaluation"})
     uses_ray = True
 
@@ -67,6 +67,7 @@ class Evaluate(Step):
             None,
             self.job.seed,
             protocol.by if protocol.crosses and protocol.by != "corpus" else self.job.split.by,
+            self._inputs(run),
         )
         for name, figures in summary.get("headline", {}).items():
             run.logger.metrics(
@@ -75,6 +76,13 @@ class Evaluate(Step):
         for name, reason in summary.get("not_trained", {}).items():
             run.logger.info(f"{name}: {reason}")
         return summary
+
+    def _inputs(self, run: StepRun) -> Any:
+        from multistill.corpora.manifest import QUALITY
+        from multistill.evaluation.human_ceiling import rated_corpora
+        from multistill.evaluation.inputs import ReferenceInputs
+
+        return ReferenceInputs(rated=rated_corpora(run.artifacts["manifest"].path / QUALITY))
 
     def record(self, artifact: Artifact, logger: RunLogger) -> str:
         from multistill.evaluation.evaluate import METRICS
