@@ -74,14 +74,19 @@ class LoadedModel:
         longest = max(self.members, key=lambda model: model.spec.context_turns)
         self.context = dialogue_context(longest, store, manifest)
 
-    def probabilities(self, ids: list[str]) -> DoubleArray:
-        """Mean of the members' distributions, [N, C]."""
+    def probabilities(self, ids: list[str], store: FeatureStore | None = None) -> DoubleArray:
+        """Mean of the members' distributions, [N, C].
+
+        Args:
+            store: of the clips' states; default: that of the model. Previous turns are always
+                those of the model's store.
+        """
         to_distribution = shares_from_outputs if self.output == "shares" else softmax
         distributions = [
             to_distribution(
                 predict_logits(
                     model,
-                    self.store,
+                    store or self.store,
                     ids,
                     device=self.device,
                     max_frames=self.max_frames,

@@ -26,6 +26,7 @@ from multistill.evaluation.human_ceiling import describe_human_ceiling
 from multistill.evaluation.inputs import ReferenceInputs
 from multistill.evaluation.label_shares import describe_label_shares
 from multistill.evaluation.paired import PREDICTIONS
+from multistill.evaluation.robustness import Robustness
 from multistill.evaluation.scoring import BASELINE, Prediction, Scorer
 from multistill.evaluation.trained import why_not_trained
 from multistill.evaluation.utterances import Utterances, majority_of
@@ -100,7 +101,8 @@ def evaluate(
     fold = np.repeat(np.arange(len(parts)), [len(part.test) for part in parts])
     crossed = fold if len(parts) > 1 else None
     scorer = Scorer(test, majority, config, seed, split_by, crossed)
-    evaluation = Evaluation(parts, store, scorer, config)
+    robustness = Robustness(inputs.distorted, store, test.ids) if inputs.distorted else None
+    evaluation = Evaluation(parts, store, scorer, config, robustness)
     models: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
     references: list[dict[str, Any]] = []
@@ -146,6 +148,7 @@ def evaluate(
                 [part.manifest for part in parts], inputs.rated, scorer
             ),
             "models": models,
+            "robustness": robustness.describe(models, scorer) if robustness else None,
             "floor": floor,
             "distillation": comparisons,
             "label_shares": describe_label_shares(curve, with_labels, baseline, scorer),

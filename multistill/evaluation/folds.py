@@ -18,6 +18,7 @@ from multistill.evaluation.candidates import (
     evenly_spaced,
     probe_baseline,
 )
+from multistill.evaluation.robustness import Robustness
 from multistill.evaluation.scoring import Prediction, Scorer
 from multistill.evaluation.utterances import (
     TrainingStatistics,
@@ -105,7 +106,9 @@ class Evaluation:
         store: FeatureStore,
         scorer: Scorer,
         config: EvaluationConfig,
+        robustness: Robustness | None = None,
     ) -> None:
+        self.robustness = robustness
         self.folds = folds
         self.store = store
         self.scorer = scorer
@@ -140,6 +143,10 @@ class Evaluation:
             candidate.compare_to,
         )
         loaded = folds[0].loaded
+        if self.robustness is not None and candidate.role != "control":
+            parts = [(f.test.ids, p.loaded) for f, p in zip(self.folds, folds, strict=True)]
+            clean = probabilities.argmax(axis=1)
+            self.robustness.add(candidate.name, loaded.spec.modality, clean, parts)
         model = loaded.describe(self.encoders) | self.scorer.score(prediction)
         model["training"] = [training for each in folds for training in each.trainings]
         if candidate.repeats:

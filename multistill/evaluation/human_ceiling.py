@@ -130,7 +130,9 @@ def _left_out(missing: Sequence[str], weighted: Sequence[str]) -> str | None:
     parts = []
     unrated = [title for title in missing if title not in weighted]
     if unrated:
-        parts.append(f"the corpus gives labels and no single answers of raters: {', '.join(unrated)}")
+        parts.append(
+            f"the corpus gives labels and no single answers of raters: {', '.join(unrated)}"
+        )
     if weighted:
         parts.append(
             f"votes are weighted by intensity, so they are not answers of raters: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,8 @@ class ReferenceInputs:
     Attributes:
         rated: corpora whose raters' answers are known, and whether their votes are weighted
             (`human_ceiling.rated_corpora`).
+        distorted: folder of the distorted test clips; None without the robustness pack.
     """
 
     rated: Mapping[str, bool] = field(default_factory=dict)
+    distorted: Path | None = None

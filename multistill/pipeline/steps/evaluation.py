@@ -9,6 +9,7 @@ from multistill.cluster.tasks import on_cluster
 from multistill.config import JobConfig
 from multistill.pipeline.folds import folds_of
 from multistill.pipeline.step import Step, StepRun
+from multistill.pipeline.steps.robustness import Robustness
 from multistill.pipeline.steps.training import ModelStep
 from multistill.tracking.logger import RunLogger
 from multistill.workspace import Artifact, Workspace, clear, read_json
@@ -39,7 +40,8 @@ class Evaluate(Step):
     def reads(self) -> Sequence[str]:
         models = [step.artifact for step in self.models]
         read = [artifact for step in self.models for artifact in step.reads()]
-        return list(dict.fromkeys(["manifest", "features", *read, *models]))
+        pack = [Robustness.artifact] if self.models and self.job.evaluation.robustness else []
+        return list(dict.fromkeys(["manifest", "features", *read, *models, *pack]))
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
         from multistill.evaluation.evaluate import EvaluatedFold, evaluate
@@ -82,7 +84,11 @@ class Evaluate(Step):
         from multistill.evaluation.human_ceiling import rated_corpora
         from multistill.evaluation.inputs import ReferenceInputs
 
-        return ReferenceInputs(rated=rated_corpora(run.artifacts["manifest"].path / QUALITY))
+        distorted = run.artifacts.get(Robustness.artifact)
+        return ReferenceInputs(
+            rated=rated_corpora(run.artifacts["manifest"].path / QUALITY),
+            distorted=distorted.path if distorted else None,
+        )
 
     def record(self, artifact: Artifact, logger: RunLogger) -> str:
         from multistill.evaluation.evaluate import METRICS
