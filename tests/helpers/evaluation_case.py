@@ -162,6 +162,7 @@ def make_manifest(folder: Path, sessions: int = 16, per_session: int = 24) -> Pa
                     "speaker": f"case-p{2 * session + turn % 2:02d}",
                     "gender": "female" if turn % 2 else "male",
                     "audio_path": str(folder / "clip.wav"),
+                    "audio_digest": "",
                     "duration_s": 0.5,
                     "text": f"문장 {int(rng.integers(0, 120))}",
                     "label": CLASSES[label] if votes.max() > 5 else None,
