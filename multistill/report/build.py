@@ -74,6 +74,7 @@ def write_report(
         "references": metrics["references"],
         "human_ceiling": metrics["human_ceiling"],
         "models": metrics["models"],
+        "robustness": metrics["robustness"],
         "latency": metrics["latency"],
         "floor": metrics["floor"],
         "distillation": metrics["distillation"],

@@ -97,13 +97,14 @@ class Evaluate(Step):
             floor_figures,
             label_share_figures,
             main_figures,
+            robustness_figures,
         )
 
         metrics = read_json(artifact.path / METRICS)
         figures, best = main_figures(metrics)
         logger.metrics(figures)
         floor = metrics["floor"]
-        logger.metrics(floor_figures(floor))
+        logger.metrics(floor_figures(floor) | robustness_figures(metrics["robustness"]))
         for clips, gains in label_share_figures(metrics["label_shares"]):
             logger.metrics(gains, step=clips)
         logger.tags({"floor": floor["sentence"], **({"best_student": best} if best else {})})
