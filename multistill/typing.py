@@ -18,3 +18,6 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 AnyArray: TypeAlias = npt.NDArray[np.generic]
 """Stored values in the type of the feature store."""
+
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+"""Masks."""

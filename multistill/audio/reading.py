@@ -132,6 +132,7 @@ def read_sound(
     max_seconds: float = MAX_SECONDS,
     digest: str | None = None,
     measured: bool = False,
+    first_channel: bool = False,
 ) -> Sound:
     """Decode a file and mix and resample it to mono at 16 kHz.
 
@@ -141,6 +142,7 @@ def read_sound(
         max_seconds: what is longer is read up to this limit.
         digest: of the content that the file must have (`digests.digest_of`); None: any.
         measured: measure the levels of the channels, too.
+        first_channel: read this channel only, in place of the mean of all.
 
     Raises:
         UnusableClipError: the file is missing, corrupt, empty, truncated, not finite, or it is
@@ -152,14 +154,22 @@ def read_sound(
             raise _changed()
         promise = read_promise(handle, before.st_size)
         with _source(handle) as source:
-            sound = _decode(source, before.st_size, promise, max_seconds, measured)
+            size = before.st_size
+            sound = _decode(source, size, promise, max_seconds, measured, first_channel)
         after = os.fstat(handle)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise _changed()
     return sound
 
 
-def _decode(source: Any, size: int, promise: Promise, max_seconds: float, measured: bool) -> Sound:
+def _decode(
+    source: Any,
+    size: int,
+    promise: Promise,
+    max_seconds: float,
+    measured: bool,
+    first_channel: bool,
+) -> Sound:
     header = _header(source, size)
     limit = round(min(max_seconds, MAX_SECONDS) * header.rate)
     levels = ChannelLevels(header.channels) if measured else None
@@ -174,7 +184,8 @@ def _decode(source: Any, size: int, promise: Promise, max_seconds: float, measur
             raise UnusableClipError("not finite", "it holds samples that are NaN or infinite")
         if levels is not None:
             levels.add(block)
-        mono = block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
+        several = block.shape[1] > 1 and not first_channel
+        mono = block.mean(axis=1) if several else block[:, 0]
         parts.append(resample(mono))
     if not frames:
         raise UnusableClipError("empty", "no samples")

@@ -18,3 +18,8 @@ class EvaluationConfig(Section):
     latency_clips: int = Field(
         20, ge=0, description="clips timed at batch size 1; 0 disables timing"
     )
+    robustness: bool = Field(
+        False,
+        description="score the models on distorted test clips, too: noise, telephone, room, wrong "
+        "words; encodes the test clips about 12 times more",
+    )

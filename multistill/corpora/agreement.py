@@ -33,6 +33,7 @@ class RaterTally:
         compared: answers per rater (position in the corpus) where the other raters have a
             single winner.
         agreed: the part of `compared` that equals that winner.
+        weighted: whether the votes of any utterance are not the count of its raters' answers.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -40,12 +41,14 @@ class RaterTally:
         self.answers: Counter[Votes] = Counter()
         self.agreed: Counter[int] = Counter()
         self.compared: Counter[int] = Counter()
+        self.weighted = False
 
     def add(self, ratings: Sequence[str | None], votes: Votes | None) -> None:
         """Count one utterance, by its votes if the answers of single raters are unknown."""
         answers = count(ratings, self.classes) if ratings else votes
         if answers is None or not any(answers):
             return
+        self.weighted |= votes is not None and answers != votes
         self.answers[answers] += 1
         winners = _winners_among_others(answers, self.classes)
         for rater, answer in enumerate(ratings):

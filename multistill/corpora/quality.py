@@ -287,7 +287,12 @@ def agreement(built: BuildResult) -> dict[str, Any] | None:
     if not tallies:
         return None
     by_corpus = {
-        title: {**_agreement(tally.answers), "ties": built.ties[title], "each": tally.json()}
+        title: {
+            **_agreement(tally.answers),
+            "ties": built.ties[title],
+            "each": tally.json(),
+            "weighted_votes": tally.weighted,
+        }
         for title, tally in tallies.items()
     }
     return {

@@ -89,17 +89,24 @@ class LoadedModel:
         longest = max(self.members, key=lambda model: model.spec.context_turns)
         self.context = dialogue_context(longest, store, manifest)
 
-    def probabilities(self, ids: list[str]) -> DoubleArray:
-        """Mean of the members' distributions, [N, C]."""
-        return self.predict(ids)[0]
+    def probabilities(self, ids: list[str], store: FeatureStore | None = None) -> DoubleArray:
+        """Mean of the members' distributions, [N, C]; arguments as of `predict`."""
+        return self.predict(ids, store)[0]
 
-    def predict(self, ids: list[str]) -> tuple[DoubleArray, DoubleArray]:
-        """Means over the members of distributions [N, C] and of dimensions [N, D]."""
+    def predict(
+        self, ids: list[str], store: FeatureStore | None = None
+    ) -> tuple[DoubleArray, DoubleArray]:
+        """Means over the members of distributions [N, C] and of dimensions [N, D].
+
+        Args:
+            store: of the clips' states; default: that of the model. Previous turns are always
+                those of the model's store.
+        """
         to_distribution = shares_from_outputs if self.output == "shares" else softmax
         outputs = [
             predict(
                 model,
-                self.store,
+                store or self.store,
                 ids,
                 device=self.device,
                 max_frames=self.max_frames,

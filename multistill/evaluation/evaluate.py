@@ -24,8 +24,11 @@ from multistill.evaluation.dimensions import DimensionScores, probe_dimensions
 from multistill.evaluation.figures import single_numbers
 from multistill.evaluation.floor import describe_floor
 from multistill.evaluation.folds import EvaluatedFold, Evaluation, FoldData, open_fold
+from multistill.evaluation.human_ceiling import describe_human_ceiling
+from multistill.evaluation.inputs import ReferenceInputs
 from multistill.evaluation.label_shares import describe_label_shares
 from multistill.evaluation.paired import PREDICTIONS
+from multistill.evaluation.robustness import Robustness
 from multistill.evaluation.scoring import BASELINE, Prediction, Scorer
 from multistill.evaluation.trained import why_not_trained
 from multistill.evaluation.utterances import Utterances, majority_of
@@ -68,6 +71,7 @@ def evaluate(
     seed: int = 0,
     split_by: str = "session",
     dimensions: Sequence[str] = (),
+    inputs: ReferenceInputs | None = None,
 ) -> dict[str, Any]:
     """Score models on the test split; write predictions.parquet and metrics.json into `out`.
 
@@ -78,6 +82,7 @@ def evaluate(
         seed: of the bootstrap resamples.
         split_by: what the split keeps together, which names the unit of the intervals.
         dimensions: that the models predict beside the classes.
+        inputs: of references that other steps have prepared.
 
     Returns:
         a summary: `headline` (metrics by model), `floor` (a sentence), `distillation` (sentences),
@@ -88,6 +93,7 @@ def evaluate(
             names no candidate.
     """
     logger = logger or NullLogger()
+    inputs = inputs or ReferenceInputs()
     candidates = folds[0].candidates
     _check_names(candidates)
     store = open_store(features)
@@ -102,7 +108,8 @@ def evaluate(
     fold = np.repeat(np.arange(len(parts)), [len(part.test) for part in parts])
     crossed = fold if len(parts) > 1 else None
     scorer = Scorer(test, majority, config, seed, split_by, crossed)
-    evaluation = Evaluation(parts, store, scorer, config, dimensions)
+    robustness = Robustness(inputs.distorted, store, test.ids) if inputs.distorted else None
+    evaluation = Evaluation(parts, store, scorer, config, dimensions, robustness)
     values = DimensionScores(
         dimensions,
         [(part.test, part.train) for part in parts],
@@ -169,8 +176,12 @@ def evaluate(
             "classes": list(test.classes),
             "baseline": baseline,
             "references": references,
+            "human_ceiling": describe_human_ceiling(
+                [part.manifest for part in parts], inputs.rated, scorer
+            ),
             "models": models,
             "dimensions": values.describe(),
+            "robustness": robustness.describe(models, scorer) if robustness else None,
             "floor": floor,
             "distillation": comparisons,
             "label_shares": describe_label_shares(curve, with_labels, baseline, scorer),

@@ -18,6 +18,7 @@ from multistill.evaluation.candidates import (
     evenly_spaced,
     probe_baseline,
 )
+from multistill.evaluation.robustness import Robustness
 from multistill.evaluation.scoring import Prediction, Scorer
 from multistill.evaluation.utterances import (
     TrainingStatistics,
@@ -112,8 +113,10 @@ class Evaluation:
         scorer: Scorer,
         config: EvaluationConfig,
         dimensions: Sequence[str] = (),
+        robustness: Robustness | None = None,
     ) -> None:
         self.dimensions = tuple(dimensions)
+        self.robustness = robustness
         self.folds = folds
         self.store = store
         self.scorer = scorer
@@ -149,6 +152,10 @@ class Evaluation:
             [np.concatenate(seed) for seed in zip(*(f.dimensions for f in folds), strict=True)],
         )
         loaded = folds[0].loaded
+        if self.robustness is not None and candidate.role != "control":
+            parts = [(f.test.ids, p.loaded) for f, p in zip(self.folds, folds, strict=True)]
+            clean = probabilities.argmax(axis=1)
+            self.robustness.add(candidate.name, loaded.spec.modality, clean, parts)
         model = loaded.describe(self.encoders) | self.scorer.score(prediction)
         model["training"] = [training for each in folds for training in each.trainings]
         if candidate.repeats:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from multistill.config import FeaturesConfig
 from multistill.errors import MultistillError
 from multistill.features.store import SHARDS
+from multistill.features.waves import RECORDINGS, ShardSource
 
 MAX_ATTEMPTS = 5
 """Workers that may die while they encode one shard; Ray itself would retry forever."""
@@ -21,16 +22,19 @@ MAX_ATTEMPTS = 5
 class DecodeShard:
     """Ray task: a shard number -> its decoded waves, so that a GPU does not wait for disks."""
 
-    def __init__(self, plan: Path, config: dict[str, Any]) -> None:
+    def __init__(
+        self, plan: Path, config: dict[str, Any], source: ShardSource = RECORDINGS
+    ) -> None:
         self._plan = plan
+        self._source = source
         self._config = config
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        from multistill.features.waves import decode_shard, to_table
+        from multistill.features.waves import to_table
 
         [shard] = batch.column("shard").to_pylist()
         config = FeaturesConfig.model_validate(self._config)
-        return to_table(decode_shard(self._plan, shard, config), shard)
+        return to_table(self._source.decode(self._plan, shard, config), shard)
 
 
 class EncodeShard:
@@ -48,6 +52,7 @@ class EncodeShard:
         out: str,
         cuda: bool,
         threads: int,
+        source: ShardSource = RECORDINGS,
     ) -> None:
         import torch
 
@@ -57,6 +62,7 @@ class EncodeShard:
         self._config = FeaturesConfig.model_validate(config)
         self._plan = Path(plan)
         self._out = Path(out)
+        self._source = source
         self._encoder: ShardEncoder | MultistillError
         try:
             self._encoder = ShardEncoder(self._config, weights, "cuda" if cuda else "cpu")
@@ -80,7 +86,7 @@ class EncodeShard:
         return pa.table({"shard": [shard], "error": pa.array([error], pa.string())})
 
     def _encode(self, batch: pa.Table, shard: int) -> None:
-        from multistill.features.waves import decode_shard, from_table
+        from multistill.features.waves import from_table
 
         if isinstance(self._encoder, MultistillError):
             raise self._encoder
@@ -88,7 +94,7 @@ class EncodeShard:
             if "samples" in batch.column_names:
                 decoded = from_table(batch)
             else:
-                decoded = decode_shard(self._plan, shard, self._config)
+                decoded = self._source.decode(self._plan, shard, self._config)
             self._encoder.write(decoded, shard, self._out)
 
 

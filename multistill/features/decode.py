@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +35,13 @@ class Wave:
 
 
 def decode(
-    path: str, *, max_seconds: float, long_clips: LongClips, digest: str | None = None
+    path: str,
+    *,
+    max_seconds: float,
+    long_clips: LongClips,
+    digest: str | None = None,
+    change: Callable[[FloatArray], FloatArray] | None = None,
+    first_channel: bool = False,
 ) -> Wave:
     """Decode and normalise one clip.
 
@@ -43,17 +50,19 @@ def decode(
         long_clips: `cut` them, read them completely (`window`: the caller splits them), or
             `quarantine`: raise.
         digest: of the content that the file must have; None: any.
+        change: applied to the samples [n] before they are normalised.
+        first_channel: read this channel only, in place of the mean of all.
 
     Raises:
         UnusableClipError: the file is missing, corrupt, empty, truncated, too long or not
             finite, or it is not the file with this digest.
     """
     limit = MAX_SECONDS if long_clips == "window" else min(max_seconds, MAX_SECONDS)
-    sound = read_sound(path, max_seconds=limit, digest=digest)
+    sound = read_sound(path, max_seconds=limit, digest=digest, first_channel=first_channel)
     if sound.cut and long_clips != "cut":
         seconds = sound.header.frames / sound.header.rate
         raise UnusableClipError("too long", f"{seconds:.1f} s, the limit is {limit:g} s")
-    centred = _centre(sound.samples)
+    centred = _centre(sound.samples if change is None else change(sound.samples))
     return Wave(_scale(centred), sound.cut, bool(np.abs(centred).max() < _SILENT))
 
 

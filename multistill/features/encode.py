@@ -26,11 +26,16 @@ from multistill.features.sizing import Pools, find_shortage, size_pools
 from multistill.features.store import QUARANTINE, SHARDS
 from multistill.features.store_writer import finish_store, read_marker
 from multistill.features.watchdog import watch
+from multistill.features.waves import RECORDINGS, ShardSource
 from multistill.tracking.logger import NullLogger, RunLogger
 
 
 def encode(
-    manifest: Path, config: FeaturesConfig, out: Path, logger: RunLogger | None = None
+    manifest: Path,
+    config: FeaturesConfig,
+    out: Path,
+    logger: RunLogger | None = None,
+    source: ShardSource = RECORDINGS,
 ) -> dict[str, Any]:
     """Encode every utterance of a manifest into a store.
 
@@ -39,6 +44,7 @@ def encode(
     Args:
         manifest: Parquet with utterance_id, audio_path, audio_digest, text and duration_s.
         out: a new folder, or that of an earlier attempt.
+        source: of the waves that are encoded.
 
     Returns:
         JSON summary: counts, seconds, bytes, `EncoderInfo` of both encoders.
@@ -58,7 +64,7 @@ def encode(
     )
     logger.tags({f"{name}_weights": commit or "no download" for name, commit in weights.items()})
     out.mkdir(parents=True, exist_ok=True)
-    plan = plan_shards(manifest, config.shard_seconds, out)
+    plan = plan_shards(manifest, config.shard_seconds, out, source.columns)
     (out / SHARDS).mkdir(exist_ok=True)
     markers = _finished_markers(plan, config, out)
     progress = Progress(plan, config, out, logger, markers)
@@ -71,7 +77,7 @@ def encode(
         seconds = plan.seconds * len(pending) / plan.shards
         pools = size_pools(config, ray.cluster_resources(), len(pending), seconds)
         logger.params({"encoder_actors": pools.encoders, "decoder_workers": pools.decoders})
-        for shard in _encode_shards(plan, config, weights, out, pending, pools):
+        for shard in _encode_shards(plan, config, weights, out, pending, pools, source):
             progress.add(shard)
     progress.check_failures()
     return _finish(plan, config, out, progress)
@@ -105,6 +111,7 @@ def _encode_shards(
     out: Path,
     pending: Sequence[int],
     pools: Pools,
+    source: ShardSource,
 ) -> Iterator[int]:
     """Encode the pending shards; yields the number of each as it finishes."""
     import ray
@@ -122,7 +129,7 @@ def _encode_shards(
         )
         if pools.decoders:
             dataset = dataset.map_batches(
-                DecodeShard(plan.path, config.model_dump()),
+                DecodeShard(plan.path, config.model_dump(), source),
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=TaskPoolStrategy(pools.decoders),
@@ -137,6 +144,7 @@ def _encode_shards(
                 "out": str(out),
                 "cuda": pools.gpus_per_encoder > 0,
                 "threads": int(pools.cpus_per_encoder),
+                "source": source,
             },
             batch_size=1,
             batch_format="pyarrow",

@@ -11,6 +11,7 @@ which read their record batch from the file, so its messages do not grow with th
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,15 +42,20 @@ class ShardPlan:
     seconds: float
 
 
-def plan_shards(manifest: Path, shard_seconds: float, out: Path) -> ShardPlan:
+def plan_shards(
+    manifest: Path, shard_seconds: float, out: Path, columns: Sequence[str] = COLUMNS
+) -> ShardPlan:
     """The plan in `out` if it was made from this manifest, else a new one.
 
     Everything else in `out` belongs to the plan and is removed if the plan is replaced.
 
+    Args:
+        columns: of the manifest that the workers read, COLUMNS among them.
+
     Raises:
         MultistillError: the manifest is empty.
     """
-    table = pq.read_table(manifest, columns=COLUMNS)
+    table = pq.read_table(manifest, columns=list(columns))
     if not len(table):
         raise MultistillError(f"{manifest} has no utterances; check `corpora`")
     content = _digest(table)
@@ -62,7 +68,7 @@ def plan_shards(manifest: Path, shard_seconds: float, out: Path) -> ShardPlan:
 
 
 def read_shard(path: Path, shard: int) -> pa.RecordBatch:
-    """The clips of one shard with the columns COLUMNS, longest last."""
+    """The clips of one shard with the columns of the plan, longest last."""
     with pa.memory_map(str(path)) as source:
         batch = pa.ipc.open_file(source).get_batch(shard)
         # Copied, since the memory map is closed here.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 from multistill.audio.errors import UnusableClipError, describe
 from multistill.config import FeaturesConfig
 from multistill.features.decode import Wave, decode
-from multistill.features.shards import read_shard
+from multistill.features.shards import COLUMNS, read_shard
 
 
 @dataclass
@@ -28,6 +29,20 @@ class DecodedShard:
     texts: list[str]
     waves: dict[int, Wave] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ShardSource:
+    """Where the waves of a shard come from.
+
+    Attributes:
+        columns: of the manifest that `decode` reads from the plan.
+        decode: plan, shard number and settings to the shard's waves; a function of a module, since
+            it is sent to workers.
+    """
+
+    columns: Sequence[str]
+    decode: Callable[[Path, int, FeaturesConfig], DecodedShard]
 
 
 def decode_shard(plan: Path, shard: int, config: FeaturesConfig) -> DecodedShard:
@@ -58,6 +73,10 @@ def decode_shard(plan: Path, shard: int, config: FeaturesConfig) -> DecodedShard
         except Exception as error:
             decoded.reasons[row] = f"cannot be decoded: {type(error).__name__}: {describe(error)}"
     return decoded
+
+
+RECORDINGS = ShardSource(COLUMNS, decode_shard)
+"""The recordings as they are."""
 
 
 def to_table(decoded: DecodedShard, shard: int) -> pa.Table:

@@ -141,6 +141,19 @@ def label_share_figures(
         yield int(point["labelled_clips"]), figures
 
 
+def robustness_figures(robustness: Mapping[str, Any] | None) -> dict[str, float]:
+    """Change of UAR under every condition, e.g. `test_audio_uar_change_babble-10`, and `..._low`,
+    `..._high`."""
+    figures: dict[str, float] = {}
+    for model in (robustness or {"models": ()})["models"]:
+        for condition, found in model["conditions"].items():
+            for end, suffix in FIGURES.items():
+                if found["change"].get(end) is not None:
+                    name = f"test_{model['name']}_uar_change_{condition}{suffix}"
+                    figures[name] = float(found["change"][end])
+    return figures
+
+
 def figures_table(metrics: Mapping[str, Any]) -> str:
     """All models' main test scores as a Markdown table, the majority baseline first."""
     share = f"{metrics['confidence']:.0%}".replace("%", " %")

@@ -21,6 +21,7 @@ from multistill.report.errors import grouped_answers
 from multistill.report.label_shares import gain_by_label_share, percent
 from multistill.report.playback import Playback
 from multistill.report.protocol import over_folds
+from multistill.report.robustness import heat_map
 from multistill.report.terminal import count, encoder, score
 
 MAX_LISTED_TRIALS = 20
@@ -104,11 +105,14 @@ def _figures(
 ) -> dict[str, Markup | None]:
     confidence = report["confidence"]
     models = [*report["references"], *report["models"]]
+    human = report["human_ceiling"]
+    people = [] if human["reason"] else [{**human, "role": "human"}]
     figures = {
-        "results": _two_widths(plots.results, report["baseline"], models, confidence),
+        "results": _two_widths(plots.results, report["baseline"], [*models, *people], confidence),
         "folds": _two_widths(over_folds, report["baseline"], models),
         "differences": _two_widths(plots.differences, report["distillation"], confidence),
         "label_shares": _two_widths(gain_by_label_share, report["label_shares"], confidence),
+        "robustness": _two_widths(heat_map, report["robustness"]),
         "reliability": _two_widths(plots.reliability, report["models"]),
         "classes": _two_widths(plots.classes, _class_shares(report, quality)),
         "curves": _two_widths(plots.curves, histories, job.teacher.train.metric),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from multistill.evaluation.figures import over_seeds
 from multistill.report.dimensions import dimension_lines
 from multistill.report.label_shares import lines as label_share_lines
+from multistill.report.robustness import lines as robustness_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,6 +86,10 @@ def table(report: Mapping[str, Any]) -> Table:
             f"{count(model['params_trainable'])}\n{count(model['params_end_to_end'])}",
             style={"student": "bold", "probe": "dim"}.get(model["role"]),
         )
+    human = report["human_ceiling"]
+    if human["reason"] is None:
+        figures = (cell(human["metrics"][name]) for name in METRIC_COLUMNS)
+        results.add_row(human["name"], "human", *figures, "-", style="dim")
     return results
 
 
@@ -124,6 +129,7 @@ def _caption(report: Mapping[str, Any]) -> list[str]:
         *(comparison["sentence"] for comparison in report["distillation"]),
         *dimension_lines(report["dimensions"]),
         *label_share_lines(report["label_shares"], report["confidence"]),
+        *robustness_lines(report["robustness"]),
     ]
     search = report["search"]
     if search and search["best"]:

@@ -282,6 +282,14 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         ["recipe: features-only\n", "recipe: distillation\nsearch: {trials: 3}\n"],
     ),
     (
+        "recipe: features-only\nevaluation: {robustness: true}\n",
+        "whose answers could change; remove the key, or set `recipe: distillation`",
+        [
+            "recipe: features-only\n",
+            "recipe: distillation\nevaluation: {robustness: true}\n",
+        ],
+    ),
+    (
         "name: 'a/b'\ncorpora: [{kind: demo}]\n",
         "must be usable as a folder name: no slashes and none of : * ?",
         ["name: a-b\ncorpora: [{kind: demo}]\n", "name: 감정 (2)\ncorpora: [{kind: demo}]\n"],

@@ -25,6 +25,7 @@ from multistill.corpora.labels import LabelReader
 from multistill.corpora.manifest import manifest_schema, read_manifest, write_manifest
 from multistill.corpora.split import split_rows
 from multistill.encoders.training_data import overlaps
+from multistill.evaluation.distorted_clips import list_clips
 from multistill.evaluation.evaluate import EvaluatedFold, evaluate
 from multistill.evaluation.trained import not_trained_on_test, not_trained_on_validation
 from multistill.pipeline import jobfile
@@ -142,6 +143,9 @@ def test_manifests_without_what_is_needed(evaluation_case: EvaluationCase, tmp_p
     no_test = [row | ({"split": "valid"} if row["split"] == "test" else {}) for row in rows]
     with told("so nothing can be scored; raise `split.test` or look into quarantine.parquet"):
         evaluated(*no_test)
+    [folder] = tmp_path.iterdir()
+    with told("so its robustness cannot be measured; raise `split.test` or look into quarantine"):
+        list_clips([folder], case.store, [1], folder)
     no_label = [row | ({"label": None} if row["split"] == "train" else {}) for row in rows]
     with told("no majority baseline; check the labels and `split` in the job file"):
         evaluated(*no_label)

@@ -23,6 +23,7 @@ from multistill.corpora.prepare import prepare
 from multistill.distillation.files import SOFT_TARGETS
 from multistill.distillation.targets import write_soft_targets
 from multistill.evaluation.evaluate import Candidate, EvaluatedFold, evaluate
+from multistill.evaluation.inputs import ReferenceInputs
 from multistill.features.collate import collate
 from multistill.features.store import FeatureStore
 from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
@@ -79,7 +80,8 @@ class EvaluationCase:
         self.out = home / "evaluation"
         self.out.mkdir()
         folds = [EvaluatedFold(self.manifest, self.candidates)]
-        self.summary = evaluate(folds, self.store, make_job().evaluation, self.out, seed=5)
+        config, inputs = make_job().evaluation, ReferenceInputs(rated={"case": False})
+        self.summary = evaluate(folds, self.store, config, self.out, seed=5, inputs=inputs)
         self.metrics: dict[str, Any] = read_json(self.out / "metrics.json")
 
     def candidate(self, name: str, role: str = "student", **more: Any) -> Candidate:
@@ -160,10 +162,12 @@ def make_manifest(folder: Path, sessions: int = 16, per_session: int = 24) -> Pa
                     "speaker": f"case-p{2 * session + turn % 2:02d}",
                     "gender": "female" if turn % 2 else "male",
                     "audio_path": str(folder / "clip.wav"),
+                    "audio_digest": "",
                     "duration_s": 0.5,
                     "text": f"문장 {int(rng.integers(0, 120))}",
                     "label": CLASSES[label] if votes.max() > 5 else None,
                     "label_soft": (votes / 10).tolist(),
+                    "votes": votes.tolist(),
                     "split": split,
                     "fold": -1 if split == "test" else session % 3,
                     "group": f"case-s{session:02d}",

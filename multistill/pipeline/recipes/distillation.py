@@ -14,6 +14,7 @@ from multistill.pipeline.steps.data import Features, Prepare, Statistics
 from multistill.pipeline.steps.evaluation import Evaluate
 from multistill.pipeline.steps.label_shares import LabelShares
 from multistill.pipeline.steps.report import Report
+from multistill.pipeline.steps.robustness import Robustness
 from multistill.pipeline.steps.search import Search
 from multistill.pipeline.steps.training import Distill, ModelStep, Students, Teacher
 from multistill.workspace import Workspace
@@ -26,6 +27,7 @@ def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
         more.append(LabelShares(job, workspace))
     if job.search.enabled:
         more.append(Search(job, workspace))
+    pack = [Robustness(job, workspace)] if job.evaluation.robustness else []
     return [
         Prepare(job, workspace),
         Features(job, workspace),
@@ -34,6 +36,7 @@ def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
         Distill(job, workspace),
         students,
         *more,
+        *pack,
         Evaluate(job, workspace, [teacher, students, *more]),
         Report(job, workspace),
     ]
@@ -41,9 +44,12 @@ def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
 
 def left_out(job: JobConfig) -> Mapping[str, str]:
     optional = {LabelShares.name: job.label_shares.enabled, Search.name: job.search.enabled}
-    return {
+    missing = {
         name: f"add `{name}: true` to the job file" for name, there in optional.items() if not there
     }
+    if not job.evaluation.robustness:
+        missing[Robustness.name] = "set `evaluation.robustness: true` in the job file"
+    return missing
 
 
 def check(job: JobConfig) -> Iterator[tuple[Location, str]]:

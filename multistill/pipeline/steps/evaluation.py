@@ -9,13 +9,14 @@ from multistill.cluster.tasks import on_cluster
 from multistill.config import JobConfig
 from multistill.pipeline.folds import folds_of
 from multistill.pipeline.step import Step, StepRun
+from multistill.pipeline.steps.robustness import Robustness
 from multistill.pipeline.steps.training import ModelStep
 from multistill.tracking.logger import RunLogger
 from multistill.workspace import Artifact, Workspace, clear, read_json
 
 
 class Evaluate(Step):
-    """Metrics of the majority baseline, the linear probes and the models of some steps.
+    """Metrics of the majority baseline, other references and the models of some steps.
 
     Args:
         models: steps whose candidates are scored; without any, baseline and probes are.
@@ -39,7 +40,8 @@ class Evaluate(Step):
     def reads(self) -> Sequence[str]:
         models = [step.artifact for step in self.models]
         read = [artifact for step in self.models for artifact in step.reads()]
-        return list(dict.fromkeys(["manifest", "features", *read, *models]))
+        pack = [Robustness.artifact] if self.models and self.job.evaluation.robustness else []
+        return list(dict.fromkeys(["manifest", "features", *read, *models, *pack]))
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
         from multistill.evaluation.evaluate import EvaluatedFold, evaluate
@@ -68,6 +70,7 @@ class Evaluate(Step):
             self.job.seed,
             protocol.by if protocol.crosses and protocol.by != "corpus" else self.job.split.by,
             self.job.tasks.dimensions,
+            self._inputs(run),
         )
         for name, figures in summary.get("headline", {}).items():
             run.logger.metrics(
@@ -77,6 +80,17 @@ class Evaluate(Step):
             run.logger.info(f"{name}: {reason}")
         return summary
 
+    def _inputs(self, run: StepRun) -> Any:
+        from multistill.corpora.manifest import QUALITY
+        from multistill.evaluation.human_ceiling import rated_corpora
+        from multistill.evaluation.inputs import ReferenceInputs
+
+        distorted = run.artifacts.get(Robustness.artifact)
+        return ReferenceInputs(
+            rated=rated_corpora(run.artifacts["manifest"].path / QUALITY),
+            distorted=distorted.path if distorted else None,
+        )
+
     def record(self, artifact: Artifact, logger: RunLogger) -> str:
         from multistill.evaluation.evaluate import METRICS
         from multistill.pipeline.record import (
@@ -84,13 +98,14 @@ class Evaluate(Step):
             floor_figures,
             label_share_figures,
             main_figures,
+            robustness_figures,
         )
 
         metrics = read_json(artifact.path / METRICS)
         figures, best = main_figures(metrics)
         logger.metrics(figures)
         floor = metrics["floor"]
-        logger.metrics(floor_figures(floor))
+        logger.metrics(floor_figures(floor) | robustness_figures(metrics["robustness"]))
         for clips, gains in label_share_figures(metrics["label_shares"]):
             logger.metrics(gains, step=clips)
         logger.tags({"floor": floor["sentence"], **({"best_student": best} if best else {})})
