@@ -143,7 +143,7 @@ def warnings(
             *_overlap_warnings(job),
             *_reliability_warnings(metrics),
             *small_test_set(metrics["test"], metrics["class_counts"]["test"]),
-            *_test_set_warnings(corpus, metrics["test"]),
+            *_test_set_warnings(corpus, metrics),
         )
     ]
 
@@ -211,7 +211,12 @@ def _overlap_warnings(job: JobConfig) -> Iterator[tuple[str, str, str]]:
 
 def _reliability_warnings(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Untrained encoders, and too little data for choices on validation."""
-    untrained = [encoder(info) for info in metrics["encoders"].values() if info["trained"] is False]
+    read = _encoders_read(metrics)
+    untrained = [
+        encoder(info)
+        for name, info in metrics["encoders"].items()
+        if info["trained"] is False and name in read
+    ]
     if untrained:
         yield (
             "untrained",
@@ -230,12 +235,22 @@ def _reliability_warnings(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str
         )
 
 
+def _encoders_read(metrics: Mapping[str, Any]) -> set[str]:
+    """`speech` and `text`, as the scored models read their states."""
+    scored = (*metrics["references"], *metrics["models"])
+    modalities = {entry["modality"] for entry in scored} or {"multimodal"}
+    return {
+        name for name, other in (("speech", "text"), ("text", "audio")) if modalities - {other}
+    }
+
+
 def _test_set_warnings(
-    corpus: Mapping[str, Any], test: Mapping[str, Any]
+    corpus: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, str]]:
     """Transcripts that also occur outside the test set, and test clips without features."""
+    test = metrics["test"]
     shared = corpus["leaks"].get("transcript_rows", 0)
-    if shared:
+    if shared and "text" in _encoders_read(metrics):
         every = shared == corpus["splits"]["test"]["utterances"]
         consequence = (
             "this corpus cannot show how they perform on unseen words."

@@ -58,6 +58,32 @@ def test_warnings_follow_the_counts_of_the_corpus(evaluation_case: EvaluationCas
     assert kinds(0, False, transcript_rows=96) == always | {"transcripts"}
 
 
+@pytest.mark.parametrize(
+    ("modality", "expected"),
+    [
+        ("audio", ["speech-stand-in"]),
+        ("text", ["text-stand-in", "SHARED TRANSCRIPTS"]),
+        ("multimodal", ["speech-stand-in", "text-stand-in", "SHARED TRANSCRIPTS"]),
+    ],
+)
+def test_warnings_of_words_and_encoders_are_of_those_that_models_read(
+    evaluation_case: EvaluationCase, modality: str, expected: list[str]
+) -> None:
+    metrics = evaluation_case.metrics | {"references": [], "models": []}
+    metrics["references"] = [{"modality": modality}]
+    metrics["encoders"] = {
+        name: {"name": f"{name}-stand-in", "trained": False} for name in ("speech", "text")
+    }
+    corpus = {
+        "leaks": {"transcript_rows": 9},
+        "synthetic": False,
+        "splits": {"test": {"utterances": 96}},
+    }
+    said = " ".join(f"{w['title']} {w['text']}" for w in warnings(corpus, metrics, make_job(), {}))
+    every = ["speech-stand-in", "text-stand-in", "SHARED TRANSCRIPTS"]
+    assert [name for name in every if name in said] == expected
+
+
 @pytest.mark.parametrize("model", range(3))
 def test_a_model_that_learnt_nothing_is_the_first_warning(
     evaluation_case: EvaluationCase, model: int
