@@ -152,10 +152,11 @@ def _map_columns(config: CorpusConfig, table: Table, labels: LabelReader) -> dic
     table.require([] if "audio_path" in names else ["audio_path"])
     targets = {"label", "votes", *counts, *labels.dimensions}
     if not any(c in targets or c.startswith(_RATER) for c in names):
-        wanted = "".join(f"`{name}`, " for name in labels.dimensions)
         raise UsageError(
-            f"{table.path}: row 1: no labels; add a column {wanted}`label`, `votes`, counts named "
-            f"{', '.join(counts)}, or one `{_RATER}...` per rater; found " + ", ".join(table.header)
+            f"{table.path}: row 1: no labels; add a column `label`, `votes`, counts named "
+            f"{', '.join(counts)}, or one `{_RATER}...` per rater; found "
+            + ", ".join(table.header)
+            + (f" (tasks: {', '.join(labels.dimensions)})" if labels.dimensions else "")
         )
     if not {"speaker", "session"} & names.keys():
         raise UsageError(
@@ -288,7 +289,9 @@ class _RowParser:
             parse_gender(normal_name(gender)),
             target.votes,
             target.label,
-            *values.values(),
+            values["valence"],
+            values["arousal"],
+            values["dominance"],
             encoding,
             target.ratings,
             PART_ALIASES.get(split.casefold(), split) if split else None,

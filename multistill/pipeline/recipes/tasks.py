@@ -48,6 +48,6 @@ def check_tasks(job: JobConfig) -> Iterator[tuple[Location, str]]:
         yield (
             ("search",),
             f"search: `train.dimension_loss: {searched.dimension_loss}` is over the batch that one "
-            "worker sees; it needs trials of one worker and no `train.accumulation` in the space; "
-            "use `dimension_loss: mse` otherwise",
+            "worker sees; set `workers_per_trial: 1` and search no `train.accumulation`, or set "
+            "`dimension_loss: mse`",
         )
