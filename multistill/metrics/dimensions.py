@@ -60,7 +60,7 @@ def measure_dimension(sums: DoubleArray) -> dict[str, DoubleArray]:
 
 
 def dimension_metrics(
-    names: Sequence[str], predicted: FloatArray, truth: FloatArray
+    names: Sequence[str], predicted: FloatArray | DoubleArray, truth: FloatArray | DoubleArray
 ) -> dict[str, float]:
     """`ccc`, the mean over dimensions, and `ccc_NAME` and `rmse_NAME` of each.
 

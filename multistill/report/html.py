@@ -38,6 +38,7 @@ def render(
     page = template.render(
         report=report,
         job=job,
+        shown_metric=job.teacher.train.metric or job.tasks.metric,
         resolved=yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         classes=_present_classes(report, quality),
         metric_titles=METRIC_TITLES,
@@ -99,16 +100,18 @@ def _figures(
     job: JobConfig,
 ) -> dict[str, Markup | None]:
     confidence = report["confidence"]
+    shown_metric = job.teacher.train.metric or job.tasks.metric
     models = [*report["references"], *report["models"]]
-    figures = {
-        "results": _two_widths(plots.results, report["baseline"], models, confidence),
-        "folds": _two_widths(over_folds, report["baseline"], models),
-        "differences": _two_widths(plots.differences, report["distillation"], confidence),
-        "label_shares": _two_widths(gain_by_label_share, report["label_shares"], confidence),
-        "reliability": _two_widths(plots.reliability, report["models"]),
-        "classes": _two_widths(plots.classes, _class_shares(report, quality)),
-        "curves": _two_widths(plots.curves, histories, job.teacher.train.metric),
-    }
+    figures = {"curves": _two_widths(plots.curves, histories, shown_metric)}
+    if report["classes"]:
+        figures |= {
+            "results": _two_widths(plots.results, report["baseline"], models, confidence),
+            "folds": _two_widths(over_folds, report["baseline"], models),
+            "differences": _two_widths(plots.differences, report["distillation"], confidence),
+            "label_shares": _two_widths(gain_by_label_share, report["label_shares"], confidence),
+            "reliability": _two_widths(plots.reliability, report["models"]),
+            "classes": _two_widths(plots.classes, _class_shares(report, quality)),
+        }
     if quality:
         figures["durations"] = plots.histogram(
             "durations", "duration, seconds", **quality["duration"]["histogram"]
@@ -155,6 +158,8 @@ def _class_shares(
 
 def _slices(report: Mapping[str, Any]) -> dict[str, Any]:
     """The slices as a table: `columns` are model names, `groups` are rows by kind of slice."""
+    if not report["classes"]:
+        return {"columns": [], "groups": {}}
     scored = report["models"] or report["references"]
     shown = [model for model in scored if model["role"] != "control"]
     baseline = report["baseline"]

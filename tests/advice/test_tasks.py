@@ -12,6 +12,7 @@ from helpers.corpora import write_table
 from helpers.training_corpus import make_corpus, make_task, run, trained
 
 from multistill.config import CorpusConfig, EvaluationConfig, SplitConfig, TasksConfig
+from multistill.corpora.loaders import load
 from multistill.corpora.manifest import read_manifest, write_manifest
 from multistill.corpora.prepare import prepare
 from multistill.distillation.stage import soft_targets
@@ -25,6 +26,7 @@ from multistill.training.task import TrainingTask
 JOB = "name: x\ncorpora: [{kind: demo}]\n%s\n"
 TABLE = "name: x\ncorpora: [{kind: %s, path: t%s}]\n"
 DIMENSION = "tasks: [classes, valence]\n"
+ALONE = "tasks: [valence, arousal]\n"
 LISTED = [
     (
         JOB % "tasks: [classes, {valence: 0.5}]",
@@ -67,6 +69,34 @@ LISTED = [
         "worker sees; set `workers_per_trial: 1` and search no `train.accumulation`",
         [JOB % (DIMENSION + "search: {workers_per_trial: 1}")],
     ),
+    (
+        JOB % (ALONE + "teacher: {train: {metric: uar}}"),
+        "is of classes, and `tasks` has none; use `ccc` or `loss`, or add `classes`",
+        [
+            JOB % (ALONE + "teacher: {train: {metric: ccc}}"),
+            JOB % (DIMENSION + "teacher: {train: {metric: uar}}"),
+        ],
+    ),
+    (
+        JOB % (ALONE + "teacher: {train: {oversample: true}}"),
+        "are of classes, and `tasks` has none; remove them, or add `classes`",
+        [JOB % ALONE, JOB % (DIMENSION + "teacher: {train: {oversample: true}}")],
+    ),
+    (
+        JOB % (ALONE + "search: true"),
+        "is of classes, and `tasks` has none; set `search.metric: ccc`",
+        [JOB % (ALONE + "search: {metric: ccc}")],
+    ),
+    (
+        JOB % (ALONE + "label_shares: true"),
+        "`tasks` has none; remove `label_shares`, or add `classes`",
+        [JOB % ALONE, JOB % (DIMENSION + "label_shares: true")],
+    ),
+    (
+        JOB % (ALONE + "split: {max_per_class: {happy: 9}}"),
+        "split.max_per_class: `tasks` has no classes; remove it, or add `classes`",
+        [JOB % ALONE, JOB % (DIMENSION + "split: {max_per_class: {happy: 9}}")],
+    ),
 ]
 
 
@@ -101,6 +131,20 @@ def test_values_that_a_job_cannot_use(tmp_path: Path) -> None:
         prepared("1", "5", "2", "3", "", "")
     prepared("1", "5", "2", "3", "4", "2")
     prepared("1", "5", "2", "3", "", "", dimension="")
+
+
+def test_a_table_without_the_only_tasks_of_a_job(tmp_path: Path) -> None:
+    table = write_table(tmp_path, ["0.wav,sad,p0,2"], "audio_path,label,speaker,V")
+    tasks = TasksConfig(valence=1.0)
+
+    def read(**more: object) -> int:
+        return len(list(load(CorpusConfig(kind="table", path=str(table), **more), tasks=tasks)))
+
+    with told("and the job has no other tasks; add one, or name its column in `columns`"):
+        read()
+    assert read(columns={"valence": "V"}) == 1
+    write_table(tmp_path, ["0.wav,sad,p0,2"], "audio_path,label,speaker,valence")
+    assert read() == 1
 
 
 @pytest.fixture(scope="module")

@@ -151,6 +151,12 @@ def _map_columns(config: CorpusConfig, table: Table, labels: LabelReader) -> dic
     names = {column: name for column, name in names.items() if name in table.header}
     table.require([] if "audio_path" in names else ["audio_path"])
     targets = {"label", "votes", *counts, *labels.dimensions}
+    if labels.without_classes and not set(labels.dimensions) & names.keys():
+        raise UsageError(
+            f"{table.path}: row 1: no column {' or '.join(labels.dimensions)}, and the job has no "
+            f"other tasks; add one, or name its column in `columns`; found "
+            + ", ".join(table.header)
+        )
     if not any(c in targets or c.startswith(_RATER) for c in names):
         raise UsageError(
             f"{table.path}: row 1: no labels; add a column `label`, `votes`, counts named "
@@ -310,6 +316,9 @@ class _RowParser:
             raise RowError(f"{name}: {error}") from error
 
     def _target(self, cells: tuple[Any, ...]) -> _Target:
+        if self.labels.without_classes:
+            names = ", ".join(self.labels.dimensions)
+            return _Target(None, None, None, (), no_class=f"no value of {names}")
         fields = dict(zip(self.target_columns, cells, strict=True))
         notes: list[tuple[str, str]] = []
         ratings: list[str | None] = []

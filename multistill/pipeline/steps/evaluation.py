@@ -68,6 +68,7 @@ class Evaluate(Step):
             self.job.seed,
             protocol.by if protocol.crosses and protocol.by != "corpus" else self.job.split.by,
             self.job.tasks.dimensions,
+            self.job.tasks.classes is not None,
         )
         for name, figures in summary.get("headline", {}).items():
             run.logger.metrics(
