@@ -156,10 +156,6 @@ class JobConfig(Section):
                     "`majority baseline`, `linear probe`, `*-control`, `*-search`, `*-search-N`, "
                     "`*-seedN`, `*-labelsN` and `*-cvN` for other models"
                 )
-        if self.tasks.classes is None:
-            raise ValueError(
-                "tasks: a job of dimensions alone is not supported yet; add `classes` to `tasks`"
-            )
         if self.split.valid == 0.0 and self.split.by != "column":
             raise ValueError(
                 "split.valid: 0 leaves nothing to choose epochs, trials and winners on; use 0.15"

@@ -110,10 +110,10 @@ class TrainSection(Section):
         "none", description="weights of the loss; `effective`: Cui et al. 2019"
     )
     oversample: bool = Field(False, description="draw clips so that all classes weigh the same")
-    metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss", "ccc"] = Field(
-        "macro_f1",
+    metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss", "ccc"] | None = Field(
+        None,
         description="on validation; its best epoch is the result; `ccc`: mean over the dimensions "
-        "of `tasks`",
+        "of `tasks`; default: `macro_f1`, or `ccc` without classes",
     )
     select_window: int = Field(
         1,
@@ -152,6 +152,7 @@ class TrainConfig(TrainSection):
     """A training with every number decided."""
 
     epochs: int = Field(ge=1)
+    metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss", "ccc"] = "macro_f1"
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
 

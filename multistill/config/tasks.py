@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -75,6 +75,11 @@ class TasksConfig(Section):
         """The tasks of the job with their weights, classes first."""
         values = {name: getattr(self, name) for name in ("classes", *DIMENSIONS)}
         return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def metric(self) -> Literal["macro_f1", "ccc"]:
+        """The validation metric that epochs are chosen by, unless a job names another."""
+        return "ccc" if self.classes is None else "macro_f1"
 
     @property
     def dimensions(self) -> tuple[str, ...]:

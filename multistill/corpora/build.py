@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from multistill.audio.digests import Digests
+from multistill.config import TasksConfig
 from multistill.corpora.agreement import RaterTally
 from multistill.corpora.audio_headers import Header, HeaderReader
 from multistill.corpora.labels import Decision, TiePolicy, Votes, decide, one_hot, shares
@@ -86,7 +87,7 @@ def build_manifest(
     classes: Sequence[str],
     logger: RunLogger | None = None,
     digests: Digests | None = None,
-    dimensions: Sequence[str] = (),
+    tasks: TasksConfig | None = None,
 ) -> BuildResult:
     """Read the audio header of every utterance, decide its label, and collect the columns.
 
@@ -94,13 +95,14 @@ def build_manifest(
         corpora: title and records of each corpus, in the order of the job file.
         classes: in the order of votes.
         digests: those of files that are known already; new ones are added.
-        dimensions: of the job; an utterance that has one of them is kept without a class.
+        tasks: an utterance that has one of their dimensions is kept without a class. Without
+            the task `classes`, no utterance has a class. Default: the classes.
     """
     result = BuildResult(_schema(classes).empty_table())
     parts: list[pa.Table] = [result.rows]
     chunks: list[pa.Table] = []
     for title, records in corpora:
-        builder = _CorpusBuilder(title, ties, classes, result, digests, dimensions)
+        builder = _CorpusBuilder(title, ties, classes, result, digests, tasks)
         utterances, logged = 0, 0
         for chunk in _chunked(records, CHUNK):
             chunks.append(builder.table(chunk))
@@ -195,10 +197,11 @@ class _CorpusBuilder:
         classes: Sequence[str],
         result: BuildResult,
         digests: Digests | None,
-        dimensions: Sequence[str],
+        tasks: TasksConfig | None,
     ) -> None:
         self.title = title
-        self.dimensions = dimensions
+        self.dimensions = tasks.dimensions if tasks else ()
+        self.has_classes = tasks is None or tasks.classes is not None
         self.result = result
         self.raters = result.raters.setdefault(title, RaterTally(classes))
         self.decisions = _Decisions(ties, classes)
@@ -236,6 +239,8 @@ class _CorpusBuilder:
         session, dialogue, speaker = map(
             self._name, (utterance.session, utterance.dialogue, utterance.speaker)
         )
+        if not self.has_classes:
+            utterance = utterance._replace(votes=None, label=None, ratings=None)
         return utterance._replace(
             utterance_id=normal_id(utterance.utterance_id),
             session=session,
@@ -290,7 +295,8 @@ class _CorpusBuilder:
             and utterance.label is None
             and all(getattr(utterance, name) is None for name in self.dimensions)
         ):
-            self._reject("no label", utterance.utterance_id, "no label and no votes")
+            names = ", ".join(("label", "votes") * self.has_classes + self.dimensions)
+            self._reject("no label", utterance.utterance_id, f"it has none of {names}")
             return None
         index = self.decisions[utterance.votes, utterance.label]
         decision = self.decisions.decisions[index]

@@ -35,6 +35,7 @@ class LabelReader(dict[str, str | None]):
         tasks: what the job predicts; default: the classes.
 
     Attributes:
+        without_classes: whether the classes are no task, so that labels decide nothing.
         dimensions: of the tasks. An utterance that has one of them is kept without a class.
 
     Raises:
@@ -50,6 +51,7 @@ class LabelReader(dict[str, str | None]):
         super().__init__()
         self.labels = labels or LabelsConfig()
         self.dimensions = tasks.dimensions if tasks else ()
+        self.without_classes = tasks is not None and tasks.classes is None
         self.classes = tuple(self.labels.classes)
         self._own = {_key(source): target for source, target in (corpus or {}).items()}
         unknown = sorted(set(self._own.values()) - set(self.classes))
@@ -75,6 +77,8 @@ class LabelReader(dict[str, str | None]):
 
     def leaves_out(self, name: str) -> bool:
         """Whether `labels.leave_out` of the job names the label's emotion."""
+        if self.without_classes:
+            return False
         emotion = self.labels.emotion_of(_key(name))
         return emotion in self._by_emotion and self._by_emotion[emotion] is None
 

@@ -175,6 +175,15 @@ def has_class(shares: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
     return np.asarray(shares.any(axis=1))
 
 
+def tied(table: pa.Table) -> pa.ChunkedArray:
+    """Whether the votes of a manifest's rows tie: an utterance without any class has no votes.
+
+    Args:
+        table: rows with the columns `label` and `votes`.
+    """
+    return pc.and_(pc.is_null(table["label"]), pc.is_valid(table["votes"]))
+
+
 def dimension_array(table: pa.Table, dimensions: Sequence[str]) -> FloatArray:
     """Values [N, D] of a manifest's rows, from 1 to 5, NaN where there is none.
 

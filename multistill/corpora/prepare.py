@@ -119,7 +119,7 @@ def _prepare(
     logger: RunLogger,
 ) -> dict[str, Any]:
     records = ((config.title, _records(config, labels, unpacked, tasks)) for config in corpora)
-    built = build_manifest(records, split.ties, labels.classes, logger, digests, tasks.dimensions)
+    built = build_manifest(records, split.ties, labels.classes, logger, digests, tasks)
     refuse_off_scale(built.notes.kinds, tasks.dimensions)
     dropped = {
         title: built.dropped[title] / max(1, built.dropped[title] + kept)

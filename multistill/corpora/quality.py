@@ -29,7 +29,7 @@ from multistill.corpora.agreement import (
 )
 from multistill.corpora.build import BuildResult
 from multistill.corpora.labels import Votes
-from multistill.corpora.manifest import classes_of, hash_strings
+from multistill.corpora.manifest import classes_of, hash_strings, tied
 from multistill.corpora.rejections import Examples
 from multistill.corpora.split import PARTS, hash64
 from multistill.corpora.text import normal_text
@@ -74,7 +74,7 @@ def report(
             for name in ("corpus", "split", "label", "gender", "session", "speaker")
         },
         "classes": {
-            name: class_counts(select(rows, "corpus", name, ["label"]))
+            name: class_counts(select(rows, "corpus", name, ["label", "votes"]))
             for name in pc.unique(rows["corpus"]).to_pylist()
         },
         "split": {**split_facts, "classes": by_part(rows)},
@@ -110,16 +110,16 @@ def counts(column: pa.ChunkedArray) -> dict[str, int]:
 
 
 def class_counts(rows: pa.Table) -> dict[str, int]:
-    """Utterances per class in class order, and `tie` for those without a label."""
+    """Utterances per class in class order, and `tie` for those whose votes tie."""
     by_label = counts(rows["label"])
     return {
         **{name: by_label.get(name, 0) for name in classes_of(rows)},
-        "tie": by_label.get("none", 0),
+        "tie": pc.sum(tied(rows)).as_py() or 0,
     }
 
 
 def by_part(rows: pa.Table) -> dict[str, dict[str, int]]:
-    return {part: class_counts(select(rows, "split", part, ["label"])) for part in PARTS}
+    return {part: class_counts(select(rows, "split", part, ["label", "votes"])) for part in PARTS}
 
 
 def select(rows: pa.Table, column: str, value: str, columns: list[str]) -> pa.Table:
@@ -129,7 +129,7 @@ def select(rows: pa.Table, column: str, value: str, columns: list[str]) -> pa.Ta
 
 def training(rows: pa.Table) -> dict[str, Any]:
     """Class counts and mean vote shares of the training part."""
-    part = select(rows, "split", "train", ["label", "label_soft"])
+    part = select(rows, "split", "train", ["label", "votes", "label_soft"])
     total = sum((soft.sum(axis=0, dtype=float) for soft in matrices(part["label_soft"])), 0.0)
     classes = classes_of(rows)
     mean = np.broadcast_to(np.asarray(total) / max(len(part), 1), len(classes))

@@ -63,6 +63,9 @@ def soft_targets(
     logits = np.zeros((len(ids), len(classes)), dtype=np.float32)
     pooled_rows, pooled_states = [], []
     configs = {folder: read_model_config(folder) for folder in (*teachers, *folds.values())}
+    if not configs[teachers[0]]["spec"]["num_classes"]:
+        classes = ()  # a teacher of dimensions alone
+        logits = np.zeros((len(ids), 0), dtype=np.float32)
     for folder, config in configs.items():
         if tuple(config["labels"]) != classes:
             raise MultistillError(
@@ -91,7 +94,8 @@ def soft_targets(
         ]
         outputs = [member.predict([ids[row] for row in selected]) for member in members]
         raw = kind == "shares"
-        logits[selected] = combine([output.logits for output in outputs], raw=raw)
+        if classes:
+            logits[selected] = combine([output.logits for output in outputs], raw=raw)
         values[selected] = np.mean([output.dimensions for output in outputs], axis=0)
         if keep_pooled:
             is_train = train[selected]

@@ -37,7 +37,7 @@ class SoftTargets:
     Attributes:
         outputs: float32 [N, C] in class order: logits before softmax and temperature, or shares
             of a teacher that was trained by squared error.
-        classes: in the order of the outputs.
+        classes: in the order of the outputs; empty for a teacher of dimensions alone.
         kind: which of the two.
         teacher: human-readable description of the teacher.
         dimensions: float32 [N, D], values of the teacher from about 1 to 5.
@@ -67,7 +67,7 @@ class SoftTargets:
         which softmax makes p again and a temperature works as on any logits.
         """
         wanted: Output = "shares" if loss == "two-mse" else "logits"
-        if self.kind == wanted:
+        if self.kind == wanted or not self.classes:
             return self.outputs
         p = self.distributions
         return (p if wanted == "shares" else np.log(np.maximum(p, EPS))).astype(np.float32)
@@ -90,10 +90,11 @@ def write_soft_targets(
     """
     columns = {
         "utterance_id": pa.array(ids, pa.string()),
-        "outputs": _vectors(outputs, len(ids), len(classes)),
         "teacher": pa.array([teacher] * len(ids), pa.string()),
         "fold": pa.array(np.asarray(fold), pa.int32()),
     }
+    if classes:
+        columns["outputs"] = _vectors(outputs, len(ids), len(classes))
     if dimension_names:
         columns["dimensions"] = _vectors(
             [] if dimensions is None else dimensions, len(ids), len(dimension_names)
@@ -118,24 +119,25 @@ def read_soft_targets(path: Path) -> SoftTargets:
         raise MultistillError(
             f"{path} is damaged ({error}); remove it and run the job again"
         ) from error
-    for name in ("utterance_id", "outputs", "teacher", "fold"):
+    metadata = table.schema.metadata or {}
+    names = tuple(json.loads(metadata.get(b"dimensions", b"[]")))
+    without = names and table.schema.metadata and not classes_of(table)
+    outputs = () if without else ("outputs",)
+    for name in ("utterance_id", *outputs, "teacher", "fold", *(("dimensions",) if names else ())):
         if name not in table.column_names:
             raise MultistillError(f"{path} holds no soft targets: the column {name} is missing")
-    metadata = table.schema.metadata or {}
     kind = metadata.get(b"kind", b"").decode()
     if kind not in get_args(Output):
         raise MultistillError(f"{path} does not say whether it holds logits or shares")
-    names = tuple(json.loads(metadata.get(b"dimensions", b"[]")))
-    if names and "dimensions" not in table.column_names:
-        raise MultistillError(f"{path} holds no soft targets: the column dimensions is missing")
+    none = np.zeros((len(table), 0), np.float32)
     return SoftTargets(
         ids=table["utterance_id"].to_pylist(),
-        outputs=_matrix(table["outputs"]),
+        outputs=_matrix(table["outputs"]) if outputs else none,
         classes=classes_of(table),
         kind=cast(Output, kind),
         teacher=table["teacher"][0].as_py() if len(table) else "",
         fold=table["fold"].to_numpy().astype(np.int64),
-        dimensions=_matrix(table["dimensions"]) if names else np.zeros((len(table), 0), np.float32),
+        dimensions=_matrix(table["dimensions"]) if names else none,
         dimension_names=names,
     )
 

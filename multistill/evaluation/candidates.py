@@ -62,13 +62,14 @@ class LoadedModel:
         manifest: Path,
         device: torch.device,
         dimensions: Sequence[str] = (),
+        with_classes: bool = True,
     ) -> None:
         self.candidate = candidate
         self.store = store
         self.device = device
         classes = read_classes(manifest)
         self.members: list[EmotionModel] = [
-            load_model(Path(folder), {"labels": list(classes)}).to(device)
+            load_model(Path(folder), {"labels": list(classes) if with_classes else []}).to(device)
             for folder in candidate.folders
         ]
         for folder, model in zip(candidate.folders, self.members, strict=True):
@@ -116,7 +117,9 @@ class LoadedModel:
             for model in self.members
         ]
         return (
-            np.mean([to_distribution(each.logits) for each in outputs], axis=0),
+            np.mean([to_distribution(each.logits) for each in outputs], axis=0)
+            if self.spec.num_classes
+            else np.zeros((len(ids), 0)),
             np.mean([each.dimensions for each in outputs], axis=0, dtype=np.float64),
         )
 

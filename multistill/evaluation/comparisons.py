@@ -35,6 +35,7 @@ METRIC_TITLES = {
     "uar": "UAR",
     "macro_f1": "macro F1",
     "weighted_f1": "weighted F1",
+    "ccc": "CCC",
 }
 
 

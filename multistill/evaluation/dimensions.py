@@ -7,15 +7,23 @@ these clips (`multistill.metrics.intervals`), which are the same for all models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from multistill.evaluation.candidates import params_end_to_end
 from multistill.evaluation.comparisons import Scores, describe_difference, difference, verdict
 from multistill.evaluation.folds import FoldData
 from multistill.evaluation.utterances import Utterances
 from multistill.features.store import FeatureStore
-from multistill.metrics.dimensions import DIMENSION_METRICS, dimension_rows, measure_dimension
+from multistill.metrics.dimensions import (
+    DIMENSION_METRICS,
+    dimension_metrics,
+    dimension_rows,
+    measure_dimension,
+)
 from multistill.metrics.intervals import Clusters, Resampling, intervals
 from multistill.models.ridge import ridge_predictions
 from multistill.models.spec import Modality
@@ -28,11 +36,12 @@ TITLES = {"ccc": "CCC", "pearson": "Pearson", "rmse": "RMSE"}
 
 
 class DimensionScorer:
-    """Scores any number of models on one dimension of the same clips.
+    """Scores any number of models on one dimension of the same clips, or on several.
 
     Args:
-        truth: [N], NaN where there is no value.
-        mean: of the training part, for each test clip [N].
+        name: of the dimension, or of the mean over several.
+        truth: [N, D], NaN where there is no value. Metrics are means over the dimensions.
+        means: of the training part, for each test clip [N, D].
         clusters: of all test clips.
         folds: of a cross-validation, in which each clip [N] was tested; None for a holdout.
     """
@@ -41,14 +50,14 @@ class DimensionScorer:
         self,
         name: str,
         truth: DoubleArray,
-        mean: DoubleArray,
+        means: DoubleArray,
         clusters: Clusters,
         resampling: Resampling,
         confidence: float,
         folds: IntArray | None,
     ) -> None:
         self.name = name
-        self.known = np.isfinite(truth)
+        self.known = np.isfinite(truth).any(axis=1)
         self.truth = truth[self.known]
         groups, index = np.unique(clusters.index[self.known], return_inverse=True)
         self.clusters = Clusters(clusters.unit, index, len(groups), clusters.only)
@@ -59,20 +68,26 @@ class DimensionScorer:
         self.models: list[dict[str, Any]] = []
         self.references: list[dict[str, Any]] = []
         self.comparisons: list[dict[str, Any]] = []
-        self.baseline = self._score(BASELINE, [mean])
+        self.baseline = self.score(BASELINE, [means])
 
     def score_model(self, description: Mapping[str, Any], predicted: Sequence[DoubleArray]) -> None:
         """Score a model.
 
         Args:
             description: `name`, `role` and `modality`.
-            predicted: [N] of every seed.
+            predicted: [N, D] of every seed.
         """
-        entry = {**description, **self._score(str(description["name"]), predicted)}
+        entry = {**description, **self.score(str(description["name"]), predicted)}
         (self.references if description["role"] == "probe" else self.models).append(entry)
 
-    def compare(self, name: str, against: str) -> None:
-        """Paired differences of two scored models; with one seed of either, no verdict."""
+    def compare(
+        self, name: str, against: str, not_trained: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Paired differences of two scored models; with one seed of either, no verdict.
+
+        Args:
+            not_trained: model -> why it learnt nothing; a comparison with one has no verdict.
+        """
         first, second = self.scores[name], self.scores[against]
         differences = {
             metric: difference(metric, first, second, self.clusters.count, self.confidence)
@@ -81,6 +96,13 @@ class DimensionScorer:
         primary, seeds = differences[PRIMARY], min(first.seeds, second.seeds)
         decision = verdict(primary["low"], primary["high"]) if seeds > 1 else "cannot tell"
         title = f"{self.name} {TITLES[PRIMARY]}"
+        sentence = describe_difference(
+            name, against, decision, primary, self.confidence, seeds, title
+        )
+        untrained = next((model for model in (name, against) if model in not_trained), None)
+        if untrained is not None:
+            decision = "not trained"
+            sentence = f"{name}: no verdict on {title}, {untrained} is {not_trained[untrained]}."
         self.comparisons.append(
             {
                 "model": name,
@@ -89,9 +111,7 @@ class DimensionScorer:
                 "verdict": decision,
                 "seeds": seeds,
                 "differences": differences,
-                "sentence": describe_difference(
-                    name, against, decision, primary, self.confidence, seeds, title
-                ),
+                "sentence": sentence,
             }
         )
 
@@ -107,11 +127,11 @@ class DimensionScorer:
             "distillation": self.comparisons,
         }
 
-    def _score(self, name: str, predicted: Sequence[DoubleArray]) -> dict[str, Any]:
+    def score(self, name: str, predicted: Sequence[DoubleArray]) -> dict[str, Any]:
         """Metrics of the first seed; over several, means with their deviation in `seeds`."""
-        rows = [dimension_rows(self.truth, values[self.known]) for values in predicted]
-        values = [measure_dimension(each.sum(axis=0)) for each in rows]
-        draws = [measure_dimension(self.resampling.sums(each)) for each in rows]
+        rows = [self._rows(values[self.known]) for values in predicted]
+        values = [_measure(each.sum(axis=0)) for each in rows]
+        draws = [_measure(self.resampling.sums(each)) for each in rows]
         mean = {m: np.mean([each[m] for each in values], axis=0) for m in DIMENSION_METRICS}
         mean_draws = {m: np.mean([each[m] for each in draws], axis=0) for m in DIMENSION_METRICS}
         per_seed = {m: np.stack([each[m] for each in values]) for m in DIMENSION_METRICS}
@@ -135,6 +155,16 @@ class DimensionScorer:
             }
         return found
 
+    def _rows(self, predicted: DoubleArray) -> DoubleArray:
+        """Sufficient statistics [N, 6 D] of the dimensions, side by side."""
+        columns = zip(self.truth.T, predicted.T, strict=True)
+        return np.concatenate([dimension_rows(x, y) for x, y in columns], axis=1)
+
+    def difference(self, name: str, against: str) -> dict[str, float | None]:
+        """Paired difference of the CCC of two scored names, `BASELINE` included."""
+        first, second = self.scores[name], self.scores[against]
+        return difference(PRIMARY, first, second, self.clusters.count, self.confidence)
+
     def _intervals(
         self, values: Mapping[str, DoubleArray], draws: Mapping[str, DoubleArray]
     ) -> dict[str, dict[str, float | None]]:
@@ -145,7 +175,7 @@ class DimensionScorer:
         if self.folds is None:
             return None
         folds = [rows[self.folds == fold].sum(axis=0) for fold in range(self.folds.max() + 1)]
-        measured = measure_dimension(np.stack(folds))
+        measured = _measure(np.stack(folds))
         found = {}
         for metric, values in measured.items():
             finite = values[np.isfinite(values)]
@@ -183,8 +213,8 @@ class DimensionScores:
         self.scorers = [
             DimensionScorer(
                 name,
-                truth[:, column],
-                self.means[:, column],
+                truth[:, [column]],
+                self.means[:, [column]],
                 clusters,
                 resampling,
                 confidence,
@@ -197,12 +227,14 @@ class DimensionScores:
         """Score a model by its predictions [N, D] of every seed."""
         wanted = {key: description[key] for key in ("name", "role", "modality")}
         for column, scorer in enumerate(self.scorers):
-            scorer.score_model(wanted, [values[:, column] for values in predicted])
+            scorer.score_model(wanted, [values[:, [column]] for values in predicted])
 
-    def compare(self, name: str, against: str) -> None:
+    def compare(
+        self, name: str, against: str, not_trained: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """Compare two scored models in every dimension."""
         for scorer in self.scorers:
-            scorer.compare(name, against)
+            scorer.compare(name, against, not_trained)
 
     def numbers(self, name: str) -> dict[str, float]:
         """Metrics of a model over its seeds, as `ccc_valence`."""
@@ -227,6 +259,7 @@ def probe_dimensions(
     store: FeatureStore,
     folds: Sequence[FoldData],
     limit: int,
+    encoders: Mapping[str, Any],
 ) -> tuple[dict[str, Any], DoubleArray]:
     """A ridge regression per dimension on pooled states, fitted in every fold.
 
@@ -234,18 +267,56 @@ def probe_dimensions(
         limit: of training clips, which are spread evenly.
 
     Returns:
-        `name`, `role` and `modality`, and predictions [N, D] on test.
+        the probe's entry of metrics.json, with the mean CCC on `validation`, and predictions
+        [N, D] on test.
     """
-    predicted = []
+    predicted: list[DoubleArray] = []
+    validation: list[float] = []
+    dimensions = folds[0].test.dimensions.shape[1]
     for fold in folds:
         chosen = [
             ([part.ids[row] for row in rows], part.dimensions[rows])
             for part in (fold.train, fold.valid)
             for rows in [np.linspace(0, len(part) - 1, min(len(part), limit)).astype(np.int64)]
         ]
-        predicted.append(ridge_predictions(store, chosen[0], chosen[1], fold.test.ids, modality))
-    description = {"name": f"linear probe, {modality}", "role": "probe", "modality": modality}
+        ids = [*chosen[1][0], *fold.test.ids]
+        found = ridge_predictions(store, chosen[0], chosen[1], ids, modality)
+        split = len(chosen[1][0])
+        predicted.append(found[split:])
+        metrics = dimension_metrics(
+            [str(column) for column in range(dimensions)], found[:split], chosen[1][1]
+        )
+        if "ccc" in metrics:
+            validation.append(metrics["ccc"])
+    widths = {"audio": store.audio_dim, "text": store.text_dim}
+    states = 2 * sum(width for name, width in widths.items() if modality in (name, "multimodal"))
+    parameters = dimensions * (states + 1)
+    description = {
+        "name": f"linear probe, {modality}",
+        "role": "probe",
+        "modality": modality,
+        "params_trainable": parameters,
+        "params_end_to_end": params_end_to_end(parameters, modality, encoders),
+        "validation": float(np.mean(validation)) if len(validation) == len(folds) else None,
+    }
     return description, np.concatenate(predicted)
+
+
+def dimension_columns(
+    names: Sequence[str], predicted: DoubleArray, truth: DoubleArray
+) -> dict[str, pa.Array]:
+    """Columns of predictions.parquet: e.g. `valence` and `valence_truth`, null for NaN."""
+    columns: dict[str, pa.Array] = {}
+    for column, name in enumerate(names):
+        for title, values in ((name, predicted), (f"{name}_truth", truth)):
+            columns[title] = pa.array(values[:, column].astype(np.float32), from_pandas=True)
+    return columns
+
+
+def _measure(sums: DoubleArray) -> dict[str, DoubleArray]:
+    """Means over D dimensions of the metrics [...] of summed rows [..., 6 D]."""
+    dimensions = sums.reshape(*sums.shape[:-1], -1, 6)
+    return {name: values.mean(axis=-1) for name, values in measure_dimension(dimensions).items()}
 
 
 def _column_means(values: DoubleArray) -> DoubleArray:

@@ -20,7 +20,8 @@ from multistill.config import EvaluationConfig
 from multistill.corpora.manifest import with_classes
 from multistill.errors import MultistillError
 from multistill.evaluation.candidates import MAX_PROBE_CLIPS, Candidate, device_name
-from multistill.evaluation.dimensions import DimensionScores, probe_dimensions
+from multistill.evaluation.dimensions import DimensionScores, dimension_columns, probe_dimensions
+from multistill.evaluation.dimensions_alone import evaluate_dimensions
 from multistill.evaluation.figures import single_numbers
 from multistill.evaluation.floor import describe_floor
 from multistill.evaluation.folds import EvaluatedFold, Evaluation, FoldData, open_fold
@@ -34,6 +35,7 @@ from multistill.evaluation.trained import why_not_trained
 from multistill.evaluation.utterances import Utterances, majority_of
 from multistill.features.cache import open_store
 from multistill.metrics.intervals import choose_clusters
+from multistill.models.files import read_model_config
 from multistill.models.spec import Modality
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.typing import DoubleArray, IntArray
@@ -71,6 +73,7 @@ def evaluate(
     seed: int = 0,
     split_by: str = "session",
     dimensions: Sequence[str] = (),
+    with_classes: bool = True,
     inputs: ReferenceInputs | None = None,
 ) -> dict[str, Any]:
     """Score models on the test split; write predictions.parquet and metrics.json into `out`.
@@ -81,7 +84,8 @@ def evaluate(
         features: folder of the feature store.
         seed: of the bootstrap resamples.
         split_by: what the split keeps together, which names the unit of the intervals.
-        dimensions: that the models predict beside the classes.
+        dimensions: that the models predict.
+        with_classes: whether they predict classes.
         inputs: of references that other steps have prepared.
 
     Returns:
@@ -97,14 +101,21 @@ def evaluate(
     candidates = folds[0].candidates
     _check_names(candidates)
     store = open_store(features)
-    parts = [open_fold(fold, store, dimensions) for fold in folds]
+    parts = [open_fold(fold, store, dimensions, with_classes) for fold in folds]
     test = Utterances.joined([part.test for part in parts])
     if not len(test):
         raise MultistillError(
             f"the test split of {folds[0].manifest} has no clip with features, so nothing can be "
             "scored; raise `split.test` or look into quarantine.parquet of the features"
         )
-    majority = majority_of([(part.test, part.training) for part in parts])
+    if not with_classes:
+        modalities = _probed([_modality(candidate) for candidate in candidates])
+        metrics, summary = evaluate_dimensions(
+            parts, store, config, out / PREDICTIONS, logger, seed, split_by, dimensions, modalities
+        )
+        write_json(out / METRICS, {"format": FORMAT, **metrics})
+        return summary
+    majority = majority_of([(p.test, p.training) for p in parts if p.training is not None])
     fold = np.repeat(np.arange(len(parts)), [len(part.test) for part in parts])
     crossed = fold if len(parts) > 1 else None
     scorer = Scorer(test, majority, config, seed, split_by, crossed)
@@ -150,7 +161,9 @@ def evaluate(
             references.append(probe)
             regressed = None
             if dimensions:
-                described, regressed = probe_dimensions(modality, store, parts, MAX_PROBE_CLIPS)
+                described, regressed = probe_dimensions(
+                    modality, store, parts, MAX_PROBE_CLIPS, evaluation.encoders
+                )
                 values.score_model(described, [regressed])
             writer.write_table(
                 _table(schema, prediction.name, test, prediction.probabilities, regressed)
@@ -209,6 +222,11 @@ def _probed(modalities: Sequence[Modality]) -> Sequence[Modality]:
     if not distinct or "multimodal" in distinct:
         distinct += [each for each in get_args(Modality) if each not in distinct]
     return distinct
+
+
+def _modality(candidate: Candidate) -> Modality:
+    modality: Modality = read_model_config(Path(candidate.folders[0]))["spec"]["modality"]
+    return modality
 
 
 def _class_counts(parts: Sequence[FoldData]) -> dict[str, dict[str, int]]:
@@ -286,13 +304,7 @@ def _table(
     values = {}
     if dimensions is not None:
         names = [each.removesuffix("_truth") for each in schema.names if each.endswith("_truth")]
-        for column, dimension in enumerate(names):
-            for title, numbers in (
-                (dimension, dimensions),
-                (f"{dimension}_truth", clips.dimensions),
-            ):
-                found = numbers[:, column].astype(np.float32)
-                values[title] = pa.array(found, from_pandas=True)  # NaN to null
+        values = dimension_columns(names, dimensions, clips.dimensions)
     return pa.table(
         {
             "utterance_id": clips.ids,

@@ -27,11 +27,13 @@ def describe_floor(
     baseline: Mapping[str, Any],
     difference: Difference,
     confidence: float,
+    metric: str = PRIMARY_METRIC,
 ) -> dict[str, Any]:
     """Teacher and students against the best probe and the majority.
 
     Args:
         models, probes, baseline: entries of metrics.json.
+        metric: that `difference` is of.
 
     Returns:
         `metric`; `probe` (name of the best, None without any) and `chosen_on` (`validation`, or
@@ -59,17 +61,17 @@ def describe_floor(
                 "model": model["name"],
                 "role": model["role"],
                 "seeds": (model.get("seeds") or {}).get("count", 1),
-                "value": over_seeds(model, PRIMARY_METRIC)["value"],
+                "value": over_seeds(model, metric)["value"],
                 "to_probe": against(model, reference),
                 "to_own_probe": against(model, None if same == reference else same),
                 "to_majority": against(model, baseline["name"]),
             }
         )
     result = {
-        "metric": PRIMARY_METRIC,
+        "metric": metric,
         "probe": reference,
         "chosen_on": chosen_on,
-        "student": best_student(judged),
+        "student": best_student(judged, metric),
         "models": rows,
     }
     return {**result, "sentence": _sentence(result, probe, baseline, difference, confidence)}
@@ -88,8 +90,8 @@ def best_probe(
     return max(probes, key=lambda probe: int(probe["params_trainable"]), default=None), None
 
 
-def best_student(models: Sequence[Mapping[str, Any]]) -> str | None:
-    """The student with the highest mean macro F1 on validation; the first without scores.
+def best_student(models: Sequence[Mapping[str, Any]], metric: str = PRIMARY_METRIC) -> str | None:
+    """The student with the highest mean metric on validation; the first without scores.
 
     One that learnt nothing is named only if all did.
     """
@@ -100,7 +102,7 @@ def best_student(models: Sequence[Mapping[str, Any]]) -> str | None:
         scores = [training["validation"] for training in model["training"]]
         if not scores or None in scores:
             return -1.0
-        return statistics.fmean(score[PRIMARY_METRIC] for score in scores)
+        return statistics.fmean(score[metric] for score in scores)
 
     best = max(trained or students, key=on_validation, default=None)
     return None if best is None else str(best["name"])
@@ -122,16 +124,17 @@ def _sentence(
     confidence: float,
 ) -> str:
     title = METRIC_TITLES[floor["metric"]]
+    constant = "always " + baseline["label"] if "label" in baseline else baseline["name"]
     opening = f"Test {title}, {100 * confidence:.0f} % paired intervals: "
     majority = _number(baseline["metrics"][floor["metric"]]["value"])
     if probe is None:
-        bar = f"no linear probe; always {baseline['label']} {majority}."
+        bar = f"no linear probe; {constant} {majority}."
     else:
         how = "best of" if floor["chosen_on"] else "no validation clips to choose on; one of"
         on = " on validation" if floor["chosen_on"] else ""
         bar = (
             f"{probe['name']} {_number(probe['metrics'][floor['metric']]['value'])} "
-            f"({how} the probes{on}); always {baseline['label']} {majority}."
+            f"({how} the probes{on}); {constant} {majority}."
         )
     rows = {row["model"]: row for row in floor["models"]}
     named = [row for row in floor["models"] if row["role"] == "teacher"]
@@ -140,7 +143,7 @@ def _sentence(
     if not named:
         if probe is None:
             return f"{opening}no head was trained; {bar}"
-        rise = _against(difference(probe["name"], baseline["name"]), "the majority")
+        rise = _against(difference(probe["name"], baseline["name"]), _baseline(baseline["name"]))
         return f"{opening}no head was trained; {bar} The probe is {rise}."
     students = sum(row["role"] == "student" for row in floor["models"])
     parts = [_model(row, students) for row in named]
@@ -158,13 +161,19 @@ def _model(row: Mapping[str, Any], students: int) -> str:
     if row["to_majority"]["standing"] == "not trained":
         return f"{text} is NOT TRAINED, so beats nothing"
     if row["to_probe"] is None:
-        return f"{text}, {_against(row['to_majority'], 'the majority')}"
+        reference = _baseline(row["to_majority"]["against"])
+        return f"{text}, {_against(row['to_majority'], reference)}"
     own = row["to_own_probe"]
     compared = [_against(row["to_probe"], "the best probe")]
     if own is not None:
         compared.append(_against(own, f"the {str(own['against']).rpartition(', ')[2]} probe"))
-    compared.append(_against(row["to_majority"], "the majority"))
+    compared.append(_against(row["to_majority"], _baseline(row["to_majority"]["against"])))
     return f"{text}, {', '.join(compared[:-1])} and {compared[-1]}"
+
+
+def _baseline(name: str) -> str:
+    """`the majority` of `majority baseline`, `the training mean`."""
+    return f"the {name.removesuffix(' baseline')}"
 
 
 def _against(difference: Interval, reference: str) -> str:

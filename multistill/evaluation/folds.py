@@ -60,12 +60,21 @@ class FoldData:
     train: Utterances
     valid: Utterances
     test: Utterances
-    training: TrainingStatistics
+    training: TrainingStatistics | None
     candidates: Mapping[str, Candidate]
 
 
-def open_fold(fold: EvaluatedFold, store: FeatureStore, dimensions: Sequence[str] = ()) -> FoldData:
+def open_fold(
+    fold: EvaluatedFold,
+    store: FeatureStore,
+    dimensions: Sequence[str] = (),
+    with_classes: bool = True,
+) -> FoldData:
     """Read the clips of a fold.
+
+    Args:
+        dimensions: that are read.
+        with_classes: whether the job has classes; without them, `training` is None.
 
     Raises:
         MultistillError: no training clip has a label, or a group of a cross-validation's test
@@ -83,7 +92,7 @@ def open_fold(fold: EvaluatedFold, store: FeatureStore, dimensions: Sequence[str
             "run the job again"
         )
     candidates = {candidate.name: candidate for candidate in fold.candidates}
-    training = read_training_statistics(fold.manifest)
+    training = read_training_statistics(fold.manifest) if with_classes else None
     return FoldData(fold.name, fold.manifest, train, valid, test, training, candidates)
 
 
@@ -110,7 +119,7 @@ class Evaluation:
         self,
         folds: Sequence[FoldData],
         store: FeatureStore,
-        scorer: Scorer,
+        scorer: Scorer | None,
         config: EvaluationConfig,
         dimensions: Sequence[str] = (),
         robustness: Robustness | None = None,
@@ -156,19 +165,33 @@ class Evaluation:
             parts = [(f.test.ids, p.loaded) for f, p in zip(self.folds, folds, strict=True)]
             clean = probabilities.argmax(axis=1)
             self.robustness.add(candidate.name, loaded.spec.modality, clean, parts)
-        model = loaded.describe(self.encoders) | self.scorer.score(prediction)
+        model = loaded.describe(self.encoders)
+        if self.scorer is not None:
+            model |= self._score_classes(self.scorer, candidate, prediction, folds)
         model["training"] = [training for each in folds for training in each.trainings]
-        if candidate.repeats:
-            others = [np.concatenate(seed) for seed in zip(*(f.seeds for f in folds), strict=True)]
-            model["seeds"] = self.scorer.score_seeds(candidate.name, [probabilities, *others])
-        if candidate.role == "teacher":
-            model["in_sample"] = self._in_sample_calibration([each.loaded for each in folds])
         if self.latency is not None:
             model |= _latency(self.latency, loaded)
         return model, prediction
 
+    def _score_classes(
+        self,
+        scorer: Scorer,
+        candidate: Candidate,
+        prediction: Prediction,
+        folds: Sequence[_Predicted],
+    ) -> dict[str, Any]:
+        scored = scorer.score(prediction)
+        if candidate.repeats:
+            others = [np.concatenate(seed) for seed in zip(*(f.seeds for f in folds), strict=True)]
+            seeds = [prediction.probabilities, *others]
+            scored["seeds"] = scorer.score_seeds(candidate.name, seeds)
+        if candidate.role == "teacher":
+            scored["in_sample"] = self._in_sample_calibration([each.loaded for each in folds])
+        return scored
+
     def score_seeds(self, candidate: Candidate) -> dict[str, Any]:
         """Scores over the seeds of a candidate and what they were trained with, nothing else."""
+        assert self.scorer is not None
         folds = [self._predict(fold, fold.candidates[candidate.name]) for fold in self.folds]
         seeds = zip(*([each.probabilities, *each.seeds] for each in folds), strict=True)
         probabilities = [np.concatenate(seed) for seed in seeds]
@@ -179,6 +202,7 @@ class Evaluation:
 
     def score_probe(self, modality: Modality) -> tuple[dict[str, Any], Prediction]:
         """A linear probe's entry of metrics.json, and its predictions."""
+        assert self.scorer is not None
         fitted = [
             probe_baseline(modality, self.store, fold.train, fold.valid, fold.test, self.encoders)
             for fold in self.folds
@@ -198,11 +222,18 @@ class Evaluation:
 
         def load(folders: Sequence[str | Path]) -> LoadedModel:
             chosen = replace(candidate, folders=folders)
-            return LoadedModel(chosen, self.store, fold.manifest, self.device, self.dimensions)
+            return LoadedModel(
+                chosen,
+                self.store,
+                fold.manifest,
+                self.device,
+                self.dimensions,
+                with_classes=self.scorer is not None,
+            )
 
         loaded = load(candidate.folders)
         temperature = None
-        if len(fold.valid):
+        if len(fold.valid) and self.scorer is not None:
             logits = _logits(loaded.probabilities(fold.valid.ids))
             temperature = fit_temperature(logits, fold.valid.truth)
         repeats = [load([folder]) for folder in candidate.repeats]

@@ -33,6 +33,8 @@ def why_not_trained(model: Mapping[str, Any], baseline: Mapping[str, Any]) -> st
     reason = not_trained_on_validation(model["training"])
     if reason is not None:
         return reason
+    if "uar" not in baseline["metrics"]:
+        return None  # of dimensions alone; the mean of training says nothing about test
     scores = single_numbers(model)
     majority = {name: baseline["metrics"][name]["value"] for name in METRICS}
     if any(scores[name] is None for name in majority):
@@ -52,6 +54,10 @@ def not_trained_on_validation(trainings: Sequence[Training]) -> str | None:
     measured = [training["validation"] for training in trainings]
     if None in measured:
         return None
+    if "ccc" in measured[0]["bars"]:
+        ccc = statistics.fmean(entry["ccc"] for entry in measured)
+        constant = f"on validation the CCC is {ccc:.3f}, and that of a constant 0"
+        return None if ccc > 0 else f"not trained: {constant}; {_advice(trainings)}"
     scores = {name: statistics.fmean(entry[name] for entry in measured) for name in METRICS}
     bar = {name: statistics.fmean(entry["bars"][name] for entry in measured) for name in METRICS}
     if beats(scores, bar):

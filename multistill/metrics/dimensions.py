@@ -21,7 +21,7 @@ _ROUNDING = 1e-10
 """Variances below it are of floating-point numbers."""
 
 
-def dimension_rows(truth: DoubleArray, predicted: DoubleArray) -> DoubleArray:
+def dimension_rows(truth: DoubleArray, predicted: DoubleArray | FloatArray) -> DoubleArray:
     """Sufficient statistics [N, 6] of a row: 1, x, y, xx, yy, xy; zeros where the truth is NaN.
 
     Args:
@@ -60,7 +60,7 @@ def measure_dimension(sums: DoubleArray) -> dict[str, DoubleArray]:
 
 
 def dimension_metrics(
-    names: Sequence[str], predicted: FloatArray, truth: FloatArray
+    names: Sequence[str], predicted: FloatArray | DoubleArray, truth: FloatArray | DoubleArray
 ) -> dict[str, float]:
     """`ccc`, the mean over dimensions, and `ccc_NAME` and `rmse_NAME` of each.
 

@@ -29,7 +29,8 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
             commonest reasons for rejection, classes that a part lacks.
 
     Returns:
-        `corpora`: utterances by corpus; `splits`: by part, then by class, ties under `tie`;
+        `corpora`: utterances by corpus; `splits`: by part, then by class, ties under `tie`,
+        clips without any class, which have a dimension, under `none`;
         under cross-validation all under `test`, and `folds` with the `splits` of each;
         `gaps`: classes that a part lacks (`corpora.coverage`), by `kind` and `title`;
         `rejected`: number of clips and rows left out; `rejected_kinds`: the commonest reasons,
@@ -40,7 +41,7 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
         MultistillError: no utterance is left.
     """
     from multistill.corpora.coverage import coverage_gaps
-    from multistill.corpora.manifest import MANIFEST, classes_of, read_manifest
+    from multistill.corpora.manifest import MANIFEST, classes_of, read_manifest, tied
     from multistill.corpora.split import PARTS
 
     with TemporaryDirectory(prefix="multistill-") as folder:
@@ -50,13 +51,13 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
         out.mkdir()
         run = StepRun(artifacts={}, out=out, logger=logger or NullLogger(), fingerprint="")
         summary = step.build(run)
-        rows = read_manifest(out / MANIFEST, columns=["corpus", "split", "label"])
+        rows = read_manifest(out / MANIFEST, columns=["corpus", "split", "label", "votes"])
     corpora: Counter[str] = Counter(rows["corpus"].to_pylist())
     classes = classes_of(rows)
     splits = {part: Counter(dict.fromkeys(classes, 0)) for part in PARTS}
-    labels = zip(rows["split"].to_pylist(), rows["label"].to_pylist(), strict=True)
-    for part, label in labels:
-        splits[part][label or "tie"] += 1
+    columns = (rows["split"], rows["label"], tied(rows))
+    for part, label, tie in zip(*(column.to_pylist() for column in columns), strict=True):
+        splits[part][label or ("tie" if tie else "none")] += 1
     folds = summary.get(FOLDS)
     shown = {"test": splits["test"]} if folds else splits
     facts: dict[str, Any] = {

@@ -12,6 +12,8 @@ from multistill.tracking.logger import RunLogger
 
 NOTE_TAG = "mlflow.note.content"
 MAIN_METRICS = {"macro_f1": "macro F1", "uar": "UAR"}
+DIMENSION_METRICS = {"ccc": "CCC", "rmse": "RMSE"}
+"""In place of the main metrics for a job without classes."""
 FIGURES = {"value": "", "low": "_low", "high": "_high", "sd": "_sd"}
 """What is recorded of a metric, and what its name then ends with."""
 
@@ -93,7 +95,7 @@ def main_figures(metrics: Mapping[str, Any]) -> tuple[dict[str, float], str]:
     scored = {"teacher": teacher, "best_student": best, "majority": metrics["baseline"]}
     figures: dict[str, float] = {}
     for who, model in scored.items():
-        for metric in MAIN_METRICS if model else ():
+        for metric in _main_metrics(metrics) if model else ():
             found = over_seeds(model, metric)
             for end, suffix in FIGURES.items():
                 if found.get(end) is not None:
@@ -157,12 +159,18 @@ def robustness_figures(robustness: Mapping[str, Any] | None) -> dict[str, float]
 def figures_table(metrics: Mapping[str, Any]) -> str:
     """All models' main test scores as a Markdown table, the majority baseline first."""
     share = f"{metrics['confidence']:.0%}".replace("%", " %")
-    head = ["model", *(f"test {title} [{share} interval]" for title in MAIN_METRICS.values())]
+    main = _main_metrics(metrics)
+    head = ["model", *(f"test {title} [{share} interval]" for title in main.values())]
     rows = [head, ["---"] * len(head)]
-    majority = {"name": "majority baseline", "metrics": metrics["baseline"]["metrics"]}
+    baseline = metrics["baseline"]
+    majority = {"name": baseline["name"], "metrics": baseline["metrics"]}
     for model in (majority, *metrics["references"], *metrics["models"]):
-        rows.append([_title(model), *(_score(over_seeds(model, name)) for name in MAIN_METRICS)])
+        rows.append([_title(model), *(_score(over_seeds(model, name)) for name in main)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _main_metrics(metrics: Mapping[str, Any]) -> Mapping[str, str]:
+    return MAIN_METRICS if metrics["classes"] else DIMENSION_METRICS
 
 
 def _title(model: Mapping[str, Any]) -> str:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 WHO = ("best_student", "teacher", "probe", "majority")
 MAIN = {"macro_f1": "macro F1", "uar": "UAR"}
+DIMENSIONS = {"ccc": "CCC"}
+"""In place of the main metrics for a job without classes."""
 NEEDED = {"job", "classes", "test", "baseline", "references", "models", "floor", "protocol"}
 """Keys of a report.json that are read here."""
 
@@ -200,11 +202,19 @@ def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
         "test": {key: report["test"][key] for key in ("clips", "speakers", "sessions")},
         "best_student": names["best_student"],
         "figures": {
-            who: {metric: over_seeds(models[name], metric).get("value") for metric in MAIN}
+            who: {
+                metric: over_seeds(models[name], metric).get("value")
+                for metric in (*MAIN, *DIMENSIONS)
+                if metric in models[name]["metrics"]
+            }
             for who, name in names.items()
             if name is not None
         },
     }
+
+
+def _without_classes(row: Mapping[str, Any]) -> bool:
+    return any("ccc" in figures for figures in (row["figures"] or {}).values())
 
 
 def terminal_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -215,8 +225,9 @@ def terminal_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     columns = ["job\nvariant\nlast run", "state\nprotocol\ntest set", "", *titles]
     shown = []
     for row in rows:
+        shown_metrics = DIMENSIONS if _without_classes(row) else MAIN
         figures = [
-            "\n".join(_number(row["figures"].get(who, {}).get(metric)) for metric in MAIN)
+            "\n".join(_number(row["figures"].get(who, {}).get(m)) for m in shown_metrics)
             if row["figures"]
             else ""
             for who in WHO
@@ -225,7 +236,7 @@ def terminal_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             [
                 "\n".join([row["job"], _key(row), row["last_run"][:16].replace("T", " ")]),
                 "\n".join([_state_text(row), *_split(row).replace(" test", "").split(", ")]),
-                "\n".join(MAIN.values()) if row["figures"] else "",
+                "\n".join(shown_metrics.values()) if row["figures"] else "",
                 *figures,
             ]
         )
@@ -236,8 +247,9 @@ def flat_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """A column per figure, for CSV, Markdown and LaTeX."""
     from multistill.report.tables import Table
 
-    figures = [(who, metric) for who in WHO for metric in MAIN]
-    titles = [f"{who.replace('_', ' ')} {MAIN[metric]}" for who, metric in figures]
+    metrics = MAIN | (DIMENSIONS if any(map(_without_classes, rows)) else {})
+    figures = [(who, metric) for who in WHO for metric in metrics]
+    titles = [f"{who.replace('_', ' ')} {metrics[metric]}" for who, metric in figures]
     columns = ["job", "variant", "last run", "state", "protocol", "best student", *titles, "report"]
     shown = [
         [

@@ -88,7 +88,7 @@ def write_report(
         "teacher_calibration": teacher_calibration(
             metrics, manifest.path, soft_targets.path, job.evaluation.calibration_bins
         )
-        if soft_targets and not metrics["folds"]
+        if soft_targets and metrics["classes"] and not metrics["folds"]
         else [],
         "targets": job.distillation.targets,
         "search": describe_search(search.path, search.summary, job) if search else None,

@@ -141,6 +141,12 @@ def _rows(name: str, run: Run) -> list[dict[str, Any]]:
 
 
 def _check_classes(names: Sequence[str], runs: Sequence[Run]) -> None:
+    for name, run in zip(names, runs, strict=True):
+        if not run.report["classes"]:
+            raise UsageError(
+                f"`{name}` has dimensions and no classes, and what is compared are figures of "
+                f"classes; the CCC of its models is in {run.folder}"
+            )
     first = set(runs[0].report["classes"])
     for name, run in zip(names[1:], runs[1:], strict=True):
         other = set(run.report["classes"])

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from multistill.corpora.manifest import MANIFEST, classes_of
+from multistill.corpora.manifest import MANIFEST, classes_of, tied
 
 SPLITS = ("train", "valid", "test")
-COLUMNS = ["corpus", "session", "speaker", "dialogue", "label", "split", "duration_s"]
+COLUMNS = ["corpus", "session", "speaker", "dialogue", "label", "votes", "split", "duration_s"]
 
 
 def describe_corpus(manifest: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,7 +27,8 @@ def describe_corpus(manifest: Path, summary: Mapping[str, Any]) -> dict[str, Any
         columns=COLUMNS,
         read_dictionary=["corpus", "session", "speaker", "dialogue", "label", "split"],
     )
-    rows, classes = table.to_pandas(), classes_of(table)
+    classes = classes_of(table)
+    rows = table.drop_columns("votes").append_column("tied", tied(table)).to_pandas()
     by_split = {name: rows[rows["split"] == name] for name in SPLITS}
     return {
         "counts": {
@@ -55,7 +56,7 @@ def _sizes(rows: pd.DataFrame) -> dict[str, Any]:
         "sessions": int(rows["session"].nunique()),
         "speakers": int(rows["speaker"].nunique()),
         "hours": round(float(rows["duration_s"].sum()) / 3600, 4),
-        "ties": int(rows["label"].isna().sum()),
+        "ties": int(rows["tied"].sum()),
     }
 
 

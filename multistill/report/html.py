@@ -42,6 +42,7 @@ def render(
     page = template.render(
         report=report,
         job=job,
+        shown_metric=job.teacher.train.metric or job.tasks.metric,
         resolved=yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         classes=_present_classes(report, quality),
         metric_titles=METRIC_TITLES,
@@ -104,19 +105,22 @@ def _figures(
     job: JobConfig,
 ) -> dict[str, Markup | None]:
     confidence = report["confidence"]
+    shown_metric = job.teacher.train.metric or job.tasks.metric
     models = [*report["references"], *report["models"]]
-    human = report["human_ceiling"]
-    people = [] if human["reason"] else [{**human, "role": "human"}]
-    figures = {
-        "results": _two_widths(plots.results, report["baseline"], [*models, *people], confidence),
-        "folds": _two_widths(over_folds, report["baseline"], models),
-        "differences": _two_widths(plots.differences, report["distillation"], confidence),
-        "label_shares": _two_widths(gain_by_label_share, report["label_shares"], confidence),
-        "robustness": _two_widths(heat_map, report["robustness"]),
-        "reliability": _two_widths(plots.reliability, report["models"]),
-        "classes": _two_widths(plots.classes, _class_shares(report, quality)),
-        "curves": _two_widths(plots.curves, histories, job.teacher.train.metric),
-    }
+    figures = {"curves": _two_widths(plots.curves, histories, shown_metric)}
+    if report["classes"]:
+        human = report["human_ceiling"]
+        people = [] if human["reason"] else [{**human, "role": "human"}]
+        scored = [*models, *people]
+        figures |= {
+            "results": _two_widths(plots.results, report["baseline"], scored, confidence),
+            "folds": _two_widths(over_folds, report["baseline"], models),
+            "differences": _two_widths(plots.differences, report["distillation"], confidence),
+            "label_shares": _two_widths(gain_by_label_share, report["label_shares"], confidence),
+            "robustness": _two_widths(heat_map, report["robustness"]),
+            "reliability": _two_widths(plots.reliability, report["models"]),
+            "classes": _two_widths(plots.classes, _class_shares(report, quality)),
+        }
     if quality:
         figures["durations"] = plots.histogram(
             "durations", "duration, seconds", **quality["duration"]["histogram"]
@@ -163,6 +167,8 @@ def _class_shares(
 
 def _slices(report: Mapping[str, Any]) -> dict[str, Any]:
     """The slices as a table: `columns` are model names, `groups` are rows by kind of slice."""
+    if not report["classes"]:
+        return {"columns": [], "groups": {}}
     scored = report["models"] or report["references"]
     shown = [model for model in scored if model["role"] != "control"]
     baseline = report["baseline"]

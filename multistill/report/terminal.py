@@ -13,6 +13,7 @@ from multistill.report.robustness import lines as robustness_lines
 if TYPE_CHECKING:
     from rich.table import Table
 
+DIMENSION_COLUMNS = {"ccc": "CCC", "pearson": "Pearson", "rmse": "RMSE"}
 METRIC_COLUMNS = {"uar": "UAR", "macro_f1": "macro F1", "weighted_f1": "weighted\nF1"}
 
 
@@ -67,14 +68,14 @@ def table(report: Mapping[str, Any]) -> Table:
     )
     results.add_column("model", overflow="fold")
     results.add_column("modality", no_wrap=True)
-    for title in METRIC_COLUMNS.values():
+    metrics = METRIC_COLUMNS if report["classes"] else DIMENSION_COLUMNS
+    for title in metrics.values():
         results.add_column(title, justify="right", no_wrap=True)
     results.add_column("params\nend to end", justify="right", no_wrap=True)
     baseline = report["baseline"]
     results.add_row(
-        f"always {baseline['label']}",
-        "majority",
-        *(cell(baseline["metrics"][name]) for name in METRIC_COLUMNS),
+        *((f"always {baseline['label']}", "majority") if report["classes"] else ("mean", "-")),
+        *(cell(baseline["metrics"][name]) for name in metrics),
         "-",
         style="dim",
     )
@@ -82,7 +83,7 @@ def table(report: Mapping[str, Any]) -> Table:
         results.add_row(
             f"{model['name']}{_note(model)}",
             str(model["modality"]),
-            *(cell(over_seeds(model, name)) for name in METRIC_COLUMNS),
+            *(cell(over_seeds(model, name)) for name in metrics),
             f"{count(model['params_trainable'])}\n{count(model['params_end_to_end'])}",
             style={"student": "bold", "probe": "dim"}.get(model["role"]),
         )

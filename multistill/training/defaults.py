@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from multistill.config import TrainConfig, TrainSection
 
@@ -39,11 +40,17 @@ def defaults_of(preset: str) -> Defaults:
     return SMALL if preset.startswith("small-") else PUBLISHED
 
 
-def resolve_training(section: TrainSection, preset: str, clips: int | None) -> TrainConfig | None:
+def resolve_training(
+    section: TrainSection,
+    preset: str,
+    clips: int | None,
+    metric: Literal["macro_f1", "ccc"] = "macro_f1",
+) -> TrainConfig | None:
     """The section with every number decided; what it sets itself is kept.
 
     Args:
         clips: number of training clips; None: not known yet.
+        metric: that epochs are chosen by, unless the section names one.
 
     Returns:
         None if the number of clips decides the epochs and is not known.
@@ -64,6 +71,7 @@ def resolve_training(section: TrainSection, preset: str, clips: int | None) -> T
     values = section.model_dump() | {
         "batch_size": batch_size,
         "epochs": epochs,
+        "metric": section.metric or metric,
         "learning_rate": section.learning_rate or defaults.learning_rate,
     }
     return TrainConfig.model_validate(values)

@@ -63,7 +63,7 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
         "valid_rows": len(data.valid),
         # Under a schedule, the losses of two epochs are of different objectives.
         "train_loss": None if scheduled else [losses[0], losses[-1]],
-        "validation": _validation(data, progress),
+        "validation": _validation(task, data, progress),
         "rows_without_features": data.without_features,
         "task": hashlib.sha256(canonical(task.identity()).encode()).hexdigest()[:16],
     }
@@ -71,7 +71,7 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
     info = ModelInfo(
         role=task.role,
         labels=data.classes if task.spec.num_classes else (),
-        output="shares" if task.train.loss == "mse" else "logits",
+        output="shares" if task.train.loss == "mse" and task.spec.num_classes else "logits",
         max_frames=task.train.max_frames,
         encoders=store.encoders(),
         training=summary,
@@ -80,17 +80,23 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
     return summary
 
 
-def _validation(data: TrainingData, progress: Progress) -> dict[str, Any] | None:
+def _validation(
+    task: TrainingTask, data: TrainingData, progress: Progress
+) -> dict[str, Any] | None:
     """UAR and macro F1 of the exported epoch, and `bars`: what a model that learnt nothing has.
 
-    None where validation cannot tell: it lacks labels, or has one class only.
+    Of a model of dimensions alone, the CCC. None where validation cannot tell: it lacks labels, or
+    has one class only.
     """
     counts = np.bincount(data.train.labels[data.train.labels >= 0], minlength=len(data.classes))
     majority = int(counts.argmax())
     reference = bars(data.valid.labels, majority)
+    best = progress.history[progress.best_epoch - 1]
+    if task.spec.num_classes == 0 and "valid_ccc" in best:
+        # A constant has a CCC of 0, whatever it is.
+        return {"ccc": best["valid_ccc"], "bars": {"ccc": 0.0}}
     if reference is None:
         return None
-    best = progress.history[progress.best_epoch - 1]
     scores = {name: best[f"valid_{name}"] for name in reference}
     return {**scores, "bars": reference, "majority": data.classes[majority]}
 

@@ -126,7 +126,7 @@ class _Training:
         if len(valid) and self.config.metric == "ccc" and not valid.varies:
             raise MultistillError(
                 f"`{task.name}`: no two validation utterances with features differ in a dimension "
-                "of `tasks`, so `train.metric: ccc` cannot be measured; use `metric: loss`"
+                "of `tasks`, so there is no CCC to choose epochs by; use `train.metric: loss`"
             )
         store = self.data.store
         with torch.random.fork_rng(devices=[]):

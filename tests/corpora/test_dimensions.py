@@ -119,3 +119,11 @@ def test_a_scale_is_ascending_and_of_a_table() -> None:
         CorpusConfig(kind="table", path="t.csv", scale=[5, 1])
     with pytest.raises(ValidationError, match="remove `scale`"):
         CorpusConfig(kind="emodb", path="e", scale=[1, 5])
+
+
+def test_without_the_task_classes_labels_decide_nothing(tmp_path: Path) -> None:
+    """Neither an unknown label nor a single class matters, and no clip has a class."""
+    cells = ("confused,2,3,1", "sad,4,3,5", "sad,2,3,1", "sad,5,3,5", "sad,2,3,2", "sad,3,3,5")
+    _, manifest = prepared(tmp_path, cells, TasksConfig(valence=1.0))
+    labels, shares = label_arrays(manifest)
+    assert len(manifest) == 6 and (labels == -1).all() and not shares.any()

@@ -120,9 +120,11 @@ def test_intervals_are_of_resampled_groups() -> None:
     def width(index: np.ndarray, predicted: np.ndarray) -> float:
         clusters = Clusters("session", index, len(np.unique(index)))
         resampling = Resampling(clusters, 300, 1)
-        mean = np.full(200, 3.0)
-        scorer = DimensionScorer("valence", truth, mean, clusters, resampling, 0.95, None)
-        scorer.score_model({"name": "m", "role": "student", "modality": "audio"}, [predicted])
+        mean = np.full((200, 1), 3.0)
+        scorer = DimensionScorer("valence", truth[:, None], mean, clusters, resampling, 0.95, None)
+        scorer.score_model(
+            {"name": "m", "role": "student", "modality": "audio"}, [predicted[:, None]]
+        )
         found = scorer.describe()["models"][0]["metrics"]["rmse"]
         return float(found["high"] - found["low"])
 

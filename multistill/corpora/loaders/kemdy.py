@@ -278,7 +278,8 @@ def utterance_records(
                 yield Rejected(row.source, problem)
                 return
             label = None
-            yield Note(row.source, "no class", f"{problem}; only the dimensions are used")
+            if not labels.without_classes:
+                yield Note(row.source, "no class", f"{problem}; only the dimensions are used")
     if any(votes) or label:
         yield from _notes(row, votes, labels.classes)
     for kind, note in row.off_scale:

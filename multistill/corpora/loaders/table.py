@@ -151,11 +151,18 @@ def _map_columns(config: CorpusConfig, table: Table, labels: LabelReader) -> dic
     names = {column: name for column, name in names.items() if name in table.header}
     table.require([] if "audio_path" in names else ["audio_path"])
     targets = {"label", "votes", *counts, *labels.dimensions}
-    if not any(c in targets or c.startswith(_RATER) for c in names):
-        wanted = "".join(f"`{name}`, " for name in labels.dimensions)
+    if labels.without_classes and not set(labels.dimensions) & names.keys():
         raise UsageError(
-            f"{table.path}: row 1: no labels; add a column {wanted}`label`, `votes`, counts named "
-            f"{', '.join(counts)}, or one `{_RATER}...` per rater; found " + ", ".join(table.header)
+            f"{table.path}: row 1: no column {' or '.join(labels.dimensions)}, and the job has no "
+            f"other tasks; add one, or name its column in `columns`; found "
+            + ", ".join(table.header)
+        )
+    if not any(c in targets or c.startswith(_RATER) for c in names):
+        raise UsageError(
+            f"{table.path}: row 1: no labels; add a column `label`, `votes`, counts named "
+            f"{', '.join(counts)}, or one `{_RATER}...` per rater; found "
+            + ", ".join(table.header)
+            + (f" (tasks: {', '.join(labels.dimensions)})" if labels.dimensions else "")
         )
     if not {"speaker", "session"} & names.keys():
         raise UsageError(
@@ -288,7 +295,9 @@ class _RowParser:
             parse_gender(normal_name(gender)),
             target.votes,
             target.label,
-            *values.values(),
+            values["valence"],
+            values["arousal"],
+            values["dominance"],
             encoding,
             target.ratings,
             PART_ALIASES.get(split.casefold(), split) if split else None,
@@ -307,6 +316,9 @@ class _RowParser:
             raise RowError(f"{name}: {error}") from error
 
     def _target(self, cells: tuple[Any, ...]) -> _Target:
+        if self.labels.without_classes:
+            names = ", ".join(self.labels.dimensions)
+            return _Target(None, None, None, (), no_class=f"no value of {names}")
         fields = dict(zip(self.target_columns, cells, strict=True))
         notes: list[tuple[str, str]] = []
         ratings: list[str | None] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from multistill.config import JobConfig, TrainSection
 from multistill.pipeline.recipes import Location
@@ -34,6 +34,8 @@ def check_tasks(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 "`dimension_loss: mse`",
             )
     search = job.search
+    if job.tasks.classes is None:
+        yield from _without_classes(job, trainings)
     if not search.enabled:
         return
     if search.metric == "ccc" and not job.tasks.dimensions:
@@ -48,6 +50,43 @@ def check_tasks(job: JobConfig) -> Iterator[tuple[Location, str]]:
         yield (
             ("search",),
             f"search: `train.dimension_loss: {searched.dimension_loss}` is over the batch that one "
-            "worker sees; it needs trials of one worker and no `train.accumulation` in the space; "
-            "use `dimension_loss: mse` otherwise",
+            "worker sees; set `workers_per_trial: 1` and search no `train.accumulation`, or set "
+            "`dimension_loss: mse`",
+        )
+
+
+def _without_classes(
+    job: JobConfig, trainings: Sequence[tuple[Location, str, TrainSection]]
+) -> Iterator[tuple[Location, str]]:
+    """Settings that are of classes, in a job that has none."""
+    of_dimensions = ("ccc", "loss")
+    for location, name, train in trainings:
+        if train.metric not in (None, *of_dimensions):
+            yield (
+                (*location, "metric"),
+                f"{name}: `train.metric: {train.metric}` is of classes, and `tasks` has none; use "
+                "`ccc` or `loss`, or add `classes`",
+            )
+        if train.oversample or train.class_weights != "none":
+            yield (
+                location,
+                f"{name}: `oversample` and `class_weights` are of classes, and `tasks` has none; "
+                "remove them, or add `classes`",
+            )
+    if job.search.enabled and job.search.metric not in of_dimensions:
+        yield (
+            ("search", "metric"),
+            f"search.metric: {job.search.metric} is of classes, and `tasks` has none; set "
+            "`search.metric: ccc`",
+        )
+    if job.label_shares.enabled:
+        yield (
+            ("label_shares",),
+            "label_shares: labels are drawn and judged by class, and `tasks` has none; remove "
+            "`label_shares`, or add `classes`",
+        )
+    if job.split.max_per_class:
+        yield (
+            ("split", "max_per_class"),
+            "split.max_per_class: `tasks` has no classes; remove it, or add `classes`",
         )

@@ -70,6 +70,7 @@ class Evaluate(Step):
             self.job.seed,
             protocol.by if protocol.crosses and protocol.by != "corpus" else self.job.split.by,
             self.job.tasks.dimensions,
+            self.job.tasks.classes is not None,
             self._inputs(run),
         )
         for name, figures in summary.get("headline", {}).items():

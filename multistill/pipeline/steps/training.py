@@ -306,7 +306,7 @@ def training_task(
     from multistill.models.presets import resolve
     from multistill.training.task import TrainingTask
 
-    resolved = resolve_training(train, model.preset, training_clips(artifacts))
+    resolved = resolve_training(train, model.preset, training_clips(artifacts), job.tasks.metric)
     assert resolved is not None, "the manifest exists, so the number of clips is known"
     tasks = job.tasks.weights()
     decided = {
