@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from multistill.cli.options import Json, Overrides, load_job, print_json, print_page
+from multistill.cli.options import Json, Overrides, load_job, print_json, print_text
 from multistill.errors import UsageError
 
 
@@ -48,11 +48,10 @@ def runs(
         return
     from multistill.report.tables import FORMATS, to_terminal
 
-    if text_format is Format.html:
-        print_page(page(rows, workspace))
-        return
     if text_format is not None:
-        print(FORMATS[text_format](flat_table(rows)), end="")
+        html = text_format is Format.html
+        text = page(rows, workspace) if html else FORMATS[text_format](flat_table(rows))
+        print_text(text, html=html)
         return
     if not rows:
         print(f"no job has run in {workspace}")
@@ -91,11 +90,8 @@ def compare(
         return
     from multistill.report import side_by_side
 
-    if text_format is Format.html:
-        print_page(side_by_side.page(facts))
-        return
     if text_format is not None:
-        print(side_by_side.text(facts, text_format.value), end="")
+        print_text(side_by_side.text(facts, text_format.value), html=text_format is Format.html)
         return
     from rich.console import Console
 
@@ -142,11 +138,8 @@ def evaluate(
     from multistill.report import checkpoints
     from multistill.report.tables import to_terminal
 
-    if text_format is Format.html:
-        print_page(checkpoints.page(facts))
-        return
     if text_format is not None:
-        print(checkpoints.text(facts, text_format.value), end="")
+        print_text(checkpoints.text(facts, text_format.value), html=text_format is Format.html)
         return
     from rich.console import Console
 

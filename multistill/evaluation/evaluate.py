@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from multistill.config import EvaluationConfig
 from multistill.corpora.manifest import with_classes
 from multistill.errors import MultistillError
+from multistill.evaluation import cross_corpus
 from multistill.evaluation.candidates import Candidate, device_name
 from multistill.evaluation.figures import single_numbers
 from multistill.evaluation.floor import describe_floor
@@ -94,7 +95,8 @@ def evaluate(
     majority = majority_of([(part.test, part.training) for part in parts])
     fold = np.repeat(np.arange(len(parts)), [len(part.test) for part in parts])
     crossed = fold if len(parts) > 1 else None
-    scorer = Scorer(test, majority, config, seed, split_by, crossed)
+    cells = cross_corpus.cells(parts)
+    scorer = Scorer(test, majority, config, seed, split_by, crossed, cells)
     evaluation = Evaluation(parts, store, scorer, config)
     models: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
@@ -130,6 +132,7 @@ def evaluate(
             "class_counts": _class_counts(parts),
             "validation": _describe_validation([part.valid for part in parts], split_by),
             "folds": [] if crossed is None else [_describe_fold(part) for part in parts],
+            "cross_corpus": cross_corpus.matrices(cells, [baseline, *references, *models]),
             "confidence": config.confidence,
             "resamples": config.resamples,
             "seed": seed,

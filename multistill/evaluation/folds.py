@@ -43,11 +43,13 @@ class EvaluatedFold:
     Attributes:
         manifest: folder of the manifest with the fold's train, valid and test.
         name: of the fold.
+        trained_on: of a cross-corpus matrix, the corpus that alone trains the models.
     """
 
     manifest: Path
     candidates: Sequence[Candidate]
     name: str = ""
+    trained_on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class FoldData:
     test: Utterances
     training: TrainingStatistics
     candidates: Mapping[str, Candidate]
+    trained_on: str | None = None
 
 
 def open_fold(fold: EvaluatedFold, store: FeatureStore) -> FoldData:
@@ -82,7 +85,9 @@ def open_fold(fold: EvaluatedFold, store: FeatureStore) -> FoldData:
         )
     candidates = {candidate.name: candidate for candidate in fold.candidates}
     training = read_training_statistics(fold.manifest)
-    return FoldData(fold.name, fold.manifest, train, valid, test, training, candidates)
+    return FoldData(
+        fold.name, fold.manifest, train, valid, test, training, candidates, fold.trained_on
+    )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from multistill.config import JobConfig
 from multistill.errors import UsageError
 from multistill.pipeline import variants
-from multistill.pipeline.folds import FOLDS
+from multistill.pipeline.folds import FOLDS, split_unit
 from multistill.pipeline.recipes import steps_of
 from multistill.pipeline.stage_status import step_statuses
 from multistill.workspace import DONE, Artifact, Workspace, fold_folder, read_json
@@ -66,8 +66,8 @@ def evaluate_all(
         fold: of a cross-validation, from 1: whose test part and training part count.
 
     Returns:
-        as `multistill.evaluation.checkpoints.score_checkpoints`, with `source`, `job`, `protocol`
-        and `fold`.
+        as `multistill.evaluation.checkpoints.score_checkpoints`, with `source`, `job`,
+        `fold` and `manifest`.
 
     Raises:
         UsageError: there is no such folder or experiment, no model, or no features yet.
@@ -76,10 +76,11 @@ def evaluate_all(
 
     workspace = Workspace(job.workspace)
     manifest, features = _clips(job, workspace, fold)
-    by = job.protocol.by if job.protocol.crosses and job.protocol.by != "corpus" else job.split.by
     with ExitStack() as stack:
         found = _checkpoints(source, job, workspace, stack)
-        facts = score_checkpoints(found, manifest, features, job.evaluation, job.seed, by, logger)
+        facts = score_checkpoints(
+            found, manifest, features, job.evaluation, job.seed, split_unit(job), logger
+        )
     return {"source": source, "job": job.name, "fold": fold, "manifest": str(manifest), **facts}
 
 
@@ -118,7 +119,7 @@ def _checkpoints(
 
     root = Path(source).expanduser()
     if root.is_dir():
-        found = [(folder, None) for folder in model_folders(root)]
+        found: list[tuple[Path, str | None]] = [(folder, None) for folder in model_folders(root)]
         if not found:
             raise UsageError(
                 f"there is no model below `{root}`; give a folder that holds folders with "

@@ -39,7 +39,9 @@ def terminal_table(facts: Mapping[str, Any]) -> Table:
 
 
 def text(facts: Mapping[str, Any], kind: Format) -> str:
-    """The result as one CSV table with all figures, or as a table of Markdown or LaTeX."""
+    """The result as a CSV table of all figures, as a table of Markdown or LaTeX, or as a page."""
+    if kind == "html":
+        return page(facts)
     if kind == "csv":
         return FORMATS[kind](_flat(facts))
     mark, between = ("% ", "") if kind == "latex" else ("", "\n")
