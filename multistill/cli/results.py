@@ -122,16 +122,27 @@ def evaluate(
         typer.Option("--fold", help="of a cross-validated job, from 1: whose test part"),
     ] = None,
     overrides: Overrides = None,
-    workspace: Folder = Path("workspace"),
+    workspace: Annotated[
+        Path | None,
+        typer.Option("--workspace", metavar="PATH", help="default: the job file's, or ./workspace"),
+    ] = None,
     text_format: TextFormat = None,
     as_json: Json = False,
 ) -> None:
     """Score every model of a folder or an MLflow experiment on the test clips of one job."""
     _one_of(text_format, as_json)
     from multistill.pipeline.checkpoints import evaluate_all, find_job
+    from multistill.tracking.console import ConsoleLogger, ProgressDisplay
 
-    config = load_job(find_job(job, workspace), overrides, str(workspace.absolute()))
-    facts = evaluate_all(source, config, fold)
+    place = (workspace or Path("workspace")).absolute()
+    file = find_job(job, place)
+    own = workspace is None and not file.is_relative_to(place)  # a job file says where it ran
+    config = load_job(file, overrides, None if own else str(place))
+    display = ProgressDisplay()
+    try:
+        facts = evaluate_all(source, config, fold, ConsoleLogger(display, "evaluate"))
+    finally:
+        display.clear()
     if as_json:
         print_json(facts)
         return

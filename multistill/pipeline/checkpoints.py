@@ -155,10 +155,10 @@ def _of_experiment(
     for folder in sorted((workspace.root / MODELS).glob("[!.]*")):
         done = _done(folder)
         if done and (run_id := done["provenance"].get("record_id")) in ids:
-            seen.add(read_json(folder / "config.json")["sha256"])
+            seen.add(_config(folder).get("sha256"))
             yield folder, run_id
     for run_id, folder in download_models(uri, runs, into).items():
-        if read_json(folder / "config.json")["sha256"] not in seen:
+        if _config(folder).get("sha256") not in seen:
             yield folder, run_id
 
 
@@ -180,9 +180,11 @@ def _named(
         if manifest is not None and manifest not in manifests:
             manifests[manifest] = _trained_on(manifest)
         known = None if manifest is None else manifests[manifest]
-        name = _name(folder, root, run_id)
+        base = name = _name(folder, root, run_id)
+        number = 1
         while name in names:
-            name += "'"
+            number += 1
+            name = f"{base} ({number})"
         names.add(name)
         checkpoints.append(Checkpoint(name, folder, known, run_id))
     return checkpoints

@@ -65,8 +65,8 @@ def page(facts: Mapping[str, Any]) -> str:
         f"{test['speakers']} speakers in {test['sessions']} sessions of the job {facts['job']}; "
         f"{100 * facts['confidence']:g} % intervals in brackets."
     )
-    kicker = "multistill evaluate"
-    return to_html(Page(facts["source"], kicker, lead, blocks, warnings, list(notes(facts))))
+    lines = [line for line in notes(facts) if not line.startswith("not scored: ")]
+    return to_html(Page(facts["source"], "multistill evaluate", lead, blocks, warnings, lines))
 
 
 def notes(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -79,8 +79,10 @@ def _assert_tables(facts: dict[str, Any]) -> None:
     assert [row["model"] for row in rows][1:3] == ["audio", "multimodal"] and len(rows) == 7
     assert float(rows[1]["uar"]) == facts["models"][0]["metrics"]["uar"]["value"]
     assert rows[3]["uar"] == "" and rows[3]["not_scored"]
-    for text in (tables.text(facts, "markdown"), tables.text(facts, "latex"), tables.page(facts)):
+    for text in (tables.text(facts, "markdown"), tables.text(facts, "latex")):
         assert "TRAINED ON THESE CLIPS" in text and "not scored: damaged" in text
+    page = tables.text(facts, "html")
+    assert "TRAINED ON THESE CLIPS" in page and page.count("its checksum differs") == 1
 
 
 def test_hidden_folders_and_folders_without_config_hold_no_model(
