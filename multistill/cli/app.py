@@ -40,6 +40,7 @@ COMMANDS: list[Callable[..., None]] = [
     run.validate,
     results.runs,
     results.compare,
+    results.evaluate,
     jobs.submit,
     jobs.status,
     jobs.logs,

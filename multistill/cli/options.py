@@ -81,6 +81,11 @@ def print_json(value: Any) -> None:
     print(to_json(value, indent=2, ensure_ascii=not prints_unicode()))
 
 
-def print_page(page: str) -> None:
-    """Print HTML; characters that the console lacks become references, as browsers read them."""
-    print(page if prints_unicode() else page.encode("ascii", "xmlcharrefreplace").decode("ascii"))
+def print_text(text: str, *, html: bool = False) -> None:
+    """Print a table or a page as it is.
+
+    Characters of a page that the console lacks become references, which every browser reads.
+    """
+    if html and not prints_unicode():
+        text = text.encode("ascii", "xmlcharrefreplace").decode("ascii")
+    print(text, end="")

@@ -1,4 +1,4 @@
-"""Commands that show what jobs have found: the list of a workspace, and jobs side by side."""
+"""Commands that show what jobs have found: the list of a workspace, jobs side by side, models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from multistill.cli.options import Json, print_json, print_page
+from multistill.cli.options import Json, Overrides, load_job, print_json, print_text
 from multistill.errors import UsageError
 
 
@@ -48,11 +48,10 @@ def runs(
         return
     from multistill.report.tables import FORMATS, to_terminal
 
-    if text_format is Format.html:
-        print_page(page(rows, workspace))
-        return
     if text_format is not None:
-        print(FORMATS[text_format](flat_table(rows)), end="")
+        html = text_format is Format.html
+        text = page(rows, workspace) if html else FORMATS[text_format](flat_table(rows))
+        print_text(text, html=html)
         return
     if not rows:
         print(f"no job has run in {workspace}")
@@ -91,15 +90,75 @@ def compare(
         return
     from multistill.report import side_by_side
 
-    if text_format is Format.html:
-        print_page(side_by_side.page(facts))
-        return
     if text_format is not None:
-        print(side_by_side.text(facts, text_format.value), end="")
+        print_text(side_by_side.text(facts, text_format.value), html=text_format is Format.html)
         return
     from rich.console import Console
 
     side_by_side.show(facts, Console(highlight=False, markup=False, emoji=False))
+
+
+def evaluate(
+    source: Annotated[
+        str,
+        typer.Option(
+            "--all",
+            metavar="PATH|EXPERIMENT",
+            help="a folder with model folders below it, e.g. workspace/models, or an MLflow "
+            "experiment",
+        ),
+    ],
+    job: Annotated[
+        str | None,
+        typer.Option(
+            "--job",
+            metavar="JOB",
+            help="whose test clips and features: a job file, or a job of the workspace; default: "
+            "the one that ran last",
+        ),
+    ] = None,
+    fold: Annotated[
+        int | None,
+        typer.Option("--fold", help="of a cross-validated job, from 1: whose test part"),
+    ] = None,
+    overrides: Overrides = None,
+    workspace: Annotated[
+        Path | None,
+        typer.Option("--workspace", metavar="PATH", help="default: the job file's, or ./workspace"),
+    ] = None,
+    text_format: TextFormat = None,
+    as_json: Json = False,
+) -> None:
+    """Score every model of a folder or an MLflow experiment on the test clips of one job."""
+    _one_of(text_format, as_json)
+    from multistill.pipeline.checkpoints import evaluate_all, find_job
+    from multistill.tracking.console import ConsoleLogger, ProgressDisplay
+
+    place = (workspace or Path("workspace")).absolute()
+    file = find_job(job, place)
+    own = workspace is None and not file.is_relative_to(place)  # a job file says where it ran
+    config = load_job(file, overrides, None if own else str(place))
+    display = ProgressDisplay()
+    try:
+        facts = evaluate_all(source, config, fold, ConsoleLogger(display, "evaluate"))
+    finally:
+        display.clear()
+    if as_json:
+        print_json(facts)
+        return
+    from multistill.report import checkpoints
+    from multistill.report.tables import to_terminal
+
+    if text_format is not None:
+        print_text(checkpoints.text(facts, text_format.value), html=text_format is Format.html)
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(to_terminal(checkpoints.terminal_table(facts)))
+    console.print()
+    for line in checkpoints.notes(facts):
+        console.print(line)
 
 
 def _one_of(text_format: Format | None, as_json: bool) -> None:

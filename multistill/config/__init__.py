@@ -141,6 +141,11 @@ class JobConfig(Section):
         for title in titles:
             if titles.count(title) > 1:
                 raise ValueError(f"two corpora are called `{title}`; give one a `name`")
+        if self.protocol.kind == "cross-corpus" and len(titles) < 2:
+            raise ValueError(
+                "protocol: cross-corpus trains on each corpus and tests on the others; add a "
+                "second one to `corpora`"
+            )
         names = [student.name for student in self.students]
         folded = [name.casefold() for name in names]
         for name in names:

@@ -10,7 +10,8 @@ from multistill.config.base import Section
 
 
 class ProtocolConfig(Section):
-    """`holdout` tests on one part; cross-validation tests every clip once.
+    """`holdout` tests on one part; cross-validation tests every clip once; `cross-corpus` trains on
+    each corpus and tests on all.
 
     Under cross-validation everything is trained once per fold: the teacher, its soft targets from
     the training part of that fold alone, students and controls. The predictions of all folds are
@@ -19,10 +20,11 @@ class ProtocolConfig(Section):
 
     shorthand: ClassVar = ("kind",)
 
-    kind: Literal["holdout", "k-fold", "leave-one-out"] = Field(
+    kind: Literal["holdout", "k-fold", "leave-one-out", "cross-corpus"] = Field(
         "holdout",
         description="`holdout`: the test part of `split`; `k-fold`: groups in `folds` parts, each "
-        "tested once; `leave-one-out`: every group tested alone",
+        "tested once; `leave-one-out`: every group tested alone; `cross-corpus`: trained on each "
+        "corpus, tested on its test part and on all others",
     )
     by: Literal["speaker", "session", "corpus"] = Field(
         "speaker", description="cross-validation: what is tested together"
@@ -31,5 +33,5 @@ class ProtocolConfig(Section):
 
     @property
     def crosses(self) -> bool:
-        """Whether this is a cross-validation."""
+        """Whether everything is trained once per fold: a cross-validation or `cross-corpus`."""
         return self.kind != "holdout"

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from multistill.config import ProtocolConfig, SplitConfig
+from multistill.corpora.cross_corpus import TRAINED_ON, split_corpora
 from multistill.corpora.groups import Groups, codes_of, split_groups
 from multistill.corpora.manifest import classes_of, label_arrays
 from multistill.corpora.split import PARTS, Split, assign_folds, hash64, leaks, refuse_leaks
@@ -115,12 +116,18 @@ def split_folds(
 ) -> tuple[Split, list[Split]]:
     """All rows in test with their fold, and the split of every fold.
 
+    Of `cross-corpus`, all rows in the part that their own corpus gives them.
+
     Raises:
         UsageError: as `cross_validation`, or a fold has no training clip of a class.
     """
+    if protocol.kind == "cross-corpus":
+        whole, folds = split_corpora(table, split)
+        _require_classes(table, folds)
+        return whole, folds
     crossed = cross_validation(table, protocol, split)
     folds = [split_fold(crossed, number, split) for number in range(len(crossed.names))]
-    _require_classes(table, crossed, folds)
+    _require_classes(table, folds)
     test = np.full(len(table), PARTS.index("test"), np.int8)
     facts = {
         "by": protocol.by,
@@ -147,7 +154,7 @@ def leaks_of_folds(
     return total
 
 
-def _require_classes(table: pa.Table, crossed: CrossValidation, folds: Sequence[Split]) -> None:
+def _require_classes(table: pa.Table, folds: Sequence[Split]) -> None:
     """Refuse a fold whose models could not learn a class that others are tested on."""
     truth, _ = label_arrays(table)
     classes = classes_of(table)
@@ -156,7 +163,13 @@ def _require_classes(table: pa.Table, crossed: CrossValidation, folds: Sequence[
         trained = set(truth[(fold.part == PARTS.index("train")) & (truth >= 0)].tolist())
         if missing := sorted(tested - trained):
             raise UsageError(
-                f"protocol: fold {number + 1} (tested: {crossed.names[number]}) has no training "
+                f"protocol: fold {number + 1} ({_role(fold)}) has no training "
                 f"clip of {', '.join(classes[index] for index in missing)}; merge these classes or "
                 "leave them out (`labels`), lower `split.valid`, or use another `protocol`"
             )
+
+
+def _role(fold: Split) -> str:
+    if TRAINED_ON in fold.facts:
+        return f"trained on {fold.facts[TRAINED_ON]}"
+    return f"tested: {fold.facts['name']}"

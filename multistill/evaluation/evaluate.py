@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from multistill.config import EvaluationConfig
 from multistill.corpora.manifest import with_classes
 from multistill.errors import MultistillError
+from multistill.evaluation import cross_corpus
 from multistill.evaluation.candidates import MAX_PROBE_CLIPS, Candidate, device_name
 from multistill.evaluation.dimensions import DimensionScores, dimension_columns, probe_dimensions
 from multistill.evaluation.dimensions_alone import evaluate_dimensions
@@ -118,7 +119,8 @@ def evaluate(
     majority = majority_of([(p.test, p.training) for p in parts if p.training is not None])
     fold = np.repeat(np.arange(len(parts)), [len(part.test) for part in parts])
     crossed = fold if len(parts) > 1 else None
-    scorer = Scorer(test, majority, config, seed, split_by, crossed)
+    cells = cross_corpus.cells(parts)
+    scorer = Scorer(test, majority, config, seed, split_by, crossed, cells)
     robustness = Robustness(inputs.distorted, store, test.ids) if inputs.distorted else None
     evaluation = Evaluation(parts, store, scorer, config, dimensions, robustness)
     values = DimensionScores(
@@ -182,6 +184,7 @@ def evaluate(
             "class_counts": _class_counts(parts),
             "validation": _describe_validation([part.valid for part in parts], split_by),
             "folds": [] if crossed is None else [_describe_fold(part) for part in parts],
+            "cross_corpus": cross_corpus.matrices(cells, [baseline, *references, *models]),
             "confidence": config.confidence,
             "resamples": config.resamples,
             "seed": seed,

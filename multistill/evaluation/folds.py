@@ -44,11 +44,13 @@ class EvaluatedFold:
     Attributes:
         manifest: folder of the manifest with the fold's train, valid and test.
         name: of the fold.
+        trained_on: of a cross-corpus matrix, the corpus that alone trains the models.
     """
 
     manifest: Path
     candidates: Sequence[Candidate]
     name: str = ""
+    trained_on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class FoldData:
     test: Utterances
     training: TrainingStatistics | None
     candidates: Mapping[str, Candidate]
+    trained_on: str | None = None
 
 
 def open_fold(
@@ -93,7 +96,9 @@ def open_fold(
         )
     candidates = {candidate.name: candidate for candidate in fold.candidates}
     training = read_training_statistics(fold.manifest) if with_classes else None
-    return FoldData(fold.name, fold.manifest, train, valid, test, training, candidates)
+    return FoldData(
+        fold.name, fold.manifest, train, valid, test, training, candidates, fold.trained_on
+    )
 
 
 @dataclass(frozen=True)

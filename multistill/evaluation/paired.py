@@ -84,6 +84,8 @@ def _clusters(unit: str, members: Any) -> Clusters:
 def why_not_paired(first: Answers, other: Answers) -> str | None:
     """What of the test clips is not the same, as a clause about the other run; None if nothing."""
     ours, theirs = set(first.ids), set(other.ids)
+    if len(ours) < len(first.ids) or len(theirs) < len(other.ids):
+        return "a clip of a cross-corpus job is tested by the models of several corpora"
     if ours != theirs:
         return (
             f"other test clips: {len(ours & theirs)} are in both, {len(ours - theirs)} in the "

@@ -62,6 +62,7 @@ class Scorer:
     Args:
         majority: of the clips.
         folds: of a cross-validation, in which each clip [N] was tested; None for a holdout.
+        slices: further parts of the test set to score.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Scorer:
         seed: int,
         split_by: str = "session",
         folds: IntArray | None = None,
+        slices: Sequence[Slice] = (),
     ) -> None:
         self.clips = clips
         self.majority = majority
@@ -81,7 +83,7 @@ class Scorer:
         self.clusters = choose_clusters(clips.groups, clips.sessions, clips.speakers, split_by)
         self.resampling = Resampling(self.clusters, config.resamples, seed)
         self.support = class_support(clips.truth, self.clusters.index, len(clips.classes))
-        self.slices = _slices(clips, majority)
+        self.slices = [*_slices(clips, majority), *slices]
         self.scores: dict[str, Scores] = {}
         self.scores_over_seeds: dict[str, Scores] = {}
 

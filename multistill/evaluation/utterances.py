@@ -23,7 +23,17 @@ from multistill.corpora.text import normal_text
 from multistill.errors import MultistillError
 from multistill.typing import DoubleArray, IntArray
 
-COLUMNS = ["utterance_id", "label", "label_soft", "session", "speaker", "group", "gender", "text"]
+COLUMNS = [
+    "utterance_id",
+    "corpus",
+    "label",
+    "label_soft",
+    "session",
+    "speaker",
+    "group",
+    "gender",
+    "text",
+]
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Utterances:
 
     classes: tuple[str, ...]
     ids: list[str]
+    corpora: list[str]
     truth: IntArray
     """Class index [N], -1 where the votes tie, and for a clip without any class."""
     shares: DoubleArray
@@ -127,6 +138,7 @@ def read_utterances(
     return Utterances(
         classes=classes_of(table),
         ids=table["utterance_id"].to_pylist(),
+        corpora=table["corpus"].to_pylist(),
         truth=truth,
         shares=shares.astype(np.float64),
         sessions=table["session"].to_pylist(),

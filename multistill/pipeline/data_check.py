@@ -31,7 +31,8 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
     Returns:
         `corpora`: utterances by corpus; `splits`: by part, then by class, ties under `tie`,
         clips without any class, which have a dimension, under `none`;
-        under cross-validation all under `test`, and `folds` with the `splits` of each;
+        under cross-validation all under `test`, and `folds` with the `splits` of each (of
+        `cross-corpus` by the part in the own corpus);
         `gaps`: classes that a part lacks (`corpora.coverage`), by `kind` and `title`;
         `rejected`: number of clips and rows left out; `rejected_kinds`: the commonest reasons,
         each with `count`, `kind`, and `source` and `reason` of one row.
@@ -59,7 +60,7 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
     for part, label, tie in zip(*(column.to_pylist() for column in columns), strict=True):
         splits[part][label or ("tie" if tie else "none")] += 1
     folds = summary.get(FOLDS)
-    shown = {"test": splits["test"]} if folds else splits
+    shown = {part: counts for part, counts in splits.items() if not folds or +counts}
     facts: dict[str, Any] = {
         "corpora": dict(corpora),
         "splits": {part: dict(+counts) for part, counts in shown.items()},

@@ -87,6 +87,13 @@ def build_folds(
     return {FOLDS: summaries}
 
 
+def split_unit(job: JobConfig) -> str:
+    """What the parts keep together, which names the unit of the evaluation's intervals."""
+    protocol = job.protocol
+    whole_corpora = protocol.kind == "cross-corpus" or protocol.by == "corpus"
+    return protocol.by if protocol.crosses and not whole_corpora else job.split.by
+
+
 def planned_folds(job: JobConfig, artifacts: Artifacts) -> int | None:
     """Number of folds; None where only `prepare` can tell."""
     if not job.protocol.crosses:
@@ -94,4 +101,6 @@ def planned_folds(job: JobConfig, artifacts: Artifacts) -> int | None:
     manifest = artifacts.get("manifest")
     if manifest is not None and FOLDS in manifest.summary:
         return len(manifest.summary[FOLDS])
+    if job.protocol.kind == "cross-corpus":
+        return len(job.corpora)
     return job.protocol.folds if job.protocol.kind == "k-fold" else None

@@ -58,6 +58,8 @@ def _split(job: JobConfig) -> str:
     more = "".join(f", {key} {value}" for key, value in extra.items())
     if job.protocol.crosses:
         protocol = job.protocol
+        if protocol.kind == "cross-corpus":
+            return f"cross-corpus, held out by {split.by}, valid {split.valid:g}{more}"
         folds = f" in {protocol.folds} folds" if protocol.kind == "k-fold" else ""
         return f"{protocol.kind} by {protocol.by}{folds}, valid {split.valid:g}{more}"
     return f"{split.by}, test {split.test:g}, valid {split.valid:g}{more}"

@@ -81,6 +81,7 @@ def write_report(
         "latency": metrics["latency"],
         "floor": metrics["floor"],
         "distillation": metrics["distillation"],
+        "cross_corpus": metrics["cross_corpus"],
         "errors": describe_errors(
             artifacts["evaluation"].path, manifest.path, metrics, job.report.transcripts
         ),

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from multistill.corpora.manifest import MANIFEST, classes_of
 from multistill.evaluation.paired import PREDICTIONS
 from multistill.metrics.classification import divergences
-from multistill.typing import DoubleArray
+from multistill.typing import DoubleArray, IntArray
 
 MAX_LISTED = 20
 """Clips of each list: more than a person listens to."""
@@ -66,7 +66,7 @@ def describe_errors(
     }
     if pair:
         divergence = divergences(*(rows.distributions[name] for name in pair))[:, 1]
-        order = np.argsort(-divergence, kind="stable")[:MAX_LISTED]
+        order = rows.first(np.argsort(-divergence, kind="stable"))
         found["differing"] = {
             "teacher": teacher,
             "student": student,
@@ -106,7 +106,16 @@ class _Predictions:
         confidence = np.mean([self.distributions[name].max(axis=1) for name in models], axis=0)
         rows = np.flatnonzero((truth >= 0) & (answers != truth).all(axis=0))
         order = rows[np.argsort(-confidence[rows], kind="stable")]
-        return order[:MAX_LISTED].tolist(), len(rows), confidence
+        return self.first(order), len(rows), confidence
+
+    def first(self, rows: IntArray) -> list[int]:
+        """The first `MAX_LISTED` rows, of a clip that several folds test the first one only."""
+        found: dict[str, int] = {}
+        for row in rows.tolist():
+            found.setdefault(self.ids[row], row)
+            if len(found) == MAX_LISTED:
+                break
+        return list(found.values())
 
     def clip(self, row: int, models: Sequence[str]) -> dict[str, Any]:
         answers = {name: self.distributions[name][row] for name in models}

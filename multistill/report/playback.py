@@ -54,11 +54,11 @@ def read_clips(manifest: Path, ids: Iterable[str], limit_mb: float) -> Playback:
     for name in wanted:
         try:
             sound = read_sound(paths[name], max_seconds=MAX_SECONDS)
-        except UnusableClipError as error:
+            buffer = io.BytesIO()
+            soundfile.write(buffer, sound.samples, SAMPLE_RATE, format=FORMAT, subtype=SUBTYPE)
+        except (UnusableClipError, soundfile.SoundFileError) as error:
             playback.failed[name] = str(error)
             continue
-        buffer = io.BytesIO()
-        soundfile.write(buffer, sound.samples, SAMPLE_RATE, format=FORMAT, subtype=SUBTYPE)
         source = f"data:{MIME};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
         added = times[name] * len(source)
         if size + added > limit_mb * MB:

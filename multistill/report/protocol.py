@@ -26,6 +26,19 @@ def describe_protocol(job: JobConfig, folds: Sequence[Record]) -> dict[str, Any]
             "sentence": f"One part, held out by {split.by}, is tested.",
         }
     count, unit = len(folds), protocol.by
+    if protocol.kind == "cross-corpus":
+        return {
+            "kind": protocol.kind,
+            "by": "corpus",
+            "folds": list(folds),
+            "short": f"cross-corpus ({count} corpora)",
+            "sentence": (
+                f"Cross-corpus: models are trained and chosen on each of {count} corpora alone, "
+                f"and tested on its held-out part (by {split.by}) and on all clips of the others. "
+                "Figures outside the matrix take all of these tests together, so a clip counts "
+                "once for every corpus whose models it tests."
+            ),
+        }
     leaving = protocol.kind == "leave-one-out"
     short = f"leaving one {unit} out" if leaving else f"{count}-fold by {unit}"
     return {

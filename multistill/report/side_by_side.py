@@ -18,10 +18,12 @@ UNITS = {"utterance": "clip"}
 
 
 def text(facts: Mapping[str, Any], kind: Format) -> str:
-    """The comparison as one CSV table, or as tables of Markdown or LaTeX.
+    """The comparison as one CSV table, as tables of Markdown or LaTeX, or as an HTML page.
 
     CSV has a column per figure and bound; a difference is on the row of the other run's model.
     """
+    if kind == "html":
+        return page(facts)
     if kind == "csv":
         return FORMATS[kind](_flat(facts))
     tables = [_models(facts, _one_line)]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-Format = Literal["csv", "markdown", "latex"]
+Format = Literal["csv", "markdown", "latex", "html"]
+"""Of a table as text; a whole page for `html` (`multistill.report.pages`)."""
 Cell = str | int | float | None
 
 LATEX = str.maketrans(

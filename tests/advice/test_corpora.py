@@ -356,6 +356,8 @@ def test_folds_of_a_cross_validation(tmp_path: Path) -> None:
     more = [*few, *(row.replace(",p", ",q") for row in few)]
     more = [f"{n}.wav,{row.partition(',')[2]}" for n, row in enumerate(more)]
     assert len(crossed(more, **five)["folds"]) == 5
+    with told("and all clips are of {}; add a corpus, or use another `protocol`", UsageError):
+        crossed(few, kind="cross-corpus")
     many = [f"{n}.wav,t{n},{'sad' if n % 2 else 'happy'},p{n // 2}" for n in range(202)]
     with told("are the most; use `kind: k-fold`", UsageError):
         crossed(many, kind="leave-one-out")

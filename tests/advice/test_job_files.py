@@ -96,6 +96,11 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         ],
     ),
     (
+        f"{BASE}protocol: cross-corpus\n",
+        "protocol: cross-corpus trains on each corpus and tests on the others; add a second one",
+        [f"{DEMO_TWICE % ', name: b'}protocol: cross-corpus\n"],
+    ),
+    (
         f"{BASE}search: true\nprotocol: leave-one-out\n",
         "remove `search` and write the settings found in a holdout job into the student",
         [f"{BASE}protocol: leave-one-out\n", f"{BASE}search: true\nprotocol: holdout\n"],

@@ -7,7 +7,8 @@ from typing import Any
 
 from multistill.cluster.tasks import on_cluster
 from multistill.config import JobConfig
-from multistill.pipeline.folds import folds_of
+from multistill.corpora.cross_corpus import TRAINED_ON
+from multistill.pipeline.folds import folds_of, split_unit
 from multistill.pipeline.step import Step, StepRun
 from multistill.pipeline.steps.robustness import Robustness
 from multistill.pipeline.steps.training import ModelStep
@@ -58,8 +59,8 @@ class Evaluate(Step):
                 for candidate in step.candidates(fold.artifacts[step.artifact])
             ]
             name = manifest.summary.get("name", "")
-            folds.append(EvaluatedFold(manifest.path, candidates, name))
-        protocol = self.job.protocol
+            trained_on = manifest.summary.get(TRAINED_ON)
+            folds.append(EvaluatedFold(manifest.path, candidates, name, trained_on))
         summary: Mapping[str, Any] = on_cluster(
             evaluate,
             folds,
@@ -68,7 +69,7 @@ class Evaluate(Step):
             clear(run.out),
             None,
             self.job.seed,
-            protocol.by if protocol.crosses and protocol.by != "corpus" else self.job.split.by,
+            split_unit(self.job),
             self.job.tasks.dimensions,
             self.job.tasks.classes is not None,
             self._inputs(run),
