@@ -31,6 +31,7 @@ from multistill.evaluation.scoring import BASELINE, Prediction, Scorer
 from multistill.evaluation.trained import why_not_trained
 from multistill.evaluation.utterances import Utterances, majority_of
 from multistill.features.cache import open_store
+from multistill.features.functionals import Functionals
 from multistill.metrics.intervals import choose_clusters
 from multistill.models.spec import Modality
 from multistill.tracking.logger import NullLogger, RunLogger
@@ -126,9 +127,14 @@ def evaluate(
             probe, prediction = evaluation.score_probe(modality)
             references.append(probe)
             writer.write_table(_table(prediction.name, test, prediction.probabilities))
+        probes = list(references)
+        if inputs.functionals is not None:
+            for entry, prediction in evaluation.score_functionals(Functionals(inputs.functionals)):
+                references.append(entry)
+                writer.write_table(_table(prediction.name, test, prediction.probabilities))
     reasons = {model["name"]: model["not_trained"] for model in models if model["not_trained"]}
     comparisons = scorer.compare_all(predictions, reasons)
-    floor = describe_floor(models, references, baseline, scorer.difference, config.confidence)
+    floor = describe_floor(models, probes, baseline, scorer.difference, config.confidence)
     write_json(
         out / METRICS,
         {
