@@ -25,6 +25,7 @@ from multistill.evaluation.folds import EvaluatedFold, Evaluation, FoldData, ope
 from multistill.evaluation.human_ceiling import describe_human_ceiling
 from multistill.evaluation.inputs import ReferenceInputs
 from multistill.evaluation.label_shares import describe_label_shares
+from multistill.evaluation.layer_probes import describe_layers
 from multistill.evaluation.paired import PREDICTIONS
 from multistill.evaluation.robustness import Robustness
 from multistill.evaluation.scoring import BASELINE, Prediction, Scorer
@@ -123,7 +124,8 @@ def evaluate(
         for number, candidate in enumerate(curve, start=1 + len(in_tables)):
             with_labels[candidate.name] = evaluation.score_seeds(candidate)
             logger.progress(number, len(candidates), "models")
-        for modality in _probed([model["modality"] for model in models]):
+        modalities = _probed([model["modality"] for model in models])
+        for modality in modalities:
             probe, prediction = evaluation.score_probe(modality)
             references.append(probe)
             writer.write_table(_table(prediction.name, test, prediction.probabilities))
@@ -132,6 +134,7 @@ def evaluate(
             for entry, prediction in evaluation.score_functionals(Functionals(inputs.functionals)):
                 references.append(entry)
                 writer.write_table(_table(prediction.name, test, prediction.probabilities))
+        layers = describe_layers(store, parts, modalities, scorer)
     reasons = {model["name"]: model["not_trained"] for model in models if model["not_trained"]}
     comparisons = scorer.compare_all(predictions, reasons)
     floor = describe_floor(models, probes, baseline, scorer.difference, config.confidence)
@@ -153,6 +156,7 @@ def evaluate(
             "human_ceiling": describe_human_ceiling(
                 [part.manifest for part in parts], inputs.rated, scorer
             ),
+            "layers": layers,
             "models": models,
             "robustness": robustness.describe(models, scorer) if robustness else None,
             "floor": floor,

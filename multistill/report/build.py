@@ -73,6 +73,7 @@ def write_report(
         "baseline": metrics["baseline"],
         "references": metrics["references"],
         "human_ceiling": metrics["human_ceiling"],
+        "layers": metrics["layers"],
         "models": metrics["models"],
         "robustness": metrics["robustness"],
         "latency": metrics["latency"],

@@ -17,6 +17,7 @@ from multistill.evaluation.figures import over_seeds
 from multistill.report import plots
 from multistill.report.cell_labels import label_cells
 from multistill.report.label_shares import gain_by_label_share, percent
+from multistill.report.layer_probes import by_layer
 from multistill.report.protocol import over_folds
 from multistill.report.robustness import heat_map
 from multistill.report.terminal import count, encoder, score
@@ -106,6 +107,9 @@ def _figures(
         "folds": _two_widths(over_folds, report["baseline"], models),
         "differences": _two_widths(plots.differences, report["distillation"], confidence),
         "label_shares": _two_widths(gain_by_label_share, report["label_shares"], confidence),
+        "layers": _two_widths(
+            by_layer, report["layers"], report["references"], report["baseline"], confidence
+        ),
         "robustness": _two_widths(heat_map, report["robustness"]),
         "reliability": _two_widths(plots.reliability, report["models"]),
         "classes": _two_widths(plots.classes, _class_shares(report, quality)),
