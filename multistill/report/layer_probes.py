@@ -70,7 +70,8 @@ def by_layer(
         axis.set_ylim(0, 1)
         axis.grid(axis="y", alpha=0.7)
         axis.set_axisbelow(True)
-        axis.legend(loc="lower left", fontsize=8)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=len(labels), fontsize=8)
     return to_svg(
         figure,
         "layers-narrow" if narrow else "layers",
