@@ -76,7 +76,7 @@ __all__ = [
 
 
 _RESERVED = re.compile(
-    r"teacher(-fold\d+)?|majority baseline|linear probe.*"
+    r"teacher(-fold\d+)?|majority baseline|linear probe.*|(egemaps|compare), .*"
     r"|.*-(control|search(-\d+)?|seed\d+|labels[\d.]+|cv\d+)",
     re.IGNORECASE,
 )

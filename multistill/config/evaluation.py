@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, field_validator
 
 from multistill.config.base import Section
 
@@ -23,3 +25,15 @@ class EvaluationConfig(Section):
         description="score the models on distorted test clips, too: noise, telephone, room, wrong "
         "words; encodes the test clips about 12 times more",
     )
+    opensmile: list[Literal["egemaps", "compare"]] = Field(
+        default_factory=list,
+        description="openSMILE functionals whose linear SVM and logistic regression stand beside "
+        "the models; needs the package opensmile, which is for research only",
+    )
+
+    @field_validator("opensmile")
+    @classmethod
+    def _is_of_different_sets(cls, value: list[str]) -> list[str]:
+        if len(set(value)) < len(value):
+            raise ValueError("a set is listed twice; remove one")
+        return value

@@ -29,12 +29,14 @@ from multistill.evaluation.folds import EvaluatedFold, Evaluation, FoldData, ope
 from multistill.evaluation.human_ceiling import describe_human_ceiling
 from multistill.evaluation.inputs import ReferenceInputs
 from multistill.evaluation.label_shares import describe_label_shares
+from multistill.evaluation.layer_probes import describe_layers
 from multistill.evaluation.paired import PREDICTIONS
 from multistill.evaluation.robustness import Robustness
 from multistill.evaluation.scoring import BASELINE, Prediction, Scorer
 from multistill.evaluation.trained import why_not_trained
 from multistill.evaluation.utterances import Utterances, majority_of
 from multistill.features.cache import open_store
+from multistill.features.functionals import Functionals
 from multistill.metrics.intervals import choose_clusters
 from multistill.models.files import read_model_config
 from multistill.models.spec import Modality
@@ -158,7 +160,8 @@ def evaluate(
         for number, candidate in enumerate(curve, start=1 + len(in_tables)):
             with_labels[candidate.name] = evaluation.score_seeds(candidate)
             logger.progress(number, len(candidates), "models")
-        for modality in _probed([model["modality"] for model in models]):
+        modalities = _probed([model["modality"] for model in models])
+        for modality in modalities:
             probe, prediction = evaluation.score_probe(modality)
             references.append(probe)
             regressed = None
@@ -170,12 +173,18 @@ def evaluate(
             writer.write_table(
                 _table(schema, prediction.name, test, prediction.probabilities, regressed)
             )
+        probes = list(references)
+        if inputs.functionals is not None:
+            for entry, prediction in evaluation.score_functionals(Functionals(inputs.functionals)):
+                references.append(entry)
+                writer.write_table(_table(schema, prediction.name, test, prediction.probabilities))
+        layers = describe_layers(store, parts, modalities, scorer)
     reasons = {model["name"]: model["not_trained"] for model in models if model["not_trained"]}
     comparisons = scorer.compare_all(predictions, reasons)
     for each in in_tables:
         if each.compare_to is not None:
             values.compare(each.name, each.compare_to)
-    floor = describe_floor(models, references, baseline, scorer.difference, config.confidence)
+    floor = describe_floor(models, probes, baseline, scorer.difference, config.confidence)
     write_json(
         out / METRICS,
         {
@@ -195,6 +204,7 @@ def evaluate(
             "human_ceiling": describe_human_ceiling(
                 [part.manifest for part in parts], inputs.rated, scorer
             ),
+            "layers": layers,
             "models": models,
             "dimensions": values.describe(),
             "robustness": robustness.describe(models, scorer) if robustness else None,

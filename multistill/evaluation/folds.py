@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from multistill.evaluation.candidates import (
     evenly_spaced,
     probe_baseline,
 )
+from multistill.evaluation.functionals import functionals_baselines
 from multistill.evaluation.robustness import Robustness
 from multistill.evaluation.scoring import Prediction, Scorer
 from multistill.evaluation.utterances import (
@@ -26,6 +27,7 @@ from multistill.evaluation.utterances import (
     read_training_statistics,
     read_utterances,
 )
+from multistill.features.functionals import Functionals
 from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
 from multistill.inference.latency import EncoderLatency, percentiles
@@ -207,20 +209,37 @@ class Evaluation:
 
     def score_probe(self, modality: Modality) -> tuple[dict[str, Any], Prediction]:
         """A linear probe's entry of metrics.json, and its predictions."""
+        return self._score_reference(
+            [
+                probe_baseline(modality, self.store, f.train, f.valid, f.test, self.encoders)
+                for f in self.folds
+            ]
+        )
+
+    def score_functionals(
+        self, functionals: Functionals
+    ) -> Iterator[tuple[dict[str, Any], Prediction]]:
+        """Entries of metrics.json of the baselines on functionals, and their predictions."""
+        folds = [functionals_baselines(functionals, f.train, f.valid, f.test) for f in self.folds]
+        for fitted in zip(*folds, strict=True):
+            yield self._score_reference(fitted)
+
+    def _score_reference(
+        self, fitted: Sequence[tuple[dict[str, Any], DoubleArray]]
+    ) -> tuple[dict[str, Any], Prediction]:
+        """One entry of the entries of every fold and their distributions."""
         assert self.scorer is not None
-        fitted = [
-            probe_baseline(modality, self.store, fold.train, fold.valid, fold.test, self.encoders)
-            for fold in self.folds
-        ]
-        probe = dict(fitted[0][0])
+        reference = dict(fitted[0][0])
         entries = [entry for entry, _ in fitted]
         if len(entries) > 1:
-            probe["inverse_penalty"] = None  # each fold chooses its own
-            probe["clips"] = min(entry["clips"] for entry in entries)
+            reference["inverse_penalty"] = None  # each fold chooses its own
+            reference["clips"] = min(entry["clips"] for entry in entries)
+            if "missing" in reference:
+                reference["missing"] = sum(entry["missing"] for entry in entries)
             found = [entry["validation"] for entry in entries]
-            probe["validation"] = None if None in found else float(np.mean(found))
-        prediction = Prediction(probe["name"], np.concatenate([each for _, each in fitted]))
-        return probe | self.scorer.score(prediction), prediction
+            reference["validation"] = None if None in found else float(np.mean(found))
+        prediction = Prediction(reference["name"], np.concatenate([each for _, each in fitted]))
+        return reference | self.scorer.score(prediction), prediction
 
     def _predict(self, fold: FoldData, candidate: Candidate) -> _Predicted:
         """Distributions on the fold's test clips, with a temperature fitted on its validation."""

@@ -15,7 +15,9 @@ class ReferenceInputs:
         rated: corpora whose raters' answers are known, and whether their votes are weighted
             (`human_ceiling.rated_corpora`).
         distorted: folder of the distorted test clips; None without the robustness pack.
+        functionals: folder of the openSMILE functionals; None without.
     """
 
     rated: Mapping[str, bool] = field(default_factory=dict)
     distorted: Path | None = None
+    functionals: Path | None = None

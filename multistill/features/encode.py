@@ -115,18 +115,11 @@ def _encode_shards(
 ) -> Iterator[int]:
     """Encode the pending shards; yields the number of each as it finishes."""
     import ray
-    from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     from multistill.features.actors import DecodeShard, EncodeShard
 
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    with DataContext.current(context), _quiet_ray_data():
-        # One block per shard: blocks are what Ray Data schedules and retries.
-        dataset = ray.data.from_items(
-            [{"shard": shard} for shard in pending], override_num_blocks=len(pending)
-        )
+    with ray_data(pending) as dataset:
         if pools.decoders:
             dataset = dataset.map_batches(
                 DecodeShard(plan.path, config.model_dump(), source),
@@ -161,13 +154,23 @@ def _encode_shards(
 
 
 @contextmanager
-def _quiet_ray_data() -> Iterator[None]:
-    """Silence Ray Data's execution log, since the stage reports progress itself."""
+def ray_data(shards: Sequence[int]) -> Iterator[Any]:
+    """A dataset of shard numbers; its log is silent, since the stage reports progress itself."""
+    import ray
+    from ray.data import DataContext
+
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with DataContext.current(context):
+            # One block per shard: blocks are what Ray Data schedules and retries.
+            yield ray.data.from_items(
+                [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
+            )
     finally:
         logger.setLevel(level)
 

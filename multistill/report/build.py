@@ -75,6 +75,7 @@ def write_report(
         "baseline": metrics["baseline"],
         "references": metrics["references"],
         "human_ceiling": metrics["human_ceiling"],
+        "layers": metrics["layers"],
         "models": metrics["models"],
         "dimensions": metrics["dimensions"],
         "robustness": metrics["robustness"],
@@ -240,9 +241,7 @@ def _encoders_read(metrics: Mapping[str, Any]) -> set[str]:
     """`speech` and `text`, as the scored models read their states."""
     scored = (*metrics["references"], *metrics["models"])
     modalities = {entry["modality"] for entry in scored} or {"multimodal"}
-    return {
-        name for name, other in (("speech", "text"), ("text", "audio")) if modalities - {other}
-    }
+    return {name for name, other in (("speech", "text"), ("text", "audio")) if modalities - {other}}
 
 
 def _test_set_warnings(

@@ -19,6 +19,7 @@ from multistill.report.cell_labels import label_cells
 from multistill.report.dimensions import dimension_rows
 from multistill.report.errors import grouped_answers
 from multistill.report.label_shares import gain_by_label_share, percent
+from multistill.report.layer_probes import by_layer
 from multistill.report.playback import Playback
 from multistill.report.protocol import over_folds
 from multistill.report.robustness import heat_map
@@ -109,14 +110,15 @@ def _figures(
     models = [*report["references"], *report["models"]]
     figures = {"curves": _two_widths(plots.curves, histories, shown_metric)}
     if report["classes"]:
-        human = report["human_ceiling"]
+        baseline, human = report["baseline"], report["human_ceiling"]
         people = [] if human["reason"] else [{**human, "role": "human"}]
-        scored = [*models, *people]
+        layers, references = report["layers"], report["references"]
         figures |= {
-            "results": _two_widths(plots.results, report["baseline"], scored, confidence),
-            "folds": _two_widths(over_folds, report["baseline"], models),
+            "results": _two_widths(plots.results, baseline, [*models, *people], confidence),
+            "folds": _two_widths(over_folds, baseline, models),
             "differences": _two_widths(plots.differences, report["distillation"], confidence),
             "label_shares": _two_widths(gain_by_label_share, report["label_shares"], confidence),
+            "layers": _two_widths(by_layer, layers, references, baseline, confidence),
             "robustness": _two_widths(heat_map, report["robustness"]),
             "reliability": _two_widths(plots.reliability, report["models"]),
             "classes": _two_widths(plots.classes, _class_shares(report, quality)),

@@ -45,6 +45,7 @@ ROLE_COLOURS = {
     "control": CONTROL,
     "baseline": BASELINE,
     "probe": BASELINE,
+    "reference": BASELINE,
     "human": INK,
 }
 

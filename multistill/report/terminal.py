@@ -85,7 +85,7 @@ def table(report: Mapping[str, Any]) -> Table:
             str(model["modality"]),
             *(cell(over_seeds(model, name)) for name in metrics),
             f"{count(model['params_trainable'])}\n{count(model['params_end_to_end'])}",
-            style={"student": "bold", "probe": "dim"}.get(model["role"]),
+            style={"student": "bold", "probe": "dim", "reference": "dim"}.get(model["role"]),
         )
     human = report["human_ceiling"]
     if human["reason"] is None:

@@ -20,6 +20,7 @@ from helpers.features_case import make_store, random_clips, tone, write_corpus, 
 from multistill.config import FeaturesConfig
 from multistill.encoders.base import EncoderInfo
 from multistill.errors import MultistillError
+from multistill.features import functionals
 from multistill.features.actors import MAX_ATTEMPTS, EncodeShard, count_attempts
 from multistill.features.cache import CACHE_VARIABLE, local_copy, open_store
 from multistill.features.decode import Wave, normalize
@@ -32,9 +33,11 @@ from multistill.features.store_writer import finish_store, read_marker, shard_wr
 from multistill.features.watchdog import watch
 from multistill.features.waves import DecodedShard
 from multistill.features.worker import ShardEncoder
+from multistill.pipeline import jobfile
+from multistill.pipeline.recipes import steps_of
 from multistill.tracking.logger import NullLogger
 from multistill.typing import FloatArray
-from multistill.workspace import read_json, write_json
+from multistill.workspace import Workspace, read_json, write_json
 
 WEIGHTS = {"speech": None, "text": None}
 
@@ -323,3 +326,38 @@ def test_a_shard_that_crashes_its_workers(manifest: Path, tmp_path: Path) -> Non
     written(tmp_path / "b", small, [1.0] * 12, batch_seconds=3)
     assert max(small.batches) == max(large.batches) / 4
     assert size_pools(config(encoders=1), {"CPU": 8.0}, 9, 1e5).encoders == 1
+
+
+def test_opensmile_that_is_missing_or_extracts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = "name: t\ncorpora: [{kind: demo}]\nrecipe: features-only\n"
+    with_key = keep + "evaluation: {opensmile: [egemaps]}\n"
+
+    def problems(text: str) -> list[str]:
+        job = jobfile.parse(text, "t.yaml")
+        return [each for step in steps_of(job, Workspace(tmp_path)) for each in step.problems()]
+
+    monkeypatch.setattr(functionals, "package_version", lambda: None)
+    [sentence] = problems(with_key)
+    says(
+        "run `pip install opensmile` (for research only, see its licence), or remove the key",
+        sentence,
+    )
+    assert problems(keep) == []
+    monkeypatch.setattr(functionals, "package_version", lambda: "2.6.0")
+    assert problems(with_key) == []
+
+    def extractor(name: str) -> Any:
+        return (lambda samples: np.full(2, np.nan, np.float32)), ("a", "b")
+
+    monkeypatch.setattr(functionals, "extractor", extractor)
+    rows = write_corpus(tmp_path / "wav", [0.5])
+    manifest = write_manifest_rows(tmp_path / "m.parquet", rows)
+    out = tmp_path / "out"
+    out.mkdir()
+    plan = plan_shards(manifest, 10.0, out)
+    (out / functionals.FOLDER).mkdir()
+    functionals.ExtractShard(plan.path, ["egemaps"], out)(pa.table({"shard": [0]}))
+    with told("remove `evaluation.opensmile`, or install another version of the package"):
+        functionals.finish_functionals(plan, ["egemaps"], out)

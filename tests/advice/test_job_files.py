@@ -287,6 +287,11 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         ["recipe: features-only\n", "recipe: distillation\nsearch: {trials: 3}\n"],
     ),
     (
+        "evaluation: {opensmile: [egemaps, egemaps]}\n",
+        "a set is listed twice; remove one",
+        ["evaluation: {opensmile: [egemaps]}\n"],
+    ),
+    (
         "recipe: features-only\nevaluation: {robustness: true}\n",
         "whose answers could change; remove the key, or set `recipe: distillation`",
         [

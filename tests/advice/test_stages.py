@@ -20,6 +20,18 @@ JOB = "name: x\ncorpora: [{{kind: demo}}]\nrecipe: {}\n"
     ("recipe", "stage", "advice", "following"),
     [
         ("distillation", "search", "add `{}: true` to the job file", ["search=true"]),
+        (
+            "distillation",
+            "robustness",
+            "set `evaluation.robustness: true` in the job file",
+            ["evaluation.robustness=true"],
+        ),
+        (
+            "features-only",
+            "functionals",
+            "set `evaluation.opensmile: [egemaps]` in the job file",
+            ["evaluation.opensmile=[egemaps]"],
+        ),
         ("distillation", "label_shares", "add `{}: true` to the job file", ["label_shares=true"]),
         ("distillation", "serch", "--until {}: did you mean `{}`? {}", ["search=true"]),
         *(

@@ -62,6 +62,7 @@ def metrics_of(*models: dict[str, Any], student: str | None = None) -> dict[str,
         "references": [],
         "models": list(models),
         "label_shares": [],
+        "robustness": None,
         "floor": {"metric": "macro_f1", "student": student, "models": [], "sentence": "no head"},
     }
 

@@ -131,6 +131,7 @@ STOPS = [
     ("", "search", "no stage `search`; add `search: true`", "search=true"),
     ("search: false\n", "search", "no stage `search`; add `search: true`", "search=true"),
     ("", "robustness", "set `evaluation.robustness: true`", "evaluation.robustness=true"),
+    ("", "functionals", "set `evaluation.opensmile: ", "evaluation.opensmile=[egemaps]"),
     ("", "serch", "did you mean `search`? .*add `search: true`", None),
     ("", "probe", "of the recipe `features-only`.*set `recipe: f", "recipe=features-only"),
     ("recipe: features-only\n", "teacher", "set `recipe: distillation`", "recipe=distillation"),

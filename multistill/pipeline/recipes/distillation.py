@@ -12,6 +12,7 @@ from multistill.pipeline.recipes.tasks import check_tasks
 from multistill.pipeline.step import Step
 from multistill.pipeline.steps.data import Features, Prepare, Statistics
 from multistill.pipeline.steps.evaluation import Evaluate
+from multistill.pipeline.steps.functionals import OPENSMILE, Functionals
 from multistill.pipeline.steps.label_shares import LabelShares
 from multistill.pipeline.steps.report import Report
 from multistill.pipeline.steps.robustness import Robustness
@@ -27,7 +28,8 @@ def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
         more.append(LabelShares(job, workspace))
     if job.search.enabled:
         more.append(Search(job, workspace))
-    pack = [Robustness(job, workspace)] if job.evaluation.robustness else []
+    pack: list[Step] = [Functionals(job, workspace)] if job.evaluation.opensmile else []
+    pack += [Robustness(job, workspace)] if job.evaluation.robustness else []
     return [
         Prepare(job, workspace),
         Features(job, workspace),
@@ -49,6 +51,8 @@ def left_out(job: JobConfig) -> Mapping[str, str]:
     }
     if not job.evaluation.robustness:
         missing[Robustness.name] = "set `evaluation.robustness: true` in the job file"
+    if not job.evaluation.opensmile:
+        missing[Functionals.name] = OPENSMILE
     return missing
 
 

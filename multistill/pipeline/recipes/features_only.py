@@ -4,9 +4,12 @@ from collections.abc import Iterator
 
 from multistill.config import JobConfig
 from multistill.pipeline.recipes import Location, Recipe
+from multistill.pipeline.step import Step
 from multistill.pipeline.steps.data import Features, Prepare
 from multistill.pipeline.steps.evaluation import Probe
+from multistill.pipeline.steps.functionals import OPENSMILE, Functionals
 from multistill.pipeline.steps.report import Report
+from multistill.workspace import Workspace
 
 
 def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
@@ -19,11 +22,21 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
         )
 
 
+def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
+    opensmile: list[Step] = [Functionals(job, workspace)] if job.evaluation.opensmile else []
+    return [
+        Prepare(job, workspace),
+        Features(job, workspace),
+        *opensmile,
+        Probe(job, workspace),
+        Report(job, workspace),
+    ]
+
+
 RECIPE = Recipe(
     name="features-only",
     summary="corpora, encoder states, majority baseline and linear probes, report",
-    steps=lambda job, workspace: [
-        step(job, workspace) for step in (Prepare, Features, Probe, Report)
-    ],
+    steps=steps,
     check=check,
+    left_out=lambda job: {} if job.evaluation.opensmile else {Functionals.name: OPENSMILE},
 )

@@ -10,6 +10,7 @@ from multistill.config import JobConfig
 from multistill.corpora.cross_corpus import TRAINED_ON
 from multistill.pipeline.folds import folds_of, split_unit
 from multistill.pipeline.step import Step, StepRun
+from multistill.pipeline.steps.functionals import Functionals
 from multistill.pipeline.steps.robustness import Robustness
 from multistill.pipeline.steps.training import ModelStep
 from multistill.tracking.logger import RunLogger
@@ -42,6 +43,7 @@ class Evaluate(Step):
         models = [step.artifact for step in self.models]
         read = [artifact for step in self.models for artifact in step.reads()]
         pack = [Robustness.artifact] if self.models and self.job.evaluation.robustness else []
+        pack += [Functionals.artifact] if self.job.evaluation.opensmile else []
         return list(dict.fromkeys(["manifest", "features", *read, *models, *pack]))
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
@@ -88,9 +90,11 @@ class Evaluate(Step):
         from multistill.evaluation.inputs import ReferenceInputs
 
         distorted = run.artifacts.get(Robustness.artifact)
+        functionals = run.artifacts.get(Functionals.artifact)
         return ReferenceInputs(
             rated=rated_corpora(run.artifacts["manifest"].path / QUALITY),
             distorted=distorted.path if distorted else None,
+            functionals=functionals.path if functionals else None,
         )
 
     def record(self, artifact: Artifact, logger: RunLogger) -> str:
