@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 
 from multistill.config import EvaluationConfig
-from multistill.evaluation.comparisons import PRIMARY_METRIC, Scores, compare, difference
+from multistill.evaluation.comparisons import (
+    PRIMARY_METRIC,
+    Scores,
+    compare,
+    difference,
+    judge_family,
+)
 from multistill.evaluation.utterances import Majority, Utterances
 from multistill.metrics.classification import (
     CALIBRATION,
@@ -173,12 +179,13 @@ class Scorer:
     def compare_all(
         self, predictions: Sequence[Prediction], not_trained: Mapping[str, str] | None = None
     ) -> list[dict[str, Any]]:
-        """A comparison for every prediction with `compare_to`."""
-        return [
+        """A comparison for every prediction with `compare_to`, judged as one family."""
+        comparisons = [
             self.compare(prediction.name, prediction.compare_to, not_trained)
             for prediction in predictions
             if prediction.compare_to is not None
         ]
+        return judge_family(comparisons, self.confidence)
 
     def difference(self, name: str, against: str) -> dict[str, float | None]:
         """Paired difference of the main metric of two scored names, `BASELINE` included.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from multistill.config import SearchConfig
-from multistill.evaluation.comparisons import METRIC_TITLES
+from multistill.evaluation.comparisons import METRIC_TITLES, is_shown
 from multistill.evaluation.figures import over_seeds
 from multistill.report.svg import (
     ACCENT,
@@ -86,9 +86,8 @@ def differences(
             score = comparison["differences"][metric]
             if score["value"] is None:
                 continue
-            low, high = score["low"], score["high"]
-            excludes_zero = low is not None and (low > 0 or high < 0)
-            _draw_interval(axis, y, score, STUDENT if excludes_zero else CONTROL)
+            shown = is_shown(score, confidence)
+            _draw_interval(axis, y, score, STUDENT if shown else CONTROL)
         axis.set_title(title)
         axis.set_xlabel("student minus control")
         axis.set_xlim(-1.1 * limit, 1.1 * limit)

@@ -23,7 +23,7 @@ class Evaluate(Step):
 
     name = "evaluate"
     artifact = "evaluation"
-    version = 6
+    version = 7
     sections = frozenset({"evaluation"})
     uses_ray = True
 

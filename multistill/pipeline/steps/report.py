@@ -19,7 +19,7 @@ class Report(Step):
 
     name = "report"
     artifact = "report"
-    version = 4
+    version = 5
 
     @property
     def kind(self) -> str:
