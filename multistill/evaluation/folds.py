@@ -30,6 +30,7 @@ from multistill.hardware import default_device
 from multistill.inference.latency import EncoderLatency, percentiles
 from multistill.metrics.calibration import fit_temperature
 from multistill.metrics.classification import EPS, calibration_summary, softmax
+from multistill.metrics.selective import threshold_for
 from multistill.models.spec import Modality
 from multistill.typing import DoubleArray
 
@@ -87,11 +88,15 @@ def open_fold(fold: EvaluatedFold, store: FeatureStore) -> FoldData:
 
 @dataclass(frozen=True)
 class _Predicted:
-    """One candidate in one fold: distributions on test, and what it was made of."""
+    """One candidate in one fold: distributions on test, and what it was made of.
+
+    `temperature` and `threshold` (of confidence, for the wanted coverage) are of validation.
+    """
 
     loaded: LoadedModel
     probabilities: DoubleArray
     temperature: float | None
+    threshold: float | None
     trainings: list[dict[str, Any]]
     seeds: list[DoubleArray]
 
@@ -110,6 +115,7 @@ class Evaluation:
         self.store = store
         self.scorer = scorer
         self.bins = config.calibration_bins
+        self.coverage = config.coverage
         self.device = default_device()
         self.encoders = describe_encoders(store.info)
         self.latency: EncoderLatency | None = None
@@ -132,12 +138,14 @@ class Evaluation:
                     for each, temperature in zip(folds, temperatures, strict=True)
                 ]
             )
+        thresholds = [np.full(len(each.probabilities), each.threshold, float) for each in folds]
         prediction = Prediction(
             candidate.name,
             probabilities,
             calibrated,
             float(np.mean(temperatures)) if calibrated is not None else None,
             candidate.compare_to,
+            np.concatenate(thresholds) if calibrated is not None else None,
         )
         loaded = folds[0].loaded
         model = loaded.describe(self.encoders) | self.scorer.score(prediction)
@@ -185,15 +193,19 @@ class Evaluation:
             return LoadedModel(chosen, self.store, fold.manifest, self.device)
 
         loaded = load(candidate.folders)
-        temperature = None
+        temperature = threshold = None
         if len(fold.valid):
             logits = _logits(loaded.probabilities(fold.valid.ids))
             temperature = fit_temperature(logits, fold.valid.truth)
+            if temperature is not None:
+                confidence = softmax(logits / temperature).max(axis=1)
+                threshold = threshold_for(confidence[fold.valid.truth >= 0], self.coverage)
         repeats = [load([folder]) for folder in candidate.repeats]
         return _Predicted(
             loaded,
             loaded.probabilities(fold.test.ids),
             temperature,
+            threshold,
             [entry for each in (loaded, *repeats) for entry in each.trainings],
             [repeat.probabilities(fold.test.ids) for repeat in repeats],
         )

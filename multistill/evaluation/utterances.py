@@ -17,7 +17,8 @@ from multistill.corpora.text import normal_text
 from multistill.errors import MultistillError
 from multistill.typing import DoubleArray, IntArray
 
-COLUMNS = ["utterance_id", "label", "label_soft", "session", "speaker", "group", "gender", "text"]
+COLUMNS = ["utterance_id", "corpus", "label", "label_soft", "session", "speaker", "group", "gender"]
+COLUMNS += ["duration_s", "text"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ class Utterances:
     speakers: list[str]
     groups: list[str]
     """What the split keeps together (`multistill.corpora.groups`)."""
+    corpora: list[str]
     genders: list[str | None]
+    durations: DoubleArray
+    """Seconds [N]."""
     texts: list[str]
     without_features: int = 0
 
@@ -121,7 +125,9 @@ def read_utterances(manifest: Path, split: str, available: Container[str]) -> Ut
         sessions=table["session"].to_pylist(),
         speakers=table["speaker"].to_pylist(),
         groups=table["group"].to_pylist(),
+        corpora=table["corpus"].to_pylist(),
         genders=table["gender"].to_pylist(),
+        durations=table["duration_s"].to_numpy(),
         texts=[normal_text(text or "") for text in table["text"].to_pylist()],
         without_features=total - table.num_rows,
     )

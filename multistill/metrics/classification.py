@@ -107,7 +107,8 @@ class SufficientStatistics:
     """The columns computed per utterance, and the metrics of their sums.
 
     Columns: C x C (truth, prediction) cells; Brier and NLL sums; row count and the three
-    divergences; the two `LENIENT` counts; per confidence bin the count, the summed confidence and the correct predictions.
+    divergences; the two `LENIENT` counts; per confidence bin the count, the summed confidence and
+    the correct predictions.
 
     Attributes:
         classes: their number C.

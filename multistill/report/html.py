@@ -18,6 +18,8 @@ from multistill.report import plots
 from multistill.report.cell_labels import label_cells
 from multistill.report.label_shares import gain_by_label_share, percent
 from multistill.report.protocol import over_folds
+from multistill.report.selective import risk_over_coverage
+from multistill.report.speakers import over_speakers
 from multistill.report.terminal import count, encoder, score
 
 MAX_LISTED_TRIALS = 20
@@ -103,6 +105,8 @@ def _figures(
         "folds": _two_widths(over_folds, report["baseline"], models),
         "differences": _two_widths(plots.differences, report["distillation"], confidence),
         "label_shares": _two_widths(gain_by_label_share, report["label_shares"], confidence),
+        "selective": _two_widths(risk_over_coverage, models),
+        "speakers": _two_widths(over_speakers, report["baseline"], models),
         "reliability": _two_widths(plots.reliability, report["models"]),
         "classes": _two_widths(plots.classes, _class_shares(report, quality)),
         "curves": _two_widths(plots.curves, histories, job.teacher.train.metric),
@@ -159,7 +163,7 @@ def _slices(report: Mapping[str, Any]) -> dict[str, Any]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for index, part in enumerate(baseline["slices"]):
         scores = [model["slices"][index]["metrics"]["uar"] for model in (baseline, *shown)]
-        row = {"name": part["name"], "clips": part["clips"], "scores": scores}
+        row = {**part, "scores": scores}
         groups.setdefault(part["by"], []).append(row)
     columns = [f"always {baseline['label']}", *(model["name"] for model in shown)]
     return {"columns": columns, "groups": groups}

@@ -88,8 +88,8 @@ def _notes(facts: Mapping[str, Any]) -> Iterator[str]:
         unit = UNITS.get(resampled["unit"], resampled["unit"])
         yield (
             f"differences are to {facts['runs'][0]['run']}, with paired "
-            f"{100 * resampled['confidence']:g} % intervals over {resampled['count']} {unit}s, each "
-            "of its own"
+            f"{100 * resampled['confidence']:g} % intervals over {resampled['count']} {unit}s, "
+            "each of its own"
             + (
                 f"; p is corrected for the {facts['family']} pairs tested (Holm), per metric"
                 if facts["family"] > 1
