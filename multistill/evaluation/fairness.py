@@ -64,6 +64,7 @@ def score_fairness(
             np.bincount(each, minlength=shape[0] * shape[1]).reshape(shape)
             for each in (cell, right)
         )
+        shared = np.flatnonzero(np.all(clips > 0, axis=0))
         scores = group_scores(clips, correct)
         chance = group_scores(clips, simulate(clips, correct, simulations, seed))
         found.append(
@@ -79,11 +80,7 @@ def score_fairness(
                     for index, name in enumerate(compared)
                 ],
                 "left_out": [str(name) for name in distinct[counts < MIN_CLIPS]],
-                "classes": [
-                    name
-                    for name, shared in zip(classes, (clips > 0).all(axis=0), strict=True)
-                    if shared
-                ],
+                "classes": [classes[index] for index in shared],
                 **{
                     metric: _largest(compared, scores[metric], chance[metric], confidence)
                     for metric in METRICS

@@ -42,7 +42,7 @@ def rank(confidence: DoubleArray, correct: npt.NDArray[np.bool_]) -> Ranked:
     """Blocks of equal confidence of predictions [N]."""
     negative, block = np.unique(-confidence, return_inverse=True)
     clips = np.bincount(block, minlength=len(negative)).astype(float)
-    errors = np.bincount(block, weights=~correct, minlength=len(negative))
+    errors = np.bincount(block[~correct], minlength=len(negative)).astype(float)
     return Ranked(-negative, block, clips, errors)
 
 
