@@ -17,6 +17,12 @@ class EvaluationConfig(Section):
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of all intervals")
     calibration_bins: int = Field(15, ge=2, description="bins of the calibration error (ECE)")
+    coverage: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="share of the validation clips that a threshold of the confidence keeps",
+    )
     latency_clips: int = Field(
         20, ge=0, description="clips timed at batch size 1; 0 disables timing"
     )

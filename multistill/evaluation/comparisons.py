@@ -6,11 +6,15 @@ difference has three parts: of test sets (groups of utterances, resampled for bo
 and of training each model, s^2 / n over its n seeds. Their degrees of freedom are combined as by
 Satterthwaite (1946), as in Welch's t test. The variance over seeds is measured on one test set and
 so holds the interaction of seeds with sessions once more, which errs on the wide side.
+
+A job makes several comparisons. Their verdicts are those of one family: p-values are adjusted as by
+Holm (`multistill.metrics.multiple_tests`), and the adjusted one decides. Intervals are of each
+comparison alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -19,7 +23,13 @@ import numpy as np
 from scipy.stats import binomtest
 
 from multistill.metrics.classification import HARD
-from multistill.metrics.intervals import sampling_variance, satterthwaite, t_interval
+from multistill.metrics.intervals import (
+    p_value,
+    sampling_variance,
+    satterthwaite,
+    t_interval,
+)
+from multistill.metrics.multiple_tests import holm
 from multistill.typing import DoubleArray, IntArray
 
 Verdict = Literal["helped", "did not help", "cannot tell", "not trained"]
@@ -79,6 +89,12 @@ def verdict(low: float | None, high: float | None) -> Verdict:
     return verdicts.get(side_of_zero(low, high), "cannot tell")
 
 
+def is_shown(difference: Mapping[str, float | None], confidence: float) -> bool:
+    """Whether a difference is not zero, by the p-value adjusted for its family."""
+    adjusted = difference["p_holm"]
+    return adjusted is not None and adjusted < 1 - confidence
+
+
 def mcnemar(first_correct: np.ndarray, second_correct: np.ndarray) -> dict[str, Any]:
     """Exact McNemar test of two models on the same clips.
 
@@ -94,7 +110,7 @@ def mcnemar(first_correct: np.ndarray, second_correct: np.ndarray) -> dict[str, 
 def difference(
     metric: str, first: Scores, second: Scores, clusters: int, confidence: float
 ) -> dict[str, float | None]:
-    """`first` minus `second` with the interval that the module's docstring describes.
+    """`first` minus `second` with the interval that the module's docstring describes, and its `p`.
 
     With one training of a model, its part of the variance is missing: the interval is then of
     these two models, not of their kinds.
@@ -109,12 +125,26 @@ def difference(
             values = scores.per_seed[metric]
             variances.append(float(np.var(values, ddof=1)) / len(values))
             degrees.append(len(values) - 1)
-    return t_interval(
-        float(first.values[metric] - second.values[metric]),
-        sum(variances),
-        satterthwaite(variances, degrees),
-        confidence,
-    )
+    value = float(first.values[metric] - second.values[metric])
+    variance, freedom = sum(variances), satterthwaite(variances, degrees)
+    found = t_interval(value, variance, freedom, confidence)
+    certain = side_of_zero(found["low"], found["high"]) == "no interval"
+    return found | {"p": None if certain else p_value(value, variance, freedom)}
+
+
+def adjust(
+    family: Sequence[Mapping[str, Mapping[str, float | None]]],
+) -> list[dict[str, dict[str, float | None]]]:
+    """Differences by metric of every test of a family, with `p_holm` beside `p`.
+
+    Each metric is a family of its own: one of them decides, the others describe.
+    """
+    adjusted: list[dict[str, dict[str, float | None]]] = [{} for _ in family]
+    for metric in family[0] if family else ():
+        p_values = holm([each[metric].get("p") for each in family])
+        for found, each, p in zip(adjusted, family, p_values, strict=True):
+            found[metric] = {**each[metric], "p_holm": p}
+    return adjusted
 
 
 def compare(
@@ -129,6 +159,8 @@ def compare(
 ) -> dict[str, Any]:
     """Paired differences `name` minus `against` with intervals, a verdict and a sentence.
 
+    The verdict is that of one comparison alone: `judge_family` judges several.
+
     The differences are between means over seeds; with one seed of either, the verdict is
     `cannot tell`. `mcnemar` needs one prediction per clip and uses the first seed's.
 
@@ -138,42 +170,83 @@ def compare(
         not_trained: model -> why it learnt nothing. A student or a control that learnt nothing
             says nothing about distillation, whatever the difference.
     """
-    differences = {
-        metric: difference(metric, first, second, clusters, confidence) for metric in HARD
-    }
-    primary = differences[PRIMARY_METRIC]
     labelled = truth >= 0
-    seeds = min(first.seeds, second.seeds)
-    untrained = next((model for model in (name, against) if model in not_trained), None)
-    decision: Verdict
-    if untrained is None:
-        decision = verdict(primary["low"], primary["high"]) if seeds > 1 else "cannot tell"
-        sentence = describe_difference(
-            name,
-            against,
-            decision,
-            primary,
-            confidence,
-            seeds,
-            METRIC_TITLES[PRIMARY_METRIC],
-        )
-    else:
-        decision = "not trained"
-        of_control = "" if untrained == name else f"no verdict, its control {untrained} is "
-        sentence = f"{name}: {of_control}{not_trained[untrained]}."
-    return {
+    comparison = paired(
+        name, first, against, second, clusters, confidence, HARD, PRIMARY_METRIC, not_trained
+    )
+    correct = [each.predicted[labelled] == truth[labelled] for each in (first, second)]
+    return comparison | {"mcnemar": mcnemar(*correct)}
+
+
+def paired(
+    name: str,
+    first: Scores,
+    against: str,
+    second: Scores,
+    clusters: int,
+    confidence: float,
+    metrics: Sequence[str],
+    primary: str,
+    not_trained: Mapping[str, str] = MappingProxyType({}),
+    of: str = "",
+) -> dict[str, Any]:
+    """`compare` for any metrics: `primary` decides, `of` says of what it is (`valence`)."""
+    differences = {
+        metric: difference(metric, first, second, clusters, confidence) for metric in metrics
+    }
+    comparison: dict[str, Any] = {
         "model": name,
         "against": against,
-        "metric": PRIMARY_METRIC,
-        "verdict": decision,
-        "seeds": seeds,
+        "metric": primary,
+        "title": f"{of} {METRIC_TITLES[primary]}".strip(),
+        "verdict": "not trained",
+        "seeds": min(first.seeds, second.seeds),
         "differences": differences,
-        "mcnemar": mcnemar(
-            first.predicted[labelled] == truth[labelled],
-            second.predicted[labelled] == truth[labelled],
-        ),
-        "sentence": sentence,
+        "family": 1,
+        "sentence": "",
     }
+    untrained = next((model for model in (name, against) if model in not_trained), None)
+    if untrained is None:
+        return _judged(comparison | {"differences": adjust([differences])[0]}, confidence)
+    of_control = "" if untrained == name else f"no verdict, its control {untrained} is "
+    none = {metric: {**found, "p_holm": None} for metric, found in differences.items()}
+    sentence = f"{name}: {of_control}{not_trained[untrained]}."
+    return comparison | {"differences": none, "sentence": sentence}
+
+
+def judge_family(comparisons: Sequence[dict[str, Any]], confidence: float) -> list[dict[str, Any]]:
+    """The comparisons with verdicts and sentences by p-values adjusted for all of them.
+
+    Models that learnt nothing are in no family: nothing is tested with them.
+    """
+    tested = [each for each in comparisons if each["verdict"] != "not trained"]
+    adjusted = iter(adjust([each["differences"] for each in tested]))
+    family = sum(each["differences"][each["metric"]]["p"] is not None for each in tested)
+    return [
+        each
+        if each["verdict"] == "not trained"
+        else _judged(each | {"differences": next(adjusted), "family": max(family, 1)}, confidence)
+        for each in comparisons
+    ]
+
+
+def _judged(comparison: dict[str, Any], confidence: float) -> dict[str, Any]:
+    """The comparison with the verdict and the sentence of its adjusted differences."""
+    primary, seeds = comparison["differences"][comparison["metric"]], comparison["seeds"]
+    decision: Verdict = "cannot tell"
+    if seeds > 1 and is_shown(primary, confidence):
+        decision = verdict(primary["low"], primary["high"])
+    sentence = describe_difference(
+        comparison["model"],
+        comparison["against"],
+        decision,
+        primary,
+        confidence,
+        seeds,
+        comparison["family"],
+        comparison["title"],
+    )
+    return comparison | {"verdict": decision, "sentence": sentence}
 
 
 def describe_difference(
@@ -183,11 +256,13 @@ def describe_difference(
     difference: Mapping[str, float | None],
     confidence: float,
     seeds: int,
+    family: int,
     title: str,
 ) -> str:
     """A verdict with its difference as a sentence.
 
     Args:
+        family: number of comparisons that the p-value is adjusted for.
         title: of the metric.
     """
     value, low, high = (difference[key] for key in ("value", "low", "high"))
@@ -217,4 +292,6 @@ def describe_difference(
         "did not help": f"{name}: distillation did not help",
         "cannot tell": f"{name}: cannot tell whether distillation helped",
     }.get(decision, name)
+    if family > 1 and difference["p_holm"] is not None:
+        interval = f"{interval[:-1]}; p {difference['p_holm']:.3f} by Holm over {family})"
     return f"{opening}; {measured}, means of {seeds} seeds {interval}."

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from multistill.evaluation.folds import FoldData
-from multistill.evaluation.scoring import Slice
+from multistill.evaluation.slices import Slice
 
 METRICS = ("uar", "macro_f1")
 

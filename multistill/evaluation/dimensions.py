@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from multistill.evaluation.candidates import params_end_to_end
-from multistill.evaluation.comparisons import Scores, describe_difference, difference, verdict
+from multistill.evaluation.comparisons import Scores, difference, judge_family, paired
 from multistill.evaluation.folds import FoldData
 from multistill.evaluation.utterances import Utterances
 from multistill.features.store import FeatureStore
@@ -88,31 +88,19 @@ class DimensionScorer:
         Args:
             not_trained: model -> why it learnt nothing; a comparison with one has no verdict.
         """
-        first, second = self.scores[name], self.scores[against]
-        differences = {
-            metric: difference(metric, first, second, self.clusters.count, self.confidence)
-            for metric in DIMENSION_METRICS
-        }
-        primary, seeds = differences[PRIMARY], min(first.seeds, second.seeds)
-        decision = verdict(primary["low"], primary["high"]) if seeds > 1 else "cannot tell"
-        title = f"{self.name} {TITLES[PRIMARY]}"
-        sentence = describe_difference(
-            name, against, decision, primary, self.confidence, seeds, title
-        )
-        untrained = next((model for model in (name, against) if model in not_trained), None)
-        if untrained is not None:
-            decision = "not trained"
-            sentence = f"{name}: no verdict on {title}, {untrained} is {not_trained[untrained]}."
         self.comparisons.append(
-            {
-                "model": name,
-                "against": against,
-                "metric": PRIMARY,
-                "verdict": decision,
-                "seeds": seeds,
-                "differences": differences,
-                "sentence": sentence,
-            }
+            paired(
+                name,
+                self.scores[name],
+                against,
+                self.scores[against],
+                self.clusters.count,
+                self.confidence,
+                DIMENSION_METRICS,
+                PRIMARY,
+                not_trained,
+                of=self.name,
+            )
         )
 
     def describe(self) -> dict[str, Any]:
@@ -235,6 +223,13 @@ class DimensionScores:
         """Compare two scored models in every dimension."""
         for scorer in self.scorers:
             scorer.compare(name, against, not_trained)
+
+    def judge(self) -> None:
+        """Adjust the verdicts for all comparisons of all dimensions, which are one family."""
+        made = [each for scorer in self.scorers for each in scorer.comparisons]
+        judged = iter(judge_family(made, self.scorers[0].confidence)) if made else iter(())
+        for scorer in self.scorers:
+            scorer.comparisons = [next(judged) for _ in scorer.comparisons]
 
     def numbers(self, name: str) -> dict[str, float]:
         """Metrics of a model over its seeds, as `ccc_valence`."""

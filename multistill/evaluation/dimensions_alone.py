@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from multistill.config import EvaluationConfig
 from multistill.evaluation.candidates import MAX_PROBE_CLIPS, device_name
+from multistill.evaluation.comparisons import judge_family
 from multistill.evaluation.dimensions import (
     BASELINE,
     PRIMARY,
@@ -107,6 +108,8 @@ def evaluate_dimensions(
         if candidate.compare_to is not None:
             for scorer in (overall, *values.scorers):
                 scorer.compare(candidate.name, candidate.compare_to, reasons)
+    values.judge()
+    overall.comparisons = judge_family(overall.comparisons, config.confidence)
     floor = describe_floor(
         models, references, overall.baseline, overall.difference, config.confidence, PRIMARY
     )

@@ -3,7 +3,9 @@
 The floor is the best linear probe and the majority class. Which probe is best, and which student
 is named, is chosen on validation: the best of several on the test set would be luck in part, and
 no interval shows that. Every interval is of its own difference; the sentence judges the teacher
-and one student only, so there is none to pick from.
+and one student only, named before the test set is seen, so there is none to pick from and its
+claims are not corrected. Who picks from all rows has p-values for that: the comparisons with the
+probes are one family (does any head beat a linear model), those with the majority another.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any, Literal
 
 from multistill.evaluation.comparisons import METRIC_TITLES, PRIMARY_METRIC, side_of_zero
 from multistill.evaluation.figures import over_seeds
+from multistill.metrics.multiple_tests import holm
 
 Standing = Literal["above", "below", "not shown", "no interval", "not trained"]
 Interval = Mapping[str, float | None]
@@ -40,7 +43,7 @@ def describe_floor(
         None where it has no labelled clip: then the probe that reads most); `student`, the one
         with the best score on validation (None without any); `models`, for teacher and every
         student: `to_probe`, `to_own_probe` (of its modality, None if that is the best) and
-        `to_majority`, each a difference with `standing`; `sentence`.
+        `to_majority`, each a difference with `standing`, `p` and `p_holm`; `sentence`.
     """
     probe, chosen_on = best_probe(probes)
     reference = None if probe is None else probe["name"]
@@ -67,6 +70,8 @@ def describe_floor(
                 "to_majority": against(model, baseline["name"]),
             }
         )
+    _adjust(rows, ("to_probe", "to_own_probe"))
+    _adjust(rows, ("to_majority",))
     result = {
         "metric": metric,
         "probe": reference,
@@ -75,6 +80,13 @@ def describe_floor(
         "models": rows,
     }
     return {**result, "sentence": _sentence(result, probe, baseline, difference, confidence)}
+
+
+def _adjust(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    """Set `p_holm` of the differences under `keys` of all rows: one family."""
+    family = [row[key] for row in rows for key in keys if row[key] is not None]
+    for found, adjusted in zip(family, holm([each.get("p") for each in family]), strict=True):
+        found["p_holm"] = adjusted
 
 
 def best_probe(

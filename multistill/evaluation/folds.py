@@ -33,6 +33,7 @@ from multistill.hardware import default_device
 from multistill.inference.latency import EncoderLatency, percentiles
 from multistill.metrics.calibration import fit_temperature
 from multistill.metrics.classification import EPS, calibration_summary, softmax
+from multistill.metrics.selective import threshold_for
 from multistill.models.spec import Modality
 from multistill.typing import DoubleArray
 
@@ -107,6 +108,8 @@ def open_fold(
 class _Predicted:
     """One candidate in one fold: distributions on test, and what it was made of.
 
+    `temperature` and `threshold` (of confidence, for the wanted coverage) are of validation.
+
     Attributes:
         dimensions: [N, D] of the candidate and of its repeats.
     """
@@ -114,6 +117,7 @@ class _Predicted:
     loaded: LoadedModel
     probabilities: DoubleArray
     temperature: float | None
+    threshold: float | None
     trainings: list[dict[str, Any]]
     seeds: list[DoubleArray]
     dimensions: list[DoubleArray]
@@ -137,6 +141,7 @@ class Evaluation:
         self.store = store
         self.scorer = scorer
         self.bins = config.calibration_bins
+        self.coverage = config.coverage
         self.device = default_device()
         self.encoders = describe_encoders(store.info)
         self.latency: EncoderLatency | None = None
@@ -159,12 +164,14 @@ class Evaluation:
                     for each, temperature in zip(folds, temperatures, strict=True)
                 ]
             )
+        thresholds = [np.full(len(each.probabilities), each.threshold, float) for each in folds]
         prediction = Prediction(
             candidate.name,
             probabilities,
             calibrated,
             float(np.mean(temperatures)) if calibrated is not None else None,
             candidate.compare_to,
+            np.concatenate(thresholds) if calibrated is not None else None,
             [np.concatenate(seed) for seed in zip(*(f.dimensions for f in folds), strict=True)],
         )
         loaded = folds[0].loaded
@@ -256,16 +263,20 @@ class Evaluation:
             )
 
         loaded = load(candidate.folders)
-        temperature = None
+        temperature = threshold = None
         if len(fold.valid) and self.scorer is not None:
             logits = _logits(loaded.probabilities(fold.valid.ids))
             temperature = fit_temperature(logits, fold.valid.truth)
+            if temperature is not None:
+                confidence = softmax(logits / temperature).max(axis=1)
+                threshold = threshold_for(confidence[fold.valid.truth >= 0], self.coverage)
         repeats = [load([folder]) for folder in candidate.repeats]
         predicted = [each.predict(fold.test.ids) for each in (loaded, *repeats)]
         return _Predicted(
             loaded,
             predicted[0][0],
             temperature,
+            threshold,
             [entry for each in (loaded, *repeats) for entry in each.trainings],
             [probabilities for probabilities, _ in predicted[1:]],
             [values for _, values in predicted],

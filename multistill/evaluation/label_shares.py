@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from multistill.evaluation.candidates import Candidate
+from multistill.evaluation.comparisons import judge_family
 from multistill.evaluation.scoring import Scorer
 from multistill.evaluation.trained import METRICS, why_not_trained
 
@@ -37,14 +38,14 @@ def describe_label_shares(
         distilled student learns from (more, where it reads clips without label), `seeds`;
         `distilled` and `control`, with `value` (mean over seeds), `sd`, `low` and `high` of
         UAR and macro F1; `majority`, their values of the majority baseline; `gain`, distilled
-        minus control, with `value`, `low` and `high`; `verdict` and `sentence` on macro F1;
+        minus control, with `value`, `low`, `high`, `p` and `p_holm`, adjusted for all points;
+        `verdict` and `sentence` on macro F1;
         `not_trained`, why, by `distilled` and `control`.
     """
-    points = []
+    scored, not_trained_by_point, comparisons = [], [], []
     for candidate in candidates:
         if candidate.label_share is None or candidate.compare_to is None:
             continue
-        student, share = candidate.label_share
         pair = {"distilled": candidate.name, "control": candidate.compare_to}
         reasons = {
             role: why_not_trained(
@@ -53,12 +54,20 @@ def describe_label_shares(
             for role, name in pair.items()
         }
         not_trained = {role: reason for role, reason in reasons.items() if reason}
-        comparison = scorer.compare(
-            candidate.name,
-            candidate.compare_to,
-            {pair[role]: reason for role, reason in not_trained.items()},
+        scored.append((*candidate.label_share, pair))
+        not_trained_by_point.append(not_trained)
+        comparisons.append(
+            scorer.compare(
+                candidate.name,
+                candidate.compare_to,
+                {pair[role]: reason for role, reason in not_trained.items()},
+            )
         )
-        training = models[candidate.name]["training"][0]
+    points = []
+    for (student, share, pair), not_trained, comparison in zip(
+        scored, not_trained_by_point, judge_family(comparisons, scorer.confidence), strict=True
+    ):
+        training = models[pair["distilled"]]["training"][0]
         points.append(
             {
                 "student": student,

@@ -9,14 +9,23 @@ from typing import Any
 import numpy as np
 
 from multistill.config import EvaluationConfig
-from multistill.evaluation.comparisons import PRIMARY_METRIC, Scores, compare, difference
+from multistill.evaluation.comparisons import (
+    PRIMARY_METRIC,
+    Scores,
+    compare,
+    difference,
+    judge_family,
+)
+from multistill.evaluation.fairness import score_fairness
+from multistill.evaluation.selective import describe_threshold, score_selective
+from multistill.evaluation.slices import Slice, attributes, score_slices, slices_of
+from multistill.evaluation.speakers import score_speakers
 from multistill.evaluation.utterances import Majority, Utterances
 from multistill.metrics.classification import (
     CALIBRATION,
     HARD,
     SufficientStatistics,
     class_support,
-    entropy,
     from_confusion,
     per_class,
 )
@@ -24,8 +33,6 @@ from multistill.metrics.intervals import Resampling, choose_clusters, intervals
 from multistill.typing import DoubleArray, IntArray
 
 BASELINE = "majority baseline"
-MAX_SLICES = 60
-"""A table with more sessions than this is too long to be read; its slices are skipped."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Prediction:
         probabilities: [N, C].
         calibrated: the same after temperature scaling, or None without a validation set to fit
             the temperature on.
+        thresholds: confidence from which each clip's prediction is kept [N], chosen on validation.
         dimensions: predicted values [N, D] of every seed.
     """
 
@@ -44,16 +52,14 @@ class Prediction:
     calibrated: DoubleArray | None = None
     temperature: float | None = None
     compare_to: str | None = None
+    thresholds: DoubleArray | None = None
     dimensions: Sequence[DoubleArray] = ()
 
-
-@dataclass(frozen=True)
-class Slice:
-    """A part of the test set: the kind of slice, its name, and a mask [N] of its clips."""
-
-    by: str
-    name: str
-    mask: np.ndarray
+    @property
+    def confidence(self) -> DoubleArray:
+        """Of each prediction [N]: the highest share, after temperature scaling if there is one."""
+        shares = self.probabilities if self.calibrated is None else self.calibrated
+        return np.asarray(shares.max(axis=1))
 
 
 class Scorer:
@@ -79,11 +85,12 @@ class Scorer:
         self.majority = majority
         self.folds = folds
         self.confidence = config.confidence
+        self.coverage = config.coverage
         self.statistics = SufficientStatistics(len(clips.classes), config.calibration_bins)
         self.clusters = choose_clusters(clips.groups, clips.sessions, clips.speakers, split_by)
         self.resampling = Resampling(self.clusters, config.resamples, seed)
         self.support = class_support(clips.truth, self.clusters.index, len(clips.classes))
-        self.slices = [*_slices(clips, majority), *slices]
+        self.slices = [*slices_of(clips, majority), *slices]
         self.scores: dict[str, Scores] = {}
         self.scores_over_seeds: dict[str, Scores] = {}
 
@@ -103,6 +110,8 @@ class Scorer:
             "train_share": majority.share,
             "metrics": self._intervals(values, draws),
             "folds": self._over_folds(rows),
+            "selective": self._score_selective(rows, majority.label, majority.prior.max(axis=1)),
+            **self._over_people(majority.label),
             "slices": self._score_slices(rows),
         }
 
@@ -122,6 +131,10 @@ class Scorer:
             "classes": per_class(confusion, clips.classes),
             "reliability": self.statistics.reliability(sums).tolist(),
             "calibration": self._score_calibrated(prediction),
+            "selective": self._score_selective(
+                rows, predicted, prediction.confidence, prediction.thresholds
+            ),
+            **self._over_people(predicted),
             "slices": self._score_slices(rows),
         }
 
@@ -177,12 +190,13 @@ class Scorer:
     def compare_all(
         self, predictions: Sequence[Prediction], not_trained: Mapping[str, str] | None = None
     ) -> list[dict[str, Any]]:
-        """A comparison for every prediction with `compare_to`."""
-        return [
+        """A comparison for every prediction with `compare_to`, judged as one family."""
+        comparisons = [
             self.compare(prediction.name, prediction.compare_to, not_trained)
             for prediction in predictions
             if prediction.compare_to is not None
         ]
+        return judge_family(comparisons, self.confidence)
 
     def difference(self, name: str, against: str) -> dict[str, float | None]:
         """Paired difference of the main metric of two scored names, `BASELINE` included.
@@ -266,52 +280,55 @@ class Scorer:
         }
 
     def _score_slices(self, rows: DoubleArray) -> list[dict[str, Any]]:
-        """Hard metrics per slice; a slice of one resampled group has no interval."""
+        """Hard metrics per slice."""
         cells = rows[:, : self.statistics.cells]
-        truth, index = self.clips.truth, self.clusters.index
-        sums = self.resampling.group_sums(cells, [part.mask for part in self.slices])
-        scored = []
-        for part, resampled in zip(self.slices, sums, strict=True):
-            support = class_support(truth[part.mask], index[part.mask], self.statistics.classes)
-            values = from_confusion(self.statistics.confusion(cells[part.mask].sum(axis=0)))
-            draws = from_confusion(self.statistics.confusion(resampled), support.present)
-            groups = len(np.unique(index[part.mask]))
-            metrics = intervals(values, support.without_rare(draws), self.confidence, groups)
-            labelled = int((truth[part.mask] >= 0).sum())
-            scored.append({"by": part.by, "name": part.name, "clips": labelled, "metrics": metrics})
-        return scored
+        return self._score_parts(cells, self.slices)
+
+    def _score_parts(self, cells: DoubleArray, parts: Sequence[Slice]) -> list[dict[str, Any]]:
+        return score_slices(
+            cells, parts, self.clips.truth, self.resampling, self.statistics, self.confidence
+        )
+
+    def _over_people(self, predicted: IntArray) -> dict[str, Any]:
+        """`speakers`, the spread over them, and `fairness`, the differences between groups."""
+        clips = self.clips
+        speakers, classes = clips.speakers, clips.classes
+        return {
+            "speakers": score_speakers(speakers, clips.truth, predicted, len(classes)),
+            "fairness": score_fairness(
+                attributes(clips),
+                speakers,
+                clips.truth,
+                predicted,
+                classes,
+                self.resampling.resamples,
+                self.resampling.seed,
+                self.confidence,
+            ),
+        }
+
+    def _score_selective(
+        self,
+        rows: DoubleArray,
+        predicted: IntArray,
+        confidence: DoubleArray,
+        thresholds: DoubleArray | None = None,
+    ) -> dict[str, Any] | None:
+        """Risk against coverage; with thresholds of validation [N], what they keep."""
+        truth = self.clips.truth
+        found = score_selective(truth, predicted, confidence, self.resampling, self.confidence)
+        if found is None or thresholds is None:
+            return found
+
+        kept = (truth >= 0) & (confidence >= thresholds)
+        cells = rows[:, : self.statistics.cells]
+        [part] = self._score_parts(cells, [Slice("confidence", "kept", kept)])
+        threshold = describe_threshold(
+            thresholds, self.coverage, kept, truth, self.resampling, self.confidence
+        )
+        scores = {name: part["metrics"][name] for name in ("accuracy", "uar")}
+        return found | {"threshold": threshold | scores}
 
 
 def _finite(value: DoubleArray) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def _slices(clips: Utterances, majority: Majority) -> list[Slice]:
-    """Slices by session, gender, rater agreement and known transcripts, if they vary."""
-    slices: list[Slice] = []
-    for by, names in (("session", clips.sessions), ("gender", clips.genders)):
-        distinct = sorted({name for name in names if name})
-        if 1 < len(distinct) <= MAX_SLICES:
-            slices += [Slice(by, name, np.array([n == name for n in names])) for name in distinct]
-    slices += _agreement_slices(clips)
-    known = majority.seen
-    if known.any() and not known.all():
-        slices.append(Slice("transcript", "also in training", known))
-        slices.append(Slice("transcript", "not in training", ~known))
-    return slices
-
-
-def _agreement_slices(clips: Utterances) -> list[Slice]:
-    """Bands of vote entropy; none if the raters never disagree."""
-    spread = entropy(clips.shares)
-    labelled = clips.truth >= 0
-    divided = (spread > 1e-6) & labelled
-    if divided.sum() < 2:
-        return []
-    median = float(np.median(spread[divided]))
-    bands: list[tuple[str, np.ndarray]] = [
-        ("all raters agree", spread <= 1e-6),
-        (f"entropy up to {median:.2f} nats", (spread > 1e-6) & (spread <= median)),
-        (f"entropy above {median:.2f} nats", spread > median),
-    ]
-    return [Slice("votes", name, mask) for name, mask in bands if (mask & labelled).any()]

@@ -23,17 +23,8 @@ from multistill.corpora.text import normal_text
 from multistill.errors import MultistillError
 from multistill.typing import DoubleArray, IntArray
 
-COLUMNS = [
-    "utterance_id",
-    "corpus",
-    "label",
-    "label_soft",
-    "session",
-    "speaker",
-    "group",
-    "gender",
-    "text",
-]
+COLUMNS = ["utterance_id", "corpus", "label", "label_soft", "session", "speaker", "group", "gender"]
+COLUMNS += ["duration_s", "text"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,6 @@ class Utterances:
 
     classes: tuple[str, ...]
     ids: list[str]
-    corpora: list[str]
     truth: IntArray
     """Class index [N], -1 where the votes tie, and for a clip without any class."""
     shares: DoubleArray
@@ -51,7 +41,10 @@ class Utterances:
     speakers: list[str]
     groups: list[str]
     """What the split keeps together (`multistill.corpora.groups`)."""
+    corpora: list[str]
     genders: list[str | None]
+    durations: DoubleArray
+    """Seconds [N]."""
     texts: list[str]
     dimensions: DoubleArray
     """Values [N, D] of the dimensions that were asked for, NaN where there is none."""
@@ -138,13 +131,14 @@ def read_utterances(
     return Utterances(
         classes=classes_of(table),
         ids=table["utterance_id"].to_pylist(),
-        corpora=table["corpus"].to_pylist(),
         truth=truth,
         shares=shares.astype(np.float64),
         sessions=table["session"].to_pylist(),
         speakers=table["speaker"].to_pylist(),
         groups=table["group"].to_pylist(),
+        corpora=table["corpus"].to_pylist(),
         genders=table["gender"].to_pylist(),
+        durations=table["duration_s"].to_numpy(),
         texts=[normal_text(text or "") for text in table["text"].to_pylist()],
         dimensions=dimension_array(table, dimensions).astype(np.float64),
         without_features=total - table.num_rows,

@@ -6,7 +6,7 @@ per utterance; `SufficientStatistics.measure` turns sums of rows (over the whole
 a thousand resamples in one call) into metrics.
 
 Rows without a label (the votes tie, `truth` is -1) count towards the metrics that compare with
-the vote shares (`kl`, `js`, `tv`) and towards no other metric.
+the vote shares (`kl`, `js`, `tv`), towards `accuracy_with_ties`, and towards no other metric.
 
 Definitions
     accuracy     share of correct predictions (WA in speech emotion; equals weighted recall)
@@ -16,6 +16,10 @@ Definitions
     ece          expected calibration error of the top label, equal-width bins (Guo 2017)
     brier        sum over classes of the squared error to the one-hot label, 0 to 2
     nll          negative log likelihood of the label, nats
+    top2         share of labels that are the prediction or the most probable other class
+    accuracy_with_ties
+                 share of all rows, those without a label too, whose prediction is the label or one
+                 of the classes whose votes tie
     kl, js, tv   Kullback-Leibler (shares || prediction) and Jensen-Shannon divergence in
                  nats, total variation, each to the vote shares, averaged over rows
 """
@@ -38,6 +42,10 @@ these bounds `benchmarks/intervals.py` measures coverage at the nominal level.""
 HARD = ("accuracy", "uar", "macro_f1", "weighted_f1")
 CALIBRATION = ("ece", "brier", "nll")
 SOFT = ("kl", "js", "tv")
+LENIENT = ("top2", "accuracy_with_ties")
+"""Shares of predictions for which more than one class is right."""
+TIED = 1e-6
+"""Vote shares that differ by less are equal: they are stored as 32-bit numbers."""
 EPS = 1e-7
 """Lower bound of probabilities inside logarithms: one confident error keeps the NLL finite."""
 
@@ -76,12 +84,31 @@ def divergences(probabilities: DoubleArray, shares: DoubleArray) -> DoubleArray:
     return np.stack([_kl(shares, probabilities), js, tv], axis=-1)
 
 
+def is_right(truth: IntArray, predicted: IntArray, shares: DoubleArray) -> npt.NDArray[np.bool_]:
+    """Whether each prediction [N] is the label or, without one, one of the tied classes.
+
+    Args:
+        truth, predicted: class indices [N]; -1 of `truth` is a tie.
+        shares: vote shares [N, C].
+    """
+    most = shares[np.arange(len(shares)), predicted] >= shares.max(axis=1) - TIED
+    return np.where(truth >= 0, predicted == truth, most)
+
+
+def _second(probabilities: DoubleArray, predicted: IntArray) -> IntArray:
+    """The most probable class [N] besides the predicted one."""
+    others = probabilities.copy()
+    others[np.arange(len(others)), predicted] = -np.inf
+    return np.asarray(others.argmax(axis=1))
+
+
 @dataclass(frozen=True)
 class SufficientStatistics:
     """The columns computed per utterance, and the metrics of their sums.
 
     Columns: C x C (truth, prediction) cells; Brier and NLL sums; row count and the three
-    divergences; per confidence bin the count, the summed confidence and the correct predictions.
+    divergences; the two `LENIENT` counts; per confidence bin the count, the summed confidence and
+    the correct predictions.
 
     Attributes:
         classes: their number C.
@@ -98,7 +125,7 @@ class SufficientStatistics:
 
     @property
     def width(self) -> int:
-        return self.cells + 6 + 3 * self.bins
+        return self.cells + 8 + 3 * self.bins
 
     def rows(self, truth: IntArray, probabilities: DoubleArray, shares: DoubleArray) -> DoubleArray:
         """One row per utterance, [N, width].
@@ -127,8 +154,10 @@ class SufficientStatistics:
         voted = shares.any(axis=1)
         rows[voted, cells + 2] = 1.0
         rows[voted, cells + 3 : cells + 6] = divergences(probabilities[voted], shares[voted])
+        rows[labelled, cells + 6] = (label == answer) | (label == _second(distribution, answer))
+        rows[voted, cells + 7] = is_right(truth, predicted, shares)[voted]
         confidence = distribution[index, answer]
-        column = cells + 6 + 3 * self._bin(confidence)
+        column = cells + 8 + 3 * self._bin(confidence)
         rows[labelled, column] = 1.0
         rows[labelled, column + 1] = confidence
         rows[labelled, column + 2] = label == answer
@@ -153,6 +182,8 @@ class SufficientStatistics:
             metrics["nll"] = sums[..., cells + 1] / labelled
             for offset, name in enumerate(SOFT):
                 metrics[name] = sums[..., cells + 3 + offset] / sums[..., cells + 2]
+            metrics["top2"] = sums[..., cells + 6] / labelled
+            metrics["accuracy_with_ties"] = sums[..., cells + 7] / sums[..., cells + 2]
             bins = self.reliability(sums)
             gaps = np.abs(bins[..., 1] - bins[..., 2]).sum(axis=-1)
             metrics["ece"] = gaps / labelled
@@ -165,7 +196,7 @@ class SufficientStatistics:
 
     def reliability(self, sums: DoubleArray) -> DoubleArray:
         """Per bin [..., bins, 3]: predictions, their summed confidence, correct predictions."""
-        return sums[..., self.cells + 6 :].reshape(*sums.shape[:-1], self.bins, 3)
+        return sums[..., self.cells + 8 :].reshape(*sums.shape[:-1], self.bins, 3)
 
 
 def from_confusion(

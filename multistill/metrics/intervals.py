@@ -24,7 +24,8 @@ from scipy.stats import t as student_t
 
 from multistill.typing import DoubleArray
 
-BOUNDS = dict.fromkeys(("accuracy", "uar", "macro_f1", "weighted_f1", "ece", "tv"), (0.0, 1.0)) | {
+SHARES = ("accuracy", "uar", "macro_f1", "weighted_f1", "top2", "accuracy_with_ties", "ece", "tv")
+BOUNDS = dict.fromkeys((*SHARES, "coverage", "aurc", "excess_aurc"), (0.0, 1.0)) | {
     "brier": (0.0, 2.0),
     "js": (0.0, float(np.log(2))),
     "ccc": (-1.0, 1.0),
@@ -121,13 +122,17 @@ class Resampling:
 
     def group_sums(self, rows: DoubleArray, groups: Sequence[np.ndarray]) -> list[DoubleArray]:
         """As `sums`, over the rows of each group (masks [N]) only."""
+        counts = self.counts()
+        return [counts @ self._cluster_sums(rows, mask) for mask in groups]
+
+    def counts(self) -> DoubleArray:
+        """How often each resample holds each cluster, [resamples, clusters]."""
         clusters = self.clusters.count
-        counts = (
+        return (
             np.random.default_rng(self.seed)
             .multinomial(clusters, np.full(clusters, 1 / clusters), size=self.resamples)
             .astype(float)
         )
-        return [counts @ self._cluster_sums(rows, mask) for mask in groups]
 
     def _cluster_sums(self, rows: DoubleArray, mask: np.ndarray) -> DoubleArray:
         """Sums [clusters, K] of the group's rows in each cluster."""
@@ -183,6 +188,20 @@ def t_interval(
     half = float(student_t.ppf((1 + confidence) / 2, degrees)) * float(np.sqrt(variance))
     low, high = max(value - half, bounds[0]), min(value + half, bounds[1])
     return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def p_value(value: float, variance: float, degrees: float) -> float | None:
+    """Two-sided p of a difference of zero, by Student's t; None without a variance.
+
+    It is below one minus the confidence exactly where `t_interval` excludes zero.
+
+    Examples:
+        >>> round(p_value(0.1, 0.0025, 10), 3)
+        0.073
+    """
+    if not np.isfinite(value) or not np.isfinite(variance) or variance <= 0 or degrees <= 0:
+        return None
+    return float(2 * student_t.sf(abs(value) / np.sqrt(variance), degrees))
 
 
 def intervals(

@@ -58,7 +58,8 @@ def compare(runs: Sequence[Run], differing: Sequence[str] = ()) -> dict[str, Any
     Returns:
         JSON values: `runs`, `classes`, `models` (a row per run and model), `differences` (a row
         per other run and model of the same name, and one for the best students), `resampled`
-        (`unit` and `count` behind the differences), `not_paired` (sentences: which run has no
+        (`unit` and `count` behind the differences), `family` (number of pairs tested, which every
+        `p_holm` of a difference is adjusted for), `not_paired` (sentences: which run has no
         differences, and why) and `settings`.
 
     Raises:
@@ -72,6 +73,7 @@ def compare(runs: Sequence[Run], differing: Sequence[str] = ()) -> dict[str, Any
         "models": [row for name, run in zip(names, runs, strict=True) for row in _rows(name, run)],
         "differences": [],
         "resampled": None,
+        "family": 0,
         "not_paired": [],
         "settings": [
             {"setting": key, "values": [run.settings.get(key) for run in runs]}
@@ -194,7 +196,34 @@ def _pair(names: Sequence[str], runs: Sequence[Run]) -> dict[str, Any]:
     scores = PairedScores(first, unit, report["resamples"], report["seed"], report["confidence"])
     rows = [row for other in paired[1:] for row in _differences(paired[0], other, answers, scores)]
     resampled = {"unit": unit, "count": scores.clusters.count, "confidence": scores.confidence}
-    return {"differences": rows, "resampled": resampled, "not_paired": sentences}
+    return {
+        "differences": _one_family(rows),
+        "resampled": resampled,
+        "not_paired": sentences,
+        "family": _tests(rows),
+    }
+
+
+def _one_family(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with p-values adjusted for all of them, by metric.
+
+    The best students may be a pair that has a row of its own: it is one test.
+    """
+    from multistill.evaluation.comparisons import adjust
+
+    pairs = {_pair_of(row): row["metrics"] for row in rows}
+    adjusted = dict(zip(pairs, adjust(list(pairs.values())), strict=True))
+    return [row | {"metrics": adjusted[_pair_of(row)]} for row in rows]
+
+
+def _tests(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Number of pairs that are tested; a model that two runs share is not."""
+    tested = {_pair_of(r) for r in rows if r["metrics"][METRICS[0]]["p"] is not None}
+    return len(tested)
+
+
+def _pair_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return (str(row["run"]), str(row["model"]), str(row["against"]))
 
 
 def _differences(

@@ -23,6 +23,8 @@ from multistill.report.layer_probes import by_layer
 from multistill.report.playback import Playback
 from multistill.report.protocol import over_folds
 from multistill.report.robustness import heat_map
+from multistill.report.selective import risk_over_coverage
+from multistill.report.speakers import over_speakers
 from multistill.report.terminal import count, encoder, score
 
 MAX_LISTED_TRIALS = 20
@@ -120,6 +122,8 @@ def _figures(
             "label_shares": _two_widths(gain_by_label_share, report["label_shares"], confidence),
             "layers": _two_widths(by_layer, layers, references, baseline, confidence),
             "robustness": _two_widths(heat_map, report["robustness"]),
+            "selective": _two_widths(risk_over_coverage, models),
+            "speakers": _two_widths(over_speakers, baseline, models),
             "reliability": _two_widths(plots.reliability, report["models"]),
             "classes": _two_widths(plots.classes, _class_shares(report, quality)),
         }
@@ -177,7 +181,7 @@ def _slices(report: Mapping[str, Any]) -> dict[str, Any]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for index, part in enumerate(baseline["slices"]):
         scores = [model["slices"][index]["metrics"]["uar"] for model in (baseline, *shown)]
-        row = {"name": part["name"], "clips": part["clips"], "scores": scores}
+        row = {**part, "scores": scores}
         groups.setdefault(part["by"], []).append(row)
     columns = [f"always {baseline['label']}", *(model["name"] for model in shown)]
     return {"columns": columns, "groups": groups}

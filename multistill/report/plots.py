@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from multistill.config import SearchConfig
-from multistill.evaluation.comparisons import METRIC_TITLES
+from multistill.evaluation.comparisons import METRIC_TITLES, is_shown
 from multistill.evaluation.figures import over_seeds
 from multistill.report.svg import (
     ACCENT,
@@ -86,9 +86,8 @@ def differences(
             score = comparison["differences"][metric]
             if score["value"] is None:
                 continue
-            low, high = score["low"], score["high"]
-            excludes_zero = low is not None and (low > 0 or high < 0)
-            _draw_interval(axis, y, score, STUDENT if excludes_zero else CONTROL)
+            shown = is_shown(score, confidence)
+            _draw_interval(axis, y, score, STUDENT if shown else CONTROL)
         axis.set_title(title)
         axis.set_xlabel("student minus control")
         axis.set_xlim(-1.1 * limit, 1.1 * limit)
@@ -152,7 +151,7 @@ def reliability(models: Sequence[Record], narrow: bool = False) -> str | None:
     shown = [model for model in models if model["role"] != "control"]
     if not shown:
         return None
-    rows, columns = _grid_shape(len(shown), narrow)
+    rows, columns = grid_shape(len(shown), narrow)
     width = NARROW / 2 if narrow else WIDTH / 4
     figure, axes = subplots(width * columns, 2.6 * rows, rows, columns, sharex=True, sharey=True)
     for axis in axes.flat[len(shown) :]:
@@ -183,7 +182,7 @@ def reliability(models: Sequence[Record], narrow: bool = False) -> str | None:
     )
 
 
-def _grid_shape(panels: int, narrow: bool) -> tuple[int, int]:
+def grid_shape(panels: int, narrow: bool) -> tuple[int, int]:
     """(rows, columns) for so many panels, at most four in a row, or two."""
     columns = min(2 if narrow else 4, panels)
     return -(-panels // columns), columns
@@ -233,7 +232,7 @@ def curves(
     shown = {name: epochs for name, epochs in histories.items() if len(epochs) > 1}
     if not shown:
         return None
-    rows, columns = _grid_shape(len(shown), narrow)
+    rows, columns = grid_shape(len(shown), narrow)
     width = NARROW / 2 if narrow else WIDTH / 4
     figure, axes = subplots(width * columns, 1.8 * rows + 0.2, rows, columns)
     for axis in axes.flat[len(shown) :]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from multistill.config import JobConfig
 from multistill.report.plots import NARROW, PANELS, WIDTH
-from multistill.report.svg import BASELINE, INK, PAPER, ROLE_COLOURS, styled, subplots, to_svg
+from multistill.report.svg import BASELINE, INK, ROLE_COLOURS, dots, styled, subplots, to_svg
 
 Record = Mapping[str, Any]
 
@@ -73,7 +73,7 @@ def over_folds(baseline: Record, models: Sequence[Record], narrow: bool = False)
             colour = BASELINE if row["role"] == "baseline" else colour
             # Spread over the row, in the order of the folds, so that equal values can be told.
             places = y + np.linspace(-0.22, 0.22, max(len(values), 1))[: len(values)]
-            axis.plot(values, places, "o", color=colour, markersize=4, alpha=0.65, mec=PAPER)
+            dots(axis, values, places, colour)
             if found["mean"] is not None:
                 axis.plot([found["mean"]] * 2, [y - 0.32, y + 0.32], color=colour, linewidth=2)
         axis.set_title(f"{title}, each fold")

@@ -13,6 +13,7 @@ from multistill.report.terminal import cell, score
 if TYPE_CHECKING:
     from rich.console import Console
 
+P_VALUES = ("_p", "_p_holm")
 TITLES = frozenset(METRIC_TITLES[metric] for metric in METRICS)
 UNITS = {"utterance": "clip"}
 
@@ -110,8 +111,13 @@ def _notes(facts: Mapping[str, Any]) -> Iterator[str]:
         unit = UNITS.get(resampled["unit"], resampled["unit"])
         yield (
             f"differences are to {facts['runs'][0]['run']}, with paired "
-            f"{100 * resampled['confidence']:g} % intervals over {resampled['count']} {unit}s; "
-            "they are not corrected for multiple testing"
+            f"{100 * resampled['confidence']:g} % intervals over {resampled['count']} {unit}s, "
+            "each of its own"
+            + (
+                f"; p is corrected for the {facts['family']} pairs tested (Holm), per metric"
+                if facts["family"] > 1
+                else ""
+            )
         )
     yield from facts["not_paired"]
     for run in facts["runs"]:
@@ -129,7 +135,7 @@ def _flat(facts: Mapping[str, Any]) -> Table:
     columns = ["run", "model", "role", "seeds", "not_trained"]
     columns += [f"{metric}{end}" for metric in METRICS for end in (*ends, "_sd")]
     columns += ["against_run", "against"]
-    columns += [f"{metric}_difference{end}" for metric in METRICS for end in ends]
+    columns += [f"{metric}_difference{end}" for metric in METRICS for end in (*ends, *P_VALUES)]
     scored = {(row["run"], row["model"]): row for row in facts["models"]}
     differences = {
         (row["run"], row["model"]): row
@@ -151,7 +157,8 @@ def _row(
     found = difference or {"against_run": None, "against": None, "metrics": {}}
     row += [found["against_run"], found["against"]]
     for metric in METRICS:
-        row += [found["metrics"].get(metric, {}).get(key) for key in ("value", "low", "high")]
+        measured = found["metrics"].get(metric, {})
+        row += [measured.get(key) for key in ("value", "low", "high", "p", "p_holm")]
     return row
 
 
@@ -164,7 +171,8 @@ def _signed(metric: Mapping[str, Any]) -> str:
     value, low, high = (metric[key] for key in ("value", "low", "high"))
     if value is None:
         return "-"
-    return _sign(value, 3) + ("" if low is None else f" [{_sign(low, 3)}, {_sign(high, 3)}]")
+    interval = "" if low is None else f" [{_sign(low, 3)}, {_sign(high, 3)}]"
+    return _sign(value, 3) + interval + _p(metric, ", ")
 
 
 def _stacked(metric: Mapping[str, Any]) -> str:
@@ -172,7 +180,14 @@ def _stacked(metric: Mapping[str, Any]) -> str:
     value, low, high = (metric[key] for key in ("value", "low", "high"))
     if value is None:
         return "-"
-    return _sign(value, 3) + ("" if low is None else f"\n{_sign(low, 2)}…{_sign(high, 2)}")
+    interval = "" if low is None else f"\n{_sign(low, 2)}…{_sign(high, 2)}"
+    return _sign(value, 3) + interval + _p(metric, "\n")
+
+
+def _p(metric: Mapping[str, Any], before: str) -> str:
+    """The p-value, corrected for all pairs; nothing where none was tested."""
+    p = metric.get("p_holm")
+    return "" if p is None else f"{before}p {p:.3f}" if p >= 0.001 else f"{before}p < .001"
 
 
 def _sign(value: float, digits: int) -> str:

@@ -108,6 +108,23 @@ def subplots(width: float, height: float, rows: int = 1, columns: int = 1, **opt
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def dots(axis: Any, x: Any, y: Any, colour: str) -> None:
+    """Small dots that are visible on light and on dark paper, where they overlap too.
+
+    Their edge has the colour of the dot: an edge in the paper's colour eats a small dot up.
+    """
+    axis.plot(
+        x,
+        y,
+        "o",
+        color=colour,
+        markersize=5.5,
+        alpha=0.75,
+        markeredgecolor=colour,
+        markeredgewidth=0.8,
+    )
+
+
 def to_svg(figure: Any, name: str, description: str) -> str:
     """The figure as an `<svg>` element for inclusion in HTML.
 

@@ -135,7 +135,8 @@ def test_equal_seeds_give_equal_metrics(case: EvaluationCase, tmp_path: Path) ->
 def test_slices_partition_the_test_set(case: EvaluationCase) -> None:
     slices = case.metrics["baseline"]["slices"]
     labelled = case.metrics["test"]["decided"]
-    for by in ("session", "gender", "votes", "transcript"):
+    kinds = ("session", "corpus", "gender", "duration", "rater agreement", "transcript")
+    for by in kinds:
         sizes = [part["clips"] for part in slices if part["by"] == by]
         assert len(sizes) > 1, by
         assert sum(sizes) == labelled, by

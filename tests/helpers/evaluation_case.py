@@ -155,7 +155,7 @@ def make_manifest(folder: Path, sessions: int = 16, per_session: int = 24) -> Pa
             rows.append(
                 {
                     "utterance_id": f"case-{session:02d}-{turn:02d}",
-                    "corpus": "case",
+                    "corpus": "case" if session % 2 else "other",
                     "session": f"case-s{session:02d}",
                     "dialogue": f"case-s{session:02d}",
                     "turn": turn,
@@ -163,7 +163,7 @@ def make_manifest(folder: Path, sessions: int = 16, per_session: int = 24) -> Pa
                     "gender": "female" if turn % 2 else "male",
                     "audio_path": str(folder / "clip.wav"),
                     "audio_digest": "",
-                    "duration_s": 0.5,
+                    "duration_s": 0.5 + 0.1 * (turn % 9),
                     "text": f"문장 {int(rng.integers(0, 120))}",
                     "label": CLASSES[label] if votes.max() > 5 else None,
                     "label_soft": (votes / 10).tolist(),

@@ -25,7 +25,7 @@ from multistill.report.compare import METRICS, Run, compare
 from multistill.workspace import read_json
 
 Row = dict[str, Any]
-ZERO = {"value": 0.0, "low": 0.0, "high": 0.0}
+ZERO = {"value": 0.0, "low": 0.0, "high": 0.0, "p": None, "p_holm": None}
 
 
 def runs_of(workspace: Path, *names: str) -> list[Run]:
