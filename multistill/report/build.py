@@ -132,7 +132,7 @@ def warnings(
             *_cut_warnings(features, job),
             *_overlap_warnings(job),
             *_reliability_warnings(metrics),
-            *small_test_set(metrics["test"], metrics["class_counts"]["test"]),
+            *small_test_set(metrics["test"], metrics["class_counts"]["test"], job.protocol.crosses),
             *_test_set_warnings(corpus, metrics["test"]),
         )
     ]
