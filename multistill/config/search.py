@@ -100,6 +100,11 @@ class SearchConfig(Section):
         le=20,
         description="of each retrained trial and its control; none is the trials' own",
     )
+    nested: bool = Field(
+        False,
+        description="under cross-validation, a search in every fold, on its training and "
+        "validation parts; default: one in the first fold, whose winner is trained in all",
+    )
     second: Literal["parameters", "latency"] | None = Field(
         None, description="second objective, minimized: a Pareto front of the metric against it"
     )

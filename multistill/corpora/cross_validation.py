@@ -14,7 +14,7 @@ from multistill.config import ProtocolConfig, SplitConfig
 from multistill.corpora.cross_corpus import TRAINED_ON, split_corpora
 from multistill.corpora.groups import Groups, codes_of, split_groups
 from multistill.corpora.manifest import classes_of, label_arrays
-from multistill.corpora.split import PARTS, Split, assign_folds, hash64, leaks, refuse_leaks
+from multistill.corpora.split import PARTS, LeakCounter, Split, hash64, refuse_leaks
 from multistill.errors import UsageError
 
 MAX_FOLDS = 100
@@ -29,12 +29,16 @@ class CrossValidation:
         fold: of each row [N]: the one in which it is tested.
         names: of the folds: the group's name in leave-one-out, numbers from 1 in k-fold.
         inner: the unit that validation and out-of-fold teachers keep together.
+        turns: the groups of `inner` in the order in which they take turns at validation.
+        inner_order: the same in the order in which they are dealt to the teacher's folds.
     """
 
     groups: Groups
     fold: npt.NDArray[np.int32]
     names: list[str]
     inner: Groups
+    turns: list[int]
+    inner_order: list[int]
 
 
 def cross_validation(
@@ -70,8 +74,7 @@ def cross_validation(
     if alone:
         order = sorted(range(len(names)), key=lambda group: names[group])
     else:
-        seed = split.seed
-        order = sorted(range(len(names)), key=lambda g: (hash64(seed, "protocol", names[g]), g))
+        order = _ordered(names, split.seed, "protocol")
     fold_of = np.empty(len(names), np.int32)
     fold_of[order] = np.arange(len(names)) % folds
     return CrossValidation(
@@ -79,7 +82,15 @@ def cross_validation(
         fold_of[groups.codes],
         [names[group] for group in order] if alone else [str(k + 1) for k in range(folds)],
         inner,
+        turns=_ordered(inner.names, split.seed, "valid"),
+        inner_order=_ordered(inner.names, split.seed, "fold"),
     )
+
+
+def _ordered(names: Sequence[str], seed: int, purpose: str) -> list[int]:
+    """Indices of the names in the order of a seeded hash."""
+    hashes = [hash64(seed, purpose, name) for name in names]
+    return sorted(range(len(names)), key=lambda index: (hashes[index], index))
 
 
 def split_fold(folds: CrossValidation, number: int, split: SplitConfig) -> Split:
@@ -90,19 +101,20 @@ def split_fold(folds: CrossValidation, number: int, split: SplitConfig) -> Split
     """
     inner, test = folds.inner, folds.fold == number
     outside = set(np.unique(inner.codes[~test]).tolist())
-    names = inner.names
-    order = sorted(range(len(names)), key=lambda g: (hash64(split.seed, "valid", names[g]), g))
+    names, order = inner.names, folds.turns
     count = max(1, round(split.valid * len(names))) if split.valid else 0
     count = min(count, len(outside) - 1)
     start = number * count % len(order)
     turned = [group for group in (*order[start:], *order[:start]) if group in outside]
-    part_of = {
-        names[group]: "valid" if place < count else "train" for place, group in enumerate(turned)
-    }
-    code = np.array([PARTS.index(part_of.get(name, "train")) for name in names], np.int8)
+    code = np.full(len(names), PARTS.index("train"), np.int8)
+    code[turned[:count]] = PARTS.index("valid")
     part = np.where(test, PARTS.index("test"), code[inner.codes]).astype(np.int8)
-    inner_folds = assign_folds(part_of, split.folds, split.seed)
-    fold = np.array([inner_folds.get(name, -1) for name in names], np.int32)[inner.codes]
+    valid = set(turned[:count])
+    dealt = [group for group in folds.inner_order if group in outside]
+    dealt.sort(key=valid.__contains__)  # as in `assign_folds`, training groups first
+    of_group = np.full(len(names), -1, np.int32)
+    of_group[dealt] = np.arange(len(dealt)) % split.folds
+    fold = of_group[inner.codes]
     facts: dict[str, Any] = {
         "name": folds.names[number],
         "test": sorted({folds.groups.names[code] for code in folds.groups.codes[test].tolist()}),
@@ -147,8 +159,9 @@ def leaks_of_folds(
         UsageError: a session or a speaker does, and `split.allow_leak` is not set.
     """
     total: dict[str, Any] = {}
+    counter = LeakCounter(table)
     for fold in folds:
-        leaked = leaks(table, fold.part)
+        leaked = counter.count(fold.part)
         refuse_leaks(leaked, split, f"protocol.by: {protocol.by}")
         total = {name: total[name] + value for name, value in leaked.items()} if total else leaked
     return total

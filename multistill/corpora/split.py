@@ -14,7 +14,7 @@ for one seed in fifteen (three-distance theorem; Knuth, TAOCP 3, 6.4).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -242,29 +242,54 @@ def _by_column(
 
 
 def leaks(table: pa.Table, part: npt.NDArray[np.int8]) -> dict[str, Any]:
-    """Count what occurs in more than one part of the split.
+    """Count what occurs in more than one part of the split; see `LeakCounter`."""
+    return LeakCounter(table).count(part)
+
+
+class LeakCounter:
+    """Counts what occurs in more than one part, for any number of splits of the same rows.
+
+    Transcripts and recordings are hashed once.
 
     sessions, speakers: number that occur in more than one part (refused unless allowed).
     transcripts, recordings: number of texts (compared by `normal_text`, as in the evaluation)
     and recordings (compared by `audio_digest`) of test that also occur in train or valid;
     `transcript_rows` and `recording_rows` are the test utterances concerned.
     """
-    leaked: dict[str, Any] = {}
-    for name in ("session", "speaker"):
-        codes, groups = codes_of(table, name)
-        in_part = np.zeros((len(groups), len(PARTS)), bool)
-        in_part[codes, part] = True
-        several = groups.filter(pa.array(in_part.sum(axis=1) > 1)).to_pylist()
-        several = sorted(group for group in several if group)
-        leaked[f"{name}s"] = len(several)
-        leaked[f"{name}s_named"] = several[:10]
-    for name, column in (("transcript", "text"), ("recording", "audio_digest")):
-        hashes = hash_strings(table[column], normal_text if column == "text" else str)
-        present = pc.binary_length(table[column]).to_numpy() > 0
-        both = np.intersect1d(hashes[present & (part == 2)], hashes[present & (part != 2)])
-        leaked[f"{name}s"] = len(both)
-        leaked[f"{name}_rows"] = int((present & (part == 2) & np.isin(hashes, both)).sum())
-    return leaked
+
+    def __init__(self, table: pa.Table) -> None:
+        self._groups = {name: codes_of(table, name) for name in ("session", "speaker")}
+        self._contents = {
+            "transcript": _content_codes(table["text"], normal_text),
+            "recording": _content_codes(table["audio_digest"], str),
+        }
+
+    def count(self, part: npt.NDArray[np.int8]) -> dict[str, Any]:
+        """The counts of one split, `part` [N] as in `Split`."""
+        leaked: dict[str, Any] = {}
+        for name, (codes, groups) in self._groups.items():
+            in_part = np.zeros((len(groups), len(PARTS)), bool)
+            in_part[codes, part] = True
+            several = groups.filter(pa.array(in_part.sum(axis=1) > 1)).to_pylist()
+            several = sorted(group for group in several if group)
+            leaked[f"{name}s"] = len(several)
+            leaked[f"{name}s_named"] = several[:10]
+        for name, (codes, present) in self._contents.items():
+            test = part == PARTS.index("test")
+            sides = np.zeros((codes.max(initial=-1) + 1, 2), bool)
+            sides[codes[present], test[present].astype(int)] = True
+            both = sides.all(axis=1)
+            leaked[f"{name}s"] = int(both.sum())
+            leaked[f"{name}_rows"] = int((present & test & both[codes]).sum())
+        return leaked
+
+
+def _content_codes(
+    column: pa.ChunkedArray, normal: Callable[[str], str]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Equal numbers [N] for equal values, and whether there is a value [N]."""
+    _, codes = np.unique(hash_strings(column, normal), return_inverse=True)
+    return codes, pc.binary_length(column).to_numpy() > 0
 
 
 def refuse_leaks(

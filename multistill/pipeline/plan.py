@@ -126,7 +126,16 @@ def render(facts: dict[str, Any]) -> None:
     if search:
         together = search["concurrent"]
         console.print(
-            f"search     {search['trials']} trials over "
+            f"search     {search['trials']} trials {_where(search)}over "
             f"{', '.join(search['parameters'])} of `{search['student']}`, "
             + (f"{together} at a time" if together else "as many at a time as the cluster holds")
         )
+
+
+def _where(search: dict[str, Any]) -> str:
+    """Nothing for a holdout, whose search is the only one."""
+    if search["crossed"] and search["searches"] == 1:
+        return "on the first fold "
+    return {None: "in every fold ", 1: ""}.get(
+        search["searches"], f"in each of {search['searches']} folds "
+    )

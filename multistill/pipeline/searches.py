@@ -73,7 +73,10 @@ def join(
             f"`multistill search extend {shlex.join(called or [job.name])} --trials N` adds trials"
         )
     folder = search.fingerprint and workspace.partial(Search.name, search.fingerprint)
-    if not folder or not (folder / SPEC).exists():
+    # Under cross-validation the folds have searches of their own, one after another.
+    folders = [folder, *sorted(folder.glob("folds/*"))] if folder else []
+    started = [each for each in folders if (each / SPEC).exists()]
+    if not started:
         raise UsageError(
             f"no search of `{job.name}` is running in {workspace.root}; start it with "
             "`multistill run`, then join it with the same job and workspace"
@@ -83,7 +86,7 @@ def join(
         terminated_as_interrupt(),
         cluster.start(job.resources, dashboard=nested, log=display.print),
     ):
-        return study.join(folder, ConsoleLogger(display, job.name), job.search)
+        return study.join(started[-1], ConsoleLogger(display, job.name), job.search)
 
 
 def _search_of(job: JobConfig) -> StageStatus:

@@ -19,7 +19,13 @@ from multistill.report.files import HTML, JSON
 from multistill.report.html import render
 from multistill.report.playback import read_clips
 from multistill.report.protocol import describe_protocol
-from multistill.report.search import describe_search, read_trials, scores_over_seeds
+from multistill.report.search import (
+    describe_search,
+    read_trials,
+    scores_over_seeds,
+    search_on_first_fold,
+    study_folder,
+)
 from multistill.report.small_test_sets import small_test_set
 from multistill.report.teacher_calibration import teacher_calibration
 from multistill.report.terminal import encoder
@@ -93,7 +99,7 @@ def write_report(
         if soft_targets and metrics["classes"] and not metrics["folds"]
         else [],
         "targets": job.distillation.targets,
-        "search": describe_search(search.path, search.summary, job) if search else None,
+        "search": describe_search(search, job) if search else None,
         "stages": [dict(stage) for stage in stages],
     }
     if report["search"]:
@@ -103,7 +109,7 @@ def write_report(
     clips = [clip["id"] for clip in listed(report["errors"])] if job.report.audio else []
     html = render(
         report,
-        trials=read_trials(search.path) if search else [],
+        trials=read_trials(study_folder(search)) if search else [],
         histories={name: history["epochs"] for name, history in (histories or {}).items()},
         quality=read_json(quality) if quality.exists() else None,
         job=job,
@@ -139,12 +145,13 @@ def warnings(
         {"kind": kind, "title": title, "text": text}
         for kind, title, text in (
             *_not_trained_warnings(metrics["models"]),
+            *search_on_first_fold(metrics, job),
             *_coverage_warnings(metrics["class_counts"]),
             *_corpus_warnings(corpus, job),
             *_cut_warnings(features, job),
             *_overlap_warnings(job),
             *_reliability_warnings(metrics),
-            *small_test_set(metrics["test"], metrics["class_counts"]["test"]),
+            *small_test_set(metrics["test"], metrics["class_counts"]["test"], job.protocol.crosses),
             *_test_set_warnings(corpus, metrics),
         )
     ]

@@ -60,7 +60,8 @@ def compare(runs: Sequence[Run], differing: Sequence[str] = ()) -> dict[str, Any
         per other run and model of the same name, and one for the best students), `resampled`
         (`unit` and `count` behind the differences), `family` (number of pairs tested, which every
         `p_holm` of a difference is adjusted for), `not_paired` (sentences: which run has no
-        differences, and why) and `settings`.
+        differences, and why), `warnings` (sentences by run: it was tested by another protocol
+        than the first) and `settings`.
 
     Raises:
         UsageError: the runs tell apart other classes.
@@ -75,6 +76,7 @@ def compare(runs: Sequence[Run], differing: Sequence[str] = ()) -> dict[str, Any
         "resampled": None,
         "family": 0,
         "not_paired": [],
+        "warnings": _other_protocols(names, runs),
         "settings": [
             {"setting": key, "values": [run.settings.get(key) for run in runs]}
             for key in differing
@@ -106,6 +108,18 @@ def models_of(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Entries of report.json with `role`: the majority baseline, the probes, the models."""
     baseline = {"role": "majority", **report["baseline"]}
     return [baseline, *report["references"], *report["models"]]
+
+
+def _other_protocols(names: Sequence[str], runs: Sequence[Run]) -> dict[str, str]:
+    """A warning for every run whose protocol is not that of the first."""
+    first = runs[0].report["protocol"]["short"]
+    return {
+        name: f"ANOTHER PROTOCOL: `{name}` was tested by {short}, `{names[0]}` by {first}; their "
+        "models were trained on other parts of the clips, so a difference is not of the settings "
+        "alone"
+        for name, run in zip(names, runs, strict=True)
+        if (short := run.report["protocol"]["short"]) != first
+    }
 
 
 def _describe(name: str, run: Run) -> dict[str, Any]:

@@ -107,6 +107,7 @@ def _settings(facts: Mapping[str, Any]) -> Table:
 
 def _notes(facts: Mapping[str, Any]) -> Iterator[str]:
     """Sentences below the tables."""
+    yield from facts["warnings"].values()
     if resampled := facts["resampled"]:
         unit = UNITS.get(resampled["unit"], resampled["unit"])
         yield (
@@ -136,6 +137,8 @@ def _flat(facts: Mapping[str, Any]) -> Table:
     columns += [f"{metric}{end}" for metric in METRICS for end in (*ends, "_sd")]
     columns += ["against_run", "against"]
     columns += [f"{metric}_difference{end}" for metric in METRICS for end in (*ends, *P_VALUES)]
+    columns += ["protocol", "warning"]
+    protocols = {run["run"]: run["protocol"]["short"] for run in facts["runs"]}
     scored = {(row["run"], row["model"]): row for row in facts["models"]}
     differences = {
         (row["run"], row["model"]): row
@@ -145,6 +148,8 @@ def _flat(facts: Mapping[str, Any]) -> Table:
     best = [row for row in facts["differences"] if row["role"] == "best student"]
     rows = [_row(row, row["role"], differences.get(key)) for key, row in scored.items()]
     rows += [_row(scored[row["run"], row["model"]], row["role"], row) for row in best]
+    warnings = facts["warnings"]
+    rows = [[*row, protocols[row[0]], warnings.get(row[0])] for row in rows]
     return Table(columns, rows)
 
 

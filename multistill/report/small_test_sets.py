@@ -11,15 +11,16 @@ MIN_CLIPS_OF_A_CLASS = 10
 
 
 def small_test_set(
-    test: Mapping[str, Any], clips: Mapping[str, int]
+    test: Mapping[str, Any], clips: Mapping[str, int], crossed: bool = False
 ) -> Iterator[tuple[str, str, str]]:
     """Kind, title and text of each.
 
     Args:
         test: of metrics.json.
         clips: number of labelled test clips by class.
+        crossed: all clips are tested (cross-validation), so that only more of them help.
     """
-    yield from _few_groups(test)
+    yield from _few_groups(test, crossed)
     rare = test["rare_classes"]
     if rare:
         named = ", ".join(f"{row['class']} ({row['clips']})" for row in rare)
@@ -28,8 +29,13 @@ def small_test_set(
             "CLASSES TOO RARE",
             f"Too few test clips, or in one {test['resampled']['unit']} only: {named}. UAR and "
             "macro F1 average over all classes, so they have no interval here and there is no "
-            "verdict; accuracy and weighted F1 have one. Raise `split.test`, or map these labels "
-            "to other classes (`labels` of the corpus).",
+            "verdict; accuracy and weighted F1 have one. "
+            + (
+                "Add clips of them, or map their labels to other classes (`labels` of the corpus)."
+                if crossed
+                else "Raise `split.test`, or map these labels to other classes (`labels` of the "
+                "corpus)."
+            ),
         )
     named_already = {row["class"] for row in rare}
     few = {
@@ -45,12 +51,17 @@ def small_test_set(
             "CLASSES WITH FEW TEST CLIPS",
             f"Fewer than {MIN_CLIPS_OF_A_CLASS} test clips: {named}. One clip decided otherwise "
             f"moves the recall of such a class by up to {largest:.0f} points, and UAR by up to "
-            f"{largest / present:.1f}. Raise `split.test`, test every clip (`protocol`), or merge "
-            "classes (`labels.merge`).",
+            f"{largest / present:.1f}. "
+            + (
+                "Add clips, or merge classes (`labels.merge`)."
+                if crossed
+                else "Raise `split.test`, test every clip (`protocol`), or merge classes "
+                "(`labels.merge`)."
+            ),
         )
 
 
-def _few_groups(test: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _few_groups(test: Mapping[str, Any], crossed: bool) -> Iterator[tuple[str, str, str]]:
     """At most one: of one group, of few speakers, or of few groups that are resampled."""
     resampled, speakers = test["resampled"], test["speakers"]
     count, unit = resampled["count"], resampled["unit"]
@@ -77,7 +88,11 @@ def _few_groups(test: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             f"{speakers} TEST SPEAKER{'' if speakers == 1 else 'S'}",
             f"The test set has {speakers} speaker{'' if speakers == 1 else 's'}{where}. "
             f"{consequence}: tested on other people, the models could rank in another order. "
-            "Raise `split.test`, test every speaker (`protocol`), or add speakers.",
+            + (
+                "Add speakers."
+                if crossed
+                else "Raise `split.test`, test every speaker (`protocol`), or add speakers."
+            ),
         )
     elif resampled["few"]:
         yield (

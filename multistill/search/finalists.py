@@ -11,7 +11,7 @@ luckiest one.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ def retrain(
     inputs: Mapping[str, str],
     out: Path,
     logger: RunLogger,
+    recorded_name: Callable[[str], str] = str,
 ) -> dict[str, Any]:
     """Train the best trials again and choose one of them on validation.
 
@@ -40,6 +41,7 @@ def retrain(
         top: settings of the best trials, best first.
         inputs: fingerprints of the artifacts that the trainings read, as in `ModelStore.train`.
         out: as there.
+        recorded_name: of a model in its record, which in a cross-validation names the fold.
 
     Returns:
         `models` (index), `winner`, `finalists` and `control`: each `name`,
@@ -58,15 +60,20 @@ def retrain(
         if config.seeds > 1
         else f"training the best {len(finalists)} at full budget, from a new seed"
     )
-    models = dict(model_store.train([(task, inputs) for task in tasks], out, logger)["models"])
+
+    def train(tasks: Sequence[TrainingTask]) -> dict[str, Any]:
+        planned = [(replace(task, name=recorded_name(task.name)), inputs) for task in tasks]
+        index = model_store.train(planned, out, logger)["models"]
+        return {task.name: index[recorded_name(task.name)] for task in tasks}
+
+    models = train(tasks)
     summaries = [
         _summary(name, members, models, config, model_store) for name, members in finalists.items()
     ]
     sign = -1.0 if config.mode == "min" else 1.0
     winner = max(summaries, key=lambda summary: sign * summary["mean"])["name"]
     if not same_control:
-        planned = [(task, inputs) for task in controls[winner]]
-        models |= model_store.train(planned, out, logger)["models"]
+        models |= train(controls[winner])
     logger.tags({"winner": winner})
     control_name = f"{base.name}-search-control"
     return {
@@ -80,6 +87,19 @@ def retrain(
     }
 
 
+def winner_of(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The finalist that `retrain` chose."""
+    return next(each for each in result["finalists"] if each["name"] == result["winner"])
+
+
+def winner_tasks(
+    base: TrainingTask, winner: Mapping[str, Any], config: SearchConfig
+) -> list[TrainingTask]:
+    """The trainings of a winner and of its control, on the data of another `base`."""
+    tasks = _finalist(base, winner["name"], winner["params"], config)
+    return [*tasks, *_controls(base.name, tasks)]
+
+
 def best_epoch(folder: Path) -> dict[str, float]:
     """Metrics of the epoch whose weights a trained model has."""
     history = read_json(folder / "history.json")
@@ -90,16 +110,22 @@ def _finalists(
     base: TrainingTask, top: Sequence[Mapping[str, Any]], config: SearchConfig
 ) -> dict[str, list[TrainingTask]]:
     """The best trials at the student's full budget, which may be longer than a trial's."""
+    names = [f"{base.name}-search-{rank}" for rank in range(1, config.retrain + 1)]
+    return {
+        name: _finalist(base, name, values, config)
+        for name, values in zip(names, top, strict=False)  # there may be fewer trials
+    }
+
+
+def _finalist(
+    base: TrainingTask, name: str, params: Mapping[str, Any], config: SearchConfig
+) -> list[TrainingTask]:
     from multistill.search.space import apply
     from multistill.training.task import seed_tasks
 
-    finalists = {}
-    for rank, values in enumerate(top[: config.retrain], start=1):
-        name = f"{base.name}-search-{rank}"
-        # Like its trial, a finalist keeps the epoch that is best by the search's metric.
-        task = apply(base, values).with_train(metric=config.metric)
-        finalists[name] = seed_tasks(replace(task, name=name, seed=base.seed + 1), config.seeds)
-    return finalists
+    # Like its trial, a finalist keeps the epoch that is best by the search's metric.
+    task = apply(base, params).with_train(metric=config.metric)
+    return seed_tasks(replace(task, name=name, seed=base.seed + 1), config.seeds)
 
 
 def _controls(student: str, tasks: Sequence[TrainingTask]) -> list[TrainingTask]:

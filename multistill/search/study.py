@@ -51,6 +51,7 @@ def search(
     fingerprint: str = "",
     *,
     objective: Objective | None = None,
+    others: Path | None = None,
 ) -> dict[str, Any]:
     """Search the student's settings, or continue an interrupted search.
 
@@ -62,6 +63,8 @@ def search(
         out: folder on storage that all nodes see; holds the state of an unfinished search.
         fingerprint: of the job's search stage; part of the study's name.
         objective: what a trial runs; default: the training loop.
+        others: folder of search artifacts, one of which this search may continue with more
+            trials; default: the parent of `out`.
 
     Returns:
         the content of study.json: best, top (settings of the best trials), counts, seconds.
@@ -73,7 +76,8 @@ def search(
     """
     spec = SearchSpec(base, config, seed, fingerprint, study="")
     _check(spec)
-    return _run(_open(spec, out), out, logger or NullLogger(), objective)
+    opened = _open(spec, out, others)
+    return _run(opened, out, logger or NullLogger(), objective)
 
 
 def join(
@@ -170,7 +174,7 @@ def _check(spec: SearchSpec) -> None:
         raise UsageError("; ".join(problems))
 
 
-def _open(spec: SearchSpec, out: Path) -> SearchSpec:
+def _open(spec: SearchSpec, out: Path, others: Path | None = None) -> SearchSpec:
     """Create the study of the search, or find the one in `out`; returns `spec` with its name.
 
     The specification, which says where the study is, is written once the study exists there.
@@ -184,7 +188,7 @@ def _open(spec: SearchSpec, out: Path) -> SearchSpec:
             study = f"multistill-{spec.fingerprint}-{uuid.uuid4().hex[:8]}"
             opened = replace(spec, study=study)
             _open_study(opened, out)
-            if (previous := find_previous(out.parent, spec)) is not None:
+            if (previous := find_previous(others or out.parent, spec)) is not None:
                 with contextlib.suppress(UsageError):  # its database is gone: start from scratch
                     copy_trials(previous, opened, out)
         opened.write(out)

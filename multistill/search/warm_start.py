@@ -16,6 +16,9 @@ def find_previous(folder: Path, spec: SearchSpec) -> Path | None:
     """Find the largest finished search in `folder` that differs from this one in `trials` only.
 
     A job whose number of trials is raised then continues instead of starting from scratch.
+
+    Args:
+        folder: of all search artifacts; of a cross-validation, the folds have searches too.
     """
 
     def comparable(other: SearchSpec) -> object:
@@ -25,7 +28,7 @@ def find_previous(folder: Path, spec: SearchSpec) -> Path | None:
         return config, other.base.identity(), inputs, other.seed
 
     previous = []
-    for file in folder.glob(f"[!.]*/{SPEC}"):
+    for file in (*folder.glob(f"[!.]*/{SPEC}"), *folder.glob(f"[!.]*/folds/*/{SPEC}")):
         with contextlib.suppress(MultistillError):
             other = SearchSpec.read(file.parent)
             smaller = other.config.trials <= spec.config.trials

@@ -72,7 +72,7 @@ class RunLogger(Protocol):
             name: human-readable, e.g. `student-audio`.
             key: unique below the parent and the same after a restart, so that an
                 interrupted run is continued instead of duplicated.
-            kind: `stage`, `model` or `trial`.
+            kind: `stage`, `fold`, `model` or `trial`.
         """
         ...
 

@@ -101,9 +101,20 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         [f"{DEMO_TWICE % ', name: b'}protocol: cross-corpus\n"],
     ),
     (
-        f"{BASE}search: true\nprotocol: leave-one-out\n",
-        "remove `search` and write the settings found in a holdout job into the student",
-        [f"{BASE}protocol: leave-one-out\n", f"{BASE}search: true\nprotocol: holdout\n"],
+        f"{BASE}search: {{nested: true}}\n",
+        "set `nested: false`, or a `protocol` with folds",
+        [
+            f"{BASE}search: {{nested: false}}\n",
+            f"{BASE}search: {{nested: true}}\nprotocol: k-fold\n",
+        ],
+    ),
+    (
+        f"{BASE}search: {{nested: true}}\nprotocol: k-fold\ntracking: {{champion: {{}}}}\n",
+        "set `nested: false`, or remove `champion`",
+        [
+            f"{BASE}search: {{nested: false}}\nprotocol: k-fold\ntracking: {{champion: {{}}}}\n",
+            f"{BASE}search: {{nested: true}}\nprotocol: k-fold\n",
+        ],
     ),
     (
         f"{BASE}labels: {{classes: [sad, 'a;b']}}\n",

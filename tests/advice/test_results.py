@@ -229,10 +229,11 @@ def test_too_few_clips_of_a_class_or_of_validation(evaluation_case: EvaluationCa
 
 
 def test_small_test_sets() -> None:
-    def texts(speakers: int, clips: dict[str, int]) -> list[str]:
+    def texts(speakers: int, clips: dict[str, int], crossed: bool = False) -> list[str]:
         described = {"count": speakers, "unit": "speaker", "one_group": False, "few": False}
-        test = {"speakers": speakers, "resampled": described, "rare_classes": []}
-        return [text for _, _, text in small_test_set(test, clips)]
+        rare = [{"class": name, "clips": count} for name, count in clips.items() if count < 3]
+        test = {"speakers": speakers, "resampled": described, "rare_classes": rare}
+        return [text for _, _, text in small_test_set(test, clips, crossed)]
 
     [few] = texts(3, {"happy": 40, "sad": 40})
     says("Raise `split.test`, test every speaker (`protocol`), or add speakers.", few)
@@ -240,6 +241,14 @@ def test_small_test_sets() -> None:
     [few] = texts(6, {"happy": 40, "sad": 9})
     says("Raise `split.test`, test every clip (`protocol`), or merge", few)
     assert texts(6, {"happy": 49}) == []  # merged
+    [rare] = texts(6, {"happy": 40, "sad": 2})
+    says("Raise `split.test`, or map these labels", rare)
+    # A cross-validation tests every clip, so there is no test part to enlarge.
+    crossed = [*texts(3, {"happy": 40, "sad": 9}, True), *texts(6, {"happy": 40, "sad": 2}, True)]
+    assert len(crossed) == 3 and not any("split.test" in text for text in crossed)
+    says("Add speakers.", crossed[0])
+    says("Add clips, or merge classes (`labels.merge`).", crossed[1])
+    says("Add clips of them, or map their labels to other classes", crossed[2])
 
 
 def test_an_encoder_that_knows_the_corpus() -> None:

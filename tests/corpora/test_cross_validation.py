@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multistill.config import CLASSES, CorpusConfig, ProtocolConfig, SplitConfig
-from multistill.corpora.cross_validation import MAX_FOLDS, split_folds
+from multistill.corpora.cross_validation import MAX_FOLDS, leaks_of_folds, split_folds
 from multistill.corpora.manifest import read_manifest, with_classes
 from multistill.corpora.prepare import prepare
+from multistill.corpora.split import PARTS, assign_folds
 from multistill.errors import UsageError
 from multistill.workspace import fold_folder
 
@@ -73,12 +74,47 @@ def test_every_clip_is_tested_once_and_its_group_is_nowhere_else(
         assert (fold.part == 1).any() == (valid > 0)
         inner = fold.fold[fold.part == 0]
         assert (inner >= 0).all() and (fold.fold[fold.part == 2] == -1).all()
+        # The teacher's folds are those that a holdout of the same parts would have.
+        part_of = dict(
+            zip(table["session"].to_pylist(), [PARTS[p] for p in fold.part], strict=True)
+        )
+        names = [fold.groups.names[code] for code in fold.groups.codes]
+        of_group = {n: part_of[s] for n, s in zip(names, table["session"].to_pylist(), strict=True)}
+        expected_folds = assign_folds(of_group, 5, seed)
+        assert [expected_folds.get(name, -1) for name in names] == fold.fold.tolist()
     expected = protocol.folds if protocol.kind == "k-fold" else sessions
     assert len(folds) == expected
     sizes = (part == 2).sum(axis=1) / 6
     assert sizes.max() - sizes.min() <= 1
     if len(folds) > 3 and valid <= 0.25:  # nobody is validated on in every other fold
         assert ((part == 0).any(axis=0)).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 4), min_size=12, max_size=24), st.integers(0, 99))
+def test_transcripts_are_counted_as_set_by_set(texts: list[int], seed: int) -> None:
+    """Against a count by Python's sets, an empty transcript being none; they are not refused."""
+    table = rows(pairs(6), labels=len(texts) // 12)
+    texts = texts[: len(table)]
+    names = [f"Text {n}" if n else "" for n in texts]
+    table = table.set_column(table.column_names.index("text"), "text", pa.array(names))
+    protocol, split = ProtocolConfig(kind="leave-one-out"), SplitConfig(seed=seed)
+    _, folds = split_folds(table, protocol, split)
+    found = leaks_of_folds(table, protocol, split, folds)
+    both = [
+        {texts[i] for i in np.flatnonzero(fold.part == 2)}
+        & {texts[i] for i in np.flatnonzero(fold.part != 2)} - {0}
+        for fold in folds
+    ]
+    assert found["transcripts"] == sum(map(len, both))
+    concerned = [
+        i
+        for fold, shared in zip(folds, both, strict=True)
+        for i in np.flatnonzero(fold.part == 2)
+        if texts[i] in shared
+    ]
+    assert found["transcript_rows"] == len(concerned)
+    assert found["sessions"] == found["speakers"] == found["recordings"] == 0
 
 
 def test_corpora_are_left_out_whole() -> None:

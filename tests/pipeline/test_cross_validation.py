@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from multistill.pipeline.data_check import check_data
 from multistill.pipeline.data_check import describe as described
 from multistill.pipeline.folds import folds_of
 from multistill.pipeline.plan import describe
+from multistill.search.spec import SearchSpec
 from multistill.training.model_store import ModelStore
 from multistill.workspace import Workspace, fold_folder, read_json
 
@@ -45,6 +47,12 @@ students:
   - name: audio
     model: {{preset: small-audio-student, width: 16, feedforward: 16, classifier: 16}}
     train: {{epochs: 4, batch_size: 8, learning_rate: 1.0e-2}}
+search:
+  trials: 3
+  retrain: 2
+  seeds: 1
+  epochs: 3
+  space: {{train.learning_rate: {{low: 1.0e-3, high: 3.0e-2, log: true}}}}
 evaluation: {{resamples: 100, latency_clips: 2}}
 """
 
@@ -150,6 +158,9 @@ def test_plan_report_and_check_tell_the_folds(
         "teacher-fold": 2 * SPEAKERS,
         "audio": SPEAKERS,
         "audio-control": SPEAKERS,
+        "audio-trial": 3,
+        "audio-search": 1 + SPEAKERS,  # two in the first fold, whose winner is trained in all
+        "audio-search-control": SPEAKERS,
     }
     assert outcome.report is not None
     report = json.loads((outcome.report / "report.json").read_text())
@@ -157,8 +168,39 @@ def test_plan_report_and_check_tell_the_folds(
     page = (outcome.report / "report.html").read_text()
     assert page.count("Tested: leaving one speaker out (4 folds).") > 5, "every table says it"
     assert "Over the folds" in page and "folds-narrow" in page
+    [warning] = [each for each in report["warnings"] if each["kind"] == "search-first-fold"]
+    first = report["protocol"]["folds"][0]
+    assert f"Only the {first['clips']} test clips of fold {first['name']}" in warning["text"]
+    assert (
+        "SEARCH ON THE FIRST FOLD" in page
+        and "Trials and validation scores are of the first" in page
+    )
     lines = described(check_data(job))
     assert f"fold table/p0: train {2 * CLIPS}, valid {CLIPS}, test {CLIPS}" in lines
+
+
+def test_the_search_reads_the_first_fold_only_and_its_winner_is_trained_in_all(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, outcome = finished
+    artifacts = {"manifest": outcome.stages["prepare"], "search": outcome.stages["search"]}
+    folds = folds_of(artifacts)
+    found = [fold_folder(artifacts["search"].path, number) for number in range(SPEAKERS)]
+    assert [(folder / "study.json").exists() for folder in found] == [True] + 3 * [False]
+    spec = SearchSpec.read(found[0])
+    assert Path(spec.base.manifest) == folds[0].artifacts["manifest"].path
+    models = ModelStore(Workspace(job.workspace))
+    winner = artifacts["search"].summary["winner"]
+    trained, rates = set(), set()
+    for fold in folds:
+        index = fold.artifacts["search"].summary["models"]
+        assert {winner, "audio-search-control"} <= set(index)
+        models.refuse_other_data(index, fold.artifacts["manifest"].fingerprint)
+        trained.add(index[winner]["fingerprint"])
+        rates.add(read_json(models.folder(index[winner]) / "history.json")["learning_rate"])
+    assert len(trained) == SPEAKERS and len(rates) == 1
+    names = [model["name"] for model in metrics_of(outcome)["models"]]
+    assert names[-2:] == ["audio-search-control", "audio-search"]
 
 
 def test_a_second_run_finds_everything_and_another_fold_count_only_the_features(

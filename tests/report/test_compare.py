@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.evaluation_case import EvaluationCase
 from helpers.finished_jobs import finish, key_of, report_of
+from rich.console import Console
 
 from multistill.errors import UsageError
 from multistill.pipeline.runs import find_run
@@ -303,6 +304,30 @@ def test_a_row_per_model_as_the_report_has_it(
         assert text.count("NOT TRAINED") == sum(bool(r["not_trained"]) for r in facts["models"])
         assert f"{difference['metrics']['uar']['value']:+.3f}" in text
     assert latex.count("\\begin{tabular}") == 3
+
+
+def test_another_protocol_is_warned_of_in_every_format(
+    evaluation_case: EvaluationCase, tmp_path: Path
+) -> None:
+    def crossed(report: Row) -> Row:
+        return report | {"protocol": report["protocol"] | {"short": "5-fold by speaker"}}
+
+    finish(evaluation_case, tmp_path, name="a")
+    finish(evaluation_case, tmp_path, name="b", metrics=crossed)
+    for names, warned in ((("a", "b"), {"b"}), (("b", "a"), {"a"}), (("b", "b"), set())):
+        facts = compared(tmp_path, *names)
+        assert set(facts["warnings"]) == warned
+        for kind in ("markdown", "latex"):
+            text = side_by_side.text(facts, kind)  # type: ignore[arg-type]
+            lines = [line for line in text.splitlines() if "ANOTHER PROTOCOL" in line]
+            assert len(lines) == len(warned)
+            assert all(("5-fold by speaker" in line) and ("holdout" in line) for line in lines)
+        rows = list(csv.DictReader(io.StringIO(side_by_side.text(facts, "csv"))))
+        assert {row["run"] for row in rows if row["warning"]} == warned
+        console = Console(width=80, file=io.StringIO())
+        side_by_side.show(facts, console)
+        assert isinstance(console.file, io.StringIO)
+        assert ("ANOTHER PROTOCOL" in console.file.getvalue()) == bool(warned)
 
 
 def test_jobs_of_one_name_are_told_apart() -> None:

@@ -31,5 +31,9 @@ def test_settings_of_the_retraining_do_not_prevent_a_warm_start(tmp_path):
     (tmp_path / "old" / "study.json").write_text("{}")
     larger = replace(old, config=SearchConfig(trials=6, seeds=5, retrain=2))
     assert find_previous(tmp_path, larger) == tmp_path / "old"
+    fold = tmp_path / "crossed" / "folds" / "001"  # a search of a cross-validation's fold
+    fold.parent.mkdir(parents=True)
+    (tmp_path / "old").rename(fold)
+    assert find_previous(tmp_path, larger) == fold
     other = replace(larger, config=SearchConfig(trials=6, metric="uar"))
     assert find_previous(tmp_path, other) is None

@@ -101,8 +101,14 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
 
 
 def _protocol(job: JobConfig) -> Iterator[tuple[Location, str]]:
-    """What a cross-validation cannot be combined with."""
+    """What a protocol cannot be combined with."""
     if not job.protocol.crosses:
+        if job.search.enabled and job.search.nested:
+            yield (
+                ("search", "nested"),
+                "search.nested: a holdout has one training part to search on; set `nested: "
+                "false`, or a `protocol` with folds",
+            )
         return
     if job.split.by in ("column", "random"):
         yield (
@@ -110,12 +116,11 @@ def _protocol(job: JobConfig) -> Iterator[tuple[Location, str]]:
             f"split.by: {job.split.by} decides what is tested, and `protocol: {job.protocol.kind}` "
             "tests every clip; set `protocol: holdout`, or `split.by: session`",
         )
-    if job.search.enabled:
+    if job.search.enabled and job.search.nested and job.tracking.champion is not None:
         yield (
-            ("search",),
-            f"search: trials are compared on one validation part, and `protocol: "
-            f"{job.protocol.kind}` has one per fold; remove `search` and write the settings found "
-            "in a holdout job into the student, or set `protocol: holdout`",
+            ("search", "nested"),
+            "search.nested: every fold has a winner of its own, so there is no one that "
+            "`tracking.champion` could register; set `nested: false`, or remove `champion`",
         )
 
 
