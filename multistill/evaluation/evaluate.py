@@ -183,7 +183,7 @@ def evaluate(
     comparisons = scorer.compare_all(predictions, reasons)
     for each in in_tables:
         if each.compare_to is not None:
-            values.compare(each.name, each.compare_to, reasons)
+            values.compare(each.name, each.compare_to)
     values.judge()
     floor = describe_floor(models, probes, baseline, scorer.difference, config.confidence)
     write_json(

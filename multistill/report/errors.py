@@ -45,8 +45,10 @@ def describe_errors(
         divergence of their distributions in nats, largest first. A clip has `id`, `speaker`,
         `truth` (None where the votes tie), `votes` (share by class), `answers` (per model the
         class and its probability), `text` (None where it is not shown) and `confidence` or
-        `divergence`.
+        `divergence`. A job without classes has no such clips.
     """
+    if not metrics["classes"]:
+        return {"missed": {"models": [], "total": 0, "clips": []}, "differing": None}
     judged = [model["name"] for model in metrics["models"] if not model["not_trained"]]
     judged = judged or [model["name"] for model in metrics["references"]]
     teacher = next((m["name"] for m in metrics["models"] if m["role"] == "teacher"), None)

@@ -24,6 +24,7 @@ from multistill.training.data import TrainingData
 from multistill.training.task import TrainingTask
 
 JOB = "name: x\ncorpora: [{kind: demo}]\n%s\n"
+TWO = "name: x\ncorpora: [{kind: demo}, {kind: demo, name: other}]\n%s\n"
 TABLE = "name: x\ncorpora: [{kind: %s, path: t%s}]\n"
 DIMENSION = "tasks: [classes, valence]\n"
 ALONE = "tasks: [valence, arousal]\n"
@@ -86,6 +87,19 @@ LISTED = [
         JOB % (ALONE + "search: true"),
         "is of classes, and `tasks` has none; set `search.metric: ccc`",
         [JOB % (ALONE + "search: {metric: ccc}")],
+    ),
+    (
+        JOB % (ALONE + "evaluation: {robustness: true}"),
+        "are scored by class, and `tasks` has none; remove them, or add `classes`",
+        [JOB % ALONE, JOB % (DIMENSION + "evaluation: {robustness: true}")],
+    ),
+    (
+        TWO % (ALONE + "protocol: cross-corpus"),
+        "use `protocol: {kind: leave-one-out, by: corpus}`, or add `classes`",
+        [
+            TWO % (ALONE + "protocol: {kind: leave-one-out, by: corpus}"),
+            TWO % (DIMENSION + "protocol: cross-corpus"),
+        ],
     ),
     (
         JOB % (ALONE + "label_shares: true"),

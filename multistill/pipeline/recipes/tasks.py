@@ -79,6 +79,18 @@ def _without_classes(
             f"search.metric: {job.search.metric} is of classes, and `tasks` has none; set "
             "`search.metric: ccc`",
         )
+    if job.evaluation.robustness or job.evaluation.opensmile:
+        yield (
+            ("evaluation",),
+            "evaluation: `robustness` and `opensmile` are scored by class, and `tasks` has none; "
+            "remove them, or add `classes`",
+        )
+    if job.protocol.kind == "cross-corpus":
+        yield (
+            ("protocol",),
+            "protocol: cross-corpus is a matrix of class scores, and `tasks` has none; use "
+            "`protocol: {kind: leave-one-out, by: corpus}`, or add `classes`",
+        )
     if job.label_shares.enabled:
         yield (
             ("label_shares",),
