@@ -163,6 +163,7 @@ def make_manifest(folder: Path, sessions: int = 16, per_session: int = 24) -> Pa
                     "duration_s": 0.5,
                     "text": f"문장 {int(rng.integers(0, 120))}",
                     "label": CLASSES[label] if votes.max() > 5 else None,
+                    "votes": votes.tolist(),
                     "label_soft": (votes / 10).tolist(),
                     "split": split,
                     "fold": -1 if split == "test" else session % 3,
