@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from multistill.config import CLASSES, CorpusConfig
+from multistill.config import CLASSES, DIMENSIONS, CorpusConfig
 from multistill.corpora.labels import split_tie
 from multistill.corpora.loaders import LOADERS, load
 from multistill.corpora.loaders.csv_parquet import Table, open_table
@@ -166,7 +166,7 @@ def _known_columns(table: Table) -> dict[str, str]:
         name = next((plain[key] for key in [_plain(column), *others.split()] if key in plain), None)
         if name is not None:
             known[column] = name
-    for column in ("text_path", "valence", "arousal"):
+    for column in ("text_path", *DIMENSIONS):
         if column in table.header:
             known[column] = column
     return known

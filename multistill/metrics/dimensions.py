@@ -47,7 +47,7 @@ def measure_dimension(sums: DoubleArray) -> dict[str, DoubleArray]:
     with np.errstate(invalid="ignore", divide="ignore"):
         x, y, xx, yy, xy = (sums[..., column] / count for column in range(1, 6))
         variance_x, variance_y = np.maximum(xx - x * x, 0), np.maximum(yy - y * y, 0)
-        covariance = xy - x * y
+        covariance = np.where(variance_y > _ROUNDING, xy - x * y, 0.0)  # exactly 0 of a constant
         varies = variance_x > _ROUNDING
         ccc = 2 * covariance / (variance_x + variance_y + (x - y) ** 2)
         pearson = covariance / np.sqrt(variance_x * variance_y)

@@ -30,7 +30,8 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
 
     Returns:
         `corpora`: utterances by corpus; `splits`: by part, then by class, ties under `tie`,
-        clips without any class, which have a dimension, under `none`;
+        clips without any class, which have a dimension, under `none`; `dimensions`: of a job that
+        has some, utterances with a value of each;
         under cross-validation all under `test`, and `folds` with the `splits` of each (of
         `cross-corpus` by the part in the own corpus);
         `gaps`: classes that a part lacks (`corpora.coverage`), by `kind` and `title`;
@@ -71,6 +72,8 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
         "rejected": summary["rejected"],
         "rejected_kinds": summary["rejected_kinds"],
     }
+    if "dimensions" in summary:
+        facts["dimensions"] = summary["dimensions"]
     return facts | ({FOLDS: folds} if folds else {})
 
 
@@ -91,7 +94,10 @@ def describe(facts: dict[str, Any]) -> list[str]:
     lines = [f"{title}: {number} utterances" for title, number in facts["corpora"].items()]
     for part, counts in facts["splits"].items():
         classes = ", ".join(f"{label} {number}" for label, number in sorted(counts.items()))
-        lines.append(f"{part}: {sum(counts.values())} ({classes})")
+        of_classes = "" if set(counts) == {"none"} else f" ({classes})"
+        lines.append(f"{part}: {sum(counts.values())}{of_classes}")
+    for name, number in facts.get("dimensions", {}).items():
+        lines.append(f"{name}: {number} utterances with a value")
     for fold in facts.get(FOLDS, []):
         sizes = ", ".join(f"{part} {fold['splits'].get(part, 0)}" for part in PARTS)
         lines.append(f"fold {fold['name']}: {sizes}")

@@ -20,7 +20,7 @@ from rich.text import Text
 from multistill.tracking.logger import RunLogger
 
 SECONDS_BETWEEN_LINES = 5.0
-SHOWN_METRICS = ("train_loss", "valid_macro_f1", "valid_uar")
+SHOWN_METRICS = ("train_loss", "valid_macro_f1", "valid_uar", "valid_ccc")
 
 
 def stderr() -> Console:

@@ -100,8 +100,8 @@ def test_values_off_the_scale_are_refused_with_their_number_and_the_first(tmp_pa
     with pytest.raises(MultistillError) as error:
         prepared(tmp_path, cells)
     assert str(error.value) == (
-        "2 values of valence off the scale (first: table/t.csv:2: 0: valence 7 is not from 1 to 5 "
-        "and is ignored); correct them, or set `scale` of the corpus, e.g. scale: [1, 7]"
+        "2 values of valence off the scale (first: table/t.csv:2: 0: valence 7 is not from 1 to "
+        "5); correct them, or set `scale` of the corpus, e.g. scale: [1, 7]"
     )
     # A dimension that the job does not predict is only noted.
     _, manifest = prepared(tmp_path / "other", cells, TasksConfig(classes=1.0, dominance=1.0))

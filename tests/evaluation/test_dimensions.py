@@ -15,6 +15,7 @@ from multistill.config import EvaluationConfig
 from multistill.errors import MultistillError
 from multistill.evaluation.dimensions import DimensionScorer
 from multistill.evaluation.evaluate import Candidate, EvaluatedFold, evaluate
+from multistill.metrics.dimensions import dimension_metrics
 from multistill.metrics.intervals import Clusters, Resampling
 from multistill.report.dimensions import dimension_lines, dimension_rows
 from multistill.training.task import TrainingTask
@@ -130,3 +131,23 @@ def test_intervals_are_of_resampled_groups() -> None:
 
     predicted = truth + error[groups]
     assert width(groups, predicted) > 2 * width(np.arange(200), predicted)
+
+
+def test_folds_are_scored_alone_and_together() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(1, 5, (90, 2))
+    predicted = truth + rng.normal(0, 0.5, (90, 2))
+    folds = np.repeat([0, 1, 2], 30)
+    clusters = Clusters("session", np.arange(90) // 10, 9)
+    scorer = DimensionScorer(
+        "mean", truth, np.full((90, 2), 3.0), clusters, Resampling(clusters, 50, 1), 0.95, folds
+    )
+    found = scorer.score("m", [predicted])
+    expected = [
+        dimension_metrics(NAMES, predicted[folds == fold], truth[folds == fold])["ccc"]
+        for fold in range(3)
+    ]
+    assert found["folds"]["ccc"]["values"] == pytest.approx(expected)
+    assert found["folds"]["ccc"]["mean"] == pytest.approx(np.mean(expected))
+    together = dimension_metrics(NAMES, predicted, truth)["ccc"]
+    assert found["metrics"]["ccc"]["value"] == pytest.approx(together)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers.evaluation_case import PREPARE_SUMMARY, artifact
@@ -15,7 +16,9 @@ from multistill.config import DistillationConfig, EvaluationConfig, JobConfig
 from multistill.distillation.stage import soft_targets
 from multistill.distillation.targets import read_soft_targets
 from multistill.evaluation.evaluate import Candidate, EvaluatedFold, evaluate
-from multistill.models.files import read_model_config
+from multistill.features.cache import open_store
+from multistill.inference.predict import predict
+from multistill.models.files import load_model, read_model_config
 from multistill.pipeline.record import figures_table, floor_figures, main_figures
 from multistill.report.build import write_report
 from multistill.report.terminal import table
@@ -105,7 +108,12 @@ def test_models_and_soft_targets_have_no_class(case: Case) -> None:
     assert config["training"]["validation"]["ccc"] > 0.3
     targets = read_soft_targets(case.targets)
     assert targets.classes == () and targets.outputs.shape[1] == 0
-    assert targets.dimensions.shape == (len(targets.ids), 2)
+    store = open_store(str(case.store))
+    members = [
+        predict(load_model(case.folders[name]), store, targets.ids, "cpu").dimensions
+        for name in ("teacher1", "teacher2")
+    ]
+    np.testing.assert_allclose(targets.dimensions, np.mean(members, axis=0), atol=1e-5)
 
 
 def test_metrics_and_verdicts_are_of_the_ccc(case: Case) -> None:

@@ -166,6 +166,7 @@ def make_manifest(folder: Path, sessions: int = 16, per_session: int = 24) -> Pa
                     "duration_s": 0.5 + 0.1 * (turn % 9),
                     "text": f"문장 {int(rng.integers(0, 120))}",
                     "label": CLASSES[label] if votes.max() > 5 else None,
+                    "votes": votes.tolist(),
                     "label_soft": (votes / 10).tolist(),
                     "votes": votes.tolist(),
                     "split": split,

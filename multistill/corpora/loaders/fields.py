@@ -82,7 +82,7 @@ def parse_rating(text: str, column: str, scale: tuple[float, float] = SCALE) -> 
     value = _parse_number(text, column)
     low, high = scale
     if not low <= value <= high:
-        note = f"{column} {value:g} is not from {low:g} to {high:g} and is ignored"
+        note = f"{column} {value:g} is not from {low:g} to {high:g}"
         return Rating(None, ((off_scale(column), note),))
     if scale == SCALE:
         return Rating(value)
