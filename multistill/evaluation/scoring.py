@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,7 @@ class Scorer:
         self.resampling = Resampling(self.clusters, config.resamples, seed)
         self.support = class_support(clips.truth, self.clusters.index, len(clips.classes))
         self.slices = [*_slices(clips, majority), *slices]
+        self.cells = list(slices)
         self.scores: dict[str, Scores] = {}
         self.scores_over_seeds: dict[str, Scores] = {}
 
@@ -101,7 +102,7 @@ class Scorer:
             "train_share": majority.share,
             "metrics": self._intervals(values, draws),
             "folds": self._over_folds(rows),
-            "slices": self._score_slices(rows),
+            "slices": self._score_slices([rows], self.slices),
         }
 
     def score(self, prediction: Prediction) -> dict[str, Any]:
@@ -120,7 +121,7 @@ class Scorer:
             "classes": per_class(confusion, clips.classes),
             "reliability": self.statistics.reliability(sums).tolist(),
             "calibration": self._score_calibrated(prediction),
-            "slices": self._score_slices(rows),
+            "slices": self._score_slices([rows], self.slices),
         }
 
     def score_seeds(self, name: str, probabilities: Sequence[DoubleArray]) -> dict[str, Any]:
@@ -131,10 +132,11 @@ class Scorer:
 
         Returns:
             `count`, and per metric `values`, `sd` and the mean over seeds with its interval
-            over resampled clips.
+            over resampled clips; the same means of the slices that were passed to the scorer.
         """
         truth, shares = self.clips.truth, self.clips.shares
-        measured = [self._measure(self.statistics.rows(truth, p, shares)) for p in probabilities]
+        rows = [self.statistics.rows(truth, p, shares) for p in probabilities]
+        measured = [self._measure(each) for each in rows]
         per_seed = {m: np.stack([values[m] for values, _ in measured]) for m in HARD}
         draws = {m: np.mean([draws[m] for _, draws in measured], axis=0) for m in HARD}
         means = {m: np.mean(per_seed[m], axis=0) for m in HARD}
@@ -146,7 +148,10 @@ class Scorer:
             finite = [_finite(value) for value in per_seed[m]]
             sd = None if None in finite else float(np.std(per_seed[m], ddof=1))
             metrics[m] = {"values": finite, "sd": sd, **scored[m]}
-        return {"count": len(probabilities), "metrics": metrics}
+        found = {"count": len(probabilities), "metrics": metrics}
+        if self.cells:
+            found["slices"] = self._score_slices(rows, self.cells)
+        return found
 
     def compare(
         self, name: str, against: str, not_trained: Mapping[str, str] | None = None
@@ -263,21 +268,40 @@ class Scorer:
             **{name: metrics[name] for name in CALIBRATION},
         }
 
-    def _score_slices(self, rows: DoubleArray) -> list[dict[str, Any]]:
-        """Hard metrics per slice; a slice of one resampled group has no interval."""
-        cells = rows[:, : self.statistics.cells]
+    def _score_slices(
+        self, seeds: Sequence[DoubleArray], slices: Sequence[Slice]
+    ) -> list[dict[str, Any]]:
+        """Hard metrics per slice, means over seeds; a slice of one group has no interval.
+
+        Args:
+            seeds: rows of `SufficientStatistics` of every training of a model.
+        """
+        cells = [rows[:, : self.statistics.cells] for rows in seeds]
         truth, index = self.clips.truth, self.clusters.index
-        sums = self.resampling.group_sums(cells, [part.mask for part in self.slices])
+        masks = [part.mask for part in slices]
+        sums = [self.resampling.group_sums(each, masks) for each in cells] if slices else []
         scored = []
-        for part, resampled in zip(self.slices, sums, strict=True):
+        for number, part in enumerate(slices):
             support = class_support(truth[part.mask], index[part.mask], self.statistics.classes)
-            values = from_confusion(self.statistics.confusion(cells[part.mask].sum(axis=0)))
-            draws = from_confusion(self.statistics.confusion(resampled), support.present)
+            values = _means(
+                from_confusion(self.statistics.confusion(each[part.mask].sum(axis=0)))
+                for each in cells
+            )
+            draws = _means(
+                from_confusion(self.statistics.confusion(each[number]), support.present)
+                for each in sums
+            )
             groups = len(np.unique(index[part.mask]))
             metrics = intervals(values, support.without_rare(draws), self.confidence, groups)
             labelled = int((truth[part.mask] >= 0).sum())
             scored.append({"by": part.by, "name": part.name, "clips": labelled, "metrics": metrics})
         return scored
+
+
+def _means(seeds: Iterable[Mapping[str, DoubleArray]]) -> dict[str, DoubleArray]:
+    """The mean of every metric over seeds."""
+    found = list(seeds)
+    return {name: np.mean([each[name] for each in found], axis=0) for name in found[0]}
 
 
 def _finite(value: DoubleArray) -> float | None:
