@@ -1,8 +1,8 @@
 """The cross-corpus matrix: models trained on each corpus, tested on each.
 
 Every pair of corpora is a slice of the test set, so all cells of all models are scored like
-everything else, on the same resamples. Means over seeds are not measured for slices: the cells are
-those of the first seed.
+everything else, on the same resamples. Of a model that was trained from several seeds, a cell is
+the mean over them; its interval is over resampled groups.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def matrices(slices: Sequence[Slice], models: Sequence[Mapping[str, Any]]) -> di
     corpora = [part.name for part in slices[:count]]
     found = []
     for model in models:
-        scored = model["slices"][len(model["slices"]) - len(slices) :]
+        seeds = (model.get("seeds") or {}).get("slices")
+        scored = seeds or model["slices"][len(model["slices"]) - len(slices) :]
         flat = [
             {"clips": part["clips"], **{name: part["metrics"][name] for name in METRICS}}
             for part in scored

@@ -91,6 +91,7 @@ class Scorer:
         self.resampling = Resampling(self.clusters, config.resamples, seed)
         self.support = class_support(clips.truth, self.clusters.index, len(clips.classes))
         self.slices = [*slices_of(clips, majority), *slices]
+        self.cells = list(slices)
         self.scores: dict[str, Scores] = {}
         self.scores_over_seeds: dict[str, Scores] = {}
 
@@ -112,7 +113,7 @@ class Scorer:
             "folds": self._over_folds(rows),
             "selective": self._score_selective(rows, majority.label, majority.prior.max(axis=1)),
             **self._over_people(majority.label),
-            "slices": self._score_slices(rows),
+            "slices": self._score_slices([rows], self.slices),
         }
 
     def score(self, prediction: Prediction) -> dict[str, Any]:
@@ -135,7 +136,7 @@ class Scorer:
                 rows, predicted, prediction.confidence, prediction.thresholds
             ),
             **self._over_people(predicted),
-            "slices": self._score_slices(rows),
+            "slices": self._score_slices([rows], self.slices),
         }
 
     def score_seeds(self, name: str, probabilities: Sequence[DoubleArray]) -> dict[str, Any]:
@@ -146,10 +147,11 @@ class Scorer:
 
         Returns:
             `count`, and per metric `values`, `sd` and the mean over seeds with its interval
-            over resampled clips.
+            over resampled clips; the same means of the slices that were passed to the scorer.
         """
         truth, shares = self.clips.truth, self.clips.shares
-        measured = [self._measure(self.statistics.rows(truth, p, shares)) for p in probabilities]
+        rows = [self.statistics.rows(truth, p, shares) for p in probabilities]
+        measured = [self._measure(each) for each in rows]
         per_seed = {m: np.stack([values[m] for values, _ in measured]) for m in HARD}
         draws = {m: np.mean([draws[m] for _, draws in measured], axis=0) for m in HARD}
         means = {m: np.mean(per_seed[m], axis=0) for m in HARD}
@@ -161,7 +163,10 @@ class Scorer:
             finite = [_finite(value) for value in per_seed[m]]
             sd = None if None in finite else float(np.std(per_seed[m], ddof=1))
             metrics[m] = {"values": finite, "sd": sd, **scored[m]}
-        return {"count": len(probabilities), "metrics": metrics}
+        found = {"count": len(probabilities), "metrics": metrics}
+        if self.cells:
+            found["slices"] = self._score_slices(rows, self.cells)
+        return found
 
     def compare(
         self, name: str, against: str, not_trained: Mapping[str, str] | None = None
@@ -279,14 +284,13 @@ class Scorer:
             **{name: metrics[name] for name in CALIBRATION},
         }
 
-    def _score_slices(self, rows: DoubleArray) -> list[dict[str, Any]]:
-        """Hard metrics per slice."""
-        cells = rows[:, : self.statistics.cells]
-        return self._score_parts(cells, self.slices)
-
-    def _score_parts(self, cells: DoubleArray, parts: Sequence[Slice]) -> list[dict[str, Any]]:
+    def _score_slices(
+        self, seeds: Sequence[DoubleArray], slices: Sequence[Slice]
+    ) -> list[dict[str, Any]]:
+        """Hard metrics per slice, means over the rows of every training of a model."""
+        cells = [rows[:, : self.statistics.cells] for rows in seeds]
         return score_slices(
-            cells, parts, self.clips.truth, self.resampling, self.statistics, self.confidence
+            cells, slices, self.clips.truth, self.resampling, self.statistics, self.confidence
         )
 
     def _over_people(self, predicted: IntArray) -> dict[str, Any]:
@@ -321,8 +325,7 @@ class Scorer:
             return found
 
         kept = (truth >= 0) & (confidence >= thresholds)
-        cells = rows[:, : self.statistics.cells]
-        [part] = self._score_parts(cells, [Slice("confidence", "kept", kept)])
+        [part] = self._score_slices([rows], [Slice("confidence", "kept", kept)])
         threshold = describe_threshold(
             thresholds, self.coverage, kept, truth, self.resampling, self.confidence
         )

@@ -6,7 +6,7 @@ training; each kind only if it varies over the test clips.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -96,54 +96,46 @@ def _agreement(clips: Utterances) -> list[Slice]:
 
 
 def score_slices(
-    cells: DoubleArray,
+    seeds: Sequence[DoubleArray],
     parts: Sequence[Slice],
     truth: IntArray,
     resampling: Resampling,
     statistics: SufficientStatistics,
     confidence: float,
 ) -> list[dict[str, Any]]:
-    """Hard metrics per slice; a slice of one resampled group has no interval.
+    """Hard metrics per slice, means over seeds; a slice of one resampled group has no interval.
 
     Args:
-        cells: the (truth, prediction) columns of the rows [N, C x C].
+        seeds: the (truth, prediction) columns of the rows [N, C x C], of each training.
     """
-    sums = resampling.group_sums(cells, [part.mask for part in parts])
-    return [
-        {
-            "by": part.by,
-            "name": part.name,
-            "clips": (clips := int((truth[part.mask] >= 0).sum())),
-            "small": clips < SMALL,
-            "metrics": _score(
-                cells[part.mask],
-                resampled,
-                truth[part.mask],
-                resampling.clusters.index[part.mask],
-                statistics,
-                confidence,
-            ),
-        }
-        for part, resampled in zip(parts, sums, strict=True)
-    ]
+    masks = [part.mask for part in parts]
+    sums = [resampling.group_sums(cells, masks) for cells in seeds]
+    scored = []
+    for number, part in enumerate(parts):
+        clips = int((truth[part.mask] >= 0).sum())
+        cluster = resampling.clusters.index[part.mask]
+        support = class_support(truth[part.mask], cluster, statistics.classes)
+        values = _means(
+            from_confusion(statistics.confusion(cells[part.mask].sum(axis=0))) for cells in seeds
+        )
+        draws = _means(
+            from_confusion(statistics.confusion(each[number]), support.present) for each in sums
+        )
+        groups = len(np.unique(cluster))
+        metrics = intervals(values, support.without_rare(draws), confidence, groups)
+        scored.append(
+            {
+                "by": part.by,
+                "name": part.name,
+                "clips": clips,
+                "small": clips < SMALL,
+                "metrics": metrics,
+            }
+        )
+    return scored
 
 
-def _score(
-    cells: DoubleArray,
-    resampled: DoubleArray,
-    truth: IntArray,
-    cluster: IntArray,
-    statistics: SufficientStatistics,
-    confidence: float,
-) -> Mapping[str, Mapping[str, float | None]]:
-    """Hard metrics of a part's rows, over the classes that it has.
-
-    Args:
-        resampled: sums of its rows in every resample.
-        cluster: of its rows.
-    """
-    support = class_support(truth, cluster, statistics.classes)
-    values = from_confusion(statistics.confusion(cells.sum(axis=0)))
-    draws = from_confusion(statistics.confusion(resampled), support.present)
-    groups = len(np.unique(cluster))
-    return intervals(values, support.without_rare(draws), confidence, groups)
+def _means(seeds: Iterable[Mapping[str, DoubleArray]]) -> dict[str, DoubleArray]:
+    """The mean of every metric over seeds."""
+    found = list(seeds)
+    return {name: np.mean([each[name] for each in found], axis=0) for name in found[0]}

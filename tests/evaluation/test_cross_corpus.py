@@ -50,6 +50,12 @@ def crossed(
             [
                 Candidate("teacher", "teacher", [case.folders[models[name][0]]]),
                 Candidate("small", "student", [case.folders[models[name][1]]]),
+                Candidate(
+                    "both",
+                    "student",
+                    [case.folders[models[name][1]]],
+                    repeats=[case.folders[models[name][0]]],
+                ),
             ],
             name,
             name,
@@ -67,13 +73,20 @@ def test_cells_are_the_figures_of_their_clips(crossed: tuple[Path, dict[str, Any
     out, metrics = crossed
     matrix = metrics["cross_corpus"]
     assert matrix["corpora"] == list(CORPORA)
-    names = ["majority baseline", *(m["name"] for m in metrics["references"]), "teacher", "small"]
+    names = [
+        "majority baseline",
+        *(m["name"] for m in metrics["references"]),
+        "teacher",
+        "small",
+        "both",
+    ]
     assert [model["name"] for model in matrix["models"]] == names
     table = pq.read_table(out / "predictions.parquet").to_pandas()
     even = pq.read_table(out.parent / "even" / "manifest.parquet").to_pandas()
     tested = even[even["split"] == "test"]["utterance_id"]
     size = int(tested.isin(table["utterance_id"]).sum())  # rows of the first fold
-    for model in matrix["models"]:
+    *single, both = matrix["models"]
+    for model in single:
         rows = table[table["model"] == model["name"]].reset_index()
         parity = rows["session"].str[-2:].astype(int) % 2
         first = np.arange(len(rows)) < size
@@ -90,7 +103,12 @@ def test_cells_are_the_figures_of_their_clips(crossed: tuple[Path, dict[str, Any
                 f1 = f1_score(truth, label, labels=truth.unique(), average="macro", zero_division=0)
                 assert cell["uar"]["value"] == pytest.approx(uar)
                 assert cell["macro_f1"]["value"] == pytest.approx(f1)
-    own, other = matrix["models"][-1]["rows"][0]
+    teacher, small = single[-2:]
+    for row, column in np.ndindex(2, 2):
+        cell, *seeds = (model["rows"][row][column]["uar"] for model in (both, small, teacher))
+        assert cell["value"] == pytest.approx(np.mean([seed["value"] for seed in seeds]))
+        assert min(s["low"] for s in seeds) <= cell["low"] < cell["value"] < cell["high"]
+    own, other = small["rows"][0]
     assert other["clips"] > 3 * own["clips"]
     assert other["uar"]["high"] > other["uar"]["value"] > other["uar"]["low"]
 

@@ -168,7 +168,6 @@ def make_manifest(folder: Path, sessions: int = 16, per_session: int = 24) -> Pa
                     "label": CLASSES[label] if votes.max() > 5 else None,
                     "votes": votes.tolist(),
                     "label_soft": (votes / 10).tolist(),
-                    "votes": votes.tolist(),
                     "split": split,
                     "fold": -1 if split == "test" else session % 3,
                     "group": f"case-s{session:02d}",
