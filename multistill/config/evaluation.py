@@ -29,7 +29,7 @@ class EvaluationConfig(Section):
     robustness: bool = Field(
         False,
         description="score the models on distorted test clips, too: noise, telephone, room, wrong "
-        "words; encodes the test clips about 12 times more",
+        "words; encodes the test clips about eleven times more",
     )
     opensmile: list[Literal["egemaps", "compare"]] = Field(
         default_factory=list,

@@ -141,36 +141,55 @@ def test_a_shard_is_decoded_under_its_conditions(tmp_path: Path) -> None:
     assert "cannot be opened" in reason
 
 
-def test_the_encode_pipeline_makes_a_store_of_every_condition(
-    tmp_path: Path, evaluation_case: EvaluationCase
-) -> None:
-    """Shard by shard as an actor does it, without Ray; the second call finds all shards done."""
-    table = pq.read_table(evaluation_case.manifest / "manifest.parquet")
+def encoded_here(case: EvaluationCase, manifest: Path, out: Path) -> dict:
+    """Encode three test clips under every condition, shard by shard as an actor does it."""
+    table = pq.read_table(case.manifest / "manifest.parquet")
     few = table.filter(pa.compute.equal(table["split"], "test")).slice(0, 3)
-    pq.write_table(few, tmp_path / "manifest.parquet")
-    config, out = FeaturesConfig(), tmp_path / "out"
-    out.mkdir()
-    list_clips([tmp_path], evaluation_case.store, [1], out)
-    (out / STORE).mkdir()
+    manifest.mkdir()
+    pq.write_table(few, manifest / "manifest.parquet")
+    config = FeaturesConfig()
+    (out / STORE).mkdir(parents=True)
+    list_clips([manifest], case.store, [1], out)
     plan = plan_shards(out / CLIPS, config.shard_seconds, out / STORE, DISTORTED.columns)
     (out / STORE / "shards").mkdir()
     weights = {"speech": None, "text": None}
     worker = EncodeShard(
         config.model_dump(), weights, str(plan.path), str(out / STORE), False, 1, DISTORTED
     )
-    # Planning again with the columns of the pipeline must find the same plan.
     for shard in range(plan.shards):
         assert worker(pa.table({"shard": [shard]}))["error"].to_pylist() == [None]
-    summary = encode_distorted([tmp_path], evaluation_case.store, config, [1], out, NullLogger())
+    # The second call finds the same plan and all shards done, so it needs no Ray.
+    return encode_distorted([manifest], case.store, config, [1], out, NullLogger())
+
+
+def test_the_encode_pipeline_makes_a_store_of_every_condition(
+    tmp_path: Path, evaluation_case: EvaluationCase
+) -> None:
+    summary = encoded_here(evaluation_case, tmp_path / "manifest", tmp_path / "out")
     assert summary["failed"] == 0
-    store = FeatureStore(out / STORE)
-    assert len(store) == summary["encoded"] == len(pq.read_table(out / CLIPS))
-    name = few["utterance_id"][0].as_py()
+    store = FeatureStore(tmp_path / "out" / STORE)
+    assert len(store) == summary["encoded"] == len(pq.read_table(tmp_path / "out" / CLIPS))
+    name = store.ids[0].partition(":")[2]
     white, tilted = (store.audio(key_of(each, name)) for each in ("white-10", "tilted"))
     assert white.shape == tilted.shape
     assert not np.allclose(white, tilted)
     assert store.text_tokens([key_of("text-missing", name)]).tolist() == [0]
     assert store.text_tokens([key_of("white-10", name)]).tolist() == [0]
+
+
+def test_on_ray_the_states_are_those_of_one_process(
+    tmp_path: Path, evaluation_case: EvaluationCase, ray_session: None
+) -> None:
+    encoded_here(evaluation_case, tmp_path / "manifest", tmp_path / "here")
+    (tmp_path / "ray").mkdir()
+    features = evaluation_case.store
+    config = FeaturesConfig.model_validate({"decoders": 1})
+    encode_distorted([tmp_path / "manifest"], features, config, [1], tmp_path / "ray", NullLogger())
+    here, there = (FeatureStore(tmp_path / each / STORE) for each in ("here", "ray"))
+    assert here.ids == there.ids
+    for name in here.ids:
+        np.testing.assert_array_equal(here.audio(name), there.audio(name))
+        np.testing.assert_array_equal(here.text(name), there.text(name))
 
 
 def scored(case: EvaluationCase, folder: Path, out: Path) -> dict:
