@@ -159,6 +159,8 @@ def make_manifest(folder: Path, sessions: int = 16, per_session: int = 24) -> Pa
                     "turn": turn,
                     "speaker": f"case-p{2 * session + turn % 2:02d}",
                     "gender": "female" if turn % 2 else "male",
+                    "age": 25.0 if turn % 3 else 40.0,
+                    "style": "scripted" if session % 4 < 2 else "improvised",
                     "audio_path": str(folder / "clip.wav"),
                     "duration_s": 0.5 + 0.1 * (turn % 9),
                     "text": f"문장 {int(rng.integers(0, 120))}",

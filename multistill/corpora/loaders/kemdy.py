@@ -197,6 +197,7 @@ class Clip:
     dialogue: str
     speaker: str
     gender: str
+    style: str | None = None
 
 
 @dataclass
@@ -287,6 +288,7 @@ def utterance_records(
         valence=row.valence,
         arousal=row.arousal,
         ratings=row.ratings,
+        style=clip.style,
     )
 
 

@@ -19,9 +19,11 @@ from multistill.corpora.loaders.csv_parquet import Table, column_name, open_tabl
 from multistill.corpora.loaders.fields import (
     RowError,
     hashable,
+    parse_age,
     parse_count,
     parse_gender,
     parse_rating,
+    parse_style,
     parse_turn,
     split_list,
     stem,
@@ -48,6 +50,8 @@ COLUMNS = (
     "valence",
     "arousal",
     "split",
+    "age",
+    "style",
 )
 """Known column names, in addition to `rater_...`, one column per rater with the chosen label, and
 the names of classes and of emotions merged into them, one column each with its number of votes."""
@@ -56,6 +60,8 @@ _RATER = "rater_"
 MOST_TRANSCRIPTS = 4096  # read to decide the encoding of a corpus
 _CACHED = 65_536  # distinct targets and ratings kept
 _SCALAR_COLUMNS = (
+    "age",
+    "style",
     "audio_path",
     "utterance_id",
     "text",
@@ -210,6 +216,7 @@ class _RowParser:
         self.resolver = FileResolver(audio_root)
         self.target = lru_cache(_CACHED)(self._target)
         self.rating = lru_cache(_CACHED)(parse_rating)
+        self.age = lru_cache(_CACHED)(parse_age)
 
     def utterance_id(self, cells: Sequence[Any]) -> str:
         """The row's utterance id; empty if it has neither id nor audio path."""
@@ -230,6 +237,8 @@ class _RowParser:
         """
         cells = (*cells, "")
         (
+            age_field,
+            style,
             file,
             name,
             text,
@@ -257,7 +266,8 @@ class _RowParser:
             raise RowError("no value in column `speaker` or `session`")
         split = normal_name(split)
         valence, arousal = map(self.rating, rating_fields, ("valence", "arousal"))
-        for kind, note in (*target.notes, *valence.notes, *arousal.notes):
+        age = self.age(age_field)
+        for kind, note in (*target.notes, *valence.notes, *arousal.notes, *age.notes):
             yield Note(source, kind, f"{name}: {note}")
         yield Utterance(
             name,
@@ -276,6 +286,8 @@ class _RowParser:
             encoding,
             target.ratings,
             PART_ALIASES.get(split.casefold(), split) if split else None,
+            age.value,
+            parse_style(normal_name(style)),
         )
 
     def _resolve(self, name: str) -> str:

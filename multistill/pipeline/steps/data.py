@@ -17,7 +17,7 @@ class Prepare(Step):
 
     name = "prepare"
     artifact = "manifest"
-    version = 4
+    version = 5
     sections = frozenset({"corpora", "labels", "split", "protocol"})
 
     def config(self) -> Any:
