@@ -40,7 +40,7 @@ _MERGED_CHUNKS = 128
 _CACHED = 65_536  # names of sessions, dialogues and speakers
 _LOG_EVERY = 5000  # utterances
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
-_REPEATED = ("corpus", "session", "dialogue", "speaker", "gender", "label")
+_REPEATED = ("corpus", "session", "dialogue", "speaker", "gender", "style", "label")
 # Names that many rows share are dictionary-encoded while the table is in memory.
 # What must be text: fields of an utterance, and what users call them.
 _TEXTS = {
@@ -49,6 +49,7 @@ _TEXTS = {
     "session": "session's name",
     "dialogue": "dialogue's name",
     "gender": "gender",
+    "style": "style",
     "text_raw": "transcript",
     "text": "transcript",
 }
@@ -334,6 +335,8 @@ class _CorpusBuilder:
             "turn": values["turn"],
             "speaker": prefixed(values["speaker"]),
             "gender": values["gender"],
+            "age": values["age"],
+            "style": values["style"],
             "audio_path": values["audio_path"],
             "num_samples": samples,
             "sample_rate": rate,

@@ -32,6 +32,8 @@ _NAMES = {
     "utterance_id": "id uttid uid segmentid",
     "turn": "turnid turnindex",
     "gender": "sex 성별",
+    "age": "나이 speakerage",
+    "style": "speechstyle speakingstyle",
     "split": "partition subset",
 }
 """What tables call our columns, without spaces and punctuation."""

@@ -36,6 +36,8 @@ class Utterance(NamedTuple):
             known, each of which then counts as an answer; None if the votes are not answers of
             raters.
         split: train, valid or test if the corpus defines a split.
+        age: of the speaker in years.
+        style: `scripted` or `improvised`, or another word of the corpus.
     """
 
     utterance_id: str
@@ -55,6 +57,8 @@ class Utterance(NamedTuple):
     encoding: str | None = None
     ratings: tuple[str | None, ...] | None = ()
     split: str | None = None
+    age: float | None = None
+    style: str | None = None
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def score_fairness(
                     for index, name in enumerate(compared)
                 ],
                 "left_out": [str(name) for name in distinct[counts < MIN_CLIPS]],
-                "classes": [classes[index] for index in shared],
+                "classes": [classes[index] for index in shared.tolist()],
                 **{
                     metric: _largest(compared, scores[metric], chance[metric], confidence)
                     for metric in METRICS

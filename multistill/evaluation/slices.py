@@ -1,11 +1,12 @@
 """Parts of the test set that are scored on their own.
 
-By session, corpus, gender, duration, rater agreement, and by whether the transcript is also in
-training; each kind only if it varies over the test clips.
+By session, corpus, gender, age, style, duration, rater agreement, and by whether the transcript is
+also in training; each kind only if it varies over the test clips.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,6 +26,8 @@ from multistill.typing import DoubleArray, IntArray
 
 MAX_SLICES = 60
 """A table with more sessions than this is too long to be read; its slices are skipped."""
+AGE_BOUNDS = (18, 30, 50)
+AGE_BANDS = ("0 to 17 years", "18 to 29 years", "30 to 49 years", "50 years and over")
 SMALL = 30
 """A slice of fewer labelled clips is marked as small."""
 AGREEMENT = ((1.0, "all raters agree"), (2 / 3, "two thirds or more"), (0.5, "half or more"))
@@ -61,7 +64,16 @@ def slices_of(clips: Utterances, majority: Majority) -> list[Slice]:
 
 def attributes(clips: Utterances) -> dict[str, Sequence[str | None]]:
     """What groups of people or recordings can be compared by: a name per clip, None if unknown."""
-    return {"corpus": clips.corpora, "gender": clips.genders}
+    return {
+        "corpus": clips.corpora,
+        "gender": clips.genders,
+        "age": [_age_band(age) for age in clips.ages],
+        "style": clips.styles,
+    }
+
+
+def _age_band(age: float | None) -> str | None:
+    return None if age is None else AGE_BANDS[bisect_right(AGE_BOUNDS, age)]
 
 
 def _durations(clips: Utterances) -> list[Slice]:

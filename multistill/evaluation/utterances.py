@@ -24,7 +24,7 @@ from multistill.errors import MultistillError
 from multistill.typing import DoubleArray, IntArray
 
 COLUMNS = ["utterance_id", "corpus", "label", "label_soft", "session", "speaker", "group", "gender"]
-COLUMNS += ["duration_s", "text"]
+COLUMNS += ["age", "style", "duration_s", "text"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class Utterances:
     """What the split keeps together (`multistill.corpora.groups`)."""
     corpora: list[str]
     genders: list[str | None]
+    ages: list[float | None]
+    """Years."""
+    styles: list[str | None]
     durations: DoubleArray
     """Seconds [N]."""
     texts: list[str]
@@ -138,6 +141,8 @@ def read_utterances(
         groups=table["group"].to_pylist(),
         corpora=table["corpus"].to_pylist(),
         genders=table["gender"].to_pylist(),
+        ages=table["age"].to_pylist(),
+        styles=table["style"].to_pylist(),
         durations=table["duration_s"].to_numpy(),
         texts=[normal_text(text or "") for text in table["text"].to_pylist()],
         dimensions=dimension_array(table, dimensions).astype(np.float64),

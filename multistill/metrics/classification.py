@@ -91,8 +91,9 @@ def is_right(truth: IntArray, predicted: IntArray, shares: DoubleArray) -> npt.N
         truth, predicted: class indices [N]; -1 of `truth` is a tie.
         shares: vote shares [N, C].
     """
-    most = shares[np.arange(len(shares)), predicted] >= shares.max(axis=1) - TIED
-    return np.where(truth >= 0, predicted == truth, most)
+    most = shares.max(axis=1)
+    tied = (most > TIED) & (shares[np.arange(len(shares)), predicted] >= most - TIED)
+    return np.where(truth >= 0, predicted == truth, tied)
 
 
 def _second(probabilities: DoubleArray, predicted: IntArray) -> IntArray:
@@ -107,8 +108,8 @@ class SufficientStatistics:
     """The columns computed per utterance, and the metrics of their sums.
 
     Columns: C x C (truth, prediction) cells; Brier and NLL sums; row count and the three
-    divergences; the two `LENIENT` counts; per confidence bin the count, the summed confidence and
-    the correct predictions.
+    divergences; the two `LENIENT` counts and the rows that have a label or votes; per confidence
+    bin the count, the summed confidence and the correct predictions.
 
     Attributes:
         classes: their number C.
@@ -125,7 +126,7 @@ class SufficientStatistics:
 
     @property
     def width(self) -> int:
-        return self.cells + 8 + 3 * self.bins
+        return self.cells + 9 + 3 * self.bins
 
     def rows(self, truth: IntArray, probabilities: DoubleArray, shares: DoubleArray) -> DoubleArray:
         """One row per utterance, [N, width].
@@ -155,9 +156,10 @@ class SufficientStatistics:
         rows[voted, cells + 2] = 1.0
         rows[voted, cells + 3 : cells + 6] = divergences(probabilities[voted], shares[voted])
         rows[labelled, cells + 6] = (label == answer) | (label == _second(distribution, answer))
-        rows[voted, cells + 7] = is_right(truth, predicted, shares)[voted]
+        rows[:, cells + 7] = is_right(truth, predicted, shares)
+        rows[:, cells + 8] = (truth >= 0) | (shares.max(axis=1) > TIED)
         confidence = distribution[index, answer]
-        column = cells + 8 + 3 * self._bin(confidence)
+        column = cells + 9 + 3 * self._bin(confidence)
         rows[labelled, column] = 1.0
         rows[labelled, column + 1] = confidence
         rows[labelled, column + 2] = label == answer
@@ -183,7 +185,7 @@ class SufficientStatistics:
             for offset, name in enumerate(SOFT):
                 metrics[name] = sums[..., cells + 3 + offset] / sums[..., cells + 2]
             metrics["top2"] = sums[..., cells + 6] / labelled
-            metrics["accuracy_with_ties"] = sums[..., cells + 7] / sums[..., cells + 2]
+            metrics["accuracy_with_ties"] = sums[..., cells + 7] / sums[..., cells + 8]
             bins = self.reliability(sums)
             gaps = np.abs(bins[..., 1] - bins[..., 2]).sum(axis=-1)
             metrics["ece"] = gaps / labelled
@@ -196,7 +198,7 @@ class SufficientStatistics:
 
     def reliability(self, sums: DoubleArray) -> DoubleArray:
         """Per bin [..., bins, 3]: predictions, their summed confidence, correct predictions."""
-        return sums[..., self.cells + 8 :].reshape(*sums.shape[:-1], self.bins, 3)
+        return sums[..., self.cells + 9 :].reshape(*sums.shape[:-1], self.bins, 3)
 
 
 def from_confusion(

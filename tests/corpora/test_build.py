@@ -99,7 +99,9 @@ def test_a_transcript_with_control_characters_is_rejected(tmp_path: Path, charac
     assert result.dropped["own"] == 1
 
 
-@pytest.mark.parametrize("field", ["utterance_id", "speaker", "session", "dialogue", "gender"])
+@pytest.mark.parametrize(
+    "field", ["utterance_id", "speaker", "session", "dialogue", "gender", "style"]
+)
 @pytest.mark.parametrize("character", ["\0", "\x07", "\x1b", "\x7f", "\x93", "\ud800"], ids=ascii)
 def test_a_name_with_control_characters_is_rejected(
     tmp_path: Path, field: str, character: str

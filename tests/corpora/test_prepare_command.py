@@ -78,6 +78,8 @@ def row_of(title: str, item: Utterance) -> dict[str, Any]:
         "turn": item.turn,
         "speaker": f"{title}/{item.speaker}",
         "gender": item.gender,
+        "age": item.age,
+        "style": item.style,
         "audio_path": str(item.audio_path),
         "num_samples": 640,
         "sample_rate": 16000,

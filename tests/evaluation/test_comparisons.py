@@ -11,7 +11,7 @@ import pytest
 from helpers.predictions import sessions_of
 from helpers.simulated_test_sets import verdicts
 
-from multistill.evaluation.comparisons import Scores, compare, difference, verdict
+from multistill.evaluation.comparisons import Scores, compare, difference, judge_family, verdict
 from multistill.metrics.classification import HARD, SufficientStatistics
 from multistill.metrics.intervals import Resampling
 
@@ -117,6 +117,60 @@ def test_a_difference_that_never_varies_gives_no_verdict(shift: float) -> None:
     assert comparison["verdict"] == "cannot tell"
     assert "cannot tell whether distillation helped" in comparison["sentence"]
     assert "nothing is known of the variance" in comparison["sentence"]
+
+
+def barely_better() -> dict[str, Any]:
+    """A comparison whose p is below 0.05, and above a third of it."""
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        comparison = compared(
+            scores(*(rng.random((3, SIZE)) < 0.6)), scores(*(rng.random((3, SIZE)) < 0.5))
+        )
+        if 0.02 < comparison["differences"]["macro_f1"]["p"] < 0.05:
+            return comparison
+    raise AssertionError("no such comparison")
+
+
+def test_the_p_value_and_the_interval_of_one_comparison_say_the_same() -> None:
+    rng = np.random.default_rng(7)
+    for chance in (0.5, 0.55, 0.6, 0.65, 0.7):
+        comparison = compared(
+            scores(*(rng.random((2, SIZE)) < chance)), scores(*(rng.random((2, SIZE)) < 0.5))
+        )
+        for found in comparison["differences"].values():
+            assert (found["p"] < 0.05) is (found["low"] > 0 or found["high"] < 0)
+            assert found["p_holm"] == found["p"]
+
+
+def test_what_one_comparison_shows_a_family_of_three_does_not() -> None:
+    alone = barely_better()
+    assert alone["verdict"] == "helped"
+    family = judge_family([alone, alone, alone], 0.95)
+    for each in family:
+        assert each["verdict"] == "cannot tell"
+        assert "by Holm over 3" in each["sentence"]
+        assert each["differences"]["macro_f1"]["p_holm"] == pytest.approx(
+            3 * alone["differences"]["macro_f1"]["p"]
+        )
+        assert each["differences"]["macro_f1"]["low"] > 0, "intervals are of each alone"
+    assert judge_family([alone], 0.95) == [alone]
+
+
+def test_a_clear_difference_is_shown_beside_any_number_of_others() -> None:
+    rng = np.random.default_rng(7)
+    clear = compared(scores(*(rng.random((3, SIZE)) < 0.9)), scores(*(rng.random((3, SIZE)) < 0.3)))
+    family = judge_family([barely_better(), clear, barely_better()], 0.95)
+    assert [each["verdict"] for each in family] == ["cannot tell", "helped", "cannot tell"]
+
+
+def test_what_learnt_nothing_is_in_no_family() -> None:
+    rng = np.random.default_rng(7)
+    better, worse = scores(*(rng.random((3, SIZE)) < 0.8)), scores(*(rng.random((3, SIZE)) < 0.2))
+    untrained = compared(better, worse, {"control": "not trained: raise the rate"})
+    alone = barely_better()
+    family = judge_family([untrained, alone, untrained], 0.95)
+    assert [each["verdict"] for each in family] == ["not trained", "helped", "not trained"]
+    assert family[1]["sentence"] == alone["sentence"]
 
 
 def test_paired_differences_vary_less_than_unpaired_ones() -> None:

@@ -135,7 +135,16 @@ def test_equal_seeds_give_equal_metrics(case: EvaluationCase, tmp_path: Path) ->
 def test_slices_partition_the_test_set(case: EvaluationCase) -> None:
     slices = case.metrics["baseline"]["slices"]
     labelled = case.metrics["test"]["decided"]
-    kinds = ("session", "corpus", "gender", "duration", "rater agreement", "transcript")
+    kinds = (
+        "session",
+        "corpus",
+        "gender",
+        "age",
+        "style",
+        "duration",
+        "rater agreement",
+        "transcript",
+    )
     for by in kinds:
         sizes = [part["clips"] for part in slices if part["by"] == by]
         assert len(sizes) > 1, by

@@ -39,6 +39,8 @@ def clips(**more: Any) -> Utterances:
         "groups": speakers,
         "corpora": ["one"] * SIZE,
         "genders": ["F" if index < SIZE / 2 else "M" for index in range(SIZE)],
+        "ages": [20.0 if index < SIZE / 2 else 50.0 for index in range(SIZE)],
+        "styles": [None] * (SIZE // 2) + ["improvised"] * (SIZE // 2),
         "durations": np.linspace(0.5, 6, SIZE),
         "texts": ["a"] * SIZE,
     }
@@ -124,11 +126,13 @@ def test_slices_of_a_kind_hold_every_clip_once_and_small_ones_are_marked() -> No
     test = clips(corpora=["one"] * (SIZE - 20) + ["two"] * 20)
     parts = slices_of(test, majority())
     kinds = {part.by for part in parts}
-    assert kinds == {"session", "corpus", "gender", "duration", "rater agreement"}
+    assert kinds == {"session", "corpus", "gender", "age", "duration", "rater agreement"}
     for by in kinds:
         total = np.sum([part.mask for part in parts if part.by == by], axis=0)
         assert (total == 1).all(), by
     model = scorer(test).score(prediction(test))
+    ages = [part["name"] for part in model["slices"] if part["by"] == "age"]
+    assert ages == ["18 to 29 years", "50 years and over"]
     marked = {part["name"]: part["small"] for part in model["slices"]}
     assert marked["two"] and not marked["one"] and SMALL > 20
 

@@ -161,6 +161,8 @@ def make_manifest(folder: Path, sessions: int = 16, per_session: int = 24) -> Pa
                     "turn": turn,
                     "speaker": f"case-p{2 * session + turn % 2:02d}",
                     "gender": "female" if turn % 2 else "male",
+                    "age": 25.0 if turn % 3 else 40.0,
+                    "style": "scripted" if session % 4 < 2 else "improvised",
                     "audio_path": str(folder / "clip.wav"),
                     "audio_digest": "",
                     "duration_s": 0.5 + 0.1 * (turn % 9),

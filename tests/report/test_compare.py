@@ -341,3 +341,29 @@ def test_jobs_of_one_name_are_told_apart() -> None:
     assert labels([run, other]) == ["emo@aaaaaa1", "emo@aaaaaa2"]
     assert labels([run, run]) == ["emo@aaaaaa", "emo@aaaaaa (2)"]
     assert labels([replace(run, key=None)] * 2) == ["emo", "emo (2)"]
+
+
+def test_p_values_are_corrected_for_all_pairs_and_the_best_students_are_no_further_pair(
+    evaluation_case: EvaluationCase, tmp_path: Path
+) -> None:
+    finish(evaluation_case, tmp_path, name="a")
+    finish(evaluation_case, tmp_path, answering(evaluation_case, 3, "audio", "text"), name="b")
+    facts = compared(tmp_path, "a", "b")
+    assert facts["family"] == 2, "models that both runs share are not tested"
+    by_model = {
+        row["model"]: row["metrics"]["macro_f1"]
+        for row in facts["differences"]
+        if row["role"] != "best student"
+    }
+    low, high = sorted((by_model[name] for name in ("audio", "text")), key=lambda each: each["p"])
+    assert low["p_holm"] == pytest.approx(min(1, 2 * low["p"]))
+    assert high["p_holm"] == pytest.approx(max(high["p"], low["p_holm"]))
+    assert by_model["teacher"]["p_holm"] is None
+    assert facts["differences"][0]["metrics"] == {
+        metric: row["metrics"][metric]
+        for row in facts["differences"][1:]
+        if row["model"] == facts["differences"][0]["model"]
+        for metric in METRICS
+    }
+    shown = side_by_side.text(facts, "markdown")
+    assert "2 pairs tested (Holm)" in shown and "p " in shown

@@ -14,7 +14,7 @@ from pathlib import Path
 from multistill.config import CorpusConfig
 from multistill.corpora.labels import LabelReader
 from multistill.corpora.loaders.csv_parquet import Table, open_table
-from multistill.corpora.loaders.fields import parse_gender
+from multistill.corpora.loaders.fields import parse_age, parse_gender
 from multistill.corpora.paths import (
     FileResolver,
     list_files,
@@ -103,6 +103,7 @@ def _dialogue_table(
             encoding=table.encoding,
             votes=votes,
             ratings=ratings,
+            age=parse_age(row.get("나이", "")).value,
         )
 
 
@@ -215,6 +216,7 @@ def load_scripted(config: CorpusConfig, root: Path, labels: LabelReader) -> Iter
             text=tidy(text),
             encoding=table.encoding,
             label=label,
+            style="scripted",
         )
 
 
@@ -344,4 +346,5 @@ def _wellness_row(
         text=tidy(row["text"]),
         encoding=encoding,
         label=label,
+        style="scripted",
     )

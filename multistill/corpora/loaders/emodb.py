@@ -31,6 +31,12 @@ EMOTIONS = {
     "N": ("neutral", "neutral"),
 }
 
+AGES = {
+    "03": 31, "08": 34, "09": 21, "10": 32, "11": 26,
+    "12": 30, "13": 32, "14": 35, "15": 25, "16": 31,
+}  # fmt: skip
+"""In years, as published with the corpus."""
+
 SPEAKERS = {
     "03": "M", "08": "F", "09": "F", "10": "M", "11": "M",
     "12": "M", "13": "F", "14": "F", "15": "M", "16": "F",
@@ -92,6 +98,8 @@ def _record(path: Path, source: str, inside: bool, labels: LabelReader) -> Recor
         turn=0,
         speaker=match["speaker"],
         gender=SPEAKERS.get(match["speaker"]),
+        age=AGES.get(match["speaker"]),
+        style="scripted",
         text_raw=text,
         text=text,
         label=label,

@@ -24,6 +24,18 @@ _GENDERS = {
 }
 
 
+_STYLES = {
+    "script": "scripted",
+    "scripted": "scripted",
+    "read": "scripted",
+    "impro": "improvised",
+    "improv": "improvised",
+    "improvised": "improvised",
+    "improvisation": "improvised",
+}
+OLDEST = 120
+
+
 class RowError(ValueError):
     """Why a row is rejected."""
 
@@ -31,6 +43,25 @@ class RowError(ValueError):
 def parse_gender(text: str) -> str | None:
     """F or M if the word is known, else the word itself; None if empty."""
     return _GENDERS.get(text.casefold(), text) if text else None
+
+
+def parse_style(text: str) -> str | None:
+    """`scripted` or `improvised` if the word is known, else the word itself; None if empty."""
+    return _STYLES.get(text.casefold(), text) if text else None
+
+
+def parse_age(text: str) -> Rating:
+    """An age in years; None with a note if the field is no such number."""
+    if not text:
+        return Rating(None)
+    try:
+        years = float(text)
+    except ValueError:
+        years = math.nan
+    if 0 < years <= OLDEST:
+        return Rating(years)
+    note = f"age `{_shorten(text)}` is not a number of years from 0 to {OLDEST} and is ignored"
+    return Rating(None, (("no age", note),))
 
 
 def stem(path: str) -> str:

@@ -202,6 +202,7 @@ class Clip:
     dialogue: str
     speaker: str
     gender: str
+    style: str | None = None
 
 
 @dataclass
@@ -300,6 +301,7 @@ def utterance_records(
         valence=row.valence,
         arousal=row.arousal,
         ratings=row.ratings,
+        style=clip.style,
     )
 
 

@@ -128,4 +128,5 @@ def _clip(row: Row, session: str) -> Clip:
         dialogue=dialogue,
         speaker=f"Session{session}_{gender[0]}",
         gender=gender[0],
+        style="scripted" if "_script" in dialogue else "improvised",
     )

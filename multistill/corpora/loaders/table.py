@@ -20,9 +20,11 @@ from multistill.corpora.loaders.csv_parquet import Table, column_name, open_tabl
 from multistill.corpora.loaders.fields import (
     RowError,
     hashable,
+    parse_age,
     parse_count,
     parse_gender,
     parse_rating,
+    parse_style,
     parse_turn,
     split_list,
     stem,
@@ -48,6 +50,8 @@ COLUMNS = (
     "gender",
     *DIMENSIONS,
     "split",
+    "age",
+    "style",
 )
 """Known column names, in addition to `rater_...`, one column per rater with the chosen label, and
 the names of classes and of emotions merged into them, one column each with its number of votes."""
@@ -56,6 +60,8 @@ _RATER = "rater_"
 MOST_TRANSCRIPTS = 4096  # read to decide the encoding of a corpus
 _CACHED = 65_536  # distinct targets and ratings kept
 _SCALAR_COLUMNS = (
+    "age",
+    "style",
     "audio_path",
     "utterance_id",
     "text",
@@ -230,6 +236,7 @@ class _RowParser:
         self.resolver = FileResolver(audio_root)
         self.target = lru_cache(_CACHED)(self._target)
         self.rating = lru_cache(_CACHED)(partial(parse_rating, scale=scale))
+        self.age = lru_cache(_CACHED)(parse_age)
 
     def utterance_id(self, cells: Sequence[Any]) -> str:
         """The row's utterance id; empty if it has neither id nor audio path."""
@@ -250,6 +257,8 @@ class _RowParser:
         """
         cells = (*cells, "")
         (
+            age_field,
+            style,
             file,
             name,
             text,
@@ -281,7 +290,8 @@ class _RowParser:
         if target.no_class and all(values[name] is None for name in self.labels.dimensions):
             raise RowError(target.no_class)
         notes = [note for rating in ratings.values() for note in rating.notes]
-        for kind, note in (*target.notes, *notes):
+        age = self.age(age_field)
+        for kind, note in (*target.notes, *notes, *age.notes):
             yield Note(source, kind, f"{name}: {note}")
         yield Utterance(
             name,
@@ -301,6 +311,8 @@ class _RowParser:
             encoding,
             target.ratings,
             PART_ALIASES.get(split.casefold(), split) if split else None,
+            age.value,
+            parse_style(normal_name(style)),
         )
 
     def _resolve(self, name: str) -> str:

@@ -45,7 +45,7 @@ def test_the_weight_of_a_dialogue_vote_is_its_intensity_plus_one(tmp_path: Path)
     assert item.votes == (1, 0, 0, 0, 4, 0, 4)
     assert winner(item.votes, CLASSES) is None
     assert item.ratings == ("sad", "sad", "fear", "fear", "neutral")
-    assert (item.speaker, item.gender) == ("F-31", "F")
+    assert (item.speaker, item.gender, item.age) == ("F-31", "F", 31)
 
 
 def test_a_missing_dialogue_column_is_reported_with_file_and_row(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from helpers.paths import EMODB
 
 from multistill.config import CorpusConfig, SplitConfig
 from multistill.corpora.loaders import load
-from multistill.corpora.loaders.emodb import SPEAKERS, TEXTS
+from multistill.corpora.loaders.emodb import AGES, SPEAKERS, TEXTS
 from multistill.corpora.manifest import read_manifest
 from multistill.corpora.prepare import prepare
 from multistill.corpora.records import Rejected, Utterance
@@ -44,6 +44,7 @@ def test_file_names_give_speaker_text_and_emotion(tmp_path: Path) -> None:
     for name, utterance in kept.items():
         assert utterance.speaker == utterance.session == name[:2]
         assert utterance.gender == SPEAKERS[name[:2]]
+        assert (utterance.age, utterance.style) == (AGES[name[:2]], "scripted")
         assert utterance.text == TEXTS[name[2:5]]
         assert utterance.votes is None
 

@@ -104,6 +104,9 @@ def test_kemdy19_tables_are_joined_by_id_not_by_position(tmp_path: Path) -> None
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:2] + lines[:1:-1]))
     assert utterances(load("kemdy19", root)) == before
+    for item in before:
+        assert item.style == ("scripted" if "script" in item.utterance_id else "improvised")
+    assert {item.style for item in before} == {"scripted", "improvised"}
 
 
 @pytest.mark.parametrize("kind", KEMDY)

@@ -266,3 +266,26 @@ def test_an_encoding_that_needs_a_mark_asks_for_the_order_of_its_bytes(
     [right] = [item for item in advice if item.endswith(order)]
     [utterance] = utterances(load("table", tmp_path / "t.csv", encoding=right))
     assert utterance.text == "안녕"
+
+
+@pytest.mark.parametrize(
+    ("age", "style", "expected", "notes"),
+    [
+        ("31", "script", (31.0, "scripted"), 0),
+        ("", "Impro", (None, "improvised"), 0),
+        ("27.5", "radio play", (27.5, "radio play"), 0),
+        ("20대", "", (None, None), 1),
+        ("-3", "scripted", (None, "scripted"), 1),
+        ("nan", "", (None, None), 1),
+    ],
+)
+def test_age_and_style_are_read_and_what_is_no_age_is_noted(
+    tmp_path: Path, age: str, style: str, expected: tuple[object, object], notes: int
+) -> None:
+    records = one_row(
+        tmp_path / "t", "audio_path,label,speaker,age,style", f"a.wav,sad,p,{age},{style}"
+    )
+    (item,) = utterances(records)
+    assert (item.age, item.style) == expected
+    noted = [record for record in records if isinstance(record, Note)]
+    assert [note.kind for note in noted] == ["no age"] * notes

@@ -134,6 +134,7 @@ class _Dialogue:
                 encoding="cp949",
                 votes=tuple(votes),
                 ratings=tuple(chosen),
+                age=float(age),
             )
         )
 
@@ -179,6 +180,7 @@ def make_scripted(root: Path, speakers: int = 12, scripts: int = 14, seed: int =
                     text=text,
                     encoding="cp949",
                     label=CLASSES[labels[number]],
+                    style="scripted",
                 )
             )
     first = f"0~9_감정분류_데이터셋/000/000-{scripts + 1:03d}.wav"
@@ -244,6 +246,7 @@ def make_wellness(
                 text=text,
                 encoding="utf-8-sig",
                 label=classes[kind],
+                style="scripted",
             )
         )
     write_wav(folder / "M_009999.wav", 8000)

@@ -46,6 +46,13 @@ class Segment:
     label: str | None = None
     source: str = ""
 
+    @property
+    def style(self) -> str | None:
+        """KEMDy20 calls all its conversations scripts; they are free talk."""
+        if "_User" in self.segment:
+            return None
+        return "scripted" if "script" in self.dialogue else "improvised"
+
     def expected(self, root: Path, turn: int) -> Utterance:
         votes = counted(self.ratings)
         return Utterance(
@@ -64,6 +71,7 @@ class Segment:
             valence=self.valence,
             arousal=self.arousal,
             ratings=tuple(self.ratings),
+            style=self.style,
         )
 
     def write_files(self, root: Path, number: int, samples: int) -> None:
