@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from multistill.evaluation.candidates import MAX_PROBE_CLIPS, evenly_spaced
+from multistill.evaluation.candidates import evenly_spaced
 from multistill.evaluation.utterances import Utterances
 from multistill.features.functionals import SETS, TITLES, Functionals
 from multistill.metrics.classification import softmax
@@ -26,6 +26,8 @@ INVERSE_PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 DEFAULT_INVERSE_PENALTY = 1e-3
 """Without a validation set to choose on."""
 MAX_ITERATIONS = 500
+MAX_CLIPS = 5_000
+"""Limit of training clips, and of validation clips."""
 CLASSIFIERS = {"svm": "linear SVM", "logistic": "logistic regression"}
 
 
@@ -60,6 +62,23 @@ class LinearModel:
         found = np.zeros((len(values), count))
         found[:, self.classes] = softmax(decisions)
         return found
+
+
+def in_row_space(inputs: FloatArray) -> tuple[DoubleArray, DoubleArray]:
+    """Coordinates [N, R] of rows [N, D] in an orthonormal basis [R, D] of the space they span.
+
+    A linear model with an L2 penalty has its weights in that space, so it can be fitted there: of
+    6,373 values and 250 clips, 250 numbers per clip are left. With N of at least D, nothing is
+    gained and the basis is the identity.
+    """
+    rows, width = inputs.shape
+    exact = inputs.astype(np.float64)
+    if rows >= width:
+        return exact, np.eye(width)
+    values, vectors = np.linalg.eigh(exact @ exact.T)
+    kept = values > 1e-10 * values.max(initial=0.0)
+    lengths = np.sqrt(values[kept])
+    return vectors[:, kept] * lengths, (vectors[:, kept] / lengths).T @ exact
 
 
 def fit_linear(
@@ -101,7 +120,7 @@ def fit_linear(
     )
     if len(classes) == 1:
         return blank
-    inputs = blank.standardised(values)
+    inputs, basis = in_row_space(blank.standardised(values))
     known = valid_truth >= 0
 
     def fitted(penalty: float) -> LinearModel:
@@ -114,7 +133,7 @@ def fit_linear(
             # One that has not converged is a candidate like the others: validation decides.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(inputs, truth)
-        weights, bias = model.coef_, model.intercept_
+        weights, bias = model.coef_ @ basis, model.intercept_
         if len(classes) == 2:  # scikit-learn stores one row of coefficients for two classes
             weights, bias = np.stack([-weights[0], weights[0]]), np.stack([-bias[0], bias[0]])
             if kind != "svm":
@@ -139,8 +158,8 @@ def functionals_baselines(
     functionals: Functionals, train: Utterances, valid: Utterances, test: Utterances
 ) -> Iterator[tuple[dict[str, Any], DoubleArray]]:
     """Every set's classifiers in one fold: entries of metrics.json, and distributions on test."""
-    rows = evenly_spaced(len(train), MAX_PROBE_CLIPS)
-    chosen = evenly_spaced(len(valid), MAX_PROBE_CLIPS)
+    rows = evenly_spaced(len(train), MAX_CLIPS)
+    chosen = evenly_spaced(len(valid), MAX_CLIPS)
     count = len(test.classes)
 
     def of(clips: Utterances, rows: Sequence[int] | IntArray, name: str) -> FloatArray:

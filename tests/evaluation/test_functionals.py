@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.evaluation_case import EvaluationCase, make_job
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
 
 from multistill.evaluation.evaluate import EvaluatedFold, evaluate
 from multistill.evaluation.functionals import CLASSIFIERS, INVERSE_PENALTIES, fit_linear
@@ -43,6 +45,22 @@ def test_a_linear_model_finds_the_classes(kind: str, classes: int) -> None:
     assert (found.argmax(axis=1) == test[1]).mean() > 0.7
     missing = model.predict(np.full((1, 5), np.nan, np.float32), 4)
     assert np.isfinite(missing).all()
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_with_more_values_than_clips_the_model_is_that_of_all_values(kind: str) -> None:
+    """It is fitted in the space of the clips, which has as many dimensions as there are clips."""
+    (told, truth), random = drawn(40, 1), np.random.default_rng(0)
+    values = np.concatenate([told, random.standard_normal((40, 200)).astype(np.float32)], axis=1)
+    found = fit_linear(kind, values, truth, values, np.full(40, -1), 3)
+    scaled = found.standardised(values)
+    model = (
+        LinearSVC(C=found.inverse_penalty, dual="auto", max_iter=5000)
+        if kind == "svm"
+        else LogisticRegression(C=found.inverse_penalty, max_iter=500)
+    ).fit(scaled, truth)
+    np.testing.assert_allclose(found.weights, model.coef_, atol=2e-4)
+    np.testing.assert_allclose(found.bias, model.intercept_, atol=2e-4)
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
