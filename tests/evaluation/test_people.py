@@ -43,6 +43,7 @@ def clips(**more: Any) -> Utterances:
         "styles": [None] * (SIZE // 2) + ["improvised"] * (SIZE // 2),
         "durations": np.linspace(0.5, 6, SIZE),
         "texts": ["a"] * SIZE,
+        "dimensions": np.empty((SIZE, 0)),
     }
     return Utterances(**fields | more)
 
