@@ -11,12 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from multistill.config import ProtocolConfig, SplitConfig
+from multistill.config.protocol import MAX_FOLDS
 from multistill.corpora.groups import Groups, codes_of, split_groups
 from multistill.corpora.manifest import classes_of, label_arrays
 from multistill.corpora.split import PARTS, LeakCounter, Split, hash64, refuse_leaks
 from multistill.errors import UsageError
-
-MAX_FOLDS = 100
 
 
 @dataclass(frozen=True)
@@ -127,12 +126,23 @@ def split_folds(
 ) -> tuple[Split, list[Split]]:
     """All rows in test with their fold, and the split of every fold.
 
+    With `protocol.repeats` the folds of all repetitions, one after another, each drawn by a seed
+    of its own (`split.seed` plus the number of the repetition); rows have that of the first.
+
     Raises:
         UsageError: as `cross_validation`, or a fold has no training clip of a class.
     """
     crossed = cross_validation(table, protocol, split)
-    folds = [split_fold(crossed, number, split) for number in range(len(crossed.names))]
-    _require_classes(table, crossed, folds)
+    folds = _split_repetition(table, crossed, split)
+    for repetition in range(1, protocol.repeats):
+        seeded = split.model_copy(update={"seed": split.seed + repetition})
+        other = cross_validation(table, protocol, seeded)
+        folds += _split_repetition(table, other, seeded)
+    if protocol.repeats > 1:
+        for number, fold in enumerate(folds):
+            repetition, place = divmod(number, len(crossed.names))
+            name = f"{repetition + 1}.{crossed.names[place]}"
+            fold.facts.update(name=name, repetition=repetition)
     test = np.full(len(table), PARTS.index("test"), np.int8)
     facts = {
         "by": protocol.by,
@@ -143,10 +153,18 @@ def split_folds(
     return Split(test, crossed.fold, crossed.inner, facts), folds
 
 
+def _split_repetition(table: pa.Table, crossed: CrossValidation, split: SplitConfig) -> list[Split]:
+    folds = [split_fold(crossed, number, split) for number in range(len(crossed.names))]
+    _require_classes(table, crossed, folds)
+    return folds
+
+
 def leaks_of_folds(
     table: pa.Table, protocol: ProtocolConfig, split: SplitConfig, folds: Sequence[Split]
 ) -> dict[str, Any]:
     """What occurs in several parts of a fold, as `split.leaks`, summed over the folds.
+
+    Of several repetitions, the counts are those of the first; all are looked at.
 
     Raises:
         UsageError: a session or a speaker does, and `split.allow_leak` is not set.
@@ -156,6 +174,8 @@ def leaks_of_folds(
     for fold in folds:
         leaked = counter.count(fold.part)
         refuse_leaks(leaked, split, f"protocol.by: {protocol.by}")
+        if fold.facts.get("repetition", 0):
+            continue
         total = {name: total[name] + value for name, value in leaked.items()} if total else leaked
     return total
 

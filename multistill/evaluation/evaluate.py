@@ -24,9 +24,10 @@ from multistill.evaluation.floor import describe_floor
 from multistill.evaluation.folds import EvaluatedFold, Evaluation, FoldData, open_fold
 from multistill.evaluation.label_shares import describe_label_shares
 from multistill.evaluation.paired import PREDICTIONS
+from multistill.evaluation.repetitions import PooledClips
 from multistill.evaluation.scoring import BASELINE, Prediction, Scorer
 from multistill.evaluation.trained import why_not_trained
-from multistill.evaluation.utterances import Utterances, majority_of
+from multistill.evaluation.utterances import Utterances
 from multistill.features.cache import open_store
 from multistill.metrics.intervals import choose_clusters
 from multistill.models.spec import Modality
@@ -85,17 +86,18 @@ def evaluate(
     _check_names(candidates)
     store = open_store(features)
     parts = [open_fold(fold, store) for fold in folds]
-    test = Utterances.joined([part.test for part in parts])
+    tests = [part.test for part in parts]
+    tested = PooledClips.of(tests, [part.repetition for part in parts])
+    test = tested.clips
     if not len(test):
         raise MultistillError(
             f"the test split of {folds[0].manifest} has no clip with features, so nothing can be "
             "scored; raise `split.test` or look into quarantine.parquet of the features"
         )
-    majority = majority_of([(part.test, part.training) for part in parts])
-    fold = np.repeat(np.arange(len(parts)), [len(part.test) for part in parts])
-    crossed = fold if len(parts) > 1 else None
+    majority = tested.majority([part.training for part in parts], tests)
+    crossed = tested.fold if len(parts) > 1 else None
     scorer = Scorer(test, majority, config, seed, split_by, crossed)
-    evaluation = Evaluation(parts, store, scorer, config)
+    evaluation = Evaluation(parts, tested, store, scorer, config)
     models: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
     references: list[dict[str, Any]] = []
@@ -132,6 +134,7 @@ def evaluate(
             "folds": [] if crossed is None else [_describe_fold(part) for part in parts],
             "confidence": config.confidence,
             "resamples": config.resamples,
+            "repetitions": tested.repetitions,
             "seed": seed,
             "encoders": evaluation.encoders,
             "classes": list(test.classes),
@@ -173,7 +176,7 @@ def _class_counts(parts: Sequence[FoldData]) -> dict[str, dict[str, int]]:
     found = {
         "train": np.min([counts(part.train) for part in parts], axis=0),
         "valid": np.min([counts(part.valid) for part in parts], axis=0),
-        "test": np.sum([counts(part.test) for part in parts], axis=0),
+        "test": np.sum([counts(part.test) for part in parts if not part.repetition], axis=0),
     }
     classes = parts[0].test.classes
     return {
@@ -224,7 +227,12 @@ def _check_names(candidates: Sequence[Candidate]) -> None:
 def _table(
     name: str, clips: Utterances, probabilities: DoubleArray, predicted: IntArray | None = None
 ) -> pa.Table:
-    """Rows of predictions.parquet; `predicted` defaults to the distributions' mode."""
+    """Rows of predictions.parquet; `predicted` defaults to the distributions' mode.
+
+    Of several repetitions, the first.
+    """
+    if probabilities.ndim > 2:
+        probabilities, predicted = probabilities[0], None if predicted is None else predicted[0]
     labels = probabilities.argmax(axis=1) if predicted is None else predicted
     flat = pa.array(probabilities.astype(np.float32).reshape(-1))
     return pa.table(

@@ -18,6 +18,7 @@ from multistill.evaluation.candidates import (
     evenly_spaced,
     probe_baseline,
 )
+from multistill.evaluation.repetitions import PooledClips
 from multistill.evaluation.scoring import Prediction, Scorer
 from multistill.evaluation.utterances import (
     TrainingStatistics,
@@ -43,11 +44,13 @@ class EvaluatedFold:
     Attributes:
         manifest: folder of the manifest with the fold's train, valid and test.
         name: of the fold.
+        repetition: of the cross-validation, from 0.
     """
 
     manifest: Path
     candidates: Sequence[Candidate]
     name: str = ""
+    repetition: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class FoldData:
     test: Utterances
     training: TrainingStatistics
     candidates: Mapping[str, Candidate]
+    repetition: int = 0
 
 
 def open_fold(fold: EvaluatedFold, store: FeatureStore) -> FoldData:
@@ -82,7 +86,9 @@ def open_fold(fold: EvaluatedFold, store: FeatureStore) -> FoldData:
         )
     candidates = {candidate.name: candidate for candidate in fold.candidates}
     training = read_training_statistics(fold.manifest)
-    return FoldData(fold.name, fold.manifest, train, valid, test, training, candidates)
+    return FoldData(
+        fold.name, fold.manifest, train, valid, test, training, candidates, fold.repetition
+    )
 
 
 @dataclass(frozen=True)
@@ -102,11 +108,13 @@ class Evaluation:
     def __init__(
         self,
         folds: Sequence[FoldData],
+        tested: PooledClips,
         store: FeatureStore,
         scorer: Scorer,
         config: EvaluationConfig,
     ) -> None:
         self.folds = folds
+        self.join = tested.join
         self.store = store
         self.scorer = scorer
         self.bins = config.calibration_bins
@@ -122,11 +130,11 @@ class Evaluation:
     def score_candidate(self, candidate: Candidate) -> tuple[dict[str, Any], Prediction]:
         """A model's entry of metrics.json, and its predictions."""
         folds = [self._predict(fold, fold.candidates[candidate.name]) for fold in self.folds]
-        probabilities = np.concatenate([each.probabilities for each in folds])
+        probabilities = self.join([each.probabilities for each in folds])
         calibrated = None
         temperatures = [each.temperature for each in folds if each.temperature is not None]
         if len(temperatures) == len(folds):
-            calibrated = np.concatenate(
+            calibrated = self.join(
                 [
                     softmax(_logits(each.probabilities) / temperature)
                     for each, temperature in zip(folds, temperatures, strict=True)
@@ -143,7 +151,7 @@ class Evaluation:
         model = loaded.describe(self.encoders) | self.scorer.score(prediction)
         model["training"] = [training for each in folds for training in each.trainings]
         if candidate.repeats:
-            others = [np.concatenate(seed) for seed in zip(*(f.seeds for f in folds), strict=True)]
+            others = [self.join(seed) for seed in zip(*(f.seeds for f in folds), strict=True)]
             model["seeds"] = self.scorer.score_seeds(candidate.name, [probabilities, *others])
         if candidate.role == "teacher":
             model["in_sample"] = self._in_sample_calibration([each.loaded for each in folds])
@@ -155,7 +163,7 @@ class Evaluation:
         """Scores over the seeds of a candidate and what they were trained with, nothing else."""
         folds = [self._predict(fold, fold.candidates[candidate.name]) for fold in self.folds]
         seeds = zip(*([each.probabilities, *each.seeds] for each in folds), strict=True)
-        probabilities = [np.concatenate(seed) for seed in seeds]
+        probabilities = [self.join(seed) for seed in seeds]
         return {
             "seeds": self.scorer.score_seeds(candidate.name, probabilities),
             "training": [training for each in folds for training in each.trainings],
@@ -174,7 +182,7 @@ class Evaluation:
             probe["clips"] = min(entry["clips"] for entry in entries)
             found = [entry["validation"] for entry in entries]
             probe["validation"] = None if None in found else float(np.mean(found))
-        prediction = Prediction(probe["name"], np.concatenate([each for _, each in fitted]))
+        prediction = Prediction(probe["name"], self.join([each for _, each in fitted]))
         return probe | self.scorer.score(prediction), prediction
 
     def _predict(self, fold: FoldData, candidate: Candidate) -> _Predicted:

@@ -10,6 +10,7 @@ import numpy as np
 
 from multistill.config import EvaluationConfig
 from multistill.evaluation.comparisons import PRIMARY_METRIC, Scores, compare, difference
+from multistill.evaluation.repetitions import PooledRows, pool_rows, spread
 from multistill.evaluation.utterances import Majority, Utterances
 from multistill.metrics.classification import (
     CALIBRATION,
@@ -33,7 +34,7 @@ class Prediction:
     """A model's predictions for the test clips.
 
     Attributes:
-        probabilities: [N, C].
+        probabilities: [N, C], or [R, N, C] of R repetitions of a cross-validation.
         calibrated: the same after temperature scaling, or None without a validation set to fit
             the temperature on.
     """
@@ -59,7 +60,8 @@ class Scorer:
 
     Args:
         majority: of the clips.
-        folds: of a cross-validation, in which each clip [N] was tested; None for a holdout.
+        folds: of a cross-validation, in which each clip was tested in every repetition [R, N];
+            None for a holdout.
     """
 
     def __init__(
@@ -86,11 +88,10 @@ class Scorer:
     def score_baseline(self) -> dict[str, Any]:
         """Always the most frequent class of training; its distribution is the mean vote share."""
         majority = self.majority
-        rows = self.statistics.rows_of(
-            self.clips.truth, majority.label, majority.prior, self.clips.shares
-        )
+        pooled = self._pool(majority.prior, majority.label)
+        rows = pooled.rows
         values, draws = self._measure(rows)
-        self.scores[BASELINE] = Scores(values, draws, majority.label)
+        self.scores[BASELINE] = Scores(values, draws, np.atleast_2d(majority.label)[0])
         labels = [self.clips.classes[label] for label in np.unique(majority.label)]
         return {
             "kind": "majority",
@@ -98,24 +99,23 @@ class Scorer:
             "label": " or ".join(labels),  # folds may differ
             "train_share": majority.share,
             "metrics": self._intervals(values, draws),
-            "folds": self._over_folds(rows),
+            **self._over_folds(pooled),
             "slices": self._score_slices(rows),
         }
 
     def score(self, prediction: Prediction) -> dict[str, Any]:
         """Metrics with intervals, confusion, calibration and slices of one model."""
-        clips = self.clips
-        rows = self.statistics.rows(clips.truth, prediction.probabilities, clips.shares)
+        pooled = self._pool(prediction.probabilities)
+        rows = pooled.rows
         values, draws = self._measure(rows)
-        predicted = prediction.probabilities.argmax(axis=1)
-        self.scores[prediction.name] = Scores(values, draws, predicted)
+        self.scores[prediction.name] = Scores(values, draws, _predicted(prediction.probabilities))
         sums = rows.sum(axis=0)
         confusion = self.statistics.confusion(sums)
         return {
             "metrics": self._intervals(values, draws),
-            "folds": self._over_folds(rows),
-            "confusion": confusion.astype(int).tolist(),
-            "classes": per_class(confusion, clips.classes),
+            **self._over_folds(pooled),
+            "confusion": np.rint(confusion).astype(int).tolist(),
+            "classes": per_class(confusion, self.clips.classes),
             "reliability": self.statistics.reliability(sums).tolist(),
             "calibration": self._score_calibrated(prediction),
             "slices": self._score_slices(rows),
@@ -125,18 +125,17 @@ class Scorer:
         """The hard metrics over trainings of one model from several seeds.
 
         Args:
-            probabilities: [N, C] of every seed.
+            probabilities: of every seed, as of `Prediction`.
 
         Returns:
             `count`, and per metric `values`, `sd` and the mean over seeds with its interval
             over resampled clips.
         """
-        truth, shares = self.clips.truth, self.clips.shares
-        measured = [self._measure(self.statistics.rows(truth, p, shares)) for p in probabilities]
+        measured = [self._measure(self._pool(each).rows) for each in probabilities]
         per_seed = {m: np.stack([values[m] for values, _ in measured]) for m in HARD}
         draws = {m: np.mean([draws[m] for _, draws in measured], axis=0) for m in HARD}
         means = {m: np.mean(per_seed[m], axis=0) for m in HARD}
-        predicted = probabilities[0].argmax(axis=1)
+        predicted = _predicted(probabilities[0])
         self.scores_over_seeds[name] = Scores(means, draws, predicted, per_seed)
         scored = self._intervals(means, draws)
         metrics = {}
@@ -225,25 +224,33 @@ class Scorer:
         draws = self.statistics.measure(self.resampling.sums(rows), self.support.present)
         return values, self.support.without_rare(draws)
 
-    def _over_folds(self, rows: DoubleArray) -> dict[str, Any] | None:
-        """Hard metrics of every fold with mean and deviation; None for a holdout.
+    def _pool(self, probabilities: DoubleArray, predicted: IntArray | None = None) -> PooledRows:
+        """The rows of all repetitions; `predicted` defaults to the distributions' mode."""
+        clips = self.clips
+        of_all = probabilities.reshape(-1, *probabilities.shape[-2:])
+        given = None if predicted is None else np.atleast_2d(predicted)
 
-        Of each fold, over the classes that its clips have.
+        def rows_of(repetition: int) -> DoubleArray:
+            own = of_all[repetition]
+            labels = own.argmax(axis=1) if given is None else given[repetition]
+            return self.statistics.rows_of(clips.truth, labels, own, clips.shares)
+
+        return pool_rows(rows_of, len(of_all), self.folds)
+
+    def _over_folds(self, pooled: PooledRows) -> dict[str, Any]:
+        """Hard metrics of every fold and every repetition with mean and deviation.
+
+        Of each fold, over the classes that its clips have. `folds` is None for a holdout,
+        `repetitions` without any.
         """
-        if self.folds is None:
-            return None
-        sums = [rows[self.folds == fold].sum(axis=0) for fold in range(self.folds.max() + 1)]
-        measured = [from_confusion(self.statistics.confusion(each)) for each in sums]
-        found: dict[str, Any] = {}
-        for name in HARD:
-            values = np.array([each[name] for each in measured], np.float64)
-            finite = values[np.isfinite(values)]
-            found[name] = {
-                "values": [_finite(value) for value in values],
-                "mean": float(finite.mean()) if len(finite) else None,
-                "sd": float(finite.std(ddof=1)) if len(finite) > 1 else None,
-            }
-        return found
+
+        def over(sums: DoubleArray | None) -> dict[str, Any] | None:
+            if sums is None or len(sums) < 2:
+                return None
+            measured = [from_confusion(self.statistics.confusion(each)) for each in sums]
+            return spread({m: np.array([each[m] for each in measured], float) for m in HARD})
+
+        return {"folds": over(pooled.folds), "repetitions": over(pooled.repetitions)}
 
     def _intervals(
         self, values: Mapping[str, DoubleArray], draws: Mapping[str, DoubleArray]
@@ -253,8 +260,7 @@ class Scorer:
     def _score_calibrated(self, prediction: Prediction) -> dict[str, Any] | None:
         if prediction.calibrated is None:
             return None
-        rows = self.statistics.rows(self.clips.truth, prediction.calibrated, self.clips.shares)
-        values, draws = self._measure(rows)
+        values, draws = self._measure(self._pool(prediction.calibrated).rows)
         metrics = self._intervals(values, draws)
         return {
             "temperature": prediction.temperature,
@@ -276,6 +282,12 @@ class Scorer:
             labelled = int((truth[part.mask] >= 0).sum())
             scored.append({"by": part.by, "name": part.name, "clips": labelled, "metrics": metrics})
         return scored
+
+
+def _predicted(probabilities: DoubleArray) -> IntArray:
+    """Class of each clip [N]; of several repetitions, in the first."""
+    first = probabilities[0] if probabilities.ndim > 2 else probabilities
+    return np.asarray(first.argmax(axis=1))
 
 
 def _finite(value: DoubleArray) -> float | None:

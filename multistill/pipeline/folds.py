@@ -94,4 +94,5 @@ def planned_folds(job: JobConfig, artifacts: Artifacts) -> int | None:
     manifest = artifacts.get("manifest")
     if manifest is not None and FOLDS in manifest.summary:
         return len(manifest.summary[FOLDS])
-    return job.protocol.folds if job.protocol.kind == "k-fold" else None
+    protocol = job.protocol
+    return protocol.folds * protocol.repeats if protocol.kind == "k-fold" else None

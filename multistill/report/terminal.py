@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from multistill.evaluation.figures import over_seeds
 from multistill.report.label_shares import lines as label_share_lines
+from multistill.report.repetitions import repetition_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -122,6 +123,7 @@ def _caption(report: Mapping[str, Any]) -> list[str]:
         ),
         *(comparison["sentence"] for comparison in report["distillation"]),
         *label_share_lines(report["label_shares"], report["confidence"]),
+        *repetition_lines(report),
     ]
     search = report["search"]
     if search and search["best"]:

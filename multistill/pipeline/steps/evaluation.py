@@ -23,7 +23,7 @@ class Evaluate(Step):
 
     name = "evaluate"
     artifact = "evaluation"
-    version = 6
+    version = 7
     sections = frozenset({"evaluation"})
     uses_ray = True
 
@@ -56,7 +56,8 @@ class Evaluate(Step):
                 for candidate in step.candidates(fold.artifacts[step.artifact])
             ]
             name = manifest.summary.get("name", "")
-            folds.append(EvaluatedFold(manifest.path, candidates, name))
+            repetition = manifest.summary.get("repetition", 0)
+            folds.append(EvaluatedFold(manifest.path, candidates, name, repetition))
         protocol = self.job.protocol
         summary: Mapping[str, Any] = on_cluster(
             evaluate,
