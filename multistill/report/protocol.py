@@ -31,6 +31,9 @@ def describe_protocol(job: JobConfig, folds: Sequence[Record]) -> dict[str, Any]
     often = "once" if repeats == 1 else "once in each repetition"
     leaving = protocol.kind == "leave-one-out"
     short = f"leaving one {unit} out" if leaving else f"{count}-fold by {unit}"
+    linked = unit == "speaker" and leaving and max(fold["speakers"] for fold in folds) > 1
+    if linked:  # `protocol.by`: who shares a session is tested together
+        short = "leaving linked speakers out"
     short = f"{repeats} x {short}" if repeats > 1 else short
     again = (
         f" The folds were drawn {repeats} times, and everything was trained for each: figures are "
@@ -48,6 +51,7 @@ def describe_protocol(job: JobConfig, folds: Sequence[Record]) -> dict[str, Any]
             f"Cross-validation, {short}: every clip is tested {often}, by models of which "
             f"nothing, teacher and soft targets included, was trained or chosen on its {unit}; the "
             f"predictions of all {count} folds are scored together.{again}"
+            + (" Speakers who share a session are one group, tested together." if linked else "")
         ),
     }
 

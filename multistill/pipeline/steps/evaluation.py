@@ -49,7 +49,7 @@ class Evaluate(Step):
             manifest = fold.artifacts["manifest"]
             for step in self.models:
                 models = fold.artifacts[step.artifact].summary["models"]
-                step.model_store.refuse_other_data(models, manifest.fingerprint)
+                step.model_store.refuse_other_data(models, step.inputs(fold.artifacts))
             candidates = [
                 candidate
                 for step in self.models
