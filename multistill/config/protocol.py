@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from multistill.config.base import Section
+
+MAX_FOLDS = 100
+"""Each has trainings of its own."""
 
 
 class ProtocolConfig(Section):
@@ -30,6 +33,27 @@ class ProtocolConfig(Section):
         "speaker", description="cross-validation: what is tested together"
     )
     folds: int = Field(5, ge=2, le=100, description="`k-fold`: number of parts")
+    repeats: int = Field(
+        1,
+        ge=1,
+        le=20,
+        description="`k-fold`: how often the folds are drawn, from `split.seed` on; everything "
+        "is trained for each of them",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ProtocolConfig:
+        if self.repeats > 1 and self.kind != "k-fold":
+            raise ValueError(
+                f"`repeats` draws the folds of k-fold again, and `{self.kind}` draws none; use "
+                "`kind: k-fold`, or remove `repeats`"
+            )
+        if self.repeats * self.folds > MAX_FOLDS and self.repeats > 1:
+            raise ValueError(
+                f"{self.repeats} `repeats` of {self.folds} folds are more than {MAX_FOLDS} folds "
+                "with trainings of their own; use fewer of either"
+            )
+        return self
 
     @property
     def crosses(self) -> bool:

@@ -11,13 +11,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from multistill.config import ProtocolConfig, SplitConfig
+from multistill.config.protocol import MAX_FOLDS
 from multistill.corpora.cross_corpus import TRAINED_ON, split_corpora
 from multistill.corpora.groups import Groups, codes_of, split_groups
 from multistill.corpora.manifest import classes_of, label_arrays
 from multistill.corpora.split import PARTS, LeakCounter, Split, hash64, refuse_leaks
 from multistill.errors import UsageError
-
-MAX_FOLDS = 100
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,9 @@ def split_folds(
 ) -> tuple[Split, list[Split]]:
     """All rows in test with their fold, and the split of every fold.
 
-    Of `cross-corpus`, all rows in the part that their own corpus gives them.
+    Of `cross-corpus`, all rows in the part that their own corpus gives them. With
+    `protocol.repeats` the folds of all repetitions, one after another, each drawn by a seed of its
+    own (`split.seed` plus the number of the repetition); rows have that of the first.
 
     Raises:
         UsageError: as `cross_validation`, or a fold has no training clip of a class.
@@ -139,6 +140,15 @@ def split_folds(
         return whole, folds
     crossed = cross_validation(table, protocol, split)
     folds = [split_fold(crossed, number, split) for number in range(len(crossed.names))]
+    for repetition in range(1, protocol.repeats):
+        seeded = split.model_copy(update={"seed": split.seed + repetition})
+        other = cross_validation(table, protocol, seeded)
+        folds += [split_fold(other, number, seeded) for number in range(len(other.names))]
+    if protocol.repeats > 1:
+        for number, fold in enumerate(folds):
+            repetition, place = divmod(number, len(crossed.names))
+            name = f"{repetition + 1}.{crossed.names[place]}"
+            fold.facts.update(name=name, repetition=repetition)
     _require_classes(table, folds)
     test = np.full(len(table), PARTS.index("test"), np.int8)
     facts = {
@@ -155,6 +165,8 @@ def leaks_of_folds(
 ) -> dict[str, Any]:
     """What occurs in several parts of a fold, as `split.leaks`, summed over the folds.
 
+    Of several repetitions, the counts are those of the first; all are looked at.
+
     Raises:
         UsageError: a session or a speaker does, and `split.allow_leak` is not set.
     """
@@ -163,6 +175,8 @@ def leaks_of_folds(
     for fold in folds:
         leaked = counter.count(fold.part)
         refuse_leaks(leaked, split, f"protocol.by: {protocol.by}")
+        if fold.facts.get("repetition", 0):
+            continue
         total = {name: total[name] + value for name, value in leaked.items()} if total else leaked
     return total
 

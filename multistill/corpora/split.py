@@ -278,7 +278,7 @@ class LeakCounter:
             test = part == PARTS.index("test")
             sides = np.zeros((codes.max(initial=-1) + 1, 2), bool)
             sides[codes[present], test[present].astype(int)] = True
-            both = sides.all(axis=1)
+            both = np.asarray(sides.all(axis=1))
             leaked[f"{name}s"] = int(both.sum())
             leaked[f"{name}_rows"] = int((present & test & both[codes]).sum())
         return leaked

@@ -29,6 +29,7 @@ from multistill.evaluation.dimensions import (
 from multistill.evaluation.figures import single_numbers
 from multistill.evaluation.floor import describe_floor
 from multistill.evaluation.folds import Evaluation, FoldData
+from multistill.evaluation.repetitions import PooledClips
 from multistill.evaluation.trained import why_not_trained
 from multistill.evaluation.utterances import Utterances
 from multistill.features.store import FeatureStore
@@ -40,6 +41,7 @@ from multistill.typing import DoubleArray
 
 def evaluate_dimensions(
     parts: Sequence[FoldData],
+    tested: PooledClips,
     store: FeatureStore,
     config: EvaluationConfig,
     predictions: Path,
@@ -57,9 +59,8 @@ def evaluate_dimensions(
     Returns:
         the content of metrics.json without its format, and the summary.
     """
-    test = Utterances.joined([part.test for part in parts])
-    fold = np.repeat(np.arange(len(parts)), [len(part.test) for part in parts])
-    crossed = fold if len(parts) > 1 else None
+    test = tested.clips
+    crossed = tested.fold[0] if len(parts) > 1 else None
     clusters = choose_clusters(test.groups, test.sessions, test.speakers, split_by)
     resampling = Resampling(clusters, config.resamples, seed)
     pairs = [(part.test, part.train) for part in parts]
@@ -73,7 +74,7 @@ def evaluate_dimensions(
         config.confidence,
         crossed,
     )
-    evaluation = Evaluation(parts, store, None, config, dimensions)
+    evaluation = Evaluation(parts, tested, store, None, config, dimensions)
     candidates = list(parts[0].candidates.values())
     schema = _schema(dimensions)
 
@@ -130,6 +131,7 @@ def evaluate_dimensions(
         "validation": _describe_validation([part.valid for part in parts], split_by),
         "folds": [] if crossed is None else [_describe_fold(part) for part in parts],
         "confidence": config.confidence,
+        "repetitions": tested.repetitions,
         "resamples": config.resamples,
         "seed": seed,
         "encoders": evaluation.encoders,

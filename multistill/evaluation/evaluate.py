@@ -31,10 +31,11 @@ from multistill.evaluation.inputs import ReferenceInputs
 from multistill.evaluation.label_shares import describe_label_shares
 from multistill.evaluation.layer_probes import describe_layers
 from multistill.evaluation.paired import PREDICTIONS
+from multistill.evaluation.repetitions import PooledClips
 from multistill.evaluation.robustness import Robustness
 from multistill.evaluation.scoring import BASELINE, Prediction, Scorer
 from multistill.evaluation.trained import why_not_trained
-from multistill.evaluation.utterances import Utterances, majority_of
+from multistill.evaluation.utterances import Utterances
 from multistill.features.cache import open_store
 from multistill.features.functionals import Functionals
 from multistill.metrics.intervals import choose_clusters
@@ -105,7 +106,9 @@ def evaluate(
     _check_names(candidates)
     store = open_store(features)
     parts = [open_fold(fold, store, dimensions, with_classes) for fold in folds]
-    test = Utterances.joined([part.test for part in parts])
+    tests = [part.test for part in parts]
+    tested = PooledClips.of(tests, [part.repetition for part in parts])
+    test = tested.clips
     if not len(test):
         raise MultistillError(
             f"the test split of {folds[0].manifest} has no clip with features, so nothing can be "
@@ -114,24 +117,33 @@ def evaluate(
     if not with_classes:
         modalities = _probed([_modality(candidate) for candidate in candidates])
         metrics, summary = evaluate_dimensions(
-            parts, store, config, out / PREDICTIONS, logger, seed, split_by, dimensions, modalities
+            parts,
+            tested,
+            store,
+            config,
+            out / PREDICTIONS,
+            logger,
+            seed,
+            split_by,
+            dimensions,
+            modalities,
         )
         write_json(out / METRICS, {"format": FORMAT, **metrics})
         return summary
-    majority = majority_of([(p.test, p.training) for p in parts if p.training is not None])
-    fold = np.repeat(np.arange(len(parts)), [len(part.test) for part in parts])
-    crossed = fold if len(parts) > 1 else None
+    trainings = [part.training for part in parts if part.training is not None]
+    majority = tested.majority(trainings, tests)
+    crossed = tested.fold if len(parts) > 1 else None
     cells = cross_corpus.cells(parts)
     scorer = Scorer(test, majority, config, seed, split_by, crossed, cells)
     robustness = Robustness(inputs.distorted, store, test.ids) if inputs.distorted else None
-    evaluation = Evaluation(parts, store, scorer, config, dimensions, robustness)
+    evaluation = Evaluation(parts, tested, store, scorer, config, dimensions, robustness)
     values = DimensionScores(
         dimensions,
         [(part.test, part.train) for part in parts],
         scorer.clusters,
         scorer.resampling,
         config.confidence,
-        crossed,
+        None if crossed is None else crossed[0],
     )
     schema = predictions_schema(test.classes, dimensions)
     models: list[dict[str, Any]] = []
@@ -178,7 +190,8 @@ def evaluate(
             for entry, prediction in evaluation.score_functionals(Functionals(inputs.functionals)):
                 references.append(entry)
                 writer.write_table(_table(schema, prediction.name, test, prediction.probabilities))
-        layers = describe_layers(store, parts, modalities, scorer)
+        once = [part for part in parts if part.repetition == 0]
+        layers = describe_layers(store, once, modalities, scorer)
     reasons = {model["name"]: model["not_trained"] for model in models if model["not_trained"]}
     comparisons = scorer.compare_all(predictions, reasons)
     for each in in_tables:
@@ -197,6 +210,7 @@ def evaluate(
             "cross_corpus": cross_corpus.matrices(cells, [baseline, *references, *models]),
             "confidence": config.confidence,
             "resamples": config.resamples,
+            "repetitions": tested.repetitions,
             "seed": seed,
             "encoders": evaluation.encoders,
             "classes": list(test.classes),
@@ -252,7 +266,7 @@ def _class_counts(parts: Sequence[FoldData]) -> dict[str, dict[str, int]]:
     found = {
         "train": np.min([counts(part.train) for part in parts], axis=0),
         "valid": np.min([counts(part.valid) for part in parts], axis=0),
-        "test": np.sum([counts(part.test) for part in parts], axis=0),
+        "test": np.sum([counts(part.test) for part in parts if not part.repetition], axis=0),
     }
     classes = parts[0].test.classes
     return {
@@ -310,9 +324,13 @@ def _table(
 ) -> pa.Table:
     """Rows of predictions.parquet; `predicted` defaults to the distributions' mode.
 
+    Of several repetitions, the first.
+
     Args:
         dimensions: predicted values [N, D]; required where the schema has dimensions.
     """
+    if probabilities.ndim > 2:
+        probabilities, predicted = probabilities[0], None if predicted is None else predicted[0]
     labels = probabilities.argmax(axis=1) if predicted is None else predicted
     flat = pa.array(probabilities.astype(np.float32).reshape(-1))
     values = {}

@@ -19,6 +19,7 @@ from multistill.evaluation.candidates import (
     probe_baseline,
 )
 from multistill.evaluation.functionals import functionals_baselines
+from multistill.evaluation.repetitions import PooledClips
 from multistill.evaluation.robustness import Robustness
 from multistill.evaluation.scoring import Prediction, Scorer
 from multistill.evaluation.utterances import (
@@ -48,12 +49,14 @@ class EvaluatedFold:
         manifest: folder of the manifest with the fold's train, valid and test.
         name: of the fold.
         trained_on: of a cross-corpus matrix, the corpus that alone trains the models.
+        repetition: of the cross-validation, from 0.
     """
 
     manifest: Path
     candidates: Sequence[Candidate]
     name: str = ""
     trained_on: str | None = None
+    repetition: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class FoldData:
     training: TrainingStatistics | None
     candidates: Mapping[str, Candidate]
     trained_on: str | None = None
+    repetition: int = 0
 
 
 def open_fold(
@@ -100,7 +104,15 @@ def open_fold(
     candidates = {candidate.name: candidate for candidate in fold.candidates}
     training = read_training_statistics(fold.manifest) if with_classes else None
     return FoldData(
-        fold.name, fold.manifest, train, valid, test, training, candidates, fold.trained_on
+        fold.name,
+        fold.manifest,
+        train,
+        valid,
+        test,
+        training,
+        candidates,
+        fold.trained_on,
+        fold.repetition,
     )
 
 
@@ -129,6 +141,7 @@ class Evaluation:
     def __init__(
         self,
         folds: Sequence[FoldData],
+        tested: PooledClips,
         store: FeatureStore,
         scorer: Scorer | None,
         config: EvaluationConfig,
@@ -138,6 +151,7 @@ class Evaluation:
         self.dimensions = tuple(dimensions)
         self.robustness = robustness
         self.folds = folds
+        self.join = tested.join
         self.store = store
         self.scorer = scorer
         self.bins = config.calibration_bins
@@ -154,11 +168,11 @@ class Evaluation:
     def score_candidate(self, candidate: Candidate) -> tuple[dict[str, Any], Prediction]:
         """A model's entry of metrics.json, and its predictions."""
         folds = [self._predict(fold, fold.candidates[candidate.name]) for fold in self.folds]
-        probabilities = np.concatenate([each.probabilities for each in folds])
+        probabilities = self.join([each.probabilities for each in folds])
         calibrated = None
         temperatures = [each.temperature for each in folds if each.temperature is not None]
         if len(temperatures) == len(folds):
-            calibrated = np.concatenate(
+            calibrated = self.join(
                 [
                     softmax(_logits(each.probabilities) / temperature)
                     for each, temperature in zip(folds, temperatures, strict=True)
@@ -171,8 +185,8 @@ class Evaluation:
             calibrated,
             float(np.mean(temperatures)) if calibrated is not None else None,
             candidate.compare_to,
-            np.concatenate(thresholds) if calibrated is not None else None,
-            [np.concatenate(seed) for seed in zip(*(f.dimensions for f in folds), strict=True)],
+            self.join(thresholds) if calibrated is not None else None,
+            [self.join(seed) for seed in zip(*(f.dimensions for f in folds), strict=True)],
         )
         loaded = folds[0].loaded
         if self.robustness is not None and candidate.role != "control":
@@ -196,7 +210,7 @@ class Evaluation:
     ) -> dict[str, Any]:
         scored = scorer.score(prediction)
         if candidate.repeats:
-            others = [np.concatenate(seed) for seed in zip(*(f.seeds for f in folds), strict=True)]
+            others = [self.join(seed) for seed in zip(*(f.seeds for f in folds), strict=True)]
             seeds = [prediction.probabilities, *others]
             scored["seeds"] = scorer.score_seeds(candidate.name, seeds)
         if candidate.role == "teacher":
@@ -208,7 +222,7 @@ class Evaluation:
         assert self.scorer is not None
         folds = [self._predict(fold, fold.candidates[candidate.name]) for fold in self.folds]
         seeds = zip(*([each.probabilities, *each.seeds] for each in folds), strict=True)
-        probabilities = [np.concatenate(seed) for seed in seeds]
+        probabilities = [self.join(seed) for seed in seeds]
         return {
             "seeds": self.scorer.score_seeds(candidate.name, probabilities),
             "training": [training for each in folds for training in each.trainings],
@@ -245,7 +259,7 @@ class Evaluation:
                 reference["missing"] = sum(entry["missing"] for entry in entries)
             found = [entry["validation"] for entry in entries]
             reference["validation"] = None if None in found else float(np.mean(found))
-        prediction = Prediction(reference["name"], np.concatenate([each for _, each in fitted]))
+        prediction = Prediction(reference["name"], self.join([each for _, each in fitted]))
         return reference | self.scorer.score(prediction), prediction
 
     def _predict(self, fold: FoldData, candidate: Candidate) -> _Predicted:

@@ -4,7 +4,8 @@ They rest on predictions.parquet, on the resamples of `multistill.metrics.interv
 `multistill.evaluation.comparisons.difference`. Of a model that was trained from several seeds the
 file holds the first seed's answers. The difference is then one of means over seeds (they are in
 metrics.json), its variance over test groups is that of the first seeds, and that over seeds is
-added as for the verdicts.
+added as for the verdicts. So it is with the repetitions of a cross-validation: the file holds the
+first, the difference is one of all, and its variance that of the first.
 """
 
 from __future__ import annotations
@@ -131,6 +132,8 @@ class PairedScores:
         resampled = self.statistics.confusion(self.resampling.sums(rows))
         draws = self.support.without_rare(from_confusion(resampled, self.support.present))
         seeds = model.get("seeds")
+        if model.get("repetitions"):  # `predicted` is of the first
+            values = {m: np.array(model["metrics"][m]["value"], dtype=float) for m in HARD}
         if not seeds:
             return Scores(values, draws, predicted)
         per_seed = {m: np.array(seeds["metrics"][m]["values"], dtype=float) for m in HARD}

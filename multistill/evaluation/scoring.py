@@ -17,6 +17,7 @@ from multistill.evaluation.comparisons import (
     judge_family,
 )
 from multistill.evaluation.fairness import score_fairness
+from multistill.evaluation.repetitions import PooledRows, first_of, pool_rows, spread
 from multistill.evaluation.selective import describe_threshold, score_selective
 from multistill.evaluation.slices import Slice, attributes, score_slices, slices_of
 from multistill.evaluation.speakers import score_speakers
@@ -40,10 +41,11 @@ class Prediction:
     """A model's predictions for the test clips.
 
     Attributes:
-        probabilities: [N, C].
+        probabilities: [N, C], or [R, N, C] of R repetitions of a cross-validation.
         calibrated: the same after temperature scaling, or None without a validation set to fit
             the temperature on.
-        thresholds: confidence from which each clip's prediction is kept [N], chosen on validation.
+        thresholds: confidence from which each clip's prediction is kept, [N] or [R, N], chosen on
+            validation.
         dimensions: predicted values [N, D] of every seed.
     """
 
@@ -59,7 +61,7 @@ class Prediction:
     def confidence(self) -> DoubleArray:
         """Of each prediction [N]: the highest share, after temperature scaling if there is one."""
         shares = self.probabilities if self.calibrated is None else self.calibrated
-        return np.asarray(shares.max(axis=1))
+        return np.asarray(first_of(shares, 2).max(axis=1))
 
 
 class Scorer:
@@ -67,7 +69,8 @@ class Scorer:
 
     Args:
         majority: of the clips.
-        folds: of a cross-validation, in which each clip [N] was tested; None for a holdout.
+        folds: of a cross-validation, in which each clip was tested in every repetition [R, N];
+            None for a holdout.
         slices: further parts of the test set to score.
     """
 
@@ -98,11 +101,11 @@ class Scorer:
     def score_baseline(self) -> dict[str, Any]:
         """Always the most frequent class of training; its distribution is the mean vote share."""
         majority = self.majority
-        rows = self.statistics.rows_of(
-            self.clips.truth, majority.label, majority.prior, self.clips.shares
-        )
+        pooled = self._pool(majority.prior, majority.label)
+        rows = pooled.rows
         values, draws = self._measure(rows)
-        self.scores[BASELINE] = Scores(values, draws, majority.label)
+        first = first_of(majority.label, 1)
+        self.scores[BASELINE] = Scores(values, draws, first)
         labels = [self.clips.classes[label] for label in np.unique(majority.label)]
         return {
             "kind": "majority",
@@ -110,30 +113,31 @@ class Scorer:
             "label": " or ".join(labels),  # folds may differ
             "train_share": majority.share,
             "metrics": self._intervals(values, draws),
-            "folds": self._over_folds(rows),
-            "selective": self._score_selective(rows, majority.label, majority.prior.max(axis=1)),
-            **self._over_people(majority.label),
+            **self._over_folds(pooled),
+            "selective": self._score_selective(first, first_of(majority.prior, 2)),
+            **self._over_people(first),
             "slices": self._score_slices([rows], self.slices),
         }
 
     def score(self, prediction: Prediction) -> dict[str, Any]:
         """Metrics with intervals, confusion, calibration and slices of one model."""
-        clips = self.clips
-        rows = self.statistics.rows(clips.truth, prediction.probabilities, clips.shares)
+        pooled = self._pool(prediction.probabilities)
+        rows = pooled.rows
         values, draws = self._measure(rows)
-        predicted = prediction.probabilities.argmax(axis=1)
+        first = first_of(prediction.probabilities, 2)
+        predicted = first.argmax(axis=1)
         self.scores[prediction.name] = Scores(values, draws, predicted)
         sums = rows.sum(axis=0)
         confusion = self.statistics.confusion(sums)
         return {
             "metrics": self._intervals(values, draws),
-            "folds": self._over_folds(rows),
-            "confusion": confusion.astype(int).tolist(),
-            "classes": per_class(confusion, clips.classes),
+            **self._over_folds(pooled),
+            "confusion": np.rint(confusion).astype(int).tolist(),
+            "classes": per_class(confusion, self.clips.classes),
             "reliability": self.statistics.reliability(sums).tolist(),
             "calibration": self._score_calibrated(prediction),
             "selective": self._score_selective(
-                rows, predicted, prediction.confidence, prediction.thresholds
+                predicted, first, prediction.confidence, prediction.thresholds
             ),
             **self._over_people(predicted),
             "slices": self._score_slices([rows], self.slices),
@@ -143,19 +147,18 @@ class Scorer:
         """The hard metrics over trainings of one model from several seeds.
 
         Args:
-            probabilities: [N, C] of every seed.
+            probabilities: of every seed, as of `Prediction`.
 
         Returns:
             `count`, and per metric `values`, `sd` and the mean over seeds with its interval
             over resampled clips; the same means of the slices that were passed to the scorer.
         """
-        truth, shares = self.clips.truth, self.clips.shares
-        rows = [self.statistics.rows(truth, p, shares) for p in probabilities]
-        measured = [self._measure(each) for each in rows]
+        pooled = [self._pool(each).rows for each in probabilities]
+        measured = [self._measure(each) for each in pooled]
         per_seed = {m: np.stack([values[m] for values, _ in measured]) for m in HARD}
         draws = {m: np.mean([draws[m] for _, draws in measured], axis=0) for m in HARD}
         means = {m: np.mean(per_seed[m], axis=0) for m in HARD}
-        predicted = probabilities[0].argmax(axis=1)
+        predicted = first_of(probabilities[0], 2).argmax(axis=1)
         self.scores_over_seeds[name] = Scores(means, draws, predicted, per_seed)
         scored = self._intervals(means, draws)
         metrics = {}
@@ -165,7 +168,7 @@ class Scorer:
             metrics[m] = {"values": finite, "sd": sd, **scored[m]}
         found = {"count": len(probabilities), "metrics": metrics}
         if self.cells:
-            found["slices"] = self._score_slices(rows, self.cells)
+            found["slices"] = self._score_slices(pooled, self.cells)
         return found
 
     def compare(
@@ -248,25 +251,33 @@ class Scorer:
         draws = self.statistics.measure(self.resampling.sums(rows), self.support.present)
         return values, self.support.without_rare(draws)
 
-    def _over_folds(self, rows: DoubleArray) -> dict[str, Any] | None:
-        """Hard metrics of every fold with mean and deviation; None for a holdout.
+    def _pool(self, probabilities: DoubleArray, predicted: IntArray | None = None) -> PooledRows:
+        """The rows of all repetitions; `predicted` defaults to the distributions' mode."""
+        clips = self.clips
+        of_all = probabilities.reshape(-1, *probabilities.shape[-2:])
+        given = None if predicted is None else np.atleast_2d(predicted)
 
-        Of each fold, over the classes that its clips have.
+        def rows_of(repetition: int) -> DoubleArray:
+            own = of_all[repetition]
+            labels = own.argmax(axis=1) if given is None else given[repetition]
+            return self.statistics.rows_of(clips.truth, labels, own, clips.shares)
+
+        return pool_rows(rows_of, len(of_all), self.folds)
+
+    def _over_folds(self, pooled: PooledRows) -> dict[str, Any]:
+        """Hard metrics of every fold and every repetition with mean and deviation.
+
+        Of each fold, over the classes that its clips have. `folds` is None for a holdout,
+        `repetitions` without any.
         """
-        if self.folds is None:
-            return None
-        sums = [rows[self.folds == fold].sum(axis=0) for fold in range(self.folds.max() + 1)]
-        measured = [from_confusion(self.statistics.confusion(each)) for each in sums]
-        found: dict[str, Any] = {}
-        for name in HARD:
-            values = np.array([each[name] for each in measured], np.float64)
-            finite = values[np.isfinite(values)]
-            found[name] = {
-                "values": [_finite(value) for value in values],
-                "mean": float(finite.mean()) if len(finite) else None,
-                "sd": float(finite.std(ddof=1)) if len(finite) > 1 else None,
-            }
-        return found
+
+        def over(sums: DoubleArray | None) -> dict[str, Any] | None:
+            if sums is None or len(sums) < 2:
+                return None
+            measured = [from_confusion(self.statistics.confusion(each)) for each in sums]
+            return spread({m: np.array([each[m] for each in measured], float) for m in HARD})
+
+        return {"folds": over(pooled.folds), "repetitions": over(pooled.repetitions)}
 
     def _intervals(
         self, values: Mapping[str, DoubleArray], draws: Mapping[str, DoubleArray]
@@ -276,8 +287,7 @@ class Scorer:
     def _score_calibrated(self, prediction: Prediction) -> dict[str, Any] | None:
         if prediction.calibrated is None:
             return None
-        rows = self.statistics.rows(self.clips.truth, prediction.calibrated, self.clips.shares)
-        values, draws = self._measure(rows)
+        values, draws = self._measure(self._pool(prediction.calibrated).rows)
         metrics = self._intervals(values, draws)
         return {
             "temperature": prediction.temperature,
@@ -313,18 +323,27 @@ class Scorer:
 
     def _score_selective(
         self,
-        rows: DoubleArray,
         predicted: IntArray,
-        confidence: DoubleArray,
+        probabilities: DoubleArray,
+        confidence: DoubleArray | None = None,
         thresholds: DoubleArray | None = None,
     ) -> dict[str, Any] | None:
-        """Risk against coverage; with thresholds of validation [N], what they keep."""
-        truth = self.clips.truth
+        """Risk against coverage; with thresholds of validation, what they keep.
+
+        Args:
+            probabilities: [N, C].
+            confidence: [N]; default: the highest probability.
+        """
+        clips, truth = self.clips, self.clips.truth
+        if confidence is None:
+            confidence = np.asarray(probabilities.max(axis=1))
         found = score_selective(truth, predicted, confidence, self.resampling, self.confidence)
         if found is None or thresholds is None:
             return found
 
+        thresholds = first_of(thresholds, 1)
         kept = (truth >= 0) & (confidence >= thresholds)
+        rows = self.statistics.rows_of(truth, predicted, probabilities, clips.shares)
         [part] = self._score_slices([rows], [Slice("confidence", "kept", kept)])
         threshold = describe_threshold(
             thresholds, self.coverage, kept, truth, self.resampling, self.confidence

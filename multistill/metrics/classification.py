@@ -294,7 +294,7 @@ def per_class(
         rows.append(
             {
                 "class": name,
-                "count": int(truth),
+                "count": round(float(truth)),
                 "recall": ratio(correct, truth),
                 "precision": ratio(correct, predicted),
                 "f1": ratio(2 * correct, truth + predicted) if truth else None,

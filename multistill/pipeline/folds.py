@@ -101,6 +101,7 @@ def planned_folds(job: JobConfig, artifacts: Artifacts) -> int | None:
     manifest = artifacts.get("manifest")
     if manifest is not None and FOLDS in manifest.summary:
         return len(manifest.summary[FOLDS])
-    if job.protocol.kind == "cross-corpus":
+    protocol = job.protocol
+    if protocol.kind == "cross-corpus":
         return len(job.corpora)
-    return job.protocol.folds if job.protocol.kind == "k-fold" else None
+    return protocol.folds * protocol.repeats if protocol.kind == "k-fold" else None

@@ -32,6 +32,7 @@ def describe(job: JobConfig) -> dict[str, Any]:
         "tracking": shown_address(job.tracking, workspace.root),
         "ray": job.resources.address or "a local Ray on this machine",
         "resources": resources,
+        "protocol": job.protocol.model_dump(mode="json"),
         "stages": [vars(entry) for _, entry, _ in statuses],
         "models": [],
         "problems": [],
@@ -85,6 +86,8 @@ def render(facts: dict[str, Any]) -> None:
     console.print(
         f"ray        {facts['ray']} ({resources['CPU']:g} logical CPUs, {resources['GPU']:g} GPUs)"
     )
+    if text := _protocol(facts["protocol"]):
+        console.print(f"tested     {text}")
     stages = Table("stage", "state", "fingerprint", "took", box=None, pad_edge=False)
     for stage in facts["stages"]:
         took = "" if stage["seconds"] is None else f"{stage['seconds']:.0f} s"
@@ -130,6 +133,15 @@ def render(facts: dict[str, Any]) -> None:
             f"{', '.join(search['parameters'])} of `{search['student']}`, "
             + (f"{together} at a time" if together else "as many at a time as the cluster holds")
         )
+
+
+def _protocol(protocol: dict[str, Any]) -> str:
+    """The cross-validation in words; nothing for a holdout."""
+    if protocol["kind"] != "k-fold":
+        return f"leaving one {protocol['by']} out" * (protocol["kind"] == "leave-one-out")
+    folds, repeats = protocol["folds"], protocol["repeats"]
+    again = f", drawn {repeats} times: {repeats * folds} in all" if repeats > 1 else ""
+    return f"{folds} folds by {protocol['by']}{again}"
 
 
 def _where(search: dict[str, Any]) -> str:

@@ -15,41 +15,56 @@ Record = Mapping[str, Any]
 
 
 def describe_protocol(job: JobConfig, folds: Sequence[Record]) -> dict[str, Any]:
-    """`kind`, `by`, `folds` (as in metrics.json), `short` for tables and `sentence`."""
+    """`kind`, `by`, `folds` (as in metrics.json), `repeats`, `short` for tables and `sentence`."""
     protocol, split = job.protocol, job.split
     if not folds:
         return {
             "kind": "holdout",
             "by": split.by,
             "folds": [],
+            "repeats": 1,
             "short": f"holdout by {split.by}",
             "sentence": f"One part, held out by {split.by}, is tested.",
         }
-    count, unit = len(folds), protocol.by
     if protocol.kind == "cross-corpus":
         return {
             "kind": protocol.kind,
             "by": "corpus",
             "folds": list(folds),
-            "short": f"cross-corpus ({count} corpora)",
+            "short": f"cross-corpus ({len(folds)} corpora)",
             "sentence": (
-                f"Cross-corpus: models are trained and chosen on each of {count} corpora alone, "
-                f"and tested on its held-out part (by {split.by}) and on all clips of the others. "
-                "Figures outside the matrix take all of these tests together, so a clip counts "
-                "once for every corpus whose models it tests."
+                f"Cross-corpus: models are trained and chosen on each of {len(folds)} corpora "
+                f"alone, and tested on its held-out part (by {split.by}) and on all clips of the "
+                "others. Figures outside the matrix take all of these tests together, so a clip "
+                "counts once for every corpus whose models it tests."
             ),
         }
+    repeats, unit = protocol.repeats, protocol.by
+    count = len(folds) // repeats
+    often = "once" if repeats == 1 else "once in each repetition"
     leaving = protocol.kind == "leave-one-out"
     short = f"leaving one {unit} out" if leaving else f"{count}-fold by {unit}"
+    linked = unit == "speaker" and leaving and max(fold["speakers"] for fold in folds) > 1
+    if linked:  # `protocol.by`: who shares a session is tested together
+        short = "leaving linked speakers out"
+    short = f"{repeats} x {short}" if repeats > 1 else short
+    again = (
+        f" The folds were drawn {repeats} times, and everything was trained for each: figures are "
+        f"of the counts of all {repeats} repetitions, averaged clip by clip."
+        if repeats > 1
+        else ""
+    )
     return {
         "kind": protocol.kind,
         "by": unit,
         "folds": list(folds),
+        "repeats": repeats,
         "short": f"{short} ({count} folds)" if leaving else short,
         "sentence": (
-            f"Cross-validation, {short}: every clip is tested once, by models of which nothing, "
-            f"teacher and soft targets included, was trained or chosen on its {unit}; the "
-            f"predictions of all {count} folds are scored together."
+            f"Cross-validation, {short}: every clip is tested {often}, by models of which "
+            f"nothing, teacher and soft targets included, was trained or chosen on its {unit}; the "
+            f"predictions of all {count} folds are scored together.{again}"
+            + (" Speakers who share a session are one group, tested together." if linked else "")
         ),
     }
 

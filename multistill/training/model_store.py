@@ -45,19 +45,22 @@ class ModelStore:
         """Whether all models of an index exist; their folders may have been deleted by hand."""
         return all((self.folder(model) / DONE).exists() for model in index.values())
 
-    def refuse_other_data(self, index: Index, manifest: str) -> None:
-        """Refuse models that were trained on another manifest, such as that of another fold.
+    def refuse_other_data(self, index: Index, inputs: Mapping[str, str]) -> None:
+        """Refuse models that were trained on other data, such as those of another fold.
 
         Args:
-            manifest: fingerprint of the one whose clips they are to predict.
+            inputs: fingerprints of `manifest`, whose clips they are to predict, and of what else
+                of that fold models read: `statistics`, `soft_targets`.
 
         Raises:
             MultistillError: names the first.
         """
         for name, model in index.items():
             artifact = self.workspace.find(KIND, str(model["fingerprint"]))
-            trained_on = None if artifact is None else artifact.meta["inputs"].get("manifest")
-            if trained_on != manifest:
+            recorded = {} if artifact is None else artifact.meta["inputs"]
+            if "manifest" not in recorded or any(
+                recorded.get(key, value) != value for key, value in inputs.items()
+            ):
                 raise MultistillError(
                     f"the model `{name}` in {self.folder(model)} was trained on another split or "
                     "fold than the one that it is to predict, so it may know these clips; remove "

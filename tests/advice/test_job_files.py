@@ -101,6 +101,22 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         [f"{DEMO_TWICE % ', name: b'}protocol: cross-corpus\n"],
     ),
     (
+        f"{BASE}protocol: {{kind: leave-one-out, repeats: 3}}\n",
+        "use `kind: k-fold`, or remove `repeats`",
+        [
+            f"{BASE}protocol: {{kind: k-fold, repeats: 3}}\n",
+            f"{BASE}protocol: {{kind: leave-one-out}}\n",
+        ],
+    ),
+    (
+        f"{BASE}protocol: {{kind: k-fold, folds: 20, repeats: 6}}\n",
+        "with trainings of their own; use fewer of either",
+        [
+            f"{BASE}protocol: {{kind: k-fold, folds: 20, repeats: 5}}\n",
+            f"{BASE}protocol: {{kind: k-fold, folds: 10, repeats: 6}}\n",
+        ],
+    ),
+    (
         f"{BASE}search: {{nested: true}}\n",
         "set `nested: false`, or a `protocol` with folds",
         [

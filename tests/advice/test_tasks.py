@@ -89,6 +89,24 @@ LISTED = [
         [JOB % (ALONE + "search: {metric: ccc}")],
     ),
     (
+        JOB % (DIMENSION + "protocol: {kind: k-fold, repeats: 2}"),
+        "use `repeats: 1`, or remove the dimensions",
+        [JOB % (DIMENSION + "protocol: k-fold"), JOB % "protocol: {kind: k-fold, repeats: 2}"],
+    ),
+    (
+        JOB % "protocol: {kind: k-fold, repeats: 2}\nevaluation: {robustness: true}",
+        "use `repeats: 1`, or remove `robustness`",
+        [
+            JOB % "protocol: {kind: k-fold, repeats: 1}\nevaluation: {robustness: true}",
+            JOB % "protocol: {kind: k-fold, repeats: 2}",
+        ],
+    ),
+    (
+        TWO % "protocol: cross-corpus\nevaluation: {robustness: true}",
+        "by the models of every corpus; remove `robustness`",
+        [TWO % "protocol: cross-corpus"],
+    ),
+    (
         JOB % (ALONE + "evaluation: {robustness: true}"),
         "are scored by class, and `tasks` has none; remove them, or add `classes`",
         [JOB % ALONE, JOB % (DIMENSION + "evaluation: {robustness: true}")],

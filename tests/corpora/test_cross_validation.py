@@ -128,6 +128,31 @@ def test_corpora_are_left_out_whole() -> None:
     assert all({0, 1} <= set(fold.part[corpora != fold.facts["name"]]) for fold in folds)
 
 
+def test_repetitions_are_other_drawings_of_the_folds() -> None:
+    table = rows(pairs(12))
+    once = ProtocolConfig(kind="k-fold", folds=4, by="session")
+    protocol = once.model_copy(update={"repeats": 3})
+    whole, folds = split_folds(table, protocol, SplitConfig(seed=7))
+    assert [fold.facts["name"] for fold in folds] == [
+        f"{repetition}.{fold}" for repetition in (1, 2, 3) for fold in (1, 2, 3, 4)
+    ]
+    drawn = []
+    for repetition in range(3):
+        own = folds[4 * repetition : 4 * repetition + 4]
+        assert {fold.facts["repetition"] for fold in own} == {repetition}
+        _, alone = split_folds(table, once, SplitConfig(seed=7 + repetition))
+        assert all((a.part == b.part).all() for a, b in zip(own, alone, strict=True))
+        tested = np.stack([fold.part == 2 for fold in own])
+        assert (tested.sum(axis=0) == 1).all()
+        drawn.append(tested.argmax(axis=0))
+    assert (whole.fold == drawn[0]).all()
+    assert (drawn[0] != drawn[1]).any() and (drawn[1] != drawn[2]).any()
+    single = split_folds(table, once, SplitConfig(seed=7))[1]
+    assert leaks_of_folds(table, protocol, SplitConfig(), folds) == leaks_of_folds(
+        table, once, SplitConfig(), single
+    )
+
+
 def test_assignment_depends_on_the_seed_of_the_split_only() -> None:
     table, protocol = rows(pairs(10)), ProtocolConfig(kind="k-fold", folds=5)
     first, again, other = (

@@ -80,7 +80,8 @@ class EvaluationCase:
         self.out = home / "evaluation"
         self.out.mkdir()
         folds = [EvaluatedFold(self.manifest, self.candidates)]
-        config, inputs = make_job().evaluation, ReferenceInputs(rated={"case": False, "other": False})
+        config = make_job().evaluation
+        inputs = ReferenceInputs(rated={"case": False, "other": False})
         self.summary = evaluate(folds, self.store, config, self.out, seed=5, inputs=inputs)
         self.metrics: dict[str, Any] = read_json(self.out / "metrics.json")
 

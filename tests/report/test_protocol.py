@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,46 +15,61 @@ from helpers.evaluation_case import PREPARE_SUMMARY, EvaluationCase, artifact, m
 from multistill.corpora.manifest import MANIFEST
 from multistill.evaluation.evaluate import EvaluatedFold, evaluate
 from multistill.report.build import write_report
-from multistill.workspace import fold_folder, read_json
+from multistill.report.repetitions import repetition_lines
+from multistill.workspace import fold_folder
 
 SEARCHED = ("multimodal-search", "multimodal-search-control")
 
 
-def crossed_folds(case: EvaluationCase, home: Path, count: int) -> list[EvaluatedFold]:
+def crossed_folds(
+    case: EvaluationCase, home: Path, count: int, repeats: int = 1
+) -> list[EvaluatedFold]:
     """Folds by session; the models, of the case's own training part, are the same in all."""
     table = pq.read_table(case.manifest / MANIFEST)
+    at = table.column_names.index("split")
     sessions = [int(name[-2:]) for name in table["session"].to_pylist()]
+    student, control = SEARCHED
+    searched = [
+        replace(case.candidate("multimodal"), name=student, compare_to=control),
+        replace(case.candidate("multimodal-control", role="control"), name=control),
+    ]
     folds = []
-    for number in range(count):
-        part = [
-            "test" if n % count == number else "valid" if n % count == (number + 1) % count else ""
-            for n in sessions
-        ]
-        at = table.column_names.index("split")
+    for number in range(count * repeats):
+        repetition, place = divmod(number, count)
+        turn = [(n // count if repetition else n) % count for n in sessions]
+        later = (place + 1) % count
+        part = ["test" if n == place else "valid" if n == later else "train" for n in turn]
         folder = fold_folder(home / "manifest", number)
         folder.mkdir(parents=True)
-        parts = pa.array([name or "train" for name in part])
-        pq.write_table(table.set_column(at, "split", parts), folder / MANIFEST)
-        student, control = SEARCHED
-        searched = [
-            replace(case.candidate("multimodal"), name=student, compare_to=control),
-            replace(case.candidate("multimodal-control", role="control"), name=control),
-        ]
-        folds.append(EvaluatedFold(folder, [*case.candidates, *searched], f"f{number}"))
+        pq.write_table(table.set_column(at, "split", pa.array(part)), folder / MANIFEST)
+        candidates = [*case.candidates, *searched]
+        # Models that differ by repetition, so that a mean over them can be told.
+        if repetition:
+            weak = case.folders["multimodal-control"]
+            candidates = [
+                replace(each, folders=[weak]) if each.name == "multimodal" else each
+                for each in candidates
+            ]
+        folds.append(EvaluatedFold(folder, candidates, f"f{number}", repetition))
     return folds
 
 
 def crossed_report(
-    case: EvaluationCase, home: Path, count: int, nested: bool
+    case: EvaluationCase, home: Path, count: int, nested: bool = False, repeats: int = 1
 ) -> tuple[dict[str, Any], str]:
+    """report.json and the page of an evaluation by folds; written once per kind."""
     out = home / "evaluation"
-    out.mkdir()
+    out.mkdir(parents=True)
     job = make_job(
-        protocol={"kind": "k-fold", "by": "session", "folds": count}, search={"nested": nested}
+        protocol={"kind": "k-fold", "by": "session", "folds": count, "repeats": repeats},
+        search={"nested": nested},
+        evaluation={"resamples": 200, "latency_clips": 0},
     )
-    evaluate(crossed_folds(case, home, count), case.store, job.evaluation, out, seed=5)
+    folds = crossed_folds(case, home, count, repeats)
+    evaluate(folds, case.store, job.evaluation, out, seed=5)
     summary: dict[str, Any] = make_search(fold_folder(home / "search", 0))
-    summary = {"folds": [summary] * count} if nested else {**summary, "folds": [{}] * count}
+    number = count * repeats
+    summary = {"folds": [summary] * number} if nested else {**summary, "folds": [{}] * number}
     report = write_report(
         home,
         job=job,
@@ -64,27 +80,66 @@ def crossed_report(
             "search": artifact("search", home / "search", summary),
         },
     )
-    assert read_json(home / "report.json")["protocol"] == report["protocol"]
     return report, (home / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.fixture(scope="module")
+def once(
+    evaluation_case: EvaluationCase, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], str]:
+    return crossed_report(evaluation_case, tmp_path_factory.mktemp("once"), 4)
+
+
 def test_a_search_on_the_first_fold_says_what_its_settings_know(
-    evaluation_case: EvaluationCase, tmp_path: Path, nested: bool
+    once: tuple[dict[str, Any], str],
 ) -> None:
-    report, page = crossed_report(evaluation_case, tmp_path, 4, nested)
-    found = [each["text"] for each in report["warnings"] if each["kind"] == "search-first-fold"]
-    assert len(found) == (not nested)
-    assert ("SEARCH ON THE FIRST FOLD" in page) == (not nested)
-    if nested:
-        assert "Every fold was searched on its own training and validation clips" in page
-        assert len(report["search"]["chosen"]) == 4
-        return
+    report, page = once
+    [text] = [each["text"] for each in report["warnings"] if each["kind"] == "search-first-fold"]
+    assert "SEARCH ON THE FIRST FOLD" in page
     first = report["protocol"]["folds"][0]
     searched = next(each for each in report["models"] if each["name"] == SEARCHED[0])
-    [text] = found
     assert f"{first['train']} training clips of fold f0" in text
     assert f"its {first['valid']} validation clips" in text
     assert f"Only the {first['clips']} test clips of fold f0 played no part" in text
     assert f"is {searched['folds']['uar']['values'][0]:.3f})" in text
     assert sum(fold["clips"] for fold in report["protocol"]["folds"]) == report["test"]["decided"]
+    assert all(model["repetitions"] is None for model in report["models"])
+    assert "Over the repetitions" not in page and repetition_lines(report) == []
+
+
+def test_a_nested_search_and_repeated_folds(
+    evaluation_case: EvaluationCase, tmp_path: Path, once: tuple[dict[str, Any], str]
+) -> None:
+    """Folds drawn twice: every clip counts once, with the mean of its two predictions' counts."""
+    report, page = crossed_report(evaluation_case, tmp_path, 4, nested=True, repeats=2)
+    assert "Every fold was searched on its own training and validation clips" in page
+    assert "SEARCH ON THE FIRST FOLD" not in page and len(report["search"]["chosen"]) == 8
+    assert report["protocol"]["short"] == "2 x 4-fold by session"
+    clips = report["test"]["decided"]
+    assert sum(report["class_counts"]["test"].values()) == clips
+    assert sum(fold["clips"] for fold in report["protocol"]["folds"]) == 2 * clips
+    models = {model["name"]: model for model in report["models"]}
+    strong, weak, mixed = (models[n] for n in (SEARCHED[0], "multimodal-control", "multimodal"))
+    for metric in ("accuracy", "uar", "macro_f1", "weighted_f1"):
+        found = mixed["repetitions"][metric]
+        expected = [each["metrics"][metric]["value"] for each in (strong, weak)]
+        assert found["values"] == pytest.approx(expected), "the weak model was in the second"
+        assert found["mean"] == pytest.approx(np.mean(expected))
+        assert found["sd"] == pytest.approx(np.std(expected, ddof=1))
+        assert strong["repetitions"][metric]["sd"] == pytest.approx(0, abs=1e-12)
+        assert len(mixed["folds"][metric]["values"]) == 8
+        if metric in ("accuracy", "uar"):
+            assert mixed["metrics"][metric]["value"] == pytest.approx(np.mean(expected))
+        # Equal models in all repetitions: their number narrows no interval.
+        for end, bound in strong["metrics"][metric].items():
+            single = next(each for each in once[0]["models"] if each["name"] == SEARCHED[0])
+            assert bound == pytest.approx(single["metrics"][metric][end], abs=1e-12)
+    counts = [row["count"] for row in mixed["classes"]]
+    assert counts == [row["count"] for row in strong["classes"]] and sum(counts) == clips
+    predictions = pq.read_table(tmp_path / "evaluation" / "predictions.parquet")
+    assert len(predictions) == report["test"]["clips"] * len(set(predictions["model"].to_pylist()))
+    lines = repetition_lines(report)
+    assert len(lines) == len(models) and "multimodal, 2 repetitions of the folds" in "\n".join(
+        lines
+    )
+    assert "Over the repetitions" in page and "2 x 4-fold by session" in page

@@ -1,4 +1,4 @@
-"""What the tasks of a job cannot be combined with."""
+"""What tasks, protocol and evaluation of a job cannot be combined with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from multistill.pipeline.recipes import Location
 
 
 def check_tasks(job: JobConfig) -> Iterator[tuple[Location, str]]:
-    """Metrics without their task, and losses of dimensions over a batch that is split."""
+    """Metrics without their task, losses of a batch that is split, scores that have no meaning."""
     trainings: list[tuple[Location, str, TrainSection]] = [
         (("teacher", "train"), "teacher", job.teacher.train)
     ]
@@ -33,6 +33,24 @@ def check_tasks(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 "one worker sees; set `workers: 1`, `accumulation: 1` and no `batch_frames`, or "
                 "`dimension_loss: mse`",
             )
+    if job.protocol.repeats > 1 and job.tasks.dimensions:
+        yield (
+            ("protocol", "repeats"),
+            "protocol.repeats: repetitions average counts of classes, and `tasks` has dimensions; "
+            "use `repeats: 1`, or remove the dimensions",
+        )
+    if job.protocol.repeats > 1 and job.evaluation.robustness:
+        yield (
+            ("evaluation", "robustness"),
+            "evaluation.robustness: each distorted clip is answered by the models of one fold, and "
+            "`protocol.repeats` has several; use `repeats: 1`, or remove `robustness`",
+        )
+    if job.protocol.kind == "cross-corpus" and job.evaluation.robustness:
+        yield (
+            ("evaluation", "robustness"),
+            "evaluation.robustness: each distorted clip is answered by the models of one fold, and "
+            "cross-corpus tests it by the models of every corpus; remove `robustness`",
+        )
     search = job.search
     if job.tasks.classes is None:
         yield from _without_classes(job, trainings)

@@ -54,7 +54,7 @@ class Evaluate(Step):
             manifest = fold.artifacts["manifest"]
             for step in self.models:
                 models = fold.artifacts[step.artifact].summary["models"]
-                step.model_store.refuse_other_data(models, manifest.fingerprint)
+                step.model_store.refuse_other_data(models, step.inputs(fold.artifacts))
             candidates = [
                 candidate
                 for step in self.models
@@ -62,7 +62,8 @@ class Evaluate(Step):
             ]
             name = manifest.summary.get("name", "")
             trained_on = manifest.summary.get(TRAINED_ON)
-            folds.append(EvaluatedFold(manifest.path, candidates, name, trained_on))
+            repetition = manifest.summary.get("repetition", 0)
+            folds.append(EvaluatedFold(manifest.path, candidates, name, trained_on, repetition))
         summary: Mapping[str, Any] = on_cluster(
             evaluate,
             folds,

@@ -220,7 +220,10 @@ class Distill(Step):
 
         def build(artifacts: Artifacts, out: Path) -> Mapping[str, Any]:
             index: Index = artifacts["teachers"].summary["models"]
-            model_store.refuse_other_data(index, artifacts["manifest"].fingerprint)
+            read = ("manifest", "features", "statistics")
+            model_store.refuse_other_data(
+                index, {name: artifacts[name].fingerprint for name in read if name in artifacts}
+            )
             summary: Mapping[str, Any] = on_cluster(
                 soft_targets,
                 artifacts["manifest"].path,
