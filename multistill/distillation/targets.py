@@ -81,24 +81,20 @@ def write_soft_targets(
     fold: npt.ArrayLike,
     kind: Output = "logits",
     classes: Sequence[str] = CLASSES,
-    dimensions: npt.ArrayLike | None = None,
+    dimensions: npt.ArrayLike = (),
     dimension_names: Sequence[str] = (),
 ) -> None:
     """Write `utterance_id`, `outputs`, `teacher` and `fold` to a Parquet file, atomically.
 
     Teachers of dimensions have a column `dimensions` too.
     """
-    columns = {
-        "utterance_id": pa.array(ids, pa.string()),
-        "teacher": pa.array([teacher] * len(ids), pa.string()),
-        "fold": pa.array(np.asarray(fold), pa.int32()),
-    }
+    columns = {"utterance_id": pa.array(ids, pa.string())}
     if classes:
         columns["outputs"] = _vectors(outputs, len(ids), len(classes))
+    columns["teacher"] = pa.array([teacher] * len(ids), pa.string())
+    columns["fold"] = pa.array(np.asarray(fold), pa.int32())
     if dimension_names:
-        columns["dimensions"] = _vectors(
-            [] if dimensions is None else dimensions, len(ids), len(dimension_names)
-        )
+        columns["dimensions"] = _vectors(dimensions, len(ids), len(dimension_names))
     names = to_json(list(dimension_names))
     metadata = {"kind": kind, "dimensions": names, **with_classes(classes)}
     with atomic_path(path) as temporary:
@@ -121,9 +117,9 @@ def read_soft_targets(path: Path) -> SoftTargets:
         ) from error
     metadata = table.schema.metadata or {}
     names = tuple(json.loads(metadata.get(b"dimensions", b"[]")))
-    without = names and table.schema.metadata and not classes_of(table)
-    outputs = () if without else ("outputs",)
-    for name in ("utterance_id", *outputs, "teacher", "fold", *(("dimensions",) if names else ())):
+    has_outputs = not names or bool(classes_of(table))
+    wanted = ["outputs"] * has_outputs + ["dimensions"] * bool(names)
+    for name in ("utterance_id", *wanted, "teacher", "fold"):
         if name not in table.column_names:
             raise MultistillError(f"{path} holds no soft targets: the column {name} is missing")
     kind = metadata.get(b"kind", b"").decode()
@@ -132,7 +128,7 @@ def read_soft_targets(path: Path) -> SoftTargets:
     none = np.zeros((len(table), 0), np.float32)
     return SoftTargets(
         ids=table["utterance_id"].to_pylist(),
-        outputs=_matrix(table["outputs"]) if outputs else none,
+        outputs=_matrix(table["outputs"]) if has_outputs else none,
         classes=classes_of(table),
         kind=cast(Output, kind),
         teacher=table["teacher"][0].as_py() if len(table) else "",

@@ -172,7 +172,8 @@ def figures_table(metrics: Mapping[str, Any]) -> str:
 
 
 def _main_metrics(metrics: Mapping[str, Any]) -> Mapping[str, str]:
-    return MAIN_METRICS if metrics["classes"] else DIMENSION_METRICS
+    of_classes = "macro_f1" in metrics["baseline"]["metrics"]
+    return MAIN_METRICS if of_classes else DIMENSION_METRICS
 
 
 def _title(model: Mapping[str, Any]) -> str:
