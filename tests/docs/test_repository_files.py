@@ -45,10 +45,14 @@ def test_the_lock_names_no_host_or_local_path() -> None:
 
 def test_the_lock_holds_every_dependency_and_the_build_backend() -> None:
     locked = {normalized(item["name"]) for item in LOCKED.finditer(read("requirements.lock"))}
-    parts = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    extras = dict(PROJECT["optional-dependencies"])
+    # For research only: the developer environment must not install it for everybody.
+    assert [normalized(item) for item in extras.pop("opensmile")] == ["opensmile"]
+    parts = [PROJECT["dependencies"], *extras.values()]
     parts.append(SETTINGS["build-system"]["requires"])
     wanted = {normalized(item) for part in parts for item in part}
     assert wanted - locked == set()
+    assert "opensmile" not in locked
 
 
 def test_constraints_are_the_versions_of_the_lock() -> None:
