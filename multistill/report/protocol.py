@@ -65,6 +65,12 @@ def describe_protocol(job: JobConfig, folds: Sequence[Record]) -> dict[str, Any]
             f"nothing, teacher and soft targets included, was trained or chosen on its {unit}; the "
             f"predictions of all {count} folds are scored together.{again}"
             + (" Speakers who share a session are one group, tested together." if linked else "")
+            + (
+                f" But the settings of {job.searched_student().name}-search and its control were "
+                "chosen on the first fold, for all folds."
+                if job.search.enabled and not job.search.nested
+                else ""
+            )
         ),
     }
 

@@ -125,7 +125,8 @@ def _caption(report: Mapping[str, Any]) -> list[str]:
         *(
             f"{warning['title']}: {warning['text']}"
             for warning in report["warnings"]
-            if warning["kind"] in ("not-trained", "encoder-data", "one-group", "few-clips")
+            if warning["kind"]
+            in ("not-trained", "encoder-data", "one-group", "few-clips", "search-first-fold")
             or warning["kind"].startswith("classes-")
         ),
         *(comparison["sentence"] for comparison in report["distillation"]),

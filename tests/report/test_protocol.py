@@ -96,6 +96,10 @@ def test_a_search_on_the_first_fold_says_what_its_settings_know(
     report, page = once
     [text] = [each["text"] for each in report["warnings"] if each["kind"] == "search-first-fold"]
     assert "SEARCH ON THE FIRST FOLD" in page
+    assert (
+        "multimodal-search and its control were chosen on the first fold"
+        in (report["protocol"]["sentence"])
+    )
     first = report["protocol"]["folds"][0]
     searched = next(each for each in report["models"] if each["name"] == SEARCHED[0])
     assert f"{first['train']} training clips of fold f0" in text
@@ -115,6 +119,7 @@ def test_a_nested_search_and_repeated_folds(
     assert "Every fold was searched on its own training and validation clips" in page
     assert "SEARCH ON THE FIRST FOLD" not in page and len(report["search"]["chosen"]) == 8
     assert report["protocol"]["short"] == "2 x 4-fold by session"
+    assert "chosen on the first fold" not in report["protocol"]["sentence"]
     clips = report["test"]["decided"]
     assert sum(report["class_counts"]["test"].values()) == clips
     assert sum(fold["clips"] for fold in report["protocol"]["folds"]) == 2 * clips

@@ -180,12 +180,20 @@ def test_plan_counts_the_trainings(
         built(step, tmp_path)
         assert len(recorded.trainings) == sum(trainings[1:])
     models = [{"stage": "search", "state": "to run", **row} for row in planned["models"]]
-    head = {"job": "x", "recipe": "y", "workspace": "w", "tracking": "t", "ray": "r"}
+    head: dict[str, Any] = {
+        "job": "x",
+        "recipe": "y",
+        "workspace": "w",
+        "tracking": "t",
+        "ray": "r",
+    }
+    head["protocol"] = step.job.protocol.model_dump(mode="json")
     resources = {"CPU": 4.0, "GPU": 0.0}
     render(
         {**head, "resources": resources, "stages": [], "trainings": 1, **planned, "models": models}
     )
-    assert shown in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert shown in printed and f"tested {K} folds by speaker" in printed
 
 
 def test_joining_reaches_the_search_of_the_fold_that_is_searched_now(
