@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,8 @@ class EvaluatedFold:
     manifest: Path
     candidates: Sequence[Candidate]
     name: str = ""
-    trained_on: str | None = None
-    repetition: int = 0
+    trained_on: str | None = field(default=None, kw_only=True)
+    repetition: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def crossed_folds(
                 replace(each, folders=[weak]) if each.name == "multimodal" else each
                 for each in candidates
             ]
-        folds.append(EvaluatedFold(folder, candidates, f"f{number}", repetition))
+        folds.append(EvaluatedFold(folder, candidates, f"f{number}", repetition=repetition))
     return folds
 
 

@@ -63,7 +63,15 @@ class Evaluate(Step):
             name = manifest.summary.get("name", "")
             trained_on = manifest.summary.get(TRAINED_ON)
             repetition = manifest.summary.get("repetition", 0)
-            folds.append(EvaluatedFold(manifest.path, candidates, name, trained_on, repetition))
+            folds.append(
+                EvaluatedFold(
+                    manifest.path,
+                    candidates,
+                    name,
+                    trained_on=trained_on,
+                    repetition=repetition,
+                )
+            )
         summary: Mapping[str, Any] = on_cluster(
             evaluate,
             folds,
