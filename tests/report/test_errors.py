@@ -60,6 +60,7 @@ def metrics(student: str | None = "small", **not_trained: str) -> dict[str, Any]
             {"name": name, "role": role, "not_trained": not_trained.get(name)}
             for name, role in models
         ],
+        "classes": ["calm", "glad", "sad"],
         "references": [{"name": "linear probe, audio"}],
         "floor": {"student": student},
     }
