@@ -89,8 +89,9 @@ def jobs(
         for name in chosen:
             print(copy / f"{name}.yaml")
     else:
+        width = 2 + max(map(len, chosen))
         for row in rows:
-            print(f"{row['job']:<14}{row['summary']}")
+            print(f"{row['job']:<{width}}{row['summary']}")
 
 
 def init(
