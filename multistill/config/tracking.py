@@ -18,6 +18,7 @@ class ChampionConfig(Section):
         "validation.uar",
         "validation.weighted_f1",
         "validation.accuracy",
+        "validation.ccc",
         "validation.loss",
     ] = Field("validation.macro_f1", description="mean over the seeds; never a test metric")
     margin: float = Field(0.0, ge=0, description="by how much the current champion must be beaten")

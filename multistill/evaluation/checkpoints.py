@@ -110,6 +110,7 @@ def score_checkpoints(
                 store,
                 manifest,
                 device,
+                read_model_config(checkpoint.folder)["spec"].get("dimensions", ()),
             )
         except MultistillError as error:
             refused.append(_identity(checkpoint) | {"reason": str(error)})
@@ -176,6 +177,8 @@ def check(folder: Path, classes: Sequence[str], store: FeatureStore) -> None:
             encoder or with other settings; or its files are damaged.
     """
     config = read_model_config(folder)
+    if not config["labels"]:
+        raise MultistillError("it tells apart no classes, only dimensions, and classes are scored")
     if list(config["labels"]) != list(classes):
         raise MultistillError(
             f"it tells apart {', '.join(config['labels'])}, and the clips have "

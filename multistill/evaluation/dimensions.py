@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from multistill.errors import MultistillError
 from multistill.evaluation.candidates import params_end_to_end
 from multistill.evaluation.comparisons import Scores, difference, judge_family, paired
 from multistill.evaluation.folds import FoldData
@@ -44,6 +45,9 @@ class DimensionScorer:
         means: of the training part, for each test clip [N, D].
         clusters: of all test clips.
         folds: of a cross-validation, in which each clip [N] was tested; None for a holdout.
+
+    Raises:
+        MultistillError: no clip has a value.
     """
 
     def __init__(
@@ -58,6 +62,11 @@ class DimensionScorer:
     ) -> None:
         self.name = name
         self.known = np.isfinite(truth).any(axis=1)
+        if not self.known.any():
+            raise MultistillError(
+                f"no test clip with features has a value of {name}; look into quarantine.parquet "
+                "of the features, or remove it from `tasks`"
+            )
         self.truth = truth[self.known]
         groups, index = np.unique(clusters.index[self.known], return_inverse=True)
         self.clusters = Clusters(clusters.unit, index, len(groups), clusters.only)

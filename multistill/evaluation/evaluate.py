@@ -263,10 +263,14 @@ def _class_counts(parts: Sequence[FoldData]) -> dict[str, dict[str, int]]:
     def counts(clips: Utterances) -> IntArray:
         return np.bincount(clips.truth[clips.truth >= 0], minlength=len(clips.classes))
 
+    tested = Utterances.joined([part.test for part in parts])
+    once = np.unique(tested.ids, return_index=True)[1]
+    truth = tested.truth[once]
+
     found = {
         "train": np.min([counts(part.train) for part in parts], axis=0),
         "valid": np.min([counts(part.valid) for part in parts], axis=0),
-        "test": np.sum([counts(part.test) for part in parts if not part.repetition], axis=0),
+        "test": np.bincount(truth[truth >= 0], minlength=len(tested.classes)),
     }
     classes = parts[0].test.classes
     return {
@@ -327,16 +331,16 @@ def _table(
     Of several repetitions, the first.
 
     Args:
-        dimensions: predicted values [N, D]; required where the schema has dimensions.
+        dimensions: predicted values [N, D]; null where the model has none.
     """
     if probabilities.ndim > 2:
         probabilities, predicted = probabilities[0], None if predicted is None else predicted[0]
     labels = probabilities.argmax(axis=1) if predicted is None else predicted
     flat = pa.array(probabilities.astype(np.float32).reshape(-1))
-    values = {}
-    if dimensions is not None:
-        names = [each.removesuffix("_truth") for each in schema.names if each.endswith("_truth")]
-        values = dimension_columns(names, dimensions, clips.dimensions)
+    names = [each.removesuffix("_truth") for each in schema.names if each.endswith("_truth")]
+    if dimensions is None:
+        dimensions = np.full((len(clips), len(names)), np.nan)
+    values = dimension_columns(names, dimensions, clips.dimensions)
     return pa.table(
         {
             "utterance_id": clips.ids,

@@ -83,8 +83,14 @@ def describe_floor(
 
 
 def _adjust(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
-    """Set `p_holm` of the differences under `keys` of all rows: one family."""
-    family = [row[key] for row in rows for key in keys if row[key] is not None]
+    """Set `p_holm` of the differences under `keys` of all rows: one family.
+
+    Models that learnt nothing are in none, as in `comparisons.judge_family`.
+    """
+    made = [row[key] for row in rows for key in keys if row[key] is not None]
+    for found in made:
+        found["p_holm"] = None
+    family = [found for found in made if found["standing"] != "not trained"]
     for found, adjusted in zip(family, holm([each.get("p") for each in family]), strict=True):
         found["p_holm"] = adjusted
 

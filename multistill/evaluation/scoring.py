@@ -71,7 +71,8 @@ class Scorer:
         majority: of the clips.
         folds: of a cross-validation, in which each clip was tested in every repetition [R, N];
             None for a holdout.
-        slices: further parts of the test set to score.
+        slices: the cells of a cross-corpus matrix, where a clip is tested several times. What
+            assumes independent clips is then absent.
     """
 
     def __init__(
@@ -92,7 +93,12 @@ class Scorer:
         self.statistics = SufficientStatistics(len(clips.classes), config.calibration_bins)
         self.clusters = choose_clusters(clips.groups, clips.sessions, clips.speakers, split_by)
         self.resampling = Resampling(self.clusters, config.resamples, seed)
-        self.support = class_support(clips.truth, self.clusters.index, len(clips.classes))
+        once = np.arange(len(clips))
+        if slices:  # a clip is tested by the models of several corpora
+            once = np.unique(clips.ids, return_index=True)[1]
+        self.support = class_support(
+            clips.truth[once], self.clusters.index[once], len(clips.classes)
+        )
         self.slices = [*slices_of(clips, majority), *slices]
         self.cells = list(slices)
         self.scores: dict[str, Scores] = {}
@@ -184,7 +190,7 @@ class Scorer:
         """
         several = name in self.scores_over_seeds and against in self.scores_over_seeds
         scores = self.scores_over_seeds if several else self.scores
-        return compare(
+        found = compare(
             name,
             scores[name],
             against,
@@ -194,6 +200,7 @@ class Scorer:
             self.confidence,
             not_trained or {},
         )
+        return found | {"mcnemar": None} if self.cells else found
 
     def compare_all(
         self, predictions: Sequence[Prediction], not_trained: Mapping[str, str] | None = None
@@ -305,6 +312,8 @@ class Scorer:
 
     def _over_people(self, predicted: IntArray) -> dict[str, Any]:
         """`speakers`, the spread over them, and `fairness`, the differences between groups."""
+        if self.cells:
+            return {"speakers": None, "fairness": None}
         clips = self.clips
         speakers, classes = clips.speakers, clips.classes
         return {

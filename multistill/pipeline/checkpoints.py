@@ -74,6 +74,11 @@ def evaluate_all(
     """
     from multistill.evaluation.checkpoints import score_checkpoints
 
+    if job.tasks.classes is None:
+        raise UsageError(
+            f"the job `{job.name}` has dimensions alone (`tasks`), and `evaluate --all` scores "
+            "classes; name a job with classes"
+        )
     workspace = Workspace(job.workspace)
     manifest, features = _clips(job, workspace, fold)
     with ExitStack() as stack:

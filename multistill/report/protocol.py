@@ -26,17 +26,24 @@ def describe_protocol(job: JobConfig, folds: Sequence[Record]) -> dict[str, Any]
             "short": f"holdout by {split.by}",
             "sentence": f"One part, held out by {split.by}, is tested.",
         }
+    chosen = (
+        f" But the settings of {job.searched_student().name}-search and its control were chosen on "
+        "the first fold, for all folds."
+        if job.search.enabled and not job.search.nested
+        else ""
+    )
     if protocol.kind == "cross-corpus":
         return {
             "kind": protocol.kind,
             "by": "corpus",
             "folds": list(folds),
+            "repeats": 1,
             "short": f"cross-corpus ({len(folds)} corpora)",
             "sentence": (
                 f"Cross-corpus: models are trained and chosen on each of {len(folds)} corpora "
                 f"alone, and tested on its held-out part (by {split.by}) and on all clips of the "
                 "others. Figures outside the matrix take all of these tests together, so a clip "
-                "counts once for every corpus whose models it tests."
+                f"counts once for every corpus whose models it tests.{chosen}"
             ),
         }
     repeats, unit = protocol.repeats, protocol.by
@@ -50,7 +57,9 @@ def describe_protocol(job: JobConfig, folds: Sequence[Record]) -> dict[str, Any]
     short = f"{repeats} x {short}" if repeats > 1 else short
     again = (
         f" The folds were drawn {repeats} times, and everything was trained for each: figures are "
-        f"of the counts of all {repeats} repetitions, averaged clip by clip."
+        f"of the counts of all {repeats} repetitions, averaged clip by clip; what is of single "
+        "predictions (selective accuracy, speakers, groups, listed clips, layers, McNemar's test) "
+        "is of the first."
         if repeats > 1
         else ""
     )
@@ -65,12 +74,7 @@ def describe_protocol(job: JobConfig, folds: Sequence[Record]) -> dict[str, Any]
             f"nothing, teacher and soft targets included, was trained or chosen on its {unit}; the "
             f"predictions of all {count} folds are scored together.{again}"
             + (" Speakers who share a session are one group, tested together." if linked else "")
-            + (
-                f" But the settings of {job.searched_student().name}-search and its control were "
-                "chosen on the first fold, for all folds."
-                if job.search.enabled and not job.search.nested
-                else ""
-            )
+            + chosen
         ),
     }
 

@@ -65,8 +65,10 @@ def search_on_first_fold(
     if not (folds and job.search.enabled) or job.search.nested:
         return
     first, name = folds[0], f"{job.searched_student().name}-search"
-    own = [m["folds"]["uar"]["values"][0] for m in metrics["models"] if m["name"] == name]
-    alone = f" (there the UAR of {name} is {own[0]:.3f})" if own and own[0] is not None else ""
+    metric = "uar" if metrics["classes"] else "ccc"
+    own = [m["folds"][metric]["values"][0] for m in metrics["models"] if m["name"] == name]
+    known = own and own[0] is not None
+    alone = f" (there the {metric.upper()} of {name} is {own[0]:.3f})" if known else ""
     yield (
         "search-first-fold",
         "SEARCH ON THE FIRST FOLD",

@@ -10,6 +10,7 @@ from helpers.encoded_jobs import add_model, encode
 from helpers.evaluation_case import EvaluationCase
 from helpers.finished_jobs import note_as_run
 
+from multistill.config import TasksConfig
 from multistill.errors import UsageError
 from multistill.pipeline.checkpoints import evaluate_all, find_job
 from multistill.tracking import models
@@ -45,6 +46,9 @@ def test_the_models(
         evaluate_all(str(tmp_path), job, fold=1)
     add_model(evaluation_case, tmp_path, "audio", "0" * 16)
     assert evaluate_all(str(tmp_path / "models"), job)["models"]
+    alone = job.model_copy(update={"tasks": TasksConfig(valence=1.0)})
+    with told("has dimensions alone (`tasks`), and `evaluate --all` scores classes; name a job"):
+        evaluate_all(str(tmp_path / "models"), alone)
 
 
 def test_the_fold(

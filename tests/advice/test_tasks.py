@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.advice import told
@@ -17,7 +18,9 @@ from multistill.corpora.manifest import read_manifest, write_manifest
 from multistill.corpora.prepare import prepare
 from multistill.distillation.stage import soft_targets
 from multistill.errors import JobFileError
+from multistill.evaluation.dimensions import DimensionScorer
 from multistill.evaluation.evaluate import Candidate, EvaluatedFold, evaluate
+from multistill.metrics.intervals import Clusters, Resampling
 from multistill.models.spec import ModelSpec
 from multistill.pipeline import jobfile
 from multistill.training.data import TrainingData
@@ -118,6 +121,26 @@ LISTED = [
             TWO % (ALONE + "protocol: {kind: leave-one-out, by: corpus}"),
             TWO % (DIMENSION + "protocol: cross-corpus"),
         ],
+    ),
+    (
+        JOB % (ALONE + "search: {metric: ccc}\ntracking: {champion: {}}"),
+        "is of classes, and `tasks` has none; set `metric: validation.ccc`",
+        [JOB % (ALONE + "search: {metric: ccc}\ntracking: {champion: {metric: validation.ccc}}")],
+    ),
+    (
+        JOB % "search: true\ntracking: {champion: {metric: validation.ccc}}",
+        "tracking.champion: validation.ccc is of dimensions, and the job has none; add them",
+        [JOB % (DIMENSION + "search: true\ntracking: {champion: {metric: validation.ccc}}")],
+    ),
+    (
+        JOB % ("recipe: features-only\n" + DIMENSION + "protocol: {kind: k-fold, repeats: 2}"),
+        "use `repeats: 1`, or remove the dimensions",
+        [JOB % ("recipe: features-only\n" + DIMENSION + "protocol: k-fold")],
+    ),
+    (
+        TWO % "recipe: features-only\nprotocol: cross-corpus\nsplit: {by: column}",
+        "tests every clip; set `protocol: holdout`, or `split.by: session`",
+        [TWO % "recipe: features-only\nprotocol: cross-corpus\nsplit: {by: session}"],
     ),
     (
         JOB % (ALONE + "label_shares: true"),
@@ -236,3 +259,17 @@ def test_validation_without_values(corpus: tuple[Path, Path], tmp_path: Path) ->
     with told("so there is no CCC to choose epochs by; use `train.metric: loss`"):
         run(task, tmp_path / "a")
     run(task.with_train(metric="loss"), tmp_path / "b")
+
+
+def test_test_clips_without_a_value_of_a_dimension() -> None:
+    clusters = Clusters("speaker", np.arange(4), 4)
+
+    def scorer(truth: np.ndarray) -> DimensionScorer:
+        means = np.full((4, 1), 3.0)
+        return DimensionScorer(
+            "valence", truth, means, clusters, Resampling(clusters, 10, 1), 0.95, None
+        )
+
+    with told("look into quarantine.parquet of the features, or remove it from `tasks`"):
+        scorer(np.full((4, 1), np.nan))
+    assert scorer(np.array([[1.0], [np.nan], [3.0], [4.0]])).known.sum() == 3

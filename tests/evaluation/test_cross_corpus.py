@@ -15,6 +15,7 @@ from sklearn.metrics import f1_score, recall_score
 from multistill.evaluation.candidates import Candidate
 from multistill.evaluation.evaluate import EvaluatedFold, evaluate
 from multistill.evaluation.paired import read_answers, why_not_paired
+from multistill.report import terminal
 from multistill.report.build import write_report
 from multistill.report.errors import listed
 from multistill.workspace import read_json
@@ -58,7 +59,7 @@ def crossed(
                 ),
             ],
             name,
-            name,
+            trained_on=name,
         )
         for name in CORPORA
     ]
@@ -132,6 +133,11 @@ def test_page_shows_a_matrix_per_model_and_lists_clips_once(
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count('<table class="heat">') == len(metrics["cross_corpus"]["models"])
     assert report["protocol"]["short"] == "cross-corpus (2 corpora)"
+    assert terminal.table(report).row_count == len(metrics["cross_corpus"]["models"])
+    # A clip is tested by the models of several corpora: nothing that takes clips as independent.
+    assert all(model["speakers"] is None for model in report["models"])
+    counts = pq.read_table(evaluation_case.manifest / "manifest.parquet").to_pandas()["label"]
+    assert sum(report["class_counts"]["test"].values()) <= counts.notna().sum()
     missed = [clip["id"] for clip in report["errors"]["missed"]["clips"]]
     assert len(missed) == len(set(missed)) and listed(report["errors"])
 

@@ -14,7 +14,15 @@ from helpers.training_corpus import make_corpus, make_task, trained
 from multistill.config import EvaluationConfig
 from multistill.errors import MultistillError
 from multistill.evaluation.dimensions import DimensionScorer
-from multistill.evaluation.evaluate import Candidate, EvaluatedFold, evaluate
+from multistill.evaluation.evaluate import (
+    Candidate,
+    EvaluatedFold,
+    _table,
+    evaluate,
+    predictions_schema,
+)
+from multistill.evaluation.utterances import read_utterances
+from multistill.features.store import FeatureStore
 from multistill.metrics.dimensions import dimension_metrics
 from multistill.metrics.intervals import Clusters, Resampling
 from multistill.report.dimensions import dimension_lines, dimension_rows
@@ -94,6 +102,14 @@ def test_predictions_hold_predicted_and_true_values(case: Evaluated) -> None:
     rmse = float(np.sqrt(((truth - predicted) ** 2).mean()))
     entry = case.metrics["dimensions"][0]["models"][0]
     assert entry["metrics"]["rmse"]["value"] == pytest.approx(rmse, rel=1e-4)
+
+
+def test_baselines_without_dimensions_stand_beside_them(case: Evaluated) -> None:
+    """Rows of predictions.parquet of a model of classes alone have no values."""
+    test = read_utterances(case.manifest, "test", FeatureStore(case.store), NAMES)
+    shares = np.full((len(test), len(test.classes)), 1 / len(test.classes))
+    rows = _table(predictions_schema(test.classes, NAMES), "ComParE, linear SVM", test, shares)
+    assert rows["valence"].null_count == len(test) > rows["valence_truth"].null_count
 
 
 def test_models_of_other_dimensions_are_refused(case: Evaluated, tmp_path: Path) -> None:

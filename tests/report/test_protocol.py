@@ -16,6 +16,7 @@ from multistill.corpora.manifest import MANIFEST
 from multistill.evaluation.evaluate import EvaluatedFold, evaluate
 from multistill.report.build import write_report
 from multistill.report.repetitions import repetition_lines
+from multistill.report.search import search_on_first_fold
 from multistill.workspace import fold_folder
 
 SEARCHED = ("multimodal-search", "multimodal-search-control")
@@ -148,3 +149,13 @@ def test_a_nested_search_and_repeated_folds(
         lines
     )
     assert "Over the repetitions" in page and "2 x 4-fold by session" in page
+
+
+def test_the_warning_of_a_search_names_the_score_of_its_task() -> None:
+    """A job of dimensions alone has no UAR."""
+    job = make_job(tasks=["valence"], protocol="k-fold", search={"metric": "ccc"})
+    fold = {"name": "f0", "train": 9, "valid": 3, "clips": 4}
+    model = {"name": "multimodal-search", "folds": {"ccc": {"values": [0.25, 0.5]}}}
+    metrics = {"folds": [fold, fold], "classes": [], "models": [model]}
+    [(_, _, text)] = search_on_first_fold(metrics, job)
+    assert "there the CCC of multimodal-search is 0.250" in text

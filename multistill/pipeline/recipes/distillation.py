@@ -8,6 +8,7 @@ from typing import get_args
 from multistill.config import JobConfig
 from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
+from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.recipes.tasks import check_tasks
 from multistill.pipeline.step import Step
 from multistill.pipeline.steps.data import Features, Prepare, Statistics
@@ -74,6 +75,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     for sentence in check_space(job.search.space, job.searched_student()):
         yield ("search", "space"), f"search.space: {sentence}"
     yield from check_tasks(job)
+    yield from check_scores(job)
     yield from _protocol(job)
     yield from _layers(job)
     yield from _losses(job)
@@ -101,7 +103,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
 
 
 def _protocol(job: JobConfig) -> Iterator[tuple[Location, str]]:
-    """What a protocol cannot be combined with."""
+    """Searches that the protocol does not go with."""
     if not job.protocol.crosses:
         if job.search.enabled and job.search.nested:
             yield (
@@ -110,12 +112,6 @@ def _protocol(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 "false`, or a `protocol` with folds",
             )
         return
-    if job.split.by in ("column", "random"):
-        yield (
-            ("split", "by"),
-            f"split.by: {job.split.by} decides what is tested, and `protocol: {job.protocol.kind}` "
-            "tests every clip; set `protocol: holdout`, or `split.by: session`",
-        )
     if job.search.enabled and job.search.nested and job.tracking.champion is not None:
         yield (
             ("search", "nested"),

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from multistill.config import JobConfig
 from multistill.pipeline.recipes import Location, Recipe
+from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.step import Step
 from multistill.pipeline.steps.data import Features, Prepare
 from multistill.pipeline.steps.evaluation import Probe
@@ -13,13 +14,14 @@ from multistill.workspace import Workspace
 
 
 def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
-    """What of the evaluation needs trained models."""
+    """What of the evaluation needs trained models, and what has no meaning."""
     if job.evaluation.robustness:
         yield (
             ("evaluation", "robustness"),
             "evaluation.robustness: this recipe trains no model whose answers could change; remove "
             "the key, or set `recipe: distillation`",
         )
+    yield from check_scores(job)
 
 
 def steps(job: JobConfig, workspace: Workspace) -> list[Step]:

@@ -1,4 +1,4 @@
-"""What tasks, protocol and evaluation of a job cannot be combined with."""
+"""What the tasks of a job cannot be combined with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from multistill.pipeline.recipes import Location
 
 
 def check_tasks(job: JobConfig) -> Iterator[tuple[Location, str]]:
-    """Metrics without their task, losses of a batch that is split, scores that have no meaning."""
+    """Metrics without their task, and losses of dimensions over a batch that is split."""
     trainings: list[tuple[Location, str, TrainSection]] = [
         (("teacher", "train"), "teacher", job.teacher.train)
     ]
@@ -33,24 +33,6 @@ def check_tasks(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 "one worker sees; set `workers: 1`, `accumulation: 1` and no `batch_frames`, or "
                 "`dimension_loss: mse`",
             )
-    if job.protocol.repeats > 1 and job.tasks.dimensions:
-        yield (
-            ("protocol", "repeats"),
-            "protocol.repeats: repetitions average counts of classes, and `tasks` has dimensions; "
-            "use `repeats: 1`, or remove the dimensions",
-        )
-    if job.protocol.repeats > 1 and job.evaluation.robustness:
-        yield (
-            ("evaluation", "robustness"),
-            "evaluation.robustness: each distorted clip is answered by the models of one fold, and "
-            "`protocol.repeats` has several; use `repeats: 1`, or remove `robustness`",
-        )
-    if job.protocol.kind == "cross-corpus" and job.evaluation.robustness:
-        yield (
-            ("evaluation", "robustness"),
-            "evaluation.robustness: each distorted clip is answered by the models of one fold, and "
-            "cross-corpus tests it by the models of every corpus; remove `robustness`",
-        )
     search = job.search
     if job.tasks.classes is None:
         yield from _without_classes(job, trainings)
@@ -61,6 +43,13 @@ def check_tasks(job: JobConfig) -> Iterator[tuple[Location, str]]:
             ("search", "metric"),
             "search.metric: ccc is of dimensions, and the job has none; add them, e.g. `tasks: "
             "[classes, valence]`, or choose another metric",
+        )
+    champion = job.tracking.champion
+    if champion is not None and champion.metric == "validation.ccc" and not job.tasks.dimensions:
+        yield (
+            ("tracking", "champion"),
+            "tracking.champion: validation.ccc is of dimensions, and the job has none; add them, "
+            "e.g. `tasks: [classes, valence]`, or choose another metric",
         )
     searched = job.searched_student().train
     of_batch = bool(job.tasks.dimensions) and searched.dimension_loss != "mse"
@@ -91,23 +80,18 @@ def _without_classes(
                 f"{name}: `oversample` and `class_weights` are of classes, and `tasks` has none; "
                 "remove them, or add `classes`",
             )
+    champion = job.tracking.champion
+    if champion is not None and champion.metric.removeprefix("validation.") not in of_dimensions:
+        yield (
+            ("tracking", "champion"),
+            f"tracking.champion: {champion.metric} is of classes, and `tasks` has none; set "
+            "`metric: validation.ccc`",
+        )
     if job.search.enabled and job.search.metric not in of_dimensions:
         yield (
             ("search", "metric"),
             f"search.metric: {job.search.metric} is of classes, and `tasks` has none; set "
             "`search.metric: ccc`",
-        )
-    if job.evaluation.robustness or job.evaluation.opensmile:
-        yield (
-            ("evaluation",),
-            "evaluation: `robustness` and `opensmile` are scored by class, and `tasks` has none; "
-            "remove them, or add `classes`",
-        )
-    if job.protocol.kind == "cross-corpus":
-        yield (
-            ("protocol",),
-            "protocol: cross-corpus is a matrix of class scores, and `tasks` has none; use "
-            "`protocol: {kind: leave-one-out, by: corpus}`, or add `classes`",
         )
     if job.label_shares.enabled:
         yield (
