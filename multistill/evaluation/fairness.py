@@ -41,9 +41,9 @@ def score_fairness(
         confidence: share of the chance differences that lie below `chance`.
 
     Returns:
-        per attribute `by`, `groups` (`name`, `clips`, `speakers`, those of its clips whose
-        speaker is known, `without_speaker`, the number of the other clips, `uar`, `accuracy`),
-        `left_out` (names of groups with too few clips), `classes` that every group has, and for `uar` and
+        per attribute `by`, `groups` (`name`, `clips`, `speakers`, those of its clips whose speaker
+        is known, `without_speaker`, the number of the other clips, `uar`, `accuracy`), `left_out`
+        (names of groups with too few clips), `classes` that every group has, and for `uar` and
         `accuracy` the `difference`, the groups that it is between, `highest` and `lowest`,
         `expected` and `chance` (mean and quantile of the simulated differences) and `p`; None for
         `uar` if the groups share fewer than two classes.

@@ -115,7 +115,9 @@ class _Predictions:
 
     def has_class(self, manifest: Path) -> npt.NDArray[np.bool_]:
         """Whether a clip has a class or votes that tie [N]; others have dimensions alone."""
-        unlabelled = sorted({name for name, label in zip(self.ids, self.truth, strict=True) if not label})
+        unlabelled = sorted(
+            {name for name, label in zip(self.ids, self.truth, strict=True) if label is None}
+        )
         if not unlabelled:
             return np.ones(len(self.ids), dtype=bool)
         table = pq.read_table(
