@@ -70,8 +70,8 @@ def describe_errors(
     }
     if pair:
         divergence = divergences(*(rows.distributions[name] for name in pair))[:, 1]
-        order = np.argsort(-divergence, kind="stable")
-        order = rows.first(order[rows.has_class(manifest)[order]])
+        ranked = np.argsort(-divergence, kind="stable")
+        order = rows.first(ranked[rows.has_class(manifest)[ranked]])
         found["differing"] = {
             "teacher": teacher,
             "student": student,

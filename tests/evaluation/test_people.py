@@ -147,7 +147,9 @@ def test_slices_of_a_kind_hold_every_clip_once_and_small_ones_are_marked() -> No
     for by in kinds:
         total = np.sum([part.mask for part in parts if part.by == by], axis=0)
         assert (total == 1).all(), by
-    model = scorer(test).score(prediction(test))
+    one = scorer(test)
+    model = one.score(prediction(test))
+    assert one.score_metrics(prediction(test).probabilities) == model["metrics"]
     ages = [part["name"] for part in model["slices"] if part["by"] == "age"]
     assert ages == ["18 to 29 years", "50 years and over"]
     marked = {part["name"]: part["small"] for part in model["slices"]}
