@@ -39,7 +39,7 @@ from multistill.config.names import FolderName
 from multistill.config.protocol import ProtocolConfig
 from multistill.config.report import ReportConfig
 from multistill.config.resources import ResourcesConfig
-from multistill.config.search import SearchConfig, SearchParameter
+from multistill.config.search import TEMPERATURE, SearchConfig, SearchParameter
 from multistill.config.tasks import DIMENSIONS, TasksConfig
 from multistill.config.tracking import ChampionConfig, TrackingConfig
 
@@ -134,6 +134,16 @@ class JobConfig(Section):
                 "defaults, or remove it"
             )
         return value
+
+    @field_validator("search", mode="after")
+    @classmethod
+    def _searches_what_matters(cls, search: SearchConfig, info: ValidationInfo) -> SearchConfig:
+        """The default space without the temperature where there are no classes to soften."""
+        tasks = info.data.get("tasks")
+        if tasks is None or tasks.classes is not None or "space" in search.model_fields_set:
+            return search
+        space = {name: each for name, each in search.space.items() if name != TEMPERATURE}
+        return search.model_copy(update={"space": space})
 
     @model_validator(mode="after")
     def _check(self) -> JobConfig:

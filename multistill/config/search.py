@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from multistill.config.base import Address, Section, execution
 from multistill.config.models import canonical_loss
 
+TEMPERATURE = "distillation.temperature"
 _LOSS = "distillation.loss"
 
 
@@ -58,7 +59,7 @@ def _with_canonical_losses(parameter: SearchParameter, is_loss: bool) -> SearchP
 
 def _default_space() -> dict[str, SearchParameter]:
     return {
-        "distillation.temperature": SearchParameter(low=1.0, high=8.0),
+        TEMPERATURE: SearchParameter(low=1.0, high=8.0),
         "distillation.weight": SearchParameter(low=0.05, high=0.9),
     }
 
@@ -85,7 +86,8 @@ class SearchConfig(Section):
     space: dict[str, SearchParameter] = Field(
         default_factory=_default_space,
         min_length=1,
-        description="what is searched, e.g. {distillation.weight: {low: 0.1, high: 0.9}}",
+        description="what is searched, e.g. {distillation.weight: {low: 0.1, high: 0.9}}; "
+        "without classes, the default is the weight alone",
     )
     grace_epochs: int = Field(3, ge=1, description="ASHA stops no trial before this epoch")
     reduction: int = Field(3, ge=2, description="ASHA keeps one in this many trials at each rung")

@@ -29,7 +29,7 @@ from multistill.corpora.agreement import (
 )
 from multistill.corpora.build import BuildResult
 from multistill.corpora.labels import Votes
-from multistill.corpora.manifest import classes_of, hash_strings, tied
+from multistill.corpora.manifest import classes_of, has_class, hash_strings, tied
 from multistill.corpora.rejections import Examples
 from multistill.corpora.split import PARTS, hash64
 from multistill.corpora.text import normal_text
@@ -128,11 +128,13 @@ def select(rows: pa.Table, column: str, value: str, columns: list[str]) -> pa.Ta
 
 
 def training(rows: pa.Table) -> dict[str, Any]:
-    """Class counts and mean vote shares of the training part."""
+    """Class counts of the training part, and mean vote shares of its utterances with a class."""
     part = select(rows, "split", "train", ["label", "votes", "label_soft"])
-    total = sum((soft.sum(axis=0, dtype=float) for soft in matrices(part["label_soft"])), 0.0)
+    total, known = 0.0, 0
+    for soft in matrices(part["label_soft"]):
+        total, known = total + soft.sum(axis=0, dtype=float), known + int(has_class(soft).sum())
     classes = classes_of(rows)
-    mean = np.broadcast_to(np.asarray(total) / max(len(part), 1), len(classes))
+    mean = np.broadcast_to(np.asarray(total) / max(known, 1), len(classes))
     return {
         "counts": class_counts(part),
         "mean_shares": {n: round(float(v), 6) for n, v in zip(classes, mean, strict=True)},

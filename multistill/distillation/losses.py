@@ -202,6 +202,7 @@ def distillation_loss(
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
     label_weights: Tensor | None = None,
+    teacher_weights: Tensor | None = None,
 ) -> Tensor:
     """weight * teacher's loss + (1 - weight) * label loss, per utterance [B].
 
@@ -213,6 +214,8 @@ def distillation_loss(
         label_smoothing: of the label loss's target; the teacher's outputs are soft already.
         label_weights: [B], factor of the label loss; 0 for an utterance without label, whose
             `labels` is -1 and whose `shares` do not matter, but are finite.
+        teacher_weights: [B], factor of the teacher's loss; utterances of 0 are not compared with
+            the teacher, nor do they count in the intra-class term of `dist`.
 
     Examples:
         >>> student, teacher = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[1.0, 1.0, 0.0]])
@@ -228,14 +231,25 @@ def distillation_loss(
     )
     if label_weights is not None:
         hard = hard * label_weights
-    soft = teacher_loss(
-        student_logits,
-        teacher_logits,
-        labels,
-        loss=loss,
-        temperature=temperature,
-        standardize=standardize,
-        dkd_alpha=dkd_alpha,
-        dkd_beta=dkd_beta,
-    )
+
+    def of_teacher(rows: slice | Tensor) -> Tensor:
+        return teacher_loss(
+            student_logits[rows],
+            teacher_logits[rows],
+            labels[rows],
+            loss=loss,
+            temperature=temperature,
+            standardize=standardize,
+            dkd_alpha=dkd_alpha,
+            dkd_beta=dkd_beta,
+        )
+
+    if teacher_weights is None:
+        soft = of_teacher(slice(None))
+    else:
+        soft = torch.zeros_like(hard)
+        compared = teacher_weights.nonzero()[:, 0]
+        if len(compared):
+            weighted = of_teacher(compared) * teacher_weights[compared]
+            soft = soft.index_put((compared,), weighted)
     return weight * soft + (1.0 - weight) * hard

@@ -37,10 +37,12 @@ def score_fairness(
     Args:
         attributes: by name, the group of each clip [N], None where unknown.
         truth, predicted: class indices [N], -1 of `truth` where the votes tie.
+        speakers: of each clip [N], empty where unknown.
         confidence: share of the chance differences that lie below `chance`.
 
     Returns:
-        per attribute `by`, `groups` (`name`, `clips`, `speakers`, `uar`, `accuracy`), `left_out`
+        per attribute `by`, `groups` (`name`, `clips`, `speakers`, those of its clips whose speaker
+        is known, `without_speaker`, the number of the other clips, `uar`, `accuracy`), `left_out`
         (names of groups with too few clips), `classes` that every group has, and for `uar` and
         `accuracy` the `difference`, the groups that it is between, `highest` and `lowest`,
         `expected` and `chance` (mean and quantile of the simulated differences) and `p`; None for
@@ -74,7 +76,7 @@ def score_fairness(
                     {
                         "name": str(name),
                         "clips": int(clips[index].sum()),
-                        "speakers": len(np.unique(names_of_speakers[rows[group == index]])),
+                        **_speakers(names_of_speakers[rows[group == index]]),
                         **{metric: _finite(scores[metric][index]) for metric in METRICS},
                     }
                     for index, name in enumerate(compared)
@@ -88,6 +90,11 @@ def score_fairness(
             }
         )
     return found
+
+
+def _speakers(names: np.ndarray) -> dict[str, int]:
+    known = names[names != ""]
+    return {"speakers": len(np.unique(known)), "without_speaker": len(names) - len(known)}
 
 
 def _largest(

@@ -250,15 +250,7 @@ class Evaluation:
     ) -> tuple[dict[str, Any], Prediction]:
         """One entry of the entries of every fold and their distributions."""
         assert self.scorer is not None
-        reference = dict(fitted[0][0])
-        entries = [entry for entry, _ in fitted]
-        if len(entries) > 1:
-            reference["inverse_penalty"] = None  # each fold chooses its own
-            reference["clips"] = min(entry["clips"] for entry in entries)
-            if "missing" in reference:
-                reference["missing"] = sum(entry["missing"] for entry in entries)
-            found = [entry["validation"] for entry in entries]
-            reference["validation"] = None if None in found else float(np.mean(found))
+        reference = _over_folds([entry for entry, _ in fitted], self.folds)
         prediction = Prediction(reference["name"], self.join([each for _, each in fitted]))
         return reference | self.scorer.score(prediction), prediction
 
@@ -307,6 +299,24 @@ class Evaluation:
         return calibration_summary(
             np.concatenate(truth), np.concatenate(probabilities), np.concatenate(shares), self.bins
         )
+
+
+def _over_folds(entries: Sequence[Mapping[str, Any]], folds: Sequence[FoldData]) -> dict[str, Any]:
+    """One entry of a reference, from those of the folds; `missing` counts a test clip once."""
+    reference = dict(entries[0])
+    if len(entries) > 1:
+        reference["inverse_penalty"] = None  # each fold chooses its own
+        reference["clips"] = min(entry["clips"] for entry in entries)
+        if "missing" in reference:
+            # Other repetitions, and other corpora that train, test the same clips.
+            reference["missing"] = sum(
+                entry["missing"]
+                for entry, fold in zip(entries, folds, strict=True)
+                if fold.repetition == 0 and fold.trained_on == folds[0].trained_on
+            )
+        found = [entry["validation"] for entry in entries]
+        reference["validation"] = None if None in found else float(np.mean(found))
+    return reference
 
 
 def _logits(probabilities: DoubleArray) -> DoubleArray:

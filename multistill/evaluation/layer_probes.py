@@ -15,7 +15,7 @@ import numpy as np
 
 from multistill.evaluation.candidates import evenly_spaced
 from multistill.evaluation.folds import FoldData
-from multistill.evaluation.scoring import Prediction, Scorer
+from multistill.evaluation.scoring import Scorer
 from multistill.features.store import FeatureStore
 from multistill.models.probe import fit_probe
 from multistill.models.spec import Encoder, Modality
@@ -117,14 +117,14 @@ def _of_encoder(
             answers[-1].append(probe.predict(view, fold.test.ids).astype(np.float64))
             validation[-1].append(probe.validation)
 
-    def scored(name: str, parts: Sequence[DoubleArray]) -> dict[str, Any]:
-        metrics = scorer.score(Prediction(name, np.concatenate(parts)))["metrics"]
+    def scored(parts: Sequence[DoubleArray]) -> dict[str, Any]:
+        metrics = scorer.score_metrics(np.concatenate(parts))
         return {metric: metrics[metric] for metric in METRICS}
 
     described = [
         {
             "layer": layer,
-            **scored(f"linear probe, {encoder} layer {layer}", answers[position]),
+            **scored(answers[position]),
             "validation": None
             if None in validation[position]
             else float(np.mean([score for score in validation[position] if score is not None])),
@@ -136,7 +136,7 @@ def _of_encoder(
     if best is not None:
         parts = [answers[position][fold] for fold, position in enumerate(best)]
         picked = {
-            **scored(f"linear probe, {encoder} layer chosen", parts),
+            **scored(parts),
             "layers": [layers[position] for position in best],
         }
     return {

@@ -149,6 +149,14 @@ class Scorer:
             "slices": self._score_slices([rows], self.slices),
         }
 
+    def score_metrics(self, probabilities: DoubleArray) -> dict[str, dict[str, float | None]]:
+        """The metrics of `score` with their intervals, and nothing else.
+
+        Args:
+            probabilities: as of `Prediction`.
+        """
+        return self._intervals(*self._measure(self._pool(probabilities).rows))
+
     def score_seeds(self, name: str, probabilities: Sequence[DoubleArray]) -> dict[str, Any]:
         """The hard metrics over trainings of one model from several seeds.
 
@@ -294,8 +302,7 @@ class Scorer:
     def _score_calibrated(self, prediction: Prediction) -> dict[str, Any] | None:
         if prediction.calibrated is None:
             return None
-        values, draws = self._measure(self._pool(prediction.calibrated).rows)
-        metrics = self._intervals(values, draws)
+        metrics = self.score_metrics(prediction.calibrated)
         return {
             "temperature": prediction.temperature,
             **{name: metrics[name] for name in CALIBRATION},

@@ -27,15 +27,19 @@ def score_speakers(
     A speaker's UAR is over the classes that the speaker has.
 
     Args:
+        speakers: of each clip [N], empty where unknown.
         truth, predicted: class indices [N], -1 of `truth` where the votes tie.
 
     Returns:
-        `count` of speakers and those `left_out`; for `accuracy` and `uar` quartiles, `sd` and the
+        `count` of speakers, those `left_out`, and `unknown`, the labelled clips without a speaker,
+        which are left out too; for `accuracy` and `uar` quartiles, `sd` and the
         sorted `values`; `lowest`, the speakers with the lowest UAR: `speaker`, `clips`, `classes`,
         `accuracy`, `uar`.
     """
-    names, index = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
-    cells = confusions(index, truth, predicted, len(names), classes)
+    given = np.asarray(speakers, dtype=str)
+    known = given != ""
+    names, index = np.unique(given[known], return_inverse=True)
+    cells = confusions(index, truth[known], predicted[known], len(names), classes)
     clips = cells.sum(axis=(1, 2))
     enough = clips >= MIN_CLIPS
     if enough.sum() < 2:
@@ -46,6 +50,7 @@ def score_speakers(
     return {
         "count": len(names),
         "left_out": int((~enough).sum()),
+        "unknown": int((~known & (truth >= 0)).sum()),
         **{metric: _spread(scores[metric]) for metric in ("accuracy", "uar")},
         "lowest": [
             {

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.stats import t as student_t
@@ -34,6 +35,8 @@ BOUNDS = dict.fromkeys((*SHARES, "coverage", "aurc", "excess_aurc"), (0.0, 1.0))
 """Range of the metrics that have an upper bound; the others start at zero."""
 FEW = 20
 """Below this number of groups an interval says little about speakers who were not tested."""
+MAX_KEPT = 4_000_000
+"""Counts of clusters in resamples that are kept in memory (32 MB); more are drawn anew."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,17 @@ class Resampling:
         return [counts @ self._cluster_sums(rows, mask) for mask in groups]
 
     def counts(self) -> DoubleArray:
-        """How often each resample holds each cluster, [resamples, clusters]."""
+        """How often each resample holds each cluster, [resamples, clusters]; read only."""
+        few = self.resamples * self.clusters.count <= MAX_KEPT
+        return self._kept if few else self._draw()
+
+    @cached_property
+    def _kept(self) -> DoubleArray:
+        counts = self._draw()
+        counts.flags.writeable = False
+        return counts
+
+    def _draw(self) -> DoubleArray:
         clusters = self.clusters.count
         return (
             np.random.default_rng(self.seed)

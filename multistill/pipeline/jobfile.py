@@ -130,7 +130,7 @@ def notes(job: JobConfig) -> list[str]:
     """What a valid job file costs and does not show, a sentence each."""
     used = {section for step in steps_of(job, Workspace(".")) for section in step.sections}
     known = overlaps(job.features, job.corpora) if "features" in used else []
-    return [*known, *_unscaled(job, used)]
+    return [*known, *_unscaled(job, used), *_without_effect(job, used)]
 
 
 def _unscaled(job: JobConfig, used: Set[str]) -> Iterator[str]:
@@ -152,6 +152,20 @@ def _unscaled(job: JobConfig, used: Set[str]) -> Iterator[str]:
             "the head as they are, which costs accuracy where they are far from standardised "
             "(docs/models.md, Standardised states); `model: {standardize: encoder}` scales them "
             "by the training part"
+        )
+
+
+def _without_effect(job: JobConfig, used: Set[str]) -> Iterator[str]:
+    """Searched settings of the teacher's loss of classes, in a job that has none."""
+    if job.tasks.classes is not None or "search" not in used:
+        return
+    of_classes = ("loss", "temperature", "standardize", "dkd_alpha", "dkd_beta")
+    searched = [name for each in of_classes if (name := f"distillation.{each}") in job.search.space]
+    if searched:
+        yield (
+            f"search.space, {', '.join(searched)}: no effect, because it is of the teacher's "
+            "loss of classes and `tasks` has none: trials that differ in it alone are the same "
+            "training twice"
         )
 
 

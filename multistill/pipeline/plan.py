@@ -136,7 +136,9 @@ def render(facts: dict[str, Any]) -> None:
 
 
 def _protocol(protocol: dict[str, Any]) -> str:
-    """The cross-validation in words; nothing for a holdout."""
+    """The protocol in words; nothing for a holdout."""
+    if protocol["kind"] == "cross-corpus":
+        return "trained on each corpus, tested on all"
     if protocol["kind"] != "k-fold":
         return f"leaving one {protocol['by']} out" * (protocol["kind"] == "leave-one-out")
     folds, repeats = protocol["folds"], protocol["repeats"]

@@ -217,6 +217,12 @@ def _without_classes(row: Mapping[str, Any]) -> bool:
     return any("ccc" in figures for figures in (row["figures"] or {}).values())
 
 
+def _metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Those of the jobs in a table that has a column for each; the main ones without any job."""
+    alone = [_without_classes(row) for row in rows if row["figures"]]
+    return (MAIN if not all(alone) or not alone else {}) | (DIMENSIONS if any(alone) else {})
+
+
 def terminal_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Three lines per job, which fit into 80 columns."""
     from multistill.report.tables import Table
@@ -247,7 +253,7 @@ def flat_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """A column per figure, for CSV, Markdown and LaTeX."""
     from multistill.report.tables import Table
 
-    metrics = MAIN | (DIMENSIONS if any(map(_without_classes, rows)) else {})
+    metrics = _metrics(rows)
     figures = [(who, metric) for who in WHO for metric in metrics]
     titles = [f"{who.replace('_', ' ')} {metrics[metric]}" for who, metric in figures]
     columns = ["job", "variant", "last run", "state", "protocol", "best student", *titles, "report"]
@@ -272,8 +278,9 @@ def page(rows: Sequence[Mapping[str, Any]], workspace: Path) -> str:
     from multistill.report.pages import Block, Page, to_html
     from multistill.report.tables import Table
 
-    figures = [(who, metric) for who in WHO for metric in MAIN]
-    titles = [f"{who.replace('_', ' ')}\n{MAIN[metric]}" for who, metric in figures]
+    metrics = _metrics(rows)
+    figures = [(who, metric) for who in WHO for metric in metrics]
+    titles = [f"{who.replace('_', ' ')}\n{metrics[metric]}" for who, metric in figures]
     columns = ["job", "last run", "test set", *titles]
     shown = [
         [

@@ -152,7 +152,7 @@ def warnings(
             *_overlap_warnings(job),
             *_reliability_warnings(metrics),
             *small_test_set(metrics["test"], metrics["class_counts"]["test"], job.protocol.crosses),
-            *_test_set_warnings(corpus, metrics),
+            *_test_set_warnings(corpus, metrics, job),
         )
     ]
 
@@ -252,23 +252,30 @@ def _encoders_read(metrics: Mapping[str, Any]) -> set[str]:
 
 
 def _test_set_warnings(
-    corpus: Mapping[str, Any], metrics: Mapping[str, Any]
+    corpus: Mapping[str, Any], metrics: Mapping[str, Any], job: JobConfig
 ) -> Iterator[tuple[str, str, str]]:
     """Transcripts that also occur outside the test set, and test clips without features."""
     test = metrics["test"]
     shared = corpus["leaks"].get("transcript_rows", 0)
     if shared and "text" in _encoders_read(metrics):
-        every = shared == corpus["splits"]["test"]["utterances"]
+        # The same clips are tested by the models of every corpus, and counted for each.
+        matrix = job.protocol.kind == "cross-corpus"
+        times = len(job.corpora) if matrix else 1
+        every = shared == times * corpus["splits"]["test"]["utterances"]
+        number = f"{shared}{', counted for each corpus that trains' * matrix}"
+        sliced = any(part["by"] == "transcript" for part in metrics["baseline"].get("slices", ()))
         consequence = (
             "this corpus cannot show how they perform on unseen words."
             if every
             else "results without these clips are listed under Slices."
+            if sliced
+            else "no results without these clips are listed."
         )
         yield (
             "transcripts",
             "SHARED TRANSCRIPTS",
             "Test clips whose transcript also occurs outside the test set: "
-            f"{'all' if every else shared}. Models that read text may have seen it; {consequence}",
+            f"{'all' if every else number}. Models that read text may have seen it; {consequence}",
         )
     if test["without_features"]:
         yield (

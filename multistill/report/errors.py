@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from multistill.corpora.manifest import MANIFEST, classes_of
@@ -42,7 +43,8 @@ def describe_errors(
         (clips that all of them miss, ties excluded) and `clips`, ordered by the mean probability
         of the wrong classes that they answered, highest first. `differing`: None without a
         teacher and a student, else their names, and `clips` ordered by the Jensen-Shannon
-        divergence of their distributions in nats, largest first. A clip has `id`, `speaker`,
+        divergence of their distributions in nats, largest first; clips without a class, which
+        have dimensions alone, are in neither. A clip has `id`, `speaker`,
         `truth` (None where the votes tie), `votes` (share by class), `answers` (per model the
         class and its probability), `text` (None where it is not shown) and `confidence` or
         `divergence`. A job without classes has no such clips.
@@ -68,7 +70,8 @@ def describe_errors(
     }
     if pair:
         divergence = divergences(*(rows.distributions[name] for name in pair))[:, 1]
-        order = rows.first(np.argsort(-divergence, kind="stable"))
+        ranked = np.argsort(-divergence, kind="stable")
+        order = rows.first(ranked[rows.has_class(manifest)[ranked]])
         found["differing"] = {
             "teacher": teacher,
             "student": student,
@@ -109,6 +112,21 @@ class _Predictions:
         rows = np.flatnonzero((truth >= 0) & (answers != truth).all(axis=0))
         order = rows[np.argsort(-confidence[rows], kind="stable")]
         return self.first(order), len(rows), confidence
+
+    def has_class(self, manifest: Path) -> npt.NDArray[np.bool_]:
+        """Whether a clip has a class or votes that tie [N]; others have dimensions alone."""
+        unlabelled = sorted(
+            {name for name, label in zip(self.ids, self.truth, strict=True) if label is None}
+        )
+        if not unlabelled:
+            return np.ones(len(self.ids), dtype=bool)
+        table = pq.read_table(
+            manifest / MANIFEST,
+            columns=["utterance_id", "label_soft"],
+            filters=[("utterance_id", "in", unlabelled)],
+        )
+        without = {row["utterance_id"] for row in table.to_pylist() if not any(row["label_soft"])}
+        return np.array([name not in without for name in self.ids])
 
     def first(self, rows: IntArray) -> list[int]:
         """The first `MAX_LISTED` rows, of a clip that several folds test the first one only."""

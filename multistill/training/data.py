@@ -67,11 +67,14 @@ class Examples:
         dimensions: values [N, D] on the scale from 1 to 5, NaN where there is none or it is not
             given; D is 0 for a model without dimensions.
         lengths: sort key for batches [N]: audio frames, or tokens for a text model.
-        teacher_logits, teacher_dimensions: [N, C] and [N, D], for students.
+        teacher_logits, teacher_dimensions: [N, C] and [N, D], for students; the values are NaN
+            where the manifest has none.
         teacher_states: for students with a loss on representations.
         label_weights: factor of the label loss [N], where some rows have no label: 0 for those,
             and N over the number of the others, so that the mean over all rows is the mean over
             those with a label. None: 1 everywhere.
+        teacher_weights: factor of the teacher's loss of classes [N], likewise over the rows that
+            have a label in the manifest, given or not. None: 1 everywhere.
     """
 
     ids: list[str]
@@ -83,6 +86,7 @@ class Examples:
     teacher_dimensions: FloatArray | None = None
     teacher_states: TeacherStates | None = None
     label_weights: FloatArray | None = None
+    teacher_weights: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -233,12 +237,15 @@ class TrainingData:
                 "(lower `split.test` or `split.valid`), or look into its quarantine.parquet"
             )
         part = train.ids
+        labelled = None
         if task.label_share < 1.0:
             labelled = draw_labelled(train.labels, task.label_share, task.seed)
-            train = train.hide_labels(labelled) if task.unlabelled else train.take(labelled)
+            train = train if task.unlabelled else train.take(labelled)
         if task.soft_targets is not None:
             tested = {name for name, part in zip(ids, split, strict=True) if part == "test"}
             train = _with_teacher(train, task, classes, tested)
+        if labelled is not None and task.unlabelled:  # the teacher's outputs stay
+            train = train.hide_labels(labelled)
         context = None
         turns = task.spec.context_turns
         if turns:
@@ -261,7 +268,10 @@ def _lengths(task: TrainingTask, store: FeatureStore, ids: list[str]) -> IntArra
 def _with_teacher(
     train: Examples, task: TrainingTask, classes: tuple[str, ...], tested: Set[str]
 ) -> Examples:
-    """Add the teacher's outputs to the training examples.
+    """Add the teacher's outputs to the training examples, before labels are hidden.
+
+    A clip that has no class, or no value of a dimension, teaches a student nothing of it, as it
+    teaches the control nothing: else the student would learn from clips that its control lacks.
 
     Args:
         tested: ids of the test split, of which no file of soft targets may know.
@@ -309,7 +319,11 @@ def _with_teacher(
     reads_pooled = config is not None and config.reads_pooled
     states = _teacher_states(path, targets, rows, ids) if reads_pooled else None
     return replace(
-        train, teacher_logits=logits, teacher_dimensions=dimensions, teacher_states=states
+        train,
+        teacher_logits=logits,
+        teacher_dimensions=np.where(np.isfinite(train.dimensions), dimensions, np.float32(np.nan)),
+        teacher_states=states,
+        teacher_weights=train.label_weights,
     )
 
 

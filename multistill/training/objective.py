@@ -45,9 +45,9 @@ class Objective(nn.Module):
         self.classes_weight = task.tasks.get("classes", 0.0)
         weights_of = [task.tasks[name] for name in task.spec.dimensions]
         self.register_buffer("dimension_weights", torch.tensor(weights_of), persistent=False)
-        # A mean over all rows is then the mean over those that have a value.
-        present = np.isfinite(train.dimensions).sum(axis=0)
-        self.per_value = torch.from_numpy(len(train) / np.maximum(present, 1)).float()
+        self.per_value = _per_value(train.dimensions)
+        soft = train.teacher_dimensions
+        self.per_soft_value = None if soft is None else _per_value(soft)
         shares = torch.from_numpy(train.shares[train.labelled])
         weights = class_weights(shares, self.config.class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -137,6 +137,7 @@ class Objective(nn.Module):
             class_weights=self.class_weights,
             label_smoothing=config.label_smoothing,
             label_weights=micro_batch.label_weights,
+            teacher_weights=micro_batch.teacher_weights,
         )
 
     def _of_dimensions(self, values: Tensor, micro_batch: MicroBatch, teacher: float) -> Tensor:
@@ -145,14 +146,26 @@ class Objective(nn.Module):
         Args:
             teacher: weight of the teacher's loss.
         """
-        kind, weights = self.config.dimension_loss, self.dimension_weights
-        per_value = weights * self.per_value.to(weights.device) if kind == "mse" else weights
-        losses = dimension_loss(values, micro_batch.dimensions, kind, per_value)
+        kind = self.config.dimension_loss
+
+        def loss(target: Tensor, per_value: Tensor) -> Tensor:
+            weights = self.dimension_weights
+            if kind == "mse":  # the others are of the rows that have a value as they are
+                weights = weights * per_value.to(weights.device)
+            return dimension_loss(values, target, kind, weights)
+
+        losses = loss(micro_batch.dimensions, self.per_value)
         if not teacher:
             return losses
-        assert micro_batch.teacher_dimensions is not None
-        soft = dimension_loss(values, micro_batch.teacher_dimensions, kind, weights)
+        assert micro_batch.teacher_dimensions is not None and self.per_soft_value is not None
+        soft = loss(micro_batch.teacher_dimensions, self.per_soft_value)
         return teacher * soft + (1.0 - teacher) * losses
+
+
+def _per_value(dimensions: FloatArray) -> Tensor:
+    """Factors [D] by which a mean over all rows is the mean over those with a value."""
+    present = np.isfinite(dimensions).sum(axis=0)
+    return torch.from_numpy(len(dimensions) / np.maximum(present, 1)).float()
 
 
 def validation_metrics(
@@ -172,10 +185,9 @@ def validation_metrics(
         metrics |= of_classes | {"loss": task.tasks["classes"] * of_classes["loss"]}
     if task.spec.dimensions:
         weights = torch.tensor([task.tasks[name] for name in task.spec.dimensions])
-        known = np.isfinite(examples.dimensions)
         kind = task.train.dimension_loss
         if kind == "mse":
-            weights = weights * torch.from_numpy(len(known) / np.maximum(known.sum(axis=0), 1))
+            weights = weights * _per_value(examples.dimensions)
         losses = dimension_loss(
             torch.from_numpy(dimensions), torch.from_numpy(examples.dimensions), kind, weights
         )

@@ -33,7 +33,9 @@ class MicroBatch:
         shares, labels: vote shares [b, C] and class indices [b], -1 where the votes tie.
         dimensions: values [b, D], NaN where there is none; D is 0 without dimensions.
         label_weights: factor of the label loss [b], where some rows have no label.
-        teacher_logits, teacher_dimensions: [b, C] and [b, D], for students.
+        teacher_logits, teacher_dimensions: [b, C] and [b, D], for students; NaN as `dimensions`,
+            but not where a value is only hidden.
+        teacher_weights: factor of the teacher's loss of classes [b], where some rows have no class.
         teacher_states, space: pooled states [b, D] and the index of the teacher that computed
             them [b], for students with a loss on representations.
         context, context_mask: previous turns, for models that read them.
@@ -47,6 +49,7 @@ class MicroBatch:
     teacher_logits: Tensor | None = None
     teacher_dimensions: Tensor | None = None
     label_weights: Tensor | None = None
+    teacher_weights: Tensor | None = None
     teacher_states: Tensor | None = None
     space: Tensor | None = None
     context: Tensor | None = None
@@ -65,6 +68,7 @@ class MicroBatch:
             teacher_logits=move(self.teacher_logits),
             teacher_dimensions=move(self.teacher_dimensions),
             label_weights=move(self.label_weights),
+            teacher_weights=move(self.teacher_weights),
             teacher_states=move(self.teacher_states),
             space=move(self.space),
             context=move(self.context),
@@ -112,7 +116,7 @@ class Prefetcher:
         context, context_mask = self.context.batch(ids) if self.context else (None, None)
         logits, teacher = examples.teacher_logits, examples.teacher_states
         values = examples.teacher_dimensions
-        weights = examples.label_weights
+        weights, of_teacher = examples.label_weights, examples.teacher_weights
         return MicroBatch(
             rows=rows.tolist(),
             states=states.pin() if self.device.type == "cuda" else states,
@@ -122,6 +126,7 @@ class Prefetcher:
             teacher_dimensions=None if values is None else torch.from_numpy(values[rows]),
             teacher_logits=None if logits is None else torch.from_numpy(logits[rows]),
             label_weights=None if weights is None else torch.from_numpy(weights[rows]),
+            teacher_weights=None if of_teacher is None else torch.from_numpy(of_teacher[rows]),
             teacher_states=None if teacher is None else teacher.states[teacher.row_index[rows]],
             space=None if teacher is None else torch.from_numpy(teacher.space[rows]),
             context=context,

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 
 from multistill.audio.levels import measure
 from multistill.audio.reading import read_sound
 from multistill.config import CorpusConfig, SplitConfig
-from multistill.corpora.manifest import read_manifest
+from multistill.corpora.manifest import manifest_schema, read_manifest
 from multistill.corpora.prepare import prepare
+from multistill.corpora.quality import training
 from multistill.workspace import read_json
 
 
@@ -156,3 +158,15 @@ def test_tied_labels_without_raters_give_no_agreement(tmp_path: Path, raters: st
     assert read_json(tmp_path / "quality.json")["raters"] is None
     soft = read_manifest(tmp_path)["label_soft"].to_pylist()
     assert soft[1] == [0, 0.5, 0, 0, 0.5, 0, 0]
+
+
+def test_mean_shares_are_over_the_clips_that_have_a_class() -> None:
+    shares = [[1.0, 0.0], [0.5, 0.5], [0.0, 0.0]]
+    schema = manifest_schema(("calm", "glad"))
+    part = pa.schema([schema.field(name) for name in ("split", "label", "label_soft")])
+    columns = {"split": ["train"] * 3, "label": ["calm", None, None], "label_soft": shares}
+    table = pa.table(columns, schema=part.with_metadata(schema.metadata))
+    votes = pa.array([None, [2], None], pa.list_(pa.int64()))
+    found = training(table.append_column("votes", votes))
+    assert found["mean_shares"] == {"calm": 0.75, "glad": 0.25}
+    assert found["counts"] == {"calm": 1, "glad": 0, "tie": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 from multistill.evaluation.evaluate import EvaluatedFold, evaluate
+from multistill.evaluation.folds import FoldData, _over_folds
 from multistill.evaluation.functionals import CLASSIFIERS, INVERSE_PENALTIES, fit_linear
 from multistill.evaluation.inputs import ReferenceInputs
 from multistill.features.functionals import FOLDER, INFO
@@ -45,6 +47,29 @@ def test_a_linear_model_finds_the_classes(kind: str, classes: int) -> None:
     assert (found.argmax(axis=1) == test[1]).mean() > 0.7
     missing = model.predict(np.full((1, 5), np.nan, np.float32), 4)
     assert np.isfinite(missing).all()
+
+
+def test_a_clip_without_functionals_is_counted_once_over_repetitions_and_corpora() -> None:
+    def missing(*folds: tuple[int, str | None, int]) -> int:
+        parts = [
+            replace(BLANK, repetition=repetition, trained_on=corpus)
+            for repetition, corpus, _ in folds
+        ]
+        entries = [
+            {"clips": 9, "validation": 0.5, "missing": count, "inverse_penalty": 1.0}
+            for *_, count in folds
+        ]
+        found = _over_folds(entries, parts)
+        assert found["inverse_penalty"] == (None if len(folds) > 1 else 1.0)
+        return int(found["missing"])
+
+    assert missing((0, None, 3)) == 3
+    assert missing((0, None, 1), (0, None, 2)) == 3
+    assert missing((0, None, 1), (0, None, 2), (1, None, 3), (1, None, 0)) == 3
+    assert missing((0, "a", 3), (0, "b", 3)) == 3
+
+
+BLANK = FoldData("", Path(), *[None] * 3, None, {})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)

@@ -79,6 +79,20 @@ def test_speakers_of_few_clips_have_no_score() -> None:
     assert score_speakers(names[20:], truth[20:], truth[20:], 7) is None
 
 
+def test_clips_of_unknown_speakers_are_not_one_person() -> None:
+    test = clips()
+    names = ["" if speaker in ("p0", "p4") else speaker for speaker in test.speakers]
+    found = score_speakers(names, test.truth, answers("p3"), 7)
+    known = np.array(names) != ""
+    assert found is not None
+    assert found["unknown"] == (test.truth[~known] >= 0).sum() > 0
+    alone = score_speakers([*filter(None, names)], test.truth[known], answers("p3")[known], 7)
+    assert found == {**(alone or {}), "unknown": found["unknown"]}
+    [by_gender] = fairness(answers(), names=names)
+    counted = [(group["speakers"], group["without_speaker"]) for group in by_gender["groups"]]
+    assert counted == [(2, 36), (2, 36)]
+
+
 def test_of_many_speakers_quantiles_are_kept() -> None:
     names = [f"{index // 10:04d}" for index in range(10_000)]
     truth = np.arange(len(names)) % 7
@@ -87,11 +101,13 @@ def test_of_many_speakers_quantiles_are_kept() -> None:
     assert len(found["accuracy"]["values"]) == MAX_VALUES
 
 
-def fairness(predicted: np.ndarray, **attributes: Any) -> list[dict[str, Any]]:
+def fairness(
+    predicted: np.ndarray, names: list[str] | None = None, **attributes: Any
+) -> list[dict[str, Any]]:
     test = clips()
     return score_fairness(
         attributes or {"gender": test.genders},
-        test.speakers,
+        names or test.speakers,
         test.truth,
         predicted,
         CLASSES,
@@ -131,7 +147,9 @@ def test_slices_of_a_kind_hold_every_clip_once_and_small_ones_are_marked() -> No
     for by in kinds:
         total = np.sum([part.mask for part in parts if part.by == by], axis=0)
         assert (total == 1).all(), by
-    model = scorer(test).score(prediction(test))
+    one = scorer(test)
+    model = one.score(prediction(test))
+    assert one.score_metrics(prediction(test).probabilities) == model["metrics"]
     ages = [part["name"] for part in model["slices"] if part["by"] == "age"]
     assert ages == ["18 to 29 years", "50 years and over"]
     marked = {part["name"]: part["small"] for part in model["slices"]}

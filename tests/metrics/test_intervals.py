@@ -69,6 +69,16 @@ def test_equal_seeds_give_equal_resamples_and_other_seeds_do_not() -> None:
     assert (sums != Resampling(clusters, 30, seed=4).sums(rows)).any()
 
 
+def test_resamples_are_the_same_whether_they_are_kept_or_drawn_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resampling = Resampling(sessions_of([2] * 5), 30, seed=3)
+    kept = resampling.counts()
+    assert resampling.counts() is kept
+    monkeypatch.setattr("multistill.metrics.intervals.MAX_KEPT", 30 * 5 - 1)
+    assert (resampling.counts() == kept).all() and resampling.counts() is not kept
+
+
 @pytest.mark.parametrize("sessions", [3, 5, 12, 60])
 def test_the_interval_of_a_mean_of_sessions_is_that_of_students_t(sessions: int) -> None:
     """Of a mean over equal sessions, the textbook's interval is known."""

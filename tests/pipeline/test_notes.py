@@ -45,3 +45,18 @@ features: {{speech: superb/hubert-large-superb-er}}
     assert "trained for emotion on IEMOCAP (`table`)" in note
     for changed in (text.replace("iemocap", "mine"), text.replace("-superb-er", "-ll60k")):
         assert jobfile.notes(jobfile.parse(changed, "t.yaml")) == []
+
+
+@pytest.mark.parametrize("tasks", ["[valence]", "[classes, valence]"])
+def test_a_search_without_classes_leaves_the_temperature_out_or_notes_it(tasks: str) -> None:
+    text = HEAD + f"tasks: {tasks}\nsearch: {{metric: ccc%s}}\n"
+    alone = "classes" not in tasks
+    job = jobfile.parse(text % "", "t.yaml")
+    weight, temperature = "distillation.weight", "distillation.temperature"
+    assert set(job.search.space) == ({weight} if alone else {weight, temperature})
+    assert jobfile.notes(job) == []
+    assert jobfile.parse(job.to_yaml(), "t.yaml").search == job.search
+    given = jobfile.parse(text % f", space: {{{temperature}: {{low: 1, high: 2}}}}", "t.yaml")
+    assert set(given.search.space) == {temperature}
+    notes = jobfile.notes(given)
+    assert [note.split(":")[0] for note in notes] == alone * [f"search.space, {temperature}"]

@@ -14,7 +14,7 @@ from helpers.finished_jobs import finish, key_of, note_as_run, report_of
 from multistill.cli.app import main
 from multistill.errors import UsageError
 from multistill.pipeline.recipes import steps_of
-from multistill.pipeline.runs import find_run, flat_table, list_runs, terminal_table
+from multistill.pipeline.runs import find_run, flat_table, list_runs, page, terminal_table
 from multistill.pipeline.variants import job_file
 from multistill.workspace import Workspace, read_json
 
@@ -55,6 +55,24 @@ def test_a_finished_job_is_listed_with_its_figures(
     for table in (terminal_table(rows), flat_table(rows)):
         assert len(table.rows) == 2
         assert all(len(cells) == len(table.columns) for cells in table.rows)
+
+
+def test_a_job_of_dimensions_alone_has_its_figures_on_every_table(
+    evaluation_case: EvaluationCase, tmp_path: Path
+) -> None:
+    finish(evaluation_case, tmp_path, name="classes")
+    [row] = list_runs(tmp_path)
+    figures = {"teacher": {"ccc": 0.123}, "probe": {"ccc": 0.045}}
+    alone = {**row, "job": "alone", "figures": figures}
+    teacher = f"{row['figures']['teacher']['uar']:.3f}"
+    for shown, text in (
+        ([alone], ["0.123", "0.045", "CCC"]),
+        ([row, alone], ["0.123", "0.045", "CCC", "UAR", teacher]),
+        ([row], ["UAR", teacher]),
+    ):
+        for printed in (page(shown, tmp_path), str(flat_table(shown)), str(terminal_table(shown))):
+            assert [each for each in text if each not in printed] == []
+    assert "UAR" not in page([alone], tmp_path) and "CCC" not in page([row], tmp_path)
 
 
 def test_an_unfinished_job_is_listed_with_the_stage_that_it_reached(tmp_path: Path) -> None:

@@ -84,6 +84,35 @@ def test_warnings_of_words_and_encoders_are_of_those_that_models_read(
     assert [name for name in every if name in said] == expected
 
 
+@pytest.mark.parametrize(
+    ("shared", "crossed", "sliced", "expected"),
+    [
+        (9, False, True, "set: 9. Models that read text may have seen it; results without these"),
+        (9, False, False, "set: 9. Models that read text may have seen it; no results without"),
+        (96, False, False, "set: all. Models"),
+        (96, True, True, "set: 96, counted for each corpus that trains. Models"),
+        (192, True, True, "set: all. Models"),
+    ],
+)
+def test_shared_transcripts_are_counted_and_their_slices_named_where_there_are_some(
+    evaluation_case: EvaluationCase, shared: int, crossed: bool, sliced: bool, expected: str
+) -> None:
+    corpus = {
+        "leaks": {"transcript_rows": shared},
+        "synthetic": False,
+        "splits": {"test": {"utterances": 96}},
+    }
+    slices = [{"by": "transcript", "name": "also in training"}] if sliced else []
+    metrics = evaluation_case.metrics | {"baseline": {"slices": slices}}
+    job = make_job()
+    if crossed:
+        protocol = job.protocol.model_copy(update={"kind": "cross-corpus"})
+        job = job.model_copy(update={"protocol": protocol, "corpora": [*job.corpora] * 2})
+    assert len(job.corpora) == 1 + crossed
+    [text] = [w["text"] for w in warnings(corpus, metrics, job, {}) if w["kind"] == "transcripts"]
+    assert expected in text
+
+
 @pytest.mark.parametrize("model", range(3))
 def test_a_model_that_learnt_nothing_is_the_first_warning(
     evaluation_case: EvaluationCase, model: int

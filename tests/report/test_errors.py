@@ -24,7 +24,11 @@ CLASSES = ("calm", "glad", "sad")
 
 
 def write(
-    folder: Path, truth: list[str | None], models: dict[str, list[list[float]]], text: str = "안녕"
+    folder: Path,
+    truth: list[str | None],
+    models: dict[str, list[list[float]]],
+    text: str = "안녕",
+    without_class: tuple[int, ...] = (),
 ) -> None:
     """predictions.parquet and a manifest of clips c0, c1, ... with an audio file each."""
     ids = [f"c{number}" for number in range(len(truth))]
@@ -48,7 +52,9 @@ def write(
         "utterance_id": ids[::-1],
         "audio_path": [str(folder / f"{name}.wav") for name in ids[::-1]],
         "text": [text] * len(ids),
-        "label_soft": [[0.7, 0.3, 0.0]] * len(ids),
+        "label_soft": [
+            [0.0] * 3 if number in without_class else [0.7, 0.3, 0.0] for number in range(len(ids))
+        ][::-1],
     }
     pq.write_table(pa.table(manifest, metadata=with_classes(CLASSES)), folder / "manifest.parquet")
 
@@ -115,6 +121,15 @@ def test_differing_clips_are_ordered_by_divergence_and_at_most_twenty(tmp_path: 
     assert found["missed"] == {"models": found["missed"]["models"], "total": 0, "clips": []}
     assert {clip["text"] for clip in listed(found)} == {None}
     assert describe_errors(tmp_path, tmp_path, metrics(student=None))["differing"] is None
+
+
+def test_a_clip_of_dimensions_alone_is_in_no_list(tmp_path: Path) -> None:
+    teacher, small = [sure(0, 0.9)] * 3, [sure(1, 0.5), sure(1, 0.9), sure(0, 0.8)]
+    models = {"teacher": teacher, "small": small, "small-control": small}
+    write(tmp_path, [None, None, "sad"], models, without_class=(1,))
+    found = describe_errors(tmp_path, tmp_path, metrics())
+    assert [clip["id"] for clip in found["differing"]["clips"]] == ["c0", "c2"]
+    assert {clip["id"] for clip in listed(found)} == {"c0", "c2"}
 
 
 def test_recordings_are_small_and_stay_below_the_limit(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from multistill.config import DistillationConfig
 from multistill.distillation.targets import read_soft_targets, write_soft_targets
 from multistill.errors import MultistillError, UsageError
 from multistill.inference.predict import predict
+from multistill.models.build import ModelOutput
 from multistill.models.files import load_model, read_model_config
 from multistill.training.data import TrainingData
 from multistill.training.objective import Objective, sampling_weights
+from multistill.training.prefetch import Prefetcher
 from multistill.training.task import TrainingTask
 
 NAMES = ("valence", "arousal")
@@ -97,13 +99,19 @@ def test_weights_of_tasks_weigh_the_losses(corpus: tuple[Path, Path]) -> None:
     assert Objective(task_of(corpus), data.train, 4).depends_on_batch
 
 
-def distilled(task: TrainingTask, path: Path, values: np.ndarray, weight: float) -> TrainingTask:
+def distilled(
+    task: TrainingTask,
+    path: Path,
+    values: np.ndarray,
+    weight: float,
+    logits: np.ndarray | None = None,
+) -> TrainingTask:
     ids = TrainingData.open(task).train.ids
     classes = task.spec.num_classes
     write_soft_targets(
         path,
         ids,
-        np.zeros((len(ids), classes)),
+        np.zeros((len(ids), classes)) if logits is None else logits,
         "t",
         np.full(len(ids), -1),
         classes=[f"c{i}" for i in range(classes)] if not classes else None or _classes(task),
@@ -129,6 +137,54 @@ def test_a_student_learns_the_values_of_its_teacher(
     np.testing.assert_allclose(read.dimensions, 6.0 - truth, rtol=1e-6)
     ccc = losses(run(student, tmp_path / "student"), "valid_ccc_arousal")
     assert ccc[-1] < -0.2
+
+
+@pytest.mark.parametrize("unlabelled", [False, True])
+@pytest.mark.parametrize("loss", ["kd", "dkd", "dist", "two-mse"])
+def test_a_teacher_teaches_what_the_manifest_knows(
+    corpus: tuple[Path, Path], tmp_path: Path, loss: str, unlabelled: bool
+) -> None:
+    """A clip without a class, or a value, moves neither the control nor the student in it.
+
+    With `unlabelled`, clips whose label is hidden still do: they have one in the manifest.
+    """
+    task = task_of(corpus, dimension_loss="mse")
+    truth = TrainingData.open(task).train
+    logits = np.random.default_rng(1).normal(size=truth.shares.shape)
+    values = np.full(truth.dimensions.shape, 2.0)
+    student = distilled(task, tmp_path / "t.parquet", values, 1.0, logits)
+    settings = {"loss": loss, "weight": 1.0}
+    student = replace(
+        student,
+        distillation=DistillationConfig.model_validate(settings),
+        label_share=0.5 if unlabelled else 1.0,
+        unlabelled=unlabelled,
+    )
+    data = TrainingData.open(student)
+    objective = Objective(student, data.train, 4)
+    reader = Prefetcher(data.store, torch.device("cpu"), None)
+    classed, known = truth.shares.any(axis=1), np.isfinite(truth.dimensions)
+    assert data.train.ids == truth.ids and not classed.all() and not known.all()
+    assert len(data.train.labelled) < len(truth)
+
+    def gradients(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        [batch] = reader.micro_batches(data.train, [rows])
+        random = torch.Generator().manual_seed(3)
+        logits = torch.randn(len(rows), 7, generator=random, requires_grad=True)
+        outputs = torch.randn(len(rows), 2, generator=random, requires_grad=True)
+        output = ModelOutput(logits, torch.zeros(len(rows), 4), outputs)
+        losses = objective(output, batch, 0.0)
+        losses.mean().backward()
+        assert logits.grad is not None and outputs.grad is not None
+        return logits.grad, outputs.grad, outputs.detach()
+
+    of_logits, of_values, predicted = gradients(np.arange(len(truth)))
+    moved = of_logits.abs().amax(dim=1).numpy() > 0
+    np.testing.assert_array_equal(moved, classed)
+    of_mean = 2 * (predicted.numpy() - 2) / known.sum(axis=0)
+    np.testing.assert_allclose(of_values, np.where(known, of_mean, 0), rtol=1e-5)
+    none, _, _ = gradients(np.flatnonzero(~classed))
+    assert none.abs().max() == 0, "a batch without any class has a finite gradient"
 
 
 def test_soft_targets_of_other_dimensions_are_refused(

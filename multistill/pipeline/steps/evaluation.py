@@ -26,7 +26,7 @@ class Evaluate(Step):
 
     name = "evaluate"
     artifact = "evaluation"
-    version = 7
+    version = 8
     sections = frozenset({"evaluation", "tasks"})
     uses_ray = True
 
