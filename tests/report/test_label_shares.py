@@ -84,7 +84,7 @@ def test_page_and_terminal_show_the_curve_if_the_job_has_it(
     section = re.search(r'<section id="labels">.*?</section>', page, re.DOTALL)
     assert section is not None and 'href="#labels"' in page
     words = " ".join(re.sub(r"<[^>]*>", " ", section[0]).split())
-    assert "Of 5 comparisons of macro F1, 1 has an interval above zero" in words
+    assert "Of 5 comparisons of macro F1, 1 is shown to be above zero" in words
     assert "(above: multimodal with 10 %)" in words
     assert words.count("not trained") == 2, "the caption and the control"
     majority = report["baseline"]["label"]
