@@ -82,10 +82,11 @@ def _commit(model: str, revision: str | None) -> str:
     except (HfHubHTTPError, OSError, RuntimeError) as error:
         raise UnavailableModelError(unreachable) from error
     except Exception as error:
-        # httpx errors are not OSErrors, and neither is what offline mode raises.
-        if type(error).__module__.split(".")[0] in {"httpx", "huggingface_hub", "requests"}:
-            raise UnavailableModelError(unreachable) from error
-        raise
+        # Errors of the HTTP client are not OSErrors, and neither is what offline mode raises; which
+        # client it is depends on the version of huggingface_hub (requests, httpx, httpx2).
+        if type(error).__module__.split(".")[0] == "builtins":
+            raise
+        raise UnavailableModelError(unreachable) from error
 
 
 def load_model(model: str, resolved: str | None) -> Any:

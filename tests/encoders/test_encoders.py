@@ -11,6 +11,7 @@ import torch
 from helpers.features_case import save_electra, save_wav2vec2, tone
 
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
+from multistill.encoders.hub import UnavailableModelError, resolve
 from multistill.encoders.packaged import PACKAGED
 from multistill.encoders.registry import (
     BUILT_IN_SPEECH,
@@ -337,3 +338,20 @@ def test_hubert_and_wavlm_are_loaded_as_the_wav2vec2_family(tmp_path: Path) -> N
         together = encoder.encode(clips)
         for clip, states in zip(clips, together, strict=True):
             assert np.abs(encoder.encode([clip])[0] - states).max() < 1e-5
+
+
+@pytest.mark.parametrize("client", ["requests.exceptions", "httpx", "httpx2._exceptions"])
+def test_an_error_of_any_http_client_is_an_unreachable_hub(
+    monkeypatch: pytest.MonkeyPatch, client: str
+) -> None:
+    """huggingface_hub has changed its client twice, and none of these errors is an OSError."""
+    from huggingface_hub import HfApi
+
+    error = type("ConnectError", (Exception,), {"__module__": client})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(HfApi, "model_info", refuse)
+    with pytest.raises(UnavailableModelError, match="model hub cannot be reached"):
+        resolve("someone/some-encoder", None)
