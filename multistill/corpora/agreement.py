@@ -11,7 +11,7 @@ training targets only: counted as raters, they would agree with themselves.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -121,21 +121,35 @@ class Ceiling:
     undecided: float
 
 
+def answers_against_others(votes: IntArray) -> Iterator[tuple[int, IntArray, IntArray]]:
+    """The answers that the other raters' votes decide, class by class.
+
+    Counts are enough: removing one answer of class c leaves the same rest whichever rater gave it.
+
+    Args:
+        votes: counts [N, C], two or more in every row that counts.
+
+    Yields:
+        an answer's class, the rows where the other votes have a single winner, and that winner.
+    """
+    for answer, one in enumerate(np.eye(votes.shape[1], dtype=np.int64)):
+        rows = np.flatnonzero(votes[:, answer] > 0)
+        rest = votes[rows] - one
+        single = (rest == rest.max(axis=1, keepdims=True)).sum(axis=1) == 1
+        yield answer, rows[single], rest[single].argmax(axis=1)
+
+
 def leave_one_rater_out(votes: IntArray, times: IntArray) -> Ceiling | None:
     """Human performance on the task: each answer against the vote of the other raters.
 
-    Counts are enough: removing one answer of class c leaves the same rest whichever rater gave
-    it. None if no answer can be compared.
+    None if no answer can be compared.
     """
     votes, times = _with_several_answers(votes, times)
     classes = votes.shape[1]
     confusion = np.zeros((classes, classes))  # [winner of the others, answer]
-    for answer in range(classes):
-        chosen = votes[:, answer] > 0
-        rest = votes[chosen] - np.eye(classes, dtype=np.int64)[answer]
-        single = (rest == rest.max(axis=1, keepdims=True)).sum(axis=1) == 1
-        weights = (votes[chosen, answer] * times[chosen])[single].astype(float)
-        np.add.at(confusion[:, answer], rest[single].argmax(axis=1), weights)
+    for answer, rows, winners in answers_against_others(votes):
+        weights = (votes[rows, answer] * times[rows]).astype(float)
+        np.add.at(confusion[:, answer], winners, weights)
     scored = confusion.sum()
     if not scored:
         return None

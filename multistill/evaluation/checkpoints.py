@@ -97,7 +97,7 @@ def score_checkpoints(
     if not len(test):
         raise MultistillError(f"the test split of {manifest} has no clip with features")
     classes = len(test.classes)
-    majority = majority_of([(test, read_training_statistics(manifest))])
+    majority = majority_of(test, read_training_statistics(manifest))
     scorer = Scorer(test, majority, config, seed, split_by)
     encoders = describe_encoders(store.info)
     models: list[dict[str, Any]] = []

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from multistill.errors import MultistillError
-from multistill.evaluation.candidates import params_end_to_end
+from multistill.evaluation.candidates import evenly_spaced, params_end_to_end
 from multistill.evaluation.comparisons import Scores, difference, judge_family, paired
 from multistill.evaluation.folds import FoldData
+from multistill.evaluation.repetitions import spread
 from multistill.evaluation.utterances import Utterances
 from multistill.features.store import FeatureStore
 from multistill.metrics.dimensions import (
@@ -172,16 +173,7 @@ class DimensionScorer:
         if self.folds is None:
             return None
         folds = [rows[self.folds == fold].sum(axis=0) for fold in range(self.folds.max() + 1)]
-        measured = _measure(np.stack(folds))
-        found = {}
-        for metric, values in measured.items():
-            finite = values[np.isfinite(values)]
-            found[metric] = {
-                "values": _finite(values),
-                "mean": float(finite.mean()) if len(finite) else None,
-                "sd": _deviation(finite),
-            }
-        return found
+        return spread(_measure(np.stack(folds)))
 
 
 class DimensionScores:
@@ -281,7 +273,7 @@ def probe_dimensions(
         chosen = [
             ([part.ids[row] for row in rows], part.dimensions[rows])
             for part in (fold.train, fold.valid)
-            for rows in [np.linspace(0, len(part) - 1, min(len(part), limit)).astype(np.int64)]
+            for rows in [evenly_spaced(len(part), limit)]
         ]
         ids = [*chosen[1][0], *fold.test.ids]
         found = ridge_predictions(store, chosen[0], chosen[1], ids, modality)

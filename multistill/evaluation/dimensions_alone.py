@@ -28,7 +28,7 @@ from multistill.evaluation.dimensions import (
 )
 from multistill.evaluation.figures import single_numbers
 from multistill.evaluation.floor import describe_floor
-from multistill.evaluation.folds import Evaluation, FoldData
+from multistill.evaluation.folds import Evaluation, FoldData, describe_fold, describe_validation
 from multistill.evaluation.repetitions import PooledClips
 from multistill.evaluation.trained import why_not_trained
 from multistill.evaluation.utterances import Utterances
@@ -128,8 +128,8 @@ def evaluate_dimensions(
             "rare_classes": [],
         },
         "class_counts": {part: {} for part in ("train", "valid", "test")},
-        "validation": _describe_validation([part.valid for part in parts], split_by),
-        "folds": [] if crossed is None else [_describe_fold(part) for part in parts],
+        "validation": describe_validation(parts, _rated, split_by),
+        "folds": [] if crossed is None else [describe_fold(part, len) for part in parts],
         "confidence": config.confidence,
         "repetitions": tested.repetitions,
         "resamples": config.resamples,
@@ -184,22 +184,5 @@ def _scored(
     return {name: value for name, value in found.items() if value is not None or name == "folds"}
 
 
-def _describe_validation(parts: Sequence[Utterances], split_by: str) -> dict[str, Any]:
-    """Clips with a value and groups of the validation part; of several folds, the smallest."""
-    valid = min(parts, key=len)
-    clusters = choose_clusters(valid.groups, valid.sessions, valid.speakers, split_by)
-    return {
-        "clips": int(np.isfinite(valid.dimensions).any(axis=1).sum()),
-        "groups": len({*valid.groups}),
-        "unit": clusters.only or clusters.unit,
-    }
-
-
-def _describe_fold(part: FoldData) -> dict[str, Any]:
-    return {
-        "name": part.name,
-        "clips": len(part.test),
-        "speakers": len(set(part.test.speakers)),
-        "train": len(part.train),
-        "valid": len(part.valid),
-    }
+def _rated(clips: Utterances) -> int:
+    return int(np.isfinite(clips.dimensions).any(axis=1).sum())

@@ -25,7 +25,14 @@ from multistill.evaluation.dimensions import DimensionScores, dimension_columns,
 from multistill.evaluation.dimensions_alone import evaluate_dimensions
 from multistill.evaluation.figures import single_numbers
 from multistill.evaluation.floor import describe_floor
-from multistill.evaluation.folds import EvaluatedFold, Evaluation, FoldData, open_fold
+from multistill.evaluation.folds import (
+    EvaluatedFold,
+    Evaluation,
+    FoldData,
+    describe_fold,
+    describe_validation,
+    open_fold,
+)
 from multistill.evaluation.human_ceiling import describe_human_ceiling
 from multistill.evaluation.inputs import ReferenceInputs
 from multistill.evaluation.label_shares import describe_label_shares
@@ -38,7 +45,6 @@ from multistill.evaluation.trained import why_not_trained
 from multistill.evaluation.utterances import Utterances
 from multistill.features.cache import open_store
 from multistill.features.functionals import Functionals
-from multistill.metrics.intervals import choose_clusters
 from multistill.models.files import read_model_config
 from multistill.models.spec import Modality
 from multistill.tracking.logger import NullLogger, RunLogger
@@ -205,8 +211,8 @@ def evaluate(
             "format": FORMAT,
             "test": scorer.describe_test_set(),
             "class_counts": _class_counts(parts),
-            "validation": _describe_validation([part.valid for part in parts], split_by),
-            "folds": [] if crossed is None else [_describe_fold(part) for part in parts],
+            "validation": describe_validation(parts, _labelled, split_by),
+            "folds": [] if crossed is None else [describe_fold(part, _labelled) for part in parts],
             "cross_corpus": cross_corpus.matrices(cells, [baseline, *references, *models]),
             "confidence": config.confidence,
             "resamples": config.resamples,
@@ -279,29 +285,8 @@ def _class_counts(parts: Sequence[FoldData]) -> dict[str, dict[str, int]]:
     }
 
 
-def _describe_validation(parts: Sequence[Utterances], split_by: str) -> dict[str, Any]:
-    """Labelled clips and groups of the set on which epochs, temperatures and winners are chosen.
-
-    Of several folds, the smallest.
-    """
-    valid = min(parts, key=lambda part: int((part.truth >= 0).sum()))
-    clusters = choose_clusters(valid.groups, valid.sessions, valid.speakers, split_by)
-    groups = len({*valid.groups})
-    return {
-        "clips": int((valid.truth >= 0).sum()),
-        "groups": groups,
-        "unit": clusters.only or clusters.unit,
-    }
-
-
-def _describe_fold(part: FoldData) -> dict[str, Any]:
-    return {
-        "name": part.name,
-        "clips": int((part.test.truth >= 0).sum()),
-        "speakers": len(set(part.test.speakers)),
-        "train": int((part.train.truth >= 0).sum()),
-        "valid": int((part.valid.truth >= 0).sum()),
-    }
+def _labelled(clips: Utterances) -> int:
+    return int((clips.truth >= 0).sum())
 
 
 def _check_names(candidates: Sequence[Candidate]) -> None:

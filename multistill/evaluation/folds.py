@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from multistill.hardware import default_device
 from multistill.inference.latency import EncoderLatency, percentiles
 from multistill.metrics.calibration import fit_temperature
 from multistill.metrics.classification import EPS, calibration_summary, softmax
+from multistill.metrics.intervals import choose_clusters
 from multistill.metrics.selective import threshold_for
 from multistill.models.spec import Modality
 from multistill.typing import DoubleArray
@@ -299,6 +300,36 @@ class Evaluation:
         return calibration_summary(
             np.concatenate(truth), np.concatenate(probabilities), np.concatenate(shares), self.bins
         )
+
+
+def describe_validation(
+    parts: Sequence[FoldData], counted: Callable[[Utterances], int], split_by: str
+) -> dict[str, Any]:
+    """Clips and groups of the set on which epochs, temperatures and winners are chosen.
+
+    Of several folds, the smallest.
+
+    Args:
+        counted: number of the clips that are scored.
+    """
+    valid = min((part.valid for part in parts), key=counted)
+    clusters = choose_clusters(valid.groups, valid.sessions, valid.speakers, split_by)
+    return {
+        "clips": counted(valid),
+        "groups": len({*valid.groups}),
+        "unit": clusters.only or clusters.unit,
+    }
+
+
+def describe_fold(part: FoldData, counted: Callable[[Utterances], int]) -> dict[str, Any]:
+    """Name and sizes of a fold; `counted` as of `describe_validation`."""
+    return {
+        "name": part.name,
+        "clips": counted(part.test),
+        "speakers": len(set(part.test.speakers)),
+        "train": counted(part.train),
+        "valid": counted(part.valid),
+    }
 
 
 def _over_folds(entries: Sequence[Mapping[str, Any]], folds: Sequence[FoldData]) -> dict[str, Any]:

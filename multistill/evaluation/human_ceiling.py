@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from multistill.corpora.agreement import answers_against_others
 from multistill.corpora.manifest import MANIFEST
 from multistill.evaluation.scoring import Scorer
 from multistill.metrics.classification import class_support, from_confusion
@@ -92,17 +93,12 @@ def leave_one_out_cells(votes: IntArray) -> DoubleArray:
     """Counts [N, C * C] of (winner of the other answers, answer) of each clip.
 
     Args:
-        votes: answers per class [N, C]. Counts are enough: removing an answer of a class leaves
-            the same rest whichever rater gave it.
+        votes: answers per class [N, C].
     """
     rows, classes = votes.shape
     cells = np.zeros((rows, classes, classes))
-    for answer in range(classes):
-        rest = votes.copy()
-        rest[:, answer] -= 1
-        single = (rest == rest.max(axis=1, keepdims=True)).sum(axis=1) == 1
-        given = np.flatnonzero((votes[:, answer] > 0) & single)
-        cells[given, rest[given].argmax(axis=1), answer] = votes[given, answer]
+    for answer, given, winner in answers_against_others(votes):
+        cells[given, winner, answer] = votes[given, answer]
     return cells.reshape(rows, classes * classes)
 
 

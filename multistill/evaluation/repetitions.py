@@ -76,7 +76,7 @@ class PooledClips:
         self, trainings: Sequence[TrainingStatistics], tests: Sequence[Utterances]
     ) -> Majority:
         """The majority baseline; labels and priors as `join`, a transcript seen in any."""
-        folds = [majority_of([pair]) for pair in zip(tests, trainings, strict=True)]
+        folds = [majority_of(*pair) for pair in zip(tests, trainings, strict=True)]
         seen = self.join([fold.seen for fold in folds])
         return Majority(
             label=self.join([fold.label for fold in folds]),

@@ -101,14 +101,13 @@ class TrainingStatistics:
         return int(self.counts.argmax())
 
 
-def majority_of(parts: Sequence[tuple[Utterances, TrainingStatistics]]) -> Majority:
-    """The majority baseline of the test clips of every fold, each with its training part."""
-    shares = [training.counts.max() / training.counts.sum() for _, training in parts]
+def majority_of(test: Utterances, training: TrainingStatistics) -> Majority:
+    """The majority baseline of test clips whose models have this training part."""
     return Majority(
-        label=np.concatenate([np.full(len(test), each.majority, np.int64) for test, each in parts]),
-        prior=np.concatenate([np.tile(each.prior, (len(test), 1)) for test, each in parts]),
-        seen=np.array([text in each.texts for test, each in parts for text in test.texts], bool),
-        share=float(np.mean(shares)),
+        label=np.full(len(test), training.majority, np.int64),
+        prior=np.tile(training.prior, (len(test), 1)),
+        seen=np.array([text in training.texts for text in test.texts], bool),
+        share=float(training.counts.max() / training.counts.sum()),
     )
 
 

@@ -46,7 +46,7 @@ def test_the_clips_add_up_to_the_ceiling_of_the_corpus(votes: np.ndarray) -> Non
 
 def scorer_of(case: EvaluationCase) -> Scorer:
     part = open_fold(EvaluatedFold(case.manifest, ()), FeatureStore(case.store))
-    majority = majority_of([(part.test, part.training)])
+    majority = majority_of(part.test, part.training)
     return Scorer(part.test, majority, make_job().evaluation, seed=5)
 
 

@@ -125,7 +125,7 @@ def test_a_point_whose_models_learnt_nothing_has_no_verdict(case: dict[str, Any]
     from multistill.evaluation.utterances import majority_of, read_training_statistics
 
     test = read_utterances(case["manifest"], "test", open_store(case["store"]))
-    majority = majority_of([(test, read_training_statistics(case["manifest"]))])
+    majority = majority_of(test, read_training_statistics(case["manifest"]))
     scorer = Scorer(test, majority, CONFIG, 3)
     baseline = scorer.score_baseline()
     right = np.eye(7)[np.maximum(test.truth, 0)]
