@@ -47,9 +47,7 @@ def test_the_states_of_a_part_are_those_of_the_encoder_alone(tmp_path: Path) -> 
         assert (part.start, part.info.dim) == (start, alone.info.dim)
         for clip, states in zip(clips, together, strict=True):
             [wanted] = alone.encode([clip])
-            np.testing.assert_allclose(
-                states[:, start : start + alone.info.dim], wanted, atol=1e-5
-            )
+            np.testing.assert_allclose(states[:, start : start + alone.info.dim], wanted, atol=1e-5)
         start += alone.info.dim
     assert start == both.info.dim == together[0].shape[1]
 
@@ -68,8 +66,9 @@ class Clock:
 
     def encode(self, waves: Any) -> list[FloatArray]:
         return [
-            (self.minimum_samples / 2 + self.hop * np.arange(self.frames(len(wave))))
-            .astype(np.float32)[:, None]
+            (self.minimum_samples / 2 + self.hop * np.arange(self.frames(len(wave)))).astype(
+                np.float32
+            )[:, None]
             for wave in waves
         ]
 

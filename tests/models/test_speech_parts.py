@@ -48,7 +48,7 @@ def test_a_head_reads_its_part_and_no_other(keys: dict[str, Any], read: slice) -
 
 
 def test_what_cannot_be_read_is_refused() -> None:
-    with pytest.raises(UsageError, match="not among the speech encoders .*: large, log-mel"):
+    with pytest.raises(UsageError, match=r"not among the speech encoders .*: large, log-mel"):
         spec_of(speech_encoder="other")
     with pytest.raises(UsageError, match="set speech_encoder too"):
         build(spec_of(speech_layer=3), AUDIO, TEXT)
