@@ -98,8 +98,8 @@ class JobConfig(Section):
         1,
         ge=1,
         le=20,
-        description="trainings of every student and control, from `seed` on; results are means "
-        "over them",
+        description="how often everything is trained, from `seed` on: teacher, soft targets, "
+        "students and controls; results are means over them",
     )
     workspace: str = Field("workspace", description="folder that all artifacts go to")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)

@@ -35,8 +35,8 @@ class Candidate:
     Attributes:
         role: `teacher`, `student` or `control`.
         folders: written by `save_model`; several form an ensemble (mean of probabilities).
-        repeats: folders of the same model trained from other seeds, one each. The metrics of
-            the candidate are those of `folders`; comparisons use the means over all seeds.
+        repeats: folders of the same trained from other seeds, those of one seed each. The metrics
+            of the candidate are those of `folders`; comparisons use the means over all seeds.
         compare_to: name of the candidate it is compared with (a student's control).
         label_share: name of a student, and the share of the training labels that this candidate
             was given of it; scored apart from the other models (`multistill.evaluation.
@@ -48,7 +48,7 @@ class Candidate:
     folders: Sequence[str | Path]
     compare_to: str | None = None
     mlflow_run_id: str | None = None
-    repeats: Sequence[str | Path] = ()
+    repeats: Sequence[Sequence[str | Path]] = ()
     label_share: tuple[str, float] | None = None
 
 

@@ -277,7 +277,7 @@ class Evaluation:
             if temperature is not None:
                 confidence = softmax(logits / temperature).max(axis=1)
                 threshold = threshold_for(confidence[fold.valid.truth >= 0], self.coverage)
-        repeats = [load([folder]) for folder in candidate.repeats]
+        repeats = [load(folders) for folders in candidate.repeats]
         predicted = [each.predict(fold.test.ids) for each in (loaded, *repeats)]
         return _Predicted(
             loaded,

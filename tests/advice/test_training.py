@@ -31,7 +31,8 @@ from multistill.features.statistics import (
 from multistill.features.store import FeatureStore
 from multistill.pipeline import jobfile
 from multistill.pipeline.runner import find_artifact
-from multistill.pipeline.steps.training import Distill, Teacher
+from multistill.pipeline.steps.distill import Distill
+from multistill.pipeline.steps.training import Teacher
 from multistill.tracking.logger import NullLogger
 from multistill.training import worker
 from multistill.training.checkpoint import best_weights

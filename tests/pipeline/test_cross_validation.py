@@ -195,7 +195,7 @@ def test_the_search_reads_the_first_fold_only_and_its_winner_is_trained_in_all(
     for fold in folds:
         index = fold.artifacts["search"].summary["models"]
         assert {winner, "audio-search-control"} <= set(index)
-        models.refuse_other_data(index, {"manifest": fold.artifacts["manifest"].fingerprint})
+        models.refuse_other_data(index, {"manifest": [fold.artifacts["manifest"].fingerprint]})
         trained.add(index[winner]["fingerprint"])
         rates.add(read_json(models.folder(index[winner]) / "history.json")["learning_rate"])
     assert len(trained) == SPEAKERS and len(rates) == 1

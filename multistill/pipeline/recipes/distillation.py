@@ -13,13 +13,14 @@ from multistill.pipeline.recipes.stored_states import check_stored_states
 from multistill.pipeline.recipes.tasks import check_tasks
 from multistill.pipeline.step import Step
 from multistill.pipeline.steps.data import Features, Prepare, Statistics
+from multistill.pipeline.steps.distill import Distill
 from multistill.pipeline.steps.evaluation import Evaluate
 from multistill.pipeline.steps.functionals import OPENSMILE, Functionals
 from multistill.pipeline.steps.label_shares import LabelShares
 from multistill.pipeline.steps.report import Report
 from multistill.pipeline.steps.robustness import Robustness
 from multistill.pipeline.steps.search import Search
-from multistill.pipeline.steps.training import Distill, ModelStep, Students, Teacher
+from multistill.pipeline.steps.training import ModelStep, Students, Teacher
 from multistill.workspace import Workspace
 
 
