@@ -153,10 +153,16 @@ class JobConfig(Section):
         for title in titles:
             if titles.count(title) > 1:
                 raise ValueError(f"two corpora are called `{title}`; give one a `name`")
-        if self.protocol.kind == "cross-corpus" and len(titles) < 2:
+        labelled = [corpus for corpus in self.corpora if not corpus.unlabelled]
+        if not labelled:
+            raise ValueError(
+                "every corpus is `unlabelled`, and the teacher needs labels to learn from; add a "
+                "corpus with labels to `corpora`"
+            )
+        if self.protocol.kind == "cross-corpus" and len(labelled) < 2:
             raise ValueError(
                 "protocol: cross-corpus trains on each corpus and tests on the others; add a "
-                "second one to `corpora`"
+                "second one with labels to `corpora`"
             )
         names = [student.name for student in self.students]
         folded = [name.casefold() for name in names]

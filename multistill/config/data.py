@@ -71,6 +71,11 @@ class CorpusConfig(Section):
         description="`table`: [lowest, highest] value of its valence, arousal and dominance, "
         "mapped to 1 to 5; default: [1, 5]",
     )
+    unlabelled: bool = Field(
+        False,
+        description="clips for distilled students alone: the teacher's outputs are their targets, "
+        "and labels that the corpus has are not read",
+    )
     limit: int | None = Field(None, ge=1, description="read the first N utterances only")
     encoding: TextEncodingName | None = Field(
         None,
@@ -91,6 +96,12 @@ class CorpusConfig(Section):
             raise ValueError("the demo corpus is packaged: remove `path`")
         if self.kind != "demo" and not self.path:
             raise ValueError(f"a corpus of kind `{self.kind}` needs `path`")
+        for key in ("labels", "scale"):
+            if self.unlabelled and getattr(self, key):
+                raise ValueError(
+                    f"the labels of an `unlabelled` corpus are not read, so `{key}` has no effect; "
+                    f"remove `{key}`, or `unlabelled: true`"
+                )
         if self.scale is not None and self.kind != "table":
             raise ValueError(
                 f"`scale` is of a corpus of kind `table`, and the scale of `{self.kind}` is known; "

@@ -194,7 +194,7 @@ def with_states(
     logits = np.zeros((len(train), 7))
     write_soft_targets(path, train.ids, logits, "t", fold if folds > 1 else fold - 1)
     order = np.random.default_rng(2).permutation(len(train))
-    write_pooled(path, order, states[order])
+    write_pooled(path, order, states[order], fold[order])
     return replace(student, distillation=DistillationConfig(weight=0.0, **distillation))
 
 

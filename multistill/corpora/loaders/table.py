@@ -143,6 +143,7 @@ def _map_columns(config: CorpusConfig, table: Table, labels: LabelReader) -> dic
     """Column name of multistill -> the table's, for the columns that the table has."""
     counts = counted(labels)
     columns = (*COLUMNS, *counts)
+    unread = DIMENSIONS if labels.unlabelled else ()
     for column, name in config.columns.items():
         if column not in columns and not column.startswith(_RATER):
             near = difflib.get_close_matches(column, columns, 1)
@@ -154,8 +155,14 @@ def _map_columns(config: CorpusConfig, table: Table, labels: LabelReader) -> dic
     raters = [name for name in table.header if name.startswith(_RATER)]
     known = dict.fromkeys([*columns, *raters, *config.columns])
     names = {column: column_name(config.columns.get(column, column)) for column in known}
-    names = {column: name for column, name in names.items() if name in table.header}
+    names = {
+        column: name
+        for column, name in names.items()
+        if name in table.header and column not in unread
+    }
     table.require([] if "audio_path" in names else ["audio_path"])
+    if labels.unlabelled:
+        return names
     targets = {"label", "votes", *counts, *labels.dimensions}
     if labels.without_classes and not set(labels.dimensions) & names.keys():
         raise UsageError(
@@ -282,7 +289,7 @@ class _RowParser:
         if self.encoding is None:
             target_cells = tuple([hashable(cell) for cell in target_cells])
         target = self.target(target_cells)
-        if not speaker and not session:
+        if not speaker and not session and not self.labels.unlabelled:
             raise RowError("no value in column `speaker` or `session`")
         split = normal_name(split)
         ratings = dict(zip(DIMENSIONS, map(self.rating, rating_fields, DIMENSIONS), strict=True))
@@ -328,6 +335,9 @@ class _RowParser:
             raise RowError(f"{name}: {error}") from error
 
     def _target(self, cells: tuple[Any, ...]) -> _Target:
+        if self.labels.unlabelled:
+            has_label = any(cell if isinstance(cell, tuple) else self.to_text(cell) for cell in cells)
+            return _Target(None, self.labels.classes[0] if has_label else None, None, ())
         if self.labels.without_classes:
             names = ", ".join(self.labels.dimensions)
             return _Target(None, None, None, (), no_class=f"no value of {names}")

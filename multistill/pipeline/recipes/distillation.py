@@ -11,6 +11,7 @@ from multistill.pipeline.recipes import Location, Recipe
 from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.recipes.stored_states import check_stored_states
 from multistill.pipeline.recipes.tasks import check_tasks
+from multistill.pipeline.recipes.unlabelled import check_unlabelled
 from multistill.pipeline.step import Step
 from multistill.pipeline.steps.data import Features, Prepare, Statistics
 from multistill.pipeline.steps.distill import Distill
@@ -82,6 +83,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     yield from check_stored_states(job)
     yield from _losses(job)
     yield from _label_shares(job)
+    yield from check_unlabelled(job)
     if job.tracking.champion is not None and not job.search.enabled:
         yield (
             ("tracking", "champion"),

@@ -274,7 +274,8 @@ def training_task(
     from multistill.models.presets import resolve
     from multistill.training.task import TrainingTask
 
-    resolved = resolve_training(train, model.preset, training_clips(artifacts), job.tasks.metric)
+    clips = training_clips(artifacts, unlabelled=role != "teacher")
+    resolved = resolve_training(train, model.preset, clips, job.tasks.metric)
     assert resolved is not None, "the manifest exists, so the number of clips is known"
     tasks = job.tasks.weights()
     decided = {
@@ -325,11 +326,18 @@ def student_task(job: JobConfig, artifacts: Artifacts, student: StudentConfig) -
     )
 
 
-def training_clips(artifacts: Artifacts) -> int | None:
-    """Training clips of the manifest, of the first fold; None before it exists."""
+def training_clips(artifacts: Artifacts, unlabelled: bool = False) -> int | None:
+    """Training clips of the manifest, of the first fold; None before it exists.
+
+    Args:
+        unlabelled: count those without labels too, which students learn from. A control has the
+            budget of its student.
+    """
     manifest = folds_of(artifacts)[0].artifacts.get("manifest")
     splits = manifest.summary.get("splits") if manifest is not None else None
-    return None if splits is None else int(splits.get("train", 0))
+    if splits is None:
+        return None
+    return sum(int(splits.get(part, 0)) for part in ("train", *("unlabelled",) * unlabelled))
 
 
 def planned_training(
@@ -344,7 +352,8 @@ def planned_training(
     `epochs` is None where `prepare` decides it, `trainings` where it decides the number of folds.
     """
     model, train = section.model, section.train
-    resolved = resolve_training(train, model.preset, training_clips(artifacts))
+    clips = training_clips(artifacts, unlabelled=isinstance(section, StudentConfig))
+    resolved = resolve_training(train, model.preset, clips)
     gpus, folds = train.gpus_per_worker, planned_folds(job, artifacts)
     return {
         "model": name,
