@@ -280,6 +280,15 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         ],
     ),
     (
+        MODEL % (", layer_mix: weighted", ""),
+        "set `layers: [...]` and `combine: concat` of its encoder, or `layer_mix: none`",
+        [
+            "features: {speech: {model: smart-turn, layers: [1, 2], combine: concat}}\n"
+            + MODEL % (", layer_mix: weighted", ""),
+            MODEL % (", layer_mix: none", ""),
+        ],
+    ),
+    (
         MODEL % (", speech_encoder: log-mel", ""),
         "list others in features.speech.additional, or remove `speech_encoder`",
         [TWO_ENCODERS + MODEL % (", speech_encoder: log-mel", ""), MODEL % ("", "")],

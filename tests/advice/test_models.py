@@ -203,6 +203,11 @@ SPECS: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         "the wide path does not read context_turns; use",
         {"paths": "both", "context_turns": 2},
     ),
+    (
+        {"paths": "wide", "layer_mix": "weighted"},
+        "the wide path does not sum layers; use `paths: both` or set layer_mix to none",
+        {"paths": "both", "layer_mix": "weighted"},
+    ),
     ({"width": 65, "heads": 5}, "must be even (sine and cosine", {"width": 70, "heads": 5}),
     ({"width": 66, "heads": 4}, "use a width that is a multiple of {}", {"width": 68, "heads": 4}),
 ]
@@ -251,6 +256,10 @@ def test_speech_encoders_that_the_store_does_not_hold_apart() -> None:
     with told("set speech_encoder too", UsageError):
         spec.state_slice("speech", 144)
     assert replace(spec, speech_encoder="wavlm").state_slice("speech", 144) == slice(32, 64)
+    with told("and `combine: concat`, or set layer_mix to none", UsageError):
+        build(ModelSpec("audio", layer_mix="weighted"), 64, 4)
+    build(ModelSpec("audio", layer_mix="weighted", speech_layers=(3, 6)), 64, 4)
+    build(ModelSpec("audio", layer_mix="none"), 64, 4)
     spec = ModelSpec("audio", speech_parts=parts)
     with told("train the model again on these features", UsageError):
         build(spec, 145, 4)

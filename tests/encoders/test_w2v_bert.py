@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Vec2BertModel
+from helpers.speech_checkpoints import save_w2v_bert
+from transformers import SeamlessM4TFeatureExtractor
 
 from multistill.config import SpeechEncoderConfig
 from multistill.encoders.registry import load_speech
@@ -16,23 +17,6 @@ from multistill.errors import MultistillError
 from multistill.typing import FloatArray
 
 CPU = torch.device("cpu")
-
-
-def save_w2v_bert(folder: Path, **settings: Any) -> Any:
-    """Save a tiny W2v-BERT with SpecAugment and layer drop on, like the published checkpoint."""
-    torch.manual_seed(0)
-    config = Wav2Vec2BertConfig(
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=48,
-        layerdrop=0.5,
-        mask_time_prob=0.5,
-        **settings,
-    )
-    model = Wav2Vec2BertModel(config).eval()
-    model.save_pretrained(folder)
-    return model
 
 
 def load(folder: Path, **keys: Any) -> Any:

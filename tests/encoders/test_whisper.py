@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.speech_checkpoints import save_whisper
 from transformers import (
-    WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForAudioClassification,
     WhisperForConditionalGeneration,
-    WhisperModel,
 )
 
 from multistill.config import SpeechEncoderConfig
@@ -23,32 +22,7 @@ from multistill.encoders.whisper import SPEECH_LEVEL, WhisperStates
 from multistill.typing import FloatArray
 
 CPU = torch.device("cpu")
-POSITIONS = 50
 SECOND = 16_000
-
-
-def save_whisper(folder: Path, kind: Callable[..., Any] = WhisperModel, bands: int = 80) -> Any:
-    """Save a tiny Whisper with one second of positions; returns it in eval mode."""
-    torch.manual_seed(0)
-    settings = WhisperConfig(
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
-        max_source_positions=POSITIONS,
-        num_mel_bins=bands,
-        vocab_size=60,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
-    )
-    model = kind(settings).eval()
-    model.save_pretrained(folder)
-    return model
 
 
 def load(folder: Path, **keys: Any) -> WhisperStates:
