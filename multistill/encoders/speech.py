@@ -18,6 +18,7 @@ from torch import Tensor
 from multistill.audio import SAMPLE_RATE
 from multistill.config import SpeechPartConfig
 from multistill.encoders.base import SPEECH_SECTION, EncoderInfo, Weights
+from multistill.encoders.kinds import SPEECH_ADVICE
 from multistill.encoders.layers import LayerSelector
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray
@@ -133,7 +134,7 @@ class Wav2Vec2Family(ComparedWithFloat32):
         if not hasattr(settings, "conv_kernel") or not hasattr(model, "encoder"):
             raise MultistillError(
                 f"{SPEECH_SECTION}.model: `{config.model}` ({settings.model_type}) does not read "
-                "raw audio like wav2vec2; use a wav2vec2, HuBERT, WavLM or data2vec-audio model"
+                f"raw audio like wav2vec2; {SPEECH_ADVICE}"
             )
         settings.apply_spec_augment = False
         if getattr(model, "adapter", None) is not None:

@@ -25,6 +25,10 @@ from multistill.workspace import Workspace
 BASE = "name: x\ncorpora: [{kind: demo}]\n"
 MODEL = "students: [{name: a, model: {preset: small-student%s}%s}]\n"
 DEMO_TWICE = "name: x\ncorpora: [{kind: demo}, {kind: demo%s}]\n"
+TWO_ENCODERS = (
+    "features: {speech: {model: smart-turn, layers: [1, 2], combine: concat, "
+    "additional: [log-mel]}}\n"
+)
 SPACE = "search: {space: {%s}}\n"
 
 JOB_FILES: list[tuple[str, str, list[str]]] = [
@@ -263,16 +267,72 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         SPACE % "model.speech_layer: {low: 1, high: 2}",
         "search.space: `model.{}` needs `choices`",
         [
-            "features: {speech: {layers: [1, 2], combine: concat}}\n"
+            "features: {speech: {model: smart-turn, layers: [1, 2], combine: concat}}\n"
             + SPACE % "model.speech_layer: {choices: [1, 2]}"
         ],
     ),
     (
-        MODEL % (", speech_layer: 3", ""),
-        "the store holds {}; set features.{}: {layers: [..., {}], combine: concat}",
+        MODEL % (", speech_layer: 2", ""),
+        "the store holds {}; set {}: {layers: [..., {}], combine: concat}",
         [
-            "features: {speech: {layers: [1, 3], combine: concat}}\n"
-            + MODEL % (", speech_layer: 3", "")
+            "features: {speech: {model: smart-turn, layers: [1, 2], combine: concat}}\n"
+            + MODEL % (", speech_layer: 2", "")
+        ],
+    ),
+    (
+        MODEL % (", layer_mix: weighted", ""),
+        "set `layers: [...]` and `combine: concat` of its encoder, or `layer_mix: none`",
+        [
+            "features: {speech: {model: smart-turn, layers: [1, 2], combine: concat}}\n"
+            + MODEL % (", layer_mix: weighted", ""),
+            MODEL % (", layer_mix: none", ""),
+        ],
+    ),
+    (
+        MODEL % (", speech_encoder: log-mel", ""),
+        "list others in features.speech.additional, or remove `speech_encoder`",
+        [TWO_ENCODERS + MODEL % (", speech_encoder: log-mel", ""), MODEL % ("", "")],
+    ),
+    (
+        TWO_ENCODERS + MODEL % (", speech_encoder: logmel", ""),
+        "has no encoder called `{}`; use one of {}",
+        [
+            TWO_ENCODERS + MODEL % (f", speech_encoder: {title}", "")
+            for title in ("smart-turn", "log-mel")
+        ],
+    ),
+    (
+        TWO_ENCODERS + MODEL % (", speech_layer: 2", ""),
+        "say which one the layer is of with `speech_encoder`",
+        [TWO_ENCODERS + MODEL % (", speech_layer: 2, speech_encoder: smart-turn", "")],
+    ),
+    (
+        "features: {speech: {model: log-mel, additional: [log-mel]}}\n",
+        "give one of them another `name`, or remove it",
+        [
+            "features: {speech: {model: log-mel, additional: [{model: log-mel, name: b}]}}\n",
+            "features: {speech: {model: log-mel}}\n",
+        ],
+    ),
+    (
+        "features: {speech: {model: log-mel, layers: [1]}}\n",
+        "remove `layers`, or use an encoder that has some",
+        [
+            "features: {speech: {model: log-mel}}\n",
+            "features: {speech: {model: smart-turn, layers: [1]}}\n",
+        ],
+    ),
+    (
+        "features: {speech: {model: logmel}}\n",
+        "on this machine; did you mean `{}`?",
+        ["features: {speech: {model: log-mel}}\n"],
+    ),
+    (
+        "features: {speech: {model: untrained-electra}}\n",
+        "`{}` is {}; use {}",
+        [
+            f"features: {{speech: {{model: {name}}}}}\n"
+            for name in ("log-mel", "smart-turn", "untrained-wav2vec2")
         ],
     ),
     (
