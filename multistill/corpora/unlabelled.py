@@ -76,7 +76,7 @@ class Unlabelled:
         outside = labelled.filter(pa.array(part != PARTS.index("train")))
         heard = np.zeros(len(self.rows), bool)
         for column in ("speaker", "session"):
-            names = {_own_name(name) for name in codes_of(outside, column)[1].to_pylist()} - {""}
+            names = {_own_name(name) for name in pc.unique(outside[column]).to_pylist()} - {""}
             codes, values = codes_of(self.rows, column)
             is_outside = np.array([_own_name(name) in names for name in values.to_pylist()], bool)
             heard |= is_outside[codes]

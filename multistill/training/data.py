@@ -285,9 +285,7 @@ class TrainingData:
         if turns:
             columns = read_manifest(Path(task.manifest), ["utterance_id", "dialogue", "turn"])
             context = DialogueContext(store, columns.to_pydict(), turns)
-        return cls(
-            classes, store, train, valid, without_features, part, context, len(unlabelled)
-        )
+        return cls(classes, store, train, valid, without_features, part, context, len(unlabelled))
 
 
 def _lengths(task: TrainingTask, store: FeatureStore, ids: list[str]) -> IntArray:

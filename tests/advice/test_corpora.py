@@ -54,6 +54,21 @@ def prepared(
     return prepare([config], split, out, labels=classes, protocol=protocol, unpacked=tmp_path)
 
 
+def test_a_corpus_without_labels_of_the_same_recordings(tmp_path: Path) -> None:
+    own = write_table(tmp_path / "own", ROWS)
+    wild = write_table(tmp_path / "wild", ["0.wav", "1.wav"], "audio_path")
+    corpora = [
+        CorpusConfig(kind="table", path=str(own), name="own"),
+        CorpusConfig(kind="table", path=str(wild), name="wild", unlabelled=True),
+    ]
+    (tmp_path / "out").mkdir()
+    with told("; add recordings of other people to it, or remove it from `corpora`"):
+        prepare(corpora, RANDOM, tmp_path / "out", unpacked=tmp_path)
+    prepare(corpora[:1], RANDOM, tmp_path / "out", unpacked=tmp_path)
+    write_wav(wild.parent / "1.wav", 99)
+    prepare(corpora, RANDOM, tmp_path / "out", unpacked=tmp_path)
+
+
 # --- finding a corpus ---
 
 

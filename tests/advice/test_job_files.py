@@ -30,6 +30,7 @@ TWO_ENCODERS = (
     "additional: [log-mel]}}\n"
 )
 SPACE = "search: {space: {%s}}\n"
+WILD = "name: x\ncorpora: [{kind: demo}, {kind: table, path: /d.csv, unlabelled: true%s}]\n"
 
 JOB_FILES: list[tuple[str, str, list[str]]] = [
     # what provokes it, the advice, what the user writes instead
@@ -447,6 +448,43 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         SPACE % "model.layers: {low: 1, high: 4, step: 0.5}",
         "is an integer: give it a whole `step`",
         [SPACE % "model.layers: {low: 1, high: 4, step: 1}"],
+    ),
+    (
+        "name: x\ncorpora: [{kind: demo, unlabelled: true}]\n",
+        "add a corpus with labels to `corpora`",
+        [BASE, WILD % ""],
+    ),
+    (
+        WILD % ", labels: {a: happy}",
+        "remove `{}`, or `unlabelled: true`",
+        [WILD % "", WILD.replace(", unlabelled: true", "") % ", labels: {a: happy}"],
+    ),
+    (
+        f"{WILD % ''}protocol: cross-corpus\n",
+        "tests on the others; add a second one with labels",
+        [f"{(WILD % '').replace(', unlabelled: true', '')}protocol: cross-corpus\n"],
+    ),
+    (
+        f"{WILD % ''}distillation: {{weight: 0}}\n",
+        "gives these clips no target; raise it, or remove the corpus",
+        [
+            f"{WILD % ''}distillation: {{weight: 0.5}}\n",
+            f"{WILD % ''}distillation: {{weight: 0, hint_weight: 1}}\n",
+            f"{BASE}distillation: {{weight: 0}}\n",
+        ],
+    ),
+    (
+        f"{WILD % ''}{MODEL % ('', ', train: {oversample: true}')}",
+        "have none (`unlabelled: true`); set `oversample: false`, or remove the corpus",
+        [
+            f"{WILD % ''}{MODEL % ('', ', train: {oversample: false}')}",
+            f"{BASE}{MODEL % ('', ', train: {oversample: true}')}",
+        ],
+    ),
+    (
+        f"{WILD % ''}recipe: features-only\n",
+        "from clips without labels; remove the corpus, or set `recipe: distillation`",
+        [f"{BASE}recipe: features-only\n", WILD % ""],
     ),
     ("serch: {trials: 3}\n", "; did you mean `{}`?", ["search: {trials: 3}\n"]),
     ("split: {by: speakers}\n", "; did you mean `{}`?", ["split: {by: speaker}\n"]),

@@ -336,7 +336,9 @@ class _RowParser:
 
     def _target(self, cells: tuple[Any, ...]) -> _Target:
         if self.labels.unlabelled:
-            has_label = any(cell if isinstance(cell, tuple) else self.to_text(cell) for cell in cells)
+            has_label = any(
+                cell if isinstance(cell, tuple) else self.to_text(cell) for cell in cells
+            )
             return _Target(None, self.labels.classes[0] if has_label else None, None, ())
         if self.labels.without_classes:
             names = ", ".join(self.labels.dimensions)

@@ -186,6 +186,7 @@ def test_plan_counts_the_trainings(
         "workspace": "w",
         "tracking": "t",
         "ray": "r",
+        "unlabelled": {},
     }
     head["protocol"] = step.job.protocol.model_dump(mode="json")
     resources = {"CPU": 4.0, "GPU": 0.0}
