@@ -17,8 +17,9 @@ from multistill.config import JobConfig
 from multistill.pipeline.folds import FOLDS
 from multistill.pipeline.recipes import steps_of
 from multistill.pipeline.step import StepRun
+from multistill.pipeline.steps.data import Features
 from multistill.tracking.logger import NullLogger, RunLogger
-from multistill.workspace import Workspace
+from multistill.workspace import Artifact, Workspace
 
 
 def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any]:
@@ -40,7 +41,8 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
         each with `count`, `kind`, and `source` and `reason` of one row.
 
     Raises:
-        UsageError: a corpus is not found, or the split is impossible or leaks.
+        UsageError: a corpus is not found, the split is impossible or leaks, or leaves too little
+            for a later stage.
         MultistillError: no utterance is left.
     """
     from multistill.corpora.coverage import coverage_gaps
@@ -54,6 +56,10 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
         out.mkdir()
         run = StepRun(artifacts={}, out=out, logger=logger or NullLogger(), fingerprint="")
         summary = step.build(run)
+        made = {"manifest": Artifact("manifest", "", out, {"summary": summary})}
+        for later in steps:
+            if not isinstance(later, Features):  # which may fetch a tokenizer
+                later.preflight(made)
         rows = read_manifest(out / MANIFEST, columns=["corpus", "split", "label", "votes"])
     corpora: Counter[str] = Counter(rows["corpus"].to_pylist())
     classes = classes_of(rows)

@@ -241,14 +241,19 @@ class _RowParser:
         self.texts = texts
         self.to_text: Callable[[Any], str] = str.strip if table.encoding else to_text
         self.resolver = FileResolver(audio_root)
+        self.prefix = f"{audio_root.absolute()}/"
         self.target = lru_cache(_CACHED)(self._target)
         self.rating = lru_cache(_CACHED)(partial(parse_rating, scale=scale))
         self.age = lru_cache(_CACHED)(parse_age)
 
     def utterance_id(self, cells: Sequence[Any]) -> str:
-        """The row's utterance id; empty if it has neither id nor audio path."""
+        """The row's utterance id; empty if it has neither id nor audio path.
+
+        Of an absolute audio path, the part below the root: ids are in reports that are shown to
+        others, and the same on another machine.
+        """
         name = "" if self.id_index is None else self.to_text(cells[self.id_index])
-        return name or stem(self.to_text(cells[self.audio_index]))
+        return name or stem(self.to_text(cells[self.audio_index]).removeprefix(self.prefix))
 
     def dialogue(self, cells: Sequence[Any]) -> str:
         return self.to_text(cells[self.dialogue_index])
@@ -283,7 +288,7 @@ class _RowParser:
         if not file:
             raise RowError("no value in column `audio_path`")
         audio = self._resolve(file)
-        name = name or stem(file)
+        name = name or stem(file.removeprefix(self.prefix))
         text_raw, encoding = self._transcript(text_path) if text_path else (text, self.encoding)
         target_cells = self.target_cells(cells)
         if self.encoding is None:
@@ -326,6 +331,11 @@ class _RowParser:
         try:
             return self.resolver.resolve(name)
         except ValueError as error:
+            if name.startswith("/") and not name.startswith(self.prefix):
+                raise RowError(
+                    f"leaves the corpus folder: {name}; set `audio_root` of the corpus to a folder "
+                    "that all paths of the table start from"
+                ) from error
             raise RowError(str(error)) from error
 
     def _transcript(self, name: str) -> tuple[str, str]:
