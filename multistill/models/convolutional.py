@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from multistill.models.spec import ModelSpec
 
+STRIDE = 4
+"""Frames of log-mel energies to a state."""
 TIME_KERNEL = 7
-"""Positions that a block sees, 40 ms apart: a syllable."""
+"""States that a block sees at once: half a second, at 50 frames a second."""
 
 
 class ConvolutionalFront(nn.Module):
-    """From frames of `bands` energies to states of the head's width at half the rate.
+    """From frames of `bands` energies to states of the head's width at a quarter of the rate.
 
     Args:
         bands: number of values of a frame, neighbours in frequency.
@@ -30,7 +32,7 @@ class ConvolutionalFront(nn.Module):
         super().__init__()
         channels = spec.front_channels
         self.stem = nn.Conv2d(1, channels, 3, stride=2, padding=1)
-        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.depthwise = nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=channels)
         self.pointwise = nn.Conv2d(channels, 2 * channels, 1)
         # Every stride 2 with this padding leaves ceil(n / 2) of n bands.
         left = (((bands + 1) // 2) + 1) // 2
@@ -41,17 +43,16 @@ class ConvolutionalFront(nn.Module):
         self.norm = nn.LayerNorm(spec.width)
 
     def forward(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """States and mask at half the rate.
+        """States and mask at a quarter of the rate.
 
-        states [B, T, bands], zero where the mask [B, T] is False -> [B, ceil(T / 2), width] and
+        states [B, T, bands], zero where the mask [B, T] is False -> [B, ceil(T / 4), width] and
         its mask.
         """
         x = F.gelu(self.stem(states[:, None]))
-        # Indexing instead of slicing, which would restrict an exported graph to some lengths.
-        mask = mask[:, 2 * torch.arange(x.shape[2], device=x.device)]
+        mask = every_second(mask, x.shape[2])
         x = x * mask[:, None, :, None]
         x = F.gelu(self.pointwise(self.depthwise(x)))
-        x = F.avg_pool2d(x, (1, 2), ceil_mode=True)
+        mask = every_second(mask, x.shape[2])
         x = self.projection(x.transpose(1, 2).flatten(2))
         for block in self.blocks:
             x = block(x, mask)
@@ -76,3 +77,11 @@ class TimeBlock(nn.Module):
         seen = x.masked_fill(~mask[:, :, None], 0.0)
         mixed = self.depthwise(seen.transpose(1, 2)).transpose(1, 2)
         return x + self.dropout(self.contract(F.gelu(self.expand(self.norm(mixed)))))
+
+
+def every_second(mask: Tensor, length: int) -> Tensor:
+    """The mask [B, T] of a convolution with stride 2 that keeps `length` = ceil(T / 2) positions.
+
+    Indexing instead of slicing, which would restrict an exported graph to some lengths.
+    """
+    return mask[:, 2 * torch.arange(length, device=mask.device)]
