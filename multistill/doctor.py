@@ -196,7 +196,7 @@ def _encoders(job: JobConfig | None) -> Iterator[Finding]:
 
     speech, text = job.features.speech, job.features.text
     for what, model, revision, built_in in [
-        ("speech", speech.model, speech.revision, set(BUILT_IN_SPEECH)),
+        *(("speech", part.model, part.revision, set(BUILT_IN_SPEECH)) for part in speech.parts),
         ("text", text.model, text.revision, set(BUILT_IN_TEXT)),
     ]:
         if model in built_in and (weights := PACKAGED.get(model)):

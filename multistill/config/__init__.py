@@ -21,6 +21,7 @@ from multistill.config.data import (
     CorpusKind,
     FeaturesConfig,
     SpeechEncoderConfig,
+    SpeechPartConfig,
     SplitConfig,
     TextEncoderConfig,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "SearchParameter",
     "Section",
     "SpeechEncoderConfig",
+    "SpeechPartConfig",
     "SplitConfig",
     "StudentConfig",
     "TasksConfig",

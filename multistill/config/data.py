@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from pathlib import PurePosixPath
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -149,14 +150,19 @@ class SplitConfig(Section):
         return self
 
 
-class SpeechEncoderConfig(Section):
-    """Speech encoder: `log-mel`, `smart-turn`, or a Hugging Face name or folder."""
+class SpeechPartConfig(Section):
+    """A speech encoder: `log-mel`, `smart-turn`, or a Hugging Face name or folder."""
 
     shorthand: ClassVar = ("model",)
 
     model: str = Field(
         "log-mel",
         description="`log-mel`, `smart-turn`, `untrained-wav2vec2`, a Hugging Face name or folder",
+    )
+    name: FolderName | None = Field(
+        None,
+        description="among several encoders (`additional`), for `model.speech_encoder`; default: "
+        "the last part of `model`",
     )
     revision: str | None = Field(
         None, description="commit, tag or branch on the hub; default: the newest"
@@ -167,6 +173,29 @@ class SpeechEncoderConfig(Section):
         description="hidden states kept, as in output_hidden_states (0 is the input to layer 1)",
     )
     combine: Literal["mean", "concat"] = Field("mean", description="of several layers")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32", description="of the encoder; `auto`: bfloat16 on GPUs that support it"
+    )
+
+    @property
+    def title(self) -> str:
+        """Name among several encoders: `wavlm-large` of `microsoft/wavlm-large`."""
+        return self.name or PurePosixPath(self.model).name or self.model
+
+    @property
+    def side_by_side(self) -> list[int]:
+        """Layers whose states are stored side by side; empty if there is one state per frame."""
+        return list(self.layers) if self.combine == "concat" and len(self.layers) > 1 else []
+
+
+class SpeechEncoderConfig(SpeechPartConfig):
+    """Speech encoder, or several side by side: `additional` ones follow the frames of the first."""
+
+    additional: list[SpeechPartConfig] = Field(
+        default_factory=list,
+        description="more speech encoders, whose states stand beside those of the first, frame by "
+        "frame (docs/features.md)",
+    )
     max_seconds: float = Field(30.0, gt=0.1, description="longer clips are handled by `long_clips`")
     long_clips: Literal["cut", "window", "quarantine"] = Field(
         "cut", description="cut the end, encode in overlapping windows, or leave the clip out"
@@ -177,9 +206,11 @@ class SpeechEncoderConfig(Section):
         ge=0.0,
         description="`long_clips: window`: shared by two windows; at most half a window",
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "float32", description="of the encoder; `auto`: bfloat16 on GPUs that support it"
-    )
+
+    @property
+    def parts(self) -> tuple[SpeechPartConfig, ...]:
+        """All speech encoders, in the order of their states: this one, then the additional ones."""
+        return (self, *self.additional)
 
     @model_validator(mode="after")
     def _check_overlap(self) -> SpeechEncoderConfig:
@@ -188,6 +219,17 @@ class SpeechEncoderConfig(Section):
             raise ValueError(
                 f"overlap_seconds: {self.overlap_seconds:g} is more than half of window_seconds: "
                 f"{self.window_seconds:g}; use {self.window_seconds / 2:g} or less"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_titles(self) -> SpeechEncoderConfig:
+        titles = [part.title for part in self.parts]
+        twice = next((title for title in titles if titles.count(title) > 1), None)
+        if twice is not None:
+            raise ValueError(
+                f"additional: two speech encoders are called `{twice}`; give one of them another "
+                "`name`, or remove it"
             )
         return self
 
@@ -241,9 +283,12 @@ class FeaturesConfig(Section):
     )
 
     def side_by_side(self) -> dict[str, list[int]]:
-        """Layers that the store holds side by side, under the names of `ModelSpec`."""
-        return {
-            f"{name}_layers": list(encoder.layers)
-            for name, encoder in (("speech", self.speech), ("text", self.text))
-            if encoder.combine == "concat" and len(encoder.layers) > 1
-        }
+        """Layers that the store holds side by side, under the names of `ModelSpec`.
+
+        Those of several speech encoders are in their parts (`ModelSpec.speech_parts`).
+        """
+        found = {} if self.speech.additional else {"speech_layers": self.speech.side_by_side}
+        text = self.text
+        if text.combine == "concat" and len(text.layers) > 1:
+            found["text_layers"] = list(text.layers)
+        return {name: layers for name, layers in found.items() if layers}

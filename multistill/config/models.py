@@ -64,6 +64,11 @@ class ModelConfig(Section):
     context_turns: int | None = Field(
         None, ge=0, le=32, description="previous turns of the dialogue that the head reads"
     )
+    speech_encoder: FolderName | None = Field(
+        None,
+        description="the only one of several speech encoders that is read "
+        "(features.speech.additional); default: all",
+    )
     speech_layer: int | None = Field(
         None, description="the only one of features.speech.layers that is read (`combine: concat`)"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from multistill.audio import SAMPLE_RATE
-from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
+from multistill.config import FeaturesConfig, SpeechPartConfig, TextEncoderConfig
 from multistill.encoders import hub
 from multistill.encoders.base import SPEECH_SECTION, TEXT_SECTION
 from multistill.encoders.packaged import PACKAGED
@@ -57,9 +57,10 @@ def problems(config: FeaturesConfig) -> Iterator[tuple[str, str]]:
     Encoders that are not on this machine are not looked at.
     """
     speech, text = config.speech, config.text
-    if speech.model not in BUILT_IN_SPEECH and (folder := hub.local_folder(speech)) is not None:
-        for sentence in _told(_speech_problems(speech, folder)):
-            yield "speech", f"{SPEECH_SECTION}.model: {sentence}"
+    for number, part in enumerate(speech.parts):
+        if part.model not in BUILT_IN_SPEECH and (folder := hub.local_folder(part)) is not None:
+            for sentence in _told(_speech_problems(part, folder)):
+                yield "speech", f"{_section(number)}.model: {sentence}"
     if text.model not in BUILT_IN_TEXT and (folder := hub.local_folder(text)) is not None:
         for sentence in _told(_text_problems(text, folder)):
             yield "text", f"{TEXT_SECTION}.model: {sentence}"
@@ -71,12 +72,17 @@ def missing_weights(config: FeaturesConfig) -> Iterator[str]:
     Not a problem of the job file: a job may be submitted from a machine that lacks them.
     """
     for section, model, other in (
-        ("speech", config.speech.model, "log-mel"),
+        *(("speech", part.model, "log-mel") for part in config.speech.parts),
         ("text", config.text.model, "untrained-electra"),
     ):
         weights = PACKAGED.get(model)
         if weights is not None and weights.section == section and not weights.is_stored():
             yield f"features.{section}.model: {weights.missing()}, or use `{other}`"
+
+
+def _section(number: int) -> str:
+    """Job-file section of a speech encoder: the first, or one of the additional ones."""
+    return f"{SPEECH_SECTION}.additional[{number - 1}]" if number else SPEECH_SECTION
 
 
 def _told(sentences: Iterator[str]) -> Iterator[str]:
@@ -159,7 +165,7 @@ def refuse_unknown(config: TextEncoderConfig, texts: Sequence[str]) -> None:
         raise MultistillError(sentence)
 
 
-def _speech_problems(config: SpeechEncoderConfig, folder: Path) -> Iterator[str]:
+def _speech_problems(config: SpeechPartConfig, folder: Path) -> Iterator[str]:
     settings = fields_of(folder / "config.json")
     if not settings:
         yield f"{folder} has no config.json; give a folder written by save_pretrained"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from multistill.config import SpeechEncoderConfig, TextEncoderConfig
+from multistill.config import SpeechPartConfig, TextEncoderConfig
 from multistill.encoders import hub
 from multistill.encoders.base import SPEECH_SECTION, TEXT_SECTION, SpeechEncoder, TextEncoder
 from multistill.encoders.packaged import PACKAGED, SMART_TURN, USE_MULTILINGUAL
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     import torch
 
 
-def _log_mel(config: SpeechEncoderConfig, device: torch.device) -> SpeechEncoder:
+def _log_mel(config: SpeechPartConfig, device: torch.device) -> SpeechEncoder:
     from multistill.encoders.speech import LogMel
 
     return LogMel()
 
 
-def _smart_turn(config: SpeechEncoderConfig, device: torch.device) -> SpeechEncoder:
+def _smart_turn(config: SpeechPartConfig, device: torch.device) -> SpeechEncoder:
     from multistill.encoders.smart_turn import empty_encoder
     from multistill.encoders.whisper import WhisperStates
 
@@ -38,7 +38,7 @@ def _smart_turn(config: SpeechEncoderConfig, device: torch.device) -> SpeechEnco
     return WhisperStates(encoder, config, "pretrained", revision=revision, device=device)
 
 
-def _untrained_wav2vec2(config: SpeechEncoderConfig, device: torch.device) -> SpeechEncoder:
+def _untrained_wav2vec2(config: SpeechPartConfig, device: torch.device) -> SpeechEncoder:
     from multistill.encoders.speech import Wav2Vec2Family, untrained_wav2vec2
 
     return Wav2Vec2Family(untrained_wav2vec2(), config, "untrained", revision=None, device=device)
@@ -71,7 +71,7 @@ def _use_tokenizer() -> Tokenizer:
     return SentencePieces(**USE_MULTILINGUAL.load_tokenizer())
 
 
-BUILT_IN_SPEECH: Mapping[str, Callable[[SpeechEncoderConfig, torch.device], SpeechEncoder]] = {
+BUILT_IN_SPEECH: Mapping[str, Callable[[SpeechPartConfig, torch.device], SpeechEncoder]] = {
     "log-mel": _log_mel,
     "smart-turn": _smart_turn,
     "untrained-wav2vec2": _untrained_wav2vec2,
@@ -87,9 +87,9 @@ _BUILT_IN_TOKENIZERS: Mapping[str, Callable[[], Tokenizer]] = {
 
 
 def load_speech(
-    config: SpeechEncoderConfig, resolved: str | None, device: torch.device
+    config: SpeechPartConfig, resolved: str | None, device: torch.device
 ) -> SpeechEncoder:
-    """Load the speech encoder of a job on a device, in eval mode.
+    """Load one speech encoder of a job on a device, in eval mode.
 
     Args:
         resolved: from `resolve_speech`.
@@ -148,7 +148,7 @@ def load_tokenizer(config: TextEncoderConfig) -> Tokenizer:
         return PretrainedTokenizer(hub.load_tokenizer(config.model, resolved))
 
 
-def resolve_speech(config: SpeechEncoderConfig) -> str | None:
+def resolve_speech(config: SpeechPartConfig) -> str | None:
     """Identity of the weights: a hub commit, a digest of the local folder or of the package.
 
     None for built-in encoders without weights of their own.
@@ -165,7 +165,7 @@ def resolve_text(config: TextEncoderConfig) -> str | None:
 
 
 def _resolve(
-    config: SpeechEncoderConfig | TextEncoderConfig, section: str, built_in: Iterable[str]
+    config: SpeechPartConfig | TextEncoderConfig, section: str, built_in: Iterable[str]
 ) -> str | None:
     if config.model in built_in:
         weights = PACKAGED.get(config.model)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from multistill.audio import SAMPLE_RATE
-from multistill.config import SpeechEncoderConfig
+from multistill.config import SpeechPartConfig
 from multistill.encoders.base import SPEECH_SECTION, EncoderInfo, Weights
 from multistill.encoders.layers import LayerSelector
 from multistill.errors import MultistillError
@@ -123,7 +123,7 @@ class Wav2Vec2Family(ComparedWithFloat32):
     def __init__(
         self,
         model: Any,
-        config: SpeechEncoderConfig,
+        config: SpeechPartConfig,
         weights: Weights,
         *,
         revision: str | None,
@@ -198,7 +198,7 @@ class Wav2Vec2Family(ComparedWithFloat32):
         return [states[row, : self.frames(length)] for row, length in enumerate(lengths)]
 
 
-def uses_bfloat16(config: SpeechEncoderConfig, device: torch.device) -> bool:
+def uses_bfloat16(config: SpeechPartConfig, device: torch.device) -> bool:
     """Whether an encoder is to compute in bfloat16 on a device."""
     if config.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()

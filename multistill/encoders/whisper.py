@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from multistill.audio import SAMPLE_RATE
-from multistill.config import SpeechEncoderConfig
+from multistill.config import SpeechPartConfig
 from multistill.encoders.base import SPEECH_SECTION, EncoderInfo, Weights
 from multistill.encoders.layers import LayerSelector
 from multistill.encoders.speech import ComparedWithFloat32, Wav2Vec2Frames, uses_bfloat16
@@ -63,7 +63,7 @@ class WhisperStates(Wav2Vec2Frames, ComparedWithFloat32):
     def __init__(
         self,
         encoder: Any,
-        config: SpeechEncoderConfig,
+        config: SpeechPartConfig,
         weights: Weights,
         *,
         revision: str | None,

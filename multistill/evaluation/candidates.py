@@ -170,7 +170,7 @@ def describe_encoders(info: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         info: of the feature store.
     """
-    keys = ("name", "trained", "params", "layers", "layer_params")
+    keys = ("name", "trained", "params", "layers", "layer_params", "parts")
     return {
         modality: {key: info[modality].get(key) for key in keys} for modality in ("speech", "text")
     }
@@ -182,15 +182,19 @@ def params_end_to_end(
     """Parameters of the head and the encoders that it needs; None if an encoder's is unknown.
 
     Args:
-        spec: of a head that may read one of several stored layers; those above it do not count.
+        spec: of a head that may read one of several speech encoders or stored layers; the others,
+            and the layers above it, do not count.
     """
     needed = {"audio": ("speech",), "text": ("text",), "multimodal": ("speech", "text")}[modality]
     counts = {name: encoders[name]["params"] for name in needed}
     if spec is not None:
+        described = {name: encoders[name] for name in needed}
+        if (title := spec.encoder_read) is not None:
+            [described["speech"]] = [p for p in encoders["speech"]["parts"] if p["title"] == title]
+            counts["speech"] = described["speech"]["params"]
         for name, layer in spec.layers_read.items():
-            stored = spec.speech_layers if name == "speech" else spec.text_layers
-            index = encoders[name]["layers"][stored.index(layer)]
-            counts[name] = encoders[name]["layer_params"][str(index)]
+            index = described[name]["layers"][spec.stored_layers(name).index(layer)]
+            counts[name] = described[name]["layer_params"][str(index)]
     return None if None in counts.values() else head + sum(counts.values())
 
 

@@ -357,7 +357,9 @@ def _logits(probabilities: DoubleArray) -> DoubleArray:
 
 def _latency(encoder_latency: EncoderLatency, loaded: LoadedModel) -> dict[str, Any]:
     spec, head_ms = loaded.spec, loaded.head_ms(encoder_latency.ids)
-    end_to_end_ms = encoder_latency.end_to_end_ms(spec.modality, head_ms, spec.layers_read)
+    end_to_end_ms = encoder_latency.end_to_end_ms(
+        spec.modality, head_ms, spec.layers_read, spec.encoder_read
+    )
     latency: dict[str, Any] = {"latency_ms": percentiles(head_ms)}
     if end_to_end_ms is not None:
         latency["latency_end_to_end_ms"] = percentiles(end_to_end_ms)

@@ -50,13 +50,16 @@ def size_pools(
     gpus = resources.get("GPU", 0.0)
     gpus_each = config.gpus_per_encoder
     if gpus_each is None:
-        gpus_each = 1.0 if gpus >= 1 and config.speech.model not in CPU_ENCODERS else 0.0
+        needs_gpu = any(part.model not in CPU_ENCODERS for part in config.speech.parts)
+        gpus_each = 1.0 if gpus >= 1 and needs_gpu else 0.0
     if config.encoders is not None:
         encoders = config.encoders
     elif gpus_each:
         encoders = max(1, math.floor(gpus / gpus_each))
     else:
-        per_process = CPU_ENCODERS.get(config.speech.model, SECONDS_PER_PROCESS)
+        per_process = min(
+            CPU_ENCODERS.get(part.model, SECONDS_PER_PROCESS) for part in config.speech.parts
+        )
         free = cpus - (config.decoders or 0)
         encoders = max(1, min(math.floor(free), math.ceil(seconds / per_process)))
     encoders = min(encoders, max(1, shards))

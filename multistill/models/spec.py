@@ -19,6 +19,21 @@ Front = Literal["linear", "convolutional"]
 
 
 @dataclass(frozen=True)
+class StatePart:
+    """What the states hold of one of several speech encoders.
+
+    Attributes:
+        title: of the encoder.
+        width: number of values, after those of the parts before it.
+        layers: encoder layers that stand side by side in it; empty if it is a single state.
+    """
+
+    title: str
+    width: int
+    layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Hyperparameters of one emotion head.
 
@@ -61,6 +76,10 @@ class ModelSpec:
         speech_layers, text_layers: encoder layers whose states are concatenated in the features
             (`combine: concat`); empty if the features hold a single state per position.
         speech_layer, text_layer: the only one of these layers that the head reads; None: all.
+        speech_parts: several speech encoders whose states are concatenated in the features; empty
+            if there is one, and then `speech_layers` are its layers.
+        speech_encoder: title of the only part that the head reads; None: all. `speech_layer` is a
+            layer of it.
         keep_unused_projection: a text head includes the audio projection that it never uses, as
             the published parameter counts do.
         num_classes: number of logits; 0 for a head that predicts dimensions only.
@@ -91,6 +110,8 @@ class ModelSpec:
     text_layer: int | None = None
     speech_layers: tuple[int, ...] = ()
     text_layers: tuple[int, ...] = ()
+    speech_encoder: str | None = None
+    speech_parts: tuple[StatePart, ...] = ()
     keep_unused_projection: bool = False
     num_classes: int = 7
     dimensions: tuple[str, ...] = ()
@@ -160,6 +181,12 @@ class ModelSpec:
                 "model: a convolutional front reads speech, and this model reads text alone; "
                 "use `front: linear`"
             )
+        titles = [part.title for part in self.speech_parts]
+        if titles and self.speech_encoder is not None and self.speech_encoder not in titles:
+            raise UsageError(
+                f"model: speech_encoder `{self.speech_encoder}` is not among the speech encoders "
+                f"of the features: {', '.join(titles)}"
+            )
         if self.keep_unused_projection and self.modality != "text":
             raise UsageError("model: keep_unused_projection applies to text heads only")
 
@@ -194,29 +221,85 @@ class ModelSpec:
             layers["text"] = self.text_layer
         return layers
 
+    @property
+    def encoder_read(self) -> str | None:
+        """Title of the only one of several speech encoders that is read; None: all, or none."""
+        return self.speech_encoder if self.reads_audio else None
+
+    def stored_layers(self, encoder: Encoder) -> tuple[int, ...]:
+        """Layers that are stored side by side of what the head reads of an encoder.
+
+        Empty if there is one state per position, and if several speech encoders are read.
+        """
+        if encoder == "text":
+            return self.text_layers
+        if not self.speech_parts:
+            return self.speech_layers
+        read = [part for part in self.speech_parts if part.title == self.speech_encoder]
+        return read[0].layers if read else ()
+
     def state_slice(self, encoder: Encoder, dim: int) -> slice:
         """Slice of an encoder state of `dim` values that the head reads.
 
         Raises:
-            UsageError: a layer is selected, but the states do not hold several layers.
+            UsageError: the states do not hold the selected encoder or layer.
         """
+        parts = self.parts_read(encoder, dim)
         layer = self.speech_layer if encoder == "speech" else self.text_layer
-        stored = self.speech_layers if encoder == "speech" else self.text_layers
         if layer is None:
-            return slice(0, dim)
-        if layer not in stored or dim % len(stored):
+            return slice(parts[0][0].start, parts[-1][0].stop)
+        if len(parts) > 1:
+            raise UsageError(
+                f"model: speech_layer {layer} is a layer of one encoder, and the features hold "
+                f"{', '.join(part.title for part in self.speech_parts)}; set speech_encoder too"
+            )
+        [(part, stored)] = parts
+        width = part.stop - part.start
+        if layer not in stored or width % len(stored):
             raise UsageError(
                 f"model: {encoder}_layer {layer} cannot be read: the features hold one state per "
                 f"position; store several layers with features.{encoder}: {{layers: [..., {layer}],"
                 " combine: concat}"
             )
-        width = dim // len(stored)
-        index = stored.index(layer)
-        return slice(index * width, (index + 1) * width)
+        width //= len(stored)
+        first = part.start + stored.index(layer) * width
+        return slice(first, first + width)
+
+    def parts_read(self, encoder: Encoder, dim: int) -> list[tuple[slice, tuple[int, ...]]]:
+        """Parts of a state of `dim` values that the head reads, each with its layers side by side.
+
+        Raises:
+            UsageError: the states do not hold the selected encoder.
+        """
+        if encoder == "text":
+            return [(slice(0, dim), self.text_layers)]
+        if not self.speech_parts:
+            if self.speech_encoder is not None:
+                raise UsageError(
+                    f"model: speech_encoder `{self.speech_encoder}` cannot be chosen: the features "
+                    "hold one speech encoder; name more in features.speech.additional, or remove "
+                    "speech_encoder"
+                )
+            return [(slice(0, dim), self.speech_layers)]
+        found, start = [], 0
+        for part in self.speech_parts:
+            if self.speech_encoder in {None, part.title}:
+                found.append((slice(start, start + part.width), part.layers))
+            start += part.width
+        if start != dim:
+            raise UsageError(
+                f"model: the speech encoders {', '.join(part.title for part in self.speech_parts)} "
+                f"have {start} values, and the features {dim}; train the model again on these "
+                "features"
+            )
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values: lists instead of tuples."""
         values = asdict(self)
+        values["speech_parts"] = [
+            {**part, "layers": list(part["layers"])} for part in values["speech_parts"]
+        ]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
@@ -234,6 +317,14 @@ class ModelSpec:
             )
         if "modality" not in values:
             raise UsageError("model: the field `modality` is missing")
-        names = ("speech_layers", "text_layers", "dimensions")
+        names = ("speech_layers", "text_layers", "dimensions", "speech_parts")
         tuples = {name: tuple(values[name]) for name in names if name in values}
+        if "speech_parts" in tuples:
+            tuples["speech_parts"] = tuple(_part_of(part) for part in tuples["speech_parts"])
         return cls(**{**values, **tuples})
+
+
+def _part_of(value: StatePart | Mapping[str, Any]) -> StatePart:
+    if isinstance(value, StatePart):
+        return value
+    return StatePart(str(value["title"]), int(value["width"]), tuple(value.get("layers", ())))

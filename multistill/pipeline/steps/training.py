@@ -314,6 +314,7 @@ def training_task(
     tasks = job.tasks.weights()
     decided = {
         **job.features.side_by_side(),
+        "speech_parts": speech_parts(job, artifacts),
         "num_classes": len(job.labels.classes) if "classes" in tasks else 0,
         "dimensions": job.tasks.dimensions,
     }
@@ -329,6 +330,17 @@ def training_task(
         tasks=tasks,
         **more,
     )
+
+
+def speech_parts(job: JobConfig, artifacts: Artifacts) -> list[dict[str, Any]]:
+    """What the states hold of each of several speech encoders; empty if there is one."""
+    if not job.features.speech.additional:
+        return []
+    parts = artifacts["features"].summary["speech"]["parts"]
+    return [
+        {"title": part["title"], "width": part["dim"], "layers": part["side_by_side"]}
+        for part in parts
+    ]
 
 
 def student_task(job: JobConfig, artifacts: Artifacts, student: StudentConfig) -> TrainingTask:
