@@ -48,10 +48,10 @@ class ConvolutionalFront(nn.Module):
         states [B, T, bands], zero where the mask [B, T] is False -> [B, ceil(T / 4), width] and
         its mask.
         """
-        x = F.gelu(self.stem(states[:, None]))
+        x = F.relu(self.stem(states[:, None]))
         mask = every_second(mask, x.shape[2])
         x = x * mask[:, None, :, None]
-        x = F.gelu(self.pointwise(self.depthwise(x)))
+        x = F.relu(self.pointwise(self.depthwise(x)))
         mask = every_second(mask, x.shape[2])
         x = self.projection(x.transpose(1, 2).flatten(2))
         for block in self.blocks:

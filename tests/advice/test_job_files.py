@@ -25,6 +25,8 @@ from multistill.workspace import Workspace
 BASE = "name: x\ncorpora: [{kind: demo}]\n"
 MODEL = "students: [{name: a, model: {preset: small-student%s}%s}]\n"
 DEMO_TWICE = "name: x\ncorpora: [{kind: demo}, {kind: demo%s}]\n"
+LIGHT = "students: [{name: a, model: {preset: light-student%s}}]\n"
+TWO_SPEECH = "features: {speech: {model: untrained-wav2vec2, additional: [log-mel]}}\n"
 SPACE = "search: {space: {%s}}\n"
 
 JOB_FILES: list[tuple[str, str, list[str]]] = [
@@ -265,6 +267,27 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         [
             "features: {speech: {layers: [1, 2], combine: concat}}\n"
             + SPACE % "model.speech_layer: {choices: [1, 2]}"
+        ],
+    ),
+    (
+        f"{BASE}features: {{speech: untrained-wav2vec2}}\n{LIGHT % ''}",
+        "add `additional: [{}]` to features.speech and set `speech_encoder: {}` in its model",
+        [f"{BASE}{TWO_SPEECH}{LIGHT % ', speech_encoder: log-mel'}"],
+    ),
+    (
+        f"{BASE}{TWO_SPEECH}{LIGHT % ''}",
+        "set `speech_encoder: {}` in its model",
+        [f"{BASE}{TWO_SPEECH}{LIGHT % ', speech_encoder: log-mel'}"],
+    ),
+    (
+        f"{BASE}{TWO_SPEECH}{MODEL % (', speech_encoder: untrained-wav2vec2', '')}"
+        + SPACE % "model.front: {choices: [linear, convolutional]}",
+        "and this one would read the states of {}; {}, or use `front: linear`",
+        [
+            f"{BASE}{TWO_SPEECH}{MODEL % (', speech_encoder: log-mel', '')}"
+            + SPACE % "model.front: {choices: [linear, convolutional]}",
+            f"{BASE}{TWO_SPEECH}{MODEL % (', speech_encoder: untrained-wav2vec2', '')}"
+            + SPACE % "model.front: {choices: [linear]}",
         ],
     ),
     (

@@ -192,6 +192,11 @@ SPECS: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"paths": "both", "context_turns": 2},
     ),
     ({"width": 65, "heads": 5}, "must be even (sine and cosine", {"width": 70, "heads": 5}),
+    (
+        {"modality": "text", "front": "convolutional"},
+        "a convolutional front reads speech, and this model reads text alone; use `front: linear`",
+        {"modality": "text", "front": "linear"},
+    ),
     ({"width": 66, "heads": 4}, "use a width that is a multiple of {}", {"width": 68, "heads": 4}),
 ]
 
