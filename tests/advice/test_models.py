@@ -22,6 +22,7 @@ from multistill.encoders.speech import Wav2Vec2Family
 from multistill.encoders.text import TransformerText
 from multistill.errors import MultistillError, UsageError
 from multistill.inference.predict import predict
+from multistill.inference.quantize import quantize
 from multistill.models.build import build
 from multistill.models.context import DialogueContext
 from multistill.models.files import ModelInfo, load_model, load_weights, save_model
@@ -206,6 +207,13 @@ def test_settings_of_a_model(wrong: dict[str, Any], advice: str, followed: dict[
     with told(advice, UsageError):
         resolve("small-student", wrong)
     resolve("small-student", followed)
+
+
+def test_a_model_in_8_bits_over_another(tmp_path: Path) -> None:
+    save_model(build(resolve("light-student-s", {}), 80, 0), tmp_path / "a", ModelInfo("student"))
+    with told("{} holds a model; give another folder for the one in 8 bits", UsageError):
+        quantize(tmp_path / "a", tmp_path / "a")
+    quantize(tmp_path / "a", tmp_path / "b")
 
 
 def test_presets() -> None:
