@@ -47,6 +47,17 @@ class ModelConfig(Section):
     wide_dropout: float | None = Field(
         None, ge=0.0, lt=1.0, description="on the pooled statistics of the wide path"
     )
+    front: Literal["linear", "convolutional"] | None = Field(
+        None,
+        description="from speech states to the head: a projection, or convolutions over time and "
+        "frequency, for log-mel energies",
+    )
+    front_channels: int | None = Field(
+        None, ge=1, description="over time and frequency, of a convolutional front"
+    )
+    front_blocks: int | None = Field(
+        None, ge=1, description="over time, of a convolutional front"
+    )
     audio_stride: int | None = Field(
         None, ge=1, description="neighbouring audio frames averaged into one before the head"
     )

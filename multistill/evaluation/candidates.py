@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from multistill.features.collate import collate
 from multistill.features.store import FeatureStore
 from multistill.inference.latency import time_each
 from multistill.inference.predict import dialogue_context, predict
+from multistill.inference.quantize import rounded, stored_bytes
 from multistill.metrics.classification import shares_from_outputs, softmax
 from multistill.models.build import EmotionModel, count_parameters
 from multistill.models.files import Output, load_model, read_model_config
@@ -123,6 +125,16 @@ class LoadedModel:
             np.mean([each.dimensions for each in outputs], axis=0, dtype=np.float64),
         )
 
+    def in_int8(self, ids: list[str]) -> DoubleArray:
+        """`probabilities` with the weights rounded to 8 bits."""
+        other = copy(self)
+        other.members = [rounded(model) for model in self.members]
+        return other.probabilities(ids)
+
+    def head_bytes(self, *, int8: bool) -> int:
+        """Size of the weights files of the heads."""
+        return sum(stored_bytes(model, int8=int8) for model in self.members)
+
     def head_ms(self, ids: Sequence[str]) -> list[float]:
         """Milliseconds of the head alone at batch size 1, with the states already in memory."""
 
@@ -156,6 +168,7 @@ class LoadedModel:
             "params_trainable": head,
             "params_unused": sum(model.unused_parameters() for model in self.members),
             "params_end_to_end": params_end_to_end(head, self.spec.modality, encoders, self.spec),
+            "bytes": self.head_bytes(int8=False),
             "members": len(self.members),
             "output": self.output,
             "compare_to": candidate.compare_to,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from multistill.errors import UsageError
 from multistill.models.context import ContextReader
+from multistill.models.convolutional import ConvolutionalFront
 from multistill.models.dimensions import DimensionScale
 from multistill.models.fusion import FUSIONS, FusionModule, Stream
 from multistill.models.layers import join_frames
@@ -80,6 +81,7 @@ class EmotionModel(nn.Module):
         if spec.standardize != "none" and spec.deep:
             dims = {"audio": audio_dim, "text": text_dim}
             self.standardize = nn.ModuleDict({k: Standardize(dims[k]) for k in self._modalities})
+        self.front: ConvolutionalFront | None = None
         self.audio_projection: nn.Linear | None = None
         self.text_projection: nn.Linear | None = None
         self.fusion: FusionModule | None = None
@@ -88,7 +90,9 @@ class EmotionModel(nn.Module):
         self.wide: Wide | None = None
         self.pooled_dim = 0
         if spec.deep:
-            if spec.reads_audio or spec.keep_unused_projection:
+            if spec.front == "convolutional":
+                self.front = ConvolutionalFront(spec, audio_width)
+            elif spec.reads_audio or spec.keep_unused_projection:
                 # Equivalent to the published 1x1 convolution without bias.
                 self.audio_projection = nn.Linear(audio_width, spec.width, bias=False)
             if spec.reads_text and text_width != spec.width:
@@ -216,11 +220,14 @@ class EmotionModel(nn.Module):
         ]
         projected: list[Stream] = []
         if self.spec.reads_audio:
-            assert self.audio_projection is not None
             states, mask = chosen[0]
             if self.spec.audio_stride > 1:
                 states, mask = join_frames(states, mask, self.spec.audio_stride)
-            projected.append((self.audio_projection(states), mask))
+            if self.front is not None:
+                projected.append(self.front(states, mask))
+            else:
+                assert self.audio_projection is not None
+                projected.append((self.audio_projection(states), mask))
         if self.spec.reads_text:
             states, mask = chosen[-1]
             if self.text_projection is not None:

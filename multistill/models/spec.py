@@ -16,6 +16,7 @@ Pooling = Literal["published", "mean", "attention", "statistics", "attentive-sta
 Standardize = Literal["none", "encoder", "dimension", "global"]
 Paths = Literal["deep", "wide", "both"]
 Mix = Literal["none", "weighted", "normalized"]
+Front = Literal["linear", "convolutional"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,12 @@ class ModelSpec:
             `wide` a linear layer on pooled statistics of the states (`multistill.models.wide`),
             which uses none of the deep path's fields; `both` adds the two (Cheng et al. 2016).
         wide_dropout: applied to the pooled statistics of the wide path.
+        front: from the speech states to the fusion: `linear` projects each frame as published;
+            `convolutional` is for the bands of log-mel energies, which it turns into states of
+            its own (`multistill.models.convolutional`).
+        front_channels: channels over time and frequency of a convolutional front; twice as many
+            after its first half.
+        front_blocks: its blocks over time, each with a feed-forward layer of `feedforward`.
         audio_stride: number of neighbouring audio frames averaged into one before the head; 1 as
             published. The cost falls linearly with it, that of audio self-attention quadratically.
         context_turns: number of previous turns of the dialogue that the head reads; 0 as published.
@@ -113,6 +120,9 @@ class ModelSpec:
     standardize: Standardize = "none"
     paths: Paths = "deep"
     wide_dropout: float = 0.5
+    front: Front = "linear"
+    front_channels: int = 16
+    front_blocks: int = 4
     audio_stride: int = 1
     context_turns: int = 0
     speech_layer: int | None = None
@@ -134,6 +144,7 @@ class ModelSpec:
             ("standardize", Standardize),
             ("paths", Paths),
             ("layer_mix", Mix),
+            ("front", Front),
         ):
             value, allowed = getattr(self, name), get_args(kind)
             if value not in allowed:
@@ -144,6 +155,8 @@ class ModelSpec:
             "layers",
             "feedforward",
             "classifier",
+            "front_channels",
+            "front_blocks",
             "audio_stride",
         ):
             value = getattr(self, name)
@@ -189,6 +202,11 @@ class ModelSpec:
                     f"model: {name}_layer {layer} is not among the layers of features.{name}: "
                     f"{', '.join(map(str, stored))}"
                 )
+        if self.front == "convolutional" and self.modality == "text":
+            raise UsageError(
+                "model: a convolutional front reads speech, and this model reads text alone; "
+                "use `front: linear`"
+            )
         titles = [part.title for part in self.speech_parts]
         if titles and self.speech_encoder is not None and self.speech_encoder not in titles:
             raise UsageError(

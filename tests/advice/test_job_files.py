@@ -29,6 +29,8 @@ TWO_ENCODERS = (
     "features: {speech: {model: smart-turn, layers: [1, 2], combine: concat, "
     "additional: [log-mel]}}\n"
 )
+LIGHT = "students: [{name: a, model: {preset: light-student%s}}]\n"
+TWO_SPEECH = "features: {speech: {model: untrained-wav2vec2, additional: [log-mel]}}\n"
 SPACE = "search: {space: {%s}}\n"
 WILD = "name: x\ncorpora: [{kind: demo}, {kind: table, path: /d.csv, unlabelled: true%s}]\n"
 
@@ -270,6 +272,27 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         [
             "features: {speech: {model: smart-turn, layers: [1, 2], combine: concat}}\n"
             + SPACE % "model.speech_layer: {choices: [1, 2]}"
+        ],
+    ),
+    (
+        f"{BASE}features: {{speech: untrained-wav2vec2}}\n{LIGHT % ''}",
+        "add `additional: [{}]` to features.speech and set `speech_encoder: {}` in its model",
+        [f"{BASE}{TWO_SPEECH}{LIGHT % ', speech_encoder: log-mel'}"],
+    ),
+    (
+        f"{BASE}{TWO_SPEECH}{LIGHT % ''}",
+        "set `speech_encoder: {}` in its model",
+        [f"{BASE}{TWO_SPEECH}{LIGHT % ', speech_encoder: log-mel'}"],
+    ),
+    (
+        f"{BASE}{TWO_SPEECH}{MODEL % (', speech_encoder: untrained-wav2vec2', '')}"
+        + SPACE % "model.front: {choices: [linear, convolutional]}",
+        "and this one would read the states of {}; {}, or use `front: linear`",
+        [
+            f"{BASE}{TWO_SPEECH}{MODEL % (', speech_encoder: log-mel', '')}"
+            + SPACE % "model.front: {choices: [linear, convolutional]}",
+            f"{BASE}{TWO_SPEECH}{MODEL % (', speech_encoder: untrained-wav2vec2', '')}"
+            + SPACE % "model.front: {choices: [linear]}",
         ],
     ),
     (

@@ -24,6 +24,7 @@ from multistill.encoders.speech import Wav2Vec2Family
 from multistill.encoders.text import TransformerText
 from multistill.errors import MultistillError, UsageError
 from multistill.inference.predict import predict
+from multistill.inference.quantize import quantize
 from multistill.models.build import build
 from multistill.models.context import DialogueContext
 from multistill.models.files import ModelInfo, load_model, load_weights, save_model
@@ -209,6 +210,11 @@ SPECS: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"paths": "both", "layer_mix": "weighted"},
     ),
     ({"width": 65, "heads": 5}, "must be even (sine and cosine", {"width": 70, "heads": 5}),
+    (
+        {"modality": "text", "front": "convolutional"},
+        "a convolutional front reads speech, and this model reads text alone; use `front: linear`",
+        {"modality": "text", "front": "linear"},
+    ),
     ({"width": 66, "heads": 4}, "use a width that is a multiple of {}", {"width": 68, "heads": 4}),
 ]
 
@@ -218,6 +224,13 @@ def test_settings_of_a_model(wrong: dict[str, Any], advice: str, followed: dict[
     with told(advice, UsageError):
         resolve("small-student", wrong)
     resolve("small-student", followed)
+
+
+def test_a_model_in_8_bits_over_another(tmp_path: Path) -> None:
+    save_model(build(resolve("light-student-s", {}), 80, 0), tmp_path / "a", ModelInfo("student"))
+    with told("{} holds a model; give another folder for the one in 8 bits", UsageError):
+        quantize(tmp_path / "a", tmp_path / "a")
+    quantize(tmp_path / "a", tmp_path / "b")
 
 
 def test_presets() -> None:

@@ -112,6 +112,16 @@ def test_trained_models_beat_the_baseline_and_parameters_add_up(case: Evaluation
     assert audio["params_end_to_end"] == audio["params_trainable"]
 
 
+def test_students_are_scored_in_8_bits_too(case: EvaluationCase) -> None:
+    by_name = {model["name"]: model for model in case.metrics["models"]}
+    for name, model in by_name.items():
+        assert ("int8" in model) == (model["role"] == "student"), name
+    student = by_name["multimodal"]
+    assert student["bytes"] > 3 * student["int8"]["bytes"] > 0
+    exact, rounded = (each["metrics"]["uar"]["value"] for each in (student, student["int8"]))
+    assert rounded == pytest.approx(exact, abs=0.1)
+
+
 def test_end_to_end_latency_includes_the_encoders_of_the_modality(case: EvaluationCase) -> None:
     latency = case.metrics["latency"]
     assert latency["reason"] is None

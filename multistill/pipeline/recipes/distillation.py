@@ -8,6 +8,7 @@ from typing import get_args
 from multistill.config import JobConfig
 from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
+from multistill.pipeline.recipes.fronts import check_fronts
 from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.recipes.stored_states import check_stored_states
 from multistill.pipeline.recipes.tasks import check_tasks
@@ -81,6 +82,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     yield from check_scores(job)
     yield from _protocol(job)
     yield from check_stored_states(job)
+    yield from check_fronts(job)
     yield from _losses(job)
     yield from _label_shares(job)
     yield from check_unlabelled(job)
