@@ -94,7 +94,8 @@ def test_encoders_of_another_kind(folder: dict[str, Path]) -> None:
         (
             "speech",
             "pickle",
-            "so convert it to a model of transformers and save that with save_pretrained",
+            "so convert it and save it as safetensors with a config.json (docs/features.md, "
+            "emotion2vec)",
         ),
         (
             "text",
