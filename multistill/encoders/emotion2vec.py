@@ -86,7 +86,8 @@ class Emotion2vec(nn.Module):
         self.norm = nn.LayerNorm(width)
         hidden = len(state["encoder.layers.0.mlp.fc1.bias"])
         blocks = nn.ModuleList(_Block(width, heads, hidden) for _ in range(layers))
-        self.encoder = nn.ModuleDict({"layers": blocks})
+        self.encoder = nn.Module()
+        self.encoder.layers = blocks
         self._heads = heads
         self.extra_tokens = nn.Parameter(torch.empty_like(state["extra_tokens"]))
         self.alibi_scale = nn.Parameter(torch.empty_like(state["alibi_scale"]))
@@ -121,7 +122,9 @@ class Emotion2vec(nn.Module):
         states = torch.cat((states, self.extra_tokens.expand(len(states), -1, -1)), dim=1)
         states = self.norm(states)
         bias = distance_bias(frames, self._heads, states.device)
-        for number, layer in enumerate(self.encoder.layers):
+        layers = self.encoder.layers
+        assert isinstance(layers, nn.ModuleList)
+        for number, layer in enumerate(layers):
             scale = self.alibi_scale[number if len(self.alibi_scale) > 1 else 0].clamp_min(0)
             states = layer(states, F.pad(bias * scale, (0, tokens, 0, tokens)))
         return SimpleNamespace(last_hidden_state=states)

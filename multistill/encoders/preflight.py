@@ -67,12 +67,12 @@ def _problems_of(
 ) -> Iterator[str]:
     """Sentences about one encoder, each behind the key that it is about: `model: ...`."""
     if config.model in built_in:
-        yield from _layer_problems(config, BUILT_IN_LAYERS[config.model])
+        yield from _layer_problems(config, BUILT_IN_LAYERS.get(config.model))
         return
     folder = hub.local_folder(config)
     if folder is not None:
         yield from of_folder(config, folder)
-    elif config.model in BUILT_IN_LAYERS:
+    elif config.model in {*BUILT_IN_SPEECH, *BUILT_IN_TEXT}:
         what = "a text encoder" if config.model in BUILT_IN_TEXT else "a speech encoder"
         yield f"model: `{config.model}` is {what}; use {' or '.join(f'`{n}`' for n in built_in)}"
     elif near := get_close_matches(config.model.casefold(), built_in, n=1, cutoff=0.8):
