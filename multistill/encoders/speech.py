@@ -149,9 +149,10 @@ class Wav2Vec2Family(ComparedWithFloat32):
         self._bfloat16 = uses_bfloat16(config, device)
         self.hop = math.prod(self._strides)
         self.minimum_samples = self._receptive_field()
-        # The positional convolutions of data2vec-audio are several layers deep, and padding
-        # that the first of them has filled reaches back into the clip in the next.
-        equal = settings.model_type == "data2vec-audio" or settings.feat_extract_norm == "group"
+        # The positional convolutions of data2vec are several layers deep, and padding that the
+        # first of them has filled reaches back into the clip in the next.
+        deep = settings.model_type in {"data2vec-audio", "emotion2vec"}
+        equal = deep or settings.feat_extract_norm == "group"
         self.info = EncoderInfo(
             name=config.model,
             weights=weights,
