@@ -18,9 +18,9 @@ from helpers.training_corpus import make_corpus, make_task, run, trained, with_s
 
 from multistill.config import CLASSES, DistillationConfig
 from multistill.corpora.manifest import read_manifest, with_classes, write_manifest
-from multistill.distillation.files import POOLED, SOFT_TARGETS
+from multistill.distillation.files import SOFT_TARGETS, STATES
 from multistill.distillation.stage import soft_targets
-from multistill.distillation.targets import read_pooled, write_pooled, write_soft_targets
+from multistill.distillation.targets import read_states, write_soft_targets, write_states
 from multistill.errors import MultistillError, UsageError
 from multistill.features.statistics import (
     TENSORS,
@@ -83,8 +83,8 @@ class Distilled:
 def lacking(path: Path, *, pooled: bool) -> None:
     """Write the file without one training utterance."""
     if pooled:
-        rows, states, teacher = read_pooled(path)
-        write_pooled(path, rows[1:], states[1:], teacher[1:])
+        stored = read_states(path)
+        write_states(path, stored.rows[1:], stored.teacher[1:], stored.pooled[1:])
     else:
         ids = pq.read_table(path)["utterance_id"].to_pylist()[1:]
         write_soft_targets(path, ids, np.zeros((len(ids), 7)), "t", np.zeros(len(ids)))
@@ -124,7 +124,7 @@ def not_finite(path: Path) -> None:
             "{} is damaged ({}); remove it and run the job again",
         ),
         (
-            POOLED,
+            STATES,
             lambda path: path.write_bytes(b""),
             "{} is damaged ({}); remove it and run the job again",
         ),
@@ -140,7 +140,7 @@ def not_finite(path: Path) -> None:
             "are not finite for {} utterances (first: {}); remove that file and run the job again",
         ),
         (
-            POOLED,
+            STATES,
             lambda path: lacking(path.with_name(SOFT_TARGETS), pooled=True),
             "the teacher's pooled states in {} lack {} of {} training utterances (first: {}); "
             "remove that file and run the job again",

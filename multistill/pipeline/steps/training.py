@@ -17,6 +17,7 @@ from multistill.config import (
     TeacherConfig,
     TrainSection,
 )
+from multistill.config.models import STATE_WEIGHTS
 from multistill.errors import UsageError
 from multistill.hardware import Resources
 from multistill.pipeline.folds import FOLDS, build_folds, folds_of, parts_of, planned_folds
@@ -194,22 +195,27 @@ class Distill(Step):
     uses_ray = True
 
     def config(self) -> Any:
-        return {"targets": self.job.distillation.targets, "pooled": self._pooled}
+        return {
+            "targets": self.job.distillation.targets,
+            "states": self._reads(*STATE_WEIGHTS),
+            "sequences": self._reads("sequence_weight"),
+        }
 
-    @property
-    def _pooled(self) -> bool:
-        """Whether a student reads the teacher's representations, or the search may ask for it."""
+    def _reads(self, *weights: str) -> bool:
+        """Whether a student reads what one of these weights needs, or the search may ask for it."""
         searched = self.job.search.space if self.job.search.enabled else {}
-        weights = {"distillation.hint_weight", "distillation.cka_weight"}
-        return self.job.distillation.reads_pooled or bool(weights & set(searched))
+        return any(
+            getattr(self.job.distillation, name) > 0 or f"distillation.{name}" in searched
+            for name in weights
+        )
 
     def reads(self) -> Sequence[str]:
         return ("manifest", "features", "teachers")
 
     def is_intact(self, artifact: Artifact) -> bool:
-        from multistill.distillation.files import POOLED, SOFT_TARGETS
+        from multistill.distillation.files import SOFT_TARGETS, STATES
 
-        names = (SOFT_TARGETS, POOLED) if self._pooled else (SOFT_TARGETS,)
+        names = (SOFT_TARGETS, *(STATES,) * self._reads(*STATE_WEIGHTS))
         return all((part.path / name).is_file() for part in parts_of(artifact) for name in names)
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
@@ -230,7 +236,8 @@ class Distill(Step):
                 artifacts["features"].path,
                 [model_store.folder(model) for model in index.values() if model["fold"] is None],
                 {m["fold"]: model_store.folder(m) for m in index.values() if m["fold"] is not None},
-                self._pooled,
+                self._reads(*STATE_WEIGHTS),
+                self._reads("sequence_weight"),
                 out / SOFT_TARGETS,
             )
             return summary
