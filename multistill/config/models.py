@@ -193,6 +193,10 @@ def canonical_loss(name: Any) -> Any:
     return "kd" if name == "hinton" else name
 
 
+STATE_WEIGHTS = ("hint_weight", "cka_weight", "relation_weight", "sequence_weight")
+"""Weights of `distillation` that need the teacher's states, beyond its outputs."""
+
+
 class DistillationConfig(Section):
     """weight * teacher's loss + (1 - weight) * label loss.
 
@@ -216,6 +220,15 @@ class DistillationConfig(Section):
     cka_weight: float = Field(
         0.0, ge=0, description="of 1 - linear CKA of the pooled states; needs batches of 64"
     )
+    relation_weight: float = Field(
+        0.0, ge=0, description="of distances and angles between pooled states in a batch (RKD)"
+    )
+    sequence_weight: float = Field(
+        0.0,
+        ge=0,
+        description="of the squared distance to the teacher's states of frames and tokens before "
+        "they are pooled",
+    )
     schedule: Literal["fixed", "rise", "fall"] = Field(
         "fixed", description="of all weights over training: `rise` starts at 0, `fall` ends at 0"
     )
@@ -234,9 +247,9 @@ class DistillationConfig(Section):
         return canonical_loss(value)
 
     @property
-    def reads_pooled(self) -> bool:
-        """Whether the student learns from the teacher's pooled states."""
-        return self.hint_weight > 0 or self.cka_weight > 0
+    def reads_states(self) -> bool:
+        """Whether the student learns from the teacher's states, not from its outputs alone."""
+        return any(getattr(self, name) > 0 for name in STATE_WEIGHTS)
 
 
 class StudentConfig(Section):

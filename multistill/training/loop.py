@@ -134,6 +134,7 @@ class _Training:
             model = build(task.spec, store.audio_dim, store.text_dim)
             # After the model, so that a student and its control start from equal weights.
             objective = Objective(task, self.data.train, model.pooled_dim)
+        model.keeps_sequences = objective.reads_sequences
         if model.dimension_scale is not None:
             model.dimension_scale.fit(self.data.train.dimensions)
         if model.standardizes:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from multistill.config import TrainConfig
 from multistill.corpora.manifest import has_class
 from multistill.distillation.losses import distillation_loss
-from multistill.distillation.representations import Hint, LinearCKA
+from multistill.distillation.representations import Hint, LinearCKA, Relations, SequenceHint
 from multistill.distillation.schedule import scheduled_weight
 from multistill.metrics.classification import from_confusion
 from multistill.metrics.dimensions import dimension_metrics
@@ -28,8 +28,8 @@ from multistill.typing import FloatArray
 class Objective(nn.Module):
     """Loss of each utterance under a task.
 
-    The parameters of the objective (a hint's projection) are trained together with the model and
-    saved in checkpoints, but are not part of the model.
+    The parameters of the objective (the projections of hints) are trained together with the model
+    and saved in checkpoints, but are not part of the model.
 
     Args:
         train: training examples, for class weights and the width of the teacher's states.
@@ -53,12 +53,25 @@ class Objective(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
         self.hint: Hint | None = None
         self.cka: LinearCKA | None = None
+        self.relations: Relations | None = None
+        self.sequence_hints = nn.ModuleDict()
         teacher, distillation = train.teacher_states, self.distillation
         if teacher is not None and distillation is not None:
             if distillation.hint_weight:
                 self.hint = Hint(pooled_dim, teacher.states.shape[1], teacher.num_spaces)
             if distillation.cka_weight:
                 self.cka = LinearCKA(teacher.num_spaces)
+            if distillation.relation_weight:
+                self.relations = Relations(teacher.num_spaces)
+            for name, (states, _) in teacher.sequences.items():
+                self.sequence_hints[name] = SequenceHint(
+                    task.spec.width, states.shape[1], teacher.num_spaces
+                )
+
+    @property
+    def reads_sequences(self) -> bool:
+        """Whether the model has to put out its sequences."""
+        return len(self.sequence_hints) > 0
 
     @property
     def depends_on_batch(self) -> bool:
@@ -66,7 +79,9 @@ class Objective(nn.Module):
         distillation = self.distillation
         if len(self.dimension_weights) and self.config.dimension_loss != "mse":
             return True
-        return self.cka is not None or (distillation is not None and distillation.loss == "dist")
+        if self.cka is not None or self.relations is not None:
+            return True
+        return distillation is not None and distillation.loss == "dist"
 
     def forward(self, output: ModelOutput, micro_batch: MicroBatch, progress: float) -> Tensor:
         """Losses [b].
@@ -94,10 +109,25 @@ class Objective(nn.Module):
         for weight, module in (
             (distillation.hint_weight, self.hint),
             (distillation.cka_weight, self.cka),
+            (distillation.relation_weight, self.relations),
         ):
             if module is not None:
                 states, space = micro_batch.teacher_states, micro_batch.space
                 losses = losses + scheduled(weight) * module(output.pooled.float(), states, space)
+        if self.reads_sequences:
+            weight = scheduled(distillation.sequence_weight) / len(self.sequence_hints)
+            losses = losses + weight * self._of_sequences(output, micro_batch)
+        return losses
+
+    def _of_sequences(self, output: ModelOutput, micro_batch: MicroBatch) -> Tensor:
+        """Sum of the losses of the modalities [b]."""
+        assert output.sequences is not None and micro_batch.space is not None
+        losses = torch.zeros(len(micro_batch.labels), device=output.logits.device)
+        for name, hint in self.sequence_hints.items():
+            states, mask = output.sequences[name]
+            losses = losses + hint(
+                states.float(), mask, *micro_batch.teacher_sequences[name], micro_batch.space
+            )
         return losses
 
     def _of_classes(self, output: ModelOutput, micro_batch: MicroBatch, teacher: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class MicroBatch:
         teacher_weights: factor of the teacher's loss of classes [b], where some rows have no class.
         teacher_states, space: pooled states [b, D] and the index of the teacher that computed
             them [b], for students with a loss on representations.
+        teacher_sequences: by modality [b, n, D], and their lengths [b], for students with a loss
+            on sequences.
         context, context_mask: previous turns, for models that read them.
     """
 
@@ -52,6 +54,7 @@ class MicroBatch:
     teacher_weights: Tensor | None = None
     teacher_states: Tensor | None = None
     space: Tensor | None = None
+    teacher_sequences: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     context: Tensor | None = None
     context_mask: Tensor | None = None
 
@@ -71,6 +74,10 @@ class MicroBatch:
             teacher_weights=move(self.teacher_weights),
             teacher_states=move(self.teacher_states),
             space=move(self.space),
+            teacher_sequences={
+                name: (states.to(device, non_blocking=True), lengths.to(device))
+                for name, (states, lengths) in self.teacher_sequences.items()
+            },
             context=move(self.context),
             context_mask=move(self.context_mask),
         )
@@ -129,6 +136,7 @@ class Prefetcher:
             teacher_weights=None if of_teacher is None else torch.from_numpy(of_teacher[rows]),
             teacher_states=None if teacher is None else teacher.states[teacher.row_index[rows]],
             space=None if teacher is None else torch.from_numpy(teacher.space[rows]),
+            teacher_sequences={} if teacher is None else teacher.batch_sequences(rows),
             context=context,
             context_mask=context_mask,
         )

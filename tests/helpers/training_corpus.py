@@ -20,7 +20,7 @@ from multistill.corpora.manifest import (
     read_manifest,
     write_manifest,
 )
-from multistill.distillation.targets import write_pooled, write_soft_targets
+from multistill.distillation.targets import write_soft_targets, write_states
 from multistill.errors import MultistillError
 from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
 from multistill.models.files import read_model_config
@@ -216,7 +216,7 @@ def with_states(
     logits = np.zeros((len(train), 7))
     write_soft_targets(path, train.ids, logits, "t", fold if folds > 1 else fold - 1)
     order = np.random.default_rng(2).permutation(len(train))
-    write_pooled(path, order, states[order], fold[order])
+    write_states(path, order, fold[order], states[order])
     return replace(student, distillation=DistillationConfig(weight=0.0, **distillation))
 
 

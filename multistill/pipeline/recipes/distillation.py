@@ -86,6 +86,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     yield from _losses(job)
     yield from _label_shares(job)
     yield from check_unlabelled(job)
+    yield from _sequences(job)
     if job.tracking.champion is not None and not job.search.enabled:
         yield (
             ("tracking", "champion"),
@@ -126,6 +127,31 @@ def _protocol(job: JobConfig) -> Iterator[tuple[Location, str]]:
         )
 
 
+def _sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """Students that pool no sequence that the teacher pools too, where they are to learn it."""
+    from multistill.models.presets import resolve
+
+    searched = job.search.space if job.search.enabled else {}
+    if not job.distillation.sequence_weight and "distillation.sequence_weight" not in searched:
+        return
+    try:
+        teacher, *students = (
+            set(resolve(each.model.preset, each.model.overrides()).sequences)
+            for each in (job.teacher, *job.students)
+        )
+    except MultistillError:  # told as a problem of the model
+        return
+    for index, (student, own) in enumerate(zip(job.students, students, strict=True)):
+        if not own & teacher:
+            names = [" and ".join(sorted(each)) or "none" for each in (own, teacher)]
+            yield (
+                ("students", index, "model"),
+                f"student `{student.name}`: distillation.sequence_weight compares sequences that "
+                f"are pooled, and the student pools {names[0]}, the teacher {names[1]}; choose "
+                "models with a deep path that read the same, or set `sequence_weight: 0`",
+            )
+
+
 def _label_shares(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Students that balance classes by labels that they are not given."""
     if not (job.label_shares.enabled and job.label_shares.unlabelled):
@@ -149,8 +175,9 @@ def _losses(job: JobConfig) -> Iterator[tuple[Location, str]]:
     known = get_args(type(job.distillation).model_fields["loss"].annotation)
     losses = {job.distillation.loss, *(loss for loss in known if loss in choices)}
     batch_wise = ["loss dist"] if "dist" in losses else []
-    if job.distillation.cka_weight or "distillation.cka_weight" in space:
-        batch_wise.append("cka_weight")
+    for name in ("cka_weight", "relation_weight"):
+        if getattr(job.distillation, name) or f"distillation.{name}" in space:
+            batch_wise.append(name)
     accumulation = space.get("train.accumulation")
     for option in batch_wise if job.search.enabled else []:
         if job.search.workers_per_trial > 1:
