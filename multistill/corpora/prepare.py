@@ -35,6 +35,7 @@ from multistill.corpora.rejections import Rejections
 from multistill.corpora.split import PARTS, Split, hash64, leaks, refuse_leaks, split_rows
 from multistill.errors import MultistillError, UsageError
 from multistill.tracking.logger import NullLogger, RunLogger
+from multistill.wording import counted
 from multistill.workspace import fold_folder, write_json
 
 _AUDIO = {
@@ -129,7 +130,7 @@ def _prepare(
     if not len(built.rows):
         raise MultistillError(_no_utterances(built.rejections))
     _refuse_one_class(built)
-    logger.info(f"{len(built.rows)} utterances read, {len(built.rejections)} rejected")
+    logger.info(f"{counted(len(built.rows), 'utterance')} read, {len(built.rejections)} rejected")
     for kind, count in built.rejections.kinds.most_common(3):
         logger.info(f"rejected: {count} x {kind}")
     folds: list[Split] = []
