@@ -41,6 +41,7 @@ from multistill.corpora.unlabelled import (
 )
 from multistill.errors import MultistillError, UsageError
 from multistill.tracking.logger import NullLogger, RunLogger
+from multistill.wording import counted
 from multistill.workspace import fold_folder, write_json
 
 _AUDIO = {
@@ -141,7 +142,7 @@ def _prepare(
     if not len(built.rows):
         raise MultistillError(_no_utterances(built.rejections))
     _refuse_one_class(built)
-    logger.info(f"{read} utterances read, {len(built.rejections)} rejected")
+    logger.info(f"{counted(read, 'utterance')} read, {len(built.rejections)} rejected")
     for kind, count in built.rejections.kinds.most_common(3):
         logger.info(f"rejected: {count} x {kind}")
     folds: list[Split] = []

@@ -25,7 +25,8 @@ from multistill.report.protocol import over_folds
 from multistill.report.robustness import heat_map
 from multistill.report.selective import risk_over_coverage
 from multistill.report.speakers import over_speakers
-from multistill.report.terminal import count, encoder, score
+from multistill.report.terminal import count, describe_encoders, score
+from multistill.wording import counted, with_code
 
 MAX_LISTED_TRIALS = 20
 TEMPLATES = "templates"
@@ -91,7 +92,9 @@ def environment() -> jinja2.Environment:
         score=_score,
         signed=_signed,
         parameters=count,
-        encoder=encoder,
+        encoders=describe_encoders,
+        counted=counted,
+        with_code=lambda text: Markup(with_code(text)),  # noqa: S704, which escapes
         number=_number,
         percent=_percent,
         share=percent,

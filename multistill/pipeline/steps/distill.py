@@ -82,7 +82,8 @@ class Distill(Step):
                     artifacts["features"].path,
                     [model_store.folder(index[name]) for name in teachers.ensemble],
                     {k: model_store.folder(index[name]) for k, name in teachers.folds.items()},
-                    self._pooled,
+                    self._reads(*STATE_WEIGHTS),
+                    self._reads("sequence_weight"),
                     soft_targets_folder(out, number) / SOFT_TARGETS,
                 )
                 fingerprints.append(
