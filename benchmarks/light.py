@@ -41,7 +41,7 @@ from heads import leaving_out, uar, write_manifest
 from multistill.audio import SAMPLE_RATE
 from multistill.audio.distortions import generator_for, reverberant, tilted, white_noise
 from multistill.config import DistillationConfig, SpeechEncoderConfig, TrainConfig
-from multistill.corpora.manifest import MANIFEST, label_arrays, read_manifest
+from multistill.corpora.manifest import MANIFEST, classes_of, label_arrays, read_manifest
 from multistill.distillation.targets import write_soft_targets
 from multistill.encoders.registry import load_speech, resolve_speech
 from multistill.features.cache import open_store
@@ -82,10 +82,11 @@ class Row:
 
 
 HEAD = {"epochs": 25, "batch_size": 16, "learning_rate": 1e-3}
+WIDE = {"epochs": 12, "batch_size": 16, "learning_rate": 4e-3}
 LIGHT = {"epochs": 8, "batch_size": 16, "learning_rate": 2e-3, "weight_decay": 0.05}
 KD = {"temperature": 2.0, "weight": 0.7}
 ROWS = {
-    TEACHER: Row("small-audio-teacher", "smart-turn", train=HEAD, copies=False),
+    TEACHER: Row("small-audio-teacher", "smart-turn", {"paths": "wide"}, WIDE, copies=False),
     "student": Row("small-audio-student", train=HEAD, copies=False),
     "light-s": Row("light-student-s", train=LIGHT),
     "light-s-distilled": Row("light-student-s", train=LIGHT, distillation=KD),
@@ -177,7 +178,11 @@ class Bench:
         ids = np.array(table["utterance_id"].to_pylist())
         split = table["split"].to_numpy(zero_copy_only=False)
         parts = ("train", "valid", "test")
-        return path, {p: list(ids[split == p]) for p in parts}, {p: labels[split == p] for p in parts}
+        return (
+            path,
+            {p: list(ids[split == p]) for p in parts},
+            {p: labels[split == p] for p in parts},
+        )
 
     def train(
         self, row: Row, manifest: Path, seed: int, targets: Path | None = None
@@ -239,7 +244,9 @@ class Bench:
         train = [key(name, copy) for name in ids["train"] for copy in range(self.copies + 1)]
         wanted = [*train, *ids["valid"]]
         logits = np.stack([found[name.split("~")[0]] for name in wanted])
-        write_soft_targets(path, wanted, logits, "out-of-fold", [-1] * len(wanted))
+        classes = classes_of(read_manifest(manifest, ["label"]))
+        nobody = [-1] * len(wanted)
+        write_soft_targets(path, wanted, logits, "out-of-fold", nobody, classes=classes)
         return path
 
     def run(self, name: str, speaker: int, seed: int) -> dict[str, Any]:
@@ -340,7 +347,9 @@ def main() -> None:
         ROWS[name] = Row(**json.loads(values))
     names = [*given.only.split(",")]
     lines = folder / "runs.jsonl"
-    results = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    results = (
+        [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    )
     done = {(result["row"], result["speaker"], result["seed"]) for result in results}
     with lines.open("a", encoding="utf-8") as file:
         for seed in map(int, given.seeds.split(",")):
