@@ -308,7 +308,8 @@ def pooled_uar(results: Sequence[dict[str, Any]]) -> float:
 
 def report(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The table in Markdown."""
-    yield "| row | parameters | UAR, test | UAR, validation | against the control | speakers x seeds |"
+    titles = ("row", "parameters", "UAR, test", "UAR, validation", "against the control")
+    yield f"| {' | '.join(titles)} | speakers x seeds |"
     yield "| --- | --- | --- | --- | --- | --- |"
     of_seed: dict[str, dict[int, float]] = {}
     speakers: dict[str, set[int]] = {}

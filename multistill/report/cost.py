@@ -21,9 +21,10 @@ from multistill.report.svg import (
 Record = Mapping[str, Any]
 
 COSTS = (
-    ("milliseconds", "end to end, ms per clip (median)"),
-    ("params_end_to_end", "parameters, end to end"),
+    ("milliseconds", "end to end, ms per clip (median)", (1.0, 2.0, 5.0)),
+    ("params_end_to_end", "parameters, end to end", (1.0,)),
 )
+"""Key of a model, title, and where in a decade the axis has ticks."""
 ASIDE = 7.0
 """Points to the right at which a control stands by its student, which costs as much."""
 
@@ -40,14 +41,14 @@ def accuracy_by_cost(
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     rows = [_with_milliseconds(model) for model in models if model["role"] != "human"]
-    panels = [(key, title) for key, title in COSTS if sum(bool(row[key]) for row in rows) > 1]
+    panels = [cost for cost in COSTS if sum(bool(row[cost[0]]) for row in rows) > 1]
     if not panels or all(row["role"] == "probe" for row in rows):
         return None
     if narrow:
         figure, axes = subplots(NARROW, 3.4 * len(panels), len(panels), 1)
     else:
         figure, axes = subplots(min(WIDTH, 5.2 * len(panels)), 3.6, 1, len(panels), sharey=True)
-    for axis, (key, title) in zip(axes.flat, panels, strict=True):
+    for axis, (key, title, ticks) in zip(axes.flat, panels, strict=True):
         for row in rows:
             if row[key]:
                 _draw(axis, row, row[key])
@@ -80,7 +81,7 @@ def _with_milliseconds(model: Record) -> dict[str, Any]:
 
 
 def _draw(axis: Any, row: Record, cost: float) -> None:
-    """A dot with its interval; the name above it, but for controls, which stand by their student."""
+    """A dot with its interval, and the name above it; a control stands unnamed by its student."""
     from matplotlib.transforms import offset_copy
 
     score = over_seeds(row, "uar")
