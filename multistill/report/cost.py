@@ -56,9 +56,7 @@ def accuracy_by_cost(
         if chance is not None:
             axis.axhline(chance, color=BASELINE, linestyle=(0, (3, 3)), linewidth=1, zorder=0)
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(
-            LogLocator(subs=(1.0, 2.0, 5.0) if key == COSTS[0][0] else (1.0,))
-        )
+        axis.xaxis.set_major_locator(LogLocator(subs=ticks))
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.margins(x=0.15)
