@@ -74,7 +74,10 @@ def main() -> None:
     torch.set_num_threads(1)
     noise = np.random.default_rng(0).standard_normal(round(SECONDS * SAMPLE_RATE))
     wave = noise.astype(np.float32)
-    print("| row | parameters | MB | MB in 8 bits | front end, ms | head, ms | real-time factor ", end="")
+    print(
+        "| row | parameters | MB | MB in 8 bits | front end, ms | head, ms | real-time factor ",
+        end="",
+    )
     print("| head, dynamic int8, ms |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, (preset, layer) in ROWS.items():
         front = encoder(layer)
