@@ -210,7 +210,7 @@ class Bench:
         return model.eval()
 
     def targets(self, speaker: int) -> Path:
-        """The teacher's distributions: of a training clip by a probe that did not hear its voice."""
+        """The teacher's answers: of a training clip by a probe that did not hear its voice."""
         path = self.folder / f"targets-{speaker}-{self.copies}.parquet"
         if path.exists():
             return path
