@@ -62,9 +62,7 @@ class DamagedModelError(MultistillError):
     """The files are missing, incomplete or changed; an older copy of the model may be intact."""
 
 
-def save_model(
-    model: EmotionModel, folder: Path, info: ModelInfo, *, int8: bool = False
-) -> None:
+def save_model(model: EmotionModel, folder: Path, info: ModelInfo, *, int8: bool = False) -> None:
     """Write the weights, then the config with their checksum.
 
     Args:

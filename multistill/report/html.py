@@ -16,6 +16,7 @@ from multistill.evaluation.comparisons import METRIC_TITLES
 from multistill.evaluation.figures import over_seeds
 from multistill.report import plots
 from multistill.report.cell_labels import label_cells
+from multistill.report.cost import accuracy_by_cost
 from multistill.report.dimensions import dimension_rows
 from multistill.report.errors import grouped_answers
 from multistill.report.label_shares import gain_by_label_share, percent
@@ -120,6 +121,7 @@ def _figures(
         layers, references = report["layers"], report["references"]
         figures |= {
             "results": _two_widths(plots.results, baseline, [*models, *people], confidence),
+            "cost": _two_widths(accuracy_by_cost, models, baseline, confidence),
             "folds": _two_widths(over_folds, baseline, models),
             "differences": _two_widths(plots.differences, report["distillation"], confidence),
             "label_shares": _two_widths(gain_by_label_share, report["label_shares"], confidence),
