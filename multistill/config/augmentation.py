@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from multistill.config.base import Section
 
+NoiseKind = Literal["white", "pink", "babble"]
+
 
 class AugmentationConfig(Section):
     """Random changes of the states that a model is trained on; all off by default.
@@ -64,6 +66,10 @@ class AugmentationConfig(Section):
         return bool(of_audio or self.noise or self.word_dropout or self.word_swap)
 
     @property
+    def enabled(self) -> bool:
+        return self.mixup > 0 or self.changes_states
+
+    @property
     def mixes_pooled(self) -> bool:
         return self.mixup > 0 and self.mixup_of == "pooled"
 
@@ -102,8 +108,8 @@ class CopiesConfig(Section):
     )
     noise: float = Field(0.5, ge=0, le=1, description="probability of added noise")
     noise_db: list[float] = _range(10.0, 30.0, "signal-to-noise ratios in dB")
-    noise_kinds: list[Literal["white", "pink", "babble"]] = Field(
-        default_factory=lambda: ["white", "pink"],
+    noise_kinds: list[NoiseKind] = Field(
+        default_factory=lambda: list[NoiseKind](("white", "pink")),
         min_length=1,
         description="generated noise; `babble` is made of training clips of other speakers, and "
         "needs a holdout",

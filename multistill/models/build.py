@@ -122,6 +122,7 @@ class EmotionModel(nn.Module):
         text_mask: Tensor | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        mixing: Tensor | None = None,
     ) -> ModelOutput:
         """Classes and dimensions of a batch of utterances.
 
@@ -130,6 +131,9 @@ class EmotionModel(nn.Module):
             audio_mask, text_mask: bool [B, T], False at padding; None: no padding.
             context: [B, K, text_dim + audio_dim], the previous turns (see
                 `multistill.models.context`); context_mask: bool [B, K].
+            mixing: [B / 2], for manifold mixup (Verma et al. 2019): the pooled states of row i and
+                of row B / 2 + i are mixed by mixing[i] of the first, and the output has B / 2
+                rows.
 
         Raises:
             ValueError: the states of every modality that the model reads are None.
@@ -148,10 +152,10 @@ class EmotionModel(nn.Module):
             streams = drop_modality(streams, self.spec.modality_dropout)
         outputs = pooled = None
         if self.wide is not None:
-            pooled = self.wide.pool(self._read(streams))
+            pooled = _mix(self.wide.pool(self._read(streams)), mixing)
             outputs = self.wide(pooled)
         if self.fusion is not None:
-            deep, pooled = self._deep(streams, context, context_mask)
+            deep, pooled = self._deep(streams, context, context_mask, mixing)
             outputs = deep if outputs is None else outputs + deep
         assert outputs is not None and pooled is not None
         if self.dimension_scale is None:
@@ -174,6 +178,7 @@ class EmotionModel(nn.Module):
         streams: Sequence[Stream],
         context: Tensor | None,
         context_mask: Tensor | None,
+        mixing: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Standardisation, projections, fusion, context and classifier: outputs and pooled."""
         assert self.fusion is not None and self.classifier is not None
@@ -201,6 +206,7 @@ class EmotionModel(nn.Module):
             present = [mask.any(dim=1) for _, mask in chosen]
             attended = self.context(pooled, context, context_mask, present)
             pooled = torch.cat((pooled, attended), dim=-1)
+        pooled = _mix(pooled, mixing)
         return self.classifier(pooled), pooled
 
     def _stream(
@@ -248,6 +254,14 @@ class EmotionModel(nn.Module):
             for modality in self._modalities:
                 read = self._audio_slice if modality == "audio" else self._text_slice
                 self.wide.fit(modality, *statistics.scaled_clips(modality), read)
+
+
+def _mix(pooled: Tensor, mixing: Tensor | None) -> Tensor:
+    """[B, D] -> [B / 2, D], the first half mixed with the second; unchanged without `mixing`."""
+    if mixing is None:
+        return pooled
+    first, second = pooled.chunk(2)
+    return second.lerp(first, mixing[:, None].to(pooled.dtype))
 
 
 def drop_modality(streams: list[Stream], probability: float) -> list[Stream]:

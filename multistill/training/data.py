@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from multistill.distillation.files import POOLED
 from multistill.distillation.targets import SoftTargets, read_pooled, read_soft_targets
 from multistill.errors import MultistillError
 from multistill.features.cache import open_store
-from multistill.features.collate import cut_by_padded_size
+from multistill.features.collate import StateReader, cut_by_padded_size
+from multistill.features.copies import StoreWithCopies
 from multistill.features.statistics import (
     StateStatistics,
     encoders_of,
@@ -143,6 +144,7 @@ class TrainingData:
         part: ids of all training utterances with features, also of those not trained on because
             their label is not given.
         context: previous turns of any utterance, for models that read them.
+        copies: distorted copies of the training clips, for models that read audio.
     """
 
     classes: tuple[str, ...]
@@ -152,6 +154,7 @@ class TrainingData:
     without_features: int
     part: list[str]
     context: DialogueContext | None = None
+    copies: StoreWithCopies | None = None
 
     @property
     def passes(self) -> int:
@@ -171,6 +174,7 @@ class TrainingData:
             "audio_dim": self.store.audio_dim,
             "text_dim": self.store.text_dim,
             "train_rows": len(self.train),
+            "copies": self.copies.count if self.copies else 0,
             **encoders,
         }
 
@@ -222,7 +226,7 @@ class TrainingData:
         def examples(name: str) -> Examples:
             rows = np.flatnonzero((split == name) & selected & stored)
             split_ids = [ids[row] for row in rows]
-            lengths = _lengths(task, store, split_ids)
+            lengths = state_lengths(task, store, split_ids)
             found = Examples(split_ids, shares[rows], labels[rows], lengths, dimensions[rows])
             return found.weigh_labels()
 
@@ -251,11 +255,17 @@ class TrainingData:
         if turns:
             columns = read_manifest(Path(task.manifest), ["utterance_id", "dialogue", "turn"])
             context = DialogueContext(store, columns.to_pydict(), turns)
-        return cls(classes, store, train, valid, without_features, part, context)
+        copies = None
+        if task.copies is not None and task.spec.reads_audio:
+            copies = StoreWithCopies(store, open_store(task.copies), train.ids)
+        return cls(classes, store, train, valid, without_features, part, context, copies)
 
 
-def _lengths(task: TrainingTask, store: FeatureStore, ids: list[str]) -> IntArray:
-    """At least 1: an empty clip or transcript still takes a masked position."""
+def state_lengths(task: TrainingTask, store: StateReader, ids: Sequence[str]) -> IntArray:
+    """Positions that a task reads of each clip, by which batches are sorted [N].
+
+    At least 1: an empty clip or transcript still takes a masked position.
+    """
     if not task.spec.reads_audio:
         lengths = store.text_tokens(ids)
     else:
