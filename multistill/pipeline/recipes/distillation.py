@@ -8,9 +8,11 @@ from typing import get_args
 from multistill.config import JobConfig
 from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
+from multistill.pipeline.recipes.augmentation import check_augmentation
 from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.recipes.tasks import check_tasks
 from multistill.pipeline.step import Step
+from multistill.pipeline.steps.copies import Copies
 from multistill.pipeline.steps.data import Features, Prepare, Statistics
 from multistill.pipeline.steps.evaluation import Evaluate
 from multistill.pipeline.steps.functionals import OPENSMILE, Functionals
@@ -31,10 +33,12 @@ def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
         more.append(Search(job, workspace))
     pack: list[Step] = [Functionals(job, workspace)] if job.evaluation.opensmile else []
     pack += [Robustness(job, workspace)] if job.evaluation.robustness else []
+    copies = [Copies(job, workspace)] if job.features.augmentation.copies else []
     return [
         Prepare(job, workspace),
         Features(job, workspace),
         Statistics(job, workspace),
+        *copies,
         teacher,
         Distill(job, workspace),
         students,
@@ -50,6 +54,8 @@ def left_out(job: JobConfig) -> Mapping[str, str]:
     missing = {
         name: f"add `{name}: true` to the job file" for name, there in optional.items() if not there
     }
+    if not job.features.augmentation.copies:
+        missing[Copies.name] = "set `features.augmentation.copies` in the job file"
     if not job.evaluation.robustness:
         missing[Robustness.name] = "set `evaluation.robustness: true` in the job file"
     if not job.evaluation.opensmile:
@@ -76,6 +82,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
         yield ("search", "space"), f"search.space: {sentence}"
     yield from check_tasks(job)
     yield from check_scores(job)
+    yield from check_augmentation(job)
     yield from _protocol(job)
     yield from _layers(job)
     yield from _losses(job)

@@ -10,7 +10,12 @@ from multistill.config import SearchConfig, TrainSection
 from multistill.hardware import Resources
 from multistill.pipeline.folds import FOLDS, Fold, folds_of, planned_folds
 from multistill.pipeline.step import Artifacts, StepRun
-from multistill.pipeline.steps.training import ModelStep, planned_training, student_task
+from multistill.pipeline.steps.training import (
+    ModelStep,
+    planned_training,
+    student_task,
+    training_inputs,
+)
 from multistill.training.model_store import VERSION
 from multistill.workspace import Artifact, fold_folder
 
@@ -47,7 +52,7 @@ class Search(ModelStep):
         }
 
     def reads(self) -> Sequence[str]:
-        return ("manifest", "features", "statistics", "soft_targets")
+        return (*training_inputs(self.job), "soft_targets")
 
     def problems(self) -> Sequence[str]:
         from multistill.search.storage import storage_problem
