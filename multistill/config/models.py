@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from multistill.config.augmentation import AugmentationConfig
 from multistill.config.base import Section, execution
 from multistill.config.names import FolderName
 
@@ -129,6 +130,7 @@ class TrainSection(Section):
         "none", description="weights of the loss; `effective`: Cui et al. 2019"
     )
     oversample: bool = Field(False, description="draw clips so that all classes weigh the same")
+    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
     metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss", "ccc"] | None = Field(
         None,
         description="on validation; its best epoch is the result; `ccc`: mean over the dimensions "

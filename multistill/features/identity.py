@@ -23,11 +23,16 @@ def features_identity(config: FeaturesConfig) -> dict[str, Any]:
         MultistillError: an encoder is neither on this machine nor reachable.
     """
     return {
-        **config.identity(),
+        **store_settings(config),
         "weights": resolved_weights(config),
         "decoder": DECODER,
         "padding": PADDING,
     }
+
+
+def store_settings(config: FeaturesConfig) -> dict[str, Any]:
+    """The settings that decide the states of the recordings: all but those of their copies."""
+    return {name: value for name, value in config.identity().items() if name != "augmentation"}
 
 
 def resolved_weights(config: FeaturesConfig) -> dict[str, str | None]:

@@ -149,6 +149,7 @@ class EmotionModel(nn.Module):
         text_mask: Tensor | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        mixing: Tensor | None = None,
     ) -> ModelOutput:
         """Classes and dimensions of a batch of utterances.
 
@@ -157,6 +158,9 @@ class EmotionModel(nn.Module):
             audio_mask, text_mask: bool [B, T], False at padding; None: no padding.
             context: [B, K, text_dim + audio_dim], the previous turns (see
                 `multistill.models.context`); context_mask: bool [B, K].
+            mixing: [B / 2], for manifold mixup (Verma et al. 2019): the pooled states of row i and
+                of row B / 2 + i are mixed by mixing[i] of the first, and the output has B / 2
+                rows.
 
         Raises:
             ValueError: the states of every modality that the model reads are None.
@@ -175,15 +179,16 @@ class EmotionModel(nn.Module):
             streams = drop_modality(streams, self.spec.modality_dropout)
         outputs = pooled = sequences = None
         if self.wide is not None:
-            pooled = self.wide.pool(
+            read = self.wide.pool(
                 [
                     (states[..., self._reader(modality).read], mask)
                     for modality, (states, mask) in zip(self._modalities, streams, strict=True)
                 ]
             )
+            pooled = _mix(read, mixing)
             outputs = self.wide(pooled)
         if self.fusion is not None:
-            deep, pooled, sequences = self._deep(streams, context, context_mask)
+            deep, pooled, sequences = self._deep(streams, context, context_mask, mixing)
             outputs = deep if outputs is None else outputs + deep
         assert outputs is not None and pooled is not None
         if self.dimension_scale is None:
@@ -213,6 +218,7 @@ class EmotionModel(nn.Module):
         streams: Sequence[Stream],
         context: Tensor | None,
         context_mask: Tensor | None,
+        mixing: Tensor | None,
     ) -> tuple[Tensor, Tensor, dict[str, Stream] | None]:
         """Standardisation, projections, fusion, context and classifier.
 
@@ -256,6 +262,7 @@ class EmotionModel(nn.Module):
             present = [mask.any(dim=1) for _, mask in chosen]
             attended = self.context(pooled, context, context_mask, present)
             pooled = torch.cat((pooled, attended), dim=-1)
+        pooled = _mix(pooled, mixing)
         return self.classifier(pooled), pooled, kept
 
     def _stream(
@@ -310,6 +317,14 @@ class EmotionModel(nn.Module):
             for modality in self._modalities:
                 read = self._reader(modality).read
                 self.wide.fit(modality, *statistics.scaled_clips(modality), read)
+
+
+def _mix(pooled: Tensor, mixing: Tensor | None) -> Tensor:
+    """[B, D] -> [B / 2, D], the first half mixed with the second; unchanged without `mixing`."""
+    if mixing is None:
+        return pooled
+    first, second = pooled.chunk(2)
+    return second.lerp(first, mixing[:, None].to(pooled.dtype))
 
 
 def drop_modality(streams: list[Stream], probability: float) -> list[Stream]:

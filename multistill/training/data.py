@@ -24,7 +24,8 @@ from multistill.distillation.files import STATES
 from multistill.distillation.targets import SoftTargets, read_soft_targets, read_states
 from multistill.errors import MultistillError
 from multistill.features.cache import open_store
-from multistill.features.collate import cut_by_padded_size
+from multistill.features.collate import StateReader, cut_by_padded_size
+from multistill.features.copies import StoreWithCopies
 from multistill.features.statistics import (
     StateStatistics,
     encoders_of,
@@ -185,6 +186,7 @@ class TrainingData:
         unlabelled: number of clips of corpora without labels that count in the budget of students
             and controls. Only students are trained on them.
         context: previous turns of any utterance, for models that read them.
+        copies: distorted copies of the training clips, for models that read audio.
     """
 
     classes: tuple[str, ...]
@@ -195,6 +197,7 @@ class TrainingData:
     part: list[str]
     context: DialogueContext | None = None
     unlabelled: int = 0
+    copies: StoreWithCopies | None = None
 
     @property
     def passes(self) -> int:
@@ -215,6 +218,7 @@ class TrainingData:
             "audio_dim": self.store.audio_dim,
             "text_dim": self.store.text_dim,
             "train_rows": len(self.train),
+            "copies": self.copies.count if self.copies else 0,
             **encoders,
         }
 
@@ -271,7 +275,7 @@ class TrainingData:
                 # Without a transcript, a teacher's answer is to what this student does not read.
                 rows = rows[store.text_tokens([ids[row] for row in rows]) > 0]
             split_ids = [ids[row] for row in rows]
-            lengths = _lengths(task, store, split_ids)
+            lengths = state_lengths(task, store, split_ids)
             found = Examples(split_ids, shares[rows], labels[rows], lengths, dimensions[rows])
             return found.weigh_labels()
 
@@ -301,11 +305,27 @@ class TrainingData:
         if turns:
             columns = read_manifest(Path(task.manifest), ["utterance_id", "dialogue", "turn"])
             context = DialogueContext(store, columns.to_pydict(), turns)
-        return cls(classes, store, train, valid, without_features, part, context, len(unlabelled))
+        copies = None
+        if task.copies is not None and task.spec.reads_audio:
+            copies = StoreWithCopies(store, open_store(task.copies), train.ids)
+        return cls(
+            classes,
+            store,
+            train,
+            valid,
+            without_features,
+            part,
+            context,
+            len(unlabelled),
+            copies,
+        )
 
 
-def _lengths(task: TrainingTask, store: FeatureStore, ids: list[str]) -> IntArray:
-    """At least 1: an empty clip or transcript still takes a masked position."""
+def state_lengths(task: TrainingTask, store: StateReader, ids: Sequence[str]) -> IntArray:
+    """Positions that a task reads of each clip, by which batches are sorted [N].
+
+    At least 1: an empty clip or transcript still takes a masked position.
+    """
     if not task.spec.reads_audio:
         lengths = store.text_tokens(ids)
     else:

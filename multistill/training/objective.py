@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from multistill.config import TrainConfig
-from multistill.corpora.manifest import has_class
 from multistill.distillation.losses import distillation_loss
 from multistill.distillation.representations import Hint, LinearCKA, Relations, SequenceHint
 from multistill.distillation.schedule import scheduled_weight
@@ -84,11 +82,23 @@ class Objective(nn.Module):
         return distillation is not None and distillation.loss == "dist"
 
     def forward(self, output: ModelOutput, micro_batch: MicroBatch, progress: float) -> Tensor:
-        """Losses [b].
+        """Losses [b]; of a mixture, those against both clips by their shares (Zhang et al. 2018).
+
+        For losses that are linear in the target, such as cross-entropy, and for squares up to a
+        constant, this is the loss against the mixed target, of labels and of the teacher.
 
         Args:
             progress: share of the training's steps that are done.
         """
+        losses = self._of_clips(output, micro_batch, progress)
+        if micro_batch.partner is None or micro_batch.mixing is None:
+            return losses
+        return self._of_clips(output, micro_batch.partner, progress).lerp(
+            losses, micro_batch.mixing
+        )
+
+    def _of_clips(self, output: ModelOutput, micro_batch: MicroBatch, progress: float) -> Tensor:
+        """Losses [b] against the targets of a micro-batch."""
         distillation = self.distillation
 
         def scheduled(weight: float) -> float:
@@ -244,18 +254,3 @@ def _of_classes(config: TrainConfig, logits: FloatArray, examples: Examples) -> 
     np.add.at(confusion, (examples.labels[labelled], logits[labelled].argmax(axis=1)), 1)
     metrics = {name: float(value) for name, value in from_confusion(confusion).items()}
     return {"loss": float(losses.double().mean()) if len(rows) else 0.0, **metrics}
-
-
-def sampling_weights(shares: FloatArray) -> npt.NDArray[np.float64]:
-    """Probability of drawing each row [N] under which all classes have equal weight.
-
-    A row with mixed votes counts for each class by its share, a row without a class, which has
-    dimensions, like the mean of the others.
-    """
-    counts = shares.sum(axis=0, dtype=np.float64)
-    inverse = np.divide(1.0, counts, out=np.zeros_like(counts), where=counts > 0)
-    weights = np.asarray(shares @ inverse, np.float64)
-    without = ~has_class(shares)
-    if without.any() and not without.all():
-        weights[without] = weights[~without].mean()
-    return np.asarray(weights / weights.sum())

@@ -22,6 +22,9 @@ from multistill.corpora.manifest import (
 )
 from multistill.distillation.targets import write_soft_targets, write_states
 from multistill.errors import MultistillError
+from multistill.features.copies import copy_name
+from multistill.features.distorted import key_of
+from multistill.features.store import FeatureStore
 from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
 from multistill.models.files import read_model_config
 from multistill.models.presets import resolve
@@ -144,6 +147,25 @@ def without_labels(corpus: tuple[Path, Path], sessions: Sequence[int], folder: P
     folder.mkdir(parents=True)
     table = pa.Table.from_pylist(rows, schema=manifest_schema(classes))
     return write_manifest(table, folder), corpus[1]
+
+
+def make_copies(corpus: tuple[Path, Path], folder: Path, copies: int) -> Path:
+    """A store of copies of the training clips, longer by a frame; the last clip has only one."""
+    store = FeatureStore(corpus[1])
+    ids = TrainingData.open(make_task(corpus)).train.ids
+    random = np.random.default_rng(8)
+    with shard_writer(folder, 0, "float32", AUDIO_DIM, TEXT_DIM, {}) as writer:
+        for copy in range(1, copies + 1):
+            for name in ids[: len(ids) - (copy > 1)]:
+                audio = np.concatenate([store.audio(name), store.audio(name)[-1:]])
+                audio = audio + random.normal(size=audio.shape).astype(np.float32)
+                key = key_of(copy_name(copy), name)
+                writer.append([Clip(key, audio, np.zeros((0, TEXT_DIM), np.float32))])
+    marker = read_marker(folder, 0)
+    assert marker is not None
+    dims = {"audio_dim": AUDIO_DIM, "text_dim": TEXT_DIM}
+    finish_store(folder, [marker], {"dtype": "float32", **dims})
+    return folder
 
 
 def make_task(corpus: tuple[Path, Path], name: str = "model", **train: Any) -> TrainingTask:

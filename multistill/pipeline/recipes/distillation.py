@@ -8,12 +8,14 @@ from typing import get_args
 from multistill.config import JobConfig
 from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
+from multistill.pipeline.recipes.augmentation import check_augmentation
 from multistill.pipeline.recipes.fronts import check_fronts
 from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.recipes.stored_states import check_stored_states
 from multistill.pipeline.recipes.tasks import check_tasks
 from multistill.pipeline.recipes.unlabelled import check_unlabelled
 from multistill.pipeline.step import Step
+from multistill.pipeline.steps.copies import Copies
 from multistill.pipeline.steps.data import Features, Prepare, Statistics
 from multistill.pipeline.steps.distill import Distill
 from multistill.pipeline.steps.evaluation import Evaluate
@@ -35,10 +37,12 @@ def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
         more.append(Search(job, workspace))
     pack: list[Step] = [Functionals(job, workspace)] if job.evaluation.opensmile else []
     pack += [Robustness(job, workspace)] if job.evaluation.robustness else []
+    copies = [Copies(job, workspace)] if job.features.augmentation.copies else []
     return [
         Prepare(job, workspace),
         Features(job, workspace),
         Statistics(job, workspace),
+        *copies,
         teacher,
         Distill(job, workspace),
         students,
@@ -54,6 +58,8 @@ def left_out(job: JobConfig) -> Mapping[str, str]:
     missing = {
         name: f"add `{name}: true` to the job file" for name, there in optional.items() if not there
     }
+    if not job.features.augmentation.copies:
+        missing[Copies.name] = "set `features.augmentation.copies` in the job file"
     if not job.evaluation.robustness:
         missing[Robustness.name] = "set `evaluation.robustness: true` in the job file"
     if not job.evaluation.opensmile:
@@ -80,6 +86,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
         yield ("search", "space"), f"search.space: {sentence}"
     yield from check_tasks(job)
     yield from check_scores(job)
+    yield from check_augmentation(job)
     yield from _protocol(job)
     yield from check_stored_states(job)
     yield from check_fronts(job)
