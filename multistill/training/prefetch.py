@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -94,7 +94,9 @@ class MicroBatch:
     def take(self, rows: slice) -> MicroBatch:
         """Some of its rows; of the states too."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        taken = {k: v[rows] for k, v in values.items() if isinstance(v, Tensor | list)}
+        taken: dict[str, Any] = {
+            k: v[rows] for k, v in values.items() if isinstance(v, Tensor | list)
+        }
         sequences = {k: (s[rows], n[rows]) for k, (s, n) in self.teacher_sequences.items()}
         return replace(self, **taken, states=self.states.take(rows), teacher_sequences=sequences)
 

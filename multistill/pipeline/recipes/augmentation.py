@@ -61,7 +61,7 @@ def _mixed_sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:
         if config.mixup and config.mixes_pooled:
             yield (
                 ("students", index, "train", "augmentation", "mixup_of"),
-                f"student `{student.name}`: `mixup_of: pooled` mixes two clips behind the sequences "
+                f"student `{student.name}`: `mixup_of: pooled` mixes two clips after the sequences "
                 "that `distillation.sequence_weight` compares; use `mixup_of: states`, or set "
                 "`sequence_weight: 0`",
             )
