@@ -119,7 +119,7 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
     (
         f"students: [{{name: a, model: {TEXT}}}]\n"
         f"{SPACE % 'train.augmentation.time_masks: {low: 0, high: 3}'}",
-        "states, and the searched model reads none; remove it from the space",
+        "states, and the searched model reads none; remove that key",
         [
             f"students: [{{name: a, model: {TEXT}}}]\n"
             f"{SPACE % 'train.augmentation.word_swap: {low: 0, high: 1}'}"

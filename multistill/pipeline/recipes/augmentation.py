@@ -40,7 +40,7 @@ def check_augmentation(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 yield (
                     ("search", "space", key),
                     f"search.space: `{key}` changes {states} states, and the searched model reads "
-                    "none; remove it from the space",
+                    "none; remove that key",
                 )
     copies = job.features.augmentation
     if copies.reads_voices and job.protocol.crosses:
