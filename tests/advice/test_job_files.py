@@ -32,6 +32,8 @@ TWO_ENCODERS = (
 )
 LIGHT = "students: [{name: a, model: {preset: light-student%s}}]\n"
 TWO_SPEECH = "features: {speech: {model: untrained-wav2vec2, additional: [log-mel]}}\n"
+COPIES = "features: {augmentation: {copies: 2, %s}}\n"
+TEXT = "small-text-student"
 SPACE = "search: {space: {%s}}\n"
 WILD = "name: x\ncorpora: [{kind: demo}, {kind: table, path: /d.csv, unlabelled: true%s}]\n"
 
@@ -80,6 +82,57 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         [f"{BASE}workspace: /home/nobody-of-this-name/ws\n"],
     ),
     (DEMO_TWICE % "", "give one a `name`", [DEMO_TWICE % ", name: other"]),
+    (
+        COPIES % "noise_db: [30, 10]",
+        "is reversed; write the lowest value first",
+        [COPIES % "noise_db: [10, 30]"],
+    ),
+    (
+        COPIES % "speed_range: [0.1, 1.1]",
+        "] is out of range; use values from {} to {}",
+        [COPIES % "speed_range: [0.5, 1.1]"],
+    ),
+    (
+        COPIES % "noise: 0, speed: 0, reverberation: 0",
+        "all probabilities are 0; raise one, e.g. `noise: 0.5`, or remove `copies`",
+        [COPIES % "noise: 0.5, speed: 0, reverberation: 0", BASE],
+    ),
+    (
+        f"{COPIES % 'noise_kinds: [white, babble]'}protocol: k-fold\n",
+        "tests; remove `babble` from `noise_kinds`, or give a `noise_folder`",
+        [
+            f"{COPIES % 'noise_kinds: [white]'}protocol: k-fold\n",
+            f"{COPIES % 'noise_kinds: [babble], noise_folder: /noise'}protocol: k-fold\n",
+        ],
+    ),
+    (
+        f"{COPIES % 'noise: 1'}recipe: features-only\n",
+        "trains no model that would read the copies; remove the section, or set",
+        ["recipe: features-only\n", f"{COPIES % 'noise: 1'}recipe: distillation\n"],
+    ),
+    (
+        f"{COPIES % 'noise: 1'}teacher: text-teacher\nstudents: [{{name: a, model: {TEXT}}}]\n",
+        "and all models of the job read text alone; remove `copies`",
+        [f"teacher: text-teacher\nstudents: [{{name: a, model: {TEXT}}}]\n"],
+    ),
+    (
+        "students: [{name: a, model: small-audio-student, "
+        "train: {augmentation: {word_swap: 0.1}}}]\n",
+        "states, and the model reads none; remove it there",
+        [
+            "students: [{name: a, model: small-audio-student, "
+            "train: {augmentation: {mixup: 0.1}}}]\n"
+        ],
+    ),
+    (
+        f"students: [{{name: a, model: {TEXT}}}]\n"
+        f"{SPACE % 'train.augmentation.time_masks: {low: 0, high: 3}'}",
+        "states, and the searched model reads none; remove that key",
+        [
+            f"students: [{{name: a, model: {TEXT}}}]\n"
+            f"{SPACE % 'train.augmentation.word_swap: {low: 0, high: 1}'}"
+        ],
+    ),
     (
         "name: x\ncorpora: [{kind: emodb}]\n",
         "a corpus of kind `{}` needs `path`",

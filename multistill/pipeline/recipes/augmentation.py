@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from multistill.config import AugmentationConfig, JobConfig
+from multistill.config import JobConfig, ModelConfig
 from multistill.errors import MultistillError
 from multistill.models.presets import resolve
 from multistill.models.spec import Modality
@@ -23,17 +23,25 @@ def check_augmentation(job: JobConfig) -> Iterator[tuple[Location, str]]:
     ]
     modalities: list[Modality] = []
     for location, name, model, train in sections:
-        try:
-            modality = resolve(model.preset, model.overrides()).modality
-        except MultistillError:  # told where presets are checked
+        modality = _modality(model)
+        if modality is None:
             continue
         modalities.append(modality)
-        for setting, other in _unread(train.augmentation, modality):
-            yield (
-                (*location, "train", "augmentation", setting),
-                f"{name}: `train.augmentation.{setting}` changes {other} states, and the model "
-                f"reads none; remove it there",
-            )
+        for setting, states in _unread(modality):
+            if getattr(train.augmentation, setting):
+                yield (
+                    (*location, "train", "augmentation", setting),
+                    f"{name}: `train.augmentation.{setting}` changes {states} states, and the "
+                    "model reads none; remove it there",
+                )
+    if job.search.enabled:
+        for setting, states in _unread(_modality(job.searched_student().model)):
+            if (key := f"train.augmentation.{setting}") in job.search.space:
+                yield (
+                    ("search", "space", key),
+                    f"search.space: `{key}` changes {states} states, and the searched model reads "
+                    "none; remove that key",
+                )
     yield from _mixed_sequences(job)
     copies = job.features.augmentation
     if copies.reads_voices and job.protocol.crosses:
@@ -67,8 +75,17 @@ def _mixed_sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:
             )
 
 
-def _unread(config: AugmentationConfig, modality: Modality) -> Iterator[tuple[str, str]]:
+def _modality(model: ModelConfig) -> Modality | None:
+    """What a model reads; None for one that `resolve` refuses, which is told elsewhere."""
+    try:
+        return resolve(model.preset, model.overrides()).modality
+    except MultistillError:
+        return None
+
+
+def _unread(modality: Modality | None) -> Iterator[tuple[str, str]]:
     """Settings of states that a model does not read, with the name of these states."""
-    for settings, missing, other in ((_OF_AUDIO, "text", "speech"), (_OF_TEXT, "audio", "text")):
-        if modality == missing:
-            yield from ((name, other) for name in settings if getattr(config, name))
+    if modality == "text":
+        yield from ((name, "speech") for name in _OF_AUDIO)
+    elif modality == "audio":
+        yield from ((name, "text") for name in _OF_TEXT)
