@@ -106,7 +106,8 @@ def _notes(quality: Mapping[str, Any]) -> Iterator[str]:
         "occurs in training or validation."
     )
     if quality["duplicates"]["utterances"]:
-        yield f"Recordings that occur more than once: {quality['duplicates']['utterances']:,} clips."
+        twice = counted(quality["duplicates"]["utterances"], "clip")
+        yield f"Recordings that occur more than once: {twice}."
     if raters and raters["krippendorff_alpha"] is not None:
         yield (
             f"Raters agree with Krippendorff's alpha {raters['krippendorff_alpha']:.3f} on "
