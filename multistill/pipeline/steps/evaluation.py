@@ -26,7 +26,7 @@ class Evaluate(Step):
 
     name = "evaluate"
     artifact = "evaluation"
-    version = 8
+    version = 9
     sections = frozenset({"evaluation", "tasks"})
     uses_ray = True
 
