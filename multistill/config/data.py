@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from multistill.config.base import Section, execution
+from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.config.names import FolderName
 
 CorpusKind = Literal[
@@ -180,6 +181,10 @@ class SpeechEncoderConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "float32", description="of the encoder; `auto`: bfloat16 on GPUs that support it"
     )
+    train: EncoderTrainingConfig = Field(
+        default_factory=EncoderTrainingConfig,
+        description="`none`, `full`, `last-K`, `lora` or `adapter`: trained with each model",
+    )
 
     @model_validator(mode="after")
     def _check_overlap(self) -> SpeechEncoderConfig:
@@ -218,6 +223,10 @@ class TextEncoderConfig(Section):
         ge=0.0,
         le=1.0,
         description="share of tokens that the tokenizer does not know that stops the job",
+    )
+    train: EncoderTrainingConfig = Field(
+        default_factory=EncoderTrainingConfig,
+        description="`none`, `full`, `last-K`, `lora` or `adapter`: trained with each model",
     )
 
 
