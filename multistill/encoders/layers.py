@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from multistill.errors import UsageError
 
@@ -23,11 +24,10 @@ class LayerSelector:
         selected: indices of hidden states.
         combine: how several hidden states become one.
         key: job-file key, for messages.
-        first: hidden state that the model is given as input; the layers below it are removed.
 
     Attributes:
         layers: those that are left.
-        reads_output: whether the output of the model is one of the selected states.
+        count: layers that the model has.
 
     Raises:
         UsageError: the model has no such layer.
@@ -40,26 +40,39 @@ class LayerSelector:
         selected: Sequence[int],
         combine: Literal["mean", "concat"],
         key: str,
-        first: int = 0,
     ) -> None:
-        layers: nn.ModuleList = getattr(model.encoder, attribute)
-        count = len(layers)
-        self.indices = resolve_indices(selected, count, key)
+        self.layers: nn.ModuleList = getattr(model.encoder, attribute)
+        self.count = len(self.layers)
+        self.indices = resolve_indices(selected, self.count, key)
         self.combine = combine
         self._recorded: dict[int, Tensor] = {}
-        self._output = count
+        self._model, self._attribute = model, attribute
+        self._hooks: list[RemovableHandle] = []
+        self._keep(0)
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether the output of the model is one of the selected states."""
+        return self.count in self.indices
+
+    def start_at(self, first: int) -> None:
+        """Remove the layers below hidden state `first`, which the model is then given as input."""
+        self._keep(first)
+
+    def _keep(self, first: int) -> None:
         # Index 0 is the input of the first layer, so at least one layer stays.
-        self.layers = layers[first : max(*self.indices, first + 1)]
-        setattr(model.encoder, attribute, self.layers)
-        self._model = model
-        self.reads_output = count in self.indices
-        for index in set(self.indices) - {count}:
+        self.layers = self.layers[first : max(*self.indices, first + 1)]
+        setattr(self._model.encoder, self._attribute, self.layers)
+        for hook in self._hooks:
+            hook.remove()
+        for index in set(self.indices) - {self.count}:
             if index == first:
                 record = partial(self._record_input, index)
-                self.layers[0].register_forward_pre_hook(record, with_kwargs=True)
+                hook = self.layers[0].register_forward_pre_hook(record, with_kwargs=True)
             else:
                 record = partial(self._record_output, index)
-                self.layers[index - first - 1].register_forward_hook(record)
+                hook = self.layers[index - first - 1].register_forward_hook(record)
+            self._hooks.append(hook)
 
     def width(self, hidden: int) -> int:
         """Width of the selected states of a model whose hidden states have width `hidden`."""
@@ -78,7 +91,7 @@ class LayerSelector:
             output: the model's last hidden state.
         """
         states = [
-            (output if index == self._output else self._recorded[index]).float()
+            (output if index == self.count else self._recorded[index]).float()
             for index in self.indices
         ]
         self._recorded.clear()
