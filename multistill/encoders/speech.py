@@ -198,11 +198,13 @@ class Wav2Vec2Network(nn.Module):
     def start_at(self, first: int) -> None:
         """Remove what lies below hidden state `first`, which `from_states` then reads."""
         model, encoder = self.model, self.model.encoder
-        bias = getattr(getattr(self.selector.layers[0], "attention", None), "rel_attn_embed", None)
+        lowest: Any = self.selector.layers[0]
         self.selector.start_at(first)
-        if bias is not None:
-            # WavLM: all layers share the distances that the first one has learnt.
-            self.selector.layers[0].attention.rel_attn_embed = bias.requires_grad_(False)
+        if model.config.model_type == "wavlm":
+            # All layers share the distances that the first one has learnt.
+            distances = lowest.attention.rel_attn_embed.requires_grad_(False)
+            lowest = self.selector.layers[0]
+            lowest.attention.rel_attn_embed = distances
         model.feature_extractor = model.feature_projection = model.masked_spec_embed = None
         encoder.pos_conv_embed = _NoPositions()
         encoder.dropout = nn.Identity()
@@ -270,7 +272,6 @@ class Wav2Vec2Family(ComparedWithFloat32):
         self.network = network.eval().to(device)
         self._device = device
         self._bfloat16 = uses_bfloat16(config, device)
-        self.frames = network.frames
         self.hop = network.hop
         self.minimum_samples = network.minimum_samples
         self.info = EncoderInfo(
@@ -284,6 +285,9 @@ class Wav2Vec2Family(ComparedWithFloat32):
             revision=revision,
             layer_params=network.selector.count_parameters(),
         )
+
+    def frames(self, samples: int) -> int:
+        return self.network.frames(samples)
 
     @torch.inference_mode()
     def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:

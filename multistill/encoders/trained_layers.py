@@ -7,13 +7,13 @@ trained, so that an epoch costs K layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import Literal
 
 from multistill.config import SpeechEncoderConfig, TextEncoderConfig
 from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.encoders.base import Stored
-from multistill.encoders.layers import resolve_indices
 from multistill.errors import UsageError
 
 _WITHOUT_LAYERS = {
@@ -85,6 +85,21 @@ def first_state(config: SpeechEncoderConfig | TextEncoderConfig, count: int) -> 
     return first
 
 
+def resolve_indices(selected: Sequence[int], count: int, key: str) -> tuple[int, ...]:
+    """Indices of hidden states counted from 0, of a model with `count` layers.
+
+    Raises:
+        UsageError: the model has no such layer.
+    """
+    for index in selected:
+        if not -count - 1 <= index <= count:
+            raise UsageError(
+                f"{key}: {index} is not a layer of this encoder; it has {count} layers, "
+                f"so use 0 to {count} or -1 to {-count - 1}"
+            )
+    return tuple(index % (count + 1) for index in selected)
+
+
 def kind_as_written(train: EncoderTrainingConfig) -> str:
     """The kind as in a job file, such as `last-4`."""
     return f"last-{train.layers}" if train.kind == "last" else train.kind
@@ -117,6 +132,8 @@ def untrainable(
     if config.model in _WITHOUT_LAYERS:
         reason = _WITHOUT_LAYERS[config.model]
         yield f"{key}: `{config.model}` {reason}; use `none`, or another encoder"
+    if train.kind == "lora" and find_spec("peft") is None:
+        yield f"{key}: `lora` needs the package peft; run `pip install 'multistill[lora]'`"
     if isinstance(config, SpeechEncoderConfig) and config.long_clips == "window":
         yield (
             f"{key}: a trained encoder reads each clip in one piece, and "

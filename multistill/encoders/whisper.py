@@ -230,7 +230,6 @@ class WhisperStates(Wav2Vec2Frames, ComparedWithFloat32):
         refuse_untrainable(config, encoder.config.model_type)
         whole = config.train.layers is not None
         network = WhisperNetwork(encoder, layers, config.combine, whole)
-        self.frames = network.frames
         self.network = network.eval().to(device)
         self._device = device
         self._bfloat16 = uses_bfloat16(config, device)
@@ -245,6 +244,9 @@ class WhisperStates(Wav2Vec2Frames, ComparedWithFloat32):
             revision=revision,
             layer_params=network.selector.count_parameters(),
         )
+
+    def frames(self, samples: int) -> int:
+        return self.network.frames(samples)
 
     @torch.inference_mode()
     def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:
