@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from multistill.audio import SAMPLE_RATE
-from multistill.config import SpeechEncoderConfig
+from multistill.config import SpeechPartConfig
 from multistill.encoders.base import SPEECH_SECTION, EncoderInfo, Weights
+from multistill.encoders.kinds import SPEECH_ADVICE
 from multistill.encoders.layers import LayerSelector
 from multistill.encoders.masking import SpecAugment
-from multistill.encoders.trained_layers import refuse_untrainable, stored_layers
+from multistill.encoders.trained_layers import stored_layers
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray
 
@@ -260,7 +261,7 @@ class Wav2Vec2Family(ComparedWithFloat32):
     def __init__(
         self,
         model: Any,
-        config: SpeechEncoderConfig,
+        config: SpeechPartConfig,
         weights: Weights,
         *,
         revision: str | None,
@@ -305,23 +306,21 @@ class Wav2Vec2Family(ComparedWithFloat32):
         return [states[row, : self.frames(length)] for row, length in enumerate(lengths)]
 
 
-def refuse_other_kinds(model: Any, config: SpeechEncoderConfig) -> None:
-    """Refuse a model that does not read raw audio like wav2vec2, or cannot be trained as asked.
+def refuse_other_kinds(model: Any, config: SpeechPartConfig) -> None:
+    """Refuse a model that does not read raw audio like wav2vec2.
 
     Raises:
         MultistillError: it does not.
-        UsageError: it cannot.
     """
     settings = model.config
     if not hasattr(settings, "conv_kernel") or not hasattr(model, "encoder"):
         raise MultistillError(
             f"{SPEECH_SECTION}.model: `{config.model}` ({settings.model_type}) does not read "
-            "raw audio like wav2vec2; use a wav2vec2, HuBERT, WavLM or data2vec-audio model"
+            f"raw audio like wav2vec2; {SPEECH_ADVICE}"
         )
-    refuse_untrainable(config, settings.model_type)
 
 
-def uses_bfloat16(config: SpeechEncoderConfig, device: torch.device) -> bool:
+def uses_bfloat16(config: SpeechPartConfig, device: torch.device) -> bool:
     """Whether an encoder is to compute in bfloat16 on a device."""
     if config.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()

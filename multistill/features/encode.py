@@ -57,7 +57,7 @@ def encode(
     weights = resolved_weights(config)
     logger.params(
         {
-            "speech_encoder": config.speech.model,
+            "speech_encoder": ", ".join(part.model for part in config.speech.parts),
             "text_encoder": config.text.model,
             "dtype": config.dtype,
         }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from multistill.config import FeaturesConfig
-from multistill.encoders.registry import resolve_speech, resolve_text
+from multistill.encoders import side_by_side
+from multistill.encoders.registry import resolve_text
 
 DECODER = 4
 """Version of decoding: raise it when a change to decoding or resampling changes any sample, or
@@ -48,5 +49,5 @@ def store_settings(config: FeaturesConfig) -> dict[str, Any]:
 
 
 def resolved_weights(config: FeaturesConfig) -> dict[str, str | None]:
-    """Hub commit or folder digest of both encoders' weights; None for built-in encoders."""
-    return {"speech": resolve_speech(config.speech), "text": resolve_text(config.text)}
+    """Hub commit or folder digest of all encoders' weights; None for built-in encoders."""
+    return {**side_by_side.resolve(config.speech), "text": resolve_text(config.text)}

@@ -80,9 +80,11 @@ def size_pools(
 
 
 def _seconds_per_process(config: FeaturesConfig) -> float | None:
-    """Of `CPU_ENCODERS`; None for an encoder that gets a GPU."""
-    stored = stored_kind(config.speech)
-    return CPU_ENCODERS.get(config.speech.model if stored == "states" else stored)
+    """Of `CPU_ENCODERS`; None if an encoder gets a GPU."""
+    kept = stored_kind(config.speech)
+    names = [part.model for part in config.speech.parts] if kept == "states" else [kept]
+    seconds = [CPU_ENCODERS[name] for name in names if name in CPU_ENCODERS]
+    return min(seconds) if len(seconds) == len(names) else None
 
 
 def find_shortage(pools: Pools, resources: Mapping[str, float]) -> str | None:

@@ -17,8 +17,9 @@ import torch
 
 from multistill.audio import SAMPLE_RATE
 from multistill.config import FeaturesConfig
+from multistill.encoders import side_by_side
 from multistill.encoders.base import SpeechEncoder, TextEncoder
-from multistill.encoders.registry import load_speech, load_text
+from multistill.encoders.registry import load_text
 from multistill.features.attempts import encode_each, is_of_the_item, is_out_of_memory
 from multistill.features.collate import cut_by_padded_size
 from multistill.features.decode import Wave
@@ -76,7 +77,7 @@ class ShardEncoder:
     def __init__(self, config: FeaturesConfig, weights: dict[str, str | None], device: str) -> None:
         self.config = config
         self.device = torch.device(device)
-        self.speech: SpeechEncoder = load_speech(config.speech, weights["speech"], self.device)
+        self.speech: SpeechEncoder = side_by_side.load(config.speech, weights, self.device)
         self.text: TextEncoder = load_text(config.text, weights["text"], self.device)
         self._batch_seconds = config.batch_seconds
         self._verified = False

@@ -22,6 +22,7 @@ from safetensors.torch import save as save_tensors
 from multistill.config import CLASSES
 from multistill.errors import MultistillError
 from multistill.models.build import EmotionModel, build
+from multistill.models.int8 import from_int8, to_int8
 from multistill.models.spec import ModelSpec
 from multistill.workspace import read_json, write_atomic, write_json
 
@@ -61,8 +62,11 @@ class DamagedModelError(MultistillError):
     """The files are missing, incomplete or changed; an older copy of the model may be intact."""
 
 
-def save_model(model: EmotionModel, folder: Path, info: ModelInfo) -> None:
+def save_model(model: EmotionModel, folder: Path, info: ModelInfo, *, int8: bool = False) -> None:
     """Write the weights, then the config with their checksum.
+
+    Args:
+        int8: round the weights to 8 bits (`multistill.models.int8`).
 
     Raises:
         ValueError: the info names another number of classes than the model has outputs.
@@ -73,6 +77,8 @@ def save_model(model: EmotionModel, folder: Path, info: ModelInfo) -> None:
     state = {
         name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()
     }
+    if int8:
+        state = to_int8(state)
     data = save_tensors(state, metadata={"format": "pt"})
     config = {
         "format": FORMAT,
@@ -164,7 +170,7 @@ def load_weights(model: torch.nn.Module, path: Path, sha256: str) -> None:
             "folder and run the job again"
         )
     try:
-        state = load_tensors(data)
+        state = from_int8(load_tensors(data))
     except SafetensorError as error:
         raise DamagedModelError(f"{path} is not a safetensors file ({error})") from error
     expected = model.state_dict()
