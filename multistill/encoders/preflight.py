@@ -68,12 +68,12 @@ def _problems_of(
 ) -> Iterator[str]:
     """Sentences about one encoder, each behind the key that it is about: `model: ...`."""
     if config.model in built_in:
-        yield from _layer_problems(config, BUILT_IN_LAYERS[config.model])
+        yield from _layer_problems(config, BUILT_IN_LAYERS.get(config.model))
         return
     folder = hub.local_folder(config)
     if folder is not None:
         yield from of_folder(config, folder)
-    elif config.model in BUILT_IN_LAYERS:
+    elif config.model in {*BUILT_IN_SPEECH, *BUILT_IN_TEXT}:
         what = "a text encoder" if config.model in BUILT_IN_TEXT else "a speech encoder"
         yield f"model: `{config.model}` is {what}; use {' or '.join(f'`{n}`' for n in built_in)}"
     elif near := get_close_matches(config.model.casefold(), built_in, n=1, cutoff=0.8):
@@ -225,8 +225,8 @@ def _no_config(folder: Path) -> str:
     if pickles:
         return (
             f"{folder} holds a pickled checkpoint ({pickles[0]}) and no config.json; pickles are "
-            "never loaded, so convert it to a model of transformers and save that with "
-            "save_pretrained"
+            "never loaded, so convert it and save it as safetensors with a config.json "
+            "(docs/features.md, emotion2vec)"
         )
     return f"{folder} has no config.json; give a folder written by save_pretrained"
 
@@ -248,8 +248,8 @@ def _is_text(settings: Fields) -> bool:
 
 
 def _is_speech(settings: Fields) -> bool:
-    keys = ("conv_kernel", "num_mel_bins", "feature_projection_input_dim")
-    return any(key in settings for key in keys)
+    known = reader_of(settings.text("model_type")) != "wav2vec2"
+    return known or "conv_kernel" in settings or "num_mel_bins" in settings
 
 
 def _text_problems(config: TextEncoderConfig, folder: Path) -> Iterator[str]:

@@ -25,6 +25,7 @@ _WITHOUT_LAYERS = {
     "log-mel": "has no weights",
     "use-multilingual": "has no transformer layers",
 }
+_FROZEN = frozenset({W2V_BERT, "emotion2vec"})
 # Types of models whose top layers, run alone, are known to give the states of the whole model.
 _WITH_TOP_LAYERS = {
     "speech": frozenset(
@@ -131,8 +132,8 @@ def training_problems(
         reason = _WITHOUT_LAYERS[config.model]
         yield f"train: `{config.model}` {reason}; use `none`, or another encoder"
         return
-    if model_type == W2V_BERT:
-        yield "train: W2v-BERT models cannot be trained; use `none`, or another encoder"
+    if model_type in _FROZEN:
+        yield f"train: {model_type} models cannot be trained; use `none`, or another encoder"
         return
     if train.kind == "lora" and find_spec("peft") is None:
         yield "train: `lora` needs the package peft; run `pip install 'multistill[lora]'`"

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from multistill.errors import MultistillError
-from multistill.features.collate import plan_batches, shard_for_rank
+from multistill.features.collate import shard_for_rank
 from multistill.hardware import default_device
 from multistill.inference.predict import predict
 from multistill.models.build import EmotionModel, build
+from multistill.training.augmentation import StateAugmentation
 from multistill.training.averaging import WeightAverage, trained_tensors, trained_weights
 from multistill.training.checkpoint import (
     Checkpoint,
@@ -30,15 +31,15 @@ from multistill.training.checkpoint import (
 )
 from multistill.training.data import TrainingData, split_micro_batches
 from multistill.training.distributed import ProcessGroup
+from multistill.training.epochs import EpochPlanner
 from multistill.training.nonfinite import REPORT, NonFiniteCheck
-from multistill.training.objective import Objective, sampling_weights, validation_metrics
+from multistill.training.objective import Objective, validation_metrics
 from multistill.training.optimizer import NamedAdamW, uses_bfloat16
 from multistill.training.prefetch import MicroBatch, Prefetcher
 from multistill.training.schedule import derived_seed, learning_rate
 from multistill.training.selection import epoch_score
 from multistill.training.step import FlatGradients, training_step
 from multistill.training.task import TrainingTask
-from multistill.typing import IntArray
 
 _OBJECTIVE_PREFIX = "objective."
 
@@ -134,10 +135,14 @@ class _Training:
             model = build(task.spec, store.audio_dim, store.text_dim)
             # After the model, so that a student and its control start from equal weights.
             objective = Objective(task, self.data.train, model.pooled_dim)
+        model.keeps_sequences = objective.reads_sequences
         if model.dimension_scale is not None:
             model.dimension_scale.fit(self.data.train.dimensions)
-        if model.standardizes:
-            model.fit_standardization(self.data.statistics(task))
+        augmentation = self.config.augmentation
+        changes_states = augmentation.changes_states
+        statistics = self.data.statistics(task) if model.standardizes or changes_states else None
+        if model.standardizes and statistics is not None:
+            model.fit_standardization(statistics)
         self.model: EmotionModel = model.to(device)
         self.objective = objective.to(device)
         named_parameters = [
@@ -148,25 +153,28 @@ class _Training:
             group.broadcast(parameter.data)
         self.flat = FlatGradients([parameter for _, parameter in named_parameters], device)
         self.optimizer = NamedAdamW(named_parameters, self.config.weight_decay)
+        self.planner = EpochPlanner(task, self.data)
         self.average: WeightAverage | None = None
         if self.config.average_epochs:
-            steps = self.config.average_epochs * self.steps_per_epoch
+            steps = self.config.average_epochs * self.planner.steps
             self.average = WeightAverage(self.model, steps)
         if self.config.compile:
             self.model.compile(dynamic=True)
         # Audio states are neither read nor padded for a text model.
         self.max_frames = self.config.max_frames if self.model.spec.reads_audio else 0
-        self.prefetcher = Prefetcher(store, device, self.max_frames, self.data.context)
+        self.prefetcher = Prefetcher(
+            self.data.copies or store,
+            device,
+            self.max_frames,
+            self.data.context,
+            StateAugmentation(augmentation, statistics) if augmentation.enabled else None,
+        )
         self.progress = Progress(identity={**task.identity(), "features": self.data.identity()})
 
     @property
     def result(self) -> EmotionModel:
         """The model that is validated and exported."""
         return self.model if self.average is None else self.average.model
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.data.passes * -(-len(self.data.train) // self.config.batch_size)
 
     @property
     def _micro_batch_frames(self) -> int | None:
@@ -222,31 +230,31 @@ class _Training:
 
     def _learning_rate(self, step: int) -> float:
         config = self.config
-        total = config.epochs * self.steps_per_epoch
+        total = config.epochs * self.planner.steps
         return learning_rate(step, total, config.learning_rate, config.warmup)
 
     def _train(self, epoch: int) -> float:
         """Train for one epoch; returns the mean loss over its rows."""
         config, train, group = self.config, self.data.train, self.group
         self.model.train()
-        batches = self._batches(epoch)
-        micro_batch_rows = [
+        planned = self.planner.plan(epoch)
+        micro_batch_places = [
             list(
                 split_micro_batches(
                     shard_for_rank(batch, group.rank, group.size),
-                    train.lengths,
+                    planned.lengths,
                     config.accumulation,
                     self._micro_batch_frames,
                 )
             )
-            for batch in batches
+            for batch in planned.batches
         ]
         micro_batches = self.prefetcher.micro_batches(
-            train, (rows for batch in micro_batch_rows for rows in batch)
+            train, (places for batch in micro_batch_places for places in batch), planned
         )
         non_finite = NonFiniteCheck(train.ids, self.state_dir / REPORT, epoch, group)
         total_loss = 0.0
-        for batch, parts in zip(batches, micro_batch_rows, strict=True):
+        for batch, parts in zip(planned.batches, micro_batch_places, strict=True):
             result = training_step(
                 islice(micro_batches, len(parts)),
                 self._sample_losses,
@@ -260,31 +268,8 @@ class _Training:
             if self.average is not None:
                 self.average.update(self.model)
             self.progress.step += 1
-            total_loss += non_finite.check(result, batch, self.progress.step)
-        return (total_loss + non_finite.finish()) / sum(map(len, batches))
-
-    def _batches(self, epoch: int) -> list[IntArray]:
-        """Training rows of every batch of an epoch, one pass after another."""
-        batches: list[IntArray] = []
-        passes, lengths = self.data.passes, self.data.train.lengths
-        for number in range(passes * (epoch - 1) + 1, passes * epoch + 1):
-            rows = self._pass_rows(number)
-            batches += [
-                rows[batch]
-                for batch in plan_batches(
-                    lengths[rows], self.config.batch_size, seed=self.task.seed, epoch=number
-                )
-            ]
-        return batches
-
-    def _pass_rows(self, number: int) -> IntArray:
-        """Training rows of a pass: each row once, or drawn with replacement to oversample."""
-        count = len(self.data.train)
-        if not self.config.oversample:
-            return np.arange(count, dtype=np.int64)
-        generator = np.random.default_rng((self.task.seed, number, count))
-        rows = generator.choice(count, count, p=sampling_weights(self.data.train.shares))
-        return rows.astype(np.int64)
+            total_loss += non_finite.check(result, planned.rows[batch], self.progress.step)
+        return (total_loss + non_finite.finish()) / len(planned.rows)
 
     def _sample_losses(self, micro_batch: MicroBatch) -> Tensor:
         states = micro_batch.states
@@ -296,8 +281,9 @@ class _Training:
                 states.text_mask,
                 micro_batch.context,
                 micro_batch.context_mask,
+                micro_batch.mixing if self.config.augmentation.mixes_pooled else None,
             )
-        progress = self.progress.step / (self.config.epochs * self.steps_per_epoch)
+        progress = self.progress.step / (self.config.epochs * self.planner.steps)
         losses: Tensor = self.objective(output, micro_batch, progress)
         return losses
 

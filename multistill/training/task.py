@@ -26,6 +26,7 @@ class TrainingTask:
         features: absolute path of the feature store.
         statistics: folder of the training states' statistics; None: computed when the training
             starts.
+        copies: store of distorted copies of the training clips; None: there are none.
         leave_out_fold: train on the other folds only. Validation rows of all folds are kept: no
             model is trained on them, so no teacher can leak them.
         soft_targets: a teacher's Parquet file; set together with `distillation`.
@@ -45,6 +46,7 @@ class TrainingTask:
     manifest: str
     features: str
     statistics: str | None = None
+    copies: str | None = None
     leave_out_fold: int | None = None
     soft_targets: str | None = None
     distillation: DistillationConfig | None = None

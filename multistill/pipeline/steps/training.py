@@ -143,7 +143,7 @@ class Teacher(ModelStep):
         }
 
     def reads(self) -> Sequence[str]:
-        return ("manifest", "features", "statistics")
+        return training_inputs(self.job)
 
     def preflight(self, artifacts: Artifacts) -> None:
         if "manifest" in artifacts:
@@ -225,7 +225,7 @@ class Students(ModelStep):
         }
 
     def reads(self) -> Sequence[str]:
-        return ("manifest", "features", "statistics", "soft_targets")
+        return (*training_inputs(self.job), "soft_targets")
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
         return self.train_members(self.tasks, run)
@@ -261,6 +261,12 @@ class Students(ModelStep):
         }
 
 
+def training_inputs(job: JobConfig) -> tuple[str, ...]:
+    """Artifacts that every training of a job reads."""
+    copies = ("copies",) if job.features.augmentation.copies else ()
+    return ("manifest", "features", "statistics", *copies)
+
+
 def training_task(
     job: JobConfig,
     artifacts: Artifacts,
@@ -271,6 +277,7 @@ def training_task(
     **more: Any,
 ) -> TrainingTask:
     """A training on the run's manifest and features, with every number decided."""
+    from multistill.features.augmented import STORE
     from multistill.models.presets import resolve
     from multistill.training.task import TrainingTask
 
@@ -284,15 +291,20 @@ def training_task(
         "num_classes": len(job.labels.classes) if "classes" in tasks else 0,
         "dimensions": job.tasks.dimensions,
     }
+    spec = resolve(model.preset, {**model.overrides(), **decided})
+    copies = None
+    if "copies" in artifacts and spec.reads_audio:
+        copies = str(artifacts["copies"].path / STORE)
     return TrainingTask(
         name=name,
         role=role,
-        spec=resolve(model.preset, {**model.overrides(), **decided}),
+        spec=spec,
         train=resolved,
         seed=job.seed,
         manifest=str(artifacts["manifest"].path),
         features=str(artifacts["features"].path),
         statistics=str(artifacts["statistics"].path),
+        copies=copies,
         tasks=tasks,
         **more,
     )
