@@ -26,6 +26,7 @@ from multistill.config.data import (
     SplitConfig,
     TextEncoderConfig,
 )
+from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.config.evaluation import EvaluationConfig
 from multistill.config.label_shares import LabelSharesConfig
 from multistill.config.labels import CLASSES, LabelsConfig
@@ -54,6 +55,7 @@ __all__ = [
     "CorpusConfig",
     "CorpusKind",
     "DistillationConfig",
+    "EncoderTrainingConfig",
     "EvaluationConfig",
     "FeaturesConfig",
     "FolderName",

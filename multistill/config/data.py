@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from multistill.config.augmentation import CopiesConfig
 from multistill.config.base import Section, execution
+from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.config.names import FolderName
 
 CorpusKind = Literal[
@@ -218,6 +219,10 @@ class SpeechEncoderConfig(SpeechPartConfig):
         ge=0.0,
         description="`long_clips: window`: shared by two windows; at most half a window",
     )
+    train: EncoderTrainingConfig = Field(
+        default_factory=EncoderTrainingConfig,
+        description="`none`, `full`, `last-K`, `lora` or `adapter`: trained with each model",
+    )
 
     @property
     def parts(self) -> tuple[SpeechPartConfig, ...]:
@@ -272,6 +277,10 @@ class TextEncoderConfig(Section):
         ge=0.0,
         le=1.0,
         description="share of tokens that the tokenizer does not know that stops the job",
+    )
+    train: EncoderTrainingConfig = Field(
+        default_factory=EncoderTrainingConfig,
+        description="`none`, `full`, `last-K`, `lora` or `adapter`: trained with each model",
     )
 
 

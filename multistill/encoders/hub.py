@@ -125,6 +125,13 @@ def _load_weights(
     return loaded.eval()
 
 
+def load_settings(model: str, resolved: str | None) -> Any:
+    """Load an AutoConfig; arguments and errors as for `load_model`."""
+    from transformers import AutoConfig
+
+    return _load(AutoConfig.from_pretrained, model, resolved)
+
+
 def model_type(model: str, resolved: str | None) -> str | None:
     """`model_type` of a model's config.json; arguments and errors as for `load_model`."""
     from transformers import PretrainedConfig

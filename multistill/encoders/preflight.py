@@ -30,6 +30,7 @@ from multistill.encoders.kinds import (
 from multistill.encoders.packaged import PACKAGED
 from multistill.encoders.registry import BUILT_IN_SPEECH, BUILT_IN_TEXT, load_tokenizer
 from multistill.encoders.small_files import DamagedFileError, Fields, fields_of, text_of
+from multistill.encoders.trained_layers import training_problems
 from multistill.errors import MultistillError, UsageError
 
 TRANSCRIPTS = 1000
@@ -79,9 +80,13 @@ def _problems_of(
             f"model: there is no encoder `{config.model}` on this machine; did you mean "
             f"`{near[0]}`?"
         )
+    else:
+        yield from training_problems(config)
 
 
-def _layer_problems(config: _Encoder, layers: int | None) -> Iterator[str]:
+def _layer_problems(
+    config: _Encoder, layers: int | None, model_type: str | None = None
+) -> Iterator[str]:
     if layers == 0 and config.layers != [-1]:
         yield (
             f"layers: `{config.model}` has no layers to choose from; remove `layers`, or use an "
@@ -90,6 +95,7 @@ def _layer_problems(config: _Encoder, layers: int | None) -> Iterator[str]:
     elif layers:
         found = (layer_problem(index, layers) for index in config.layers)
         yield from (f"layers: {problem}" for problem in found if problem)
+    yield from training_problems(config, layers, model_type)
 
 
 def missing_weights(config: FeaturesConfig) -> Iterator[str]:
@@ -209,7 +215,7 @@ def _speech_problems(config: SpeechPartConfig, folder: Path) -> Iterator[str]:
             what, advice = "is a text model", f"{advice}, or put it under {TEXT_SECTION}.model"
         yield f"model: `{config.model}` ({kind or 'unknown'}) {what}; {advice}"
         return
-    yield from _layer_problems(config, _layer_count(kind, settings))
+    yield from _layer_problems(config, _layer_count(kind, settings), kind)
     # Transformers 5 writes the settings of all parts of a processor into one file.
     whole = fields_of(folder / "processor_config.json").section("feature_extractor")
     for extractor in (fields_of(folder / "preprocessor_config.json"), whole):
@@ -268,7 +274,7 @@ def _text_problems(config: TextEncoderConfig, folder: Path) -> Iterator[str]:
             what, advice = "is a speech model", f"{advice}, or put it under {SPEECH_SECTION}.model"
         yield f"model: `{config.model}` ({kind or 'unknown'}) {what}; {advice}"
         return
-    yield from _layer_problems(config, _layer_count(kind, settings))
+    yield from _layer_problems(config, _layer_count(kind, settings), kind)
     present = [name for name in _VOCABULARIES if (folder / name).is_file()]
     if not present and not any(folder.glob("*.model")):
         # Of a model from the hub, the tokenizer may not have been downloaded yet.

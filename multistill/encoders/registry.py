@@ -8,14 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from multistill.config import SpeechPartConfig, TextEncoderConfig
 from multistill.encoders import hub
-from multistill.encoders.base import SPEECH_SECTION, TEXT_SECTION, SpeechEncoder, TextEncoder
+from multistill.encoders.base import (
+    SPEECH_SECTION,
+    TEXT_SECTION,
+    SpeechEncoder,
+    TextEncoder,
+    Weights,
+)
 from multistill.encoders.kinds import Reader, reader_of
 from multistill.encoders.packaged import PACKAGED, SMART_TURN, USE_MULTILINGUAL
 from multistill.encoders.tokenizers import HashingTokenizer, PretrainedTokenizer, Tokenizer
+from multistill.encoders.trained_layers import (
+    EncoderConfig,
+    refuse_untrainable,
+    section_of,
+    stored_kind,
+    training_of,
+)
 from multistill.errors import MultistillError
 
 if TYPE_CHECKING:
@@ -81,6 +94,7 @@ BUILT_IN_TEXT: Mapping[str, Callable[[TextEncoderConfig, torch.device], TextEnco
     "untrained-electra": _untrained_electra,
     "use-multilingual": _use_multilingual,
 }
+_UNTRAINED = {"untrained-wav2vec2", "untrained-electra"}
 _BUILT_IN_TOKENIZERS: Mapping[str, Callable[[], Tokenizer]] = {
     "untrained-electra": HashingTokenizer,
     "use-multilingual": _use_tokenizer,
@@ -141,7 +155,9 @@ _READERS: Mapping[Reader, Callable[[SpeechPartConfig, str | None, torch.device],
 def load_speech(
     config: SpeechPartConfig, resolved: str | None, device: torch.device
 ) -> SpeechEncoder:
-    """Load one speech encoder of a job on a device, in eval mode.
+    """Load what fills the store with the states of one speech encoder, on a device, in eval mode.
+
+    Of an encoder that is trained, this is what lies below the trained layers; `trainable` has them.
 
     Args:
         resolved: from `resolve_speech`.
@@ -149,6 +165,11 @@ def load_speech(
     Raises:
         MultistillError: the model cannot be loaded or does not read raw audio.
     """
+    check_trainable(config, resolved)
+    if stored_kind(config) == "waves":
+        from multistill.encoders.stored_inputs import StoredWaves
+
+        return StoredWaves(config, _weights_of(config), resolved)
     if config.model in BUILT_IN_SPEECH:
         return BUILT_IN_SPEECH[config.model](config, device)
     with _advice(SPEECH_SECTION, BUILT_IN_SPEECH):
@@ -156,8 +177,25 @@ def load_speech(
         return build(config, resolved, device)
 
 
+def check_trainable(config: EncoderConfig, resolved: str | None) -> None:
+    """Refuse an encoder that cannot be trained as configured, before its weights are read.
+
+    Raises:
+        UsageError: it cannot.
+        MultistillError: it cannot be found.
+    """
+    if not training_of(config).enabled:
+        return
+    if config.model in {*BUILT_IN_SPEECH, *BUILT_IN_TEXT}:
+        refuse_untrainable(config)
+        return
+    built_in = BUILT_IN_SPEECH if section_of(config) == "speech" else BUILT_IN_TEXT
+    with _advice(f"features.{section_of(config)}", built_in):
+        refuse_untrainable(config, hub.model_type(config.model, resolved))
+
+
 def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.device) -> TextEncoder:
-    """Load the text encoder of a job on a device, in eval mode.
+    """Load what fills the store with the text states of a job, like `load_speech`.
 
     Args:
         resolved: from `resolve_text`.
@@ -165,6 +203,9 @@ def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.dev
     Raises:
         MultistillError: the model or its tokenizer cannot be loaded.
     """
+    check_trainable(config, resolved)
+    if stored_kind(config) == "tokens":
+        return _stored_tokens(config, resolved)
     if config.model in BUILT_IN_TEXT:
         return BUILT_IN_TEXT[config.model](config, device)
     from multistill.encoders.text import TransformerText
@@ -172,15 +213,43 @@ def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.dev
     with _advice(TEXT_SECTION, BUILT_IN_TEXT):
         tokenizer = PretrainedTokenizer(hub.load_tokenizer(config.model, resolved))
         model = hub.load_model(config.model, resolved)
-        if tokenizer.size > model.config.vocab_size:
-            raise hub.UnavailableModelError(
-                f"the tokenizer of `{config.model}` has {tokenizer.size} tokens and the model "
-                f"embeds {model.config.vocab_size}: it is the tokenizer of another model"
-            )
+        _refuse_other_tokenizer(config, tokenizer, model.config)
         with _usable(config.model):
             return TransformerText(
                 model, tokenizer, config, "pretrained", revision=resolved, device=device
             )
+
+
+def _stored_tokens(config: TextEncoderConfig, resolved: str | None) -> TextEncoder:
+    from multistill.encoders.stored_inputs import StoredTokens
+    from multistill.encoders.text import token_limit, untrained_settings
+
+    weights = _weights_of(config)
+    if config.model in _BUILT_IN_TOKENIZERS:
+        built_in = _BUILT_IN_TOKENIZERS[config.model]()
+        limit = token_limit(untrained_settings(), built_in, config)
+        return StoredTokens(built_in, limit, config, weights, resolved)
+    with _advice(TEXT_SECTION, BUILT_IN_TEXT):
+        tokenizer = PretrainedTokenizer(hub.load_tokenizer(config.model, resolved))
+        settings = hub.load_settings(config.model, resolved)
+        _refuse_other_tokenizer(config, tokenizer, settings)
+        with _usable(config.model):
+            limit = token_limit(settings, tokenizer, config)
+        return StoredTokens(tokenizer, limit, config, weights, resolved)
+
+
+def _refuse_other_tokenizer(
+    config: TextEncoderConfig, tokenizer: PretrainedTokenizer, settings: Any
+) -> None:
+    if tokenizer.size > settings.vocab_size:
+        raise hub.UnavailableModelError(
+            f"the tokenizer of `{config.model}` has {tokenizer.size} tokens and the model "
+            f"embeds {settings.vocab_size}: it is the tokenizer of another model"
+        )
+
+
+def _weights_of(config: EncoderConfig) -> Weights:
+    return "untrained" if config.model in _UNTRAINED else "pretrained"
 
 
 def load_tokenizer(config: TextEncoderConfig) -> Tokenizer:
@@ -212,9 +281,7 @@ def resolve_text(config: TextEncoderConfig) -> str | None:
     return _resolve(config, TEXT_SECTION, BUILT_IN_TEXT)
 
 
-def _resolve(
-    config: SpeechPartConfig | TextEncoderConfig, section: str, built_in: Iterable[str]
-) -> str | None:
+def _resolve(config: EncoderConfig, section: str, built_in: Iterable[str]) -> str | None:
     if config.model in built_in:
         weights = PACKAGED.get(config.model)
         return None if weights is None else weights.identity

@@ -15,7 +15,7 @@ import numpy as np
 from multistill.config import SpeechEncoderConfig, SpeechPartConfig
 from multistill.encoders.base import EncoderInfo, EncoderPart, SpeechEncoder, Weights
 from multistill.encoders.registry import load_speech, resolve_speech
-from multistill.typing import FloatArray
+from multistill.typing import AnyArray, FloatArray
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ class SideBySide:
         aligned = zip(self._encoders, counts, strict=True)
         return min(count for encoder, count in aligned if encoder.hop == self.hop)
 
-    def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:
+    def encode(self, waves: Sequence[FloatArray]) -> list[AnyArray]:
         parts = [_encode(encoder, waves) for encoder in self._encoders]
         return [
             np.concatenate(
@@ -146,11 +146,11 @@ class SideBySide:
         )
 
 
-def _encode(encoder: SpeechEncoder, waves: Sequence[FloatArray]) -> list[FloatArray]:
+def _encode(encoder: SpeechEncoder, waves: Sequence[FloatArray]) -> Sequence[AnyArray]:
     """States of one encoder, in as few batches as its padding allows."""
     if encoder.info.padding != "equal-length":
         return encoder.encode(waves)
-    states: dict[int, FloatArray] = {}
+    states: dict[int, AnyArray] = {}
     order = sorted(range(len(waves)), key=lambda row: len(waves[row]))
     for _, group in groupby(order, key=lambda row: len(waves[row])):
         rows = list(group)
