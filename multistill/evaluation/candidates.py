@@ -18,8 +18,9 @@ from multistill.features.store import FeatureStore
 from multistill.inference.latency import time_each
 from multistill.inference.predict import dialogue_context, predict
 from multistill.metrics.classification import shares_from_outputs, softmax
-from multistill.models.build import EmotionModel, count_parameters
+from multistill.models.build import count_parameters
 from multistill.models.files import Output, load_model, read_model_config
+from multistill.models.joint import JointModel, Model
 from multistill.models.probe import fit_probe
 from multistill.models.spec import Modality, ModelSpec
 from multistill.typing import DoubleArray
@@ -68,7 +69,7 @@ class LoadedModel:
         self.store = store
         self.device = device
         classes = read_classes(manifest)
-        self.members: list[EmotionModel] = [
+        self.members: list[Model] = [
             load_model(Path(folder), {"labels": list(classes) if with_classes else []}).to(device)
             for folder in candidate.folders
         ]
@@ -148,20 +149,29 @@ class LoadedModel:
             encoders: result of `describe_encoders`.
         """
         candidate = self.candidate
-        head = sum(count_parameters(model) for model in self.members)
+        spec = None if isinstance(self.members[0], JointModel) else self.spec
+        # An encoder's layers that the store's states come from are counted with the encoders.
+        held = sum(_parameters_held(model) for model in self.members)
         return {
             "name": candidate.name,
             "role": candidate.role,
             "modality": self.spec.modality,
-            "params_trainable": head,
+            "params_trainable": sum(count_parameters(model) for model in self.members),
             "params_unused": sum(model.unused_parameters() for model in self.members),
-            "params_end_to_end": params_end_to_end(head, self.spec.modality, encoders, self.spec),
+            "params_end_to_end": params_end_to_end(held, self.spec.modality, encoders, spec),
             "members": len(self.members),
             "output": self.output,
             "compare_to": candidate.compare_to,
             "mlflow_run_id": candidate.mlflow_run_id,
             "training": list(self.trainings),
         }
+
+
+def _parameters_held(model: Model) -> int:
+    """Parameters of a model, those of its encoders that are not trained included."""
+    if isinstance(model, JointModel):
+        return sum(parameter.numel() for parameter in model.parameters())
+    return count_parameters(model)
 
 
 def describe_encoders(info: Mapping[str, Any]) -> dict[str, Any]:

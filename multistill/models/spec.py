@@ -54,6 +54,8 @@ class ModelSpec:
         speech_layers, text_layers: encoder layers whose states are concatenated in the features
             (`combine: concat`); empty if the features hold a single state per position.
         speech_layer, text_layer: the only one of these layers that the head reads; None: all.
+        train_encoder: whether an encoder that the job trains is trained with this model too; else
+            the model reads the states of the encoder as it was before.
         keep_unused_projection: a text head includes the audio projection that it never uses, as
             the published parameter counts do.
         num_classes: number of logits; 0 for a head that predicts dimensions only.
@@ -81,6 +83,7 @@ class ModelSpec:
     text_layer: int | None = None
     speech_layers: tuple[int, ...] = ()
     text_layers: tuple[int, ...] = ()
+    train_encoder: bool = True
     keep_unused_projection: bool = False
     num_classes: int = 7
     dimensions: tuple[str, ...] = ()

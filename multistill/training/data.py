@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -363,3 +363,8 @@ def split_micro_batches(
     for part in np.array_split(order, min(count, max(1, len(order)))):
         for cut in cut_by_padded_size(limit, lengths[part]):
             yield part[cut]
+
+
+def halves(micro_batches: Sequence[IntArray]) -> list[IntArray]:
+    """The same rows in micro-batches of half as many."""
+    return [half for rows in micro_batches for half in np.array_split(rows, 2) if len(half)]
