@@ -19,10 +19,11 @@ from multistill.inference.latency import time_each
 from multistill.inference.predict import dialogue_context, predict
 from multistill.metrics.classification import shares_from_outputs, softmax
 from multistill.models.build import count_parameters
+from multistill.models.context import StateStore
 from multistill.models.files import Output, load_model, read_model_config
 from multistill.models.joint import JointModel, Model
 from multistill.models.probe import fit_probe
-from multistill.models.spec import Modality, ModelSpec
+from multistill.models.spec import Encoder, Modality, ModelSpec
 from multistill.typing import DoubleArray
 
 MAX_PROBE_CLIPS = 20_000
@@ -124,8 +125,16 @@ class LoadedModel:
             np.mean([each.dimensions for each in outputs], axis=0, dtype=np.float64),
         )
 
+    @property
+    def layers_read(self) -> dict[Encoder, int]:
+        """As of `ModelSpec`; a model that runs an encoder itself reads all that the store keeps."""
+        return {} if isinstance(self.members[0], JointModel) else self.spec.layers_read
+
     def head_ms(self, ids: Sequence[str]) -> list[float]:
-        """Milliseconds of the head alone at batch size 1, with the states already in memory."""
+        """Milliseconds of the model alone at batch size 1, with the states already in memory.
+
+        Of a model that was trained with an encoder, the trained part of the encoder is included.
+        """
 
         def forward(inputs: tuple[torch.Tensor, ...]) -> None:
             for model in self.members:
@@ -149,9 +158,9 @@ class LoadedModel:
             encoders: result of `describe_encoders`.
         """
         candidate = self.candidate
-        spec = None if isinstance(self.members[0], JointModel) else self.spec
-        # An encoder's layers that the store's states come from are counted with the encoders.
+        # Layers below the trained ones are counted with the encoders.
         held = sum(_parameters_held(model) for model in self.members)
+        spec = self.spec if self.layers_read else None
         return {
             "name": candidate.name,
             "role": candidate.role,
@@ -206,7 +215,7 @@ def params_end_to_end(
 
 def probe_baseline(
     modality: Modality,
-    store: FeatureStore,
+    store: StateStore,
     train: Utterances,
     valid: Utterances,
     test: Utterances,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -42,7 +42,12 @@ class InitialStates:
         self._encoders = {name: each.to(self._device).eval() for name, each in encoders.items()}
         self.audio_dim = encoders["speech"].dim if "speech" in encoders else store.audio_dim
         self.text_dim = encoders["text"].dim if "text" in encoders else store.text_dim
-        self.folder, self.info = store.folder, store.info
+        self.folder = store.folder
+        self.info: dict[str, Any] = dict(store.info)
+        for name, each in encoders.items():
+            below = self.info.get(name, {})
+            held = sum(parameter.numel() for parameter in each.parameters())
+            self.info[name] = {**below, "params": below.get("params", 0) + held}
 
     def __contains__(self, utterance_id: object) -> bool:
         return utterance_id in self.store

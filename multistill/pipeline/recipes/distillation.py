@@ -78,6 +78,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     yield from check_scores(job)
     yield from _protocol(job)
     yield from _layers(job)
+    yield from _previous_turns(job)
     yield from _losses(job)
     yield from _label_shares(job)
     if job.tracking.champion is not None and not job.search.enabled:
@@ -142,6 +143,27 @@ def _layers(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 f"{name}: layer {layer} cannot be read, the store holds {held}; set "
                 f"features.{encoder}: "
                 f"{{layers: [..., {layer}], combine: concat}}",
+            )
+
+
+def _previous_turns(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """Models that read states of previous turns, where an encoder changes while it is trained."""
+    from multistill.models.presets import resolve
+
+    trained = [name for name in ("speech", "text") if getattr(job.features, name).train.enabled]
+    models: list[tuple[Location, ModelConfig]] = [(("teacher", "model"), job.teacher.model)]
+    models += [(("students", row, "model"), each.model) for row, each in enumerate(job.students)]
+    for location, model in models if trained else []:
+        try:
+            spec = resolve(model.preset, model.overrides())
+        except MultistillError:
+            continue  # reported by itself
+        if spec.context_turns:
+            yield (
+                location,
+                f"{'.'.join(map(str, location))}: context_turns reads kept states of previous "
+                f"turns, and features.{trained[0]}.train changes the encoder at every step; set "
+                "context_turns to 0, or `train: none`",
             )
 
 

@@ -306,6 +306,7 @@ def training_task(
     **more: Any,
 ) -> TrainingTask:
     """A training on the run's manifest and features, with every number decided."""
+    from multistill.encoders.source import trained_encoders
     from multistill.models.presets import resolve
     from multistill.training.task import TrainingTask
 
@@ -317,16 +318,19 @@ def training_task(
         "num_classes": len(job.labels.classes) if "classes" in tasks else 0,
         "dimensions": job.tasks.dimensions,
     }
+    spec = resolve(model.preset, {**model.overrides(), **decided})
+    reads = {"speech": spec.reads_audio, "text": spec.reads_text}
     return TrainingTask(
         name=name,
         role=role,
-        spec=resolve(model.preset, {**model.overrides(), **decided}),
+        spec=spec,
         train=resolved,
         seed=job.seed,
         manifest=str(artifacts["manifest"].path),
         features=str(artifacts["features"].path),
         statistics=str(artifacts["statistics"].path),
         tasks=tasks,
+        encoders={k: each for k, each in trained_encoders(job.features).items() if reads[k]},
         **more,
     )
 
