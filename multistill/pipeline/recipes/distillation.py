@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import get_args
 
-from multistill.config import JobConfig
+from multistill.config import JobConfig, ModelConfig
 from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
 from multistill.pipeline.recipes.scores import check_scores
@@ -62,12 +62,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     from multistill.models.presets import resolve
     from multistill.search.space import check_space
 
-    models = [(("teacher", "model"), job.teacher.model)]
-    models += [
-        (("students", index, "model"), student.model)  # type: ignore[misc]
-        for index, student in enumerate(job.students)
-    ]
-    for location, model in models:
+    for location, model in _models(job):
         try:
             resolve(model.preset, model.overrides())
         except MultistillError as error:
@@ -151,20 +146,26 @@ def _previous_turns(job: JobConfig) -> Iterator[tuple[Location, str]]:
     from multistill.models.presets import resolve
 
     trained = [name for name in ("speech", "text") if getattr(job.features, name).train.enabled]
-    models: list[tuple[Location, ModelConfig]] = [(("teacher", "model"), job.teacher.model)]
-    models += [(("students", row, "model"), each.model) for row, each in enumerate(job.students)]
-    for location, model in models if trained else []:
+    for location, model in _models(job) if trained else []:
         try:
-            spec = resolve(model.preset, model.overrides())
+            turns = resolve(model.preset, model.overrides()).context_turns
         except MultistillError:
             continue  # reported by itself
-        if spec.context_turns:
+        if turns:
             yield (
                 location,
                 f"{'.'.join(map(str, location))}: context_turns reads kept states of previous "
                 f"turns, and features.{trained[0]}.train changes the encoder at every step; set "
                 "context_turns to 0, or `train: none`",
             )
+
+
+def _models(job: JobConfig) -> list[tuple[Location, ModelConfig]]:
+    """The models of a job, and where it says them."""
+    return [
+        (("teacher", "model"), job.teacher.model),
+        *((("students", row, "model"), each.model) for row, each in enumerate(job.students)),
+    ]
 
 
 def _label_shares(job: JobConfig) -> Iterator[tuple[Location, str]]:
