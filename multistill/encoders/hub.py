@@ -118,6 +118,13 @@ def load_model(model: str, resolved: str | None) -> Any:
     return loaded.eval()
 
 
+def load_settings(model: str, resolved: str | None) -> Any:
+    """Load an AutoConfig; arguments and errors as for `load_model`."""
+    from transformers import AutoConfig
+
+    return _load(AutoConfig.from_pretrained, model, resolved)
+
+
 def load_tokenizer(model: str, resolved: str | None) -> Any:
     """Load an AutoTokenizer; arguments and errors as for `load_model`."""
     from transformers import AutoTokenizer

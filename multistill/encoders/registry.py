@@ -8,13 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from multistill.config import SpeechEncoderConfig, TextEncoderConfig
 from multistill.encoders import hub
-from multistill.encoders.base import SPEECH_SECTION, TEXT_SECTION, SpeechEncoder, TextEncoder
+from multistill.encoders.base import (
+    SPEECH_SECTION,
+    TEXT_SECTION,
+    SpeechEncoder,
+    TextEncoder,
+    Weights,
+)
 from multistill.encoders.packaged import PACKAGED, SMART_TURN, USE_MULTILINGUAL
 from multistill.encoders.tokenizers import HashingTokenizer, PretrainedTokenizer, Tokenizer
+from multistill.encoders.trained_layers import refuse_untrainable, stored_kind
 from multistill.errors import MultistillError
 
 if TYPE_CHECKING:
@@ -80,6 +87,7 @@ BUILT_IN_TEXT: Mapping[str, Callable[[TextEncoderConfig, torch.device], TextEnco
     "untrained-electra": _untrained_electra,
     "use-multilingual": _use_multilingual,
 }
+_UNTRAINED = {"untrained-wav2vec2", "untrained-electra"}
 _BUILT_IN_TOKENIZERS: Mapping[str, Callable[[], Tokenizer]] = {
     "untrained-electra": HashingTokenizer,
     "use-multilingual": _use_tokenizer,
@@ -89,7 +97,9 @@ _BUILT_IN_TOKENIZERS: Mapping[str, Callable[[], Tokenizer]] = {
 def load_speech(
     config: SpeechEncoderConfig, resolved: str | None, device: torch.device
 ) -> SpeechEncoder:
-    """Load the speech encoder of a job on a device, in eval mode.
+    """Load what fills the store with the speech states of a job, on a device, in eval mode.
+
+    Of an encoder that is trained, this is what lies below the trained layers; `trainable` has them.
 
     Args:
         resolved: from `resolve_speech`.
@@ -97,6 +107,11 @@ def load_speech(
     Raises:
         MultistillError: the model cannot be loaded or does not read raw audio.
     """
+    refuse_untrainable(config)
+    if stored_kind(config) == "waves":
+        from multistill.encoders.stored_inputs import StoredWaves
+
+        return StoredWaves(config, _weights_of(config), resolved)
     if config.model in BUILT_IN_SPEECH:
         return BUILT_IN_SPEECH[config.model](config, device)
     from multistill.encoders.speech import Wav2Vec2Family
@@ -109,7 +124,7 @@ def load_speech(
 
 
 def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.device) -> TextEncoder:
-    """Load the text encoder of a job on a device, in eval mode.
+    """Load what fills the store with the text states of a job, like `load_speech`.
 
     Args:
         resolved: from `resolve_text`.
@@ -117,6 +132,9 @@ def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.dev
     Raises:
         MultistillError: the model or its tokenizer cannot be loaded.
     """
+    refuse_untrainable(config)
+    if stored_kind(config) == "tokens":
+        return _stored_tokens(config, resolved)
     if config.model in BUILT_IN_TEXT:
         return BUILT_IN_TEXT[config.model](config, device)
     from multistill.encoders.text import TransformerText
@@ -124,15 +142,43 @@ def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.dev
     with _advice(TEXT_SECTION, BUILT_IN_TEXT):
         tokenizer = PretrainedTokenizer(hub.load_tokenizer(config.model, resolved))
         model = hub.load_model(config.model, resolved)
-        if tokenizer.size > model.config.vocab_size:
-            raise hub.UnavailableModelError(
-                f"the tokenizer of `{config.model}` has {tokenizer.size} tokens and the model "
-                f"embeds {model.config.vocab_size}: it is the tokenizer of another model"
-            )
+        _refuse_other_tokenizer(config, tokenizer, model.config)
         with _usable(config.model):
             return TransformerText(
                 model, tokenizer, config, "pretrained", revision=resolved, device=device
             )
+
+
+def _stored_tokens(config: TextEncoderConfig, resolved: str | None) -> TextEncoder:
+    from multistill.encoders.stored_inputs import StoredTokens
+    from multistill.encoders.text import token_limit, untrained_settings
+
+    weights = _weights_of(config)
+    if config.model in _BUILT_IN_TOKENIZERS:
+        built_in = _BUILT_IN_TOKENIZERS[config.model]()
+        limit = token_limit(untrained_settings(), built_in, config)
+        return StoredTokens(built_in, limit, config, weights, resolved)
+    with _advice(TEXT_SECTION, BUILT_IN_TEXT):
+        tokenizer = PretrainedTokenizer(hub.load_tokenizer(config.model, resolved))
+        settings = hub.load_settings(config.model, resolved)
+        _refuse_other_tokenizer(config, tokenizer, settings)
+        with _usable(config.model):
+            limit = token_limit(settings, tokenizer, config)
+        return StoredTokens(tokenizer, limit, config, weights, resolved)
+
+
+def _refuse_other_tokenizer(
+    config: TextEncoderConfig, tokenizer: PretrainedTokenizer, settings: Any
+) -> None:
+    if tokenizer.size > settings.vocab_size:
+        raise hub.UnavailableModelError(
+            f"the tokenizer of `{config.model}` has {tokenizer.size} tokens and the model "
+            f"embeds {settings.vocab_size}: it is the tokenizer of another model"
+        )
+
+
+def _weights_of(config: SpeechEncoderConfig | TextEncoderConfig) -> Weights:
+    return "untrained" if config.model in _UNTRAINED else "pretrained"
 
 
 def load_tokenizer(config: TextEncoderConfig) -> Tokenizer:

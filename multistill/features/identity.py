@@ -11,7 +11,7 @@ DECODER = 4
 """Version of decoding: raise it when a change to decoding or resampling changes any sample, or
 when `features.json` holds what stores written before lack."""
 
-PADDING = 1
+PADDING = 2
 """Version of padding: raise it when the way that clips share a batch changes."""
 
 
