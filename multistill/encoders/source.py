@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 Section = Literal["speech", "text"]
 
-_CONFIGS = {"speech": SpeechEncoderConfig, "text": TextEncoderConfig}
+_CONFIGS: Mapping[Section, type[SpeechEncoderConfig] | type[TextEncoderConfig]] = {
+    "speech": SpeechEncoderConfig,
+    "text": TextEncoderConfig,
+}
 
 
 @dataclass(frozen=True)

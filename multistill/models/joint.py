@@ -44,9 +44,10 @@ class JointModel(nn.Module):
     ) -> None:
         super().__init__()
         self.head = head
-        self.encoders = nn.ModuleDict(dict(encoders))
+        self.encoders = nn.ModuleDict()
         self.audio_dim, self.text_dim = audio_dim, text_dim
         for name, encoder in encoders.items():
+            self.encoders[name] = encoder
             stored = audio_dim if name == "speech" else text_dim
             if encoder.stored_dim != stored:
                 raise ValueError(
