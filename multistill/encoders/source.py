@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
@@ -74,26 +73,20 @@ class EncoderSource:
         return cls(section, config, values["revision"])
 
 
-def trained_encoders(config: FeaturesConfig) -> dict[Section, EncoderSource]:
+def trained_encoders(
+    config: FeaturesConfig, info: Mapping[str, Any]
+) -> dict[Section, EncoderSource]:
     """The encoders of a job that are trained with its models; empty if states are kept.
 
-    Raises:
-        MultistillError: an encoder is neither on this machine nor reachable.
+    Args:
+        info: of the feature store, which knows the revisions that it was made from.
     """
-    sections: tuple[Section, Section] = ("speech", "text")
     return {
         section: EncoderSource(
-            section, encoder, _known_revision(section, encoder.model_dump_json())
+            section, getattr(config, section), info.get(section, {}).get("revision")
         )
-        for section in sections
-        if (encoder := getattr(config, section)).train.enabled
+        for section in config.trained
     }
-
-
-@cache
-def _known_revision(section: Section, dumped: str) -> str | None:
-    """Resolved once: the digest of a large folder takes seconds, and every model asks for it."""
-    return _resolve(section, _CONFIGS[section].model_validate_json(dumped))
 
 
 def _resolve(section: Section, config: SpeechEncoderConfig | TextEncoderConfig) -> str | None:

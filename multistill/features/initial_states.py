@@ -88,8 +88,8 @@ def with_initial_states(store: FeatureStore) -> FeatureStore | InitialStates:
     Raises:
         MultistillError: the encoder cannot be loaded.
     """
-    settings = store.info.get("settings")
-    sources = trained_encoders(FeaturesConfig.model_validate(settings)) if settings else {}
+    config = FeaturesConfig.model_validate(store.info.get("settings", {}))
+    sources = trained_encoders(config, store.info)
     if not sources:
         return store
     return InitialStates(store, {name: source.load() for name, source in sources.items()})

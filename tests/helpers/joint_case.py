@@ -11,6 +11,7 @@ import torch
 
 from helpers.training_corpus import AUDIO_DIM, make_corpus, make_task
 from multistill.config import FeaturesConfig
+from multistill.encoders.registry import resolve_speech
 from multistill.encoders.source import trained_encoders
 from multistill.training.task import TrainingTask
 
@@ -60,6 +61,7 @@ def make_joint_corpus(folder: Path, train: Any = "last-2", **settings: Any) -> t
     config = FeaturesConfig.model_validate({"speech": {"model": str(model), "train": train}})
     info = json.loads((store / "features.json").read_text(encoding="utf-8"))
     info["settings"] = config.model_dump(mode="json")
+    info["speech"]["revision"] = resolve_speech(config.speech)
     (store / "features.json").write_text(json.dumps(info), encoding="utf-8")
     return manifest, store
 
@@ -82,5 +84,5 @@ def make_joint_task(
     return replace(
         task,
         spec=replace(task.spec, modality="audio", **(spec or {})),
-        encoders=trained_encoders(FeaturesConfig.model_validate(config)),
+        encoders=trained_encoders(FeaturesConfig.model_validate(config), info),
     )

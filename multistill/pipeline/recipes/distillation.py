@@ -145,7 +145,7 @@ def _previous_turns(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Models that read states of previous turns, where an encoder changes while it is trained."""
     from multistill.models.presets import resolve
 
-    trained = [name for name in ("speech", "text") if getattr(job.features, name).train.enabled]
+    trained = job.features.trained
     for location, model in _models(job) if trained else []:
         try:
             turns = resolve(model.preset, model.overrides()).context_turns

@@ -23,10 +23,12 @@ from multistill.pipeline.folds import FOLDS, build_folds, folds_of, parts_of, pl
 from multistill.pipeline.step import Artifacts, Step, StepRun
 from multistill.training.defaults import defaults_of, resolve_training
 from multistill.training.model_store import VERSION, Index, ModelStore
-from multistill.workspace import Artifact, Workspace
+from multistill.workspace import Artifact, Workspace, read_json
 
 if TYPE_CHECKING:
+    from multistill.encoders.source import EncoderSource
     from multistill.evaluation.candidates import Candidate
+    from multistill.models.spec import Encoder, ModelSpec
     from multistill.training.task import TrainingTask
 
 
@@ -306,7 +308,6 @@ def training_task(
     **more: Any,
 ) -> TrainingTask:
     """A training on the run's manifest and features, with every number decided."""
-    from multistill.encoders.source import trained_encoders
     from multistill.models.presets import resolve
     from multistill.training.task import TrainingTask
 
@@ -319,7 +320,6 @@ def training_task(
         "dimensions": job.tasks.dimensions,
     }
     spec = resolve(model.preset, {**model.overrides(), **decided})
-    reads = {"speech": spec.reads_audio, "text": spec.reads_text}
     return TrainingTask(
         name=name,
         role=role,
@@ -330,9 +330,24 @@ def training_task(
         features=str(artifacts["features"].path),
         statistics=str(artifacts["statistics"].path),
         tasks=tasks,
-        encoders={k: each for k, each in trained_encoders(job.features).items() if reads[k]},
+        encoders=_encoders(job, artifacts, spec),
         **more,
     )
+
+
+def _encoders(
+    job: JobConfig, artifacts: Artifacts, spec: ModelSpec
+) -> dict[Encoder, EncoderSource]:
+    """The trained encoders that a model reads, from the weights that the features are of."""
+    if not job.features.trained:
+        return {}
+    from multistill.encoders.source import trained_encoders
+    from multistill.features.store import INFO
+
+    info = read_json(artifacts["features"].path / INFO)
+    reads = {"speech": spec.reads_audio, "text": spec.reads_text}
+    trained = trained_encoders(job.features, info)
+    return {name: source for name, source in trained.items() if reads[name]}
 
 
 def student_task(job: JobConfig, artifacts: Artifacts, student: StudentConfig) -> TrainingTask:
