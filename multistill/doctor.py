@@ -196,7 +196,7 @@ def _encoders(job: JobConfig | None) -> Iterator[Finding]:
 
     speech, text = job.features.speech, job.features.text
     for what, model, revision, built_in in [
-        ("speech", speech.model, speech.revision, set(BUILT_IN_SPEECH)),
+        *(("speech", part.model, part.revision, set(BUILT_IN_SPEECH)) for part in speech.parts),
         ("text", text.model, text.revision, set(BUILT_IN_TEXT)),
     ]:
         if model in built_in and (weights := PACKAGED.get(model)):
@@ -218,12 +218,15 @@ def _encoders(job: JobConfig | None) -> Iterator[Finding]:
 
 
 def _weights(what: str, model: str, revision: str | None) -> Finding:
+    from huggingface_hub import try_to_load_from_cache
+
+    from multistill.encoders import hub
+
     folder = Path(model)
     if folder.is_absolute():
         ok = (folder / "config.json").is_file()
         fix = "" if ok else "give a folder written by save_pretrained"
         return Finding("encoders", ok, f"{what}: {model} is a folder", fix)
-    from huggingface_hub import try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(model, "config.json", revision=revision), str):
         return Finding("encoders", True, f"{what}: {model} is in the local cache")
@@ -234,6 +237,16 @@ def _weights(what: str, model: str, revision: str | None) -> Finding:
             f"{what}: {model} is not in the local cache, and HF_HUB_OFFLINE is set",
             f"run `hf download {shlex.quote(model)}` on a machine with network access, or give a "
             "folder",
+        )
+    try:
+        hub.resolve(model, revision)
+    except hub.UnavailableModelError as error:
+        return Finding(
+            "encoders",
+            False,
+            f"{what}: {error}",
+            f"correct the name, connect this machine to the model hub, or run "
+            f"`hf download {shlex.quote(model)}` where it is connected and copy the folder",
         )
     return Finding("encoders", True, f"{what}: {model} will be downloaded on the first run")
 

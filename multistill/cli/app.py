@@ -41,6 +41,7 @@ COMMANDS: list[Callable[..., None]] = [
     results.runs,
     results.compare,
     results.evaluate,
+    results.quantize,
     jobs.submit,
     jobs.status,
     jobs.logs,

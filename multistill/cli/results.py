@@ -164,3 +164,20 @@ def evaluate(
 def _one_of(text_format: Format | None, as_json: bool) -> None:
     if text_format is not None and as_json:
         raise UsageError("--json and --format are two formats of the same result; leave one out")
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="folder that a job wrote")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="folder to write")],
+    as_json: Json = False,
+) -> None:
+    """Write a trained model with its weights in 8 bits: a quarter of the size."""
+    from multistill.inference.quantize import quantize as write
+    from multistill.models.files import WEIGHTS
+
+    size = write(model, out)
+    before = (model / WEIGHTS).stat().st_size
+    if as_json:
+        print_json({"model": str(out), "bytes": size, "bytes_before": before})
+    else:
+        print(f"{out}: {size / 1e6:.2f} MB, was {before / 1e6:.2f} MB")

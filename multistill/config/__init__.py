@@ -21,6 +21,7 @@ from multistill.config.data import (
     CorpusKind,
     FeaturesConfig,
     SpeechEncoderConfig,
+    SpeechPartConfig,
     SplitConfig,
     TextEncoderConfig,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "SearchParameter",
     "Section",
     "SpeechEncoderConfig",
+    "SpeechPartConfig",
     "SplitConfig",
     "StudentConfig",
     "TasksConfig",
@@ -98,8 +100,8 @@ class JobConfig(Section):
         1,
         ge=1,
         le=20,
-        description="trainings of every student and control, from `seed` on; results are means "
-        "over them",
+        description="how often everything is trained, from `seed` on: teacher, soft targets, "
+        "students and controls; results are means over them",
     )
     workspace: str = Field("workspace", description="folder that all artifacts go to")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
@@ -153,10 +155,16 @@ class JobConfig(Section):
         for title in titles:
             if titles.count(title) > 1:
                 raise ValueError(f"two corpora are called `{title}`; give one a `name`")
-        if self.protocol.kind == "cross-corpus" and len(titles) < 2:
+        labelled = [corpus for corpus in self.corpora if not corpus.unlabelled]
+        if not labelled:
+            raise ValueError(
+                "every corpus is `unlabelled`, and the teacher needs labels to learn from; add a "
+                "corpus with labels to `corpora`"
+            )
+        if self.protocol.kind == "cross-corpus" and len(labelled) < 2:
             raise ValueError(
                 "protocol: cross-corpus trains on each corpus and tests on the others; add a "
-                "second one to `corpora`"
+                "second one with labels to `corpora`"
             )
         names = [student.name for student in self.students]
         folded = [name.casefold() for name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from pathlib import PurePosixPath
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -71,6 +72,11 @@ class CorpusConfig(Section):
         description="`table`: [lowest, highest] value of its valence, arousal and dominance, "
         "mapped to 1 to 5; default: [1, 5]",
     )
+    unlabelled: bool = Field(
+        False,
+        description="clips for distilled students alone: the teacher's outputs are their targets, "
+        "and labels that the corpus has are not read",
+    )
     limit: int | None = Field(None, ge=1, description="read the first N utterances only")
     encoding: TextEncodingName | None = Field(
         None,
@@ -91,6 +97,12 @@ class CorpusConfig(Section):
             raise ValueError("the demo corpus is packaged: remove `path`")
         if self.kind != "demo" and not self.path:
             raise ValueError(f"a corpus of kind `{self.kind}` needs `path`")
+        for key in ("labels", "scale"):
+            if self.unlabelled and getattr(self, key):
+                raise ValueError(
+                    f"the labels of an `unlabelled` corpus are not read, so `{key}` has no effect; "
+                    f"remove `{key}`, or `unlabelled: true`"
+                )
         if self.scale is not None and self.kind != "table":
             raise ValueError(
                 f"`scale` is of a corpus of kind `table`, and the scale of `{self.kind}` is known; "
@@ -150,14 +162,19 @@ class SplitConfig(Section):
         return self
 
 
-class SpeechEncoderConfig(Section):
-    """Speech encoder: `log-mel`, `smart-turn`, or a Hugging Face name or folder."""
+class SpeechPartConfig(Section):
+    """A speech encoder: `log-mel`, `smart-turn`, or a Hugging Face name or folder."""
 
     shorthand: ClassVar = ("model",)
 
     model: str = Field(
         "log-mel",
         description="`log-mel`, `smart-turn`, `untrained-wav2vec2`, a Hugging Face name or folder",
+    )
+    name: FolderName | None = Field(
+        None,
+        description="among several encoders (`additional`), for `model.speech_encoder`; default: "
+        "the last part of `model`",
     )
     revision: str | None = Field(
         None, description="commit, tag or branch on the hub; default: the newest"
@@ -168,6 +185,29 @@ class SpeechEncoderConfig(Section):
         description="hidden states kept, as in output_hidden_states (0 is the input to layer 1)",
     )
     combine: Literal["mean", "concat"] = Field("mean", description="of several layers")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32", description="of the encoder; `auto`: bfloat16 on GPUs that support it"
+    )
+
+    @property
+    def title(self) -> str:
+        """Name among several encoders: `wavlm-large` of `microsoft/wavlm-large`."""
+        return self.name or PurePosixPath(self.model).name or self.model
+
+    @property
+    def side_by_side(self) -> list[int]:
+        """Layers whose states are stored side by side; empty if there is one state per frame."""
+        return list(self.layers) if self.combine == "concat" and len(self.layers) > 1 else []
+
+
+class SpeechEncoderConfig(SpeechPartConfig):
+    """Speech encoder, or several side by side: `additional` ones follow the frames of the first."""
+
+    additional: list[SpeechPartConfig] = Field(
+        default_factory=list,
+        description="more speech encoders, whose states stand beside those of the first, frame by "
+        "frame (docs/features.md)",
+    )
     max_seconds: float = Field(30.0, gt=0.1, description="longer clips are handled by `long_clips`")
     long_clips: Literal["cut", "window", "quarantine"] = Field(
         "cut", description="cut the end, encode in overlapping windows, or leave the clip out"
@@ -178,13 +218,15 @@ class SpeechEncoderConfig(Section):
         ge=0.0,
         description="`long_clips: window`: shared by two windows; at most half a window",
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "float32", description="of the encoder; `auto`: bfloat16 on GPUs that support it"
-    )
     train: EncoderTrainingConfig = Field(
         default_factory=EncoderTrainingConfig,
         description="`none`, `full`, `last-K`, `lora` or `adapter`: trained with each model",
     )
+
+    @property
+    def parts(self) -> tuple[SpeechPartConfig, ...]:
+        """All speech encoders, in the order of their states: this one, then the additional ones."""
+        return (self, *self.additional)
 
     @model_validator(mode="after")
     def _check_overlap(self) -> SpeechEncoderConfig:
@@ -193,6 +235,17 @@ class SpeechEncoderConfig(Section):
             raise ValueError(
                 f"overlap_seconds: {self.overlap_seconds:g} is more than half of window_seconds: "
                 f"{self.window_seconds:g}; use {self.window_seconds / 2:g} or less"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_titles(self) -> SpeechEncoderConfig:
+        titles = [part.title for part in self.parts]
+        twice = next((title for title in titles if titles.count(title) > 1), None)
+        if twice is not None:
+            raise ValueError(
+                f"additional: two speech encoders are called `{twice}`; give one of them another "
+                "`name`, or remove it"
             )
         return self
 
@@ -256,9 +309,12 @@ class FeaturesConfig(Section):
         return [name for name in sections if getattr(self, name).train.enabled]
 
     def side_by_side(self) -> dict[str, list[int]]:
-        """Layers that the store holds side by side, under the names of `ModelSpec`."""
-        return {
-            f"{name}_layers": list(encoder.layers)
-            for name, encoder in (("speech", self.speech), ("text", self.text))
-            if encoder.combine == "concat" and len(encoder.layers) > 1
-        }
+        """Layers that the store holds side by side, under the names of `ModelSpec`.
+
+        Those of several speech encoders are in their parts (`ModelSpec.speech_parts`).
+        """
+        found = {} if self.speech.additional else {"speech_layers": self.speech.side_by_side}
+        text = self.text
+        if text.combine == "concat" and len(text.layers) > 1:
+            found["text_layers"] = list(text.layers)
+        return {name: layers for name, layers in found.items() if layers}

@@ -47,11 +47,30 @@ class ModelConfig(Section):
     wide_dropout: float | None = Field(
         None, ge=0.0, lt=1.0, description="on the pooled statistics of the wide path"
     )
+    front: Literal["linear", "convolutional"] | None = Field(
+        None,
+        description="from speech states to the head: a projection, or convolutions over time and "
+        "frequency, for log-mel energies",
+    )
+    front_channels: int | None = Field(
+        None, ge=1, description="over time and frequency, of a convolutional front"
+    )
+    front_blocks: int | None = Field(None, ge=1, description="over time, of a convolutional front")
     audio_stride: int | None = Field(
         None, ge=1, description="neighbouring audio frames averaged into one before the head"
     )
     context_turns: int | None = Field(
         None, ge=0, le=32, description="previous turns of the dialogue that the head reads"
+    )
+    layer_mix: Literal["none", "weighted", "normalized"] | None = Field(
+        None,
+        description="of several stored layers (`combine: concat`): side by side, their sum with "
+        "learnt weights, or that of the layers normalised each; docs/models.md",
+    )
+    speech_encoder: FolderName | None = Field(
+        None,
+        description="the only one of several speech encoders that is read "
+        "(features.speech.additional); default: all",
     )
     speech_layer: int | None = Field(
         None, description="the only one of features.speech.layers that is read (`combine: concat`)"

@@ -6,7 +6,7 @@ Records become columns chunk by chunk, so that Python objects exist for one chun
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -68,6 +68,7 @@ class BuildResult:
         dropped: rejected rows and recordings by corpus title, without ties.
         kept: utterances by corpus title.
         raters: answers of raters by corpus title.
+        unread_labels: clips of unlabelled corpora that have a label, by corpus title.
     """
 
     rows: pa.Table
@@ -80,6 +81,7 @@ class BuildResult:
     texts: dict[str, TextEncoding] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
+    unread_labels: Counter[str] = field(default_factory=Counter)
 
 
 def build_manifest(
@@ -89,6 +91,7 @@ def build_manifest(
     logger: RunLogger | None = None,
     digests: Digests | None = None,
     tasks: TasksConfig | None = None,
+    unlabelled: Collection[str] = (),
 ) -> BuildResult:
     """Read the audio header of every utterance, decide its label, and collect the columns.
 
@@ -98,12 +101,15 @@ def build_manifest(
         digests: those of files that are known already; new ones are added.
         tasks: an utterance that has one of their dimensions is kept without a class. Without
             the task `classes`, no utterance has a class. Default: the classes.
+        unlabelled: titles of corpora whose utterances get neither class nor dimension.
     """
     result = BuildResult(_schema(classes).empty_table())
     parts: list[pa.Table] = [result.rows]
     chunks: list[pa.Table] = []
     for title, records in corpora:
-        builder = _CorpusBuilder(title, ties, classes, result, digests, tasks)
+        builder = _CorpusBuilder(
+            title, ties, classes, result, digests, tasks, unlabelled=title in unlabelled
+        )
         utterances, logged = 0, 0
         for chunk in _chunked(records, CHUNK):
             chunks.append(builder.table(chunk))
@@ -199,8 +205,9 @@ class _CorpusBuilder:
         result: BuildResult,
         digests: Digests | None,
         tasks: TasksConfig | None,
+        unlabelled: bool,
     ) -> None:
-        self.title = title
+        self.title, self.unlabelled = title, unlabelled
         self.dimensions = tasks.dimensions if tasks else ()
         self.has_classes = tasks is None or tasks.classes is not None
         self.result = result
@@ -240,7 +247,11 @@ class _CorpusBuilder:
         session, dialogue, speaker = map(
             self._name, (utterance.session, utterance.dialogue, utterance.speaker)
         )
-        if not self.has_classes:
+        if self.unlabelled:
+            has_label = utterance.label is not None or utterance.votes is not None
+            self.result.unread_labels[self.title] += has_label
+            utterance = utterance._replace(valence=None, arousal=None, dominance=None)
+        if self.unlabelled or not self.has_classes:
             utterance = utterance._replace(votes=None, label=None, ratings=None)
         return utterance._replace(
             utterance_id=normal_id(utterance.utterance_id),
@@ -292,7 +303,8 @@ class _CorpusBuilder:
     def _decide(self, utterance: Utterance) -> int | None:
         """The index of the label decision, None if the utterance is rejected."""
         if (
-            utterance.votes is None
+            not self.unlabelled
+            and utterance.votes is None
             and utterance.label is None
             and all(getattr(utterance, name) is None for name in self.dimensions)
         ):

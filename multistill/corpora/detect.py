@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from multistill.config import CLASSES, DIMENSIONS, CorpusConfig
+from multistill.config.tasks import SCALE
 from multistill.corpora.labels import split_tie
 from multistill.corpora.loaders import LOADERS, load
 from multistill.corpora.loaders.csv_parquet import Table, open_table
@@ -21,6 +23,8 @@ from multistill.corpora.text import CorpusText
 from multistill.errors import MultistillError, UsageError
 
 TABLES = (".csv", ".tsv", ".parquet")
+FEWEST_GROUPS = 3
+"""Speakers or sessions, one each to train on, to choose the epoch on and to test."""
 _SAMPLE = 5000  # rows of a table that are looked at
 _NAMES = {
     "audio_path": "path file filename audio wav wavpath audiofile filepath 파일명",
@@ -49,6 +53,9 @@ class FoundCorpus:
         labels: of the first rows with their number, the commonest first.
         missing: what the table lacks, in sentences.
         has_text: whether it has transcripts.
+        has_classes: whether it has labels or votes, or may have.
+        dimensions: of which a table has a column.
+        groups: number of what it is split by; None if that was not counted.
     """
 
     settings: dict[str, Any]
@@ -56,6 +63,9 @@ class FoundCorpus:
     labels: tuple[tuple[str, int], ...] = ()
     missing: tuple[str, ...] = ()
     has_text: bool = True
+    has_classes: bool = True
+    dimensions: tuple[str, ...] = ()
+    groups: int | None = None
 
 
 def find_corpora(path: Path) -> list[FoundCorpus]:
@@ -137,11 +147,15 @@ def _describe_table(path: Path) -> FoundCorpus:
             )
         elif folder != path.parent:
             settings["audio_root"] = str(folder)
+    dimensions = tuple(name for name in DIMENSIONS if name in names)
+    has_classes = _has("label", names, table)
     for column, needed in (
         ("audio_path", "with the paths of the recordings"),
         ("label", "with the labels"),
         ("speaker", "with the speakers"),
     ):
+        if column == "label" and dimensions:
+            continue
         if not _has(column, names, table):
             missing.append(
                 f"no column {needed} was recognised: name it as `{column}` in `columns`; "
@@ -150,13 +164,45 @@ def _describe_table(path: Path) -> FoundCorpus:
     renamed = {ours: theirs for ours, theirs in names.items() if ours != theirs}
     if renamed:
         settings["columns"] = renamed
+    for name in dimensions:
+        if (problem := _out_of_scale(name, values(name))) is not None:
+            missing.append(problem)
+            break
     labels = Counter(label for text in values("label") for label in split_tie(text))
+    split = "session" if "session" in names else "speaker"
+    groups = {name for name in values(split) if name}
+    counted = len(groups) if groups and len(rows) < _SAMPLE else None
+    if counted is not None and counted < FEWEST_GROUPS:
+        missing.append(
+            f"the table has {counted} {split}{'s' * (counted != 1)}, and models need "
+            f"{FEWEST_GROUPS}: to train on, to choose the epoch on, and to be tested on; add data"
+        )
     return FoundCorpus(
         settings,
-        split="session" if "session" in names else "speaker",
+        split=split,
         labels=tuple(labels.most_common()),
         missing=tuple(missing),
-        has_text=bool({"text", "text_path"} & names.keys()),
+        has_text=any(values("text")) or "text_path" in names,
+        has_classes=has_classes or not dimensions,
+        dimensions=dimensions,
+        groups=counted,
+    )
+
+
+def _out_of_scale(dimension: str, fields: Sequence[str]) -> str | None:
+    """A sentence if values are outside the scale that tables have by default."""
+    found = []
+    for text in fields:
+        try:
+            found.append(float(text))
+        except ValueError:
+            continue
+    if not found or (SCALE[0] <= min(found) and max(found) <= SCALE[1]):
+        return None
+    return (
+        f"the values of `{dimension}` go from {min(found):g} to {max(found):g}: set `scale` to the "
+        "lowest and the highest value that raters could give, and they are mapped to "
+        f"{SCALE[0]:g} to {SCALE[1]:g}"
     )
 
 
@@ -192,7 +238,16 @@ def _rows(table: Table) -> Iterator[tuple[str, Sequence[Any]]]:
 
 
 def _audio_folder(folder: Path, names: Sequence[str]) -> Path | None:
-    """The folder that the paths start from: the table's, one inside it, or the one above."""
+    """The folder that the paths start from: the table's, one inside it, or the one above.
+
+    Of absolute paths, the table's or the deepest that holds all of them.
+    """
+    absolute = [name for name in names if name.startswith("/")]
+    if absolute:
+        if not any(Path(name).is_file() for name in absolute[:20]):
+            return None
+        above = Path(os.path.commonpath([os.path.dirname(name) for name in absolute]))  # noqa: PTH120
+        return folder if above.is_relative_to(folder) else above
     sample = [name for name in names if name][:20]
     inside = sorted(child for child in folder.iterdir() if child.is_dir())
     for candidate in (folder, *inside, folder.parent):

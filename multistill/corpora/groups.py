@@ -93,8 +93,10 @@ def codes_of(table: pa.Table, column: str) -> tuple[npt.NDArray[np.int64], pa.Ar
     encoded = table[column].dictionary_encode()  # one dictionary over all chunks
     if not encoded.num_chunks:
         return np.zeros(0, np.int64), pa.array([], pa.string())
-    codes = [chunk.indices.to_numpy() for chunk in encoded.chunks]
-    return np.concatenate(codes).astype(np.int64), encoded.chunk(0).dictionary
+    indices = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])
+    # A column that was dictionary-encoded before rows were filtered keeps the values of all.
+    used, codes = np.unique(indices, return_inverse=True)
+    return codes.astype(np.int64), encoded.chunk(0).dictionary.take(pa.array(used))
 
 
 def _natural_key(name: str) -> tuple[list[tuple[int, str]], str]:

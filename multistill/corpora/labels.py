@@ -33,6 +33,8 @@ class LabelReader(dict[str, str | None]):
         labels: the job's classes.
         corpus: the corpus's `labels`.
         tasks: what the job predicts; default: the classes.
+        unlabelled: labels are only there or not, so that no loader rejects a clip for its label:
+            each is the first class, and what a clip is given is dropped later.
 
     Attributes:
         without_classes: whether the classes are no task, so that labels decide nothing.
@@ -47,8 +49,10 @@ class LabelReader(dict[str, str | None]):
         labels: LabelsConfig | None = None,
         corpus: Mapping[str, str] | None = None,
         tasks: TasksConfig | None = None,
+        unlabelled: bool = False,
     ) -> None:
         super().__init__()
+        self.unlabelled = unlabelled
         self.labels = labels or LabelsConfig()
         self.dimensions = tasks.dimensions if tasks else ()
         self.without_classes = tasks is not None and tasks.classes is None
@@ -67,6 +71,8 @@ class LabelReader(dict[str, str | None]):
         key = _key(name)
         if not key or control_characters(name):
             return None
+        if self.unlabelled:
+            return self.classes[0]
         if key in self._own:
             return self._own[key]
         return self._by_emotion.get(self.labels.emotion_of(key), self.labels.others)
@@ -77,7 +83,7 @@ class LabelReader(dict[str, str | None]):
 
     def leaves_out(self, name: str) -> bool:
         """Whether `labels.leave_out` of the job names the label's emotion."""
-        if self.without_classes:
+        if self.without_classes or self.unlabelled:
             return False
         emotion = self.labels.emotion_of(_key(name))
         return emotion in self._by_emotion and self._by_emotion[emotion] is None

@@ -22,6 +22,8 @@ MANIFEST = "manifest.parquet"
 REJECTED = "rejected.parquet"
 NOTES = "notes.parquet"
 QUALITY = "quality.json"
+UNLABELLED = "unlabelled"
+"""The part (`split`) of corpora without labels (`multistill.corpora.unlabelled`)."""
 _HASH_BATCH = 8192  # strings converted to Python objects at a time
 _ROW_GROUP = 65_536
 _CLASSES = "classes"  # key of the schema's metadata
@@ -54,22 +56,22 @@ MANIFEST_FIELDS = (
     _field("valence", pa.float32(), nullable=True),
     _field("arousal", pa.float32(), nullable=True),
     _field("dominance", pa.float32(), nullable=True),
-    _field("split", pa.string()),
+    _field("split", pa.string()),  # train, valid, test or unlabelled
     _field("fold", pa.int32()),
     _field("group", pa.string()),
     _field("audio_digest", pa.string()),
 )
 MANIFEST_COLUMNS = tuple(field.name for field in MANIFEST_FIELDS)
 """Columns in order. `utterance_id`, `session`, `dialogue` and `speaker` start with the corpus's
-title and a slash, so they are unique over corpora; `session` and `speaker` are empty if the
-corpus does not give them. `age` is in years, `style` says whether a clip is `scripted` or
-`improvised`, each null if the corpus does not tell. `votes` and `label_soft` follow the order of
-the classes, which the metadata name; of an utterance without any class, which has a dimension then,
-`label_soft` is zero everywhere. `label` is null on a tie and without any class, `valence`,
-`arousal` and `dominance` are from 1 to 5, `duration_s` is in seconds, `fold` is -1 for test.
-`group` names what the split keeps together, the unit of the evaluation's intervals
-(`multistill.corpora.groups`). `audio_digest` is a digest of the whole file
-(`multistill.audio.digests`)."""
+title and a slash, so they are unique over corpora; `session` and `speaker` are empty if the corpus
+does not give them. `age` is in years, `style` says whether a clip is `scripted` or `improvised`,
+each null if the corpus does not tell. `votes` and `label_soft` follow the order of the classes,
+which the metadata name; of an utterance without any class, which has a dimension then or is of a
+corpus without labels, `label_soft` is zero everywhere. `label` is null on a tie and without any
+class, `valence`, `arousal` and `dominance` are from 1 to 5, `duration_s` is in seconds, `fold` is
+-1 for test and for corpora without labels, which `split` has as `unlabelled`. `group` names what
+the split keeps together, the unit of the evaluation's intervals (`multistill.corpora.groups`).
+`audio_digest` is a digest of the whole file (`multistill.audio.digests`)."""
 
 REJECTED_SCHEMA = pa.schema([_field("source", pa.string()), _field("reason", pa.string())])
 NOTES_SCHEMA = pa.schema([_field(name, pa.string()) for name in ("source", "kind", "text")])

@@ -33,6 +33,12 @@ from multistill.corpora.paths import audio_folder
 from multistill.corpora.records import Record
 from multistill.corpora.rejections import Rejections
 from multistill.corpora.split import PARTS, Split, hash64, leaks, refuse_leaks, split_rows
+from multistill.corpora.unlabelled import (
+    Unlabelled,
+    refuse_empty,
+    sentences,
+    unlabelled_titles,
+)
 from multistill.errors import MultistillError, UsageError
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.workspace import fold_folder, write_json
@@ -68,7 +74,8 @@ def prepare(
         digests: file that remembers the digests of recordings (`audio.digests.Digests`).
 
     Returns:
-        `utterances`, `rejected`, `synthetic`, `leaks`, `splits` (counts), `rejected_kinds`: the
+        `utterances`, `rejected`, `synthetic`, `leaks`, `splits` (counts), `unlabelled`: what
+        became of corpora without labels (`Unlabelled.describe`); `rejected_kinds`: the
         commonest reasons with their number and the first row, `content`: digest of the input
         of the features (ids, audio and text), independent of the split; and under
         cross-validation `folds`, each with `name`, `test` (groups), `groups` and `splits`.
@@ -119,17 +126,22 @@ def _prepare(
     logger: RunLogger,
 ) -> dict[str, Any]:
     records = ((config.title, _records(config, labels, unpacked, tasks)) for config in corpora)
-    built = build_manifest(records, split.ties, labels.classes, logger, digests, tasks)
+    without_labels = unlabelled_titles(corpora)
+    built = build_manifest(
+        records, split.ties, labels.classes, logger, digests, tasks, without_labels
+    )
     refuse_off_scale(built.notes.kinds, tasks.dimensions)
     dropped = {
         title: built.dropped[title] / max(1, built.dropped[title] + kept)
         for title, kept in built.kept.items()
     }
     refuse_rejections(corpora, dropped, built.rejections.commonest())
+    read = len(built.rows)
+    unlabelled = Unlabelled.separate(built, without_labels)
     if not len(built.rows):
         raise MultistillError(_no_utterances(built.rejections))
     _refuse_one_class(built)
-    logger.info(f"{len(built.rows)} utterances read, {len(built.rejections)} rejected")
+    logger.info(f"{read} utterances read, {len(built.rejections)} rejected")
     for kind, count in built.rejections.kinds.most_common(3):
         logger.info(f"rejected: {count} x {kind}")
     folds: list[Split] = []
@@ -150,7 +162,15 @@ def _prepare(
         refuse_missing(built.rows, part.part, tasks.dimensions, number + 1 if folds else None)
     before = _with_parts(built.rows, whole)
     rows = before if folds else _apply_caps(before, split, built.rejections)
+    if not folds and not split.allow_leak:
+        unlabelled.reject_heard(built.rows, whole.part, built.rejections)
+    tested = rows["text"].filter(pc.equal(rows["split"], "test"))
+    rows = unlabelled.join(rows)
     report = quality.report(built, before, rows, whole.facts, leaked, split, split.seed)
+    report["unlabelled"] = unlabelled.describe(tested)
+    refuse_empty(report["unlabelled"], built.rejections)
+    for sentence in sentences(report["unlabelled"]):
+        logger.info(sentence)
     if not folds:
         for gap in coverage_gaps(report["split"]["classes"]):
             logger.info(f"{gap.title}: {gap.text}")
@@ -162,7 +182,7 @@ def _prepare(
     summary: dict[str, Any] = {}
     if folds:
         summary["folds"] = [
-            _write_fold(built, fold, split, fold_folder(out, number))
+            _write_fold(built, fold, split, unlabelled, fold_folder(out, number))
             for number, fold in enumerate(folds)
         ]
     return summary | {
@@ -175,6 +195,7 @@ def _prepare(
         "leaks": report["leaks"],
         "splits": report["counts"]["split"],
         "content": _content(rows),
+        "unlabelled": report["unlabelled"],
         **count_dimensions(rows, tasks.dimensions),
     }
 
@@ -203,14 +224,17 @@ def _with_parts(rows: pa.Table, parts: Split) -> pa.Table:
 
 
 def _write_fold(
-    built: BuildResult, fold: Split, split: SplitConfig, folder: Path
+    built: BuildResult, fold: Split, split: SplitConfig, unlabelled: Unlabelled, folder: Path
 ) -> dict[str, Any]:
     """Write the manifest of one fold of a cross-validation; returns what the summary says of it.
 
-    Clips above a cap of `split.max_per_class` are left out of this fold's training only.
+    Clips above a cap of `split.max_per_class` are left out of this fold's training only, as are
+    unlabelled clips of people whom this fold tests or validates on.
     """
     folder.mkdir(parents=True)
     rows = _apply_caps(_with_parts(built.rows, fold), split, Rejections())
+    heard = None if split.allow_leak else unlabelled.heard(built.rows, fold.part)
+    rows = unlabelled.join(rows, heard)
     write_manifest(rows.select(MANIFEST_COLUMNS), folder)
     return {**fold.facts, "splits": quality.counts(rows["split"])}
 

@@ -18,14 +18,19 @@ def soft_targets(
     """Write the teacher's outputs for every row outside test, and on request its pooled states.
 
     A training row whose fold is in `folds` gets the outputs of the teacher that was not trained
-    on that fold; all other rows get those of the ensemble `teachers`.
+    on that fold; all other rows get those of the ensemble `teachers`, which was trained on none of
+    the validation rows and of the rows without labels.
+
+    The pooled states of the rows without labels are those of a fold's teacher too: of states, the
+    student learns one projection per teacher, and the ensemble would be one more. The row's id
+    decides which.
 
     Args:
         manifest, features: folders of the manifest and of the feature store.
         teachers: model folders of the ensemble.
         folds: fold -> folder of the model that was trained without it.
-        pooled: also write the pooled states of the training rows: those of the fold's teacher,
-            or else those of all `teachers`, concatenated.
+        pooled: also write the pooled states of the rows that students are trained on: those of
+            the fold's teacher, or else those of all `teachers`, concatenated.
         out: the Parquet file. The folder `parts` next to it keeps finished parts, so that an
             interrupted run can resume, and is removed at the end.
 
@@ -40,7 +45,8 @@ def soft_targets(
 
     import numpy as np
 
-    from multistill.corpora.manifest import classes_of, read_manifest
+    from multistill.corpora.manifest import UNLABELLED, classes_of, read_manifest
+    from multistill.corpora.split import hash64
     from multistill.distillation.targets import write_pooled, write_soft_targets
     from multistill.distillation.teacher import Teacher
     from multistill.errors import MultistillError
@@ -56,12 +62,19 @@ def soft_targets(
     ids = rows["utterance_id"].tolist()
     fold = rows["fold"].to_numpy(copy=True)
     train = (rows["split"] == "train").to_numpy()
+    unlabelled = (rows["split"] == UNLABELLED).to_numpy()
 
     # The fold whose teacher predicts each row; -1: the ensemble.
     teacher_fold = np.where(train & np.isin(fold, list(folds)), fold, -1)
+    # The same of the teacher whose pooled states are kept; -2: none.
+    state_fold = np.where((train | unlabelled) & pooled, teacher_fold, -2)
+    if folds and pooled:
+        order = sorted(folds)
+        for row in np.flatnonzero(state_fold == -1):
+            state_fold[row] = order[hash64("states", ids[row]) % len(order)]
     parts = out.with_name("parts")
     logits = np.zeros((len(ids), len(classes)), dtype=np.float32)
-    pooled_rows, pooled_states = [], []
+    pooled_rows, pooled_states, spaces = [], [], []
     configs = {folder: read_model_config(folder) for folder in (*teachers, *folds.values())}
     if not configs[teachers[0]]["spec"]["num_classes"]:
         classes = ()  # a teacher of dimensions alone
@@ -82,29 +95,37 @@ def soft_targets(
             )
     values = np.zeros((len(ids), len(dimensions)), dtype=np.float32)
     kind: Output = configs[teachers[0]]["output"]
-    for number in [-1, *sorted(folds)]:
-        selected = np.flatnonzero(teacher_fold == number)
+    for space, number in enumerate([-1, *sorted(folds)]):
+        of_outputs, of_states = teacher_fold == number, state_fold == number
+        selected = np.flatnonzero(of_outputs | of_states)
         if not len(selected):
             continue
-        # With out-of-fold teachers, students do not read the pooled states of the ensemble.
-        keep_pooled = pooled and (number >= 0 or not folds)
+        keep_pooled = bool(of_states.any())
         members = [
             Teacher(folder, store, manifest, parts, keep_pooled=keep_pooled)
             for folder in (teachers if number < 0 else [folds[number]])
         ]
         outputs = [member.predict([ids[row] for row in selected]) for member in members]
-        raw = kind == "shares"
+        chosen = of_outputs[selected]
         if classes:
-            logits[selected] = combine([output.logits for output in outputs], raw=raw)
-        values[selected] = np.mean([output.dimensions for output in outputs], axis=0)
+            mixed = combine([output.logits for output in outputs], raw=kind == "shares")
+            logits[selected[chosen]] = mixed[chosen]
+        means = np.mean([output.dimensions for output in outputs], axis=0)
+        values[selected[chosen]] = means[chosen]
         if keep_pooled:
-            is_train = train[selected]
             states = np.concatenate([output.pooled for output in outputs], axis=1)
-            pooled_rows.append(selected[is_train])
-            pooled_states.append(states[is_train])
+            kept = of_states[selected]
+            pooled_rows.append(selected[kept])
+            pooled_states.append(states[kept])
+            spaces.append(np.full(kept.sum(), space))
     if pooled:
-        write_pooled(out, np.concatenate(pooled_rows), np.concatenate(pooled_states))
+        write_pooled(out, *map(np.concatenate, (pooled_rows, pooled_states, spaces)))
     teacher = "out-of-fold" if folds else "in-sample"
     write_soft_targets(out, ids, logits, teacher, teacher_fold, kind, classes, values, dimensions)
     shutil.rmtree(parts, ignore_errors=True)
-    return {"rows": len(ids), "teachers": len(teachers), "fold_teachers": len(folds)}
+    return {
+        "rows": len(ids),
+        "unlabelled_rows": int(unlabelled.sum()),
+        "teachers": len(teachers),
+        "fold_teachers": len(folds),
+    }

@@ -1,7 +1,7 @@
 """Files of a teacher's outputs, written by the distill stage and read by student trainings.
 
 soft_targets.parquet       outputs of every utterance outside the test split
-pooled.safetensors         if requested: pooled states of the training utterances
+pooled.safetensors         if requested: pooled states of the utterances that students learn from
 """
 
 from __future__ import annotations
@@ -138,24 +138,28 @@ def read_soft_targets(path: Path) -> SoftTargets:
     )
 
 
-def write_pooled(targets: Path, rows: npt.ArrayLike, pooled: npt.ArrayLike) -> None:
+def write_pooled(
+    targets: Path, rows: npt.ArrayLike, pooled: npt.ArrayLike, teacher: npt.ArrayLike
+) -> None:
     """Write the teacher's pooled states into the folder of the soft targets, atomically.
 
     Args:
         targets: the Parquet file.
         rows: int64 [M], row indices of that file, in any order.
         pooled: float32 [M, D], the inputs of the teacher's classifier.
+        teacher: int64 [M], which teacher they are of: any number per teacher.
     """
     tensors = {
         "row": torch.from_numpy(np.asarray(rows, dtype=np.int64)),
         "pooled": torch.from_numpy(np.ascontiguousarray(pooled, dtype=np.float32)),
+        "teacher": torch.from_numpy(np.asarray(teacher, dtype=np.int64)),
     }
     with atomic_path(targets.with_name(POOLED)) as temporary:
         save_file(tensors, temporary)
 
 
-def read_pooled(targets: Path) -> tuple[IntArray, torch.Tensor]:
-    """Read `rows` and `pooled` of `write_pooled`.
+def read_pooled(targets: Path) -> tuple[IntArray, torch.Tensor, IntArray]:
+    """Read `rows`, `pooled` and `teacher` of `write_pooled`.
 
     The file is memory-mapped, so the processes of a node share it.
 
@@ -174,7 +178,7 @@ def read_pooled(targets: Path) -> tuple[IntArray, torch.Tensor]:
         raise MultistillError(
             f"{path} is damaged ({error}); remove it and run the job again"
         ) from error
-    return tensors["row"].numpy(), tensors["pooled"]
+    return tensors["row"].numpy(), tensors["pooled"], tensors["teacher"].numpy()
 
 
 def _vectors(values: npt.ArrayLike, rows: int, width: int) -> pa.Array:

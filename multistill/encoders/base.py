@@ -32,6 +32,7 @@ class EncoderInfo:
         layers: indices of the selected hidden states, see `layers.LayerSelector`.
         scaling: how states are standardised, see `Scaling`.
         layer_params: per selected layer, the parameters that a head uses which reads it alone.
+        parts: of several speech encoders side by side, each with its place in a state.
         padding: how clips share a batch: with an attention mask, only with clips of equal
             length, or not at all (each clip is computed alone).
         revision: hub commit or folder digest of the weights.
@@ -51,13 +52,44 @@ class EncoderInfo:
     scaling: Scaling = "dimension"
     layer_params: dict[str, int] = field(default_factory=dict)
     stored: Stored = "states"
+    parts: tuple[EncoderPart, ...] = ()
 
     @property
     def trained(self) -> bool | None:
         return {"pretrained": True, "untrained": False, "none": None}[self.weights]
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "layers": list(self.layers), "trained": self.trained}
+        return {
+            **asdict(self),
+            "layers": list(self.layers),
+            "trained": self.trained,
+            "parts": [part.to_dict() for part in self.parts],
+        }
+
+
+@dataclass(frozen=True)
+class EncoderPart:
+    """One of several speech encoders whose states stand side by side.
+
+    Attributes:
+        title: unique name, as `model.speech_encoder` gives it.
+        start: first value of a state that is of this encoder; it has `info.dim` of them.
+        side_by_side: layers that stand side by side in turn; empty if it has one state per frame.
+        info: of the encoder alone.
+    """
+
+    title: str
+    start: int
+    side_by_side: tuple[int, ...]
+    info: EncoderInfo
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **self.info.to_dict(),
+            "title": self.title,
+            "start": self.start,
+            "side_by_side": list(self.side_by_side),
+        }
 
 
 class SpeechEncoder(Protocol):
@@ -79,7 +111,10 @@ class SpeechEncoder(Protocol):
         ...
 
     def encode(self, waves: Sequence[FloatArray]) -> Sequence[AnyArray]:
-        """States [frames, dim] float32 of each wave; the waves are computed as one batch."""
+        """States [frames, dim] float32 of each wave; the waves are computed as one batch.
+
+        What is `stored` of an encoder that is trained from waves is int16.
+        """
         ...
 
     def verify(self, waves: Sequence[FloatArray]) -> None:
@@ -108,5 +143,5 @@ class TextEncoder(Protocol):
         ...
 
     def encode(self, texts: Sequence[str]) -> Sequence[AnyArray]:
-        """States [tokens, dim] float32 of each text; [0, dim] for an empty one."""
+        """States [tokens, dim] float32 of each text; [0, dim] for an empty one. Ids are int32."""
         ...

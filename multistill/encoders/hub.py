@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from multistill.config import SpeechEncoderConfig, TextEncoderConfig
+from multistill.config import SpeechPartConfig, TextEncoderConfig
 
 HUB_TIMEOUT_S = 10.0
 
@@ -46,7 +46,7 @@ def _path(model: str) -> Path:
     return Path(os.path.expanduser(model))  # noqa: PTH111, Path's raises for an unknown user
 
 
-def local_folder(config: SpeechEncoderConfig | TextEncoderConfig) -> Path | None:
+def local_folder(config: SpeechPartConfig | TextEncoderConfig) -> Path | None:
     """The folder that holds a model on this machine: its own, or that of the hub's cache."""
     if is_folder(config.model):
         return _path(config.model)
@@ -99,11 +99,18 @@ def load_model(model: str, resolved: str | None) -> Any:
         UnavailableModelError: the model cannot be loaded or its checkpoint is incomplete.
     """
     from transformers import AutoModel
+
+    return _load_weights(AutoModel.from_pretrained, model, resolved)
+
+
+def _load_weights(
+    from_pretrained: Callable[..., Any], model: str, resolved: str | None, **options: Any
+) -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    loaded, info = _load(AutoModel.from_pretrained, model, resolved, output_loading_info=True)
+    loaded, info = _load(from_pretrained, model, resolved, output_loading_info=True, **options)
     # The SpecAugment vector and the pooler have no influence on hidden states.
     missing = [
         name
@@ -123,6 +130,42 @@ def load_settings(model: str, resolved: str | None) -> Any:
     from transformers import AutoConfig
 
     return _load(AutoConfig.from_pretrained, model, resolved)
+
+
+def model_type(model: str, resolved: str | None) -> str | None:
+    """`model_type` of a model's config.json; arguments and errors as for `load_model`."""
+    from transformers import PretrainedConfig
+
+    settings, _ = _load(PretrainedConfig.get_config_dict, model, resolved)
+    found = settings.get("model_type")
+    return None if found is None else str(found)
+
+
+def load_whisper_encoder(model: str, resolved: str | None) -> Any:
+    """The encoder half of a Whisper checkpoint; the decoder's weights are not read.
+
+    Arguments and errors as for `load_model`.
+    """
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    # Checkpoints of WhisperModel and of the models with a head name the encoder differently.
+    return _load_weights(
+        WhisperEncoder.from_pretrained,
+        model,
+        resolved,
+        key_mapping={r"^(model\.)?encoder\.": ""},
+    )
+
+
+def scales_waves(model: str, resolved: str | None) -> bool:
+    """Whether a model's own feature extractor scales waves to unit variance (`do_normalize`)."""
+    from transformers import WhisperFeatureExtractor
+
+    try:
+        settings, _ = _load(WhisperFeatureExtractor.get_feature_extractor_dict, model, resolved)
+    except UnavailableModelError:  # a folder with the model alone
+        return False
+    return bool(settings.get("do_normalize"))
 
 
 def load_tokenizer(model: str, resolved: str | None) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from multistill.errors import UsageError
+from multistill.encoders.trained_layers import resolve_indices
 
 
 class LayerSelector:
@@ -109,18 +109,3 @@ class LayerSelector:
 
     def _record_output(self, index: int, _module: nn.Module, _args: Any, output: Any) -> None:
         self._recorded[index] = output[0] if isinstance(output, tuple) else output
-
-
-def resolve_indices(selected: Sequence[int], count: int, key: str) -> tuple[int, ...]:
-    """Indices of hidden states counted from 0, of a model with `count` layers.
-
-    Raises:
-        UsageError: the model has no such layer.
-    """
-    for index in selected:
-        if not -count - 1 <= index <= count:
-            raise UsageError(
-                f"{key}: {index} is not a layer of this encoder; it has {count} layers, "
-                f"so use 0 to {count} or -1 to {-count - 1}"
-            )
-    return tuple(index % (count + 1) for index in selected)

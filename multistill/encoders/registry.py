@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from multistill.config import SpeechEncoderConfig, TextEncoderConfig
+from multistill.config import SpeechPartConfig, TextEncoderConfig
 from multistill.encoders import hub
 from multistill.encoders.base import (
     SPEECH_SECTION,
@@ -19,22 +19,29 @@ from multistill.encoders.base import (
     TextEncoder,
     Weights,
 )
+from multistill.encoders.kinds import Reader, reader_of
 from multistill.encoders.packaged import PACKAGED, SMART_TURN, USE_MULTILINGUAL
 from multistill.encoders.tokenizers import HashingTokenizer, PretrainedTokenizer, Tokenizer
-from multistill.encoders.trained_layers import refuse_untrainable, stored_kind
+from multistill.encoders.trained_layers import (
+    EncoderConfig,
+    refuse_untrainable,
+    section_of,
+    stored_kind,
+    training_of,
+)
 from multistill.errors import MultistillError
 
 if TYPE_CHECKING:
     import torch
 
 
-def _log_mel(config: SpeechEncoderConfig, device: torch.device) -> SpeechEncoder:
+def _log_mel(config: SpeechPartConfig, device: torch.device) -> SpeechEncoder:
     from multistill.encoders.speech import LogMel
 
     return LogMel()
 
 
-def _smart_turn(config: SpeechEncoderConfig, device: torch.device) -> SpeechEncoder:
+def _smart_turn(config: SpeechPartConfig, device: torch.device) -> SpeechEncoder:
     from multistill.encoders.smart_turn import empty_encoder
     from multistill.encoders.whisper import WhisperStates
 
@@ -45,7 +52,7 @@ def _smart_turn(config: SpeechEncoderConfig, device: torch.device) -> SpeechEnco
     return WhisperStates(encoder, config, "pretrained", revision=revision, device=device)
 
 
-def _untrained_wav2vec2(config: SpeechEncoderConfig, device: torch.device) -> SpeechEncoder:
+def _untrained_wav2vec2(config: SpeechPartConfig, device: torch.device) -> SpeechEncoder:
     from multistill.encoders.speech import Wav2Vec2Family, untrained_wav2vec2
 
     return Wav2Vec2Family(untrained_wav2vec2(), config, "untrained", revision=None, device=device)
@@ -78,7 +85,7 @@ def _use_tokenizer() -> Tokenizer:
     return SentencePieces(**USE_MULTILINGUAL.load_tokenizer())
 
 
-BUILT_IN_SPEECH: Mapping[str, Callable[[SpeechEncoderConfig, torch.device], SpeechEncoder]] = {
+BUILT_IN_SPEECH: Mapping[str, Callable[[SpeechPartConfig, torch.device], SpeechEncoder]] = {
     "log-mel": _log_mel,
     "smart-turn": _smart_turn,
     "untrained-wav2vec2": _untrained_wav2vec2,
@@ -94,10 +101,48 @@ _BUILT_IN_TOKENIZERS: Mapping[str, Callable[[], Tokenizer]] = {
 }
 
 
-def load_speech(
-    config: SpeechEncoderConfig, resolved: str | None, device: torch.device
+def _wav2vec2(
+    config: SpeechPartConfig, resolved: str | None, device: torch.device
 ) -> SpeechEncoder:
-    """Load what fills the store with the speech states of a job, on a device, in eval mode.
+    from multistill.encoders.speech import Wav2Vec2Family
+
+    model = hub.load_model(config.model, resolved)
+    with _usable(config.model):
+        return Wav2Vec2Family(model, config, "pretrained", revision=resolved, device=device)
+
+
+def _whisper(config: SpeechPartConfig, resolved: str | None, device: torch.device) -> SpeechEncoder:
+    from multistill.encoders.whisper import SPEECH_LEVEL, WhisperStates
+
+    encoder = hub.load_whisper_encoder(config.model, resolved)
+    level = 1.0 if hub.scales_waves(config.model, resolved) else SPEECH_LEVEL
+    with _usable(config.model):
+        return WhisperStates(
+            encoder, config, "pretrained", revision=resolved, device=device, level=level
+        )
+
+
+def _w2v_bert(
+    config: SpeechPartConfig, resolved: str | None, device: torch.device
+) -> SpeechEncoder:
+    from multistill.encoders.w2v_bert import W2vBert
+
+    model = hub.load_model(config.model, resolved)
+    with _usable(config.model):
+        return W2vBert(model, config, "pretrained", revision=resolved, device=device)
+
+
+_READERS: Mapping[Reader, Callable[[SpeechPartConfig, str | None, torch.device], SpeechEncoder]] = {
+    "wav2vec2": _wav2vec2,
+    "whisper": _whisper,
+    "w2v-bert": _w2v_bert,
+}
+
+
+def load_speech(
+    config: SpeechPartConfig, resolved: str | None, device: torch.device
+) -> SpeechEncoder:
+    """Load what fills the store with the states of one speech encoder, on a device, in eval mode.
 
     Of an encoder that is trained, this is what lies below the trained layers; `trainable` has them.
 
@@ -107,20 +152,33 @@ def load_speech(
     Raises:
         MultistillError: the model cannot be loaded or does not read raw audio.
     """
-    refuse_untrainable(config)
+    check_trainable(config, resolved)
     if stored_kind(config) == "waves":
         from multistill.encoders.stored_inputs import StoredWaves
 
         return StoredWaves(config, _weights_of(config), resolved)
     if config.model in BUILT_IN_SPEECH:
         return BUILT_IN_SPEECH[config.model](config, device)
-    from multistill.encoders.speech import Wav2Vec2Family
-
     with _advice(SPEECH_SECTION, BUILT_IN_SPEECH):
-        model = hub.load_model(config.model, resolved)
-        # The place to choose another class by `model.config.model_type`.
-        with _usable(config.model):
-            return Wav2Vec2Family(model, config, "pretrained", revision=resolved, device=device)
+        build = _READERS[reader_of(hub.model_type(config.model, resolved))]
+        return build(config, resolved, device)
+
+
+def check_trainable(config: EncoderConfig, resolved: str | None) -> None:
+    """Refuse an encoder that cannot be trained as configured, before its weights are read.
+
+    Raises:
+        UsageError: it cannot.
+        MultistillError: it cannot be found.
+    """
+    if not training_of(config).enabled:
+        return
+    if config.model in {*BUILT_IN_SPEECH, *BUILT_IN_TEXT}:
+        refuse_untrainable(config)
+        return
+    built_in = BUILT_IN_SPEECH if section_of(config) == "speech" else BUILT_IN_TEXT
+    with _advice(f"features.{section_of(config)}", built_in):
+        refuse_untrainable(config, hub.model_type(config.model, resolved))
 
 
 def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.device) -> TextEncoder:
@@ -132,7 +190,7 @@ def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.dev
     Raises:
         MultistillError: the model or its tokenizer cannot be loaded.
     """
-    refuse_untrainable(config)
+    check_trainable(config, resolved)
     if stored_kind(config) == "tokens":
         return _stored_tokens(config, resolved)
     if config.model in BUILT_IN_TEXT:
@@ -177,7 +235,7 @@ def _refuse_other_tokenizer(
         )
 
 
-def _weights_of(config: SpeechEncoderConfig | TextEncoderConfig) -> Weights:
+def _weights_of(config: EncoderConfig) -> Weights:
     return "untrained" if config.model in _UNTRAINED else "pretrained"
 
 
@@ -194,7 +252,7 @@ def load_tokenizer(config: TextEncoderConfig) -> Tokenizer:
         return PretrainedTokenizer(hub.load_tokenizer(config.model, resolved))
 
 
-def resolve_speech(config: SpeechEncoderConfig) -> str | None:
+def resolve_speech(config: SpeechPartConfig) -> str | None:
     """Identity of the weights: a hub commit, a digest of the local folder or of the package.
 
     None for built-in encoders without weights of their own.
@@ -210,9 +268,7 @@ def resolve_text(config: TextEncoderConfig) -> str | None:
     return _resolve(config, TEXT_SECTION, BUILT_IN_TEXT)
 
 
-def _resolve(
-    config: SpeechEncoderConfig | TextEncoderConfig, section: str, built_in: Iterable[str]
-) -> str | None:
+def _resolve(config: EncoderConfig, section: str, built_in: Iterable[str]) -> str | None:
     if config.model in built_in:
         weights = PACKAGED.get(config.model)
         return None if weights is None else weights.identity

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from multistill.audio import SAMPLE_RATE
-from multistill.config import SpeechEncoderConfig
+from multistill.config import SpeechPartConfig
 from multistill.encoders.base import SPEECH_SECTION, EncoderInfo, Weights
+from multistill.encoders.kinds import SPEECH_ADVICE
 from multistill.encoders.layers import LayerSelector
 from multistill.encoders.masking import SpecAugment
-from multistill.encoders.trained_layers import refuse_untrainable, stored_layers
+from multistill.encoders.trained_layers import stored_layers
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray
 
@@ -198,11 +199,13 @@ class Wav2Vec2Network(nn.Module):
     def start_at(self, first: int) -> None:
         """Remove what lies below hidden state `first`, which `from_states` then reads."""
         model, encoder = self.model, self.model.encoder
-        bias = getattr(getattr(self.selector.layers[0], "attention", None), "rel_attn_embed", None)
+        lowest: Any = self.selector.layers[0]
         self.selector.start_at(first)
-        if bias is not None:
-            # WavLM: all layers share the distances that the first one has learnt.
-            self.selector.layers[0].attention.rel_attn_embed = bias.requires_grad_(False)
+        if model.config.model_type == "wavlm":
+            # All layers share the distances that the first one has learnt.
+            distances = lowest.attention.rel_attn_embed.requires_grad_(False)
+            lowest = self.selector.layers[0]
+            lowest.attention.rel_attn_embed = distances
         model.feature_extractor = model.feature_projection = model.masked_spec_embed = None
         encoder.pos_conv_embed = _NoPositions()
         encoder.dropout = nn.Identity()
@@ -258,7 +261,7 @@ class Wav2Vec2Family(ComparedWithFloat32):
     def __init__(
         self,
         model: Any,
-        config: SpeechEncoderConfig,
+        config: SpeechPartConfig,
         weights: Weights,
         *,
         revision: str | None,
@@ -270,7 +273,6 @@ class Wav2Vec2Family(ComparedWithFloat32):
         self.network = network.eval().to(device)
         self._device = device
         self._bfloat16 = uses_bfloat16(config, device)
-        self.frames = network.frames
         self.hop = network.hop
         self.minimum_samples = network.minimum_samples
         self.info = EncoderInfo(
@@ -284,6 +286,9 @@ class Wav2Vec2Family(ComparedWithFloat32):
             revision=revision,
             layer_params=network.selector.count_parameters(),
         )
+
+    def frames(self, samples: int) -> int:
+        return self.network.frames(samples)
 
     @torch.inference_mode()
     def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:
@@ -301,23 +306,21 @@ class Wav2Vec2Family(ComparedWithFloat32):
         return [states[row, : self.frames(length)] for row, length in enumerate(lengths)]
 
 
-def refuse_other_kinds(model: Any, config: SpeechEncoderConfig) -> None:
-    """Refuse a model that does not read raw audio like wav2vec2, or cannot be trained as asked.
+def refuse_other_kinds(model: Any, config: SpeechPartConfig) -> None:
+    """Refuse a model that does not read raw audio like wav2vec2.
 
     Raises:
         MultistillError: it does not.
-        UsageError: it cannot.
     """
     settings = model.config
     if not hasattr(settings, "conv_kernel") or not hasattr(model, "encoder"):
         raise MultistillError(
             f"{SPEECH_SECTION}.model: `{config.model}` ({settings.model_type}) does not read "
-            "raw audio like wav2vec2; use a wav2vec2, HuBERT, WavLM or data2vec-audio model"
+            f"raw audio like wav2vec2; {SPEECH_ADVICE}"
         )
-    refuse_untrainable(config, settings.model_type)
 
 
-def uses_bfloat16(config: SpeechEncoderConfig, device: torch.device) -> bool:
+def uses_bfloat16(config: SpeechPartConfig, device: torch.device) -> bool:
     """Whether an encoder is to compute in bfloat16 on a device."""
     if config.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from multistill.config import TextEncoderConfig
 from multistill.encoders.base import TEXT_SECTION, EncoderInfo, Weights
+from multistill.encoders.kinds import TEXT_ADVICE
 from multistill.encoders.layers import LayerSelector
 from multistill.encoders.tokenizers import HASHED, Tokenizer
-from multistill.encoders.trained_layers import refuse_untrainable, stored_layers
+from multistill.encoders.trained_layers import stored_layers
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray
 
@@ -154,18 +155,16 @@ def token_limit(settings: Any, tokenizer: Tokenizer, config: TextEncoderConfig) 
 
 
 def refuse_other_kinds(model: Any, config: TextEncoderConfig) -> None:
-    """Refuse a model that is not built like BERT, or cannot be trained as asked.
+    """Refuse a model that is not built like BERT.
 
     Raises:
         MultistillError: it is not.
-        UsageError: it cannot.
     """
     if not hasattr(getattr(model, "encoder", None), "layer"):
         raise MultistillError(
             f"{TEXT_SECTION}.model: `{config.model}` ({model.config.model_type}) is not built "
-            "like BERT; use an ELECTRA, BERT or RoBERTa model"
+            f"like BERT; {TEXT_ADVICE}"
         )
-    refuse_untrainable(config, model.config.model_type)
 
 
 def untrained_electra() -> Any:

@@ -17,12 +17,11 @@ from multistill.config import SpeechEncoderConfig, TextEncoderConfig
 from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.encoders.adapters import add_adapters, add_lora
 from multistill.encoders.masking import SpecAugment
-from multistill.encoders.registry import load_speech, load_text
+from multistill.encoders.registry import check_trainable, load_speech, load_text
 from multistill.encoders.stored_inputs import WAVE_COLUMNS, decode_waves
 from multistill.encoders.trained_layers import (
     SectionName,
     first_state,
-    refuse_untrainable,
     stored_kind,
 )
 from multistill.errors import MultistillError
@@ -229,7 +228,7 @@ def load_trainable(
         UsageError: the encoder lacks what is to be trained.
         MultistillError: the model cannot be loaded.
     """
-    refuse_untrainable(config)
+    check_trainable(config, resolved)
     whole = config.model_copy(update={"train": EncoderTrainingConfig()})
     device = torch.device("cpu")
     encoder: Any
@@ -237,5 +236,4 @@ def load_trainable(
         encoder = load_speech(whole, resolved, device)
     else:
         encoder = load_text(whole, resolved, device)
-    refuse_untrainable(config, encoder.network.model.config.model_type)
     return TrainableEncoder(encoder.network, config, resolved).train()

@@ -198,7 +198,8 @@ def overlaps(features: FeaturesConfig, corpora: Sequence[CorpusConfig]) -> list[
     for config in corpora:
         for corpus in corpora_of(config):
             titles.setdefault(corpus, []).append(f"`{config.title}`")
-    encoders = dict.fromkeys((features.speech.model, features.text.model))
+    models = [part.model for part in features.speech.parts]
+    encoders = dict.fromkeys((*models, features.text.model))
     return [sentence for model in encoders for sentence in _sentences(model, _known(model, titles))]
 
 

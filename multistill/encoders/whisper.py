@@ -3,6 +3,9 @@
 Published by Radford et al., 2022 (arXiv:2212.04356). The model was trained on clips padded to a
 fixed length. Here nothing is padded: positions count from the start of the clip, and a clip with
 more states than there are positions is encoded in windows.
+
+Log-mel of Whisper holds the level of the recording. Checkpoints that were trained on waves of unit
+variance (`do_normalize`) get such waves; others get all waves at `SPEECH_LEVEL`.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from multistill.audio import SAMPLE_RATE
-from multistill.config import SpeechEncoderConfig
+from multistill.config import SpeechPartConfig
 from multistill.encoders.base import SPEECH_SECTION, EncoderInfo, Weights
 from multistill.encoders.layers import LayerSelector
 from multistill.encoders.masking import SpecAugment
@@ -25,11 +28,13 @@ from multistill.encoders.speech import (
     rows_by_length,
     uses_bfloat16,
 )
-from multistill.encoders.trained_layers import refuse_untrainable, stored_layers
+from multistill.encoders.trained_layers import stored_layers, training_of
 from multistill.typing import FloatArray
 
 FFT = 400
 MEL_HOP = 160
+SPEECH_LEVEL = 10 ** (-26 / 20)
+"""Root mean square of speech at its nominal level, 26 dB below overload (ITU-T P.56, P.191)."""
 OVERLAP = 50
 """States that neighbouring windows share: one second."""
 
@@ -59,6 +64,7 @@ class WhisperNetwork(Wav2Vec2Frames, nn.Module):
         encoder: its final norm applies to the last layer.
         layers: hidden states that are selected.
         combine: how several become one.
+        level: root mean square of the waves that the model was trained on.
         whole: also give the state of what is left of a clip after its last whole frame, which the
             layers above attend to.
 
@@ -71,6 +77,7 @@ class WhisperNetwork(Wav2Vec2Frames, nn.Module):
         encoder: Any,
         layers: Sequence[int],
         combine: Literal["mean", "concat"],
+        level: float = 1.0,
         whole: bool = False,
     ) -> None:
         from torchaudio.transforms import MelSpectrogram
@@ -81,7 +88,7 @@ class WhisperNetwork(Wav2Vec2Frames, nn.Module):
         holder.encoder = encoder
         self.selector = LayerSelector(holder, "layers", layers, combine, f"{SPEECH_SECTION}.layers")
         self.model = encoder
-        self.whole = whole
+        self.level, self.whole = level, whole
         self.masking: SpecAugment | None = None
         self.hidden = int(settings.d_model)
         self.dim = self.selector.width(self.hidden)
@@ -110,8 +117,8 @@ class WhisperNetwork(Wav2Vec2Frames, nn.Module):
         return _states_of(samples // MEL_HOP) if self.whole else super().frames(samples)
 
     def log_mel(self, waves: Tensor) -> Tensor:
-        """Whisper's input [B, bands, samples // 160] of waves [B, samples]."""
-        energies = torch.log10(self.mel(waves)[..., :-1].clamp_min(1e-10))
+        """Whisper's input [B, bands, samples // 160] of waves [B, samples] of unit variance."""
+        energies = torch.log10(self.mel(waves * self.level)[..., :-1].clamp_min(1e-10))
         floor = energies.amax(dim=(1, 2), keepdim=True) - 8.0
         return (torch.maximum(energies, floor) + 4.0) / 4.0
 
@@ -209,6 +216,7 @@ class WhisperStates(Wav2Vec2Frames, ComparedWithFloat32):
     Args:
         encoder: a `transformers` WhisperEncoder.
         revision: identity of the weights.
+        level: root mean square of the waves that the model was trained on.
 
     Raises:
         UsageError: the model lacks one of the configured layers.
@@ -220,17 +228,16 @@ class WhisperStates(Wav2Vec2Frames, ComparedWithFloat32):
     def __init__(
         self,
         encoder: Any,
-        config: SpeechEncoderConfig,
+        config: SpeechPartConfig,
         weights: Weights,
         *,
         revision: str | None,
         device: torch.device,
+        level: float = 1.0,
     ) -> None:
         layers = stored_layers(config, len(encoder.layers))
-        refuse_untrainable(config, encoder.config.model_type)
-        whole = config.train.layers is not None
-        network = WhisperNetwork(encoder, layers, config.combine, whole)
-        self.frames = network.frames
+        whole = training_of(config).layers is not None
+        network = WhisperNetwork(encoder, layers, config.combine, level, whole)
         self.network = network.eval().to(device)
         self._device = device
         self._bfloat16 = uses_bfloat16(config, device)
@@ -245,6 +252,9 @@ class WhisperStates(Wav2Vec2Frames, ComparedWithFloat32):
             revision=revision,
             layer_params=network.selector.count_parameters(),
         )
+
+    def frames(self, samples: int) -> int:
+        return self.network.frames(samples)
 
     @torch.inference_mode()
     def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:

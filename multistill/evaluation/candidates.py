@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from multistill.features.collate import collate
 from multistill.features.store import FeatureStore
 from multistill.inference.latency import time_each
 from multistill.inference.predict import dialogue_context, predict
+from multistill.inference.quantize import rounded, stored_bytes
 from multistill.metrics.classification import shares_from_outputs, softmax
 from multistill.models.build import count_parameters
 from multistill.models.context import StateStore
@@ -37,8 +39,8 @@ class Candidate:
     Attributes:
         role: `teacher`, `student` or `control`.
         folders: written by `save_model`; several form an ensemble (mean of probabilities).
-        repeats: folders of the same model trained from other seeds, one each. The metrics of
-            the candidate are those of `folders`; comparisons use the means over all seeds.
+        repeats: folders of the same trained from other seeds, those of one seed each. The metrics
+            of the candidate are those of `folders`; comparisons use the means over all seeds.
         compare_to: name of the candidate it is compared with (a student's control).
         label_share: name of a student, and the share of the training labels that this candidate
             was given of it; scored apart from the other models (`multistill.evaluation.
@@ -50,7 +52,7 @@ class Candidate:
     folders: Sequence[str | Path]
     compare_to: str | None = None
     mlflow_run_id: str | None = None
-    repeats: Sequence[str | Path] = ()
+    repeats: Sequence[Sequence[str | Path]] = ()
     label_share: tuple[str, float] | None = None
 
 
@@ -130,6 +132,16 @@ class LoadedModel:
         """As of `ModelSpec`; a model that runs an encoder itself reads all that the store keeps."""
         return {} if isinstance(self.members[0], JointModel) else self.spec.layers_read
 
+    def in_int8(self, ids: list[str]) -> DoubleArray:
+        """`probabilities` with the weights rounded to 8 bits."""
+        other = copy(self)
+        other.members = [rounded(model) for model in self.members]
+        return other.probabilities(ids)
+
+    def head_bytes(self, *, int8: bool) -> int:
+        """Size of the weights files of the heads."""
+        return sum(stored_bytes(model, int8=int8) for model in self.members)
+
     def head_ms(self, ids: Sequence[str]) -> list[float]:
         """Milliseconds of the model alone at batch size 1, with the states already in memory.
 
@@ -160,7 +172,7 @@ class LoadedModel:
         candidate = self.candidate
         # Layers below the trained ones are counted with the encoders.
         held = sum(_parameters_held(model) for model in self.members)
-        spec = self.spec if self.layers_read else None
+        spec = None if isinstance(self.members[0], JointModel) else self.spec
         return {
             "name": candidate.name,
             "role": candidate.role,
@@ -168,6 +180,7 @@ class LoadedModel:
             "params_trainable": sum(count_parameters(model) for model in self.members),
             "params_unused": sum(model.unused_parameters() for model in self.members),
             "params_end_to_end": params_end_to_end(held, self.spec.modality, encoders, spec),
+            "bytes": self.head_bytes(int8=False),
             "members": len(self.members),
             "output": self.output,
             "compare_to": candidate.compare_to,
@@ -189,7 +202,7 @@ def describe_encoders(info: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         info: of the feature store.
     """
-    keys = ("name", "trained", "params", "layers", "layer_params")
+    keys = ("name", "trained", "params", "layers", "layer_params", "parts")
     return {
         modality: {key: info[modality].get(key) for key in keys} for modality in ("speech", "text")
     }
@@ -201,15 +214,19 @@ def params_end_to_end(
     """Parameters of the head and the encoders that it needs; None if an encoder's is unknown.
 
     Args:
-        spec: of a head that may read one of several stored layers; those above it do not count.
+        spec: of a head that may read one of several speech encoders or stored layers; the others,
+            and the layers above it, do not count.
     """
     needed = {"audio": ("speech",), "text": ("text",), "multimodal": ("speech", "text")}[modality]
     counts = {name: encoders[name]["params"] for name in needed}
     if spec is not None:
+        described = {name: encoders[name] for name in needed}
+        if (title := spec.encoder_read) is not None:
+            [described["speech"]] = [p for p in encoders["speech"]["parts"] if p["title"] == title]
+            counts["speech"] = described["speech"]["params"]
         for name, layer in spec.layers_read.items():
-            stored = spec.speech_layers if name == "speech" else spec.text_layers
-            index = encoders[name]["layers"][stored.index(layer)]
-            counts[name] = encoders[name]["layer_params"][str(index)]
+            index = described[name]["layers"][spec.stored_layers(name).index(layer)]
+            counts[name] = described[name]["layer_params"][str(index)]
     return None if None in counts.values() else head + sum(counts.values())
 
 

@@ -127,6 +127,7 @@ class _Predicted:
 
     Attributes:
         dimensions: [N, D] of the candidate and of its repeats.
+        int8: distributions on test with the weights in 8 bits, of students.
     """
 
     loaded: LoadedModel
@@ -136,6 +137,7 @@ class _Predicted:
     trainings: list[dict[str, Any]]
     seeds: list[DoubleArray]
     dimensions: list[DoubleArray]
+    int8: DoubleArray | None
 
 
 class Evaluation:
@@ -221,6 +223,12 @@ class Evaluation:
             others = [self.join(seed) for seed in zip(*(f.seeds for f in folds), strict=True)]
             seeds = [prediction.probabilities, *others]
             scored["seeds"] = scorer.score_seeds(candidate.name, seeds)
+        rounded = [each.int8 for each in folds if each.int8 is not None]
+        if len(rounded) == len(folds):
+            scored["int8"] = {
+                "metrics": scorer.score_metrics(self.join(rounded)),
+                "bytes": folds[0].loaded.head_bytes(int8=True),
+            }
         if candidate.role == "teacher":
             scored["in_sample"] = self._in_sample_calibration([each.loaded for each in folds])
         return scored
@@ -285,7 +293,7 @@ class Evaluation:
             if temperature is not None:
                 confidence = softmax(logits / temperature).max(axis=1)
                 threshold = threshold_for(confidence[fold.valid.truth >= 0], self.coverage)
-        repeats = [load([folder]) for folder in candidate.repeats]
+        repeats = [load(folders) for folders in candidate.repeats]
         predicted = [each.predict(fold.test.ids) for each in (loaded, *repeats)]
         return _Predicted(
             loaded,
@@ -295,6 +303,9 @@ class Evaluation:
             [entry for each in (loaded, *repeats) for entry in each.trainings],
             [probabilities for probabilities, _ in predicted[1:]],
             [values for _, values in predicted],
+            loaded.in_int8(fold.test.ids)
+            if candidate.role == "student" and self.scorer is not None
+            else None,
         )
 
     def _in_sample_calibration(self, loaded: Sequence[LoadedModel]) -> dict[str, Any]:
@@ -365,7 +376,9 @@ def _logits(probabilities: DoubleArray) -> DoubleArray:
 
 def _latency(encoder_latency: EncoderLatency, loaded: LoadedModel) -> dict[str, Any]:
     spec, head_ms = loaded.spec, loaded.head_ms(encoder_latency.ids)
-    end_to_end_ms = encoder_latency.end_to_end_ms(spec.modality, head_ms, loaded.layers_read)
+    end_to_end_ms = encoder_latency.end_to_end_ms(
+        spec.modality, head_ms, loaded.layers_read, spec.encoder_read
+    )
     latency: dict[str, Any] = {"latency_ms": percentiles(head_ms)}
     if end_to_end_ms is not None:
         latency["latency_end_to_end_ms"] = percentiles(end_to_end_ms)

@@ -76,6 +76,9 @@ def describe_layers(
         settings = store.info.get("settings", {}).get(encoder, {})
         if not {modality, "multimodal"} & {*modalities}:
             found[encoder] = {"reason": f"no model of this job reads the {encoder} encoder"}
+        elif store.info[encoder].get("parts"):
+            reason = "the feature store keeps several speech encoders side by side"
+            found[encoder] = {"reason": reason}
         elif len(layers) < 2:
             reason = f"the feature store keeps one state of the {encoder} encoder"
             found[encoder] = {"reason": reason}

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from multistill.corpora.manifest import (
     MANIFEST,
+    UNLABELLED,
     classes_of,
     dimension_array,
     has_class,
@@ -88,7 +89,10 @@ class Majority:
 
 @dataclass(frozen=True)
 class TrainingStatistics:
-    """Label statistics and transcripts of the training split, for the baselines and slices."""
+    """Label statistics of the training split, for the baselines, and transcripts, for slices.
+
+    Transcripts of corpora without labels count as known: students read them.
+    """
 
     counts: IntArray
     """Clips per class [C]."""
@@ -163,6 +167,7 @@ def read_training_statistics(manifest: Path) -> TrainingStatistics:
             f"{manifest / MANIFEST}: no training clip has a label, so there is no "
             "majority baseline; check the labels and `split` in the job file"
         )
-    texts = {normal_text(text or "") for text in table["text"].to_pylist()}
+    heard = pa.concat_tables([table.select(["text"]), _read_split(manifest, UNLABELLED, ["text"])])
+    texts = {normal_text(text or "") for text in heard["text"].to_pylist()}
     prior = shares[has_class(shares)].astype(np.float64).mean(axis=0)
     return TrainingStatistics(counts, prior, frozenset(texts - {""}))

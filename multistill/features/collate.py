@@ -2,7 +2,8 @@
 
 Batches are planned over all ranks, so every rank takes the same number of steps and no row is
 dropped; a rank takes every `world`-th row of each batch. Reading is zero-copy up to `collate`,
-which casts directly into the padded float32 tensor.
+which casts directly into the padded float32 tensor. What is stored of an encoder that is
+trained from waves or token ids keeps its integer type.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from multistill.features.store import FeatureStore
 from multistill.typing import IntArray
 
+_INPUT_TYPES = {np.dtype(np.int16), np.dtype(np.int32)}
 BUCKET_BATCHES = 16
 """Batches in one sorted bucket: enough to reduce padding, few enough to keep batches random."""
 
@@ -27,9 +29,9 @@ class Batch:
     """Padded states of B utterances.
 
     Attributes:
-        audio: [B, Ta, Da] float32, zero in padded frames.
+        audio: [B, Ta, Da] float32 (waves: int16), zero in padded frames.
         audio_mask: [B, Ta] bool, False in padded frames.
-        text: [B, Tt, Dt] float32, like `audio`.
+        text: [B, Tt, Dt] float32 (token ids: int32), like `audio`.
         text_mask: [B, Tt] bool; all False for an utterance without transcript.
     """
 
@@ -87,17 +89,18 @@ def _pad(
     store: FeatureStore, modality: str, ids: Sequence[str], lengths: IntArray, dim: int
 ) -> tuple[Tensor, Tensor]:
     width = max(1, int(lengths.max(initial=0)))
-    padded = np.empty((len(ids), width, dim), dtype=np.float32)
-    for row, (name, length) in enumerate(zip(ids, lengths, strict=True)):
-        values, scales = store.raw(modality, name)
+    raw = [store.raw(modality, name) for name in ids]
+    kept = {values.dtype for values, _ in raw} & _INPUT_TYPES
+    padded = np.empty((len(ids), width, dim), dtype=kept.pop() if kept else np.float32)
+    for row, ((values, scales), length) in enumerate(zip(raw, lengths, strict=True)):
         target = padded[row, :length]
         if scales is not None:
             np.multiply(values[:length], scales, out=target, dtype=np.float32)
-        elif store.dtype == "bfloat16":
+        elif values.dtype == np.uint16:  # the upper half of a float32
             np.left_shift(values[:length], 16, out=target.view(np.uint32), dtype=np.uint32)
         else:
             target[...] = values[:length]
-        padded[row, length:] = 0.0
+        padded[row, length:] = 0
     mask = np.arange(width) < lengths[:, None]
     return torch.from_numpy(padded), torch.from_numpy(mask)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from multistill.config import FeaturesConfig
-from multistill.encoders.registry import resolve_speech, resolve_text
+from multistill.encoders import side_by_side
+from multistill.encoders.registry import resolve_text
 
 DECODER = 4
 """Version of decoding: raise it when a change to decoding or resampling changes any sample, or
@@ -22,13 +23,31 @@ def features_identity(config: FeaturesConfig) -> dict[str, Any]:
         MultistillError: an encoder is neither on this machine nor reachable.
     """
     return {
-        **config.identity(),
+        **store_settings(config),
         "weights": resolved_weights(config),
         "decoder": DECODER,
         "padding": PADDING,
     }
 
 
+def store_settings(config: FeaturesConfig) -> dict[str, Any]:
+    """The settings that decide what is stored, as JSON values of a `FeaturesConfig`.
+
+    Of `train` these are whether inputs or states are kept, and below how many layers: a store is
+    shared by all ranks, learning rates and kinds of training that read the same rows.
+    """
+    settings = config.identity()
+    for section, encoder in (("speech", config.speech), ("text", config.text)):
+        train = encoder.train
+        kept: dict[str, Any] = {"kind": "full"}
+        if train.layers is not None:
+            kept = {"kind": "last", "layers": train.layers}
+        del settings[section]["train"]
+        if train.enabled:
+            settings[section]["train"] = kept
+    return settings
+
+
 def resolved_weights(config: FeaturesConfig) -> dict[str, str | None]:
-    """Hub commit or folder digest of both encoders' weights; None for built-in encoders."""
-    return {"speech": resolve_speech(config.speech), "text": resolve_text(config.text)}
+    """Hub commit or folder digest of all encoders' weights; None for built-in encoders."""
+    return {**side_by_side.resolve(config.speech), "text": resolve_text(config.text)}

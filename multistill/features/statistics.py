@@ -50,6 +50,10 @@ class Moments:
     deviation: DoubleArray
     count: int
 
+    def part(self, values: slice) -> Moments:
+        """The moments of a part of the states."""
+        return Moments(self.mean[values], self.deviation[values], self.count)
+
     def scaled(self, scaling: Scaling) -> tuple[FloatArray, FloatArray]:
         """Centre and scale float32 [dim]: (state - centre) / scale is standardised."""
         mean, deviation = self.mean, self.deviation
@@ -73,6 +77,8 @@ class StateStatistics:
         scaling: per encoder, how its states are to be scaled.
         encoders: per encoder, the name and revision that the states are of.
         clips: number of utterances.
+        speech_parts: of several speech encoders side by side, the number of values of each and how
+            they are to be scaled.
     """
 
     audio: Moments
@@ -82,13 +88,27 @@ class StateStatistics:
     scaling: Mapping[Literal["speech", "text"], Scaling]
     encoders: Mapping[str, Any]
     clips: int
+    speech_parts: Sequence[tuple[int, Scaling]] = ()
 
     def scaled(self, modality: str, scaling: str) -> tuple[FloatArray, FloatArray]:
-        """Centre and scale of `audio` or `text`; `encoder` is what the encoder asks for."""
+        """Centre and scale of `audio` or `text`; `encoder` is what the encoder asks for.
+
+        `global` is one mean and deviation per speech encoder: their units differ.
+        """
         moments = self.audio if modality == "audio" else self.text
-        if scaling == "encoder":
-            scaling = self.scaling["speech" if modality == "audio" else "text"]
-        return moments.scaled("global" if scaling == "global" else "dimension")
+        of_encoder = self.scaling["speech" if modality == "audio" else "text"]
+        parts = [(len(moments.mean), of_encoder)]
+        if modality == "audio" and self.speech_parts:
+            parts = list(self.speech_parts)
+        centres, scales, start = [], [], 0
+        for width, own in parts:
+            kind = own if scaling == "encoder" else scaling
+            part = moments.part(slice(start, start + width))
+            centre, scale = part.scaled("global" if kind == "global" else "dimension")
+            centres.append(centre)
+            scales.append(scale)
+            start += width
+        return np.concatenate(centres), np.concatenate(scales)
 
     def scaled_clips(self, modality: str) -> tuple[FloatArray, FloatArray]:
         """Centre and scale of the `clip_statistics` of `audio` or `text`, per dimension."""
@@ -129,6 +149,9 @@ def training_statistics(store: FeatureStore, ids: Sequence[str]) -> StateStatist
         },
         encoders=encoders_of(store),
         clips=len(present),
+        speech_parts=[
+            (part["dim"], part["scaling"]) for part in store.info.get("speech", {}).get("parts", ())
+        ],
     )
 
 
@@ -249,6 +272,7 @@ def write_statistics(statistics: StateStatistics, folder: Path) -> None:
         "counts": {name: part.count for name, part in parts.items()},
         "scaling": dict(statistics.scaling),
         "encoders": dict(statistics.encoders),
+        "speech_parts": [list(part) for part in statistics.speech_parts],
     }
     write_json(folder / INFO, info)
 
@@ -270,7 +294,9 @@ def read_statistics(folder: Path) -> StateStatistics:
             for name in ("audio", "text", "audio_clip", "text_clip")
             for count in (info["counts"][name],)
         )
-        if not {*info["scaling"].values()} <= {*get_args(Scaling)}:
+        parts = [(int(width), scaling) for width, scaling in info["speech_parts"]]
+        kinds = {*info["scaling"].values(), *(scaling for _, scaling in parts)}
+        if not kinds <= {*get_args(Scaling)}:
             raise ValueError("unknown scaling")
         return StateStatistics(
             audio=audio,
@@ -280,6 +306,7 @@ def read_statistics(folder: Path) -> StateStatistics:
             scaling=info["scaling"],
             encoders=info["encoders"],
             clips=int(info["clips"]),
+            speech_parts=parts,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise MultistillError(

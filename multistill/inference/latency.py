@@ -19,7 +19,8 @@ import torch
 from multistill.audio import SAMPLE_RATE
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
 from multistill.corpora.manifest import MANIFEST
-from multistill.encoders.registry import load_speech, load_text
+from multistill.encoders import side_by_side
+from multistill.encoders.registry import load_text
 from multistill.errors import MultistillError
 from multistill.features.decode import Wave, decode
 from multistill.features.identity import resolved_weights
@@ -74,7 +75,8 @@ class EncoderLatency:
     """Latency of decoding and encoding, measured on a few test clips.
 
     Clips are read and encoded as by the features stage: the same seconds, in the same windows.
-    A head that reads one of several stored layers is timed with the encoder cut there.
+    A head that reads one of several speech encoders is timed with that one alone, and one that
+    reads one of several stored layers with the encoder cut there.
 
     Attributes:
         ids: the timed clips, evenly spaced over the `ids` passed in.
@@ -98,7 +100,7 @@ class EncoderLatency:
         self.reason: str | None = None
         self._config = FeaturesConfig.model_validate(info["settings"])
         self._device = device
-        self._layer_ms: dict[tuple[Encoder, int], list[float]] = {}
+        self._read_ms: dict[tuple[Encoder, str | None, int | None], list[float]] = {}
         table = pq.read_table(
             manifest / MANIFEST,
             columns=["utterance_id", "audio_path", "text"],
@@ -115,7 +117,7 @@ class EncoderLatency:
             self.audio_seconds = [len(samples) / SAMPLE_RATE for samples in self._waves]
             self.component_ms = {
                 "decode": decode_ms,
-                "speech": self._time_speech(self._config.speech),
+                "speech": self._time_speech(self._config.speech, self._weights),
                 "text": self._time_text(self._config.text),
             }
         except (MultistillError, OSError) as error:
@@ -126,17 +128,21 @@ class EncoderLatency:
         modality: Modality,
         head_ms: Sequence[float],
         layers: Mapping[Encoder, int] | None = None,
+        speech_encoder: str | None = None,
     ) -> list[float] | None:
         """Milliseconds of each clip with every component that a model of this modality needs.
 
         Args:
             layers: the only layer that the head reads, per encoder; absent: all that are stored.
+            speech_encoder: title of the only speech encoder that the head reads; None: all.
         """
         if self.component_ms is None:
             return None
-        milliseconds = dict(self.component_ms)
-        for name, layer in (layers or {}).items():
-            milliseconds[name] = self._of_layer(name, layer)
+        milliseconds, layers = dict(self.component_ms), layers or {}
+        if speech_encoder is not None or "speech" in layers:
+            milliseconds["speech"] = self._reading("speech", speech_encoder, layers.get("speech"))
+        if "text" in layers:
+            milliseconds["text"] = self._reading("text", None, layers["text"])
         needed = [milliseconds[name] for name in COMPONENTS[modality]]
         return [sum(times) for times in zip(head_ms, *needed, strict=True)]
 
@@ -155,23 +161,29 @@ class EncoderLatency:
             "reason": self.reason,
         }
 
-    def _of_layer(self, encoder: Encoder, layer: int) -> list[float]:
-        """Milliseconds of each clip with an encoder that ends at one of the stored layers."""
-        if (encoder, layer) not in self._layer_ms:
-            change = {"layers": [layer]}
-            self._layer_ms[encoder, layer] = (
-                self._time_speech(self._config.speech.model_copy(update=change))
-                if encoder == "speech"
-                else self._time_text(self._config.text.model_copy(update=change))
-            )
-        return self._layer_ms[encoder, layer]
+    def _reading(self, encoder: Encoder, title: str | None, layer: int | None) -> list[float]:
+        """Milliseconds of each clip with one speech encoder, or one that ends at a stored layer."""
+        key = (encoder, title, layer)
+        if key not in self._read_ms:
+            change = {} if layer is None else {"layers": [layer]}
+            if encoder == "text":
+                milliseconds = self._time_text(self._config.text.model_copy(update=change))
+            else:
+                speech, weights = self._config.speech, self._weights
+                if title is not None:
+                    speech, weights = side_by_side.alone(speech, weights, title)
+                milliseconds = self._time_speech(speech.model_copy(update=change), weights)
+            self._read_ms[key] = milliseconds
+        return self._read_ms[key]
 
     def _decode(self, path: str) -> Wave:
         speech = self._config.speech
         return decode(path, max_seconds=speech.max_seconds, long_clips=speech.long_clips)
 
-    def _time_speech(self, config: SpeechEncoderConfig) -> list[float]:
-        encoder = load_speech(config, self._weights["speech"], self._device)
+    def _time_speech(
+        self, config: SpeechEncoderConfig, weights: Mapping[str, str | None]
+    ) -> list[float]:
+        encoder = side_by_side.load(config, weights, self._device)
 
         def encode(samples: FloatArray) -> None:
             spans = clip_spans(len(samples), encoder, config)

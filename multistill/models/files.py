@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from multistill.config import CLASSES
 from multistill.errors import MultistillError
+from multistill.models.int8 import from_int8, to_int8
 from multistill.models.joint import JointModel, Model, build_model
 from multistill.models.spec import Encoder, ModelSpec
 from multistill.workspace import atomic_path, read_json, write_json
@@ -34,7 +35,6 @@ CONFIG = "config.json"
 FORMAT = 2
 if TYPE_CHECKING:
     from multistill.encoders.source import EncoderSource
-    from multistill.encoders.trainable import TrainableEncoder
 
 _PICKLES = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.ckpt")
 
@@ -71,8 +71,11 @@ class DamagedModelError(MultistillError):
     """The files are missing, incomplete or changed; an older copy of the model may be intact."""
 
 
-def save_model(model: Model, folder: Path, info: ModelInfo) -> None:
+def save_model(model: Model, folder: Path, info: ModelInfo, *, int8: bool = False) -> None:
     """Write the weights, then the config with their checksum.
+
+    Args:
+        int8: round the weights to 8 bits (`multistill.models.int8`).
 
     Raises:
         ValueError: the info names another number of classes than the model has outputs.
@@ -81,11 +84,11 @@ def save_model(model: Model, folder: Path, info: ModelInfo) -> None:
         raise ValueError(f"{len(info.labels)} labels and {model.spec.num_classes} outputs")
     folder.mkdir(parents=True, exist_ok=True)
     head = model.head if isinstance(model, JointModel) else model
-    sha256 = _write_tensors(folder / WEIGHTS, head.state_dict())
+    sha256 = _write_tensors(folder / WEIGHTS, head.state_dict(), int8=int8)
     encoders = dict(info.encoders)
     if isinstance(model, JointModel):
         changed = model.trained_encoder_state()
-        digest = _write_tensors(folder / ENCODER_WEIGHTS, changed) if changed else None
+        digest = _write_tensors(folder / ENCODER_WEIGHTS, changed, int8=int8) if changed else None
         for name, _ in model.trainable_encoders():
             encoders[name] = _trained_entry(encoders.get(name, {}), info.trained[name], digest)
     config = {
@@ -104,9 +107,11 @@ def save_model(model: Model, folder: Path, info: ModelInfo) -> None:
     write_json(folder / CONFIG, config)
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, int8: bool) -> str:
     """Write a safetensors file; returns its SHA-256."""
     state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    if int8:
+        state = to_int8(state)
     with atomic_path(path, concurrent=True) as partial:
         save_file(state, partial, metadata={"format": "pt"})
         partial.chmod(0o644)
@@ -192,7 +197,8 @@ def load_model(folder: Path, expect: Mapping[str, Any] | None = None) -> Model:
     for name, value in (expect or {}).items():
         _compare(folder, name, config.get(name), value)
     spec = ModelSpec.from_dict(config["spec"])
-    encoders = _load_bases(folder, config)
+    sources = trained_encoders_of(folder, config)
+    encoders = {name: source.load() for name, source in sources.items()}
     model = build_model(spec, int(config["audio_dim"]), int(config["text_dim"]), encoders)
     if isinstance(model, JointModel):
         load_weights(model.head, folder / WEIGHTS, config["sha256"])
@@ -212,15 +218,18 @@ def _trained_entries(config: Mapping[str, Any]) -> dict[Encoder, Mapping[str, An
     return {name: entry for name, entry in entries.items() if "training" in entry}
 
 
-def _load_bases(folder: Path, config: Mapping[str, Any]) -> dict[Encoder, TrainableEncoder]:
+def trained_encoders_of(folder: Path, config: Mapping[str, Any]) -> dict[Encoder, EncoderSource]:
     """The encoders that a model was trained with, as they were before.
 
+    Args:
+        config: config.json of the folder.
+
     Raises:
-        MultistillError: one cannot be loaded, or its weights are not those of the training.
+        MultistillError: the weights of one are not here, or are not those of the training.
     """
     from multistill.encoders.source import EncoderSource
 
-    encoders: dict[Encoder, TrainableEncoder] = {}
+    sources: dict[Encoder, EncoderSource] = {}
     for name, entry in _trained_entries(config).items():
         base = entry["training"]
         values = {"config": entry["settings"], "revision": base["revision"]}
@@ -232,8 +241,8 @@ def _load_bases(folder: Path, config: Mapping[str, Any]) -> dict[Encoder, Traina
                 f"{base['revision']}), and `{source.config.model}` is {found} here: what was "
                 "trained belongs to another base; restore those weights, or train again"
             )
-        encoders[name] = source.load()
-    return encoders
+        sources[name] = source
+    return sources
 
 
 def load_weights(model: torch.nn.Module, path: Path, sha256: str) -> None:
@@ -262,7 +271,7 @@ def _verified_tensors(
             "folder and run the job again"
         )
     try:
-        state = load_file(path)
+        state = from_int8(load_file(path))
     except SafetensorError as error:
         raise DamagedModelError(f"{path} is not a safetensors file ({error})") from error
     for name in sorted(set(expected) | set(state)):

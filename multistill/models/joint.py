@@ -80,6 +80,9 @@ class JointModel(nn.Module):
     def unused_parameters(self) -> int:
         return self.head.unused_parameters()
 
+    def layer_weights(self) -> list[dict[str, Any]]:
+        return self.head.layer_weights()
+
     def train(self, mode: bool = True) -> JointModel:
         super().train(mode)
         if not self.spec.train_encoder:

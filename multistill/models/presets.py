@@ -28,6 +28,24 @@ _SMALL = ModelSpec(
     audio_stride=4,
 )
 
+_LIGHT = ModelSpec(
+    modality="audio",
+    fusion="concat",
+    width=128,
+    heads=4,
+    feedforward=384,
+    classifier=64,
+    dropout=0.1,
+    classifier_dropout=0.5,
+    pooling="attentive-statistics",
+    standardize="encoder",
+    paths="both",
+    wide_dropout=0.7,
+    front="convolutional",
+    front_channels=16,
+    front_blocks=4,
+)
+
 
 def _unimodal(spec: ModelSpec, modality: str) -> ModelSpec:
     return ModelSpec.from_dict({**spec.to_dict(), "modality": modality, "modality_dropout": 0.0})
@@ -56,6 +74,11 @@ PRESETS: dict[str, ModelSpec] = {
     "small-student": _student(_SMALL),
     "small-text-student": _student(_unimodal(_SMALL, "text")),
     "small-audio-student": _student(_unimodal(_SMALL, "audio")),
+    "light-student-s": replace(_LIGHT, width=64, feedforward=160, front_channels=8, front_blocks=3),
+    "light-student": _LIGHT,
+    "light-student-l": replace(
+        _LIGHT, width=256, feedforward=512, front_channels=32, front_blocks=8, classifier=128
+    ),
 }
 """`paper-*` are the published heads (Multi-Still 2023) for 1024-d audio and 768-d text states.
 `text-*` are the published text heads without the audio projection that they never use.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from multistill.config.tasks import DIMENSIONS
 from multistill.errors import UsageError
@@ -15,6 +15,38 @@ Fusion = Literal["crossmodal", "concat", "cross-attention", "mixer"]
 Pooling = Literal["published", "mean", "attention", "statistics", "attentive-statistics"]
 Standardize = Literal["none", "encoder", "dimension", "global"]
 Paths = Literal["deep", "wide", "both"]
+Mix = Literal["none", "weighted", "normalized"]
+Front = Literal["linear", "convolutional"]
+
+
+@dataclass(frozen=True)
+class StatePart:
+    """What the states hold of one of several speech encoders.
+
+    Attributes:
+        title: of the encoder.
+        width: number of values, after those of the parts before it.
+        layers: encoder layers that stand side by side in it; empty if it is a single state.
+    """
+
+    title: str
+    width: int
+    layers: tuple[int, ...] = ()
+
+
+class PartRead(NamedTuple):
+    """Values of a state that are of one encoder, and the layers that stand side by side in them.
+
+    `title` is that of one of several speech encoders.
+    """
+
+    values: slice
+    layers: tuple[int, ...]
+    title: str | None = None
+
+    @property
+    def width(self) -> int:
+        return int(self.values.stop - self.values.start)
 
 
 @dataclass(frozen=True)
@@ -48,12 +80,25 @@ class ModelSpec:
             `wide` a linear layer on pooled statistics of the states (`multistill.models.wide`),
             which uses none of the deep path's fields; `both` adds the two (Cheng et al. 2016).
         wide_dropout: applied to the pooled statistics of the wide path.
+        front: from the speech states to the fusion: `linear` projects each frame as published;
+            `convolutional` is for the bands of log-mel energies, which it turns into states of
+            its own (`multistill.models.convolutional`).
+        front_channels: channels over time and frequency of a convolutional front; twice as many
+            after its first half.
+        front_blocks: its blocks over time, each with a feed-forward layer of `feedforward`.
         audio_stride: number of neighbouring audio frames averaged into one before the head; 1 as
             published. The cost falls linearly with it, that of audio self-attention quadratically.
         context_turns: number of previous turns of the dialogue that the head reads; 0 as published.
         speech_layers, text_layers: encoder layers whose states are concatenated in the features
             (`combine: concat`); empty if the features hold a single state per position.
         speech_layer, text_layer: the only one of these layers that the head reads; None: all.
+        layer_mix: `weighted` sums the layers that are read with learnt weights
+            (`multistill.models.reading`), `normalized` normalises each layer first; `none` hands
+            them to the head side by side. The wide path reads them side by side in any case.
+        speech_parts: several speech encoders whose states are concatenated in the features; empty
+            if there is one, and then `speech_layers` are its layers.
+        speech_encoder: title of the only part that the head reads; None: all. `speech_layer` is a
+            layer of it.
         train_encoder: whether an encoder that the job trains is trained with this model too; else
             the model reads the states of the encoder as it was before.
         keep_unused_projection: a text head includes the audio projection that it never uses, as
@@ -77,12 +122,18 @@ class ModelSpec:
     standardize: Standardize = "none"
     paths: Paths = "deep"
     wide_dropout: float = 0.5
+    front: Front = "linear"
+    front_channels: int = 16
+    front_blocks: int = 4
     audio_stride: int = 1
     context_turns: int = 0
     speech_layer: int | None = None
     text_layer: int | None = None
     speech_layers: tuple[int, ...] = ()
     text_layers: tuple[int, ...] = ()
+    layer_mix: Mix = "none"
+    speech_encoder: str | None = None
+    speech_parts: tuple[StatePart, ...] = ()
     train_encoder: bool = True
     keep_unused_projection: bool = False
     num_classes: int = 7
@@ -95,6 +146,8 @@ class ModelSpec:
             ("pooling", Pooling),
             ("standardize", Standardize),
             ("paths", Paths),
+            ("layer_mix", Mix),
+            ("front", Front),
         ):
             value, allowed = getattr(self, name), get_args(kind)
             if value not in allowed:
@@ -105,6 +158,8 @@ class ModelSpec:
             "layers",
             "feedforward",
             "classifier",
+            "front_channels",
+            "front_blocks",
             "audio_stride",
         ):
             value = getattr(self, name)
@@ -131,6 +186,11 @@ class ModelSpec:
                 "model: the wide path does not read context_turns; use `paths: both` or set "
                 "context_turns to 0"
             )
+        if self.layer_mix != "none" and self.paths == "wide":
+            raise UsageError(
+                "model: the wide path does not sum layers; use `paths: both` or set layer_mix to "
+                "none"
+            )
         if self.width % self.heads:
             raise UsageError(
                 f"model: width {self.width} is not divisible by heads {self.heads}; "
@@ -145,6 +205,17 @@ class ModelSpec:
                     f"model: {name}_layer {layer} is not among the layers of features.{name}: "
                     f"{', '.join(map(str, stored))}"
                 )
+        if self.front == "convolutional" and self.modality == "text":
+            raise UsageError(
+                "model: a convolutional front reads speech, and this model reads text alone; "
+                "use `front: linear`"
+            )
+        titles = [part.title for part in self.speech_parts]
+        if titles and self.speech_encoder is not None and self.speech_encoder not in titles:
+            raise UsageError(
+                f"model: speech_encoder `{self.speech_encoder}` is not among the speech encoders "
+                f"of the features: {', '.join(titles)}"
+            )
         if self.keep_unused_projection and self.modality != "text":
             raise UsageError("model: keep_unused_projection applies to text heads only")
 
@@ -179,29 +250,99 @@ class ModelSpec:
             layers["text"] = self.text_layer
         return layers
 
+    @property
+    def encoder_read(self) -> str | None:
+        """Title of the only one of several speech encoders that is read; None: all, or none."""
+        return self.speech_encoder if self.reads_audio else None
+
+    @property
+    def mixed(self) -> tuple[Encoder, ...]:
+        """Encoders of which several layers are summed (`layer_mix`)."""
+        if self.layer_mix == "none":
+            return ()
+        speech = [
+            part.layers for part in self.speech_parts if self.speech_encoder in {None, part.title}
+        ] or [self.speech_layers]
+        several = any(len(layers) > 1 for layers in speech) and self.speech_layer is None
+        found: list[Encoder] = ["speech"] if self.reads_audio and several else []
+        if self.reads_text and len(self.text_layers) > 1 and self.text_layer is None:
+            found.append("text")
+        return tuple(found)
+
+    def stored_layers(self, encoder: Encoder) -> tuple[int, ...]:
+        """Layers that are stored side by side of what the head reads of an encoder.
+
+        Empty if there is one state per position, and if several speech encoders are read.
+        """
+        if encoder == "text":
+            return self.text_layers
+        if not self.speech_parts:
+            return self.speech_layers
+        read = [part for part in self.speech_parts if part.title == self.speech_encoder]
+        return read[0].layers if read else ()
+
     def state_slice(self, encoder: Encoder, dim: int) -> slice:
         """Slice of an encoder state of `dim` values that the head reads.
 
         Raises:
-            UsageError: a layer is selected, but the states do not hold several layers.
+            UsageError: the states do not hold the selected encoder or layer.
         """
+        parts = self.parts_read(encoder, dim)
         layer = self.speech_layer if encoder == "speech" else self.text_layer
-        stored = self.speech_layers if encoder == "speech" else self.text_layers
         if layer is None:
-            return slice(0, dim)
-        if layer not in stored or dim % len(stored):
+            return slice(parts[0].values.start, parts[-1].values.stop)
+        if len(parts) > 1:
+            raise UsageError(
+                f"model: speech_layer {layer} is a layer of one encoder, and the features hold "
+                f"{', '.join(part.title for part in self.speech_parts)}; set speech_encoder too"
+            )
+        [part] = parts
+        if layer not in part.layers or part.width % len(part.layers):
             raise UsageError(
                 f"model: {encoder}_layer {layer} cannot be read: the features hold one state per "
                 f"position; store several layers with features.{encoder}: {{layers: [..., {layer}],"
                 " combine: concat}"
             )
-        width = dim // len(stored)
-        index = stored.index(layer)
-        return slice(index * width, (index + 1) * width)
+        width = part.width // len(part.layers)
+        first = int(part.values.start) + part.layers.index(layer) * width
+        return slice(first, first + width)
+
+    def parts_read(self, encoder: Encoder, dim: int) -> list[PartRead]:
+        """Parts of a state of `dim` values that the head reads: one for each encoder.
+
+        Raises:
+            UsageError: the states do not hold the selected encoder.
+        """
+        if encoder == "text":
+            return [PartRead(slice(0, dim), self.text_layers)]
+        if not self.speech_parts:
+            if self.speech_encoder is not None:
+                raise UsageError(
+                    f"model: speech_encoder `{self.speech_encoder}` cannot be chosen: the features "
+                    "hold one speech encoder; name more in features.speech.additional, or remove "
+                    "speech_encoder"
+                )
+            return [PartRead(slice(0, dim), self.speech_layers)]
+        found, start = [], 0
+        for part in self.speech_parts:
+            if self.speech_encoder in {None, part.title}:
+                values = slice(start, start + part.width)
+                found.append(PartRead(values, part.layers, part.title))
+            start += part.width
+        if start != dim:
+            raise UsageError(
+                f"model: the speech encoders {', '.join(part.title for part in self.speech_parts)} "
+                f"have {start} values, and the features {dim}; train the model again on these "
+                "features"
+            )
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values: lists instead of tuples."""
         values = asdict(self)
+        values["speech_parts"] = [
+            {**part, "layers": list(part["layers"])} for part in values["speech_parts"]
+        ]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
@@ -219,6 +360,14 @@ class ModelSpec:
             )
         if "modality" not in values:
             raise UsageError("model: the field `modality` is missing")
-        names = ("speech_layers", "text_layers", "dimensions")
+        names = ("speech_layers", "text_layers", "dimensions", "speech_parts")
         tuples = {name: tuple(values[name]) for name in names if name in values}
+        if "speech_parts" in tuples:
+            tuples["speech_parts"] = tuple(_part_of(part) for part in tuples["speech_parts"])
         return cls(**{**values, **tuples})
+
+
+def _part_of(value: StatePart | Mapping[str, Any]) -> StatePart:
+    if isinstance(value, StatePart):
+        return value
+    return StatePart(str(value["title"]), int(value["width"]), tuple(value.get("layers", ())))

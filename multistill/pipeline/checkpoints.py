@@ -243,9 +243,10 @@ def _trained_on(manifest: Path) -> frozenset[str]:
     """Ids of the clips on which models of this manifest are trained and chosen."""
     import pyarrow.parquet as pq
 
-    from multistill.corpora.manifest import MANIFEST
+    from multistill.corpora.manifest import MANIFEST, UNLABELLED
 
+    parts = ["train", "valid", UNLABELLED]
     table = pq.read_table(
-        manifest / MANIFEST, columns=["utterance_id"], filters=[("split", "in", ["train", "valid"])]
+        manifest / MANIFEST, columns=["utterance_id"], filters=[("split", "in", parts)]
     )
     return frozenset(table["utterance_id"].to_pylist())

@@ -17,8 +17,9 @@ from multistill.config import JobConfig
 from multistill.pipeline.folds import FOLDS
 from multistill.pipeline.recipes import steps_of
 from multistill.pipeline.step import StepRun
+from multistill.pipeline.steps.data import Features
 from multistill.tracking.logger import NullLogger, RunLogger
-from multistill.workspace import Workspace
+from multistill.workspace import Artifact, Workspace
 
 
 def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any]:
@@ -34,16 +35,18 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
         has some, utterances with a value of each;
         under cross-validation all under `test`, and `folds` with the `splits` of each (of
         `cross-corpus` by the part in the own corpus);
+        `unlabelled`: what became of corpora without labels (`corpora.unlabelled`);
         `gaps`: classes that a part lacks (`corpora.coverage`), by `kind` and `title`;
         `rejected`: number of clips and rows left out; `rejected_kinds`: the commonest reasons,
         each with `count`, `kind`, and `source` and `reason` of one row.
 
     Raises:
-        UsageError: a corpus is not found, or the split is impossible or leaks.
+        UsageError: a corpus is not found, the split is impossible or leaks, or leaves too little
+            for a later stage.
         MultistillError: no utterance is left.
     """
     from multistill.corpora.coverage import coverage_gaps
-    from multistill.corpora.manifest import MANIFEST, classes_of, read_manifest, tied
+    from multistill.corpora.manifest import MANIFEST, UNLABELLED, classes_of, read_manifest, tied
     from multistill.corpora.split import PARTS
 
     with TemporaryDirectory(prefix="multistill-") as folder:
@@ -53,12 +56,18 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
         out.mkdir()
         run = StepRun(artifacts={}, out=out, logger=logger or NullLogger(), fingerprint="")
         summary = step.build(run)
+        made = {"manifest": Artifact("manifest", "", out, {"summary": summary})}
+        for later in steps:
+            if not isinstance(later, Features):  # which may fetch a tokenizer
+                later.preflight(made)
         rows = read_manifest(out / MANIFEST, columns=["corpus", "split", "label", "votes"])
     corpora: Counter[str] = Counter(rows["corpus"].to_pylist())
     classes = classes_of(rows)
     splits = {part: Counter(dict.fromkeys(classes, 0)) for part in PARTS}
     columns = (rows["split"], rows["label"], tied(rows))
     for part, label, tie in zip(*(column.to_pylist() for column in columns), strict=True):
+        if part == UNLABELLED:
+            continue
         splits[part][label or ("tie" if tie else "none")] += 1
     folds = summary.get(FOLDS)
     shown = {part: counts for part, counts in splits.items() if not folds or +counts}
@@ -69,6 +78,7 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
             {"kind": gap.kind, "title": gap.title, "classes": list(gap.classes)}
             for gap in ([] if folds else coverage_gaps(splits))
         ],
+        "unlabelled": summary["unlabelled"],
         "rejected": summary["rejected"],
         "rejected_kinds": summary["rejected_kinds"],
     }
@@ -89,7 +99,9 @@ def _scratch(folder: Path, workspace: Workspace) -> Workspace:
 
 def describe(facts: dict[str, Any]) -> list[str]:
     """The facts as lines for people."""
+    from multistill.corpora.manifest import UNLABELLED
     from multistill.corpora.split import PARTS
+    from multistill.corpora.unlabelled import sentences
 
     lines = [f"{title}: {number} utterances" for title, number in facts["corpora"].items()]
     for part, counts in facts["splits"].items():
@@ -99,8 +111,12 @@ def describe(facts: dict[str, Any]) -> list[str]:
     for name, number in facts.get("dimensions", {}).items():
         lines.append(f"{name}: {number} utterances with a value")
     for fold in facts.get(FOLDS, []):
-        sizes = ", ".join(f"{part} {fold['splits'].get(part, 0)}" for part in PARTS)
+        counts = fold["splits"]
+        sizes = ", ".join(f"{part} {counts.get(part, 0)}" for part in PARTS)
+        if facts["unlabelled"]:
+            sizes += f", {UNLABELLED} {counts.get(UNLABELLED, 0)}"
         lines.append(f"fold {fold['name']}: {sizes}")
+    lines += sentences(facts["unlabelled"])
     lines += [f"{gap['title']}: {', '.join(gap['classes'])}" for gap in facts["gaps"]]
     lines.append(f"rejected: {facts['rejected']}")
     for group in facts["rejected_kinds"]:

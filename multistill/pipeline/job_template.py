@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from multistill.config import CLASSES, LabelsConfig
+from multistill.config import CLASSES, DIMENSIONS, LabelsConfig
 from multistill.config.emotions import SYNONYMS, emotion_of
+from multistill.corpora.detect import FEWEST_GROUPS
 
 if TYPE_CHECKING:
     from multistill.corpora.detect import FoundCorpus
 
+_FEW_GROUPS = 8  # below, a holdout tests one or two of them
 _NAME_LENGTH = 60
 _MOST_LABELS = 30
 
@@ -54,23 +56,24 @@ def _lines(name: str, corpora: Sequence[FoundCorpus], file: str) -> Iterator[str
     if not corpora:
         yield "  - kind: demo                # packaged and synthetic; `--corpus PATH` takes yours"
     yield ""
+    yield from _tasks(corpora)
     yield from _labels(corpora)
-    yield "split:"
-    yield f"  by: {split:<24}# the {split}s of the test set are not in training"
-    yield "  test: 0.2                   # shares of them"
-    yield "  valid: 0.15"
+    yield from _split(split, [corpus.groups for corpus in corpora])
     yield ""
     yield "features:                     # computed once, and found again by later jobs"
     yield "  speech: log-mel             # no download; better: the name or folder of a wav2vec2,"
     yield "                              # HuBERT, WavLM or data2vec-audio model"
-    yield "  text: untrained-electra     # a placeholder; better: a BERT or ELECTRA model, or"
-    yield "                              # use-multilingual (`multistill weights get` fetches it)"
+    has_text = not corpora or any(corpus.has_text for corpus in corpora)
+    if has_text:
+        yield "  text: untrained-electra     # a placeholder; better: a BERT or ELECTRA model, or"
+        yield f"{'':<30}# use-multilingual (`multistill weights get` fetches it)"
     yield ""
-    yield "teacher: small-teacher        # `multistill models` lists the presets"
+    teacher = "small-teacher" if has_text else "small-audio-teacher"
+    yield f"teacher: {teacher:<21}# `multistill models` lists the presets"
     yield ""
     yield "students:                     # each is trained with the teacher, and alone as control"
     students = {"audio": "small-audio-student"}
-    if not corpora or any(corpus.has_text for corpus in corpora):
+    if has_text:
         students = {"multimodal": "small-student", "text": "small-text-student", **students}
     for student, preset in students.items():
         yield f"  - {{name: {student}, model: {preset}}}"
@@ -83,6 +86,37 @@ def _corpus(corpus: FoundCorpus) -> Iterator[str]:
     yield from _item(corpus.settings)
     for sentence in corpus.missing:
         yield f"    # TO DO: {_comment(sentence)}"
+
+
+def _tasks(corpora: Sequence[FoundCorpus]) -> Iterator[str]:
+    """The section `tasks`, for tables that have dimensions and no labels."""
+    if any(corpus.has_classes for corpus in corpora) or not corpora:
+        return
+    shared = [name for name in DIMENSIONS if all(name in corpus.dimensions for corpus in corpora)]
+    yield f"tasks: [{', '.join(shared)}]  # there are no labels: dimensions alone"
+    yield ""
+
+
+def _split(by: str, counts: Sequence[int | None]) -> Iterator[str]:
+    """A holdout; of few groups, each tested once instead."""
+    known = [count for count in counts if count is not None]
+    total = sum(known) if known and len(known) == len(counts) else None
+    if total is None or total < FEWEST_GROUPS or total >= _FEW_GROUPS:
+        yield "split:"
+        yield f"  by: {by:<24}# the {by}s of the test set are not in training"
+        yield "  test: 0.2                   # shares of them"
+        yield "  valid: 0.15"
+        return
+    yield f"protocol:                     # {total} {by}s are few: each is tested once,"
+    yield "  kind: leave-one-out         # by models of the others, trained anew for each of them"
+    yield f"  by: {by}"
+    yield ""
+    yield "split:"
+    yield f"  valid: 0.15                 # share of the {by}s that choose the epoch, at least one"
+    if total == FEWEST_GROUPS:
+        yield ""
+        yield "distillation:"
+        yield f"  targets: in-sample          # out-of-fold needs two {by}s to train on"
 
 
 def _labels(corpora: Sequence[FoundCorpus]) -> Iterator[str]:

@@ -184,7 +184,15 @@ def absolute(job: JobConfig) -> JobConfig:
     speech, text = job.features.speech, job.features.text
     features = job.features.model_copy(
         update={
-            "speech": speech.model_copy(update={"model": encoder(speech.model)}),
+            "speech": speech.model_copy(
+                update={
+                    "model": encoder(speech.model),
+                    "additional": [
+                        part.model_copy(update={"model": encoder(part.model)})
+                        for part in speech.additional
+                    ],
+                }
+            ),
             "text": text.model_copy(update={"model": encoder(text.model)}),
         }
     )

@@ -33,6 +33,7 @@ def describe(job: JobConfig) -> dict[str, Any]:
         "ray": job.resources.address or "a local Ray on this machine",
         "resources": resources,
         "protocol": job.protocol.model_dump(mode="json"),
+        "unlabelled": {corpus.title: None for corpus in job.corpora if corpus.unlabelled},
         "stages": [vars(entry) for _, entry, _ in statuses],
         "models": [],
         "problems": [],
@@ -43,6 +44,8 @@ def describe(job: JobConfig) -> dict[str, Any]:
         problem = tracking_problem(job.tracking, workspace.root, PATIENCE_SECONDS)
         facts["problems"] += [problem] if problem else []
     for step, entry, artifacts in statuses:
+        if "manifest" in artifacts:
+            facts["unlabelled"] |= artifacts["manifest"].summary.get("unlabelled", {})
         for key, value in step.plan(resources, artifacts).items():
             if isinstance(value, list):
                 rows = [{"stage": step.name, "state": entry.state, **row} for row in value]
@@ -88,6 +91,9 @@ def render(facts: dict[str, Any]) -> None:
     )
     if text := _protocol(facts["protocol"]):
         console.print(f"tested     {text}")
+    for title, counts in facts["unlabelled"].items():
+        found = f", {counts['clips']} clips, {counts['hours']:.2f} h" if counts else ""
+        console.print(f"unlabelled {title}{found}: for the students alone", soft_wrap=True)
     stages = Table("stage", "state", "fingerprint", "took", box=None, pad_edge=False)
     for stage in facts["stages"]:
         took = "" if stage["seconds"] is None else f"{stage['seconds']:.0f} s"

@@ -36,7 +36,7 @@ def parameters(job: JobConfig, steps: Sequence[Step]) -> dict[str, object]:
         "seed": job.seed,
         "corpus": ", ".join(corpus.title for corpus in job.corpora),
         "split": _split(job),
-        "speech_encoder": job.features.speech.model,
+        "speech_encoder": ", ".join(part.model for part in job.features.speech.parts),
         "text_encoder": job.features.text.model,
     }
     if "teacher" in used:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from multistill.corpora.manifest import MANIFEST, classes_of, tied
+from multistill.corpora.manifest import MANIFEST, UNLABELLED, classes_of, tied
 
 SPLITS = ("train", "valid", "test")
 COLUMNS = ["corpus", "session", "speaker", "dialogue", "label", "votes", "split", "duration_s"]
@@ -20,7 +20,7 @@ def describe_corpus(manifest: Path, summary: Mapping[str, Any]) -> dict[str, Any
 
     Args:
         manifest: folder of the manifest.
-        summary: of the `prepare` artifact: `rejected`, `synthetic`, `leaks`.
+        summary: of the `prepare` artifact: `rejected`, `synthetic`, `leaks`, `unlabelled`.
     """
     table = pq.read_table(
         manifest / MANIFEST,
@@ -30,6 +30,7 @@ def describe_corpus(manifest: Path, summary: Mapping[str, Any]) -> dict[str, Any
     classes = classes_of(table)
     rows = table.drop_columns("votes").append_column("tied", tied(table)).to_pandas()
     by_split = {name: rows[rows["split"] == name] for name in SPLITS}
+    unlabelled = rows[rows["split"] == UNLABELLED]
     return {
         "counts": {
             **_sizes(rows),
@@ -45,6 +46,7 @@ def describe_corpus(manifest: Path, summary: Mapping[str, Any]) -> dict[str, Any
             name: _shares(_class_counts(split, classes))
             for name, split in [("all", rows), *by_split.items()]
         },
+        "unlabelled": {**_sizes(unlabelled), "corpora": summary.get("unlabelled", {})},
         "leaks": dict(summary.get("leaks", {})),
         "synthetic": bool(summary.get("synthetic", False)),
     }

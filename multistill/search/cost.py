@@ -72,7 +72,9 @@ def time_encoders(task: TrainingTask, folder: Path) -> dict[str, Any]:
     no_head = [0.0] * len(latency.ids)
     milliseconds = {}
     for spec in _readers(task.spec):
-        per_clip = latency.end_to_end_ms(spec.modality, no_head, spec.layers_read)
+        per_clip = latency.end_to_end_ms(
+            spec.modality, no_head, spec.layers_read, spec.encoder_read
+        )
         milliseconds[_encoders_of(spec)] = statistics.median(per_clip or no_head)
     measured: dict[str, Any] = {
         "milliseconds": milliseconds,
@@ -84,25 +86,37 @@ def time_encoders(task: TrainingTask, folder: Path) -> dict[str, Any]:
 
 
 def _readers(spec: ModelSpec) -> list[ModelSpec]:
-    """A head for every modality and every choice of stored layers that trials may read."""
+    """A head for every modality and every choice of stored states that trials may read."""
     return [
         replace(
             spec,
             modality=modality,
+            speech_encoder=speech_encoder,
             speech_layer=speech_layer,
             text_layer=text_layer,
             keep_unused_projection=False,
         )
         for modality in get_args(Modality)
-        for speech_layer in ((None, *spec.speech_layers) if modality != "text" else (None,))
+        for speech_encoder, speech_layer in (
+            _speech_choices(spec) if modality != "text" else [(None, None)]
+        )
         for text_layer in ((None, *spec.text_layers) if modality != "audio" else (None,))
     ]
 
 
+def _speech_choices(spec: ModelSpec) -> list[tuple[str | None, int | None]]:
+    """Speech encoder and layer that a head may read alone; None: all."""
+    if not spec.speech_parts:
+        return [(None, layer) for layer in (None, *spec.speech_layers)]
+    of_parts = [(p.title, layer) for p in spec.speech_parts for layer in (None, *p.layers)]
+    return [(None, None), *of_parts]
+
+
 def _encoders_of(spec: ModelSpec) -> str:
     """What a head needs from the encoders, as a key: `multimodal, speech layer 9`."""
+    encoder = [] if spec.encoder_read is None else [f"speech {spec.encoder_read}"]
     layers = [f"{name} layer {layer}" for name, layer in spec.layers_read.items()]
-    return ", ".join([spec.modality, *layers])
+    return ", ".join([spec.modality, *encoder, *layers])
 
 
 def _time_head(task: TrainingTask, store: FeatureStore, model: torch.nn.Module) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from multistill.corpora.manifest import (
+    UNLABELLED,
     classes_of,
     dimension_array,
     has_class,
@@ -75,6 +76,9 @@ class Examples:
             those with a label. None: 1 everywhere.
         teacher_weights: factor of the teacher's loss of classes [N], likewise over the rows that
             have a label in the manifest, given or not. None: 1 everywhere.
+        unlabelled: number of rows, the last ones, of corpora without labels. They have a factor
+            of 0 for the label loss and of 1 for the teacher's, and do not count in N above: each
+            clip weighs the same, however many of them there are.
     """
 
     ids: list[str]
@@ -87,6 +91,7 @@ class Examples:
     teacher_states: TeacherStates | None = None
     label_weights: FloatArray | None = None
     teacher_weights: FloatArray | None = None
+    unlabelled: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -97,6 +102,11 @@ class Examples:
         if self.label_weights is None:
             return np.arange(len(self), dtype=np.int64)
         return np.flatnonzero(self.label_weights)
+
+    @property
+    def own(self) -> slice:
+        """Rows of corpora with labels."""
+        return slice(0, len(self) - self.unlabelled)
 
     @property
     def varies(self) -> bool:
@@ -117,8 +127,22 @@ class Examples:
         given = has_class(self.shares)
         if given.all():
             return self
-        weights = (given * (len(self) / max(1, given.sum()))).astype(np.float32)
+        own = len(self) - self.unlabelled
+        weights = (given * (own / max(1, given.sum()))).astype(np.float32)
         return replace(self, label_weights=weights)
+
+    def extended(self, unlabelled: Examples) -> Examples:
+        """All rows and behind them those of corpora without labels, before the teacher's outputs
+        are added."""
+        both = Examples(
+            [*self.ids, *unlabelled.ids],
+            *(
+                np.concatenate([getattr(self, name), getattr(unlabelled, name)])
+                for name in ("shares", "labels", "lengths", "dimensions")
+            ),
+            unlabelled=len(unlabelled),
+        )
+        return both.weigh_labels()
 
     def hide_labels(self, labelled: IntArray) -> Examples:
         """All rows, of which only `labelled` keep their label and dimensions."""
@@ -141,7 +165,9 @@ class TrainingData:
         classes: in the order of labels and outputs.
         without_features: number of rows of these splits without features (quarantined clips).
         part: ids of all training utterances with features, also of those not trained on because
-            their label is not given.
+            their label is not given; none of corpora without labels.
+        unlabelled: number of clips of corpora without labels that count in the budget of students
+            and controls. Only students are trained on them.
         context: previous turns of any utterance, for models that read them.
     """
 
@@ -152,14 +178,16 @@ class TrainingData:
     without_features: int
     part: list[str]
     context: DialogueContext | None = None
+    unlabelled: int = 0
 
     @property
     def passes(self) -> int:
-        """How often an epoch goes over `train`: for about as many steps as over `part`.
+        """How often an epoch goes over `train`: for as many steps as over all clips of its part.
 
-        So a training with few labels has the budget of one with all.
+        So a training with few labels has the budget of one with all, and a control that of a
+        student that is trained on clips without labels too.
         """
-        return max(1, round(len(self.part) / len(self.train)))
+        return max(1, round((len(self.part) + self.unlabelled) / len(self.train)))
 
     def identity(self) -> dict[str, Any]:
         """The properties of the data that must match when a checkpoint is resumed."""
@@ -211,6 +239,8 @@ class TrainingData:
             )
         split = table.column("split").to_numpy()
         selected = (split == "train") | (split == "valid")
+        if task.role != "teacher":
+            selected |= split == UNLABELLED
         if task.leave_out_fold is not None:
             in_fold = table.column("fold").to_numpy() == task.leave_out_fold
             selected &= (split != "train") | ~in_fold
@@ -221,12 +251,15 @@ class TrainingData:
 
         def examples(name: str) -> Examples:
             rows = np.flatnonzero((split == name) & selected & stored)
+            if name == UNLABELLED and not task.spec.reads_audio:
+                # Without a transcript, a teacher's answer is to what this student does not read.
+                rows = rows[store.text_tokens([ids[row] for row in rows]) > 0]
             split_ids = [ids[row] for row in rows]
             lengths = _lengths(task, store, split_ids)
             found = Examples(split_ids, shares[rows], labels[rows], lengths, dimensions[rows])
             return found.weigh_labels()
 
-        train, valid = examples("train"), examples("valid")
+        train, valid, unlabelled = map(examples, ("train", "valid", UNLABELLED))
         without_features = int((selected & ~stored).sum())
         if not len(train):
             fold = task.leave_out_fold
@@ -242,6 +275,7 @@ class TrainingData:
             labelled = draw_labelled(train.labels, task.label_share, task.seed)
             train = train if task.unlabelled else train.take(labelled)
         if task.soft_targets is not None:
+            train = train.extended(unlabelled) if len(unlabelled) else train
             tested = {name for name, part in zip(ids, split, strict=True) if part == "test"}
             train = _with_teacher(train, task, classes, tested)
         if labelled is not None and task.unlabelled:  # the teacher's outputs stay
@@ -251,7 +285,7 @@ class TrainingData:
         if turns:
             columns = read_manifest(Path(task.manifest), ["utterance_id", "dialogue", "turn"])
             context = DialogueContext(store, columns.to_pydict(), turns)
-        return cls(classes, store, train, valid, without_features, part, context)
+        return cls(classes, store, train, valid, without_features, part, context, len(unlabelled))
 
 
 def _lengths(task: TrainingTask, store: FeatureStore, ids: list[str]) -> IntArray:
@@ -272,6 +306,7 @@ def _with_teacher(
 
     A clip that has no class, or no value of a dimension, teaches a student nothing of it, as it
     teaches the control nothing: else the student would learn from clips that its control lacks.
+    Corpora without labels are there for just that, so the teacher's word on them is all there is.
 
     Args:
         tested: ids of the test split, of which no file of soft targets may know.
@@ -316,14 +351,19 @@ def _with_teacher(
             f"the soft targets in {path} are not finite for {len(bad)} utterances "
             f"(first: {ids[int(bad[0])]}); remove that file and run the job again"
         )
+    taught, weights = np.isfinite(train.dimensions), train.label_weights
+    if train.unlabelled:
+        assert weights is not None
+        weights = weights.copy()
+        taught[-train.unlabelled :], weights[-train.unlabelled :] = True, 1.0
     reads_pooled = config is not None and config.reads_pooled
     states = _teacher_states(path, targets, rows, ids) if reads_pooled else None
     return replace(
         train,
         teacher_logits=logits,
-        teacher_dimensions=np.where(np.isfinite(train.dimensions), dimensions, np.float32(np.nan)),
+        teacher_dimensions=np.where(taught, dimensions, np.float32(np.nan)),
         teacher_states=states,
-        teacher_weights=train.label_weights,
+        teacher_weights=weights,
     )
 
 
@@ -331,7 +371,7 @@ def _teacher_states(
     path: Path, targets: SoftTargets, rows: IntArray, ids: list[str]
 ) -> TeacherStates:
     """Pooled states of the soft targets' `rows`, whose utterances are `ids`."""
-    pooled_rows, states = read_pooled(path)
+    pooled_rows, states, teacher = read_pooled(path)
     state_index = np.full(len(targets.ids), -1, dtype=np.int64)
     state_index[pooled_rows] = np.arange(len(pooled_rows))
     absent = np.flatnonzero(state_index[rows] < 0)
@@ -341,7 +381,7 @@ def _teacher_states(
             f"{len(ids)} training utterances (first: {ids[int(absent[0])]}); remove that file and "
             "run the job again"
         )
-    spaces, space = np.unique(targets.fold[rows], return_inverse=True)
+    spaces, space = np.unique(teacher[state_index[rows]], return_inverse=True)
     return TeacherStates(states, state_index[rows], space.astype(np.int64), len(spaces))
 
 

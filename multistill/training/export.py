@@ -60,10 +60,12 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
         "dimension_loss": task.train.dimension_loss if task.spec.dimensions else None,
         "train_rows": len(data.train),
         "labelled_rows": len(data.train.labelled),
+        "unlabelled_rows": data.train.unlabelled,
         "valid_rows": len(data.valid),
         # Under a schedule, the losses of two epochs are of different objectives.
         "train_loss": None if scheduled else [losses[0], losses[-1]],
         "validation": _validation(task, data, progress),
+        "layer_weights": model.layer_weights(),
         "rows_without_features": data.without_features,
         "task": hashlib.sha256(canonical(task.identity()).encode()).hexdigest()[:16],
     }

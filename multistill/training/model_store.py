@@ -8,7 +8,7 @@ trained again.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +46,12 @@ class ModelStore:
         """Whether all models of an index exist; their folders may have been deleted by hand."""
         return all((self.folder(model) / DONE).exists() for model in index.values())
 
-    def refuse_other_data(self, index: Index, inputs: Mapping[str, str]) -> None:
+    def refuse_other_data(self, index: Index, inputs: Mapping[str, Collection[str]]) -> None:
         """Refuse models that were trained on other data, such as those of another fold.
 
         Args:
-            inputs: fingerprints of `manifest`, whose clips they are to predict, and of what else
-                of that fold models read: `statistics`, `soft_targets`.
+            inputs: accepted fingerprints of `manifest`, whose clips they are to predict, and of
+                what else of that fold models read: `statistics`, `soft_targets` (one per seed).
 
         Raises:
             MultistillError: names the first.
@@ -60,7 +60,8 @@ class ModelStore:
             artifact = self.workspace.find(KIND, str(model["fingerprint"]))
             recorded = {} if artifact is None else artifact.meta["inputs"]
             if "manifest" not in recorded or any(
-                recorded.get(key, value) != value for key, value in inputs.items()
+                key in recorded and recorded[key] not in accepted
+                for key, accepted in inputs.items()
             ):
                 raise MultistillError(
                     f"the model `{name}` in {self.folder(model)} was trained on another split or "

@@ -45,7 +45,7 @@ class Objective(nn.Module):
         self.classes_weight = task.tasks.get("classes", 0.0)
         weights_of = [task.tasks[name] for name in task.spec.dimensions]
         self.register_buffer("dimension_weights", torch.tensor(weights_of), persistent=False)
-        self.per_value = _per_value(train.dimensions)
+        self.per_value = _per_value(train.dimensions[train.own])
         soft = train.teacher_dimensions
         self.per_soft_value = None if soft is None else _per_value(soft)
         shares = torch.from_numpy(train.shares[train.labelled])

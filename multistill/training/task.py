@@ -35,7 +35,9 @@ class TrainingTask:
         soft_targets: a teacher's Parquet file; set together with `distillation`.
         label_share: share of the training clips whose label is known, drawn per class by `seed`
             (`multistill.training.labelled`); the others are not trained on.
-        unlabelled: train on the clips without label too, towards the teacher's output alone.
+        unlabelled: train on the clips whose label is not given too, towards the teacher's output
+            alone. Clips of corpora without labels need no setting: every task with `soft_targets`
+            is trained on them.
         tasks: weight of each task in the loss: `classes`, and the dimensions of `spec`.
         encoders: that the model trains, of those that it reads.
     """

@@ -30,6 +30,7 @@ from multistill.corpora.manifest import read_manifest
 from multistill.corpora.prepare import prepare
 from multistill.errors import MultistillError, UsageError
 from multistill.pipeline import jobfile
+from multistill.pipeline.data_check import check_data
 from multistill.pipeline.job_template import job_text
 from multistill.pipeline.runner import find_artifact
 from multistill.pipeline.steps.data import Prepare
@@ -52,6 +53,21 @@ def prepared(
     (tmp_path / "out").mkdir()
     out = tmp_path / "out"
     return prepare([config], split, out, labels=classes, protocol=protocol, unpacked=tmp_path)
+
+
+def test_a_corpus_without_labels_of_the_same_recordings(tmp_path: Path) -> None:
+    own = write_table(tmp_path / "own", ROWS)
+    wild = write_table(tmp_path / "wild", ["0.wav", "1.wav"], "audio_path")
+    corpora = [
+        CorpusConfig(kind="table", path=str(own), name="own"),
+        CorpusConfig(kind="table", path=str(wild), name="wild", unlabelled=True),
+    ]
+    (tmp_path / "out").mkdir()
+    with told("; add recordings of other people to it, or remove it from `corpora`"):
+        prepare(corpora, RANDOM, tmp_path / "out", unpacked=tmp_path)
+    prepare(corpora[:1], RANDOM, tmp_path / "out", unpacked=tmp_path)
+    write_wav(wild.parent / "1.wav", 99)
+    prepare(corpora, RANDOM, tmp_path / "out", unpacked=tmp_path)
 
 
 # --- finding a corpus ---
@@ -247,6 +263,40 @@ def test_a_table_behind_a_link(tmp_path: Path) -> None:
     file.unlink()
     shutil.copy(elsewhere, file)
     assert utterances(load("aihub-wellness", truth.root))
+
+
+def test_absolute_audio_paths_elsewhere(tmp_path: Path) -> None:
+    file = write_table(tmp_path / "own", [f"{tmp_path / 'own'}/{row}" for row in ROWS])
+    (tmp_path / "tables").mkdir()
+    moved = Path(shutil.move(file, tmp_path / "tables" / "t.csv"))
+    says(
+        "leaves the corpus folder: {}; set `audio_root` of the corpus to a folder that all paths "
+        "of the table start from",
+        next(iter(reasons(load("table", moved)).values())),
+    )
+    assert len(utterances(load("table", moved, audio_root=str(tmp_path / "own")))) == len(ROWS)
+    assert len(utterances(load("table", moved, audio_root=str(tmp_path)))) == len(ROWS)
+
+
+def test_what_init_asks_for(tmp_path: Path) -> None:
+    rows = [f"{n}.wav,{n % 7 + 1},p{n % 2}" for n in range(14)]
+    file = write_table(tmp_path / "own", rows, "audio_path,valence,speaker")
+    scale, few = find_corpora(file)[0].missing
+    says("set `scale` to the lowest and the highest value that raters could give", scale)
+    says("to train on, to choose the epoch on, and to be tested on; add data", few)
+    text = job_text("t", find_corpora(file), tmp_path / "t.yaml")
+    job = jobfile.parse(text, "t.yaml", ["corpora.0.scale=[1, 7]"])
+    with pytest.raises(UsageError):
+        check_data(job)
+    write_table(
+        tmp_path / "own",
+        [*rows, *(f"{n}.wav,{n % 7 + 1},p3" for n in range(14, 28))],
+        ("audio_path,valence,speaker"),
+    )
+    again = find_corpora(file)
+    assert len(again[0].missing) == 1, "of the scale, which the table cannot say"
+    text = job_text("t", again, tmp_path / "t.yaml")
+    check_data(jobfile.parse(text, "t.yaml", ["corpora.0.scale=[1, 7]"]))
 
 
 # --- text ---

@@ -123,6 +123,24 @@ def test_corpora_and_encoders(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
     program = Path(sys.executable).parent / command[0]
     done = subprocess.run([program, *command[1:]], capture_output=True, text=True)
     assert "offline mode is enabled" in done.stderr, "all that it lacks is the network access"
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    reached = False
+
+    def model_info(*_: object, **__: object) -> SimpleNamespace:
+        if not reached:
+            raise ConnectionError
+        return SimpleNamespace(sha="c0ffee")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    [fix] = fixes(doctor._encoders(job_with(home, "org/some-model")))
+    says(
+        "correct the name, connect this machine to the model hub, or run `hf download {}` where it "
+        "is connected and copy the folder",
+        fix,
+    )
+    reached = True
+    assert fixes(doctor._encoders(job_with(home, "org/some-model"))) == []
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     cached = home / "snapshot" / "config.json"
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(cached))
     assert fixes(doctor._encoders(job_with(home, "org/some-model"))) == [], "what it does"

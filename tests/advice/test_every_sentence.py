@@ -74,11 +74,12 @@ NOT_ADVICE = {
     "{} will be created on the first run": "what a run does",
     "train.learning_rate {}, train.batch_size {}, train.epochs {}: {} steps": "names of keys",
     "# {}: written by `multistill init`. Every key but `name` and `corpora` may go.": "a comment",
-    "teacher: small-teacher        # `multistill models` lists the presets": "a comment",
+    "teacher: {}# `multistill models` lists the presets": "a comment",
     "labels:                       # `multistill labels` prints the spellings it recognises": (
         "a comment"
     ),
-    "                              # use-multilingual (`multistill weights get` fetches it)": (
+    "{}# use-multilingual (`multistill weights get` fetches it)": "a comment",
+    "  kind: leave-one-out         # by models of the others, trained anew for each of them": (
         "a comment"
     ),
     "train before caps": "a column of a table",

@@ -75,7 +75,7 @@ def test_a_model_that_read_another_fold(tmp_path: Path, planted: str, role: str)
         workspace.make("models", name, lambda out: {}, config={}, inputs=inputs)
         return {role: {"fingerprint": name}}
 
-    expected = own | {"soft_targets": "soft_targets-1"}
+    expected = {name: ["of another seed", f"{name}-1"] for name in (*own, "soft_targets")}
     store.refuse_other_data(made(1, own), expected)
     with told("so it may know these clips; remove the folder of its stage and run the job again"):
         store.refuse_other_data(made(2, own | {planted: f"{planted}-2"}), expected)

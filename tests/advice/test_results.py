@@ -105,7 +105,7 @@ def test_one_training_each(evaluation_case: EvaluationCase, tmp_path: Path) -> N
     case, config = evaluation_case, make_job().evaluation
 
     def sentence(*repeats: str) -> str:
-        members = {"repeats": [case.folders[name] for name in repeats]}
+        members = {"repeats": [[case.folders[name]] for name in repeats]}
         pair = [
             case.candidate("multimodal", compare_to="multimodal-control", **members),
             case.candidate("multimodal-control", role="control", **members),

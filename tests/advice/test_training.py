@@ -31,7 +31,8 @@ from multistill.features.statistics import (
 from multistill.features.store import FeatureStore
 from multistill.pipeline import jobfile
 from multistill.pipeline.runner import find_artifact
-from multistill.pipeline.steps.training import Distill, Teacher
+from multistill.pipeline.steps.distill import Distill
+from multistill.pipeline.steps.training import Teacher
 from multistill.tracking.logger import NullLogger
 from multistill.training import worker
 from multistill.training.checkpoint import best_weights
@@ -83,8 +84,8 @@ class Distilled:
 def lacking(path: Path, *, pooled: bool) -> None:
     """Write the file without one training utterance."""
     if pooled:
-        rows, states = read_pooled(path)
-        write_pooled(path, rows[1:], states[1:])
+        rows, states, teacher = read_pooled(path)
+        write_pooled(path, rows[1:], states[1:], teacher[1:])
     else:
         ids = pq.read_table(path)["utterance_id"].to_pylist()[1:]
         write_soft_targets(path, ids, np.zeros((len(ids), 7)), "t", np.zeros(len(ids)))

@@ -137,7 +137,7 @@ def test_the_columns_and_the_folder_of_a_table_are_found(
     assert {u.label for u in kept} == set(CLASSES[:4])
     assert {u.speaker for u in kept} == {f"s{n}" for n in range(6)}
     assert kept[3].text == "text 3"
-    assert job.split.by == "speaker"
+    assert job.protocol.by == "speaker"
 
 
 def test_the_written_file_reads_its_corpus(
@@ -188,6 +188,98 @@ def test_no_labels_section_where_the_default_classes_fit(tmp_path: Path) -> None
     file = tmp_path / "job.yaml"
     assert code_of(["init", file, "--corpus", path]) == 0
     assert "labels:" not in file.read_text()
+
+
+def rewritten(path: Path, change: Callable[[dict[str, str]], dict[str, str]]) -> Path:
+    """The table of `write_table` with its rows changed; the columns are those of the first."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = [change(row) for row in csv.DictReader(stream)]
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+COLUMNS = ["audio_path", "text", "label", "speaker"]
+
+
+@pytest.mark.parametrize("speakers", [2, 3, 4, 5, 7, 8, 12])
+def test_the_job_of_few_speakers_can_run(
+    speakers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoken(row: dict[str, str]) -> dict[str, str]:
+        number = int(row["audio_path"][1:-4])
+        return {**row, "speaker": f"s{number % speakers}", "label": CLASSES[number // speakers % 2]}
+
+    path = rewritten(write_table(tmp_path / "corpus", COLUMNS), spoken)
+    file = tmp_path / "job.yaml"
+    assert code_of(["init", file, "--corpus", path]) == 0
+    to_do = capsys.readouterr().out
+    possible = speakers >= 3
+    assert code_of(["validate", file, "--data"]) == (0 if possible else 2)
+    assert ("the table has 2 speakers, and models need 3" in to_do) is not possible
+    job = jobfile.load(file)
+    assert job.protocol.kind == ("leave-one-out" if 3 <= speakers < 8 else "holdout")
+    assert job.distillation.targets == ("in-sample" if speakers == 3 else "out-of-fold")
+
+
+@pytest.mark.parametrize("column", ["empty", "absent"])
+def test_a_table_without_transcripts_gets_audio_models(column: str, tmp_path: Path) -> None:
+    def silent(row: dict[str, str]) -> dict[str, str]:
+        kept = {name: value for name, value in row.items() if name != "text"}
+        return kept if column == "absent" else {**kept, "text": ""}
+
+    path = rewritten(write_table(tmp_path, COLUMNS), silent)
+    file = tmp_path / "job.yaml"
+    assert code_of(["init", file, "--corpus", path]) == 0
+    job = jobfile.load(file)
+    assert job.teacher.model.preset == "small-audio-teacher"
+    assert [student.model.preset for student in job.students] == ["small-audio-student"]
+    assert code_of(["validate", file]) == 0
+
+
+@pytest.mark.parametrize("highest", [5, 7])
+def test_a_table_of_dimensions_alone(
+    highest: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rated(row: dict[str, str]) -> dict[str, str]:
+        value = 1 + int(row["audio_path"][1:-4]) % highest
+        kept = {name: row[name] for name in ("audio_path", "text", "speaker")}
+        return {**kept, "valence": str(value), "arousal": str(1 + value % 3)}
+
+    path = rewritten(write_table(tmp_path / "corpus", COLUMNS), rated)
+    file = tmp_path / "job.yaml"
+    assert code_of(["init", file, "--corpus", path]) == 0
+    to_do = capsys.readouterr().out
+    assert "label" not in to_do
+    assert ("set `scale`" in to_do) is (highest > 5)
+    assert list(jobfile.load(file).tasks.weights()) == ["valence", "arousal"]
+    if highest > 5:
+        text = file.read_text().replace(
+            "  - kind: table", f"  - scale: [1, {highest}]\n    kind: table"
+        )
+        file.write_text(text)
+    assert code_of(["validate", file, "--data"]) == 0
+
+
+def test_absolute_paths_start_from_the_folder_that_holds_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_table(tmp_path / "corpus", COLUMNS, audio="wavs")
+    table = tmp_path / "tables" / "t.csv"
+    table.parent.mkdir()
+    path.rename(table)
+    wavs = tmp_path / "corpus" / "wavs"
+    rewritten(table, lambda row: {**row, "audio_path": str(wavs / row["audio_path"])})
+    file = tmp_path / "job.yaml"
+    assert code_of(["init", file, "--corpus", table]) == 0
+    job = jobfile.load(file)
+    assert job.corpora[0].audio_root == str(wavs)
+    assert [u.utterance_id for u in utterances(job)] == [f"c{n}" for n in range(24)]
+    file.write_text(file.read_text().replace("audio_root:", "# audio_root:"))
+    assert code_of(["validate", file, "--data"]) == 1
+    assert "set `audio_root` of the corpus" in capsys.readouterr().err
 
 
 def test_what_a_table_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ def test_the_pooled_states_of_an_ensemble_are_concatenated(case: Case, tmp_path:
     members = [outputs(case, model, ids) for model in (0, 1)]
     targets = read_soft_targets(path)
     np.testing.assert_allclose(targets.outputs, combine([m[0] for m in members]), atol=1e-5)
-    rows, pooled = read_pooled(path)
+    rows, pooled, _ = read_pooled(path)
     assert sorted(rows) == np.flatnonzero(split == "train").tolist()  # students read no others
     expected = np.concatenate([m[1] for m in members], axis=1)
     np.testing.assert_allclose(pooled, expected[rows], atol=1e-5)
@@ -82,7 +82,7 @@ def test_out_of_fold_targets_come_from_the_teacher_that_was_not_trained_on_the_c
     ids, split, fold = run_stage(case, path, folds=folds)
     predictions = [outputs(case, model, ids) for model in range(4)]
     targets = read_soft_targets(path)
-    rows, pooled = read_pooled(path)
+    rows, pooled, _ = read_pooled(path)
     state_index = {row: index for index, row in enumerate(rows.tolist())}
     for row, name in enumerate(split):
         own = int(fold[row])

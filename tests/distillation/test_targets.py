@@ -98,8 +98,9 @@ def test_pooled_states_survive_a_round_trip_and_damaged_ones_are_refused(tmp_pat
     with pytest.raises(MultistillError, match=r"pooled\.safetensors is missing.*hint_weight"):
         read_pooled(path)
     pooled = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    write_pooled(path, [5, 0, 8], pooled)
-    rows, states = read_pooled(path)
+    write_pooled(path, [5, 0, 8], pooled, [2, 0, 2])
+    rows, states, teacher = read_pooled(path)
+    assert teacher.tolist() == [2, 0, 2]
     assert rows.tolist() == [5, 0, 8]
     np.testing.assert_array_equal(states.numpy(), pooled)
     assert [file.name for file in tmp_path.iterdir()] == ["pooled.safetensors"]

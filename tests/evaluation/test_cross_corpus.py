@@ -55,7 +55,7 @@ def crossed(
                     "both",
                     "student",
                     [case.folders[models[name][1]]],
-                    repeats=[case.folders[models[name][0]]],
+                    repeats=[[case.folders[models[name][0]]]],
                 ),
             ],
             name,

@@ -60,7 +60,7 @@ class Evaluated:
 
     def candidate(self, name: str, role: str, members: str, **more: Any) -> Candidate:
         first, *others = (self.folders[member] for member in members)
-        return Candidate(name, role, [first], repeats=others, **more)
+        return Candidate(name, role, [first], repeats=[[other] for other in others], **more)
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ class Case:
 
     def candidate(self, name: str, role: str, members: str, **more: Any) -> Candidate:
         first, second = self.folders[f"{members}3"], self.folders[f"{members}4"]
-        return Candidate(name, role, [first], repeats=[second], **more)
+        return Candidate(name, role, [first], repeats=[[second]], **more)
 
     def report(self) -> tuple[dict[str, Any], str]:
         job = JobConfig.model_validate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def test_predictions_hold_every_clip_of_every_model_and_baseline(case: Evaluatio
 
 def test_several_seeds_are_compared_by_their_means(case: EvaluationCase, tmp_path: Path) -> None:
     def with_repeat(name: str, repeat: str, **more: Any) -> Candidate:
-        return case.candidate(name, repeats=[case.folders[repeat]], **more)
+        return case.candidate(name, repeats=[[case.folders[repeat]]], **more)
 
     candidates = [
         with_repeat("multimodal", "audio", compare_to="multimodal-control"),
@@ -63,6 +64,20 @@ def test_several_seeds_are_compared_by_their_means(case: EvaluationCase, tmp_pat
     assert both["differences"]["macro_f1"]["value"] == pytest.approx(seeds["value"] - control)
     assert one["seeds"] == 1, "a single training is never compared with a mean over seeds"
     assert "seeds" not in models["text"]
+
+
+def test_every_seed_of_a_teacher_may_be_an_ensemble(case: EvaluationCase, tmp_path: Path) -> None:
+    config = make_job().evaluation.model_copy(update={"latency_clips": 0})
+    [teacher] = [each for each in case.candidates if each.name == "teacher"]
+    other = [case.folders["multimodal"], case.folders["multimodal-control"]]
+    repeated = replace(teacher, repeats=[other])
+    alone = replace(teacher, name="other", folders=other)
+    evaluate([EvaluatedFold(case.manifest, [repeated, alone])], case.store, config, tmp_path)
+    found = {model["name"]: model for model in read_json(tmp_path / "metrics.json")["models"]}
+    for metric, scores in found["teacher"]["seeds"]["metrics"].items():
+        each = [found[name]["metrics"][metric]["value"] for name in ("teacher", "other")]
+        assert scores["values"] == pytest.approx(each)
+    assert found["teacher"]["members"] == 2
 
 
 def test_metrics_can_be_recomputed_from_the_predictions(case: EvaluationCase) -> None:
@@ -95,6 +110,16 @@ def test_trained_models_beat_the_baseline_and_parameters_add_up(case: Evaluation
     text, audio = by_name["text"], by_name["audio"]
     assert text["params_end_to_end"] == text["params_trainable"] + 5_000
     assert audio["params_end_to_end"] == audio["params_trainable"]
+
+
+def test_students_are_scored_in_8_bits_too(case: EvaluationCase) -> None:
+    by_name = {model["name"]: model for model in case.metrics["models"]}
+    for name, model in by_name.items():
+        assert ("int8" in model) == (model["role"] == "student"), name
+    student = by_name["multimodal"]
+    assert student["bytes"] > 3 * student["int8"]["bytes"] > 0
+    exact, rounded = (each["metrics"]["uar"]["value"] for each in (student, student["int8"]))
+    assert rounded == pytest.approx(exact, abs=0.1)
 
 
 def test_end_to_end_latency_includes_the_encoders_of_the_modality(case: EvaluationCase) -> None:

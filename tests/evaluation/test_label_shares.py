@@ -47,7 +47,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
                     task.role,
                     folders[:1],
                     compare_to=None if task.role == "control" else f"{name}-control",
-                    repeats=folders[1:],
+                    repeats=[[folder] for folder in folders[1:]],
                     label_share=("audio", share),
                 )
             )
@@ -73,8 +73,8 @@ def test_gains_are_differences_of_means_over_seeds(case: dict[str, Any]) -> None
 
     def scores(candidate: Candidate) -> list[dict[str, float]]:
         found = []
-        for folder in (*candidate.folders, *candidate.repeats):
-            single = replace(candidate, folders=[folder], repeats=())
+        for folders in (candidate.folders, *candidate.repeats):
+            single = replace(candidate, folders=folders, repeats=())
             loaded = LoadedModel(single, store, case["manifest"], torch.device("cpu"))
             predicted = loaded.probabilities(test.ids).argmax(axis=1)
             confusion = np.zeros((7, 7))

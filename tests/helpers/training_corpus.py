@@ -13,7 +13,13 @@ import pyarrow as pa
 import torch
 
 from multistill.config import CLASSES, DistillationConfig, TrainConfig
-from multistill.corpora.manifest import manifest_schema, write_manifest
+from multistill.corpora.manifest import (
+    UNLABELLED,
+    classes_of,
+    manifest_schema,
+    read_manifest,
+    write_manifest,
+)
 from multistill.distillation.targets import write_pooled, write_soft_targets
 from multistill.errors import MultistillError
 from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
@@ -27,6 +33,9 @@ from multistill.training.loop import EpochReport, fit
 from multistill.training.task import TrainingTask
 
 AUDIO_DIM, TEXT_DIM = 12, 8
+
+Corpus = tuple[Path, Path]
+"""Manifest and feature store."""
 
 
 def make_corpus(
@@ -124,6 +133,19 @@ def make_corpus(
     return manifest, store
 
 
+def without_labels(corpus: tuple[Path, Path], sessions: Sequence[int], folder: Path) -> Corpus:
+    """The corpus with these training sessions as clips of a corpus without labels."""
+    rows = read_manifest(corpus[0]).to_pylist()
+    classes = classes_of(read_manifest(corpus[0]))
+    for row in rows:
+        if row["session"] in {f"s{number}" for number in sessions}:
+            row |= dict.fromkeys(("label", "votes", "valence", "arousal", "dominance"))
+            row |= {"label_soft": [0.0] * len(classes), "split": UNLABELLED, "fold": -1}
+    folder.mkdir(parents=True)
+    table = pa.Table.from_pylist(rows, schema=manifest_schema(classes))
+    return write_manifest(table, folder), corpus[1]
+
+
 def make_task(corpus: tuple[Path, Path], name: str = "model", **train: Any) -> TrainingTask:
     """A small student without dropout, so that runs can be compared."""
     manifest, store = corpus
@@ -194,7 +216,7 @@ def with_states(
     logits = np.zeros((len(train), 7))
     write_soft_targets(path, train.ids, logits, "t", fold if folds > 1 else fold - 1)
     order = np.random.default_rng(2).permutation(len(train))
-    write_pooled(path, order, states[order])
+    write_pooled(path, order, states[order], fold[order])
     return replace(student, distillation=DistillationConfig(weight=0.0, **distillation))
 
 

@@ -125,7 +125,7 @@ def test_a_head_of_a_lower_layer_is_timed_with_the_encoder_cut_there(
         loaded.append(encoder.info.layers)
         return encoder
 
-    monkeypatch.setattr("multistill.inference.latency.load_speech", load)
+    monkeypatch.setattr("multistill.encoders.side_by_side.load_speech", load)
     for _ in range(2):
         [milliseconds] = latency.end_to_end_ms("audio", [0.0], {"speech": 1}) or []
         assert milliseconds > 0

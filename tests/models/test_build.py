@@ -40,8 +40,17 @@ VARIANTS += [
     for modality in ("multimodal", "text", "audio")
     for turns, paths in ((0, "deep"), (2, "deep"), (0, "both"), (2, "both"), (0, "wide"))
 ]
+VARIANTS += [
+    replace(TINY, front="convolutional", front_channels=2, modality=modality, **changed)
+    for modality in ("multimodal", "audio")
+    for changed in (
+        {"fusion": "concat", "pooling": "attentive-statistics", "paths": "both"},
+        {"context_turns": 2, "audio_stride": 3},
+    )
+]
 
 EXPORTED = [
+    replace(TINY, front="convolutional", front_channels=2, pooling="attentive-statistics"),
     replace(TINY, pooling="attention", context_turns=2, audio_stride=4),
     replace(TINY, modality="audio"),
     replace(TINY, fusion="mixer", layers=1),
@@ -51,7 +60,7 @@ EXPORTED = [
 
 def spec_id(spec: ModelSpec) -> str:
     name = f"{spec.modality}-{spec.fusion}-{spec.pooling}-{spec.context_turns}"
-    return f"{name}-{spec.standardize}-{spec.paths}"
+    return f"{name}-{spec.standardize}-{spec.paths}-{spec.front}"
 
 
 def make_model(spec: ModelSpec, seed: int = 0, text_dim: int = TEXT) -> EmotionModel:

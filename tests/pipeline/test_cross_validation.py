@@ -30,12 +30,17 @@ from multistill.workspace import Workspace, fold_folder, read_json
 pytestmark = pytest.mark.timeout(600)
 
 SPEAKERS, CLIPS = 4, 12
+WILD = ("p0", "p1", "p1", "p3", "q", "q")
+"""Speakers of the clips without labels, most of whom are tested in one of the folds."""
+
 JOB = """
 name: crossed
 seed: 3
 seeds: 1
 workspace: {home}/workspace
-corpora: [{{kind: table, path: {home}/corpus/t.csv}}]
+corpora:
+  - {{kind: table, path: {home}/corpus/t.csv}}
+  - {{kind: table, path: {home}/corpus/wild.csv, name: wild, unlabelled: true}}
 labels: {{classes: [calm, anger]}}
 split: {{valid: 0.2, folds: 2}}
 protocol: leave-one-out
@@ -64,15 +69,20 @@ def finished(
     home = tmp_path_factory.mktemp("crossed")
     (home / "corpus").mkdir()
     lines = ["audio_path,text,label,speaker"]
+    wild = ["audio_path,speaker"]
     random = np.random.default_rng(0)
-    for number in range(SPEAKERS * CLIPS):
+    for number in range(SPEAKERS * CLIPS + len(WILD)):
         label = number % 2
         pitch = (1 + label) * random.uniform(200, 240)
         wave = 0.3 * np.sin(2 * np.pi * pitch * np.arange(12_000) / 16_000)
         soundfile.write(home / "corpus" / f"{number}.wav", wave, 16_000)
         word = ("Ruhig", "wut")[label]
-        lines.append(f"{number}.wav,text {number},{word},p{number // CLIPS}")
-    (home / "corpus" / "t.csv").write_text("\n".join(lines), encoding="utf-8")
+        if number < SPEAKERS * CLIPS:
+            lines.append(f"{number}.wav,text {number},{word},p{number // CLIPS}")
+        else:
+            wild.append(f"{number}.wav,{WILD[number - SPEAKERS * CLIPS]}")
+    for name, table in (("t.csv", lines), ("wild.csv", wild)):
+        (home / "corpus" / name).write_text("\n".join(table), encoding="utf-8")
     job = jobfile.parse(JOB.format(home=home), "crossed.yaml")
     before = describe(job)
     assert before["trainings"] is None, "the speakers are not known yet"
@@ -148,6 +158,35 @@ def test_soft_targets_of_a_fold_know_nothing_of_its_test_speaker(
             assert done["inputs"]["manifest"] == fold.artifacts["manifest"].fingerprint
 
 
+def test_clips_without_labels_teach_the_students_of_the_folds_that_test_nobody_in_them(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, outcome = finished
+    models = ModelStore(Workspace(job.workspace))
+    names = {"manifest": "prepare", "teachers": "teacher", "students": "students"}
+    for fold in folds_of({artifact: outcome.stages[name] for artifact, name in names.items()}):
+        rows = read_manifest(fold.artifacts["manifest"].path).to_pandas()
+        trained = {name.split("/")[1] for name in rows[rows["split"] == "train"]["speaker"]}
+        wild = rows[rows["split"] == "unlabelled"]
+        expected = [name for name in WILD if name in trained | {"q"}]
+        assert [name.split("/")[1] for name in wild["speaker"]] == expected
+        students = fold.artifacts["students"].summary["models"]
+        teachers = fold.artifacts["teachers"].summary["models"]
+        for name, entry in {**students, **teachers}.items():
+            training = read_json(models.folder(entry) / "config.json")["training"]
+            assert training["unlabelled_rows"] == len(expected) * (name == "audio"), name
+            if name in students:
+                assert training["labelled_rows"] == int((rows["split"] == "train").sum())
+    assert outcome.report is not None
+    report = json.loads((outcome.report / "report.json").read_text())
+    assert report["corpus"]["unlabelled"]["utterances"] == len(WILD)
+    page = " ".join((outcome.report / "report.html").read_text().split())
+    assert "neither teacher nor controls are trained on: wild (6; 0 left out" in page
+    plan = describe(job)
+    assert plan["unlabelled"]["wild"]["clips"] == len(WILD)
+    assert "wild: 6 clips without labels, 0.00 h" in described(check_data(job))
+
+
 def test_plan_report_and_check_tell_the_folds(
     finished: tuple[JobConfig, pipeline.Outcome],
 ) -> None:
@@ -176,7 +215,7 @@ def test_plan_report_and_check_tell_the_folds(
         and "Trials and validation scores are of the first" in page
     )
     lines = described(check_data(job))
-    assert f"fold table/p0: train {2 * CLIPS}, valid {CLIPS}, test {CLIPS}" in lines
+    assert f"fold table/p0: train {2 * CLIPS}, valid {CLIPS}, test {CLIPS}, unlabelled 4" in lines
 
 
 def test_the_search_reads_the_first_fold_only_and_its_winner_is_trained_in_all(
@@ -195,7 +234,7 @@ def test_the_search_reads_the_first_fold_only_and_its_winner_is_trained_in_all(
     for fold in folds:
         index = fold.artifacts["search"].summary["models"]
         assert {winner, "audio-search-control"} <= set(index)
-        models.refuse_other_data(index, {"manifest": fold.artifacts["manifest"].fingerprint})
+        models.refuse_other_data(index, {"manifest": [fold.artifacts["manifest"].fingerprint]})
         trained.add(index[winner]["fingerprint"])
         rates.add(read_json(models.folder(index[winner]) / "history.json")["learning_rate"])
     assert len(trained) == SPEAKERS and len(rates) == 1

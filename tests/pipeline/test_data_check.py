@@ -28,7 +28,8 @@ def test_counts_are_those_of_the_corpus(tmp_path: Path, monkeypatch: pytest.Monk
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     job = jobfile.parse(
-        f"name: t\nworkspace: {tmp_path / 'w'}\ncorpora: [{{kind: kemdy20, path: {truth.root}}}]\n",
+        f"name: t\nworkspace: {tmp_path / 'w'}\ncorpora: [{{kind: kemdy20, path: {truth.root}}}]\n"
+        "distillation: {targets: in-sample}\n",
         "job.yaml",
     )
     facts = check_data(job)
@@ -120,6 +121,15 @@ def test_a_split_refused_without_rejections_has_no_such_clause(tmp_path: Path) -
     assert "rejected" not in str(error.value)
 
 
+def test_too_few_groups_for_out_of_fold_targets_are_seen(tmp_path: Path) -> None:
+    """Three speakers, one of them in each part: there is no second fold to train on."""
+    rows = [f"{n}.wav,t,{('sad', 'happy')[n % 2]},p{n % 3}" for n in range(12)]
+    split = "{by: speaker}"
+    with pytest.raises(UsageError, match=r"distillation\.targets: in-sample"):
+        check_data(table_job(tmp_path, rows, split=split))
+    check_data(table_job(tmp_path, rows, split=split, distillation="{targets: in-sample}"))
+
+
 def test_what_prepare_logs_is_told_with_classes_that_a_part_lacks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,7 +139,7 @@ def test_what_prepare_logs_is_told_with_classes_that_a_part_lacks(
     file = tmp_path / "job.yaml"
     file.write_text(
         f"name: t\nworkspace: {tmp_path / 'ws'}\nsplit: {{by: column}}\n"
-        f"corpora: [{{kind: table, path: {table}}}]\n"
+        f"corpora: [{{kind: table, path: {table}}}]\ndistillation: {{targets: in-sample}}\n"
     )
     logger = RecordingLogger()
     facts = check_data(jobfile.load(file), logger)

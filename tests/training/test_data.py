@@ -47,8 +47,8 @@ def test_soft_targets_that_lack_rows_are_refused(corpus, tmp_path):
 def test_pooled_states_that_lack_a_row_are_refused(corpus, tmp_path):
     path = tmp_path / "soft.parquet"
     student = with_states(make_task(corpus), path, hint_weight=1.0)
-    rows, pooled = read_pooled(path)
-    write_pooled(path, rows[1:], pooled[1:])
+    rows, pooled, teacher = read_pooled(path)
+    write_pooled(path, rows[1:], pooled[1:], teacher[1:])
     with pytest.raises(MultistillError, match="lack 1 of 72 training utterances"):
         run(student, tmp_path / "state")
     (tmp_path / "pooled.safetensors").unlink()

@@ -100,7 +100,7 @@ def load(
         MultistillError: if a folder or a table cannot be read.
     """
     folder = corpus_root(config) if root is None else Path(os.path.abspath(root))  # noqa: PTH100
-    reader = LabelReader(labels, config.labels, tasks)
+    reader = LabelReader(labels, config.labels, tasks, config.unlabelled)
     utterances = 0
     try:
         for record in import_loader(config.kind)(config, folder, reader):

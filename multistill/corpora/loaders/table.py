@@ -143,6 +143,7 @@ def _map_columns(config: CorpusConfig, table: Table, labels: LabelReader) -> dic
     """Column name of multistill -> the table's, for the columns that the table has."""
     counts = counted(labels)
     columns = (*COLUMNS, *counts)
+    unread = DIMENSIONS if labels.unlabelled else ()
     for column, name in config.columns.items():
         if column not in columns and not column.startswith(_RATER):
             near = difflib.get_close_matches(column, columns, 1)
@@ -154,8 +155,14 @@ def _map_columns(config: CorpusConfig, table: Table, labels: LabelReader) -> dic
     raters = [name for name in table.header if name.startswith(_RATER)]
     known = dict.fromkeys([*columns, *raters, *config.columns])
     names = {column: column_name(config.columns.get(column, column)) for column in known}
-    names = {column: name for column, name in names.items() if name in table.header}
+    names = {
+        column: name
+        for column, name in names.items()
+        if name in table.header and column not in unread
+    }
     table.require([] if "audio_path" in names else ["audio_path"])
+    if labels.unlabelled:
+        return names
     targets = {"label", "votes", *counts, *labels.dimensions}
     if labels.without_classes and not set(labels.dimensions) & names.keys():
         raise UsageError(
@@ -234,14 +241,19 @@ class _RowParser:
         self.texts = texts
         self.to_text: Callable[[Any], str] = str.strip if table.encoding else to_text
         self.resolver = FileResolver(audio_root)
+        self.prefix = f"{audio_root.absolute()}/"
         self.target = lru_cache(_CACHED)(self._target)
         self.rating = lru_cache(_CACHED)(partial(parse_rating, scale=scale))
         self.age = lru_cache(_CACHED)(parse_age)
 
     def utterance_id(self, cells: Sequence[Any]) -> str:
-        """The row's utterance id; empty if it has neither id nor audio path."""
+        """The row's utterance id; empty if it has neither id nor audio path.
+
+        Of an absolute audio path, the part below the root: ids are in reports that are shown to
+        others, and the same on another machine.
+        """
         name = "" if self.id_index is None else self.to_text(cells[self.id_index])
-        return name or stem(self.to_text(cells[self.audio_index]))
+        return name or stem(self.to_text(cells[self.audio_index]).removeprefix(self.prefix))
 
     def dialogue(self, cells: Sequence[Any]) -> str:
         return self.to_text(cells[self.dialogue_index])
@@ -276,13 +288,13 @@ class _RowParser:
         if not file:
             raise RowError("no value in column `audio_path`")
         audio = self._resolve(file)
-        name = name or stem(file)
+        name = name or stem(file.removeprefix(self.prefix))
         text_raw, encoding = self._transcript(text_path) if text_path else (text, self.encoding)
         target_cells = self.target_cells(cells)
         if self.encoding is None:
             target_cells = tuple([hashable(cell) for cell in target_cells])
         target = self.target(target_cells)
-        if not speaker and not session:
+        if not speaker and not session and not self.labels.unlabelled:
             raise RowError("no value in column `speaker` or `session`")
         split = normal_name(split)
         ratings = dict(zip(DIMENSIONS, map(self.rating, rating_fields, DIMENSIONS), strict=True))
@@ -319,6 +331,11 @@ class _RowParser:
         try:
             return self.resolver.resolve(name)
         except ValueError as error:
+            if name.startswith("/") and not name.startswith(self.prefix):
+                raise RowError(
+                    f"leaves the corpus folder: {name}; set `audio_root` of the corpus to a folder "
+                    "that all paths of the table start from"
+                ) from error
             raise RowError(str(error)) from error
 
     def _transcript(self, name: str) -> tuple[str, str]:
@@ -328,6 +345,11 @@ class _RowParser:
             raise RowError(f"{name}: {error}") from error
 
     def _target(self, cells: tuple[Any, ...]) -> _Target:
+        if self.labels.unlabelled:
+            has_label = any(
+                cell if isinstance(cell, tuple) else self.to_text(cell) for cell in cells
+            )
+            return _Target(None, self.labels.classes[0] if has_label else None, None, ())
         if self.labels.without_classes:
             names = ", ".join(self.labels.dimensions)
             return _Target(None, None, None, (), no_class=f"no value of {names}")

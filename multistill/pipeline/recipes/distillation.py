@@ -8,17 +8,21 @@ from typing import get_args
 from multistill.config import JobConfig, ModelConfig
 from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
+from multistill.pipeline.recipes.fronts import check_fronts
 from multistill.pipeline.recipes.scores import check_scores
+from multistill.pipeline.recipes.stored_states import check_stored_states
 from multistill.pipeline.recipes.tasks import check_tasks
+from multistill.pipeline.recipes.unlabelled import check_unlabelled
 from multistill.pipeline.step import Step
 from multistill.pipeline.steps.data import Features, Prepare, Statistics
+from multistill.pipeline.steps.distill import Distill
 from multistill.pipeline.steps.evaluation import Evaluate
 from multistill.pipeline.steps.functionals import OPENSMILE, Functionals
 from multistill.pipeline.steps.label_shares import LabelShares
 from multistill.pipeline.steps.report import Report
 from multistill.pipeline.steps.robustness import Robustness
 from multistill.pipeline.steps.search import Search
-from multistill.pipeline.steps.training import Distill, ModelStep, Students, Teacher
+from multistill.pipeline.steps.training import ModelStep, Students, Teacher
 from multistill.workspace import Workspace
 
 
@@ -72,10 +76,12 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     yield from check_tasks(job)
     yield from check_scores(job)
     yield from _protocol(job)
-    yield from _layers(job)
+    yield from check_stored_states(job)
+    yield from check_fronts(job)
     yield from _previous_turns(job)
     yield from _losses(job)
     yield from _label_shares(job)
+    yield from check_unlabelled(job)
     if job.tracking.champion is not None and not job.search.enabled:
         yield (
             ("tracking", "champion"),
@@ -114,31 +120,6 @@ def _protocol(job: JobConfig) -> Iterator[tuple[Location, str]]:
             "search.nested: every fold has a winner of its own, so there is no one that "
             "`tracking.champion` could register; set `nested: false`, or remove `champion`",
         )
-
-
-def _layers(job: JobConfig) -> Iterator[tuple[Location, str]]:
-    """Encoder layers that a model reads and the feature store does not hold separately."""
-    stored = job.features.side_by_side()
-    requested: list[tuple[Location, str, object]] = []
-    for name in ("speech_layer", "text_layer"):
-        requested.append((("teacher", "model"), name, getattr(job.teacher.model, name)))
-        for index, student in enumerate(job.students):
-            requested.append((("students", index, "model"), name, getattr(student.model, name)))
-        searched = job.search.space.get(f"model.{name}") if job.search.enabled else None
-        if searched and searched.choices is None:
-            yield ("search", "space"), f"search.space: `model.{name}` needs `choices`"
-        choices = (searched.choices if searched else None) or []
-        requested += [(("search", "space", f"model.{name}"), name, choice) for choice in choices]
-    for location, name, layer in requested:
-        encoder, layers = name.removesuffix("_layer"), stored.get(f"{name}s", [])
-        if layer is not None and layer not in layers:
-            held = f"layers {', '.join(map(str, layers))}" if layers else "one state"
-            yield (
-                location,
-                f"{name}: layer {layer} cannot be read, the store holds {held}; set "
-                f"features.{encoder}: "
-                f"{{layers: [..., {layer}], combine: concat}}",
-            )
 
 
 def _previous_turns(job: JobConfig) -> Iterator[tuple[Location, str]]:

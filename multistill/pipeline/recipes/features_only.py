@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from multistill.config import JobConfig
 from multistill.pipeline.recipes import Location, Recipe
 from multistill.pipeline.recipes.scores import check_scores
+from multistill.pipeline.recipes.unlabelled import refuse_unlabelled
 from multistill.pipeline.step import Step
 from multistill.pipeline.steps.data import Features, Prepare
 from multistill.pipeline.steps.evaluation import Probe
@@ -22,6 +23,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
             "the key, or set `recipe: distillation`",
         )
     yield from check_scores(job)
+    yield from refuse_unlabelled(job)
 
 
 def steps(job: JobConfig, workspace: Workspace) -> list[Step]:

@@ -17,7 +17,7 @@ class Prepare(Step):
 
     name = "prepare"
     artifact = "manifest"
-    version = 5
+    version = 6
     sections = frozenset({"corpora", "tasks", "labels", "split", "protocol"})
 
     def config(self) -> Any:

@@ -26,7 +26,7 @@ class Evaluate(Step):
 
     name = "evaluate"
     artifact = "evaluation"
-    version = 8
+    version = 9
     sections = frozenset({"evaluation", "tasks"})
     uses_ray = True
 
@@ -53,8 +53,7 @@ class Evaluate(Step):
         for fold in folds_of(run.artifacts):
             manifest = fold.artifacts["manifest"]
             for step in self.models:
-                models = fold.artifacts[step.artifact].summary["models"]
-                step.model_store.refuse_other_data(models, step.inputs(fold.artifacts))
+                step.refuse_other_data(fold.artifacts)
             candidates = [
                 candidate
                 for step in self.models

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from multistill.config import StudentConfig
 from multistill.hardware import Resources
+from multistill.pipeline.seeds import trainings
 from multistill.pipeline.step import Artifacts, StepRun
 from multistill.pipeline.steps.training import ModelStep, planned_training, student_task
 from multistill.training.model_store import VERSION, Index
@@ -47,8 +48,6 @@ class LabelShares(ModelStep):
 
     def tasks(self, artifacts: Artifacts) -> dict[str, list[TrainingTask]]:
         """The trainings of every student and control at every share, one per seed."""
-        from multistill.training.task import seed_tasks
-
         config = self.job.label_shares
         members: dict[str, list[TrainingTask]] = {}
         for student, share, name in self._points():
@@ -59,7 +58,7 @@ class LabelShares(ModelStep):
                 unlabelled=config.unlabelled and share < 1,
             )
             for task in (base, base.control(f"{name}-control")):
-                members[task.name] = seed_tasks(task, config.seeds)
+                members[task.name] = trainings(task, config.seeds, artifacts["soft_targets"])
         return members
 
     def candidates(self, artifact: Artifact) -> list[Candidate]:
@@ -76,10 +75,10 @@ class LabelShares(ModelStep):
 
     def plan(self, resources: Resources, artifacts: Artifacts) -> Mapping[str, Any]:
         config = self.job.label_shares
-        trainings = len(config.shares) * config.seeds
+        count = len(config.shares) * config.seeds
         return {
             "models": [
-                planned_training(self.job, name, trainings, student, artifacts)
+                planned_training(self.job, name, count, student, artifacts)
                 for student in self.job.students_with_label_shares()
                 for name in (f"{student.name}-labels", f"{student.name}-labels-control")
             ]

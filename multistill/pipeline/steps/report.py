@@ -19,7 +19,7 @@ class Report(Step):
 
     name = "report"
     artifact = "report"
-    version = 5
+    version = 6
     sections = frozenset({"report"})
 
     @property

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from multistill.config import SearchConfig, TrainSection
 from multistill.hardware import Resources
 from multistill.pipeline.folds import FOLDS, Fold, folds_of, planned_folds
+from multistill.pipeline.seeds import inputs_of
 from multistill.pipeline.step import Artifacts, StepRun
 from multistill.pipeline.steps.training import ModelStep, planned_training, student_task
 from multistill.training.model_store import VERSION
@@ -71,7 +72,7 @@ class Search(ModelStep):
         name = run.fingerprint if number is None else f"{run.fingerprint}-{number + 1}"
         others = run.out.parent
         trials = search(base, job.search, job.seed, out, logger, name, others=others)
-        inputs = self.inputs(fold.artifacts)
+        inputs = inputs_of(base, self.inputs(fold.artifacts), fold.artifacts)
         found = retrain(
             base,
             trials["top"],

@@ -1,14 +1,12 @@
-"""Steps that train: the teacher, its soft targets, the students with their controls."""
+"""Steps that train: the teachers, and the students with their controls."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multistill.cluster.tasks import on_cluster
 from multistill.config import (
     DistillationConfig,
     JobConfig,
@@ -19,7 +17,8 @@ from multistill.config import (
 )
 from multistill.errors import UsageError
 from multistill.hardware import Resources
-from multistill.pipeline.folds import FOLDS, build_folds, folds_of, parts_of, planned_folds
+from multistill.pipeline.folds import FOLDS, folds_of, planned_folds
+from multistill.pipeline.seeds import accepted_inputs, inputs_of, teachers_of, trainings
 from multistill.pipeline.step import Artifacts, Step, StepRun
 from multistill.training.defaults import defaults_of, resolve_training
 from multistill.training.model_store import VERSION, Index, ModelStore
@@ -59,7 +58,10 @@ class ModelStep(Step):
         folds = folds_of(run.artifacts)
         tasks = [tasks_of(fold.artifacts) for fold in folds]
         planned = [
-            (replace(task, name=fold.model_name(task.name)), self.inputs(fold.artifacts))
+            (
+                replace(task, name=fold.model_name(task.name)),
+                inputs_of(task, self.inputs(fold.artifacts), fold.artifacts),
+            )
             for fold, own in zip(folds, tasks, strict=True)
             for task in own
         ]
@@ -89,37 +91,55 @@ class ModelStep(Step):
         names = {model: [task.name for task in tasks] for model, tasks in members.items()}
         return {**self.train(tasks_of, run), "members": names}
 
-    def candidate(self, name: str, index: Index, members: Sequence[str], **more: Any) -> Candidate:
-        """Models of an index as one candidate; several members are an ensemble."""
+    def candidate(
+        self, name: str, index: Index, seeds: Sequence[Sequence[str]], **more: Any
+    ) -> Candidate:
+        """The models of the first seed as the candidate; those of the others are its `repeats`.
+
+        Args:
+            seeds: names of the models of every seed; several are an ensemble.
+        """
         from multistill.evaluation.candidates import Candidate
 
-        first = index[members[0]]
+        folders = [[str(self.model_store.folder(index[one])) for one in seed] for seed in seeds]
+        first = index[seeds[0][0]]
         return Candidate(
             name=name,
             role=str(first["role"]),
-            folders=[str(self.model_store.folder(index[member])) for member in members],
+            folders=folders[0],
             mlflow_run_id=first["record_id"],
+            repeats=folders[1:],
             **more,
         )
 
     def over_seeds(self, name: str, index: Index, members: Sequence[str], **more: Any) -> Candidate:
-        """The first member as the candidate; the other seeds are its `repeats`."""
-        repeats = [str(self.model_store.folder(index[member])) for member in members[1:]]
-        return self.candidate(name, index, members[:1], repeats=repeats, **more)
+        """A candidate of one model per seed."""
+        return self.candidate(name, index, [[member] for member in members], **more)
+
+    def refuse_other_data(self, artifacts: Artifacts) -> None:
+        """Refuse models of this step's artifact that were trained on other data than `artifacts`.
+
+        Raises:
+            MultistillError: names the first.
+        """
+        models = artifacts[self.artifact].summary["models"]
+        accepted = accepted_inputs(self.inputs(artifacts), artifacts)
+        self.model_store.refuse_other_data(models, accepted)
 
 
 class Teacher(ModelStep):
-    """A teacher per seed on all training rows; for out-of-fold targets, one per fold too."""
+    """Teachers of every seed on all training rows; for out-of-fold targets, one per fold too."""
 
     name = "teacher"
     artifact = "teachers"
-    sections = frozenset({"teacher", "distillation", "tasks"})
+    sections = frozenset({"teacher", "distillation", "seeds", "tasks"})
 
     def config(self) -> Any:
         return {
             "teacher": self.job.teacher.identity(),
             "tasks": self.job.tasks.weights(),
             "seed": self.job.seed,
+            "seeds": self.job.seeds,
             "targets": self.job.distillation.targets,
             "models": VERSION,
         }
@@ -142,7 +162,10 @@ class Teacher(ModelStep):
         base = training_task(
             self.job, artifacts, "teacher", "teacher", teacher.model, teacher.train
         )
-        return seed_tasks(base, teacher.seeds) + fold_tasks(base, self.folds(artifacts))
+        tasks = seed_tasks(base, self.job.seeds * teacher.seeds)
+        for task in fold_tasks(base, self.folds(artifacts)):
+            tasks += seed_tasks(task, self.job.seeds)
+        return tasks
 
     def folds(self, artifacts: Artifacts) -> list[int]:
         """Folds that hold training rows, each of which gets a teacher; none for in-sample targets.
@@ -167,9 +190,9 @@ class Teacher(ModelStep):
         return sorted(folds)
 
     def candidates(self, artifact: Artifact) -> list[Candidate]:
-        index = artifact.summary["models"]
-        members = [name for name, model in index.items() if model["fold"] is None]
-        return [self.candidate("teacher", index, members)]
+        index: Index = artifact.summary["models"]
+        seeds = [teachers.ensemble for teachers in teachers_of(self.job, index)]
+        return [self.candidate("teacher", index, seeds)]
 
     def plan(self, resources: Resources, artifacts: Artifacts) -> Mapping[str, Any]:
         teacher, split = self.job.teacher, self.job.split
@@ -179,67 +202,11 @@ class Teacher(ModelStep):
             folds = len(self.folds(folds_of(artifacts)[0].artifacts)) if known else split.folds
         return {
             "models": [
-                planned_training(self.job, name, trainings, teacher, artifacts)
-                for name, trainings in (("teacher", teacher.seeds), ("teacher-fold", folds))
-                if trainings
+                planned_training(self.job, name, count * self.job.seeds, teacher, artifacts)
+                for name, count in (("teacher", teacher.seeds), ("teacher-fold", folds))
+                if count
             ]
         }
-
-
-class Distill(Step):
-    """The teacher's outputs for every row outside test."""
-
-    name = "distill"
-    artifact = "soft_targets"
-    version = 2
-    sections = frozenset({"distillation"})
-    uses_ray = True
-
-    def config(self) -> Any:
-        return {"targets": self.job.distillation.targets, "pooled": self._pooled}
-
-    @property
-    def _pooled(self) -> bool:
-        """Whether a student reads the teacher's representations, or the search may ask for it."""
-        searched = self.job.search.space if self.job.search.enabled else {}
-        weights = {"distillation.hint_weight", "distillation.cka_weight"}
-        return self.job.distillation.reads_pooled or bool(weights & set(searched))
-
-    def reads(self) -> Sequence[str]:
-        return ("manifest", "features", "teachers")
-
-    def is_intact(self, artifact: Artifact) -> bool:
-        from multistill.distillation.files import POOLED, SOFT_TARGETS
-
-        names = (SOFT_TARGETS, POOLED) if self._pooled else (SOFT_TARGETS,)
-        return all((part.path / name).is_file() for part in parts_of(artifact) for name in names)
-
-    def build(self, run: StepRun) -> Mapping[str, Any]:
-        from multistill.distillation.files import SOFT_TARGETS
-        from multistill.distillation.stage import soft_targets
-
-        model_store = ModelStore(self.workspace)
-
-        def build(artifacts: Artifacts, out: Path) -> Mapping[str, Any]:
-            index: Index = artifacts["teachers"].summary["models"]
-            read = ("manifest", "features", "statistics")
-            model_store.refuse_other_data(
-                index, {name: artifacts[name].fingerprint for name in read if name in artifacts}
-            )
-            summary: Mapping[str, Any] = on_cluster(
-                soft_targets,
-                artifacts["manifest"].path,
-                artifacts["features"].path,
-                [model_store.folder(model) for model in index.values() if model["fold"] is None],
-                {m["fold"]: model_store.folder(m) for m in index.values() if m["fold"] is not None},
-                self._pooled,
-                out / SOFT_TARGETS,
-            )
-            return summary
-
-        summary = build_folds(run, build)
-        run.logger.metrics({k: v for k, v in summary.items() if isinstance(v, int | float)})
-        return summary
 
 
 class Students(ModelStep):
@@ -267,13 +234,11 @@ class Students(ModelStep):
 
     def tasks(self, artifacts: Artifacts) -> dict[str, list[TrainingTask]]:
         """The trainings of every student and control, one per seed."""
-        from multistill.training.task import seed_tasks
-
         members: dict[str, list[TrainingTask]] = {}
         for student in self.job.students:
             task = student_task(self.job, artifacts, student)
             for base in (task, task.control(f"{student.name}-control")):
-                members[base.name] = seed_tasks(base, self.job.seeds)
+                members[base.name] = trainings(base, self.job.seeds, artifacts["soft_targets"])
         return members
 
     def candidates(self, artifact: Artifact) -> list[Candidate]:
@@ -311,11 +276,13 @@ def training_task(
     from multistill.models.presets import resolve
     from multistill.training.task import TrainingTask
 
-    resolved = resolve_training(train, model.preset, training_clips(artifacts), job.tasks.metric)
+    clips = training_clips(artifacts, unlabelled=role != "teacher")
+    resolved = resolve_training(train, model.preset, clips, job.tasks.metric)
     assert resolved is not None, "the manifest exists, so the number of clips is known"
     tasks = job.tasks.weights()
     decided = {
         **job.features.side_by_side(),
+        "speech_parts": speech_parts(job, artifacts),
         "num_classes": len(job.labels.classes) if "classes" in tasks else 0,
         "dimensions": job.tasks.dimensions,
     }
@@ -350,8 +317,19 @@ def _encoders(
     return {name: source for name, source in trained.items() if reads[name]}
 
 
+def speech_parts(job: JobConfig, artifacts: Artifacts) -> list[dict[str, Any]]:
+    """What the states hold of each of several speech encoders; empty if there is one."""
+    if not job.features.speech.additional:
+        return []
+    parts = artifacts["features"].summary["speech"]["parts"]
+    return [
+        {"title": part["title"], "width": part["dim"], "layers": part["side_by_side"]}
+        for part in parts
+    ]
+
+
 def student_task(job: JobConfig, artifacts: Artifacts, student: StudentConfig) -> TrainingTask:
-    """The student, distilled from the run's soft targets."""
+    """The student, distilled from the soft targets of the run's first seed."""
     from multistill.distillation.files import SOFT_TARGETS
 
     distillation: DistillationConfig = job.distillation
@@ -367,30 +345,38 @@ def student_task(job: JobConfig, artifacts: Artifacts, student: StudentConfig) -
     )
 
 
-def training_clips(artifacts: Artifacts) -> int | None:
-    """Training clips of the manifest, of the first fold; None before it exists."""
+def training_clips(artifacts: Artifacts, unlabelled: bool = False) -> int | None:
+    """Training clips of the manifest, of the first fold; None before it exists.
+
+    Args:
+        unlabelled: count those without labels too, which students learn from. A control has the
+            budget of its student.
+    """
     manifest = folds_of(artifacts)[0].artifacts.get("manifest")
     splits = manifest.summary.get("splits") if manifest is not None else None
-    return None if splits is None else int(splits.get("train", 0))
+    if splits is None:
+        return None
+    return sum(int(splits.get(part, 0)) for part in ("train", *("unlabelled",) * unlabelled))
 
 
 def planned_training(
     job: JobConfig,
     name: str,
-    trainings: int,
+    count: int,
     section: TeacherConfig | StudentConfig,
     artifacts: Artifacts,
 ) -> dict[str, Any]:
-    """A line of `multistill plan`: equal trainings.
+    """A line of `multistill plan`: `count` equal trainings per fold.
 
     `epochs` is None where `prepare` decides it, `trainings` where it decides the number of folds.
     """
     model, train = section.model, section.train
-    resolved = resolve_training(train, model.preset, training_clips(artifacts))
+    clips = training_clips(artifacts, unlabelled=isinstance(section, StudentConfig))
+    resolved = resolve_training(train, model.preset, clips)
     gpus, folds = train.gpus_per_worker, planned_folds(job, artifacts)
     return {
         "model": name,
-        "trainings": None if folds is None else trainings * folds,
+        "trainings": None if folds is None else count * folds,
         "workers": train.workers,
         "cpus_per_worker": train.cpus_per_worker,
         "gpus_per_worker": "1 where there are GPUs" if gpus is None else gpus,

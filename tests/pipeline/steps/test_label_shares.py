@@ -13,6 +13,7 @@ from multistill.errors import MultistillError
 from multistill.pipeline import jobfile
 from multistill.pipeline.plan import describe
 from multistill.pipeline.recipes import steps_of
+from multistill.pipeline.seeds import inputs_of
 from multistill.pipeline.step import StepRun
 from multistill.pipeline.steps.label_shares import LabelShares
 from multistill.pipeline.steps.training import Students
@@ -48,11 +49,13 @@ def built(
         }
 
     monkeypatch.setattr(ModelStore, "train", train)
-    meta = {"summary": {"splits": {"train": 288}}}
+    meta = {"summary": {"splits": {"train": 288}, "seeds": ["a", "b"]}}
     artifacts = {name: Artifact(name, name, folder, meta) for name in INPUTS}
     summary = step.build(StepRun(artifacts, folder, NullLogger(), "f"))
-    inputs = step.inputs(artifacts)
-    fingerprints = {task.name: ModelStore._fingerprint(task, inputs) for task in tasks}
+    fingerprints = {
+        task.name: ModelStore._fingerprint(task, inputs_of(task, step.inputs(artifacts), artifacts))
+        for task in tasks
+    }
     return {task.name: task for task in tasks}, fingerprints, summary
 
 

@@ -76,7 +76,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 
 def artifacts_of(folder: Path) -> dict[str, Artifact]:
-    fold = {"splits": {"train": 40}}
+    fold = {"splits": {"train": 40}, "seeds": ["print"]}
     meta = {"summary": {FOLDS: [fold] * K}}
     found = {
         name: Artifact(name, f"{name}-print", folder / f"{name}-print", meta) for name in READS
@@ -154,7 +154,7 @@ def check_candidates(step: Search, summary: Mapping[str, Any], recorded: Recorde
         assert (control.name, winner.name) == ("multimodal-search-control", "multimodal-search")
         assert winner.compare_to == control.name
         for candidate, kind in ((control, "search-control"), (winner, "search-2")):
-            for folder in (*candidate.folders, *candidate.repeats):
+            for [folder] in (candidate.folders, *candidate.repeats):
                 assert f"{kind}-seed" in str(folder) and str(folder).endswith(f"-cv{number + 1}")
 
 
@@ -186,6 +186,7 @@ def test_plan_counts_the_trainings(
         "workspace": "w",
         "tracking": "t",
         "ray": "r",
+        "unlabelled": {},
     }
     head["protocol"] = step.job.protocol.model_dump(mode="json")
     resources = {"CPU": 4.0, "GPU": 0.0}

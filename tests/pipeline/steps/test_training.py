@@ -15,7 +15,8 @@ from multistill.errors import UsageError
 from multistill.pipeline import jobfile
 from multistill.pipeline.plan import describe
 from multistill.pipeline.step import StepRun
-from multistill.pipeline.steps.training import Distill, Students, Teacher
+from multistill.pipeline.steps.distill import Distill
+from multistill.pipeline.steps.training import Students, Teacher
 from multistill.search.space import check_space, known_keys
 from multistill.tracking.logger import NullLogger
 from multistill.training.defaults import resolve_training
@@ -99,7 +100,7 @@ def test_every_student_and_control_is_trained_from_every_seed(
     monkeypatch.setattr(ModelStore, "train", train)
     job = jobfile.parse(JOB, "job.yaml", [f"seeds={seeds}", "seed=40"])
     step = Students(job, Workspace(tmp_path))
-    meta = {"summary": {"splits": {"train": 288}}}
+    meta = {"summary": {"splits": {"train": 288}, "seeds": [f"s{n}" for n in range(seeds)]}}
     inputs = (*INPUTS, "soft_targets")
     artifacts = {name: Artifact(name, name, tmp_path, meta) for name in inputs}
     summary = step.build(StepRun(artifacts, tmp_path, NullLogger(), "f"))
@@ -126,7 +127,10 @@ def test_every_student_and_control_is_trained_from_every_seed(
     ("overrides", "counts"),
     [
         ([], {"teacher": 1, "teacher-fold": 5, "multimodal": 1, "multimodal-control": 1}),
-        (["seeds=3"], {"teacher": 1, "multimodal": 3, "multimodal-control": 3}),
+        (
+            ["seeds=3", "teacher.seeds=2"],
+            {"teacher": 6, "teacher-fold": 15, "multimodal": 3, "multimodal-control": 3},
+        ),
         (["teacher.seeds=2", "distillation.targets=in-sample"], {"teacher": 2, "teacher-fold": 0}),
         (["split.folds=3"], {"teacher-fold": 3}),
         (

@@ -1,0 +1,125 @@
+"""Several speech encoders at once: alignment in time, padding per part, what heads are charged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.features_case import save_wav2vec2
+from pydantic import ValidationError
+
+from multistill.config import FeaturesConfig, SpeechEncoderConfig
+from multistill.encoders import side_by_side
+from multistill.encoders.base import EncoderInfo
+from multistill.encoders.side_by_side import SideBySide
+from multistill.evaluation.candidates import describe_encoders, params_end_to_end
+from multistill.features.identity import features_identity
+from multistill.models.spec import ModelSpec, StatePart
+from multistill.typing import FloatArray
+
+CPU = torch.device("cpu")
+
+
+def waves(*lengths: int) -> list[FloatArray]:
+    generator = np.random.default_rng(0)
+    return [generator.standard_normal(length).astype(np.float32) for length in lengths]
+
+
+def load(**keys: Any) -> Any:
+    config = SpeechEncoderConfig.model_validate(keys)
+    return side_by_side.load(config, side_by_side.resolve(config), CPU)
+
+
+def test_the_states_of_a_part_are_those_of_the_encoder_alone(tmp_path: Path) -> None:
+    """Whatever shares a batch: one part takes a mask, one equal lengths only, one neither."""
+    masked = {"model": str(save_wav2vec2(tmp_path / "masked", "layer")), "layers": [1]}
+    equal = {"model": str(save_wav2vec2(tmp_path / "equal", "group")), "layers": [2]}
+    both = load(**masked, additional=[equal, "log-mel"])
+    clips = waves(16_000, 9_000, 16_000, 400)
+    together = both.encode(clips)
+    assert [len(states) for states in together] == [both.frames(len(clip)) for clip in clips]
+    start = 0
+    for part, keys in zip(both.info.parts, (masked, equal, {"model": "log-mel"}), strict=True):
+        alone = load(**keys)
+        assert (part.start, part.info.dim) == (start, alone.info.dim)
+        for clip, states in zip(clips, together, strict=True):
+            [wanted] = alone.encode([clip])
+            np.testing.assert_allclose(states[:, start : start + alone.info.dim], wanted, atol=1e-5)
+        start += alone.info.dim
+    assert start == both.info.dim == together[0].shape[1]
+
+
+class Clock:
+    """An encoder whose states are the times of their centres, in samples."""
+
+    windowed = False
+
+    def __init__(self, hop: int, minimum: int) -> None:
+        self.hop, self.minimum_samples = hop, minimum
+        self.info = EncoderInfo(f"clock {hop}", "none", 1, 0, (), "none")
+
+    def frames(self, samples: int) -> int:
+        return max(0, (samples - self.minimum_samples) // self.hop + 1)
+
+    def encode(self, waves: Any) -> list[FloatArray]:
+        return [
+            (self.minimum_samples / 2 + self.hop * np.arange(self.frames(len(wave)))).astype(
+                np.float32
+            )[:, None]
+            for wave in waves
+        ]
+
+    def verify(self, waves: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("hop", "minimum"), [(640, 800), (640, 400), (160, 400), (320, 720)])
+def test_every_frame_has_the_nearest_state_of_another_rate(hop: int, minimum: int) -> None:
+    config = SpeechEncoderConfig.model_validate({"model": "a", "additional": ["b"]})
+    encoder = SideBySide([Clock(320, 400), Clock(hop, minimum)], config)
+    for samples in (max(400, minimum), 5_000, 16_000):
+        [states] = encoder.encode(waves(samples))
+        centres, of_other = states.T
+        inside = centres < of_other.max() + hop / 2
+        distance = np.abs(centres - of_other)[inside & (centres > minimum / 2 - hop / 2)]
+        assert len(states) == encoder.frames(samples) > 0
+        assert (distance <= hop / 2).all() or hop == 320, distance
+        if hop == 320:
+            assert (np.diff(of_other) == 320).all(), "equal hops: row by row"
+    assert encoder.frames(max(400, minimum) - 1) == 0
+
+
+def test_weights_of_every_part_decide_the_store(tmp_path: Path) -> None:
+    folder = save_wav2vec2(tmp_path / "model")
+    config = FeaturesConfig.model_validate({"speech": {"additional": [{"model": str(folder)}]}})
+    weights = features_identity(config)["weights"]
+    assert weights["speech"] is None and weights["speech_additional_1"].startswith("folder-")
+    save_wav2vec2(tmp_path / "model", layers=2)
+    assert features_identity(config)["weights"] != weights
+
+
+def test_a_head_of_one_part_is_charged_with_that_part_alone(tmp_path: Path) -> None:
+    model = {"model": str(save_wav2vec2(tmp_path / "model")), "layers": [1, -1]}
+    both = load(**model, combine="concat", additional=["log-mel"])
+    encoders = describe_encoders({"speech": both.info.to_dict(), "text": {"params": 0}})
+    parts = tuple(StatePart(p.title, p.info.dim, p.side_by_side) for p in both.info.parts)
+
+    def charged(**keys: Any) -> int | None:
+        spec = ModelSpec("audio", speech_parts=parts, **keys)
+        return params_end_to_end(10, "audio", encoders, spec)
+
+    lower = load(**{**model, "layers": [1]}).info.params
+    assert charged() == charged(speech_encoder="model") == 10 + both.info.params
+    assert charged(speech_encoder="log-mel") == 10
+    assert charged(speech_encoder="model", speech_layer=1) == 10 + lower < 10 + both.info.params
+
+
+def test_two_encoders_of_one_name_are_refused() -> None:
+    with pytest.raises(ValidationError, match="two speech encoders are called `wavlm`"):
+        SpeechEncoderConfig.model_validate({"model": "a/wavlm", "additional": ["b/wavlm"]})
+    named = {"model": "b/wavlm", "name": "other"}
+    config = SpeechEncoderConfig.model_validate({"model": "a/wavlm", "additional": [named]})
+    assert [part.title for part in config.parts] == ["wavlm", "other"]
