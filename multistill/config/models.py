@@ -77,6 +77,11 @@ class ModelConfig(Section):
         None, description="the only one of features.speech.layers that is read (`combine: concat`)"
     )
     text_layer: int | None = Field(None, description="the same, of features.text.layers")
+    train_encoder: bool | None = Field(
+        None,
+        description="false: an encoder that the job trains (features.speech.train) stays as it is "
+        "for this model; default: true",
+    )
 
     def overrides(self) -> dict[str, Any]:
         return {k: v for k, v in self.model_dump().items() if k != "preset" and v is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from multistill.evaluation.utterances import (
     read_utterances,
 )
 from multistill.features.functionals import Functionals
+from multistill.features.initial_states import InitialStates, with_initial_states
 from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
 from multistill.inference.latency import EncoderLatency, percentiles
@@ -171,6 +173,11 @@ class Evaluation:
                 first.manifest, store.info, first.test.ids, config.latency_clips, self.device
             )
 
+    @cached_property
+    def states(self) -> FeatureStore | InitialStates:
+        """What linear references read: states of a trained encoder are those before training."""
+        return with_initial_states(self.store)
+
     def score_candidate(self, candidate: Candidate) -> tuple[dict[str, Any], Prediction]:
         """A model's entry of metrics.json, and its predictions."""
         folds = [self._predict(fold, fold.candidates[candidate.name]) for fold in self.folds]
@@ -250,9 +257,10 @@ class Evaluation:
 
     def score_probe(self, modality: Modality) -> tuple[dict[str, Any], Prediction]:
         """A linear probe's entry of metrics.json, and its predictions."""
+        encoders = describe_encoders(self.states.info)
         return self._score_reference(
             [
-                probe_baseline(modality, self.store, f.train, f.valid, f.test, self.encoders)
+                probe_baseline(modality, self.states, f.train, f.valid, f.test, encoders)
                 for f in self.folds
             ]
         )
@@ -386,7 +394,7 @@ def _logits(probabilities: DoubleArray) -> DoubleArray:
 def _latency(encoder_latency: EncoderLatency, loaded: LoadedModel) -> dict[str, Any]:
     spec, head_ms = loaded.spec, loaded.head_ms(encoder_latency.ids)
     end_to_end_ms = encoder_latency.end_to_end_ms(
-        spec.modality, head_ms, spec.layers_read, spec.encoder_read
+        spec.modality, head_ms, loaded.layers_read, spec.encoder_read
     )
     latency: dict[str, Any] = {"latency_ms": percentiles(head_ms)}
     if end_to_end_ms is not None:

@@ -461,3 +461,8 @@ def split_micro_batches(
     for part in np.array_split(order, min(count, max(1, len(order)))):
         for cut in cut_by_padded_size(limit, lengths[part]):
             yield part[cut]
+
+
+def halves(micro_batches: Sequence[IntArray]) -> list[IntArray]:
+    """The same rows in micro-batches of half as many."""
+    return [half for rows in micro_batches for half in np.array_split(rows, 2) if len(half)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import get_args
 
-from multistill.config import JobConfig
+from multistill.config import JobConfig, ModelConfig
 from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
 from multistill.pipeline.recipes.augmentation import check_augmentation
@@ -72,12 +72,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     from multistill.models.presets import resolve
     from multistill.search.space import check_space
 
-    models = [(("teacher", "model"), job.teacher.model)]
-    models += [
-        (("students", index, "model"), student.model)  # type: ignore[misc]
-        for index, student in enumerate(job.students)
-    ]
-    for location, model in models:
+    for location, model in _models(job):
         try:
             resolve(model.preset, model.overrides())
         except MultistillError as error:
@@ -90,6 +85,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     yield from _protocol(job)
     yield from check_stored_states(job)
     yield from check_fronts(job)
+    yield from _previous_turns(job)
     yield from _losses(job)
     yield from _label_shares(job)
     yield from check_unlabelled(job)
@@ -157,6 +153,33 @@ def _sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 f"are pooled, and the student pools {names[0]}, the teacher {names[1]}; choose "
                 "models with a deep path that read the same, or set `sequence_weight: 0`",
             )
+
+
+def _previous_turns(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """Models that read states of previous turns, where an encoder changes while it is trained."""
+    from multistill.models.presets import resolve
+
+    trained = job.features.trained
+    for location, model in _models(job) if trained else []:
+        try:
+            turns = resolve(model.preset, model.overrides()).context_turns
+        except MultistillError:
+            continue  # reported by itself
+        if turns:
+            yield (
+                location,
+                f"{'.'.join(map(str, location))}: context_turns reads kept states of previous "
+                f"turns, and features.{trained[0]}.train changes the encoder at every step; set "
+                "context_turns to 0, or `train: none`",
+            )
+
+
+def _models(job: JobConfig) -> list[tuple[Location, ModelConfig]]:
+    """The models of a job, and where it says them."""
+    return [
+        (("teacher", "model"), job.teacher.model),
+        *((("students", row, "model"), each.model) for row, each in enumerate(job.students)),
+    ]
 
 
 def _label_shares(job: JobConfig) -> Iterator[tuple[Location, str]]:

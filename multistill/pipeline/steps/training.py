@@ -22,10 +22,12 @@ from multistill.pipeline.seeds import accepted_inputs, inputs_of, teachers_of, t
 from multistill.pipeline.step import Artifacts, Step, StepRun
 from multistill.training.defaults import defaults_of, resolve_training
 from multistill.training.model_store import VERSION, Index, ModelStore
-from multistill.workspace import Artifact, Workspace
+from multistill.workspace import Artifact, Workspace, read_json
 
 if TYPE_CHECKING:
+    from multistill.encoders.source import EncoderSource
     from multistill.evaluation.candidates import Candidate
+    from multistill.models.spec import Encoder, ModelSpec
     from multistill.training.task import TrainingTask
 
 
@@ -306,8 +308,24 @@ def training_task(
         statistics=str(artifacts["statistics"].path),
         copies=copies,
         tasks=tasks,
+        encoders=_encoders(job, artifacts, spec),
         **more,
     )
+
+
+def _encoders(
+    job: JobConfig, artifacts: Artifacts, spec: ModelSpec
+) -> dict[Encoder, EncoderSource]:
+    """The trained encoders that a model reads, from the weights that the features are of."""
+    if not job.features.trained:
+        return {}
+    from multistill.encoders.source import trained_encoders
+    from multistill.features.store import INFO
+
+    info = read_json(artifacts["features"].path / INFO)
+    reads = {"speech": spec.reads_audio, "text": spec.reads_text}
+    trained = trained_encoders(job.features, info)
+    return {name: source for name, source in trained.items() if reads[name]}
 
 
 def speech_parts(job: JobConfig, artifacts: Artifacts) -> list[dict[str, Any]]:
