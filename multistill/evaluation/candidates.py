@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ class LoadedModel:
                     f"the model `{candidate.name}` in {folder} has the dimensions {has}, and the "
                     f"job's tasks have {wanted}; use a model of the same job"
                 )
-        self.spec: ModelSpec = self.members[0].spec
+        self.spec = spec_of_ensemble([model.spec for model in self.members])
         configs = [read_model_config(Path(folder)) for folder in candidate.folders]
         config = configs[0]
         self.trainings: list[dict[str, Any]] = [each["training"] for each in configs]
@@ -162,6 +162,18 @@ class LoadedModel:
             "mlflow_run_id": candidate.mlflow_run_id,
             "training": list(self.trainings),
         }
+
+
+def spec_of_ensemble(members: Sequence[ModelSpec]) -> ModelSpec:
+    """The first member's, with all encoders that any member needs."""
+    first, *others = members
+    for other in others:
+        if other.modality != first.modality:
+            first = replace(first, modality="multimodal")
+        for name in ("speech_layer", "text_layer"):
+            if getattr(other, name) != getattr(first, name):
+                first = replace(first, **{name: None})
+    return first
 
 
 def describe_encoders(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import get_args
 
-from multistill.config import JobConfig
+from multistill.config import JobConfig, ModelConfig
 from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
 from multistill.pipeline.recipes.scores import check_scores
@@ -63,12 +63,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     from multistill.models.presets import resolve
     from multistill.search.space import check_space
 
-    models = [(("teacher", "model"), job.teacher.model)]
-    models += [
-        (("students", index, "model"), student.model)  # type: ignore[misc]
-        for index, student in enumerate(job.students)
-    ]
-    for location, model in models:
+    for location, model in _models(job):
         try:
             resolve(model.preset, model.overrides())
         except MultistillError as error:
@@ -105,6 +100,15 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
         )
 
 
+def _models(job: JobConfig) -> Iterator[tuple[Location, ModelConfig]]:
+    """The models of teacher and students, and where they stand."""
+    several = bool(job.teacher.models)
+    for index, model in enumerate(job.teacher.members.values()):
+        yield ("teacher", "models", index) if several else ("teacher", "model"), model
+    for index, student in enumerate(job.students):
+        yield ("students", index, "model"), student.model
+
+
 def _protocol(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Searches that the protocol does not go with."""
     if not job.protocol.crosses:
@@ -128,9 +132,7 @@ def _layers(job: JobConfig) -> Iterator[tuple[Location, str]]:
     stored = job.features.side_by_side()
     requested: list[tuple[Location, str, object]] = []
     for name in ("speech_layer", "text_layer"):
-        requested.append((("teacher", "model"), name, getattr(job.teacher.model, name)))
-        for index, student in enumerate(job.students):
-            requested.append((("students", index, "model"), name, getattr(student.model, name)))
+        requested += [(place, name, getattr(model, name)) for place, model in _models(job)]
         searched = job.search.space.get(f"model.{name}") if job.search.enabled else None
         if searched and searched.choices is None:
             yield ("search", "space"), f"search.space: `model.{name}` needs `choices`"
@@ -155,11 +157,13 @@ def _sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:
     searched = job.search.space if job.search.enabled else {}
     if not job.distillation.sequence_weight and "distillation.sequence_weight" not in searched:
         return
+
+    def pooled(model: ModelConfig) -> set[str]:
+        return set(resolve(model.preset, model.overrides()).sequences)
+
     try:
-        teacher, *students = (
-            set(resolve(each.model.preset, each.model.overrides()).sequences)
-            for each in (job.teacher, *job.students)
-        )
+        teacher = set[str]().union(*map(pooled, job.teacher.members.values()))
+        students = [pooled(student.model) for student in job.students]
     except MultistillError:  # told as a problem of the model
         return
     for index, (student, own) in enumerate(zip(job.students, students, strict=True)):

@@ -108,7 +108,7 @@ class ModelStep(Step):
 
 
 class Teacher(ModelStep):
-    """A teacher per seed on all training rows; for out-of-fold targets, one per fold too."""
+    """A teacher per model and seed on all training rows; for out-of-fold targets, per fold too."""
 
     name = "teacher"
     artifact = "teachers"
@@ -137,11 +137,13 @@ class Teacher(ModelStep):
     def tasks(self, artifacts: Artifacts) -> list[TrainingTask]:
         from multistill.training.task import fold_tasks, seed_tasks
 
-        teacher = self.job.teacher
-        base = training_task(
-            self.job, artifacts, "teacher", "teacher", teacher.model, teacher.train
-        )
-        return seed_tasks(base, teacher.seeds) + fold_tasks(base, self.folds(artifacts))
+        teacher, folds = self.job.teacher, self.folds(artifacts)
+        members = [
+            training_task(self.job, artifacts, name, "teacher", model, teacher.train)
+            for name, model in teacher.members.items()
+        ]
+        of_all = [task for member in members for task in seed_tasks(member, teacher.seeds)]
+        return of_all + [task for member in members for task in fold_tasks(member, folds)]
 
     def folds(self, artifacts: Artifacts) -> list[int]:
         """Folds that hold training rows, each of which gets a teacher; none for in-sample targets.
@@ -178,8 +180,9 @@ class Teacher(ModelStep):
             folds = len(self.folds(folds_of(artifacts)[0].artifacts)) if known else split.folds
         return {
             "models": [
-                planned_training(self.job, name, trainings, teacher, artifacts)
-                for name, trainings in (("teacher", teacher.seeds), ("teacher-fold", folds))
+                planned_training(self.job, name + suffix, trainings, teacher, artifacts, model)
+                for name, model in teacher.members.items()
+                for suffix, trainings in (("", teacher.seeds), ("-fold", folds))
                 if trainings
             ]
         }
@@ -230,12 +233,15 @@ class Distill(Step):
             model_store.refuse_other_data(
                 index, {name: artifacts[name].fingerprint for name in read if name in artifacts}
             )
+            by_fold: dict[Any, list[Path]] = {}
+            for model in index.values():
+                by_fold.setdefault(model["fold"], []).append(model_store.folder(model))
             summary: Mapping[str, Any] = on_cluster(
                 soft_targets,
                 artifacts["manifest"].path,
                 artifacts["features"].path,
-                [model_store.folder(model) for model in index.values() if model["fold"] is None],
-                {m["fold"]: model_store.folder(m) for m in index.values() if m["fold"] is not None},
+                by_fold.pop(None),
+                by_fold,
                 self._reads(*STATE_WEIGHTS),
                 self._reads("sequence_weight"),
                 out / SOFT_TARGETS,
@@ -376,12 +382,16 @@ def planned_training(
     trainings: int,
     section: TeacherConfig | StudentConfig,
     artifacts: Artifacts,
+    model: ModelConfig | None = None,
 ) -> dict[str, Any]:
     """A line of `multistill plan`: equal trainings.
 
     `epochs` is None where `prepare` decides it, `trainings` where it decides the number of folds.
+
+    Args:
+        model: of several that the section has; default: its `model`.
     """
-    model, train = section.model, section.train
+    model, train = model or section.model, section.train
     clips = training_clips(artifacts, unlabelled=isinstance(section, StudentConfig))
     resolved = resolve_training(train, model.preset, clips)
     gpus, folds = train.gpus_per_worker, planned_folds(job, artifacts)
