@@ -166,14 +166,18 @@ class LoadedModel:
 
 def spec_of_ensemble(members: Sequence[ModelSpec]) -> ModelSpec:
     """The first member's, with all encoders that any member needs."""
-    first, *others = members
-    for other in others:
-        if other.modality != first.modality:
-            first = replace(first, modality="multimodal")
-        for name in ("speech_layer", "text_layer"):
-            if getattr(other, name) != getattr(first, name):
-                first = replace(first, **{name: None})
-    return first
+    first = members[0]
+
+    def common(values: set[int | None]) -> int | None:
+        return values.pop() if len(values) == 1 else None
+
+    same = len({spec.modality for spec in members}) == 1
+    return replace(
+        first,
+        modality=first.modality if same else "multimodal",
+        speech_layer=common({spec.speech_layer for spec in members}),
+        text_layer=common({spec.text_layer for spec in members}),
+    )
 
 
 def describe_encoders(info: Mapping[str, Any]) -> dict[str, Any]:
