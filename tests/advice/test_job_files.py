@@ -571,6 +571,11 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
             "distillation: {sequence_weight: 0}\nteacher: text-student\n" + AUDIO,
         ],
     ),
+    (
+        "teacher: {model: small-teacher, models: [small-teacher]}\n",
+        "stands in place of `model`, and both are set; keep one of them",
+        ["teacher: {model: small-teacher}\n", "teacher: {models: [small-teacher]}\n"],
+    ),
     ("serch: {trials: 3}\n", "; did you mean `{}`?", ["search: {trials: 3}\n"]),
     ("split: {by: speakers}\n", "; did you mean `{}`?", ["split: {by: speaker}\n"]),
 ]

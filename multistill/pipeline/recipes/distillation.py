@@ -112,6 +112,15 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
         )
 
 
+def _models(job: JobConfig) -> Iterator[tuple[Location, ModelConfig]]:
+    """The models of teacher and students, and where they stand."""
+    several = bool(job.teacher.models)
+    for index, model in enumerate(job.teacher.members.values()):
+        yield ("teacher", "models", index) if several else ("teacher", "model"), model
+    for index, student in enumerate(job.students):
+        yield ("students", index, "model"), student.model
+
+
 def _protocol(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Searches that the protocol does not go with."""
     if not job.protocol.crosses:
@@ -137,11 +146,13 @@ def _sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:
     searched = job.search.space if job.search.enabled else {}
     if not job.distillation.sequence_weight and "distillation.sequence_weight" not in searched:
         return
+
+    def pooled(model: ModelConfig) -> set[str]:
+        return set(resolve(model.preset, model.overrides()).sequences)
+
     try:
-        teacher, *students = (
-            set(resolve(each.model.preset, each.model.overrides()).sequences)
-            for each in (job.teacher, *job.students)
-        )
+        teacher = set[str]().union(*map(pooled, job.teacher.members.values()))
+        students = [pooled(student.model) for student in job.students]
     except MultistillError:  # told as a problem of the model
         return
     for index, (student, own) in enumerate(zip(job.students, students, strict=True)):
@@ -172,14 +183,6 @@ def _previous_turns(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 f"turns, and features.{trained[0]}.train changes the encoder at every step; set "
                 "context_turns to 0, or `train: none`",
             )
-
-
-def _models(job: JobConfig) -> list[tuple[Location, ModelConfig]]:
-    """The models of a job, and where it says them."""
-    return [
-        (("teacher", "model"), job.teacher.model),
-        *((("students", row, "model"), each.model) for row, each in enumerate(job.students)),
-    ]
 
 
 def _label_shares(job: JobConfig) -> Iterator[tuple[Location, str]]:
