@@ -219,8 +219,9 @@ def _show(outcome: Outcome) -> None:
     else:
         last = list(outcome.stages.values())[-1]
         console.print(f"{last.kind}   {last.path}", soft_wrap=True)
-        data = outcome.stages["prepare"].path / DATA_PAGE
-        console.print(f"data     {data}", soft_wrap=True)
+        prepared = outcome.stages.get("prepare")
+        if prepared is not None:
+            console.print(f"data     {prepared.path / DATA_PAGE}", soft_wrap=True)
     if outcome.tracking_uri:
         console.print(
             f"mlflow   {outcome.tracking_uri}   "

@@ -10,6 +10,7 @@ from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
 from multistill.pipeline.recipes.augmentation import check_augmentation
 from multistill.pipeline.recipes.fronts import check_fronts
+from multistill.pipeline.recipes.models import models_of
 from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.recipes.stored_states import check_stored_states
 from multistill.pipeline.recipes.tasks import check_tasks
@@ -72,11 +73,11 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     from multistill.models.presets import resolve
     from multistill.search.space import check_space
 
-    for location, model in _models(job):
+    for each in models_of(job):
         try:
-            resolve(model.preset, model.overrides())
+            resolve(each.model.preset, each.model.overrides())
         except MultistillError as error:
-            yield location, f"{'.'.join(map(str, location))}: {error}"
+            yield each.location, f"{'.'.join(map(str, each.location))}: {error}"
     for sentence in check_space(job.search.space, job.searched_student()):
         yield ("search", "space"), f"search.space: {sentence}"
     yield from check_tasks(job)
@@ -110,15 +111,6 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
             f"search.grace_epochs ({job.search.grace_epochs}) is above search.epochs "
             f"({job.search.epochs}); no trial would ever be stopped early",
         )
-
-
-def _models(job: JobConfig) -> Iterator[tuple[Location, ModelConfig]]:
-    """The models of teacher and students, and where they stand."""
-    several = bool(job.teacher.models)
-    for index, model in enumerate(job.teacher.members.values()):
-        yield ("teacher", "models", index) if several else ("teacher", "model"), model
-    for index, student in enumerate(job.students):
-        yield ("students", index, "model"), student.model
 
 
 def _protocol(job: JobConfig) -> Iterator[tuple[Location, str]]:
@@ -168,18 +160,12 @@ def _sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:
 
 def _previous_turns(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Models that read states of previous turns, where an encoder changes while it is trained."""
-    from multistill.models.presets import resolve
-
     trained = job.features.trained
-    for location, model in _models(job) if trained else []:
-        try:
-            turns = resolve(model.preset, model.overrides()).context_turns
-        except MultistillError:
-            continue  # reported by itself
-        if turns:
+    for each in models_of(job) if trained else []:
+        if (spec := each.spec) is not None and spec.context_turns:
             yield (
-                location,
-                f"{'.'.join(map(str, location))}: context_turns reads kept states of previous "
+                each.location,
+                f"{'.'.join(map(str, each.location))}: context_turns reads kept states of previous "
                 f"turns, and features.{trained[0]}.train changes the encoder at every step; set "
                 "context_turns to 0, or `train: none`",
             )
