@@ -62,6 +62,11 @@ class ModelConfig(Section):
     context_turns: int | None = Field(
         None, ge=0, le=32, description="previous turns of the dialogue that the head reads"
     )
+    layer_mix: Literal["none", "weighted", "normalized"] | None = Field(
+        None,
+        description="of several stored layers (`combine: concat`): side by side, their sum with "
+        "learnt weights, or that of the layers normalised each; docs/models.md",
+    )
     speech_encoder: FolderName | None = Field(
         None,
         description="the only one of several speech encoders that is read "

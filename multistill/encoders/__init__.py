@@ -7,8 +7,8 @@ through it. To add an encoder:
 - An encoder that needs no download: add its name and a builder to `BUILT_IN_SPEECH` or
   `BUILT_IN_TEXT` in `registry`. One that needs no GPU also goes into `features/sizing.py`.
 - Weights inside an ordinary Python package: an entry in `packaged`, besides.
-- A Hugging Face model that the default class cannot run: choose its class by `model_type` in
-  `load_speech` or `load_text` in `registry`.
+- A Hugging Face model that the classes here cannot run: its `model_type` in `kinds`, and a builder
+  in `registry`.
 
 The tests in `tests/encoders` state what an encoder has to guarantee, above all that the states
 of a clip do not depend on the other clips of its batch.

@@ -99,11 +99,18 @@ def load_model(model: str, resolved: str | None) -> Any:
         UnavailableModelError: the model cannot be loaded or its checkpoint is incomplete.
     """
     from transformers import AutoModel
+
+    return _load_weights(AutoModel.from_pretrained, model, resolved)
+
+
+def _load_weights(
+    from_pretrained: Callable[..., Any], model: str, resolved: str | None, **options: Any
+) -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    loaded, info = _load(AutoModel.from_pretrained, model, resolved, output_loading_info=True)
+    loaded, info = _load(from_pretrained, model, resolved, output_loading_info=True, **options)
     # The SpecAugment vector and the pooler have no influence on hidden states.
     missing = [
         name
@@ -116,6 +123,52 @@ def load_model(model: str, resolved: str | None) -> Any:
             f"({len(missing)}, first {missing[0]})"
         )
     return loaded.eval()
+
+
+def model_type(model: str, resolved: str | None) -> str | None:
+    """`model_type` of a model's config.json; arguments and errors as for `load_model`."""
+    from transformers import PretrainedConfig
+
+    settings, _ = _load(PretrainedConfig.get_config_dict, model, resolved)
+    found = settings.get("model_type")
+    return None if found is None else str(found)
+
+
+def file_of(model: str, resolved: str | None, name: str) -> str:
+    """Path of one file of a model; arguments and errors as for `load_model`."""
+    from transformers.utils import cached_file
+
+    def path_of(model: str, **options: Any) -> Any:
+        return cached_file(model, name, **options)
+
+    return str(_load(path_of, model, resolved))
+
+
+def load_whisper_encoder(model: str, resolved: str | None) -> Any:
+    """The encoder half of a Whisper checkpoint; the decoder's weights are not read.
+
+    Arguments and errors as for `load_model`.
+    """
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    # Checkpoints of WhisperModel and of the models with a head name the encoder differently.
+    return _load_weights(
+        WhisperEncoder.from_pretrained,
+        model,
+        resolved,
+        key_mapping={r"^(model\.)?encoder\.": ""},
+    )
+
+
+def scales_waves(model: str, resolved: str | None) -> bool:
+    """Whether a model's own feature extractor scales waves to unit variance (`do_normalize`)."""
+    from transformers import WhisperFeatureExtractor
+
+    try:
+        settings, _ = _load(WhisperFeatureExtractor.get_feature_extractor_dict, model, resolved)
+    except UnavailableModelError:  # a folder with the model alone
+        return False
+    return bool(settings.get("do_normalize"))
 
 
 def load_tokenizer(model: str, resolved: str | None) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from multistill.encoders.kinds import layer_problem
 from multistill.errors import UsageError
 
 
@@ -38,11 +39,8 @@ class LayerSelector:
         layers: nn.ModuleList = getattr(model.encoder, attribute)
         count = len(layers)
         for index in selected:
-            if not -count - 1 <= index <= count:
-                raise UsageError(
-                    f"{key}: {index} is not a layer of this encoder; it has {count} layers, "
-                    f"so use 0 to {count} or -1 to {-count - 1}"
-                )
+            if problem := layer_problem(index, count):
+                raise UsageError(f"{key}: {problem}")
         self.indices = tuple(index % (count + 1) for index in selected)
         self.combine = combine
         self._recorded: dict[int, Tensor] = {}

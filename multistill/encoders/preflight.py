@@ -7,8 +7,9 @@ here reads a folder or the local cache of the hub; no weights, no torch, no netw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ from multistill.audio import SAMPLE_RATE
 from multistill.config import FeaturesConfig, SpeechPartConfig, TextEncoderConfig
 from multistill.encoders import hub
 from multistill.encoders.base import SPEECH_SECTION, TEXT_SECTION
+from multistill.encoders.kinds import (
+    BUILT_IN_LAYERS,
+    LIKE_BERT,
+    LIKE_WAV2VEC2,
+    SPEECH_ADVICE,
+    TEXT_ADVICE,
+    WHISPER,
+    layer_problem,
+    reader_of,
+)
 from multistill.encoders.packaged import PACKAGED
 from multistill.encoders.registry import BUILT_IN_SPEECH, BUILT_IN_TEXT, load_tokenizer
 from multistill.encoders.small_files import DamagedFileError, Fields, fields_of, text_of
@@ -24,23 +35,7 @@ from multistill.errors import MultistillError, UsageError
 TRANSCRIPTS = 1000
 """Transcripts of which the unknown tokens are counted, evenly spaced over the corpus."""
 
-_SPEECH_ADVICE = "use a wav2vec2, HuBERT, WavLM or data2vec-audio model"
-_TEXT_ADVICE = "use an ELECTRA, BERT or RoBERTa model"
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
-# Types of models whose layers are where `Wav2Vec2Family` and `TransformerText` look for them.
-# fmt: off
-_LIKE_WAV2VEC2 = frozenset({
-    "wav2vec2", "wav2vec2-conformer", "hubert", "wavlm", "data2vec-audio", "unispeech",
-    "unispeech-sat", "sew",
-})
-_LIKE_BERT = frozenset({
-    "bert", "bert-generation", "big_bird", "camembert", "convbert", "data2vec-text", "deberta",
-    "deberta-v2", "electra", "ernie", "esm", "ibert", "layoutlm", "lilt", "longformer", "luke",
-    "megatron-bert", "mobilebert", "mpnet", "mra", "nystromformer", "rembert", "roberta",
-    "roberta-prelayernorm", "roc_bert", "roformer", "splinter", "xlm-roberta", "xlm-roberta-xl",
-    "xmod", "yoso",
-})
-# fmt: on
 # How models of a type split words, as tokenizer.json calls it.
 _ALGORITHMS = {
     "bert": "WordPiece",
@@ -51,19 +46,50 @@ _ALGORITHMS = {
 }
 
 
+_Encoder = SpeechPartConfig | TextEncoderConfig
+
+
 def problems(config: FeaturesConfig) -> Iterator[tuple[str, str]]:
     """`("speech" or "text", sentence)` for each encoder that is not what the job takes it for.
 
     Encoders that are not on this machine are not looked at.
     """
-    speech, text = config.speech, config.text
-    for number, part in enumerate(speech.parts):
-        if part.model not in BUILT_IN_SPEECH and (folder := hub.local_folder(part)) is not None:
-            for sentence in _told(_speech_problems(part, folder)):
-                yield "speech", f"{_section(number)}.model: {sentence}"
-    if text.model not in BUILT_IN_TEXT and (folder := hub.local_folder(text)) is not None:
-        for sentence in _told(_text_problems(text, folder)):
-            yield "text", f"{TEXT_SECTION}.model: {sentence}"
+    for section, part in zip(_sections(config), config.speech.parts, strict=True):
+        for sentence in _told(_problems_of(part, BUILT_IN_SPEECH, _speech_problems)):
+            yield "speech", f"{section}.{sentence}"
+    for sentence in _told(_problems_of(config.text, BUILT_IN_TEXT, _text_problems)):
+        yield "text", f"{TEXT_SECTION}.{sentence}"
+
+
+def _problems_of(
+    config: _Encoder, built_in: Iterable[str], of_folder: Callable[[Any, Path], Iterator[str]]
+) -> Iterator[str]:
+    """Sentences about one encoder, each behind the key that it is about: `model: ...`."""
+    if config.model in built_in:
+        yield from _layer_problems(config, BUILT_IN_LAYERS.get(config.model))
+        return
+    folder = hub.local_folder(config)
+    if folder is not None:
+        yield from of_folder(config, folder)
+    elif config.model in {*BUILT_IN_SPEECH, *BUILT_IN_TEXT}:
+        what = "a text encoder" if config.model in BUILT_IN_TEXT else "a speech encoder"
+        yield f"model: `{config.model}` is {what}; use {' or '.join(f'`{n}`' for n in built_in)}"
+    elif near := get_close_matches(config.model.casefold(), built_in, n=1, cutoff=0.8):
+        yield (
+            f"model: there is no encoder `{config.model}` on this machine; did you mean "
+            f"`{near[0]}`?"
+        )
+
+
+def _layer_problems(config: _Encoder, layers: int | None) -> Iterator[str]:
+    if layers == 0 and config.layers != [-1]:
+        yield (
+            f"layers: `{config.model}` has no layers to choose from; remove `layers`, or use an "
+            "encoder that has some"
+        )
+    elif layers:
+        found = (layer_problem(index, layers) for index in config.layers)
+        yield from (f"layers: {problem}" for problem in found if problem)
 
 
 def missing_weights(config: FeaturesConfig) -> Iterator[str]:
@@ -71,18 +97,23 @@ def missing_weights(config: FeaturesConfig) -> Iterator[str]:
 
     Not a problem of the job file: a job may be submitted from a machine that lacks them.
     """
-    for section, model, other in (
-        *(("speech", part.model, "log-mel") for part in config.speech.parts),
-        ("text", config.text.model, "untrained-electra"),
+    parts = [
+        ("speech", section, part.model, "log-mel")
+        for section, part in zip(_sections(config), config.speech.parts, strict=True)
+    ]
+    for kind, section, model, other in (
+        *parts,
+        ("text", TEXT_SECTION, config.text.model, "untrained-electra"),
     ):
         weights = PACKAGED.get(model)
-        if weights is not None and weights.section == section and not weights.is_stored():
-            yield f"features.{section}.model: {weights.missing()}, or use `{other}`"
+        if weights is not None and weights.section == kind and not weights.is_stored():
+            yield f"{section}.model: {weights.missing()}, or use `{other}`"
 
 
-def _section(number: int) -> str:
-    """Job-file section of a speech encoder: the first, or one of the additional ones."""
-    return f"{SPEECH_SECTION}.additional[{number - 1}]" if number else SPEECH_SECTION
+def _sections(config: FeaturesConfig) -> list[str]:
+    """Job-file section of each speech encoder."""
+    count = len(config.speech.additional)
+    return [SPEECH_SECTION, *(f"{SPEECH_SECTION}.additional[{n}]" for n in range(count))]
 
 
 def _told(sentences: Iterator[str]) -> Iterator[str]:
@@ -90,7 +121,7 @@ def _told(sentences: Iterator[str]) -> Iterator[str]:
     try:
         yield from sentences
     except DamagedFileError as error:
-        yield str(error)
+        yield f"model: {error}"
 
 
 def refuse_mismatched(config: FeaturesConfig) -> None:
@@ -168,23 +199,51 @@ def refuse_unknown(config: TextEncoderConfig, texts: Sequence[str]) -> None:
 def _speech_problems(config: SpeechPartConfig, folder: Path) -> Iterator[str]:
     settings = fields_of(folder / "config.json")
     if not settings:
-        yield f"{folder} has no config.json; give a folder written by save_pretrained"
+        yield f"model: {_no_config(folder)}"
         return
     kind = settings.text("model_type")
-    if "conv_kernel" not in settings or (kind and kind not in _LIKE_WAV2VEC2):
-        what = "is a text model" if _is_text(settings) else "does not read raw audio like wav2vec2"
-        yield f"`{config.model}` ({kind or 'unknown'}) {what}; {_SPEECH_ADVICE}"
+    if not _reads_waves(kind, settings):
+        what = "does not read raw audio like wav2vec2"
+        advice = SPEECH_ADVICE
+        if _is_text(settings):
+            what, advice = "is a text model", f"{advice}, or put it under {TEXT_SECTION}.model"
+        yield f"model: `{config.model}` ({kind or 'unknown'}) {what}; {advice}"
         return
+    yield from _layer_problems(config, _layer_count(kind, settings))
     # Transformers 5 writes the settings of all parts of a processor into one file.
     whole = fields_of(folder / "processor_config.json").section("feature_extractor")
     for extractor in (fields_of(folder / "preprocessor_config.json"), whole):
         rate = extractor.rate("sampling_rate")
         if rate is not None and rate != SAMPLE_RATE:
             yield (
-                f"`{config.model}` was trained on audio of {rate:g} Hz ({extractor.path.name}), "
-                f"and clips are encoded at {SAMPLE_RATE} Hz; use a model for {SAMPLE_RATE} Hz"
+                f"model: `{config.model}` was trained on audio of {rate:g} Hz "
+                f"({extractor.path.name}), and clips are encoded at {SAMPLE_RATE} Hz; use a model "
+                f"for {SAMPLE_RATE} Hz"
             )
             return
+
+
+def _no_config(folder: Path) -> str:
+    pickles = sorted(path.name for kind in ("*.pt", "*.pth") for path in folder.glob(kind))
+    if pickles:
+        return (
+            f"{folder} holds a pickled checkpoint ({pickles[0]}) and no config.json; pickles are "
+            "never loaded, so convert it and save it as safetensors with a config.json "
+            "(docs/features.md, emotion2vec)"
+        )
+    return f"{folder} has no config.json; give a folder written by save_pretrained"
+
+
+def _reads_waves(kind: str | None, settings: Fields) -> bool:
+    reader = reader_of(kind)
+    if reader != "wav2vec2":
+        return True
+    return "conv_kernel" in settings and (not kind or kind in LIKE_WAV2VEC2)
+
+
+def _layer_count(kind: str | None, settings: Fields) -> int | None:
+    """Layers of a Hugging Face model; None if its config does not say."""
+    return settings.whole("encoder_layers" if kind == WHISPER else "num_hidden_layers")
 
 
 def _is_text(settings: Fields) -> bool:
@@ -192,32 +251,37 @@ def _is_text(settings: Fields) -> bool:
 
 
 def _is_speech(settings: Fields) -> bool:
-    return "conv_kernel" in settings or "num_mel_bins" in settings
+    known = reader_of(settings.text("model_type")) != "wav2vec2"
+    return known or "conv_kernel" in settings or "num_mel_bins" in settings
 
 
 def _text_problems(config: TextEncoderConfig, folder: Path) -> Iterator[str]:
     settings = fields_of(folder / "config.json")
     if not settings:
-        yield f"{folder} has no config.json; give a folder written by save_pretrained"
+        yield f"model: {_no_config(folder)}"
         return
     kind = settings.text("model_type")
-    if not _is_text(settings) or (kind and kind not in _LIKE_BERT):
-        what = "is a speech model" if _is_speech(settings) else "is not a text model"
-        what = "is not built like BERT" if _is_text(settings) else what
-        yield f"`{config.model}` ({kind or 'unknown'}) {what}; {_TEXT_ADVICE}"
+    if not _is_text(settings) or (kind and kind not in LIKE_BERT):
+        what = "is not built like BERT" if _is_text(settings) else "is not a text model"
+        advice = TEXT_ADVICE
+        if _is_speech(settings):
+            what, advice = "is a speech model", f"{advice}, or put it under {SPEECH_SECTION}.model"
+        yield f"model: `{config.model}` ({kind or 'unknown'}) {what}; {advice}"
         return
+    yield from _layer_problems(config, _layer_count(kind, settings))
     present = [name for name in _VOCABULARIES if (folder / name).is_file()]
     if not present and not any(folder.glob("*.model")):
         # Of a model from the hub, the tokenizer may not have been downloaded yet.
         if hub.is_folder(config.model):
             yield (
-                f"{folder} has no tokenizer files (such as tokenizer.json or vocab.txt); save the "
-                "model's tokenizer there too, with its own save_pretrained"
+                f"model: {folder} has no tokenizer files (such as tokenizer.json or vocab.txt); "
+                "save the model's tokenizer there too, with its own save_pretrained"
             )
         return
     vocabulary = _vocabulary(folder)
     if vocabulary is not None:
-        yield from _vocabulary_problems(config.model, folder, settings, vocabulary)
+        found = _vocabulary_problems(config.model, folder, settings, vocabulary)
+        yield from (f"model: {sentence}" for sentence in found)
 
 
 @dataclass(frozen=True)

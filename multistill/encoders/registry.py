@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from multistill.config import SpeechPartConfig, TextEncoderConfig
 from multistill.encoders import hub
 from multistill.encoders.base import SPEECH_SECTION, TEXT_SECTION, SpeechEncoder, TextEncoder
+from multistill.encoders.kinds import Reader, reader_of
 from multistill.encoders.packaged import PACKAGED, SMART_TURN, USE_MULTILINGUAL
 from multistill.encoders.tokenizers import HashingTokenizer, PretrainedTokenizer, Tokenizer
 from multistill.errors import MultistillError
@@ -86,6 +87,57 @@ _BUILT_IN_TOKENIZERS: Mapping[str, Callable[[], Tokenizer]] = {
 }
 
 
+def _wav2vec2(
+    config: SpeechPartConfig, resolved: str | None, device: torch.device
+) -> SpeechEncoder:
+    from multistill.encoders.speech import Wav2Vec2Family
+
+    model = hub.load_model(config.model, resolved)
+    with _usable(config.model):
+        return Wav2Vec2Family(model, config, "pretrained", revision=resolved, device=device)
+
+
+def _whisper(config: SpeechPartConfig, resolved: str | None, device: torch.device) -> SpeechEncoder:
+    from multistill.encoders.whisper import SPEECH_LEVEL, WhisperStates
+
+    encoder = hub.load_whisper_encoder(config.model, resolved)
+    level = 1.0 if hub.scales_waves(config.model, resolved) else SPEECH_LEVEL
+    with _usable(config.model):
+        return WhisperStates(
+            encoder, config, "pretrained", revision=resolved, device=device, level=level
+        )
+
+
+def _w2v_bert(
+    config: SpeechPartConfig, resolved: str | None, device: torch.device
+) -> SpeechEncoder:
+    from multistill.encoders.w2v_bert import W2vBert
+
+    model = hub.load_model(config.model, resolved)
+    with _usable(config.model):
+        return W2vBert(model, config, "pretrained", revision=resolved, device=device)
+
+
+def _emotion2vec(
+    config: SpeechPartConfig, resolved: str | None, device: torch.device
+) -> SpeechEncoder:
+    from multistill.encoders import emotion2vec
+    from multistill.encoders.speech import Wav2Vec2Family
+
+    files = [hub.file_of(config.model, resolved, name) for name in emotion2vec.FILES]
+    with _usable(config.model):
+        model = emotion2vec.load(*files)
+        return Wav2Vec2Family(model, config, "pretrained", revision=resolved, device=device)
+
+
+_READERS: Mapping[Reader, Callable[[SpeechPartConfig, str | None, torch.device], SpeechEncoder]] = {
+    "wav2vec2": _wav2vec2,
+    "whisper": _whisper,
+    "w2v-bert": _w2v_bert,
+    "emotion2vec": _emotion2vec,
+}
+
+
 def load_speech(
     config: SpeechPartConfig, resolved: str | None, device: torch.device
 ) -> SpeechEncoder:
@@ -99,13 +151,9 @@ def load_speech(
     """
     if config.model in BUILT_IN_SPEECH:
         return BUILT_IN_SPEECH[config.model](config, device)
-    from multistill.encoders.speech import Wav2Vec2Family
-
     with _advice(SPEECH_SECTION, BUILT_IN_SPEECH):
-        model = hub.load_model(config.model, resolved)
-        # The place to choose another class by `model.config.model_type`.
-        with _usable(config.model):
-            return Wav2Vec2Family(model, config, "pretrained", revision=resolved, device=device)
+        build = _READERS[reader_of(hub.model_type(config.model, resolved))]
+        return build(config, resolved, device)
 
 
 def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.device) -> TextEncoder:

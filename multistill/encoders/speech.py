@@ -18,6 +18,7 @@ from torch import Tensor
 from multistill.audio import SAMPLE_RATE
 from multistill.config import SpeechPartConfig
 from multistill.encoders.base import SPEECH_SECTION, EncoderInfo, Weights
+from multistill.encoders.kinds import SPEECH_ADVICE
 from multistill.encoders.layers import LayerSelector
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray
@@ -133,7 +134,7 @@ class Wav2Vec2Family(ComparedWithFloat32):
         if not hasattr(settings, "conv_kernel") or not hasattr(model, "encoder"):
             raise MultistillError(
                 f"{SPEECH_SECTION}.model: `{config.model}` ({settings.model_type}) does not read "
-                "raw audio like wav2vec2; use a wav2vec2, HuBERT, WavLM or data2vec-audio model"
+                f"raw audio like wav2vec2; {SPEECH_ADVICE}"
             )
         settings.apply_spec_augment = False
         if getattr(model, "adapter", None) is not None:
@@ -148,9 +149,10 @@ class Wav2Vec2Family(ComparedWithFloat32):
         self._bfloat16 = uses_bfloat16(config, device)
         self.hop = math.prod(self._strides)
         self.minimum_samples = self._receptive_field()
-        # The positional convolutions of data2vec-audio are several layers deep, and padding
-        # that the first of them has filled reaches back into the clip in the next.
-        equal = settings.model_type == "data2vec-audio" or settings.feat_extract_norm == "group"
+        # The positional convolutions of data2vec are several layers deep, and padding that the
+        # first of them has filled reaches back into the clip in the next.
+        deep = settings.model_type in {"data2vec-audio", "emotion2vec"}
+        equal = deep or settings.feat_extract_norm == "group"
         self.info = EncoderInfo(
             name=config.model,
             weights=weights,

@@ -10,6 +10,7 @@ import torch
 
 from multistill.config import TextEncoderConfig
 from multistill.encoders.base import TEXT_SECTION, EncoderInfo, Weights
+from multistill.encoders.kinds import TEXT_ADVICE
 from multistill.encoders.layers import LayerSelector
 from multistill.encoders.tokenizers import HASHED, Tokenizer
 from multistill.errors import MultistillError
@@ -42,7 +43,7 @@ class TransformerText:
         if not hasattr(getattr(model, "encoder", None), "layer"):
             raise MultistillError(
                 f"{TEXT_SECTION}.model: `{config.model}` ({model.config.model_type}) is not built "
-                "like BERT; use an ELECTRA, BERT or RoBERTa model"
+                f"like BERT; {TEXT_ADVICE}"
             )
         # Position ids of RoBERTa start after the padding id.
         offset = tokenizer.pad + 1 if "roberta" in model.config.model_type else 0

@@ -3,6 +3,9 @@
 Published by Radford et al., 2022 (arXiv:2212.04356). The model was trained on clips padded to a
 fixed length. Here nothing is padded: positions count from the start of the clip, and a clip with
 more states than there are positions is encoded in windows.
+
+Log-mel of Whisper holds the level of the recording. Checkpoints that were trained on waves of unit
+variance (`do_normalize`) get such waves; others get all waves at `SPEECH_LEVEL`.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from multistill.typing import FloatArray
 
 FFT = 400
 MEL_HOP = 160
+SPEECH_LEVEL = 10 ** (-26 / 20)
+"""Root mean square of speech at its nominal level, 26 dB below overload (ITU-T P.56, P.191)."""
 OVERLAP = 50
 """States that neighbouring windows share: one second."""
 
@@ -52,6 +57,7 @@ class WhisperStates(Wav2Vec2Frames, ComparedWithFloat32):
     Args:
         encoder: a `transformers` WhisperEncoder; its final norm applies to the last layer.
         revision: identity of the weights.
+        level: root mean square of the waves that the model was trained on.
 
     Raises:
         UsageError: the model lacks one of the configured layers.
@@ -68,6 +74,7 @@ class WhisperStates(Wav2Vec2Frames, ComparedWithFloat32):
         *,
         revision: str | None,
         device: torch.device,
+        level: float = 1.0,
     ) -> None:
         from torchaudio.transforms import MelSpectrogram
 
@@ -80,6 +87,7 @@ class WhisperStates(Wav2Vec2Frames, ComparedWithFloat32):
         self._encoder = encoder.eval().to(device)
         self._device = device
         self._bfloat16 = uses_bfloat16(config, device)
+        self._level = level
         self._positions = int(settings.max_source_positions)
         self._mel = MelSpectrogram(
             sample_rate=SAMPLE_RATE,
@@ -123,8 +131,8 @@ class WhisperStates(Wav2Vec2Frames, ComparedWithFloat32):
         return [np.ascontiguousarray(states) for states in joined]
 
     def log_mel(self, waves: Tensor) -> Tensor:
-        """Whisper's input [B, bands, samples // 160] of waves [B, samples]."""
-        energies = torch.log10(self._mel(waves)[..., :-1].clamp_min(1e-10))
+        """Whisper's input [B, bands, samples // 160] of waves [B, samples] of unit variance."""
+        energies = torch.log10(self._mel(waves * self._level)[..., :-1].clamp_min(1e-10))
         floor = energies.amax(dim=(1, 2), keepdim=True) - 8.0
         return (torch.maximum(energies, floor) + 4.0) / 4.0
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from multistill.errors import UsageError
 from multistill.models.context import ContextReader
 from multistill.models.convolutional import ConvolutionalFront
 from multistill.models.dimensions import DimensionScale
 from multistill.models.fusion import FUSIONS, FusionModule, Stream
 from multistill.models.layers import join_frames
-from multistill.models.spec import ModelSpec
+from multistill.models.reading import StateReader
+from multistill.models.spec import Encoder, ModelSpec
 from multistill.models.standardize import Standardize
 from multistill.models.wide import Wide
 from multistill.typing import FloatArray
+
+ENCODERS: Mapping[str, Encoder] = {"audio": "speech", "text": "text"}
+"""Encoder of each modality."""
 
 
 class StateMoments(Protocol):
@@ -58,11 +63,20 @@ class EmotionModel(nn.Module):
         self.spec = spec
         self.audio_dim = audio_dim
         self.text_dim = text_dim
-        self._audio_slice = spec.state_slice("speech", audio_dim)
-        self._text_slice = spec.state_slice("text", text_dim)
+        self.readers = nn.ModuleDict(
+            {
+                "audio": StateReader(spec, "speech", audio_dim),
+                "text": StateReader(spec, "text", text_dim),
+            }
+        )
+        if spec.layer_mix != "none" and not spec.mixed:
+            raise UsageError(
+                f"model: layer_mix: {spec.layer_mix} has no layers to sum: the features hold one "
+                "state per position of what the model reads; store several with "
+                "`layers: [...]` and `combine: concat`, or set layer_mix to none"
+            )
         self._modalities = ["audio"] * spec.reads_audio + ["text"] * spec.reads_text
-        audio_width = self._audio_slice.stop - self._audio_slice.start
-        text_width = self._text_slice.stop - self._text_slice.start
+        audio_width, text_width = self._reader("audio").width, self._reader("text").width
         self.standardize: nn.ModuleDict | None = None
         if spec.standardize != "none" and spec.deep:
             dims = {"audio": audio_dim, "text": text_dim}
@@ -86,7 +100,7 @@ class EmotionModel(nn.Module):
             self.fusion = FUSIONS[spec.fusion](spec)
             self.pooled_dim = self.fusion.out_width
             if spec.context_turns:
-                self.context = ContextReader(spec, audio_dim, text_dim, self.pooled_dim)
+                self.context = ContextReader(spec, audio_width, text_width, self.pooled_dim)
                 self.pooled_dim += spec.width
             self.classifier = nn.Sequential(
                 nn.Dropout(spec.classifier_dropout),
@@ -99,7 +113,8 @@ class EmotionModel(nn.Module):
         if spec.dimensions:
             self.dimension_scale = DimensionScale(len(spec.dimensions))
         if spec.wide:
-            self.wide = Wide(spec, audio_width, text_width)
+            audio, text = self._reader("audio").read, self._reader("text").read
+            self.wide = Wide(spec, audio.stop - audio.start, text.stop - text.start)
             if self.classifier is None:
                 self.pooled_dim = self.wide.out_width
             else:
@@ -152,7 +167,12 @@ class EmotionModel(nn.Module):
             streams = drop_modality(streams, self.spec.modality_dropout)
         outputs = pooled = None
         if self.wide is not None:
-            pooled = self.wide.pool(self._read(streams))
+            pooled = self.wide.pool(
+                [
+                    (states[..., self._reader(modality).read], mask)
+                    for modality, (states, mask) in zip(self._modalities, streams, strict=True)
+                ]
+            )
             outputs = self.wide(pooled)
         if self.fusion is not None:
             deep, pooled = self._deep(streams, context, context_mask)
@@ -165,12 +185,20 @@ class EmotionModel(nn.Module):
             outputs[:, :classes], pooled, self.dimension_scale(outputs[:, classes:].float())
         )
 
-    def _read(self, streams: Sequence[Stream]) -> list[Stream]:
-        """The encoder layers that the head reads, of each stream."""
-        read = {"audio": self._audio_slice, "text": self._text_slice}
+    def _reader(self, modality: str) -> StateReader:
+        reader = self.readers[modality]
+        assert isinstance(reader, StateReader)
+        return reader
+
+    def layer_weights(self) -> list[dict[str, Any]]:
+        """Learnt weights of summed layers (`layer_mix`): `encoder`, `title`, `layers`, `weights`.
+
+        `title` is that of one of several speech encoders, each of which has its own entry.
+        """
         return [
-            (states[..., read[modality]], mask)
-            for modality, (states, mask) in zip(self._modalities, streams, strict=True)
+            {"encoder": encoder, **weights}
+            for modality, encoder in ENCODERS.items()
+            for weights in self._reader(modality).layer_weights()
         ]
 
     def _deep(
@@ -186,7 +214,10 @@ class EmotionModel(nn.Module):
                 (self.standardize[modality](states, mask), mask)
                 for modality, (states, mask) in zip(self._modalities, streams, strict=True)
             ]
-        chosen = self._read(streams)
+        chosen = [
+            (self.readers[modality](states), mask)
+            for modality, (states, mask) in zip(self._modalities, streams, strict=True)
+        ]
         projected: list[Stream] = []
         if self.spec.reads_audio:
             states, mask = chosen[0]
@@ -204,7 +235,7 @@ class EmotionModel(nn.Module):
             projected.append((states, mask))
         pooled: Tensor = self.fusion(projected)
         if self.context is not None:
-            context = self._standardize_context(context)
+            context = self._read_context(self._standardize_context(context))
             present = [mask.any(dim=1) for _, mask in chosen]
             attended = self.context(pooled, context, context_mask, present)
             pooled = torch.cat((pooled, attended), dim=-1)
@@ -237,6 +268,13 @@ class EmotionModel(nn.Module):
             parts[modality] = module(part, (part != 0).any(dim=-1))
         return torch.cat((parts["text"], parts["audio"]), dim=-1)
 
+    def _read_context(self, context: Tensor | None) -> Tensor | None:
+        """What the head reads of the states of previous turns, text before audio."""
+        if context is None:
+            return None
+        text, audio = context[..., : self.text_dim], context[..., self.text_dim :]
+        return torch.cat((self.readers["text"](text), self.readers["audio"](audio)), dim=-1)
+
     @property
     def standardizes(self) -> bool:
         """Whether `fit_standardization` has something to set."""
@@ -253,7 +291,7 @@ class EmotionModel(nn.Module):
             module.fit(*statistics.scaled(modality, self.spec.standardize))
         if self.wide is not None:
             for modality in self._modalities:
-                read = self._audio_slice if modality == "audio" else self._text_slice
+                read = self._reader(modality).read
                 self.wide.fit(modality, *statistics.scaled_clips(modality), read)
 
 

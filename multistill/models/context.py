@@ -22,20 +22,18 @@ from multistill.models.spec import ModelSpec
 class ContextReader(nn.Module):
     """Attention from an utterance's pooled vector to its previous turns -> [B, width].
 
+    Of the states of a turn it gets what the head reads of an utterance's: `audio_width` and
+    `text_width` values (`multistill.models.reading`).
+
     The output is zero without previous turns, so the first utterance of a dialogue needs no
     special case.
     """
 
-    def __init__(self, spec: ModelSpec, audio_dim: int, text_dim: int, pooled_dim: int) -> None:
+    def __init__(self, spec: ModelSpec, audio_width: int, text_width: int, pooled_dim: int) -> None:
         super().__init__()
         self.turns = spec.context_turns
         self.reads_audio, self.reads_text = spec.reads_audio, spec.reads_text
-        self.audio_dim, self.text_dim = audio_dim, text_dim
-        # Of several stored layers, previous turns are read in the one that the utterance is.
-        text, audio = spec.state_slice("text", text_dim), spec.state_slice("speech", audio_dim)
-        self._text = text
-        self._audio = slice(text_dim + audio.start, text_dim + audio.stop)
-        text_width, audio_width = text.stop - text.start, audio.stop - audio.start
+        self.audio_width, self.text_width = audio_width, text_width
         turn_dim = text_width * spec.reads_text + audio_width * spec.reads_audio
         self.turn = nn.Linear(turn_dim, spec.width)
         self.distance = nn.Parameter(torch.empty(spec.context_turns, spec.width))
@@ -58,7 +56,7 @@ class ContextReader(nn.Module):
                 not read from its previous turns either.
         """
         if context is None:
-            context = pooled.new_zeros(pooled.shape[0], 1, self.text_dim + self.audio_dim)
+            context = pooled.new_zeros(pooled.shape[0], 1, self.text_width + self.audio_width)
             context_mask = torch.zeros(pooled.shape[0], 1, dtype=torch.bool, device=pooled.device)
         elif context_mask is None:
             context_mask = torch.ones(context.shape[:2], dtype=torch.bool, device=context.device)
@@ -67,9 +65,9 @@ class ContextReader(nn.Module):
         context = context.masked_fill(~context_mask[:, :, None], 0.0)
         parts = []
         if self.reads_text:
-            parts.append(_mask_missing(context[:, :, self._text], present[-1]))
+            parts.append(_mask_missing(context[:, :, : self.text_width], present[-1]))
         if self.reads_audio:
-            parts.append(_mask_missing(context[:, :, self._audio], present[0]))
+            parts.append(_mask_missing(context[:, :, self.text_width :], present[0]))
         turns = self.turn(torch.cat(parts, dim=-1)) + self.distance[: context.shape[1]]
         query = self.question(pooled)[:, None, :]
         attended = self.attention(self.norm(query), self.norm(turns), context_mask)

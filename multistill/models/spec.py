@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from multistill.config.tasks import DIMENSIONS
 from multistill.errors import UsageError
@@ -16,6 +16,7 @@ Pooling = Literal["published", "mean", "attention", "statistics", "attentive-sta
 Standardize = Literal["none", "encoder", "dimension", "global"]
 Paths = Literal["deep", "wide", "both"]
 Front = Literal["linear", "convolutional"]
+Mix = Literal["none", "weighted", "normalized"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,21 @@ class StatePart:
     title: str
     width: int
     layers: tuple[int, ...] = ()
+
+
+class PartRead(NamedTuple):
+    """Values of a state that are of one encoder, and the layers that stand side by side in them.
+
+    `title` is that of one of several speech encoders.
+    """
+
+    values: slice
+    layers: tuple[int, ...]
+    title: str | None = None
+
+    @property
+    def width(self) -> int:
+        return int(self.values.stop - self.values.start)
 
 
 @dataclass(frozen=True)
@@ -76,6 +92,9 @@ class ModelSpec:
         speech_layers, text_layers: encoder layers whose states are concatenated in the features
             (`combine: concat`); empty if the features hold a single state per position.
         speech_layer, text_layer: the only one of these layers that the head reads; None: all.
+        layer_mix: `weighted` sums the layers that are read with learnt weights
+            (`multistill.models.reading`), `normalized` normalises each layer first; `none` hands
+            them to the head side by side. The wide path reads them side by side in any case.
         speech_parts: several speech encoders whose states are concatenated in the features; empty
             if there is one, and then `speech_layers` are its layers.
         speech_encoder: title of the only part that the head reads; None: all. `speech_layer` is a
@@ -110,6 +129,7 @@ class ModelSpec:
     text_layer: int | None = None
     speech_layers: tuple[int, ...] = ()
     text_layers: tuple[int, ...] = ()
+    layer_mix: Mix = "none"
     speech_encoder: str | None = None
     speech_parts: tuple[StatePart, ...] = ()
     keep_unused_projection: bool = False
@@ -124,6 +144,7 @@ class ModelSpec:
             ("standardize", Standardize),
             ("paths", Paths),
             ("front", Front),
+            ("layer_mix", Mix),
         ):
             value, allowed = getattr(self, name), get_args(kind)
             if value not in allowed:
@@ -161,6 +182,11 @@ class ModelSpec:
             raise UsageError(
                 "model: the wide path does not read context_turns; use `paths: both` or set "
                 "context_turns to 0"
+            )
+        if self.layer_mix != "none" and self.paths == "wide":
+            raise UsageError(
+                "model: the wide path does not sum layers; use `paths: both` or set layer_mix to "
+                "none"
             )
         if self.width % self.heads:
             raise UsageError(
@@ -226,6 +252,20 @@ class ModelSpec:
         """Title of the only one of several speech encoders that is read; None: all, or none."""
         return self.speech_encoder if self.reads_audio else None
 
+    @property
+    def mixed(self) -> tuple[Encoder, ...]:
+        """Encoders of which several layers are summed (`layer_mix`)."""
+        if self.layer_mix == "none":
+            return ()
+        speech = [
+            part.layers for part in self.speech_parts if self.speech_encoder in {None, part.title}
+        ] or [self.speech_layers]
+        several = any(len(layers) > 1 for layers in speech) and self.speech_layer is None
+        found: list[Encoder] = ["speech"] if self.reads_audio and several else []
+        if self.reads_text and len(self.text_layers) > 1 and self.text_layer is None:
+            found.append("text")
+        return tuple(found)
+
     def stored_layers(self, encoder: Encoder) -> tuple[int, ...]:
         """Layers that are stored side by side of what the head reads of an encoder.
 
@@ -247,32 +287,31 @@ class ModelSpec:
         parts = self.parts_read(encoder, dim)
         layer = self.speech_layer if encoder == "speech" else self.text_layer
         if layer is None:
-            return slice(parts[0][0].start, parts[-1][0].stop)
+            return slice(parts[0].values.start, parts[-1].values.stop)
         if len(parts) > 1:
             raise UsageError(
                 f"model: speech_layer {layer} is a layer of one encoder, and the features hold "
                 f"{', '.join(part.title for part in self.speech_parts)}; set speech_encoder too"
             )
-        [(part, stored)] = parts
-        width = part.stop - part.start
-        if layer not in stored or width % len(stored):
+        [part] = parts
+        if layer not in part.layers or part.width % len(part.layers):
             raise UsageError(
                 f"model: {encoder}_layer {layer} cannot be read: the features hold one state per "
                 f"position; store several layers with features.{encoder}: {{layers: [..., {layer}],"
                 " combine: concat}"
             )
-        width //= len(stored)
-        first = part.start + stored.index(layer) * width
+        width = part.width // len(part.layers)
+        first = int(part.values.start) + part.layers.index(layer) * width
         return slice(first, first + width)
 
-    def parts_read(self, encoder: Encoder, dim: int) -> list[tuple[slice, tuple[int, ...]]]:
-        """Parts of a state of `dim` values that the head reads, each with its layers side by side.
+    def parts_read(self, encoder: Encoder, dim: int) -> list[PartRead]:
+        """Parts of a state of `dim` values that the head reads: one for each encoder.
 
         Raises:
             UsageError: the states do not hold the selected encoder.
         """
         if encoder == "text":
-            return [(slice(0, dim), self.text_layers)]
+            return [PartRead(slice(0, dim), self.text_layers)]
         if not self.speech_parts:
             if self.speech_encoder is not None:
                 raise UsageError(
@@ -280,11 +319,12 @@ class ModelSpec:
                     "hold one speech encoder; name more in features.speech.additional, or remove "
                     "speech_encoder"
                 )
-            return [(slice(0, dim), self.speech_layers)]
+            return [PartRead(slice(0, dim), self.speech_layers)]
         found, start = [], 0
         for part in self.speech_parts:
             if self.speech_encoder in {None, part.title}:
-                found.append((slice(start, start + part.width), part.layers))
+                values = slice(start, start + part.width)
+                found.append(PartRead(values, part.layers, part.title))
             start += part.width
         if start != dim:
             raise UsageError(

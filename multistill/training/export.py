@@ -64,6 +64,7 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
         # Under a schedule, the losses of two epochs are of different objectives.
         "train_loss": None if scheduled else [losses[0], losses[-1]],
         "validation": _validation(task, data, progress),
+        "layer_weights": model.layer_weights(),
         "rows_without_features": data.without_features,
         "task": hashlib.sha256(canonical(task.identity()).encode()).hexdigest()[:16],
     }

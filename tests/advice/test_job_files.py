@@ -26,7 +26,10 @@ BASE = "name: x\ncorpora: [{kind: demo}]\n"
 MODEL = "students: [{name: a, model: {preset: small-student%s}%s}]\n"
 DEMO_TWICE = "name: x\ncorpora: [{kind: demo}, {kind: demo%s}]\n"
 LIGHT = "students: [{name: a, model: {preset: light-student%s}}]\n"
-TWO_SPEECH = "features: {speech: {model: untrained-wav2vec2, additional: [log-mel]}}\n"
+TWO_ENCODERS = (
+    "features: {speech: {model: smart-turn, layers: [1, 2], combine: concat, "
+    "additional: [log-mel]}}\n"
+)
 SPACE = "search: {space: {%s}}\n"
 
 JOB_FILES: list[tuple[str, str, list[str]]] = [
@@ -265,37 +268,93 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         SPACE % "model.speech_layer: {low: 1, high: 2}",
         "search.space: `model.{}` needs `choices`",
         [
-            "features: {speech: {layers: [1, 2], combine: concat}}\n"
+            "features: {speech: {model: smart-turn, layers: [1, 2], combine: concat}}\n"
             + SPACE % "model.speech_layer: {choices: [1, 2]}"
         ],
     ),
     (
-        f"{BASE}features: {{speech: untrained-wav2vec2}}\n{LIGHT % ''}",
+        f"{BASE}features: {{speech: smart-turn}}\n{LIGHT % ''}",
         "add `additional: [{}]` to features.speech and set `speech_encoder: {}` in its model",
-        [f"{BASE}{TWO_SPEECH}{LIGHT % ', speech_encoder: log-mel'}"],
+        [f"{BASE}{TWO_ENCODERS}{LIGHT % ', speech_encoder: log-mel'}"],
     ),
     (
-        f"{BASE}{TWO_SPEECH}{LIGHT % ''}",
+        f"{BASE}{TWO_ENCODERS}{LIGHT % ''}",
         "set `speech_encoder: {}` in its model",
-        [f"{BASE}{TWO_SPEECH}{LIGHT % ', speech_encoder: log-mel'}"],
+        [f"{BASE}{TWO_ENCODERS}{LIGHT % ', speech_encoder: log-mel'}"],
     ),
     (
-        f"{BASE}{TWO_SPEECH}{MODEL % (', speech_encoder: untrained-wav2vec2', '')}"
+        f"{BASE}{TWO_ENCODERS}{MODEL % (', speech_encoder: smart-turn', '')}"
         + SPACE % "model.front: {choices: [linear, convolutional]}",
         "and this one would read the states of {}; {}, or use `front: linear`",
         [
-            f"{BASE}{TWO_SPEECH}{MODEL % (', speech_encoder: log-mel', '')}"
+            f"{BASE}{TWO_ENCODERS}{MODEL % (', speech_encoder: log-mel', '')}"
             + SPACE % "model.front: {choices: [linear, convolutional]}",
-            f"{BASE}{TWO_SPEECH}{MODEL % (', speech_encoder: untrained-wav2vec2', '')}"
+            f"{BASE}{TWO_ENCODERS}{MODEL % (', speech_encoder: smart-turn', '')}"
             + SPACE % "model.front: {choices: [linear]}",
         ],
     ),
     (
-        MODEL % (", speech_layer: 3", ""),
-        "the store holds {}; set features.{}: {layers: [..., {}], combine: concat}",
+        MODEL % (", speech_layer: 2", ""),
+        "the store holds {}; set {}: {layers: [..., {}], combine: concat}",
         [
-            "features: {speech: {layers: [1, 3], combine: concat}}\n"
-            + MODEL % (", speech_layer: 3", "")
+            "features: {speech: {model: smart-turn, layers: [1, 2], combine: concat}}\n"
+            + MODEL % (", speech_layer: 2", "")
+        ],
+    ),
+    (
+        MODEL % (", layer_mix: weighted", ""),
+        "set `layers: [...]` and `combine: concat` of its encoder, or `layer_mix: none`",
+        [
+            "features: {speech: {model: smart-turn, layers: [1, 2], combine: concat}}\n"
+            + MODEL % (", layer_mix: weighted", ""),
+            MODEL % (", layer_mix: none", ""),
+        ],
+    ),
+    (
+        MODEL % (", speech_encoder: log-mel", ""),
+        "list others in features.speech.additional, or remove `speech_encoder`",
+        [TWO_ENCODERS + MODEL % (", speech_encoder: log-mel", ""), MODEL % ("", "")],
+    ),
+    (
+        TWO_ENCODERS + MODEL % (", speech_encoder: logmel", ""),
+        "has no encoder called `{}`; use one of {}",
+        [
+            TWO_ENCODERS + MODEL % (f", speech_encoder: {title}", "")
+            for title in ("smart-turn", "log-mel")
+        ],
+    ),
+    (
+        TWO_ENCODERS + MODEL % (", speech_layer: 2", ""),
+        "say which one the layer is of with `speech_encoder`",
+        [TWO_ENCODERS + MODEL % (", speech_layer: 2, speech_encoder: smart-turn", "")],
+    ),
+    (
+        "features: {speech: {model: log-mel, additional: [log-mel]}}\n",
+        "give one of them another `name`, or remove it",
+        [
+            "features: {speech: {model: log-mel, additional: [{model: log-mel, name: b}]}}\n",
+            "features: {speech: {model: log-mel}}\n",
+        ],
+    ),
+    (
+        "features: {speech: {model: log-mel, layers: [1]}}\n",
+        "remove `layers`, or use an encoder that has some",
+        [
+            "features: {speech: {model: log-mel}}\n",
+            "features: {speech: {model: smart-turn, layers: [1]}}\n",
+        ],
+    ),
+    (
+        "features: {speech: {model: logmel}}\n",
+        "on this machine; did you mean `{}`?",
+        ["features: {speech: {model: log-mel}}\n"],
+    ),
+    (
+        "features: {speech: {model: untrained-electra}}\n",
+        "`{}` is {}; use {}",
+        [
+            f"features: {{speech: {{model: {name}}}}}\n"
+            for name in ("log-mel", "smart-turn", "untrained-wav2vec2")
         ],
     ),
     (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from helpers.advice import says, told
 from helpers.features_case import make_store, random_clips, save_electra, save_wav2vec2, tone
 from safetensors.torch import load_file, save_file
+from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
 
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
 from multistill.encoders.packaged import PACKAGED
@@ -27,7 +29,7 @@ from multistill.models.build import build
 from multistill.models.context import DialogueContext
 from multistill.models.files import ModelInfo, load_model, load_weights, save_model
 from multistill.models.presets import resolve
-from multistill.models.spec import ModelSpec
+from multistill.models.spec import ModelSpec, StatePart
 from multistill.pipeline import jobfile
 
 CPU = torch.device("cpu")
@@ -60,18 +62,21 @@ def edit(path: Path, **values: Any) -> None:
 def test_encoders_of_another_kind(folder: dict[str, Path]) -> None:
     speech, text = folder["speech"], folder["text"]
     found = dict(problems(features(speech=text, text=speech)))
-    says("use a wav2vec2, HuBERT, WavLM or data2vec-audio model", found["speech"])
+    says(
+        "use a wav2vec2, HuBERT, WavLM, data2vec-audio, Whisper or W2v-BERT model", found["speech"]
+    )
     says("use an ELECTRA, BERT or RoBERTa model", found["text"])
+    says("{}, or put it under {}.model", found["text"])
     assert list(problems(features(speech=speech, text=text))) == []
     loaded = {
         "speech": load_speech(SpeechEncoderConfig(model=str(speech)), None, CPU),
         "text": load_text(TextEncoderConfig(model=str(text)), None, CPU),
     }
     common: dict[str, Any] = {"revision": None, "device": CPU}
-    with told("does not read raw audio like wav2vec2; use a wav2vec2"):
+    with told("does not read raw audio like wav2vec2; {}"):
         config = SpeechEncoderConfig(model=str(text))
         Wav2Vec2Family(loaded["text"]._model, config, "pretrained", **common)
-    with told("is not built like BERT; use an ELECTRA, BERT or RoBERTa model"):
+    with told("is not built like BERT; {}"):
         tokenizer = loaded["text"]._tokenizer
         settings = TextEncoderConfig(model=str(speech))
         TransformerText(loaded["speech"]._model, tokenizer, settings, "pretrained", **common)
@@ -87,6 +92,12 @@ def test_encoders_of_another_kind(folder: dict[str, Path]) -> None:
         ),
         ("text", "damaged", "{} is damaged: {}; copy the file from its source again"),
         ("text", "config.json", "{} has no config.json; give a folder written by save_pretrained"),
+        (
+            "speech",
+            "pickle",
+            "so convert it and save it as safetensors with a config.json (docs/features.md, "
+            "emotion2vec)",
+        ),
         (
             "text",
             "tokenizer",
@@ -105,6 +116,8 @@ def test_folders_of_encoders(folder: dict[str, Path], name: str, damage: str, ad
     path = folder[name]
     if damage == "config.json":
         (path / damage).unlink()
+    elif damage == "pickle":
+        (path / "config.json").rename(path / "model.pt")
     elif damage == "damaged":
         edit(path / "config.json", vocab_size="many")
     elif damage == "rate":
@@ -192,6 +205,11 @@ SPECS: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         "the wide path does not read context_turns; use",
         {"paths": "both", "context_turns": 2},
     ),
+    (
+        {"paths": "wide", "layer_mix": "weighted"},
+        "the wide path does not sum layers; use `paths: both` or set layer_mix to none",
+        {"paths": "both", "layer_mix": "weighted"},
+    ),
     ({"width": 65, "heads": 5}, "must be even (sine and cosine", {"width": 70, "heads": 5}),
     (
         {"modality": "text", "front": "convolutional"},
@@ -229,16 +247,38 @@ def test_presets() -> None:
 
 
 def test_a_layer_that_the_store_does_not_hold_apart() -> None:
-    spec = resolve("small-student", {"speech_layer": 3})
+    spec = resolve("small-student", {"speech_layer": 2})
     advice = "store several layers with features.{}: {layers: [..., {}], combine: concat}"
     with told(advice, UsageError):
         spec.state_slice("speech", 32)
     job = jobfile.parse(
-        "name: x\ncorpora: [{kind: demo}]\nfeatures: {speech: {layers: [1, 3], combine: concat}}\n",
+        "name: x\ncorpora: [{kind: demo}]\n"
+        "features: {speech: {model: smart-turn, layers: [1, 2], combine: concat}}\n",
         "x.yaml",
     )
-    stored = resolve("small-student", {"speech_layer": 3, **job.features.side_by_side()})
+    stored = resolve("small-student", {"speech_layer": 2, **job.features.side_by_side()})
     assert stored.state_slice("speech", 64) == slice(32, 64)
+
+
+def test_speech_encoders_that_the_store_does_not_hold_apart() -> None:
+    parts = (StatePart("wavlm", 64, (3, 6)), StatePart("log-mel", 80))
+    spec = ModelSpec("audio", speech_encoder="wavlm")
+    with told("name more in features.speech.additional, or remove speech_encoder", UsageError):
+        spec.state_slice("speech", 144)
+    assert replace(spec, speech_encoder=None).state_slice("speech", 144) == slice(0, 144)
+    assert replace(spec, speech_parts=parts).state_slice("speech", 144) == slice(0, 64)
+    spec = ModelSpec("audio", speech_parts=parts, speech_layer=6)
+    with told("set speech_encoder too", UsageError):
+        spec.state_slice("speech", 144)
+    assert replace(spec, speech_encoder="wavlm").state_slice("speech", 144) == slice(32, 64)
+    with told("and `combine: concat`, or set layer_mix to none", UsageError):
+        build(ModelSpec("audio", layer_mix="weighted"), 64, 4)
+    build(ModelSpec("audio", layer_mix="weighted", speech_layers=(3, 6)), 64, 4)
+    build(ModelSpec("audio", layer_mix="none"), 64, 4)
+    spec = ModelSpec("audio", speech_parts=parts)
+    with told("train the model again on these features", UsageError):
+        build(spec, 145, 4)
+    build(spec, 144, 4)
 
 
 @pytest.fixture
@@ -319,3 +359,20 @@ def test_weights_of_another_architecture(saved: Path) -> None:
     digest = json.loads((saved / "config.json").read_text())["sha256"]
     with pytest.raises(MultistillError, match="the weights belong to another architecture"):
         load_weights(model, saved / "model.safetensors", digest)
+
+
+def test_a_w2v_bert_of_another_size(tmp_path: Path) -> None:
+    def save(values: int) -> SpeechEncoderConfig:
+        config = Wav2Vec2BertConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            feature_projection_input_dim=values,
+        )
+        Wav2Vec2BertModel(config).save_pretrained(tmp_path)
+        return SpeechEncoderConfig(model=str(tmp_path))
+
+    with told("filter banks; use a model of that size"):
+        load_speech(save(80), None, CPU)
+    load_speech(save(160), None, CPU)

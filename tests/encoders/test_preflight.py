@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 from helpers.features_case import save_electra, save_wav2vec2, tone
+from helpers.speech_checkpoints import save_w2v_bert, save_whisper
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
+from multistill.encoders.kinds import BUILT_IN_LAYERS
 from multistill.encoders.preflight import problems, refuse_mismatched, refuse_unknown
-from multistill.encoders.registry import load_speech, load_text
+from multistill.encoders.registry import BUILT_IN_SPEECH, BUILT_IN_TEXT, load_speech, load_text
+from multistill.encoders.smart_turn import LAYERS
 from multistill.errors import JobFileError, MultistillError, UsageError
 from multistill.features.decode import normalize
 from multistill.pipeline.jobfile import parse
@@ -53,6 +56,78 @@ def test_a_text_model_is_no_speech_encoder_and_the_reverse(electra: Path, wav2ve
     [speech, text] = sentences(speech=electra, text=wav2vec2)
     assert speech.startswith("features.speech.model: ") and "(electra) is a text model" in speech
     assert text.startswith("features.text.model: ") and "(wav2vec2) is a speech model" in text
+
+
+def test_whisper_and_w2v_bert_are_speech_encoders_and_no_text_encoders(
+    tmp_path: Path, electra: Path
+) -> None:
+    save_whisper(tmp_path / "whisper")
+    save_w2v_bert(tmp_path / "w2v-bert")
+    for name in ("whisper", "w2v-bert"):
+        assert sentences(speech=tmp_path / name, text=electra) == []
+        [sentence] = sentences(text=tmp_path / name)
+        assert (
+            "is a speech model" in sentence and "or put it under features.speech.model" in sentence
+        )
+    [sentence] = sentences(speech=electra)
+    assert sentence.endswith("or put it under features.text.model")
+
+
+def test_every_speech_encoder_is_looked_at(electra: Path, wav2vec2: Path) -> None:
+    speech = {"model": str(wav2vec2), "additional": ["log-mel", {"model": str(electra)}]}
+    [(section, sentence)] = problems(FeaturesConfig.model_validate({"speech": speech}))
+    assert section == "speech"
+    assert sentence.startswith("features.speech.additional[1].model: ")
+
+
+def test_layers_that_an_encoder_lacks_are_refused_without_its_weights(
+    tmp_path: Path, electra: Path, wav2vec2: Path
+) -> None:
+    save_whisper(tmp_path / "whisper")
+    for section, model, count in (
+        ("speech", str(wav2vec2), 3),
+        ("speech", str(tmp_path / "whisper"), 2),
+        ("speech", "smart-turn", 2),
+        ("text", str(electra), 2),
+        ("text", "untrained-electra", 2),
+    ):
+        for layer in (0, count, -1, -count - 1, count + 1, -count - 2):
+            chosen = {section: {"model": model, "layers": [layer]}}
+            found = [text for _, text in problems(FeaturesConfig.model_validate(chosen))]
+            assert len(found) == (not -count - 1 <= layer <= count), (model, layer)
+            if found:
+                assert f"features.{section}.layers: {layer} is not a layer" in found[0]
+
+
+def test_numbers_of_layers_of_built_in_encoders() -> None:
+    assert BUILT_IN_LAYERS.keys() == BUILT_IN_SPEECH.keys() | BUILT_IN_TEXT.keys()
+    device = torch.device("cpu")
+    speech = load_speech(SpeechEncoderConfig(model="untrained-wav2vec2"), None, device)
+    text = load_text(TextEncoderConfig(model="untrained-electra"), None, device)
+    for encoder in (speech, text):
+        assert encoder.info.layers == (BUILT_IN_LAYERS[encoder.info.name],)
+    assert BUILT_IN_LAYERS["smart-turn"] == LAYERS
+
+
+@pytest.mark.parametrize(
+    ("section", "model", "meant"),
+    [
+        ("speech", "logmel", "log-mel"),
+        ("speech", "Log-Mel", "log-mel"),
+        ("speech", "smart_turn", "smart-turn"),
+        ("text", "use-multilingal", "use-multilingual"),
+    ],
+)
+def test_a_mistyped_name_is_corrected(section: str, model: str, meant: str) -> None:
+    [sentence] = sentences(**{section: model})
+    assert sentence.startswith(f"features.{section}.model: there is no encoder `{model}`")
+    assert sentence.endswith(f"did you mean `{meant}`?")
+
+
+def test_a_built_in_encoder_of_the_other_section_is_named() -> None:
+    [speech, text] = sentences(speech="use-multilingual", text="log-mel")
+    assert "`use-multilingual` is a text encoder; use `log-mel` or" in speech
+    assert "`log-mel` is a speech encoder; use `untrained-electra` or" in text
 
 
 @pytest.mark.parametrize("rate", [8000, 44100])

@@ -74,8 +74,8 @@ def problems(job: str) -> str:
 def test_a_job_that_searches_a_layer_that_it_does_not_store_is_refused():
     space = "search: {space: {model.speech_layer: {choices: [6, 9]}}}"
     assert "layer 6 cannot be read, the store holds one state" in problems(space)
-    stored = "features: {speech: {model: log-mel, layers: [6, 12], combine: concat}}\n"
-    assert "layer 9 cannot be read, the store holds layers 6, 12" in problems(stored + space)
+    stored = "features: {speech: {model: smart-turn, layers: [1, 2], combine: concat}}\n"
+    assert "layer 9 cannot be read, the store holds layers 1, 2" in problems(stored + space)
     ranged = "search: {space: {model.speech_layer: {low: 6, high: 12}}}"
     assert "needs `choices`" in problems(stored + ranged)
 

@@ -1,10 +1,12 @@
-"""Checks of what models read of the feature store: one of several speech encoders, a layer."""
+"""Checks of what models read of the feature store: which speech encoder, a layer, their sum."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from multistill.config import JobConfig, ModelConfig
+from multistill.errors import UsageError
+from multistill.models.presets import resolve
 from multistill.pipeline.recipes import Location
 
 Stored = Mapping[str, Sequence[int]]
@@ -23,7 +25,7 @@ def check_stored_states(job: JobConfig) -> Iterator[tuple[Location, str]]:
         found = [*_encoders(encoders, speech), *_speech_layers(layers, encoders, speech)]
         if model.text_layer is not None:
             found += _layers("text_layer", [model.text_layer], text, "features.text")
-        yield from ((location, sentence) for sentence in found)
+        yield from ((location, sentence) for sentence in found or _mix(job, model, {}))
     if job.search.enabled:
         yield from _searched(job, speech, text)
 
@@ -47,6 +49,30 @@ def _searched(job: JobConfig, speech: Stored, text: Stored) -> Iterator[tuple[Lo
         ("text_layer", _layers("text_layer", choices("text_layer"), text, "features.text")),
     ):
         yield from ((("search", "space", f"model.{key}"), sentence) for sentence in found)
+    for mix in choices("layer_mix"):
+        model = job.searched_student().model
+        for sentence in _mix(job, model, {"layer_mix": mix}):
+            yield ("search", "space", "model.layer_mix"), sentence
+
+
+def _mix(job: JobConfig, model: ModelConfig, searched: Mapping[str, object]) -> Iterator[str]:
+    """A sum of layers where the store holds one state per position of what the model reads."""
+    parts = [
+        {"title": part.title, "width": 0, "layers": part.side_by_side}
+        for part in job.features.speech.parts
+        if job.features.speech.additional
+    ]
+    stored = {**job.features.side_by_side(), "speech_parts": parts}
+    try:
+        spec = resolve(model.preset, {**model.overrides(), **searched, **stored})
+    except UsageError:
+        return  # told by the recipe's own check of its models and of the space
+    if spec.layer_mix != "none" and not spec.mixed:
+        yield (
+            f"layer_mix: {spec.layer_mix} has no layers to sum, the store holds one state of what "
+            "this model reads; set `layers: [...]` and `combine: concat` of its encoder, or "
+            "`layer_mix: none`"
+        )
 
 
 def _encoders(titles: Sequence[object], speech: Stored) -> Iterator[str]:
