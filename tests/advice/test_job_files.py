@@ -31,7 +31,6 @@ TWO_ENCODERS = (
     "additional: [log-mel]}}\n"
 )
 LIGHT = "students: [{name: a, model: {preset: light-student%s}}]\n"
-TWO_SPEECH = "features: {speech: {model: untrained-wav2vec2, additional: [log-mel]}}\n"
 COPIES = "features: {augmentation: {copies: 2, %s}}\n"
 TEXT = "small-text-student"
 SPACE = "search: {space: {%s}}\n"
@@ -329,23 +328,23 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         ],
     ),
     (
-        f"{BASE}features: {{speech: untrained-wav2vec2}}\n{LIGHT % ''}",
+        f"{BASE}features: {{speech: smart-turn}}\n{LIGHT % ''}",
         "add `additional: [{}]` to features.speech and set `speech_encoder: {}` in its model",
-        [f"{BASE}{TWO_SPEECH}{LIGHT % ', speech_encoder: log-mel'}"],
+        [f"{BASE}{TWO_ENCODERS}{LIGHT % ', speech_encoder: log-mel'}"],
     ),
     (
-        f"{BASE}{TWO_SPEECH}{LIGHT % ''}",
+        f"{BASE}{TWO_ENCODERS}{LIGHT % ''}",
         "set `speech_encoder: {}` in its model",
-        [f"{BASE}{TWO_SPEECH}{LIGHT % ', speech_encoder: log-mel'}"],
+        [f"{BASE}{TWO_ENCODERS}{LIGHT % ', speech_encoder: log-mel'}"],
     ),
     (
-        f"{BASE}{TWO_SPEECH}{MODEL % (', speech_encoder: untrained-wav2vec2', '')}"
+        f"{BASE}{TWO_ENCODERS}{MODEL % (', speech_encoder: smart-turn', '')}"
         + SPACE % "model.front: {choices: [linear, convolutional]}",
         "and this one would read the states of {}; {}, or use `front: linear`",
         [
-            f"{BASE}{TWO_SPEECH}{MODEL % (', speech_encoder: log-mel', '')}"
+            f"{BASE}{TWO_ENCODERS}{MODEL % (', speech_encoder: log-mel', '')}"
             + SPACE % "model.front: {choices: [linear, convolutional]}",
-            f"{BASE}{TWO_SPEECH}{MODEL % (', speech_encoder: untrained-wav2vec2', '')}"
+            f"{BASE}{TWO_ENCODERS}{MODEL % (', speech_encoder: smart-turn', '')}"
             + SPACE % "model.front: {choices: [linear]}",
         ],
     ),
