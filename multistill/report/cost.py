@@ -21,8 +21,8 @@ from multistill.report.svg import (
 Record = Mapping[str, Any]
 
 COSTS = (
-    ("milliseconds", "end to end, ms per clip (median)", (1.0, 2.0, 5.0)),
-    ("params_end_to_end", "parameters, end to end", (1.0,)),
+    ("milliseconds", "ms per clip, encoders included (median)", (1.0, 2.0, 5.0)),
+    ("params_end_to_end", "parameters, encoders included", (1.0,)),
 )
 """Key of a model, title, and where in a decade the axis has ticks."""
 ASIDE = 7.0
