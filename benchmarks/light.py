@@ -50,6 +50,7 @@ from multistill.features.cache import open_store
 from multistill.features.decode import decode
 from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
 from multistill.inference.predict import predict_logits
+from multistill.inference.quantize import rounded
 from multistill.models.build import EmotionModel, build, count_parameters
 from multistill.models.presets import resolve
 from multistill.models.probe import Probe, fit_probe
@@ -272,6 +273,9 @@ class Bench:
             "valid": round(uar(labels["valid"], found["valid"]), 4),
             "labels": labels["test"].tolist(),
             "answers": found["test"].argmax(axis=1).tolist(),
+            "rounded": predict_logits(rounded(model), store, ids["test"], torch.device("cpu"))
+            .argmax(axis=1)
+            .tolist(),
         }
 
     def probe(self, encoder: str, speaker: int) -> dict[str, Any]:
@@ -289,19 +293,19 @@ class Bench:
         }
 
 
-def pooled_uar(results: Sequence[dict[str, Any]]) -> float:
+def pooled_uar(results: Sequence[dict[str, Any]], answers_of: str = "answers") -> float:
     """UAR over the clips of all speakers that were tested."""
     labels = np.concatenate([result["labels"] for result in results])
-    answers = np.concatenate([result["answers"] for result in results])
+    answers = np.concatenate([result[answers_of] for result in results])
     recalls = [(answers[labels == each] == each).mean() for each in np.unique(labels)]
     return float(np.mean(recalls))
 
 
 def report(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The table in Markdown."""
-    titles = ("row", "parameters", "UAR, test", "UAR, validation", "against the control")
-    yield f"| {' | '.join(titles)} | speakers x seeds |"
-    yield "| --- | --- | --- | --- | --- | --- |"
+    titles = ("row", "parameters", "UAR, test", "in 8 bits", "UAR, validation")
+    titles += ("against the control", "speakers x seeds")
+    yield f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}"
     of_seed: dict[str, dict[int, float]] = {}
     speakers: dict[str, set[int]] = {}
     for name in dict.fromkeys(result["row"] for result in results):
@@ -312,9 +316,12 @@ def report(results: Sequence[dict[str, Any]]) -> Iterator[str]:
         values = list(of_seed[name].values())
         control = of_seed.get(name.removesuffix("-distilled"), {}) if "-distilled" in name else {}
         gains = [value - control[s] for s, value in of_seed[name].items() if s in control]
+        known = [row for row in rows if "rounded" in row]
+        in_8_bits = f"{pooled_uar(known, 'rounded'):.3f}" if len(known) == len(rows) else ""
         yield (
             f"| {name} | {rows[0]['parameters']:,} | {statistics.fmean(values):.3f} ± "
-            f"{statistics.pstdev(values):.3f} | {statistics.fmean(r['valid'] for r in rows):.3f} | "
+            f"{statistics.pstdev(values):.3f} | {in_8_bits} "
+            f"| {statistics.fmean(r['valid'] for r in rows):.3f} | "
             + (f"{statistics.fmean(gains):+.3f} " if gains else "")
             + f"| {len(speakers[name])} x {len(seeds)} |"
         )
