@@ -94,7 +94,6 @@ ROWS = {
     "light-l": Row("light-student-l", train=LIGHT),
     "light-l-distilled": Row("light-student-l", train=LIGHT, distillation=KD),
 }
-CONTROLS = {"-distilled": ""}
 
 
 def distorted(samples: FloatArray, clip: str, copy: int) -> FloatArray:
