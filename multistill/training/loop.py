@@ -138,10 +138,7 @@ class _Training:
         store = self.data.store
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(task.seed)
-            encoders = task.load_encoders()
-            # Again, so that the head starts from the same weights whatever the encoders draw.
-            torch.manual_seed(task.seed)
-            model = build_model(task.spec, store.audio_dim, store.text_dim, encoders)
+            model = build_model(task.spec, store.audio_dim, store.text_dim, task.load_encoders())
             # After the model, so that a student and its control start from equal weights.
             objective = Objective(task, self.data.train, model.pooled_dim)
         if model.dimension_scale is not None:
