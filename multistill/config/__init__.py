@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from multistill.config.augmentation import AugmentationConfig, CopiesConfig
 from multistill.config.base import Section
 from multistill.config.data import (
     CorpusConfig,
@@ -48,7 +49,9 @@ from multistill.config.tracking import ChampionConfig, TrackingConfig
 __all__ = [
     "CLASSES",
     "DIMENSIONS",
+    "AugmentationConfig",
     "ChampionConfig",
+    "CopiesConfig",
     "CorpusConfig",
     "CorpusKind",
     "DistillationConfig",

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from multistill.config.augmentation import CopiesConfig
 from multistill.config.base import Section, execution
 from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.config.names import FolderName
@@ -291,6 +292,7 @@ class FeaturesConfig(Section):
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = Field(
         "float16", description="of the states in the store"
     )
+    augmentation: CopiesConfig = Field(default_factory=CopiesConfig)
     max_quarantined: float = execution(
         0.05, ge=0.0, le=1.0, description="share of failed clips that stops the stage"
     )

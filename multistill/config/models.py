@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from multistill.config.augmentation import AugmentationConfig
 from multistill.config.base import Section, execution
 from multistill.config.names import FolderName
 
@@ -134,6 +135,7 @@ class TrainSection(Section):
         "none", description="weights of the loss; `effective`: Cui et al. 2019"
     )
     oversample: bool = Field(False, description="draw clips so that all classes weigh the same")
+    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
     metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss", "ccc"] | None = Field(
         None,
         description="on validation; its best epoch is the result; `ccc`: mean over the dimensions "
@@ -196,6 +198,10 @@ def canonical_loss(name: Any) -> Any:
     return "kd" if name == "hinton" else name
 
 
+STATE_WEIGHTS = ("hint_weight", "cka_weight", "relation_weight", "sequence_weight")
+"""Weights of `distillation` that need the teacher's states, beyond its outputs."""
+
+
 class DistillationConfig(Section):
     """weight * teacher's loss + (1 - weight) * label loss.
 
@@ -219,6 +225,15 @@ class DistillationConfig(Section):
     cka_weight: float = Field(
         0.0, ge=0, description="of 1 - linear CKA of the pooled states; needs batches of 64"
     )
+    relation_weight: float = Field(
+        0.0, ge=0, description="of distances and angles between pooled states in a batch (RKD)"
+    )
+    sequence_weight: float = Field(
+        0.0,
+        ge=0,
+        description="of the squared distance to the teacher's states of frames and tokens before "
+        "they are pooled",
+    )
     schedule: Literal["fixed", "rise", "fall"] = Field(
         "fixed", description="of all weights over training: `rise` starts at 0, `fall` ends at 0"
     )
@@ -237,9 +252,9 @@ class DistillationConfig(Section):
         return canonical_loss(value)
 
     @property
-    def reads_pooled(self) -> bool:
-        """Whether the student learns from the teacher's pooled states."""
-        return self.hint_weight > 0 or self.cka_weight > 0
+    def reads_states(self) -> bool:
+        """Whether the student learns from the teacher's states, not from its outputs alone."""
+        return any(getattr(self, name) > 0 for name in STATE_WEIGHTS)
 
 
 class StudentConfig(Section):

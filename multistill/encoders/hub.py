@@ -141,6 +141,16 @@ def model_type(model: str, resolved: str | None) -> str | None:
     return None if found is None else str(found)
 
 
+def file_of(model: str, resolved: str | None, name: str) -> str:
+    """Path of one file of a model; arguments and errors as for `load_model`."""
+    from transformers.utils import cached_file
+
+    def path_of(model: str, **options: Any) -> Any:
+        return cached_file(model, name, **options)
+
+    return str(_load(path_of, model, resolved))
+
+
 def load_whisper_encoder(model: str, resolved: str | None) -> Any:
     """The encoder half of a Whisper checkpoint; the decoder's weights are not read.
 

@@ -30,6 +30,7 @@ from multistill.encoders.kinds import (
 from multistill.encoders.packaged import PACKAGED
 from multistill.encoders.registry import BUILT_IN_SPEECH, BUILT_IN_TEXT, load_tokenizer
 from multistill.encoders.small_files import DamagedFileError, Fields, fields_of, text_of
+from multistill.encoders.trained_layers import training_problems
 from multistill.errors import MultistillError, UsageError
 
 TRANSCRIPTS = 1000
@@ -67,12 +68,12 @@ def _problems_of(
 ) -> Iterator[str]:
     """Sentences about one encoder, each behind the key that it is about: `model: ...`."""
     if config.model in built_in:
-        yield from _layer_problems(config, BUILT_IN_LAYERS[config.model])
+        yield from _layer_problems(config, BUILT_IN_LAYERS.get(config.model))
         return
     folder = hub.local_folder(config)
     if folder is not None:
         yield from of_folder(config, folder)
-    elif config.model in BUILT_IN_LAYERS:
+    elif config.model in {*BUILT_IN_SPEECH, *BUILT_IN_TEXT}:
         what = "a text encoder" if config.model in BUILT_IN_TEXT else "a speech encoder"
         yield f"model: `{config.model}` is {what}; use {' or '.join(f'`{n}`' for n in built_in)}"
     elif near := get_close_matches(config.model.casefold(), built_in, n=1, cutoff=0.8):
@@ -80,9 +81,13 @@ def _problems_of(
             f"model: there is no encoder `{config.model}` on this machine; did you mean "
             f"`{near[0]}`?"
         )
+    else:
+        yield from training_problems(config)
 
 
-def _layer_problems(config: _Encoder, layers: int | None) -> Iterator[str]:
+def _layer_problems(
+    config: _Encoder, layers: int | None, model_type: str | None = None
+) -> Iterator[str]:
     if layers == 0 and config.layers != [-1]:
         yield (
             f"layers: `{config.model}` has no layers to choose from; remove `layers`, or use an "
@@ -91,6 +96,7 @@ def _layer_problems(config: _Encoder, layers: int | None) -> Iterator[str]:
     elif layers:
         found = (layer_problem(index, layers) for index in config.layers)
         yield from (f"layers: {problem}" for problem in found if problem)
+    yield from training_problems(config, layers, model_type)
 
 
 def missing_weights(config: FeaturesConfig) -> Iterator[str]:
@@ -200,7 +206,7 @@ def _speech_problems(config: SpeechPartConfig, folder: Path) -> Iterator[str]:
             what, advice = "is a text model", f"{advice}, or put it under {TEXT_SECTION}.model"
         yield f"model: `{config.model}` ({kind or 'unknown'}) {what}; {advice}"
         return
-    yield from _layer_problems(config, _layer_count(kind, settings))
+    yield from _layer_problems(config, _layer_count(kind, settings), kind)
     # Transformers 5 writes the settings of all parts of a processor into one file.
     whole = fields_of(folder / "processor_config.json").section("feature_extractor")
     for extractor in (fields_of(folder / "preprocessor_config.json"), whole):
@@ -219,8 +225,8 @@ def _no_config(folder: Path) -> str:
     if pickles:
         return (
             f"{folder} holds a pickled checkpoint ({pickles[0]}) and no config.json; pickles are "
-            "never loaded, so convert it to a model of transformers and save that with "
-            "save_pretrained"
+            "never loaded, so convert it and save it as safetensors with a config.json "
+            "(docs/features.md, emotion2vec)"
         )
     return f"{folder} has no config.json; give a folder written by save_pretrained"
 
@@ -242,8 +248,8 @@ def _is_text(settings: Fields) -> bool:
 
 
 def _is_speech(settings: Fields) -> bool:
-    keys = ("conv_kernel", "num_mel_bins", "feature_projection_input_dim")
-    return any(key in settings for key in keys)
+    known = reader_of(settings.text("model_type")) != "wav2vec2"
+    return known or "conv_kernel" in settings or "num_mel_bins" in settings
 
 
 def _text_problems(config: TextEncoderConfig, folder: Path) -> Iterator[str]:
@@ -259,7 +265,7 @@ def _text_problems(config: TextEncoderConfig, folder: Path) -> Iterator[str]:
             what, advice = "is a speech model", f"{advice}, or put it under {SPEECH_SECTION}.model"
         yield f"model: `{config.model}` ({kind or 'unknown'}) {what}; {advice}"
         return
-    yield from _layer_problems(config, _layer_count(kind, settings))
+    yield from _layer_problems(config, _layer_count(kind, settings), kind)
     present = [name for name in _VOCABULARIES if (folder / name).is_file()]
     if not present and not any(folder.glob("*.model")):
         # Of a model from the hub, the tokenizer may not have been downloaded yet.

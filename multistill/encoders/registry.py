@@ -132,10 +132,23 @@ def _w2v_bert(
         return W2vBert(model, config, "pretrained", revision=resolved, device=device)
 
 
+def _emotion2vec(
+    config: SpeechPartConfig, resolved: str | None, device: torch.device
+) -> SpeechEncoder:
+    from multistill.encoders import emotion2vec
+    from multistill.encoders.speech import Wav2Vec2Family
+
+    files = [hub.file_of(config.model, resolved, name) for name in emotion2vec.FILES]
+    with _usable(config.model):
+        model = emotion2vec.load(*files)
+        return Wav2Vec2Family(model, config, "pretrained", revision=resolved, device=device)
+
+
 _READERS: Mapping[Reader, Callable[[SpeechPartConfig, str | None, torch.device], SpeechEncoder]] = {
     "wav2vec2": _wav2vec2,
     "whisper": _whisper,
     "w2v-bert": _w2v_bert,
+    "emotion2vec": _emotion2vec,
 }
 
 

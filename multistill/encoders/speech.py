@@ -111,7 +111,7 @@ class Wav2Vec2Network(nn.Module):
 
     Models with layer norm in the feature extractor are given an attention mask. Group norm
     computes its statistics over time, padding included, with or without a mask; in these models,
-    in data2vec-audio and in conformers, clips of different length are computed one after the other.
+    in data2vec and in conformers, clips of different length are computed one after the other.
 
     Args:
         layers: hidden states that are selected.
@@ -135,11 +135,11 @@ class Wav2Vec2Network(nn.Module):
         model.encoder.register_forward_pre_hook(self._mask)
         self.dim = self.selector.width(settings.hidden_size)
         self.hidden = int(settings.hidden_size)
-        # The positional convolutions of data2vec-audio are several layers deep, and padding
-        # that the first of them has filled reaches back into the clip in the next. So it does in
-        # the convolutions between the layers of conformers.
+        # The positional convolutions of data2vec are several layers deep, and padding that the
+        # first of them has filled reaches back into the clip in the next. So it does in the
+        # convolutions between the layers of conformers.
         self.equal_length = (
-            settings.model_type in {"data2vec-audio", "wav2vec2-conformer"}
+            settings.model_type in {"data2vec-audio", "emotion2vec", "wav2vec2-conformer"}
             or settings.feat_extract_norm == "group"
         )
         self._kernels = tuple(settings.conv_kernel)

@@ -64,8 +64,7 @@ class TrainableEncoder(nn.Module):
             self._reads
         ]
         self.dim: int = network.dim
-        top = max(network.selector.indices) - (first or 0)
-        self._layers: list[nn.Module] = list(network.selector.layers)[:top]
+        self._layers: list[nn.Module] = list(network.selector.layers)
         self._prepare(train)
         self._trained = {
             name for name, parameter in self.named_parameters() if parameter.requires_grad
@@ -98,7 +97,6 @@ class TrainableEncoder(nn.Module):
             # Not trained in fine-tuning: Baevski et al., 2020 (arXiv:2006.11477), section 4.3.
             getattr(network.model, "feature_extractor", None),
             None if network.selector.reads_output else network.final_norm,
-            *[layer for layer in network.selector.layers if layer not in self._layers],
         ]
         for module in unused:
             if module is not None:

@@ -2,7 +2,7 @@
 
 The store keeps what the trained part reads, and never the encoder's own answer: waves or token ids
 where every layer takes part, and the hidden state below the trained layers where the top K are
-trained, so that an epoch costs K layers.
+trained, so that an epoch costs K layers. Imports no torch: job files are validated with it.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ from typing import Literal
 from multistill.config import SpeechEncoderConfig, SpeechPartConfig, TextEncoderConfig
 from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.encoders.base import Stored
-from multistill.encoders.kinds import W2V_BERT, layer_problem
+from multistill.encoders.kinds import WHISPER, layer_problem
 from multistill.errors import UsageError
-
-_WITHOUT_LAYERS = {
-    "log-mel": "has no weights",
-    "use-multilingual": "has no transformer layers",
-}
-# Types of models whose top layers are known to give the states of the whole model.
-_SPEECH_FROM_STATES = frozenset(
-    {"wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat", "whisper"}
-)
-_TEXT_FROM_STATES = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra"})
 
 SectionName = Literal["speech", "text"]
 EncoderConfig = SpeechPartConfig | TextEncoderConfig
 
 _NOT_TRAINED = EncoderTrainingConfig()
+_WITHOUT_LAYERS = {
+    "log-mel": "has no weights",
+    "use-multilingual": "has no transformer layers",
+}
+_FROZEN = frozenset({"wav2vec2-bert", "emotion2vec"})
+# Types of models whose top layers, run alone, are known to give the states of the whole model.
+_WITH_TOP_LAYERS = {
+    "speech": frozenset(
+        {"wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat", WHISPER}
+    ),
+    "text": frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra"}),
+}
 
 
 def section_of(config: EncoderConfig) -> SectionName:
@@ -75,27 +77,13 @@ def first_state(config: EncoderConfig, count: int) -> int | None:
         UsageError: the encoder has fewer layers, or a state below the trained ones is selected.
     """
     train = training_of(config)
-    trained = train.layers
-    if trained is None:
+    if not train.enabled:
         return None
     section = f"features.{section_of(config)}"
     indices = resolve_indices(config.layers, count, f"{section}.layers")
-    top = max(indices)
-    written = kind_as_written(train)
-    if trained > top:
-        most = f"at most {top}" if top else "none below hidden state 0"
-        raise UsageError(
-            f"{section}.train: `{written}` trains {trained} layers of `{config.model}`, and "
-            f"{section}.layers uses {most}; train fewer layers, or use `full`"
-        )
-    first = top - trained
-    if min(indices) < first:
-        raise UsageError(
-            f"{section}.layers: hidden state {min(indices)} lies below the layers that "
-            f"{section}.train: `{written}` trains, which read state {first}; use {first} to {top}, "
-            "or train more layers"
-        )
-    return first
+    for problem in _count_problems(config, count):
+        raise UsageError(f"{section}.{problem}")
+    return None if train.layers is None else max(indices) - train.layers
 
 
 def resolve_indices(selected: Sequence[int], count: int, key: str) -> tuple[int, ...]:
@@ -116,48 +104,80 @@ def kind_as_written(train: EncoderTrainingConfig) -> str:
 
 
 def refuse_untrainable(config: EncoderConfig, model_type: str | None = None) -> None:
-    """Refuse an encoder that cannot be trained as configured; arguments as for `untrainable`.
+    """Refuse an encoder that cannot be trained as configured, before it is loaded.
 
     Raises:
-        UsageError: for the first reason.
+        UsageError: for the first of its `training_problems`.
     """
-    for sentence in untrainable(config, model_type):
-        raise UsageError(sentence)
+    for problem in training_problems(config, None, model_type):
+        raise UsageError(f"features.{section_of(config)}.{problem}")
 
 
-def untrainable(config: EncoderConfig, model_type: str | None = None) -> Iterator[str]:
+def training_problems(
+    config: EncoderConfig, layers: int | None = None, model_type: str | None = None
+) -> Iterator[str]:
     """A sentence for each reason why an encoder cannot be trained, without loading it.
 
     Args:
+        layers: of the model, where it is known.
         model_type: of the model's config.json, where it is known.
+
+    Yields:
+        sentences behind the key of the encoder's section, such as `train: ...`.
     """
     train = training_of(config)
     if not train.enabled:
         return
-    key = f"features.{section_of(config)}.train"
     if config.model in _WITHOUT_LAYERS:
         reason = _WITHOUT_LAYERS[config.model]
-        yield f"{key}: `{config.model}` {reason}; use `none`, or another encoder"
+        yield f"train: `{config.model}` {reason}; use `none`, or another encoder"
+        return
+    if model_type in _FROZEN:
+        yield f"train: {model_type} models cannot be trained; use `none`, or another encoder"
+        return
+    if train.kind == "lora" and find_spec("peft") is None:
+        yield "train: `lora` needs the package peft; run `pip install 'multistill[lora]'`"
     if isinstance(config, SpeechEncoderConfig) and config.additional:
         yield (
-            f"{key}: with features.speech.additional no speech encoder can be trained; use `none`, "
+            "train: with features.speech.additional no speech encoder can be trained; use `none`, "
             "or remove the others"
         )
-    if train.kind == "lora" and find_spec("peft") is None:
-        yield f"{key}: `lora` needs the package peft; run `pip install 'multistill[lora]'`"
     if isinstance(config, SpeechEncoderConfig) and config.long_clips == "window":
         yield (
-            f"{key}: a trained encoder reads each clip in one piece, and "
-            "features.speech.long_clips is `window`; use `cut` or `quarantine`"
+            "train: a trained encoder reads each clip in one piece, and features.speech.long_clips "
+            "is `window`; use `cut` or `quarantine`"
         )
     if isinstance(config, TextEncoderConfig) and (train.time_mask or train.feature_mask):
-        yield f"{key}: `time_mask` and `feature_mask` are of speech encoders; remove them"
-    if model_type == W2V_BERT:
-        yield f"{key}: W2v-BERT models cannot be trained; use `none`, or another encoder"
-        return
-    known = _SPEECH_FROM_STATES if section_of(config) == "speech" else _TEXT_FROM_STATES
+        yield "train: `time_mask` and `feature_mask` are of speech encoders; remove them"
+    known = _WITH_TOP_LAYERS[section_of(config)]
     if train.layers is not None and model_type is not None and model_type not in known:
         yield (
-            f"{key}: the layers of `{config.model}` ({model_type}) cannot be run without those "
+            f"train: the layers of `{config.model}` ({model_type}) cannot be run without those "
             "below them; remove `layers`, or use `full`"
+        )
+    if layers is not None and not any(layer_problem(index, layers) for index in config.layers):
+        yield from _count_problems(config, layers)
+
+
+def _count_problems(config: EncoderConfig, count: int) -> Iterator[str]:
+    """More layers than there are, or a selected state below the trained ones."""
+    train = training_of(config)
+    indices = [index % (count + 1) for index in config.layers]
+    top, lowest = max(indices), min(indices)
+    if train.layers is None:
+        if not top:
+            yield "train: hidden state 0 alone has no layer to train; use a higher one of `layers`"
+        return
+    written = kind_as_written(train)
+    if train.layers > top:
+        yield (
+            f"train: `{written}` trains {train.layers} layers of `{config.model}`, and "
+            f"features.{section_of(config)}.layers uses {top}; train fewer layers"
+            + (", or use `full`" if train.kind == "last" else "")
+        )
+    elif lowest < top - train.layers:
+        yield (
+            f"layers: hidden state {lowest} lies below the {train.layers} layers that `{written}` "
+            f"trains, which read state {top - train.layers}; use {top - train.layers} to {top}, or "
+            "train more layers"
         )

@@ -10,18 +10,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from multistill.features.store import FeatureStore
-from multistill.typing import IntArray
+from multistill.features.dtypes import Dtype
+from multistill.typing import AnyArray, FloatArray, IntArray
 
 _INPUT_TYPES = {np.dtype(np.int16), np.dtype(np.int32)}
 BUCKET_BATCHES = 16
 """Batches in one sorted bucket: enough to reduce padding, few enough to keep batches random."""
+
+
+class StateReader(Protocol):
+    """What is read of a `FeatureStore`."""
+
+    @property
+    def audio_dim(self) -> int: ...
+
+    @property
+    def text_dim(self) -> int: ...
+
+    @property
+    def dtype(self) -> Dtype: ...
+
+    def audio_frames(self, ids: Sequence[str], /) -> IntArray: ...
+
+    def text_tokens(self, ids: Sequence[str], /) -> IntArray: ...
+
+    def raw(self, modality: str, utterance_id: str, /) -> tuple[AnyArray, FloatArray | None]: ...
 
 
 @dataclass
@@ -65,11 +85,25 @@ class Batch:
             self.text_mask.pin_memory(),
         )
 
+    def take(self, rows: slice) -> Batch:
+        """Some of its rows, cut to the longest of them."""
+        frames, tokens = (
+            max(1, int(mask[rows].sum(dim=1).max())) if len(self.ids[rows]) else 1
+            for mask in (self.audio_mask, self.text_mask)
+        )
+        return Batch(
+            self.ids[rows],
+            self.audio[rows, :frames],
+            self.audio_mask[rows, :frames],
+            self.text[rows, :tokens],
+            self.text_mask[rows, :tokens],
+        )
+
     def __len__(self) -> int:
         return len(self.ids)
 
 
-def collate(store: FeatureStore, ids: Sequence[str], max_frames: int | None = None) -> Batch:
+def collate(store: StateReader, ids: Sequence[str], max_frames: int | None = None) -> Batch:
     """Read the states of some utterances and pad them into one batch.
 
     Args:
@@ -86,7 +120,7 @@ def collate(store: FeatureStore, ids: Sequence[str], max_frames: int | None = No
 
 
 def _pad(
-    store: FeatureStore, modality: str, ids: Sequence[str], lengths: IntArray, dim: int
+    store: StateReader, modality: str, ids: Sequence[str], lengths: IntArray, dim: int
 ) -> tuple[Tensor, Tensor]:
     width = max(1, int(lengths.max(initial=0)))
     raw = [store.raw(modality, name) for name in ids]

@@ -31,12 +31,13 @@ def features_identity(config: FeaturesConfig) -> dict[str, Any]:
 
 
 def store_settings(config: FeaturesConfig) -> dict[str, Any]:
-    """The settings that decide what is stored, as JSON values of a `FeaturesConfig`.
+    """The settings that decide what is stored of the recordings: not those of their copies.
 
-    Of `train` these are whether inputs or states are kept, and below how many layers: a store is
-    shared by all ranks, learning rates and kinds of training that read the same rows.
+    They are JSON values of a `FeaturesConfig`. Of `train` these are whether inputs or states are
+    kept, and below how many layers: a store is shared by all ranks, learning rates and kinds of
+    training that read the same rows.
     """
-    settings = config.identity()
+    settings = {name: value for name, value in config.identity().items() if name != "augmentation"}
     for section, encoder in (("speech", config.speech), ("text", config.text)):
         train = encoder.train
         kept: dict[str, Any] = {"kind": "full"}

@@ -88,7 +88,7 @@ class FeatureStore:
         self.audio_dim: int = self.info["audio_dim"]
         self.text_dim: int = self.info["text_dim"]
         # A store that tests or benchmarks write has no encoder, and holds states.
-        self._types: dict[str, StoredDtype] = {
+        self.types: dict[str, StoredDtype] = {
             name: dtype_of(self.info.get(encoder, {}).get("stored", "states"), self.dtype)
             for name, encoder in (("audio", "speech"), ("text", "text"))
         }
@@ -136,11 +136,11 @@ class FeatureStore:
 
         Of an encoder that is trained from waves, its rows of int16 (`encoders.stored_inputs`).
         """
-        return unpack(*self.raw("audio", utterance_id), self._types["audio"])
+        return unpack(*self.raw("audio", utterance_id), self.types["audio"])
 
     def text(self, utterance_id: str) -> AnyArray:
         """Text states [tokens, text_dim], like `audio`."""
-        return unpack(*self.raw("text", utterance_id), self._types["text"])
+        return unpack(*self.raw("text", utterance_id), self.types["text"])
 
     def raw(self, modality: str, utterance_id: str) -> tuple[AnyArray, FloatArray | None]:
         """Stored values [length, dim] (a view of the mapped file) and int8 scales [dim]."""

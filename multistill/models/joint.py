@@ -70,6 +70,14 @@ class JointModel(nn.Module):
         return self.head.dimension_scale
 
     @property
+    def keeps_sequences(self) -> bool:
+        return self.head.keeps_sequences
+
+    @keeps_sequences.setter
+    def keeps_sequences(self, keeps: bool) -> None:
+        self.head.keeps_sequences = keeps
+
+    @property
     def standardizes(self) -> bool:
         return self.head.standardizes
 
@@ -97,11 +105,14 @@ class JointModel(nn.Module):
         text_mask: Tensor | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        mixing: Tensor | None = None,
     ) -> ModelOutput:
         """Arguments as of `EmotionModel.forward`, with [B, T, stored width] for states."""
         audio, audio_mask = self._encode("speech", audio, audio_mask)
         text, text_mask = self._encode("text", text, text_mask)
-        output: ModelOutput = self.head(audio, audio_mask, text, text_mask, context, context_mask)
+        output: ModelOutput = self.head(
+            audio, audio_mask, text, text_mask, context, context_mask, mixing
+        )
         return output
 
     def _encode(

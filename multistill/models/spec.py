@@ -139,6 +139,11 @@ class ModelSpec:
     num_classes: int = 7
     dimensions: tuple[str, ...] = ()
 
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """Modalities whose sequences the head pools: `audio`, `text`; none of a wide head."""
+        return (*("audio",) * self.reads_audio, *("text",) * self.reads_text) * self.deep
+
     def __post_init__(self) -> None:
         for name, kind in (
             ("modality", Modality),

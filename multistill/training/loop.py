@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from multistill.errors import MultistillError
-from multistill.features.collate import plan_batches, shard_for_rank
+from multistill.features.collate import shard_for_rank
 from multistill.hardware import default_device
 from multistill.inference.predict import predict
 from multistill.models.joint import (
@@ -25,6 +25,7 @@ from multistill.models.joint import (
     load_trained_state,
     trained_state,
 )
+from multistill.training.augmentation import StateAugmentation
 from multistill.training.averaging import WeightAverage, trained_tensors, trained_weights
 from multistill.training.checkpoint import (
     Checkpoint,
@@ -37,8 +38,9 @@ from multistill.training.checkpoint import (
 from multistill.training.data import TrainingData, halves, split_micro_batches
 from multistill.training.distributed import ProcessGroup
 from multistill.training.encoder_groups import layer_schedule
+from multistill.training.epochs import EpochPlanner
 from multistill.training.nonfinite import REPORT, NonFiniteCheck
-from multistill.training.objective import Objective, sampling_weights, validation_metrics
+from multistill.training.objective import Objective, validation_metrics
 from multistill.training.optimizer import NamedAdamW, uses_bfloat16
 from multistill.training.prefetch import MicroBatch, Prefetcher
 from multistill.training.schedule import derived_seed, learning_rate
@@ -141,10 +143,14 @@ class _Training:
             model = build_model(task.spec, store.audio_dim, store.text_dim, task.load_encoders())
             # After the model, so that a student and its control start from equal weights.
             objective = Objective(task, self.data.train, model.pooled_dim)
+        model.keeps_sequences = objective.reads_sequences
         if model.dimension_scale is not None:
             model.dimension_scale.fit(self.data.train.dimensions)
-        if model.standardizes:
-            model.fit_standardization(self.data.statistics(task))
+        augmentation = self.config.augmentation
+        changes_states = augmentation.changes_states
+        statistics = self.data.statistics(task) if model.standardizes or changes_states else None
+        if model.standardizes and statistics is not None:
+            model.fit_standardization(statistics)
         self.model: Model = model.to(device)
         self.objective = objective.to(device)
         objective_parameters = self.objective.named_parameters(_OBJECTIVE_PREFIX.rstrip("."))
@@ -161,25 +167,28 @@ class _Training:
         self.flat = FlatGradients(self.parameters.values(), device)
         self.optimizer = NamedAdamW(named_parameters, self.config.weight_decay, schedule.rates)
         self.halvings = 0
+        self.planner = EpochPlanner(task, self.data)
         self.average: WeightAverage | None = None
         if self.config.average_epochs:
-            steps = self.config.average_epochs * self.steps_per_epoch
+            steps = self.config.average_epochs * self.planner.steps
             self.average = WeightAverage(self.model, steps)
         if self.config.compile:
             self.model.compile(dynamic=True)
         # Audio states are neither read nor padded for a text model.
         self.max_frames = self.config.max_frames if self.model.spec.reads_audio else 0
-        self.prefetcher = Prefetcher(store, device, self.max_frames, self.data.context)
+        self.prefetcher = Prefetcher(
+            self.data.copies or store,
+            device,
+            self.max_frames,
+            self.data.context,
+            StateAugmentation(augmentation, statistics) if augmentation.enabled else None,
+        )
         self.progress = Progress(identity={**task.identity(), "features": self.data.identity()})
 
     @property
     def result(self) -> Model:
         """The model that is validated and exported."""
         return self.model if self.average is None else self.average.model
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.data.passes * -(-len(self.data.train) // self.config.batch_size)
 
     @property
     def _micro_batch_frames(self) -> int | None:
@@ -251,20 +260,21 @@ class _Training:
 
     def _learning_rate(self, step: int) -> float:
         config = self.config
-        total = config.epochs * self.steps_per_epoch
+        total = config.epochs * self.planner.steps
         return learning_rate(step, total, config.learning_rate, config.warmup)
 
     def _train(self, epoch: int) -> float:
         """Train for one epoch; returns the mean loss over its rows."""
         config, train, group = self.config, self.data.train, self.group
         self.model.train()
-        batches = self._batches(epoch)
-        parts = [self._micro_batch_rows(batch) for batch in batches]
+        planned = self.planner.plan(epoch)
+        batches = planned.batches
+        parts = [self._micro_batch_places(batch, planned.lengths) for batch in batches]
         non_finite = NonFiniteCheck(train.ids, self.state_dir / REPORT, epoch, group)
         total_loss, done = 0.0, 0
         while done < len(batches):
             micro_batches = self.prefetcher.micro_batches(
-                train, (rows for batch in parts[done:] for rows in batch)
+                train, (places for batch in parts[done:] for places in batch), planned
             )
             try:
                 for batch, own in zip(batches[done:], parts[done:], strict=True):
@@ -282,50 +292,27 @@ class _Training:
                         self.average.update(self.model)
                     self.progress.step += 1
                     done += 1
-                    total_loss += non_finite.check(result, batch, self.progress.step)
+                    total_loss += non_finite.check(result, planned.rows[batch], self.progress.step)
             except MicroBatchMemoryError:
                 if self.objective.depends_on_batch or max(map(len, parts[done])) == 1:
                     raise
                 self.halvings += 1
-                parts[done:] = [halves(rows) for rows in parts[done:]]
-        return (total_loss + non_finite.finish()) / sum(map(len, batches))
+                parts[done:] = [halves(places) for places in parts[done:]]
+        return (total_loss + non_finite.finish()) / len(planned.rows)
 
-    def _micro_batch_rows(self, batch: IntArray) -> list[IntArray]:
-        """This rank's rows of a batch, in the micro-batches that they are computed in."""
-        rows = list(
+    def _micro_batch_places(self, batch: IntArray, lengths: IntArray) -> list[IntArray]:
+        """This rank's places of a batch, in the micro-batches that they are computed in."""
+        places = list(
             split_micro_batches(
                 shard_for_rank(batch, self.group.rank, self.group.size),
-                self.data.train.lengths,
+                lengths,
                 self.config.accumulation,
                 self._micro_batch_frames,
             )
         )
         for _ in range(self.halvings):
-            rows = halves(rows)
-        return rows
-
-    def _batches(self, epoch: int) -> list[IntArray]:
-        """Training rows of every batch of an epoch, one pass after another."""
-        batches: list[IntArray] = []
-        passes, lengths = self.data.passes, self.data.train.lengths
-        for number in range(passes * (epoch - 1) + 1, passes * epoch + 1):
-            rows = self._pass_rows(number)
-            batches += [
-                rows[batch]
-                for batch in plan_batches(
-                    lengths[rows], self.config.batch_size, seed=self.task.seed, epoch=number
-                )
-            ]
-        return batches
-
-    def _pass_rows(self, number: int) -> IntArray:
-        """Training rows of a pass: each row once, or drawn with replacement to oversample."""
-        count = len(self.data.train)
-        if not self.config.oversample:
-            return np.arange(count, dtype=np.int64)
-        generator = np.random.default_rng((self.task.seed, number, count))
-        rows = generator.choice(count, count, p=sampling_weights(self.data.train.shares))
-        return rows.astype(np.int64)
+            places = halves(places)
+        return places
 
     def _sample_losses(self, micro_batch: MicroBatch) -> Tensor:
         states = micro_batch.states
@@ -337,8 +324,9 @@ class _Training:
                 states.text_mask,
                 micro_batch.context,
                 micro_batch.context_mask,
+                micro_batch.mixing if self.config.augmentation.mixes_pooled else None,
             )
-        progress = self.progress.step / (self.config.epochs * self.steps_per_epoch)
+        progress = self.progress.step / (self.config.epochs * self.planner.steps)
         losses: Tensor = self.objective(output, micro_batch, progress)
         return losses
 

@@ -30,6 +30,7 @@ class TrainingTask:
         features: absolute path of the feature store.
         statistics: folder of the training states' statistics; None: computed when the training
             starts.
+        copies: store of distorted copies of the training clips; None: there are none.
         leave_out_fold: train on the other folds only. Validation rows of all folds are kept: no
             model is trained on them, so no teacher can leak them.
         soft_targets: a teacher's Parquet file; set together with `distillation`.
@@ -50,6 +51,7 @@ class TrainingTask:
     manifest: str
     features: str
     statistics: str | None = None
+    copies: str | None = None
     leave_out_fold: int | None = None
     soft_targets: str | None = None
     distillation: DistillationConfig | None = None
@@ -74,6 +76,17 @@ class TrainingTask:
             raise UsageError(
                 f"training task `{self.name}`: a model with context_turns reads states of previous "
                 "turns, which a trained encoder changes at every step; set context_turns to 0, or "
+                "`train: none` in features.speech and features.text"
+            )
+        changes = self.train.augmentation
+        if (
+            self.encoders
+            and changes.enabled
+            and (changes.changes_states or not changes.mixes_pooled)
+        ):
+            raise UsageError(
+                f"training task `{self.name}`: train.augmentation changes states of the store, which "
+                "are the input of an encoder that is trained; use `mixup_of: pooled` alone, or "
                 "`train: none` in features.speech and features.text"
             )
         if self.unlabelled and self.soft_targets is None:

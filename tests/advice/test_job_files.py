@@ -24,6 +24,7 @@ from multistill.workspace import Workspace
 
 BASE = "name: x\ncorpora: [{kind: demo}]\n"
 MODEL = "students: [{name: a, model: {preset: small-student%s}%s}]\n"
+AUDIO = "students: [{name: a, model: small-audio-student}]\n"
 DEMO_TWICE = "name: x\ncorpora: [{kind: demo}, {kind: demo%s}]\n"
 TWO_ENCODERS = (
     "features: {speech: {model: smart-turn, layers: [1, 2], combine: concat, "
@@ -508,6 +509,14 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         f"{WILD % ''}recipe: features-only\n",
         "from clips without labels; remove the corpus, or set `recipe: distillation`",
         [f"{BASE}recipe: features-only\n", WILD % ""],
+    ),
+    (
+        "distillation: {sequence_weight: 1}\nteacher: {model: {preset: text-student}}\n" + AUDIO,
+        "choose models with a deep path that read the same, or set `sequence_weight: 0`",
+        [
+            "distillation: {sequence_weight: 1}\n" + AUDIO,
+            "distillation: {sequence_weight: 0}\nteacher: text-student\n" + AUDIO,
+        ],
     ),
     ("serch: {trials: 3}\n", "; did you mean `{}`?", ["search: {trials: 3}\n"]),
     ("split: {by: speakers}\n", "; did you mean `{}`?", ["split: {by: speaker}\n"]),

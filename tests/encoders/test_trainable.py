@@ -339,7 +339,7 @@ def test_more_layers_than_there_are_are_refused(models: dict[str, Path]) -> None
     with pytest.raises(UsageError, match=r"features\.text\.train: `last-5` trains 5 layers"):
         part(models, "bert", "last-5")
     # Layers above the highest selected state are not computed, and do not count.
-    with pytest.raises(UsageError, match="uses at most 3"):
+    with pytest.raises(UsageError, match="layers uses 3"):
         part(models, "wav2vec2", "last-4", layers=[3])
 
 
@@ -365,24 +365,3 @@ def test_batch_norm_keeps_the_statistics_of_the_checkpoint(models: dict[str, Pat
     before = {name: value.clone() for name, value in encoder.named_buffers()}
     encoder(*rows(config))
     assert all(torch.equal(value, before[name]) for name, value in encoder.named_buffers())
-
-
-def test_stored_waves_are_the_decoded_ones_but_for_rounding() -> None:
-    clips = [*waves(), np.zeros(700, np.float32)]
-    stored = StoredWaves(SpeechEncoderConfig(model="m", train="full"), "pretrained", "r")
-    encoded = stored.encode(clips)
-    assert [len(each) for each in encoded] == [stored.frames(len(clip)) for clip in clips]
-    decoded, samples = decode_waves(*padded(encoded), 400)
-    assert samples.tolist() == [len(clip) for clip in clips]
-    for clip, wave in zip(clips, decoded, strict=True):
-        step = np.abs(clip).max() / 32767
-        assert np.abs(wave[: len(clip)].numpy() - clip).max() <= step + 1e-6
-        assert not wave[len(clip) :].any()
-
-
-def test_a_part_of_a_stored_wave_is_the_start_of_the_clip() -> None:
-    """`max_frames` of a model cuts stored rows."""
-    [clip] = waves([9_001])
-    decoded, samples = decode_waves(*padded([encode_wave(clip)[:10]]), 400)
-    assert samples.tolist() == [3200]
-    assert np.corrcoef(decoded[0].numpy(), clip[:3200])[0, 1] > 0.9999

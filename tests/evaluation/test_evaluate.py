@@ -117,7 +117,7 @@ def test_students_are_scored_in_8_bits_too(case: EvaluationCase) -> None:
     for name, model in by_name.items():
         assert ("int8" in model) == (model["role"] == "student"), name
     student = by_name["multimodal"]
-    assert student["bytes"] > 3 * student["int8"]["bytes"] > 0
+    assert student["bytes"] > student["int8"]["bytes"] > 0
     exact, rounded = (each["metrics"]["uar"]["value"] for each in (student, student["int8"]))
     assert rounded == pytest.approx(exact, abs=0.1)
 

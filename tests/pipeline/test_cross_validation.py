@@ -45,6 +45,7 @@ labels: {{classes: [calm, anger]}}
 split: {{valid: 0.2, folds: 2}}
 protocol: leave-one-out
 features: {{speech: log-mel}}
+distillation: {{sequence_weight: 0.1, hint_weight: 0.1}}
 teacher:
   model: {{preset: small-audio-student, width: 16, feedforward: 16, classifier: 16}}
   train: {{epochs: 4, batch_size: 8, learning_rate: 1.0e-2}}

@@ -145,7 +145,7 @@ class Teacher(ModelStep):
         }
 
     def reads(self) -> Sequence[str]:
-        return ("manifest", "features", "statistics")
+        return training_inputs(self.job)
 
     def preflight(self, artifacts: Artifacts) -> None:
         if "manifest" in artifacts:
@@ -227,7 +227,7 @@ class Students(ModelStep):
         }
 
     def reads(self) -> Sequence[str]:
-        return ("manifest", "features", "statistics", "soft_targets")
+        return (*training_inputs(self.job), "soft_targets")
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
         return self.train_members(self.tasks, run)
@@ -263,6 +263,12 @@ class Students(ModelStep):
         }
 
 
+def training_inputs(job: JobConfig) -> tuple[str, ...]:
+    """Artifacts that every training of a job reads."""
+    copies = ("copies",) if job.features.augmentation.copies else ()
+    return ("manifest", "features", "statistics", *copies)
+
+
 def training_task(
     job: JobConfig,
     artifacts: Artifacts,
@@ -273,6 +279,7 @@ def training_task(
     **more: Any,
 ) -> TrainingTask:
     """A training on the run's manifest and features, with every number decided."""
+    from multistill.features.augmented import STORE
     from multistill.models.presets import resolve
     from multistill.training.task import TrainingTask
 
@@ -287,6 +294,9 @@ def training_task(
         "dimensions": job.tasks.dimensions,
     }
     spec = resolve(model.preset, {**model.overrides(), **decided})
+    copies = None
+    if "copies" in artifacts and spec.reads_audio:
+        copies = str(artifacts["copies"].path / STORE)
     return TrainingTask(
         name=name,
         role=role,
@@ -296,6 +306,7 @@ def training_task(
         manifest=str(artifacts["manifest"].path),
         features=str(artifacts["features"].path),
         statistics=str(artifacts["statistics"].path),
+        copies=copies,
         tasks=tasks,
         encoders=_encoders(job, artifacts, spec),
         **more,

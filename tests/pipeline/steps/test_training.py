@@ -10,6 +10,7 @@ import pytest
 from helpers.training_corpus import make_corpus
 
 from multistill.config import TrainSection
+from multistill.config.models import STATE_WEIGHTS
 from multistill.corpora.manifest import read_manifest, write_manifest
 from multistill.errors import UsageError
 from multistill.pipeline import jobfile
@@ -29,32 +30,40 @@ JOB = "name: small\ncorpora: [{kind: demo}]\n"
 
 
 @pytest.mark.parametrize(
-    ("more", "pooled"),
+    ("more", "states", "sequences"),
     [
-        ("", False),
-        ("distillation: {hint_weight: 0.5}\n", True),
-        ("distillation: {cka_weight: 0.5}\n", True),
-        ("search: {space: {distillation.hint_weight: {low: 0.01, high: 100, log: true}}}\n", True),
+        ("", False, False),
+        ("distillation: {hint_weight: 0.5}\n", True, False),
+        ("distillation: {cka_weight: 0.5}\n", True, False),
+        ("distillation: {relation_weight: 0.5}\n", True, False),
+        ("distillation: {sequence_weight: 0.5}\n", True, True),
+        (
+            "search: {space: {distillation.hint_weight: {low: 0.01, high: 9, log: true}}}\n",
+            True,
+            False,
+        ),
+        ("search: {space: {distillation.sequence_weight: {choices: [0, 1]}}}\n", True, True),
         (
             "search: {enabled: false, "
             "space: {distillation.hint_weight: {low: 0.01, high: 100, log: true}}}\n",
             False,
+            False,
         ),
     ],
 )
-def test_pooled_states_are_computed_if_the_job_or_its_search_uses_them(
-    tmp_path: Path, more: str, pooled: bool
+def test_states_are_computed_if_the_job_or_its_search_uses_them(
+    tmp_path: Path, more: str, states: bool, sequences: bool
 ) -> None:
-    job = jobfile.parse(JOB + more, "job.yaml")
-    assert Distill(job, Workspace(tmp_path)).config()["pooled"] is pooled
+    config = Distill(jobfile.parse(JOB + more, "job.yaml"), Workspace(tmp_path)).config()
+    assert (config["states"], config["sequences"]) == (states, sequences)
 
 
 def test_the_weights_of_representation_losses_can_be_searched() -> None:
-    assert {"distillation.hint_weight", "distillation.cka_weight"} <= set(known_keys())
-    job = jobfile.parse(
-        JOB + "search: {space: {distillation.cka_weight: {choices: [0, 0.3, 1.0]}}}\n", "job.yaml"
-    )
-    assert check_space(job.search.space, job.searched_student()) == []
+    for weight in STATE_WEIGHTS:
+        assert f"distillation.{weight}" in known_keys()
+        space = f"search: {{space: {{distillation.{weight}: {{choices: [0, 0.3, 1.0]}}}}}}\n"
+        job = jobfile.parse(JOB + space, "job.yaml")
+        assert check_space(job.search.space, job.searched_student()) == []
 
 
 def prepared_teacher(folder: Path, sessions: set[int]) -> tuple[Teacher, dict[str, Artifact]]:

@@ -1,0 +1,52 @@
+"""What models that train an encoder cannot be combined with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from multistill.config import JobConfig, TrainSection
+from multistill.errors import MultistillError
+from multistill.models.presets import resolve
+from multistill.pipeline.recipes import Location
+
+
+def check_trained_encoders(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """Settings that need states which stay as they are, in models that read a trained encoder."""
+    trained = job.features.trained
+    models = [(("teacher",), "teacher", job.teacher.model, job.teacher.train)]
+    models += [
+        (("students", index), f"student `{each.name}`", each.model, each.train)  # type: ignore[misc]
+        for index, each in enumerate(job.students)
+    ]
+    for location, name, model, train in models if trained else []:
+        try:
+            spec = resolve(model.preset, model.overrides())
+        except MultistillError:  # told where presets are checked
+            continue
+        reads = {"speech": spec.reads_audio, "text": spec.reads_text}
+        own = [section for section in trained if reads[section]]
+        if not own:
+            continue
+        if spec.context_turns:
+            yield (
+                (*location, "model"),
+                f"{name}: context_turns reads kept states of previous turns, and "
+                f"features.{own[0]}.train changes the encoder at every step; set context_turns to "
+                "0, or `train: none`",
+            )
+        if changed := _changed_states(train):
+            yield (
+                (*location, "train", "augmentation", changed),
+                f"{name}: `train.augmentation.{changed}` changes states of the store, and "
+                f"features.{own[0]}.train reads the encoder's input there; remove it, and use "
+                "`time_mask` and `feature_mask` of features.speech.train, or `mixup_of: pooled`",
+            )
+
+
+def _changed_states(train: TrainSection) -> str | None:
+    """The first setting of augmentation that changes what the store keeps."""
+    config = train.augmentation
+    if config.mixup and not config.mixes_pooled:
+        return "mixup"
+    names = ("noise", "time_masks", "feature_masks", "word_dropout", "word_swap")
+    return next((name for name in names if getattr(config, name)), None)
