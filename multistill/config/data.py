@@ -304,6 +304,12 @@ class FeaturesConfig(Section):
         None, ge=0, description="of each encoder actor; default: one if the cluster has any"
     )
 
+    @property
+    def trained(self) -> list[Literal["speech", "text"]]:
+        """The encoders that are trained with the models."""
+        sections: tuple[Literal["speech", "text"], ...] = ("speech", "text")
+        return [name for name in sections if getattr(self, name).train.enabled]
+
     def side_by_side(self) -> dict[str, list[int]]:
         """Layers that the store holds side by side, under the names of `ModelSpec`.
 

@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 from multistill.distillation.targets import joined, sequence_tensors, sequences_of
 from multistill.features.store import FeatureStore
 from multistill.inference.predict import Outputs, dialogue_context, predict
-from multistill.models.build import EmotionModel
 from multistill.models.context import DialogueContext
 from multistill.models.files import load_model, read_model_config
+from multistill.models.joint import Model
 from multistill.workspace import atomic_path, canonical
 
 PART_ROWS = 4096
@@ -48,7 +48,7 @@ class Teacher:
         self.keep_pooled, self.keep_sequences = keep_pooled, keep_sequences
         config = read_model_config(folder)
         self.max_frames: int | None = config["max_frames"]
-        self._loaded: tuple[EmotionModel, DialogueContext | None] | None = None
+        self._loaded: tuple[Model, DialogueContext | None] | None = None
 
     def predict(self, ids: Sequence[str], part_rows: int = PART_ROWS) -> Outputs:
         """Outputs in the order of `ids`, which must not be empty."""

@@ -14,8 +14,8 @@ from multistill.corpora.manifest import read_manifest
 from multistill.features.collate import collate, cut_by_padded_size
 from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
-from multistill.models.build import EmotionModel
 from multistill.models.context import DialogueContext
+from multistill.models.joint import JointModel, Model
 from multistill.models.sequences import RaggedStates, segment_counts, segment_means
 from multistill.typing import FloatArray, IntArray
 
@@ -23,11 +23,11 @@ _NO_STATES = np.zeros((0, 0), np.float16)
 
 BATCH_FRAMES = 32_768
 """Padded audio frames plus text tokens per batch: about 128 MB at 1,024 values per frame."""
+JOINT_BATCH_FRAMES = 4096
+"""The same of a model that runs an encoder: 80 seconds of audio."""
 
 
-def dialogue_context(
-    model: EmotionModel, store: FeatureStore, manifest: Path
-) -> DialogueContext | None:
+def dialogue_context(model: Model, store: FeatureStore, manifest: Path) -> DialogueContext | None:
     """The reader of previous turns for a model with `context_turns`; None for any other model.
 
     Args:
@@ -58,12 +58,12 @@ class Outputs:
 
 
 def predict(
-    model: EmotionModel,
+    model: Model,
     store: FeatureStore,
     ids: Sequence[str],
     device: torch.device | str | None = None,
     max_frames: int | None = None,
-    batch_frames: int = BATCH_FRAMES,
+    batch_frames: int | None = None,
     context: DialogueContext | None = None,
     keep_pooled: bool = True,
     keep_sequences: bool = False,
@@ -74,7 +74,7 @@ def predict(
         device: default: a GPU if available. The model is moved there.
         max_frames: audio frames to read per utterance, as in training.
         batch_frames: limit of padded frames plus tokens per batch; a longer utterance is a batch
-            of one.
+            of one. Default: by the kind of model.
         context: required by a model with `context_turns`, see `dialogue_context`.
         keep_pooled: also return the pooled states; [N, D] is large for many utterances.
         keep_sequences: also return the sequences, which are several times larger.
@@ -82,6 +82,8 @@ def predict(
     if model.spec.context_turns and context is None:
         raise ValueError("this model reads previous turns: pass a DialogueContext")
     device = torch.device(device or default_device())
+    if batch_frames is None:
+        batch_frames = JOINT_BATCH_FRAMES if isinstance(model, JointModel) else BATCH_FRAMES
     model.to(device)
     logits = np.zeros((len(ids), model.spec.num_classes), dtype=np.float32)
     pooled = np.zeros((len(ids), model.pooled_dim), dtype=np.float32) if keep_pooled else None
@@ -131,12 +133,12 @@ def predict(
 
 
 def predict_logits(
-    model: EmotionModel,
+    model: Model,
     store: FeatureStore,
     ids: Sequence[str],
     device: torch.device | str | None = None,
     max_frames: int | None = None,
-    batch_frames: int = BATCH_FRAMES,
+    batch_frames: int | None = None,
     context: DialogueContext | None = None,
 ) -> FloatArray:
     """Only the logits of `predict`, [N, C]."""

@@ -152,11 +152,11 @@ class Examples:
         """All rows and behind them those of corpora without labels, before the teacher's outputs
         are added."""
         both = Examples(
-            [*self.ids, *unlabelled.ids],
-            *(
-                np.concatenate([getattr(self, name), getattr(unlabelled, name)])
-                for name in ("shares", "labels", "lengths", "dimensions")
-            ),
+            ids=[*self.ids, *unlabelled.ids],
+            shares=np.concatenate([self.shares, unlabelled.shares]),
+            labels=np.concatenate([self.labels, unlabelled.labels]),
+            lengths=np.concatenate([self.lengths, unlabelled.lengths]),
+            dimensions=np.concatenate([self.dimensions, unlabelled.dimensions]),
             unlabelled=len(unlabelled),
         )
         return both.weigh_labels()
@@ -461,3 +461,8 @@ def split_micro_batches(
     for part in np.array_split(order, min(count, max(1, len(order)))):
         for cut in cut_by_padded_size(limit, lengths[part]):
             yield part[cut]
+
+
+def halves(micro_batches: Sequence[IntArray]) -> list[IntArray]:
+    """The same rows in micro-batches of half as many."""
+    return [half for rows in micro_batches for half in np.array_split(rows, 2) if len(half)]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from multistill.metrics.majority import bars
-from multistill.models.build import build
 from multistill.models.files import CONFIG, ModelInfo, save_model
+from multistill.models.joint import build_model, load_trained_state
 from multistill.training.checkpoint import Progress, best_weights
 from multistill.training.data import TrainingData
 from multistill.training.task import TrainingTask
@@ -31,7 +31,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path) -> dict[str, Any]:
-    """Write model.safetensors, config.json and history.json from the best checkpoint.
+    """Write the weights, config.json and history.json from the best checkpoint.
 
     config.json is written last, so a folder that has it is complete.
 
@@ -40,8 +40,8 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
     """
     weights, progress = best_weights(state_dir)
     store = data.store
-    model = build(task.spec, store.audio_dim, store.text_dim)
-    model.load_state_dict(weights)
+    model = build_model(task.spec, store.audio_dim, store.text_dim, task.load_encoders())
+    load_trained_state(model, weights)
     losses = [epoch["train_loss"] for epoch in progress.history]
     scheduled = task.distillation is not None and task.distillation.schedule != "fixed"
     summary = {
@@ -76,6 +76,7 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
         output="shares" if task.train.loss == "mse" and task.spec.num_classes else "logits",
         max_frames=task.train.max_frames,
         encoders=store.encoders(),
+        trained=task.encoders,
         training=summary,
     )
     save_model(model, folder, info)

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multistill.config import DistillationConfig, TrainConfig
+from multistill.encoders.source import EncoderSource
 from multistill.errors import UsageError
 from multistill.models.files import Role
-from multistill.models.spec import ModelSpec
+from multistill.models.spec import Encoder, ModelSpec
 from multistill.workspace import file_name
+
+if TYPE_CHECKING:
+    from multistill.encoders.trainable import TrainableEncoder
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class TrainingTask:
             alone. Clips of corpora without labels need no setting: every task with `soft_targets`
             is trained on them.
         tasks: weight of each task in the loss: `classes`, and the dimensions of `spec`.
+        encoders: that the model trains, of those that it reads.
     """
 
     name: str
@@ -53,6 +58,7 @@ class TrainingTask:
     label_share: float = 1.0
     unlabelled: bool = False
     tasks: Mapping[str, float] = field(default_factory=lambda: {"classes": 1.0})
+    encoders: Mapping[Encoder, EncoderSource] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 < self.label_share <= 1:
@@ -65,6 +71,12 @@ class TrainingTask:
             raise UsageError(
                 f"training task `{self.name}` weighs {', '.join(self.tasks)}, and its model "
                 f"predicts {', '.join(predicted)}; give each of these a weight in `tasks`"
+            )
+        if self.encoders and self.spec.context_turns:
+            raise UsageError(
+                f"training task `{self.name}`: a model with context_turns reads states of previous "
+                "turns, which a trained encoder changes at every step; set context_turns to 0, or "
+                "`train: none` in features.speech and features.text"
             )
         if self.unlabelled and self.soft_targets is None:
             raise UsageError(
@@ -93,7 +105,16 @@ class TrainingTask:
             "label_share": self.label_share,
             "unlabelled": self.unlabelled,
             "tasks": dict(self.tasks),
+            "encoders": {name: source.identity() for name, source in self.encoders.items()},
         }
+
+    def load_encoders(self) -> dict[Encoder, TrainableEncoder]:
+        """The encoders before their training, on the CPU.
+
+        Raises:
+            MultistillError: a base cannot be loaded, or cannot be trained in this way.
+        """
+        return {name: source.load() for name, source in self.encoders.items()}
 
     def control(self, name: str) -> TrainingTask:
         """The same training without a teacher, with equal settings, labels, budget and seed."""
@@ -120,6 +141,7 @@ class TrainingTask:
             "tasks": dict(self.tasks),
             "train": self.train.model_dump(mode="json"),
             "distillation": self.distillation and self.distillation.model_dump(mode="json"),
+            "encoders": {name: source.to_dict() for name, source in self.encoders.items()},
         }
 
     @classmethod
@@ -133,13 +155,16 @@ class TrainingTask:
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise UsageError(f"a training task has no field `{unknown[0]}`")
-        distillation = values.get("distillation")
+        distillation, encoders = values.get("distillation"), values.get("encoders", {})
         return cls(
             **{
                 **values,
                 "spec": ModelSpec.from_dict(values["spec"]),
                 "train": TrainConfig.model_validate(values["train"]),
                 "distillation": distillation and DistillationConfig.model_validate(distillation),
+                "encoders": {
+                    name: EncoderSource.from_dict(name, source) for name, source in encoders.items()
+                },
             }
         )
 

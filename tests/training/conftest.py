@@ -24,4 +24,4 @@ def shared_initialisation(corpus, monkeypatch) -> None:
     task = make_task(corpus)
     torch.manual_seed(task.seed)
     model = build(task.spec, AUDIO_DIM, TEXT_DIM)
-    monkeypatch.setattr("multistill.training.loop.build", lambda *_: copy.deepcopy(model))
+    monkeypatch.setattr("multistill.training.loop.build_model", lambda *_: copy.deepcopy(model))

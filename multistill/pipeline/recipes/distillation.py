@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import get_args
 
-from multistill.config import JobConfig
+from multistill.config import JobConfig, ModelConfig
 from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
 from multistill.pipeline.recipes.augmentation import check_augmentation
 from multistill.pipeline.recipes.fronts import check_fronts
+from multistill.pipeline.recipes.models import models_of
 from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.recipes.stored_states import check_stored_states
 from multistill.pipeline.recipes.tasks import check_tasks
@@ -72,16 +73,11 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     from multistill.models.presets import resolve
     from multistill.search.space import check_space
 
-    models = [(("teacher", "model"), job.teacher.model)]
-    models += [
-        (("students", index, "model"), student.model)  # type: ignore[misc]
-        for index, student in enumerate(job.students)
-    ]
-    for location, model in models:
+    for each in models_of(job):
         try:
-            resolve(model.preset, model.overrides())
+            resolve(each.model.preset, each.model.overrides())
         except MultistillError as error:
-            yield location, f"{'.'.join(map(str, location))}: {error}"
+            yield each.location, f"{'.'.join(map(str, each.location))}: {error}"
     for sentence in check_space(job.search.space, job.searched_student()):
         yield ("search", "space"), f"search.space: {sentence}"
     yield from check_tasks(job)
@@ -90,6 +86,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     yield from _protocol(job)
     yield from check_stored_states(job)
     yield from check_fronts(job)
+    yield from _previous_turns(job)
     yield from _losses(job)
     yield from _label_shares(job)
     yield from check_unlabelled(job)
@@ -141,11 +138,13 @@ def _sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:
     searched = job.search.space if job.search.enabled else {}
     if not job.distillation.sequence_weight and "distillation.sequence_weight" not in searched:
         return
+
+    def pooled(model: ModelConfig) -> set[str]:
+        return set(resolve(model.preset, model.overrides()).sequences)
+
     try:
-        teacher, *students = (
-            set(resolve(each.model.preset, each.model.overrides()).sequences)
-            for each in (job.teacher, *job.students)
-        )
+        teacher = set[str]().union(*map(pooled, job.teacher.members.values()))
+        students = [pooled(student.model) for student in job.students]
     except MultistillError:  # told as a problem of the model
         return
     for index, (student, own) in enumerate(zip(job.students, students, strict=True)):
@@ -156,6 +155,19 @@ def _sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 f"student `{student.name}`: distillation.sequence_weight compares sequences that "
                 f"are pooled, and the student pools {names[0]}, the teacher {names[1]}; choose "
                 "models with a deep path that read the same, or set `sequence_weight: 0`",
+            )
+
+
+def _previous_turns(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """Models that read states of previous turns, where an encoder changes while it is trained."""
+    trained = job.features.trained
+    for each in models_of(job) if trained else []:
+        if (spec := each.spec) is not None and spec.context_turns:
+            yield (
+                each.location,
+                f"{'.'.join(map(str, each.location))}: context_turns reads kept states of previous "
+                f"turns, and features.{trained[0]}.train changes the encoder at every step; set "
+                "context_turns to 0, or `train: none`",
             )
 
 
