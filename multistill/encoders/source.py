@@ -36,12 +36,17 @@ class EncoderSource:
     def load(self) -> TrainableEncoder:
         """The encoder before training, on the CPU.
 
+        New parameters are drawn from torch's global generator, whose state stays as it is.
+
         Raises:
             MultistillError: the base cannot be loaded, or cannot be trained in this way.
         """
+        import torch
+
         from multistill.encoders.trainable import load_trainable
 
-        return load_trainable(self.section, self.config, self.revision)
+        with torch.random.fork_rng(devices=[]):
+            return load_trainable(self.section, self.config, self.revision)
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights of a model that trains this encoder."""

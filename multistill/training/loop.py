@@ -38,7 +38,7 @@ from multistill.training.checkpoint import (
 from multistill.training.data import TrainingData, halves, split_micro_batches
 from multistill.training.distributed import ProcessGroup
 from multistill.training.encoder_groups import layer_schedule
-from multistill.training.epochs import Epoch, EpochPlanner
+from multistill.training.epochs import EpochPlanner
 from multistill.training.nonfinite import REPORT, NonFiniteCheck
 from multistill.training.objective import Objective, validation_metrics
 from multistill.training.optimizer import NamedAdamW, uses_bfloat16
@@ -140,10 +140,7 @@ class _Training:
         store = self.data.store
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(task.seed)
-            encoders = task.load_encoders()
-            # Again, so that the head starts from the same weights whatever the encoders draw.
-            torch.manual_seed(task.seed)
-            model = build_model(task.spec, store.audio_dim, store.text_dim, encoders)
+            model = build_model(task.spec, store.audio_dim, store.text_dim, task.load_encoders())
             # After the model, so that a student and its control start from equal weights.
             objective = Objective(task, self.data.train, model.pooled_dim)
         model.keeps_sequences = objective.reads_sequences
@@ -272,7 +269,7 @@ class _Training:
         self.model.train()
         planned = self.planner.plan(epoch)
         batches = planned.batches
-        parts = [self._micro_batch_places(batch, planned) for batch in batches]
+        parts = [self._micro_batch_places(batch, planned.lengths) for batch in batches]
         non_finite = NonFiniteCheck(train.ids, self.state_dir / REPORT, epoch, group)
         total_loss, done = 0.0, 0
         while done < len(batches):
@@ -303,12 +300,12 @@ class _Training:
                 parts[done:] = [halves(places) for places in parts[done:]]
         return (total_loss + non_finite.finish()) / len(planned.rows)
 
-    def _micro_batch_places(self, batch: IntArray, planned: Epoch) -> list[IntArray]:
+    def _micro_batch_places(self, batch: IntArray, lengths: IntArray) -> list[IntArray]:
         """This rank's places of a batch, in the micro-batches that they are computed in."""
         places = list(
             split_micro_batches(
                 shard_for_rank(batch, self.group.rank, self.group.size),
-                planned.lengths,
+                lengths,
                 self.config.accumulation,
                 self._micro_batch_frames,
             )

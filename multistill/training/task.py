@@ -78,6 +78,14 @@ class TrainingTask:
                 "turns, which a trained encoder changes at every step; set context_turns to 0, or "
                 "`train: none` in features.speech and features.text"
             )
+        augmented = self.train.augmentation
+        mixes_states = augmented.mixup > 0 and not augmented.mixes_pooled
+        if self.encoders and (augmented.changes_states or mixes_states):
+            raise UsageError(
+                f"training task `{self.name}`: train.augmentation changes what the store keeps, "
+                "which is the input of an encoder that is trained; use `mixup_of: pooled` alone, "
+                "or `train: none` in features.speech and features.text"
+            )
         if self.unlabelled and self.soft_targets is None:
             raise UsageError(
                 f"training task `{self.name}` reads clips without label, which only a teacher can "

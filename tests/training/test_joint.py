@@ -10,14 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.joint_case import make_joint_corpus, make_joint_task, save_wav2vec2
+from helpers.joint_case import (
+    make_input_corpus,
+    make_joint_corpus,
+    make_joint_task,
+    save_wav2vec2,
+)
 from helpers.training_corpus import ThreadGroup, losses, run, weights, with_dropout
 
 from multistill.errors import MultistillError, UsageError
 from multistill.inference.predict import predict
 from multistill.models.build import count_parameters
 from multistill.models.files import load_model, read_model_config
-from multistill.models.joint import JointModel, build_model, load_trained_state
+from multistill.models.joint import JointModel, build_model, load_trained_state, trained_state
 from multistill.training.checkpoint import best_weights, load_checkpoint
 from multistill.training.data import TrainingData
 from multistill.training.encoder_groups import layer_schedule
@@ -38,6 +43,12 @@ def with_random_layers(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """The encoder drops hidden values in training."""
     folder = tmp_path_factory.mktemp("dropping")
     return make_joint_corpus(folder, hidden_dropout=0.2, attention_dropout=0.2)
+
+
+@pytest.fixture(scope="module")
+def of_inputs(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Waves and token ids, some transcripts empty."""
+    return make_input_corpus(tmp_path_factory.mktemp("inputs"), "full", "lora")
 
 
 def encoder_weights(state: Path) -> dict[str, torch.Tensor]:
@@ -97,6 +108,37 @@ def test_micro_batches_change_no_weights(joint_corpus: Corpus, tmp_path: Path) -
     torch.testing.assert_close(weights(tmp_path / "a"), weights(tmp_path / "b"), atol=2e-4, rtol=0)
 
 
+def test_encoders_of_both_modalities_learn_from_waves_and_token_ids(
+    of_inputs: Corpus, tmp_path: Path
+) -> None:
+    def task(frames: int) -> TrainingTask:
+        return make_joint_task(
+            of_inputs,
+            {"kind": "full", "learning_rate": 1e-3},
+            {"modality": "multimodal"},
+            epochs=3,
+            max_frames=20,
+            batch_frames=frames,
+        )
+
+    whole, split = run(task(10**6), tmp_path / "a"), run(task(60), tmp_path / "b")
+    assert losses(whole) == pytest.approx(losses(split), abs=1e-3)
+    assert losses(whole)[-1] < losses(whole)[0]
+    model, data = build(task(60)), TrainingData.open(task(60))
+    before = trained_state(model)
+    after, _ = best_weights(tmp_path / "a")
+    assert {name.split(".")[0] for name in after} == {"head", "speech", "text"}
+    for section in ("speech", "text"):
+        assert any(
+            not torch.equal(before[name], after[name]) for name in after if name.startswith(section)
+        )
+    load_trained_state(model, after)
+    ids = data.valid.ids
+    together = predict(model, data.store, ids, "cpu", 20).logits
+    alone = np.concatenate([predict(model, data.store, [name], "cpu", 20).logits for name in ids])
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
 def test_several_workers_give_the_losses_of_one(
     joint_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,9 +147,8 @@ def test_several_workers_give_the_losses_of_one(
     )
     single = run(task, tmp_path / "1")
     # Threads share torch's random state, so they must not draw weights at the same time.
-    store, encoders = TrainingData.open(task).store, task.load_encoders()
     torch.manual_seed(task.seed)
-    model = build_model(task.spec, store.audio_dim, store.text_dim, encoders)
+    model = build(task)
     monkeypatch.setattr(TrainingTask, "load_encoders", lambda _: {})
     monkeypatch.setattr("multistill.training.loop.build_model", lambda *_: copy.deepcopy(model))
     for reports in ThreadGroup(2).fit(task, tmp_path / "2"):
@@ -174,19 +215,22 @@ def test_half_of_a_micro_batch_is_tried_where_memory_runs_out(
         run(task, tmp_path / "c")
 
 
+@pytest.mark.parametrize("kind", ["last", "lora", "adapter"])
 def test_an_exported_model_gives_the_outputs_of_the_trained_one(
-    joint_corpus: Corpus, tmp_path: Path
+    joint_corpus: Corpus, tmp_path: Path, kind: str
 ) -> None:
-    task = make_joint_task(joint_corpus, {"kind": "last-2", "learning_rate": 1e-2}, epochs=2)
+    train = {"kind": kind, "layers": 2, "learning_rate": 1e-2}
+    task = make_joint_task(joint_corpus, train, epochs=2)
     data = TrainingData.open(task)
     list(fit(task, state_dir=tmp_path / "state", data=data, device="cpu"))
     export(task, data, tmp_path / "state", tmp_path)
     config = read_model_config(tmp_path)
     entry = config["encoders"]["speech"]["training"]
-    assert (entry["kind"], entry["revision"]) == ("last", task.encoders["speech"].revision)
+    assert (entry["kind"], entry["revision"]) == (kind, task.encoders["speech"].revision)
     assert (tmp_path / "encoder.safetensors").stat().st_size > 0
     model = load_model(tmp_path)
     assert isinstance(model, JointModel) and not model.training
+    torch.manual_seed(5)  # what an encoder draws is overwritten
     again = build(task)
     load_trained_state(again, best_weights(tmp_path / "state")[0])
     ids = data.valid.ids
