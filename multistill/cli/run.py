@@ -207,6 +207,8 @@ def _run(job: JobConfig, *, until: str | None, as_json: bool) -> None:
 def _show(outcome: Outcome) -> None:
     from rich.console import Console
 
+    from multistill.report.data_page import DATA_PAGE
+
     console = Console(highlight=False, markup=False, emoji=False)
     if outcome.report is not None:
         from multistill.report.terminal import table
@@ -217,6 +219,9 @@ def _show(outcome: Outcome) -> None:
     else:
         last = list(outcome.stages.values())[-1]
         console.print(f"{last.kind}   {last.path}", soft_wrap=True)
+        prepared = outcome.stages.get("prepare")
+        if prepared is not None:
+            console.print(f"data     {prepared.path / DATA_PAGE}", soft_wrap=True)
     if outcome.tracking_uri:
         console.print(
             f"mlflow   {outcome.tracking_uri}   "

@@ -83,7 +83,7 @@ __all__ = [
 
 
 _RESERVED = re.compile(
-    r"teacher(-fold\d+)?|majority baseline|linear probe.*|(egemaps|compare), .*"
+    r"teacher(-\d+)?(-fold\d+)?|majority baseline|linear probe.*|(egemaps|compare), .*"
     r"|.*-(control|search(-\d+)?|seed\d+|labels[\d.]+|cv\d+)",
     re.IGNORECASE,
 )
@@ -180,9 +180,9 @@ class JobConfig(Section):
                 )
             if _RESERVED.fullmatch(name):
                 raise ValueError(
-                    f"a student cannot be called `{name}`: tables use `teacher`, `teacher-foldN`, "
-                    "`majority baseline`, `linear probe`, `*-control`, `*-search`, `*-search-N`, "
-                    "`*-seedN`, `*-labelsN` and `*-cvN` for other models"
+                    f"a student cannot be called `{name}`: tables use `teacher`, `teacher-N`, "
+                    "`teacher-foldN`, `majority baseline`, `linear probe`, `*-control`, "
+                    "`*-search`, `*-search-N`, `*-seedN`, `*-labelsN` and `*-cvN` for other models"
                 )
         if self.split.valid == 0.0 and self.split.by != "column":
             raise ValueError(

@@ -189,8 +189,29 @@ class TeacherConfig(Section):
     shorthand: ClassVar = ("model",)
 
     model: ModelConfig = Field(default_factory=lambda: ModelConfig(preset="small-teacher"))
+    models: list[ModelConfig] = Field(
+        default_factory=list,
+        max_length=10,
+        description="in place of `model`: several that make an ensemble, e.g. one for speech and "
+        "one for text",
+    )
     train: TrainSection = Field(default_factory=TrainSection)
-    seeds: int = Field(1, ge=1, le=20, description="several seeds make an ensemble")
+    seeds: int = Field(1, ge=1, le=20, description="several seeds (of each) make an ensemble")
+
+    @property
+    def members(self) -> dict[str, ModelConfig]:
+        """The models by name: `teacher`, or of several `teacher-1`, `teacher-2`, ..."""
+        if not self.models:
+            return {"teacher": self.model}
+        return {f"teacher-{number}": each for number, each in enumerate(self.models, start=1)}
+
+    @model_validator(mode="after")
+    def _check(self) -> TeacherConfig:
+        if self.models and "model" in self.model_fields_set:
+            raise ValueError(
+                "`models` stands in place of `model`, and both are set; keep one of them"
+            )
+        return self
 
 
 def canonical_loss(name: Any) -> Any:

@@ -11,14 +11,14 @@ def soft_targets(
     manifest: Path,
     features: Path,
     teachers: Sequence[Path],
-    folds: Mapping[int, Path],
+    folds: Mapping[int, Sequence[Path]],
     states: bool,
     sequences: bool,
     out: Path,
 ) -> dict[str, Any]:
     """Write the teacher's outputs for every row outside test, and on request its states.
 
-    A training row whose fold is in `folds` gets the outputs of the teacher that was not trained
+    A training row whose fold is in `folds` gets the outputs of the teachers that were not trained
     on that fold; all other rows get those of the ensemble `teachers`, which was trained on none of
     the validation rows and of the rows without labels.
 
@@ -29,7 +29,7 @@ def soft_targets(
     Args:
         manifest, features: folders of the manifest and of the feature store.
         teachers: model folders of the ensemble.
-        folds: fold -> folder of the model that was trained without it.
+        folds: fold -> folders of the models that were trained without it, an ensemble too.
         states: also write the pooled states of the rows that students are trained on: those of
             the fold's teacher, or else those of all `teachers`, concatenated.
         sequences: and what is pooled, averaged into segments (`multistill.models.sequences`).
@@ -78,7 +78,8 @@ def soft_targets(
     parts = out.with_name("parts")
     logits = np.zeros((len(ids), len(classes)), dtype=np.float32)
     kept_rows, kept_pooled, kept_sequences, spaces = [], [], [], []
-    configs = {folder: read_model_config(folder) for folder in (*teachers, *folds.values())}
+    everyone = [*teachers, *(folder for members in folds.values() for folder in members)]
+    configs = {folder: read_model_config(folder) for folder in everyone}
     if not configs[teachers[0]]["spec"]["num_classes"]:
         classes = ()  # a teacher of dimensions alone
         logits = np.zeros((len(ids), 0), dtype=np.float32)
@@ -113,7 +114,7 @@ def soft_targets(
                 keep_pooled=keep,
                 keep_sequences=keep and sequences,
             )
-            for folder in (teachers if number < 0 else [folds[number]])
+            for folder in (teachers if number < 0 else folds[number])
         ]
         outputs = [member.predict([ids[row] for row in selected]) for member in members]
         chosen = of_outputs[selected]
@@ -130,8 +131,13 @@ def soft_targets(
             kept_sequences.append(chosen_rows(members_sequences, kept))
             spaces.append(np.full(kept.sum(), space))
     if states:
-        arrays = map(np.concatenate, (kept_rows, spaces, kept_pooled))
-        write_states(out, *arrays, joined(kept_sequences))
+        write_states(
+            out,
+            np.concatenate(kept_rows),
+            np.concatenate(spaces),
+            np.concatenate(kept_pooled),
+            joined(kept_sequences),
+        )
     teacher = "out-of-fold" if folds else "in-sample"
     write_soft_targets(out, ids, logits, teacher, teacher_fold, kind, classes, values, dimensions)
     shutil.rmtree(parts, ignore_errors=True)

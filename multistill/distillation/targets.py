@@ -218,7 +218,7 @@ def sequence_tensors(sequences: Mapping[str, RaggedStates]) -> dict[str, AnyArra
     }
 
 
-def sequences_of(arrays: Mapping[str, AnyArray]) -> dict[str, RaggedStates]:
+def sequences_of(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, RaggedStates]:
     """Inverse of `sequence_tensors`; other arrays are left out."""
     return {
         name: RaggedStates(arrays[f"{name}_states"], arrays[f"{name}_lengths"])

@@ -12,11 +12,11 @@ Reader = Literal["wav2vec2", "whisper", "w2v-bert", "emotion2vec"]
 """How a speech encoder reads a wave: raw audio through convolutions, Whisper's log-mel of which the
 encoder half is used, the filter banks of W2v-BERT, or a converted emotion2vec."""
 
-WHISPER = "whisper"
+WHISPER, W2V_BERT, EMOTION2VEC = "whisper", "wav2vec2-bert", "emotion2vec"
 _READERS: Mapping[str, Reader] = {
     WHISPER: "whisper",
-    "wav2vec2-bert": "w2v-bert",
-    "emotion2vec": "emotion2vec",
+    W2V_BERT: "w2v-bert",
+    EMOTION2VEC: "emotion2vec",
 }
 # fmt: off
 LIKE_WAV2VEC2 = frozenset({

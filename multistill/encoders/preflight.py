@@ -55,8 +55,7 @@ def problems(config: FeaturesConfig) -> Iterator[tuple[str, str]]:
 
     Encoders that are not on this machine are not looked at.
     """
-    for number, part in enumerate(config.speech.parts):
-        section = f"{SPEECH_SECTION}.additional[{number - 1}]" if number else SPEECH_SECTION
+    for section, part in zip(_sections(config), config.speech.parts, strict=True):
         for sentence in _told(_problems_of(part, BUILT_IN_SPEECH, _speech_problems)):
             yield "speech", f"{section}.{sentence}"
     for sentence in _told(_problems_of(config.text, BUILT_IN_TEXT, _text_problems)):
@@ -104,13 +103,23 @@ def missing_weights(config: FeaturesConfig) -> Iterator[str]:
 
     Not a problem of the job file: a job may be submitted from a machine that lacks them.
     """
-    for section, model, other in (
-        *(("speech", part.model, "log-mel") for part in config.speech.parts),
-        ("text", config.text.model, "untrained-electra"),
+    parts = [
+        ("speech", section, part.model, "log-mel")
+        for section, part in zip(_sections(config), config.speech.parts, strict=True)
+    ]
+    for kind, section, model, other in (
+        *parts,
+        ("text", TEXT_SECTION, config.text.model, "untrained-electra"),
     ):
         weights = PACKAGED.get(model)
-        if weights is not None and weights.section == section and not weights.is_stored():
-            yield f"features.{section}.model: {weights.missing()}, or use `{other}`"
+        if weights is not None and weights.section == kind and not weights.is_stored():
+            yield f"{section}.model: {weights.missing()}, or use `{other}`"
+
+
+def _sections(config: FeaturesConfig) -> list[str]:
+    """Job-file section of each speech encoder."""
+    count = len(config.speech.additional)
+    return [SPEECH_SECTION, *(f"{SPEECH_SECTION}.additional[{n}]" for n in range(count))]
 
 
 def _told(sentences: Iterator[str]) -> Iterator[str]:

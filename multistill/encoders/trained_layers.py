@@ -14,7 +14,7 @@ from typing import Literal
 from multistill.config import SpeechEncoderConfig, SpeechPartConfig, TextEncoderConfig
 from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.encoders.base import Stored
-from multistill.encoders.kinds import WHISPER, layer_problem
+from multistill.encoders.kinds import EMOTION2VEC, W2V_BERT, WHISPER, layer_problem
 from multistill.errors import UsageError
 
 SectionName = Literal["speech", "text"]
@@ -25,7 +25,7 @@ _WITHOUT_LAYERS = {
     "log-mel": "has no weights",
     "use-multilingual": "has no transformer layers",
 }
-_FROZEN = frozenset({"wav2vec2-bert", "emotion2vec"})
+_FROZEN = frozenset({W2V_BERT, EMOTION2VEC})
 # Types of models whose top layers, run alone, are known to give the states of the whole model.
 _WITH_TOP_LAYERS = {
     "speech": frozenset(

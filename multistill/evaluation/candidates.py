@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class LoadedModel:
                     f"the model `{candidate.name}` in {folder} has the dimensions {has}, and the "
                     f"job's tasks have {wanted}; use a model of the same job"
                 )
-        self.spec: ModelSpec = self.members[0].spec
+        self.spec = spec_of_ensemble([model.spec for model in self.members])
         configs = [read_model_config(Path(folder)) for folder in candidate.folders]
         config = configs[0]
         self.trainings: list[dict[str, Any]] = [each["training"] for each in configs]
@@ -194,6 +194,22 @@ def _parameters_held(model: Model) -> int:
     if isinstance(model, JointModel):
         return sum(parameter.numel() for parameter in model.parameters())
     return count_parameters(model)
+
+
+def spec_of_ensemble(members: Sequence[ModelSpec]) -> ModelSpec:
+    """The first member's, with all encoders that any member needs."""
+    first = members[0]
+
+    def common(values: set[int | None]) -> int | None:
+        return values.pop() if len(values) == 1 else None
+
+    same = len({spec.modality for spec in members}) == 1
+    return replace(
+        first,
+        modality=first.modality if same else "multimodal",
+        speech_layer=common({spec.speech_layer for spec in members}),
+        text_layer=common({spec.text_layer for spec in members}),
+    )
 
 
 def describe_encoders(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from multistill.inference.latency import EncoderLatency, percentiles
 from multistill.metrics.calibration import fit_temperature
 from multistill.metrics.classification import EPS, calibration_summary, softmax
 from multistill.metrics.intervals import choose_clusters
-from multistill.metrics.selective import threshold_for
+from multistill.metrics.selective import threshold_for, threshold_for_risk
 from multistill.models.spec import Modality
 from multistill.typing import DoubleArray
 
@@ -123,7 +123,8 @@ def open_fold(
 class _Predicted:
     """One candidate in one fold: distributions on test, and what it was made of.
 
-    `temperature` and `threshold` (of confidence, for the wanted coverage) are of validation.
+    `temperature` and the thresholds of confidence (for the wanted coverage, and for the wanted
+    risk if there is one) are of validation.
 
     Attributes:
         dimensions: [N, D] of the candidate and of its repeats.
@@ -134,6 +135,7 @@ class _Predicted:
     probabilities: DoubleArray
     temperature: float | None
     threshold: float | None
+    risk_threshold: float | None
     trainings: list[dict[str, Any]]
     seeds: list[DoubleArray]
     dimensions: list[DoubleArray]
@@ -161,6 +163,7 @@ class Evaluation:
         self.scorer = scorer
         self.bins = config.calibration_bins
         self.coverage = config.coverage
+        self.risk = config.risk
         self.device = default_device()
         self.encoders = describe_encoders(store.info)
         self.latency: EncoderLatency | None = None
@@ -188,14 +191,22 @@ class Evaluation:
                     for each, temperature in zip(folds, temperatures, strict=True)
                 ]
             )
-        thresholds = [np.full(len(each.probabilities), each.threshold, float) for each in folds]
+
+        def thresholds(of: Sequence[float | None]) -> DoubleArray | None:
+            """Those of the folds as one per clip; None if a fold has none."""
+            if calibrated is None or None in of:
+                return None
+            every = zip(folds, of, strict=True)
+            return self.join([np.full(len(each.probabilities), one, float) for each, one in every])
+
         prediction = Prediction(
             candidate.name,
             probabilities,
             calibrated,
             float(np.mean(temperatures)) if calibrated is not None else None,
             candidate.compare_to,
-            self.join(thresholds) if calibrated is not None else None,
+            thresholds([each.threshold for each in folds]),
+            thresholds([each.risk_threshold for each in folds]),
             [self.join(seed) for seed in zip(*(f.dimensions for f in folds), strict=True)],
         )
         loaded = folds[0].loaded
@@ -286,13 +297,18 @@ class Evaluation:
             )
 
         loaded = load(candidate.folders)
-        temperature = threshold = None
+        temperature = threshold = risk_threshold = None
         if len(fold.valid) and self.scorer is not None:
             logits = _logits(loaded.probabilities(fold.valid.ids))
             temperature = fit_temperature(logits, fold.valid.truth)
             if temperature is not None:
                 confidence = softmax(logits / temperature).max(axis=1)
-                threshold = threshold_for(confidence[fold.valid.truth >= 0], self.coverage)
+                labelled = fold.valid.truth >= 0
+                threshold = threshold_for(confidence[labelled], self.coverage)
+                if self.risk is not None:
+                    correct = logits.argmax(axis=1) == fold.valid.truth
+                    found = confidence[labelled], correct[labelled]
+                    risk_threshold = threshold_for_risk(*found, self.risk)
         repeats = [load(folders) for folders in candidate.repeats]
         predicted = [each.predict(fold.test.ids) for each in (loaded, *repeats)]
         return _Predicted(
@@ -300,6 +316,7 @@ class Evaluation:
             predicted[0][0],
             temperature,
             threshold,
+            risk_threshold,
             [entry for each in (loaded, *repeats) for entry in each.trainings],
             [probabilities for probabilities, _ in predicted[1:]],
             [values for _, values in predicted],

@@ -58,17 +58,16 @@ def segment_means(states: Tensor, mask: Tensor, segments: Tensor, width: int) ->
     return (weights @ states) / weights.sum(dim=2, keepdim=True).clamp(min=1.0)
 
 
-def side_by_side(
-    members: Sequence[Mapping[str, RaggedStates]],
-) -> dict[str, RaggedStates]:
-    """The sequences of several models of the same clips on the axis of their values."""
-    shared = [name for name in members[0] if all(name in member for member in members)]
+def side_by_side(members: Sequence[Mapping[str, RaggedStates]]) -> dict[str, RaggedStates]:
+    """The sequences of several models of the same clips on the axis of their values.
+
+    A modality is that of the models that read it.
+    """
+    names = dict.fromkeys(name for member in members for name in member)
+    of_name = {name: [member[name] for member in members if name in member] for name in names}
     return {
-        name: RaggedStates(
-            np.concatenate([member[name].states for member in members], axis=1),
-            members[0][name].lengths,
-        )
-        for name in shared
+        name: RaggedStates(np.concatenate([each.states for each in own], axis=1), own[0].lengths)
+        for name, own in of_name.items()
     }
 
 

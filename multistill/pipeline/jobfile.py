@@ -138,7 +138,7 @@ def notes(job: JobConfig) -> list[str]:
 
 def _unscaled(job: JobConfig, used: Set[str]) -> Iterator[str]:
     """Heads that read encoder states without scaling them."""
-    models = [("teacher", job.teacher.model)] if "teacher" in used else []
+    models = list(job.teacher.members.items()) if "teacher" in used else []
     if "students" in used:
         models += [(f"student {student.name}", student.model) for student in job.students]
     unscaled = [

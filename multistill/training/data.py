@@ -152,11 +152,11 @@ class Examples:
         """All rows and behind them those of corpora without labels, before the teacher's outputs
         are added."""
         both = Examples(
-            [*self.ids, *unlabelled.ids],
-            *(
-                np.concatenate([getattr(self, name), getattr(unlabelled, name)])
-                for name in ("shares", "labels", "lengths", "dimensions")
-            ),
+            ids=[*self.ids, *unlabelled.ids],
+            shares=np.concatenate([self.shares, unlabelled.shares]),
+            labels=np.concatenate([self.labels, unlabelled.labels]),
+            lengths=np.concatenate([self.lengths, unlabelled.lengths]),
+            dimensions=np.concatenate([self.dimensions, unlabelled.dimensions]),
             unlabelled=len(unlabelled),
         )
         return both.weigh_labels()

@@ -80,7 +80,7 @@ def test_out_of_fold_targets_come_from_the_teacher_that_was_not_trained_on_the_c
 ) -> None:
     manifest, features, models = case
     path = tmp_path / "soft_targets.parquet"
-    folds = {fold: models[fold] for fold in range(4)}
+    folds = {fold: [models[fold]] for fold in range(4)}
     ids, split, fold = run_stage(case, path, folds=folds)
     predictions = [outputs(case, model, ids) for model in range(4)]
     targets = read_soft_targets(path)
@@ -120,7 +120,7 @@ def test_states_are_written_on_request_only(case: Case, tmp_path: Path) -> None:
 def test_sequences_are_what_the_teacher_pools_in_segments(case: Case, tmp_path: Path) -> None:
     _, features, models = case
     path = tmp_path / "soft_targets.parquet"
-    folds = {fold: models[fold] for fold in range(4)}
+    folds = {fold: [models[fold]] for fold in range(4)}
     ids, _, fold = run_stage(case, path, folds=folds, sequences=True)
     stored, store = read_states(path), FeatureStore(features)
     starts = {
@@ -159,3 +159,33 @@ def test_the_sequences_of_an_ensemble_are_side_by_side(case: Case, tmp_path: Pat
     )
     for modality, (states, _) in both.items():
         torch.testing.assert_close(states, torch.cat([m[modality][0] for m in members], dim=1))
+
+
+def test_an_ensemble_of_a_fold_and_members_of_different_modalities(
+    case: Case, tmp_path: Path
+) -> None:
+    manifest, features, models = case
+    spec = make_task((manifest, features)).spec
+    text = tmp_path / "text"
+    save_model(
+        build(replace(spec, modality="text", width=8), AUDIO_DIM, TEXT_DIM),
+        text,
+        ModelInfo("teacher"),
+    )
+    path = tmp_path / "out" / "soft_targets.parquet"
+    path.parent.mkdir()
+    folds = {fold: [models[fold], text] for fold in range(4)}
+    teachers = [models[0], text]
+    ids, split, fold = run_stage(case, path, folds=folds, sequences=True, teachers=teachers)
+    everything = (*case[:2], [*models, text])
+    predictions = [outputs(everything, model, ids)[0] for model in range(5)]
+    targets = read_soft_targets(path)
+    for row in (0, 3, 40):
+        own = int(fold[row]) if split[row] == "train" else 0
+        expected = combine([predictions[own], predictions[4]])[row]
+        np.testing.assert_allclose(targets.outputs[row], expected, atol=1e-5)
+    stored = read_states(path)
+    assert {name: states.shape[1] for name, (states, _) in stored.sequences.items()} == {
+        "audio": spec.width,
+        "text": spec.width + 8,
+    }

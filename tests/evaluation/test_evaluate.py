@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -197,3 +198,19 @@ def test_a_test_split_without_scorable_clips_is_refused(
         evaluate(
             [EvaluatedFold(tmp_path, case.candidates)], case.store, make_job().evaluation, tmp_path
         )
+
+
+def test_a_wanted_risk_is_chosen_on_validation_and_shown(
+    case: EvaluationCase, tmp_path: Path
+) -> None:
+    job = make_job(evaluation={"risk": 0.3, "latency_clips": 0})
+    evaluate([EvaluatedFold(case.manifest, case.candidates)], case.store, job.evaluation, tmp_path)
+    for model in read_json(tmp_path / "metrics.json")["models"]:
+        by_risk, by_coverage = (
+            model["selective"][name] for name in ("risk_threshold", "threshold")
+        )
+        assert (by_risk["wanted"], by_coverage["wanted"]) == (0.3, job.evaluation.coverage)
+    shown = copy(case)
+    shown.out = tmp_path
+    _, page = shown.report(job)
+    assert page.count("at a risk of 30 %") == len(case.candidates)

@@ -185,7 +185,7 @@ def test_states_of_clips_without_labels_come_from_the_teachers_of_the_folds(
     """And their targets from the teacher of all clips: neither has seen them."""
     models = teacher_files(wild, tmp_path, 4)
     path = tmp_path / "soft.parquet"
-    folds = dict(enumerate(models[1:]))
+    folds = {fold: [folder] for fold, folder in enumerate(models[1:])}
     summary = soft_targets(*wild, models[:1], folds, True, False, path)
     targets = read_soft_targets(path)
     row_of = {name: row for row, name in enumerate(targets.ids)}

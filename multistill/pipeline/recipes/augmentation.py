@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from multistill.config import AugmentationConfig, JobConfig
+from multistill.config import JobConfig, ModelConfig
 from multistill.errors import MultistillError
 from multistill.models.presets import resolve
-from multistill.models.spec import Modality
+from multistill.models.spec import Modality, ModelSpec
 from multistill.pipeline.recipes import Location
+from multistill.pipeline.recipes.models import models_of
 
 _OF_AUDIO = ("time_masks", "feature_masks")
 _OF_TEXT = ("word_dropout", "word_swap")
@@ -16,24 +17,36 @@ _OF_TEXT = ("word_dropout", "word_swap")
 
 def check_augmentation(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Babble of test speakers, copies that nobody reads, and changes of states nobody reads."""
-    sections = [(("teacher",), "teacher", job.teacher.model, job.teacher.train)]
-    sections += [
-        (("students", index), f"student `{each.name}`", each.model, each.train)  # type: ignore[misc]
-        for index, each in enumerate(job.students)
-    ]
     modalities: list[Modality] = []
-    for location, name, model, train in sections:
-        try:
-            modality = resolve(model.preset, model.overrides()).modality
-        except MultistillError:  # told where presets are checked
+    for each in models_of(job):
+        if (spec := each.spec) is None:
             continue
-        modalities.append(modality)
-        for setting, other in _unread(train.augmentation, modality):
+        modalities.append(spec.modality)
+        config, location = each.train.augmentation, (*each.section, "train", "augmentation")
+        for setting, states in _unread(spec.modality):
+            if getattr(config, setting):
+                yield (
+                    (*location, setting),
+                    f"{each.title}: `train.augmentation.{setting}` changes {states} states, and "
+                    "the model reads none; remove it there",
+                )
+        trained = [name for name in job.features.trained if _reads(spec, name)]
+        if trained and config.enabled and (config.changes_states or not config.mixes_pooled):
             yield (
-                (*location, "train", "augmentation", setting),
-                f"{name}: `train.augmentation.{setting}` changes {other} states, and the model "
-                f"reads none; remove it there",
+                location,
+                f"{each.title}: train.augmentation changes the states that heads read, and with "
+                f"features.{trained[0]}.train they are made in training; use `time_mask` and "
+                f"`feature_mask` of features.{trained[0]}.train and `mixup_of: pooled`, or "
+                "`train: none`",
             )
+    if job.search.enabled:
+        for setting, states in _unread(_modality(job.searched_student().model)):
+            if (key := f"train.augmentation.{setting}") in job.search.space:
+                yield (
+                    ("search", "space", key),
+                    f"search.space: `{key}` changes {states} states, and the searched model reads "
+                    "none; remove that key",
+                )
     yield from _mixed_sequences(job)
     copies = job.features.augmentation
     if copies.reads_voices and job.protocol.crosses:
@@ -49,6 +62,10 @@ def check_augmentation(job: JobConfig) -> Iterator[tuple[Location, str]]:
             "features.augmentation: copies are of recordings, and all models of the job read text "
             "alone; remove `copies`",
         )
+
+
+def _reads(spec: ModelSpec, encoder: str) -> bool:
+    return spec.reads_audio if encoder == "speech" else spec.reads_text
 
 
 def _mixed_sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:
@@ -67,8 +84,17 @@ def _mixed_sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:
             )
 
 
-def _unread(config: AugmentationConfig, modality: Modality) -> Iterator[tuple[str, str]]:
+def _modality(model: ModelConfig) -> Modality | None:
+    """What a model reads; None for one that `resolve` refuses, which is told elsewhere."""
+    try:
+        return resolve(model.preset, model.overrides()).modality
+    except MultistillError:
+        return None
+
+
+def _unread(modality: Modality | None) -> Iterator[tuple[str, str]]:
     """Settings of states that a model does not read, with the name of these states."""
-    for settings, missing, other in ((_OF_AUDIO, "text", "speech"), (_OF_TEXT, "audio", "text")):
-        if modality == missing:
-            yield from ((name, other) for name in settings if getattr(config, name))
+    if modality == "text":
+        yield from ((name, "speech") for name in _OF_AUDIO)
+    elif modality == "audio":
+        yield from ((name, "text") for name in _OF_TEXT)

@@ -10,6 +10,7 @@ from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
 from multistill.pipeline.recipes.augmentation import check_augmentation
 from multistill.pipeline.recipes.fronts import check_fronts
+from multistill.pipeline.recipes.models import models_of
 from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.recipes.stored_states import check_stored_states
 from multistill.pipeline.recipes.tasks import check_tasks
@@ -73,16 +74,11 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     from multistill.models.presets import resolve
     from multistill.search.space import check_space
 
-    models = [(("teacher", "model"), job.teacher.model)]
-    models += [
-        (("students", index, "model"), student.model)  # type: ignore[misc]
-        for index, student in enumerate(job.students)
-    ]
-    for location, model in models:
+    for each in models_of(job):
         try:
-            resolve(model.preset, model.overrides())
+            resolve(each.model.preset, each.model.overrides())
         except MultistillError as error:
-            yield location, f"{'.'.join(map(str, location))}: {error}"
+            yield each.location, f"{'.'.join(map(str, each.location))}: {error}"
     for sentence in check_space(job.search.space, job.searched_student()):
         yield ("search", "space"), f"search.space: {sentence}"
     yield from check_tasks(job)
@@ -143,11 +139,13 @@ def _sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:
     searched = job.search.space if job.search.enabled else {}
     if not job.distillation.sequence_weight and "distillation.sequence_weight" not in searched:
         return
+
+    def pooled(model: ModelConfig) -> set[str]:
+        return set(resolve(model.preset, model.overrides()).sequences)
+
     try:
-        teacher, *students = (
-            set(resolve(each.model.preset, each.model.overrides()).sequences)
-            for each in (job.teacher, *job.students)
-        )
+        teacher = set[str]().union(*map(pooled, job.teacher.members.values()))
+        students = [pooled(student.model) for student in job.students]
     except MultistillError:  # told as a problem of the model
         return
     for index, (student, own) in enumerate(zip(job.students, students, strict=True)):

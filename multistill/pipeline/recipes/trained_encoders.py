@@ -5,23 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from multistill.config import JobConfig, TrainSection
-from multistill.errors import MultistillError
-from multistill.models.presets import resolve
 from multistill.pipeline.recipes import Location
+from multistill.pipeline.recipes.models import models_of
 
 
 def check_trained_encoders(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Settings that need states which stay as they are, in models that read a trained encoder."""
     trained = job.features.trained
-    models = [(("teacher",), "teacher", job.teacher.model, job.teacher.train)]
-    models += [
-        (("students", index), f"student `{each.name}`", each.model, each.train)  # type: ignore[misc]
-        for index, each in enumerate(job.students)
-    ]
-    for location, name, model, train in models if trained else []:
-        try:
-            spec = resolve(model.preset, model.overrides())
-        except MultistillError:  # told where presets are checked
+    for each in models_of(job) if trained else []:
+        spec = each.spec
+        if spec is None:  # told where presets are checked
             continue
         reads = {"speech": spec.reads_audio, "text": spec.reads_text}
         own = [section for section in trained if reads[section]]
@@ -29,15 +22,15 @@ def check_trained_encoders(job: JobConfig) -> Iterator[tuple[Location, str]]:
             continue
         if spec.context_turns:
             yield (
-                (*location, "model"),
-                f"{name}: context_turns reads kept states of previous turns, and "
+                each.location,
+                f"{each.title}: context_turns reads kept states of previous turns, and "
                 f"features.{own[0]}.train changes the encoder at every step; set context_turns to "
                 "0, or `train: none`",
             )
-        if changed := _changed_states(train):
+        if changed := _changed_states(each.train):
             yield (
-                (*location, "train", "augmentation", changed),
-                f"{name}: `train.augmentation.{changed}` changes states of the store, and "
+                (*each.section, "train", "augmentation", changed),
+                f"{each.title}: `train.augmentation.{changed}` changes states of the store, and "
                 f"features.{own[0]}.train reads the encoder's input there; remove it, and use "
                 "`time_mask` and `feature_mask` of features.speech.train, or `mixup_of: pooled`",
             )

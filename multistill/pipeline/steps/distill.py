@@ -81,7 +81,10 @@ class Distill(Step):
                     artifacts["manifest"].path,
                     artifacts["features"].path,
                     [model_store.folder(index[name]) for name in teachers.ensemble],
-                    {k: model_store.folder(index[name]) for k, name in teachers.folds.items()},
+                    {
+                        fold: [model_store.folder(index[name]) for name in names]
+                        for fold, names in teachers.folds.items()
+                    },
                     self._reads(*STATE_WEIGHTS),
                     self._reads("sequence_weight"),
                     soft_targets_folder(out, number) / SOFT_TARGETS,

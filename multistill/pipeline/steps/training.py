@@ -128,7 +128,7 @@ class ModelStep(Step):
 
 
 class Teacher(ModelStep):
-    """Teachers of every seed on all training rows; for out-of-fold targets, one per fold too."""
+    """Teachers of every seed: one per model on all training rows, and per fold for out-of-fold."""
 
     name = "teacher"
     artifact = "teachers"
@@ -158,14 +158,14 @@ class Teacher(ModelStep):
     def tasks(self, artifacts: Artifacts) -> list[TrainingTask]:
         from multistill.training.task import fold_tasks, seed_tasks
 
-        teacher = self.job.teacher
-        base = training_task(
-            self.job, artifacts, "teacher", "teacher", teacher.model, teacher.train
-        )
-        tasks = seed_tasks(base, self.job.seeds * teacher.seeds)
-        for task in fold_tasks(base, self.folds(artifacts)):
-            tasks += seed_tasks(task, self.job.seeds)
-        return tasks
+        teacher, seeds, folds = self.job.teacher, self.job.seeds, self.folds(artifacts)
+        members = [
+            training_task(self.job, artifacts, name, "teacher", model, teacher.train)
+            for name, model in teacher.members.items()
+        ]
+        of_all = [task for base in members for task in seed_tasks(base, seeds * teacher.seeds)]
+        left_out = [task for base in members for task in fold_tasks(base, folds)]
+        return of_all + [task for base in left_out for task in seed_tasks(base, seeds)]
 
     def folds(self, artifacts: Artifacts) -> list[int]:
         """Folds that hold training rows, each of which gets a teacher; none for in-sample targets.
@@ -202,8 +202,11 @@ class Teacher(ModelStep):
             folds = len(self.folds(folds_of(artifacts)[0].artifacts)) if known else split.folds
         return {
             "models": [
-                planned_training(self.job, name, count * self.job.seeds, teacher, artifacts)
-                for name, count in (("teacher", teacher.seeds), ("teacher-fold", folds))
+                planned_training(
+                    self.job, name + suffix, count * self.job.seeds, teacher, artifacts, model
+                )
+                for name, model in teacher.members.items()
+                for suffix, count in (("", teacher.seeds), ("-fold", folds))
                 if count
             ]
         }
@@ -376,12 +379,16 @@ def planned_training(
     count: int,
     section: TeacherConfig | StudentConfig,
     artifacts: Artifacts,
+    model: ModelConfig | None = None,
 ) -> dict[str, Any]:
     """A line of `multistill plan`: `count` equal trainings per fold.
 
     `epochs` is None where `prepare` decides it, `trainings` where it decides the number of folds.
+
+    Args:
+        model: of several that the section has; default: its `model`.
     """
-    model, train = section.model, section.train
+    model, train = model or section.model, section.train
     clips = training_clips(artifacts, unlabelled=isinstance(section, StudentConfig))
     resolved = resolve_training(train, model.preset, clips)
     gpus, folds = train.gpus_per_worker, planned_folds(job, artifacts)

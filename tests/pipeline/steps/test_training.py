@@ -77,6 +77,23 @@ def prepared_teacher(folder: Path, sessions: set[int]) -> tuple[Teacher, dict[st
     return teacher, {name: Artifact(name, name, folder, meta) for name in INPUTS}
 
 
+def test_every_model_of_an_ensemble_has_its_seeds_and_folds(tmp_path: Path) -> None:
+    _, artifacts = prepared_teacher(tmp_path, {1, 3, 8, 9})
+    several = "{models: [small-teacher, {preset: small-text-student, width: 32}], seeds: 2}"
+    teacher = Teacher(jobfile.parse(f"{JOB}teacher: {several}\n", "job.yaml"), Workspace(tmp_path))
+    tasks = {task.name: task for task in teacher.tasks(artifacts)}
+    assert list(tasks) == [
+        *("teacher-1-seed0", "teacher-1-seed1", "teacher-2-seed0", "teacher-2-seed1"),
+        *("teacher-1-fold1", "teacher-1-fold3", "teacher-2-fold1", "teacher-2-fold3"),
+    ]
+    assert {tasks[name].spec.modality for name in tasks if "teacher-1" in name} == {"multimodal"}
+    assert {tasks[name].spec.width for name in tasks if "teacher-2" in name} == {32}
+    planned = teacher.plan({}, artifacts)["models"]
+    assert [(row["model"], row["trainings"]) for row in planned] == [
+        *(("teacher-1", 2), ("teacher-1-fold", 2), ("teacher-2", 2), ("teacher-2-fold", 2)),
+    ]
+
+
 def test_only_folds_with_training_rows_get_a_teacher(tmp_path: Path) -> None:
     teacher, artifacts = prepared_teacher(tmp_path, {1, 3, 8, 9})  # 8: validation, fold 0
     tasks = teacher.tasks(artifacts)
