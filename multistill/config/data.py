@@ -150,7 +150,7 @@ class SplitConfig(Section):
         return self
 
 
-class OneSpeechEncoderConfig(Section):
+class SpeechPartConfig(Section):
     """A speech encoder: `log-mel`, `smart-turn`, or a Hugging Face name or folder."""
 
     shorthand: ClassVar = ("model",)
@@ -188,10 +188,10 @@ class OneSpeechEncoderConfig(Section):
         return list(self.layers) if self.combine == "concat" and len(self.layers) > 1 else []
 
 
-class SpeechEncoderConfig(OneSpeechEncoderConfig):
+class SpeechEncoderConfig(SpeechPartConfig):
     """Speech encoder, or several side by side: `additional` ones follow the frames of the first."""
 
-    additional: list[OneSpeechEncoderConfig] = Field(
+    additional: list[SpeechPartConfig] = Field(
         default_factory=list,
         description="more speech encoders, whose states stand beside those of the first, frame by "
         "frame (docs/features.md)",
@@ -208,7 +208,7 @@ class SpeechEncoderConfig(OneSpeechEncoderConfig):
     )
 
     @property
-    def parts(self) -> tuple[OneSpeechEncoderConfig, ...]:
+    def parts(self) -> tuple[SpeechPartConfig, ...]:
         """All speech encoders, in the order of their states: this one, then the additional ones."""
         return (self, *self.additional)
 
