@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from multistill.audio import SAMPLE_RATE
-from multistill.config import SpeechPartConfig
+from multistill.config import OneSpeechEncoderConfig
 from multistill.encoders.base import SPEECH_SECTION, EncoderInfo, Weights
 from multistill.encoders.kinds import SPEECH_ADVICE
 from multistill.encoders.layers import LayerSelector
@@ -267,7 +267,7 @@ class Wav2Vec2Family(ComparedWithFloat32):
     def __init__(
         self,
         model: Any,
-        config: SpeechPartConfig,
+        config: OneSpeechEncoderConfig,
         weights: Weights,
         *,
         revision: str | None,
@@ -312,7 +312,7 @@ class Wav2Vec2Family(ComparedWithFloat32):
         return [states[row, : self.frames(length)] for row, length in enumerate(lengths)]
 
 
-def refuse_other_kinds(model: Any, config: SpeechPartConfig) -> None:
+def refuse_other_kinds(model: Any, config: OneSpeechEncoderConfig) -> None:
     """Refuse a model that does not read raw audio like wav2vec2.
 
     Raises:
@@ -326,7 +326,7 @@ def refuse_other_kinds(model: Any, config: SpeechPartConfig) -> None:
         )
 
 
-def uses_bfloat16(config: SpeechPartConfig, device: torch.device) -> bool:
+def uses_bfloat16(config: OneSpeechEncoderConfig, device: torch.device) -> bool:
     """Whether an encoder is to compute in bfloat16 on a device."""
     if config.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Literal
 
-from multistill.config import SpeechEncoderConfig, SpeechPartConfig, TextEncoderConfig
+from multistill.config import OneSpeechEncoderConfig, SpeechEncoderConfig, TextEncoderConfig
 from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.encoders.base import Stored
 from multistill.encoders.kinds import EMOTION2VEC, W2V_BERT, WHISPER, layer_problem
 from multistill.errors import UsageError
 
 SectionName = Literal["speech", "text"]
-EncoderConfig = SpeechPartConfig | TextEncoderConfig
+EncoderConfig = OneSpeechEncoderConfig | TextEncoderConfig
 
 _NOT_TRAINED = EncoderTrainingConfig()
 _WITHOUT_LAYERS = {
@@ -36,7 +36,7 @@ _WITH_TOP_LAYERS = {
 
 
 def section_of(config: EncoderConfig) -> SectionName:
-    return "speech" if isinstance(config, SpeechPartConfig) else "text"
+    return "speech" if isinstance(config, OneSpeechEncoderConfig) else "text"
 
 
 def training_of(config: EncoderConfig) -> EncoderTrainingConfig:

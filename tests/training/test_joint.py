@@ -14,11 +14,10 @@ from helpers.joint_case import (
     make_input_corpus,
     make_joint_corpus,
     make_joint_task,
-    save_wav2vec2,
 )
 from helpers.training_corpus import ThreadGroup, losses, run, weights, with_dropout
 
-from multistill.errors import MultistillError, UsageError
+from multistill.errors import MultistillError
 from multistill.inference.predict import predict
 from multistill.models.build import count_parameters
 from multistill.models.files import load_model, read_model_config
@@ -271,22 +270,6 @@ def test_the_head_is_standardised_by_the_states_before_training(
     mean = torch.cat(states).double().mean(dim=0)
     expected = mean if task.spec.standardize != "global" else mean.mean().expand(len(mean))
     torch.testing.assert_close(centre.double(), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_what_was_trained_on_another_base_is_refused(tmp_path: Path) -> None:
-    corpus = make_joint_corpus(tmp_path / "corpus")
-    task = make_joint_task(corpus, epochs=1)
-    data = TrainingData.open(task)
-    list(fit(task, state_dir=tmp_path / "state", data=data, device="cpu"))
-    export(task, data, tmp_path / "state", tmp_path / "model")
-    save_wav2vec2(tmp_path / "corpus" / "wav2vec2", seed=1)
-    with pytest.raises(MultistillError, match="belongs to another base"):
-        load_model(tmp_path / "model")
-
-
-def test_context_turns_and_a_trained_encoder_are_refused(joint_corpus: Corpus) -> None:
-    with pytest.raises(UsageError, match="context_turns"):
-        make_joint_task(joint_corpus, spec={"context_turns": 2})
 
 
 def test_tasks_survive_a_round_trip_through_json(joint_corpus: Corpus) -> None:
