@@ -1,7 +1,7 @@
 """What augmentation is worth: UAR of speakers never heard, each variant beside the plain training.
 
     python benchmarks/augmentation.py MANIFEST FEATURES FOLDER [--splits 1,2,3] [--seeds 1]
-                                      [--only NAME,...] [--head small-audio-student] [--epochs 25]
+                                      [--only NAME,...] [--paths wide] [--epochs 25]
 
 MANIFEST and FEATURES are those of a workspace (prepare/..., features/...), of a job with the
 encoders to look at. Leaves one speaker out per split, as `benchmarks/heads.py --leave-one-out`: the
@@ -87,13 +87,13 @@ def encode_copies(manifest: Path, features: Path, folder: Path) -> Path:
     return store
 
 
-def train(inputs: Inputs, variant: str, seed: int, copies: Path, preset: str, epochs: int) -> float:
-    """Test UAR of the epoch that was best on validation."""
+def train(inputs: Inputs, variant: str, seed: int, copies: Path, paths: str, epochs: int) -> float:
+    """Test UAR of an audio head, of the epoch that was best on validation."""
     settings = {**TRAIN, "epochs": epochs, "metric": "uar", "augmentation": VARIANTS[variant]}
     task = TrainingTask(
         name="model",
         role="student",
-        spec=resolve(preset, {}),
+        spec=resolve("small-audio-student", {"paths": paths}),
         train=TrainConfig.model_validate(settings),
         seed=seed,
         manifest=str(inputs.manifest),
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--splits", default="1,2,3,4,5,6,7,8,9,10")
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--only", default=",".join(VARIANTS))
-    parser.add_argument("--head", default="small-audio-student")
+    parser.add_argument("--paths", default="wide", choices=["deep", "wide", "both"])
     parser.add_argument("--epochs", type=int, default=25)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -154,7 +154,7 @@ def main() -> None:
             for variant in given.only.split(","):
                 if (variant, split, seed) in done:
                     continue
-                test = train(inputs, variant, seed, copies, given.head, given.epochs)
+                test = train(inputs, variant, seed, copies, given.paths, given.epochs)
                 result = {"variant": variant, "split": split, "seed": seed, "test": round(test, 4)}
                 results.append(result)
                 with lines.open("a", encoding="utf-8") as file:

@@ -8,7 +8,8 @@ MANIFEST is the folder that the first command prints. Encodes its clips and `--c
 copies of each once: as log-mel energies for the students, and by smart-turn for the teacher. Every
 speaker is tested once, by models trained on seven others; two more choose the epoch. The teacher is
 the linear probe on smart-turn's states, the strongest teacher that is fitted in a second; its
-targets for the training clips come from probes that did not hear these speakers. A copy has the
+targets for the training clips come from probes that did not hear these speakers, or in rows called
+in-sample from the one that did. A copy has the
 label and the target of its clip, and is read in training only. One process, one thread; every
 training is a line of FOLDER/runs.jsonl and is not repeated.
 
@@ -50,6 +51,7 @@ from multistill.features.cache import open_store
 from multistill.features.decode import decode
 from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
 from multistill.inference.predict import predict_logits
+from multistill.inference.quantize import rounded
 from multistill.models.build import EmotionModel, build, count_parameters
 from multistill.models.presets import resolve
 from multistill.models.probe import Probe, fit_probe
@@ -78,6 +80,7 @@ class Row:
     train: dict[str, Any] = field(default_factory=dict)
     copies: bool = True
     distillation: dict[str, Any] | None = None
+    out_of_fold: bool = True
 
 
 HEAD = {"epochs": 25, "batch_size": 16, "learning_rate": 1e-3}
@@ -88,12 +91,14 @@ ROWS = {
     "student": Row("small-audio-student", train=HEAD, copies=False),
     "light-s": Row("light-student-s", train=LIGHT),
     "light-s-distilled": Row("light-student-s", train=LIGHT, distillation=KD),
+    "light-s-distilled-in-sample": Row(
+        "light-student-s", train=LIGHT, distillation=KD, out_of_fold=False
+    ),
     "light": Row("light-student", train=LIGHT),
     "light-distilled": Row("light-student", train=LIGHT, distillation=KD),
     "light-l": Row("light-student-l", train=LIGHT),
     "light-l-distilled": Row("light-student-l", train=LIGHT, distillation=KD),
 }
-CONTROLS = {"-distilled": ""}
 
 
 def distorted(samples: FloatArray, clip: str, copy: int) -> FloatArray:
@@ -209,9 +214,12 @@ class Bench:
         model.load_state_dict(weights)
         return model.eval()
 
-    def targets(self, speaker: int) -> Path:
-        """The teacher's answers: of a training clip by a probe that did not hear its voice."""
-        path = self.folder / f"targets-{speaker}-{self.copies}.parquet"
+    def targets(self, speaker: int, out_of_fold: bool) -> Path:
+        """The teacher's answers: of a training clip by a probe that did not hear its voice, or by
+        the one that was fitted on all.
+        """
+        kind = "out-of-fold" if out_of_fold else "in-sample"
+        path = self.folder / f"targets-{kind}-{speaker}-{self.copies}.parquet"
         if path.exists():
             return path
         manifest, ids, _ = self.fold(speaker)
@@ -235,7 +243,7 @@ class Bench:
         logits = np.stack([found[name.split("~")[0]] for name in wanted])
         classes = classes_of(read_manifest(manifest, ["label"]))
         nobody = [-1] * len(wanted)
-        write_soft_targets(path, wanted, logits, "out-of-fold", nobody, classes=classes)
+        write_soft_targets(path, wanted, logits, kind, nobody, classes=classes)
         return path
 
     def fit(self, encoder: str, speaker: int, heard: Sequence[str]) -> Probe:
@@ -256,7 +264,7 @@ class Bench:
         """Train one row and predict the speaker's clips."""
         row, started = ROWS[name], time.process_time()
         manifest, ids, labels = self.fold(speaker)
-        targets = self.targets(speaker) if row.distillation else None
+        targets = self.targets(speaker, row.out_of_fold) if row.distillation else None
         model = self.train(row, manifest, seed, targets)
         store = self.store(row.encoder)
         found = {
@@ -272,6 +280,9 @@ class Bench:
             "valid": round(uar(labels["valid"], found["valid"]), 4),
             "labels": labels["test"].tolist(),
             "answers": found["test"].argmax(axis=1).tolist(),
+            "rounded": predict_logits(rounded(model), store, ids["test"], torch.device("cpu"))
+            .argmax(axis=1)
+            .tolist(),
         }
 
     def probe(self, encoder: str, speaker: int) -> dict[str, Any]:
@@ -289,19 +300,19 @@ class Bench:
         }
 
 
-def pooled_uar(results: Sequence[dict[str, Any]]) -> float:
+def pooled_uar(results: Sequence[dict[str, Any]], answers_of: str = "answers") -> float:
     """UAR over the clips of all speakers that were tested."""
     labels = np.concatenate([result["labels"] for result in results])
-    answers = np.concatenate([result["answers"] for result in results])
+    answers = np.concatenate([result[answers_of] for result in results])
     recalls = [(answers[labels == each] == each).mean() for each in np.unique(labels)]
     return float(np.mean(recalls))
 
 
 def report(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The table in Markdown."""
-    titles = ("row", "parameters", "UAR, test", "UAR, validation", "against the control")
-    yield f"| {' | '.join(titles)} | speakers x seeds |"
-    yield "| --- | --- | --- | --- | --- | --- |"
+    titles = ("row", "parameters", "UAR, test", "in 8 bits", "UAR, validation")
+    titles += ("against the control", "speakers x seeds")
+    yield f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}"
     of_seed: dict[str, dict[int, float]] = {}
     speakers: dict[str, set[int]] = {}
     for name in dict.fromkeys(result["row"] for result in results):
@@ -310,11 +321,14 @@ def report(results: Sequence[dict[str, Any]]) -> Iterator[str]:
         of_seed[name] = {s: pooled_uar([r for r in rows if r["seed"] == s]) for s in seeds}
         speakers[name] = {result["speaker"] for result in rows}
         values = list(of_seed[name].values())
-        control = of_seed.get(name.removesuffix("-distilled"), {}) if "-distilled" in name else {}
+        control = of_seed.get(name.partition("-distilled")[0], {}) if "-distilled" in name else {}
         gains = [value - control[s] for s, value in of_seed[name].items() if s in control]
+        known = [row for row in rows if "rounded" in row]
+        in_8_bits = f"{pooled_uar(known, 'rounded'):.3f}" if len(known) == len(rows) else ""
         yield (
             f"| {name} | {rows[0]['parameters']:,} | {statistics.fmean(values):.3f} ± "
-            f"{statistics.pstdev(values):.3f} | {statistics.fmean(r['valid'] for r in rows):.3f} | "
+            f"{statistics.pstdev(values):.3f} | {in_8_bits} "
+            f"| {statistics.fmean(r['valid'] for r in rows):.3f} | "
             + (f"{statistics.fmean(gains):+.3f} " if gains else "")
             + f"| {len(speakers[name])} x {len(seeds)} |"
         )

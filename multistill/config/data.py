@@ -163,7 +163,7 @@ class SplitConfig(Section):
         return self
 
 
-class SpeechPartConfig(Section):
+class OneSpeechEncoderConfig(Section):
     """A speech encoder: `log-mel`, `smart-turn`, or a Hugging Face name or folder."""
 
     shorthand: ClassVar = ("model",)
@@ -201,10 +201,10 @@ class SpeechPartConfig(Section):
         return list(self.layers) if self.combine == "concat" and len(self.layers) > 1 else []
 
 
-class SpeechEncoderConfig(SpeechPartConfig):
+class SpeechEncoderConfig(OneSpeechEncoderConfig):
     """Speech encoder, or several side by side: `additional` ones follow the frames of the first."""
 
-    additional: list[SpeechPartConfig] = Field(
+    additional: list[OneSpeechEncoderConfig] = Field(
         default_factory=list,
         description="more speech encoders, whose states stand beside those of the first, frame by "
         "frame (docs/features.md)",
@@ -225,7 +225,7 @@ class SpeechEncoderConfig(SpeechPartConfig):
     )
 
     @property
-    def parts(self) -> tuple[SpeechPartConfig, ...]:
+    def parts(self) -> tuple[OneSpeechEncoderConfig, ...]:
         """All speech encoders, in the order of their states: this one, then the additional ones."""
         return (self, *self.additional)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from multistill.config import SpeechPartConfig, TextEncoderConfig
+from multistill.config import OneSpeechEncoderConfig, TextEncoderConfig
 
 HUB_TIMEOUT_S = 10.0
 
@@ -46,7 +46,7 @@ def _path(model: str) -> Path:
     return Path(os.path.expanduser(model))  # noqa: PTH111, Path's raises for an unknown user
 
 
-def local_folder(config: SpeechPartConfig | TextEncoderConfig) -> Path | None:
+def local_folder(config: OneSpeechEncoderConfig | TextEncoderConfig) -> Path | None:
     """The folder that holds a model on this machine: its own, or that of the hub's cache."""
     if is_folder(config.model):
         return _path(config.model)

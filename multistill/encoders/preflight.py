@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from multistill.audio import SAMPLE_RATE
-from multistill.config import FeaturesConfig, SpeechPartConfig, TextEncoderConfig
+from multistill.config import FeaturesConfig, OneSpeechEncoderConfig, TextEncoderConfig
 from multistill.encoders import hub
 from multistill.encoders.base import SPEECH_SECTION, TEXT_SECTION
 from multistill.encoders.kinds import (
@@ -47,7 +47,7 @@ _ALGORITHMS = {
 }
 
 
-_Encoder = SpeechPartConfig | TextEncoderConfig
+_Encoder = OneSpeechEncoderConfig | TextEncoderConfig
 
 
 def problems(config: FeaturesConfig) -> Iterator[tuple[str, str]]:
@@ -202,7 +202,7 @@ def refuse_unknown(config: TextEncoderConfig, texts: Sequence[str]) -> None:
         raise MultistillError(sentence)
 
 
-def _speech_problems(config: SpeechPartConfig, folder: Path) -> Iterator[str]:
+def _speech_problems(config: OneSpeechEncoderConfig, folder: Path) -> Iterator[str]:
     settings = fields_of(folder / "config.json")
     if not settings:
         yield f"model: {_no_config(folder)}"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from multistill.config import SpeechPartConfig, TextEncoderConfig
+from multistill.config import OneSpeechEncoderConfig, TextEncoderConfig
 from multistill.encoders import hub
 from multistill.encoders.base import (
     SPEECH_SECTION,
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     import torch
 
 
-def _log_mel(config: SpeechPartConfig, device: torch.device) -> SpeechEncoder:
+def _log_mel(config: OneSpeechEncoderConfig, device: torch.device) -> SpeechEncoder:
     from multistill.encoders.speech import LogMel
 
     return LogMel()
 
 
-def _smart_turn(config: SpeechPartConfig, device: torch.device) -> SpeechEncoder:
+def _smart_turn(config: OneSpeechEncoderConfig, device: torch.device) -> SpeechEncoder:
     from multistill.encoders.smart_turn import empty_encoder
     from multistill.encoders.whisper import WhisperStates
 
@@ -52,7 +52,7 @@ def _smart_turn(config: SpeechPartConfig, device: torch.device) -> SpeechEncoder
     return WhisperStates(encoder, config, "pretrained", revision=revision, device=device)
 
 
-def _untrained_wav2vec2(config: SpeechPartConfig, device: torch.device) -> SpeechEncoder:
+def _untrained_wav2vec2(config: OneSpeechEncoderConfig, device: torch.device) -> SpeechEncoder:
     from multistill.encoders.speech import Wav2Vec2Family, untrained_wav2vec2
 
     return Wav2Vec2Family(untrained_wav2vec2(), config, "untrained", revision=None, device=device)
@@ -85,7 +85,7 @@ def _use_tokenizer() -> Tokenizer:
     return SentencePieces(**USE_MULTILINGUAL.load_tokenizer())
 
 
-BUILT_IN_SPEECH: Mapping[str, Callable[[SpeechPartConfig, torch.device], SpeechEncoder]] = {
+BUILT_IN_SPEECH: Mapping[str, Callable[[OneSpeechEncoderConfig, torch.device], SpeechEncoder]] = {
     "log-mel": _log_mel,
     "smart-turn": _smart_turn,
     "untrained-wav2vec2": _untrained_wav2vec2,
@@ -102,7 +102,7 @@ _BUILT_IN_TOKENIZERS: Mapping[str, Callable[[], Tokenizer]] = {
 
 
 def _wav2vec2(
-    config: SpeechPartConfig, resolved: str | None, device: torch.device
+    config: OneSpeechEncoderConfig, resolved: str | None, device: torch.device
 ) -> SpeechEncoder:
     from multistill.encoders.speech import Wav2Vec2Family
 
@@ -111,7 +111,9 @@ def _wav2vec2(
         return Wav2Vec2Family(model, config, "pretrained", revision=resolved, device=device)
 
 
-def _whisper(config: SpeechPartConfig, resolved: str | None, device: torch.device) -> SpeechEncoder:
+def _whisper(
+    config: OneSpeechEncoderConfig, resolved: str | None, device: torch.device
+) -> SpeechEncoder:
     from multistill.encoders.whisper import SPEECH_LEVEL, WhisperStates
 
     encoder = hub.load_whisper_encoder(config.model, resolved)
@@ -123,7 +125,7 @@ def _whisper(config: SpeechPartConfig, resolved: str | None, device: torch.devic
 
 
 def _w2v_bert(
-    config: SpeechPartConfig, resolved: str | None, device: torch.device
+    config: OneSpeechEncoderConfig, resolved: str | None, device: torch.device
 ) -> SpeechEncoder:
     from multistill.encoders.w2v_bert import W2vBert
 
@@ -133,7 +135,7 @@ def _w2v_bert(
 
 
 def _emotion2vec(
-    config: SpeechPartConfig, resolved: str | None, device: torch.device
+    config: OneSpeechEncoderConfig, resolved: str | None, device: torch.device
 ) -> SpeechEncoder:
     from multistill.encoders import emotion2vec
     from multistill.encoders.speech import Wav2Vec2Family
@@ -144,7 +146,9 @@ def _emotion2vec(
         return Wav2Vec2Family(model, config, "pretrained", revision=resolved, device=device)
 
 
-_READERS: Mapping[Reader, Callable[[SpeechPartConfig, str | None, torch.device], SpeechEncoder]] = {
+_READERS: Mapping[
+    Reader, Callable[[OneSpeechEncoderConfig, str | None, torch.device], SpeechEncoder]
+] = {
     "wav2vec2": _wav2vec2,
     "whisper": _whisper,
     "w2v-bert": _w2v_bert,
@@ -153,7 +157,7 @@ _READERS: Mapping[Reader, Callable[[SpeechPartConfig, str | None, torch.device],
 
 
 def load_speech(
-    config: SpeechPartConfig, resolved: str | None, device: torch.device
+    config: OneSpeechEncoderConfig, resolved: str | None, device: torch.device
 ) -> SpeechEncoder:
     """Load what fills the store with the states of one speech encoder, on a device, in eval mode.
 
@@ -265,7 +269,7 @@ def load_tokenizer(config: TextEncoderConfig) -> Tokenizer:
         return PretrainedTokenizer(hub.load_tokenizer(config.model, resolved))
 
 
-def resolve_speech(config: SpeechPartConfig) -> str | None:
+def resolve_speech(config: OneSpeechEncoderConfig) -> str | None:
     """Identity of the weights: a hub commit, a digest of the local folder or of the package.
 
     None for built-in encoders without weights of their own.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from multistill.config import SpeechEncoderConfig, SpeechPartConfig
+from multistill.config import OneSpeechEncoderConfig, SpeechEncoderConfig
 from multistill.encoders.base import EncoderInfo, EncoderPart, SpeechEncoder, Weights
 from multistill.encoders.registry import load_speech, resolve_speech
 from multistill.typing import AnyArray, FloatArray
@@ -66,7 +66,7 @@ def alone(
         for key, part in zip(_keys(config), config.parts, strict=True)
         if part.title == title
     ]
-    own = {name: getattr(part, name) for name in SpeechPartConfig.model_fields}
+    own = {name: getattr(part, name) for name in OneSpeechEncoderConfig.model_fields}
     return config.model_copy(update={**own, "additional": []}), {"speech": weights[key]}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multistill.config import SpeechPartConfig, TextEncoderConfig
+from multistill.config import OneSpeechEncoderConfig, TextEncoderConfig
 from multistill.encoders.base import EncoderInfo, Weights
 from multistill.encoders.tokenizers import Tokenizer
 from multistill.typing import AnyArray, FloatArray
@@ -33,7 +33,9 @@ class StoredWaves:
     minimum_samples = 400
     windowed = False
 
-    def __init__(self, config: SpeechPartConfig, weights: Weights, revision: str | None) -> None:
+    def __init__(
+        self, config: OneSpeechEncoderConfig, weights: Weights, revision: str | None
+    ) -> None:
         self.info = EncoderInfo(
             name=config.model,
             weights=weights,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from multistill.audio import SAMPLE_RATE
-from multistill.config import SpeechPartConfig
+from multistill.config import OneSpeechEncoderConfig
 from multistill.encoders.base import SPEECH_SECTION, EncoderInfo, Weights
 from multistill.encoders.layers import LayerSelector
 from multistill.encoders.masking import SpecAugment
@@ -228,7 +228,7 @@ class WhisperStates(Wav2Vec2Frames, ComparedWithFloat32):
     def __init__(
         self,
         encoder: Any,
-        config: SpeechPartConfig,
+        config: OneSpeechEncoderConfig,
         weights: Weights,
         *,
         revision: str | None,

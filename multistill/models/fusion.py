@@ -195,7 +195,7 @@ class Mixer(FusionModule):
         self.pools = nn.ModuleList([_pool(spec)])  # one for the segments of all modalities
 
     def sequences(self, streams: Sequence[Stream]) -> list[Stream]:
-        count = torch.full((len(streams[0][0]),), SEGMENTS, device=streams[0][0].device)
+        count = torch.full_like(streams[0][1].sum(dim=1), SEGMENTS)
         x = torch.cat([segment_means(*stream, count, SEGMENTS) for stream in streams], dim=1)
         # Segments have no padding: all those of a sequence are real, or none if it is missing.
         masks = [mask.any(dim=1, keepdim=True).expand(-1, SEGMENTS) for _, mask in streams]

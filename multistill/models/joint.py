@@ -66,14 +66,6 @@ class JointModel(nn.Module):
         return self.head.pooled_dim
 
     @property
-    def keeps_sequences(self) -> bool:
-        return self.head.keeps_sequences
-
-    @keeps_sequences.setter
-    def keeps_sequences(self, value: bool) -> None:
-        self.head.keeps_sequences = value
-
-    @property
     def dimension_scale(self) -> DimensionScale | None:
         return self.head.dimension_scale
 

@@ -21,10 +21,11 @@ from multistill.report.svg import (
 Record = Mapping[str, Any]
 
 COSTS = (
-    ("milliseconds", "end to end, ms per clip (median)", (1.0, 2.0, 5.0)),
-    ("params_end_to_end", "parameters, end to end", (1.0,)),
+    ("milliseconds", "ms per clip, encoders included (median)", (1.0, 2.0, 5.0)),
+    ("params_end_to_end", "parameters, encoders included", (1.0,)),
 )
 """Key of a model, title, and where in a decade the axis has ticks."""
+TRAINED = ("teacher", "student", "control")
 ASIDE = 7.0
 """Points to the right at which a control stands by its student, which costs as much."""
 
@@ -36,13 +37,13 @@ def accuracy_by_cost(
     """UAR with intervals over milliseconds and over parameters; None without a trained model.
 
     Args:
-        models: probes and trained models, as in metrics.json; a probe has no latency.
+        models: references and trained models, as in metrics.json; a reference has no latency.
     """
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-    rows = [_with_milliseconds(model) for model in models if model["role"] != "human"]
+    rows = [_with_milliseconds(model) for model in models]
     panels = [cost for cost in COSTS if sum(bool(row[cost[0]]) for row in rows) > 1]
-    if not panels or all(row["role"] == "probe" for row in rows):
+    if not panels or not any(row["role"] in TRAINED for row in rows):
         return None
     if narrow:
         figure, axes = subplots(NARROW, 3.4 * len(panels), len(panels), 1)

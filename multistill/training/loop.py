@@ -38,7 +38,7 @@ from multistill.training.checkpoint import (
 from multistill.training.data import TrainingData, halves, split_micro_batches
 from multistill.training.distributed import ProcessGroup
 from multistill.training.encoder_groups import layer_schedule
-from multistill.training.epochs import Epoch, EpochPlanner
+from multistill.training.epochs import EpochPlanner
 from multistill.training.nonfinite import REPORT, NonFiniteCheck
 from multistill.training.objective import Objective, validation_metrics
 from multistill.training.optimizer import NamedAdamW, uses_bfloat16
@@ -269,7 +269,7 @@ class _Training:
         self.model.train()
         planned = self.planner.plan(epoch)
         batches = planned.batches
-        parts = [self._micro_batch_places(batch, planned) for batch in batches]
+        parts = [self._micro_batch_places(batch, planned.lengths) for batch in batches]
         non_finite = NonFiniteCheck(train.ids, self.state_dir / REPORT, epoch, group)
         total_loss, done = 0.0, 0
         while done < len(batches):
@@ -300,12 +300,12 @@ class _Training:
                 parts[done:] = [halves(places) for places in parts[done:]]
         return (total_loss + non_finite.finish()) / len(planned.rows)
 
-    def _micro_batch_places(self, batch: IntArray, planned: Epoch) -> list[IntArray]:
+    def _micro_batch_places(self, batch: IntArray, lengths: IntArray) -> list[IntArray]:
         """This rank's places of a batch, in the micro-batches that they are computed in."""
         places = list(
             split_micro_batches(
                 shard_for_rank(batch, self.group.rank, self.group.size),
-                planned.lengths,
+                lengths,
                 self.config.accumulation,
                 self._micro_batch_frames,
             )

@@ -365,3 +365,14 @@ def test_batch_norm_keeps_the_statistics_of_the_checkpoint(models: dict[str, Pat
     before = {name: value.clone() for name, value in encoder.named_buffers()}
     encoder(*rows(config))
     assert all(torch.equal(value, before[name]) for name, value in encoder.named_buffers())
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2", "wavlm", "whisper", "bert"])
+def test_of_top_layers_nothing_below_is_kept_in_memory(models: dict[str, Path], kind: str) -> None:
+    encoder = part(models, kind, "last-1")
+    trained = sum(tensor.numel() for tensor in encoder.trained_state().values())
+    held = sum(parameter.numel() for parameter in encoder.parameters())
+    # WavLM's first layer has learnt the distances that all layers read.
+    shared = 320 * 2 if kind == "wavlm" else 0
+    norm = 2 * WIDTH if kind == "whisper" and not encoder.network.selector.reads_output else 0
+    assert held == trained + shared + norm

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from multistill.config import JobConfig, ModelConfig
 from multistill.errors import MultistillError
 from multistill.models.presets import resolve
-from multistill.models.spec import Modality, ModelSpec
+from multistill.models.spec import Modality
 from multistill.pipeline.recipes import Location
 from multistill.pipeline.recipes.models import models_of
 
@@ -30,15 +30,6 @@ def check_augmentation(job: JobConfig) -> Iterator[tuple[Location, str]]:
                     f"{each.title}: `train.augmentation.{setting}` changes {states} states, and "
                     "the model reads none; remove it there",
                 )
-        trained = [name for name in job.features.trained if _reads(spec, name)]
-        if trained and config.enabled and (config.changes_states or not config.mixes_pooled):
-            yield (
-                location,
-                f"{each.title}: train.augmentation changes the states that heads read, and with "
-                f"features.{trained[0]}.train they are made in training; use `time_mask` and "
-                f"`feature_mask` of features.{trained[0]}.train and `mixup_of: pooled`, or "
-                "`train: none`",
-            )
     if job.search.enabled:
         for setting, states in _unread(_modality(job.searched_student().model)):
             if (key := f"train.augmentation.{setting}") in job.search.space:
@@ -62,10 +53,6 @@ def check_augmentation(job: JobConfig) -> Iterator[tuple[Location, str]]:
             "features.augmentation: copies are of recordings, and all models of the job read text "
             "alone; remove `copies`",
         )
-
-
-def _reads(spec: ModelSpec, encoder: str) -> bool:
-    return spec.reads_audio if encoder == "speech" else spec.reads_text
 
 
 def _mixed_sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import get_args
 
-from multistill.config import JobConfig, ModelConfig
+from multistill.config import JobConfig
 from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
 from multistill.pipeline.recipes.augmentation import check_augmentation
@@ -134,28 +134,19 @@ def _protocol(job: JobConfig) -> Iterator[tuple[Location, str]]:
 
 def _sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Students that pool no sequence that the teacher pools too, where they are to learn it."""
-    from multistill.models.presets import resolve
-
     searched = job.search.space if job.search.enabled else {}
     if not job.distillation.sequence_weight and "distillation.sequence_weight" not in searched:
         return
-
-    def pooled(model: ModelConfig) -> set[str]:
-        return set(resolve(model.preset, model.overrides()).sequences)
-
-    try:
-        teacher = set[str]().union(*map(pooled, job.teacher.members.values()))
-        students = [pooled(student.model) for student in job.students]
-    except MultistillError:  # told as a problem of the model
-        return
-    for index, (student, own) in enumerate(zip(job.students, students, strict=True)):
-        if not own & teacher:
-            names = [" and ".join(sorted(each)) or "none" for each in (own, teacher)]
+    read = [(each, set(spec.sequences)) for each in models_of(job) if (spec := each.spec)]
+    teacher = {name for each, own in read if each.section == ("teacher",) for name in own}
+    for each, own in read:
+        if each.section != ("teacher",) and not own & teacher:
+            names = [" and ".join(sorted(pooled)) or "none" for pooled in (own, teacher)]
             yield (
-                ("students", index, "model"),
-                f"student `{student.name}`: distillation.sequence_weight compares sequences that "
-                f"are pooled, and the student pools {names[0]}, the teacher {names[1]}; choose "
-                "models with a deep path that read the same, or set `sequence_weight: 0`",
+                each.location,
+                f"{each.title}: distillation.sequence_weight compares sequences that are pooled, "
+                f"and the student pools {names[0]}, the teacher {names[1]}; choose models with a "
+                "deep path that read the same, or set `sequence_weight: 0`",
             )
 
 

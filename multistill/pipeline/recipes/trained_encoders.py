@@ -13,8 +13,7 @@ def check_trained_encoders(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Settings that need states which stay as they are, in models that read a trained encoder."""
     trained = job.features.trained
     for each in models_of(job) if trained else []:
-        spec = each.spec
-        if spec is None:  # told where presets are checked
+        if (spec := each.spec) is None:
             continue
         reads = {"speech": spec.reads_audio, "text": spec.reads_text}
         own = [section for section in trained if reads[section]]
