@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -265,6 +266,20 @@ class EmotionModel(nn.Module):
             for modality in self._modalities:
                 read = self._audio_slice if modality == "audio" else self._text_slice
                 self.wide.fit(modality, *statistics.scaled_clips(modality), read)
+
+
+@contextmanager
+def keeping_sequences(model: nn.Module, keep: bool) -> Iterator[None]:
+    """Set `keeps_sequences` of the heads in a model, and set it back in the end."""
+    heads = [module for module in model.modules() if isinstance(module, EmotionModel)]
+    before = [head.keeps_sequences for head in heads]
+    try:
+        for head in heads:
+            head.keeps_sequences = keep
+        yield
+    finally:
+        for head, kept in zip(heads, before, strict=True):
+            head.keeps_sequences = kept
 
 
 def drop_modality(streams: list[Stream], probability: float) -> list[Stream]:
