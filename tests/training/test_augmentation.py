@@ -352,12 +352,12 @@ def test_what_a_model_does_not_read_may_be_the_input_of_an_encoder_that_others_t
         task.train.augmentation, statistics, replace(task.spec, modality=modality)
     )
     batch = pair((4, 3), (4, 3))
-    states = {
-        "audio": torch.zeros(2, 4, AUDIO_DIM), "text": torch.zeros(2, 4, TEXT_DIM)
-    } | ({"audio": torch.ones(2, 4, 321).short()} if modality == "text" else {
-        "text": torch.ones(2, 4, 1).int()
-    })  # fmt: skip
-    batch = replace(batch, states=replace(batch.states, **states))
+    audio, text = torch.zeros(2, 4, AUDIO_DIM), torch.zeros(2, 4, TEXT_DIM)
+    if modality == "text":
+        audio = torch.ones(2, 4, 321, dtype=torch.int16)
+    else:
+        text = torch.ones(2, 4, 1, dtype=torch.int32)
+    batch = replace(batch, states=replace(batch.states, audio=audio, text=text))
     changed = change(batch, one_place(0.7), np.array([0])).states
     assert getattr(changed, modality).any()
     other = changed.text if modality == "audio" else changed.audio
