@@ -76,8 +76,8 @@ class EncoderLatency:
 
     Clips are read and encoded as by the features stage: the same seconds, in the same windows.
     A head that reads one of several speech encoders is timed with that one alone, and one that
-    reads one of several stored layers with the encoder cut there. Of an encoder that is trained with
-    the models, what is timed here makes what the store keeps; the rest is part of the model.
+    reads one of several stored layers with the encoder cut there. Of an encoder that is trained,
+    what is timed here makes what the store keeps; the rest is part of the model.
 
     Attributes:
         ids: the timed clips, evenly spaced over the `ids` passed in.
