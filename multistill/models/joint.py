@@ -70,14 +70,6 @@ class JointModel(nn.Module):
         return self.head.dimension_scale
 
     @property
-    def keeps_sequences(self) -> bool:
-        return self.head.keeps_sequences
-
-    @keeps_sequences.setter
-    def keeps_sequences(self, keeps: bool) -> None:
-        self.head.keeps_sequences = keeps
-
-    @property
     def standardizes(self) -> bool:
         return self.head.standardizes
 
