@@ -72,7 +72,9 @@ def add_adapters(layers: Iterable[nn.Module], width: int, bottleneck: int, where
             holder, _, attribute = name.rpartition(".")
             parent = layer.get_submodule(holder)
             module = getattr(parent, attribute)
-            setattr(parent, attribute, Adapted(module, Bottleneck(width, bottleneck)))
+            # The feed-forward parts of MobileBERT are narrower than its states.
+            own = module.out_features if isinstance(module, nn.Linear) else width
+            setattr(parent, attribute, Adapted(module, Bottleneck(own, bottleneck)))
 
 
 def _has(layer: nn.Module, name: str) -> bool:
@@ -100,7 +102,7 @@ def add_lora(
     inside = {id(module) for layer in layers for module in _linear_modules(layer)}
     names = [name for name, module in network.named_modules() if id(module) in inside]
     if not names:
-        raise UsageError(f"{where} has no linear modules in its layers; use `adapter` or `last-1`")
+        raise UsageError(f"{where} has no linear modules in its layers; use `adapter` or `full`")
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)
     inject_adapter_in_model(config, network)
 

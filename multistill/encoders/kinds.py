@@ -25,13 +25,15 @@ LIKE_WAV2VEC2 = frozenset({
 })
 """Types whose layers are where `speech.Wav2Vec2Family` looks for them."""
 LIKE_BERT = frozenset({
-    "bert", "bert-generation", "big_bird", "camembert", "convbert", "data2vec-text", "deberta",
-    "deberta-v2", "electra", "ernie", "esm", "ibert", "layoutlm", "lilt", "longformer", "luke",
-    "megatron-bert", "mobilebert", "mpnet", "mra", "nystromformer", "rembert", "roberta",
-    "roberta-prelayernorm", "roc_bert", "roformer", "splinter", "xlm-roberta", "xlm-roberta-xl",
-    "xmod", "yoso",
+    "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "deberta", "deberta-v2",
+    "electra", "ernie", "esm", "ibert", "layoutlm", "lilt", "longformer", "luke", "megatron-bert",
+    "mobilebert", "mpnet", "mra", "rembert", "roberta", "roberta-prelayernorm", "roc_bert",
+    "roformer", "splinter", "xlm-roberta", "xlm-roberta-xl",
 })
 """Types whose layers are where `text.TransformerText` looks for them."""
+UNLIKE_BERT = frozenset({"convbert", "nystromformer", "xmod", "yoso"})
+"""Types with layers there that do not attend as BERT's do: the states of a text depend on the
+padding behind it, or on a language that must be named first (xmod)."""
 # fmt: on
 
 SPEECH_ADVICE = "use a wav2vec2, HuBERT, WavLM, data2vec-audio, Whisper or W2v-BERT model"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from multistill.config import TextEncoderConfig
 from multistill.encoders.base import TEXT_SECTION, EncoderInfo, Weights
-from multistill.encoders.kinds import TEXT_ADVICE
+from multistill.encoders.kinds import TEXT_ADVICE, UNLIKE_BERT
 from multistill.encoders.layers import LayerSelector
 from multistill.encoders.tokenizers import HASHED, Tokenizer
 from multistill.encoders.trained_layers import stored_layers
@@ -165,7 +165,8 @@ def refuse_other_kinds(model: Any, config: TextEncoderConfig) -> None:
     Raises:
         MultistillError: it is not.
     """
-    if not hasattr(getattr(model, "encoder", None), "layer"):
+    like_bert = hasattr(getattr(model, "encoder", None), "layer")
+    if not like_bert or model.config.model_type in UNLIKE_BERT:
         raise MultistillError(
             f"{TEXT_SECTION}.model: `{config.model}` ({model.config.model_type}) is not built "
             f"like BERT; {TEXT_ADVICE}"

@@ -113,7 +113,7 @@ class Convolutions(nn.Module):
 
 def test_layers_without_linear_modules() -> None:
     network = nn.ModuleList([Convolutions()])
-    with told("{} has no linear modules in its layers; use `adapter` or `last-1`", UsageError):
+    with told("{} has no linear modules in its layers; use `adapter` or `full`", UsageError):
         add_lora(network, network, 2, 4.0, "the encoder `x`")
     add_adapters(network, 4, 2, "the encoder `x`")
 

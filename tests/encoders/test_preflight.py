@@ -184,7 +184,9 @@ def test_special_tokens_and_algorithm_tell_a_tokenizer_of_another_family(electra
     assert "is a BPE tokenizer, and electra models have WordPiece" in sentences(text=electra)[0]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "t5", "distilbert", "albert", "llama"])
+@pytest.mark.parametrize(
+    "kind", ["gpt2", "t5", "distilbert", "albert", "llama", "convbert", "xmod"]
+)
 def test_a_text_model_that_is_not_built_like_bert_is_refused(electra: Path, kind: str) -> None:
     edit(electra / "config.json", model_type=kind)
     [sentence] = sentences(text=electra)

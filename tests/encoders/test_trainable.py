@@ -20,9 +20,10 @@ from helpers.tiny_encoders import (
     save_text_model,
     whisper_encoder,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from multistill.config import SpeechEncoderConfig, TextEncoderConfig
+from multistill.encoders.adapters import add_adapters
 from multistill.encoders.masking import SpecAugment
 from multistill.encoders.registry import load_speech, load_text
 from multistill.encoders.stored_inputs import StoredWaves, decode_waves, encode_wave
@@ -359,6 +360,15 @@ def test_encoders_without_trainable_layers_are_refused() -> None:
 def test_the_top_layers_of_a_conformer_are_refused(models: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match="wav2vec2-conformer"):
         part(models, "wav2vec2-conformer", "last-2")
+
+
+def test_an_adapter_is_as_wide_as_what_it_follows() -> None:
+    layer, dense = nn.Module(), nn.Linear(8, 4)
+    layer.attention = nn.ModuleDict({"output": nn.ModuleDict({"dense": nn.Linear(8, 4)})})
+    layer.output = nn.ModuleDict({"dense": dense})
+    add_adapters([layer], 8, 2, "the encoder `x`")
+    states = torch.randn(3, 8)
+    torch.testing.assert_close(layer.output["dense"](states), dense(states))
 
 
 @pytest.mark.parametrize("train", ["full", "lora"])
