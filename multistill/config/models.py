@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from multistill.config.augmentation import AugmentationConfig
 from multistill.config.base import Section, execution
@@ -204,6 +210,14 @@ class TeacherConfig(Section):
         if not self.models:
             return {"teacher": self.model}
         return {f"teacher-{number}": each for number, each in enumerate(self.models, start=1)}
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `model` where `models` stands in its place, so that it can be read again."""
+        values: dict[str, Any] = handler(self)
+        if self.models:
+            del values["model"]
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> TeacherConfig:

@@ -74,6 +74,10 @@ class TrainableEncoder(nn.Module):
             model.pooler = None
         if hasattr(model.config, "layerdrop"):
             model.config.layerdrop = 0.0
+        if getattr(model, "feature_extractor", None) is not None:
+            # Never trained in fine-tuning: Baevski et al., 2020 (arXiv:2006.11477), section 4.3.
+            # Without this method, it would compute the gradient of the waves.
+            model.feature_extractor._freeze_parameters()
         if train.time_mask or train.feature_mask:
             masked = getattr(model, "masked_spec_embed", None) if train.time_mask else None
             network.masking = SpecAugment(train.time_mask, train.feature_mask, masked)
@@ -89,14 +93,8 @@ class TrainableEncoder(nn.Module):
     def _freeze_unused(self) -> None:
         """Of an encoder that is trained in full, freeze what has no influence on the states."""
         network = self.network
-        unused = [
-            # Not trained in fine-tuning: Baevski et al., 2020 (arXiv:2006.11477), section 4.3.
-            getattr(network.model, "feature_extractor", None),
-            None if network.selector.reads_output else network.final_norm,
-        ]
-        for module in unused:
-            if module is not None:
-                module.requires_grad_(False)
+        if network.final_norm is not None and not network.selector.reads_output:
+            network.final_norm.requires_grad_(False)
         masked = getattr(network.model, "masked_spec_embed", None)
         if masked is not None and (network.masking is None or network.masking.masked is None):
             masked.requires_grad_(False)

@@ -108,7 +108,9 @@ def _rows(clips: Sequence[dict[str, Any]], settings: CopiesConfig) -> Iterator[d
         copy = copy_name(number)
         for clip, person in zip(clips, persons, strict=True):
             name = clip["utterance_id"]
-            chosen = other_voices(people, person, generator_for(f"voices of {copy}", name))
+            chosen = other_voices(
+                people, person, generator_for(f"{settings.seed} voices of {copy}", name)
+            )
             yield {
                 "utterance_id": key_of(copy, name),
                 "audio_path": clip["audio_path"],

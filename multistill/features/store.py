@@ -9,7 +9,7 @@
 This module reads a store, `store_writer` writes one, and `docs/features.md` shows how to read
 one with plain pyarrow. States are stored without padding, so a clip of 3 s takes the space of
 3 s. For an encoder that is trained, `stored` in features.json says what is kept in their place.
- All processes of a node that read a store share one copy of it in the page cache.
+All processes of a node that read a store share one copy of it in the page cache.
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ class EncoderLatency:
 
     Clips are read and encoded as by the features stage: the same seconds, in the same windows.
     A head that reads one of several speech encoders is timed with that one alone, and one that
-    reads one of several stored layers with the encoder cut there.
+    reads one of several stored layers with the encoder cut there. Of an encoder that is trained,
+    what is timed here makes what the store keeps; the rest is part of the model.
 
     Attributes:
         ids: the timed clips, evenly spaced over the `ids` passed in.
@@ -138,7 +139,9 @@ class EncoderLatency:
         """
         if self.component_ms is None:
             return None
-        milliseconds, layers = dict(self.component_ms), layers or {}
+        milliseconds = dict(self.component_ms)
+        trained = self._config.trained
+        layers = {name: layer for name, layer in (layers or {}).items() if name not in trained}
         if speech_encoder is not None or "speech" in layers:
             milliseconds["speech"] = self._reading("speech", speech_encoder, layers.get("speech"))
         if "text" in layers:

@@ -53,7 +53,7 @@ def segment_means(states: Tensor, mask: Tensor, segments: Tensor, width: int) ->
     start = (index * length) // count
     end = ((index + 1) * length + count - 1) // count
     position = torch.arange(states.shape[1], device=states.device)
-    inside = (position >= start[:, :, None]) & (position < end[:, :, None])
+    inside = (position >= start[:, :, None]) & (position < end[:, :, None]) & mask[:, None]
     weights = inside.to(states.dtype)
     return (weights @ states) / weights.sum(dim=2, keepdim=True).clamp(min=1.0)
 

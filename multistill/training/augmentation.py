@@ -15,7 +15,8 @@ In the order in which it happens; random numbers are those of the clip's place i
     word_dropout    so many are left out (Wei and Zou 2019). The first stays, which is the one that
                     stands for the whole in encoders such as BERT.
 
-Means and deviations are those of the unchanged states of the training part.
+Means and deviations are those of the unchanged states of the training part. What a model does not
+read stays as it is: in its place the store may keep the input of an encoder that others train.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import Tensor
 from multistill.config import AugmentationConfig
 from multistill.features.collate import Batch
 from multistill.features.statistics import Moments, StateStatistics
+from multistill.models.spec import ModelSpec
 from multistill.training.epochs import Epoch
 from multistill.training.prefetch import MicroBatch
 from multistill.typing import IntArray
@@ -39,10 +41,13 @@ class StateAugmentation:
 
     Args:
         statistics: of the training part's states; None where only clips are mixed.
+        spec: of the model, which reads one modality or both.
     """
 
-    def __init__(self, config: AugmentationConfig, statistics: StateStatistics | None) -> None:
-        self.config = config
+    def __init__(
+        self, config: AugmentationConfig, statistics: StateStatistics | None, spec: ModelSpec
+    ) -> None:
+        self.config, self.spec = config, spec
         if config.changes_states:
             assert statistics is not None
             self.audio, self.text = _tensors(statistics.audio), _tensors(statistics.text)
@@ -61,7 +66,7 @@ class StateAugmentation:
         if self.config.mixup:
             shares = torch.from_numpy(epoch.mixing[group])
             mixed = _mix_targets(micro_batch, own, shares)
-            mixed = mixed if self.config.mixes_pooled else _mix_states(mixed, own)
+            mixed = mixed if self.config.mixes_pooled else _mix_states(mixed, own, self.spec)
         if self.config.changes_states:
             randoms = [epoch.random(place) for place in group.tolist()]
             if self.config.mixes_pooled:
@@ -72,29 +77,48 @@ class StateAugmentation:
 
     def _change(self, states: Batch, row: int, random: np.random.Generator) -> None:
         """Change the states of a row in place."""
+        if self.spec.reads_audio:
+            self._change_audio(states.audio[row, : int(states.audio_mask[row].sum())], random)
+        if self.spec.reads_text:
+            self._change_text(states, row, random)
+
+    def _add_noise(
+        self, values: Tensor, moments: tuple[Tensor, Tensor], random: np.random.Generator
+    ) -> None:
+        if self.config.noise:
+            drawn = random.standard_normal(values.shape, dtype=np.float32)
+            values += self.config.noise * moments[1] * torch.from_numpy(drawn)
+
+    def _change_audio(self, audio: Tensor, random: np.random.Generator) -> None:
+        """Change the frames [T, D] of a clip in place."""
         config = self.config
-        frames, tokens = int(states.audio_mask[row].sum()), int(states.text_mask[row].sum())
-        audio, text = states.audio[row, :frames], states.text[row, :tokens]
-        if config.noise:
-            for values, (_, deviation) in ((audio, self.audio), (text, self.text)):
-                drawn = random.standard_normal(values.shape, dtype=np.float32)
-                values += config.noise * deviation * torch.from_numpy(drawn)
+        self._add_noise(audio, self.audio, random)
         mean = self.audio[0]
         for _ in range(config.time_masks):
-            start, stop = _stretch(frames, config.time_width, random)
+            start, stop = _stretch(len(audio), config.time_width, random)
             audio[start:stop] = mean
         for _ in range(config.feature_masks):
             start, stop = _stretch(len(mean), config.feature_width, random)
             audio[:, start:stop] = mean[start:stop]
+
+    def _change_text(self, states: Batch, row: int, random: np.random.Generator) -> None:
+        """Change the tokens of a row in place; what is left stays in front of the padding."""
+        config = self.config
+        tokens = int(states.text_mask[row].sum())
+        text = states.text[row, :tokens]
+        self._add_noise(text, self.text, random)
         if tokens < 2:
             return
         # The whole part and a random number below 1: the expected share is exact for few tokens.
         for _ in range(int(config.word_swap * (tokens - 1) + random.random())):
             first, second = (1 + random.integers(tokens - 1, size=2)).tolist()
             text[[first, second]] = text[[second, first]]
-        left_out = random.random(tokens) < config.word_dropout
-        left_out[0] = False
-        states.text_mask[row, :tokens] &= torch.from_numpy(~left_out)
+        kept = random.random(tokens) >= config.word_dropout
+        kept[0] = True
+        if not kept.all():
+            left = text[torch.from_numpy(kept)]
+            text[: len(left)], text[len(left) :] = left, 0.0
+            states.text_mask[row, len(left) : tokens] = False
 
 
 def _tensors(moments: Moments) -> tuple[Tensor, Tensor]:
@@ -158,18 +182,18 @@ def _mix_dimensions(
     return targets, partner
 
 
-def _mix_states(micro_batch: MicroBatch, own: int) -> MicroBatch:
+def _mix_states(micro_batch: MicroBatch, own: int, spec: ModelSpec) -> MicroBatch:
     """The states and context of the first rows, mixed with those of the second."""
     states, shares = micro_batch.states, micro_batch.mixing
     assert shares is not None
     for row, share in enumerate(shares.tolist()):
-        for values, known in (
-            (states.audio, states.audio_mask),
-            (states.text, states.text_mask),
+        for values, known, read in (
+            (states.audio, states.audio_mask, spec.reads_audio),
+            (states.text, states.text_mask, spec.reads_text),
         ):
             length, other = int(known[row].sum()), int(known[own + row].sum())
             # What one of the two lacks is not mixed: a clip without transcript stays without.
-            if length and other:
+            if read and length and other:
                 positions = (2 * torch.arange(length) + 1) * other // (2 * length)
                 values[row, :length].lerp_(values[own + row, positions], 1.0 - share)
     context, mask = micro_batch.context, micro_batch.context_mask

@@ -181,7 +181,9 @@ class _Training:
             device,
             self.max_frames,
             self.data.context,
-            StateAugmentation(augmentation, statistics) if augmentation.enabled else None,
+            StateAugmentation(augmentation, statistics, task.spec)
+            if augmentation.enabled
+            else None,
         )
         self.progress = Progress(identity={**task.identity(), "features": self.data.identity()})
 

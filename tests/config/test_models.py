@@ -7,7 +7,7 @@ import yaml
 from helpers.search_case import STUDENT, TASK
 from pydantic import ValidationError
 
-from multistill.config import DistillationConfig, JobConfig, SearchConfig
+from multistill.config import DistillationConfig, JobConfig, SearchConfig, TeacherConfig
 from multistill.search.space import apply, check_space, current
 
 
@@ -143,3 +143,9 @@ def named(place: str, name: str) -> JobConfig:
 def test_the_seed_of_the_split_is_its_own_and_part_of_the_identity() -> None:
     assert {job(seed=seed).split.seed for seed in range(1, 6)} == {1024}
     assert job(split={"seed": 5}).identity() != job().identity()
+
+
+def test_teachers_that_were_written_to_a_record_are_read_again() -> None:
+    for teacher in ({"models": ["small-text-teacher", "small-audio-teacher"]}, {"model": "p"}):
+        config = TeacherConfig.model_validate(teacher)
+        assert TeacherConfig.model_validate(config.model_dump(mode="json")) == config

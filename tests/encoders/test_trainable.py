@@ -361,6 +361,17 @@ def test_the_top_layers_of_a_conformer_are_refused(models: dict[str, Path]) -> N
         part(models, "wav2vec2-conformer", "last-2")
 
 
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_nothing_is_computed_backwards_through_the_convolutions(
+    models: dict[str, Path], train: str
+) -> None:
+    encoder, read = part(models, "wav2vec2", train), []
+    extractor = encoder.network.model.feature_extractor
+    extractor.register_forward_hook(lambda _module, _inputs, output: read.append(output))
+    encoder(*rows(speech(models, "wav2vec2", train=train)))
+    assert read and not any(output.requires_grad for output in read)
+
+
 def test_batch_norm_keeps_the_statistics_of_the_checkpoint(models: dict[str, Path]) -> None:
     config = speech(models, "wav2vec2-conformer", train="lora")
     _, encoder = load(config)

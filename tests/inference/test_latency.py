@@ -155,3 +155,12 @@ def test_a_head_of_one_of_several_speech_encoders_is_timed_with_that_one_alone(
         assert latency.end_to_end_ms("audio", [0.0], speech_encoder="log-mel")
         assert latency.end_to_end_ms("audio", [0.0], {"speech": 1}, "model")
     assert loaded == [("log-mel", ()), (model, (1,))]
+
+
+def test_what_is_stored_of_a_trained_encoder_takes_every_head_the_same_time(tmp_path: Path) -> None:
+    model = str(save_wav2vec2(tmp_path / "model", layers=3))
+    speech = {"model": model, "layers": [1, 3], "combine": "concat", "train": "last-2"}
+    info = {"settings": FeaturesConfig.model_validate({"speech": speech}).model_dump()}
+    latency = EncoderLatency(one_clip(tmp_path), info, ["a"], 1, CPU)
+    of_all = latency.end_to_end_ms("audio", [0.0])
+    assert of_all and latency.end_to_end_ms("audio", [0.0], {"speech": 1}) == of_all

@@ -29,6 +29,7 @@ from multistill.config import AugmentationConfig
 from multistill.errors import MultistillError
 from multistill.models.build import build
 from multistill.models.losses import label_loss
+from multistill.models.spec import ModelSpec
 from multistill.training.augmentation import StateAugmentation
 from multistill.training.checkpoint import best_weights
 from multistill.training.data import TrainingData
@@ -68,7 +69,7 @@ def read(task: TrainingTask, epoch: int = 1) -> tuple[Epoch, MicroBatch, MicroBa
     """The first batch of an epoch, as it is trained on, and as it stands in the store."""
     data = TrainingData.open(task)
     planned = EpochPlanner(task, data).plan(epoch)
-    change = StateAugmentation(task.train.augmentation, data.statistics(task))
+    change = StateAugmentation(task.train.augmentation, data.statistics(task), task.spec)
     device = torch.device("cpu")
     group = [planned.batches[0]]
     changed = Prefetcher(data.store, device, None, None, change)
@@ -202,7 +203,7 @@ def one_place(mixing: float) -> Epoch:
     st.floats(0.5, 1.0, width=32),
 )
 def test_a_mixture_has_the_clips_length_and_means_mixed_by_the_share(lengths, tokens, share):
-    change = StateAugmentation(AugmentationConfig(mixup=1.0), None)
+    change = StateAugmentation(AugmentationConfig(mixup=1.0), None, ModelSpec("multimodal"))
     mixed = change(pair(lengths, tokens), one_place(share), np.array([0]))
     states, mean = mixed.states, (1 - share) - share
     for values, mask, (own, other) in (
@@ -333,5 +334,31 @@ def test_words_are_swapped_and_left_out_but_never_the_first(corpus):
         before, after = plain.states.text_mask, batch.states.text_mask
         assert torch.equal(before[:, 0], after[:, 0])
         assert not (after & ~before).any()
+        assert not (after[:, 1:] & ~after[:, :-1]).any(), "padding comes last"
+        for row in range(len(after)):
+            tokens = iter(plain.states.text[row, before[row]].tolist())
+            assert all(token in tokens for token in batch.states.text[row, after[row]].tolist())
         kept.append(float(after[:, 1:].sum() / before[:, 1:].sum()))
     assert np.mean(kept) == pytest.approx(0.7, abs=0.05)
+
+
+@pytest.mark.parametrize("modality", ["audio", "text"])
+def test_what_a_model_does_not_read_may_be_the_input_of_an_encoder_that_others_train(
+    corpus, modality
+):
+    task = augmented(corpus, "all")
+    statistics = TrainingData.open(task).statistics(task)
+    change = StateAugmentation(
+        task.train.augmentation, statistics, replace(task.spec, modality=modality)
+    )
+    batch = pair((4, 3), (4, 3))
+    audio, text = torch.zeros(2, 4, AUDIO_DIM), torch.zeros(2, 4, TEXT_DIM)
+    if modality == "text":
+        audio = torch.ones(2, 4, 321, dtype=torch.int16)
+    else:
+        text = torch.ones(2, 4, 1, dtype=torch.int32)
+    batch = replace(batch, states=replace(batch.states, audio=audio, text=text))
+    changed = change(batch, one_place(0.7), np.array([0])).states
+    assert getattr(changed, modality).any()
+    other = changed.text if modality == "audio" else changed.audio
+    assert not other.is_floating_point() and (other == 1).all()
