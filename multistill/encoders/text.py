@@ -69,9 +69,14 @@ class TextNetwork(nn.Module):
         if hasattr(self.model, "embeddings_project"):
             self.model.embeddings_project = nn.Identity()
 
-    def from_states(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Like `forward`, of the hidden state that `start_at` named [B, T, hidden]."""
-        output = self.model(inputs_embeds=states, attention_mask=mask.long())
+    def from_states(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """Like `forward`, of the hidden state that `start_at` named [B, T, hidden].
+
+        Args:
+            mask: None: nothing is padded.
+        """
+        seen = None if mask is None else mask.long()
+        output = self.model(inputs_embeds=states, attention_mask=seen)
         return self.selector.gather(output.last_hidden_state)
 
 
