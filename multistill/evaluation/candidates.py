@@ -128,9 +128,14 @@ class LoadedModel:
         )
 
     @property
+    def trains_encoder(self) -> bool:
+        """Whether a member was trained with an encoder."""
+        return any(isinstance(model, JointModel) for model in self.members)
+
+    @property
     def layers_read(self) -> dict[Encoder, int]:
         """As of `ModelSpec`; a model that runs an encoder itself reads all that the store keeps."""
-        return {} if isinstance(self.members[0], JointModel) else self.spec.layers_read
+        return {} if self.trains_encoder else self.spec.layers_read
 
     def in_int8(self, ids: list[str]) -> DoubleArray:
         """`probabilities` with the weights rounded to 8 bits."""
@@ -172,7 +177,7 @@ class LoadedModel:
         candidate = self.candidate
         # Layers below the trained ones are counted with the encoders.
         held = sum(_parameters_held(model) for model in self.members)
-        spec = None if isinstance(self.members[0], JointModel) else self.spec
+        spec = None if self.trains_encoder else self.spec
         return {
             "name": candidate.name,
             "role": candidate.role,
@@ -199,16 +204,18 @@ def _parameters_held(model: Model) -> int:
 def spec_of_ensemble(members: Sequence[ModelSpec]) -> ModelSpec:
     """The first member's, with all encoders that any member needs."""
     first = members[0]
-
-    def common(values: set[int | None]) -> int | None:
-        return values.pop() if len(values) == 1 else None
-
+    heard = {(spec.speech_encoder, spec.speech_layer) for spec in members if spec.reads_audio}
+    read = {spec.text_layer for spec in members if spec.reads_text}
+    encoders = {encoder for encoder, _ in heard}
     same = len({spec.modality for spec in members}) == 1
     return replace(
         first,
         modality=first.modality if same else "multimodal",
-        speech_layer=common({spec.speech_layer for spec in members}),
-        text_layer=common({spec.text_layer for spec in members}),
+        front="linear",  # of a member, and a spec of text alone refuses a convolutional one
+        keep_unused_projection=first.keep_unused_projection and same,
+        speech_encoder=encoders.pop() if len(encoders) == 1 else None,
+        speech_layer=next(iter(heard))[1] if len(heard) == 1 else None,
+        text_layer=read.pop() if len(read) == 1 else None,
     )
 
 
