@@ -7,19 +7,34 @@ which casts directly into the padded float32 tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from multistill.features.store import FeatureStore
-from multistill.typing import IntArray
+from multistill.features.dtypes import Dtype
+from multistill.typing import AnyArray, FloatArray, IntArray
 
 BUCKET_BATCHES = 16
 """Batches in one sorted bucket: enough to reduce padding, few enough to keep batches random."""
+
+
+class States(Protocol):
+    """Where states come from: a `FeatureStore`, or `StatesInMemory`."""
+
+    dtype: Dtype
+    audio_dim: int
+    text_dim: int
+
+    def audio_frames(self, ids: Iterable[str], /) -> IntArray: ...
+
+    def text_tokens(self, ids: Iterable[str], /) -> IntArray: ...
+
+    def raw(self, modality: str, utterance_id: str, /) -> tuple[AnyArray, FloatArray | None]: ...
 
 
 @dataclass
@@ -67,7 +82,7 @@ class Batch:
         return len(self.ids)
 
 
-def collate(store: FeatureStore, ids: Sequence[str], max_frames: int | None = None) -> Batch:
+def collate(store: States, ids: Sequence[str], max_frames: int | None = None) -> Batch:
     """Read the states of some utterances and pad them into one batch.
 
     Args:
@@ -84,7 +99,7 @@ def collate(store: FeatureStore, ids: Sequence[str], max_frames: int | None = No
 
 
 def _pad(
-    store: FeatureStore, modality: str, ids: Sequence[str], lengths: IntArray, dim: int
+    store: States, modality: str, ids: Sequence[str], lengths: IntArray, dim: int
 ) -> tuple[Tensor, Tensor]:
     width = max(1, int(lengths.max(initial=0)))
     padded = np.empty((len(ids), width, dim), dtype=np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from multistill.corpora.manifest import read_manifest
-from multistill.features.collate import collate, cut_by_padded_size
+from multistill.features.collate import States, collate, cut_by_padded_size
 from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
 from multistill.models.build import EmotionModel
@@ -52,7 +52,7 @@ class Outputs:
 
 def predict(
     model: EmotionModel,
-    store: FeatureStore,
+    store: States,
     ids: Sequence[str],
     device: torch.device | str | None = None,
     max_frames: int | None = None,
@@ -107,7 +107,7 @@ def predict(
 
 def predict_logits(
     model: EmotionModel,
-    store: FeatureStore,
+    store: States,
     ids: Sequence[str],
     device: torch.device | str | None = None,
     max_frames: int | None = None,

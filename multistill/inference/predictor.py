@@ -6,12 +6,37 @@ Every other way to a prediction goes through `Predictor`: the commands `predict`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from multistill.typing import FloatArray
+import numpy as np
+import torch
+
+from multistill.audio import SAMPLE_RATE
+from multistill.audio.errors import UnusableClipError, describe
+from multistill.audio.reading import MAX_SECONDS
+from multistill.config import SpeechEncoderConfig
+from multistill.corpora.text import code_points, control_characters, tidy
+from multistill.errors import UsageError
+from multistill.features.attempts import is_of_the_item
+from multistill.features.decode import Wave, decode, decode_array
+from multistill.features.in_memory import StatesInMemory, encode_clip
+from multistill.hardware import default_device
+from multistill.inference.encoders import ModelEncoders
+from multistill.inference.predict import predict
+from multistill.inference.source import found_model
+from multistill.metrics.classification import EPS, distributions, log_probabilities, softmax
+from multistill.models.build import EmotionModel
+from multistill.models.context import DialogueContext
+from multistill.models.files import load_model, read_model_config
+from multistill.models.spec import Modality
+from multistill.typing import DoubleArray, FloatArray
 
 Audio: TypeAlias = str | Path | bytes | tuple[FloatArray, int]
 """A file's path, a file's content, or samples [n] or [n, channels] with their rate in Hz."""
@@ -52,36 +77,86 @@ class Prediction:
     milliseconds: dict[str, float]
     model: str
     missing: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 class Predictor:
     """A trained model with the encoders whose states it reads, on one device.
+
+    Made by `load`. A model that reads previous turns of a dialogue gets none: it predicts each
+    clip as the first of its dialogue.
 
     Attributes:
         name: as in `Prediction.model`.
         labels: classes in the order of the outputs; empty for a model of dimensions alone.
         dimensions: that the model predicts.
         modality: `audio`, `text` or `multimodal`.
-        minimum_samples: length of the shortest recording at 16 kHz that makes a state; 0 for a
+        temperature: by which the logarithms of probabilities are divided; 1: not at all.
+        minimum_samples: length of the shortest recording at 16 kHz that can be predicted; 0 for a
             model of text alone.
+        device: where model and encoders are.
     """
 
+    def __init__(
+        self,
+        model: EmotionModel,
+        config: Mapping[str, Any],
+        encoders: ModelEncoders,
+        name: str,
+        device: torch.device,
+        temperature: float | None = None,
+    ) -> None:
+        self.name = name
+        self.labels: tuple[str, ...] = tuple(config["labels"])
+        self.dimensions: tuple[str, ...] = model.spec.dimensions
+        self.modality: Modality = model.spec.modality
+        fitted = config["temperature"] if temperature is None else temperature
+        self.temperature: float = 1.0 if fitted is None else fitted
+        self.minimum_samples = 0 if encoders.speech is None else encoders.speech.minimum_samples
+        self.device = device
+        self._model = model
+        self._encoders = encoders
+        self._output: str = config["output"]
+        self._max_frames: int | None = config["max_frames"]
+
     @classmethod
-    def load(cls, model: str | Path, device: str | None = None) -> Predictor:
-        """Load a model and its encoders; neither Ray nor pickle is used.
+    def load(
+        cls,
+        model: str | Path,
+        device: str | None = None,
+        *,
+        workspace: str | Path = "workspace",
+        temperature: float | None = None,
+    ) -> Predictor:
+        """Load a model and its encoders; Ray is not started, and pickles are not read.
 
         Args:
             model: a model folder; `models:/NAME@champion`, `models:/NAME/VERSION` or `runs:/ID`
                 on the MLflow server; or the name of a finished job, of which the student with the
                 best validation is taken.
             device: default: a GPU if available.
+            workspace: where the job ran. If MLFLOW_TRACKING_URI is not set, its database is
+                MLflow's.
+            temperature: in place of the one that was fitted on validation; 1: probabilities as
+                the model gives them.
+
+        Raises:
+            UsageError: there is no such model, job or device.
+            MultistillError: the model folder is damaged, or an encoder is gone or changed.
         """
-        raise NotImplementedError
+        if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
+            raise UsageError(f"temperature: {temperature} is not above 0; use 1 for none")
+        chosen = _device(device)
+        with found_model(model, Path(workspace)) as (folder, title):
+            config = read_model_config(folder)
+            head = load_model(folder).to(chosen)
+            encoders = ModelEncoders.load(config, head.spec, str(model), chosen)
+            name = title or _name(folder, config)
+        return cls(head, config, encoders, name, chosen, temperature)
 
     def predict(
         self,
-        audio: Audio | None,
+        audio: Audio | None = None,
         text: str | None = None,
         *,
         only: Sequence[str] | None = None,
@@ -90,10 +165,16 @@ class Predictor:
         """Predict one clip.
 
         Args:
+            text: transcript; None or blank: there is none.
             only: classes that are possible; the others have no probability.
             unsure_below: probability below which there is no label.
+
+        Raises:
+            UsageError: `only` or `unsure_below` do not fit the model.
+            UnusableClipError: the recording cannot be read or is too short, the text is not
+                Unicode, or the clip lacks all that the model reads.
         """
-        raise NotImplementedError
+        return self.predict_batch([Input(audio, text)], only=only, unsure_below=unsure_below)[0]
 
     def predict_batch(
         self,
@@ -102,8 +183,41 @@ class Predictor:
         only: Sequence[str] | None = None,
         unsure_below: float | None = None,
     ) -> list[Prediction]:
-        """Predict several clips; arguments as of `predict`."""
-        raise NotImplementedError
+        """Predict several clips; arguments and errors as of `predict`.
+
+        Clips are encoded one by one and share batches of the head, whose time is that of all
+        batches divided by the clips. All states are in memory at once: pass some hundred clips.
+        """
+        results = self.try_batch(inputs, only=only, unsure_below=unsure_below)
+        predictions = []
+        for each, result in zip(inputs, results, strict=True):
+            if isinstance(result, UnusableClipError):
+                raise _of(each, result) from result
+            predictions.append(result)
+        return predictions
+
+    def try_batch(
+        self,
+        inputs: Sequence[Input],
+        *,
+        only: Sequence[str] | None = None,
+        unsure_below: float | None = None,
+    ) -> list[Prediction | UnusableClipError]:
+        """Like `predict_batch`; why a clip cannot be predicted stands in its place."""
+        self.check(only, unsure_below)
+        model = self._model
+        states = StatesInMemory(self._encoders.config.dtype, model.audio_dim, model.text_dim)
+        results: dict[str, Prediction | UnusableClipError] = {}
+        clips: dict[str, _Clip] = {}
+        for number, each in enumerate(inputs):
+            try:
+                clips[str(number)] = self._encode(str(number), each, states)
+            except UnusableClipError as error:
+                results[str(number)] = error
+        if clips:
+            for name, clip, outputs in self._run(clips, states):
+                results[name] = self._answer(clip, outputs, only, unsure_below)
+        return [results[str(number)] for number in range(len(inputs))]
 
     def predict_samples(
         self,
@@ -113,5 +227,202 @@ class Predictor:
         only: Sequence[str] | None = None,
         unsure_below: float | None = None,
     ) -> Prediction:
-        """Predict mono samples [n] at 16 kHz, as `predict((samples, 16000))` but not copied."""
-        raise NotImplementedError
+        """Predict mono samples [n] at 16 kHz; the same as `predict((samples, 16000))`."""
+        return self.predict((samples, SAMPLE_RATE), text, only=only, unsure_below=unsure_below)
+
+    def check(self, only: Sequence[str] | None, unsure_below: float | None) -> None:
+        """Refuse arguments of `predict` that do not fit the model.
+
+        Raises:
+            UsageError: names the first.
+        """
+        if unsure_below is not None and not 0.0 <= unsure_below <= 1.0:
+            raise UsageError(
+                f"unsure_below: {unsure_below} is no probability; use a value from 0 to 1"
+            )
+        if only is not None and not only:
+            raise UsageError("only: no class is possible; name one, or leave it out")
+        for name in only or ():
+            if name not in self.labels:
+                found = ", ".join(self.labels) or "none, dimensions alone"
+                raise UsageError(
+                    f"only: the model has no class `{name}`; use some of its classes: {found}"
+                )
+
+    def _encode(self, name: str, clip: Input, states: StatesInMemory) -> _Clip:
+        """Add the states of a clip under a name.
+
+        Raises:
+            UnusableClipError: it cannot be read or encoded.
+        """
+        spec, encoders = self._model.spec, self._encoders
+        text = _checked_text(clip.text) if spec.reads_text else ""
+        given = {"audio": clip.audio is not None, "text": bool(text)}
+        reads = ["audio"] * spec.reads_audio + ["text"] * spec.reads_text
+        missing = tuple(modality for modality in reads if not given[modality])
+        if len(missing) == len(reads):
+            raise UnusableClipError("nothing to read", f"the model reads {' and '.join(reads)}")
+        milliseconds: dict[str, float] = {}
+        notes: list[str] = []
+        audio = np.zeros((0, self._model.audio_dim), np.float32)
+        tokens = np.zeros((0, self._model.text_dim), np.float32)
+        with _of_the_clip():
+            if encoders.speech is not None and clip.audio is not None:
+                with _timed(milliseconds, "decode"):
+                    wave = self._decode(clip.audio, encoders.config.speech)
+                notes += _notes_on(wave, encoders.config.speech)
+                speech, config = encoders.speech, encoders.config
+                with _timed(milliseconds, "speech"):
+                    audio = encode_clip(wave.samples, speech, config.speech, config.batch_seconds)
+            if encoders.text is not None and text:
+                with _timed(milliseconds, "text"):
+                    [tokens] = encoders.text.encode([text])
+                if encoders.text.is_cut(text):
+                    notes.append(f"the transcript was cut after {len(tokens)} tokens")
+        states.add(name, audio, tokens)
+        if spec.context_turns:
+            notes.append("predicted without the previous turns of its dialogue")
+        return _Clip(milliseconds, missing, tuple(notes))
+
+    @staticmethod
+    def _decode(audio: Audio, config: SpeechEncoderConfig) -> Wave:
+        limits: Any = {"max_seconds": config.max_seconds, "long_clips": config.long_clips}
+        if isinstance(audio, tuple):
+            return decode_array(*audio, **limits)
+        return decode(audio if isinstance(audio, bytes) else os.fspath(audio), **limits)
+
+    def _run(
+        self, clips: Mapping[str, _Clip], states: StatesInMemory
+    ) -> Iterator[tuple[str, _Clip, _Outputs]]:
+        """Outputs of the head for each clip."""
+        ids = list(clips)
+        context, turns = None, self._model.spec.context_turns
+        if turns:
+            alone: dict[str, list[Any]] = {
+                "utterance_id": ids,
+                "dialogue": ids,
+                "turn": [0] * len(ids),
+            }
+            context = DialogueContext(states, alone, turns)
+        start = time.perf_counter()
+        outputs = predict(
+            self._model, states, ids, self.device, self._max_frames, context=context,
+            keep_pooled=False,
+        )  # fmt: skip
+        head = 1000 * (time.perf_counter() - start) / len(ids)
+        shares = distributions(outputs.logits, self._output)
+        if self.temperature != 1.0:
+            shares = softmax(log_probabilities(shares) / self.temperature)
+        for name, distribution, dimensions in zip(ids, shares, outputs.dimensions, strict=True):
+            yield name, clips[name], _Outputs(distribution, dimensions, head)
+
+    def _answer(
+        self,
+        clip: _Clip,
+        outputs: _Outputs,
+        only: Sequence[str] | None,
+        unsure_below: float | None,
+    ) -> Prediction:
+        kept = [n for n, label in enumerate(self.labels) if only is None or label in only]
+        shares = outputs.distribution[kept]
+        if only is not None:
+            shares = np.maximum(shares, EPS)  # the classes that are left may all have none
+            shares = shares / shares.sum()
+        label = None
+        if kept:
+            best = int(shares.argmax())
+            if unsure_below is None or shares[best] >= unsure_below:
+                label = self.labels[kept[best]]
+        milliseconds = {**clip.milliseconds, "head": outputs.milliseconds}
+        return Prediction(
+            label=label,
+            distribution={self.labels[n]: float(p) for n, p in zip(kept, shares, strict=True)},
+            dimensions=dict(zip(self.dimensions, map(float, outputs.dimensions), strict=True)),
+            milliseconds={**milliseconds, "total": sum(milliseconds.values())},
+            model=self.name,
+            missing=clip.missing,
+            notes=clip.notes,
+        )
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """What is known of a clip before the head runs, as in `Prediction`."""
+
+    milliseconds: dict[str, float]
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class _Outputs(NamedTuple):
+    distribution: DoubleArray
+    dimensions: FloatArray
+    milliseconds: float
+
+
+def _checked_text(text: str | None) -> str:
+    """A transcript as a manifest has it.
+
+    Raises:
+        UnusableClipError: it holds characters that no text has.
+    """
+    if text is not None and (control := control_characters(text)):
+        raise UnusableClipError("not text", f"the transcript has {code_points(control)}")
+    return tidy(text or "")
+
+
+def _notes_on(wave: Wave, config: SpeechEncoderConfig) -> Iterator[str]:
+    if wave.cut:
+        yield f"only the first {min(config.max_seconds, MAX_SECONDS):g} s were read"
+    if wave.silent:
+        yield "the recording is silent"
+
+
+@contextmanager
+def _timed(milliseconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    milliseconds[stage] = 1000 * (time.perf_counter() - start)
+
+
+@contextmanager
+def _of_the_clip() -> Iterator[None]:
+    """Turn what decoding or encoding one clip raises into its reason.
+
+    Raises:
+        UnusableClipError: another clip might not raise it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_of_the_item(error):
+            raise
+        raise UnusableClipError(
+            "cannot be encoded", f"{type(error).__name__}: {describe(error)}"
+        ) from error
+
+
+def _of(clip: Input, error: UnusableClipError) -> UnusableClipError:
+    """The error with the file's name."""
+    if not isinstance(clip.audio, str | Path):
+        return error
+    named = UnusableClipError(f"{os.fspath(clip.audio)}: {error}")
+    named.kind = error.kind
+    return named
+
+
+def _name(folder: Path, config: Mapping[str, Any]) -> str:
+    """What the training was called, and the start of the weights' checksum."""
+    training = config["training"].get("name") or folder.resolve().name
+    return f"{training} {config['sha256'][:8]}"
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name) if name else default_device()
+        torch.zeros(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device: `{name}` cannot be used ({describe(error)}); use cpu, or leave it out"
+        ) from error
+    return device

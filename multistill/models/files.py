@@ -2,8 +2,9 @@
 
 config.json holds all that an application needs to use the model: the architecture (`spec`,
 which includes the number of previous turns), the classes in order (`labels`), the kind of
-output (`output`), the number of audio frames read (`max_frames`), and the encoders it was
-trained with, including all their settings (`encoders`).
+output (`output`), the number of audio frames read (`max_frames`), the encoders it was trained
+with, including all their settings (`encoders`), the type in which their states were stored
+(`dtype`), and the temperature that calibrates its probabilities (`temperature`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from multistill.workspace import read_json, write_atomic, write_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-FORMAT = 2
+FORMAT = 3
 _PICKLES = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.ckpt")
 
 Role = Literal["teacher", "student", "control"]
@@ -47,6 +48,9 @@ class ModelInfo:
         max_frames: number of audio frames that the model reads of a clip; None: all.
         encoders: `speech` and `text`: name, revision, dimension and settings (layers and their
             combination, windows, seconds or tokens read), enough to compute the states.
+        dtype: type in which the states were stored (`features.dtype`), which rounds them.
+        temperature: by which logarithms of probabilities are divided, fitted on validation
+            (`multistill.metrics.calibration`); None: they are not calibrated.
         training: human-readable summary of the training.
     """
 
@@ -55,6 +59,8 @@ class ModelInfo:
     output: Output = "logits"
     max_frames: int | None = None
     encoders: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str = "float16"
+    temperature: float | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -62,9 +68,7 @@ class DamagedModelError(MultistillError):
     """The files are missing, incomplete or changed; an older copy of the model may be intact."""
 
 
-def save_model(
-    model: EmotionModel, folder: Path, info: ModelInfo, *, int8: bool = False
-) -> None:
+def save_model(model: EmotionModel, folder: Path, info: ModelInfo, *, int8: bool = False) -> None:
     """Write the weights, then the config with their checksum.
 
     Args:
@@ -92,6 +96,8 @@ def save_model(
         "text_dim": model.text_dim,
         "max_frames": info.max_frames,
         "encoders": dict(info.encoders),
+        "dtype": info.dtype,
+        "temperature": info.temperature,
         "training": dict(info.training),
         "sha256": hashlib.sha256(data).hexdigest(),
     }

@@ -1,0 +1,133 @@
+"""The encoders of a model folder, with the settings and weights that the model was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
+from multistill.encoders import side_by_side
+from multistill.encoders.base import SpeechEncoder, TextEncoder
+from multistill.encoders.registry import BUILT_IN_SPEECH, BUILT_IN_TEXT, load_text, resolve_text
+from multistill.errors import MultistillError
+from multistill.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class ModelEncoders:
+    """The encoders that a head needs.
+
+    Attributes:
+        config: the settings with which the states of its training were computed.
+        speech, text: None where the head does not read that modality.
+    """
+
+    config: FeaturesConfig
+    speech: SpeechEncoder | None
+    text: TextEncoder | None
+
+    @classmethod
+    def load(
+        cls, config: Mapping[str, Any], spec: ModelSpec, name: str, device: torch.device
+    ) -> ModelEncoders:
+        """Load what a head reads; of several speech encoders, only the one that is read.
+
+        Args:
+            config: of the model folder.
+            name: of the model, for messages.
+
+        Raises:
+            MultistillError: an encoder is gone, or has other weights by now, or the model folder
+                does not say which encoders its states are of.
+        """
+        described: Mapping[str, Mapping[str, Any]] = config["encoders"]
+        needed = ["speech"] * spec.reads_audio + ["text"] * spec.reads_text
+        for kind in needed:
+            if not described.get(kind, {}).get("settings"):
+                raise MultistillError(
+                    f"the model {name} does not say which {kind} encoder it reads, so recordings "
+                    "cannot be encoded for it; use a model folder that a job wrote"
+                )
+        features = FeaturesConfig.model_validate(
+            {kind: described[kind]["settings"] for kind in needed} | {"dtype": config["dtype"]}
+        )
+        speech = text = None
+        if spec.reads_audio:
+            speech = _load_speech(features.speech, described["speech"], spec, name, device)
+        if spec.reads_text:
+            text = _load_text(features.text, described["text"], name, device)
+        return cls(features, speech, text)
+
+
+def _load_speech(
+    config: SpeechEncoderConfig,
+    described: Mapping[str, Any],
+    spec: ModelSpec,
+    name: str,
+    device: torch.device,
+) -> SpeechEncoder:
+    parts: Sequence[Mapping[str, Any]] = described.get("parts") or [described]
+    revisions = [part["revision"] for part in parts]
+    pinned = [
+        part.model_copy(update=_pin(part.model, revision, BUILT_IN_SPEECH))
+        for part, revision in zip(config.parts, revisions, strict=True)
+    ]
+    first = _pin(config.model, revisions[0], BUILT_IN_SPEECH)
+    config = config.model_copy(update={**first, "additional": pinned[1:]})
+    only = spec.encoder_read if config.additional else None
+    read = [n for n, part in enumerate(config.parts) if only in {None, part.title}]
+    models = " + ".join(config.parts[n].model for n in read)
+    with _needed(name, "speech", models):
+        weights = side_by_side.resolve(config, only)
+        _compare(name, models, list(weights.values()), [revisions[n] for n in read])
+        return side_by_side.load(config, weights, device, parts)
+
+
+def _load_text(
+    config: TextEncoderConfig, described: Mapping[str, Any], name: str, device: torch.device
+) -> TextEncoder:
+    revision = described["revision"]
+    config = config.model_copy(update=_pin(config.model, revision, BUILT_IN_TEXT))
+    with _needed(name, "text", config.model):
+        resolved = resolve_text(config)
+        _compare(name, config.model, [resolved], [revision])
+        return load_text(config, resolved, device)
+
+
+def _pin(model: str, revision: str | None, built_in: Mapping[str, Any]) -> dict[str, Any]:
+    """The commit of the training, for a model of the hub, which may have a newer one by now."""
+    commit = revision is not None and not revision.startswith("folder-") and model not in built_in
+    return {"revision": revision} if commit else {}
+
+
+def _compare(
+    name: str, model: str, found: Sequence[str | None], trained: Sequence[str | None]
+) -> None:
+    for now, then in zip(found, trained, strict=True):
+        if now != then:
+            raise MultistillError(
+                f"the model {name} was trained on states of `{model}` with the weights {then}, "
+                f"and {now} is here; restore those weights, or train the model again"
+            )
+
+
+@contextmanager
+def _needed(name: str, kind: str, model: str) -> Iterator[None]:
+    """Say which model needs the encoder that cannot be loaded.
+
+    The advice to take another encoder, which a job file would allow, is left out: states of
+    another encoder mean nothing to a trained head.
+    """
+    try:
+        yield
+    except MultistillError as error:
+        if error.__cause__ is None:
+            raise
+        raise MultistillError(
+            f"the model {name} needs the {kind} encoder `{model}` ({error.__cause__}); put it "
+            "where it was when the model was trained"
+        ) from error
