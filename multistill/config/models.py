@@ -55,9 +55,7 @@ class ModelConfig(Section):
     front_channels: int | None = Field(
         None, ge=1, description="over time and frequency, of a convolutional front"
     )
-    front_blocks: int | None = Field(
-        None, ge=1, description="over time, of a convolutional front"
-    )
+    front_blocks: int | None = Field(None, ge=1, description="over time, of a convolutional front")
     audio_stride: int | None = Field(
         None, ge=1, description="neighbouring audio frames averaged into one before the head"
     )

@@ -15,26 +15,10 @@ from multistill.corpora.text import CorpusText
 from multistill.errors import UsageError
 from multistill.inference.predictor import Input
 
-ENDINGS = [
-    ".wav",
-    ".wave",
-    ".flac",
-    ".ogg",
-    ".oga",
-    ".opus",
-    ".mp3",
-    ".aif",
-    ".aiff",
-    ".aifc",
-    ".au",
-    ".snd",
-    ".caf",
-    ".w64",
-    ".rf64",
-    ".sph",
-    ".m4a",
-    ".mp4",
-]
+ENDINGS = (
+    *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au"),
+    *(".snd", ".caf", ".w64", ".rf64", ".sph", ".m4a", ".mp4"),
+)
 """Of the files that are taken from a folder."""
 TABLES = {".csv", ".tsv", ".parquet"}
 _COLUMNS = {"audio": ("audio", "audio_path"), "text": ("text",), "id": ("id", "utterance_id")}
@@ -49,7 +33,7 @@ class NamedClip:
     """
 
     id: str
-    input: Input = Input()
+    input: Input
     error: str | None = None
 
 
@@ -123,7 +107,7 @@ def _rows_of(path: Path) -> Iterator[NamedClip]:
     table.require_text([table.header[column] for column in columns.values() if column is not None])
     for row in table.rows():
         if isinstance(row, Rejected):
-            yield NamedClip(row.source, error=row.reason)
+            yield NamedClip(row.source, Input(), row.reason)
             continue
         source, values = row
         cells = {k: None if c is None else _cell(values[c]) for k, c in columns.items()}

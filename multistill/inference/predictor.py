@@ -310,8 +310,10 @@ class Predictor:
             keep_pooled=False,
         )  # fmt: skip
         head = 1000 * (time.perf_counter() - start) / len(ids)
-        shares = distributions(outputs.logits, self._output)
-        if self.temperature != 1.0:
+        shares = np.zeros((len(ids), 0))
+        if self.labels:
+            shares = distributions(outputs.logits, self._output)
+        if self.labels and self.temperature != 1.0:
             shares = softmax(log_probabilities(shares) / self.temperature)
         for name, distribution, dimensions in zip(ids, shares, outputs.dimensions, strict=True):
             yield name, clips[name], _Outputs(distribution, dimensions, head)
