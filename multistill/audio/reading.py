@@ -323,6 +323,10 @@ def _source(handle: int) -> Iterator[Any]:
         file = repaired(handle)
         source = _Sequential(handle, closefd=False) if file is None else _Sequential(file)
     except soundfile.LibsndfileError as error:
+        if os.pread(handle, 8, 0)[4:] == b"ftyp":
+            raise UnusableClipError(
+                "not supported", "sound in MPEG-4 files (M4A, AAC) is not read; save it as FLAC"
+            ) from error
         raise UnusableClipError(
             "not audio", f"libsndfile says: {error.error_string.strip().rstrip('.')}"
         ) from error

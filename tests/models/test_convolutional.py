@@ -24,7 +24,8 @@ LIGHT = [name for name in PRESETS if name.startswith("light-")]
 
 
 @pytest.mark.parametrize(
-    ("preset", "million"), [("light-student-s", 0.1), ("light-student", 0.5), ("light-student-l", 2.5)]
+    ("preset", "million"),
+    [("light-student-s", 0.1), ("light-student", 0.5), ("light-student-l", 2.5)],
 )
 def test_presets_have_about_the_size_that_they_are_named_for(preset: str, million: float) -> None:
     with torch.device("meta"):
