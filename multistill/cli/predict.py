@@ -12,7 +12,7 @@ import typer
 
 from multistill.cli.options import Json, print_json
 from multistill.cli.streams import prints_unicode
-from multistill.errors import MultistillError
+from multistill.errors import MultistillError, UsageError
 
 if TYPE_CHECKING:
     from multistill.inference.clips import NamedClip
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from multistill.inference.rows import Row
 
 CLIPS_PER_BATCH = 32
+MANY = 5000
+"""Clips from which they are encoded on Ray."""
 BAR = 30
 """Width of the longest bar, in characters."""
 
@@ -72,6 +74,14 @@ def predict(
     workspace: Annotated[
         Path, typer.Option("--workspace", metavar="PATH", help="where the job ran")
     ] = Path("workspace"),
+    ray: Annotated[
+        bool | None,
+        typer.Option(
+            "--ray/--no-ray",
+            help="encode on Ray, in shards beside --out that the same command continues after a "
+            f"kill; default: from {MANY:,} clips",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict the emotion of recordings and transcripts with a trained model."""
@@ -96,7 +106,9 @@ def predict(
     labels = [label for label in predictor.labels if only is None or label in only]
     failed = 0
     with _destination(out, labels, predictor.dimensions) as write:
-        for rows in _rows(predictor, clips, only, unsure_below):
+        for rows in _rows(
+            predictor, clips, only, unsure_below, _shards(ray, clips, predictor, out)
+        ):
             failed += sum("error" in row for row in rows)
             write(rows)
     if failed:
@@ -111,14 +123,25 @@ def _rows(
     clips: Sequence[NamedClip],
     only: Sequence[str] | None,
     unsure_below: float | None,
+    shards: Path | None,
 ) -> Iterator[list[Row]]:
-    """Rows of some clips at a time, with progress on standard error."""
+    """Rows of some clips at a time, with progress on standard error.
+
+    Args:
+        shards: folder of what is encoded on Ray; None: no Ray.
+    """
     from multistill.inference.rows import row_of
     from multistill.tracking.console import ConsoleLogger, ProgressDisplay
 
     display = ProgressDisplay()
     logger = ConsoleLogger(display, "predict")
     try:
+        if shards is not None:
+            from multistill.inference.at_scale import predict_at_scale
+
+            for results in predict_at_scale(predictor, clips, shards, only, unsure_below, logger):
+                yield [row_of(*result) for result in results]
+            return
         for start in range(0, len(clips), CLIPS_PER_BATCH):
             batch = clips[start : start + CLIPS_PER_BATCH]
             inputs = [clip.input for clip in batch if clip.error is None]
@@ -132,6 +155,21 @@ def _rows(
             logger.progress(start + len(batch), len(clips), "clips")
     finally:
         display.clear()
+
+
+def _shards(
+    ray: bool | None, clips: Sequence[NamedClip], predictor: Predictor, out: Path | None
+) -> Path | None:
+    """Where what is encoded on Ray is kept until the result is there; None: no Ray."""
+    from multistill.inference.at_scale import why_not
+
+    if ray is None:
+        ray = len(clips) >= MANY and out is not None and why_not(predictor) is None
+    if not ray:
+        return None
+    if out is None:
+        raise UsageError("--ray keeps its shards beside the result; name a file with --out")
+    return out.parent / f".{out.name}.shards"
 
 
 @contextmanager

@@ -55,12 +55,41 @@ class ModelEncoders:
         features = FeaturesConfig.model_validate(
             {kind: described[kind]["settings"] for kind in needed} | {"dtype": config["dtype"]}
         )
+        features = _pinned(features, described, spec)
         speech = text = None
         if spec.reads_audio:
             speech = _load_speech(features.speech, described["speech"], spec, name, device)
         if spec.reads_text:
             text = _load_text(features.text, described["text"], name, device)
         return cls(features, speech, text)
+
+
+def _pinned(
+    config: FeaturesConfig, described: Mapping[str, Mapping[str, Any]], spec: ModelSpec
+) -> FeaturesConfig:
+    """The settings with the commits of the training, where a hub may have newer ones by now."""
+    changes: dict[str, Any] = {}
+    if spec.reads_audio:
+        first, *others = (
+            _pin(part.model, described_part["revision"], BUILT_IN_SPEECH)
+            for part, described_part in zip(
+                config.speech.parts, _parts(described["speech"]), strict=True
+            )
+        )
+        additional = [
+            part.model_copy(update=pin)
+            for part, pin in zip(config.speech.additional, others, strict=True)
+        ]
+        changes["speech"] = config.speech.model_copy(update={**first, "additional": additional})
+    if spec.reads_text:
+        pin = _pin(config.text.model, described["text"]["revision"], BUILT_IN_TEXT)
+        changes["text"] = config.text.model_copy(update=pin)
+    return config.model_copy(update=changes)
+
+
+def _parts(speech: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Descriptions of all speech encoders."""
+    return speech.get("parts") or [speech]
 
 
 def _load_speech(
@@ -70,14 +99,8 @@ def _load_speech(
     name: str,
     device: torch.device,
 ) -> SpeechEncoder:
-    parts: Sequence[Mapping[str, Any]] = described.get("parts") or [described]
+    parts = _parts(described)
     revisions = [part["revision"] for part in parts]
-    pinned = [
-        part.model_copy(update=_pin(part.model, revision, BUILT_IN_SPEECH))
-        for part, revision in zip(config.parts, revisions, strict=True)
-    ]
-    first = _pin(config.model, revisions[0], BUILT_IN_SPEECH)
-    config = config.model_copy(update={**first, "additional": pinned[1:]})
     only = spec.encoder_read if config.additional else None
     read = [n for n, part in enumerate(config.parts) if only in {None, part.title}]
     models = " + ".join(config.parts[n].model for n in read)
@@ -91,7 +114,6 @@ def _load_text(
     config: TextEncoderConfig, described: Mapping[str, Any], name: str, device: torch.device
 ) -> TextEncoder:
     revision = described["revision"]
-    config = config.model_copy(update=_pin(config.model, revision, BUILT_IN_TEXT))
     with _needed(name, "text", config.model):
         resolved = resolve_text(config)
         _compare(name, config.model, [resolved], [revision])
@@ -99,7 +121,7 @@ def _load_text(
 
 
 def _pin(model: str, revision: str | None, built_in: Mapping[str, Any]) -> dict[str, Any]:
-    """The commit of the training, for a model of the hub, which may have a newer one by now."""
+    """`revision` of a model of the hub: its commit."""
     commit = revision is not None and not revision.startswith("folder-") and model not in built_in
     return {"revision": revision} if commit else {}
 

@@ -21,12 +21,13 @@ import torch
 from multistill.audio import SAMPLE_RATE
 from multistill.audio.errors import UnusableClipError, describe
 from multistill.audio.reading import MAX_SECONDS
-from multistill.config import SpeechEncoderConfig
+from multistill.config import FeaturesConfig, SpeechEncoderConfig
 from multistill.corpora.text import code_points, control_characters, tidy
 from multistill.errors import UsageError
 from multistill.features.attempts import is_of_the_item
 from multistill.features.decode import Wave, decode, decode_array
 from multistill.features.in_memory import StatesInMemory, encode_clip
+from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
 from multistill.inference.encoders import ModelEncoders
 from multistill.inference.predict import predict
@@ -95,6 +96,8 @@ class Predictor:
         minimum_samples: length of the shortest recording at 16 kHz that can be predicted; 0 for a
             model of text alone.
         device: where model and encoders are.
+        features: settings of the encoders, at the weights of the training.
+        partial: only one of several speech encoders is read and loaded.
     """
 
     def __init__(
@@ -114,6 +117,8 @@ class Predictor:
         self.temperature: float = 1.0 if fitted is None else fitted
         self.minimum_samples = 0 if encoders.speech is None else encoders.speech.minimum_samples
         self.device = device
+        self.features: FeaturesConfig = encoders.config
+        self.partial = model.spec.encoder_read is not None and len(encoders.config.speech.parts) > 1
         self._model = model
         self._encoders = encoders
         self._output: str = config["output"]
@@ -219,6 +224,26 @@ class Predictor:
                 results[name] = self._answer(clip, outputs, only, unsure_below)
         return [results[str(number)] for number in range(len(inputs))]
 
+    def predict_stored(
+        self,
+        store: FeatureStore,
+        ids: Sequence[str],
+        *,
+        only: Sequence[str] | None = None,
+        unsure_below: float | None = None,
+    ) -> list[Prediction]:
+        """Predict clips whose states are in a store that `features` made."""
+        tokens = store.text_tokens(ids)
+        reads_text = self._model.spec.reads_text
+        clips = {
+            name: _Clip({}, ("text",) if reads_text and not count else (), ())
+            for name, count in zip(ids, tokens, strict=True)
+        }
+        return [
+            self._answer(clip, outputs, only, unsure_below)
+            for _, clip, outputs in self._run(clips, store)
+        ]
+
     def predict_samples(
         self,
         samples: FloatArray,
@@ -280,8 +305,6 @@ class Predictor:
                 if encoders.text.is_cut(text):
                     notes.append(f"the transcript was cut after {len(tokens)} tokens")
         states.add(name, audio, tokens)
-        if spec.context_turns:
-            notes.append("predicted without the previous turns of its dialogue")
         return _Clip(milliseconds, missing, tuple(notes))
 
     @staticmethod
@@ -292,7 +315,7 @@ class Predictor:
         return decode(audio if isinstance(audio, bytes) else os.fspath(audio), **limits)
 
     def _run(
-        self, clips: Mapping[str, _Clip], states: StatesInMemory
+        self, clips: Mapping[str, _Clip], states: StatesInMemory | FeatureStore
     ) -> Iterator[tuple[str, _Clip, _Outputs]]:
         """Outputs of the head for each clip."""
         ids = list(clips)
@@ -343,8 +366,11 @@ class Predictor:
             milliseconds={**milliseconds, "total": sum(milliseconds.values())},
             model=self.name,
             missing=clip.missing,
-            notes=clip.notes,
+            notes=clip.notes + (_WITHOUT_TURNS if self._model.spec.context_turns else ()),
         )
+
+
+_WITHOUT_TURNS = ("predicted without the previous turns of its dialogue",)
 
 
 @dataclass(frozen=True)
