@@ -145,12 +145,13 @@ def _rows(
         for start in range(0, len(clips), CLIPS_PER_BATCH):
             batch = clips[start : start + CLIPS_PER_BATCH]
             inputs = [clip.input for clip in batch if clip.error is None]
-            results = iter(predictor.try_batch(inputs, only=only, unsure_below=unsure_below))
+            answers = iter(predictor.try_batch(inputs, only=only, unsure_below=unsure_below))
             rows = []
             for clip in batch:
-                result = next(results) if clip.error is None else clip.error
-                failed = isinstance(result, Exception)
-                rows.append(row_of(clip.id, str(result) if failed else result))
+                answer = next(answers) if clip.error is None else clip.error
+                rows.append(
+                    row_of(clip.id, str(answer) if isinstance(answer, Exception) else answer)
+                )
             yield rows
             logger.progress(start + len(batch), len(clips), "clips")
     finally:

@@ -79,8 +79,9 @@ def predict_at_scale(
             [clip.input for clip in valid], only=only, unsure_below=unsure_below
         )
         for clip, answer in zip(valid, answers, strict=True):
-            failed = isinstance(answer, UnusableClipError)
-            results.append((clip.id, str(answer) if failed else answer))
+            results.append(
+                (clip.id, str(answer) if isinstance(answer, UnusableClipError) else answer)
+            )
         yield results
     shutil.rmtree(folder, ignore_errors=True)
 
