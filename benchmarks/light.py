@@ -1,12 +1,15 @@
 """Students that are light end to end, on EMO-DB, leaving one speaker out: log-mel energies alone.
 
-    python benchmarks/light.py FOLDER --emodb DATA [--only NAME,...] [--speakers 1,2,...]
+    multistill run jobs/emodb.yaml --set corpora.0.path=/data/emodb --until prepare
+    python benchmarks/light.py FOLDER --manifest MANIFEST [--only NAME,...] [--speakers 1,2,...]
                                [--seeds 1] [--copies 4]
 
-Encodes the clips of four emotions (anger, happiness, sadness, neutral) and `--copies` distorted
+MANIFEST is the folder that the first command prints. Encodes its clips and `--copies` distorted
 copies of each once: as log-mel energies for the students, and by smart-turn for the teacher. Every
-speaker is tested once, by models trained on seven others; two more choose the epoch. The teacher's
-targets for the training clips come from teachers that did not hear these speakers. A copy has the
+speaker is tested once, by models trained on seven others; two more choose the epoch. The teacher is
+the linear probe on smart-turn's states, the strongest teacher that is fitted in a second; its
+targets for the training clips come from probes that did not hear these speakers, or in rows called
+in-sample from the one that did. A copy has the
 label and the target of its clip, and is read in training only. One process, one thread; every
 training is a line of FOLDER/runs.jsonl and is not repeated.
 
@@ -41,17 +44,17 @@ from heads import leaving_out, uar, write_manifest
 from multistill.audio import SAMPLE_RATE
 from multistill.audio.distortions import generator_for, reverberant, tilted, white_noise
 from multistill.config import DistillationConfig, SpeechEncoderConfig, TrainConfig
-from multistill.corpora.manifest import MANIFEST, label_arrays, read_manifest
+from multistill.corpora.manifest import MANIFEST, classes_of, label_arrays, read_manifest
 from multistill.distillation.targets import write_soft_targets
 from multistill.encoders.registry import load_speech, resolve_speech
 from multistill.features.cache import open_store
 from multistill.features.decode import decode
 from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
-from multistill.inference.ensemble import combine
 from multistill.inference.predict import predict_logits
+from multistill.inference.quantize import rounded
 from multistill.models.build import EmotionModel, build, count_parameters
 from multistill.models.presets import resolve
-from multistill.models.probe import fit_probe
+from multistill.models.probe import Probe, fit_probe
 from multistill.training.checkpoint import best_weights
 from multistill.training.data import TrainingData
 from multistill.training.loop import fit
@@ -64,9 +67,7 @@ ENCODERS = {
     "smart-turn-0": {"model": "smart-turn", "layers": [0]},
     "smart-turn-1": {"model": "smart-turn", "layers": [1]},
 }
-TEACHER = "teacher"
-TEACHERS = 1
-OUT_OF_FOLD = 2
+OUT_OF_FOLD = 3
 
 
 @dataclass(frozen=True)
@@ -79,22 +80,25 @@ class Row:
     train: dict[str, Any] = field(default_factory=dict)
     copies: bool = True
     distillation: dict[str, Any] | None = None
+    out_of_fold: bool = True
 
 
 HEAD = {"epochs": 25, "batch_size": 16, "learning_rate": 1e-3}
 LIGHT = {"epochs": 8, "batch_size": 16, "learning_rate": 2e-3, "weight_decay": 0.05}
 KD = {"temperature": 2.0, "weight": 0.7}
 ROWS = {
-    TEACHER: Row("small-audio-teacher", "smart-turn", train=HEAD, copies=False),
+    "teacher": Row("small-audio-teacher", "smart-turn", train=HEAD, copies=False),
     "student": Row("small-audio-student", train=HEAD, copies=False),
     "light-s": Row("light-student-s", train=LIGHT),
     "light-s-distilled": Row("light-student-s", train=LIGHT, distillation=KD),
+    "light-s-distilled-in-sample": Row(
+        "light-student-s", train=LIGHT, distillation=KD, out_of_fold=False
+    ),
     "light": Row("light-student", train=LIGHT),
     "light-distilled": Row("light-student", train=LIGHT, distillation=KD),
     "light-l": Row("light-student-l", train=LIGHT),
     "light-l-distilled": Row("light-student-l", train=LIGHT, distillation=KD),
 }
-CONTROLS = {"-distilled": ""}
 
 
 def distorted(samples: FloatArray, clip: str, copy: int) -> FloatArray:
@@ -177,7 +181,11 @@ class Bench:
         ids = np.array(table["utterance_id"].to_pylist())
         split = table["split"].to_numpy(zero_copy_only=False)
         parts = ("train", "valid", "test")
-        return path, {p: list(ids[split == p]) for p in parts}, {p: labels[split == p] for p in parts}
+        return (
+            path,
+            {p: list(ids[split == p]) for p in parts},
+            {p: labels[split == p] for p in parts},
+        )
 
     def train(
         self, row: Row, manifest: Path, seed: int, targets: Path | None = None
@@ -206,47 +214,57 @@ class Bench:
         model.load_state_dict(weights)
         return model.eval()
 
-    def targets(self, speaker: int) -> Path:
-        """The teachers' distributions: of training clips by those that did not hear the speaker."""
-        path = self.folder / f"targets-{speaker}-{self.copies}.parquet"
+    def targets(self, speaker: int, out_of_fold: bool) -> Path:
+        """The teacher's answers: of a training clip by a probe that did not hear its voice, or by
+        the one that was fitted on all.
+        """
+        kind = "out-of-fold" if out_of_fold else "in-sample"
+        path = self.folder / f"targets-{kind}-{speaker}-{self.copies}.parquet"
         if path.exists():
             return path
         manifest, ids, _ = self.fold(speaker)
-        table = pq.read_table(manifest / MANIFEST)
-        groups = np.array(table["group"].to_pylist())
-        split = table["split"].to_numpy(zero_copy_only=False)
-        names = np.array(table["utterance_id"].to_pylist())
-        speakers = sorted(set(groups[split == "train"]))
+        names = dict(
+            pq.read_table(manifest / MANIFEST, columns=["utterance_id", "group"]).to_pydict()
+        )
+        group_of = dict(zip(names["utterance_id"], names["group"], strict=True))
+        speakers = sorted({group_of[name] for name in ids["train"]})
         found: dict[str, FloatArray] = {}
         for part in range(OUT_OF_FOLD + 1):
-            # The last one is trained on all, for the validation clips.
+            # The last one is fitted on all, for the validation clips.
             held = speakers[part::OUT_OF_FOLD] if part < OUT_OF_FOLD else []
-            inside = (split == "train") & ~np.isin(groups, held)
-            chosen = np.where(inside, "train", np.where(split == "valid", "valid", "test"))
-            out = self.folder / f"teachers-{speaker}-{part}"
-            write_manifest(table, out, split=chosen)
-            wanted = list(names[np.isin(groups, held)]) if held else ids["valid"]
-            members = [
-                predict_logits(
-                    self.train(ROWS[TEACHER], out, 1000 + seed),
-                    self.store("smart-turn"),
-                    wanted,
-                    torch.device("cpu"),
-                )
-                for seed in range(TEACHERS)
-            ]
-            found |= dict(zip(wanted, combine(members), strict=True))
+            heard = [name for name in ids["train"] if group_of[name] not in held]
+            wanted = [name for name in ids["train"] if group_of[name] in held] or ids["valid"]
+            answers = self.fit("smart-turn", speaker, heard).predict(
+                self.store("smart-turn"), wanted
+            )
+            found |= dict(zip(wanted, np.log(np.maximum(answers, 1e-6)), strict=True))
         train = [key(name, copy) for name in ids["train"] for copy in range(self.copies + 1)]
         wanted = [*train, *ids["valid"]]
         logits = np.stack([found[name.split("~")[0]] for name in wanted])
-        write_soft_targets(path, wanted, logits, "out-of-fold", [-1] * len(wanted))
+        classes = classes_of(read_manifest(manifest, ["label"]))
+        nobody = [-1] * len(wanted)
+        write_soft_targets(path, wanted, logits, kind, nobody, classes=classes)
         return path
+
+    def fit(self, encoder: str, speaker: int, heard: Sequence[str]) -> Probe:
+        """A linear probe on some of the training clips, its penalty chosen on validation."""
+        manifest, ids, _ = self.fold(speaker)
+        table = read_manifest(manifest, ["utterance_id", "label", "label_soft"])
+        share_of = dict(zip(table["utterance_id"].to_pylist(), label_arrays(table)[1], strict=True))
+        return fit_probe(
+            self.store(encoder),
+            heard,
+            np.stack([share_of[name] for name in heard]),
+            modality="audio",
+            valid_ids=ids["valid"],
+            valid_shares=np.stack([share_of[name] for name in ids["valid"]]),
+        )
 
     def run(self, name: str, speaker: int, seed: int) -> dict[str, Any]:
         """Train one row and predict the speaker's clips."""
         row, started = ROWS[name], time.process_time()
         manifest, ids, labels = self.fold(speaker)
-        targets = self.targets(speaker) if row.distillation else None
+        targets = self.targets(speaker, row.out_of_fold) if row.distillation else None
         model = self.train(row, manifest, seed, targets)
         store = self.store(row.encoder)
         found = {
@@ -262,24 +280,15 @@ class Bench:
             "valid": round(uar(labels["valid"], found["valid"]), 4),
             "labels": labels["test"].tolist(),
             "answers": found["test"].argmax(axis=1).tolist(),
+            "rounded": predict_logits(rounded(model), store, ids["test"], torch.device("cpu"))
+            .argmax(axis=1)
+            .tolist(),
         }
 
     def probe(self, encoder: str, speaker: int) -> dict[str, Any]:
         """The linear probe on the same clips."""
-        manifest, ids, labels = self.fold(speaker)
-        table = read_manifest(manifest, ["utterance_id", "label", "label_soft"])
-        _, shares = label_arrays(table)
-        share_of = dict(zip(table["utterance_id"].to_pylist(), shares, strict=True))
-        chosen = {part: np.stack([share_of[name] for name in ids[part]]) for part in ids}
-        store = self.store(encoder)
-        probe = fit_probe(
-            store,
-            ids["train"],
-            chosen["train"],
-            modality="audio",
-            valid_ids=ids["valid"],
-            valid_shares=chosen["valid"],
-        )
+        _, ids, labels = self.fold(speaker)
+        store, probe = self.store(encoder), self.fit(encoder, speaker, ids["train"])
         return {
             "row": f"probe-{encoder}",
             "speaker": speaker,
@@ -291,18 +300,19 @@ class Bench:
         }
 
 
-def pooled_uar(results: Sequence[dict[str, Any]]) -> float:
+def pooled_uar(results: Sequence[dict[str, Any]], answers_of: str = "answers") -> float:
     """UAR over the clips of all speakers that were tested."""
     labels = np.concatenate([result["labels"] for result in results])
-    answers = np.concatenate([result["answers"] for result in results])
+    answers = np.concatenate([result[answers_of] for result in results])
     recalls = [(answers[labels == each] == each).mean() for each in np.unique(labels)]
     return float(np.mean(recalls))
 
 
 def report(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The table in Markdown."""
-    yield "| row | parameters | UAR, test | UAR, validation | against the control | speakers x seeds |"
-    yield "| --- | --- | --- | --- | --- | --- |"
+    titles = ("row", "parameters", "UAR, test", "in 8 bits", "UAR, validation")
+    titles += ("against the control", "speakers x seeds")
+    yield f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}"
     of_seed: dict[str, dict[int, float]] = {}
     speakers: dict[str, set[int]] = {}
     for name in dict.fromkeys(result["row"] for result in results):
@@ -311,11 +321,14 @@ def report(results: Sequence[dict[str, Any]]) -> Iterator[str]:
         of_seed[name] = {s: pooled_uar([r for r in rows if r["seed"] == s]) for s in seeds}
         speakers[name] = {result["speaker"] for result in rows}
         values = list(of_seed[name].values())
-        control = of_seed.get(name.removesuffix("-distilled"), {}) if "-distilled" in name else {}
+        control = of_seed.get(name.partition("-distilled")[0], {}) if "-distilled" in name else {}
         gains = [value - control[s] for s, value in of_seed[name].items() if s in control]
+        known = [row for row in rows if "rounded" in row]
+        in_8_bits = f"{pooled_uar(known, 'rounded'):.3f}" if len(known) == len(rows) else ""
         yield (
             f"| {name} | {rows[0]['parameters']:,} | {statistics.fmean(values):.3f} ± "
-            f"{statistics.pstdev(values):.3f} | {statistics.fmean(r['valid'] for r in rows):.3f} | "
+            f"{statistics.pstdev(values):.3f} | {in_8_bits} "
+            f"| {statistics.fmean(r['valid'] for r in rows):.3f} | "
             + (f"{statistics.fmean(gains):+.3f} " if gains else "")
             + f"| {len(speakers[name])} x {len(seeds)} |"
         )
@@ -340,7 +353,9 @@ def main() -> None:
         ROWS[name] = Row(**json.loads(values))
     names = [*given.only.split(",")]
     lines = folder / "runs.jsonl"
-    results = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    results = (
+        [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    )
     done = {(result["row"], result["speaker"], result["seed"]) for result in results}
     with lines.open("a", encoding="utf-8") as file:
         for seed in map(int, given.seeds.split(",")):

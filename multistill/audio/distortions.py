@@ -1,4 +1,4 @@
-"""Distortions of a recording, for the robustness pack: pure functions of float32 mono samples.
+"""Distortions of a recording, to test and to train on: pure functions of float32 mono samples.
 
 All take and return [n] at 16 kHz in full scale (1.0), before normalisation. Random ones take a
 generator, which `generator_for` seeds by clip and condition, so a clip is distorted alike in every
@@ -135,10 +135,15 @@ def room_response(
 
 
 def reverberant(samples: FloatArray, random: np.random.Generator) -> FloatArray:
-    """s convolved with a `room_response`, cut to the clip's length, with the power of s."""
+    """s in a generated room (`room_response`, `convolved`)."""
+    return convolved(samples, room_response(random))
+
+
+def convolved(samples: FloatArray, response: FloatArray) -> FloatArray:
+    """s convolved with an impulse response [m], cut to the clip's length, with the power of s."""
     from scipy.signal import fftconvolve
 
-    wet = fftconvolve(samples, room_response(random))[: len(samples)].astype(np.float32)
+    wet = fftconvolve(samples, response)[: len(samples)].astype(np.float32)
     power = _power(wet)
     scale = np.sqrt(_power(samples) / power) if power > 0 else 1.0
     return (wet * scale).astype(np.float32)

@@ -14,6 +14,7 @@ import typer
 
 from multistill.cli.options import JobFile, Json, Overrides, WorkspaceFolder, load_job, print_json
 from multistill.errors import JobFileError, UsageError
+from multistill.wording import counted
 
 if TYPE_CHECKING:
     from multistill.config import JobConfig
@@ -26,12 +27,16 @@ STAGES = (
     "teacher",
     "distill",
     "students",
+    "label_shares",
     "search",
+    "functionals",
+    "robustness",
     "evaluate",
     "report",
     "probe",
 )
-"""Stages for the help of `--until`: the default recipe's, then that of `features-only`."""
+"""Stages for the help of `--until`, optional ones too: the default recipe's, then that of
+`features-only`."""
 
 Name = Annotated[
     str,
@@ -186,7 +191,7 @@ def join(
     if as_json:
         print_json({"job": job.name, "trials": ended})
     else:
-        print(f"this process finished {ended} trials of `{job.name}`")
+        print(f"this process finished {counted(ended, 'trial')} of `{job.name}`")
 
 
 def _run(job: JobConfig, *, until: str | None, as_json: bool) -> None:
@@ -202,6 +207,8 @@ def _run(job: JobConfig, *, until: str | None, as_json: bool) -> None:
 def _show(outcome: Outcome) -> None:
     from rich.console import Console
 
+    from multistill.report.data_page import DATA_PAGE
+
     console = Console(highlight=False, markup=False, emoji=False)
     if outcome.report is not None:
         from multistill.report.terminal import table
@@ -212,6 +219,9 @@ def _show(outcome: Outcome) -> None:
     else:
         last = list(outcome.stages.values())[-1]
         console.print(f"{last.kind}   {last.path}", soft_wrap=True)
+        prepared = outcome.stages.get("prepare")
+        if prepared is not None:
+            console.print(f"data     {prepared.path / DATA_PAGE}", soft_wrap=True)
     if outcome.tracking_uri:
         console.print(
             f"mlflow   {outcome.tracking_uri}   "

@@ -15,16 +15,18 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from multistill.config.augmentation import AugmentationConfig, CopiesConfig
 from multistill.config.base import Section
 from multistill.config.data import (
     CorpusConfig,
     CorpusKind,
     FeaturesConfig,
+    OneSpeechEncoderConfig,
     SpeechEncoderConfig,
-    SpeechPartConfig,
     SplitConfig,
     TextEncoderConfig,
 )
+from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.config.evaluation import EvaluationConfig
 from multistill.config.label_shares import LabelSharesConfig
 from multistill.config.labels import CLASSES, LabelsConfig
@@ -47,10 +49,13 @@ from multistill.config.tracking import ChampionConfig, TrackingConfig
 __all__ = [
     "CLASSES",
     "DIMENSIONS",
+    "AugmentationConfig",
     "ChampionConfig",
+    "CopiesConfig",
     "CorpusConfig",
     "CorpusKind",
     "DistillationConfig",
+    "EncoderTrainingConfig",
     "EvaluationConfig",
     "FeaturesConfig",
     "FolderName",
@@ -58,6 +63,7 @@ __all__ = [
     "LabelSharesConfig",
     "LabelsConfig",
     "ModelConfig",
+    "OneSpeechEncoderConfig",
     "ProtocolConfig",
     "ReportConfig",
     "ResourcesConfig",
@@ -65,7 +71,6 @@ __all__ = [
     "SearchParameter",
     "Section",
     "SpeechEncoderConfig",
-    "SpeechPartConfig",
     "SplitConfig",
     "StudentConfig",
     "TasksConfig",
@@ -78,7 +83,7 @@ __all__ = [
 
 
 _RESERVED = re.compile(
-    r"teacher(-fold\d+)?|majority baseline|linear probe.*|(egemaps|compare), .*"
+    r"teacher(-\d+)?(-fold\d+)?|majority baseline|linear probe.*|(egemaps|compare), .*"
     r"|.*-(control|search(-\d+)?|seed\d+|labels[\d.]+|cv\d+)",
     re.IGNORECASE,
 )
@@ -175,9 +180,9 @@ class JobConfig(Section):
                 )
             if _RESERVED.fullmatch(name):
                 raise ValueError(
-                    f"a student cannot be called `{name}`: tables use `teacher`, `teacher-foldN`, "
-                    "`majority baseline`, `linear probe`, `*-control`, `*-search`, `*-search-N`, "
-                    "`*-seedN`, `*-labelsN` and `*-cvN` for other models"
+                    f"a student cannot be called `{name}`: tables use `teacher`, `teacher-N`, "
+                    "`teacher-foldN`, `majority baseline`, `linear probe`, `*-control`, "
+                    "`*-search`, `*-search-N`, `*-seedN`, `*-labelsN` and `*-cvN` for other models"
                 )
         if self.split.valid == 0.0 and self.split.by != "column":
             raise ValueError(

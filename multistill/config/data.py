@@ -8,7 +8,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from multistill.config.augmentation import CopiesConfig
 from multistill.config.base import Section, execution
+from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.config.names import FolderName
 
 CorpusKind = Literal[
@@ -161,7 +163,7 @@ class SplitConfig(Section):
         return self
 
 
-class SpeechPartConfig(Section):
+class OneSpeechEncoderConfig(Section):
     """A speech encoder: `log-mel`, `smart-turn`, or a Hugging Face name or folder."""
 
     shorthand: ClassVar = ("model",)
@@ -199,10 +201,10 @@ class SpeechPartConfig(Section):
         return list(self.layers) if self.combine == "concat" and len(self.layers) > 1 else []
 
 
-class SpeechEncoderConfig(SpeechPartConfig):
+class SpeechEncoderConfig(OneSpeechEncoderConfig):
     """Speech encoder, or several side by side: `additional` ones follow the frames of the first."""
 
-    additional: list[SpeechPartConfig] = Field(
+    additional: list[OneSpeechEncoderConfig] = Field(
         default_factory=list,
         description="more speech encoders, whose states stand beside those of the first, frame by "
         "frame (docs/features.md)",
@@ -217,9 +219,13 @@ class SpeechEncoderConfig(SpeechPartConfig):
         ge=0.0,
         description="`long_clips: window`: shared by two windows; at most half a window",
     )
+    train: EncoderTrainingConfig = Field(
+        default_factory=EncoderTrainingConfig,
+        description="`none`, `full`, `last-K`, `lora` or `adapter`: trained with each model",
+    )
 
     @property
-    def parts(self) -> tuple[SpeechPartConfig, ...]:
+    def parts(self) -> tuple[OneSpeechEncoderConfig, ...]:
         """All speech encoders, in the order of their states: this one, then the additional ones."""
         return (self, *self.additional)
 
@@ -272,6 +278,10 @@ class TextEncoderConfig(Section):
         le=1.0,
         description="share of tokens that the tokenizer does not know that stops the job",
     )
+    train: EncoderTrainingConfig = Field(
+        default_factory=EncoderTrainingConfig,
+        description="`none`, `full`, `last-K`, `lora` or `adapter`: trained with each model",
+    )
 
 
 class FeaturesConfig(Section):
@@ -282,6 +292,7 @@ class FeaturesConfig(Section):
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = Field(
         "float16", description="of the states in the store"
     )
+    augmentation: CopiesConfig = Field(default_factory=CopiesConfig)
     max_quarantined: float = execution(
         0.05, ge=0.0, le=1.0, description="share of failed clips that stops the stage"
     )
@@ -292,6 +303,12 @@ class FeaturesConfig(Section):
     gpus_per_encoder: float | None = execution(
         None, ge=0, description="of each encoder actor; default: one if the cluster has any"
     )
+
+    @property
+    def trained(self) -> list[Literal["speech", "text"]]:
+        """The encoders that are trained with the models."""
+        sections: tuple[Literal["speech", "text"], ...] = ("speech", "text")
+        return [name for name in sections if getattr(self, name).train.enabled]
 
     def side_by_side(self) -> dict[str, list[int]]:
         """Layers that the store holds side by side, under the names of `ModelSpec`.

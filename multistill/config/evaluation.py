@@ -23,6 +23,13 @@ class EvaluationConfig(Section):
         le=1,
         description="share of the validation clips that a threshold of the confidence keeps",
     )
+    risk: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of wrong answers that is accepted among those that are kept: a second "
+        "threshold, which keeps as many validation clips as it allows",
+    )
     latency_clips: int = Field(
         20, ge=0, description="clips timed at batch size 1; 0 disables timing"
     )

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from multistill.config.augmentation import AugmentationConfig
 from multistill.config.base import Section, execution
 from multistill.config.names import FolderName
 
@@ -76,6 +77,11 @@ class ModelConfig(Section):
         None, description="the only one of features.speech.layers that is read (`combine: concat`)"
     )
     text_layer: int | None = Field(None, description="the same, of features.text.layers")
+    train_encoder: bool | None = Field(
+        None,
+        description="false: an encoder that the job trains (features.speech.train) stays as it is "
+        "for this model; default: true",
+    )
 
     def overrides(self) -> dict[str, Any]:
         return {k: v for k, v in self.model_dump().items() if k != "preset" and v is not None}
@@ -129,6 +135,7 @@ class TrainSection(Section):
         "none", description="weights of the loss; `effective`: Cui et al. 2019"
     )
     oversample: bool = Field(False, description="draw clips so that all classes weigh the same")
+    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
     metric: Literal["macro_f1", "uar", "weighted_f1", "accuracy", "loss", "ccc"] | None = Field(
         None,
         description="on validation; its best epoch is the result; `ccc`: mean over the dimensions "
@@ -182,13 +189,38 @@ class TeacherConfig(Section):
     shorthand: ClassVar = ("model",)
 
     model: ModelConfig = Field(default_factory=lambda: ModelConfig(preset="small-teacher"))
+    models: list[ModelConfig] = Field(
+        default_factory=list,
+        max_length=10,
+        description="in place of `model`: several that make an ensemble, e.g. one for speech and "
+        "one for text",
+    )
     train: TrainSection = Field(default_factory=TrainSection)
-    seeds: int = Field(1, ge=1, le=20, description="several seeds make an ensemble")
+    seeds: int = Field(1, ge=1, le=20, description="several seeds (of each) make an ensemble")
+
+    @property
+    def members(self) -> dict[str, ModelConfig]:
+        """The models by name: `teacher`, or of several `teacher-1`, `teacher-2`, ..."""
+        if not self.models:
+            return {"teacher": self.model}
+        return {f"teacher-{number}": each for number, each in enumerate(self.models, start=1)}
+
+    @model_validator(mode="after")
+    def _check(self) -> TeacherConfig:
+        if self.models and "model" in self.model_fields_set:
+            raise ValueError(
+                "`models` stands in place of `model`, and both are set; keep one of them"
+            )
+        return self
 
 
 def canonical_loss(name: Any) -> Any:
     """Map the synonym `hinton` of the distillation loss `kd` (Hinton 2015) to `kd`."""
     return "kd" if name == "hinton" else name
+
+
+STATE_WEIGHTS = ("hint_weight", "cka_weight", "relation_weight", "sequence_weight")
+"""Weights of `distillation` that need the teacher's states, beyond its outputs."""
 
 
 class DistillationConfig(Section):
@@ -214,6 +246,15 @@ class DistillationConfig(Section):
     cka_weight: float = Field(
         0.0, ge=0, description="of 1 - linear CKA of the pooled states; needs batches of 64"
     )
+    relation_weight: float = Field(
+        0.0, ge=0, description="of distances and angles between pooled states in a batch (RKD)"
+    )
+    sequence_weight: float = Field(
+        0.0,
+        ge=0,
+        description="of the squared distance to the teacher's states of frames and tokens before "
+        "they are pooled",
+    )
     schedule: Literal["fixed", "rise", "fall"] = Field(
         "fixed", description="of all weights over training: `rise` starts at 0, `fall` ends at 0"
     )
@@ -232,9 +273,9 @@ class DistillationConfig(Section):
         return canonical_loss(value)
 
     @property
-    def reads_pooled(self) -> bool:
-        """Whether the student learns from the teacher's pooled states."""
-        return self.hint_weight > 0 or self.cka_weight > 0
+    def reads_states(self) -> bool:
+        """Whether the student learns from the teacher's states, not from its outputs alone."""
+        return any(getattr(self, name) > 0 for name in STATE_WEIGHTS)
 
 
 class StudentConfig(Section):

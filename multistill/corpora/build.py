@@ -34,6 +34,7 @@ from multistill.corpora.text import (
     without_separators,
 )
 from multistill.tracking.logger import RunLogger
+from multistill.wording import counted
 
 CHUNK = 512  # records converted to columns at a time
 _MERGED_CHUNKS = 128
@@ -119,7 +120,7 @@ def build_manifest(
                 chunks.clear()
             if logger is not None and utterances // _LOG_EVERY > logged:
                 logged = utterances // _LOG_EVERY
-                logger.info(f"{title}: {utterances} utterances")
+                logger.info(f"{title}: {counted(utterances, 'utterance')}")
         result.kept[title] += utterances
         if logger is not None and title in result.texts:
             text = result.texts[title]

@@ -21,6 +21,7 @@ from multistill.corpora.paths import describe_folder
 from multistill.corpora.records import Rejected
 from multistill.corpora.text import CorpusText
 from multistill.errors import MultistillError, UsageError
+from multistill.wording import counted
 
 TABLES = (".csv", ".tsv", ".parquet")
 FEWEST_GROUPS = 3
@@ -171,10 +172,10 @@ def _describe_table(path: Path) -> FoundCorpus:
     labels = Counter(label for text in values("label") for label in split_tie(text))
     split = "session" if "session" in names else "speaker"
     groups = {name for name in values(split) if name}
-    counted = len(groups) if groups and len(rows) < _SAMPLE else None
-    if counted is not None and counted < FEWEST_GROUPS:
+    total = len(groups) if groups and len(rows) < _SAMPLE else None
+    if total is not None and total < FEWEST_GROUPS:
         missing.append(
-            f"the table has {counted} {split}{'s' * (counted != 1)}, and models need "
+            f"the table has {counted(total, split)}, and models need "
             f"{FEWEST_GROUPS}: to train on, to choose the epoch on, and to be tested on; add data"
         )
     return FoundCorpus(
@@ -185,7 +186,7 @@ def _describe_table(path: Path) -> FoundCorpus:
         has_text=any(values("text")) or "text_path" in names,
         has_classes=has_classes or not dimensions,
         dimensions=dimensions,
-        groups=counted,
+        groups=total,
     )
 
 

@@ -14,6 +14,7 @@ from multistill.corpora.manifest import dimension_array
 from multistill.corpora.rejections import Examples
 from multistill.corpora.split import PARTS
 from multistill.errors import MultistillError
+from multistill.wording import counted
 
 
 def refuse_off_scale(notes: Mapping[str, Examples], dimensions: Sequence[str]) -> None:
@@ -29,7 +30,7 @@ def refuse_off_scale(notes: Mapping[str, Examples], dimensions: Sequence[str]) -
         found = notes.get(off_scale(name))
         if found is not None:
             raise MultistillError(
-                f"{found.count} value{'s' * (found.count > 1)} of {name} off the scale (first: "
+                f"{counted(found.count, 'value')} of {name} off the scale (first: "
                 f"{found.cases[0]}); correct {'them' if found.count > 1 else 'it'}, or set `scale` "
                 "of the corpus, e.g. scale: [1, 7]"
             )

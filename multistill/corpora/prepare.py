@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from multistill.audio import SUFFIXES
 from multistill.audio.digests import Digests
 from multistill.config import (
     CorpusConfig,
@@ -41,13 +42,10 @@ from multistill.corpora.unlabelled import (
 )
 from multistill.errors import MultistillError, UsageError
 from multistill.tracking.logger import NullLogger, RunLogger
+from multistill.wording import counted
 from multistill.workspace import fold_folder, write_json
 
-_AUDIO = {
-    *(".wav", ".wave", ".w64", ".rf64", ".bw64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2"),
-    *(".aif", ".aiff", ".aifc", ".8svx", ".au", ".snd", ".caf", ".sph", ".nist", ".voc"),
-}
-_READ = _AUDIO | {".csv", ".tsv", ".txt"}
+_READ = SUFFIXES | {".csv", ".tsv", ".txt"}
 
 
 def prepare(
@@ -141,7 +139,7 @@ def _prepare(
     if not len(built.rows):
         raise MultistillError(_no_utterances(built.rejections))
     _refuse_one_class(built)
-    logger.info(f"{read} utterances read, {len(built.rejections)} rejected")
+    logger.info(f"{counted(read, 'utterance')} read, {len(built.rejections)} rejected")
     for kind, count in built.rejections.kinds.most_common(3):
         logger.info(f"rejected: {count} x {kind}")
     folds: list[Split] = []
@@ -374,9 +372,17 @@ def listing(corpora: Sequence[CorpusConfig]) -> str:
         if config.kind == "table":
             _add_file(state, root, root.name)
             root = audio_folder(config, root)
-            suffixes = _AUDIO | {".txt"}
+            suffixes = SUFFIXES | {".txt"}
         for path, name in _files(root, suffixes):
             _add_file(state, path, name)
+    return state.hexdigest()
+
+
+def folder_listing(folder: Path) -> str:
+    """Digest of a folder's audio files, as `listing`; of none, if there is no such folder."""
+    state = hashlib.blake2b(digest_size=16)
+    for path, name in _files(folder, SUFFIXES) if folder.is_dir() else ():
+        _add_file(state, path, name)
     return state.hexdigest()
 
 
@@ -388,7 +394,7 @@ def _add_file(state: Any, path: Path | os.DirEntry[str], name: str) -> None:
     state.update(os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
 
 
-def _files(root: Path, suffixes: set[str]) -> Iterator[tuple[os.DirEntry[str], str]]:
+def _files(root: Path, suffixes: Set[str]) -> Iterator[tuple[os.DirEntry[str], str]]:
     """Files below a folder in a fixed order, without hidden ones and linked folders."""
     folders = [(root, "")]
     while folders:

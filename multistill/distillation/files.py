@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 SOFT_TARGETS = "soft_targets.parquet"
-POOLED = "pooled.safetensors"
+STATES = "states.safetensors"

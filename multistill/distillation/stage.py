@@ -11,26 +11,28 @@ def soft_targets(
     manifest: Path,
     features: Path,
     teachers: Sequence[Path],
-    folds: Mapping[int, Path],
-    pooled: bool,
+    folds: Mapping[int, Sequence[Path]],
+    states: bool,
+    sequences: bool,
     out: Path,
 ) -> dict[str, Any]:
-    """Write the teacher's outputs for every row outside test, and on request its pooled states.
+    """Write the teacher's outputs for every row outside test, and on request its states.
 
-    A training row whose fold is in `folds` gets the outputs of the teacher that was not trained
+    A training row whose fold is in `folds` gets the outputs of the teachers that were not trained
     on that fold; all other rows get those of the ensemble `teachers`, which was trained on none of
     the validation rows and of the rows without labels.
 
-    The pooled states of the rows without labels are those of a fold's teacher too: of states, the
+    The states of the rows without labels are those of a fold's teacher too: of states, the
     student learns one projection per teacher, and the ensemble would be one more. The row's id
     decides which.
 
     Args:
         manifest, features: folders of the manifest and of the feature store.
         teachers: model folders of the ensemble.
-        folds: fold -> folder of the model that was trained without it.
-        pooled: also write the pooled states of the rows that students are trained on: those of
+        folds: fold -> folders of the models that were trained without it, an ensemble too.
+        states: also write the pooled states of the rows that students are trained on: those of
             the fold's teacher, or else those of all `teachers`, concatenated.
+        sequences: and what is pooled, averaged into segments (`multistill.models.sequences`).
         out: the Parquet file. The folder `parts` next to it keeps finished parts, so that an
             interrupted run can resume, and is removed at the end.
 
@@ -47,12 +49,13 @@ def soft_targets(
 
     from multistill.corpora.manifest import UNLABELLED, classes_of, read_manifest
     from multistill.corpora.split import hash64
-    from multistill.distillation.targets import write_pooled, write_soft_targets
+    from multistill.distillation.targets import joined, write_soft_targets, write_states
     from multistill.distillation.teacher import Teacher
     from multistill.errors import MultistillError
     from multistill.features.cache import open_store
     from multistill.inference.ensemble import combine
     from multistill.models.files import Output, read_model_config
+    from multistill.models.sequences import chosen_rows, side_by_side
 
     columns = ["utterance_id", "split", "fold"]
     utterances = read_manifest(manifest, columns)
@@ -66,16 +69,17 @@ def soft_targets(
 
     # The fold whose teacher predicts each row; -1: the ensemble.
     teacher_fold = np.where(train & np.isin(fold, list(folds)), fold, -1)
-    # The same of the teacher whose pooled states are kept; -2: none.
-    state_fold = np.where((train | unlabelled) & pooled, teacher_fold, -2)
-    if folds and pooled:
+    # The same of the teacher whose states are kept; -2: none.
+    state_fold = np.where((train | unlabelled) & states, teacher_fold, -2)
+    if folds:
         order = sorted(folds)
         for row in np.flatnonzero(state_fold == -1):
             state_fold[row] = order[hash64("states", ids[row]) % len(order)]
     parts = out.with_name("parts")
     logits = np.zeros((len(ids), len(classes)), dtype=np.float32)
-    pooled_rows, pooled_states, spaces = [], [], []
-    configs = {folder: read_model_config(folder) for folder in (*teachers, *folds.values())}
+    kept_rows, kept_pooled, kept_sequences, spaces = [], [], [], []
+    everyone = [*teachers, *(folder for members in folds.values() for folder in members)]
+    configs = {folder: read_model_config(folder) for folder in everyone}
     if not configs[teachers[0]]["spec"]["num_classes"]:
         classes = ()  # a teacher of dimensions alone
         logits = np.zeros((len(ids), 0), dtype=np.float32)
@@ -100,10 +104,17 @@ def soft_targets(
         selected = np.flatnonzero(of_outputs | of_states)
         if not len(selected):
             continue
-        keep_pooled = bool(of_states.any())
+        keep = bool(of_states.any())
         members = [
-            Teacher(folder, store, manifest, parts, keep_pooled=keep_pooled)
-            for folder in (teachers if number < 0 else [folds[number]])
+            Teacher(
+                folder,
+                store,
+                manifest,
+                parts,
+                keep_pooled=keep,
+                keep_sequences=keep and sequences,
+            )
+            for folder in (teachers if number < 0 else folds[number])
         ]
         outputs = [member.predict([ids[row] for row in selected]) for member in members]
         chosen = of_outputs[selected]
@@ -112,14 +123,21 @@ def soft_targets(
             logits[selected[chosen]] = mixed[chosen]
         means = np.mean([output.dimensions for output in outputs], axis=0)
         values[selected[chosen]] = means[chosen]
-        if keep_pooled:
-            states = np.concatenate([output.pooled for output in outputs], axis=1)
+        if keep:
             kept = of_states[selected]
-            pooled_rows.append(selected[kept])
-            pooled_states.append(states[kept])
+            kept_rows.append(selected[kept])
+            kept_pooled.append(np.concatenate([output.pooled for output in outputs], axis=1)[kept])
+            members_sequences = side_by_side([output.sequences for output in outputs])
+            kept_sequences.append(chosen_rows(members_sequences, kept))
             spaces.append(np.full(kept.sum(), space))
-    if pooled:
-        write_pooled(out, *map(np.concatenate, (pooled_rows, pooled_states, spaces)))
+    if states:
+        write_states(
+            out,
+            np.concatenate(kept_rows),
+            np.concatenate(spaces),
+            np.concatenate(kept_pooled),
+            joined(kept_sequences),
+        )
     teacher = "out-of-fold" if folds else "in-sample"
     write_soft_targets(out, ids, logits, teacher, teacher_fold, kind, classes, values, dimensions)
     shutil.rmtree(parts, ignore_errors=True)

@@ -1,16 +1,16 @@
 """Files of a teacher's outputs, written by the distill stage and read by student trainings.
 
 soft_targets.parquet       outputs of every utterance outside the test split
-pooled.safetensors         if requested: pooled states of the utterances that students learn from
+states.safetensors         if requested: states of the utterances that students learn from
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,12 @@ from safetensors.torch import load_file, save_file
 
 from multistill.config import CLASSES
 from multistill.corpora.manifest import classes_of, with_classes
-from multistill.distillation.files import POOLED
+from multistill.distillation.files import STATES
 from multistill.errors import MultistillError
 from multistill.metrics.classification import EPS, shares_from_outputs, softmax
 from multistill.models.files import Output
-from multistill.typing import DoubleArray, FloatArray, IntArray
+from multistill.models.sequences import RaggedStates
+from multistill.typing import AnyArray, DoubleArray, FloatArray, IntArray
 from multistill.workspace import atomic_path, to_json
 
 
@@ -138,47 +139,105 @@ def read_soft_targets(path: Path) -> SoftTargets:
     )
 
 
-def write_pooled(
-    targets: Path, rows: npt.ArrayLike, pooled: npt.ArrayLike, teacher: npt.ArrayLike
+@dataclass(frozen=True)
+class StatesFile:
+    """A teacher's states of the M utterances that students learn from, in the order of the file.
+
+    Attributes:
+        rows: int64 [M], row indices of the soft targets.
+        teacher: int64 [M], which teacher the states are of: any number per teacher.
+        pooled: float32 [M, D], the inputs of the teacher's classifier.
+        sequences: by modality, before they are pooled; empty if they were not asked for.
+    """
+
+    rows: IntArray
+    teacher: IntArray
+    pooled: torch.Tensor
+    sequences: dict[str, tuple[torch.Tensor, IntArray]]
+
+
+def write_states(
+    targets: Path,
+    rows: npt.ArrayLike,
+    teacher: npt.ArrayLike,
+    pooled: npt.ArrayLike,
+    sequences: Mapping[str, RaggedStates] | None = None,
 ) -> None:
-    """Write the teacher's pooled states into the folder of the soft targets, atomically.
+    """Write a teacher's states into the folder of the soft targets, atomically.
 
     Args:
         targets: the Parquet file.
-        rows: int64 [M], row indices of that file, in any order.
-        pooled: float32 [M, D], the inputs of the teacher's classifier.
-        teacher: int64 [M], which teacher they are of: any number per teacher.
+        rows, teacher, pooled: as in `StatesFile`; rows in any order.
+        sequences: by modality, of the same rows.
     """
-    tensors = {
-        "row": torch.from_numpy(np.asarray(rows, dtype=np.int64)),
-        "pooled": torch.from_numpy(np.ascontiguousarray(pooled, dtype=np.float32)),
-        "teacher": torch.from_numpy(np.asarray(teacher, dtype=np.int64)),
+    arrays = {
+        "row": np.asarray(rows, dtype=np.int64),
+        "teacher": np.asarray(teacher, dtype=np.int64),
+        "pooled": np.ascontiguousarray(pooled, dtype=np.float32),
+        **sequence_tensors(sequences or {}),
     }
-    with atomic_path(targets.with_name(POOLED)) as temporary:
-        save_file(tensors, temporary)
+    with atomic_path(targets.with_name(STATES)) as temporary:
+        save_file({name: torch.from_numpy(array) for name, array in arrays.items()}, temporary)
 
 
-def read_pooled(targets: Path) -> tuple[IntArray, torch.Tensor, IntArray]:
-    """Read `rows`, `pooled` and `teacher` of `write_pooled`.
+def read_states(targets: Path) -> StatesFile:
+    """Read what `write_states` wrote.
 
     The file is memory-mapped, so the processes of a node share it.
 
     Raises:
         MultistillError: the file is missing or damaged.
     """
-    path = targets.with_name(POOLED)
+    path = targets.with_name(STATES)
     try:
         tensors = load_file(path)
     except FileNotFoundError:
         raise MultistillError(
-            f"{path} is missing, and `distillation.hint_weight` and `cka_weight` need it; run a "
-            "job that sets one of them"
+            f"{path} is missing, and the weights of `distillation` on representations need it; run "
+            "a job that sets one of them"
         ) from None
     except SafetensorError as error:
         raise MultistillError(
             f"{path} is damaged ({error}); remove it and run the job again"
         ) from error
-    return tensors["row"].numpy(), tensors["pooled"], tensors["teacher"].numpy()
+    lengths = {name: tensors.pop(f"{name}_lengths").numpy() for name in _sequence_names(tensors)}
+    return StatesFile(
+        rows=tensors["row"].numpy(),
+        teacher=tensors["teacher"].numpy(),
+        pooled=tensors["pooled"],
+        sequences={name: (tensors[f"{name}_states"], own) for name, own in lengths.items()},
+    )
+
+
+def sequence_tensors(sequences: Mapping[str, RaggedStates]) -> dict[str, AnyArray]:
+    """The arrays of sequences by modality, for a file."""
+    return {
+        f"{name}_{key}": np.ascontiguousarray(value)
+        for name, ragged in sequences.items()
+        for key, value in ragged._asdict().items()
+    }
+
+
+def sequences_of(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, RaggedStates]:
+    """Inverse of `sequence_tensors`; other arrays are left out."""
+    return {
+        name: RaggedStates(arrays[f"{name}_states"], arrays[f"{name}_lengths"])
+        for name in _sequence_names(arrays)
+    }
+
+
+def joined(parts: Sequence[Mapping[str, RaggedStates]]) -> dict[str, RaggedStates]:
+    """The sequences of one part of the utterances after those of another."""
+    return {
+        name: RaggedStates(
+            *(np.concatenate(values) for values in zip(*(p[name] for p in parts), strict=True))
+        )
+        for name in parts[0]
+    }
+
+
+def _sequence_names(tensors: Mapping[str, Any]) -> list[str]:
+    return [name.removesuffix("_lengths") for name in tensors if name.endswith("_lengths")]
 
 
 def _vectors(values: npt.ArrayLike, rows: int, width: int) -> pa.Array:

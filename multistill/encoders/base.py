@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
-from multistill.typing import FloatArray
+from multistill.typing import AnyArray, FloatArray
 
 SPEECH_SECTION = "features.speech"
 TEXT_SECTION = "features.text"
 """Job-file sections of the two encoders, for error messages."""
 
 Weights = Literal["pretrained", "untrained", "none"]
+Stored = Literal["states", "waves", "tokens"]
+"""What the feature store keeps of an encoder: its states, or the input of one that is trained."""
 Scaling = Literal["dimension", "global"]
 """One mean and deviation per dimension, or one of both for all dimensions. The bands of log-mel
 energies share a unit, and the shape of the spectrum, which carries the voice, is lost where each
@@ -35,6 +37,7 @@ class EncoderInfo:
             length, or not at all (each clip is computed alone).
         revision: hub commit or folder digest of the weights.
         bfloat16_cosine: lowest cosine between bfloat16 and float32 states over some clips.
+        stored: what `encode` gives, and the store keeps.
     """
 
     name: str
@@ -48,6 +51,7 @@ class EncoderInfo:
     bfloat16_cosine: float | None = None
     scaling: Scaling = "dimension"
     layer_params: dict[str, int] = field(default_factory=dict)
+    stored: Stored = "states"
     parts: tuple[EncoderPart, ...] = ()
 
     @property
@@ -111,8 +115,11 @@ class SpeechEncoder(Protocol):
         """Exact number of states of a wave of this length; 0 below `minimum_samples`."""
         ...
 
-    def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:
-        """States [frames, dim] float32 of each wave; the waves are computed as one batch."""
+    def encode(self, waves: Sequence[FloatArray]) -> Sequence[AnyArray]:
+        """States [frames, dim] float32 of each wave; the waves are computed as one batch.
+
+        What is `stored` of an encoder that is trained from waves is int16.
+        """
         ...
 
     def verify(self, waves: Sequence[FloatArray]) -> None:
@@ -140,6 +147,6 @@ class TextEncoder(Protocol):
         """Whether the text has more tokens than the encoder reads, so that its end is lost."""
         ...
 
-    def encode(self, texts: Sequence[str]) -> list[FloatArray]:
-        """States [tokens, dim] float32 of each text; [0, dim] for an empty one."""
+    def encode(self, texts: Sequence[str]) -> Sequence[AnyArray]:
+        """States [tokens, dim] float32 of each text; [0, dim] for an empty one. Ids are int32."""
         ...

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from multistill.config import SpeechPartConfig, TextEncoderConfig
+from multistill.config import OneSpeechEncoderConfig, TextEncoderConfig
 
 HUB_TIMEOUT_S = 10.0
 
@@ -46,7 +46,7 @@ def _path(model: str) -> Path:
     return Path(os.path.expanduser(model))  # noqa: PTH111, Path's raises for an unknown user
 
 
-def local_folder(config: SpeechPartConfig | TextEncoderConfig) -> Path | None:
+def local_folder(config: OneSpeechEncoderConfig | TextEncoderConfig) -> Path | None:
     """The folder that holds a model on this machine: its own, or that of the hub's cache."""
     if is_folder(config.model):
         return _path(config.model)
@@ -125,6 +125,13 @@ def _load_weights(
     return loaded.eval()
 
 
+def load_settings(model: str, resolved: str | None) -> Any:
+    """Load an AutoConfig; arguments and errors as for `load_model`."""
+    from transformers import AutoConfig
+
+    return _load(AutoConfig.from_pretrained, model, resolved)
+
+
 def model_type(model: str, resolved: str | None) -> str | None:
     """`model_type` of a model's config.json; arguments and errors as for `load_model`."""
     from transformers import PretrainedConfig
@@ -132,6 +139,16 @@ def model_type(model: str, resolved: str | None) -> str | None:
     settings, _ = _load(PretrainedConfig.get_config_dict, model, resolved)
     found = settings.get("model_type")
     return None if found is None else str(found)
+
+
+def file_of(model: str, resolved: str | None, name: str) -> str:
+    """Path of one file of a model; arguments and errors as for `load_model`."""
+    from transformers.utils import cached_file
+
+    def path_of(model: str, **options: Any) -> Any:
+        return cached_file(model, name, **options)
+
+    return str(_load(path_of, model, resolved))
 
 
 def load_whisper_encoder(model: str, resolved: str | None) -> Any:

@@ -8,11 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-Reader = Literal["wav2vec2", "whisper", "w2v-bert"]
+Reader = Literal["wav2vec2", "whisper", "w2v-bert", "emotion2vec"]
 """How a speech encoder reads a wave: raw audio through convolutions, Whisper's log-mel of which the
-encoder half is used, or the filter banks of W2v-BERT."""
+encoder half is used, the filter banks of W2v-BERT, or a converted emotion2vec."""
 
-WHISPER, W2V_BERT = "whisper", "wav2vec2-bert"
+WHISPER, W2V_BERT, EMOTION2VEC = "whisper", "wav2vec2-bert", "emotion2vec"
+_READERS: Mapping[str, Reader] = {
+    WHISPER: "whisper",
+    W2V_BERT: "w2v-bert",
+    EMOTION2VEC: "emotion2vec",
+}
 # fmt: off
 LIKE_WAV2VEC2 = frozenset({
     "wav2vec2", "wav2vec2-conformer", "hubert", "wavlm", "data2vec-audio", "unispeech",
@@ -48,9 +53,7 @@ def reader_of(model_type: str | None) -> Reader:
     A type that is not known is taken for the wav2vec2 family, whose class refuses what is not
     built like it.
     """
-    if model_type == WHISPER:
-        return "whisper"
-    return "w2v-bert" if model_type == W2V_BERT else "wav2vec2"
+    return _READERS.get(model_type or "", "wav2vec2")
 
 
 def layer_problem(index: int, layers: int) -> str | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from multistill.audio import SAMPLE_RATE
-from multistill.config import FeaturesConfig, SpeechPartConfig, TextEncoderConfig
+from multistill.config import FeaturesConfig, OneSpeechEncoderConfig, TextEncoderConfig
 from multistill.encoders import hub
 from multistill.encoders.base import SPEECH_SECTION, TEXT_SECTION
 from multistill.encoders.kinds import (
@@ -30,6 +30,7 @@ from multistill.encoders.kinds import (
 from multistill.encoders.packaged import PACKAGED
 from multistill.encoders.registry import BUILT_IN_SPEECH, BUILT_IN_TEXT, load_tokenizer
 from multistill.encoders.small_files import DamagedFileError, Fields, fields_of, text_of
+from multistill.encoders.trained_layers import training_problems
 from multistill.errors import MultistillError, UsageError
 
 TRANSCRIPTS = 1000
@@ -46,7 +47,7 @@ _ALGORITHMS = {
 }
 
 
-_Encoder = SpeechPartConfig | TextEncoderConfig
+_Encoder = OneSpeechEncoderConfig | TextEncoderConfig
 
 
 def problems(config: FeaturesConfig) -> Iterator[tuple[str, str]]:
@@ -54,8 +55,7 @@ def problems(config: FeaturesConfig) -> Iterator[tuple[str, str]]:
 
     Encoders that are not on this machine are not looked at.
     """
-    for number, part in enumerate(config.speech.parts):
-        section = f"{SPEECH_SECTION}.additional[{number - 1}]" if number else SPEECH_SECTION
+    for section, part in zip(_sections(config), config.speech.parts, strict=True):
         for sentence in _told(_problems_of(part, BUILT_IN_SPEECH, _speech_problems)):
             yield "speech", f"{section}.{sentence}"
     for sentence in _told(_problems_of(config.text, BUILT_IN_TEXT, _text_problems)):
@@ -67,12 +67,12 @@ def _problems_of(
 ) -> Iterator[str]:
     """Sentences about one encoder, each behind the key that it is about: `model: ...`."""
     if config.model in built_in:
-        yield from _layer_problems(config, BUILT_IN_LAYERS[config.model])
+        yield from _layer_problems(config, BUILT_IN_LAYERS.get(config.model))
         return
     folder = hub.local_folder(config)
     if folder is not None:
         yield from of_folder(config, folder)
-    elif config.model in BUILT_IN_LAYERS:
+    elif config.model in {*BUILT_IN_SPEECH, *BUILT_IN_TEXT}:
         what = "a text encoder" if config.model in BUILT_IN_TEXT else "a speech encoder"
         yield f"model: `{config.model}` is {what}; use {' or '.join(f'`{n}`' for n in built_in)}"
     elif near := get_close_matches(config.model.casefold(), built_in, n=1, cutoff=0.8):
@@ -80,9 +80,13 @@ def _problems_of(
             f"model: there is no encoder `{config.model}` on this machine; did you mean "
             f"`{near[0]}`?"
         )
+    else:
+        yield from training_problems(config)
 
 
-def _layer_problems(config: _Encoder, layers: int | None) -> Iterator[str]:
+def _layer_problems(
+    config: _Encoder, layers: int | None, model_type: str | None = None
+) -> Iterator[str]:
     if layers == 0 and config.layers != [-1]:
         yield (
             f"layers: `{config.model}` has no layers to choose from; remove `layers`, or use an "
@@ -91,6 +95,7 @@ def _layer_problems(config: _Encoder, layers: int | None) -> Iterator[str]:
     elif layers:
         found = (layer_problem(index, layers) for index in config.layers)
         yield from (f"layers: {problem}" for problem in found if problem)
+    yield from training_problems(config, layers, model_type)
 
 
 def missing_weights(config: FeaturesConfig) -> Iterator[str]:
@@ -98,13 +103,23 @@ def missing_weights(config: FeaturesConfig) -> Iterator[str]:
 
     Not a problem of the job file: a job may be submitted from a machine that lacks them.
     """
-    for section, model, other in (
-        *(("speech", part.model, "log-mel") for part in config.speech.parts),
-        ("text", config.text.model, "untrained-electra"),
+    parts = [
+        ("speech", section, part.model, "log-mel")
+        for section, part in zip(_sections(config), config.speech.parts, strict=True)
+    ]
+    for kind, section, model, other in (
+        *parts,
+        ("text", TEXT_SECTION, config.text.model, "untrained-electra"),
     ):
         weights = PACKAGED.get(model)
-        if weights is not None and weights.section == section and not weights.is_stored():
-            yield f"features.{section}.model: {weights.missing()}, or use `{other}`"
+        if weights is not None and weights.section == kind and not weights.is_stored():
+            yield f"{section}.model: {weights.missing()}, or use `{other}`"
+
+
+def _sections(config: FeaturesConfig) -> list[str]:
+    """Job-file section of each speech encoder."""
+    count = len(config.speech.additional)
+    return [SPEECH_SECTION, *(f"{SPEECH_SECTION}.additional[{n}]" for n in range(count))]
 
 
 def _told(sentences: Iterator[str]) -> Iterator[str]:
@@ -187,7 +202,7 @@ def refuse_unknown(config: TextEncoderConfig, texts: Sequence[str]) -> None:
         raise MultistillError(sentence)
 
 
-def _speech_problems(config: SpeechPartConfig, folder: Path) -> Iterator[str]:
+def _speech_problems(config: OneSpeechEncoderConfig, folder: Path) -> Iterator[str]:
     settings = fields_of(folder / "config.json")
     if not settings:
         yield f"model: {_no_config(folder)}"
@@ -200,7 +215,7 @@ def _speech_problems(config: SpeechPartConfig, folder: Path) -> Iterator[str]:
             what, advice = "is a text model", f"{advice}, or put it under {TEXT_SECTION}.model"
         yield f"model: `{config.model}` ({kind or 'unknown'}) {what}; {advice}"
         return
-    yield from _layer_problems(config, _layer_count(kind, settings))
+    yield from _layer_problems(config, _layer_count(kind, settings), kind)
     # Transformers 5 writes the settings of all parts of a processor into one file.
     whole = fields_of(folder / "processor_config.json").section("feature_extractor")
     for extractor in (fields_of(folder / "preprocessor_config.json"), whole):
@@ -219,8 +234,8 @@ def _no_config(folder: Path) -> str:
     if pickles:
         return (
             f"{folder} holds a pickled checkpoint ({pickles[0]}) and no config.json; pickles are "
-            "never loaded, so convert it to a model of transformers and save that with "
-            "save_pretrained"
+            "never loaded, so convert it and save it as safetensors with a config.json "
+            "(docs/features.md, emotion2vec)"
         )
     return f"{folder} has no config.json; give a folder written by save_pretrained"
 
@@ -242,8 +257,8 @@ def _is_text(settings: Fields) -> bool:
 
 
 def _is_speech(settings: Fields) -> bool:
-    keys = ("conv_kernel", "num_mel_bins", "feature_projection_input_dim")
-    return any(key in settings for key in keys)
+    known = reader_of(settings.text("model_type")) != "wav2vec2"
+    return known or "conv_kernel" in settings or "num_mel_bins" in settings
 
 
 def _text_problems(config: TextEncoderConfig, folder: Path) -> Iterator[str]:
@@ -259,7 +274,7 @@ def _text_problems(config: TextEncoderConfig, folder: Path) -> Iterator[str]:
             what, advice = "is a speech model", f"{advice}, or put it under {SPEECH_SECTION}.model"
         yield f"model: `{config.model}` ({kind or 'unknown'}) {what}; {advice}"
         return
-    yield from _layer_problems(config, _layer_count(kind, settings))
+    yield from _layer_problems(config, _layer_count(kind, settings), kind)
     present = [name for name in _VOCABULARIES if (folder / name).is_file()]
     if not present and not any(folder.glob("*.model")):
         # Of a model from the hub, the tokenizer may not have been downloaded yet.

@@ -8,27 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from multistill.config import SpeechPartConfig, TextEncoderConfig
+from multistill.config import OneSpeechEncoderConfig, TextEncoderConfig
 from multistill.encoders import hub
-from multistill.encoders.base import SPEECH_SECTION, TEXT_SECTION, SpeechEncoder, TextEncoder
+from multistill.encoders.base import (
+    SPEECH_SECTION,
+    TEXT_SECTION,
+    SpeechEncoder,
+    TextEncoder,
+    Weights,
+)
 from multistill.encoders.kinds import Reader, reader_of
 from multistill.encoders.packaged import PACKAGED, SMART_TURN, USE_MULTILINGUAL
 from multistill.encoders.tokenizers import HashingTokenizer, PretrainedTokenizer, Tokenizer
+from multistill.encoders.trained_layers import (
+    EncoderConfig,
+    refuse_untrainable,
+    section_of,
+    stored_kind,
+    training_of,
+)
 from multistill.errors import MultistillError
 
 if TYPE_CHECKING:
     import torch
 
 
-def _log_mel(config: SpeechPartConfig, device: torch.device) -> SpeechEncoder:
+def _log_mel(config: OneSpeechEncoderConfig, device: torch.device) -> SpeechEncoder:
     from multistill.encoders.speech import LogMel
 
     return LogMel()
 
 
-def _smart_turn(config: SpeechPartConfig, device: torch.device) -> SpeechEncoder:
+def _smart_turn(config: OneSpeechEncoderConfig, device: torch.device) -> SpeechEncoder:
     from multistill.encoders.smart_turn import empty_encoder
     from multistill.encoders.whisper import WhisperStates
 
@@ -39,7 +52,7 @@ def _smart_turn(config: SpeechPartConfig, device: torch.device) -> SpeechEncoder
     return WhisperStates(encoder, config, "pretrained", revision=revision, device=device)
 
 
-def _untrained_wav2vec2(config: SpeechPartConfig, device: torch.device) -> SpeechEncoder:
+def _untrained_wav2vec2(config: OneSpeechEncoderConfig, device: torch.device) -> SpeechEncoder:
     from multistill.encoders.speech import Wav2Vec2Family, untrained_wav2vec2
 
     return Wav2Vec2Family(untrained_wav2vec2(), config, "untrained", revision=None, device=device)
@@ -72,7 +85,7 @@ def _use_tokenizer() -> Tokenizer:
     return SentencePieces(**USE_MULTILINGUAL.load_tokenizer())
 
 
-BUILT_IN_SPEECH: Mapping[str, Callable[[SpeechPartConfig, torch.device], SpeechEncoder]] = {
+BUILT_IN_SPEECH: Mapping[str, Callable[[OneSpeechEncoderConfig, torch.device], SpeechEncoder]] = {
     "log-mel": _log_mel,
     "smart-turn": _smart_turn,
     "untrained-wav2vec2": _untrained_wav2vec2,
@@ -81,6 +94,7 @@ BUILT_IN_TEXT: Mapping[str, Callable[[TextEncoderConfig, torch.device], TextEnco
     "untrained-electra": _untrained_electra,
     "use-multilingual": _use_multilingual,
 }
+_UNTRAINED = {"untrained-wav2vec2", "untrained-electra"}
 _BUILT_IN_TOKENIZERS: Mapping[str, Callable[[], Tokenizer]] = {
     "untrained-electra": HashingTokenizer,
     "use-multilingual": _use_tokenizer,
@@ -88,7 +102,7 @@ _BUILT_IN_TOKENIZERS: Mapping[str, Callable[[], Tokenizer]] = {
 
 
 def _wav2vec2(
-    config: SpeechPartConfig, resolved: str | None, device: torch.device
+    config: OneSpeechEncoderConfig, resolved: str | None, device: torch.device
 ) -> SpeechEncoder:
     from multistill.encoders.speech import Wav2Vec2Family
 
@@ -97,7 +111,9 @@ def _wav2vec2(
         return Wav2Vec2Family(model, config, "pretrained", revision=resolved, device=device)
 
 
-def _whisper(config: SpeechPartConfig, resolved: str | None, device: torch.device) -> SpeechEncoder:
+def _whisper(
+    config: OneSpeechEncoderConfig, resolved: str | None, device: torch.device
+) -> SpeechEncoder:
     from multistill.encoders.whisper import SPEECH_LEVEL, WhisperStates
 
     encoder = hub.load_whisper_encoder(config.model, resolved)
@@ -109,7 +125,7 @@ def _whisper(config: SpeechPartConfig, resolved: str | None, device: torch.devic
 
 
 def _w2v_bert(
-    config: SpeechPartConfig, resolved: str | None, device: torch.device
+    config: OneSpeechEncoderConfig, resolved: str | None, device: torch.device
 ) -> SpeechEncoder:
     from multistill.encoders.w2v_bert import W2vBert
 
@@ -118,17 +134,34 @@ def _w2v_bert(
         return W2vBert(model, config, "pretrained", revision=resolved, device=device)
 
 
-_READERS: Mapping[Reader, Callable[[SpeechPartConfig, str | None, torch.device], SpeechEncoder]] = {
+def _emotion2vec(
+    config: OneSpeechEncoderConfig, resolved: str | None, device: torch.device
+) -> SpeechEncoder:
+    from multistill.encoders import emotion2vec
+    from multistill.encoders.speech import Wav2Vec2Family
+
+    files = [hub.file_of(config.model, resolved, name) for name in emotion2vec.FILES]
+    with _usable(config.model):
+        model = emotion2vec.load(*files)
+        return Wav2Vec2Family(model, config, "pretrained", revision=resolved, device=device)
+
+
+_READERS: Mapping[
+    Reader, Callable[[OneSpeechEncoderConfig, str | None, torch.device], SpeechEncoder]
+] = {
     "wav2vec2": _wav2vec2,
     "whisper": _whisper,
     "w2v-bert": _w2v_bert,
+    "emotion2vec": _emotion2vec,
 }
 
 
 def load_speech(
-    config: SpeechPartConfig, resolved: str | None, device: torch.device
+    config: OneSpeechEncoderConfig, resolved: str | None, device: torch.device
 ) -> SpeechEncoder:
-    """Load one speech encoder of a job on a device, in eval mode.
+    """Load what fills the store with the states of one speech encoder, on a device, in eval mode.
+
+    Of an encoder that is trained, this is what lies below the trained layers; `trainable` has them.
 
     Args:
         resolved: from `resolve_speech`.
@@ -136,6 +169,11 @@ def load_speech(
     Raises:
         MultistillError: the model cannot be loaded or does not read raw audio.
     """
+    check_trainable(config, resolved)
+    if stored_kind(config) == "waves":
+        from multistill.encoders.stored_inputs import StoredWaves
+
+        return StoredWaves(config, _weights_of(config), resolved)
     if config.model in BUILT_IN_SPEECH:
         return BUILT_IN_SPEECH[config.model](config, device)
     with _advice(SPEECH_SECTION, BUILT_IN_SPEECH):
@@ -143,8 +181,25 @@ def load_speech(
         return build(config, resolved, device)
 
 
+def check_trainable(config: EncoderConfig, resolved: str | None) -> None:
+    """Refuse an encoder that cannot be trained as configured, before its weights are read.
+
+    Raises:
+        UsageError: it cannot.
+        MultistillError: it cannot be found.
+    """
+    if not training_of(config).enabled:
+        return
+    if config.model in {*BUILT_IN_SPEECH, *BUILT_IN_TEXT}:
+        refuse_untrainable(config)
+        return
+    built_in = BUILT_IN_SPEECH if section_of(config) == "speech" else BUILT_IN_TEXT
+    with _advice(f"features.{section_of(config)}", built_in):
+        refuse_untrainable(config, hub.model_type(config.model, resolved))
+
+
 def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.device) -> TextEncoder:
-    """Load the text encoder of a job on a device, in eval mode.
+    """Load what fills the store with the text states of a job, like `load_speech`.
 
     Args:
         resolved: from `resolve_text`.
@@ -152,6 +207,9 @@ def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.dev
     Raises:
         MultistillError: the model or its tokenizer cannot be loaded.
     """
+    check_trainable(config, resolved)
+    if stored_kind(config) == "tokens":
+        return _stored_tokens(config, resolved)
     if config.model in BUILT_IN_TEXT:
         return BUILT_IN_TEXT[config.model](config, device)
     from multistill.encoders.text import TransformerText
@@ -159,15 +217,43 @@ def load_text(config: TextEncoderConfig, resolved: str | None, device: torch.dev
     with _advice(TEXT_SECTION, BUILT_IN_TEXT):
         tokenizer = PretrainedTokenizer(hub.load_tokenizer(config.model, resolved))
         model = hub.load_model(config.model, resolved)
-        if tokenizer.size > model.config.vocab_size:
-            raise hub.UnavailableModelError(
-                f"the tokenizer of `{config.model}` has {tokenizer.size} tokens and the model "
-                f"embeds {model.config.vocab_size}: it is the tokenizer of another model"
-            )
+        _refuse_other_tokenizer(config, tokenizer, model.config)
         with _usable(config.model):
             return TransformerText(
                 model, tokenizer, config, "pretrained", revision=resolved, device=device
             )
+
+
+def _stored_tokens(config: TextEncoderConfig, resolved: str | None) -> TextEncoder:
+    from multistill.encoders.stored_inputs import StoredTokens
+    from multistill.encoders.text import token_limit, untrained_settings
+
+    weights = _weights_of(config)
+    if config.model in _BUILT_IN_TOKENIZERS:
+        built_in = _BUILT_IN_TOKENIZERS[config.model]()
+        limit = token_limit(untrained_settings(), built_in, config)
+        return StoredTokens(built_in, limit, config, weights, resolved)
+    with _advice(TEXT_SECTION, BUILT_IN_TEXT):
+        tokenizer = PretrainedTokenizer(hub.load_tokenizer(config.model, resolved))
+        settings = hub.load_settings(config.model, resolved)
+        _refuse_other_tokenizer(config, tokenizer, settings)
+        with _usable(config.model):
+            limit = token_limit(settings, tokenizer, config)
+        return StoredTokens(tokenizer, limit, config, weights, resolved)
+
+
+def _refuse_other_tokenizer(
+    config: TextEncoderConfig, tokenizer: PretrainedTokenizer, settings: Any
+) -> None:
+    if tokenizer.size > settings.vocab_size:
+        raise hub.UnavailableModelError(
+            f"the tokenizer of `{config.model}` has {tokenizer.size} tokens and the model "
+            f"embeds {settings.vocab_size}: it is the tokenizer of another model"
+        )
+
+
+def _weights_of(config: EncoderConfig) -> Weights:
+    return "untrained" if config.model in _UNTRAINED else "pretrained"
 
 
 def load_tokenizer(config: TextEncoderConfig) -> Tokenizer:
@@ -183,7 +269,7 @@ def load_tokenizer(config: TextEncoderConfig) -> Tokenizer:
         return PretrainedTokenizer(hub.load_tokenizer(config.model, resolved))
 
 
-def resolve_speech(config: SpeechPartConfig) -> str | None:
+def resolve_speech(config: OneSpeechEncoderConfig) -> str | None:
     """Identity of the weights: a hub commit, a digest of the local folder or of the package.
 
     None for built-in encoders without weights of their own.
@@ -199,9 +285,7 @@ def resolve_text(config: TextEncoderConfig) -> str | None:
     return _resolve(config, TEXT_SECTION, BUILT_IN_TEXT)
 
 
-def _resolve(
-    config: SpeechPartConfig | TextEncoderConfig, section: str, built_in: Iterable[str]
-) -> str | None:
+def _resolve(config: EncoderConfig, section: str, built_in: Iterable[str]) -> str | None:
     if config.model in built_in:
         weights = PACKAGED.get(config.model)
         return None if weights is None else weights.identity

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from multistill.config import SpeechEncoderConfig, SpeechPartConfig
+from multistill.config import OneSpeechEncoderConfig, SpeechEncoderConfig
 from multistill.encoders.base import EncoderInfo, EncoderPart, SpeechEncoder, Weights
 from multistill.encoders.registry import load_speech, resolve_speech
-from multistill.typing import FloatArray
+from multistill.typing import AnyArray, FloatArray
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,7 @@ def alone(
         for key, part in zip(_keys(config), config.parts, strict=True)
         if part.title == title
     ]
-    own = {name: getattr(part, name) for name in SpeechPartConfig.model_fields}
+    own = {name: getattr(part, name) for name in OneSpeechEncoderConfig.model_fields}
     return config.model_copy(update={**own, "additional": []}), {"speech": weights[key]}
 
 
@@ -126,7 +126,7 @@ class SideBySide:
         aligned = zip(self._encoders, counts, strict=True)
         return min(count for encoder, count in aligned if encoder.hop == self.hop)
 
-    def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:
+    def encode(self, waves: Sequence[FloatArray]) -> list[AnyArray]:
         parts = [_encode(encoder, waves) for encoder in self._encoders]
         return [
             np.concatenate(
@@ -177,11 +177,11 @@ class SideBySide:
         )
 
 
-def _encode(encoder: SpeechEncoder, waves: Sequence[FloatArray]) -> list[FloatArray]:
+def _encode(encoder: SpeechEncoder, waves: Sequence[FloatArray]) -> Sequence[AnyArray]:
     """States of one encoder, in as few batches as its padding allows."""
     if encoder.info.padding != "equal-length":
         return encoder.encode(waves)
-    states: dict[int, FloatArray] = {}
+    states: dict[int, AnyArray] = {}
     order = sorted(range(len(waves)), key=lambda row: len(waves[row]))
     for _, group in groupby(order, key=lambda row: len(waves[row])):
         rows = list(group)

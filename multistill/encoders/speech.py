@@ -9,17 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multistill.audio import SAMPLE_RATE
-from multistill.config import SpeechPartConfig
+from multistill.config import OneSpeechEncoderConfig
 from multistill.encoders.base import SPEECH_SECTION, EncoderInfo, Weights
 from multistill.encoders.kinds import SPEECH_ADVICE
 from multistill.encoders.layers import LayerSelector
+from multistill.encoders.masking import SpecAugment
+from multistill.encoders.trained_layers import stored_layers
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray
 
@@ -104,12 +106,147 @@ class ComparedWithFloat32:
         self.info = replace(self.info, bfloat16_cosine=round(worst, 6))
 
 
-class Wav2Vec2Family(ComparedWithFloat32):
-    """wav2vec2, HuBERT, WavLM, data2vec-audio and other models of this family in transformers.
+class Wav2Vec2Network(nn.Module):
+    """A model of this family in transformers, from waves or from a hidden state to hidden states.
 
     Models with layer norm in the feature extractor are given an attention mask. Group norm
-    computes its statistics over time, padding included, with or without a mask; these models and
-    data2vec-audio are given batches of equal length.
+    computes its statistics over time, padding included, with or without a mask; in these models,
+    in data2vec and in conformers, clips of different length are computed one after the other.
+
+    Args:
+        layers: hidden states that are selected.
+        combine: how several become one.
+
+    Raises:
+        UsageError: the model lacks one of the layers.
+    """
+
+    def __init__(
+        self, model: Any, layers: Sequence[int], combine: Literal["mean", "concat"]
+    ) -> None:
+        super().__init__()
+        settings = model.config
+        settings.apply_spec_augment = False
+        if getattr(model, "adapter", None) is not None:
+            model.adapter = None
+        self.selector = LayerSelector(model, "layers", layers, combine, f"{SPEECH_SECTION}.layers")
+        self.model = model
+        self.masking: SpecAugment | None = None
+        model.encoder.register_forward_pre_hook(self._mask)
+        self.dim = self.selector.width(settings.hidden_size)
+        self.hidden = int(settings.hidden_size)
+        # The positional convolutions of data2vec are several layers deep, and padding that the
+        # first of them has filled reaches back into the clip in the next. So it does in the
+        # convolutions between the layers of conformers.
+        self.equal_length = (
+            settings.model_type in {"data2vec-audio", "emotion2vec", "wav2vec2-conformer"}
+            or settings.feat_extract_norm == "group"
+        )
+        self._kernels = tuple(settings.conv_kernel)
+        self._strides = tuple(settings.conv_stride)
+        self.hop = math.prod(self._strides)
+        self.minimum_samples = self._receptive_field()
+
+    def _receptive_field(self) -> int:
+        field, jump = 1, 1
+        for kernel, stride in zip(self._kernels, self._strides, strict=True):
+            field += (kernel - 1) * jump
+            jump *= stride
+        return field
+
+    def frames(self, samples: int) -> int:
+        """Number of states of a wave."""
+        for kernel, stride in zip(self._kernels, self._strides, strict=True):
+            samples = (samples - kernel) // stride + 1
+            if samples <= 0:
+                return 0
+        return samples
+
+    def forward(self, waves: Tensor, lengths: Sequence[int]) -> Tensor:
+        """States [B, T, dim] float32 of waves [B, samples], the longest of which is not padded.
+
+        Args:
+            lengths: samples of each wave, each at least `minimum_samples`; zeros follow.
+        """
+        if min(lengths) == max(lengths):
+            return self._batch(waves, None)
+        if not self.equal_length:
+            limits = torch.tensor(lengths, device=waves.device)
+            positions = torch.arange(waves.shape[1], device=waves.device)
+            return self._batch(waves, (positions < limits[:, None]).long())
+        states: dict[int, Tensor] = {}
+        for rows in rows_by_length(lengths).values():
+            for row, each in zip(
+                rows, self._batch(waves[rows, : lengths[rows[0]]], None), strict=True
+            ):
+                states[row] = each
+        in_order = [states[row] for row in range(len(lengths))]
+        return nn.utils.rnn.pad_sequence(in_order, batch_first=True)
+
+    def _batch(self, waves: Tensor, mask: Tensor | None) -> Tensor:
+        return self.selector.gather(self.model(waves, attention_mask=mask).last_hidden_state)
+
+    def _mask(self, _encoder: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        if self.masking is None:
+            return inputs
+        return (self.masking(inputs[0]), *inputs[1:])
+
+    @property
+    def final_norm(self) -> nn.Module | None:
+        """The layer norm after the layers, if there is one."""
+        return self.model.encoder.layer_norm if norm_is_last(self.model.config) else None
+
+    def start_at(self, first: int) -> None:
+        """Remove what lies below hidden state `first`, which `from_states` then reads."""
+        model, encoder = self.model, self.model.encoder
+        lowest: Any = self.selector.layers[0]
+        self.selector.start_at(first)
+        if model.config.model_type == "wavlm":
+            # All layers share the distances that the first one has learnt.
+            distances = lowest.attention.rel_attn_embed.requires_grad_(False)
+            lowest = self.selector.layers[0]
+            lowest.attention.rel_attn_embed = distances
+        model.feature_extractor = model.feature_projection = model.masked_spec_embed = None
+        encoder.pos_conv_embed = _NoPositions()
+        encoder.dropout = nn.Identity()
+        if not norm_is_last(model.config):
+            encoder.layer_norm = nn.Identity()
+
+    def from_states(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """States [B, T, dim] float32 of the hidden state that `start_at` named [B, T, hidden].
+
+        Args:
+            mask: [B, T] bool, False at padding; None: nothing is padded.
+        """
+        # The encoder writes zeros over padding, in place.
+        copied = states.clone() if mask is not None else states
+        return self.selector.gather(self.model.encoder(copied, mask).last_hidden_state)
+
+
+class _NoPositions(nn.Module):
+    """In the place of positions that the input already has."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states.new_zeros(())
+
+
+def norm_is_last(settings: Any) -> bool:
+    """Whether the layer norm of `model.encoder` follows the layers; else it is before the first."""
+    return settings.model_type == "wav2vec2-conformer" or bool(
+        getattr(settings, "do_stable_layer_norm", False)
+    )
+
+
+def rows_by_length(lengths: Sequence[int]) -> dict[int, list[int]]:
+    """Rows of a batch whose clips are of equal length, shortest first."""
+    rows: dict[int, list[int]] = {}
+    for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
+        rows.setdefault(lengths[row], []).append(row)
+    return rows
+
+
+class Wav2Vec2Family(ComparedWithFloat32):
+    """wav2vec2, HuBERT, WavLM, data2vec-audio and other models of this family in transformers.
 
     Args:
         revision: from `hub.resolve`.
@@ -124,82 +261,66 @@ class Wav2Vec2Family(ComparedWithFloat32):
     def __init__(
         self,
         model: Any,
-        config: SpeechPartConfig,
+        config: OneSpeechEncoderConfig,
         weights: Weights,
         *,
         revision: str | None,
         device: torch.device,
     ) -> None:
-        settings = model.config
-        if not hasattr(settings, "conv_kernel") or not hasattr(model, "encoder"):
-            raise MultistillError(
-                f"{SPEECH_SECTION}.model: `{config.model}` ({settings.model_type}) does not read "
-                f"raw audio like wav2vec2; {SPEECH_ADVICE}"
-            )
-        settings.apply_spec_augment = False
-        if getattr(model, "adapter", None) is not None:
-            model.adapter = None
-        self._kernels = tuple(settings.conv_kernel)
-        self._strides = tuple(settings.conv_stride)
-        self._selector = LayerSelector(
-            model, "layers", config.layers, config.combine, f"{SPEECH_SECTION}.layers"
-        )
-        self._model = model.eval().to(device)
+        refuse_other_kinds(model, config)
+        layers = stored_layers(config, len(model.encoder.layers))
+        network = Wav2Vec2Network(model, layers, config.combine)
+        self.network = network.eval().to(device)
         self._device = device
         self._bfloat16 = uses_bfloat16(config, device)
-        self.hop = math.prod(self._strides)
-        self.minimum_samples = self._receptive_field()
-        # The positional convolutions of data2vec-audio are several layers deep, and padding
-        # that the first of them has filled reaches back into the clip in the next.
-        equal = settings.model_type == "data2vec-audio" or settings.feat_extract_norm == "group"
+        self.hop = network.hop
+        self.minimum_samples = network.minimum_samples
         self.info = EncoderInfo(
             name=config.model,
             weights=weights,
-            dim=self._selector.width(settings.hidden_size),
+            dim=network.dim,
             params=sum(parameter.numel() for parameter in model.parameters()),
-            layers=self._selector.indices,
-            padding="equal-length" if equal else "mask",
+            layers=network.selector.indices,
+            padding="equal-length" if network.equal_length else "mask",
             precision="bfloat16" if self._bfloat16 else "float32",
             revision=revision,
-            layer_params=self._selector.count_parameters(),
+            layer_params=network.selector.count_parameters(),
         )
 
-    def _receptive_field(self) -> int:
-        field, jump = 1, 1
-        for kernel, stride in zip(self._kernels, self._strides, strict=True):
-            field += (kernel - 1) * jump
-            jump *= stride
-        return field
-
     def frames(self, samples: int) -> int:
-        for kernel, stride in zip(self._kernels, self._strides, strict=True):
-            samples = (samples - kernel) // stride + 1
-            if samples <= 0:
-                return 0
-        return samples
+        return self.network.frames(samples)
 
     @torch.inference_mode()
     def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:
         lengths = [len(wave) for wave in waves]
         longest = max(lengths)
+        if min(lengths) < longest and self.info.padding == "equal-length":
+            raise ValueError("this encoder requires waves of equal length")
         # Padded in NumPy: waves from Ray's object store are read-only, which torch warns about.
         padded = np.zeros((len(waves), longest), np.float32)
         for row, wave in enumerate(waves):
             padded[row, : len(wave)] = wave
-        mask = None
-        if min(lengths) < longest:
-            if self.info.padding == "equal-length":
-                raise ValueError("this encoder requires waves of equal length")
-            mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
-            mask = mask.to(self._device)
         inputs = torch.from_numpy(padded).to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
-            output = self._model(inputs, attention_mask=mask).last_hidden_state
-        states = self._selector.gather(output).cpu().numpy()
+            states = self.network(inputs, lengths).cpu().numpy()
         return [states[row, : self.frames(length)] for row, length in enumerate(lengths)]
 
 
-def uses_bfloat16(config: SpeechPartConfig, device: torch.device) -> bool:
+def refuse_other_kinds(model: Any, config: OneSpeechEncoderConfig) -> None:
+    """Refuse a model that does not read raw audio like wav2vec2.
+
+    Raises:
+        MultistillError: it does not.
+    """
+    settings = model.config
+    if not hasattr(settings, "conv_kernel") or not hasattr(model, "encoder"):
+        raise MultistillError(
+            f"{SPEECH_SECTION}.model: `{config.model}` ({settings.model_type}) does not read "
+            f"raw audio like wav2vec2; {SPEECH_ADVICE}"
+        )
+
+
+def uses_bfloat16(config: OneSpeechEncoderConfig, device: torch.device) -> bool:
     """Whether an encoder is to compute in bfloat16 on a device."""
     if config.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()

@@ -193,9 +193,14 @@ PUBLISHED: Sequence[TrainingData] = (
 
 
 def overlaps(features: FeaturesConfig, corpora: Sequence[CorpusConfig]) -> list[str]:
-    """A sentence for each encoder of a job whose training data hold corpora of the job."""
+    """A sentence for each encoder of a job whose training data hold corpora of the job.
+
+    Corpora without labels do not count: nothing is tested on them.
+    """
     titles: dict[str, list[str]] = {}
     for config in corpora:
+        if config.unlabelled:
+            continue
         for corpus in corpora_of(config):
             titles.setdefault(corpus, []).append(f"`{config.title}`")
     models = [part.model for part in features.speech.parts]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from multistill.audio import SAMPLE_RATE
-from multistill.config import SpeechPartConfig
+from multistill.config import OneSpeechEncoderConfig
 from multistill.encoders.base import SPEECH_SECTION, EncoderInfo, Weights
 from multistill.encoders.layers import LayerSelector
 from multistill.encoders.speech import ComparedWithFloat32, uses_bfloat16
@@ -48,7 +48,7 @@ class W2vBert(ComparedWithFloat32):
     def __init__(
         self,
         model: Any,
-        config: SpeechPartConfig,
+        config: OneSpeechEncoderConfig,
         weights: Weights,
         *,
         revision: str | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from multistill.inference.latency import time_each
 from multistill.inference.predict import dialogue_context, predict
 from multistill.inference.quantize import rounded, stored_bytes
 from multistill.metrics.classification import distributions
-from multistill.models.build import EmotionModel, count_parameters
+from multistill.models.build import count_parameters
+from multistill.models.context import StateStore
 from multistill.models.files import Output, load_model, read_model_config
+from multistill.models.joint import JointModel, Model
 from multistill.models.probe import fit_probe
-from multistill.models.spec import Modality, ModelSpec
+from multistill.models.spec import Encoder, Modality, ModelSpec
 from multistill.typing import DoubleArray
 
 MAX_PROBE_CLIPS = 20_000
@@ -70,7 +72,7 @@ class LoadedModel:
         self.store = store
         self.device = device
         classes = read_classes(manifest)
-        self.members: list[EmotionModel] = [
+        self.members: list[Model] = [
             load_model(Path(folder), {"labels": list(classes) if with_classes else []}).to(device)
             for folder in candidate.folders
         ]
@@ -83,7 +85,7 @@ class LoadedModel:
                     f"the model `{candidate.name}` in {folder} has the dimensions {has}, and the "
                     f"job's tasks have {wanted}; use a model of the same job"
                 )
-        self.spec: ModelSpec = self.members[0].spec
+        self.spec = spec_of_ensemble([model.spec for model in self.members])
         configs = [read_model_config(Path(folder)) for folder in candidate.folders]
         config = configs[0]
         self.trainings: list[dict[str, Any]] = [each["training"] for each in configs]
@@ -124,6 +126,11 @@ class LoadedModel:
             np.mean([each.dimensions for each in outputs], axis=0, dtype=np.float64),
         )
 
+    @property
+    def layers_read(self) -> dict[Encoder, int]:
+        """As of `ModelSpec`; a model that runs an encoder itself reads all that the store keeps."""
+        return {} if isinstance(self.members[0], JointModel) else self.spec.layers_read
+
     def in_int8(self, ids: list[str]) -> DoubleArray:
         """`probabilities` with the weights rounded to 8 bits."""
         other = copy(self)
@@ -135,7 +142,10 @@ class LoadedModel:
         return sum(stored_bytes(model, int8=int8) for model in self.members)
 
     def head_ms(self, ids: Sequence[str]) -> list[float]:
-        """Milliseconds of the head alone at batch size 1, with the states already in memory."""
+        """Milliseconds of the model alone at batch size 1, with the states already in memory.
+
+        Of a model that was trained with an encoder, the trained part of the encoder is included.
+        """
 
         def forward(inputs: tuple[torch.Tensor, ...]) -> None:
             for model in self.members:
@@ -159,14 +169,16 @@ class LoadedModel:
             encoders: result of `describe_encoders`.
         """
         candidate = self.candidate
-        head = sum(count_parameters(model) for model in self.members)
+        # Layers below the trained ones are counted with the encoders.
+        held = sum(_parameters_held(model) for model in self.members)
+        spec = None if isinstance(self.members[0], JointModel) else self.spec
         return {
             "name": candidate.name,
             "role": candidate.role,
             "modality": self.spec.modality,
-            "params_trainable": head,
+            "params_trainable": sum(count_parameters(model) for model in self.members),
             "params_unused": sum(model.unused_parameters() for model in self.members),
-            "params_end_to_end": params_end_to_end(head, self.spec.modality, encoders, self.spec),
+            "params_end_to_end": params_end_to_end(held, self.spec.modality, encoders, spec),
             "bytes": self.head_bytes(int8=False),
             "members": len(self.members),
             "output": self.output,
@@ -174,6 +186,29 @@ class LoadedModel:
             "mlflow_run_id": candidate.mlflow_run_id,
             "training": list(self.trainings),
         }
+
+
+def _parameters_held(model: Model) -> int:
+    """Parameters of a model, those of its encoders that are not trained included."""
+    if isinstance(model, JointModel):
+        return sum(parameter.numel() for parameter in model.parameters())
+    return count_parameters(model)
+
+
+def spec_of_ensemble(members: Sequence[ModelSpec]) -> ModelSpec:
+    """The first member's, with all encoders that any member needs."""
+    first = members[0]
+
+    def common(values: set[int | None]) -> int | None:
+        return values.pop() if len(values) == 1 else None
+
+    same = len({spec.modality for spec in members}) == 1
+    return replace(
+        first,
+        modality=first.modality if same else "multimodal",
+        speech_layer=common({spec.speech_layer for spec in members}),
+        text_layer=common({spec.text_layer for spec in members}),
+    )
 
 
 def describe_encoders(info: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,7 +247,7 @@ def params_end_to_end(
 
 def probe_baseline(
     modality: Modality,
-    store: FeatureStore,
+    store: StateStore,
     train: Utterances,
     valid: Utterances,
     test: Utterances,

@@ -189,7 +189,9 @@ def check(folder: Path, classes: Sequence[str], store: FeatureStore) -> None:
         dimension = store.audio_dim if kind == "speech" else store.text_dim
         trained = config["audio_dim" if kind == "speech" else "text_dim"]
         own = config["encoders"].get(kind, {})
-        difference = first_difference(own, stored.get(kind, {})) if own else None
+        difference = None
+        if own:
+            difference = first_difference(_of_states(own), _of_states(stored.get(kind, {})))
         if difference is None and trained != dimension:
             difference = ("dimension", trained, dimension)
         if difference is not None:
@@ -198,6 +200,12 @@ def check(folder: Path, classes: Sequence[str], store: FeatureStore) -> None:
                 f"it was trained on other {kind} states: {key} is {of_model}, and {of_clips} in "
                 f"{store.folder}"
             )
+
+
+def _of_states(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the states in a store: not how an encoder is trained on them."""
+    settings = {key: each for key, each in encoder.get("settings", {}).items() if key != "train"}
+    return {**{k: v for k, v in encoder.items() if k != "training"}, "settings": settings}
 
 
 def first_difference(

@@ -19,7 +19,6 @@ from multistill.evaluation.comparisons import Scores, difference, judge_family, 
 from multistill.evaluation.folds import FoldData
 from multistill.evaluation.repetitions import spread
 from multistill.evaluation.utterances import Utterances
-from multistill.features.store import FeatureStore
 from multistill.metrics.dimensions import (
     DIMENSION_METRICS,
     dimension_metrics,
@@ -27,6 +26,7 @@ from multistill.metrics.dimensions import (
     measure_dimension,
 )
 from multistill.metrics.intervals import Clusters, Resampling, intervals
+from multistill.models.context import StateStore
 from multistill.models.ridge import ridge_predictions
 from multistill.models.spec import Modality
 from multistill.typing import DoubleArray, IntArray
@@ -252,7 +252,7 @@ class DimensionScores:
 
 def probe_dimensions(
     modality: Modality,
-    store: FeatureStore,
+    store: StateStore,
     folds: Sequence[FoldData],
     limit: int,
     encoders: Mapping[str, Any],

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from multistill.config import EvaluationConfig
-from multistill.evaluation.candidates import MAX_PROBE_CLIPS, device_name
+from multistill.evaluation.candidates import MAX_PROBE_CLIPS, describe_encoders, device_name
 from multistill.evaluation.comparisons import judge_family
 from multistill.evaluation.dimensions import (
     BASELINE,
@@ -100,7 +100,11 @@ def evaluate_dimensions(
             logger.progress(number, len(candidates), "models")
         for modality in probed:
             probe, predicted = probe_dimensions(
-                modality, store, parts, MAX_PROBE_CLIPS, evaluation.encoders
+                modality,
+                evaluation.states,
+                parts,
+                MAX_PROBE_CLIPS,
+                describe_encoders(evaluation.states.info),
             )
             references.append(probe | _scored(overall, values, probe, [predicted]))
             writer.write_table(table(probe["name"], predicted))

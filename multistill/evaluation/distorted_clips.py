@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,7 +22,6 @@ from multistill.audio.conditions import (
     MISSING,
     ONE_CHANNEL,
     PACK,
-    VOICES,
     Condition,
 )
 from multistill.audio.distortions import generator_for, wrong_words
@@ -31,7 +29,13 @@ from multistill.config import FeaturesConfig
 from multistill.corpora.manifest import MANIFEST
 from multistill.errors import MultistillError
 from multistill.features.cache import open_store
-from multistill.features.distorted import DISTORTED, UNREAD_SECONDS, key_of
+from multistill.features.distorted import (
+    DISTORTED,
+    UNREAD_SECONDS,
+    by_person,
+    key_of,
+    other_voices,
+)
 from multistill.features.encode import encode
 from multistill.tracking.logger import RunLogger
 from multistill.workspace import atomic_path, write_json
@@ -163,7 +167,7 @@ def _why_not(condition: Condition, clips: _TestClips, channels: Sequence[int]) -
 def _changed(condition: Condition, clips: _TestClips) -> Iterator[dict[str, Any]]:
     """A row of clips.parquet for every clip that the condition changes."""
     rows = clips.rows
-    people = _by_person(clips.persons) if condition.needs_voices else {}
+    people = by_person(clips.persons) if condition.needs_voices else {}
     for number, clip in enumerate(rows["utterance_id"]):
         text, seconds = rows["text"][number] or "", float(rows["duration_s"][number])
         voices: list[str] = []
@@ -183,7 +187,8 @@ def _changed(condition: Condition, clips: _TestClips) -> Iterator[dict[str, Any]
                     continue
                 seconds = condition.seconds
             if condition.needs_voices:
-                chosen = _voices(people, clips.persons[number], clip)
+                random = generator_for("voices", clip)  # the same for every noise level
+                chosen = other_voices(people, clips.persons[number], random)
                 voices = [rows["audio_path"][row] for row in chosen]
         yield {
             "utterance_id": key_of(condition.name, clip),
@@ -195,23 +200,6 @@ def _changed(condition: Condition, clips: _TestClips) -> Iterator[dict[str, Any]
             "condition": condition.name,
             "voices": voices,
         }
-
-
-def _by_person(persons: Sequence[str]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for row, person in enumerate(persons):
-        found.setdefault(person, []).append(row)
-    return found
-
-
-def _voices(people: dict[str, list[int]], person: str, clip: str) -> list[int]:
-    """A clip each of up to `VOICES` other people, the same for every noise level."""
-    random = generator_for("voices", clip)
-    others = [name for name in people if name != person]
-    count = min(VOICES, len(others))
-    chosen = random.choice(len(others), count, replace=False) if others else np.array([], int)
-    rows = [people[others[index]] for index in chosen.tolist()]
-    return [of_person[int(random.integers(len(of_person)))] for of_person in rows]
 
 
 def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

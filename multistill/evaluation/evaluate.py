@@ -20,7 +20,12 @@ from multistill.config import EvaluationConfig
 from multistill.corpora.manifest import with_classes
 from multistill.errors import MultistillError
 from multistill.evaluation import cross_corpus
-from multistill.evaluation.candidates import MAX_PROBE_CLIPS, Candidate, device_name
+from multistill.evaluation.candidates import (
+    MAX_PROBE_CLIPS,
+    Candidate,
+    device_name,
+    spec_of_ensemble,
+)
 from multistill.evaluation.dimensions import DimensionScores, dimension_columns, probe_dimensions
 from multistill.evaluation.dimensions_alone import evaluate_dimensions
 from multistill.evaluation.figures import single_numbers
@@ -46,7 +51,7 @@ from multistill.evaluation.utterances import Utterances
 from multistill.features.cache import open_store
 from multistill.features.functionals import Functionals
 from multistill.models.files import read_model_config
-from multistill.models.spec import Modality
+from multistill.models.spec import Modality, ModelSpec
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.typing import DoubleArray, IntArray
 from multistill.workspace import write_json
@@ -259,8 +264,8 @@ def _probed(modalities: Sequence[Modality]) -> Sequence[Modality]:
 
 
 def _modality(candidate: Candidate) -> Modality:
-    modality: Modality = read_model_config(Path(candidate.folders[0]))["spec"]["modality"]
-    return modality
+    specs = [read_model_config(Path(folder))["spec"] for folder in candidate.folders]
+    return spec_of_ensemble([ModelSpec.from_dict(spec) for spec in specs]).modality
 
 
 def _class_counts(parts: Sequence[FoldData]) -> dict[str, dict[str, int]]:

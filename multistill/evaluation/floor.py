@@ -195,7 +195,7 @@ def _baseline(name: str) -> str:
 
 
 def _against(difference: Interval, reference: str) -> str:
-    """`+0.080 [+0.020, +0.140] above the best probe`, or that it is not shown to be."""
+    """`+0.080 [+0.020, +0.140] above the best probe`, or `to` it where that is not shown."""
     value, low, high = difference["value"], difference["low"], difference["high"]
     if value is None:
         return f"not comparable with {reference}"
@@ -204,7 +204,7 @@ def _against(difference: Interval, reference: str) -> str:
         return f"{value:+.3f} (no interval) to {reference}"
     measured = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
     if found == "not shown":
-        return f"{measured} (not shown to beat {reference})"
+        return f"{measured} to {reference} (not shown to beat it)"
     return f"{measured} {found} {reference}"
 
 

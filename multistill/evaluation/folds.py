@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ from multistill.evaluation.utterances import (
     read_utterances,
 )
 from multistill.features.functionals import Functionals
+from multistill.features.initial_states import InitialStates, with_initial_states
 from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
 from multistill.inference.latency import EncoderLatency, percentiles
 from multistill.metrics.calibration import fit_temperature
 from multistill.metrics.classification import calibration_summary, log_probabilities, softmax
 from multistill.metrics.intervals import choose_clusters
-from multistill.metrics.selective import threshold_for
+from multistill.metrics.selective import threshold_for, threshold_for_risk
 from multistill.models.spec import Modality
 from multistill.typing import DoubleArray
 
@@ -121,7 +123,8 @@ def open_fold(
 class _Predicted:
     """One candidate in one fold: distributions on test, and what it was made of.
 
-    `temperature` and `threshold` (of confidence, for the wanted coverage) are of validation.
+    `temperature` and the thresholds of confidence (for the wanted coverage, and for the wanted
+    risk if there is one) are of validation.
 
     Attributes:
         dimensions: [N, D] of the candidate and of its repeats.
@@ -132,6 +135,7 @@ class _Predicted:
     probabilities: DoubleArray
     temperature: float | None
     threshold: float | None
+    risk_threshold: float | None
     trainings: list[dict[str, Any]]
     seeds: list[DoubleArray]
     dimensions: list[DoubleArray]
@@ -159,6 +163,7 @@ class Evaluation:
         self.scorer = scorer
         self.bins = config.calibration_bins
         self.coverage = config.coverage
+        self.risk = config.risk
         self.device = default_device()
         self.encoders = describe_encoders(store.info)
         self.latency: EncoderLatency | None = None
@@ -167,6 +172,11 @@ class Evaluation:
             self.latency = EncoderLatency(
                 first.manifest, store.info, first.test.ids, config.latency_clips, self.device
             )
+
+    @cached_property
+    def states(self) -> FeatureStore | InitialStates:
+        """What linear references read: states of a trained encoder are those before training."""
+        return with_initial_states(self.store)
 
     def score_candidate(self, candidate: Candidate) -> tuple[dict[str, Any], Prediction]:
         """A model's entry of metrics.json, and its predictions."""
@@ -181,14 +191,22 @@ class Evaluation:
                     for each, temperature in zip(folds, temperatures, strict=True)
                 ]
             )
-        thresholds = [np.full(len(each.probabilities), each.threshold, float) for each in folds]
+
+        def thresholds(of: Sequence[float | None]) -> DoubleArray | None:
+            """Those of the folds as one per clip; None if a fold has none."""
+            if calibrated is None or None in of:
+                return None
+            every = zip(folds, of, strict=True)
+            return self.join([np.full(len(each.probabilities), one, float) for each, one in every])
+
         prediction = Prediction(
             candidate.name,
             probabilities,
             calibrated,
             float(np.mean(temperatures)) if calibrated is not None else None,
             candidate.compare_to,
-            self.join(thresholds) if calibrated is not None else None,
+            thresholds([each.threshold for each in folds]),
+            thresholds([each.risk_threshold for each in folds]),
             [self.join(seed) for seed in zip(*(f.dimensions for f in folds), strict=True)],
         )
         loaded = folds[0].loaded
@@ -239,9 +257,10 @@ class Evaluation:
 
     def score_probe(self, modality: Modality) -> tuple[dict[str, Any], Prediction]:
         """A linear probe's entry of metrics.json, and its predictions."""
+        encoders = describe_encoders(self.states.info)
         return self._score_reference(
             [
-                probe_baseline(modality, self.store, f.train, f.valid, f.test, self.encoders)
+                probe_baseline(modality, self.states, f.train, f.valid, f.test, encoders)
                 for f in self.folds
             ]
         )
@@ -278,13 +297,18 @@ class Evaluation:
             )
 
         loaded = load(candidate.folders)
-        temperature = threshold = None
+        temperature = threshold = risk_threshold = None
         if len(fold.valid) and self.scorer is not None:
             logits = log_probabilities(loaded.probabilities(fold.valid.ids))
             temperature = fit_temperature(logits, fold.valid.truth)
             if temperature is not None:
                 confidence = softmax(logits / temperature).max(axis=1)
-                threshold = threshold_for(confidence[fold.valid.truth >= 0], self.coverage)
+                labelled = fold.valid.truth >= 0
+                threshold = threshold_for(confidence[labelled], self.coverage)
+                if self.risk is not None:
+                    correct = logits.argmax(axis=1) == fold.valid.truth
+                    found = confidence[labelled], correct[labelled]
+                    risk_threshold = threshold_for_risk(*found, self.risk)
         repeats = [load(folders) for folders in candidate.repeats]
         predicted = [each.predict(fold.test.ids) for each in (loaded, *repeats)]
         return _Predicted(
@@ -292,6 +316,7 @@ class Evaluation:
             predicted[0][0],
             temperature,
             threshold,
+            risk_threshold,
             [entry for each in (loaded, *repeats) for entry in each.trainings],
             [probabilities for probabilities, _ in predicted[1:]],
             [values for _, values in predicted],
@@ -364,7 +389,7 @@ def _over_folds(entries: Sequence[Mapping[str, Any]], folds: Sequence[FoldData])
 def _latency(encoder_latency: EncoderLatency, loaded: LoadedModel) -> dict[str, Any]:
     spec, head_ms = loaded.spec, loaded.head_ms(encoder_latency.ids)
     end_to_end_ms = encoder_latency.end_to_end_ms(
-        spec.modality, head_ms, spec.layers_read, spec.encoder_read
+        spec.modality, head_ms, loaded.layers_read, spec.encoder_read
     )
     latency: dict[str, Any] = {"latency_ms": percentiles(head_ms)}
     if end_to_end_ms is not None:

@@ -41,6 +41,7 @@ class ConditionStore(FeatureStore):
         # Not the base's, which opens a folder: both stores are open.
         self.clean, self.distorted, self.condition = clean, distorted, condition
         self.folder, self.info, self.dtype = clean.folder, clean.info, clean.dtype
+        self.types = clean.types
         self.audio_dim, self.text_dim, self.ids = clean.audio_dim, clean.text_dim, clean.ids
         self.kind = CONDITIONS[condition].kind
 

@@ -45,7 +45,8 @@ class Prediction:
         calibrated: the same after temperature scaling, or None without a validation set to fit
             the temperature on.
         thresholds: confidence from which each clip's prediction is kept, [N] or [R, N], chosen on
-            validation.
+            validation for the wanted coverage.
+        risk_thresholds: the same for the wanted risk, if there is one.
         dimensions: predicted values [N, D] of every seed.
     """
 
@@ -55,6 +56,7 @@ class Prediction:
     temperature: float | None = None
     compare_to: str | None = None
     thresholds: DoubleArray | None = None
+    risk_thresholds: DoubleArray | None = None
     dimensions: Sequence[DoubleArray] = ()
 
     @property
@@ -90,6 +92,7 @@ class Scorer:
         self.folds = folds
         self.confidence = config.confidence
         self.coverage = config.coverage
+        self.risk = config.risk
         self.statistics = SufficientStatistics(len(clips.classes), config.calibration_bins)
         self.clusters = choose_clusters(clips.groups, clips.sessions, clips.speakers, split_by)
         self.resampling = Resampling(self.clusters, config.resamples, seed)
@@ -143,7 +146,11 @@ class Scorer:
             "reliability": self.statistics.reliability(sums).tolist(),
             "calibration": self._score_calibrated(prediction),
             "selective": self._score_selective(
-                predicted, first, prediction.confidence, prediction.thresholds
+                predicted,
+                first,
+                prediction.confidence,
+                prediction.thresholds,
+                prediction.risk_thresholds,
             ),
             **self._over_people(predicted),
             "slices": self._score_slices([rows], self.slices),
@@ -343,6 +350,7 @@ class Scorer:
         probabilities: DoubleArray,
         confidence: DoubleArray | None = None,
         thresholds: DoubleArray | None = None,
+        risk_thresholds: DoubleArray | None = None,
     ) -> dict[str, Any] | None:
         """Risk against coverage; with thresholds of validation, what they keep.
 
@@ -354,18 +362,24 @@ class Scorer:
         if confidence is None:
             confidence = np.asarray(probabilities.max(axis=1))
         found = score_selective(truth, predicted, confidence, self.resampling, self.confidence)
-        if found is None or thresholds is None:
-            return found
-
-        thresholds = first_of(thresholds, 1)
-        kept = (truth >= 0) & (confidence >= thresholds)
+        if found is None:
+            return None
         rows = self.statistics.rows_of(truth, predicted, probabilities, clips.shares)
-        [part] = self._score_slices([rows], [Slice("confidence", "kept", kept)])
-        threshold = describe_threshold(
-            thresholds, self.coverage, kept, truth, self.resampling, self.confidence
-        )
-        scores = {name: part["metrics"][name] for name in ("accuracy", "uar")}
-        return found | {"threshold": threshold | scores}
+        chosen = {
+            "threshold": (thresholds, self.coverage),
+            "risk_threshold": (risk_thresholds, self.risk),
+        }
+        for name, (values, wanted) in chosen.items():
+            if values is None or wanted is None:
+                continue
+            values = first_of(values, 1)
+            kept = (truth >= 0) & (confidence >= values)
+            [part] = self._score_slices([rows], [Slice("confidence", "kept", kept)])
+            found[name] = {
+                **describe_threshold(values, wanted, kept, truth, self.resampling, self.confidence),
+                **{metric: part["metrics"][metric] for metric in ("accuracy", "uar")},
+            }
+        return found
 
 
 def _finite(value: DoubleArray) -> float | None:

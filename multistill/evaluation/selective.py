@@ -1,8 +1,9 @@
 """Risk against coverage of a model, and what its threshold of validation does on test.
 
 Confidence is the highest share of the distribution after temperature scaling. The threshold is
-chosen on validation for a wanted coverage (`evaluation.coverage`); on test, coverage and scores of
-what it keeps are measured, with intervals over resampled groups.
+chosen on validation for a wanted coverage (`evaluation.coverage`), a second one for a wanted risk
+(`evaluation.risk`); on test, coverage and scores of what they keep are measured, with intervals
+over resampled groups.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def score_selective(
 
     Returns:
         `aurc` and `excess_aurc` with intervals, `random` (the area of a random order, which is the
-        share of errors), the `curve` of `coverage` and `risk`, and `threshold`, None so far.
+        share of errors), the `curve` of `coverage` and `risk`, and `threshold` and
+        `risk_threshold`, None so far.
     """
     labelled = np.flatnonzero(truth >= 0)
     if not len(labelled):
@@ -52,6 +54,7 @@ def score_selective(
         "random": float(1 - correct.mean()),
         "curve": {"coverage": coverage, "risk": risk},
         "threshold": None,
+        "risk_threshold": None,
     }
 
 
@@ -67,14 +70,15 @@ def describe_threshold(
 
     Args:
         thresholds: of each clip [N], that of its fold.
-        wanted: coverage on validation.
+        wanted: coverage or risk on validation.
         kept: labelled clips at or above their threshold, a mask [N].
 
     Returns:
-        `threshold` (mean over folds), `wanted`, `coverage` among the labelled clips with its
-        interval, `clips` that are kept and `classes` that these have.
+        `threshold` (mean over the folds that keep anything; None if none does), `wanted`,
+        `coverage` among the labelled clips with its interval, `clips` that are kept and `classes`
+        that these have.
     """
-    labelled = truth >= 0
+    labelled, finite = truth >= 0, np.unique(thresholds[np.isfinite(thresholds)])
     rows = np.stack([labelled, kept], axis=1).astype(float)
     sums = resampling.sums(rows)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -82,7 +86,7 @@ def describe_threshold(
         draws = {"coverage": sums[:, 1] / sums[:, 0]}
     groups = len(np.unique(resampling.clusters.index[labelled]))
     return {
-        "threshold": float(np.mean(np.unique(thresholds))),
+        "threshold": float(np.mean(finite)) if len(finite) else None,
         "wanted": wanted,
         **intervals(values, draws, level, groups),
         "clips": int(kept.sum()),

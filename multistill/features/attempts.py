@@ -9,17 +9,17 @@ import torch
 
 from multistill.audio.errors import describe
 from multistill.errors import MultistillError
-from multistill.typing import FloatArray
+from multistill.typing import AnyArray
 
 Item = TypeVar("Item")
 
 
 def encode_each(
-    encode: Callable[[Sequence[Item]], Sequence[FloatArray]],
+    encode: Callable[[Sequence[Item]], Sequence[AnyArray]],
     items: Sequence[Item],
     probe: Item,
     failure: str,
-) -> list[FloatArray | str]:
+) -> list[AnyArray | str]:
     """States of each item of a batch; if the batch fails, of those that can be encoded alone.
 
     Args:
@@ -39,7 +39,7 @@ def encode_each(
         if not is_of_the_item(error):
             raise
         failed: Exception = error
-    results: list[FloatArray | str] = []
+    results: list[AnyArray | str] = []
     for item in items:
         try:
             if len(items) > 1:
@@ -63,8 +63,8 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _encode(
-    encode: Callable[[Sequence[Item]], Sequence[FloatArray]], items: Sequence[Item]
-) -> list[FloatArray | str]:
+    encode: Callable[[Sequence[Item]], Sequence[AnyArray]], items: Sequence[Item]
+) -> list[AnyArray | str]:
     states = list(encode(items))
     if len(states) != len(items):
         raise RuntimeError(f"{len(states)} results for {len(items)} inputs")

@@ -2,12 +2,13 @@
 
 Batches are planned over all ranks, so every rank takes the same number of steps and no row is
 dropped; a rank takes every `world`-th row of each batch. Reading is zero-copy up to `collate`,
-which casts directly into the padded float32 tensor.
+which casts directly into the padded float32 tensor. What is stored of an encoder that is
+trained from waves or token ids keeps its integer type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,20 +20,26 @@ from torch import Tensor
 from multistill.features.dtypes import Dtype
 from multistill.typing import AnyArray, FloatArray, IntArray
 
+_INPUT_TYPES = {np.dtype(np.int16), np.dtype(np.int32)}
 BUCKET_BATCHES = 16
 """Batches in one sorted bucket: enough to reduce padding, few enough to keep batches random."""
 
 
-class States(Protocol):
-    """Where states come from: a `FeatureStore`, or `StatesInMemory`."""
+class StateReader(Protocol):
+    """What is read of a `FeatureStore`."""
 
-    dtype: Dtype
-    audio_dim: int
-    text_dim: int
+    @property
+    def audio_dim(self) -> int: ...
 
-    def audio_frames(self, ids: Iterable[str], /) -> IntArray: ...
+    @property
+    def text_dim(self) -> int: ...
 
-    def text_tokens(self, ids: Iterable[str], /) -> IntArray: ...
+    @property
+    def dtype(self) -> Dtype: ...
+
+    def audio_frames(self, ids: Sequence[str], /) -> IntArray: ...
+
+    def text_tokens(self, ids: Sequence[str], /) -> IntArray: ...
 
     def raw(self, modality: str, utterance_id: str, /) -> tuple[AnyArray, FloatArray | None]: ...
 
@@ -42,9 +49,9 @@ class Batch:
     """Padded states of B utterances.
 
     Attributes:
-        audio: [B, Ta, Da] float32, zero in padded frames.
+        audio: [B, Ta, Da] float32 (waves: int16), zero in padded frames.
         audio_mask: [B, Ta] bool, False in padded frames.
-        text: [B, Tt, Dt] float32, like `audio`.
+        text: [B, Tt, Dt] float32 (token ids: int32), like `audio`.
         text_mask: [B, Tt] bool; all False for an utterance without transcript.
     """
 
@@ -78,11 +85,25 @@ class Batch:
             self.text_mask.pin_memory(),
         )
 
+    def take(self, rows: slice) -> Batch:
+        """Some of its rows, cut to the longest of them."""
+        frames, tokens = (
+            max(1, int(mask[rows].sum(dim=1).max())) if len(self.ids[rows]) else 1
+            for mask in (self.audio_mask, self.text_mask)
+        )
+        return Batch(
+            self.ids[rows],
+            self.audio[rows, :frames],
+            self.audio_mask[rows, :frames],
+            self.text[rows, :tokens],
+            self.text_mask[rows, :tokens],
+        )
+
     def __len__(self) -> int:
         return len(self.ids)
 
 
-def collate(store: States, ids: Sequence[str], max_frames: int | None = None) -> Batch:
+def collate(store: StateReader, ids: Sequence[str], max_frames: int | None = None) -> Batch:
     """Read the states of some utterances and pad them into one batch.
 
     Args:
@@ -99,20 +120,21 @@ def collate(store: States, ids: Sequence[str], max_frames: int | None = None) ->
 
 
 def _pad(
-    store: States, modality: str, ids: Sequence[str], lengths: IntArray, dim: int
+    store: StateReader, modality: str, ids: Sequence[str], lengths: IntArray, dim: int
 ) -> tuple[Tensor, Tensor]:
     width = max(1, int(lengths.max(initial=0)))
-    padded = np.empty((len(ids), width, dim), dtype=np.float32)
-    for row, (name, length) in enumerate(zip(ids, lengths, strict=True)):
-        values, scales = store.raw(modality, name)
+    raw = [store.raw(modality, name) for name in ids]
+    kept = {values.dtype for values, _ in raw} & _INPUT_TYPES
+    padded = np.empty((len(ids), width, dim), dtype=kept.pop() if kept else np.float32)
+    for row, ((values, scales), length) in enumerate(zip(raw, lengths, strict=True)):
         target = padded[row, :length]
         if scales is not None:
             np.multiply(values[:length], scales, out=target, dtype=np.float32)
-        elif store.dtype == "bfloat16":
+        elif values.dtype == np.uint16:  # the upper half of a float32
             np.left_shift(values[:length], 16, out=target.view(np.uint32), dtype=np.uint32)
         else:
             target[...] = values[:length]
-        padded[row, length:] = 0.0
+        padded[row, length:] = 0
     mask = np.arange(width) < lengths[:, None]
     return torch.from_numpy(padded), torch.from_numpy(mask)
 

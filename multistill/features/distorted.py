@@ -7,12 +7,14 @@ with shards that a killed run keeps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from multistill.audio.conditions import CONDITIONS
+import numpy as np
+
+from multistill.audio.conditions import CONDITIONS, VOICES
 from multistill.audio.distortions import first_seconds, generator_for
 from multistill.audio.errors import UnusableClipError, describe
 from multistill.audio.reading import read_sound
@@ -36,17 +38,27 @@ def key_of(condition: str, clip: str) -> str:
 
 def decode_distorted(plan: Path, shard: int, config: FeaturesConfig) -> DecodedShard:
     """Decode and distort the clips of a shard, as `decode_shard` does without distortion."""
+    voice = lru_cache(CACHED_VOICES)(_read_voice)
+
+    def decode_row(row: dict[str, Any]) -> Wave:
+        return _decode(row, [voice(path) for path in row["voices"]], config)
+
+    return decode_rows(plan, shard, decode_row)
+
+
+def decode_rows(
+    plan: Path, shard: int, decode_row: Callable[[dict[str, Any]], Wave]
+) -> DecodedShard:
+    """Decode every row of a shard's plan; those that fail get a reason instead of a wave."""
     rows = read_shard(plan, shard).to_pylist()
     decoded = DecodedShard(
         [row["utterance_id"] for row in rows],
         [row["audio_path"] for row in rows],
         [row["text"] or "" for row in rows],
     )
-    voice = lru_cache(CACHED_VOICES)(_read_voice)
     for number, row in enumerate(rows):
         try:
-            voices = [voice(path) for path in row["voices"]]
-            decoded.waves[number] = _decode(row, voices, config)
+            decoded.waves[number] = decode_row(row)
         except UnusableClipError as error:
             decoded.reasons[number] = str(error)
         except (MemoryError, ImportError):
@@ -55,6 +67,25 @@ def decode_distorted(plan: Path, shard: int, config: FeaturesConfig) -> DecodedS
             reason = f"cannot be distorted: {type(error).__name__}: {describe(error)}"
             decoded.reasons[number] = reason
     return decoded
+
+
+def by_person(persons: Sequence[str]) -> dict[str, list[int]]:
+    """The rows of each person."""
+    found: dict[str, list[int]] = {}
+    for row, person in enumerate(persons):
+        found.setdefault(person, []).append(row)
+    return found
+
+
+def other_voices(
+    people: dict[str, list[int]], person: str, random: np.random.Generator
+) -> list[int]:
+    """A row each of up to `VOICES` other people, for babble."""
+    others = [name for name in people if name != person]
+    count = min(VOICES, len(others))
+    chosen = random.choice(len(others), count, replace=False) if others else np.array([], int)
+    rows = [people[others[index]] for index in chosen.tolist()]
+    return [of_person[int(random.integers(len(of_person)))] for of_person in rows]
 
 
 DISTORTED = ShardSource((*COLUMNS, "clip", "condition", "voices"), decode_distorted)

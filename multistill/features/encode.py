@@ -18,7 +18,7 @@ from typing import Any
 
 from multistill.config import FeaturesConfig
 from multistill.errors import MultistillError
-from multistill.features.identity import DECODER, PADDING, resolved_weights
+from multistill.features.identity import DECODER, PADDING, resolved_weights, store_settings
 from multistill.features.progress import Progress
 from multistill.features.quarantine import write_quarantine
 from multistill.features.shards import ShardPlan, plan_shards
@@ -217,7 +217,7 @@ def _finish(
             "text_dim": markers[0]["text"]["dim"],
             "decoder": DECODER,
             "padding": PADDING,
-            "settings": config.identity(),
+            "settings": store_settings(config),
         },
     )
     return summary

@@ -12,7 +12,7 @@ DECODER = 5
 """Version of decoding: raise it when a change to decoding or resampling changes any sample, or
 when `features.json` holds what stores written before lack."""
 
-PADDING = 1
+PADDING = 2
 """Version of padding: raise it when the way that clips share a batch changes."""
 
 
@@ -23,11 +23,30 @@ def features_identity(config: FeaturesConfig) -> dict[str, Any]:
         MultistillError: an encoder is neither on this machine nor reachable.
     """
     return {
-        **config.identity(),
+        **store_settings(config),
         "weights": resolved_weights(config),
         "decoder": DECODER,
         "padding": PADDING,
     }
+
+
+def store_settings(config: FeaturesConfig) -> dict[str, Any]:
+    """The settings that decide what is stored of the recordings: not those of their copies.
+
+    They are JSON values of a `FeaturesConfig`. Of `train` these are whether inputs or states are
+    kept, and below how many layers: a store is shared by all ranks, learning rates and kinds of
+    training that read the same rows.
+    """
+    settings = {name: value for name, value in config.identity().items() if name != "augmentation"}
+    for section, encoder in (("speech", config.speech), ("text", config.text)):
+        train = encoder.train
+        kept: dict[str, Any] = {"kind": "full"}
+        if train.layers is not None:
+            kept = {"kind": "last", "layers": train.layers}
+        del settings[section]["train"]
+        if train.enabled:
+            settings[section]["train"] = kept
+    return settings
 
 
 def resolved_weights(config: FeaturesConfig) -> dict[str, str | None]:

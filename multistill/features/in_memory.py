@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from multistill.audio.errors import UnusableClipError
 from multistill.config import SpeechEncoderConfig
-from multistill.encoders.base import SpeechEncoder
-from multistill.features.dtypes import Dtype, pack, unpack
+from multistill.encoders.base import SpeechEncoder, Stored
+from multistill.features.dtypes import Dtype, dtype_of, pack, unpack
+from multistill.features.store_writer import STATES
 from multistill.features.windows import clip_spans, join_windows
 from multistill.features.worker import Window, batch_windows
 from multistill.typing import AnyArray, FloatArray, IntArray
@@ -17,8 +18,10 @@ from multistill.typing import AnyArray, FloatArray, IntArray
 
 def encode_clip(
     samples: FloatArray, encoder: SpeechEncoder, config: SpeechEncoderConfig, batch_seconds: float
-) -> FloatArray:
+) -> AnyArray:
     """States [frames, dim] of one clip, in the windows and batches of the features stage.
+
+    Of an encoder that is trained, what the store keeps in their place.
 
     Args:
         samples: [n] at 16 kHz, normalised (`decode.Wave`).
@@ -34,7 +37,7 @@ def encode_clip(
         )
     spans = clip_spans(len(samples), encoder, config)
     windows = [Window(0, number, samples[start:stop]) for number, (start, stop) in enumerate(spans)]
-    states: dict[int, FloatArray] = {}
+    states: dict[int, AnyArray] = {}
     equal = encoder.info.padding == "equal-length"
     for batch in batch_windows(windows, batch_seconds, equal):
         encoded = encoder.encode([window.samples for window in batch])
@@ -46,16 +49,24 @@ class StatesInMemory:
     """Clips by id with the part of `FeatureStore` that collating and predicting use.
 
     Args:
-        dtype: in which the states are kept, and by which they are rounded.
+        dtype: in which states are kept, and by which they are rounded.
+        stored: what is kept as `audio` and as `text`.
     """
 
-    def __init__(self, dtype: Dtype, audio_dim: int, text_dim: int) -> None:
+    def __init__(
+        self,
+        dtype: Dtype,
+        audio_dim: int,
+        text_dim: int,
+        stored: Mapping[str, Stored] = STATES,
+    ) -> None:
         self.dtype = dtype
         self.audio_dim = audio_dim
         self.text_dim = text_dim
+        self._types = {name: dtype_of(each, dtype) for name, each in stored.items()}
         self._clips: dict[str, dict[str, tuple[AnyArray, FloatArray | None]]] = {}
 
-    def add(self, utterance_id: str, audio: FloatArray, text: FloatArray) -> None:
+    def add(self, utterance_id: str, audio: AnyArray, text: AnyArray) -> None:
         """Keep the states [frames, audio_dim] and [tokens, text_dim] of a clip.
 
         Raises:
@@ -69,7 +80,7 @@ class StatesInMemory:
                     "not finite", f"the {encoder} encoder made values that are not finite"
                 )
             try:
-                clip[name] = pack(states, self.dtype)
+                clip[name] = pack(states, self._types[name])
             except OverflowError as error:
                 raise UnusableClipError("cannot be stored", str(error)) from error
         self._clips[utterance_id] = clip
@@ -83,11 +94,11 @@ class StatesInMemory:
 
     def audio(self, utterance_id: str) -> AnyArray:
         """Speech states [frames, audio_dim]."""
-        return unpack(*self.raw("audio", utterance_id), self.dtype)
+        return unpack(*self.raw("audio", utterance_id), self._types["audio"])
 
     def text(self, utterance_id: str) -> AnyArray:
         """Text states [tokens, text_dim]."""
-        return unpack(*self.raw("text", utterance_id), self.dtype)
+        return unpack(*self.raw("text", utterance_id), self._types["text"])
 
     def audio_frames(self, ids: Iterable[str]) -> IntArray:
         """Frames of each clip."""

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from multistill.config import FeaturesConfig
+from multistill.encoders.trained_layers import stored_kind
 from multistill.errors import MultistillError
 
-CPU_ENCODERS = {"log-mel": 7200.0}
-"""Encoders that get no GPU, with the audio seconds that justify one more process."""
+CPU_ENCODERS = {"log-mel": 7200.0, "waves": 7200.0}
+"""Encoders that get no GPU, with the audio seconds that justify one more process; `waves` are kept
+for encoders that are trained."""
 SECONDS_PER_PROCESS = 120.0
 """The same for other encoders on CPUs: seconds of audio that repay a process's start."""
 
@@ -50,16 +52,13 @@ def size_pools(
     gpus = resources.get("GPU", 0.0)
     gpus_each = config.gpus_per_encoder
     if gpus_each is None:
-        needs_gpu = any(part.model not in CPU_ENCODERS for part in config.speech.parts)
-        gpus_each = 1.0 if gpus >= 1 and needs_gpu else 0.0
+        gpus_each = 1.0 if gpus >= 1 and _seconds_per_process(config) is None else 0.0
     if config.encoders is not None:
         encoders = config.encoders
     elif gpus_each:
         encoders = max(1, math.floor(gpus / gpus_each))
     else:
-        per_process = min(
-            CPU_ENCODERS.get(part.model, SECONDS_PER_PROCESS) for part in config.speech.parts
-        )
+        per_process = _seconds_per_process(config) or SECONDS_PER_PROCESS
         free = cpus - (config.decoders or 0)
         encoders = max(1, min(math.floor(free), math.ceil(seconds / per_process)))
     encoders = min(encoders, max(1, shards))
@@ -78,6 +77,14 @@ def size_pools(
             "`features.decoders`, or give Ray more (`resources`)"
         )
     return pools
+
+
+def _seconds_per_process(config: FeaturesConfig) -> float | None:
+    """Of `CPU_ENCODERS`; None if an encoder gets a GPU."""
+    kept = stored_kind(config.speech)
+    names = [part.model for part in config.speech.parts] if kept == "states" else [kept]
+    seconds = [CPU_ENCODERS[name] for name in names if name in CPU_ENCODERS]
+    return min(seconds) if len(seconds) == len(names) else None
 
 
 def find_shortage(pools: Pools, resources: Mapping[str, float]) -> str | None:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from multistill.encoders.base import Scaling
 from multistill.errors import MultistillError
 from multistill.features.cache import open_store
+from multistill.features.initial_states import InitialStates, drawn_clips, with_initial_states
 from multistill.features.store import FeatureStore
 from multistill.typing import AnyArray, DoubleArray, FloatArray
 from multistill.workspace import read_json, write_atomic, write_json
@@ -118,7 +119,8 @@ class StateStatistics:
 def training_statistics(store: FeatureStore, ids: Sequence[str]) -> StateStatistics:
     """Moments of the states of these utterances, in one pass over the store.
 
-    Utterances without features (quarantined clips) are skipped.
+    Utterances without features (quarantined clips) are skipped. Of an encoder that is trained,
+    the states are those before training, of some of the utterances (`initial_states`).
 
     Raises:
         MultistillError: none of them has features.
@@ -128,11 +130,14 @@ def training_statistics(store: FeatureStore, ids: Sequence[str]) -> StateStatist
         raise MultistillError(
             f"no training utterance has features in {store.folder}; see its quarantine.parquet"
         )
+    read = with_initial_states(store)
+    if isinstance(read, InitialStates):
+        present = drawn_clips(present)
     # In the order of the files, which are read once from start to end.
     order = np.argsort(store.rows(present), kind="stable")
     ordered = [present[position] for position in order]
-    audio, audio_clips = moments_of("audio", map(store.audio, ordered), store.audio_dim)
-    text, text_clips = moments_of("text", map(store.text, ordered), store.text_dim)
+    audio, audio_clips = moments_of("audio", map(read.audio, ordered), read.audio_dim)
+    text, text_clips = moments_of("text", map(read.text, ordered), read.text_dim)
     return StateStatistics(
         audio=audio,
         text=text,

@@ -8,7 +8,8 @@
 
 This module reads a store, `store_writer` writes one, and `docs/features.md` shows how to read
 one with plain pyarrow. States are stored without padding, so a clip of 3 s takes the space of
-3 s. All processes of a node that read a store share one copy of it in the page cache.
+3 s. For an encoder that is trained, `stored` in features.json says what is kept in their place.
+ All processes of a node that read a store share one copy of it in the page cache.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from multistill.errors import MultistillError
-from multistill.features.dtypes import Dtype, unpack
+from multistill.features.dtypes import Dtype, StoredDtype, dtype_of, unpack
 from multistill.typing import AnyArray, FloatArray, IntArray
 from multistill.workspace import read_json
 
@@ -37,13 +38,12 @@ SHARDS = "shards"
 class _Batch:
     """One record batch as NumPy views of the memory-mapped file."""
 
-    def __init__(self, batch: pa.RecordBatch, dtype: Dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, batch: pa.RecordBatch) -> None:
         self.columns = {}
         for name in ("audio", "text"):
             column = batch.column(name)
             scales = None
-            if dtype == "int8":
+            if f"{name}_scale" in batch.schema.names:
                 scale = batch.column(f"{name}_scale")
                 scales = scale.values.to_numpy().reshape(len(scale), -1)
             self.columns[name] = (
@@ -87,6 +87,11 @@ class FeatureStore:
         self.dtype: Dtype = self.info["dtype"]
         self.audio_dim: int = self.info["audio_dim"]
         self.text_dim: int = self.info["text_dim"]
+        # A store that tests or benchmarks write has no encoder, and holds states.
+        self.types: dict[str, StoredDtype] = {
+            name: dtype_of(self.info.get(encoder, {}).get("stored", "states"), self.dtype)
+            for name, encoder in (("audio", "speech"), ("text", "text"))
+        }
         self.ids: list[str] = index.column("utterance_id").to_pylist()
         self._row = {name: row for row, name in enumerate(self.ids)}
         self._positions = np.stack(
@@ -127,12 +132,15 @@ class FeatureStore:
         return self._tokens[self.rows(ids)]
 
     def audio(self, utterance_id: str) -> AnyArray:
-        """Speech states [frames, audio_dim]; read-only views in float16 and float32 stores."""
-        return unpack(*self.raw("audio", utterance_id), self.dtype)
+        """Speech states [frames, audio_dim]; read-only views in float16 and float32 stores.
+
+        Of an encoder that is trained from waves, its rows of int16 (`encoders.stored_inputs`).
+        """
+        return unpack(*self.raw("audio", utterance_id), self.types["audio"])
 
     def text(self, utterance_id: str) -> AnyArray:
         """Text states [tokens, text_dim], like `audio`."""
-        return unpack(*self.raw("text", utterance_id), self.dtype)
+        return unpack(*self.raw("text", utterance_id), self.types["text"])
 
     def raw(self, modality: str, utterance_id: str) -> tuple[AnyArray, FloatArray | None]:
         """Stored values [length, dim] (a view of the mapped file) and int8 scales [dim]."""
@@ -155,9 +163,7 @@ class FeatureStore:
                     f"the shard {path} cannot be read ({error}); remove the folder "
                     f"{self.folder} and run the job again"
                 ) from error
-            batches = [
-                _Batch(reader.get_batch(i), self.dtype) for i in range(reader.num_record_batches)
-            ]
+            batches = [_Batch(reader.get_batch(i)) for i in range(reader.num_record_batches)]
             self._shards[shard] = batches
         return batches
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,37 +19,46 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from multistill.encoders.base import Stored
 from multistill.errors import MultistillError
-from multistill.features.dtypes import Dtype, item_type, pack
+from multistill.features.dtypes import Dtype, dtype_of, item_type, pack
 from multistill.features.store import FORMAT, INDEX, INFO, QUARANTINE, SHARDS
-from multistill.typing import FloatArray
+from multistill.typing import AnyArray
 from multistill.workspace import atomic_path, read_json, write_json
 
 
 @dataclass(frozen=True)
 class Clip:
-    """States of one utterance: audio [frames, audio_dim], text [tokens, text_dim]."""
+    """States of one utterance: audio [frames, audio_dim], text [tokens, text_dim].
+
+    Of an encoder that is trained, the rows and columns are those of its stored input.
+    """
 
     utterance_id: str
-    audio: FloatArray
-    text: FloatArray
+    audio: AnyArray
+    text: AnyArray
 
 
-def shard_schema(dtype: Dtype, audio_dim: int, text_dim: int) -> pa.Schema:
+STATES: Mapping[str, Stored] = {"audio": "states", "text": "states"}
+
+
+def shard_schema(
+    dtype: Dtype, audio_dim: int, text_dim: int, stored: Mapping[str, Stored] = STATES
+) -> pa.Schema:
     """Arrow schema of a shard: one row per clip, states flattened in C order (`frames * dim`)."""
-    values = pa.large_list(item_type(dtype))
+    types = {name: dtype_of(stored[name], dtype) for name in STATES}
     fields = [
         pa.field("utterance_id", pa.string(), nullable=False),
         pa.field("audio_frames", pa.int32(), nullable=False),
-        pa.field("audio", values, nullable=False),
+        pa.field("audio", pa.large_list(item_type(types["audio"])), nullable=False),
         pa.field("text_tokens", pa.int32(), nullable=False),
-        pa.field("text", values, nullable=False),
+        pa.field("text", pa.large_list(item_type(types["text"])), nullable=False),
     ]
-    if dtype == "int8":
-        fields += [
-            pa.field("audio_scale", pa.list_(pa.float32()), nullable=False),
-            pa.field("text_scale", pa.list_(pa.float32()), nullable=False),
-        ]
+    fields += [
+        pa.field(f"{name}_scale", pa.list_(pa.float32()), nullable=False)
+        for name, each in types.items()
+        if each == "int8"
+    ]
     info = {"format": FORMAT, "dtype": dtype, "audio_dim": audio_dim, "text_dim": text_dim}
     return pa.schema(fields, metadata={"multistill": json.dumps(info)})
 
@@ -79,9 +88,16 @@ class _HashingStream:
 class ShardWriter:
     """Append clips to the Arrow file of one shard, which `shard_writer` opens and publishes."""
 
-    def __init__(self, sink: pa.NativeFile, dtype: Dtype, audio_dim: int, text_dim: int) -> None:
-        self.dtype = dtype
-        self.schema = shard_schema(dtype, audio_dim, text_dim)
+    def __init__(
+        self,
+        sink: pa.NativeFile,
+        dtype: Dtype,
+        audio_dim: int,
+        text_dim: int,
+        stored: Mapping[str, Stored],
+    ) -> None:
+        self.schema = shard_schema(dtype, audio_dim, text_dim, stored)
+        self._types = {name: dtype_of(stored[name], dtype) for name in STATES}
         self.rows = 0
         self._writer = pa.ipc.new_file(sink, self.schema)
 
@@ -95,8 +111,8 @@ class ShardWriter:
         refused: list[tuple[str, str]] = []
         for clip in clips:
             try:
-                audio, audio_scale = pack(clip.audio, self.dtype)
-                text, text_scale = pack(clip.text, self.dtype)
+                audio, audio_scale = pack(clip.audio, self._types["audio"])
+                text, text_scale = pack(clip.text, self._types["text"])
             except OverflowError as error:
                 reason = f"{error}; use `features.dtype: bfloat16`"
                 refused.append((clip.utterance_id, reason))
@@ -106,9 +122,9 @@ class ShardWriter:
             columns["audio"].append(audio.reshape(-1))
             columns["text_tokens"].append(len(text))
             columns["text"].append(text.reshape(-1))
-            if audio_scale is not None and text_scale is not None:
-                columns["audio_scale"].append(audio_scale)
-                columns["text_scale"].append(text_scale)
+            for name, scale in (("audio", audio_scale), ("text", text_scale)):
+                if scale is not None:
+                    columns[f"{name}_scale"].append(scale)
         if columns["utterance_id"]:
             arrays = [_column(self.schema.field(name), columns[name]) for name in columns]
             self._writer.write_batch(pa.record_batch(arrays, schema=self.schema))
@@ -138,7 +154,13 @@ def marker_path(folder: Path, shard: int) -> Path:
 
 @contextmanager
 def shard_writer(
-    folder: Path, shard: int, dtype: Dtype, audio_dim: int, text_dim: int, extra: dict[str, Any]
+    folder: Path,
+    shard: int,
+    dtype: Dtype,
+    audio_dim: int,
+    text_dim: int,
+    extra: dict[str, Any],
+    stored: Mapping[str, Stored] = STATES,
 ) -> Iterator[ShardWriter]:
     """Write one shard to a temporary file, rename it, and write its done marker.
 
@@ -146,7 +168,9 @@ def shard_writer(
     marker names the file of its own attempt, so the last marker always describes a complete file.
 
     Args:
+        dtype: of states.
         extra: further fields of the marker; may be filled while the shard is being written.
+        stored: what is stored as `audio` and as `text`.
     """
     shards = folder / SHARDS
     shards.mkdir(parents=True, exist_ok=True)
@@ -156,7 +180,7 @@ def shard_writer(
         with temporary.open("wb") as stream:
             hashing = _HashingStream(stream)
             with pa.PythonFile(hashing, mode="w") as sink:
-                writer = ShardWriter(sink, dtype, audio_dim, text_dim)
+                writer = ShardWriter(sink, dtype, audio_dim, text_dim, stored)
                 yield writer
                 writer.close()
             stream.flush()

@@ -15,7 +15,7 @@ import numpy as np
 from multistill.audio import SAMPLE_RATE
 from multistill.config import SpeechEncoderConfig
 from multistill.encoders.base import SpeechEncoder
-from multistill.typing import FloatArray
+from multistill.typing import AnyArray
 
 Span = tuple[int, int]
 """First sample of a window and the sample after its last one."""
@@ -66,7 +66,7 @@ def window_spans(
     return spans
 
 
-def join_windows(states: Sequence[FloatArray], spans: Sequence[Span], hop: int) -> FloatArray:
+def join_windows(states: Sequence[AnyArray], spans: Sequence[Span], hop: int) -> AnyArray:
     """States [T, dim] of the whole clip from the states of its windows."""
     if len(states) == 1:
         return states[0]

@@ -26,7 +26,7 @@ from multistill.features.decode import Wave
 from multistill.features.store_writer import Clip, ShardWriter, shard_writer
 from multistill.features.waves import DecodedShard
 from multistill.features.windows import Span, clip_spans, join_windows
-from multistill.typing import FloatArray
+from multistill.typing import AnyArray, FloatArray
 
 TEXTS_PER_BATCH = 64
 PROBE_TEXT = "a"
@@ -95,8 +95,9 @@ class ShardEncoder:
             self._verify([wave for row, wave in decoded.waves.items() if row not in reasons])
         summary: dict[str, Any] = {}
         dims = (self.speech.info.dim, self.text.info.dim)
+        stored = {"audio": self.speech.info.stored, "text": self.text.info.stored}
         with (
-            shard_writer(out, shard, self.config.dtype, *dims, summary) as writer,
+            shard_writer(out, shard, self.config.dtype, *dims, summary, stored) as writer,
             ThreadPoolExecutor(1) as disk,
         ):
             pending: list[Future[list[tuple[str, str]]]] = []
@@ -181,7 +182,7 @@ class ShardEncoder:
             for row, ranges in spans.items()
             for number, (start, stop) in enumerate(ranges)
         ]
-        states: dict[int, dict[int, FloatArray]] = {row: {} for row in spans}
+        states: dict[int, dict[int, AnyArray]] = {row: {} for row in spans}
         equal = self.speech.info.padding == "equal-length"
         for batch in batch_windows(windows, self._batch_seconds, equal):
             for window, result in zip(batch, self._encode(batch), strict=True):
@@ -204,11 +205,11 @@ class ShardEncoder:
         decoded: DecodedShard,
         rows: list[int],
         spans: dict[int, list[Span]],
-        states: dict[int, dict[int, FloatArray]],
+        states: dict[int, dict[int, AnyArray]],
         reasons: dict[int, str],
     ) -> list[Clip]:
         """Join the windows of complete clips and encode their transcripts."""
-        texts: list[FloatArray | str] = []
+        texts: list[AnyArray | str] = []
         for start in range(0, len(rows), TEXTS_PER_BATCH):
             batch = [decoded.texts[row] for row in rows[start : start + TEXTS_PER_BATCH]]
             texts += encode_each(self.text.encode, batch, PROBE_TEXT, "the text encoder failed")
@@ -230,7 +231,7 @@ class ShardEncoder:
             clips.append(Clip(decoded.ids[row], audio, text))
         return clips
 
-    def _encode(self, batch: list[Window]) -> list[FloatArray | str]:
+    def _encode(self, batch: list[Window]) -> list[AnyArray | str]:
         """States of each window, or the reason why it could not be encoded.
 
         A batch that exceeds the memory is halved. Batches of later shards are limited to half of

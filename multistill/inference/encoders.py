@@ -11,7 +11,7 @@ import torch
 
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
 from multistill.encoders import side_by_side
-from multistill.encoders.base import SpeechEncoder, TextEncoder
+from multistill.encoders.base import SpeechEncoder, Stored, TextEncoder
 from multistill.encoders.registry import BUILT_IN_SPEECH, BUILT_IN_TEXT, load_text, resolve_text
 from multistill.errors import MultistillError
 from multistill.models.spec import ModelSpec
@@ -29,6 +29,12 @@ class ModelEncoders:
     config: FeaturesConfig
     speech: SpeechEncoder | None
     text: TextEncoder | None
+
+    @property
+    def stored(self) -> dict[str, Stored]:
+        """What the head, or an encoder that was trained with it, reads as `audio` and `text`."""
+        encoders = {"audio": self.speech, "text": self.text}
+        return {k: "states" if each is None else each.info.stored for k, each in encoders.items()}
 
     @classmethod
     def load(

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from multistill.corpora.manifest import read_manifest
-from multistill.features.collate import States, collate, cut_by_padded_size
+from multistill.features.collate import StateReader, collate, cut_by_padded_size
 from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
-from multistill.models.build import EmotionModel
 from multistill.models.context import DialogueContext
+from multistill.models.joint import JointModel, Model
+from multistill.models.sequences import RaggedStates, segment_counts, segment_means
 from multistill.typing import FloatArray, IntArray
+
+_NO_STATES = np.zeros((0, 0), np.float16)
 
 BATCH_FRAMES = 32_768
 """Padded audio frames plus text tokens per batch: about 128 MB at 1,024 values per frame."""
+JOINT_BATCH_FRAMES = 4096
+"""The same of a model that runs an encoder: 80 seconds of audio."""
 
 
-def dialogue_context(
-    model: EmotionModel, store: FeatureStore, manifest: Path
-) -> DialogueContext | None:
+def dialogue_context(model: Model, store: FeatureStore, manifest: Path) -> DialogueContext | None:
     """The reader of previous turns for a model with `context_turns`; None for any other model.
 
     Args:
@@ -43,22 +47,26 @@ class Outputs:
         logits: float32 [N, C].
         pooled: float32 [N, P], if requested.
         dimensions: float32 [N, D] on the scale from 1 to 5; D is 0 for a model without any.
+        sequences: by modality, if requested: the sequences before they are pooled, in the segments
+            of `multistill.models.sequences`.
     """
 
     logits: FloatArray
     pooled: FloatArray | None
     dimensions: FloatArray
+    sequences: dict[str, RaggedStates] = field(default_factory=dict)
 
 
 def predict(
-    model: EmotionModel,
-    store: States,
+    model: Model,
+    store: StateReader,
     ids: Sequence[str],
     device: torch.device | str | None = None,
     max_frames: int | None = None,
-    batch_frames: int = BATCH_FRAMES,
+    batch_frames: int | None = None,
     context: DialogueContext | None = None,
     keep_pooled: bool = True,
+    keep_sequences: bool = False,
 ) -> Outputs:
     """Outputs in the order of `ids`, computed in eval mode; the model's mode is restored.
 
@@ -66,13 +74,16 @@ def predict(
         device: default: a GPU if available. The model is moved there.
         max_frames: audio frames to read per utterance, as in training.
         batch_frames: limit of padded frames plus tokens per batch; a longer utterance is a batch
-            of one.
+            of one. Default: by the kind of model.
         context: required by a model with `context_turns`, see `dialogue_context`.
         keep_pooled: also return the pooled states; [N, D] is large for many utterances.
+        keep_sequences: also return the sequences, which are several times larger.
     """
     if model.spec.context_turns and context is None:
         raise ValueError("this model reads previous turns: pass a DialogueContext")
     device = torch.device(device or default_device())
+    if batch_frames is None:
+        batch_frames = JOINT_BATCH_FRAMES if isinstance(model, JointModel) else BATCH_FRAMES
     model.to(device)
     logits = np.zeros((len(ids), model.spec.num_classes), dtype=np.float32)
     pooled = np.zeros((len(ids), model.pooled_dim), dtype=np.float32) if keep_pooled else None
@@ -80,8 +91,12 @@ def predict(
     frames, tokens = store.audio_frames(ids), store.text_tokens(ids)
     if max_frames is not None:
         frames = np.minimum(frames, max_frames)
-    training = model.training
+    lengths = {"audio": frames, "text": tokens}
+    counts = {name: segment_counts(name, each) for name, each in lengths.items()}
+    segments: dict[str, list[npt.NDArray[np.float16]]] = {}
+    training, kept = model.training, model.keeps_sequences
     model.eval()
+    model.keeps_sequences = keep_sequences
     try:
         with torch.inference_mode():
             for rows in _by_length(frames, tokens, batch_frames):
@@ -100,18 +115,30 @@ def predict(
                     dimensions[rows] = output.dimensions.cpu().numpy()
                 if pooled is not None:
                     pooled[rows] = output.pooled.float().cpu().numpy()
+                for name, (states, mask) in (output.sequences or {}).items():
+                    found = segments.setdefault(name, [_NO_STATES] * len(ids))
+                    of_rows = counts[name][rows]
+                    width = max(1, int(of_rows.max()))
+                    wanted = torch.from_numpy(of_rows).to(device)
+                    means = segment_means(states.float(), mask, wanted, width).half().cpu().numpy()
+                    for row, own, count in zip(rows, means, of_rows, strict=True):
+                        found[row] = own[:count]
     finally:
         model.train(training)
-    return Outputs(logits, pooled, dimensions)
+        model.keeps_sequences = kept
+    sequences = {
+        name: RaggedStates(np.concatenate(found), counts[name]) for name, found in segments.items()
+    }
+    return Outputs(logits, pooled, dimensions, sequences)
 
 
 def predict_logits(
-    model: EmotionModel,
-    store: States,
+    model: Model,
+    store: StateReader,
     ids: Sequence[str],
     device: torch.device | str | None = None,
     max_frames: int | None = None,
-    batch_frames: int = BATCH_FRAMES,
+    batch_frames: int | None = None,
     context: DialogueContext | None = None,
 ) -> FloatArray:
     """Only the logits of `predict`, [N, C]."""

@@ -33,11 +33,11 @@ from multistill.inference.encoders import ModelEncoders
 from multistill.inference.predict import predict
 from multistill.inference.source import found_model
 from multistill.metrics.classification import EPS, distributions, log_probabilities, softmax
-from multistill.models.build import EmotionModel
 from multistill.models.context import DialogueContext
 from multistill.models.files import load_model, read_model_config
+from multistill.models.joint import Model
 from multistill.models.spec import Modality
-from multistill.typing import DoubleArray, FloatArray
+from multistill.typing import AnyArray, DoubleArray, FloatArray
 
 Audio: TypeAlias = str | Path | bytes | tuple[FloatArray, int]
 """A file's path, a file's content, or samples [n] or [n, channels] with their rate in Hz."""
@@ -102,7 +102,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: EmotionModel,
+        model: Model,
         config: Mapping[str, Any],
         encoders: ModelEncoders,
         name: str,
@@ -210,8 +210,10 @@ class Predictor:
     ) -> list[Prediction | UnusableClipError]:
         """Like `predict_batch`; why a clip cannot be predicted stands in its place."""
         self.check(only, unsure_below)
-        model = self._model
-        states = StatesInMemory(self._encoders.config.dtype, model.audio_dim, model.text_dim)
+        model, encoders = self._model, self._encoders
+        states = StatesInMemory(
+            encoders.config.dtype, model.audio_dim, model.text_dim, encoders.stored
+        )
         results: dict[str, Prediction | UnusableClipError] = {}
         clips: dict[str, _Clip] = {}
         for number, each in enumerate(inputs):
@@ -289,8 +291,8 @@ class Predictor:
             raise UnusableClipError("nothing to read", f"the model reads {' and '.join(reads)}")
         milliseconds: dict[str, float] = {}
         notes: list[str] = []
-        audio = np.zeros((0, self._model.audio_dim), np.float32)
-        tokens = np.zeros((0, self._model.text_dim), np.float32)
+        audio: AnyArray = np.zeros((0, self._model.audio_dim), np.float32)
+        tokens: AnyArray = np.zeros((0, self._model.text_dim), np.float32)
         with _of_the_clip():
             if encoders.speech is not None and clip.audio is not None:
                 with _timed(milliseconds, "decode"):

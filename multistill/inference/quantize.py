@@ -9,21 +9,29 @@ from pathlib import Path
 from safetensors.torch import save as save_tensors
 
 from multistill.errors import UsageError
-from multistill.models.build import EmotionModel
-from multistill.models.files import WEIGHTS, ModelInfo, load_model, read_model_config, save_model
+from multistill.models.files import (
+    ENCODER_WEIGHTS,
+    WEIGHTS,
+    ModelInfo,
+    load_model,
+    read_model_config,
+    save_model,
+    trained_encoders_of,
+)
 from multistill.models.int8 import from_int8, to_int8
+from multistill.models.joint import Model, load_trained_state, trained_state
 
 
-def rounded(model: EmotionModel) -> EmotionModel:
+def rounded(model: Model) -> Model:
     """A copy that answers as the model does once it was saved in 8 bits and loaded again."""
     copied = deepcopy(model)
-    copied.load_state_dict(from_int8(to_int8(model.state_dict())))
+    load_trained_state(copied, from_int8(to_int8(trained_state(model))))
     return copied
 
 
-def stored_bytes(model: EmotionModel, *, int8: bool) -> int:
-    """Size of the model's weights file."""
-    tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+def stored_bytes(model: Model, *, int8: bool) -> int:
+    """Size of the model's weights files, without the base of an encoder that was trained."""
+    tensors = {name: tensor.cpu() for name, tensor in trained_state(model).items()}
     return len(save_tensors(to_int8(tensors) if int8 else tensors))
 
 
@@ -31,7 +39,7 @@ def quantize(folder: Path, out: Path) -> int:
     """Write a model folder once more with its weights in 8 bits.
 
     Returns:
-        size of the new weights file in bytes.
+        size of the new weights files in bytes.
 
     Raises:
         UsageError: `out` holds a model.
@@ -40,6 +48,8 @@ def quantize(folder: Path, out: Path) -> int:
     if (out / WEIGHTS).exists():
         raise UsageError(f"{out} holds a model; give another folder for the one in 8 bits")
     config = read_model_config(folder)
-    info = ModelInfo(**{each.name: config[each.name] for each in fields(ModelInfo)})
+    recorded = {each.name: config[each.name] for each in fields(ModelInfo) if each.name in config}
+    info = ModelInfo(**recorded, trained=trained_encoders_of(folder, config))
     save_model(load_model(folder), out, info, int8=True)
-    return (out / WEIGHTS).stat().st_size
+    files = [out / WEIGHTS, out / ENCODER_WEIGHTS]
+    return sum(file.stat().st_size for file in files if file.exists())

@@ -92,6 +92,24 @@ def threshold_for(confidence: DoubleArray, coverage: float) -> float:
     return float(np.sort(confidence)[::-1][max(needed, 1) - 1])
 
 
+def threshold_for_risk(
+    confidence: DoubleArray, correct: npt.NDArray[np.bool_], risk: float
+) -> float:
+    """The lowest confidence at or above which at most this share of predictions [N] is wrong.
+
+    Infinite where even the surest ones are wrong more often. The share is that of these clips:
+    others can have more errors, the more so the fewer clips there are.
+
+    Examples:
+        >>> ranked = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, True, False, True])
+        >>> threshold_for_risk(*ranked, 0.25), threshold_for_risk(*ranked, 0.2)
+        (0.6, 0.8)
+    """
+    ranked = rank(confidence, correct)
+    allowed = np.flatnonzero(np.cumsum(ranked.errors) <= risk * np.cumsum(ranked.clips) + 1e-9)
+    return float(ranked.confidence[allowed[-1]]) if len(allowed) else float("inf")
+
+
 def curve(ranked: Ranked, points: int = 100) -> tuple[list[float], list[float]]:
     """Coverage and risk after a block each, at most about so many, evenly over the coverage."""
     kept = np.cumsum(ranked.clips)

@@ -43,11 +43,14 @@ class ModelOutput(NamedTuple):
         logits: [B, classes].
         pooled: [B, D], the input of the classifier.
         dimensions: [B, dimensions] on the scale from 1 to 5; None for a model without any.
+        sequences: of `audio` and `text`, those that the model reads: states [B, T, W] before they
+            are pooled, and their mask [B, T]; None unless `EmotionModel.keeps_sequences`.
     """
 
     logits: Tensor
     pooled: Tensor
     dimensions: Tensor | None = None
+    sequences: dict[str, Stream] | None = None
 
 
 class EmotionModel(nn.Module):
@@ -56,7 +59,12 @@ class EmotionModel(nn.Module):
     Padding does not change the output: positions where a mask is False are neither attended
     to nor pooled. A multimodal model accepts a missing modality (None, or a row whose mask is
     False everywhere); with both missing it predicts its prior.
+
+    Attributes:
+        keeps_sequences: whether the output has the sequences of the deep path.
     """
+
+    keeps_sequences = False
 
     def __init__(self, spec: ModelSpec, audio_dim: int, text_dim: int) -> None:
         super().__init__()
@@ -141,6 +149,7 @@ class EmotionModel(nn.Module):
         text_mask: Tensor | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        mixing: Tensor | None = None,
     ) -> ModelOutput:
         """Classes and dimensions of a batch of utterances.
 
@@ -149,6 +158,9 @@ class EmotionModel(nn.Module):
             audio_mask, text_mask: bool [B, T], False at padding; None: no padding.
             context: [B, K, text_dim + audio_dim], the previous turns (see
                 `multistill.models.context`); context_mask: bool [B, K].
+            mixing: [B / 2], for manifold mixup (Verma et al. 2019): the pooled states of row i and
+                of row B / 2 + i are mixed by mixing[i] of the first, and the output has B / 2
+                rows.
 
         Raises:
             ValueError: the states of every modality that the model reads are None.
@@ -165,25 +177,25 @@ class EmotionModel(nn.Module):
             streams.append(self._stream("text", text, text_mask, reference))
         if self.training and len(streams) == 2 and self.spec.modality_dropout:
             streams = drop_modality(streams, self.spec.modality_dropout)
-        outputs = pooled = None
+        outputs = pooled = sequences = None
         if self.wide is not None:
-            pooled = self.wide.pool(
+            read = self.wide.pool(
                 [
                     (states[..., self._reader(modality).read], mask)
                     for modality, (states, mask) in zip(self._modalities, streams, strict=True)
                 ]
             )
+            pooled = _mix(read, mixing)
             outputs = self.wide(pooled)
         if self.fusion is not None:
-            deep, pooled = self._deep(streams, context, context_mask)
+            deep, pooled, sequences = self._deep(streams, context, context_mask, mixing)
             outputs = deep if outputs is None else outputs + deep
         assert outputs is not None and pooled is not None
         if self.dimension_scale is None:
-            return ModelOutput(outputs, pooled)
+            return ModelOutput(outputs, pooled, sequences=sequences)
         classes = self.spec.num_classes
-        return ModelOutput(
-            outputs[:, :classes], pooled, self.dimension_scale(outputs[:, classes:].float())
-        )
+        dimensions = self.dimension_scale(outputs[:, classes:].float())
+        return ModelOutput(outputs[:, :classes], pooled, dimensions, sequences)
 
     def _reader(self, modality: str) -> StateReader:
         reader = self.readers[modality]
@@ -206,8 +218,13 @@ class EmotionModel(nn.Module):
         streams: Sequence[Stream],
         context: Tensor | None,
         context_mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Standardisation, projections, fusion, context and classifier: outputs and pooled."""
+        mixing: Tensor | None,
+    ) -> tuple[Tensor, Tensor, dict[str, Stream] | None]:
+        """Standardisation, projections, fusion, context and classifier.
+
+        Returns:
+            outputs, pooled states, and the sequences if they are kept.
+        """
         assert self.fusion is not None and self.classifier is not None
         if self.standardize is not None:
             streams = [
@@ -233,13 +250,20 @@ class EmotionModel(nn.Module):
             if self.text_projection is not None:
                 states = self.text_projection(states)
             projected.append((states, mask))
-        pooled: Tensor = self.fusion(projected)
+        kept: dict[str, Stream] | None = None
+        if self.keeps_sequences:
+            sequences = self.fusion.sequences(projected)
+            kept = dict(zip(self._modalities, sequences, strict=True))
+            pooled = self.fusion.pool(sequences)
+        else:
+            pooled = self.fusion(projected)
         if self.context is not None:
             context = self._read_context(self._standardize_context(context))
             present = [mask.any(dim=1) for _, mask in chosen]
             attended = self.context(pooled, context, context_mask, present)
             pooled = torch.cat((pooled, attended), dim=-1)
-        return self.classifier(pooled), pooled
+        pooled = _mix(pooled, mixing)
+        return self.classifier(pooled), pooled, kept
 
     def _stream(
         self, modality: str, states: Tensor | None, mask: Tensor | None, reference: Tensor
@@ -293,6 +317,14 @@ class EmotionModel(nn.Module):
             for modality in self._modalities:
                 read = self._reader(modality).read
                 self.wide.fit(modality, *statistics.scaled_clips(modality), read)
+
+
+def _mix(pooled: Tensor, mixing: Tensor | None) -> Tensor:
+    """[B, D] -> [B / 2, D], the first half mixed with the second; unchanged without `mixing`."""
+    if mixing is None:
+        return pooled
+    first, second = pooled.chunk(2)
+    return second.lerp(first, mixing[:, None].to(pooled.dtype))
 
 
 def drop_modality(streams: list[Stream], probability: float) -> list[Stream]:

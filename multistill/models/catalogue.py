@@ -21,7 +21,9 @@ def catalogue() -> list[dict[str, Any]]:
 
     rows = []
     for name, spec in PRESETS.items():
-        audio_dim, text_dim = SMALL_DIMS if name.startswith("small-") else PAPER_DIMS
+        audio_dim, text_dim = PAPER_DIMS
+        if name.startswith(("small-", "light-")):
+            audio_dim, text_dim = SMALL_DIMS
         with torch.device("meta"):  # nothing is allocated
             params = count_parameters(build(spec, audio_dim, text_dim))
         rows.append(

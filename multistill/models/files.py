@@ -1,5 +1,8 @@
 """Model folders: `model.safetensors` and `config.json`. Nothing is ever unpickled.
 
+A model that was trained together with an encoder also has `encoder.safetensors`: what training
+changed of the encoder. The base is never in it; config.json holds its name and revision.
+
 config.json holds all that an application needs to use the model: the architecture (`spec`,
 which includes the number of previous turns), the classes in order (`labels`), the kind of
 output (`output`), the number of audio frames read (`max_frames`), the encoders it was trained
@@ -10,26 +13,30 @@ with, including all their settings (`encoders`), the type in which their states 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load_file, save_file
 
 from multistill.config import CLASSES
 from multistill.errors import MultistillError
-from multistill.models.build import EmotionModel, build
 from multistill.models.int8 import from_int8, to_int8
-from multistill.models.spec import ModelSpec
-from multistill.workspace import read_json, write_atomic, write_json
+from multistill.models.joint import JointModel, Model, build_model
+from multistill.models.spec import Encoder, ModelSpec
+from multistill.workspace import atomic_path, read_json, write_json
 
 WEIGHTS = "model.safetensors"
+ENCODER_WEIGHTS = "encoder.safetensors"
 CONFIG = "config.json"
 FORMAT = 3
+if TYPE_CHECKING:
+    from multistill.encoders.source import EncoderSource
+
 _PICKLES = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.ckpt")
 
 Role = Literal["teacher", "student", "control"]
@@ -52,6 +59,7 @@ class ModelInfo:
         temperature: by which logarithms of probabilities are divided, fitted on validation
             (`multistill.metrics.calibration`); None: they are not calibrated.
         training: human-readable summary of the training.
+        trained: the encoders that were trained with the model, as they were before.
     """
 
     role: Role
@@ -62,13 +70,14 @@ class ModelInfo:
     dtype: str = "float16"
     temperature: float | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    trained: Mapping[Encoder, EncoderSource] = field(default_factory=dict)
 
 
 class DamagedModelError(MultistillError):
     """The files are missing, incomplete or changed; an older copy of the model may be intact."""
 
 
-def save_model(model: EmotionModel, folder: Path, info: ModelInfo, *, int8: bool = False) -> None:
+def save_model(model: Model, folder: Path, info: ModelInfo, *, int8: bool = False) -> None:
     """Write the weights, then the config with their checksum.
 
     Args:
@@ -80,12 +89,14 @@ def save_model(model: EmotionModel, folder: Path, info: ModelInfo, *, int8: bool
     if len(info.labels) != model.spec.num_classes:
         raise ValueError(f"{len(info.labels)} labels and {model.spec.num_classes} outputs")
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()
-    }
-    if int8:
-        state = to_int8(state)
-    data = save_tensors(state, metadata={"format": "pt"})
+    head = model.head if isinstance(model, JointModel) else model
+    sha256 = _write_tensors(folder / WEIGHTS, head.state_dict(), int8=int8)
+    encoders = dict(info.encoders)
+    if isinstance(model, JointModel):
+        changed = model.trained_encoder_state()
+        digest = _write_tensors(folder / ENCODER_WEIGHTS, changed, int8=int8) if changed else None
+        for name, _ in model.trainable_encoders():
+            encoders[name] = _trained_entry(encoders.get(name, {}), info.trained[name], digest)
     config = {
         "format": FORMAT,
         "role": info.role,
@@ -95,14 +106,53 @@ def save_model(model: EmotionModel, folder: Path, info: ModelInfo, *, int8: bool
         "audio_dim": model.audio_dim,
         "text_dim": model.text_dim,
         "max_frames": info.max_frames,
-        "encoders": dict(info.encoders),
+        "encoders": encoders,
         "dtype": info.dtype,
         "temperature": info.temperature,
         "training": dict(info.training),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": sha256,
     }
-    write_atomic(folder / WEIGHTS, data)
     write_json(folder / CONFIG, config)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, int8: bool) -> str:
+    """Write a safetensors file; returns its SHA-256."""
+    state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    if int8:
+        state = to_int8(state)
+    with atomic_path(path, concurrent=True) as partial:
+        save_file(state, partial, metadata={"format": "pt"})
+        partial.chmod(0o644)
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        digest = _sha256(partial)
+    return digest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _trained_entry(
+    entry: Mapping[str, Any], source: EncoderSource, digest: str | None
+) -> dict[str, Any]:
+    """What config.json holds of an encoder that was trained with the model.
+
+    Args:
+        digest: of encoder.safetensors; None if the model left the encoder as it was.
+    """
+    base = source.base()
+    return {
+        **entry,
+        "settings": source.config.model_dump(mode="json"),
+        "training": {
+            "kind": source.config.train.kind,
+            "base": base["name"],
+            "revision": base["revision"],
+            "sha256": digest,
+        },
+    }
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
@@ -139,7 +189,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_model(folder: Path, expect: Mapping[str, Any] | None = None) -> EmotionModel:
+def load_model(folder: Path, expect: Mapping[str, Any] | None = None) -> Model:
     """Load a saved model on the CPU, in eval mode.
 
     Args:
@@ -148,15 +198,59 @@ def load_model(folder: Path, expect: Mapping[str, Any] | None = None) -> Emotion
 
     Raises:
         DamagedModelError: truncated or changed files.
-        MultistillError: names the first field that differs from `expect`.
+        MultistillError: names the first field that differs from `expect`; or an encoder that was
+            trained with the model cannot be loaded, or is another one by now.
     """
     config = read_model_config(folder)
     for name, value in (expect or {}).items():
         _compare(folder, name, config.get(name), value)
     spec = ModelSpec.from_dict(config["spec"])
-    model = build(spec, int(config["audio_dim"]), int(config["text_dim"]))
-    load_weights(model, folder / WEIGHTS, config["sha256"])
+    sources = trained_encoders_of(folder, config)
+    encoders = {name: source.load() for name, source in sources.items()}
+    model = build_model(spec, int(config["audio_dim"]), int(config["text_dim"]), encoders)
+    if isinstance(model, JointModel):
+        load_weights(model.head, folder / WEIGHTS, config["sha256"])
+        expected = model.trained_encoder_state()
+        if expected:
+            digest = next(each["training"]["sha256"] for each in _trained_entries(config).values())
+            tensors = _verified_tensors(folder / ENCODER_WEIGHTS, digest, expected)
+            model.load_trained_encoder_state(tensors)
+    else:
+        load_weights(model, folder / WEIGHTS, config["sha256"])
     return model.eval()
+
+
+def _trained_entries(config: Mapping[str, Any]) -> dict[Encoder, Mapping[str, Any]]:
+    sections: tuple[Encoder, Encoder] = ("speech", "text")
+    entries = {name: config["encoders"].get(name, {}) for name in sections}
+    return {name: entry for name, entry in entries.items() if "training" in entry}
+
+
+def trained_encoders_of(folder: Path, config: Mapping[str, Any]) -> dict[Encoder, EncoderSource]:
+    """The encoders that a model was trained with, as they were before.
+
+    Args:
+        config: config.json of the folder.
+
+    Raises:
+        MultistillError: the weights of one are not here, or are not those of the training.
+    """
+    from multistill.encoders.source import EncoderSource
+
+    sources: dict[Encoder, EncoderSource] = {}
+    for name, entry in _trained_entries(config).items():
+        base = entry["training"]
+        values = {"config": entry["settings"], "revision": base["revision"]}
+        source = EncoderSource.from_dict(name, values)
+        found = source.current_revision()
+        if (source.config.model, found) != (base["base"], base["revision"]):
+            raise MultistillError(
+                f"the model in {folder} was trained on `{base['base']}` (revision "
+                f"{base['revision']}), and `{source.config.model}` is {found} here: what was "
+                "trained belongs to another base; restore those weights, or train again"
+            )
+        sources[name] = source
+    return sources
 
 
 def load_weights(model: torch.nn.Module, path: Path, sha256: str) -> None:
@@ -166,22 +260,28 @@ def load_weights(model: torch.nn.Module, path: Path, sha256: str) -> None:
         DamagedModelError: the file is missing, truncated or changed.
         MultistillError: a tensor is missing, unexpected or of another shape.
     """
+    model.load_state_dict(_verified_tensors(path, sha256, model.state_dict()))
+
+
+def _verified_tensors(
+    path: Path, sha256: str, expected: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Tensors of a file, with the names and shapes of `expected`; errors as of `load_weights`."""
     try:
-        data = path.read_bytes()
+        digest = _sha256(path)
     except FileNotFoundError:
         raise DamagedModelError(
             f"{path} is missing; remove its folder and run the job again"
         ) from None
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if digest != sha256:
         raise DamagedModelError(
             f"{path} is damaged: its checksum differs from the one in {CONFIG}; remove its "
             "folder and run the job again"
         )
     try:
-        state = from_int8(load_tensors(data))
+        state = from_int8(load_file(path))
     except SafetensorError as error:
         raise DamagedModelError(f"{path} is not a safetensors file ({error})") from error
-    expected = model.state_dict()
     for name in sorted(set(expected) | set(state)):
         file_shape = list(state[name].shape) if name in state else "missing"
         model_shape = list(expected[name].shape) if name in expected else "missing"
@@ -190,7 +290,7 @@ def load_weights(model: torch.nn.Module, path: Path, sha256: str) -> None:
                 f"{path}: the tensor {name} is {file_shape} in the file and {model_shape} in the "
                 "model; the weights belong to another architecture"
             )
-    model.load_state_dict(state)
+    return state
 
 
 def _compare(folder: Path, name: str, value: Any, expected: Any) -> None:

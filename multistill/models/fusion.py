@@ -20,6 +20,7 @@ from multistill.models.layers import (
     Stack,
     StatisticsPool,
 )
+from multistill.models.sequences import segment_means
 from multistill.models.spec import ModelSpec
 
 Stream = tuple[Tensor, Tensor]
@@ -43,17 +44,33 @@ def _pooled_width(spec: ModelSpec) -> int:
 
 
 class FusionModule(nn.Module):
-    """Base of the fusions.
+    """Base of the fusions: sequences, and a pool of each.
 
     Attributes:
         out_width: width of the vector that `forward` returns.
+        pools: one per modality.
     """
 
     out_width: int
+    pools: nn.ModuleList
+
+    def sequences(self, streams: Sequence[Stream]) -> list[Stream]:
+        """What is pooled of each modality, from (states [B, T, W], mask [B, T]), audio first.
+
+        The positions of a sequence cover the clip evenly: as many as those of its stream, or fewer.
+        """
+        raise NotImplementedError
+
+    def pool(self, sequences: Sequence[Stream]) -> Tensor:
+        """[B, out_width] of what `sequences` returned."""
+        pooled = [
+            pool(states, mask) for pool, (states, mask) in zip(self.pools, sequences, strict=True)
+        ]
+        return torch.cat(pooled, dim=-1)
 
     def forward(self, streams: Sequence[Stream]) -> Tensor:
         """[B, out_width] from (states [B, T, W], mask [B, T]) per modality, audio first."""
-        raise NotImplementedError
+        return self.pool(self.sequences(streams))
 
 
 class Crossmodal(FusionModule):
@@ -75,14 +92,20 @@ class Crossmodal(FusionModule):
             Stack(*shape, first_only=isinstance(pool, FirstPool)) for pool in self.pools
         )
 
-    def forward(self, streams: Sequence[Stream]) -> Tensor:
+    def sequences(self, streams: Sequence[Stream]) -> list[Stream]:
         if len(streams) == 1:
             (states, mask) = streams[0]
-            return self.pools[0](self.stacks[0](states, None, mask), mask)
+            return [_computed(self.stacks[0](states, None, mask), mask)]
         (audio, audio_mask), (text, text_mask) = streams
-        audio_pooled = self.pools[0](self.stacks[0](audio, text, text_mask), audio_mask)
-        text_pooled = self.pools[1](self.stacks[1](text, audio, audio_mask), text_mask)
-        return torch.cat((audio_pooled, text_pooled), dim=-1)
+        return [
+            _computed(self.stacks[0](audio, text, text_mask), audio_mask),
+            _computed(self.stacks[1](text, audio, audio_mask), text_mask),
+        ]
+
+
+def _computed(states: Tensor, mask: Tensor) -> Stream:
+    """States and their mask, of which a stack with `first_only` has the first position alone."""
+    return states, mask[:, : states.shape[1]]
 
 
 class Concat(FusionModule):
@@ -94,11 +117,8 @@ class Concat(FusionModule):
         self.out_width = _pooled_width(spec) * count
         self.pools = nn.ModuleList(_pool(spec) for _ in range(count))
 
-    def forward(self, streams: Sequence[Stream]) -> Tensor:
-        pooled = [
-            pool(states, mask) for pool, (states, mask) in zip(self.pools, streams, strict=True)
-        ]
-        return torch.cat(pooled, dim=-1)
+    def sequences(self, streams: Sequence[Stream]) -> list[Stream]:
+        return list(streams)
 
 
 class CrossAttention(FusionModule):
@@ -115,15 +135,15 @@ class CrossAttention(FusionModule):
         self.norms = nn.ModuleList(nn.LayerNorm(spec.width) for _ in range(count))
         self.pools = nn.ModuleList(_pool(spec) for _ in range(count))
 
-    def forward(self, streams: Sequence[Stream]) -> Tensor:
-        pooled = []
+    def sequences(self, streams: Sequence[Stream]) -> list[Stream]:
+        found = []
         sources = list(reversed(streams))
         for index, ((states, mask), (source, source_mask)) in enumerate(
             zip(streams, sources, strict=True)
         ):
             attended = self.attentions[index](states, source, source_mask)
-            pooled.append(self.pools[index](self.norms[index](states + attended), mask))
-        return torch.cat(pooled, dim=-1)
+            found.append((self.norms[index](states + attended), mask))
+        return found
 
 
 class MixerBlock(nn.Module):
@@ -156,22 +176,6 @@ SEGMENTS = 16
 """Tokens into which the mixer averages each sequence, independent of its length."""
 
 
-def segment_means(states: Tensor, mask: Tensor, segments: int = SEGMENTS) -> Tensor:
-    """Average pooling of the unpadded positions into a fixed number of segments.
-
-    states [B, T, W], mask [B, T] (padding last) -> [B, segments, W]. Equals
-    `F.adaptive_avg_pool1d` of each sequence without its padding; zeros for an empty sequence.
-    """
-    length = mask.sum(dim=1)[:, None]
-    index = torch.arange(segments, device=states.device)[None, :]
-    start = (index * length) // segments
-    end = ((index + 1) * length + segments - 1) // segments
-    position = torch.arange(states.shape[1], device=states.device)
-    inside = (position >= start[:, :, None]) & (position < end[:, :, None])
-    weights = inside.to(states.dtype)
-    return (weights @ states) / weights.sum(dim=2, keepdim=True).clamp(min=1.0)
-
-
 class Mixer(FusionModule):
     """MLP-Mixer over segments of both sequences.
 
@@ -188,15 +192,21 @@ class Mixer(FusionModule):
             for _ in range(spec.layers)
         )
         self.norm = nn.LayerNorm(spec.width)
-        self.pool = _pool(spec)
+        self.pools = nn.ModuleList([_pool(spec)])  # one for the segments of all modalities
 
-    def forward(self, streams: Sequence[Stream]) -> Tensor:
-        x = torch.cat([segment_means(states, mask) for states, mask in streams], dim=1)
+    def sequences(self, streams: Sequence[Stream]) -> list[Stream]:
+        count = torch.full_like(streams[0][1].sum(dim=1), SEGMENTS)
+        x = torch.cat([segment_means(*stream, count, SEGMENTS) for stream in streams], dim=1)
         # Segments have no padding: all those of a sequence are real, or none if it is missing.
         masks = [mask.any(dim=1, keepdim=True).expand(-1, SEGMENTS) for _, mask in streams]
         for block in self.blocks:
             x = block(x)
-        return self.pool(self.norm(x), torch.cat(masks, dim=1))
+        return list(zip(self.norm(x).split(SEGMENTS, dim=1), masks, strict=True))
+
+    def pool(self, sequences: Sequence[Stream]) -> Tensor:
+        states, masks = zip(*sequences, strict=True)
+        pooled: Tensor = self.pools[0](torch.cat(states, dim=1), torch.cat(masks, dim=1))
+        return pooled
 
 
 FUSIONS: Mapping[str, Callable[[ModelSpec], FusionModule]] = {

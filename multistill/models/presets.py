@@ -83,7 +83,8 @@ PRESETS: dict[str, ModelSpec] = {
 """`paper-*` are the published heads (Multi-Still 2023) for 1024-d audio and 768-d text states.
 `text-*` are the published text heads without the audio projection that they never use.
 `small-*` are for corpora of hundreds to thousands of clips: they standardise their input and have
-a linear path beside the deep one (docs/models.md has the measurements)."""
+a linear path beside the deep one (docs/models.md has the measurements). `light-*` read log-mel
+energies and have no encoder before them."""
 
 
 def resolve(preset: str, overrides: Mapping[str, Any]) -> ModelSpec:

@@ -99,6 +99,8 @@ class ModelSpec:
             if there is one, and then `speech_layers` are its layers.
         speech_encoder: title of the only part that the head reads; None: all. `speech_layer` is a
             layer of it.
+        train_encoder: whether an encoder that the job trains is trained with this model too; else
+            the model reads the states of the encoder as it was before.
         keep_unused_projection: a text head includes the audio projection that it never uses, as
             the published parameter counts do.
         num_classes: number of logits; 0 for a head that predicts dimensions only.
@@ -132,9 +134,15 @@ class ModelSpec:
     layer_mix: Mix = "none"
     speech_encoder: str | None = None
     speech_parts: tuple[StatePart, ...] = ()
+    train_encoder: bool = True
     keep_unused_projection: bool = False
     num_classes: int = 7
     dimensions: tuple[str, ...] = ()
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """Modalities whose sequences the head pools: `audio`, `text`; none of a wide head."""
+        return (*("audio",) * self.reads_audio, *("text",) * self.reads_text) * self.deep
 
     def __post_init__(self) -> None:
         for name, kind in (

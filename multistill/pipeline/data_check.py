@@ -19,6 +19,7 @@ from multistill.pipeline.recipes import steps_of
 from multistill.pipeline.step import StepRun
 from multistill.pipeline.steps.data import Features
 from multistill.tracking.logger import NullLogger, RunLogger
+from multistill.wording import counted
 from multistill.workspace import Artifact, Workspace
 
 
@@ -103,13 +104,15 @@ def describe(facts: dict[str, Any]) -> list[str]:
     from multistill.corpora.split import PARTS
     from multistill.corpora.unlabelled import sentences
 
-    lines = [f"{title}: {number} utterances" for title, number in facts["corpora"].items()]
+    lines = [
+        f"{title}: {counted(number, 'utterance')}" for title, number in facts["corpora"].items()
+    ]
     for part, counts in facts["splits"].items():
         classes = ", ".join(f"{label} {number}" for label, number in sorted(counts.items()))
         of_classes = "" if set(counts) == {"none"} else f" ({classes})"
         lines.append(f"{part}: {sum(counts.values())}{of_classes}")
     for name, number in facts.get("dimensions", {}).items():
-        lines.append(f"{name}: {number} utterances with a value")
+        lines.append(f"{name}: {counted(number, 'utterance')} with a value")
     for fold in facts.get(FOLDS, []):
         counts = fold["splits"]
         sizes = ", ".join(f"{part} {counts.get(part, 0)}" for part in PARTS)

@@ -103,5 +103,5 @@ def planned_folds(job: JobConfig, artifacts: Artifacts) -> int | None:
         return len(manifest.summary[FOLDS])
     protocol = job.protocol
     if protocol.kind == "cross-corpus":
-        return len(job.corpora)
+        return sum(not corpus.unlabelled for corpus in job.corpora)
     return protocol.folds * protocol.repeats if protocol.kind == "k-fold" else None

@@ -93,6 +93,8 @@ def _tasks(corpora: Sequence[FoundCorpus]) -> Iterator[str]:
     if any(corpus.has_classes for corpus in corpora) or not corpora:
         return
     shared = [name for name in DIMENSIONS if all(name in corpus.dimensions for corpus in corpora)]
+    if not shared:
+        return
     yield f"tasks: [{', '.join(shared)}]  # there are no labels: dimensions alone"
     yield ""
 

@@ -92,6 +92,9 @@ def _unknown_homes(job: JobConfig) -> Iterator[tuple[Location, str]]:
     for index, corpus in enumerate(job.corpora):
         paths += [(("corpora", index, "path"), corpus.path)]
         paths += [(("corpora", index, "audio_root"), corpus.audio_root)]
+    for name in ("rooms", "noise_folder"):
+        folder = getattr(job.features.augmentation, name)
+        paths += [(("features", "augmentation", name), folder)]
     for location, path in paths:
         if path and path[0] == "~" and os.path.expanduser(path) == path:  # noqa: PTH111
             yield (
@@ -135,7 +138,7 @@ def notes(job: JobConfig) -> list[str]:
 
 def _unscaled(job: JobConfig, used: Set[str]) -> Iterator[str]:
     """Heads that read encoder states without scaling them."""
-    models = [("teacher", job.teacher.model)] if "teacher" in used else []
+    models = list(job.teacher.members.items()) if "teacher" in used else []
     if "students" in used:
         models += [(f"student {student.name}", student.model) for student in job.students]
     unscaled = [
@@ -182,6 +185,8 @@ def absolute(job: JobConfig) -> JobConfig:
         return str(Path(name).absolute()) if is_folder(name) and name[:1] != "~" else name
 
     speech, text = job.features.speech, job.features.text
+    copies = job.features.augmentation
+    folders = {"rooms": path(copies.rooms), "noise_folder": path(copies.noise_folder)}
     features = job.features.model_copy(
         update={
             "speech": speech.model_copy(
@@ -194,6 +199,7 @@ def absolute(job: JobConfig) -> JobConfig:
                 }
             ),
             "text": text.model_copy(update={"model": encoder(text.model)}),
+            "augmentation": copies.model_copy(update=folders),
         }
     )
     corpora = [

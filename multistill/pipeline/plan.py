@@ -10,6 +10,7 @@ from multistill.pipeline.recipes import steps_of
 from multistill.pipeline.stage_status import StageStatus, step_statuses
 from multistill.pipeline.step import Step
 from multistill.tracking import shown_address, tracking_problem
+from multistill.wording import counted
 from multistill.workspace import Workspace
 
 PATIENCE_SECONDS = 5.0
@@ -135,7 +136,7 @@ def render(facts: dict[str, Any]) -> None:
     if search:
         together = search["concurrent"]
         console.print(
-            f"search     {search['trials']} trials {_where(search)}over "
+            f"search     {counted(search['trials'], 'trial')} {_where(search)}over "
             f"{', '.join(search['parameters'])} of `{search['student']}`, "
             + (f"{together} at a time" if together else "as many at a time as the cluster holds")
         )

@@ -40,7 +40,8 @@ def parameters(job: JobConfig, steps: Sequence[Step]) -> dict[str, object]:
         "text_encoder": job.features.text.model,
     }
     if "teacher" in used:
-        values["teacher_preset"] = job.teacher.model.preset
+        members = job.teacher.members.values()
+        values["teacher_preset"] = ", ".join(model.preset for model in members)
     if "seeds" in used:
         values["seeds"] = job.seeds
     if "students" in used:

@@ -13,6 +13,7 @@ from multistill.pipeline import variants
 from multistill.pipeline.recipes import steps_of
 from multistill.pipeline.stage_status import step_statuses
 from multistill.report.files import HTML, JSON
+from multistill.wording import counted
 from multistill.workspace import DONE, Workspace, file_name, read_json, to_json
 
 if TYPE_CHECKING:
@@ -294,7 +295,7 @@ def page(rows: Sequence[Mapping[str, Any]], workspace: Path) -> str:
     folders = [Path(row["report"]).absolute() if row["report"] else None for row in rows]
     links = [(folder / HTML).as_uri() if folder else None for folder in folders]
     lead = (
-        f"{len(rows)} job{'' if len(rows) == 1 else 's'}, newest first, with test figures of "
+        f"{counted(len(rows), 'job')}, newest first, with test figures of "
         "the best student (on validation), the teacher, the best probe and the majority. A job's "
         "name opens its report on this machine."
     )
@@ -330,7 +331,7 @@ def _split(row: Mapping[str, Any]) -> str:
         return ""
     unit = "session" if row["protocol"]["by"] == "session" else "speaker"
     number = row["test"][f"{unit}s"]
-    return f"{row['protocol']['short']}, {number} test {unit}{'' if number == 1 else 's'}"
+    return f"{row['protocol']['short']}, {counted(number, f'test {unit}')}"
 
 
 def _number(value: float | None, missing: str = "-") -> str:

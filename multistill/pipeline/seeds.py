@@ -31,15 +31,15 @@ class SeedTeachers:
 
     Attributes:
         ensemble: on all training rows.
-        folds: fold -> the teacher that was trained without it.
+        folds: fold -> the teachers that were trained without it.
     """
 
     ensemble: list[str] = field(default_factory=list)
-    folds: dict[int, str] = field(default_factory=dict)
+    folds: dict[int, list[str]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
-        return [*self.ensemble, *self.folds.values()]
+        return [*self.ensemble, *(name for names in self.folds.values() for name in names)]
 
 
 def teachers_of(job: JobConfig, index: Index) -> list[SeedTeachers]:
@@ -53,7 +53,7 @@ def teachers_of(job: JobConfig, index: Index) -> list[SeedTeachers]:
         if model["fold"] is None:
             found[offset // job.teacher.seeds].ensemble.append(name)
         else:
-            found[offset].folds[model["fold"]] = name
+            found[offset].folds.setdefault(model["fold"], []).append(name)
     return found
 
 
@@ -73,7 +73,10 @@ def soft_targets_fingerprint(
     of = {name: str(index[name]["fingerprint"]) for name in teachers.names}
     read = {
         "ensemble": [of[name] for name in teachers.ensemble],
-        "folds": {str(fold): of[name] for fold, name in sorted(teachers.folds.items())},
+        "folds": {
+            str(fold): [of[name] for name in names]
+            for fold, names in sorted(teachers.folds.items())
+        },
     }
     return fingerprint("soft_targets", version, {"config": config, "teachers": read}, data)
 

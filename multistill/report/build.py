@@ -28,7 +28,8 @@ from multistill.report.search import (
 )
 from multistill.report.small_test_sets import small_test_set
 from multistill.report.teacher_calibration import teacher_calibration
-from multistill.report.terminal import encoder
+from multistill.report.terminal import encoder, encoders_read
+from multistill.wording import counted
 from multistill.workspace import Artifact, read_json, write_atomic, write_json
 
 MIN_VALIDATION_CLIPS = 100
@@ -220,7 +221,7 @@ def _overlap_warnings(job: JobConfig) -> Iterator[tuple[str, str, str]]:
 
 def _reliability_warnings(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Untrained encoders, and too little data for choices on validation."""
-    read = _encoders_read(metrics)
+    read = encoders_read(metrics)
     untrained = [
         encoder(info)
         for name, info in metrics["encoders"].items()
@@ -238,17 +239,10 @@ def _reliability_warnings(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str
         yield (
             "small-validation",
             "SMALL VALIDATION SET",
-            f"Epochs, temperatures and winners are chosen on {valid['clips']} clips of "
-            f"{valid['groups']} {valid['unit']}{'' if valid['groups'] == 1 else 's'}: another "
+            f"Epochs, temperatures and winners are chosen on {counted(valid['clips'], 'clip')} of "
+            f"{counted(valid['groups'], valid['unit'])}: another "
             "choice of them could give another ranking. Raise `split.valid`, or add speakers.",
         )
-
-
-def _encoders_read(metrics: Mapping[str, Any]) -> set[str]:
-    """`speech` and `text`, as the scored models read their states."""
-    scored = (*metrics["references"], *metrics["models"])
-    modalities = {entry["modality"] for entry in scored} or {"multimodal"}
-    return {name for name, other in (("speech", "text"), ("text", "audio")) if modalities - {other}}
 
 
 def _test_set_warnings(
@@ -257,7 +251,7 @@ def _test_set_warnings(
     """Transcripts that also occur outside the test set, and test clips without features."""
     test = metrics["test"]
     shared = corpus["leaks"].get("transcript_rows", 0)
-    if shared and "text" in _encoders_read(metrics):
+    if shared and "text" in encoders_read(metrics):
         # The same clips are tested by the models of every corpus, and counted for each.
         matrix = job.protocol.kind == "cross-corpus"
         times = len(job.corpora) if matrix else 1

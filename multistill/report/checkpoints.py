@@ -8,6 +8,7 @@ from typing import Any
 from multistill.report.pages import Block, Page, to_html
 from multistill.report.tables import FORMATS, Cell, Format, Table
 from multistill.report.terminal import cell, count, encoder, score
+from multistill.wording import counted
 
 PUBLISHED = {
     "loss": "loss",
@@ -61,8 +62,10 @@ def page(facts: Mapping[str, Any]) -> str:
     seen = [model["name"] for model in facts["models"] if model["known_clips"]]
     warnings = [(SEEN, f"{', '.join(seen)}: these scores are no test.")] if seen else []
     lead = (
-        f"{len(facts['models'])} models on {test['decided']} labelled test clips of "
-        f"{test['speakers']} speakers in {test['sessions']} sessions of the job {facts['job']}; "
+        f"{counted(len(facts['models']), 'model')} on "
+        f"{counted(test['decided'], 'labelled test clip')} of "
+        f"{counted(test['speakers'], 'speaker')} in {counted(test['sessions'], 'session')} of the "
+        f"job {facts['job']}; "
         f"{100 * facts['confidence']:g} % intervals in brackets."
     )
     lines = [line for line in notes(facts) if not line.startswith("not scored: ")]
@@ -74,10 +77,9 @@ def notes(facts: Mapping[str, Any]) -> Iterator[str]:
     test, fold = facts["test"], facts["fold"]
     yield (
         f"test clips of the job {facts['job']}{f', fold {fold}' if fold else ''}: "
-        f"{test['decided']} labelled of {test['speakers']} speakers in {test['sessions']} "
-        "sessions; "
-        f"{100 * facts['confidence']:g} % intervals over {test['resampled']['count']} "
-        f"{test['resampled']['unit']}s"
+        f"{test['decided']} labelled of {counted(test['speakers'], 'speaker')} in "
+        f"{counted(test['sessions'], 'session')}; {100 * facts['confidence']:g} % intervals over "
+        f"{counted(test['resampled']['count'], test['resampled']['unit'])}"
     )
     for model in facts["models"]:
         if model["known_clips"]:

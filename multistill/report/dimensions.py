@@ -7,6 +7,7 @@ from typing import Any
 
 from multistill.evaluation.dimensions import PRIMARY, TITLES
 from multistill.evaluation.figures import over_seeds
+from multistill.wording import counted
 
 
 def dimension_lines(dimensions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -20,7 +21,8 @@ def dimension_lines(dimensions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"{model['name']} {_figure(over_seeds(model, PRIMARY))}"
             for model in (*entry["references"], *entry["models"])
         )
-        yield f"{entry['dimension']} {TITLES[PRIMARY]} on {entry['clips']} clips: {models}"
+        clips = counted(entry["clips"], "clip")
+        yield f"{entry['dimension']} {TITLES[PRIMARY]} on {clips}: {models}"
         yield from (comparison["sentence"] for comparison in entry["distillation"])
 
 

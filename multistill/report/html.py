@@ -16,6 +16,7 @@ from multistill.evaluation.comparisons import METRIC_TITLES
 from multistill.evaluation.figures import over_seeds
 from multistill.report import plots
 from multistill.report.cell_labels import label_cells
+from multistill.report.cost import accuracy_by_cost
 from multistill.report.dimensions import dimension_rows
 from multistill.report.errors import grouped_answers
 from multistill.report.label_shares import gain_by_label_share, percent
@@ -25,7 +26,8 @@ from multistill.report.protocol import over_folds
 from multistill.report.robustness import heat_map
 from multistill.report.selective import risk_over_coverage
 from multistill.report.speakers import over_speakers
-from multistill.report.terminal import count, encoder, score
+from multistill.report.terminal import count, describe_encoders, score
+from multistill.wording import counted, with_code
 
 MAX_LISTED_TRIALS = 20
 TEMPLATES = "templates"
@@ -91,7 +93,9 @@ def environment() -> jinja2.Environment:
         score=_score,
         signed=_signed,
         parameters=count,
-        encoder=encoder,
+        encoders=describe_encoders,
+        counted=counted,
+        with_code=lambda text: Markup(with_code(text)),  # noqa: S704, which escapes
         number=_number,
         percent=_percent,
         share=percent,
@@ -117,6 +121,7 @@ def _figures(
         layers, references = report["layers"], report["references"]
         figures |= {
             "results": _two_widths(plots.results, baseline, [*models, *people], confidence),
+            "cost": _two_widths(accuracy_by_cost, models, baseline, confidence),
             "folds": _two_widths(over_folds, baseline, models),
             "differences": _two_widths(plots.differences, report["distillation"], confidence),
             "label_shares": _two_widths(gain_by_label_share, report["label_shares"], confidence),

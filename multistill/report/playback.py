@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,11 +41,9 @@ class Playback:
 def read_clips(manifest: Path, ids: Iterable[str], limit_mb: float) -> Playback:
     """Encode clips as MP3 (mono, 16 kHz), in their order, as long as `limit_mb` holds them.
 
-    An id that is given twice counts twice, as it is in the page.
     A clip whose file cannot be read on this machine is left out with the reason.
     """
-    times = Counter(ids)
-    wanted = list(times)
+    wanted = list(dict.fromkeys(ids))
     columns, chosen = ["utterance_id", "audio_path"], [("utterance_id", "in", wanted)]
     table = pq.read_table(manifest / MANIFEST, columns=columns, filters=chosen)
     paths = {row["utterance_id"]: row["audio_path"] for row in table.to_pylist()}
@@ -60,10 +57,9 @@ def read_clips(manifest: Path, ids: Iterable[str], limit_mb: float) -> Playback:
             playback.failed[name] = str(error)
             continue
         source = f"data:{MIME};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-        added = times[name] * len(source)
-        if size + added > limit_mb * MB:
+        if size + len(source) > limit_mb * MB:
             playback.over_limit.append(name)
             continue
-        size += added
+        size += len(source)
         playback.sources[name] = source
     return playback

@@ -80,6 +80,7 @@ def differences(
         for metric in PANELS:
             score = comparison["differences"][metric]
             limit = max(limit, *(abs(score[key] or 0.0) for key in ("value", "low", "high")))
+    tick = _round_below(0.8 * limit)
     for axis, (metric, title) in zip(axes.flat, PANELS.items(), strict=True):
         axis.axvline(0, color=MUTED, linewidth=1, zorder=0)
         for y, comparison in enumerate(comparisons):
@@ -91,6 +92,7 @@ def differences(
         axis.set_title(title)
         axis.set_xlabel("student minus control")
         axis.set_xlim(-1.1 * limit, 1.1 * limit)
+        axis.set_xticks([-tick, 0, tick])
         _style_interval_panel(axis)
     _label_rows(axes, [str(comparison["model"]) for comparison in comparisons])
     return to_svg(
@@ -98,6 +100,12 @@ def differences(
         _id("differences", narrow),
         f"difference of each student to its control with {100 * confidence:.0f} % intervals",
     )
+
+
+def _round_below(value: float) -> float:
+    """The largest 1, 2 or 5 times a power of ten that is at most a positive value."""
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(max(step for step in (1, 2, 5) if step * power <= value) * power)
 
 
 def _interval_panels(rows: int, narrow: bool) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from multistill.config import JobConfig
 from multistill.report.plots import NARROW, PANELS, WIDTH
 from multistill.report.svg import BASELINE, INK, ROLE_COLOURS, dots, styled, subplots, to_svg
+from multistill.wording import counted
 
 Record = Mapping[str, Any]
 
@@ -38,7 +39,7 @@ def describe_protocol(job: JobConfig, folds: Sequence[Record]) -> dict[str, Any]
             "by": "corpus",
             "folds": list(folds),
             "repeats": 1,
-            "short": f"cross-corpus ({len(folds)} corpora)",
+            "short": f"cross-corpus ({counted(len(folds), 'corpus')})",
             "sentence": (
                 f"Cross-corpus: models are trained and chosen on each of {len(folds)} corpora "
                 f"alone, and tested on its held-out part (by {split.by}) and on all clips of the "
@@ -68,7 +69,7 @@ def describe_protocol(job: JobConfig, folds: Sequence[Record]) -> dict[str, Any]
         "by": unit,
         "folds": list(folds),
         "repeats": repeats,
-        "short": f"{short} ({count} folds)" if leaving else short,
+        "short": f"{short} ({counted(count, 'fold')})" if leaving else short,
         "sentence": (
             f"Cross-validation, {short}: every clip is tested {often}, by models of which "
             f"nothing, teacher and soft targets included, was trained or chosen on its {unit}; the "

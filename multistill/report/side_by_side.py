@@ -9,6 +9,7 @@ from multistill.evaluation.comparisons import METRIC_TITLES
 from multistill.report.compare import METRICS
 from multistill.report.tables import FORMATS, Cell, Format, Table, to_terminal
 from multistill.report.terminal import cell, score
+from multistill.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +51,7 @@ def page(facts: Mapping[str, Any]) -> str:
     if facts["settings"]:
         blocks.append(Block("Settings that differ", _settings(facts)))
     lead = (
-        f"{len(names)} finished job{'' if len(names) == 1 else 's'}, with the majority "
+        f"{counted(len(names), 'finished job')}, with the majority "
         "baseline and the linear probes of each; intervals in brackets."
     )
     warnings = [("NOT PAIRED", f"{line}.") for line in facts["not_paired"]]
@@ -112,7 +113,8 @@ def _notes(facts: Mapping[str, Any]) -> Iterator[str]:
         unit = UNITS.get(resampled["unit"], resampled["unit"])
         yield (
             f"differences are to {facts['runs'][0]['run']}, with paired "
-            f"{100 * resampled['confidence']:g} % intervals over {resampled['count']} {unit}s, "
+            f"{100 * resampled['confidence']:g} % intervals over "
+            f"{counted(resampled['count'], unit)}, "
             "each of its own"
             + (
                 f"; p is corrected for the {facts['family']} pairs tested (Holm), per metric"
@@ -125,8 +127,9 @@ def _notes(facts: Mapping[str, Any]) -> Iterator[str]:
         test = run["test"]
         warnings = f"; {', '.join(run['warnings'])}" if run["warnings"] else ""
         yield (
-            f"{run['run']}: {run['protocol']['short']}, {test['clips']} test clips of "
-            f"{test['speakers']} speakers in {test['sessions']} sessions, "
+            f"{run['run']}: {run['protocol']['short']}, "
+            f"{counted(test['clips'], 'test clip')} of {counted(test['speakers'], 'speaker')} in "
+            f"{counted(test['sessions'], 'session')}, "
             f"{100 * run['confidence']:g} % intervals{warnings}"
         )
 

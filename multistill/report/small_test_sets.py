@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from multistill.wording import counted
+
 MIN_SPEAKERS = 6
 """Below it, whether a model is good for people in general is mostly luck."""
 MIN_CLIPS_OF_A_CLASS = 10
@@ -67,16 +69,16 @@ def _few_groups(test: Mapping[str, Any], crossed: bool) -> Iterator[tuple[str, s
     count, unit = resampled["count"], resampled["unit"]
     if resampled["one_group"]:
         whole, parts = resampled["kept_together"], "clip" if unit == "utterance" else unit
-        voices = f" with {speakers} speakers" if 1 < speakers < MIN_SPEAKERS else ""
+        voices = f" with {counted(speakers, 'speaker')}" if 1 < speakers < MIN_SPEAKERS else ""
         yield (
             "one-group",
             "ONE TEST GROUP",
-            f"The test clips are of one {whole}{voices}, so intervals are over its {count} "
-            f"{parts}s and hold for this {whole} only: how much others would differ cannot be "
-            "told.",
+            f"The test clips are of one {whole}{voices}, so intervals are over its "
+            f"{counted(count, parts)} and hold for this {whole} only: how much others would differ "
+            "cannot be told.",
         )
     elif speakers < MIN_SPEAKERS:
-        where = "" if unit == "speaker" else f" in {count} {unit}s"
+        where = "" if unit == "speaker" else f" in {counted(count, unit)}"
         consequence = (
             f"The intervals are over the {unit}s of these speakers, so they do not hold for others"
             if count > speakers
@@ -85,8 +87,8 @@ def _few_groups(test: Mapping[str, Any], crossed: bool) -> Iterator[tuple[str, s
         )
         yield (
             "few-speakers",
-            f"{speakers} TEST SPEAKER{'' if speakers == 1 else 'S'}",
-            f"The test set has {speakers} speaker{'' if speakers == 1 else 's'}{where}. "
+            counted(speakers, "test speaker").upper(),
+            f"The test set has {counted(speakers, 'speaker')}{where}. "
             f"{consequence}: tested on other people, the models could rank in another order. "
             + (
                 "Add speakers."
@@ -98,6 +100,6 @@ def _few_groups(test: Mapping[str, Any], crossed: bool) -> Iterator[tuple[str, s
         yield (
             "few-groups",
             f"FEW TEST {unit.upper()}S",
-            f"The test set has {count} {unit}s. The intervals are widened for so few, and how "
-            "much other speakers would differ can only be guessed from them.",
+            f"The test set has {counted(count, unit)}. The intervals are widened for so few, and "
+            "how much other speakers would differ can only be guessed from them.",
         )

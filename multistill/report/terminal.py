@@ -10,6 +10,7 @@ from multistill.report.dimensions import dimension_lines
 from multistill.report.label_shares import lines as label_share_lines
 from multistill.report.repetitions import repetition_lines
 from multistill.report.robustness import lines as robustness_lines
+from multistill.wording import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,6 +46,23 @@ def encoder(info: Mapping[str, Any]) -> str:
     if trained is None:
         return f"{name} (a fixed transform, no weights)"
     return name if trained else f"{name} (untrained stand-in)"
+
+
+def encoders_read(report: Mapping[str, Any]) -> list[str]:
+    """`speech` and `text`, as far as a scored model reads their states.
+
+    Args:
+        report: or metrics.json.
+    """
+    scored = (*report["references"], *report["models"])
+    modalities = {entry["modality"] for entry in scored} or {"multimodal"}
+    return [name for name, other in (("speech", "text"), ("text", "audio")) if modalities - {other}]
+
+
+def describe_encoders(report: Mapping[str, Any]) -> str:
+    """`speech log-mel, text use-multilingual`: those that a scored model reads."""
+    encoders = report["encoders"]
+    return ", ".join(f"{name} {encoder(encoders[name])}" for name in encoders_read(report))
 
 
 def table(report: Mapping[str, Any]) -> Table:
@@ -113,13 +131,15 @@ def cell(metric: Mapping[str, float | None]) -> str:
 
 def _caption(report: Mapping[str, Any]) -> list[str]:
     """The lines below the table: encoders, test set, verdicts and the best trial."""
-    encoders, test = report["encoders"], report["test"]
+    test = report["test"]
     resampled = test["resampled"]
     lines = [
-        f"speech: {encoder(encoders['speech'])}; text: {encoder(encoders['text'])}",
-        f"{test['decided']} test clips of {test['speakers']} speakers; "
-        f"{100 * report['confidence']:.0f} % intervals over {resampled['count']} "
-        f"{'clip' if resampled['unit'] == 'utterance' else resampled['unit']}s",
+        f"encoders: {describe_encoders(report)}",
+        f"{counted(test['decided'], 'test clip')} of {counted(test['speakers'], 'speaker')}; "
+        f"{100 * report['confidence']:.0f} % intervals over "
+        + counted(
+            resampled["count"], "clip" if resampled["unit"] == "utterance" else resampled["unit"]
+        ),
         f"{report['protocol']['short']} (split.seed {report['split']['seed']}), trainings from "
         f"seed {report['seed']}",
         *(
@@ -143,7 +163,7 @@ def _caption(report: Mapping[str, Any]) -> list[str]:
             for name, value in search["best"]["params"].items()
         )
         lines.append(
-            f"search: best of {search['trials']} trials has {parameters} "
+            f"search: best of {counted(search['trials'], 'trial')} has {parameters} "
             f"({search['metric'].replace('_', ' ')} {search['best']['value']:.3f})"
         )
     return lines

@@ -40,7 +40,7 @@ def register(
             rule compares their mean.
         manifest: folder of the manifest, which decides whether two metrics can be compared.
     """
-    from multistill.models.files import CONFIG, WEIGHTS, read_model_config
+    from multistill.models.files import CONFIG, ENCODER_WEIGHTS, WEIGHTS, read_model_config
 
     trainings = [read_model_config(folder)["training"] for folder in folders]
     reason = not_trained_on_validation(trainings)
@@ -53,8 +53,9 @@ def register(
         metric = f"{metric}.{trainings[0]['loss']}.{trainings[0]['label_source']}"
     with tempfile.TemporaryDirectory(prefix="multistill-") as temporary:
         copy = Path(temporary)
-        for file in (WEIGHTS, CONFIG):  # the history stays with the job
-            shutil.copy2(folders[0] / file, copy / file)
+        for file in (WEIGHTS, ENCODER_WEIGHTS, CONFIG):  # the history stays with the job
+            if (folders[0] / file).exists():
+                shutil.copy2(folders[0] / file, copy / file)
         logger.register(
             name,
             copy,

@@ -14,7 +14,8 @@ from multistill.features.cache import open_store
 from multistill.features.collate import collate
 from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
-from multistill.models.build import build, count_parameters
+from multistill.models.build import count_parameters
+from multistill.models.joint import build_model
 from multistill.models.spec import Modality, ModelSpec
 from multistill.training.task import TrainingTask
 from multistill.workspace import read_json, write_json
@@ -35,7 +36,7 @@ def cost(kind: Literal["parameters", "latency"], task: TrainingTask, folder: Pat
         folder: of the search; for `latency` it holds what `time_encoders` measured.
     """
     store = open_store(task.features)
-    model = build(task.spec, store.audio_dim, store.text_dim).eval()
+    model = build_model(task.spec, store.audio_dim, store.text_dim, task.load_encoders()).eval()
     if kind == "parameters":
         return float(count_parameters(model))
     encoders = read_json(folder / ENCODERS)["milliseconds"]

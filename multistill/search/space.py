@@ -1,7 +1,7 @@
 """The search space: dotted names of one student's settings, checked and applied.
 
-`distillation.temperature`, `train.learning_rate`, `model.width`: the part before the dot
-is a section of the job file, the part after it a field of that section. Types and limits
+`distillation.temperature`, `train.learning_rate`, `train.augmentation.mixup`: the part before the
+last dot is a section of the job file, the part after it a field of that section. Types and limits
 come from the sections, so a field added there can be searched without further code. Imports
 neither ray, optuna nor torch, since the checks of the job file use it.
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from multistill.config import (
+    AugmentationConfig,
     DistillationConfig,
     ModelConfig,
     SearchParameter,
@@ -42,6 +43,7 @@ Values = Mapping[str, Any]
 SECTIONS: dict[str, type[Section]] = {
     "distillation": DistillationConfig,
     "train": TrainSection,
+    "train.augmentation": AugmentationConfig,
     "model": ModelConfig,
 }
 
@@ -63,7 +65,7 @@ def known_keys() -> list[str]:
         f"{section}.{name}"
         for section, model in SECTIONS.items()
         for name, field in model.model_fields.items()
-        if f"{section}.{name}" not in NOT_SEARCHED
+        if f"{section}.{name}" not in {*NOT_SEARCHED, *SECTIONS}
         and not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra)
     )
 
@@ -116,7 +118,7 @@ def current(task: TrainingTask, space: Space) -> dict[str, Any] | None:
         parameter = space[key]
         if not _applies(parameter, values):
             continue
-        section, _, name = key.partition(".")
+        section, _, name = key.rpartition(".")
         value = settings[section].get(name)
         if value is None or not _contains(parameter, value):
             return None
@@ -133,7 +135,7 @@ def apply(task: TrainingTask, values: Values) -> TrainingTask:
     """
     settings = _settings(task)
     for key, value in values.items():
-        section, _, name = key.partition(".")
+        section, _, name = key.rpartition(".")
         if key not in known_keys():
             raise UsageError(f"search: {_unknown(key)}")
         if section == "distillation" and task.distillation is None:
@@ -145,7 +147,9 @@ def apply(task: TrainingTask, values: Values) -> TrainingTask:
     return replace(
         task,
         spec=ModelSpec.from_dict(settings["model"]),
-        train=TrainConfig.model_validate(settings["train"]),
+        train=TrainConfig.model_validate(
+            {**settings["train"], "augmentation": settings["train.augmentation"]}
+        ),
         distillation=task.distillation
         and DistillationConfig.model_validate(settings["distillation"]),
     )
@@ -156,6 +160,7 @@ def _settings(task: TrainingTask) -> dict[str, dict[str, Any]]:
     return {
         "distillation": task.distillation.model_dump() if task.distillation else {},
         "train": task.train.model_dump(),
+        "train.augmentation": task.train.augmentation.model_dump(),
         "model": task.spec.to_dict(),
     }
 
@@ -268,7 +273,7 @@ def _bounds(parameter: SearchParameter) -> tuple[float, float]:
 
 def _type(key: str) -> type | None:
     """int, float or bool; None for strings and other types."""
-    section, _, name = key.partition(".")
+    section, _, name = key.rpartition(".")
     annotation = SECTIONS[section].model_fields[name].annotation
     if get_origin(annotation) is Literal:
         return None
@@ -278,7 +283,7 @@ def _type(key: str) -> type | None:
 
 def _invalid(key: str, value: Any) -> str | None:
     """Pydantic's message on why the section rejects the value; None if it is valid."""
-    section, _, name = key.partition(".")
+    section, _, name = key.rpartition(".")
     if _type(key) in (int, float) and isinstance(value, bool):
         return "a number is needed"
     try:

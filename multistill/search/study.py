@@ -34,6 +34,7 @@ from multistill.search.trial_folders import unfinished_trials
 from multistill.search.warm_start import copy_trials, find_previous
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.training.task import TrainingTask
+from multistill.wording import counted
 
 if TYPE_CHECKING:
     import optuna
@@ -311,7 +312,10 @@ def _wait_for_other_trials(spec: SearchSpec, out: Path, logger: RunLogger) -> bo
             if any(not is_alive(out, trial.user_attrs.get(DRIVER, "")) for trial in running):
                 return True
         if not logged:
-            logger.info(f"another driver still runs {len(running)} trials of this search; waiting")
+            logger.info(
+                f"another driver still runs {counted(len(running), 'trial')} of this search; "
+                "waiting"
+            )
             logged = True
         time.sleep(1.0)
 
@@ -368,6 +372,6 @@ def _log_summary(logger: RunLogger, summary: dict[str, Any], out: Path) -> None:
         for key, value in best["params"].items()
     )
     logger.info(
-        f"{summary['trials']} trials ({counts['stopped']} stopped early, {counts['failed']} "
-        f"failed), best {summary['metric']} {best['value']:.4f}: {settings}"
+        f"{counted(summary['trials'], 'trial')} ({counts['stopped']} stopped early, "
+        f"{counts['failed']} failed), best {summary['metric']} {best['value']:.4f}: {settings}"
     )

@@ -24,7 +24,8 @@ def find_previous(folder: Path, spec: SearchSpec) -> Path | None:
     def comparable(other: SearchSpec) -> object:
         # How the best trials are retrained does not affect any trial.
         config = {**other.config.identity(), "trials": 0, "retrain": 0, "seeds": 0}
-        inputs = (other.base.manifest, other.base.features, other.base.soft_targets)
+        base = other.base
+        inputs = (base.manifest, base.features, base.copies, base.soft_targets)
         return config, other.base.identity(), inputs, other.seed
 
     previous = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from multistill.models.build import EmotionModel
+from multistill.models.joint import Model, load_trained_state, trained_state
 
 _PREFIX = "trained."
 
@@ -31,34 +31,40 @@ class WeightAverage:
         window: in steps, at least 1.
     """
 
-    def __init__(self, model: EmotionModel, window: float) -> None:
+    def __init__(self, model: Model, window: float) -> None:
         self._window = max(1.0, window)
         # Without `device`, the counter stays on the CPU: reading it does not wait for a GPU.
         self._averaged = AveragedModel(model, multi_avg_fn=self._average)
 
     @property
-    def model(self) -> EmotionModel:
+    def model(self) -> Model:
         """The model with the averaged weights."""
-        return cast(EmotionModel, self._averaged.module)
+        return cast(Model, self._averaged.module)
 
-    def update(self, model: EmotionModel) -> None:
+    def update(self, model: Model) -> None:
         """Add the weights after an optimizer step; equal on all ranks, without communication."""
         self._averaged.update_parameters(model)
 
     def load(self, averaged: Mapping[str, Tensor], steps: int) -> None:
         """Continue from an average over `steps` steps."""
-        self.model.load_state_dict(averaged)
+        load_trained_state(self.model, averaged)
         self._averaged.n_averaged.fill_(steps)
 
     @torch.no_grad()
     def _average(self, averaged: Sequence[Tensor], trained: Sequence[Tensor], _: object) -> None:
         steps = int(self._averaged.n_averaged) + 1
-        torch._foreach_lerp_(list(averaged), list(trained), 1.0 / min(steps, self._window))
+        # Weights that are never trained are shared with the model.
+        own = [
+            (a, t) for a, t in zip(averaged, trained, strict=True) if a.data_ptr() != t.data_ptr()
+        ]
+        torch._foreach_lerp_(
+            [a for a, _ in own], [t for _, t in own], 1.0 / min(steps, self._window)
+        )
 
 
-def trained_tensors(model: EmotionModel) -> dict[str, Tensor]:
+def trained_tensors(model: Model) -> dict[str, Tensor]:
     """The trained weights, named for the file of the optimizer's state."""
-    return {f"{_PREFIX}{name}": tensor for name, tensor in model.state_dict().items()}
+    return {f"{_PREFIX}{name}": tensor for name, tensor in trained_state(model).items()}
 
 
 def trained_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from multistill.corpora.manifest import (
@@ -19,11 +20,12 @@ from multistill.corpora.manifest import (
     label_arrays,
     read_manifest,
 )
-from multistill.distillation.files import POOLED
-from multistill.distillation.targets import SoftTargets, read_pooled, read_soft_targets
+from multistill.distillation.files import STATES
+from multistill.distillation.targets import SoftTargets, read_soft_targets, read_states
 from multistill.errors import MultistillError
 from multistill.features.cache import open_store
-from multistill.features.collate import cut_by_padded_size
+from multistill.features.collate import StateReader, cut_by_padded_size
+from multistill.features.copies import StoreWithCopies
 from multistill.features.statistics import (
     StateStatistics,
     encoders_of,
@@ -41,20 +43,35 @@ _COLUMNS = ["utterance_id", "label", "label_soft", "split", "fold"]
 
 @dataclass(frozen=True)
 class TeacherStates:
-    """The teacher's pooled states of N utterances.
+    """The teacher's states of N utterances.
 
     Attributes:
-        states: float32 [M, D], memory-mapped, in the order of the file.
+        states: pooled states float32 [M, D], memory-mapped, in the order of the file.
         row_index: row of `states` for each utterance [N].
         space: index of the teacher that computed the state of each utterance [N], 0 to
             `num_spaces` - 1; out-of-fold teachers have unrelated spaces.
         num_spaces: number of teachers.
+        sequences: by modality, what was pooled: float16 [S, D], memory-mapped, and where each row
+            of the file starts in it [M + 1]. Empty if they are not read.
     """
 
     states: Tensor
     row_index: IntArray
     space: IntArray
     num_spaces: int
+    sequences: Mapping[str, tuple[Tensor, IntArray]] = field(default_factory=dict)
+
+    def batch_sequences(self, rows: IntArray) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sequences of some utterances, float32 [b, n, D], and the length of each, int64 [b]."""
+        found = {}
+        for name, (states, starts) in self.sequences.items():
+            first = starts[self.row_index[rows]]
+            lengths = starts[self.row_index[rows] + 1] - first
+            padded = states.new_zeros(len(rows), max(1, int(lengths.max())), states.shape[1])
+            for row, (start, length) in enumerate(zip(first, lengths, strict=True)):
+                padded[row, :length] = states[start : start + length]
+            found[name] = (padded.float(), torch.from_numpy(lengths))
+        return found
 
 
 @dataclass(frozen=True)
@@ -135,11 +152,11 @@ class Examples:
         """All rows and behind them those of corpora without labels, before the teacher's outputs
         are added."""
         both = Examples(
-            [*self.ids, *unlabelled.ids],
-            *(
-                np.concatenate([getattr(self, name), getattr(unlabelled, name)])
-                for name in ("shares", "labels", "lengths", "dimensions")
-            ),
+            ids=[*self.ids, *unlabelled.ids],
+            shares=np.concatenate([self.shares, unlabelled.shares]),
+            labels=np.concatenate([self.labels, unlabelled.labels]),
+            lengths=np.concatenate([self.lengths, unlabelled.lengths]),
+            dimensions=np.concatenate([self.dimensions, unlabelled.dimensions]),
             unlabelled=len(unlabelled),
         )
         return both.weigh_labels()
@@ -169,6 +186,7 @@ class TrainingData:
         unlabelled: number of clips of corpora without labels that count in the budget of students
             and controls. Only students are trained on them.
         context: previous turns of any utterance, for models that read them.
+        copies: distorted copies of the training clips, for models that read audio.
     """
 
     classes: tuple[str, ...]
@@ -179,6 +197,7 @@ class TrainingData:
     part: list[str]
     context: DialogueContext | None = None
     unlabelled: int = 0
+    copies: StoreWithCopies | None = None
 
     @property
     def passes(self) -> int:
@@ -199,6 +218,7 @@ class TrainingData:
             "audio_dim": self.store.audio_dim,
             "text_dim": self.store.text_dim,
             "train_rows": len(self.train),
+            "copies": self.copies.count if self.copies else 0,
             **encoders,
         }
 
@@ -255,7 +275,7 @@ class TrainingData:
                 # Without a transcript, a teacher's answer is to what this student does not read.
                 rows = rows[store.text_tokens([ids[row] for row in rows]) > 0]
             split_ids = [ids[row] for row in rows]
-            lengths = _lengths(task, store, split_ids)
+            lengths = state_lengths(task, store, split_ids)
             found = Examples(split_ids, shares[rows], labels[rows], lengths, dimensions[rows])
             return found.weigh_labels()
 
@@ -285,11 +305,27 @@ class TrainingData:
         if turns:
             columns = read_manifest(Path(task.manifest), ["utterance_id", "dialogue", "turn"])
             context = DialogueContext(store, columns.to_pydict(), turns)
-        return cls(classes, store, train, valid, without_features, part, context, len(unlabelled))
+        copies = None
+        if task.copies is not None and task.spec.reads_audio:
+            copies = StoreWithCopies(store, open_store(task.copies), train.ids)
+        return cls(
+            classes,
+            store,
+            train,
+            valid,
+            without_features,
+            part,
+            context,
+            len(unlabelled),
+            copies,
+        )
 
 
-def _lengths(task: TrainingTask, store: FeatureStore, ids: list[str]) -> IntArray:
-    """At least 1: an empty clip or transcript still takes a masked position."""
+def state_lengths(task: TrainingTask, store: StateReader, ids: Sequence[str]) -> IntArray:
+    """Positions that a task reads of each clip, by which batches are sorted [N].
+
+    At least 1: an empty clip or transcript still takes a masked position.
+    """
     if not task.spec.reads_audio:
         lengths = store.text_tokens(ids)
     else:
@@ -356,8 +392,16 @@ def _with_teacher(
         assert weights is not None
         weights = weights.copy()
         taught[-train.unlabelled :], weights[-train.unlabelled :] = True, 1.0
-    reads_pooled = config is not None and config.reads_pooled
-    states = _teacher_states(path, targets, rows, ids) if reads_pooled else None
+    states = None
+    if config is not None and config.reads_states:
+        read = task.spec.sequences if config.sequence_weight else ()
+        states = _teacher_states(path, targets, rows, ids, read)
+        if config.sequence_weight and not states.sequences:
+            raise MultistillError(
+                f"{path.with_name(STATES)} has no sequences of what `{task.name}` reads, and "
+                "`distillation.sequence_weight` needs them; run a job that sets it, with a teacher "
+                "that reads the same"
+            )
     return replace(
         train,
         teacher_logits=logits,
@@ -368,21 +412,35 @@ def _with_teacher(
 
 
 def _teacher_states(
-    path: Path, targets: SoftTargets, rows: IntArray, ids: list[str]
+    path: Path, targets: SoftTargets, rows: IntArray, ids: list[str], sequences: Sequence[str]
 ) -> TeacherStates:
-    """Pooled states of the soft targets' `rows`, whose utterances are `ids`."""
-    pooled_rows, states, teacher = read_pooled(path)
+    """States of the soft targets' `rows`, whose utterances are `ids`.
+
+    Args:
+        sequences: modalities of which the sequences are read, as far as they are there.
+    """
+    stored = read_states(path)
     state_index = np.full(len(targets.ids), -1, dtype=np.int64)
-    state_index[pooled_rows] = np.arange(len(pooled_rows))
+    state_index[stored.rows] = np.arange(len(stored.rows))
     absent = np.flatnonzero(state_index[rows] < 0)
     if len(absent):
         raise MultistillError(
-            f"the teacher's pooled states in {path.with_name(POOLED)} lack {len(absent)} of "
+            f"the teacher's states in {path.with_name(STATES)} lack {len(absent)} of "
             f"{len(ids)} training utterances (first: {ids[int(absent[0])]}); remove that file and "
             "run the job again"
         )
-    spaces, space = np.unique(teacher[state_index[rows]], return_inverse=True)
-    return TeacherStates(states, state_index[rows], space.astype(np.int64), len(spaces))
+    spaces, space = np.unique(stored.teacher[state_index[rows]], return_inverse=True)
+    return TeacherStates(
+        stored.pooled,
+        state_index[rows],
+        space.astype(np.int64),
+        len(spaces),
+        {
+            name: (states, np.concatenate([[0], np.cumsum(lengths)]))
+            for name, (states, lengths) in stored.sequences.items()
+            if name in sequences
+        },
+    )
 
 
 def split_micro_batches(
@@ -403,3 +461,8 @@ def split_micro_batches(
     for part in np.array_split(order, min(count, max(1, len(order)))):
         for cut in cut_by_padded_size(limit, lengths[part]):
             yield part[cut]
+
+
+def halves(micro_batches: Sequence[IntArray]) -> list[IntArray]:
+    """The same rows in micro-batches of half as many."""
+    return [half for rows in micro_batches for half in np.array_split(rows, 2) if len(half)]

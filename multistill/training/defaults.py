@@ -4,6 +4,7 @@ A head needs a number of optimiser steps, not of epochs: 30 epochs are 150 steps
 300 clips in batches of 64, and 11,000 on one of 24,000. So the epochs follow from the number of
 training clips, within bounds. Rate and batch follow from the preset: the published heads
 (`paper-*`, `text-*`) keep the published ones, the small heads take a rate twenty times as high.
+The light students start without an encoder's knowledge: they take twice that, and more steps.
 docs/training.md has the measurements.
 """
 
@@ -32,12 +33,14 @@ class Defaults:
 
 
 SMALL = Defaults(learning_rate=1e-3, batch_size=16, steps=1000, min_epochs=10, max_epochs=100)
+LIGHT = Defaults(learning_rate=2e-3, batch_size=16, steps=1000, min_epochs=10, max_epochs=100)
 PUBLISHED = Defaults(learning_rate=5e-5, batch_size=64, steps=2000, min_epochs=10, max_epochs=100)
 
 
 def defaults_of(preset: str) -> Defaults:
     """The defaults of a preset's family."""
-    return SMALL if preset.startswith("small-") else PUBLISHED
+    families = {"small": SMALL, "light": LIGHT}
+    return families.get(preset.partition("-")[0], PUBLISHED)
 
 
 def resolve_training(

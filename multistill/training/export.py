@@ -13,8 +13,8 @@ from multistill.inference.predict import predict_logits
 from multistill.metrics.calibration import fit_temperature
 from multistill.metrics.classification import distributions, log_probabilities
 from multistill.metrics.majority import bars
-from multistill.models.build import EmotionModel, build
 from multistill.models.files import CONFIG, ModelInfo, Output, save_model
+from multistill.models.joint import Model, build_model, load_trained_state
 from multistill.training.checkpoint import Progress, best_weights
 from multistill.training.data import TrainingData
 from multistill.training.task import TrainingTask
@@ -34,7 +34,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path) -> dict[str, Any]:
-    """Write model.safetensors, config.json and history.json from the best checkpoint.
+    """Write the weights, config.json and history.json from the best checkpoint.
 
     config.json is written last, so a folder that has it is complete.
 
@@ -43,8 +43,8 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
     """
     weights, progress = best_weights(state_dir)
     store = data.store
-    model = build(task.spec, store.audio_dim, store.text_dim)
-    model.load_state_dict(weights)
+    model = build_model(task.spec, store.audio_dim, store.text_dim, task.load_encoders())
+    load_trained_state(model, weights)
     losses = [epoch["train_loss"] for epoch in progress.history]
     scheduled = task.distillation is not None and task.distillation.schedule != "fixed"
     summary = {
@@ -82,6 +82,7 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
         encoders=store.encoders(),
         dtype=store.dtype,
         temperature=_temperature(model, task, data, output),
+        trained=task.encoders,
         training=summary,
     )
     save_model(model, folder, info)
@@ -89,7 +90,7 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
 
 
 def _temperature(
-    model: EmotionModel, task: TrainingTask, data: TrainingData, output: Output
+    model: Model, task: TrainingTask, data: TrainingData, output: Output
 ) -> float | None:
     """Of the model's probabilities on validation; None without labelled clips there."""
     if not task.spec.num_classes or not len(data.valid):

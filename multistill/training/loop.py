@@ -15,10 +15,17 @@ import torch
 from torch import Tensor
 
 from multistill.errors import MultistillError
-from multistill.features.collate import plan_batches, shard_for_rank
+from multistill.features.collate import shard_for_rank
 from multistill.hardware import default_device
 from multistill.inference.predict import predict
-from multistill.models.build import EmotionModel, build
+from multistill.models.joint import (
+    JointModel,
+    Model,
+    build_model,
+    load_trained_state,
+    trained_state,
+)
+from multistill.training.augmentation import StateAugmentation
 from multistill.training.averaging import WeightAverage, trained_tensors, trained_weights
 from multistill.training.checkpoint import (
     Checkpoint,
@@ -28,15 +35,17 @@ from multistill.training.checkpoint import (
     newest_epoch,
     save_checkpoint,
 )
-from multistill.training.data import TrainingData, split_micro_batches
+from multistill.training.data import TrainingData, halves, split_micro_batches
 from multistill.training.distributed import ProcessGroup
+from multistill.training.encoder_groups import layer_schedule
+from multistill.training.epochs import EpochPlanner
 from multistill.training.nonfinite import REPORT, NonFiniteCheck
-from multistill.training.objective import Objective, sampling_weights, validation_metrics
+from multistill.training.objective import Objective, validation_metrics
 from multistill.training.optimizer import NamedAdamW, uses_bfloat16
 from multistill.training.prefetch import MicroBatch, Prefetcher
 from multistill.training.schedule import derived_seed, learning_rate
 from multistill.training.selection import epoch_score
-from multistill.training.step import FlatGradients, training_step
+from multistill.training.step import FlatGradients, MicroBatchMemoryError, training_step
 from multistill.training.task import TrainingTask
 from multistill.typing import IntArray
 
@@ -94,7 +103,7 @@ def fit(
     while not training.progress.stopped:
         try:
             report = training.run_epoch()
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, MicroBatchMemoryError) as error:
             raise MultistillError(
                 f"`{task.name}` does not fit into the GPU's memory; set `train.batch_frames` "
                 "(padded frames computed at the same time) or lower it"
@@ -131,42 +140,55 @@ class _Training:
         store = self.data.store
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(task.seed)
-            model = build(task.spec, store.audio_dim, store.text_dim)
+            model = build_model(task.spec, store.audio_dim, store.text_dim, task.load_encoders())
             # After the model, so that a student and its control start from equal weights.
             objective = Objective(task, self.data.train, model.pooled_dim)
+        model.keeps_sequences = objective.reads_sequences
         if model.dimension_scale is not None:
             model.dimension_scale.fit(self.data.train.dimensions)
-        if model.standardizes:
-            model.fit_standardization(self.data.statistics(task))
-        self.model: EmotionModel = model.to(device)
+        augmentation = self.config.augmentation
+        changes_states = augmentation.changes_states
+        statistics = self.data.statistics(task) if model.standardizes or changes_states else None
+        if model.standardizes and statistics is not None:
+            model.fit_standardization(statistics)
+        self.model: Model = model.to(device)
         self.objective = objective.to(device)
+        objective_parameters = self.objective.named_parameters(_OBJECTIVE_PREFIX.rstrip("."))
         named_parameters = [
-            *self.model.named_parameters(),
-            *((f"{_OBJECTIVE_PREFIX}{name}", p) for name, p in self.objective.named_parameters()),
+            (name, parameter)
+            for name, parameter in (*self.model.named_parameters(), *objective_parameters)
+            if parameter.requires_grad
         ]
         for _, parameter in named_parameters:
             group.broadcast(parameter.data)
-        self.flat = FlatGradients([parameter for _, parameter in named_parameters], device)
-        self.optimizer = NamedAdamW(named_parameters, self.config.weight_decay)
+        self.parameters = dict(named_parameters)
+        schedule = layer_schedule(self.model, task)
+        self.starts = schedule.starts
+        self.flat = FlatGradients(self.parameters.values(), device)
+        self.optimizer = NamedAdamW(named_parameters, self.config.weight_decay, schedule.rates)
+        self.halvings = 0
+        self.planner = EpochPlanner(task, self.data)
         self.average: WeightAverage | None = None
         if self.config.average_epochs:
-            steps = self.config.average_epochs * self.steps_per_epoch
+            steps = self.config.average_epochs * self.planner.steps
             self.average = WeightAverage(self.model, steps)
         if self.config.compile:
             self.model.compile(dynamic=True)
         # Audio states are neither read nor padded for a text model.
         self.max_frames = self.config.max_frames if self.model.spec.reads_audio else 0
-        self.prefetcher = Prefetcher(store, device, self.max_frames, self.data.context)
+        self.prefetcher = Prefetcher(
+            self.data.copies or store,
+            device,
+            self.max_frames,
+            self.data.context,
+            StateAugmentation(augmentation, statistics) if augmentation.enabled else None,
+        )
         self.progress = Progress(identity={**task.identity(), "features": self.data.identity()})
 
     @property
-    def result(self) -> EmotionModel:
+    def result(self) -> Model:
         """The model that is validated and exported."""
         return self.model if self.average is None else self.average.model
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.data.passes * -(-len(self.data.train) // self.config.batch_size)
 
     @property
     def _micro_batch_frames(self) -> int | None:
@@ -174,7 +196,10 @@ class _Training:
         requested = self.config.batch_frames
         if requested is not None or self.device.type != "cpu" or self.objective.depends_on_batch:
             return requested
-        return CPU_MICRO_BATCH_VALUES // self.model.spec.width
+        width = self.model.spec.width
+        if isinstance(self.model, JointModel):
+            width = max(width, *(encoder.dim for _, encoder in self.model.trainable_encoders()))
+        return max(1, CPU_MICRO_BATCH_VALUES // width)
 
     def resume(self) -> None:
         """Load the newest checkpoint. Rank 0 chooses it, so that all ranks load the same one."""
@@ -191,9 +216,9 @@ class _Training:
                 "remove the folder to start from scratch"
             )
         if self.average is None:
-            self.model.load_state_dict(checkpoint.model)
+            load_trained_state(self.model, checkpoint.model)
         else:
-            self.model.load_state_dict(trained_weights(checkpoint.optimizer))
+            load_trained_state(self.model, trained_weights(checkpoint.optimizer))
             self.average.load(checkpoint.model, checkpoint.progress.step)
         self.objective.load_state_dict(
             {
@@ -207,6 +232,7 @@ class _Training:
     def run_epoch(self) -> EpochReport:
         started = time.perf_counter()
         epoch = self.progress.epoch + 1
+        self._unfreeze(epoch)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(derived_seed(self.task.seed, epoch, self.group.rank))
             train_loss = self._train(epoch)
@@ -220,71 +246,73 @@ class _Training:
         }
         return self._finish_epoch(epoch, metrics)
 
+    def _unfreeze(self, epoch: int) -> None:
+        """Train the layers whose epoch has come; the others cost no gradients."""
+        changed = False
+        for name, start in self.starts.items():
+            parameter, trains = self.parameters[name], epoch > start
+            if parameter.requires_grad != trains:
+                parameter.requires_grad_(trains)
+                parameter.grad = None
+                changed = True
+        if changed:
+            self.flat = FlatGradients(self.parameters.values(), self.device)
+
     def _learning_rate(self, step: int) -> float:
         config = self.config
-        total = config.epochs * self.steps_per_epoch
+        total = config.epochs * self.planner.steps
         return learning_rate(step, total, config.learning_rate, config.warmup)
 
     def _train(self, epoch: int) -> float:
         """Train for one epoch; returns the mean loss over its rows."""
         config, train, group = self.config, self.data.train, self.group
         self.model.train()
-        batches = self._batches(epoch)
-        micro_batch_rows = [
-            list(
-                split_micro_batches(
-                    shard_for_rank(batch, group.rank, group.size),
-                    train.lengths,
-                    config.accumulation,
-                    self._micro_batch_frames,
-                )
-            )
-            for batch in batches
-        ]
-        micro_batches = self.prefetcher.micro_batches(
-            train, (rows for batch in micro_batch_rows for rows in batch)
-        )
+        planned = self.planner.plan(epoch)
+        batches = planned.batches
+        parts = [self._micro_batch_places(batch, planned.lengths) for batch in batches]
         non_finite = NonFiniteCheck(train.ids, self.state_dir / REPORT, epoch, group)
-        total_loss = 0.0
-        for batch, parts in zip(batches, micro_batch_rows, strict=True):
-            result = training_step(
-                islice(micro_batches, len(parts)),
-                self._sample_losses,
-                len(batch),
-                self.flat,
-                self.optimizer,
-                learning_rate=self._learning_rate(self.progress.step),
-                clip_norm=config.clip_norm,
-                group=group,
+        total_loss, done = 0.0, 0
+        while done < len(batches):
+            micro_batches = self.prefetcher.micro_batches(
+                train, (places for batch in parts[done:] for places in batch), planned
             )
-            if self.average is not None:
-                self.average.update(self.model)
-            self.progress.step += 1
-            total_loss += non_finite.check(result, batch, self.progress.step)
-        return (total_loss + non_finite.finish()) / sum(map(len, batches))
+            try:
+                for batch, own in zip(batches[done:], parts[done:], strict=True):
+                    result = training_step(
+                        islice(micro_batches, len(own)),
+                        self._sample_losses,
+                        len(batch),
+                        self.flat,
+                        self.optimizer,
+                        learning_rate=self._learning_rate(self.progress.step),
+                        clip_norm=config.clip_norm,
+                        group=group,
+                    )
+                    if self.average is not None:
+                        self.average.update(self.model)
+                    self.progress.step += 1
+                    done += 1
+                    total_loss += non_finite.check(result, planned.rows[batch], self.progress.step)
+            except MicroBatchMemoryError:
+                if self.objective.depends_on_batch or max(map(len, parts[done])) == 1:
+                    raise
+                self.halvings += 1
+                parts[done:] = [halves(places) for places in parts[done:]]
+        return (total_loss + non_finite.finish()) / len(planned.rows)
 
-    def _batches(self, epoch: int) -> list[IntArray]:
-        """Training rows of every batch of an epoch, one pass after another."""
-        batches: list[IntArray] = []
-        passes, lengths = self.data.passes, self.data.train.lengths
-        for number in range(passes * (epoch - 1) + 1, passes * epoch + 1):
-            rows = self._pass_rows(number)
-            batches += [
-                rows[batch]
-                for batch in plan_batches(
-                    lengths[rows], self.config.batch_size, seed=self.task.seed, epoch=number
-                )
-            ]
-        return batches
-
-    def _pass_rows(self, number: int) -> IntArray:
-        """Training rows of a pass: each row once, or drawn with replacement to oversample."""
-        count = len(self.data.train)
-        if not self.config.oversample:
-            return np.arange(count, dtype=np.int64)
-        generator = np.random.default_rng((self.task.seed, number, count))
-        rows = generator.choice(count, count, p=sampling_weights(self.data.train.shares))
-        return rows.astype(np.int64)
+    def _micro_batch_places(self, batch: IntArray, lengths: IntArray) -> list[IntArray]:
+        """This rank's places of a batch, in the micro-batches that they are computed in."""
+        places = list(
+            split_micro_batches(
+                shard_for_rank(batch, self.group.rank, self.group.size),
+                lengths,
+                self.config.accumulation,
+                self._micro_batch_frames,
+            )
+        )
+        for _ in range(self.halvings):
+            places = halves(places)
+        return places
 
     def _sample_losses(self, micro_batch: MicroBatch) -> Tensor:
         states = micro_batch.states
@@ -296,8 +324,9 @@ class _Training:
                 states.text_mask,
                 micro_batch.context,
                 micro_batch.context_mask,
+                micro_batch.mixing if self.config.augmentation.mixes_pooled else None,
             )
-        progress = self.progress.step / (self.config.epochs * self.steps_per_epoch)
+        progress = self.progress.step / (self.config.epochs * self.planner.steps)
         losses: Tensor = self.objective(output, micro_batch, progress)
         return losses
 
@@ -348,7 +377,7 @@ class _Training:
             optimizer = {**self.optimizer.state_dict(), **self._objective_tensors()}
             if self.average is not None:
                 optimizer |= trained_tensors(self.model)
-            checkpoint = Checkpoint(progress, self.result.state_dict(), optimizer)
+            checkpoint = Checkpoint(progress, trained_state(self.result), optimizer)
             save_checkpoint(self.state_dir, checkpoint)
         return EpochReport(epoch, dict(metrics), progress.stopped)
 

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from multistill.training.task import TrainingTask
 
 KIND = "models"
-VERSION = 5
+VERSION = 6
 """Increase it when a change alters trained weights or the files of a model."""
 
 HISTORY = "history.json"
-FILES = ("model.safetensors", "config.json", HISTORY)
+FILES = ("model.safetensors", "encoder.safetensors", "config.json", HISTORY)
+"""Of a model folder; there is no encoder.safetensors where no encoder was trained."""
 
 Index = Mapping[str, Mapping[str, Any]]
 """Model name -> `fingerprint`, `record_id` (on the tracking server), `role`, `seed`, `fold` (the
@@ -109,7 +110,8 @@ class ModelStore:
             def build(folder: Path, task: TrainingTask = task) -> None:
                 clear(folder)
                 for file in FILES:
-                    shutil.copy2(task.folder(work) / file, folder / file)
+                    if (task.folder(work) / file).exists():
+                        shutil.copy2(task.folder(work) / file, folder / file)
 
             self.workspace.make(
                 KIND,

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from multistill.config import TrainConfig
-from multistill.corpora.manifest import has_class
 from multistill.distillation.losses import distillation_loss
-from multistill.distillation.representations import Hint, LinearCKA
+from multistill.distillation.representations import Hint, LinearCKA, Relations, SequenceHint
 from multistill.distillation.schedule import scheduled_weight
 from multistill.metrics.classification import from_confusion
 from multistill.metrics.dimensions import dimension_metrics
@@ -28,8 +26,8 @@ from multistill.typing import FloatArray
 class Objective(nn.Module):
     """Loss of each utterance under a task.
 
-    The parameters of the objective (a hint's projection) are trained together with the model and
-    saved in checkpoints, but are not part of the model.
+    The parameters of the objective (the projections of hints) are trained together with the model
+    and saved in checkpoints, but are not part of the model.
 
     Args:
         train: training examples, for class weights and the width of the teacher's states.
@@ -53,12 +51,25 @@ class Objective(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
         self.hint: Hint | None = None
         self.cka: LinearCKA | None = None
+        self.relations: Relations | None = None
+        self.sequence_hints = nn.ModuleDict()
         teacher, distillation = train.teacher_states, self.distillation
         if teacher is not None and distillation is not None:
             if distillation.hint_weight:
                 self.hint = Hint(pooled_dim, teacher.states.shape[1], teacher.num_spaces)
             if distillation.cka_weight:
                 self.cka = LinearCKA(teacher.num_spaces)
+            if distillation.relation_weight:
+                self.relations = Relations(teacher.num_spaces)
+            for name, (states, _) in teacher.sequences.items():
+                self.sequence_hints[name] = SequenceHint(
+                    task.spec.width, states.shape[1], teacher.num_spaces
+                )
+
+    @property
+    def reads_sequences(self) -> bool:
+        """Whether the model has to put out its sequences."""
+        return len(self.sequence_hints) > 0
 
     @property
     def depends_on_batch(self) -> bool:
@@ -66,14 +77,28 @@ class Objective(nn.Module):
         distillation = self.distillation
         if len(self.dimension_weights) and self.config.dimension_loss != "mse":
             return True
-        return self.cka is not None or (distillation is not None and distillation.loss == "dist")
+        if self.cka is not None or self.relations is not None:
+            return True
+        return distillation is not None and distillation.loss == "dist"
 
     def forward(self, output: ModelOutput, micro_batch: MicroBatch, progress: float) -> Tensor:
-        """Losses [b].
+        """Losses [b]; of a mixture, those against both clips by their shares (Zhang et al. 2018).
+
+        For losses that are linear in the target, such as cross-entropy, and for squares up to a
+        constant, this is the loss against the mixed target, of labels and of the teacher.
 
         Args:
             progress: share of the training's steps that are done.
         """
+        losses = self._of_clips(output, micro_batch, progress)
+        if micro_batch.partner is None or micro_batch.mixing is None:
+            return losses
+        return self._of_clips(output, micro_batch.partner, progress).lerp(
+            losses, micro_batch.mixing
+        )
+
+    def _of_clips(self, output: ModelOutput, micro_batch: MicroBatch, progress: float) -> Tensor:
+        """Losses [b] against the targets of a micro-batch."""
         distillation = self.distillation
 
         def scheduled(weight: float) -> float:
@@ -94,10 +119,25 @@ class Objective(nn.Module):
         for weight, module in (
             (distillation.hint_weight, self.hint),
             (distillation.cka_weight, self.cka),
+            (distillation.relation_weight, self.relations),
         ):
             if module is not None:
                 states, space = micro_batch.teacher_states, micro_batch.space
                 losses = losses + scheduled(weight) * module(output.pooled.float(), states, space)
+        if self.reads_sequences:
+            weight = scheduled(distillation.sequence_weight) / len(self.sequence_hints)
+            losses = losses + weight * self._of_sequences(output, micro_batch)
+        return losses
+
+    def _of_sequences(self, output: ModelOutput, micro_batch: MicroBatch) -> Tensor:
+        """Sum of the losses of the modalities [b]."""
+        assert output.sequences is not None and micro_batch.space is not None
+        losses = torch.zeros(len(micro_batch.labels), device=output.logits.device)
+        for name, hint in self.sequence_hints.items():
+            states, mask = output.sequences[name]
+            losses = losses + hint(
+                states.float(), mask, *micro_batch.teacher_sequences[name], micro_batch.space
+            )
         return losses
 
     def _of_classes(self, output: ModelOutput, micro_batch: MicroBatch, teacher: float) -> Tensor:
@@ -214,18 +254,3 @@ def _of_classes(config: TrainConfig, logits: FloatArray, examples: Examples) -> 
     np.add.at(confusion, (examples.labels[labelled], logits[labelled].argmax(axis=1)), 1)
     metrics = {name: float(value) for name, value in from_confusion(confusion).items()}
     return {"loss": float(losses.double().mean()) if len(rows) else 0.0, **metrics}
-
-
-def sampling_weights(shares: FloatArray) -> npt.NDArray[np.float64]:
-    """Probability of drawing each row [N] under which all classes have equal weight.
-
-    A row with mixed votes counts for each class by its share, a row without a class, which has
-    dimensions, like the mean of the others.
-    """
-    counts = shares.sum(axis=0, dtype=np.float64)
-    inverse = np.divide(1.0, counts, out=np.zeros_like(counts), where=counts > 0)
-    weights = np.asarray(shares @ inverse, np.float64)
-    without = ~has_class(shares)
-    if without.any() and not without.all():
-        weights[without] = weights[~without].mean()
-    return np.asarray(weights / weights.sum())

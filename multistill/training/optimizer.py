@@ -18,24 +18,36 @@ class NamedAdamW:
 
     Args:
         parameters: names and parameters; those that require no gradient are skipped.
+        rates: factor of the learning rate of some parameters, by name; 1 for all others.
     """
 
-    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        weight_decay: float,
+        rates: Mapping[str, float] | None = None,
+    ) -> None:
         named = [(name, p) for name, p in parameters if p.requires_grad]
         self.names = [name for name, _ in named]
         self.parameters = [parameter for _, parameter in named]
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in named:
+            groups.setdefault((rates or {}).get(name, 1.0), []).append(parameter)
         self.adamw = torch.optim.AdamW(
-            self.parameters, lr=0.0, weight_decay=weight_decay, fused=True
+            [{"params": group, "rate": rate} for rate, group in groups.items()],
+            lr=0.0,
+            weight_decay=weight_decay,
+            fused=True,
         )
 
     def step(self, learning_rate: float) -> None:
-        """Apply the gradients of the parameters with this learning rate."""
+        """Apply the gradients, where there are any, with this learning rate times the factors."""
         for group in self.adamw.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
         self.adamw.step()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The state as `<parameter>/<state name>` tensors; empty before the first step."""
+        """The state as `<parameter>/<state name>` tensors, of what was stepped so far."""
         return {
             f"{name}/{state_name}": self.adamw.state[parameter][state_name]
             for name, parameter in zip(self.names, self.parameters, strict=True)
@@ -46,10 +58,11 @@ class NamedAdamW:
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore a state of `state_dict`; other tensors are ignored."""
         for name, parameter in zip(self.names, self.parameters, strict=True):
-            self.adamw.state[parameter] = {
-                state_name: tensors[f"{name}/{state_name}"].to(parameter.device, copy=True)
-                for state_name in STATE_NAMES
-            }
+            if f"{name}/{STATE_NAMES[0]}" in tensors:  # a layer may not have started to train
+                self.adamw.state[parameter] = {
+                    state_name: tensors[f"{name}/{state_name}"].to(parameter.device, copy=True)
+                    for state_name in STATE_NAMES
+                }
 
 
 def uses_bfloat16(precision: str, device: torch.device) -> bool:

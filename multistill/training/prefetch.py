@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from multistill.features.collate import Batch, collate
+from multistill.features.copies import StoreWithCopies
 from multistill.features.store import FeatureStore
 from multistill.models.context import DialogueContext
 from multistill.training.data import Examples
+from multistill.training.epochs import Epoch
 from multistill.typing import IntArray
 
 THREADS = 4
@@ -38,7 +41,11 @@ class MicroBatch:
         teacher_weights: factor of the teacher's loss of classes [b], where some rows have no class.
         teacher_states, space: pooled states [b, D] and the index of the teacher that computed
             them [b], for students with a loss on representations.
+        teacher_sequences: by modality [b, n, D], and their lengths [b], for students with a loss
+            on sequences.
         context, context_mask: previous turns, for models that read them.
+        mixing: share of each row itself where a second clip is mixed in [b].
+        partner: targets of these second clips; it has no states.
     """
 
     rows: list[int]
@@ -52,8 +59,11 @@ class MicroBatch:
     teacher_weights: Tensor | None = None
     teacher_states: Tensor | None = None
     space: Tensor | None = None
+    teacher_sequences: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     context: Tensor | None = None
     context_mask: Tensor | None = None
+    mixing: Tensor | None = None
+    partner: MicroBatch | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
         def move(tensor: Tensor | None) -> Tensor | None:
@@ -71,37 +81,75 @@ class MicroBatch:
             teacher_weights=move(self.teacher_weights),
             teacher_states=move(self.teacher_states),
             space=move(self.space),
+            teacher_sequences={
+                name: (states.to(device, non_blocking=True), lengths.to(device))
+                for name, (states, lengths) in self.teacher_sequences.items()
+            },
             context=move(self.context),
             context_mask=move(self.context_mask),
+            mixing=move(self.mixing),
+            partner=None if self.partner is None else self.partner.to(device),
         )
+
+    def take(self, rows: slice) -> MicroBatch:
+        """Some of its rows; of the states too."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        taken: dict[str, Any] = {
+            k: v[rows] for k, v in values.items() if isinstance(v, Tensor | list)
+        }
+        sequences = {k: (s[rows], n[rows]) for k, (s, n) in self.teacher_sequences.items()}
+        return replace(self, **taken, states=self.states.take(rows), teacher_sequences=sequences)
+
+
+class Augmentation(Protocol):
+    """What is done to the micro-batches of a training (`multistill.training.augmentation`)."""
+
+    def places(self, epoch: Epoch, group: IntArray) -> IntArray:
+        """The places of an epoch that a group is made of: its own, then those mixed in."""
+        ...
+
+    def __call__(self, micro_batch: MicroBatch, epoch: Epoch, group: IntArray) -> MicroBatch:
+        """The changed micro-batch of a group, from that of its `places`."""
+        ...
 
 
 class Prefetcher:
-    """Reads micro-batches from the store; for a GPU in threads, ahead and into pinned memory."""
+    """Reads micro-batches from the store; for a GPU in threads, ahead and into pinned memory.
+
+    Args:
+        store: of the clips, with their copies where epochs have some.
+        augmentation: of what is read in an epoch; None: clips are read as they are.
+    """
 
     def __init__(
         self,
-        store: FeatureStore,
+        store: FeatureStore | StoreWithCopies,
         device: torch.device,
         max_frames: int | None,
         context: DialogueContext | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.store, self.device = store, device
         self.max_frames, self.context = max_frames, context
+        self.augmentation = augmentation
 
     def micro_batches(
-        self, examples: Examples, row_groups: Iterable[IntArray]
+        self, examples: Examples, row_groups: Iterable[IntArray], epoch: Epoch | None = None
     ) -> Iterator[MicroBatch]:
-        """One micro-batch per group of row indices, in order."""
+        """One micro-batch per group of row indices, in order.
+
+        Args:
+            row_groups: with an epoch, groups of its places in place of rows.
+        """
         if self.device.type != "cuda":
-            for rows in row_groups:
-                yield self._read(examples, rows).to(self.device)
+            for group in row_groups:
+                yield self._read(examples, group, epoch).to(self.device)
             return
         pending: deque[Future[MicroBatch]] = deque()
         with ThreadPoolExecutor(THREADS, thread_name_prefix="prefetch") as pool:
             try:
-                for rows in row_groups:
-                    pending.append(pool.submit(self._read, examples, rows))
+                for group in row_groups:
+                    pending.append(pool.submit(self._read, examples, group, epoch))
                     if len(pending) > _PREFETCH:
                         yield pending.popleft().result().to(self.device)
                 while pending:
@@ -110,16 +158,31 @@ class Prefetcher:
                 for future in pending:
                     future.cancel()
 
-    def _read(self, examples: Examples, rows: IntArray) -> MicroBatch:
-        ids = [examples.ids[row] for row in rows]
-        states = collate(self.store, ids, self.max_frames)
+    def _read(self, examples: Examples, group: IntArray, epoch: Epoch | None) -> MicroBatch:
+        if epoch is None:
+            read = self._read_rows(examples, group)
+        elif self.augmentation is None:
+            read = self._read_rows(examples, epoch.rows[group], epoch.copies[group])
+        else:
+            places = self.augmentation.places(epoch, group)
+            read = self._read_rows(examples, epoch.rows[places], epoch.copies[places])
+            read = self.augmentation(read, epoch, group)
+        return replace(read, states=read.states.pin()) if self.device.type == "cuda" else read
+
+    def _read_rows(
+        self, examples: Examples, rows: IntArray, copies: IntArray | None = None
+    ) -> MicroBatch:
+        names = ids = [examples.ids[row] for row in rows]
+        if copies is not None and isinstance(self.store, StoreWithCopies):
+            names = self.store.names(ids, copies.tolist())
+        states = collate(self.store, names, self.max_frames)
         context, context_mask = self.context.batch(ids) if self.context else (None, None)
         logits, teacher = examples.teacher_logits, examples.teacher_states
         values = examples.teacher_dimensions
         weights, of_teacher = examples.label_weights, examples.teacher_weights
         return MicroBatch(
             rows=rows.tolist(),
-            states=states.pin() if self.device.type == "cuda" else states,
+            states=states,
             shares=torch.from_numpy(examples.shares[rows]),
             labels=torch.from_numpy(examples.labels[rows]),
             dimensions=torch.from_numpy(examples.dimensions[rows]),
@@ -129,6 +192,7 @@ class Prefetcher:
             teacher_weights=None if of_teacher is None else torch.from_numpy(of_teacher[rows]),
             teacher_states=None if teacher is None else teacher.states[teacher.row_index[rows]],
             space=None if teacher is None else torch.from_numpy(teacher.space[rows]),
+            teacher_sequences={} if teacher is None else teacher.batch_sequences(rows),
             context=context,
             context_mask=context_mask,
         )

@@ -12,33 +12,64 @@ from multistill.training.distributed import ProcessGroup
 from multistill.training.optimizer import NamedAdamW
 from multistill.training.prefetch import MicroBatch
 
+BUCKET_VALUES = 2**25
+"""Gradients in one buffer, 128 MB: all of a head, and parts of an encoder."""
+
 
 class FlatGradients:
-    """All gradients of a model as views of one buffer, which also has an element for the loss.
+    """The gradients of a model as views of a few buffers; the first has an element for the loss.
 
-    With one buffer, the sum over workers is one collective and the norm is one kernel. Backward
-    passes accumulate into the views, and a worker without rows in a batch contributes zeros
-    instead of missing the collective.
+    The sum over workers is one collective for each buffer. Backward passes accumulate into the
+    views, and a worker without rows in a batch contributes zeros instead of missing the
+    collective.
+
+    Args:
+        parameters: those that require no gradient are skipped.
+        bucket: values of one buffer; a larger parameter has one of its own.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], device: torch.device) -> None:
-        trained = [p for p in parameters if p.requires_grad]
-        self.buffer = torch.zeros(
-            sum(p.numel() for p in trained) + 1, dtype=torch.float32, device=device
-        )
-        start = 0
-        for parameter in trained:
-            end = start + parameter.numel()
-            parameter.grad = self.buffer[start:end].view_as(parameter)
-            start = end
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        device: torch.device,
+        bucket: int = BUCKET_VALUES,
+    ) -> None:
+        buckets: list[list[nn.Parameter]] = [[]]
+        size = 0
+        for parameter in parameters:
+            if not parameter.requires_grad:
+                continue
+            if buckets[-1] and size + parameter.numel() > bucket:
+                buckets.append([])
+                size = 0
+            buckets[-1].append(parameter)
+            size += parameter.numel()
+        self.buffers: list[Tensor] = []
+        for number, members in enumerate(buckets):
+            values = sum(parameter.numel() for parameter in members) + (number == 0)
+            buffer = torch.zeros(values, dtype=torch.float32, device=device)
+            start = 0
+            for parameter in members:
+                end = start + parameter.numel()
+                parameter.grad = buffer[start:end].view_as(parameter)
+                start = end
+            self.buffers.append(buffer)
+
+    def zero(self) -> None:
+        for buffer in self.buffers:
+            buffer.zero_()
 
     @property
-    def gradients(self) -> Tensor:
-        return self.buffer[:-1]
+    def gradients(self) -> list[Tensor]:
+        return [self.buffers[0][:-1], *self.buffers[1:]]
 
     @property
     def loss(self) -> Tensor:
-        return self.buffer[-1]
+        return self.buffers[0][-1]
+
+
+class MicroBatchMemoryError(Exception):
+    """The GPU has no memory for a micro-batch; nothing was applied yet."""
 
 
 @dataclass(frozen=True)
@@ -78,19 +109,28 @@ def training_step(
         micro_batches: this worker's part of the batch; may be empty.
         sample_losses: returns the losses [b] of the rows of a micro-batch.
         batch_size: rows of the global batch.
+
+    Raises:
+        MicroBatchMemoryError: on this rank, before gradients are summed: the others wait for it.
     """
-    flat.buffer.zero_()
+    flat.zero()
     rows: list[list[int]] = []
     row_losses: list[Tensor] = []
     for micro_batch in micro_batches:
-        losses = sample_losses(micro_batch)
-        total = losses.sum() / batch_size
-        total.backward()
+        try:
+            losses = sample_losses(micro_batch)
+            total = losses.sum() / batch_size
+            total.backward()
+        except torch.OutOfMemoryError as error:
+            raise MicroBatchMemoryError from error
         flat.loss.add_(total.detach())
         rows.append(micro_batch.rows)
         row_losses.append(losses.detach())
-    group.sum(flat.buffer)
-    norm = torch.linalg.vector_norm(flat.gradients)
-    flat.gradients.mul_((clip_norm / (norm + 1e-6)).clamp(max=1.0))
+    for buffer in flat.buffers:
+        group.sum(buffer)
+    norms = [torch.linalg.vector_norm(gradients) for gradients in flat.gradients]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    for gradients in flat.gradients:
+        gradients.mul_((clip_norm / (norm + 1e-6)).clamp(max=1.0))
     optimizer.step(learning_rate)
     return StepResult(torch.stack((flat.loss, norm)), rows, row_losses)

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multistill.config import DistillationConfig, TrainConfig
+from multistill.encoders.source import EncoderSource
 from multistill.errors import UsageError
 from multistill.models.files import Role
-from multistill.models.spec import ModelSpec
+from multistill.models.spec import Encoder, ModelSpec
 from multistill.workspace import file_name
+
+if TYPE_CHECKING:
+    from multistill.encoders.trainable import TrainableEncoder
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class TrainingTask:
         features: absolute path of the feature store.
         statistics: folder of the training states' statistics; None: computed when the training
             starts.
+        copies: store of distorted copies of the training clips; None: there are none.
         leave_out_fold: train on the other folds only. Validation rows of all folds are kept: no
             model is trained on them, so no teacher can leak them.
         soft_targets: a teacher's Parquet file; set together with `distillation`.
@@ -35,6 +40,7 @@ class TrainingTask:
             alone. Clips of corpora without labels need no setting: every task with `soft_targets`
             is trained on them.
         tasks: weight of each task in the loss: `classes`, and the dimensions of `spec`.
+        encoders: that the model trains, of those that it reads.
     """
 
     name: str
@@ -45,12 +51,14 @@ class TrainingTask:
     manifest: str
     features: str
     statistics: str | None = None
+    copies: str | None = None
     leave_out_fold: int | None = None
     soft_targets: str | None = None
     distillation: DistillationConfig | None = None
     label_share: float = 1.0
     unlabelled: bool = False
     tasks: Mapping[str, float] = field(default_factory=lambda: {"classes": 1.0})
+    encoders: Mapping[Encoder, EncoderSource] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 < self.label_share <= 1:
@@ -63,6 +71,20 @@ class TrainingTask:
             raise UsageError(
                 f"training task `{self.name}` weighs {', '.join(self.tasks)}, and its model "
                 f"predicts {', '.join(predicted)}; give each of these a weight in `tasks`"
+            )
+        if self.encoders and self.spec.context_turns:
+            raise UsageError(
+                f"training task `{self.name}`: a model with context_turns reads states of previous "
+                "turns, which a trained encoder changes at every step; set context_turns to 0, or "
+                "`train: none` in features.speech and features.text"
+            )
+        augmented = self.train.augmentation
+        mixes_states = augmented.mixup > 0 and not augmented.mixes_pooled
+        if self.encoders and (augmented.changes_states or mixes_states):
+            raise UsageError(
+                f"training task `{self.name}`: train.augmentation changes what the store keeps, "
+                "which is the input of an encoder that is trained; use `mixup_of: pooled` alone, "
+                "or `train: none` in features.speech and features.text"
             )
         if self.unlabelled and self.soft_targets is None:
             raise UsageError(
@@ -91,7 +113,16 @@ class TrainingTask:
             "label_share": self.label_share,
             "unlabelled": self.unlabelled,
             "tasks": dict(self.tasks),
+            "encoders": {name: source.identity() for name, source in self.encoders.items()},
         }
+
+    def load_encoders(self) -> dict[Encoder, TrainableEncoder]:
+        """The encoders before their training, on the CPU.
+
+        Raises:
+            MultistillError: a base cannot be loaded, or cannot be trained in this way.
+        """
+        return {name: source.load() for name, source in self.encoders.items()}
 
     def control(self, name: str) -> TrainingTask:
         """The same training without a teacher, with equal settings, labels, budget and seed."""
@@ -118,6 +149,7 @@ class TrainingTask:
             "tasks": dict(self.tasks),
             "train": self.train.model_dump(mode="json"),
             "distillation": self.distillation and self.distillation.model_dump(mode="json"),
+            "encoders": {name: source.to_dict() for name, source in self.encoders.items()},
         }
 
     @classmethod
@@ -131,13 +163,16 @@ class TrainingTask:
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise UsageError(f"a training task has no field `{unknown[0]}`")
-        distillation = values.get("distillation")
+        distillation, encoders = values.get("distillation"), values.get("encoders", {})
         return cls(
             **{
                 **values,
                 "spec": ModelSpec.from_dict(values["spec"]),
                 "train": TrainConfig.model_validate(values["train"]),
                 "distillation": distillation and DistillationConfig.model_validate(distillation),
+                "encoders": {
+                    name: EncoderSource.from_dict(name, source) for name, source in encoders.items()
+                },
             }
         )
 

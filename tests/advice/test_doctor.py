@@ -18,7 +18,7 @@ from helpers.advice import says
 from helpers.features_case import save_electra
 
 from multistill import doctor
-from multistill.config import JobConfig
+from multistill.config import FeaturesConfig, JobConfig
 from multistill.doctor import Finding
 from multistill.pipeline import jobfile
 
@@ -147,10 +147,7 @@ def test_corpora_and_encoders(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def job_with(home: Path, text_model: str) -> Any:
-    features = SimpleNamespace(
-        speech=SimpleNamespace(model="log-mel", revision=None),
-        text=SimpleNamespace(model=text_model, revision=None),
-    )
+    features = FeaturesConfig.model_validate({"text": {"model": text_model}})
     return SimpleNamespace(features=features)  # a job file with a broken folder is refused
 
 

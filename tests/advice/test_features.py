@@ -17,11 +17,12 @@ import soundfile
 from helpers.advice import says, told
 from helpers.features_case import make_store, random_clips, tone, write_corpus, write_manifest_rows
 
-from multistill.config import FeaturesConfig
+from multistill.config import CopiesConfig, FeaturesConfig
 from multistill.encoders.base import EncoderInfo
 from multistill.errors import MultistillError
 from multistill.features import functionals
 from multistill.features.actors import MAX_ATTEMPTS, EncodeShard, count_attempts
+from multistill.features.augmented import CLIPS, list_copies
 from multistill.features.cache import CACHE_VARIABLE, local_copy, open_store
 from multistill.features.decode import Wave, normalize
 from multistill.features.encode import _finish, _finished_markers
@@ -361,3 +362,37 @@ def test_opensmile_that_is_missing_or_extracts_nothing(
     functionals.ExtractShard(plan.path, ["egemaps"], out)(pa.table({"shard": [0]}))
     with told("remove `evaluation.opensmile`, or install another version of the package"):
         functionals.finish_functionals(plan, ["egemaps"], out)
+
+
+def test_copies_without_recordings_of_noise_or_without_training_clips(tmp_path: Path) -> None:
+    keep = "name: t\ncorpora: [{kind: demo}]\nfeatures: {augmentation: {copies: 1%s}}\n"
+
+    def problems(more: str) -> list[str]:
+        job = jobfile.parse(keep % more, "t.yaml")
+        return [each for step in steps_of(job, Workspace(tmp_path)) for each in step.problems()]
+
+    noise = tmp_path / "noise"
+    for name in ("noise_folder", "rooms"):
+        [sentence] = problems(f", {name}: {noise}")
+        says(
+            "there is no audio file in {}; give a folder of recordings, or remove `{}`, and sounds",
+            sentence,
+        )
+        assert problems("") == []
+    noise.mkdir()
+    soundfile.write(noise / "a.wav", tone(0.2), 16_000)
+    assert problems(f", rooms: {noise}, noise_folder: {noise}") == []
+
+    clips = random_clips(2)
+    store = make_store(tmp_path / "store", clips)
+    row = {"speaker": "p", "group": "p", "audio_path": "x.wav", "duration_s": 1.0, "split": "train"}
+    settings = CopiesConfig(copies=1)
+
+    def listed(name: str) -> Path:
+        manifest = write_manifest_rows(tmp_path / "m.parquet", [{**row, "utterance_id": name}])
+        list_copies([manifest], store.folder, settings, tmp_path)
+        return tmp_path / CLIPS
+
+    with told("to make copies of; look into quarantine.parquet of the features"):
+        listed("quarantined")
+    assert listed(clips[0].utterance_id).exists()

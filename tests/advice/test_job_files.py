@@ -24,13 +24,15 @@ from multistill.workspace import Workspace
 
 BASE = "name: x\ncorpora: [{kind: demo}]\n"
 MODEL = "students: [{name: a, model: {preset: small-student%s}%s}]\n"
+AUDIO = "students: [{name: a, model: small-audio-student}]\n"
 DEMO_TWICE = "name: x\ncorpora: [{kind: demo}, {kind: demo%s}]\n"
 TWO_ENCODERS = (
     "features: {speech: {model: smart-turn, layers: [1, 2], combine: concat, "
     "additional: [log-mel]}}\n"
 )
 LIGHT = "students: [{name: a, model: {preset: light-student%s}}]\n"
-TWO_SPEECH = "features: {speech: {model: untrained-wav2vec2, additional: [log-mel]}}\n"
+COPIES = "features: {augmentation: {copies: 2, %s}}\n"
+TEXT = "small-text-student"
 SPACE = "search: {space: {%s}}\n"
 WILD = "name: x\ncorpora: [{kind: demo}, {kind: table, path: /d.csv, unlabelled: true%s}]\n"
 
@@ -79,6 +81,57 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         [f"{BASE}workspace: /home/nobody-of-this-name/ws\n"],
     ),
     (DEMO_TWICE % "", "give one a `name`", [DEMO_TWICE % ", name: other"]),
+    (
+        COPIES % "noise_db: [30, 10]",
+        "is reversed; write the lowest value first",
+        [COPIES % "noise_db: [10, 30]"],
+    ),
+    (
+        COPIES % "speed_range: [0.1, 1.1]",
+        "] is out of range; use values from {} to {}",
+        [COPIES % "speed_range: [0.5, 1.1]"],
+    ),
+    (
+        COPIES % "noise: 0, speed: 0, reverberation: 0",
+        "all probabilities are 0; raise one, e.g. `noise: 0.5`, or remove `copies`",
+        [COPIES % "noise: 0.5, speed: 0, reverberation: 0", BASE],
+    ),
+    (
+        f"{COPIES % 'noise_kinds: [white, babble]'}protocol: k-fold\n",
+        "tests; remove `babble` from `noise_kinds`, or give a `noise_folder`",
+        [
+            f"{COPIES % 'noise_kinds: [white]'}protocol: k-fold\n",
+            f"{COPIES % 'noise_kinds: [babble], noise_folder: /noise'}protocol: k-fold\n",
+        ],
+    ),
+    (
+        f"{COPIES % 'noise: 1'}recipe: features-only\n",
+        "trains no model that would read the copies; remove the section, or set",
+        ["recipe: features-only\n", f"{COPIES % 'noise: 1'}recipe: distillation\n"],
+    ),
+    (
+        f"{COPIES % 'noise: 1'}teacher: text-teacher\nstudents: [{{name: a, model: {TEXT}}}]\n",
+        "and all models of the job read text alone; remove `copies`",
+        [f"teacher: text-teacher\nstudents: [{{name: a, model: {TEXT}}}]\n"],
+    ),
+    (
+        "students: [{name: a, model: small-audio-student, "
+        "train: {augmentation: {word_swap: 0.1}}}]\n",
+        "states, and the model reads none; remove it there",
+        [
+            "students: [{name: a, model: small-audio-student, "
+            "train: {augmentation: {mixup: 0.1}}}]\n"
+        ],
+    ),
+    (
+        f"students: [{{name: a, model: {TEXT}}}]\n"
+        f"{SPACE % 'train.augmentation.time_masks: {low: 0, high: 3}'}",
+        "states, and the searched model reads none; remove that key",
+        [
+            f"students: [{{name: a, model: {TEXT}}}]\n"
+            f"{SPACE % 'train.augmentation.word_swap: {low: 0, high: 1}'}"
+        ],
+    ),
     (
         "name: x\ncorpora: [{kind: emodb}]\n",
         "a corpus of kind `{}` needs `path`",
@@ -275,23 +328,23 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         ],
     ),
     (
-        f"{BASE}features: {{speech: untrained-wav2vec2}}\n{LIGHT % ''}",
+        f"{BASE}features: {{speech: smart-turn}}\n{LIGHT % ''}",
         "add `additional: [{}]` to features.speech and set `speech_encoder: {}` in its model",
-        [f"{BASE}{TWO_SPEECH}{LIGHT % ', speech_encoder: log-mel'}"],
+        [f"{BASE}{TWO_ENCODERS}{LIGHT % ', speech_encoder: log-mel'}"],
     ),
     (
-        f"{BASE}{TWO_SPEECH}{LIGHT % ''}",
+        f"{BASE}{TWO_ENCODERS}{LIGHT % ''}",
         "set `speech_encoder: {}` in its model",
-        [f"{BASE}{TWO_SPEECH}{LIGHT % ', speech_encoder: log-mel'}"],
+        [f"{BASE}{TWO_ENCODERS}{LIGHT % ', speech_encoder: log-mel'}"],
     ),
     (
-        f"{BASE}{TWO_SPEECH}{MODEL % (', speech_encoder: untrained-wav2vec2', '')}"
+        f"{BASE}{TWO_ENCODERS}{MODEL % (', speech_encoder: smart-turn', '')}"
         + SPACE % "model.front: {choices: [linear, convolutional]}",
         "and this one would read the states of {}; {}, or use `front: linear`",
         [
-            f"{BASE}{TWO_SPEECH}{MODEL % (', speech_encoder: log-mel', '')}"
+            f"{BASE}{TWO_ENCODERS}{MODEL % (', speech_encoder: log-mel', '')}"
             + SPACE % "model.front: {choices: [linear, convolutional]}",
-            f"{BASE}{TWO_SPEECH}{MODEL % (', speech_encoder: untrained-wav2vec2', '')}"
+            f"{BASE}{TWO_ENCODERS}{MODEL % (', speech_encoder: smart-turn', '')}"
             + SPACE % "model.front: {choices: [linear]}",
         ],
     ),
@@ -508,6 +561,19 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         f"{WILD % ''}recipe: features-only\n",
         "from clips without labels; remove the corpus, or set `recipe: distillation`",
         [f"{BASE}recipe: features-only\n", WILD % ""],
+    ),
+    (
+        "distillation: {sequence_weight: 1}\nteacher: {model: {preset: text-student}}\n" + AUDIO,
+        "choose models with a deep path that read the same, or set `sequence_weight: 0`",
+        [
+            "distillation: {sequence_weight: 1}\n" + AUDIO,
+            "distillation: {sequence_weight: 0}\nteacher: text-student\n" + AUDIO,
+        ],
+    ),
+    (
+        "teacher: {model: small-teacher, models: [small-teacher]}\n",
+        "stands in place of `model`, and both are set; keep one of them",
+        ["teacher: {model: small-teacher}\n", "teacher: {models: [small-teacher]}\n"],
     ),
     ("serch: {trials: 3}\n", "; did you mean `{}`?", ["search: {trials: 3}\n"]),
     ("split: {by: speakers}\n", "; did you mean `{}`?", ["split: {by: speaker}\n"]),

@@ -95,7 +95,8 @@ def test_encoders_of_another_kind(folder: dict[str, Path]) -> None:
         (
             "speech",
             "pickle",
-            "so convert it to a model of transformers and save that with save_pretrained",
+            "so convert it and save it as safetensors with a config.json (docs/features.md, "
+            "emotion2vec)",
         ),
         (
             "text",
@@ -251,7 +252,8 @@ def test_a_layer_that_the_store_does_not_hold_apart() -> None:
     with told(advice, UsageError):
         spec.state_slice("speech", 32)
     job = jobfile.parse(
-        "name: x\ncorpora: [{kind: demo}]\nfeatures: {speech: {model: smart-turn, layers: [1, 2], combine: concat}}\n",
+        "name: x\ncorpora: [{kind: demo}]\n"
+        "features: {speech: {model: smart-turn, layers: [1, 2], combine: concat}}\n",
         "x.yaml",
     )
     stored = resolve("small-student", {"speech_layer": 2, **job.features.side_by_side()})

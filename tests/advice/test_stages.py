@@ -27,6 +27,12 @@ JOB = "name: x\ncorpora: [{{kind: demo}}]\nrecipe: {}\n"
             ["evaluation.robustness=true"],
         ),
         (
+            "distillation",
+            "copies",
+            "set `features.augmentation.copies` in the job file",
+            ["features.augmentation.copies=2"],
+        ),
+        (
             "features-only",
             "functionals",
             "set `evaluation.opensmile: [egemaps]` in the job file",

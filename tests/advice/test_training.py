@@ -17,10 +17,11 @@ from helpers.advice import says, told
 from helpers.training_corpus import make_corpus, make_task, run, trained, with_states, with_teacher
 
 from multistill.config import CLASSES, DistillationConfig
+from multistill.config.models import STATE_WEIGHTS
 from multistill.corpora.manifest import read_manifest, with_classes, write_manifest
-from multistill.distillation.files import POOLED, SOFT_TARGETS
+from multistill.distillation.files import SOFT_TARGETS, STATES
 from multistill.distillation.stage import soft_targets
-from multistill.distillation.targets import read_pooled, write_pooled, write_soft_targets
+from multistill.distillation.targets import read_states, write_soft_targets, write_states
 from multistill.errors import MultistillError, UsageError
 from multistill.features.statistics import (
     TENSORS,
@@ -29,6 +30,7 @@ from multistill.features.statistics import (
     write_statistics,
 )
 from multistill.features.store import FeatureStore
+from multistill.models.sequences import RaggedStates
 from multistill.pipeline import jobfile
 from multistill.pipeline.runner import find_artifact
 from multistill.pipeline.steps.distill import Distill
@@ -84,8 +86,8 @@ class Distilled:
 def lacking(path: Path, *, pooled: bool) -> None:
     """Write the file without one training utterance."""
     if pooled:
-        rows, states, teacher = read_pooled(path)
-        write_pooled(path, rows[1:], states[1:], teacher[1:])
+        stored = read_states(path)
+        write_states(path, stored.rows[1:], stored.teacher[1:], stored.pooled[1:])
     else:
         ids = pq.read_table(path)["utterance_id"].to_pylist()[1:]
         write_soft_targets(path, ids, np.zeros((len(ids), 7)), "t", np.zeros(len(ids)))
@@ -100,7 +102,7 @@ def test_classes_of_another_job(tmp_path: Path, corpus: Corpus) -> None:
     with told("; use soft targets and a manifest of the same job"):
         run(student, tmp_path / "a")
     trained(distilled.task, tmp_path / "teacher")
-    targets = (corpus[1], [tmp_path / "teacher"], {}, False, tmp_path / "targets.parquet")
+    targets = (corpus[1], [tmp_path / "teacher"], {}, False, False, tmp_path / "targets.parquet")
     with told("; use a teacher and a manifest of the same job"):
         soft_targets(manifest, *targets)
     soft_targets(corpus[0], *targets)
@@ -125,7 +127,7 @@ def not_finite(path: Path) -> None:
             "{} is damaged ({}); remove it and run the job again",
         ),
         (
-            POOLED,
+            STATES,
             lambda path: path.write_bytes(b""),
             "{} is damaged ({}); remove it and run the job again",
         ),
@@ -141,9 +143,9 @@ def not_finite(path: Path) -> None:
             "are not finite for {} utterances (first: {}); remove that file and run the job again",
         ),
         (
-            POOLED,
+            STATES,
             lambda path: lacking(path.with_name(SOFT_TARGETS), pooled=True),
-            "the teacher's pooled states in {} lack {} of {} training utterances (first: {}); "
+            "the teacher's states in {} lack {} of {} training utterances (first: {}); "
             "remove that file and run the job again",
         ),
     ],
@@ -169,16 +171,28 @@ def test_targets_of_a_teacher(
 def test_pooled_states_that_no_stage_wrote(corpus: Corpus, tmp_path: Path) -> None:
     student = with_teacher(make_task(corpus, epochs=1), tmp_path / SOFT_TARGETS, 0.0)
     student = replace(student, distillation=DistillationConfig(weight=0.0, hint_weight=1.0))
-    with told("`distillation.hint_weight` and `cka_weight` need it; run a job that sets one"):
+    with told("`distillation` on representations need it; run a job that sets one of them"):
         run(student, tmp_path / "a")
-    for key in ("hint_weight", "cka_weight"):
+    for key in STATE_WEIGHTS:
         job = jobfile.parse(
             f"name: x\ncorpora: [{{kind: demo}}]\ndistillation: {{{key}: 1.0}}\n", "x.yaml"
         )
-        assert Distill(job, Workspace(tmp_path)).config()["pooled"]
+        assert Distill(job, Workspace(tmp_path)).config()["states"]
     run(
         with_states(make_task(corpus, epochs=1), tmp_path / SOFT_TARGETS, hint_weight=1.0), tmp_path
     )
+
+
+def test_sequences_that_no_stage_wrote(corpus: Corpus, tmp_path: Path) -> None:
+    path = tmp_path / SOFT_TARGETS
+    student = with_states(make_task(corpus, epochs=1), path, hint_weight=1.0)
+    student = replace(student, distillation=DistillationConfig(sequence_weight=1.0))
+    with told("needs them; run a job that sets it, with a teacher that reads the same"):
+        run(student, tmp_path / "a")
+    stored = read_states(path)
+    ragged = RaggedStates(np.ones((len(stored.rows), 3), np.float16), np.ones_like(stored.rows))
+    write_states(path, stored.rows, stored.teacher, stored.pooled, {"text": ragged})
+    run(student, tmp_path / "b")
 
 
 def test_a_task_with_half_a_teacher(corpus: Corpus, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_missing_weights(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with told("the weights of `{}` are not on this machine; run `{}`"):
         loads()
     [sentence] = missing_weights(FeaturesConfig(speech=CONFIG))
-    says("features.{}.model: {}, or use `{}`", sentence)
+    says("{}.model: {}, or use `{}`", sentence)
     for section, model in (("speech", "smart-turn"), ("text", "use-multilingual")):
         [sentence] = missing_weights(FeaturesConfig.model_validate({section: model}))
         instead = sentence.split("or use ")[1].strip("`")

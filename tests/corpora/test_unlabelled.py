@@ -16,6 +16,8 @@ from multistill.config import CorpusConfig, ProtocolConfig, SplitConfig, TasksCo
 from multistill.corpora.manifest import UNLABELLED, read_manifest
 from multistill.corpora.prepare import prepare
 from multistill.errors import MultistillError
+from multistill.evaluation.utterances import read_training_statistics
+from multistill.pipeline.checkpoints import _trained_on
 from multistill.workspace import fold_folder, read_json
 
 LABELLED = [f"{n}.wav,text {n},{('sad', 'happy')[n // 8]},p{n % 8}" for n in range(16)]
@@ -150,6 +152,17 @@ def test_a_table_of_recordings_alone_is_enough(tmp_path: Path) -> None:
     assert len({row["group"] for row in by_part(out)[UNLABELLED]}) == 3
     assert summary["unlabelled"]["wild"]["unnamed"] == 3
     assert any("3 clips name no speaker" in text for text in logger.messages)
+
+
+def test_what_students_have_heard_is_known_to_the_evaluation(tmp_path: Path) -> None:
+    found = corpora(tmp_path, ["0.wav,text 3,q", "1.wav,nobody else says this,q"])
+    out, summary = prepared(tmp_path, found)
+    training = read_training_statistics(out)
+    assert "nobody else says this" in training.texts
+    assert training.counts.sum() == len(by_part(out)["train"])
+    assert {"wild/0", "wild/1"} <= _trained_on(out)
+    tested = {row["text"] for row in by_part(out)["test"]}
+    assert summary["unlabelled"]["wild"]["transcripts"] == ("text 3" in tested)
 
 
 def test_any_corpus_can_be_without_labels(tmp_path: Path) -> None:

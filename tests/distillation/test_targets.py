@@ -11,13 +11,14 @@ import torch
 
 from multistill.distillation.losses import teacher_loss
 from multistill.distillation.targets import (
-    read_pooled,
     read_soft_targets,
-    write_pooled,
+    read_states,
     write_soft_targets,
+    write_states,
 )
 from multistill.errors import MultistillError
 from multistill.models.files import Output
+from multistill.models.sequences import RaggedStates
 
 IDS = [f"u{row}" for row in range(9)]
 
@@ -95,19 +96,22 @@ def test_missing_damaged_and_incomplete_soft_targets_are_refused(tmp_path: Path)
 
 def test_pooled_states_survive_a_round_trip_and_damaged_ones_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "soft_targets.parquet"
-    with pytest.raises(MultistillError, match=r"pooled\.safetensors is missing.*hint_weight"):
-        read_pooled(path)
+    with pytest.raises(MultistillError, match=r"states\.safetensors is missing.*representations"):
+        read_states(path)
     pooled = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    write_pooled(path, [5, 0, 8], pooled, [2, 0, 2])
-    rows, states, teacher = read_pooled(path)
-    assert teacher.tolist() == [2, 0, 2]
-    assert rows.tolist() == [5, 0, 8]
-    np.testing.assert_array_equal(states.numpy(), pooled)
-    assert [file.name for file in tmp_path.iterdir()] == ["pooled.safetensors"]
-    file = tmp_path / "pooled.safetensors"
+    sequence = RaggedStates(np.arange(10, dtype=np.float16).reshape(5, 2), np.array([3, 0, 2]))
+    write_states(path, [5, 0, 8], [2, 0, 2], pooled, {"text": sequence})
+    found = read_states(path)
+    assert (found.rows.tolist(), found.teacher.tolist()) == ([5, 0, 8], [2, 0, 2])
+    np.testing.assert_array_equal(found.pooled.numpy(), pooled)
+    [(name, (states, lengths))] = found.sequences.items()
+    assert name == "text" and lengths.tolist() == [3, 0, 2]
+    np.testing.assert_array_equal(states.numpy(), sequence.states)
+    assert [file.name for file in tmp_path.iterdir()] == ["states.safetensors"]
+    file = tmp_path / "states.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(MultistillError, match="damaged"):
-        read_pooled(path)
+        read_states(path)
 
 
 def _rewritten(path: Path) -> Path:

@@ -11,13 +11,18 @@ import torch
 from helpers.features_case import save_wav2vec2
 from pydantic import ValidationError
 
-from multistill.config import FeaturesConfig, SpeechEncoderConfig
+from multistill.config import CorpusConfig, FeaturesConfig, SpeechEncoderConfig
 from multistill.encoders import side_by_side
 from multistill.encoders.base import EncoderInfo
 from multistill.encoders.side_by_side import SideBySide
+from multistill.encoders.training_data import overlaps
 from multistill.evaluation.candidates import describe_encoders, params_end_to_end
 from multistill.features.identity import features_identity
+from multistill.features.sizing import size_pools
+from multistill.features.windows import clip_spans, join_windows
 from multistill.models.spec import ModelSpec, StatePart
+from multistill.pipeline.jobfile import absolute, parse
+from multistill.search.cost import _encoders_of, _readers
 from multistill.typing import FloatArray
 
 CPU = torch.device("cpu")
@@ -123,3 +128,66 @@ def test_two_encoders_of_one_name_are_refused() -> None:
     named = {"model": "b/wavlm", "name": "other"}
     config = SpeechEncoderConfig.model_validate({"model": "a/wavlm", "additional": [named]})
     assert [part.title for part in config.parts] == ["wavlm", "other"]
+
+
+def test_windows_of_a_long_clip_join_to_the_states_of_the_first_encoder(tmp_path: Path) -> None:
+    speech = {
+        "model": str(save_wav2vec2(tmp_path / "model")),
+        "additional": ["log-mel"],
+        "max_seconds": 3.0,
+        "long_clips": "window",
+        "window_seconds": 2.0,
+    }
+    config = SpeechEncoderConfig.model_validate(speech)
+    encoder = load(**speech)
+    [clip] = waves(7 * 16_000)
+    spans = clip_spans(len(clip), encoder, config)
+    assert len(spans) > 1
+    joined = join_windows(
+        encoder.encode([clip[start:stop] for start, stop in spans]), spans, encoder.hop
+    )
+    alone = load(**{**speech, "additional": []})
+    wanted = join_windows(
+        alone.encode([clip[start:stop] for start, stop in spans]), spans, alone.hop
+    )
+    np.testing.assert_allclose(joined[:, :32], wanted, atol=1e-5)
+    assert joined.shape == (encoder.frames(len(clip)), encoder.info.dim)
+
+
+def test_what_looks_at_encoders_looks_at_all_of_them(tmp_path: Path) -> None:
+    """Training data, GPUs, absolute paths, and the title that outlives them."""
+    speech = {"model": "log-mel", "additional": [{"model": "a/ExHuBERT"}]}
+    features = FeaturesConfig.model_validate({"speech": speech})
+    [sentence] = overlaps(features, [CorpusConfig(kind="emodb", path="x")])
+    assert "`a/ExHuBERT`" in sentence
+    for extra, gpus in (([], 0.0), (["untrained-wav2vec2"], 1.0)):
+        chosen = FeaturesConfig.model_validate({"speech": {"additional": extra}})
+        pools = size_pools(chosen, {"CPU": 4.0, "GPU": 1.0}, 1, 100.0)
+        assert pools.gpus_per_encoder == gpus
+
+
+def test_a_folder_keeps_its_title_when_its_path_becomes_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_wav2vec2(tmp_path / "models" / "own")
+    monkeypatch.chdir(tmp_path)
+    job = parse(
+        "name: t\ncorpora: [{kind: demo}]\nfeatures: {speech: {additional: [models/own]}}\n"
+        "students: [{name: a, model: {preset: small-audio-student, speech_encoder: own}}]",
+        "t.yaml",
+    )
+    [part] = absolute(job).features.speech.additional
+    assert Path(part.model).is_absolute() and part.title == "own"
+
+
+def test_a_search_by_latency_times_every_choice_of_encoder_and_layer() -> None:
+    parts = (StatePart("large", 12, (3, 6)), StatePart("log-mel", 5))
+    names = {_encoders_of(spec) for spec in _readers(ModelSpec("audio", speech_parts=parts))}
+    audio = {
+        "",
+        ", speech large",
+        ", speech large, speech layer 3",
+        ", speech large, speech layer 6",
+    }
+    audio |= {", speech log-mel"}
+    assert names == {"text", *(f"{m}{each}" for m in ("audio", "multimodal") for each in audio)}

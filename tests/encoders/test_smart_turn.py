@@ -78,7 +78,7 @@ def published() -> Any:
 def test_every_layer_is_that_of_the_published_network(published: Any, seed: int) -> None:
     clip = wave(EIGHT_SECONDS, seed)
     ours = encoder(layers=[0, 1, 2], combine="concat")
-    mel = ours.log_mel(torch.from_numpy(clip)[None]).numpy()
+    mel = ours.network.log_mel(torch.from_numpy(clip)[None]).numpy()
     expected = published.run(list(LAYERS.values()), {"input_features": mel})
     [states] = ours.encode([clip])
     assert states.shape == (399, 3 * 384)
@@ -90,9 +90,9 @@ def test_every_layer_is_that_of_the_published_network(published: Any, seed: int)
 def test_the_bound_on_the_cosine_notices_a_wrong_weight(published: Any) -> None:
     clip = wave(EIGHT_SECONDS)
     ours = encoder()
-    mel = ours.log_mel(torch.from_numpy(clip)[None]).numpy()
+    mel = ours.network.log_mel(torch.from_numpy(clip)[None]).numpy()
     [exact] = published.run([LAYERS[2]], {"input_features": mel})
-    attention = ours._encoder.layers[1].self_attn
+    attention = ours.network.model.layers[1].self_attn
     with torch.no_grad():
         attention.v_proj.weight.copy_(attention.v_proj.weight.T.clone())
     [states] = ours.encode([clip])
@@ -108,7 +108,7 @@ def test_log_mel_is_that_of_transformers(samples: int) -> None:
     expected = extractor(
         clip, sampling_rate=16_000, padding=False, return_tensors="np"
     ).input_features[0]
-    ours = encoder().log_mel(torch.from_numpy(clip)[None])[0].numpy()
+    ours = encoder().network.log_mel(torch.from_numpy(clip)[None])[0].numpy()
     assert ours.shape == expected.shape == (80, samples // 160)
     assert np.abs(ours - expected).max() < 2e-3
 
@@ -129,9 +129,9 @@ def test_nothing_is_padded_and_positions_count_from_the_start() -> None:
     """The states of a clip are those of the layers run on its own frames, by hand."""
     clip = wave(40_000)
     ours = encoder(layers=[0])
-    network = ours._encoder
+    network = ours.network.model
     with torch.inference_mode():
-        mel = ours.log_mel(torch.from_numpy(clip)[None])
+        mel = ours.network.log_mel(torch.from_numpy(clip)[None])
         hidden = torch.nn.functional.gelu(network.conv1(mel))
         hidden = torch.nn.functional.gelu(network.conv2(hidden)).transpose(1, 2)
         expected = (hidden + network.embed_positions(torch.arange(hidden.shape[1])))[0].numpy()
@@ -158,7 +158,7 @@ def test_the_log_mel_of_a_long_clip_is_floored_at_the_maximum_of_all_of_it() -> 
     ours = encoder(layers=[0])
     [together] = ours.encode([np.concatenate([loud, quiet])])
     [alone] = ours.encode([quiet])
-    mel = ours.log_mel(torch.from_numpy(np.concatenate([loud, quiet]))[None])
+    mel = ours.network.log_mel(torch.from_numpy(np.concatenate([loud, quiet]))[None])
     assert mel[..., 850:].unique().numel() == 1
     assert np.abs(together[-300:-1] - alone[-300:].mean()).max() > 0.1
 
@@ -167,8 +167,8 @@ def test_far_from_the_cut_states_of_the_first_window_are_those_of_a_shorter_clip
     ours = encoder(layers=[0])
     long = wave(EIGHT_SECONDS * 2)
     [states] = ours.encode([long])
-    mel = ours.log_mel(torch.from_numpy(long)[None])
-    first = ours._forward(mel[..., :800])[0].detach().numpy()
+    mel = ours.network.log_mel(torch.from_numpy(long)[None])
+    first = ours.network.from_states(ours.network.embed(mel[..., :800]), None)[0].detach().numpy()
     assert np.abs(states[:300] - first[:300]).max() < 1e-5
 
 

@@ -128,3 +128,9 @@ def test_one_sentence_names_all_corpora_of_one_source_and_an_encoder_is_named_on
     job = [corpus("emodb"), table_of("iemocap"), corpus("table", name="MELD talk")]
     (sentence,) = overlaps(features("a/ExHuBERT", "a/ExHuBERT"), job)
     assert "EMO-DB (`emodb`), IEMOCAP (`table`), MELD (`MELD talk`)" in sentence
+
+
+def test_a_corpus_that_nothing_is_tested_on_is_not_warned_of() -> None:
+    encoder = features("a/ExHuBERT")
+    assert overlaps(encoder, [corpus("emodb")])
+    assert overlaps(encoder, [corpus("emodb", unlabelled=True)]) == []

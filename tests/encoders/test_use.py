@@ -159,7 +159,7 @@ def test_the_bound_on_the_cosine_notices_a_wrong_weight(
     published: Any, arrays: dict[str, np.ndarray]
 ) -> None:
     changed = encoder(max_tokens=512)
-    kernel = changed._model.encoder.layer[0].branches[1][0].weight
+    kernel = changed.network.model.encoder.layer[0].branches[1][0].weight
     with torch.no_grad():
         kernel.copy_(kernel.flip(2))
     assert worst_cosine(changed, published, arrays) < MINIMUM_COSINE
@@ -204,7 +204,7 @@ def test_empty_and_long_transcripts() -> None:
 def test_layer_0_is_the_embedding_and_there_is_one_layer(ours: TransformerText) -> None:
     text = WRITTEN[0]
     [both] = encoder(layers=[0, 1], combine="concat").encode([text])
-    table = ours._model.embeddings
+    table = ours.network.model.embeddings
     with torch.inference_mode():
         embedded = table(torch.tensor(ours._tokenizer(text, 512).ids)).numpy()
     assert np.array_equal(both[:, :512], embedded)

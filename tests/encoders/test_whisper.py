@@ -48,7 +48,7 @@ def test_states_are_those_of_transformers(tmp_path: Path, bands: int) -> None:
     with torch.inference_mode():
         hidden = model.encoder(features["input_features"], output_hidden_states=True).hidden_states
     encoder = load(tmp_path, layers=[0, 1, 2], combine="concat")
-    own = encoder.log_mel(torch.from_numpy(clip)[None])
+    own = encoder.network.log_mel(torch.from_numpy(clip)[None])
     torch.testing.assert_close(own, features["input_features"], atol=1e-4, rtol=0)
     [states] = encoder.encode([clip])
     wanted = torch.cat(hidden, dim=-1)[0, : encoder.frames(SECOND)]
@@ -69,7 +69,7 @@ def test_a_clip_with_silence_behind_it_is_encoded_as_transformers_pads_it(tmp_pa
     np.testing.assert_allclose(states, wanted[: len(states)], atol=1e-4)
     # The last frames differ: here the wave is reflected at its end, there silence follows.
     inside = slice(0, 48)
-    short = encoder.log_mel(torch.from_numpy(clip)[None])[..., inside]
+    short = encoder.network.log_mel(torch.from_numpy(clip)[None])[..., inside]
     torch.testing.assert_close(short, features["input_features"][..., inside], atol=1e-4, rtol=0)
     [alone] = encoder.encode([clip])
     assert alone.shape[0] == encoder.frames(len(clip)) < len(states)
@@ -85,16 +85,16 @@ def test_checkpoints_with_a_head_give_the_same_encoder_without_it(
     own = model.get_encoder() if kind is WhisperForConditionalGeneration else model.encoder
     assert encoder.info.params == sum(p.numel() for p in own.parameters())
     state = own.state_dict()
-    for name, tensor in encoder._encoder.state_dict().items():
+    for name, tensor in encoder.network.model.state_dict().items():
         assert torch.equal(tensor, state[name]), name
 
 
 def test_waves_have_the_level_that_the_checkpoint_was_trained_on(tmp_path: Path) -> None:
     save_whisper(tmp_path)
     clip = torch.from_numpy(wave(SECOND))[None]
-    plain = load(tmp_path).log_mel(clip)
+    plain = load(tmp_path).network.log_mel(clip)
     WhisperFeatureExtractor(do_normalize=True).save_pretrained(tmp_path)
-    scaled = load(tmp_path).log_mel(clip)
+    scaled = load(tmp_path).network.log_mel(clip)
     louder = 2 * np.log10(1 / SPEECH_LEVEL) / 4
     torch.testing.assert_close(scaled, plain + louder, atol=1e-4, rtol=0)
 
@@ -103,4 +103,4 @@ def test_lower_layers_need_no_layers_above_them(tmp_path: Path) -> None:
     save_whisper(tmp_path)
     lower = load(tmp_path, layers=[1])
     assert lower.info.params < load(tmp_path).info.params
-    assert len(lower._encoder.layers) == 1
+    assert len(lower.network.model.layers) == 1

@@ -73,9 +73,9 @@ def test_the_sentence_says_who_beats_the_probe_and_by_how_much() -> None:
     assert found["sentence"] == (
         "Test macro F1, 95 % paired intervals: teacher 0.650, +0.080 [+0.030, +0.130] above the "
         "best probe and +0.510 [+0.460, +0.560] above the majority; student base 0.600, +0.030 "
-        "[-0.020, +0.080] (not shown to beat the best probe) and +0.460 [+0.410, +0.510] above the "
-        "majority. Floor: linear probe, multimodal 0.570 (best of the probes on validation); "
-        "always Neutral 0.140."
+        "[-0.020, +0.080] to the best probe (not shown to beat it) and +0.460 [+0.410, +0.510] "
+        "above the majority. Floor: linear probe, multimodal 0.570 (best of the probes on "
+        "validation); always Neutral 0.140."
     )
     below = floor([model("base", 0.4, 0.5)], PROBES)["sentence"]
     assert "[-0.220, -0.120] below the best probe" in below

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -199,6 +200,24 @@ def test_a_threshold_is_scored_on_what_it_keeps() -> None:
     assert threshold["accuracy"]["value"] == 1.0
     assert found["excess_aurc"]["value"] == pytest.approx(0, abs=1e-9), "the order is the oracle's"
     assert found["aurc"]["value"] < found["random"]
+
+
+@pytest.mark.parametrize("threshold", [0.6, np.inf])
+def test_a_threshold_of_a_wanted_risk_has_scores_of_its_own(threshold: float) -> None:
+    test = clips()
+    config = EvaluationConfig(resamples=100, risk=0.1)
+    judged = replace(prediction(test), risk_thresholds=np.full(SIZE, threshold))
+    found = Scorer(test, majority(), config, seed=1).score(judged)["selective"]
+    assert found["threshold"]["wanted"] == config.coverage
+    chosen = found["risk_threshold"]
+    assert chosen["wanted"] == 0.1
+    if threshold == 0.6:
+        same = ("threshold", "coverage", "clips", "classes", "accuracy", "uar")
+        assert {key: chosen[key] for key in same} == {key: found["threshold"][key] for key in same}
+    else:
+        assert chosen["threshold"] is None and chosen["clips"] == 0, "nothing is sure enough"
+        assert chosen["accuracy"]["value"] is None
+    assert scorer(test).score(prediction(test))["selective"]["risk_threshold"] is None
 
 
 def test_areas_on_resamples_of_one_group_each_are_those_of_the_groups() -> None:

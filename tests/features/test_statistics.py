@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from helpers.features_case import make_store, random_clips
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multistill.encoders.base import Scaling
 from multistill.errors import MultistillError
 from multistill.features.statistics import (
     INFO,
@@ -117,9 +119,11 @@ def test_no_text_at_all_gives_zeros(tmp_path: Path) -> None:
 
 def test_what_is_written_is_read_and_damage_is_told(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", random_clips(6), "float32")
-    written = training_statistics(store, store.ids)
+    parts: list[tuple[int, Scaling]] = [(3, "dimension"), (store.audio_dim - 3, "global")]
+    written = replace(training_statistics(store, store.ids), speech_parts=parts)
     write_statistics(written, tmp_path)
     read = read_statistics(tmp_path)
+    assert read.speech_parts == parts
     for name in ("audio", "text", "audio_clips", "text_clips"):
         before: Moments = getattr(written, name)
         np.testing.assert_array_equal(getattr(read, name).mean, before.mean)

@@ -12,9 +12,10 @@ import torch
 from multistill.config import FeaturesConfig
 from multistill.encoders import side_by_side
 from multistill.encoders.registry import load_text
+from multistill.encoders.source import EncoderSource, Section, trained_encoders
 from multistill.features.identity import resolved_weights
-from multistill.models.build import EmotionModel, build
 from multistill.models.files import ModelInfo, save_model
+from multistill.models.joint import Model, build_model
 from multistill.models.presets import resolve
 
 SMALL = {"width": 16, "heads": 2, "layers": 1, "feedforward": 16, "classifier": 16}
@@ -45,7 +46,8 @@ def save_predictor(
         "speech": {**speech.to_dict(), "settings": settings["speech"]},
         "text": {**text.to_dict(), "settings": settings["text"]},
     }
-    head = random_head(preset, speech.dim, text.dim, spec or {})
+    trained = trained_encoders(config, encoders)
+    head = random_head(preset, speech.dim, text.dim, spec or {}, trained)
     info = ModelInfo(
         "student",
         LABELS if head.spec.num_classes else (),
@@ -54,19 +56,26 @@ def save_predictor(
         temperature=temperature,
         max_frames=max_frames,
         training={"name": "case"},
+        trained=trained,
     )
     save_model(head, folder, info)
     return folder
 
 
 def random_head(
-    preset: str, audio_dim: int, text_dim: int, spec: Mapping[str, Any]
-) -> EmotionModel:
+    preset: str,
+    audio_dim: int,
+    text_dim: int,
+    spec: Mapping[str, Any],
+    trained: Mapping[Section, EncoderSource],
+) -> Model:
     torch.manual_seed(0)
-    head = build(resolve(preset, {**SMALL, **spec}), audio_dim, text_dim)
+    encoders = {name: source.load() for name, source in trained.items()}
+    head = build_model(resolve(preset, {**SMALL, **spec}), audio_dim, text_dim, encoders)
     with torch.no_grad():
         for parameter in head.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
     return head.eval()
 
 

@@ -20,8 +20,11 @@ from multistill.corpora.manifest import (
     read_manifest,
     write_manifest,
 )
-from multistill.distillation.targets import write_pooled, write_soft_targets
+from multistill.distillation.targets import write_soft_targets, write_states
 from multistill.errors import MultistillError
+from multistill.features.copies import copy_name
+from multistill.features.distorted import key_of
+from multistill.features.store import FeatureStore
 from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
 from multistill.models.files import read_model_config
 from multistill.models.presets import resolve
@@ -146,6 +149,25 @@ def without_labels(corpus: tuple[Path, Path], sessions: Sequence[int], folder: P
     return write_manifest(table, folder), corpus[1]
 
 
+def make_copies(corpus: tuple[Path, Path], folder: Path, copies: int) -> Path:
+    """A store of copies of the training clips, longer by a frame; the last clip has only one."""
+    store = FeatureStore(corpus[1])
+    ids = TrainingData.open(make_task(corpus)).train.ids
+    random = np.random.default_rng(8)
+    with shard_writer(folder, 0, "float32", AUDIO_DIM, TEXT_DIM, {}) as writer:
+        for copy in range(1, copies + 1):
+            for name in ids[: len(ids) - (copy > 1)]:
+                audio = np.concatenate([store.audio(name), store.audio(name)[-1:]])
+                audio = audio + random.normal(size=audio.shape).astype(np.float32)
+                key = key_of(copy_name(copy), name)
+                writer.append([Clip(key, audio, np.zeros((0, TEXT_DIM), np.float32))])
+    marker = read_marker(folder, 0)
+    assert marker is not None
+    dims = {"audio_dim": AUDIO_DIM, "text_dim": TEXT_DIM}
+    finish_store(folder, [marker], {"dtype": "float32", **dims})
+    return folder
+
+
 def make_task(corpus: tuple[Path, Path], name: str = "model", **train: Any) -> TrainingTask:
     """A small student without dropout, so that runs can be compared."""
     manifest, store = corpus
@@ -216,7 +238,7 @@ def with_states(
     logits = np.zeros((len(train), 7))
     write_soft_targets(path, train.ids, logits, "t", fold if folds > 1 else fold - 1)
     order = np.random.default_rng(2).permutation(len(train))
-    write_pooled(path, order, states[order], fold[order])
+    write_states(path, order, fold[order], states[order])
     return replace(student, distillation=DistillationConfig(weight=0.0, **distillation))
 
 

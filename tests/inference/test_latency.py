@@ -133,3 +133,25 @@ def test_a_head_of_a_lower_layer_is_timed_with_the_encoder_cut_there(
     assert latency.end_to_end_ms("audio", [0.0]) == [
         np.sum([latency.component_ms[name][0] for name in ("decode", "speech")])
     ]
+
+
+def test_a_head_of_one_of_several_speech_encoders_is_timed_with_that_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = str(save_wav2vec2(tmp_path / "model", layers=3))
+    several = {"model": model, "layers": [1, 3], "combine": "concat", "additional": ["log-mel"]}
+    info = {"settings": FeaturesConfig.model_validate({"speech": several}).model_dump()}
+    latency = EncoderLatency(one_clip(tmp_path), info, ["a"], 1, CPU)
+    assert latency.reason is None
+    loaded: list[Any] = []
+
+    def load(config: Any, *_: Any) -> Any:
+        encoder = load_speech(config, *_)
+        loaded.append((encoder.info.name, encoder.info.layers))
+        return encoder
+
+    monkeypatch.setattr("multistill.encoders.side_by_side.load_speech", load)
+    for _ in range(2):
+        assert latency.end_to_end_ms("audio", [0.0], speech_encoder="log-mel")
+        assert latency.end_to_end_ms("audio", [0.0], {"speech": 1}, "model")
+    assert loaded == [("log-mel", ()), (model, (1,))]

@@ -53,8 +53,10 @@ def stored(folder: Path, paths: list[Path], config: FeaturesConfig) -> FeatureSt
     encoder.write(DecodedShard(ids, list(map(str, paths)), TEXTS, waves), 0, folder)
     marker = read_marker(folder, 0)
     assert marker is not None
-    dims = {"audio_dim": encoder.speech.info.dim, "text_dim": encoder.text.info.dim}
-    finish_store(folder, [marker], {"dtype": config.dtype, **dims})
+    infos = {"speech": encoder.speech.info, "text": encoder.text.info}
+    dims = {"audio_dim": infos["speech"].dim, "text_dim": infos["text"].dim}
+    described = {name: info.to_dict() for name, info in infos.items()}
+    finish_store(folder, [marker], {"dtype": config.dtype, **dims, **described})
     return FeatureStore(folder)
 
 
@@ -72,8 +74,11 @@ def stored(folder: Path, paths: list[Path], config: FeaturesConfig) -> FeatureSt
             {},
             False,
         ),
+        ({"speech": {"model": "wav2vec2", "train": "full"}}, {}, False),
+        ({"text": {"model": "electra", "train": "last-1"}}, {}, False),
+        ({"speech": {"model": "wav2vec2", "train": "lora"}}, {}, False),
     ],
-    ids=["audio", "max-frames", "int8", "context", "transformers", "windows"],
+    ids=["audio", "frames", "int8", "context", "files", "windows", "full", "last", "lora"],
 )  # fmt: skip
 def test_predictions_are_those_of_the_feature_store(
     tmp_path: Path, features: dict[str, Any], options: dict[str, Any], exact: bool

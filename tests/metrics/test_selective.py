@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multistill.metrics.selective import aurc, curve, oracle_aurc, rank, threshold_for
+from multistill.metrics.selective import (
+    aurc,
+    curve,
+    oracle_aurc,
+    rank,
+    threshold_for,
+    threshold_for_risk,
+)
 
 Clip = tuple[int, bool]
 clips = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30)
@@ -66,6 +73,22 @@ def test_a_threshold_keeps_at_least_the_coverage_and_no_higher_one_does(
     threshold = threshold_for(values, coverage)
     assert (values >= threshold).mean() >= coverage - 1e-9
     assert (values > threshold).mean() < coverage
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.2, 0.4, 0.5, 0.9]), st.booleans()), min_size=1),
+    st.floats(0.01, 0.99),
+)
+def test_a_threshold_keeps_at_most_the_risk_and_no_lower_one_does(
+    clips: list[tuple[float, bool]], risk: float
+) -> None:
+    confidence = np.array([value for value, _ in clips])
+    correct = np.array([right for _, right in clips])
+    threshold = threshold_for_risk(confidence, correct, risk)
+    if np.isfinite(threshold):
+        assert 1 - correct[confidence >= threshold].mean() <= risk + 1e-9
+    for lower in np.unique(confidence[confidence < threshold]):
+        assert 1 - correct[confidence >= lower].mean() > risk - 1e-9
 
 
 def test_a_long_curve_is_thinned_and_ends_at_the_error_of_all() -> None:

@@ -30,6 +30,7 @@ def spec_of(**keys: Any) -> ModelSpec:
         ({}, slice(0, 17)),
         ({"speech_encoder": "large"}, slice(0, 12)),
         ({"speech_encoder": "log-mel"}, slice(12, 17)),
+        ({"speech_encoder": "log-mel", "front": "convolutional"}, slice(12, 17)),
         ({"speech_encoder": "large", "speech_layer": 6}, slice(6, 12)),
     ],
 )

@@ -14,6 +14,7 @@ import soundfile
 from multistill import pipeline
 from multistill.config import JobConfig
 from multistill.corpora.manifest import read_manifest
+from multistill.distillation.targets import read_soft_targets
 from multistill.features.cache import open_store
 from multistill.inference.predict import predict_logits
 from multistill.metrics.classification import softmax
@@ -23,20 +24,21 @@ from multistill.pipeline.data_check import check_data
 from multistill.pipeline.data_check import describe as described
 from multistill.pipeline.folds import folds_of
 from multistill.pipeline.plan import describe
+from multistill.pipeline.seeds import soft_targets_folder, teachers_of
 from multistill.search.spec import SearchSpec
 from multistill.training.model_store import ModelStore
 from multistill.workspace import Workspace, fold_folder, read_json
 
 pytestmark = pytest.mark.timeout(600)
 
-SPEAKERS, CLIPS = 4, 12
+SPEAKERS, CLIPS, SEEDS = 4, 12, 2
 WILD = ("p0", "p1", "p1", "p3", "q", "q")
 """Speakers of the clips without labels, most of whom are tested in one of the folds."""
 
 JOB = """
 name: crossed
 seed: 3
-seeds: 1
+seeds: 2
 workspace: {home}/workspace
 corpora:
   - {{kind: table, path: {home}/corpus/t.csv}}
@@ -45,6 +47,7 @@ labels: {{classes: [calm, anger]}}
 split: {{valid: 0.2, folds: 2}}
 protocol: leave-one-out
 features: {{speech: log-mel}}
+distillation: {{sequence_weight: 0.1, hint_weight: 0.1}}
 teacher:
   model: {{preset: small-audio-student, width: 16, feedforward: 16, classifier: 16}}
   train: {{epochs: 4, batch_size: 8, learning_rate: 1.0e-2}}
@@ -130,7 +133,7 @@ def test_predictions_are_of_the_model_that_never_heard_the_speaker(
         rows = read_manifest(fold.artifacts["manifest"].path).to_pandas()
         test = rows[rows["split"] == "test"]
         assert set(test["speaker"]) == {f"table/p{number}"}
-        entry = fold.artifacts["students"].summary["models"]["audio"]
+        entry = fold.artifacts["students"].summary["models"]["audio-seed0"]
         done = read_json(models.folder(entry) / "done.json")
         assert done["inputs"]["manifest"] == fold.artifacts["manifest"].fingerprint
         seen.add(entry["fingerprint"])
@@ -174,7 +177,7 @@ def test_clips_without_labels_teach_the_students_of_the_folds_that_test_nobody_i
         teachers = fold.artifacts["teachers"].summary["models"]
         for name, entry in {**students, **teachers}.items():
             training = read_json(models.folder(entry) / "config.json")["training"]
-            assert training["unlabelled_rows"] == len(expected) * (name == "audio"), name
+            assert training["unlabelled_rows"] == len(expected) * (entry["role"] == "student"), name
             if name in students:
                 assert training["labelled_rows"] == int((rows["split"] == "train").sum())
     assert outcome.report is not None
@@ -187,16 +190,50 @@ def test_clips_without_labels_teach_the_students_of_the_folds_that_test_nobody_i
     assert "wild: 6 clips without labels, 0.00 h" in described(check_data(job))
 
 
+def test_students_learn_from_the_teacher_of_their_seed_and_fold(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, outcome = finished
+    names = {"manifest": "prepare", "teachers": "teacher", "soft_targets": "distill"}
+    artifacts = {name: outcome.stages[stage] for name, stage in names.items()}
+    artifacts["students"] = outcome.stages["students"]
+    models, store = (
+        ModelStore(Workspace(job.workspace)),
+        open_store(outcome.stages["features"].path),
+    )
+    for fold in folds_of(artifacts):
+        rows = read_manifest(fold.artifacts["manifest"].path).to_pandas()
+        valid = rows[rows["split"] == "valid"]["utterance_id"].tolist()
+        index = {name: fold.artifacts[name].summary["models"] for name in ("teachers", "students")}
+        soft_targets = fold.artifacts["soft_targets"]
+        for seed, teachers in enumerate(teachers_of(job, index["teachers"])):
+            [name] = teachers.ensemble
+            file = soft_targets_folder(soft_targets.path, seed) / "soft_targets.parquet"
+            targets = read_soft_targets(file)
+            found = targets.outputs[[targets.ids.index(clip) for clip in valid]]
+            teacher = load_model(models.folder(index["teachers"][name]))
+            assert np.allclose(found, predict_logits(teacher, store, valid, "cpu"), atol=1e-4)
+            student = index["students"][f"audio-seed{seed}"]
+            assert student["seed"] == index["teachers"][name]["seed"] == job.seed + seed
+            inputs = read_json(models.folder(student) / "done.json")["inputs"]
+            assert inputs["soft_targets"] == soft_targets.summary["seeds"][seed]
+    for model in metrics_of(outcome)["models"]:
+        if model["name"] in ("teacher", "audio", "audio-control"):
+            scores = model["seeds"]["metrics"]["uar"]
+            assert len(scores["values"]) == model["seeds"]["count"] == SEEDS
+            assert scores["value"] == pytest.approx(np.mean(scores["values"]))
+
+
 def test_plan_report_and_check_tell_the_folds(
     finished: tuple[JobConfig, pipeline.Outcome],
 ) -> None:
     job, outcome = finished
     rows = {row["model"]: row["trainings"] for row in describe(job)["models"]}
     assert rows == {
-        "teacher": SPEAKERS,
-        "teacher-fold": 2 * SPEAKERS,
-        "audio": SPEAKERS,
-        "audio-control": SPEAKERS,
+        "teacher": SEEDS * SPEAKERS,
+        "teacher-fold": SEEDS * 2 * SPEAKERS,
+        "audio": SEEDS * SPEAKERS,
+        "audio-control": SEEDS * SPEAKERS,
         "audio-trial": 3,
         "audio-search": 1 + SPEAKERS,  # two in the first fold, whose winner is trained in all
         "audio-search-control": SPEAKERS,

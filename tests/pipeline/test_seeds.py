@@ -74,7 +74,7 @@ class Trainings:
 
     def _on_cluster(self, function: object, *arguments: Any) -> dict[str, int]:
         assert function is stage.soft_targets
-        _, _, teachers, folds, _, out = arguments
+        _, _, teachers, folds, _, _, out = arguments
         assert out not in self.read
         self.read[out] = (teachers, folds)
         return {"rows": 1}
@@ -104,7 +104,10 @@ def test_every_seed_learns_from_its_own_teachers(
     assert list(made.read) == files
     for teachers, (on_all, of_folds) in zip(by_seed, made.read.values(), strict=True):
         assert list(on_all) == [store.folder(index[name]) for name in teachers.ensemble]
-        assert of_folds == {k: store.folder(index[name]) for k, name in teachers.folds.items()}
+        assert of_folds == {
+            fold: [store.folder(index[name]) for name in names]
+            for fold, names in teachers.folds.items()
+        }
     for number, file in enumerate(files):
         students = [t for t, _ in made.of_seed(number).values() if t.role == "student"]
         assert len(students) == len(made.job.students)

@@ -66,7 +66,7 @@ def test_every_cell_of_a_stacked_table_names_its_column(page: str) -> None:
 def test_every_wide_figure_has_a_narrow_twin_of_legible_size(page: str) -> None:
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
     narrow = re.findall(r'<div class="narrow"><svg[^>]*viewBox="0 0 ([\d.]+) ', page)
-    assert len(narrow) == len(re.findall(r'<div class="wide">', page)) == 7
+    assert len(narrow) == len(re.findall(r'<div class="wide">', page)) == 8
     hidden = re.sub(r'<div class="wide">.*?</div>', "", page, flags=re.DOTALL)
     for width in re.findall(r'<svg[^>]*viewBox="0 0 ([\d.]+) ', hidden):
         # Labels of 9 pt are drawn with at least 9 CSS pixels, 6.75 pt.

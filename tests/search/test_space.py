@@ -39,6 +39,10 @@ def test_the_default_space_is_valid_and_contains_the_default_student():
         ("model.layers", interval(1.5, 3), "1.5 is not possible"),
         ("model.layers", interval(1, 3, step=0.5), "whole `step`"),
         ("model.pooling", choice("mean", "mean"), "twice"),
+        ("train.augmentation", choice(1, 2), "`train.augmentation` cannot be searched"),
+        ("train.augmentation.mixup", interval(-1, 1), "-1.0 is not possible"),
+        ("train.augmentation.mixup_of", choice("layers"), "'layers' is not possible"),
+        ("train.augmentation.time_masks", interval(0, 2, step=0.5), "whole `step`"),
     ],
 )
 def test_every_problem_of_a_space_is_described(key, parameter, message):
@@ -105,23 +109,30 @@ def test_a_conditional_value_is_suggested_only_where_it_applies(loss, suggested)
     layers=st.integers(1, 4),
     rate=st.floats(1e-5, 1e-2),
     pooling=st.sampled_from(["mean", "attention"]),
+    mixup=st.floats(0, 1),
+    masks=st.integers(0, 3),
 )
-def test_applied_values_are_the_current_values(temperature, layers, rate, pooling):
+def test_applied_values_are_the_current_values(temperature, layers, rate, pooling, mixup, masks):
     space = {
         "distillation.temperature": interval(1, 8),
         "model.layers": interval(1, 4),
         "train.learning_rate": interval(1e-5, 1e-2, log=True),
         "model.pooling": choice("mean", "attention"),
+        "train.augmentation.mixup": interval(0, 1),
+        "train.augmentation.time_masks": interval(0, 3),
     }
     values = {
         "distillation.temperature": temperature,
         "model.layers": layers,
         "train.learning_rate": rate,
         "model.pooling": pooling,
+        "train.augmentation.mixup": mixup,
+        "train.augmentation.time_masks": masks,
     }
     changed = apply(TASK, values)
     assert current(changed, space) == values
     assert suggest(space, FixedTrial(values)) == values
+    assert changed.train.augmentation.mixup == mixup
     assert apply(changed, current(TASK, {**space, "model.pooling": choice("mean")})) == TASK
 
 
@@ -159,8 +170,13 @@ def test_applying_changes_nothing_else_and_refuses_invalid_values():
 
 def test_every_known_key_can_be_applied():
     for key in known_keys():
-        section, _, name = key.partition(".")
-        settings = {"distillation": TASK.distillation, "train": TASK.train, "model": TASK.spec}
+        section, _, name = key.rpartition(".")
+        settings = {
+            "distillation": TASK.distillation,
+            "train": TASK.train,
+            "train.augmentation": TASK.train.augmentation,
+            "model": TASK.spec,
+        }
         value = getattr(settings[section], name)
         if value is not None:
             assert apply(TASK, {key: value}) == TASK

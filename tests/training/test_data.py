@@ -8,7 +8,7 @@ from helpers.training_corpus import make_task, run, with_states, with_teacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multistill.distillation.targets import read_pooled, write_pooled, write_soft_targets
+from multistill.distillation.targets import read_states, write_soft_targets, write_states
 from multistill.errors import MultistillError
 from multistill.training.data import TrainingData, split_micro_batches
 from multistill.training.task import fold_tasks
@@ -44,15 +44,15 @@ def test_soft_targets_that_lack_rows_are_refused(corpus, tmp_path):
         run(student, tmp_path / "state")
 
 
-def test_pooled_states_that_lack_a_row_are_refused(corpus, tmp_path):
+def test_states_that_lack_a_row_are_refused(corpus, tmp_path):
     path = tmp_path / "soft.parquet"
     student = with_states(make_task(corpus), path, hint_weight=1.0)
-    rows, pooled, teacher = read_pooled(path)
-    write_pooled(path, rows[1:], pooled[1:], teacher[1:])
+    stored = read_states(path)
+    write_states(path, stored.rows[1:], stored.teacher[1:], stored.pooled[1:])
     with pytest.raises(MultistillError, match="lack 1 of 72 training utterances"):
         run(student, tmp_path / "state")
-    (tmp_path / "pooled.safetensors").unlink()
-    with pytest.raises(MultistillError, match=r"pooled\.safetensors is missing"):
+    (tmp_path / "states.safetensors").unlink()
+    with pytest.raises(MultistillError, match=r"states\.safetensors is missing"):
         run(student, tmp_path / "state")
 
 

@@ -17,7 +17,8 @@ from multistill.inference.predict import predict
 from multistill.models.build import ModelOutput
 from multistill.models.files import load_model, read_model_config
 from multistill.training.data import TrainingData
-from multistill.training.objective import Objective, sampling_weights
+from multistill.training.epochs import sampling_weights
+from multistill.training.objective import Objective
 from multistill.training.prefetch import Prefetcher
 from multistill.training.task import TrainingTask
 

@@ -2,22 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
-import torch
-from helpers.training_corpus import AUDIO_DIM, TEXT_DIM, ThreadGroup, losses, make_task, run
-
-from multistill.models.build import build
-
-
-@pytest.fixture
-def shared_initialisation(corpus, monkeypatch) -> None:
-    """Threads share torch's random state, so they must not draw weights at the same time."""
-    task = make_task(corpus)
-    torch.manual_seed(task.seed)
-    model = build(task.spec, AUDIO_DIM, TEXT_DIM)
-    monkeypatch.setattr("multistill.training.loop.build", lambda *_: copy.deepcopy(model))
+from helpers.training_corpus import ThreadGroup, losses, make_task, run
 
 
 @pytest.mark.usefixtures("shared_initialisation")

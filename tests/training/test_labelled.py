@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from multistill.models.build import ModelOutput
 from multistill.training.data import TrainingData
+from multistill.training.epochs import EpochPlanner
 from multistill.training.labelled import draw_labelled
-from multistill.training.loop import _Training
 from multistill.training.objective import Objective
 from multistill.training.task import TrainingTask
 
@@ -70,21 +70,16 @@ def test_student_and_control_have_the_same_labels_and_all_rows_are_validated(
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.25, 0.5, 1.0])
 def test_few_labels_have_about_the_steps_of_all(corpus, tmp_path, share):
     task = labelled_task(corpus, share)
-    full = _Training(make_task(corpus), _group(), tmp_path, torch.device("cpu"), None)
-    few = _Training(task, _group(), tmp_path, torch.device("cpu"), None)
-    assert few.steps_per_epoch >= full.steps_per_epoch
-    assert few.data.passes * len(few.data.train) == pytest.approx(len(full.data.train), rel=0.35)
-    batches = few._batches(1)
-    assert len(batches) == few.steps_per_epoch
-    counts = np.bincount(np.concatenate(batches))
-    assert set(counts) == {few.data.passes}, "every clip as often as every other"
-    assert max(map(len, batches)) <= task.train.batch_size
-
-
-def _group() -> Any:
-    from multistill.training.distributed import ProcessGroup
-
-    return ProcessGroup()
+    full = TrainingData.open(make_task(corpus))
+    few = TrainingData.open(task)
+    planner = EpochPlanner(task, few)
+    assert planner.steps >= EpochPlanner(make_task(corpus), full).steps
+    assert few.passes * len(few.train) == pytest.approx(len(full.train), rel=0.35)
+    epoch = planner.plan(1)
+    assert len(epoch.batches) == planner.steps
+    counts = np.bincount(epoch.rows[np.concatenate(epoch.batches)])
+    assert set(counts) == {few.passes}, "every clip as often as every other"
+    assert max(map(len, epoch.batches)) <= task.train.batch_size
 
 
 @pytest.mark.parametrize("loss", ["kd", "dkd", "dist"])

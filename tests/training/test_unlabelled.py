@@ -21,7 +21,7 @@ from helpers.training_corpus import (
 from multistill.config import DistillationConfig
 from multistill.corpora.manifest import UNLABELLED, read_manifest, write_manifest
 from multistill.distillation.stage import soft_targets
-from multistill.distillation.targets import read_pooled, read_soft_targets
+from multistill.distillation.targets import read_soft_targets, read_states
 from multistill.errors import MultistillError
 from multistill.features.collate import collate
 from multistill.features.statistics import training_statistics
@@ -68,7 +68,7 @@ def teacher_files(corpus: Corpus, folder: Path, models: int = 3) -> list[Path]:
 def distilled(corpus: Corpus, folder: Path, **settings: float) -> TrainingTask:
     """A student of the stage's own soft targets of a random teacher."""
     path = folder / "soft.parquet"
-    soft_targets(*corpus, teacher_files(corpus, folder, 1), {}, True, path)
+    soft_targets(*corpus, teacher_files(corpus, folder, 1), {}, True, True, path)
     distillation = DistillationConfig(**settings)
     return replace(make_task(corpus), soft_targets=str(path), distillation=distillation)
 
@@ -185,8 +185,8 @@ def test_states_of_clips_without_labels_come_from_the_teachers_of_the_folds(
     """And their targets from the teacher of all clips: neither has seen them."""
     models = teacher_files(wild, tmp_path, 4)
     path = tmp_path / "soft.parquet"
-    folds = dict(enumerate(models[1:]))
-    summary = soft_targets(*wild, models[:1], folds, True, path)
+    folds = {fold: [folder] for fold, folder in enumerate(models[1:])}
+    summary = soft_targets(*wild, models[:1], folds, True, False, path)
     targets = read_soft_targets(path)
     row_of = {name: row for row, name in enumerate(targets.ids)}
     ids = [name for name in unlabelled_ids(wild) if name in row_of]
@@ -196,7 +196,8 @@ def test_states_of_clips_without_labels_come_from_the_teachers_of_the_folds(
     rows = [row_of[name] for name in ids]
     np.testing.assert_allclose(targets.outputs[rows], outputs[0].logits, atol=1e-5)
     assert (targets.fold[rows] == -1).all()
-    kept, pooled, teacher = read_pooled(path)
+    stored = read_states(path)
+    kept, pooled, teacher = stored.rows, stored.pooled, stored.teacher
     index = {row: number for number, row in enumerate(kept.tolist())}
     for number, row in enumerate(rows):
         own = outputs[int(teacher[index[row]])].pooled

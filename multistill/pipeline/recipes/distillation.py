@@ -8,12 +8,16 @@ from typing import get_args
 from multistill.config import JobConfig
 from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
+from multistill.pipeline.recipes.augmentation import check_augmentation
 from multistill.pipeline.recipes.fronts import check_fronts
+from multistill.pipeline.recipes.models import models_of
 from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.recipes.stored_states import check_stored_states
 from multistill.pipeline.recipes.tasks import check_tasks
+from multistill.pipeline.recipes.trained_encoders import check_trained_encoders
 from multistill.pipeline.recipes.unlabelled import check_unlabelled
 from multistill.pipeline.step import Step
+from multistill.pipeline.steps.copies import Copies
 from multistill.pipeline.steps.data import Features, Prepare, Statistics
 from multistill.pipeline.steps.distill import Distill
 from multistill.pipeline.steps.evaluation import Evaluate
@@ -35,10 +39,12 @@ def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
         more.append(Search(job, workspace))
     pack: list[Step] = [Functionals(job, workspace)] if job.evaluation.opensmile else []
     pack += [Robustness(job, workspace)] if job.evaluation.robustness else []
+    copies = [Copies(job, workspace)] if job.features.augmentation.copies else []
     return [
         Prepare(job, workspace),
         Features(job, workspace),
         Statistics(job, workspace),
+        *copies,
         teacher,
         Distill(job, workspace),
         students,
@@ -54,6 +60,8 @@ def left_out(job: JobConfig) -> Mapping[str, str]:
     missing = {
         name: f"add `{name}: true` to the job file" for name, there in optional.items() if not there
     }
+    if not job.features.augmentation.copies:
+        missing[Copies.name] = "set `features.augmentation.copies` in the job file"
     if not job.evaluation.robustness:
         missing[Robustness.name] = "set `evaluation.robustness: true` in the job file"
     if not job.evaluation.opensmile:
@@ -66,26 +74,24 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     from multistill.models.presets import resolve
     from multistill.search.space import check_space
 
-    models = [(("teacher", "model"), job.teacher.model)]
-    models += [
-        (("students", index, "model"), student.model)  # type: ignore[misc]
-        for index, student in enumerate(job.students)
-    ]
-    for location, model in models:
+    for each in models_of(job):
         try:
-            resolve(model.preset, model.overrides())
+            resolve(each.model.preset, each.model.overrides())
         except MultistillError as error:
-            yield location, f"{'.'.join(map(str, location))}: {error}"
+            yield each.location, f"{'.'.join(map(str, each.location))}: {error}"
     for sentence in check_space(job.search.space, job.searched_student()):
         yield ("search", "space"), f"search.space: {sentence}"
     yield from check_tasks(job)
     yield from check_scores(job)
+    yield from check_augmentation(job)
     yield from _protocol(job)
     yield from check_stored_states(job)
     yield from check_fronts(job)
+    yield from check_trained_encoders(job)
     yield from _losses(job)
     yield from _label_shares(job)
     yield from check_unlabelled(job)
+    yield from _sequences(job)
     if job.tracking.champion is not None and not job.search.enabled:
         yield (
             ("tracking", "champion"),
@@ -126,6 +132,24 @@ def _protocol(job: JobConfig) -> Iterator[tuple[Location, str]]:
         )
 
 
+def _sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """Students that pool no sequence that the teacher pools too, where they are to learn it."""
+    searched = job.search.space if job.search.enabled else {}
+    if not job.distillation.sequence_weight and "distillation.sequence_weight" not in searched:
+        return
+    read = [(each, set(spec.sequences)) for each in models_of(job) if (spec := each.spec)]
+    teacher = {name for each, own in read if each.section == ("teacher",) for name in own}
+    for each, own in read:
+        if each.section != ("teacher",) and not own & teacher:
+            names = [" and ".join(sorted(pooled)) or "none" for pooled in (own, teacher)]
+            yield (
+                each.location,
+                f"{each.title}: distillation.sequence_weight compares sequences that are pooled, "
+                f"and the student pools {names[0]}, the teacher {names[1]}; choose models with a "
+                "deep path that read the same, or set `sequence_weight: 0`",
+            )
+
+
 def _label_shares(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Students that balance classes by labels that they are not given."""
     if not (job.label_shares.enabled and job.label_shares.unlabelled):
@@ -149,8 +173,9 @@ def _losses(job: JobConfig) -> Iterator[tuple[Location, str]]:
     known = get_args(type(job.distillation).model_fields["loss"].annotation)
     losses = {job.distillation.loss, *(loss for loss in known if loss in choices)}
     batch_wise = ["loss dist"] if "dist" in losses else []
-    if job.distillation.cka_weight or "distillation.cka_weight" in space:
-        batch_wise.append("cka_weight")
+    for name in ("cka_weight", "relation_weight"):
+        if getattr(job.distillation, name) or f"distillation.{name}" in space:
+            batch_wise.append(name)
     accumulation = space.get("train.accumulation")
     for option in batch_wise if job.search.enabled else []:
         if job.search.workers_per_trial > 1:

@@ -22,6 +22,12 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
             "evaluation.robustness: this recipe trains no model whose answers could change; remove "
             "the key, or set `recipe: distillation`",
         )
+    if job.features.augmentation.copies:
+        yield (
+            ("features", "augmentation"),
+            "features.augmentation: this recipe trains no model that would read the copies; remove "
+            "the section, or set `recipe: distillation`",
+        )
     yield from check_scores(job)
     yield from refuse_unlabelled(job)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from multistill.config import JobConfig, ModelConfig
-from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location
+from multistill.pipeline.recipes.models import models_of
 
 BANDS = "log-mel"
 """The speech encoder whose states are energies of neighbouring bands."""
@@ -14,30 +14,14 @@ BANDS = "log-mel"
 
 def check_fronts(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Models whose convolutions over frequency would run over states without an order."""
-    models: list[tuple[Location, str, ModelConfig]] = [
-        (("teacher", "model"), "teacher", job.teacher.model)
-    ]
-    models += [
-        (("students", index, "model"), f"student `{student.name}`", student.model)
-        for index, student in enumerate(job.students)
-    ]
-    for location, name, model in models:
-        if _convolves(model):
-            yield from ((location, f"{name}: {sentence}") for sentence in _read(job, model))
+    for each in models_of(job):
+        if (spec := each.spec) is not None and spec.front == "convolutional" and spec.deep:
+            for sentence in _read(job, each.model):
+                yield each.location, f"{each.title}: {sentence}"
     searched = job.search.space.get("model.front") if job.search.enabled else None
     if searched is not None and "convolutional" in (searched.choices or ()):
         for sentence in _read(job, job.searched_student().model):
             yield ("search", "space", "model.front"), f"search.space, model.front: {sentence}"
-
-
-def _convolves(model: ModelConfig) -> bool:
-    from multistill.models.presets import resolve
-
-    try:
-        spec = resolve(model.preset, model.overrides())
-    except MultistillError:
-        return False  # told on its own
-    return spec.front == "convolutional" and spec.deep
 
 
 def _read(job: JobConfig, model: ModelConfig) -> Iterator[str]:

@@ -8,6 +8,7 @@ from multistill.config import JobConfig, ModelConfig
 from multistill.errors import UsageError
 from multistill.models.presets import resolve
 from multistill.pipeline.recipes import Location
+from multistill.pipeline.recipes.models import models_of
 
 Stored = Mapping[str, Sequence[int]]
 """Per encoder of a section, by title, the layers that the store holds side by side."""
@@ -17,15 +18,14 @@ def check_stored_states(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Encoders and layers that a model is to read and the feature store does not hold apart."""
     speech: Stored = {part.title: part.side_by_side for part in job.features.speech.parts}
     text: Stored = {"text": job.features.side_by_side().get("text_layers", [])}
-    models: list[tuple[Location, ModelConfig]] = [(("teacher", "model"), job.teacher.model)]
-    models += [(("students", n, "model"), student.model) for n, student in enumerate(job.students)]
-    for location, model in models:
+    for each in models_of(job):
+        model = each.model
         encoders = [] if model.speech_encoder is None else [model.speech_encoder]
         layers = [] if model.speech_layer is None else [model.speech_layer]
         found = [*_encoders(encoders, speech), *_speech_layers(layers, encoders, speech)]
         if model.text_layer is not None:
             found += _layers("text_layer", [model.text_layer], text, "features.text")
-        yield from ((location, sentence) for sentence in found or _mix(job, model, {}))
+        yield from ((each.location, sentence) for sentence in found or _mix(job, model, {}))
     if job.search.enabled:
         yield from _searched(job, speech, text)
 

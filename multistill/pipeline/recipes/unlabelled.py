@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from multistill.config import JobConfig
+from multistill.config.models import STATE_WEIGHTS
 from multistill.pipeline.recipes import Location
 
-_WEIGHTS = ("weight", "hint_weight", "cka_weight")
+_WEIGHTS = ("weight", *STATE_WEIGHTS)
 
 
 def check_unlabelled(job: JobConfig) -> Iterator[tuple[Location, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 from multistill.cluster.tasks import on_cluster
 from multistill.pipeline.folds import build_folds
 from multistill.pipeline.step import Artifacts, Step, StepRun
-from multistill.workspace import Artifact, clear
+from multistill.workspace import Artifact, clear, write_atomic
 
 
 class Prepare(Step):
@@ -49,8 +49,9 @@ class Prepare(Step):
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
         from multistill.corpora.prepare import prepare
+        from multistill.report.data_page import DATA_PAGE, data_page
 
-        return prepare(
+        summary = prepare(
             self.job.corpora,
             self.job.split,
             clear(run.out),
@@ -61,6 +62,8 @@ class Prepare(Step):
             digests=self.workspace.digests,
             logger=run.logger,
         )
+        write_atomic(run.out / DATA_PAGE, data_page(run.out, summary))
+        return summary
 
 
 class Features(Step):

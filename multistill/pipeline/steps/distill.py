@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from multistill.cluster.tasks import on_cluster
+from multistill.config.models import STATE_WEIGHTS
 from multistill.pipeline.folds import build_folds, parts_of
 from multistill.pipeline.seeds import (
     SEEDS,
@@ -33,22 +34,27 @@ class Distill(Step):
         return {"seeds": self.job.seeds, **self._of_a_seed()}
 
     def _of_a_seed(self) -> dict[str, Any]:
-        return {"targets": self.job.distillation.targets, "pooled": self._pooled}
+        return {
+            "targets": self.job.distillation.targets,
+            "states": self._reads(*STATE_WEIGHTS),
+            "sequences": self._reads("sequence_weight"),
+        }
 
-    @property
-    def _pooled(self) -> bool:
-        """Whether a student reads the teacher's representations, or the search may ask for it."""
+    def _reads(self, *weights: str) -> bool:
+        """Whether a student reads what one of these weights needs, or the search may ask for it."""
         searched = self.job.search.space if self.job.search.enabled else {}
-        weights = {"distillation.hint_weight", "distillation.cka_weight"}
-        return self.job.distillation.reads_pooled or bool(weights & set(searched))
+        return any(
+            getattr(self.job.distillation, name) > 0 or f"distillation.{name}" in searched
+            for name in weights
+        )
 
     def reads(self) -> Sequence[str]:
         return ("manifest", "features", "teachers")
 
     def is_intact(self, artifact: Artifact) -> bool:
-        from multistill.distillation.files import POOLED, SOFT_TARGETS
+        from multistill.distillation.files import SOFT_TARGETS, STATES
 
-        names = (SOFT_TARGETS, POOLED) if self._pooled else (SOFT_TARGETS,)
+        names = (SOFT_TARGETS, *(STATES,) * self._reads(*STATE_WEIGHTS))
         return all(
             (soft_targets_folder(part.path, seed) / name).is_file()
             for part in parts_of(artifact)
@@ -75,8 +81,12 @@ class Distill(Step):
                     artifacts["manifest"].path,
                     artifacts["features"].path,
                     [model_store.folder(index[name]) for name in teachers.ensemble],
-                    {k: model_store.folder(index[name]) for k, name in teachers.folds.items()},
-                    self._pooled,
+                    {
+                        fold: [model_store.folder(index[name]) for name in names]
+                        for fold, names in teachers.folds.items()
+                    },
+                    self._reads(*STATE_WEIGHTS),
+                    self._reads("sequence_weight"),
                     soft_targets_folder(out, number) / SOFT_TARGETS,
                 )
                 fingerprints.append(

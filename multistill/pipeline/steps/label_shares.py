@@ -10,7 +10,12 @@ from multistill.config import StudentConfig
 from multistill.hardware import Resources
 from multistill.pipeline.seeds import trainings
 from multistill.pipeline.step import Artifacts, StepRun
-from multistill.pipeline.steps.training import ModelStep, planned_training, student_task
+from multistill.pipeline.steps.training import (
+    ModelStep,
+    planned_training,
+    student_task,
+    training_inputs,
+)
 from multistill.training.model_store import VERSION, Index
 from multistill.workspace import Artifact
 
@@ -41,7 +46,7 @@ class LabelShares(ModelStep):
         }
 
     def reads(self) -> tuple[str, ...]:
-        return ("manifest", "features", "statistics", "soft_targets")
+        return (*training_inputs(self.job), "soft_targets")
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
         return self.train_members(self.tasks, run)

@@ -11,7 +11,12 @@ from multistill.hardware import Resources
 from multistill.pipeline.folds import FOLDS, Fold, folds_of, planned_folds
 from multistill.pipeline.seeds import inputs_of
 from multistill.pipeline.step import Artifacts, StepRun
-from multistill.pipeline.steps.training import ModelStep, planned_training, student_task
+from multistill.pipeline.steps.training import (
+    ModelStep,
+    planned_training,
+    student_task,
+    training_inputs,
+)
 from multistill.training.model_store import VERSION
 from multistill.workspace import Artifact, fold_folder
 
@@ -48,7 +53,7 @@ class Search(ModelStep):
         }
 
     def reads(self) -> Sequence[str]:
-        return ("manifest", "features", "statistics", "soft_targets")
+        return (*training_inputs(self.job), "soft_targets")
 
     def problems(self) -> Sequence[str]:
         from multistill.search.storage import storage_problem

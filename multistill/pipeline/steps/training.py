@@ -22,10 +22,12 @@ from multistill.pipeline.seeds import accepted_inputs, inputs_of, teachers_of, t
 from multistill.pipeline.step import Artifacts, Step, StepRun
 from multistill.training.defaults import defaults_of, resolve_training
 from multistill.training.model_store import VERSION, Index, ModelStore
-from multistill.workspace import Artifact, Workspace
+from multistill.workspace import Artifact, Workspace, read_json
 
 if TYPE_CHECKING:
+    from multistill.encoders.source import EncoderSource
     from multistill.evaluation.candidates import Candidate
+    from multistill.models.spec import Encoder, ModelSpec
     from multistill.training.task import TrainingTask
 
 
@@ -126,7 +128,7 @@ class ModelStep(Step):
 
 
 class Teacher(ModelStep):
-    """Teachers of every seed on all training rows; for out-of-fold targets, one per fold too."""
+    """Teachers of every seed: one per model on all training rows, and per fold for out-of-fold."""
 
     name = "teacher"
     artifact = "teachers"
@@ -143,7 +145,7 @@ class Teacher(ModelStep):
         }
 
     def reads(self) -> Sequence[str]:
-        return ("manifest", "features", "statistics")
+        return training_inputs(self.job)
 
     def preflight(self, artifacts: Artifacts) -> None:
         if "manifest" in artifacts:
@@ -156,14 +158,14 @@ class Teacher(ModelStep):
     def tasks(self, artifacts: Artifacts) -> list[TrainingTask]:
         from multistill.training.task import fold_tasks, seed_tasks
 
-        teacher = self.job.teacher
-        base = training_task(
-            self.job, artifacts, "teacher", "teacher", teacher.model, teacher.train
-        )
-        tasks = seed_tasks(base, self.job.seeds * teacher.seeds)
-        for task in fold_tasks(base, self.folds(artifacts)):
-            tasks += seed_tasks(task, self.job.seeds)
-        return tasks
+        teacher, seeds, folds = self.job.teacher, self.job.seeds, self.folds(artifacts)
+        members = [
+            training_task(self.job, artifacts, name, "teacher", model, teacher.train)
+            for name, model in teacher.members.items()
+        ]
+        of_all = [task for base in members for task in seed_tasks(base, seeds * teacher.seeds)]
+        left_out = [task for base in members for task in fold_tasks(base, folds)]
+        return of_all + [task for base in left_out for task in seed_tasks(base, seeds)]
 
     def folds(self, artifacts: Artifacts) -> list[int]:
         """Folds that hold training rows, each of which gets a teacher; none for in-sample targets.
@@ -200,8 +202,11 @@ class Teacher(ModelStep):
             folds = len(self.folds(folds_of(artifacts)[0].artifacts)) if known else split.folds
         return {
             "models": [
-                planned_training(self.job, name, count * self.job.seeds, teacher, artifacts)
-                for name, count in (("teacher", teacher.seeds), ("teacher-fold", folds))
+                planned_training(
+                    self.job, name + suffix, count * self.job.seeds, teacher, artifacts, model
+                )
+                for name, model in teacher.members.items()
+                for suffix, count in (("", teacher.seeds), ("-fold", folds))
                 if count
             ]
         }
@@ -225,7 +230,7 @@ class Students(ModelStep):
         }
 
     def reads(self) -> Sequence[str]:
-        return ("manifest", "features", "statistics", "soft_targets")
+        return (*training_inputs(self.job), "soft_targets")
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
         return self.train_members(self.tasks, run)
@@ -261,6 +266,12 @@ class Students(ModelStep):
         }
 
 
+def training_inputs(job: JobConfig) -> tuple[str, ...]:
+    """Artifacts that every training of a job reads."""
+    copies = ("copies",) if job.features.augmentation.copies else ()
+    return ("manifest", "features", "statistics", *copies)
+
+
 def training_task(
     job: JobConfig,
     artifacts: Artifacts,
@@ -271,6 +282,7 @@ def training_task(
     **more: Any,
 ) -> TrainingTask:
     """A training on the run's manifest and features, with every number decided."""
+    from multistill.features.augmented import STORE
     from multistill.models.presets import resolve
     from multistill.training.task import TrainingTask
 
@@ -284,18 +296,39 @@ def training_task(
         "num_classes": len(job.labels.classes) if "classes" in tasks else 0,
         "dimensions": job.tasks.dimensions,
     }
+    spec = resolve(model.preset, {**model.overrides(), **decided})
+    copies = None
+    if "copies" in artifacts and spec.reads_audio:
+        copies = str(artifacts["copies"].path / STORE)
     return TrainingTask(
         name=name,
         role=role,
-        spec=resolve(model.preset, {**model.overrides(), **decided}),
+        spec=spec,
         train=resolved,
         seed=job.seed,
         manifest=str(artifacts["manifest"].path),
         features=str(artifacts["features"].path),
         statistics=str(artifacts["statistics"].path),
+        copies=copies,
         tasks=tasks,
+        encoders=_encoders(job, artifacts, spec),
         **more,
     )
+
+
+def _encoders(
+    job: JobConfig, artifacts: Artifacts, spec: ModelSpec
+) -> dict[Encoder, EncoderSource]:
+    """The trained encoders that a model reads, from the weights that the features are of."""
+    if not job.features.trained:
+        return {}
+    from multistill.encoders.source import trained_encoders
+    from multistill.features.store import INFO
+
+    info = read_json(artifacts["features"].path / INFO)
+    reads = {"speech": spec.reads_audio, "text": spec.reads_text}
+    trained = trained_encoders(job.features, info)
+    return {name: source for name, source in trained.items() if reads[name]}
 
 
 def speech_parts(job: JobConfig, artifacts: Artifacts) -> list[dict[str, Any]]:
@@ -346,12 +379,16 @@ def planned_training(
     count: int,
     section: TeacherConfig | StudentConfig,
     artifacts: Artifacts,
+    model: ModelConfig | None = None,
 ) -> dict[str, Any]:
     """A line of `multistill plan`: `count` equal trainings per fold.
 
     `epochs` is None where `prepare` decides it, `trainings` where it decides the number of folds.
+
+    Args:
+        model: of several that the section has; default: its `model`.
     """
-    model, train = section.model, section.train
+    model, train = model or section.model, section.train
     clips = training_clips(artifacts, unlabelled=isinstance(section, StudentConfig))
     resolved = resolve_training(train, model.preset, clips)
     gpus, folds = train.gpus_per_worker, planned_folds(job, artifacts)

@@ -10,6 +10,7 @@ import pytest
 from helpers.training_corpus import make_corpus
 
 from multistill.config import TrainSection
+from multistill.config.models import STATE_WEIGHTS
 from multistill.corpora.manifest import read_manifest, write_manifest
 from multistill.errors import UsageError
 from multistill.pipeline import jobfile
@@ -29,32 +30,40 @@ JOB = "name: small\ncorpora: [{kind: demo}]\n"
 
 
 @pytest.mark.parametrize(
-    ("more", "pooled"),
+    ("more", "states", "sequences"),
     [
-        ("", False),
-        ("distillation: {hint_weight: 0.5}\n", True),
-        ("distillation: {cka_weight: 0.5}\n", True),
-        ("search: {space: {distillation.hint_weight: {low: 0.01, high: 100, log: true}}}\n", True),
+        ("", False, False),
+        ("distillation: {hint_weight: 0.5}\n", True, False),
+        ("distillation: {cka_weight: 0.5}\n", True, False),
+        ("distillation: {relation_weight: 0.5}\n", True, False),
+        ("distillation: {sequence_weight: 0.5}\n", True, True),
+        (
+            "search: {space: {distillation.hint_weight: {low: 0.01, high: 9, log: true}}}\n",
+            True,
+            False,
+        ),
+        ("search: {space: {distillation.sequence_weight: {choices: [0, 1]}}}\n", True, True),
         (
             "search: {enabled: false, "
             "space: {distillation.hint_weight: {low: 0.01, high: 100, log: true}}}\n",
             False,
+            False,
         ),
     ],
 )
-def test_pooled_states_are_computed_if_the_job_or_its_search_uses_them(
-    tmp_path: Path, more: str, pooled: bool
+def test_states_are_computed_if_the_job_or_its_search_uses_them(
+    tmp_path: Path, more: str, states: bool, sequences: bool
 ) -> None:
-    job = jobfile.parse(JOB + more, "job.yaml")
-    assert Distill(job, Workspace(tmp_path)).config()["pooled"] is pooled
+    config = Distill(jobfile.parse(JOB + more, "job.yaml"), Workspace(tmp_path)).config()
+    assert (config["states"], config["sequences"]) == (states, sequences)
 
 
 def test_the_weights_of_representation_losses_can_be_searched() -> None:
-    assert {"distillation.hint_weight", "distillation.cka_weight"} <= set(known_keys())
-    job = jobfile.parse(
-        JOB + "search: {space: {distillation.cka_weight: {choices: [0, 0.3, 1.0]}}}\n", "job.yaml"
-    )
-    assert check_space(job.search.space, job.searched_student()) == []
+    for weight in STATE_WEIGHTS:
+        assert f"distillation.{weight}" in known_keys()
+        space = f"search: {{space: {{distillation.{weight}: {{choices: [0, 0.3, 1.0]}}}}}}\n"
+        job = jobfile.parse(JOB + space, "job.yaml")
+        assert check_space(job.search.space, job.searched_student()) == []
 
 
 def prepared_teacher(folder: Path, sessions: set[int]) -> tuple[Teacher, dict[str, Artifact]]:
@@ -66,6 +75,23 @@ def prepared_teacher(folder: Path, sessions: set[int]) -> tuple[Teacher, dict[st
     teacher = Teacher(jobfile.parse(JOB, "job.yaml"), Workspace(folder))
     meta = {"summary": {"splits": {"train": 40}}}
     return teacher, {name: Artifact(name, name, folder, meta) for name in INPUTS}
+
+
+def test_every_model_of_an_ensemble_has_its_seeds_and_folds(tmp_path: Path) -> None:
+    _, artifacts = prepared_teacher(tmp_path, {1, 3, 8, 9})
+    several = "{models: [small-teacher, {preset: small-text-student, width: 32}], seeds: 2}"
+    teacher = Teacher(jobfile.parse(f"{JOB}teacher: {several}\n", "job.yaml"), Workspace(tmp_path))
+    tasks = {task.name: task for task in teacher.tasks(artifacts)}
+    assert list(tasks) == [
+        *("teacher-1-seed0", "teacher-1-seed1", "teacher-2-seed0", "teacher-2-seed1"),
+        *("teacher-1-fold1", "teacher-1-fold3", "teacher-2-fold1", "teacher-2-fold3"),
+    ]
+    assert {tasks[name].spec.modality for name in tasks if "teacher-1" in name} == {"multimodal"}
+    assert {tasks[name].spec.width for name in tasks if "teacher-2" in name} == {32}
+    planned = teacher.plan({}, artifacts)["models"]
+    assert [(row["model"], row["trainings"]) for row in planned] == [
+        *(("teacher-1", 2), ("teacher-1-fold", 2), ("teacher-2", 2), ("teacher-2-fold", 2)),
+    ]
 
 
 def test_only_folds_with_training_rows_get_a_teacher(tmp_path: Path) -> None:

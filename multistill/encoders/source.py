@@ -1,0 +1,100 @@
+"""`EncoderSource`: an encoder that is trained with a model, by its settings and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
+from multistill.encoders.registry import resolve_speech, resolve_text
+
+if TYPE_CHECKING:
+    from multistill.encoders.trainable import TrainableEncoder
+
+Section = Literal["speech", "text"]
+
+_CONFIGS: Mapping[Section, type[SpeechEncoderConfig] | type[TextEncoderConfig]] = {
+    "speech": SpeechEncoderConfig,
+    "text": TextEncoderConfig,
+}
+
+
+@dataclass(frozen=True)
+class EncoderSource:
+    """All that is needed to build an encoder as it is before its training.
+
+    Attributes:
+        config: section of the job file, with `train` other than `none`.
+        revision: identity of the base's weights, see `registry.resolve_speech`.
+    """
+
+    section: Section
+    config: SpeechEncoderConfig | TextEncoderConfig
+    revision: str | None
+
+    def load(self) -> TrainableEncoder:
+        """The encoder before training, on the CPU.
+
+        New parameters are drawn from torch's global generator, whose state stays as it is.
+
+        Raises:
+            MultistillError: the base cannot be loaded, or cannot be trained in this way.
+        """
+        import torch
+
+        from multistill.encoders.trainable import load_trainable
+
+        with torch.random.fork_rng(devices=[]):
+            return load_trainable(self.section, self.config, self.revision)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights of a model that trains this encoder."""
+        return {**self.config.identity(), "revision": self.revision}
+
+    def base(self) -> dict[str, Any]:
+        """Name and revision of the weights that the training starts from."""
+        return {"name": self.config.model, "revision": self.revision}
+
+    def current_revision(self) -> str | None:
+        """Identity of the base's weights as they are now: a folder may have changed.
+
+        Raises:
+            MultistillError: the base is neither on this machine nor reachable.
+        """
+        config = self.config
+        if self.revision is not None and not self.revision.startswith("folder-"):
+            config = config.model_copy(update={"revision": self.revision})
+        return _resolve(self.section, config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The source as JSON values."""
+        return {"config": self.config.model_dump(mode="json"), "revision": self.revision}
+
+    @classmethod
+    def from_dict(cls, section: Section, values: Mapping[str, Any]) -> EncoderSource:
+        """Inverse of `to_dict`."""
+        config = _CONFIGS[section].model_validate(values["config"])
+        return cls(section, config, values["revision"])
+
+
+def trained_encoders(
+    config: FeaturesConfig, info: Mapping[str, Any]
+) -> dict[Section, EncoderSource]:
+    """The encoders of a job that are trained with its models; empty if states are kept.
+
+    Args:
+        info: of the feature store, which knows the revisions that it was made from.
+    """
+    return {
+        section: EncoderSource(
+            section, getattr(config, section), info.get(section, {}).get("revision")
+        )
+        for section in config.trained
+    }
+
+
+def _resolve(section: Section, config: SpeechEncoderConfig | TextEncoderConfig) -> str | None:
+    if isinstance(config, SpeechEncoderConfig):
+        return resolve_speech(config)
+    return resolve_text(config)

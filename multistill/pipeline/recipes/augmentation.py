@@ -1,0 +1,87 @@
+"""What augmentation cannot be combined with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from multistill.config import JobConfig, ModelConfig
+from multistill.errors import MultistillError
+from multistill.models.presets import resolve
+from multistill.models.spec import Modality
+from multistill.pipeline.recipes import Location
+from multistill.pipeline.recipes.models import models_of
+
+_OF_AUDIO = ("time_masks", "feature_masks")
+_OF_TEXT = ("word_dropout", "word_swap")
+
+
+def check_augmentation(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """Babble of test speakers, copies that nobody reads, and changes of states nobody reads."""
+    modalities: list[Modality] = []
+    for each in models_of(job):
+        if (spec := each.spec) is None:
+            continue
+        modalities.append(spec.modality)
+        config, location = each.train.augmentation, (*each.section, "train", "augmentation")
+        for setting, states in _unread(spec.modality):
+            if getattr(config, setting):
+                yield (
+                    (*location, setting),
+                    f"{each.title}: `train.augmentation.{setting}` changes {states} states, and "
+                    "the model reads none; remove it there",
+                )
+    if job.search.enabled:
+        for setting, states in _unread(_modality(job.searched_student().model)):
+            if (key := f"train.augmentation.{setting}") in job.search.space:
+                yield (
+                    ("search", "space", key),
+                    f"search.space: `{key}` changes {states} states, and the searched model reads "
+                    "none; remove that key",
+                )
+    yield from _mixed_sequences(job)
+    copies = job.features.augmentation
+    if copies.reads_voices and job.protocol.crosses:
+        yield (
+            ("features", "augmentation", "noise_kinds"),
+            f"features.augmentation: babble of other training clips is speech of people whom "
+            f"another fold of `protocol: {job.protocol.kind}` tests; remove `babble` from "
+            "`noise_kinds`, or give a `noise_folder`",
+        )
+    if copies.copies and set(modalities) == {"text"}:
+        yield (
+            ("features", "augmentation"),
+            "features.augmentation: copies are of recordings, and all models of the job read text "
+            "alone; remove `copies`",
+        )
+
+
+def _mixed_sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """Students that are to learn sequences and mix clips after these."""
+    searched = job.search.space if job.search.enabled else {}
+    if not job.distillation.sequence_weight and "distillation.sequence_weight" not in searched:
+        return
+    for index, student in enumerate(job.students):
+        config = student.train.augmentation
+        if config.mixup and config.mixes_pooled:
+            yield (
+                ("students", index, "train", "augmentation", "mixup_of"),
+                f"student `{student.name}`: `mixup_of: pooled` mixes two clips after the sequences "
+                "that `distillation.sequence_weight` compares; use `mixup_of: states`, or set "
+                "`sequence_weight: 0`",
+            )
+
+
+def _modality(model: ModelConfig) -> Modality | None:
+    """What a model reads; None for one that `resolve` refuses, which is told elsewhere."""
+    try:
+        return resolve(model.preset, model.overrides()).modality
+    except MultistillError:
+        return None
+
+
+def _unread(modality: Modality | None) -> Iterator[tuple[str, str]]:
+    """Settings of states that a model does not read, with the name of these states."""
+    if modality == "text":
+        yield from ((name, "speech") for name in _OF_AUDIO)
+    elif modality == "audio":
+        yield from ((name, "text") for name in _OF_TEXT)

@@ -1,0 +1,111 @@
+"""Advice about encoders that are trained with models: provoked and followed."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers.advice import says, told
+from helpers.joint_case import make_joint_corpus, make_joint_task, save_wav2vec2
+
+from multistill.config import AugmentationConfig
+from multistill.errors import JobFileError, UsageError
+from multistill.models.files import load_model
+from multistill.pipeline import jobfile
+from multistill.training.data import TrainingData
+from multistill.training.export import export
+from multistill.training.loop import fit
+from multistill.training.task import TrainingTask
+
+BASE = "name: x\ncorpora: [{kind: demo}]\n"
+SPEECH = "features: {speech: {model: untrained-wav2vec2, train: %s}}\n"
+STUDENT = "students: [{name: a, model: {preset: small-audio-student%s}%s}]\n"
+LAST = SPEECH % "last-1"
+
+JOB_FILES: list[tuple[str, str, list[str]]] = [
+    # what provokes it, the advice, what the user writes instead
+    (
+        SPEECH % "last",
+        "`last` needs the number of layers to train; write last-1 or more",
+        [SPEECH % "last-1"],
+    ),
+    (
+        SPEECH % "last-0",
+        "write last-1, last-2 or more, and no `layers` beside it",
+        [SPEECH % "last-2"],
+    ),
+    (
+        SPEECH % "{kind: last-1, layers: 2}",
+        "write last-1, last-2 or more, and no `layers` beside it",
+        [SPEECH % "last-2", SPEECH % "{kind: last, layers: 2}"],
+    ),
+    (
+        SPEECH % "{kind: last-1, rank: 4}",
+        "`{}` is a setting of {}, and `train` is `{}`; remove it, or set another `kind`",
+        [SPEECH % "last-1", SPEECH % "{kind: lora, layers: 1, rank: 4}"],
+    ),
+    (
+        LAST + STUDENT % (", context_turns: 2", ""),
+        "changes the encoder at every step; set context_turns to 0, or `train: none`",
+        [
+            LAST + STUDENT % (", context_turns: 0", ""),
+            SPEECH % "none" + STUDENT % (", context_turns: 2", ""),
+        ],
+    ),
+    (
+        LAST + STUDENT % ("", ", train: {augmentation: {noise: 0.1}}"),
+        "remove it, and use `time_mask` and `feature_mask` of features.speech.train, or",
+        [
+            LAST + STUDENT % ("", ""),
+            SPEECH % "{kind: last-1, time_mask: 0.1}" + STUDENT % ("", ""),
+            LAST + STUDENT % ("", ", train: {augmentation: {mixup: 0.2, mixup_of: pooled}}"),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("wrong", "advice", "right"), JOB_FILES)
+def test_job_files(wrong: str, advice: str, right: list[str]) -> None:
+    with pytest.raises((JobFileError, UsageError)) as refused:
+        jobfile.parse(BASE + wrong, "x.yaml")
+    says(advice, refused.value)
+    for text in right:
+        jobfile.parse(BASE + text, "x.yaml")
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> TrainingTask:
+    corpus = make_joint_corpus(tmp_path_factory.mktemp("joint"))
+    return make_joint_task(corpus, epochs=1)
+
+
+def test_previous_turns(task: TrainingTask) -> None:
+    spec = replace(task.spec, context_turns=2)
+    with told("which a trained encoder changes at every step; set context_turns to 0", UsageError):
+        replace(task, spec=spec)
+    assert replace(task, spec=spec, encoders={}).spec.context_turns
+
+
+def test_augmented_rows(task: TrainingTask) -> None:
+    def augmented(**settings: object) -> TrainingTask:
+        return task.with_train(augmentation=AugmentationConfig.model_validate(settings))
+
+    with told("input of an encoder that is trained; use `mixup_of: pooled` alone", UsageError):
+        augmented(mixup=0.2)
+    assert augmented(mixup=0.2, mixup_of="pooled").encoders
+
+
+def test_another_base(task: TrainingTask, tmp_path: Path) -> None:
+    data = TrainingData.open(task)
+    list(fit(task, state_dir=tmp_path / "state", data=data, device="cpu"))
+    export(task, data, tmp_path / "state", tmp_path / "model")
+    base = Path(task.encoders["speech"].config.model)
+    shutil.copytree(base, tmp_path / "kept")
+    save_wav2vec2(base, seed=1)
+    with told("belongs to another base; restore those weights, or train again"):
+        load_model(tmp_path / "model")
+    shutil.rmtree(base)
+    shutil.copytree(tmp_path / "kept", base)
+    assert load_model(tmp_path / "model").spec == task.spec

@@ -1,0 +1,47 @@
+"""Candidates of several models: what an ensemble needs, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from helpers.training_corpus import AUDIO_DIM, TEXT_DIM, Corpus, make_corpus, make_task
+
+from multistill.evaluation.candidates import Candidate, LoadedModel, spec_of_ensemble
+from multistill.features.store import FeatureStore
+from multistill.inference.predict import predict_logits
+from multistill.metrics.classification import softmax
+from multistill.models.build import build
+from multistill.models.files import ModelInfo, load_model, save_model
+from multistill.models.presets import resolve
+
+
+def test_an_ensemble_needs_the_encoders_and_layers_of_all_its_members() -> None:
+    layers = {"speech_layers": (3, 6), "text_layers": (1,)}
+    one = resolve("small-audio-student", {**layers, "speech_layer": 3})
+    other = replace(one, speech_layer=6)
+    text = resolve("small-text-student", {**layers, "text_layer": 1})
+    assert spec_of_ensemble([one, one]) == one
+    assert spec_of_ensemble([one, other]).layers_read == {}
+    both = spec_of_ensemble([one, text])
+    assert (both.reads_audio, both.reads_text, both.layers_read) == (True, True, {})
+
+
+def test_members_of_different_modalities_answer_as_the_mean_of_both(tmp_path: Path) -> None:
+    corpus: Corpus = make_corpus(tmp_path / "corpus")
+    folders = [tmp_path / modality for modality in ("audio", "text")]
+    for folder in folders:
+        spec = replace(make_task(corpus).spec, modality=folder.name)  # type: ignore[arg-type]
+        save_model(build(spec, AUDIO_DIM, TEXT_DIM), folder, ModelInfo("teacher"))
+    store, ids = FeatureStore(corpus[1]), ["utt-009", "utt-019"]
+    candidate = Candidate("teacher", "teacher", folders)
+    loaded = LoadedModel(candidate, store, corpus[0].parent, torch.device("cpu"))
+    each = [softmax(predict_logits(load_model(folder), store, ids, "cpu")) for folder in folders]
+    np.testing.assert_allclose(loaded.probabilities(ids), np.mean(each, axis=0), atol=1e-6)
+    assert len(loaded.head_ms(ids)) == len(ids)
+    encoders = {name: {"params": 100} for name in ("speech", "text")}
+    described = loaded.describe(encoders)
+    assert (described["modality"], described["members"]) == ("multimodal", 2)
+    assert described["params_end_to_end"] == described["params_trainable"] + 200
