@@ -26,7 +26,7 @@ from multistill.features.decode import Wave, decode
 from multistill.features.identity import resolved_weights
 from multistill.features.in_memory import encode_clip
 from multistill.models.spec import Encoder, Modality
-from multistill.typing import FloatArray
+from multistill.typing import AnyArray, FloatArray
 
 WARM_UP = 3
 COMPONENTS: Mapping[Modality, tuple[str, ...]] = {
@@ -184,7 +184,7 @@ class EncoderLatency:
     ) -> list[float]:
         encoder = side_by_side.load(config, weights, self._device)
 
-        def encode(samples: FloatArray) -> FloatArray:
+        def encode(samples: FloatArray) -> AnyArray:
             return encode_clip(samples, encoder, config, self._config.batch_seconds)
 
         return time_each(encode, self._waves, self._device)[0]
