@@ -229,14 +229,14 @@ class Bench:
         group_of = dict(zip(names["utterance_id"], names["group"], strict=True))
         speakers = sorted({group_of[name] for name in ids["train"]})
         found: dict[str, FloatArray] = {}
-        for part in range(OUT_OF_FOLD + 1):
+        parts = [speakers[part::OUT_OF_FOLD] for part in range(OUT_OF_FOLD)] if out_of_fold else []
+        for held in (*parts, []):
             # The last one is fitted on all, for the validation clips.
-            held = speakers[part::OUT_OF_FOLD] if part < OUT_OF_FOLD else []
             heard = [name for name in ids["train"] if group_of[name] not in held]
-            wanted = [name for name in ids["train"] if group_of[name] in held] or ids["valid"]
-            answers = self.fit("smart-turn", speaker, heard).predict(
-                self.store("smart-turn"), wanted
-            )
+            wanted = [name for name in ids["train"] if group_of[name] in held]
+            wanted = wanted or [*ids["valid"], *(() if out_of_fold else ids["train"])]
+            probe = self.fit("smart-turn", speaker, heard)
+            answers = probe.predict(self.store("smart-turn"), wanted)
             found |= dict(zip(wanted, np.log(np.maximum(answers, 1e-6)), strict=True))
         train = [key(name, copy) for name in ids["train"] for copy in range(self.copies + 1)]
         wanted = [*train, *ids["valid"]]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from multistill.config.base import Section, execution
 
@@ -36,7 +36,18 @@ class EncoderTrainingConfig(Section):
 
     shorthand: ClassVar = ("kind",)
 
-    kind: Literal["none", "full", "last", "lora", "adapter"] = Field(
+    kind: Annotated[
+        Literal["none", "full", "last", "lora", "adapter"],
+        # As a job file may have it, with the number of layers.
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "string", "enum": ["none", "full", "last", "lora", "adapter"]},
+                    {"type": "string", "pattern": "^last-[1-9][0-9]*$"},
+                ]
+            }
+        ),
+    ] = Field(
         "none",
         description="`last-K`: the top K layers; `lora` (Hu et al. 2021) and `adapter` (Houlsby et "
         "al. 2019) train small matrices beside frozen weights",

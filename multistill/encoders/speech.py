@@ -117,6 +117,10 @@ class Wav2Vec2Network(nn.Module):
         layers: hidden states that are selected.
         combine: how several become one.
 
+    Attributes:
+        masking: applied to the input of the encoder.
+        borrowed: part of a layer below those that are left, which they use.
+
     Raises:
         UsageError: the model lacks one of the layers.
     """
@@ -132,6 +136,7 @@ class Wav2Vec2Network(nn.Module):
         self.selector = LayerSelector(model, "layers", layers, combine, f"{SPEECH_SECTION}.layers")
         self.model = model
         self.masking: SpecAugment | None = None
+        self.borrowed: nn.Module | None = None
         model.encoder.register_forward_pre_hook(self._mask)
         self.dim = self.selector.width(settings.hidden_size)
         self.hidden = int(settings.hidden_size)
@@ -203,9 +208,10 @@ class Wav2Vec2Network(nn.Module):
         self.selector.start_at(first)
         if model.config.model_type == "wavlm":
             # All layers share the distances that the first one has learnt.
-            distances = lowest.attention.rel_attn_embed.requires_grad_(False)
+            distances = lowest.attention.rel_attn_embed
             lowest = self.selector.layers[0]
             lowest.attention.rel_attn_embed = distances
+            self.borrowed = distances if first else None
         model.feature_extractor = model.feature_projection = model.masked_spec_embed = None
         encoder.pos_conv_embed = _NoPositions()
         encoder.dropout = nn.Identity()

@@ -121,6 +121,9 @@ class TrainableEncoder(nn.Module):
                 layer.requires_grad_(True)
             if network.final_norm is not None and network.selector.reads_output:
                 network.final_norm.requires_grad_(True)
+            borrowed: nn.Module | None = getattr(network, "borrowed", None)
+            if borrowed is not None:
+                borrowed.requires_grad_(False)
 
     def train(self, mode: bool = True) -> TrainableEncoder:
         """Training mode; batch norm keeps the statistics of the checkpoint."""

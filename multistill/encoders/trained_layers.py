@@ -128,12 +128,11 @@ def training_problems(
     train = training_of(config)
     if not train.enabled:
         return
-    if config.model in _WITHOUT_LAYERS:
-        reason = _WITHOUT_LAYERS[config.model]
-        yield f"train: `{config.model}` {reason}; use `none`, or another encoder"
-        return
+    reason = _WITHOUT_LAYERS.get(config.model)
     if model_type in _FROZEN:
-        yield f"train: {model_type} models cannot be trained; use `none`, or another encoder"
+        reason = f"is a {model_type} model, whose parts cannot be trained"
+    if reason is not None:
+        yield f"train: `{config.model}` {reason}; use `none`, or another encoder"
         return
     if train.kind == "lora" and find_spec("peft") is None:
         yield "train: `lora` needs the package peft; run `pip install 'multistill[lora]'`"
@@ -172,8 +171,7 @@ def _count_problems(config: EncoderConfig, count: int) -> Iterator[str]:
     if train.layers > top:
         yield (
             f"train: `{written}` trains {train.layers} layers of `{config.model}`, and "
-            f"features.{section_of(config)}.layers uses {top}; train fewer layers"
-            + (", or use `full`" if train.kind == "last" else "")
+            f"features.{section_of(config)}.layers uses {top}; train fewer layers, or use `full`"
         )
     elif lowest < top - train.layers:
         yield (

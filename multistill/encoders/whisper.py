@@ -42,7 +42,8 @@ OVERLAP = 50
 def window_starts(states: int, positions: int) -> list[int]:
     """First states of windows of `positions` states that cover a clip, evenly spaced.
 
-    Neighbours share at least `OVERLAP` states; a clip that fits has one window.
+    Neighbours share at least `OVERLAP` states, or half a window if that is less; a clip that fits
+    has one window.
 
     Examples:
         >>> window_starts(400, 400), window_starts(401, 400), window_starts(1000, 400)
@@ -50,7 +51,8 @@ def window_starts(states: int, positions: int) -> list[int]:
     """
     if states <= positions:
         return [0]
-    count = -(-(states - OVERLAP) // (positions - OVERLAP))
+    overlap = min(OVERLAP, positions // 2)
+    count = -(-(states - overlap) // (positions - overlap))
     return [number * (states - positions) // (count - 1) for number in range(count)]
 
 

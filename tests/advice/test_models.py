@@ -75,11 +75,11 @@ def test_encoders_of_another_kind(folder: dict[str, Path]) -> None:
     common: dict[str, Any] = {"revision": None, "device": CPU}
     with told("does not read raw audio like wav2vec2; {}"):
         config = SpeechEncoderConfig(model=str(text))
-        Wav2Vec2Family(loaded["text"]._model, config, "pretrained", **common)
+        Wav2Vec2Family(loaded["text"].network.model, config, "pretrained", **common)
     with told("is not built like BERT; {}"):
         tokenizer = loaded["text"]._tokenizer
         settings = TextEncoderConfig(model=str(speech))
-        TransformerText(loaded["speech"]._model, tokenizer, settings, "pretrained", **common)
+        TransformerText(loaded["speech"].network.model, tokenizer, settings, "pretrained", **common)
 
 
 @pytest.mark.parametrize(

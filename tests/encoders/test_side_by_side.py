@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.features_case import save_wav2vec2
+from helpers.features_case import save_wav2vec2, tone
+from helpers.speech_checkpoints import save_emotion2vec, save_w2v_bert, save_whisper
 from pydantic import ValidationError
 
 from multistill.config import CorpusConfig, FeaturesConfig, SpeechEncoderConfig
@@ -17,9 +18,12 @@ from multistill.encoders.base import EncoderInfo
 from multistill.encoders.side_by_side import SideBySide
 from multistill.encoders.training_data import overlaps
 from multistill.evaluation.candidates import describe_encoders, params_end_to_end
-from multistill.features.identity import features_identity
+from multistill.features.decode import Wave, normalize
+from multistill.features.identity import features_identity, resolved_weights
 from multistill.features.sizing import size_pools
+from multistill.features.waves import DecodedShard
 from multistill.features.windows import clip_spans, join_windows
+from multistill.features.worker import ShardEncoder
 from multistill.models.spec import ModelSpec, StatePart
 from multistill.pipeline.jobfile import absolute, parse
 from multistill.search.cost import _encoders_of, _readers
@@ -191,3 +195,37 @@ def test_a_search_by_latency_times_every_choice_of_encoder_and_layer() -> None:
     }
     audio |= {", speech log-mel"}
     assert names == {"text", *(f"{m}{each}" for m in ("audio", "multimodal") for each in audio)}
+
+
+def test_a_shard_of_every_kind_of_encoder_has_all_frames_of_all_clips(tmp_path: Path) -> None:
+    """Clips below one encoder's shortest wave, of all lengths, and long enough for windows."""
+    for name, save in (
+        ("whisper", save_whisper),
+        ("w2v", save_w2v_bert),
+        ("e2v", save_emotion2vec),
+    ):
+        save(tmp_path / name)
+    e2v = {"model": str(tmp_path / "e2v"), "layers": [2, 5], "combine": "concat"}
+    additional = [str(tmp_path / "whisper"), str(tmp_path / "w2v"), e2v, "log-mel"]
+    speech = {
+        "model": str(save_wav2vec2(tmp_path / "wav2vec2")),
+        "additional": additional,
+        "max_seconds": 4.0,
+        "long_clips": "window",
+        "window_seconds": 2.0,
+    }
+    config = FeaturesConfig.model_validate({"speech": speech})
+    encoder = ShardEncoder(config, resolved_weights(config), "cpu")
+    seconds = [0.03, 0.036, 1.0, 1.5, 3.9, 9.3]
+    names = [f"u{number}" for number in range(len(seconds))]
+    clips = {number: Wave(normalize(tone(each, number))) for number, each in enumerate(seconds)}
+    (tmp_path / "out" / "shards").mkdir(parents=True)
+    shard = DecodedShard(names, names, ["a"] * len(names), clips)
+    summary = encoder.write(shard, 0, tmp_path / "out")
+    assert [reason for *_, reason in summary["quarantined"]] == [
+        "too short: 480 samples at 16 kHz, the minimum is 560 (u0)"
+    ]
+    assert summary["encoded"] == 5, "a wrong number of states would be quarantined"
+    parts = summary["speech"]["parts"]
+    assert [part["title"] for part in parts] == ["wav2vec2", "whisper", "w2v", "e2v", "log-mel"]
+    assert [part["start"] for part in parts] == [0, 32, 64, 96, 192]

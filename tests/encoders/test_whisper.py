@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.speech_checkpoints import save_whisper
+from helpers.speech_checkpoints import POSITIONS, save_whisper
 from transformers import (
     WhisperFeatureExtractor,
     WhisperForAudioClassification,
@@ -104,3 +104,17 @@ def test_lower_layers_need_no_layers_above_them(tmp_path: Path) -> None:
     lower = load(tmp_path, layers=[1])
     assert lower.info.params < load(tmp_path).info.params
     assert len(lower.network.model.layers) == 1
+
+
+def test_a_clip_beyond_the_positions_is_encoded_in_windows(tmp_path: Path) -> None:
+    """Of a model whose positions are no more than the usual overlap, too."""
+    save_whisper(tmp_path)
+    encoder = load(tmp_path)
+    clip = wave(int(3.3 * SECOND))
+    [states] = encoder.encode([clip])
+    assert states.shape == (encoder.frames(len(clip)), 32)
+    mel = encoder.network.log_mel(torch.from_numpy(clip)[None])[..., : 2 * POSITIONS]
+    with torch.inference_mode():
+        first = encoder.network.model(mel).last_hidden_state[0].numpy()
+    half = POSITIONS // 2
+    np.testing.assert_allclose(states[:half], first[:half], atol=1e-4)

@@ -154,3 +154,11 @@ def test_settings_searched_besides_distillation_are_reported_as_a_bias(
         page = " ".join(evaluation_case.report(job)[1].split())
         assert (note in page) is reported
     assert "first seed" in page, "McNemar's test is of the first seed only"
+
+
+def test_no_sentence_shows_a_backtick(evaluation_case: EvaluationCase) -> None:
+    """They are written for terminals, where backticks mark what is to be typed."""
+    report, page = evaluation_case.default_report
+    sentences = [warning["text"] for warning in report["warnings"]]
+    assert any("`" in sentence for sentence in sentences)
+    assert "`" not in page[page.index("<body") :]
