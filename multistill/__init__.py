@@ -8,7 +8,8 @@ trained model that predicts recordings.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from multistill.inference.predictor import Input, Prediction, Predictor
+    from multistill.inference.clip import Input
+    from multistill.inference.predictor import Prediction, Predictor
 
     __version__: str
     __all__ = ["Input", "Prediction", "Predictor", "__version__"]

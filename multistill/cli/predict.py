@@ -15,7 +15,7 @@ from multistill.cli.streams import prints_unicode
 from multistill.errors import MultistillError, UsageError
 
 if TYPE_CHECKING:
-    from multistill.inference.clips import NamedClip
+    from multistill.inference.find_clips import NamedClip
     from multistill.inference.predictor import Prediction, Predictor
     from multistill.inference.rows import Row
 
@@ -85,7 +85,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Predict the emotion of recordings and transcripts with a trained model."""
-    from multistill.inference.clips import TABLES, find_clips
+    from multistill.inference.find_clips import TABLES, find_clips
     from multistill.inference.predictor import Predictor
 
     clips = find_clips(audio or [], text)

@@ -23,7 +23,7 @@ from multistill.errors import UsageError
 from multistill.features.encode import encode
 from multistill.features.identity import features_identity
 from multistill.features.store import QUARANTINE, FeatureStore
-from multistill.inference.clips import NamedClip
+from multistill.inference.find_clips import NamedClip
 from multistill.inference.predictor import Prediction, Predictor
 from multistill.tracking.logger import RunLogger
 from multistill.workspace import fingerprint

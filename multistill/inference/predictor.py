@@ -10,25 +10,21 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from multistill.audio import SAMPLE_RATE
 from multistill.audio.errors import UnusableClipError, describe
-from multistill.audio.reading import MAX_SECONDS
-from multistill.config import FeaturesConfig, SpeechEncoderConfig
-from multistill.corpora.text import code_points, control_characters, tidy
+from multistill.config import FeaturesConfig
 from multistill.errors import UsageError
-from multistill.features.attempts import is_of_the_item
-from multistill.features.decode import Wave, decode, decode_array
-from multistill.features.in_memory import StatesInMemory, encode_clip
+from multistill.features.in_memory import StatesInMemory
 from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
+from multistill.inference.clip import Audio, Input, ReadClip, read_clip
 from multistill.inference.encoders import ModelEncoders
 from multistill.inference.predict import predict
 from multistill.inference.source import found_model
@@ -37,23 +33,9 @@ from multistill.models.context import DialogueContext
 from multistill.models.files import load_model, read_model_config
 from multistill.models.joint import Model
 from multistill.models.spec import Modality
-from multistill.typing import AnyArray, DoubleArray, FloatArray
+from multistill.typing import DoubleArray, FloatArray
 
-Audio: TypeAlias = str | Path | bytes | tuple[FloatArray, int]
-"""A file's path, a file's content, or samples [n] or [n, channels] with their rate in Hz."""
-
-
-@dataclass(frozen=True)
-class Input:
-    """One clip; what a model does not read is ignored.
-
-    Attributes:
-        audio: None: there is no recording.
-        text: transcript; None or blank: there is none.
-    """
-
-    audio: Audio | None = None
-    text: str | None = None
+__all__ = ["Audio", "Input", "Prediction", "Predictor"]
 
 
 @dataclass(frozen=True)
@@ -215,10 +197,10 @@ class Predictor:
             encoders.config.dtype, model.audio_dim, model.text_dim, encoders.stored
         )
         results: dict[str, Prediction | UnusableClipError] = {}
-        clips: dict[str, _Clip] = {}
+        clips: dict[str, ReadClip] = {}
         for number, each in enumerate(inputs):
             try:
-                clips[str(number)] = self._encode(str(number), each, states)
+                clips[str(number)] = read_clip(str(number), each, encoders, states)
             except UnusableClipError as error:
                 results[str(number)] = error
         if clips:
@@ -238,7 +220,7 @@ class Predictor:
         tokens = store.text_tokens(ids)
         reads_text = self._model.spec.reads_text
         clips = {
-            name: _Clip({}, ("text",) if reads_text and not count else (), ())
+            name: ReadClip({}, ("text",) if reads_text and not count else ())
             for name, count in zip(ids, tokens, strict=True)
         }
         return [
@@ -276,49 +258,9 @@ class Predictor:
                     f"only: the model has no class `{name}`; use some of its classes: {found}"
                 )
 
-    def _encode(self, name: str, clip: Input, states: StatesInMemory) -> _Clip:
-        """Add the states of a clip under a name.
-
-        Raises:
-            UnusableClipError: it cannot be read or encoded.
-        """
-        spec, encoders = self._model.spec, self._encoders
-        text = _checked_text(clip.text) if spec.reads_text else ""
-        given = {"audio": clip.audio is not None, "text": bool(text)}
-        reads = ["audio"] * spec.reads_audio + ["text"] * spec.reads_text
-        missing = tuple(modality for modality in reads if not given[modality])
-        if len(missing) == len(reads):
-            raise UnusableClipError("nothing to read", f"the model reads {' and '.join(reads)}")
-        milliseconds: dict[str, float] = {}
-        notes: list[str] = []
-        audio: AnyArray = np.zeros((0, self._model.audio_dim), np.float32)
-        tokens: AnyArray = np.zeros((0, self._model.text_dim), np.float32)
-        with _of_the_clip():
-            if encoders.speech is not None and clip.audio is not None:
-                with _timed(milliseconds, "decode"):
-                    wave = self._decode(clip.audio, encoders.config.speech)
-                notes += _notes_on(wave, encoders.config.speech)
-                speech, config = encoders.speech, encoders.config
-                with _timed(milliseconds, "speech"):
-                    audio = encode_clip(wave.samples, speech, config.speech, config.batch_seconds)
-            if encoders.text is not None and text:
-                with _timed(milliseconds, "text"):
-                    [tokens] = encoders.text.encode([text])
-                if encoders.text.is_cut(text):
-                    notes.append(f"the transcript was cut after {len(tokens)} tokens")
-        states.add(name, audio, tokens)
-        return _Clip(milliseconds, missing, tuple(notes))
-
-    @staticmethod
-    def _decode(audio: Audio, config: SpeechEncoderConfig) -> Wave:
-        limits: Any = {"max_seconds": config.max_seconds, "long_clips": config.long_clips}
-        if isinstance(audio, tuple):
-            return decode_array(*audio, **limits)
-        return decode(audio if isinstance(audio, bytes) else os.fspath(audio), **limits)
-
     def _run(
-        self, clips: Mapping[str, _Clip], states: StatesInMemory | FeatureStore
-    ) -> Iterator[tuple[str, _Clip, _Outputs]]:
+        self, clips: Mapping[str, ReadClip], states: StatesInMemory | FeatureStore
+    ) -> Iterator[tuple[str, ReadClip, _Outputs]]:
         """Outputs of the head for each clip."""
         ids = list(clips)
         context, turns = None, self._model.spec.context_turns
@@ -345,7 +287,7 @@ class Predictor:
 
     def _answer(
         self,
-        clip: _Clip,
+        clip: ReadClip,
         outputs: _Outputs,
         only: Sequence[str] | None,
         unsure_below: float | None,
@@ -375,61 +317,10 @@ class Predictor:
 _WITHOUT_TURNS = ("predicted without the previous turns of its dialogue",)
 
 
-@dataclass(frozen=True)
-class _Clip:
-    """What is known of a clip before the head runs, as in `Prediction`."""
-
-    milliseconds: dict[str, float]
-    missing: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
 class _Outputs(NamedTuple):
     distribution: DoubleArray
     dimensions: FloatArray
     milliseconds: float
-
-
-def _checked_text(text: str | None) -> str:
-    """A transcript as a manifest has it.
-
-    Raises:
-        UnusableClipError: it holds characters that no text has.
-    """
-    if text is not None and (control := control_characters(text)):
-        raise UnusableClipError("not text", f"the transcript has {code_points(control)}")
-    return tidy(text or "")
-
-
-def _notes_on(wave: Wave, config: SpeechEncoderConfig) -> Iterator[str]:
-    if wave.cut:
-        yield f"only the first {min(config.max_seconds, MAX_SECONDS):g} s were read"
-    if wave.silent:
-        yield "the recording is silent"
-
-
-@contextmanager
-def _timed(milliseconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    milliseconds[stage] = 1000 * (time.perf_counter() - start)
-
-
-@contextmanager
-def _of_the_clip() -> Iterator[None]:
-    """Turn what decoding or encoding one clip raises into its reason.
-
-    Raises:
-        UnusableClipError: another clip might not raise it.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not is_of_the_item(error):
-            raise
-        raise UnusableClipError(
-            "cannot be encoded", f"{type(error).__name__}: {describe(error)}"
-        ) from error
 
 
 def _of(clip: Input, error: UnusableClipError) -> UnusableClipError:

@@ -17,7 +17,7 @@ from multistill import Predictor
 from multistill.cli.app import main
 from multistill.errors import UsageError
 from multistill.inference.at_scale import predict_at_scale
-from multistill.inference.clips import find_clips
+from multistill.inference.find_clips import find_clips
 from multistill.inference.rows import writer
 from multistill.tracking.logger import NullLogger
 from multistill.workspace import Workspace, write_json

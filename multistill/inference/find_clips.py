@@ -13,7 +13,7 @@ from multistill.corpora.loaders.csv_parquet import Table, open_table
 from multistill.corpora.records import Rejected
 from multistill.corpora.text import CorpusText
 from multistill.errors import UsageError
-from multistill.inference.predictor import Input
+from multistill.inference.clip import Input
 
 ENDINGS = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au"),
