@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
 from multistill.encoders import side_by_side
@@ -58,9 +59,15 @@ class ModelEncoders:
                     f"the model {name} does not say which {kind} encoder it reads, so recordings "
                     "cannot be encoded for it; use a model folder that a job wrote"
                 )
-        features = FeaturesConfig.model_validate(
-            {kind: described[kind]["settings"] for kind in needed} | {"dtype": config["dtype"]}
-        )
+        settings = {kind: described[kind]["settings"] for kind in needed}
+        try:
+            features = FeaturesConfig.model_validate({**settings, "dtype": config["dtype"]})
+        except ValidationError as error:
+            key = ".".join(map(str, error.errors()[0]["loc"]))
+            raise MultistillError(
+                f"the model {name} was trained with encoder settings that this version does not "
+                f"know (features.{key}); use the version of multistill that trained it"
+            ) from error
         features = _pinned(features, described, spec)
         speech = text = None
         if spec.reads_audio:
@@ -77,7 +84,7 @@ def _pinned(
     changes: dict[str, Any] = {}
     if spec.reads_audio:
         first, *others = (
-            _pin(part.model, described_part["revision"], BUILT_IN_SPEECH)
+            _pin(part.model, described_part.get("revision"), BUILT_IN_SPEECH)
             for part, described_part in zip(
                 config.speech.parts, _parts(described["speech"]), strict=True
             )
@@ -88,7 +95,7 @@ def _pinned(
         ]
         changes["speech"] = config.speech.model_copy(update={**first, "additional": additional})
     if spec.reads_text:
-        pin = _pin(config.text.model, described["text"]["revision"], BUILT_IN_TEXT)
+        pin = _pin(config.text.model, described["text"].get("revision"), BUILT_IN_TEXT)
         changes["text"] = config.text.model_copy(update=pin)
     return config.model_copy(update=changes)
 
@@ -106,7 +113,7 @@ def _load_speech(
     device: torch.device,
 ) -> SpeechEncoder:
     parts = _parts(described)
-    revisions = [part["revision"] for part in parts]
+    revisions = [part.get("revision") for part in parts]
     only = spec.encoder_read if config.additional else None
     read = [n for n, part in enumerate(config.parts) if only in {None, part.title}]
     models = " + ".join(config.parts[n].model for n in read)
@@ -119,7 +126,7 @@ def _load_speech(
 def _load_text(
     config: TextEncoderConfig, described: Mapping[str, Any], name: str, device: torch.device
 ) -> TextEncoder:
-    revision = described["revision"]
+    revision = described.get("revision")
     with _needed(name, "text", config.model):
         resolved = resolve_text(config)
         _compare(name, config.model, [resolved], [revision])

@@ -56,7 +56,7 @@ def writer(
                 stream = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
                 yield _jsonl(stream) if ending == ".jsonl" else _csv(stream, labels, dimensions)
     except OSError as error:
-        raise UsageError(f"--out {path} cannot be written ({error.strerror})") from error
+        raise UsageError(f"--out {path} cannot be written ({error.strerror or error})") from error
 
 
 def _jsonl(stream: TextIO) -> Callable[[Sequence[Row]], None]:

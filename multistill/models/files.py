@@ -164,7 +164,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     """
     try:
         config = read_json(folder / CONFIG)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pickles = [path.name for kind in _PICKLES for path in sorted(folder.glob(kind))]
         if pickles:
             raise MultistillError(

@@ -141,6 +141,11 @@ def test_encoders_of_a_model(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").rename(encoder)
     Predictor.load(model)
     config = json.loads((model / "config.json").read_text())
+    speech = {**config["encoders"]["speech"], "settings": {"model": str(encoder), "unknown": 1}}
+    newer = {**config, "encoders": {**config["encoders"], "speech": speech}}
+    write_json(model / "config.json", newer)
+    with told("(features.{}); use the version of multistill that trained it"):
+        Predictor.load(model)
     write_json(model / "config.json", {**config, "encoders": {}})
     with told("does not say which {} encoder it reads, so recordings cannot be encoded for it"):
         Predictor.load(model)

@@ -207,6 +207,14 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         "is damaged",
     ),
     "other head": (_edit(audio_dim=81), "the weights belong to another architecture"),
+    "file": (
+        lambda folder: (shutil.rmtree(folder), folder.write_bytes(b"weights")),
+        "is not a model folder",
+    ),
+    "unknown settings": (
+        _edit(encoders={k: {"settings": {"model": "log-mel", "x": 1}} for k in ("speech", "text")}),
+        "settings that this version does not know",
+    ),
     "no encoders": (_edit(encoders={}), "does not say which speech encoder it reads"),
 }
 
