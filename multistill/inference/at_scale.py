@@ -63,12 +63,14 @@ def predict_at_scale(
     """
     if reason := why_not(predictor):
         raise UsageError(f"--ray: not with this model, {reason}; use --no-ray")
-    home = folder / fingerprint("predict", 1, features_identity(predictor.features), {})
+    # A clip that fails is a row of the result, however many do.
+    config = predictor.features.model_copy(update={"max_quarantined": 1.0})
+    home = folder / fingerprint("predict", 1, features_identity(config), {})
     encoded = [clip for clip in clips if _is_file(clip)]
     if encoded:
         _write_manifest(encoded, predictor.modality == "multimodal", home / MANIFEST)
         with session.start(ResourcesConfig(), log=logger.info):
-            encode(home / MANIFEST, predictor.features, home / FEATURES, logger)
+            encode(home / MANIFEST, config, home / FEATURES, logger)
         yield from _of_store(predictor, home / FEATURES, only, unsure_below)
     rest = [clip for clip in clips if not _is_file(clip)]
     for start in range(0, len(rest), CLIPS_PER_BATCH):
