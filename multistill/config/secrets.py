@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from urllib.parse import unquote
 
 HIDDEN = "***"
@@ -10,11 +11,11 @@ HIDDEN = "***"
 # A password may hold any character, so it ends at the last `@` that belongs to the address. One
 # with spaces is told from a port and prose behind it: `http://host:5000 refused ann@lab`.
 _BEHIND_USER = re.compile(
-    r"""(?P<shown>(?<![\w+.%-])(?!sqlite[\w+]*:///|file:)[\w+.-]+://[^:\s]*:)
-    (?:\S+@|(?=\S)(?!\d+(?:[/?\#\s]|$))(?:(?!://)[^\r\n])*@)""",
+    r"""(?<![\w+.%-])(?!sqlite[\w+]*:///|file:)[\w+.-]+://[^:\s]*:
+    (?P<hidden>\S+|(?=\S)(?!\d+(?:[/?\#\s]|$))(?:(?!://)[^\r\n])*)@""",
     re.VERBOSE,
 )
-_WITHOUT_SCHEME = re.compile(r"(?P<shown>(?<![^\s=`'\"(\[])[\w.+%-]+:)(?!//)\S+@")
+_WITHOUT_SCHEME = re.compile(r"(?<![^\s=`'\"(\[])[\w.+%-]+:(?!//)(?P<hidden>\S+)@")
 _IN_QUERY = re.compile(r"(?P<key>[?&;#][^=&;\s]+)=(?P<value>[^&\s]+)")
 _SECRET_KEY = re.compile(r"pass|pwd|token|secret|key", re.IGNORECASE)
 
@@ -28,16 +29,29 @@ def hide(text: str) -> str:
         >>> hide("postgresql://db/study?user=ann&password=secret")
         'postgresql://db/study?user=ann&password=***'
     """
-    for pattern in (_BEHIND_USER, _WITHOUT_SCHEME):
-        text = pattern.sub(rf"\g<shown>{HIDDEN}@", text)
+    # Two may overlap where a password holds what separates the parts of an address.
+    spans = sorted(
+        [
+            *(match.span("hidden") for match in _BEHIND_USER.finditer(text)),
+            *(match.span("hidden") for match in _WITHOUT_SCHEME.finditer(text)),
+            *_secret_values(text, 0, len(text)),
+        ]
+    )
+    shown, end = [], 0
+    for number, (start, stop) in enumerate(spans):
+        if start > end or number == 0:
+            shown.append(text[end:start])
+        end = max(end, stop)
+    return HIDDEN.join([*shown, text[end:]])
 
-    def without_value(match: re.Match[str]) -> str:
+
+def _secret_values(text: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Where the secret values of a query are, in a part of a text."""
+    for match in _IN_QUERY.finditer(text, start, stop):
         if _SECRET_KEY.search(unquote(match["key"])):
-            return f"{match['key']}={HIDDEN}"
-        # Some separate by semicolons, of which other values may hold one.
-        return f"{match['key']}={_IN_QUERY.sub(without_value, match['value'])}"
-
-    return _IN_QUERY.sub(without_value, text)
+            yield match.span("value")
+        else:  # some separate by semicolons, of which other values may hold one
+            yield from _secret_values(text, *match.span("value"))
 
 
 def has_secret(address: str) -> bool:

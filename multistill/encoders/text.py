@@ -73,10 +73,10 @@ class TextNetwork(nn.Module):
         """Like `forward`, of the hidden state that `start_at` named [B, T, hidden].
 
         Args:
-            mask: None: there is no padding.
+            mask: None: nothing is padded.
         """
-        attention = None if mask is None else mask.long()
-        output = self.model(inputs_embeds=states, attention_mask=attention)
+        seen = None if mask is None else mask.long()
+        output = self.model(inputs_embeds=states, attention_mask=seen)
         return self.selector.gather(output.last_hidden_state)
 
 

@@ -19,11 +19,7 @@ from multistill.encoders.adapters import add_adapters, add_lora
 from multistill.encoders.masking import SpecAugment
 from multistill.encoders.registry import check_trainable, load_speech, load_text
 from multistill.encoders.stored_inputs import WAVE_COLUMNS, decode_waves
-from multistill.encoders.trained_layers import (
-    SectionName,
-    first_state,
-    stored_kind,
-)
+from multistill.encoders.trained_layers import SectionName, first_state, stored_kind
 from multistill.errors import MultistillError
 
 

@@ -14,6 +14,7 @@ from multistill.corpora.manifest import read_manifest
 from multistill.features.collate import StateReader, collate, cut_by_padded_size
 from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
+from multistill.models.build import keeping_sequences
 from multistill.models.context import DialogueContext
 from multistill.models.joint import JointModel, Model
 from multistill.models.sequences import RaggedStates, segment_counts, segment_means
@@ -94,11 +95,10 @@ def predict(
     lengths = {"audio": frames, "text": tokens}
     counts = {name: segment_counts(name, each) for name, each in lengths.items()}
     segments: dict[str, list[npt.NDArray[np.float16]]] = {}
-    training, kept = model.training, model.keeps_sequences
+    training = model.training
     model.eval()
-    model.keeps_sequences = keep_sequences
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), keeping_sequences(model, keep_sequences):
             for rows in _by_length(frames, tokens, batch_frames):
                 batch_ids = [ids[row] for row in rows]
                 batch = collate(store, batch_ids, max_frames).to(device)
@@ -125,7 +125,6 @@ def predict(
                         found[row] = own[:count]
     finally:
         model.train(training)
-        model.keeps_sequences = kept
     sequences = {
         name: RaggedStates(np.concatenate(found), counts[name]) for name, found in segments.items()
     }

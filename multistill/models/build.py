@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -325,6 +326,20 @@ def _mix(pooled: Tensor, mixing: Tensor | None) -> Tensor:
         return pooled
     first, second = pooled.chunk(2)
     return second.lerp(first, mixing[:, None].to(pooled.dtype))
+
+
+@contextmanager
+def keeping_sequences(model: nn.Module, keep: bool) -> Iterator[None]:
+    """Set `keeps_sequences` of the heads in a model, and set it back in the end."""
+    heads = [module for module in model.modules() if isinstance(module, EmotionModel)]
+    before = [head.keeps_sequences for head in heads]
+    try:
+        for head in heads:
+            head.keeps_sequences = keep
+        yield
+    finally:
+        for head, kept in zip(heads, before, strict=True):
+            head.keeps_sequences = kept
 
 
 def drop_modality(streams: list[Stream], probability: float) -> list[Stream]:

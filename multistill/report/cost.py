@@ -90,6 +90,7 @@ def _draw(axis: Any, row: Record, cost: float) -> None:
     place = axis.transData
     if row["role"] == "control":
         place = offset_copy(place, axis.figure, ASIDE, 0, units="points")
+        axis.plot(cost, score["value"], linestyle="none")  # offset points do not widen the axis
     if score["low"] is not None:
         interval = [score["low"], score["high"]]
         axis.plot([cost, cost], interval, color=colour, linewidth=2, transform=place)

@@ -18,6 +18,7 @@ from multistill.errors import MultistillError
 from multistill.features.collate import shard_for_rank
 from multistill.hardware import default_device
 from multistill.inference.predict import predict
+from multistill.models.build import keeping_sequences
 from multistill.models.joint import (
     JointModel,
     Model,
@@ -143,7 +144,6 @@ class _Training:
             model = build_model(task.spec, store.audio_dim, store.text_dim, task.load_encoders())
             # After the model, so that a student and its control start from equal weights.
             objective = Objective(task, self.data.train, model.pooled_dim)
-        model.keeps_sequences = objective.reads_sequences
         if model.dimension_scale is not None:
             model.dimension_scale.fit(self.data.train.dimensions)
         augmentation = self.config.augmentation
@@ -235,7 +235,8 @@ class _Training:
         self._unfreeze(epoch)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(derived_seed(self.task.seed, epoch, self.group.rank))
-            train_loss = self._train(epoch)
+            with keeping_sequences(self.model, self.objective.reads_sequences):
+                train_loss = self._train(epoch)
         train_seconds = time.perf_counter() - started
         metrics = {
             "train_loss": train_loss,

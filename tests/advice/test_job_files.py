@@ -33,6 +33,7 @@ TWO_ENCODERS = (
 LIGHT = "students: [{name: a, model: {preset: light-student%s}}]\n"
 COPIES = "features: {augmentation: {copies: 2, %s}}\n"
 TEXT = "small-text-student"
+SEQUENCES = "distillation: {sequence_weight: 1.0}\n"
 SPACE = "search: {space: {%s}}\n"
 WILD = "name: x\ncorpora: [{kind: demo}, {kind: table, path: /d.csv, unlabelled: true%s}]\n"
 
@@ -121,6 +122,18 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         [
             "students: [{name: a, model: small-audio-student, "
             "train: {augmentation: {mixup: 0.1}}}]\n"
+        ],
+    ),
+    (
+        f"{SEQUENCES}students: [{{name: a, model: small-student, "
+        "train: {augmentation: {mixup: 0.1, mixup_of: pooled}}}]\n",
+        "`distillation.sequence_weight` compares; use `mixup_of: states`, or set `sequence_weight: "
+        "0`",
+        [
+            f"{SEQUENCES}students: [{{name: a, model: small-student, "
+            "train: {augmentation: {mixup: 0.1, mixup_of: states}}}]\n",
+            "distillation: {sequence_weight: 0}\nstudents: [{name: a, model: small-student, "
+            "train: {augmentation: {mixup: 0.1, mixup_of: pooled}}}]\n",
         ],
     ),
     (

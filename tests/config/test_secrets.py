@@ -70,6 +70,7 @@ addresses = st.one_of(behind_user, without_scheme, in_query)
 @example("http://me:pa/geheim@h")
 @example("postgresql://h/x?user=me&password=geheim")
 @example("http://x?token=geheim")
+@example("http://db:5432/name?password=@geheim")
 @example("http://me:12/geheim@h")
 @example("http://me:ge?heim#geheim@h")
 def test_a_secret_of_an_address_is_never_shown(address: str) -> None:
