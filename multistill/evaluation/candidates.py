@@ -19,7 +19,7 @@ from multistill.features.store import FeatureStore
 from multistill.inference.latency import time_each
 from multistill.inference.predict import dialogue_context, predict
 from multistill.inference.quantize import rounded, stored_bytes
-from multistill.metrics.classification import shares_from_outputs, softmax
+from multistill.metrics.classification import distributions
 from multistill.models.build import count_parameters
 from multistill.models.context import StateStore
 from multistill.models.files import Output, load_model, read_model_config
@@ -107,7 +107,6 @@ class LoadedModel:
             store: of the clips' states; default: that of the model. Previous turns are always
                 those of the model's store.
         """
-        to_distribution = shares_from_outputs if self.output == "shares" else softmax
         outputs = [
             predict(
                 model,
@@ -121,7 +120,7 @@ class LoadedModel:
             for model in self.members
         ]
         return (
-            np.mean([to_distribution(each.logits) for each in outputs], axis=0)
+            np.mean([distributions(each.logits, self.output) for each in outputs], axis=0)
             if self.spec.num_classes
             else np.zeros((len(ids), 0)),
             np.mean([each.dimensions for each in outputs], axis=0, dtype=np.float64),
