@@ -1,7 +1,6 @@
 """From a recording and its transcript to an emotion: decoding, encoders and head in one object.
 
-Every other way to a prediction goes through `Predictor`: the commands `predict`, `stream` and
-`serve`, and exported models.
+The command `predict` goes through it, and so can an application.
 """
 
 from __future__ import annotations
