@@ -29,11 +29,13 @@ def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:
     if front is None and encoder is None:
         return
     own = next((each.spec for each in models_of(job) if each.model is model), None)
-    fronts = (front.choices if front else None) or [own.front if own else None]
+    fronts: list[object] = list((front.choices if front else None) or ())
+    fronts = fronts or [own.front if own else None]
     if "convolutional" not in fronts:
         return
     key = "model.front" if encoder is None else "model.speech_encoder"
-    for choice in (encoder.choices if encoder else None) or [model.speech_encoder]:
+    encoders: list[object] = list((encoder.choices if encoder else None) or ())
+    for choice in encoders or [model.speech_encoder]:
         if choice is not None and not isinstance(choice, str):
             continue  # told by `check_space`
         for sentence in _read(job, model.model_copy(update={"speech_encoder": choice})):
