@@ -28,16 +28,16 @@ def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:
     front, encoder = space.get("model.front"), space.get("model.speech_encoder")
     if front is None and encoder is None:
         return
-    own = next((each.spec for each in models_of(job) if each.model is model), None)
-    fronts: list[object] = list((front.choices if front else None) or ())
-    fronts = fronts or [own.front if own else None]
-    if "convolutional" not in fronts:
+    if front is None:
+        spec = next((each.spec for each in models_of(job) if each.model is model), None)
+        convolutional = spec is not None and spec.front == "convolutional"
+    else:
+        convolutional = "convolutional" in (front.choices or ())
+    if not convolutional:
         return
     key = "model.front" if encoder is None else "model.speech_encoder"
-    encoders: list[object] = list((encoder.choices if encoder else None) or ())
-    for choice in encoders or [model.speech_encoder]:
-        if choice is not None and not isinstance(choice, str):
-            continue  # told by `check_space`
+    choices = [model.speech_encoder] if encoder is None else (encoder.choices or ())
+    for choice in choices:
         for sentence in _read(job, model.model_copy(update={"speech_encoder": choice})):
             yield ("search", "space", key), f"search.space, {key}: {sentence}"
 
