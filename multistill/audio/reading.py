@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -85,12 +85,23 @@ class _Sequential(soundfile.SoundFile):
 
 
 @contextmanager
-def opened(path: str) -> Iterator[int]:
+def opened(path: str | bytes) -> Iterator[int]:
     """A descriptor of an audio file for reading.
+
+    Args:
+        path: bytes are the content of a file.
 
     Raises:
         UnusableClipError: it cannot be opened, is no regular file, or is empty.
     """
+    if isinstance(path, bytes):
+        with os.fdopen(os.memfd_create("recording"), "w+b") as file:
+            file.write(path)
+            file.flush()
+            if not path:
+                raise UnusableClipError("empty", "0 bytes")
+            yield file.fileno()
+        return
     try:
         # Without O_NONBLOCK, opening a named pipe waits until somebody writes to it.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -127,7 +138,7 @@ def read_header(handle: int) -> Header:
 
 
 def read_sound(
-    path: str,
+    path: str | bytes,
     *,
     max_seconds: float = MAX_SECONDS,
     digest: str | None = None,
@@ -139,6 +150,7 @@ def read_sound(
     Memory and time are bounded by `max_seconds` and by the bytes of the file.
 
     Args:
+        path: bytes are the content of a file.
         max_seconds: what is longer is read up to this limit.
         digest: of the content that the file must have (`digests.digest_of`); None: any.
         measured: measure the levels of the channels, too.
@@ -171,13 +183,72 @@ def _decode(
     first_channel: bool,
 ) -> Sound:
     header = _header(source, size)
-    limit = round(min(max_seconds, MAX_SECONDS) * header.rate)
     levels = ChannelLevels(header.channels) if measured else None
-    resample = _Resampler(header.rate)
+    limit = round(min(max_seconds, MAX_SECONDS) * header.rate)
+    # One frame more than allowed shows that there is more, whatever the header says.
+    blocks = _blocks(source, limit + 1)
+    samples, frames = _mix(blocks, header.rate, limit, levels, first_channel)
+    if frames <= limit:
+        _compare(frames, header, promise, source)
+    header = header._replace(frames=max(frames, _known(header, 0)))
+    return Sound(samples, header, frames > limit, levels)
+
+
+def convert(samples: npt.NDArray[np.generic], rate: int, max_seconds: float = MAX_SECONDS) -> Sound:
+    """Samples in memory as `read_sound` gives those of a file.
+
+    Args:
+        samples: [n] or [n, channels]; integers have the full scale of their type.
+        rate: in Hz.
+        max_seconds: what is longer is cut at this limit.
+
+    Raises:
+        UnusableClipError: there are none, they are not finite, or shape or rate are implausible.
+    """
+    samples = np.asarray(samples)
+    if samples.ndim not in (1, 2) or samples.dtype.kind not in "fiu":
+        raise UnusableClipError(
+            "not audio",
+            f"an array of {samples.dtype} with the shape {list(samples.shape)}, and samples are "
+            "numbers [n] or [n, channels]",
+        )
+    several = samples[:, None] if samples.ndim == 1 else samples
+    header = _checked(Header(len(several), rate, several.shape[1], f"array {samples.dtype}"), None)
+    limit = round(min(max_seconds, MAX_SECONDS) * rate)
+    step = max(1, _BLOCK // header.channels)
+    blocks = (_float32(several[i : i + step]) for i in range(0, min(len(several), limit), step))
+    mono, _ = _mix(blocks, rate, limit, None, False)
+    return Sound(mono, header, len(several) > limit, None)
+
+
+def _float32(block: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+    if block.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # infinite samples are refused
+            return block.astype(np.float32, copy=False)
+    full = 2.0 ** (8 * block.dtype.itemsize - 1)
+    middle = full if block.dtype.kind == "u" else 0.0
+    return ((block.astype(np.float64) - middle) / full).astype(np.float32)
+
+
+def _mix(
+    blocks: Iterable[npt.NDArray[np.float32]],
+    rate: int,
+    limit: int,
+    levels: ChannelLevels | None,
+    first_channel: bool,
+) -> tuple[FloatArray, int]:
+    """Mono samples at 16 kHz of the first `limit` frames of blocks, and the frames of all.
+
+    Args:
+        blocks: [n, channels] each.
+
+    Raises:
+        UnusableClipError: there are no samples, or they are not finite.
+    """
+    resample = _Resampler(rate)
     parts: list[FloatArray] = []
     frames = 0
-    # One frame more than allowed shows that there is more, whatever the header says.
-    for block in _blocks(source, limit + 1):
+    for block in blocks:
         frames += len(block)
         block = block[: len(block) - max(0, frames - limit)]
         if not np.isfinite(block).all():
@@ -189,14 +260,11 @@ def _decode(
         parts.append(resample(mono))
     if not frames:
         raise UnusableClipError("empty", "no samples")
-    cut = frames > limit
-    if not cut:
-        _compare(frames, header, promise, source)
     parts.append(resample.rest())
     samples = np.concatenate(parts)
     if not np.isfinite(samples).all():
         raise UnusableClipError("not finite", "its samples are too large for float32")
-    return Sound(samples, header._replace(frames=max(frames, _known(header, 0))), cut, levels)
+    return samples, frames
 
 
 def _compare(frames: int, header: Header, promise: Promise, source: Any) -> None:
@@ -255,6 +323,10 @@ def _source(handle: int) -> Iterator[Any]:
         file = repaired(handle)
         source = _Sequential(handle, closefd=False) if file is None else _Sequential(file)
     except soundfile.LibsndfileError as error:
+        if os.pread(handle, 8, 0)[4:] == b"ftyp":
+            raise UnusableClipError(
+                "not supported", "sound in MPEG-4 files (M4A, AAC) is not read; save it as FLAC"
+            ) from error
         raise UnusableClipError(
             "not audio", f"libsndfile says: {error.error_string.strip().rstrip('.')}"
         ) from error
@@ -296,8 +368,11 @@ def _header(source: Any, size: int) -> Header:
     return _checked(Header(source.frames, source.samplerate, source.channels, encoding), size)
 
 
-def _checked(header: Header, size: int) -> Header:
+def _checked(header: Header, size: int | None) -> Header:
     """The header if it is plausible.
+
+    Args:
+        size: of the file in bytes; None: there is no file.
 
     Raises:
         UnusableClipError: it is not.
@@ -310,7 +385,7 @@ def _checked(header: Header, size: int) -> Header:
         )
     if header.frames <= 0:
         raise UnusableClipError("empty", "no samples")
-    if _known(header, 0) > size * _FRAMES_PER_BYTE:
+    if size is not None and _known(header, 0) > size * _FRAMES_PER_BYTE:
         raise UnusableClipError(
             "invalid header", f"{header.frames} samples cannot be in {size} bytes"
         )

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from multistill.cli import catalogue, jobs, results, run
+from multistill.cli import predict as predict_commands
 from multistill.cli import weights as weights_commands
 from multistill.cli.options import with_debug
 from multistill.cli.streams import print_any_text
@@ -42,6 +43,7 @@ COMMANDS: list[Callable[..., None]] = [
     results.compare,
     results.evaluate,
     results.quantize,
+    predict_commands.predict,
     jobs.submit,
     jobs.status,
     jobs.logs,

@@ -173,10 +173,8 @@ def quantize(
 ) -> None:
     """Write a trained model with its weights in 8 bits: a quarter of the size."""
     from multistill.inference.quantize import quantize as write
-    from multistill.models.files import WEIGHTS
 
-    size = write(model, out)
-    before = (model / WEIGHTS).stat().st_size
+    before, size = write(model, out)
     if as_json:
         print_json({"model": str(out), "bytes": size, "bytes_before": before})
     else:

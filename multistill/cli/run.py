@@ -24,6 +24,7 @@ STAGES = (
     "prepare",
     "features",
     "statistics",
+    "copies",
     "teacher",
     "distill",
     "students",

@@ -24,22 +24,42 @@ def visible(text: str, *, breaks: bool = False) -> str:
     if text.isprintable() and not NOT_DRAWN.search(text):
         return text
     kept: list[str] = []
-    for at, character in enumerate(text):
+    letter = ""  # the last one kept that is no combining sign
+    for character, after in zip(text, _next_visible(text), strict=True):
         if character == _BRAILLE_BLANK:
             kept.append(" ")
-        elif not is_invisible(character) or _has_meaning(kept, character, text, at, breaks):
+        elif is_invisible(character):
+            before = kept[-1] if kept else " "
+            if not _has_meaning(character, before, after, letter or before, breaks):
+                continue
             kept.append(character)
+        else:
+            kept.append(character)
+        if not unicodedata.combining(kept[-1]):
+            letter = kept[-1]
     return "".join(kept)
 
 
-def _has_meaning(kept: list[str], character: str, text: str, at: int, breaks: bool) -> bool:
-    """Whether an invisible character matters between the text kept so far and what follows."""
-    before = kept[-1] if kept else " "
+def _next_visible(text: str) -> list[str]:
+    """Of each character, the next one that is visible; a space at the end."""
+    found, following = [], " "
+    for character in reversed(text):
+        found.append(following)
+        if not is_invisible(character):
+            following = character
+    return found[::-1]
+
+
+def _has_meaning(character: str, before: str, after: str, letter: str, breaks: bool) -> bool:
+    """Whether an invisible character matters between what was kept before it and what follows.
+
+    Args:
+        letter: the last one kept that is no combining sign.
+    """
     if _MONGOLIAN.match(character):  # it chooses the variant of the letter before it
         return bool(_MONGOLIAN.match(before)) and not is_invisible(before)
     if character not in {_ZWSP, _ZWNJ, _ZWJ}:
         return False
-    after = next((other for other in text[at + 1 :] if not is_invisible(other)), " ")
     if character == _ZWSP:
         return breaks and bool(_WITHOUT_SPACES.match(before) and _WITHOUT_SPACES.match(after))
     if _is_virama(before):
@@ -48,7 +68,6 @@ def _has_meaning(kept: list[str], character: str, text: str, at: int, breaks: bo
         return before.isalpha()
     if character == _ZWJ:
         return bool(_EMOJI.match(before) and _EMOJI.match(after))
-    letter = next((c for c in reversed(kept) if not unicodedata.combining(c)), before)
     return _joins(letter) and bool(_ARABIC.match(after)) and after.isalpha()
 
 

@@ -29,6 +29,7 @@ from multistill.corpora.rejections import Rejections
 from multistill.corpora.split import PARTS
 from multistill.corpora.text import normal_text
 from multistill.errors import MultistillError
+from multistill.wording import counted
 
 Mask = npt.NDArray[np.bool_]
 
@@ -160,7 +161,8 @@ def sentences(described: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What a person should know about the corpora without labels."""
     lines = []
     for title, facts in described.items():
-        line = f"{title}: {facts['clips']} clips without labels, {facts['hours']:.2f} h"
+        clips = counted(facts["clips"], "clip")
+        line = f"{title}: {clips} without labels, {facts['hours']:.2f} h"
         lines.append(line + f", {facts['left_out']} left out" * bool(facts["left_out"]))
         if facts["with_label"]:
             lines.append(

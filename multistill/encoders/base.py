@@ -75,12 +75,15 @@ class EncoderPart:
         title: unique name, as `model.speech_encoder` gives it.
         start: first value of a state that is of this encoder; it has `info.dim` of them.
         side_by_side: layers that stand side by side in turn; empty if it has one state per frame.
+        hop, minimum_samples: as of `SpeechEncoder`; they align it with the other encoders.
         info: of the encoder alone.
     """
 
     title: str
     start: int
     side_by_side: tuple[int, ...]
+    hop: int
+    minimum_samples: int
     info: EncoderInfo
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,6 +92,8 @@ class EncoderPart:
             "title": self.title,
             "start": self.start,
             "side_by_side": list(self.side_by_side),
+            "hop": self.hop,
+            "minimum_samples": self.minimum_samples,
         }
 
 

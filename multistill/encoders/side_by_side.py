@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     import torch
 
 
-def resolve(config: SpeechEncoderConfig) -> dict[str, str | None]:
+def resolve(config: SpeechEncoderConfig, only: str | None = None) -> dict[str, str | None]:
     """Identities of the weights of all speech encoders, as of `registry.resolve_speech`.
+
+    Args:
+        only: title of the only one that is looked at.
 
     Returns:
         `speech` of the first, `speech_additional_1` and so on of the others.
@@ -31,24 +34,30 @@ def resolve(config: SpeechEncoderConfig) -> dict[str, str | None]:
         MultistillError: a model is neither on this machine nor reachable.
     """
     return {
-        key: resolve_speech(part) for key, part in zip(_keys(config), config.parts, strict=True)
+        key: resolve_speech(part)
+        for key, part in zip(_keys(config), config.parts, strict=True)
+        if only in {None, part.title}
     }
 
 
 def load(
-    config: SpeechEncoderConfig, weights: Mapping[str, str | None], device: torch.device
+    config: SpeechEncoderConfig,
+    weights: Mapping[str, str | None],
+    device: torch.device,
+    parts: Sequence[Mapping[str, Any]] = (),
 ) -> SpeechEncoder:
     """Load the speech encoder of a job on a device, or all of them side by side, in eval mode.
 
     Args:
-        weights: from `resolve`.
+        weights: from `resolve`. An encoder that is not in it is not loaded: its states are zeros.
+        parts: description of each encoder (`EncoderPart.to_dict`), where some are not loaded.
 
     Raises:
         MultistillError: a model cannot be loaded or does not read raw audio.
     """
     encoders = [
-        load_speech(part, weights[key], device)
-        for key, part in zip(_keys(config), config.parts, strict=True)
+        load_speech(part, weights[key], device) if key in weights else _Zeros(parts[number])
+        for number, (key, part) in enumerate(zip(_keys(config), config.parts, strict=True))
     ]
     return encoders[0] if len(encoders) == 1 else SideBySide(encoders, config)
 
@@ -72,6 +81,26 @@ def alone(
 
 def _keys(config: SpeechEncoderConfig) -> list[str]:
     return ["speech", *(f"speech_additional_{n + 1}" for n in range(len(config.additional)))]
+
+
+class _Zeros:
+    """In the place of an encoder that nobody reads: as many states, all of them zero."""
+
+    windowed = False
+
+    def __init__(self, part: Mapping[str, Any]) -> None:
+        self.hop = int(part["hop"])
+        self.minimum_samples = int(part["minimum_samples"])
+        self.info = EncoderInfo(str(part["name"]), "none", int(part["dim"]), 0, (), "none")
+
+    def frames(self, samples: int) -> int:
+        return max(0, (samples - self.minimum_samples) // self.hop + 1)
+
+    def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:
+        return [np.zeros((self.frames(len(wave)), self.info.dim), np.float32) for wave in waves]
+
+    def verify(self, waves: Sequence[FloatArray]) -> None:
+        """Nothing was computed."""
 
 
 class SideBySide:
@@ -127,9 +156,11 @@ class SideBySide:
     def _describe(self) -> EncoderInfo:
         infos = [encoder.info for encoder in self._encoders]
         parts, start = [], 0
-        for config, info in zip(self._config.parts, infos, strict=True):
-            parts.append(EncoderPart(config.title, start, tuple(config.side_by_side), info))
-            start += info.dim
+        for config, encoder in zip(self._config.parts, self._encoders, strict=True):
+            layers, shortest = tuple(config.side_by_side), encoder.minimum_samples
+            part = EncoderPart(config.title, start, layers, encoder.hop, shortest, encoder.info)
+            parts.append(part)
+            start += encoder.info.dim
         revisions = [info.revision or "no weights" for info in infos]
         cosines = [info.bfloat16_cosine for info in infos if info.bfloat16_cosine is not None]
         return EncoderInfo(

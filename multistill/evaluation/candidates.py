@@ -19,7 +19,7 @@ from multistill.features.store import FeatureStore
 from multistill.inference.latency import time_each
 from multistill.inference.predict import dialogue_context, predict
 from multistill.inference.quantize import rounded, stored_bytes
-from multistill.metrics.classification import shares_from_outputs, softmax
+from multistill.metrics.classification import distributions
 from multistill.models.build import count_parameters
 from multistill.models.context import StateStore
 from multistill.models.files import Output, load_model, read_model_config
@@ -107,7 +107,6 @@ class LoadedModel:
             store: of the clips' states; default: that of the model. Previous turns are always
                 those of the model's store.
         """
-        to_distribution = shares_from_outputs if self.output == "shares" else softmax
         outputs = [
             predict(
                 model,
@@ -121,16 +120,21 @@ class LoadedModel:
             for model in self.members
         ]
         return (
-            np.mean([to_distribution(each.logits) for each in outputs], axis=0)
+            np.mean([distributions(each.logits, self.output) for each in outputs], axis=0)
             if self.spec.num_classes
             else np.zeros((len(ids), 0)),
             np.mean([each.dimensions for each in outputs], axis=0, dtype=np.float64),
         )
 
     @property
+    def trains_encoder(self) -> bool:
+        """Whether a member was trained with an encoder."""
+        return any(isinstance(model, JointModel) for model in self.members)
+
+    @property
     def layers_read(self) -> dict[Encoder, int]:
         """As of `ModelSpec`; a model that runs an encoder itself reads all that the store keeps."""
-        return {} if isinstance(self.members[0], JointModel) else self.spec.layers_read
+        return {} if self.trains_encoder else self.spec.layers_read
 
     def in_int8(self, ids: list[str]) -> DoubleArray:
         """`probabilities` with the weights rounded to 8 bits."""
@@ -172,7 +176,7 @@ class LoadedModel:
         candidate = self.candidate
         # Layers below the trained ones are counted with the encoders.
         held = sum(_parameters_held(model) for model in self.members)
-        spec = None if isinstance(self.members[0], JointModel) else self.spec
+        spec = None if self.trains_encoder else self.spec
         return {
             "name": candidate.name,
             "role": candidate.role,
@@ -199,16 +203,18 @@ def _parameters_held(model: Model) -> int:
 def spec_of_ensemble(members: Sequence[ModelSpec]) -> ModelSpec:
     """The first member's, with all encoders that any member needs."""
     first = members[0]
-
-    def common(values: set[int | None]) -> int | None:
-        return values.pop() if len(values) == 1 else None
-
+    heard = {(spec.speech_encoder, spec.speech_layer) for spec in members if spec.reads_audio}
+    read = {spec.text_layer for spec in members if spec.reads_text}
+    encoders = {encoder for encoder, _ in heard}
     same = len({spec.modality for spec in members}) == 1
     return replace(
         first,
         modality=first.modality if same else "multimodal",
-        speech_layer=common({spec.speech_layer for spec in members}),
-        text_layer=common({spec.text_layer for spec in members}),
+        front="linear",  # of a member, and a spec of text alone refuses a convolutional one
+        keep_unused_projection=first.keep_unused_projection and same,
+        speech_encoder=encoders.pop() if len(encoders) == 1 else None,
+        speech_layer=next(iter(heard))[1] if len(heard) == 1 else None,
+        text_layer=read.pop() if len(read) == 1 else None,
     )
 
 

@@ -23,6 +23,7 @@ from multistill.evaluation import cross_corpus
 from multistill.evaluation.candidates import (
     MAX_PROBE_CLIPS,
     Candidate,
+    describe_encoders,
     device_name,
     spec_of_ensemble,
 )
@@ -190,7 +191,11 @@ def evaluate(
             regressed = None
             if dimensions:
                 described, regressed = probe_dimensions(
-                    modality, store, parts, MAX_PROBE_CLIPS, evaluation.encoders
+                    modality,
+                    evaluation.states,
+                    parts,
+                    MAX_PROBE_CLIPS,
+                    describe_encoders(evaluation.states.info),
                 )
                 values.score_model(described, [regressed])
             writer.write_table(

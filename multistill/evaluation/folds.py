@@ -35,7 +35,7 @@ from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
 from multistill.inference.latency import EncoderLatency, percentiles
 from multistill.metrics.calibration import fit_temperature
-from multistill.metrics.classification import EPS, calibration_summary, softmax
+from multistill.metrics.classification import calibration_summary, log_probabilities, softmax
 from multistill.metrics.intervals import choose_clusters
 from multistill.metrics.selective import threshold_for, threshold_for_risk
 from multistill.models.spec import Modality
@@ -187,7 +187,7 @@ class Evaluation:
         if len(temperatures) == len(folds):
             calibrated = self.join(
                 [
-                    softmax(_logits(each.probabilities) / temperature)
+                    softmax(log_probabilities(each.probabilities) / temperature)
                     for each, temperature in zip(folds, temperatures, strict=True)
                 ]
             )
@@ -299,7 +299,7 @@ class Evaluation:
         loaded = load(candidate.folders)
         temperature = threshold = risk_threshold = None
         if len(fold.valid) and self.scorer is not None:
-            logits = _logits(loaded.probabilities(fold.valid.ids))
+            logits = log_probabilities(loaded.probabilities(fold.valid.ids))
             temperature = fit_temperature(logits, fold.valid.truth)
             if temperature is not None:
                 confidence = softmax(logits / temperature).max(axis=1)
@@ -384,11 +384,6 @@ def _over_folds(entries: Sequence[Mapping[str, Any]], folds: Sequence[FoldData])
         found = [entry["validation"] for entry in entries]
         reference["validation"] = None if None in found else float(np.mean(found))
     return reference
-
-
-def _logits(probabilities: DoubleArray) -> DoubleArray:
-    """Logits up to a constant, to which softmax is invariant; defined for an ensemble too."""
-    return np.asarray(np.log(np.maximum(probabilities, EPS)))
 
 
 def _latency(encoder_latency: EncoderLatency, loaded: LoadedModel) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from multistill.audio.errors import UnusableClipError
 from multistill.audio.levels import SILENT_DBFS
-from multistill.audio.reading import MAX_SECONDS, read_sound
+from multistill.audio.reading import MAX_SECONDS, Sound, convert, read_sound
 from multistill.typing import FloatArray
 
 LongClips = Literal["cut", "window", "quarantine"]
@@ -35,7 +36,7 @@ class Wave:
 
 
 def decode(
-    path: str,
+    path: str | bytes,
     *,
     max_seconds: float,
     long_clips: LongClips,
@@ -46,6 +47,7 @@ def decode(
     """Decode and normalise one clip.
 
     Args:
+        path: of a file; bytes are the content of one.
         max_seconds: longer clips are handled by `long_clips`.
         long_clips: `cut` them, read them completely (`window`: the caller splits them), or
             `quarantine`: raise.
@@ -57,13 +59,41 @@ def decode(
         UnusableClipError: the file is missing, corrupt, empty, truncated, too long or not
             finite, or it is not the file with this digest.
     """
-    limit = MAX_SECONDS if long_clips == "window" else min(max_seconds, MAX_SECONDS)
+    limit = _limit(max_seconds, long_clips)
     sound = read_sound(path, max_seconds=limit, digest=digest, first_channel=first_channel)
     if sound.cut and long_clips != "cut":
-        seconds = sound.header.frames / sound.header.rate
-        raise UnusableClipError("too long", f"{seconds:.1f} s, the limit is {limit:g} s")
-    centred = _centre(sound.samples if change is None else change(sound.samples))
-    return Wave(_scale(centred), sound.cut, bool(np.abs(centred).max() < _SILENT))
+        raise _too_long(sound, limit)
+    return _wave(sound.samples if change is None else change(sound.samples), sound.cut)
+
+
+def decode_array(
+    samples: npt.NDArray[np.generic], rate: int, *, max_seconds: float, long_clips: LongClips
+) -> Wave:
+    """Like `decode`, of samples in memory [n] or [n, channels] with `rate` samples a second.
+
+    Raises:
+        UnusableClipError: there are none, they are too long or not finite, or rate or shape are
+            implausible.
+    """
+    limit = _limit(max_seconds, long_clips)
+    sound = convert(samples, rate, limit)
+    if sound.cut and long_clips != "cut":
+        raise _too_long(sound, limit)
+    return _wave(sound.samples, sound.cut)
+
+
+def _limit(max_seconds: float, long_clips: LongClips) -> float:
+    return MAX_SECONDS if long_clips == "window" else min(max_seconds, MAX_SECONDS)
+
+
+def _too_long(sound: Sound, limit: float) -> UnusableClipError:
+    seconds = sound.header.frames / sound.header.rate
+    return UnusableClipError("too long", f"{seconds:.1f} s, the limit is {limit:g} s")
+
+
+def _wave(samples: FloatArray, cut: bool) -> Wave:
+    centred = _centre(samples)
+    return Wave(_scale(centred), cut, bool(np.abs(centred).max() < _SILENT))
 
 
 def normalize(wave: FloatArray) -> FloatArray:
@@ -80,4 +110,4 @@ def _scale(centred: FloatArray) -> FloatArray:
     return np.ascontiguousarray(centred / np.float32(np.sqrt(variance + 1e-7)))
 
 
-__all__ = ["UnusableClipError", "Wave", "decode", "normalize"]
+__all__ = ["UnusableClipError", "Wave", "decode", "decode_array", "normalize"]

@@ -8,7 +8,7 @@ from multistill.config import FeaturesConfig
 from multistill.encoders import side_by_side
 from multistill.encoders.registry import resolve_text
 
-DECODER = 4
+DECODER = 5
 """Version of decoding: raise it when a change to decoding or resampling changes any sample, or
 when `features.json` holds what stores written before lack."""
 

@@ -1,1 +1,1 @@
-"""Running trained models: outputs over a feature store, ensembles, latency."""
+"""Running trained models: recordings to predictions, outputs over a store, ensembles, latency."""

@@ -24,10 +24,9 @@ from multistill.encoders.registry import load_text
 from multistill.errors import MultistillError
 from multistill.features.decode import Wave, decode
 from multistill.features.identity import resolved_weights
-from multistill.features.windows import clip_spans
-from multistill.features.worker import Window, batch_windows
+from multistill.features.in_memory import encode_clip
 from multistill.models.spec import Encoder, Modality
-from multistill.typing import FloatArray
+from multistill.typing import AnyArray, FloatArray
 
 WARM_UP = 3
 COMPONENTS: Mapping[Modality, tuple[str, ...]] = {
@@ -188,12 +187,8 @@ class EncoderLatency:
     ) -> list[float]:
         encoder = side_by_side.load(config, weights, self._device)
 
-        def encode(samples: FloatArray) -> None:
-            spans = clip_spans(len(samples), encoder, config)
-            windows = [Window(0, row, samples[a:b]) for row, (a, b) in enumerate(spans)]
-            equal = encoder.info.padding == "equal-length"
-            for batch in batch_windows(windows, self._config.batch_seconds, equal):
-                encoder.encode([window.samples for window in batch])
+        def encode(samples: FloatArray) -> AnyArray:
+            return encode_clip(samples, encoder, config, self._config.batch_seconds)
 
         return time_each(encode, self._waves, self._device)[0]
 

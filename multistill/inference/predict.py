@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from multistill.corpora.manifest import read_manifest
-from multistill.features.collate import collate, cut_by_padded_size
+from multistill.features.collate import StateReader, collate, cut_by_padded_size
 from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
 from multistill.models.build import keeping_sequences
@@ -60,7 +60,7 @@ class Outputs:
 
 def predict(
     model: Model,
-    store: FeatureStore,
+    store: StateReader,
     ids: Sequence[str],
     device: torch.device | str | None = None,
     max_frames: int | None = None,
@@ -133,7 +133,7 @@ def predict(
 
 def predict_logits(
     model: Model,
-    store: FeatureStore,
+    store: StateReader,
     ids: Sequence[str],
     device: torch.device | str | None = None,
     max_frames: int | None = None,

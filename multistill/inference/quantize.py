@@ -35,11 +35,11 @@ def stored_bytes(model: Model, *, int8: bool) -> int:
     return len(save_tensors(to_int8(tensors) if int8 else tensors))
 
 
-def quantize(folder: Path, out: Path) -> int:
+def quantize(folder: Path, out: Path) -> tuple[int, int]:
     """Write a model folder once more with its weights in 8 bits.
 
     Returns:
-        size of the new weights files in bytes.
+        sizes of the weights files in bytes, before and after.
 
     Raises:
         UsageError: `out` holds a model.
@@ -51,5 +51,9 @@ def quantize(folder: Path, out: Path) -> int:
     recorded = {each.name: config[each.name] for each in fields(ModelInfo) if each.name in config}
     info = ModelInfo(**recorded, trained=trained_encoders_of(folder, config))
     save_model(load_model(folder), out, info, int8=True)
-    files = [out / WEIGHTS, out / ENCODER_WEIGHTS]
+    return _weights_bytes(folder), _weights_bytes(out)
+
+
+def _weights_bytes(folder: Path) -> int:
+    files = [folder / WEIGHTS, folder / ENCODER_WEIGHTS]
     return sum(file.stat().st_size for file in files if file.exists())

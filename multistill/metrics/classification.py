@@ -66,6 +66,20 @@ def shares_from_outputs(outputs: npt.NDArray[np.floating]) -> DoubleArray:
     return np.asarray(values / values.sum(axis=-1, keepdims=True))
 
 
+def distributions(outputs: npt.NDArray[np.floating], kind: str) -> DoubleArray:
+    """Distributions [..., C] from a head's outputs [..., C].
+
+    Args:
+        kind: `logits`, or `shares` (of `shares_from_outputs`), as a model's config.json says.
+    """
+    return shares_from_outputs(outputs) if kind == "shares" else softmax(outputs)
+
+
+def log_probabilities(distribution: npt.NDArray[np.floating]) -> DoubleArray:
+    """Logits up to a constant, to which softmax is invariant; defined for an ensemble too."""
+    return np.asarray(np.log(np.maximum(distribution, EPS)))
+
+
 def entropy(shares: DoubleArray) -> DoubleArray:
     """Entropy in nats of distributions [..., C]."""
     return np.asarray(-np.sum(shares * np.log(np.maximum(shares, EPS)), axis=-1))

@@ -5,8 +5,9 @@ changed of the encoder. The base is never in it; config.json holds its name and 
 
 config.json holds all that an application needs to use the model: the architecture (`spec`,
 which includes the number of previous turns), the classes in order (`labels`), the kind of
-output (`output`), the number of audio frames read (`max_frames`), and the encoders it was
-trained with, including all their settings (`encoders`).
+output (`output`), the number of audio frames read (`max_frames`), the encoders it was trained
+with, including all their settings (`encoders`), the type in which their states were stored
+(`dtype`), and the temperature that calibrates its probabilities (`temperature`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from multistill.workspace import atomic_path, read_json, write_json
 WEIGHTS = "model.safetensors"
 ENCODER_WEIGHTS = "encoder.safetensors"
 CONFIG = "config.json"
-FORMAT = 2
+FORMAT = 3
 if TYPE_CHECKING:
     from multistill.encoders.source import EncoderSource
 
@@ -54,6 +55,9 @@ class ModelInfo:
         max_frames: number of audio frames that the model reads of a clip; None: all.
         encoders: `speech` and `text`: name, revision, dimension and settings (layers and their
             combination, windows, seconds or tokens read), enough to compute the states.
+        dtype: type in which the states were stored (`features.dtype`), which rounds them.
+        temperature: by which logarithms of probabilities are divided, fitted on validation
+            (`multistill.metrics.calibration`); None: they are not calibrated.
         training: human-readable summary of the training.
         trained: the encoders that were trained with the model, as they were before.
     """
@@ -63,6 +67,8 @@ class ModelInfo:
     output: Output = "logits"
     max_frames: int | None = None
     encoders: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str = "float16"
+    temperature: float | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     trained: Mapping[Encoder, EncoderSource] = field(default_factory=dict)
 
@@ -101,6 +107,8 @@ def save_model(model: Model, folder: Path, info: ModelInfo, *, int8: bool = Fals
         "text_dim": model.text_dim,
         "max_frames": info.max_frames,
         "encoders": encoders,
+        "dtype": info.dtype,
+        "temperature": info.temperature,
         "training": dict(info.training),
         "sha256": sha256,
     }
@@ -156,7 +164,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     """
     try:
         config = read_json(folder / CONFIG)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pickles = [path.name for kind in _PICKLES for path in sorted(folder.glob(kind))]
         if pickles:
             raise MultistillError(

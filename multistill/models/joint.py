@@ -70,6 +70,14 @@ class JointModel(nn.Module):
         return self.head.dimension_scale
 
     @property
+    def keeps_sequences(self) -> bool:
+        return self.head.keeps_sequences
+
+    @keeps_sequences.setter
+    def keeps_sequences(self, keep: bool) -> None:
+        self.head.keeps_sequences = keep
+
+    @property
     def standardizes(self) -> bool:
         return self.head.standardizes
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from multistill.corpora import unlabelled
 from multistill.corpora.coverage import coverage_gaps
-from multistill.corpora.manifest import QUALITY
+from multistill.corpora.manifest import QUALITY, UNLABELLED
 from multistill.report.corpus import describe_corpus
 from multistill.report.pages import Block, Page, to_html
 from multistill.report.tables import Cell, Table
@@ -47,7 +48,7 @@ def data_page(manifest: Path, summary: Mapping[str, Any]) -> str:
         f"clips or rows left out: {counts['rejected']:,}.{tested}",
         list(_blocks(corpus, quality, summary)),
         [(gap.title, gap.text) for gap in ([] if folds else coverage_gaps(corpus["class_counts"]))],
-        list(_notes(quality)),
+        [*_notes(quality), *unlabelled.sentences(summary["unlabelled"])],
     )
     return to_html(page)
 
@@ -68,7 +69,7 @@ def _blocks(
             )
     yield Block("Parts", Table(["part", *numbers], rows, frozenset(numbers)))
     if summary.get("folds"):
-        parts = ("train", "valid", "test")
+        parts = ("train", "valid", "test", *(UNLABELLED,) * bool(summary["unlabelled"]))
         sizes = [
             [fold["name"], *(fold["splits"].get(part, 0) for part in parts)]
             for fold in summary["folds"]

@@ -91,6 +91,7 @@ def _readers(spec: ModelSpec) -> list[ModelSpec]:
         replace(
             spec,
             modality=modality,
+            front="linear",  # a convolutional one would refuse text alone, and costs no encoder
             speech_encoder=speech_encoder,
             speech_layer=speech_layer,
             text_layer=text_layer,

@@ -69,3 +69,46 @@ def download_models(uri: str, runs: list[Any], into: Path) -> dict[str, Path]:
             call_mlflow(server.client.download_artifacts, run_id, FOLDER, str(target))
             found[run_id] = target / FOLDER
     return found
+
+
+def download_model(uri: str, model: str, into: Path) -> tuple[Path, str | None]:
+    """Copy one model of the server into a folder.
+
+    Args:
+        model: `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/ID`.
+        into: an existing folder for the files.
+
+    Returns:
+        the copy, and the registered name with its version, if there is one.
+
+    Raises:
+        UsageError: the server has no such model, or does not answer.
+    """
+    server, title = Server(uri, "", Path()), None
+    scheme, _, rest = model.partition(":/")
+    name, at, alias = rest.rpartition("@")
+    try:
+        if scheme == "runs":
+            run_id, source = rest.split("/")[0], f"runs:/{rest.strip('/')}"
+            if "/" not in rest.strip("/"):
+                source = f"runs:/{run_id}/{FOLDER}"
+        else:
+            if at:
+                version = call_mlflow(server.client.get_model_version_by_alias, name, alias)
+            else:
+                name, _, number = rest.rpartition("/")
+                version = call_mlflow(server.client.get_model_version, name, number)
+            title, source = f"{name} version {version.version}", str(version.source)
+        path = call_mlflow(_download, artifact_uri=source, dst_path=str(into), tracking_uri=uri)
+    except (ServerUnavailableError, RecordRejectedError) as error:
+        raise UsageError(
+            f"{model} cannot be read from {redact(uri)} ({redact(str(error))}); check the name, "
+            "and that the server runs"
+        ) from error
+    return Path(path), title
+
+
+def _download(**arguments: str) -> str:
+    from mlflow.artifacts import download_artifacts
+
+    return str(download_artifacts(**arguments))

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from multistill.inference.predict import predict_logits
+from multistill.metrics.calibration import fit_temperature
+from multistill.metrics.classification import distributions, log_probabilities
 from multistill.metrics.majority import bars
-from multistill.models.files import CONFIG, ModelInfo, save_model
-from multistill.models.joint import build_model, load_trained_state
+from multistill.models.files import CONFIG, ModelInfo, Output, save_model
+from multistill.models.joint import Model, build_model, load_trained_state
 from multistill.training.checkpoint import Progress, best_weights
 from multistill.training.data import TrainingData
 from multistill.training.task import TrainingTask
@@ -70,17 +73,33 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
         "task": hashlib.sha256(canonical(task.identity()).encode()).hexdigest()[:16],
     }
     write_json(folder / HISTORY, {**summary, "epochs": progress.history})
+    output: Output = "shares" if task.train.loss == "mse" and task.spec.num_classes else "logits"
     info = ModelInfo(
         role=task.role,
         labels=data.classes if task.spec.num_classes else (),
-        output="shares" if task.train.loss == "mse" and task.spec.num_classes else "logits",
+        output=output,
         max_frames=task.train.max_frames,
         encoders=store.encoders(),
+        dtype=store.dtype,
+        temperature=_temperature(model, task, data, output),
         trained=task.encoders,
         training=summary,
     )
     save_model(model, folder, info)
     return summary
+
+
+def _temperature(
+    model: Model, task: TrainingTask, data: TrainingData, output: Output
+) -> float | None:
+    """Of the model's probabilities on validation; None without labelled clips there."""
+    if not task.spec.num_classes or not len(data.valid):
+        return None
+    ids, context = data.valid.ids, data.context
+    outputs = predict_logits(
+        model, data.store, ids, max_frames=task.train.max_frames, context=context
+    )
+    return fit_temperature(log_probabilities(distributions(outputs, output)), data.valid.labels)
 
 
 def _validation(

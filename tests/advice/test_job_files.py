@@ -33,6 +33,7 @@ TWO_ENCODERS = (
 LIGHT = "students: [{name: a, model: {preset: light-student%s}}]\n"
 COPIES = "features: {augmentation: {copies: 2, %s}}\n"
 TEXT = "small-text-student"
+SEQUENCES = "distillation: {sequence_weight: 1.0}\n"
 SPACE = "search: {space: {%s}}\n"
 WILD = "name: x\ncorpora: [{kind: demo}, {kind: table, path: /d.csv, unlabelled: true%s}]\n"
 
@@ -121,6 +122,18 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         [
             "students: [{name: a, model: small-audio-student, "
             "train: {augmentation: {mixup: 0.1}}}]\n"
+        ],
+    ),
+    (
+        f"{SEQUENCES}students: [{{name: a, model: small-student, "
+        "train: {augmentation: {mixup: 0.1, mixup_of: pooled}}}]\n",
+        "`distillation.sequence_weight` compares; use `mixup_of: states`, or set `sequence_weight: "
+        "0`",
+        [
+            f"{SEQUENCES}students: [{{name: a, model: small-student, "
+            "train: {augmentation: {mixup: 0.1, mixup_of: states}}}]\n",
+            "distillation: {sequence_weight: 0}\nstudents: [{name: a, model: small-student, "
+            "train: {augmentation: {mixup: 0.1, mixup_of: pooled}}}]\n",
         ],
     ),
     (
@@ -349,6 +362,15 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         ],
     ),
     (
+        f"{BASE}{TWO_ENCODERS}{LIGHT % ', speech_encoder: log-mel'}"
+        + SPACE % "model.speech_encoder: {choices: [log-mel, smart-turn]}",
+        "and this one would read the states of {}; {}, or use `front: linear`",
+        [
+            f"{BASE}{TWO_ENCODERS}{LIGHT % ', speech_encoder: log-mel, front: linear'}"
+            + SPACE % "model.speech_encoder: {choices: [log-mel, smart-turn]}",
+        ],
+    ),
+    (
         MODEL % (", speech_layer: 2", ""),
         "the store holds {}; set {}: {layers: [..., {}], combine: concat}",
         [
@@ -555,6 +577,37 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         [
             f"{WILD % ''}{MODEL % ('', ', train: {oversample: false}')}",
             f"{BASE}{MODEL % ('', ', train: {oversample: true}')}",
+        ],
+    ),
+    (
+        "distillation: {sequence_weight: 1}\nstudents: [{name: a, model: small-student, train: "
+        "{augmentation: {mixup: 0.2, mixup_of: pooled}}}]\n",
+        "use `mixup_of: states`, or set `sequence_weight: 0`",
+        [
+            "distillation: {sequence_weight: 1}\nstudents: [{name: a, model: small-student, train: "
+            "{augmentation: {mixup: 0.2, mixup_of: states}}}]\n",
+            "distillation: {sequence_weight: 0}\nstudents: [{name: a, model: small-student, train: "
+            "{augmentation: {mixup: 0.2, mixup_of: pooled}}}]\n",
+        ],
+    ),
+    (
+        f"{WILD % ''}{SPACE % 'train.oversample: {choices: [true, false]}'}",
+        "have none (`unlabelled: true`); remove that key, or remove the corpus",
+        [
+            f"{WILD % ''}{SPACE % 'train.learning_rate: {low: 1e-4, high: 1e-3}'}",
+            f"{BASE}{SPACE % 'train.oversample: {choices: [true, false]}'}",
+        ],
+    ),
+    (
+        "distillation: {sequence_weight: 1}\nstudents: [{name: a, model: small-student, train: "
+        "{augmentation: {mixup_of: pooled}}}]\n"
+        + SPACE
+        % "train.augmentation.mixup: {low: 0.1, high: 0.5}",
+        "search `mixup` of the states, or remove `sequence_weight`",
+        [
+            "distillation: {sequence_weight: 1}\n"
+            + SPACE % "train.augmentation.mixup: {low: 0.1, high: 0.5}",
+            SPACE % "train.augmentation.mixup: {low: 0.1, high: 0.5}",
         ],
     ),
     (

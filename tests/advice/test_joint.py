@@ -23,6 +23,7 @@ BASE = "name: x\ncorpora: [{kind: demo}]\n"
 SPEECH = "features: {speech: {model: untrained-wav2vec2, train: %s}}\n"
 STUDENT = "students: [{name: a, model: {preset: small-audio-student%s}%s}]\n"
 LAST = SPEECH % "last-1"
+SPACE = "search: {space: {%s}}\n"
 
 JOB_FILES: list[tuple[str, str, list[str]]] = [
     # what provokes it, the advice, what the user writes instead
@@ -47,6 +48,11 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         [SPEECH % "last-1", SPEECH % "{kind: lora, layers: 1, rank: 4}"],
     ),
     (
+        LAST + "recipe: features-only\n",
+        "trains no model that would train the encoder; set `none`, or `recipe: distillation`",
+        [SPEECH % "none" + "recipe: features-only\n", LAST + "recipe: distillation\n"],
+    ),
+    (
         LAST + STUDENT % (", context_turns: 2", ""),
         "changes the encoder at every step; set context_turns to 0, or `train: none`",
         [
@@ -61,6 +67,25 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
             LAST + STUDENT % ("", ""),
             SPEECH % "{kind: last-1, time_mask: 0.1}" + STUDENT % ("", ""),
             LAST + STUDENT % ("", ", train: {augmentation: {mixup: 0.2, mixup_of: pooled}}"),
+        ],
+    ),
+    (
+        LAST + STUDENT % ("", "") + SPACE % "train.augmentation.noise: {low: 0, high: 0.5}",
+        "remove that key",
+        [
+            LAST + STUDENT % ("", "") + SPACE % "train.learning_rate: {low: 1e-4, high: 1e-3}",
+            SPEECH % "none"
+            + STUDENT % ("", "")
+            + SPACE % "train.augmentation.noise: {low: 0, high: 0.5}",
+        ],
+    ),
+    (
+        LAST + STUDENT % ("", "") + SPACE % "train.augmentation.mixup: {low: 0, high: 0.5}",
+        "set `mixup_of: pooled` of the student, or remove that key",
+        [
+            LAST
+            + STUDENT % ("", ", train: {augmentation: {mixup_of: pooled}}")
+            + SPACE % "train.augmentation.mixup: {low: 0, high: 0.5}",
         ],
     ),
 ]

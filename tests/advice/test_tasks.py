@@ -227,8 +227,8 @@ def test_models_and_targets_of_other_dimensions(corpus: tuple[Path, Path], tmp_p
     manifest, store = corpus
     out = tmp_path / "targets.parquet"
     with told("the teacher in {} has the dimensions {}, and {} has {}; use teachers of the same"):
-        soft_targets(manifest.parent, store, folders, {}, False, out)
-    soft_targets(manifest.parent, store, folders[:1], {}, False, out)
+        soft_targets(manifest.parent, store, folders, {}, False, False, out)
+    soft_targets(manifest.parent, store, folders[:1], {}, False, False, out)
     student = {"soft_targets": str(out), "distillation": jobfile.parse(JOB % "", "x").distillation}
     with told("have the dimensions {}, and the model `{}` has {}; use soft targets and a model"):
         TrainingData.open(replace(one, **student))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from multistill.audio.digests import Digests, digest_of
 from multistill.audio.errors import UnusableClipError
-from multistill.audio.reading import opened, read_header, read_sound
+from multistill.audio.reading import convert, opened, read_header, read_sound
 
 FRAMES = 40_000
 MAGIC = [
@@ -466,3 +466,19 @@ def test_an_mp3_file_with_a_vbri_header_is_read_whole_and_a_part_of_it_never(
         assert "can be decoded" in reason(path)
     path.write_bytes(vbri(data, length=0, frames=0))
     assert len(read_sound(str(path)).samples) >= 80_000
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(16_000, 1), (44_100, 2), (8_000, 6), (96_000, 1)])
+def test_samples_in_memory_are_read_as_those_of_a_file(
+    tmp_path: Path, rate: int, channels: int
+) -> None:
+    """Longer than a block of the reader, cut and whole."""
+    random = np.random.default_rng(0)
+    samples = random.uniform(-1, 1, ((1 << 19) // channels + 999, channels)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
+    content = (tmp_path / "a.wav").read_bytes()
+    for seconds in (1.0, len(samples) / rate):
+        wanted = read_sound(str(tmp_path / "a.wav"), max_seconds=seconds)
+        for found in (read_sound(content, max_seconds=seconds), convert(samples, rate, seconds)):
+            np.testing.assert_array_equal(found.samples, wanted.samples)
+            assert found.cut == wanted.cut and found.header[:3] == wanted.header[:3]

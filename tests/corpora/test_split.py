@@ -87,8 +87,10 @@ def test_numbered_sessions_are_spread_evenly(count: int, first: int, seed: int) 
     parts = assign_parts(sessions, 0.2, 0.15, seed)
     in_test = sum(part == "test" for part in parts.part.values())
     in_valid = sum(part == "valid" for part in parts.part.values())
-    assert abs(in_test - 0.2 * count) <= 2
-    assert abs(in_valid - 0.15 * count) <= 2
+    # The largest deviations of a golden-ratio sequence of 10 to 60 points from these shares, over
+    # all starting points: 2.2 (46 points) and 2.
+    assert abs(in_test - 0.2 * count) <= 2.2 + 1e-9
+    assert abs(in_valid - 0.15 * count) <= 2 + 1e-9
     assert not parts.reassigned
 
 

@@ -26,7 +26,22 @@ def test_an_ensemble_needs_the_encoders_and_layers_of_all_its_members() -> None:
     assert spec_of_ensemble([one, one]) == one
     assert spec_of_ensemble([one, other]).layers_read == {}
     both = spec_of_ensemble([one, text])
-    assert (both.reads_audio, both.reads_text, both.layers_read) == (True, True, {})
+    assert (both.reads_audio, both.reads_text) == (True, True)
+    assert both.layers_read == {"speech": 3, "text": 1}
+
+
+def test_an_ensemble_needs_the_speech_encoders_of_all_its_members() -> None:
+    parts = [{"title": "log-mel", "width": 4}, {"title": "large", "width": 6, "layers": [2, 3]}]
+    light = resolve("light-student", {"speech_parts": parts, "speech_encoder": "log-mel"})
+    large = resolve("small-audio-student", {"speech_parts": parts, "speech_encoder": "large"})
+    third = replace(large, speech_layer=3)
+    text = resolve("small-text-student", {"speech_parts": parts})
+    assert spec_of_ensemble([light, large]).encoder_read is None
+    both = spec_of_ensemble([large, third])
+    assert (both.encoder_read, both.layers_read) == ("large", {})
+    for members in ([light, text], [text, light]):
+        read = spec_of_ensemble(members)
+        assert (read.modality, read.encoder_read) == ("multimodal", "log-mel")
 
 
 def test_members_of_different_modalities_answer_as_the_mean_of_both(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_classes_travel_from_the_manifest_to_the_scores(
     trained(task, tmp_path / "teacher")
     assert read_model_config(tmp_path / "teacher")["labels"] == list(classes)
     targets = tmp_path / "soft_targets.parquet"
-    soft_targets(Path(task.manifest), corpus[1], [tmp_path / "teacher"], {}, False, targets)
+    soft_targets(Path(task.manifest), corpus[1], [tmp_path / "teacher"], {}, False, False, targets)
     assert read_soft_targets(targets).classes == classes
     student = replace(task, soft_targets=str(targets), distillation=DistillationConfig(weight=0.5))
     trained(student, tmp_path / "student")

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from helpers.joint_case import make_joint_corpus
 from helpers.training_corpus import make_corpus, make_task, trained
 
 from multistill.config import EvaluationConfig
 from multistill.errors import MultistillError
-from multistill.evaluation.dimensions import DimensionScorer
+from multistill.evaluation.dimensions import DimensionScorer, probe_dimensions
 from multistill.evaluation.evaluate import (
     Candidate,
     EvaluatedFold,
@@ -22,6 +23,7 @@ from multistill.evaluation.evaluate import (
     predictions_schema,
 )
 from multistill.evaluation.utterances import read_utterances
+from multistill.features.initial_states import InitialStates
 from multistill.features.store import FeatureStore
 from multistill.metrics.dimensions import dimension_metrics
 from multistill.metrics.intervals import Clusters, Resampling
@@ -110,6 +112,23 @@ def test_baselines_without_dimensions_stand_beside_them(case: Evaluated) -> None
     shares = np.full((len(test), len(test.classes)), 1 / len(test.classes))
     rows = _table(predictions_schema(test.classes, NAMES), "ComParE, linear SVM", test, shares)
     assert rows["valence"].null_count == len(test) > rows["valence_truth"].null_count
+
+
+def test_probes_read_a_trained_encoder_as_it_is_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def probe(modality: str, store: Any, *others: Any) -> Any:
+        read.append(type(store))
+        return probe_dimensions(modality, store, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("multistill.evaluation.evaluate.probe_dimensions", probe)
+    manifest, store = make_joint_corpus(tmp_path / "corpus", "last-1")
+    (tmp_path / "out").mkdir()
+    fold = EvaluatedFold(manifest.parent, [])
+    evaluate([fold], store, CONFIG, tmp_path / "out", dimensions=NAMES)
+    assert set(read) == {InitialStates}
 
 
 def test_models_of_other_dimensions_are_refused(case: Evaluated, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class Case:
         self.targets = home / "targets" / "soft_targets.parquet"
         self.targets.parent.mkdir()
         teachers = [self.folders["teacher1"], self.folders["teacher2"]]
-        soft_targets(self.manifest, self.store, teachers, {}, False, self.targets)
+        soft_targets(self.manifest, self.store, teachers, {}, False, False, self.targets)
         config = DistillationConfig(weight=0.5, targets="in-sample")
         student = replace(self.task(epochs=6), soft_targets=str(self.targets), distillation=config)
         for seed in (3, 4):

@@ -45,7 +45,7 @@ def test_a_loaded_model_equals_the_saved_one(saved: tuple[EmotionModel, Path]) -
     torch.testing.assert_close(loaded(*inputs).logits, model.eval()(*inputs).logits)
     config = read_model_config(folder)
     assert config["labels"] == list(CLASSES)
-    assert config["format"] == 2
+    assert config["format"] == 3
     assert (config["role"], config["output"], config["max_frames"]) == ("student", "shares", 512)
     assert config["encoders"] == ENCODERS and config["training"] == {"note": "x"}
     assert config["spec"]["context_turns"] == 2

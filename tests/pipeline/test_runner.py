@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import yaml
@@ -140,7 +142,6 @@ def test_report_has_the_keys_of_the_contract(
 
 def test_truncated_clip_is_accounted_for(finished: tuple[JobConfig, pipeline.Outcome]) -> None:
     _, outcome = finished
-    import pyarrow.parquet as pq
 
     prepared = outcome.stages["prepare"].summary
     rejected = pq.read_table(outcome.stages["prepare"].path / "rejected.parquet").to_pylist()
@@ -245,6 +246,52 @@ def test_the_winner_becomes_the_champion_without_pickles(
     local = Path(client.download_artifacts(champion.run_id, "model", str(tmp_path)))
     assert {path.name for path in local.iterdir()} == {"model.safetensors", "config.json"}
     assert load_model(local).spec.modality == "audio"
+
+
+def test_predict_says_what_evaluate_says(
+    finished: tuple[JobConfig, pipeline.Outcome],
+    mlflow_server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Digit for digit, by the model's folder, as the job's best student and as the champion."""
+    from multistill.cli.app import main
+    from multistill.corpora.manifest import MANIFEST
+    from multistill.inference.predictor import Predictor
+
+    job, outcome = finished
+    workspace = Workspace(job.workspace)
+    scored = pq.read_table(outcome.stages["evaluate"].path / "predictions.parquet").to_pylist()
+    manifest = pq.read_table(outcome.stages["prepare"].path / MANIFEST)
+    columns = ["utterance_id", "audio_path", "text"]
+    for stage, name, exact in (("students", "audio", True), ("teacher", "teacher", False)):
+        wanted = {row["utterance_id"]: row for row in scored if row["model"] == name}
+        chosen = [row for row in manifest.select(columns).to_pylist()
+                  if row["utterance_id"] in wanted]  # fmt: skip
+        pq.write_table(pa.Table.from_pylist(chosen), tmp_path / "clips.parquet")
+        index = outcome.stages[stage].summary["models"]
+        first = next(model for model in index.values() if model["fold"] is None)
+        folder = workspace.folder("models", first["fingerprint"])
+        arguments = [str(folder), "--audio", str(tmp_path / "clips.parquet"), "--temperature", "1"]
+        with pytest.raises(SystemExit) as end:
+            main(["predict", *arguments, "--out", str(tmp_path / "out.parquet")])
+        assert end.value.code == 0
+        found = pq.read_table(tmp_path / "out.parquet").to_pylist()
+        assert [row["id"] for row in found] == [row["utterance_id"] for row in chosen]
+        for row in found:
+            expected = wanted[row["id"]]
+            shares = np.float32([row[key] for key in row if key.startswith("p_")])
+            if exact:
+                assert shares.tolist() == expected["distribution"]
+            np.testing.assert_allclose(shares, expected["distribution"], atol=1e-5)
+            assert row["label"] == expected["label"]
+    clip = chosen[0]["audio_path"]
+    assert Predictor.load("tiny", workspace=job.workspace).predict(clip).label is not None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    champion = Predictor.load("models:/tiny-audio@champion")
+    assert champion.name == "tiny-audio version 1" and champion.temperature != 1.0
+    again = Predictor.load("models:/tiny-audio/1")
+    assert again.predict(clip).distribution == champion.predict(clip).distribution
 
 
 def test_the_search_is_evaluated_over_seeds_with_out_of_fold_targets(

@@ -21,9 +21,12 @@ def prepared(tmp_path: Path, protocol: str, capsys: pytest.CaptureFixture[str]) 
     rows += ["gone.wav,text,sad,p0", "36.wav,text,<gloomy>,p1"]
     table = write_table(tmp_path / "corpus", rows)
     write_wav(tmp_path / "corpus" / "36.wav", 36)
+    wild = write_table(tmp_path / "wild", ["50.wav,text,q1"], "audio_path,text,speaker")
+    write_wav(tmp_path / "wild" / "50.wav", 50)
     job = tmp_path / "job.yaml"
     job.write_text(
-        f"name: t\nworkspace: {tmp_path / 'w'}\ncorpora: [{{kind: table, path: {table}}}]\n"
+        f"name: t\nworkspace: {tmp_path / 'w'}\ncorpora:\n  - {{kind: table, path: {table}}}\n"
+        f"  - {{kind: table, path: {wild}, name: wild, unlabelled: true}}\n"
         f"split: {{by: speaker, test: 0.3, valid: 0.3}}\nprotocol: {protocol}\n"
     )
     with pytest.raises(SystemExit) as end:
@@ -42,7 +45,8 @@ def test_the_page_counts_what_was_read_and_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], protocol: str
 ) -> None:
     shown = prepared(tmp_path, protocol, capsys)
-    assert "table 36 clips; 6 speakers in 6 sessions" in shown
+    assert "table 36 clips, wild 1 clip; 7 speakers in 7 sessions" in shown
+    assert "wild: 1 clip without labels" in shown
     assert "clips or rows left out: 2" in shown
     assert "no such file" in shown and "&lt;gloomy&gt;" in shown
     assert ("Cross-validation of 6 folds" in shown) is (protocol != "holdout")

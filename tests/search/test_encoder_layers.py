@@ -15,6 +15,7 @@ from multistill.models.build import build
 from multistill.models.presets import resolve
 from multistill.models.spec import ModelSpec
 from multistill.pipeline import jobfile
+from multistill.search.cost import _encoders_of, _readers
 from multistill.search.space import apply, check_space
 from multistill.training.task import TrainingTask
 
@@ -93,3 +94,9 @@ def test_averaged_layers_are_one_state():
     joined = FeaturesConfig.model_validate({"speech": {"layers": [1, 2], "combine": "concat"}})
     assert joined.side_by_side() == {"speech_layers": [1, 2]}
     assert JobConfig.model_validate({"name": "t", "corpora": [{"kind": "demo"}]})
+
+
+def test_encoders_are_timed_for_students_with_a_convolutional_front():
+    spec = resolve("light-student", {"speech_layers": [6, 9]})
+    read = {_encoders_of(reader) for reader in _readers(spec)}
+    assert {"audio", "audio, speech layer 9", "text", "multimodal"} <= read

@@ -19,6 +19,8 @@ from helpers.training_corpus import ThreadGroup, losses, run, weights, with_drop
 
 from multistill.errors import MultistillError
 from multistill.inference.predict import predict
+from multistill.metrics.calibration import fit_temperature
+from multistill.metrics.classification import log_probabilities, softmax
 from multistill.models.build import count_parameters
 from multistill.models.files import load_model, read_model_config
 from multistill.models.joint import JointModel, build_model, load_trained_state, trained_state
@@ -235,6 +237,8 @@ def test_an_exported_model_gives_the_outputs_of_the_trained_one(
     ids = data.valid.ids
     loaded, trained = (predict(each, data.store, ids, "cpu").logits for each in (model, again))
     np.testing.assert_array_equal(loaded, trained)
+    fitted = fit_temperature(log_probabilities(softmax(loaded)), data.valid.labels)
+    assert config["temperature"] == pytest.approx(fitted) and config["dtype"] == data.store.dtype
     untrained = predict(build(task), data.store, ids, "cpu").logits
     assert not np.allclose(loaded, untrained)
 

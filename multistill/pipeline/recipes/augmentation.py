@@ -69,6 +69,19 @@ def _mixed_sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 "that `distillation.sequence_weight` compares; use `mixup_of: states`, or set "
                 "`sequence_weight: 0`",
             )
+    mixup, of = (searched.get(f"train.augmentation.{name}") for name in ("mixup", "mixup_of"))
+    if mixup is None and of is None:
+        return
+    config = job.searched_student().train.augmentation
+    if (mixup is not None or config.mixup) and "pooled" in (
+        (of.choices if of else None) or [config.mixup_of]
+    ):
+        yield (
+            ("search", "space"),
+            "search.space: `mixup_of: pooled` mixes two clips after the sequences that "
+            "`distillation.sequence_weight` compares; search `mixup` of the states, or remove "
+            "`sequence_weight`",
+        )
 
 
 def _modality(model: ModelConfig) -> Modality | None:

@@ -28,6 +28,12 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
             "features.augmentation: this recipe trains no model that would read the copies; remove "
             "the section, or set `recipe: distillation`",
         )
+    for section in job.features.trained:
+        yield (
+            ("features", section, "train"),
+            f"features.{section}.train: this recipe trains no model that would train the encoder; "
+            "set `none`, or `recipe: distillation`",
+        )
     yield from check_scores(job)
     yield from refuse_unlabelled(job)
 

@@ -18,10 +18,28 @@ def check_fronts(job: JobConfig) -> Iterator[tuple[Location, str]]:
         if (spec := each.spec) is not None and spec.front == "convolutional" and spec.deep:
             for sentence in _read(job, each.model):
                 yield each.location, f"{each.title}: {sentence}"
-    searched = job.search.space.get("model.front") if job.search.enabled else None
-    if searched is not None and "convolutional" in (searched.choices or ()):
-        for sentence in _read(job, job.searched_student().model):
-            yield ("search", "space", "model.front"), f"search.space, model.front: {sentence}"
+    if job.search.enabled:
+        yield from _searched(job)
+
+
+def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """Trials with a convolutional front, of the student or searched, on what they may read."""
+    space, model = job.search.space, job.searched_student().model
+    front, encoder = space.get("model.front"), space.get("model.speech_encoder")
+    if front is None and encoder is None:
+        return
+    if front is None:
+        spec = next((each.spec for each in models_of(job) if each.model is model), None)
+        convolutional = spec is not None and spec.front == "convolutional"
+    else:
+        convolutional = "convolutional" in (front.choices or ())
+    if not convolutional:
+        return
+    key = "model.front" if encoder is None else "model.speech_encoder"
+    choices = [model.speech_encoder] if encoder is None else (encoder.choices or ())
+    for choice in choices:
+        for sentence in _read(job, model.model_copy(update={"speech_encoder": choice})):
+            yield ("search", "space", key), f"search.space, {key}: {sentence}"
 
 
 def _read(job: JobConfig, model: ModelConfig) -> Iterator[str]:

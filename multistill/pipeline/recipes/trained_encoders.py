@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from multistill.config import JobConfig, TrainSection
+from multistill.config import JobConfig, SearchParameter, TrainSection
+from multistill.errors import MultistillError
+from multistill.models.presets import resolve
+from multistill.models.spec import ModelSpec
 from multistill.pipeline.recipes import Location
 from multistill.pipeline.recipes.models import models_of
+
+_CHANGES = ("noise", "time_masks", "feature_masks", "word_dropout", "word_swap")
 
 
 def check_trained_encoders(job: JobConfig) -> Iterator[tuple[Location, str]]:
@@ -15,8 +20,7 @@ def check_trained_encoders(job: JobConfig) -> Iterator[tuple[Location, str]]:
     for each in models_of(job) if trained else []:
         if (spec := each.spec) is None:
             continue
-        reads = {"speech": spec.reads_audio, "text": spec.reads_text}
-        own = [section for section in trained if reads[section]]
+        own = _trained_of(job, spec)
         if not own:
             continue
         if spec.context_turns:
@@ -33,6 +37,48 @@ def check_trained_encoders(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 f"features.{own[0]}.train reads the encoder's input there; remove it, and use "
                 "`time_mask` and `feature_mask` of features.speech.train, or `mixup_of: pooled`",
             )
+    if trained and job.search.enabled:
+        yield from _searched(job)
+
+
+def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """The same of what the search may set."""
+    space, student = job.search.space, job.searched_student()
+    try:
+        spec = resolve(student.model.preset, student.model.overrides())
+    except MultistillError:
+        return  # told by the recipe's own check of its models
+    own = _trained_of(job, spec)
+    if not own:
+        return
+    keys = ["model.context_turns"]
+    keys += [f"train.augmentation.{name}" for name in (*_CHANGES, "mixup")]
+    pooled = space.get("train.augmentation.mixup_of")
+    kinds = (pooled.choices if pooled else None) or [student.train.augmentation.mixup_of]
+    for key in keys:
+        parameter = space.get(key)
+        if parameter is None or not _above_zero(parameter):
+            continue
+        if key.endswith(".mixup") and kinds == ["pooled"]:
+            continue
+        remedy = "remove that key"
+        if key.endswith(".mixup"):
+            remedy = "set `mixup_of: pooled` of the student, or remove that key"
+        yield (
+            ("search", "space", key),
+            f"search.space: `{key}` needs states of the store, and features.{own[0]}.train changes "
+            f"them at every step; {remedy}",
+        )
+
+
+def _trained_of(job: JobConfig, spec: ModelSpec) -> list[str]:
+    """The trained encoders that a model reads."""
+    reads = {"speech": spec.reads_audio, "text": spec.reads_text}
+    return [section for section in job.features.trained if reads[section]]
+
+
+def _above_zero(parameter: SearchParameter) -> bool:
+    return any(parameter.choices) if parameter.choices is not None else bool(parameter.high)
 
 
 def _changed_states(train: TrainSection) -> str | None:
@@ -40,5 +86,4 @@ def _changed_states(train: TrainSection) -> str | None:
     config = train.augmentation
     if config.mixup and not config.mixes_pooled:
         return "mixup"
-    names = ("noise", "time_masks", "feature_masks", "word_dropout", "word_swap")
-    return next((name for name in names if getattr(config, name)), None)
+    return next((name for name in _CHANGES if getattr(config, name)), None)

@@ -24,6 +24,14 @@ def check_unlabelled(job: JobConfig) -> Iterator[tuple[Location, str]]:
             f"corpora.{index}.unlabelled: `distillation.weight` is 0, so the teacher gives these "
             "clips no target; raise it, or remove the corpus",
         )
+    oversample = searched.get("train.oversample")
+    if oversample is not None and True in (oversample.choices or ()):
+        yield (
+            ("search", "space", "train.oversample"),
+            "search.space: `train.oversample` draws clips by their class, and those of the corpus "
+            f"`{job.corpora[index].title}` have none (`unlabelled: true`); remove that key, or "
+            "remove the corpus",
+        )
     for number, student in enumerate(job.students):
         if student.train.oversample:
             yield (

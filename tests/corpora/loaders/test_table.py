@@ -66,7 +66,7 @@ def test_the_job_files_in_the_documentation_are_valid() -> None:
     kinds = [
         CorpusConfig(**corpus).kind for job in jobs for corpus in yaml.safe_load(job)["corpora"]
     ]
-    assert kinds == ["aihub-wellness", *["table"] * 4]
+    assert kinds == ["aihub-wellness", *["table"] * 6]
 
 
 def test_the_documentation_names_every_column() -> None:

@@ -24,7 +24,7 @@ WITH = JOB + "features: {augmentation: {copies: 2, noise: 1.0%s}}\n"
 
 def artifacts(folder: Path) -> dict[str, Artifact]:
     names = ("manifest", "features", "statistics", "teachers", "soft_targets", "copies")
-    meta = {"summary": {"splits": {"train": 40}, "content": "0"}}
+    meta = {"summary": {"splits": {"train": 40}, "content": "0", "seeds": ["0"]}}
     return {name: Artifact(name, name, folder, meta) for name in names}
 
 

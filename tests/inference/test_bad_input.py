@@ -1,0 +1,243 @@
+"""Whatever is not a recording or a text: the right answer or one sentence, by class and command.
+
+Each row is given to `Predictor` and to `multistill predict`, which must agree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from helpers.features_case import save_electra
+from helpers.predictor_case import save_predictor, speech_like
+
+from multistill import Predictor
+from multistill.audio.errors import UnusableClipError
+from multistill.cli.app import main
+from multistill.errors import MultistillError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("model")
+    return save_predictor(home / "m", features={"text": str(save_electra(home / "electra"))})
+
+
+@pytest.fixture(scope="module")
+def predictor(model: Path) -> Predictor:
+    return Predictor.load(model, "cpu")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(["predict", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return int(end.value.code or 0), captured.out, captured.err
+
+
+def sound(rate: int = 16_000, seconds: float = 1.0, channels: int = 1, **how: Any) -> Any:
+    def write(path: Path) -> None:
+        samples = np.stack([speech_like(seconds, rate)] * channels, axis=1)
+        soundfile.write(path, samples, rate, **{"format": "WAV", **how})
+
+    return write
+
+
+def samples(values: list[float], **how: Any) -> Any:
+    return lambda path: soundfile.write(path, np.array(values), 16_000, format="WAV", **how)
+
+
+NAN = {"subtype": "FLOAT"}
+REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "text": (lambda path: path.write_text("hello"), "not audio"),
+    "random bytes": (
+        lambda path: path.write_bytes(np.random.default_rng(0).bytes(4000)),
+        "not audio",
+    ),
+    "m4a": (lambda path: path.write_bytes(b"\0\0\0\x20ftypM4A \0\0\0\0"), "save it as FLAC"),
+    "empty": (lambda path: path.touch(), "empty: 0 bytes"),
+    "header only": (samples([]), "empty: no samples"),
+    "one sample": (samples([0.5]), "too short: 1 samples"),
+    "nan": (samples([0.1] * 999 + [float("nan")], **NAN), "not finite"),
+    "infinite": (samples([0.1] * 999 + [float("inf")], **NAN), "not finite"),
+    "missing": (lambda path: None, "cannot be opened: No such file"),
+    "folder in its place": (lambda path: path.mkdir(), "there is no recording"),
+    "pipe": (os.mkfifo, "not a regular file"),
+    "cut in the header": (lambda path: path.write_bytes(b"RIFF\xff\xff"), "not audio"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_recording_is_one_sentence(
+    name: str,
+    predictor: Predictor,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make, reason = REFUSED[name]
+    path = tmp_path / "a.wav"
+    make(path)
+    code, out, err = run(capsys, model, "--audio", path)
+    assert code == (2 if path.is_dir() else 1) and not out
+    assert reason in err and str(path) in err and err.count("\n") == 1, err
+    if path.is_dir():
+        return
+    with pytest.raises(UnusableClipError) as by_path:
+        predictor.predict(path)
+    assert f"multistill: {by_path.value}\n" == err
+    if path.is_file():
+        with pytest.raises(UnusableClipError, match=reason):
+            predictor.predict(path.read_bytes())
+
+
+READ: dict[str, tuple[Callable[[Path], Any], float]] = {
+    "8 kHz": (sound(8_000), 0.2),
+    "96 kHz": (sound(96_000), 0.2),
+    "22.05 kHz": (sound(22_050), 0.2),
+    "six channels": (sound(channels=6), 0.01),
+    "24 bit": (sound(subtype="PCM_24"), 0.01),
+    "float": (sound(subtype="FLOAT"), 0.01),
+    "double": (sound(subtype="DOUBLE"), 0.01),
+    "8 bit": (sound(subtype="PCM_U8"), 0.2),
+    "flac": (sound(format="FLAC"), 0.01),
+    "ogg": (sound(format="OGG", subtype="VORBIS"), 0.2),
+    "mp3": (sound(format="MP3"), 0.3),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_the_same_speech_in_another_form_is_the_same_clip(
+    name: str, predictor: Predictor, tmp_path: Path
+) -> None:
+    make, tolerance = READ[name]
+    make(tmp_path / "a.bin")
+    wanted = predictor.predict((speech_like(1.0), 16_000)).distribution
+    for audio in (tmp_path / "a.bin", (tmp_path / "a.bin").read_bytes()):
+        found = predictor.predict(audio).distribution
+        assert max(abs(found[label] - wanted[label]) for label in wanted) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("array", "rate", "reason"),
+    [
+        (np.zeros(0, np.float32), 16_000, "empty"),
+        (np.zeros((2, 3, 4), np.float32), 16_000, "not audio"),
+        (np.array(["a", "b"]), 16_000, "not audio"),
+        (np.full(16_000, np.nan), 16_000, "not finite"),
+        (np.full(16_000, 1e300), 16_000, "not finite"),
+        (np.zeros(16_000, np.float32), 0, "invalid header"),
+        (np.zeros((16_000, 0), np.float32), 16_000, "invalid header"),
+        (np.zeros(100, np.float32), 16_000, "too short"),
+    ],
+)
+def test_arrays_that_are_no_recording(
+    predictor: Predictor, array: Any, rate: int, reason: str
+) -> None:
+    with pytest.raises(UnusableClipError, match=reason):
+        predictor.predict((array, rate))
+
+
+def test_integers_have_the_full_scale_of_their_type(predictor: Predictor) -> None:
+    quiet = 0.3 * speech_like(1.0)
+    forms = [(quiet * 2.0**15).astype(np.int16), (quiet * 2.0**31).astype(np.int32)]
+    forms.append(((quiet + 1) * 2.0**15).astype(np.uint16))
+    wanted = predictor.predict((quiet, 16_000)).distribution
+    for form in forms:
+        found = predictor.predict((form, 16_000)).distribution
+        assert max(abs(found[label] - wanted[label]) for label in wanted) < 0.01
+
+
+def test_ten_hours_are_cut_where_training_was(predictor: Predictor) -> None:
+    hours = np.zeros(10 * 3600 * 8_000, np.int8)  # as one byte a sample
+    hours[: 31 * 8_000] = (speech_like(31.0, 8_000) * 100).astype(np.int8)
+    found = predictor.predict((hours, 8_000))
+    assert found.notes == ("only the first 30 s were read",)
+    first = predictor.predict((hours[: 30 * 8_000], 8_000))
+    assert found.distribution == pytest.approx(first.distribution, abs=0.01)
+
+
+@pytest.mark.parametrize("text", ["좋다 " * 33_000, "a" * 100_000, "\u200b" * 100_000 + "good"])
+def test_a_very_long_text_is_cut(
+    predictor: Predictor, model: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = predictor.predict(None, text)
+    assert found.label is not None
+    code, out, _ = run(capsys, model, "--text", text, "--json")
+    assert code == 0 and json.loads(out)["distribution"] == pytest.approx(found.distribution)
+
+
+@pytest.mark.parametrize("text", ["good \ud800 day", "\udcff", "a\x07b"])
+def test_what_is_no_text_is_one_sentence(
+    predictor: Predictor, model: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UnusableClipError, match=r"the transcript has U\+"):
+        predictor.predict(None, text)
+    code, out, err = run(capsys, model, "--text", text)
+    assert code == 1 and not out and "the transcript has U+" in err
+
+
+def _edit(**changes: Any) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+    return edit
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "is not a model folder"),
+    "cut config": (lambda folder: (folder / "config.json").write_text("{"), "is damaged"),
+    "foreign config": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "wav2vec2"}'),
+        "is not the config of a multistill model",
+    ),
+    "list": (lambda folder: (folder / "config.json").write_text("[]"), "is not the config"),
+    "other format": (_edit(format=1), "has format 1"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "is missing"),
+    "cut weights": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b"abc"),
+        "is damaged",
+    ),
+    "other head": (_edit(audio_dim=81), "the weights belong to another architecture"),
+    "file": (
+        lambda folder: (shutil.rmtree(folder), folder.write_bytes(b"weights")),
+        "is not a model folder",
+    ),
+    "unknown settings": (
+        _edit(encoders={k: {"settings": {"model": "log-mel", "x": 1}} for k in ("speech", "text")}),
+        "settings that this version does not know",
+    ),
+    "no encoders": (_edit(encoders={}), "does not say which speech encoder it reads"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_or_foreign_model_folder_is_one_sentence(
+    name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, reason = BROKEN[name]
+    folder = tmp_path / "m"
+    shutil.copytree(model, folder)
+    damage(folder)
+    with pytest.raises(MultistillError, match=reason):
+        Predictor.load(folder)
+    code, out, err = run(capsys, folder, "--text", "good day")
+    assert code in (1, 2) and not out and reason in err and err.count("\n") == 1
+
+
+def test_neither_model_nor_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, reason in (
+        ("nothing", "neither a model folder nor a job"),
+        ("models:/nothing@champion", "there is no MLflow database"),
+        ("runs:/0123", "there is no MLflow database"),
+    ):
+        code, _, err = run(capsys, name, "--text", "a", "--workspace", tmp_path)
+        assert code == 2 and reason in err and err.count("\n") == 1
