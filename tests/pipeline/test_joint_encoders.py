@@ -34,7 +34,7 @@ features:
 distillation: {{targets: in-sample, hint_weight: 0.1}}
 teacher:
   model: {{preset: small-audio-teacher, width: 16, feedforward: 16, classifier: 16}}
-  train: {{epochs: 6, batch_size: 8, learning_rate: 1.0e-2, workers: 2}}
+  train: {{epochs: 12, batch_size: 8, learning_rate: 1.0e-2, workers: 2}}
 students:
   - name: trained
     model: {{preset: small-audio-student, width: 16, feedforward: 16, classifier: 16}}

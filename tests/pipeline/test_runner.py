@@ -213,7 +213,8 @@ def test_the_top_level_run_shows_what_people_compare_jobs_by(
     }
     report = report_of(finished[1])
     by_role = {model["role"]: model for model in report["models"]}
-    for who, model in {"teacher": by_role["teacher"], "majority": report["baseline"]}.items():
+    teacher = by_role["teacher"]["seeds"]
+    for who, model in {"teacher": teacher, "majority": report["baseline"]}.items():
         for metric in ("macro_f1", "uar"):
             score = model["metrics"][metric]
             assert top.data.metrics[f"test_{who}_{metric}"] == pytest.approx(score["value"])
@@ -398,8 +399,11 @@ def test_models_are_known_by_their_role_and_their_folders_are_complete(
 ) -> None:
     job, outcome = finished
     teachers = outcome.stages["teacher"].summary["models"]
-    assert [m["role"] for m in teachers.values()] == ["teacher"] * 3
-    assert sorted(m["fold"] for m in teachers.values() if m["fold"] is not None) == [0, 1]
+    assert {m["role"] for m in teachers.values()} == {"teacher"}
+    expected = [(seed, fold) for seed in (3, 4) for fold in (-1, 0, 1)]
+    folds = [-1 if m["fold"] is None else m["fold"] for m in teachers.values()]
+    seeds = [m["seed"] for m in teachers.values()]
+    assert sorted(zip(seeds, folds, strict=True)) == expected
     students = outcome.stages["students"].summary["models"]
     assert {name: (m["role"], m["seed"]) for name, m in students.items()} == {
         "audio-seed0": ("student", 3),
