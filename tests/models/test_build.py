@@ -12,6 +12,7 @@ from helpers.encoder_states import random_states
 from torch import Tensor
 
 from multistill.models.build import EmotionModel, build, drop_modality
+from multistill.models.convolutional import STRIDE
 from multistill.models.spec import ModelSpec
 from multistill.models.standardize import Standardize
 
@@ -362,7 +363,8 @@ def test_heads_export_with_dynamic_batch_size_and_lengths(spec: ModelSpec) -> No
     audio, text = audio.nan_to_num(0.0), text.nan_to_num(0.0)
     context, context_mask = torch.randn(3, 2, TEXT + AUDIO), torch.ones(3, 2).bool()
     # More than one joined frame: shorter clips are padded, which does not change the output.
-    frames = torch.export.Dim("frames", min=spec.audio_stride + 1)
+    joined = spec.audio_stride * (STRIDE if spec.front == "convolutional" else 1)
+    frames = torch.export.Dim("frames", min=joined + 1)
     batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens")
     rows = {0: batch}
     shapes = (
