@@ -72,6 +72,7 @@ DEEP = {"paths": "deep", "dropout": 0.1, "classifier_dropout": 0.2}
 RAW = {**DEEP, "standardize": "none"}
 WIDE = {"paths": "wide"}
 WIDE_TRAIN = {"learning_rate": 2e-3}
+LIGHT_TRAIN = {"learning_rate": 2e-3, "epochs": 25}
 HEADS = {
     "teacher-raw": Head("small-teacher", RAW),
     "teacher-deep": Head("small-teacher", DEEP),
@@ -88,6 +89,8 @@ HEADS = {
     "audio-distilled": Head("small-audio-student", distilled=True),
     "text": Head("small-text-student"),
     "text-distilled": Head("small-text-student", distilled=True),
+    "light": Head("light-multimodal-student", train=LIGHT_TRAIN),
+    "light-distilled": Head("light-multimodal-student", train=LIGHT_TRAIN, distilled=True),
 }
 PAIRS = [
     ("teacher-deep", "teacher-raw"),
@@ -105,6 +108,8 @@ PAIRS = [
     ("text", "text-probe"),
     ("audio-distilled", "audio"),
     ("text-distilled", "text"),
+    ("light", "probe"),
+    ("light-distilled", "light"),
 ]
 PROBES: dict[str, Modality] = {
     "probe": "multimodal",

@@ -252,13 +252,14 @@ class SpeechEncoderConfig(OneSpeechEncoderConfig):
 
 
 class TextEncoderConfig(Section):
-    """Text encoder: `untrained-electra`, `use-multilingual`, or a Hugging Face name or folder."""
+    """Text encoder: `hashed-ngrams`, `use-multilingual`, or a Hugging Face name or folder."""
 
     shorthand: ClassVar = ("model",)
 
     model: str = Field(
         "untrained-electra",
-        description="`untrained-electra`, `use-multilingual`, a Hugging Face name or folder",
+        description="`hashed-ngrams`, `use-multilingual`, `untrained-electra`, a Hugging Face name or "
+        "folder",
     )
     revision: str | None = Field(
         None, description="commit, tag or branch on the hub; default: the newest"

@@ -28,6 +28,10 @@ class ChampionConfig(Section):
         return "min" if self.metric == "validation.loss" else "max"
 
 
+def _or_boolean(schema: dict[str, Any]) -> None:
+    schema["anyOf"] = [*schema["anyOf"], {"type": "boolean"}]
+
+
 class TrackingConfig(Section):
     """The MLflow server. Credentials come from the environment only (MLFLOW_TRACKING_*)."""
 
@@ -42,6 +46,7 @@ class TrackingConfig(Section):
         None,
         description="registers the winner of the search; default: no model is registered; `true`: "
         "by the default rule",
+        json_schema_extra=_or_boolean,
     )
 
     @field_validator("champion", mode="before")

@@ -40,6 +40,7 @@ SPEECH_ADVICE = "use a wav2vec2, HuBERT, WavLM, data2vec-audio, Whisper or W2v-B
 TEXT_ADVICE = "use an ELECTRA, BERT or RoBERTa model"
 
 BUILT_IN_LAYERS: Mapping[str, int] = {
+    "hashed-ngrams": 0,
     "log-mel": 0,
     "smart-turn": 2,
     "untrained-wav2vec2": 2,

@@ -109,7 +109,7 @@ def missing_weights(config: FeaturesConfig) -> Iterator[str]:
     ]
     for kind, section, model, other in (
         *parts,
-        ("text", TEXT_SECTION, config.text.model, "untrained-electra"),
+        ("text", TEXT_SECTION, config.text.model, "hashed-ngrams"),
     ):
         weights = PACKAGED.get(model)
         if weights is not None and weights.section == kind and not weights.is_stored():

@@ -58,6 +58,12 @@ def _untrained_wav2vec2(config: OneSpeechEncoderConfig, device: torch.device) ->
     return Wav2Vec2Family(untrained_wav2vec2(), config, "untrained", revision=None, device=device)
 
 
+def _hashed_ngrams(config: TextEncoderConfig, device: torch.device) -> TextEncoder:
+    from multistill.encoders.ngrams import HashedNgrams
+
+    return HashedNgrams(config)
+
+
 def _untrained_electra(config: TextEncoderConfig, device: torch.device) -> TextEncoder:
     from multistill.encoders.text import TransformerText, untrained_electra
 
@@ -91,11 +97,13 @@ BUILT_IN_SPEECH: Mapping[str, Callable[[OneSpeechEncoderConfig, torch.device], S
     "untrained-wav2vec2": _untrained_wav2vec2,
 }
 BUILT_IN_TEXT: Mapping[str, Callable[[TextEncoderConfig, torch.device], TextEncoder]] = {
+    "hashed-ngrams": _hashed_ngrams,
     "untrained-electra": _untrained_electra,
     "use-multilingual": _use_multilingual,
 }
 _UNTRAINED = {"untrained-wav2vec2", "untrained-electra"}
 _BUILT_IN_TOKENIZERS: Mapping[str, Callable[[], Tokenizer]] = {
+    "hashed-ngrams": HashingTokenizer,  # both know every word
     "untrained-electra": HashingTokenizer,
     "use-multilingual": _use_tokenizer,
 }

@@ -22,6 +22,7 @@ EncoderConfig = OneSpeechEncoderConfig | TextEncoderConfig
 
 _NOT_TRAINED = EncoderTrainingConfig()
 _WITHOUT_LAYERS = {
+    "hashed-ngrams": "has no weights",
     "log-mel": "has no weights",
     "use-multilingual": "has no transformer layers",
 }

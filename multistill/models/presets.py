@@ -46,6 +46,8 @@ _LIGHT = ModelSpec(
     front_blocks=4,
 )
 
+_LIGHT_S = replace(_LIGHT, width=64, feedforward=160, front_channels=8, front_blocks=3)
+
 
 def _unimodal(spec: ModelSpec, modality: str) -> ModelSpec:
     return ModelSpec.from_dict({**spec.to_dict(), "modality": modality, "modality_dropout": 0.0})
@@ -74,17 +76,19 @@ PRESETS: dict[str, ModelSpec] = {
     "small-student": _student(_SMALL),
     "small-text-student": _student(_unimodal(_SMALL, "text")),
     "small-audio-student": _student(_unimodal(_SMALL, "audio")),
-    "light-student-s": replace(_LIGHT, width=64, feedforward=160, front_channels=8, front_blocks=3),
+    "light-student-s": _LIGHT_S,
     "light-student": _LIGHT,
     "light-student-l": replace(
         _LIGHT, width=256, feedforward=512, front_channels=32, front_blocks=8, classifier=128
     ),
+    "light-multimodal-student": replace(_LIGHT_S, modality="multimodal", modality_dropout=0.1),
+    "light-text-student": replace(_LIGHT_S, modality="text", front="linear"),
 }
 """`paper-*` are the published heads (Multi-Still 2023) for 1024-d audio and 768-d text states.
 `text-*` are the published text heads without the audio projection that they never use.
 `small-*` are for corpora of hundreds to thousands of clips: they standardise their input and have
 a linear path beside the deep one (docs/models.md has the measurements). `light-*` read log-mel
-energies and have no encoder before them."""
+energies and, with hashed n-grams as text states, have no encoder before them."""
 
 
 def resolve(preset: str, overrides: Mapping[str, Any]) -> ModelSpec:

@@ -65,7 +65,7 @@ def _lines(name: str, corpora: Sequence[FoundCorpus], file: str) -> Iterator[str
     yield "                              # HuBERT, WavLM or data2vec-audio model"
     has_text = not corpora or any(corpus.has_text for corpus in corpora)
     if has_text:
-        yield "  text: untrained-electra     # a placeholder; better: a BERT or ELECTRA model, or"
+        yield "  text: hashed-ngrams         # no download; better: a BERT or ELECTRA model, or"
         yield f"{'':<30}# use-multilingual (`multistill weights get` fetches it)"
     yield ""
     teacher = "small-teacher" if has_text else "small-audio-teacher"

@@ -127,7 +127,7 @@ def test_a_mistyped_name_is_corrected(section: str, model: str, meant: str) -> N
 def test_a_built_in_encoder_of_the_other_section_is_named() -> None:
     [speech, text] = sentences(speech="use-multilingual", text="log-mel")
     assert "`use-multilingual` is a text encoder; use `log-mel` or" in speech
-    assert "`log-mel` is a speech encoder; use `untrained-electra` or" in text
+    assert "`log-mel` is a speech encoder; use `hashed-ngrams` or" in text
 
 
 @pytest.mark.parametrize("rate", [8000, 44100])
