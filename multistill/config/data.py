@@ -258,8 +258,8 @@ class TextEncoderConfig(Section):
 
     model: str = Field(
         "untrained-electra",
-        description="`hashed-ngrams`, `use-multilingual`, `untrained-electra`, a Hugging Face name or "
-        "folder",
+        description="`hashed-ngrams`, `use-multilingual`, `untrained-electra`, a Hugging Face "
+        "name or folder",
     )
     revision: str | None = Field(
         None, description="commit, tag or branch on the hub; default: the newest"

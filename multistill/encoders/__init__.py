@@ -1,4 +1,4 @@
-"""Speech and text encoders: Hugging Face models, packaged weights, log-mel, hashed n-grams, placeholders.
+"""Speech and text encoders: Hugging Face models, packaged weights, fixed transforms, placeholders.
 
 `registry` resolves the names of a job file and loads encoders; everything else is reached
 through it. To add an encoder:
