@@ -11,6 +11,7 @@ from pydantic import Field, WithJsonSchema, model_validator
 from multistill.config.base import Section, execution
 
 _OF_ALL: Mapping[str, Any] = {
+    "top": None,
     "layer_decay": 1.0,
     "unfreeze_epochs": 0,
     "gradient_checkpointing": False,
@@ -25,6 +26,12 @@ _FIELDS: Mapping[str, Mapping[str, Any]] = {
     "adapter": {**_OF_ALL, "learning_rate": 1e-4, "layers": None, "bottleneck": 64},
 }
 """The fields of each kind, with what they are where the job file leaves them out."""
+
+
+def kind_with(field: str) -> dict[str, Any]:
+    """Settings of a kind of training that has this field, the first that has."""
+    kind = next(kind for kind, names in _FIELDS.items() if field in names)
+    return {"kind": kind}
 
 
 class EncoderTrainingConfig(Section):
@@ -56,6 +63,12 @@ class EncoderTrainingConfig(Section):
         None,
         ge=1,
         description="K of `last-K`; `lora`, `adapter`: the top K layers, default: all",
+    )
+    top: int | None = Field(
+        None,
+        ge=1,
+        description="of the layers that take part, train only this many from the top; default: "
+        "all. A search can choose it, since the store keeps the same",
     )
     rank: int | None = Field(None, ge=1, description="`lora`: of the update; default: 8")
     alpha: float | None = Field(
@@ -120,6 +133,11 @@ class EncoderTrainingConfig(Section):
     def _check(self) -> EncoderTrainingConfig:
         if self.kind == "last" and self.layers is None:
             raise ValueError("`last` needs the number of layers to train; write last-1 or more")
+        if self.top is not None and self.layers is not None and self.top > self.layers:
+            raise ValueError(
+                f"`top: {self.top}` is more than the {self.layers} layers that take part; lower "
+                "it, or raise `layers`"
+            )
         for name, field in type(self).model_fields.items():
             changed = getattr(self, name) != field.default
             if name != "kind" and changed and name not in _FIELDS[self.kind]:

@@ -62,9 +62,10 @@ class TrainableEncoder(nn.Module):
         self.dim: int = network.dim
         self._layers: list[nn.Module] = list(network.selector.layers)
         self._prepare(train)
-        self._trained = {
-            name for name, parameter in self.named_parameters() if parameter.requires_grad
-        }
+        self._trained = self._requiring_gradients()
+        if train.top is not None:
+            self._freeze_below(train.top)
+            self._trained = self._requiring_gradients()
 
     def _prepare(self, train: EncoderTrainingConfig) -> None:
         network = self.network
@@ -98,6 +99,16 @@ class TrainableEncoder(nn.Module):
         masked = getattr(network.model, "masked_spec_embed", None)
         if masked is not None and (network.masking is None or network.masking.masked is None):
             masked.requires_grad_(False)
+
+    def _freeze_below(self, top: int) -> None:
+        """Freeze all that would be trained below the highest `top` layers."""
+        parameters = dict(self.named_parameters())
+        for names in self.layer_groups()[top:]:
+            for name in names:
+                parameters[name].requires_grad_(False)
+
+    def _requiring_gradients(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _add_trained(self, train: EncoderTrainingConfig) -> None:
         """To a frozen encoder, add what is trained, or free its top layers."""

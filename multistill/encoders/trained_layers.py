@@ -164,6 +164,11 @@ def _count_problems(config: EncoderConfig, count: int) -> Iterator[str]:
     train = training_of(config)
     indices = [index % (count + 1) for index in config.layers]
     top, lowest = max(indices), min(indices)
+    if train.top is not None and train.layers is None and train.top > top:
+        yield (
+            f"train: `top: {train.top}` is more than the {top} layers of `{config.model}` that "
+            f"features.{section_of(config)}.layers uses; lower it"
+        )
     if train.layers is None:
         if not top:
             yield "train: hidden state 0 alone has no layer to train; use a higher one of `layers`"

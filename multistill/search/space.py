@@ -1,4 +1,4 @@
-"""The search space: dotted names of one student's settings, checked and applied.
+"""The search space: dotted names of a student's settings and its encoder's, checked and applied.
 
 `distillation.temperature`, `train.learning_rate`, `train.augmentation.mixup`: the part before the
 last dot is a section of the job file, the part after it a field of that section. Types and limits
@@ -28,9 +28,10 @@ from multistill.config import (
     TrainConfig,
     TrainSection,
 )
+from multistill.config.encoder_training import EncoderTrainingConfig, kind_with
 from multistill.errors import UsageError
 from multistill.models.presets import resolve
-from multistill.models.spec import ModelSpec
+from multistill.models.spec import Encoder, ModelSpec
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -45,7 +46,14 @@ SECTIONS: dict[str, type[Section]] = {
     "train": TrainSection,
     "train.augmentation": AugmentationConfig,
     "model": ModelConfig,
+    "features.speech.train": EncoderTrainingConfig,
+    "features.text.train": EncoderTrainingConfig,
 }
+ENCODERS: Mapping[str, Encoder] = {
+    "features.speech.train": "speech",
+    "features.text.train": "text",
+}
+"""Sections of encoders that the student trains."""
 
 NOT_SEARCHED = {
     "distillation.targets": "soft targets are computed once, before the search",
@@ -53,6 +61,12 @@ NOT_SEARCHED = {
     "train.metric": "trials are compared by `search.metric`",
     "train.select_window": "trials are compared by the mean over equally many epochs",
     "model.preset": "choose the preset in `students` and search its fields",
+    **{
+        f"{section}.{name}": "it decides what the feature store keeps; search `top`, the number of "
+        "layers that are trained of them"
+        for section in ("features.speech.train", "features.text.train")
+        for name in ("kind", "layers")
+    },
 }
 
 _COMBINATIONS = 4096
@@ -138,6 +152,10 @@ def apply(task: TrainingTask, values: Values) -> TrainingTask:
         section, _, name = key.rpartition(".")
         if key not in known_keys():
             raise UsageError(f"search: {_unknown(key)}")
+        if section in ENCODERS and not settings[section]:
+            raise UsageError(
+                f"search: `{key}` is a setting of a trained encoder, and the student has none"
+            )
         if section == "distillation" and task.distillation is None:
             raise UsageError(f"search: `{key}` needs a student that is distilled from a teacher")
         problem = _invalid(key, value)
@@ -152,6 +170,11 @@ def apply(task: TrainingTask, values: Values) -> TrainingTask:
         ),
         distillation=task.distillation
         and DistillationConfig.model_validate(settings["distillation"]),
+        encoders={
+            name: source.with_training(settings[section])
+            for section, name in ENCODERS.items()
+            if (source := task.encoders.get(name)) is not None
+        },
     )
 
 
@@ -162,6 +185,10 @@ def _settings(task: TrainingTask) -> dict[str, dict[str, Any]]:
         "train": task.train.model_dump(),
         "train.augmentation": task.train.augmentation.model_dump(),
         "model": task.spec.to_dict(),
+        **{
+            section: task.encoders[name].config.train.model_dump() if name in task.encoders else {}
+            for section, name in ENCODERS.items()
+        },
     }
 
 
@@ -286,8 +313,9 @@ def _invalid(key: str, value: Any) -> str | None:
     section, _, name = key.rpartition(".")
     if _type(key) in (int, float) and isinstance(value, bool):
         return "a number is needed"
+    required = kind_with(name) if section in ENCODERS else _REQUIRED.get(section, {})
     try:
-        SECTIONS[section](**{**_REQUIRED.get(section, {}), name: value})
+        SECTIONS[section](**{**required, name: value})
     except ValidationError as error:
         return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
     return None

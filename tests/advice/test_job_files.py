@@ -146,6 +146,27 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         ],
     ),
     (
+        f"students: [{{name: a, model: {TEXT}}}]\n"
+        "features: {speech: {model: untrained-wav2vec2, train: last-2}}\n"
+        f"{SPACE % 'features.speech.train.top: {low: 1, high: 2}'}",
+        "trains no {} encoder; set `{}`, or remove that key",
+        [
+            "students: [{name: a, model: small-student}]\n"
+            "features: {speech: {model: untrained-wav2vec2, train: last-2}}\n"
+            f"{SPACE % 'features.speech.train.top: {low: 1, high: 2}'}",
+            f"students: [{{name: a, model: {TEXT}}}]\n"
+            f"{SPACE % 'distillation.weight: {low: 0.1, high: 0.9}'}",
+        ],
+    ),
+    (
+        "features: {speech: {model: untrained-wav2vec2, train: {kind: last-1, top: 2}}}\n",
+        "more than the {} layers that take part; lower it, or raise `layers`",
+        [
+            "features: {speech: {model: untrained-wav2vec2, train: {kind: last-1, top: 1}}}\n",
+            "features: {speech: {model: untrained-wav2vec2, train: {kind: last-2, top: 2}}}\n",
+        ],
+    ),
+    (
         "name: x\ncorpora: [{kind: emodb}]\n",
         "a corpus of kind `{}` needs `path`",
         ["name: x\ncorpora: [{kind: emodb, path: /data/emodb}]\n"],

@@ -48,6 +48,11 @@ SETTINGS: list[tuple[dict[str, Any], str, list[dict[str, Any]]]] = [
         [{"text": {"model": ELECTRA, "train": "full"}}],
     ),
     (
+        {"speech": {"model": WAV2VEC2, "train": {"kind": "lora", "top": 3}}},
+        "is more than the {} layers of `{}` that features.{}.layers uses; lower it",
+        [{"speech": {"model": WAV2VEC2, "train": {"kind": "lora", "top": 2}}}],
+    ),
+    (
         {"speech": {"model": WAV2VEC2, "layers": [0], "train": "full"}},
         "hidden state 0 alone has no layer to train; use a higher one of `layers`",
         [{"speech": {"model": WAV2VEC2, "layers": [1], "train": "full"}}],

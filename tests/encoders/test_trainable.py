@@ -399,3 +399,25 @@ def test_of_top_layers_nothing_below_is_kept_in_memory(models: dict[str, Path], 
     shared = 320 * 2 if kind == "wavlm" else 0
     norm = 2 * WIDTH if kind == "whisper" and not encoder.network.selector.reads_output else 0
     assert held == trained + shared + norm
+
+
+@pytest.mark.parametrize("kind", ["full", "last-2", "lora", "adapter"])
+def test_only_the_highest_layers_are_trained_with_top(models: dict[str, Path], kind: str) -> None:
+    whole = load(speech(models, "wav2vec2", train=kind))[1]
+    train = {**whole_settings(kind), "top": 1}
+    stored, encoder = load(speech(models, "wav2vec2", train=train))
+    assert encoder.layer_groups() == whole.layer_groups()[:1]
+    assert stored.info.to_dict() == load(speech(models, "wav2vec2", train=kind))[0].info.to_dict()
+    batch, mask = padded(stored.encode(waves()))
+    encoder(batch, mask)[0].sum().backward()
+    trained = {name for name, p in encoder.named_parameters() if p.grad is not None}
+    assert trained == set(whole.layer_groups()[0]) == set(encoder.trained_state())
+
+
+def whole_settings(kind: str) -> dict[str, Any]:
+    return SpeechEncoderConfig(train=kind).train.model_dump()
+
+
+def test_more_layers_from_the_top_than_there_are_is_refused(models: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match=f"more than the {LAYERS} layers"):
+        load(speech(models, "wav2vec2", train={"kind": "full", "top": LAYERS + 1}))

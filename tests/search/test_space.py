@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 
-from multistill.config import SearchConfig
+from multistill.config import SearchConfig, SpeechEncoderConfig
+from multistill.encoders.source import EncoderSource
 from multistill.errors import UsageError
 from multistill.search.space import apply, check_space, current, known_keys, suggest
 
@@ -40,6 +41,9 @@ def test_the_default_space_is_valid_and_contains_the_default_student():
         ("model.layers", interval(1, 3, step=0.5), "whole `step`"),
         ("model.pooling", choice("mean", "mean"), "twice"),
         ("train.augmentation", choice(1, 2), "`train.augmentation` cannot be searched"),
+        ("features.speech.train.layers", choice(1, 2), "search `top`"),
+        ("features.text.train.rank", choice(0, 2), "0 is not possible"),
+        ("features.speech.train.bottleneck", interval(4.5, 16), "4.5 is not possible"),
         ("train.augmentation.mixup", interval(-1, 1), "-1.0 is not possible"),
         ("train.augmentation.mixup_of", choice("layers"), "'layers' is not possible"),
         ("train.augmentation.time_masks", interval(0, 2, step=0.5), "whole `step`"),
@@ -168,6 +172,25 @@ def test_applying_changes_nothing_else_and_refuses_invalid_values():
     assert apply(without_teacher, {"model.layers": 2}).distillation is None
 
 
+def test_settings_of_a_trained_encoder_are_applied_to_it_alone():
+    config = SpeechEncoderConfig(model="wav2vec2", train="last-4")
+    task = replace(TASK, encoders={"speech": EncoderSource("speech", config, "folder-1")})
+    space = {
+        "features.speech.train.top": interval(1, 4),
+        "features.speech.train.learning_rate": interval(1e-5, 1e-3, log=True),
+    }
+    assert check_space(space, STUDENT) == []
+    changed = apply(task, {key: 1e-5 if "rate" in key else 2 for key in space})
+    train = changed.encoders["speech"].config.train
+    assert (train.layers, train.top, train.learning_rate) == (4, 2, 1e-5)
+    assert changed.encoders["speech"].identity() != task.encoders["speech"].identity()
+    assert replace(changed, encoders=task.encoders) == task
+    with pytest.raises(ValueError, match="more than the 4 layers"):
+        apply(task, {"features.speech.train.top": 5})
+    with pytest.raises(UsageError, match="and the student has none"):
+        apply(task, {"features.text.train.top": 1})
+
+
 def test_every_known_key_can_be_applied():
     for key in known_keys():
         section, _, name = key.rpartition(".")
@@ -177,6 +200,10 @@ def test_every_known_key_can_be_applied():
             "train.augmentation": TASK.train.augmentation,
             "model": TASK.spec,
         }
+        if section not in settings:
+            with pytest.raises(UsageError, match="and the student has none"):
+                apply(TASK, {key: 1})
+            continue
         value = getattr(settings[section], name)
         if value is not None:
             assert apply(TASK, {key: value}) == TASK

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pydantic import ValidationError
+
 from multistill.config import JobConfig, SearchParameter, TrainSection
+from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.errors import MultistillError
 from multistill.models.presets import resolve
 from multistill.models.spec import ModelSpec
 from multistill.pipeline.recipes import Location
 from multistill.pipeline.recipes.models import models_of
+from multistill.search.space import ENCODERS, NOT_SEARCHED, known_keys
 
 _CHANGES = ("noise", "time_masks", "feature_masks", "word_dropout", "word_swap")
 
@@ -37,6 +41,8 @@ def check_trained_encoders(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 f"features.{own[0]}.train reads the encoder's input there; remove it, and use "
                 "`time_mask` and `feature_mask` of features.speech.train, or `mixup_of: pooled`",
             )
+    if job.search.enabled:
+        yield from _searched_trainings(job)
     if trained and job.search.enabled:
         yield from _searched(job)
 
@@ -69,6 +75,36 @@ def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:
             f"search.space: `{key}` needs states of the store, and features.{own[0]}.train changes "
             f"them at every step; {remedy}",
         )
+
+
+def _searched_trainings(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """Settings of encoder training that the searched student's encoder has not."""
+    for key, parameter in job.search.space.items():
+        section, _, name = key.rpartition(".")
+        encoder = ENCODERS.get(section)
+        if encoder is None or key in NOT_SEARCHED or key not in known_keys():
+            continue  # the rest is told by `check_space`
+        location: Location = ("search", "space", key)
+        student = job.searched_student()
+        spec = next((each.spec for each in models_of(job) if each.model is student.model), None)
+        if spec is None:
+            continue
+        if encoder not in _trained_of(job, spec) or not spec.train_encoder:
+            yield (
+                location,
+                f"search.space: `{key}` is a setting of an encoder that is trained, and the "
+                f"student `{student.name}` trains no {encoder} encoder; set `{section}`, or remove "
+                "that key",
+            )
+            continue
+        train = getattr(job.features, encoder).train.model_dump()
+        for value in parameter.choices or (parameter.low, parameter.high):
+            try:
+                EncoderTrainingConfig.model_validate({**train, name: value})
+            except ValidationError as error:
+                reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+                yield location, f"search.space: `{key}`: {value!r} is not possible: {reason}"
+                break
 
 
 def _trained_of(job: JobConfig, spec: ModelSpec) -> list[str]:
