@@ -10,6 +10,7 @@ from typing import Any
 
 from ray.util.queue import Empty, Queue
 
+from multistill.config import Section
 from multistill.errors import MultistillError
 from multistill.models.files import read_model_config
 from multistill.tracking.logger import RunLogger
@@ -160,4 +161,18 @@ def _params(task: TrainingTask, event: dict[str, Any]) -> dict[str, object]:
         "train_rows": event["train_rows"],
         "valid_rows": event["valid_rows"],
         **{f"distillation.{key}": value for key, value in distillation.items()},
+        **_changed("train.augmentation", config.augmentation),
+        **{
+            key: value
+            for name, source in task.encoders.items()
+            for key, value in _changed(f"features.{name}.train", source.config.train).items()
+        },
+    }
+
+
+def _changed(section: str, settings: Section) -> dict[str, object]:
+    """Settings that are not the default, by their names in the job file."""
+    return {
+        f"{section}.{key}": value
+        for key, value in settings.model_dump(exclude_defaults=True).items()
     }
