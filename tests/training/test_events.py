@@ -15,7 +15,7 @@ from multistill.training.events import EventListener
 
 def test_encoder_training_and_augmentation_are_recorded_where_they_are_set(tmp_path: Path) -> None:
     config = SpeechEncoderConfig(model="wav2vec2", train={"kind": "last-4", "top": 2})
-    augmented = TASK.with_train(augmentation={"mixup": 0.2})
+    augmented = TASK.with_train(augmentation={"mixup": 0.2, "mixup_of": "pooled"})
     task = replace(augmented, encoders={"speech": EncoderSource("speech", config, None)})
     logger = RecordingLogger()
     started = {"kind": "started", "task": task.name, "worker": "w", "problems": [], "epoch": 0}
