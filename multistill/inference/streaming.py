@@ -1,4 +1,4 @@
-"""Emotion in a stream of samples: voice activity, interim and final predictions, in bounded memory."""
+"""Emotion in a stream of samples: interim and final predictions, in bounded memory."""
 
 from __future__ import annotations
 
