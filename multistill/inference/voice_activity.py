@@ -7,9 +7,7 @@ read without importing that package.
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +16,7 @@ import numpy as np
 
 from multistill.audio import SAMPLE_RATE
 from multistill.errors import UsageError
+from multistill.inference.stream_settings import SegmentSettings
 from multistill.typing import FloatArray
 
 FRAME = 512
@@ -82,53 +81,6 @@ def _session() -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-@dataclass(frozen=True)
-class SegmentSettings:
-    """How probabilities of speech become segments; times in seconds.
-
-    Attributes:
-        threshold: probability from which a frame is speech. Below `threshold` - 0.15 it is
-            silence, and between them what the frame before was.
-        min_speech: speech shorter than this is no segment.
-        min_silence: a segment ends after a silence of this length.
-        padding: kept before and after the speech.
-        max_segment: a longer segment is cut here.
-
-    Raises:
-        UsageError: a value is out of its range.
-    """
-
-    threshold: float = 0.5
-    min_speech: float = 0.25
-    min_silence: float = 0.3
-    padding: float = 0.1
-    max_segment: float = 15.0
-
-    def __post_init__(self) -> None:
-        check_range("threshold", self.threshold, 0.05, 0.95)
-        check_range("min_speech", self.min_speech, 0.0, 10.0)
-        check_range("min_silence", self.min_silence, 0.0, 10.0)
-        check_range("padding", self.padding, 0.0, 5.0)
-        check_range("max_segment", self.max_segment, 1.0, 600.0)
-        if self.min_speech + self.padding >= self.max_segment:
-            raise UsageError(
-                f"max_segment: {self.max_segment:g} s is not longer than min_speech and padding "
-                "together; use a larger value"
-            )
-
-
-def check_range(name: str, value: float, least: float, most: float) -> None:
-    """Refuse a setting out of its range.
-
-    Raises:
-        UsageError: it is.
-    """
-    if not (math.isfinite(value) and least <= value <= most):
-        raise UsageError(
-            f"{name}: {value:g} is not possible; use a value from {least:g} to {most:g}"
-        )
 
 
 class Started(NamedTuple):
