@@ -182,9 +182,9 @@ def _output(as_json: bool) -> Iterator[tuple[Callable[[Event], None], Callable[[
 
 
 def _summary(prediction: Prediction) -> str:
-    """The label, the most probable classes, and dimensions."""
+    """The most probable classes, and dimensions."""
     ranked = sorted(prediction.distribution.items(), key=lambda item: -item[1])
     parts = [f"{name} {share:.2f}" for name, share in ranked[:SHOWN_CLASSES]]
     parts += [f"{name} {value:.2f}" for name, value in prediction.dimensions.items()]
-    label = f"{prediction.label or 'unsure'}  " if prediction.distribution else ""
-    return f"{label}{', '.join(parts)}"
+    unsure = bool(prediction.distribution) and prediction.label is None
+    return f"{'unsure: ' if unsure else ''}{', '.join(parts)}"

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -37,8 +38,8 @@ class Source:
         given_rate: of raw samples and of the microphone, in Hz; None: 16 kHz.
 
     Raises:
-        UsageError: there is no source, or two; a recording has its own rate; or standard input is
-            a terminal.
+        UsageError: there is no source, or two; a recording has its own rate; standard input is a
+            terminal; or the package for microphones is not installed.
         MultistillError: the recording cannot be opened.
     """
 
@@ -49,6 +50,11 @@ class Source:
     def __post_init__(self) -> None:
         if self.microphone == (self.audio is not None):
             raise UsageError("a stream has one source; give either --audio or --microphone")
+        if self.microphone and find_spec("sounddevice") is None:
+            raise UsageError(
+                "--microphone needs the package sounddevice; run "
+                "`pip install 'multistill[microphone]'`"
+            )
         if self.audio == PIPE and os.isatty(_STANDARD_INPUT):
             raise UsageError(
                 "standard input is a terminal; write raw samples into it with a pipe, or name a "
@@ -171,10 +177,6 @@ def _microphone(rate: int) -> Iterator[Arrivals]:
             callback=receive,
             finished_callback=arrivals.end,
         )
-    except ImportError as error:
-        raise UsageError(
-            "--microphone needs the package sounddevice; run `pip install 'multistill[microphone]'`"
-        ) from error
     except OSError as error:
         raise MultistillError(
             f"--microphone: PortAudio cannot be loaded ({describe(error)}); install it, e.g. with "
