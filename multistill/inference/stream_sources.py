@@ -177,6 +177,7 @@ def _microphone(rate: int) -> Iterator[Arrivals]:
             callback=receive,
             finished_callback=arrivals.end,
         )
+        stream.start()
     except OSError as error:
         raise MultistillError(
             f"--microphone: PortAudio cannot be loaded ({describe(error)}); install it, e.g. with "
@@ -187,5 +188,7 @@ def _microphone(rate: int) -> Iterator[Arrivals]:
             f"--microphone cannot be opened at {rate} Hz ({describe(error)}); use another one, or "
             "set its rate with --rate"
         ) from error
-    with stream:
+    try:
         yield arrivals
+    finally:
+        stream.close()
