@@ -161,7 +161,7 @@ class Segmenter:
         if quiet and quiet >= self._min_silence:
             yield self._end(self.position)
         elif self.position - self._start >= self._max_segment:
-            yield self._end(self._start + self._max_segment)
+            yield self._end(self.position)
 
     def finish(self, samples: int) -> Iterator[Ended]:
         """End the segment in progress where the stream ends, after `samples` samples."""
@@ -171,8 +171,10 @@ class Segmenter:
     def _end(self, limit: int) -> Ended:
         """End the segment after the padding of its speech, at the latest at `limit`."""
         assert self._start is not None
+        end = min(limit, self._start + self._max_segment)
         cut = self._quiet_from is None
-        end = limit if self._quiet_from is None else min(limit, self._quiet_from + self._padding)
+        if self._quiet_from is not None:
+            end = min(end, self._quiet_from + self._padding)
         ended = Ended(self._start, end, cut)
         self._last_end, self._announced = end, False
         self._start = self._onset = end

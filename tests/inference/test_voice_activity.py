@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import torch
 from helpers.stream_case import RATE, speech_with_pauses
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from multistill.inference.stream_settings import SegmentSettings
@@ -35,6 +35,7 @@ RUNS = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.4, 0.6, 1.0]), st.integer
 
 @settings(max_examples=100, deadline=None)
 @given(SETTINGS, RUNS)
+@example(SegmentSettings(0.3, 0.0, 0.0, 0.4, 1.0), [(0.0, 2), (0.4, 91), (0.0, 1)])
 def test_segments(wanted: SegmentSettings, runs: list[tuple[float, int]]) -> None:
     """In order, apart, bounded, and of samples that were still there."""
     probabilities = [value for value, count in runs for _ in range(count)]
