@@ -6,9 +6,9 @@ read without importing that package.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -62,10 +62,10 @@ def require_silero() -> Path:
     Raises:
         UsageError: the packages of the extra `stream` are not installed.
     """
-    package = importlib.util.find_spec("silero_vad")
+    package = find_spec("silero_vad")
     folders = (package.submodule_search_locations if package else None) or []
     found = [Path(folder, _FILE) for folder in folders if Path(folder, _FILE).is_file()]
-    if not found or importlib.util.find_spec("onnxruntime") is None:
+    if not found or find_spec("onnxruntime") is None:
         raise UsageError(
             "streams need the packages silero-vad and onnxruntime; run "
             "`pip install 'multistill[stream]'`"
@@ -148,19 +148,16 @@ class Segmenter:
             self._quiet_from = frame
         if self._start is None:
             return
-        quiet = 0 if self._quiet_from is None else self.position - self._quiet_from
+        quiet = self._quiet_from is not None
+        silence = self.position - (self._quiet_from or 0)
+        silent = quiet and silence >= self._min_silence
         if not self._announced:
-            if quiet and quiet >= self._min_silence:
+            if silent:
                 self._start = None
             elif not quiet and self.position - self._onset >= self._min_speech:
                 self._announced = True
                 yield Started(self._start)
-        if not self._announced:
-            return
-        assert self._start is not None
-        if quiet and quiet >= self._min_silence:
-            yield self._end(self.position)
-        elif self.position - self._start >= self._max_segment:
+        elif silent or self.position - self._start >= self._max_segment:
             yield self._end(self.position)
 
     def finish(self, samples: int) -> Iterator[Ended]:
