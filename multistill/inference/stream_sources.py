@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from multistill.audio import SAMPLE_RATE
 from multistill.audio.errors import UnusableClipError, describe
-from multistill.audio.reading import opened, read_blocks
+from multistill.audio.reading import RATES, opened, read_blocks
 from multistill.errors import MultistillError, UsageError
 from multistill.inference.arrivals import Arrivals, Piece
+from multistill.inference.stream_settings import check_range
 
 PIPE = "-"
 _STANDARD_INPUT = 0
@@ -38,8 +39,8 @@ class Source:
         given_rate: of raw samples and of the microphone, in Hz; None: 16 kHz.
 
     Raises:
-        UsageError: there is no source, or two; a recording has its own rate; standard input is a
-            terminal; or the package for microphones is not installed.
+        UsageError: there is no source, or two; the rate is implausible, or a recording has its
+            own; standard input is a terminal; or the package for microphones is not installed.
         MultistillError: the recording cannot be opened.
     """
 
@@ -50,6 +51,7 @@ class Source:
     def __post_init__(self) -> None:
         if self.microphone == (self.audio is not None):
             raise UsageError("a stream has one source; give either --audio or --microphone")
+        check_range("rate", self.rate, *RATES)
         if self.microphone and find_spec("sounddevice") is None:
             raise UsageError(
                 "--microphone needs the package sounddevice; run "
@@ -71,7 +73,7 @@ class Source:
     @property
     def rate(self) -> int:
         """Of the samples of `pieces`, in Hz."""
-        return self.given_rate or SAMPLE_RATE
+        return SAMPLE_RATE if self.given_rate is None else self.given_rate
 
     def pieces(self, stopped: Stopped, say: Callable[[str], None]) -> Iterator[Piece]:
         """The samples up to their end, or until `stopped`.

@@ -106,6 +106,7 @@ REFUSED: dict[str, tuple[bytes | None, list[str], int, str]] = {
     "odd": (RAW[: 2 * RATE + 1], ["--audio", "-"], 1, "standard input: truncated: an odd number"),
     "a file": (b"RIFF" + RAW[:99], ["--audio", "-"], 1, "standard input: not raw samples"),
     "rate": (RAW[:99], ["--audio", "-", "--rate", "10"], 2, "rate: 10 is not possible"),
+    "rate 0": (RAW[:99], ["--audio", "-", "--rate", "0"], 2, "rate: 0 is not possible"),
     "rate of a file": (None, ["--audio", "long.wav", "--rate", "16000"], 2, "has its own"),
     "no source": (None, [], 2, "give either --audio or --microphone"),
     "two": (None, ["--audio", "long.wav", "--microphone"], 2, "give either"),
