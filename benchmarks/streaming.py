@@ -1,7 +1,7 @@
 """How long a stream waits for its label: several streams at once, each at the speed of speech.
 
     python benchmarks/streaming.py MODEL --audio /data/emodb/wav [--streams 1,4,16] [--seconds 60]
-                                   [--piece 0.032] [--out FILE]
+                                   [--piece 0.032] [--min-silence 0.3] [--out FILE]
 
 MODEL is one as of `multistill predict`, or a preset: then an untrained model over log-mel energies
 is made, which takes as long as a trained one. Every stream hears other recordings of the folder
@@ -42,7 +42,7 @@ from multistill.audio.reading import read_sound
 from multistill.config import FeaturesConfig
 from multistill.encoders import side_by_side
 from multistill.features.identity import resolved_weights
-from multistill.inference.stream_settings import StreamSettings
+from multistill.inference.stream_settings import SegmentSettings, StreamSettings
 from multistill.inference.streaming import Final, Interim, StreamingPredictor
 from multistill.models.build import build
 from multistill.models.files import ModelInfo, save_model
@@ -50,7 +50,6 @@ from multistill.models.presets import PRESETS, resolve
 from multistill.typing import FloatArray
 
 LABELS = ("anger", "boredom", "disgust", "fear", "happiness", "sadness", "neutral")
-SETTINGS = StreamSettings()
 
 
 @dataclass
@@ -89,11 +88,12 @@ def recordings_with_pauses(paths: list[Path], seconds: float, seed: int) -> Floa
     return np.concatenate(parts)
 
 
-def listen(stream: StreamingPredictor, samples: FloatArray, piece: float, start: float) -> Times:
+def listen(
+    stream: StreamingPredictor, samples: FloatArray, piece: float, start: float, padding: float
+) -> Times:
     """Give a stream its samples when they arrive, from `start` on."""
     times = Times()
     step = round(piece * SAMPLE_RATE)
-    padding = SETTINGS.segments.padding
     for first in range(0, len(samples), step):
         block = samples[first : first + step]
         arrival = start + (first + len(block)) / SAMPLE_RATE
@@ -112,7 +112,9 @@ def listen(stream: StreamingPredictor, samples: FloatArray, piece: float, start:
 
 
 def measure(predictor: Predictor, paths: list[Path], count: int, args: Any) -> dict[str, Any]:
-    streams = [StreamingPredictor(predictor, SETTINGS) for _ in range(count)]
+    settings = StreamSettings(SegmentSettings(min_silence=args.min_silence))
+    padding = settings.segments.padding
+    streams = [StreamingPredictor(predictor, settings) for _ in range(count)]
     sounds = [recordings_with_pauses(paths, args.seconds, seed) for seed in range(count)]
     found: list[Times] = []
     start = time.perf_counter() + 0.5
@@ -120,7 +122,7 @@ def measure(predictor: Predictor, paths: list[Path], count: int, args: Any) -> d
     def run(number: int) -> None:
         # Streams of a server begin at any time, not all at the same piece.
         offset = number * args.piece / count
-        found.append(listen(streams[number], sounds[number], args.piece, start + offset))
+        found.append(listen(streams[number], sounds[number], args.piece, start + offset, padding))
 
     cpu = time.process_time()
     threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
@@ -137,7 +139,7 @@ def measure(predictor: Predictor, paths: list[Path], count: int, args: Any) -> d
         "model": args.model,
         "streams": count,
         "segments": len(values["decided"]),
-        "min_silence": SETTINGS.segments.min_silence,
+        "min_silence": args.min_silence,
         "piece": args.piece,
         **{f"{name}_p50": float(np.percentile(each, 50)) for name, each in values.items()},
         **{f"{name}_p95": float(np.percentile(each, 95)) for name, each in values.items()},
@@ -155,6 +157,7 @@ def main() -> None:
     parser.add_argument("--audio", type=Path, required=True)
     parser.add_argument("--streams", default="1,4,16")
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--min-silence", type=float, default=SegmentSettings.min_silence)
     parser.add_argument("--piece", type=float, default=0.032)
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "results/streaming.jsonl"
@@ -163,7 +166,7 @@ def main() -> None:
     torch.set_num_threads(1)
     predictor = load(args.model)
     paths = sorted(args.audio.glob("*.wav"))
-    stream = StreamingPredictor(predictor, SETTINGS)
+    stream = StreamingPredictor(predictor)
     stream.push(recordings_with_pauses(paths, 10, 0))  # the first calls are slower
     print("streams segments | decided p50 p95 | spoken p50 p95 | interim p95 skipped | cpu/s load")
     for count in map(int, args.streams.split(",")):
