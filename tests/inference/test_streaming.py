@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,14 @@ def test_events_do_not_depend_on_the_pieces(predictor: Predictor, piece: int) ->
     wanted = run(predictor, samples, settings)
     assert of(wanted, Final)
     assert untimed(run(predictor, samples, settings, piece)) == untimed(wanted)
+
+
+def test_streams_in_threads_share_a_model(predictor: Predictor) -> None:
+    sounds = [np.roll(SAMPLES, number * RATE) for number in range(6)]
+    wanted = [untimed(run(predictor, sound)) for sound in sounds]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda sound: untimed(run(predictor, sound)), sounds))
+    assert found == wanted and len({len(events) for events in wanted}) > 1
 
 
 def test_integers_and_other_rates_are_the_same_speech(predictor: Predictor) -> None:
