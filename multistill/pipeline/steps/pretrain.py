@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from multistill.cluster.tasks import on_cluster
 from multistill.config import JobConfig, TrainSection
@@ -132,7 +132,9 @@ class Pretrain(ModelStep):
             for task in self.teacher.repeated([self.branch(member, modality, artifacts)], artifacts)
         ]
 
-    def branch(self, member: str, modality: str, artifacts: Artifacts) -> TrainingTask:
+    def branch(
+        self, member: str, modality: Literal["audio", "text"], artifacts: Artifacts
+    ) -> TrainingTask:
         """The training of a branch of a teacher's model on all training rows."""
         fusion = self.teacher.members(artifacts)[member]
         preset = self.job.teacher.members[member].preset
