@@ -8,6 +8,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from multistill.config.tasks import DIMENSIONS
 from multistill.errors import UsageError
+from multistill.models.network_fields import (
+    COMMON,
+    NETWORK_USES,
+    NetworkFields,
+    NetworkName,
+    check_network,
+)
 
 Modality = Literal["multimodal", "text", "audio"]
 Encoder = Literal["speech", "text"]
@@ -50,10 +57,13 @@ class PartRead(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """Hyperparameters of one emotion head.
+class ModelSpec(NetworkFields):
+    """Hyperparameters of one model.
 
     Attributes:
+        network: class of the model (`multistill.models.networks`). The fields here are those of
+            `head`; which of them another network uses, and what it has beside them, stands in
+            `multistill.models.network_fields`.
         modality: which encoder states the head reads. A multimodal head also works if one
             modality is missing.
         fusion: `crossmodal` is the published transformer (Tsai et al. 2019); `concat`,
@@ -109,6 +119,7 @@ class ModelSpec:
     """
 
     modality: Modality
+    network: NetworkName = "head"
     fusion: Fusion = "crossmodal"
     width: int = 768
     heads: int = 8
@@ -147,6 +158,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         for name, kind in (
             ("modality", Modality),
+            ("network", NetworkName),
             ("fusion", Fusion),
             ("pooling", Pooling),
             ("standardize", Standardize),
@@ -196,11 +208,15 @@ class ModelSpec:
                 "model: the wide path does not sum layers; use `paths: both` or set layer_mix to "
                 "none"
             )
-        if self.width % self.heads:
-            raise UsageError(
-                f"model: width {self.width} is not divisible by heads {self.heads}; "
-                f"use a width that is a multiple of {self.heads}"
-            )
+        of_branches = (
+            {"va_branch_heads": self.va_branch_heads} if self.network == "va-fusion" else {}
+        )
+        for name, heads in {"heads": self.heads, **of_branches}.items():
+            if self.width % heads:
+                raise UsageError(
+                    f"model: width {self.width} is not divisible by {name} {heads}; "
+                    f"use a width that is a multiple of {heads}"
+                )
         if self.width % 2:
             raise UsageError(f"model: width {self.width} must be even (sine and cosine positions)")
         for name in ("speech", "text"):
@@ -223,6 +239,7 @@ class ModelSpec:
             )
         if self.keep_unused_projection and self.modality != "text":
             raise UsageError("model: keep_unused_projection applies to text heads only")
+        check_network(self, self.network, self.modality)
 
     @property
     def outputs(self) -> int:
@@ -244,6 +261,22 @@ class ModelSpec:
     @property
     def wide(self) -> bool:
         return self.paths != "deep"
+
+    @property
+    def reads_bands(self) -> bool:
+        """Whether neighbouring values of speech states must be neighbouring bands of frequency."""
+        if self.network != "head":
+            return NETWORK_USES[self.network].reads_bands
+        return self.front == "convolutional" and self.deep
+
+    def reading(self, **changes: Any) -> ModelSpec:
+        """A head that reads what this model reads, for what depends on its encoders alone.
+
+        Args:
+            changes: fields of it with other values.
+        """
+        kept = {name: getattr(self, name) for name in COMMON - {"network", "width"}}
+        return ModelSpec(**{**kept, **changes})
 
     @property
     def layers_read(self) -> dict[Encoder, int]:

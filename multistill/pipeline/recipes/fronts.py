@@ -1,4 +1,4 @@
-"""Checks of convolutional fronts: they need bands of frequencies, not states of an encoder."""
+"""Checks of convolutions over frequency: they need its bands, not states of an encoder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ BANDS = "log-mel"
 def check_fronts(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Models whose convolutions over frequency would run over states without an order."""
     for each in models_of(job):
-        if (spec := each.spec) is not None and spec.front == "convolutional" and spec.deep:
-            for sentence in _read(job, each.model):
+        if (spec := each.spec) is not None and spec.reads_bands:
+            for sentence in _read(job, each.model, spec.network):
                 yield each.location, f"{each.title}: {sentence}"
     if job.search.enabled:
         yield from _searched(job)
@@ -30,7 +30,7 @@ def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:
         return
     if front is None:
         spec = next((each.spec for each in models_of(job) if each.model is model), None)
-        convolutional = spec is not None and spec.front == "convolutional"
+        convolutional = spec is not None and spec.reads_bands
     else:
         convolutional = "convolutional" in (front.choices or ())
     if not convolutional:
@@ -38,12 +38,17 @@ def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:
     key = "model.front" if encoder is None else "model.speech_encoder"
     choices = [model.speech_encoder] if encoder is None else (encoder.choices or ())
     for choice in choices:
-        for sentence in _read(job, model.model_copy(update={"speech_encoder": choice})):
+        changed = model.model_copy(update={"speech_encoder": choice})
+        for sentence in _read(job, changed, "head"):
             yield ("search", "space", key), f"search.space, {key}: {sentence}"
 
 
-def _read(job: JobConfig, model: ModelConfig) -> Iterator[str]:
-    """A sentence if the model reads anything but log-mel energies."""
+def _read(job: JobConfig, model: ModelConfig, network: str) -> Iterator[str]:
+    """A sentence if the model reads anything but log-mel energies.
+
+    Args:
+        network: of a head it is the front that reads them.
+    """
     parts = job.features.speech.parts
     read = [part for part in parts if model.speech_encoder in (None, part.title)]
     others = [part.title for part in read if part.model != BANDS]
@@ -57,7 +62,9 @@ def _read(job: JobConfig, model: ModelConfig) -> Iterator[str]:
             f"add `additional: [{BANDS}]` to features.speech and set `speech_encoder: {BANDS}` in "
             "its model"
         )
-    yield (
-        f"a convolutional front reads the bands of {BANDS} energies, and this one would read the "
-        f"states of {', '.join(others)}; {advice}, or use `front: linear`"
+    reader = "a convolutional front" if network == "head" else f"the network {network}"
+    sentence = (
+        f"{reader} reads the bands of {BANDS} energies, and this one would read the states of "
+        f"{', '.join(others)}; {advice}"
     )
+    yield f"{sentence}, or use `front: linear`" if network == "head" else sentence

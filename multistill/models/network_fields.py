@@ -1,0 +1,150 @@
+"""Which fields of a `ModelSpec` each network uses, and the fields that only some networks have.
+
+Imports no torch, so that job files are validated quickly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Literal, NamedTuple
+
+from multistill.config.tasks import DIMENSIONS
+from multistill.errors import UsageError
+
+NetworkName = Literal["head", "va-audio", "va-text", "va-fusion", "fe2e", "mesm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValenceArousalFields:
+    """Of `va-audio`, `va-text` and `va-fusion` (`multistill.models.valence_arousal`).
+
+    Attributes:
+        va_positions: sines and cosines are added to every sequence, in the fusion an embedding of
+            the modality too; without, as published, self-attention cannot tell the order.
+        va_double_residual: the input of a feed-forward block is added to its output twice, as
+            published.
+        va_recurrent: width of the recurrent read-out.
+        va_recurrent_layers: of the read-out.
+        va_audio_layers, va_text_layers: of the fusion: self-attention layers of its two branches,
+            as `layers` is of `va-audio` and `va-text`.
+        va_branch_heads, va_branch_feedforward, va_branch_recurrent: of both branches, as `heads`,
+            `feedforward` and `va_recurrent` are of `va-audio` and `va-text`.
+        va_audio_dimension, va_text_dimension: that the branches predict.
+        va_frozen: the branches stay as their pre-training left them.
+    """
+
+    va_positions: bool = False
+    va_double_residual: bool = False
+    va_recurrent: int = 64
+    va_recurrent_layers: int = 2
+    va_audio_layers: int = 7
+    va_text_layers: int = 5
+    va_branch_heads: int = 6
+    va_branch_feedforward: int = 1024
+    va_branch_recurrent: int = 64
+    va_audio_dimension: str = "arousal"
+    va_text_dimension: str = "valence"
+    va_frozen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkFields(ValenceArousalFields):
+    """Fields of a `ModelSpec` that `head` does not use."""
+
+
+class NetworkUse(NamedTuple):
+    """What a network reads of a `ModelSpec`.
+
+    Attributes:
+        modality: the only one that it reads.
+        uses: fields, beside `COMMON`.
+        reads_bands: whether it reads log-mel energies, and no states of an encoder, as speech.
+    """
+
+    modality: str
+    uses: frozenset[str]
+    reads_bands: bool = False
+
+
+COMMON = frozenset(
+    {
+        "modality",
+        "network",
+        "width",
+        "speech_layer",
+        "text_layer",
+        "speech_layers",
+        "text_layers",
+        "layer_mix",
+        "speech_encoder",
+        "speech_parts",
+        "train_encoder",
+        "num_classes",
+        "dimensions",
+    }
+)
+"""Fields of every network: what the features hold and what is read of them, and the outputs."""
+
+BRANCH_FIELDS = frozenset(
+    {"dropout", "pooling", "standardize", "va_positions", "va_double_residual"}
+    | {"va_recurrent_layers"}
+)
+"""That the branches of `va-fusion` share with it."""
+
+_BRANCH = BRANCH_FIELDS | {"heads", "layers", "feedforward", "va_recurrent"}
+_AUDIO = frozenset({"front_channels", "audio_stride"})
+_FUSION = frozenset(field.name for field in fields(ValenceArousalFields))
+
+NETWORK_USES: Mapping[str, NetworkUse] = {
+    "va-audio": NetworkUse("audio", _BRANCH | _AUDIO, reads_bands=True),
+    "va-text": NetworkUse("text", _BRANCH),
+    "va-fusion": NetworkUse(
+        "multimodal", _BRANCH | _AUDIO | _FUSION | {"modality_dropout"}, reads_bands=True
+    ),
+}
+"""Of every network but `head`, which uses all fields that are not of a network below."""
+
+
+def check_network(spec: NetworkFields, network: str, modality: str) -> None:
+    """Refuse what a network does not read.
+
+    Args:
+        spec: a `ModelSpec`.
+
+    Raises:
+        UsageError: another modality than the network's, a field that it does not use, or a width
+            below 1.
+    """
+    for field in fields(NetworkFields):
+        value = getattr(spec, field.name)
+        if field.type == "int" and (isinstance(value, bool) or value < 1):
+            raise UsageError(f"model: {field.name} must be an integer of at least 1, not {value}")
+    use = NETWORK_USES.get(network)
+    if use is not None and modality != use.modality:
+        raise UsageError(
+            f"model: the network {network} reads {use.modality} states, and modality is "
+            f"{modality}; choose another preset"
+        )
+    others = {field.name for field in fields(NetworkFields)}
+    for field in fields(spec):
+        used = field.name not in others if use is None else field.name in COMMON | use.uses
+        if not used and getattr(spec, field.name) != field.default:
+            raise UsageError(
+                f"model: the network {network} does not use `{field.name}`; remove it from the "
+                "model"
+            )
+    if network == "va-fusion":
+        _check_branches(spec)
+
+
+def _check_branches(spec: ValenceArousalFields) -> None:
+    dimensions = (spec.va_audio_dimension, spec.va_text_dimension)
+    for name, value in zip(("va_audio_dimension", "va_text_dimension"), dimensions, strict=True):
+        if value not in DIMENSIONS:
+            raise UsageError(f"model: {name} `{value}` is not one of {', '.join(DIMENSIONS)}")
+    if len(set(dimensions)) < 2:
+        raise UsageError(
+            f"model: both branches predict {dimensions[0]}; set va_audio_dimension and "
+            "va_text_dimension to different dimensions"
+        )
