@@ -121,7 +121,7 @@ class TrainSection(Section):
         description="the result is the running average of the weights over about this many epochs; "
         "0: the weights themselves",
     )
-    loss: Literal["soft-cross-entropy", "cross-entropy", "mse", "focal"] = Field(
+    loss: Literal["soft-cross-entropy", "cross-entropy", "mse", "focal", "one-vs-rest"] = Field(
         "soft-cross-entropy", description="against the labels; formulae in docs/models.md"
     )
     dimension_loss: Literal["ccc", "mse", "rmse"] = Field(
@@ -137,8 +137,10 @@ class TrainSection(Section):
         description="share of the target that is spread evenly over all classes; not of the "
         "teacher's targets",
     )
-    class_weights: Literal["none", "inverse", "effective"] = Field(
-        "none", description="weights of the loss; `effective`: Cui et al. 2019"
+    class_weights: Literal["none", "inverse", "effective", "odds"] = Field(
+        "none",
+        description="weights of the loss; `effective`: Cui et al. 2019; `odds`: rest over class, of "
+        "`loss: one-vs-rest`",
     )
     oversample: bool = Field(False, description="draw clips so that all classes weigh the same")
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
@@ -171,6 +173,12 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TrainSection:
+        if self.class_weights == "odds" and self.loss != "one-vs-rest":
+            raise ValueError(
+                "`class_weights: odds` weighs a class against the rest, which `loss: "
+                f"{self.loss}` does not tell apart; set `loss: one-vs-rest`, or `class_weights: "
+                "inverse`"
+            )
         gpus = self.gpus_per_worker
         if gpus is not None and 0 < gpus < 1 and self.workers > 1:
             raise ValueError(

@@ -57,6 +57,11 @@ def softmax(logits: npt.NDArray[np.floating]) -> DoubleArray:
     return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
+def sigmoid(logits: npt.NDArray[np.floating]) -> DoubleArray:
+    """Probabilities [..., C] of each class against the rest, of logits [..., C]."""
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(logits.astype(np.float64), -500.0, 500.0))))
+
+
 def shares_from_outputs(outputs: npt.NDArray[np.floating]) -> DoubleArray:
     """Shares [..., C] from the outputs [..., C] of a head trained by squared error on shares.
 
@@ -70,8 +75,11 @@ def distributions(outputs: npt.NDArray[np.floating], kind: str) -> DoubleArray:
     """Distributions [..., C] from a head's outputs [..., C].
 
     Args:
-        kind: `logits`, or `shares` (of `shares_from_outputs`), as a model's config.json says.
+        kind: as a model's config.json says: `logits`; `shares` (of `shares_from_outputs`);
+            `one-vs-rest`, whose sigmoids are divided by their sum.
     """
+    if kind == "one-vs-rest":
+        return shares_from_outputs(sigmoid(outputs))
     return shares_from_outputs(outputs) if kind == "shares" else softmax(outputs)
 
 

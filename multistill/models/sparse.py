@@ -6,8 +6,8 @@ only: submanifold sparse convolutions (Graham and van der Maaten 2017), as dense
 masks. That has their values exactly, without their speed: `multiply_accumulates` counts what a
 sparse implementation would compute.
 
-Feature maps are [N, C, H, W] with N chunks of B clips (N = B * S), H bands and W frames; masks are
-bool [N, H, W], and a map is zero where its mask is False.
+Feature maps are [N, C, H, W] of N chunks, with H bands and W frames; masks are bool [N, H, W], and
+a map is zero where its mask is False. Texts are [N, D], one for each chunk.
 """
 
 from __future__ import annotations
@@ -64,10 +64,9 @@ class TextGuidedSelection(nn.Module):
         self.score = nn.Linear(channels, 1)
 
     def forward(self, x: Tensor, mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Map x [N, C, H, W] with mask [N, H, W], query [B, D] -> the map and its kept points."""
+        """Map x [N, C, H, W] with mask [N, H, W], query [N, D] -> the map and its kept points."""
         points = self.of_point(x.flatten(2).transpose(1, 2))
-        asked = self.of_query(query).repeat_interleave(len(x) // len(query), dim=0)
-        scores = self.score(torch.tanh(points + asked[:, None])).squeeze(-1).float()
+        scores = self.score(torch.tanh(points + self.of_query(query)[:, None])).squeeze(-1).float()
         active = mask.flatten(1)
         # A softmax over no point is NaN: of a padded chunk, all are unmasked, and none is kept.
         empty = ~active.any(dim=1, keepdim=True)
@@ -118,12 +117,14 @@ class PointNorm(nn.Module):
     def _of_batch(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance [C] over the active points; the running ones are updated."""
         active = mask[:, None].to(x.dtype)
-        count = active.sum().clamp(min=1.0)
+        points = active.sum()
+        count = points.clamp(min=1.0)
         mean = (x * active).sum(dim=(0, 2, 3)) / count
         squares = ((x - mean[:, None, None]).square() * active).sum(dim=(0, 2, 3))
         with torch.no_grad():
-            self.running_mean.lerp_(mean, MOMENTUM)
-            self.running_var.lerp_(squares / (count - 1.0).clamp(min=1.0), MOMENTUM)
+            momentum = MOMENTUM * (points > 0).to(x.dtype)  # a batch may be without audio
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(squares / (count - 1.0).clamp(min=1.0), momentum)
         return mean, squares / count
 
 
@@ -182,7 +183,7 @@ class Stage(nn.Module):
         self.second = PointConv(out, out, 3, normalization, bias=dense, eps=eps)
 
     def forward(self, x: Tensor, mask: Tensor, query: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x [N, C, H, W], mask [N, H, W], query [B, D] -> half the size, and its mask."""
+        """x [N, C, H, W], mask [N, H, W], query [N, D] -> half the size, and its mask."""
         if self.selection is not None:
             assert query is not None
             x, mask = self.selection(x, mask, query)
@@ -238,8 +239,8 @@ def multiply_accumulates(model: nn.Module, run: Callable[[], Any]) -> tuple[int,
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.no_grad(), counting_convolutions(model) as cost:
-        with FlopCounterMode(display=False) as counter:
-            run()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counting_convolutions(model) as cost, counter:
+        run()
     dense = counter.get_total_flops() // 2
     return dense, dense - cost.dense + cost.active

@@ -217,6 +217,13 @@ def _losses(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 f"distillation.loss {of_logits[0]} compares logits; use distillation.loss two-mse, "
                 "or another `train.loss`",
             )
+        if losses and "one-vs-rest" in label_losses:
+            yield (
+                location,
+                f"{name}: `train.loss: one-vs-rest` tells each class from the rest, and "
+                f"distillation.loss {sorted(losses)[0]} compares distributions over the classes; "
+                "use another `train.loss` for the student (its teacher may have this one)",
+            )
         train = student.train
         if train.workers > 1 or train.batch_frames or train.accumulation > 1:
             for option in batch_wise:
