@@ -18,7 +18,7 @@ from multistill.errors import MultistillError
 from multistill.features.collate import shard_for_rank
 from multistill.hardware import default_device
 from multistill.inference.predict import predict
-from multistill.models.build import keeping_sequences
+from multistill.models.base import keeping_sequences
 from multistill.models.joint import (
     JointModel,
     Model,
@@ -40,6 +40,7 @@ from multistill.training.data import TrainingData, halves, split_micro_batches
 from multistill.training.distributed import ProcessGroup
 from multistill.training.encoder_groups import layer_schedule
 from multistill.training.epochs import EpochPlanner
+from multistill.training.initial import load_initial
 from multistill.training.nonfinite import REPORT, NonFiniteCheck
 from multistill.training.objective import Objective, validation_metrics
 from multistill.training.optimizer import NamedAdamW, uses_bfloat16
@@ -151,6 +152,7 @@ class _Training:
         statistics = self.data.statistics(task) if model.standardizes or changes_states else None
         if model.standardizes and statistics is not None:
             model.fit_standardization(statistics)
+        load_initial(model, task.initial)
         self.model: Model = model.to(device)
         self.objective = objective.to(device)
         objective_parameters = self.objective.named_parameters(_OBJECTIVE_PREFIX.rstrip("."))

@@ -41,6 +41,8 @@ class TrainingTask:
             is trained on them.
         tasks: weight of each task in the loss: `classes`, and the dimensions of `spec`.
         encoders: that the model trains, of those that it reads.
+        initial: model folders whose weights the model starts from: name of a module of the model
+            (empty: the whole) -> absolute path of a folder in the workspace's model store.
     """
 
     name: str
@@ -59,6 +61,7 @@ class TrainingTask:
     unlabelled: bool = False
     tasks: Mapping[str, float] = field(default_factory=lambda: {"classes": 1.0})
     encoders: Mapping[Encoder, EncoderSource] = field(default_factory=dict)
+    initial: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 < self.label_share <= 1:
@@ -114,6 +117,7 @@ class TrainingTask:
             "unlabelled": self.unlabelled,
             "tasks": dict(self.tasks),
             "encoders": {name: source.identity() for name, source in self.encoders.items()},
+            "initial": {name: Path(folder).name for name, folder in sorted(self.initial.items())},
         }
 
     def load_encoders(self) -> dict[Encoder, TrainableEncoder]:
@@ -150,6 +154,7 @@ class TrainingTask:
             "train": self.train.model_dump(mode="json"),
             "distillation": self.distillation and self.distillation.model_dump(mode="json"),
             "encoders": {name: source.to_dict() for name, source in self.encoders.items()},
+            "initial": dict(self.initial),
         }
 
     @classmethod
