@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from multistill.errors import UsageError
 
@@ -45,6 +45,40 @@ class ValenceArousalFields:
     va_branch_feedforward: int = 1024
     va_branch_recurrent: int = 64
     va_frozen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndToEndFields:
+    """Of `fe2e` and `mesm` (`multistill.models.end_to_end`).
+
+    `front_channels` are those of the stem, doubled by each of three stages, and `pooling`
+    (`published` or `mean`) makes the states of the text one. Here `width`, `heads`, `layers`,
+    `feedforward` and `dropout` are of the transformer over chunks.
+
+    Attributes:
+        chunk_frames: audio frames of a chunk.
+        chunk_hidden: width of the layer between a chunk's feature map and its state.
+        chunk_positions: sines and cosines are added to the states of the chunks; without, as
+            published, the transformer cannot tell their order.
+        chunk_normalization: after convolutions: `batch` as published, or `layer`, over the channels
+            of each point, which depends on no other clip.
+        late_fusion: of the outputs of speech and text: `weighted` by a learnt number each, as
+            published, or `gated` for each clip and class.
+        null_text: a clip without text has a learnt state in its place; else zeros.
+        top_p: of `mesm`: points of a feature map are kept until the text's attention to them sums
+            to this much.
+        selection_gradient: of `mesm`: how the attention learns
+            (`multistill.models.sparse.TextGuidedSelection`).
+    """
+
+    chunk_frames: int = 32
+    chunk_hidden: int = 1024
+    chunk_positions: bool = False
+    chunk_normalization: Literal["batch", "layer"] = "batch"
+    late_fusion: Literal["weighted", "gated"] = "weighted"
+    null_text: bool = False
+    top_p: float = 1.0
+    selection_gradient: Literal["straight-through", "scaled"] = "straight-through"
 
 
 class NetworkUse(NamedTuple):
@@ -93,6 +127,19 @@ _BRANCH = frozenset(
     }
 )
 _FUSION = frozenset(field.name for field in fields(ValenceArousalFields))
+_SELECTION = frozenset({"top_p", "selection_gradient"})
+_END_TO_END = frozenset(field.name for field in fields(EndToEndFields)) - _SELECTION
+_FE2E = _END_TO_END | {
+    "heads",
+    "layers",
+    "feedforward",
+    "dropout",
+    "classifier_dropout",
+    "modality_dropout",
+    "pooling",
+    "standardize",
+    "front_channels",
+}
 
 NETWORK_USES: Mapping[str, NetworkUse] = {
     "va-audio": NetworkUse("audio", _BRANCH | {"front_channels"}),
@@ -100,10 +147,12 @@ NETWORK_USES: Mapping[str, NetworkUse] = {
     "va-fusion": NetworkUse(
         "multimodal", _BRANCH | _FUSION | {"front_channels", "modality_dropout"}
     ),
+    "fe2e": NetworkUse("multimodal", _FE2E),
+    "mesm": NetworkUse("multimodal", _FE2E | _SELECTION),
 }
 """Of every network but `head`, which uses all fields that are not of a network below."""
 
-NETWORK_FIELDS = _FUSION
+NETWORK_FIELDS = _FUSION | _END_TO_END | _SELECTION
 """Fields that `head` does not use."""
 
 
@@ -114,10 +163,11 @@ def check_network(spec: ModelSpec) -> None:
         UsageError: another modality than the network's, a field that it does not use, or a width
             below 1.
     """
-    for field in fields(ValenceArousalFields):
+    for field in (*fields(ValenceArousalFields), *fields(EndToEndFields)):
         value = getattr(spec, field.name)
         if field.type == "int" and (isinstance(value, bool) or value < 1):
             raise UsageError(f"model: {field.name} must be an integer of at least 1, not {value}")
+    _check_end_to_end(spec)
     use = NETWORK_USES.get(spec.network)
     if use is not None and spec.modality != use.modality:
         raise UsageError(
@@ -136,3 +186,30 @@ def check_network(spec: ModelSpec) -> None:
             f"model: width {spec.width} is not divisible by va_branch_heads "
             f"{spec.va_branch_heads}; use a width that is a multiple of {spec.va_branch_heads}"
         )
+
+
+def _check_end_to_end(spec: ModelSpec) -> None:
+    """Refuse values that no network takes.
+
+    Raises:
+        UsageError: such a value.
+    """
+    for field in fields(EndToEndFields):
+        choices = _CHOICES.get(field.name)
+        value = getattr(spec, field.name)
+        if choices is not None and value not in choices:
+            raise UsageError(f"model: {field.name} `{value}` is not one of {', '.join(choices)}")
+    if not 0.0 < spec.top_p <= 1.0:
+        raise UsageError(f"model: top_p must be above 0 and at most 1, not {spec.top_p}")
+    if spec.network in {"fe2e", "mesm"} and spec.pooling not in {"published", "mean"}:
+        raise UsageError(
+            f"model: the network {spec.network} makes one state of a text by pooling published or "
+            f"mean, not {spec.pooling}"
+        )
+
+
+_CHOICES = {
+    name: get_args(kind)
+    for name, kind in get_type_hints(EndToEndFields).items()
+    if get_origin(kind) is Literal
+}

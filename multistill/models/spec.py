@@ -8,7 +8,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from multistill.config.tasks import DIMENSIONS
 from multistill.errors import UsageError
-from multistill.models.network_fields import NetworkName, ValenceArousalFields, check_network
+from multistill.models.network_fields import (
+    EndToEndFields,
+    NetworkName,
+    ValenceArousalFields,
+    check_network,
+)
 
 Modality = Literal["multimodal", "text", "audio"]
 Encoder = Literal["speech", "text"]
@@ -51,7 +56,7 @@ class PartRead(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ModelSpec(ValenceArousalFields):
+class ModelSpec(EndToEndFields, ValenceArousalFields):
     """Hyperparameters of one model.
 
     Attributes:
@@ -147,6 +152,8 @@ class ModelSpec(ValenceArousalFields):
     @property
     def sequences(self) -> tuple[str, ...]:
         """Modalities whose sequences the head pools: `audio`, `text`; none of a wide head."""
+        if self.network in {"fe2e", "mesm"}:  # the text is one state as wide as its encoder's
+            return ("audio",)
         return (*("audio",) * self.reads_audio, *("text",) * self.reads_text) * self.deep
 
     def __post_init__(self) -> None:
