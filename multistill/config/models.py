@@ -144,8 +144,8 @@ class TrainSection(Section):
     )
     class_weights: Literal["none", "inverse", "effective", "odds"] = Field(
         "none",
-        description="weights of the loss; `effective`: Cui et al. 2019; `odds`: rest over class, of "
-        "`loss: one-vs-rest`",
+        description="weights of the loss; `effective`: Cui et al. 2019; `odds`: of one-vs-rest, "
+        "clips of the rest over those of the class",
     )
     oversample: bool = Field(False, description="draw clips so that all classes weigh the same")
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)

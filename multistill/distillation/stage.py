@@ -54,6 +54,7 @@ def soft_targets(
     from multistill.errors import MultistillError
     from multistill.features.cache import open_store
     from multistill.inference.ensemble import combine
+    from multistill.metrics.classification import distributions, log_probabilities
     from multistill.models.files import Output, read_model_config
     from multistill.models.sequences import chosen_rows, side_by_side
 
@@ -123,7 +124,8 @@ def soft_targets(
             members_logits = [output.logits for output in outputs]
             if against_rest:  # as logits of their distributions, which every loss reads
                 members_logits = [
-                    log_probabilities(distributions(each, "one-vs-rest")) for each in members_logits
+                    log_probabilities(distributions(each, "one-vs-rest")).astype(np.float32)
+                    for each in members_logits
                 ]
             mixed = combine(members_logits, raw=kind == "shares")
             logits[selected[chosen]] = mixed[chosen]

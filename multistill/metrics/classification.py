@@ -304,7 +304,11 @@ def class_support(truth: IntArray, groups: IntArray, classes: int) -> ClassSuppo
 def per_class(
     confusion: DoubleArray, classes: Sequence[str]
 ) -> list[dict[str, float | str | int | None]]:
-    """Recall, precision and F1 of each class; None where it is not defined."""
+    """Recall, precision, F1 and balanced accuracy of each class; None where not defined.
+
+    Balanced accuracy is that of telling the class from the rest: the mean of its recall and of the
+    share of other clips that are not taken for it.
+    """
 
     def ratio(numerator: float, denominator: float) -> float | None:
         return float(numerator / denominator) if denominator > 0 else None
@@ -313,13 +317,19 @@ def per_class(
     for index, name in enumerate(classes):
         correct = confusion[index, index]
         truth, predicted = confusion[index].sum(), confusion[:, index].sum()
+        recall = ratio(correct, truth)
+        others = confusion.sum() - truth
+        specificity = ratio(others - (predicted - correct), others)
         rows.append(
             {
                 "class": name,
                 "count": round(float(truth)),
-                "recall": ratio(correct, truth),
+                "recall": recall,
                 "precision": ratio(correct, predicted),
                 "f1": ratio(2 * correct, truth + predicted) if truth else None,
+                "balanced_accuracy": None
+                if recall is None or specificity is None
+                else (recall + specificity) / 2,
             }
         )
     return rows

@@ -200,9 +200,9 @@ class EndToEnd(Network):
 
 
 def in_chunks(states: Tensor, mask: Tensor, frames: int) -> Stream:
-    """States [B, T, D] with mask [B, T] -> [B, S, frames, D] and [B, S, frames], S = ceil(T / frames).
+    """States [B, T, D] with mask [B, T] -> [B, S, frames, D] with mask [B, S, frames].
 
-    The last chunk is filled with padding.
+    S is T / frames rounded up; the last chunk is filled with padding.
     """
     missing = -states.shape[1] % frames
     states, mask = F.pad(states, (0, 0, 0, missing)), F.pad(mask, (0, missing), value=False)

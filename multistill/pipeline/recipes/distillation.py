@@ -9,6 +9,7 @@ from multistill.config import JobConfig
 from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
 from multistill.pipeline.recipes.augmentation import check_augmentation
+from multistill.pipeline.recipes.end_to_end import check_end_to_end
 from multistill.pipeline.recipes.fronts import check_fronts
 from multistill.pipeline.recipes.models import models_of
 from multistill.pipeline.recipes.scores import check_scores
@@ -87,6 +88,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     yield from _protocol(job)
     yield from check_stored_states(job)
     yield from check_fronts(job)
+    yield from check_end_to_end(job)
     yield from check_trained_encoders(job)
     yield from _losses(job)
     yield from _label_shares(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from multistill.config import JobConfig, ModelConfig
 from multistill.pipeline.recipes import Location
@@ -42,13 +43,25 @@ def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:
             yield ("search", "space", key), f"search.space, {key}: {sentence}"
 
 
-def _read(job: JobConfig, model: ModelConfig) -> Iterator[str]:
-    """A sentence if the model reads anything but log-mel energies."""
+class NotBands(NamedTuple):
+    """What a model would read that is not log-mel energies.
+
+    Attributes:
+        read: names of the encoders.
+        advice: what to do, without a full stop.
+    """
+
+    read: str
+    advice: str
+
+
+def not_bands(job: JobConfig, model: ModelConfig) -> NotBands | None:
+    """What else than log-mel energies a model reads of speech; None if nothing else."""
     parts = job.features.speech.parts
     read = [part for part in parts if model.speech_encoder in (None, part.title)]
     others = [part.title for part in read if part.model != BANDS]
     if not others:
-        return
+        return None
     energies = [part.title for part in parts if part.model == BANDS]
     if energies:
         advice = f"set `speech_encoder: {energies[0]}` in its model"
@@ -57,7 +70,14 @@ def _read(job: JobConfig, model: ModelConfig) -> Iterator[str]:
             f"add `additional: [{BANDS}]` to features.speech and set `speech_encoder: {BANDS}` in "
             "its model"
         )
-    yield (
-        f"a convolutional front reads the bands of {BANDS} energies, and this one would read the "
-        f"states of {', '.join(others)}; {advice}, or use `front: linear`"
-    )
+    return NotBands(", ".join(others), advice)
+
+
+def _read(job: JobConfig, model: ModelConfig) -> Iterator[str]:
+    """A sentence if the model reads anything but log-mel energies."""
+    found = not_bands(job, model)
+    if found is not None:
+        yield (
+            f"a convolutional front reads the bands of {BANDS} energies, and this one would read "
+            f"the states of {found.read}; {found.advice}, or use `front: linear`"
+        )
