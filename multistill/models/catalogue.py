@@ -13,6 +13,15 @@ SMALL_DIMS = (80, 256)
 """Widths of the log-mel and the untrained ELECTRA encoder."""
 
 
+_WIDTHS = {
+    "paper-fe2e": (128, 768),
+    "paper-mesm": (128, 768),
+    "fe2e": (80, 768),
+    "mesm": (80, 768),
+}
+"""Of presets that read log-mel energies beside a text encoder of base size."""
+
+
 def catalogue() -> list[dict[str, Any]]:
     """One row per preset: hyperparameters, state widths and number of trainable parameters."""
     import torch
@@ -21,7 +30,7 @@ def catalogue() -> list[dict[str, Any]]:
 
     rows = []
     for name, spec in PRESETS.items():
-        audio_dim, text_dim = PAPER_DIMS
+        audio_dim, text_dim = _WIDTHS.get(name, PAPER_DIMS)
         if name.startswith(("small-", "light-")):
             audio_dim, text_dim = SMALL_DIMS
         with torch.device("meta"):  # nothing is allocated
