@@ -65,8 +65,8 @@ def test_what_the_job_file_sets_is_kept(
 def test_published_heads_keep_the_published_rate_and_batch(preset: str) -> None:
     train = resolve_training(TrainSection(), preset, 300)
     assert train is not None
-    own = {"small": (1e-3, 16), "light": (2e-3, 16)}
-    expected = own.get(preset.partition("-")[0], (5e-5, 64))
+    own = {"small": (1e-3, 16), "light": (2e-3, 16), "fe2e": (5e-5, 8), "mesm": (5e-5, 8)}
+    expected = own.get(preset.removeprefix("paper-").partition("-")[0], (5e-5, 64))
     assert (train.learning_rate, train.batch_size) == expected
 
 
