@@ -5,8 +5,9 @@ A head needs a number of optimiser steps, not of epochs: 30 epochs are 150 steps
 training clips, within bounds. Rate and batch follow from the preset: the published heads
 (`paper-*`, `text-*`) keep the published ones, the small heads take a rate twenty times as high.
 The light students start without an encoder's knowledge: they take twice that, and more steps.
-FE2E and MESM keep the published rate, batch (of FE2E) and largest number of epochs.
-docs/training.md has the measurements.
+docs/training.md has the measurements. Networks of valence and arousal (`va-*`) are as wide as the
+published heads and start from nothing: `paper-va-*` keep their published rate, FE2E and MESM
+rate, batch (of FE2E) and largest number of epochs (docs/systems.md).
 """
 
 from __future__ import annotations
@@ -35,14 +36,28 @@ class Defaults:
 
 SMALL = Defaults(learning_rate=1e-3, batch_size=16, steps=1000, min_epochs=10, max_epochs=100)
 LIGHT = Defaults(learning_rate=2e-3, batch_size=16, steps=1000, min_epochs=10, max_epochs=100)
+VALENCE_AROUSAL = Defaults(
+    learning_rate=1e-4, batch_size=16, steps=1000, min_epochs=10, max_epochs=60
+)
+PAPER_VALENCE_AROUSAL = Defaults(
+    learning_rate=2e-5, batch_size=16, steps=2000, min_epochs=10, max_epochs=30
+)
 PUBLISHED = Defaults(learning_rate=5e-5, batch_size=64, steps=2000, min_epochs=10, max_epochs=100)
 END_TO_END = Defaults(learning_rate=5e-5, batch_size=8, steps=2000, min_epochs=10, max_epochs=40)
+
+_FAMILIES = {
+    "small-": SMALL,
+    "light-": LIGHT,
+    "va-": VALENCE_AROUSAL,
+    "paper-va-": PAPER_VALENCE_AROUSAL,
+    **dict.fromkeys(("fe2e", "mesm", "paper-fe2e", "paper-mesm"), END_TO_END),
+}
+"""Of presets by the start of their names; `PUBLISHED` are those of all others."""
 
 
 def defaults_of(preset: str) -> Defaults:
     """The defaults of a preset's family."""
-    families = {"small": SMALL, "light": LIGHT, "fe2e": END_TO_END, "mesm": END_TO_END}
-    return families.get(preset.removeprefix("paper-").partition("-")[0], PUBLISHED)
+    return next((own for start, own in _FAMILIES.items() if preset.startswith(start)), PUBLISHED)
 
 
 def resolve_training(
