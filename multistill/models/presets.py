@@ -131,7 +131,7 @@ _SMALL_FE2E = replace(
     _FE2E,
     layers=2,
     feedforward=128,
-    front_channels=8,
+    front_channels=4,
     chunk_hidden=64,
     classifier_dropout=0.3,
 )
