@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from multistill.config.tasks import DIMENSIONS
 from multistill.errors import UsageError
-
-if TYPE_CHECKING:
-    from multistill.models.spec import Modality, ModelSpec
 
 NetworkName = Literal["head", "va-audio", "va-text", "va-fusion", "fe2e", "mesm"]
 
@@ -85,16 +82,23 @@ class EndToEndFields:
     selection_gradient: Literal["straight-through", "scaled"] = "straight-through"
 
 
+@dataclass(frozen=True, kw_only=True)
+class NetworkFields(EndToEndFields, ValenceArousalFields):
+    """Fields of a `ModelSpec` that `head` does not use."""
+
+
 class NetworkUse(NamedTuple):
     """What a network reads of a `ModelSpec`.
 
     Attributes:
         modality: the only one that it reads.
         uses: fields, beside `COMMON`.
+        reads_bands: whether it reads log-mel energies, and no states of an encoder, as speech.
     """
 
-    modality: Modality
+    modality: str
     uses: frozenset[str]
+    reads_bands: bool = False
 
 
 COMMON = frozenset(
@@ -125,6 +129,7 @@ BRANCH_FIELDS = frozenset(
 _BRANCH = BRANCH_FIELDS | {"heads", "layers", "feedforward", "va_recurrent"}
 _AUDIO = frozenset({"front_channels", "audio_stride"})
 _FUSION = frozenset(field.name for field in fields(ValenceArousalFields))
+
 _SELECTION = frozenset({"top_p", "selection_gradient"})
 _END_TO_END = frozenset(field.name for field in fields(EndToEndFields)) - _SELECTION
 _FE2E = _END_TO_END | {
@@ -140,48 +145,51 @@ _FE2E = _END_TO_END | {
 }
 
 NETWORK_USES: Mapping[str, NetworkUse] = {
-    "va-audio": NetworkUse("audio", _BRANCH | _AUDIO),
+    "va-audio": NetworkUse("audio", _BRANCH | _AUDIO, reads_bands=True),
     "va-text": NetworkUse("text", _BRANCH),
-    "va-fusion": NetworkUse("multimodal", _BRANCH | _AUDIO | _FUSION | {"modality_dropout"}),
-    "fe2e": NetworkUse("multimodal", _FE2E),
-    "mesm": NetworkUse("multimodal", _FE2E | _SELECTION),
+    "va-fusion": NetworkUse(
+        "multimodal", _BRANCH | _AUDIO | _FUSION | {"modality_dropout"}, reads_bands=True
+    ),
+    "fe2e": NetworkUse("multimodal", _FE2E, reads_bands=True),
+    "mesm": NetworkUse("multimodal", _FE2E | _SELECTION, reads_bands=True),
 }
 """Of every network but `head`, which uses all fields that are not of a network below."""
 
-NETWORK_FIELDS = _FUSION | _END_TO_END | _SELECTION
-"""Fields that `head` does not use."""
 
+def check_network(spec: NetworkFields, network: str, modality: str) -> None:
+    """Refuse what a network does not read.
 
-def check_network(spec: ModelSpec) -> None:
-    """Refuse what the spec's network does not read.
+    Args:
+        spec: a `ModelSpec`.
 
     Raises:
         UsageError: another modality than the network's, a field that it does not use, or a width
             below 1.
     """
-    for field in (*fields(ValenceArousalFields), *fields(EndToEndFields)):
+    for field in fields(NetworkFields):
         value = getattr(spec, field.name)
         if field.type == "int" and (isinstance(value, bool) or value < 1):
             raise UsageError(f"model: {field.name} must be an integer of at least 1, not {value}")
     _check_end_to_end(spec)
-    use = NETWORK_USES.get(spec.network)
-    if use is not None and spec.modality != use.modality:
+    use = NETWORK_USES.get(network)
+    if use is not None and modality != use.modality:
         raise UsageError(
-            f"model: the network {spec.network} reads {use.modality} states, and modality is "
-            f"{spec.modality}; choose another preset"
+            f"model: the network {network} reads {use.modality} states, and modality is "
+            f"{modality}; choose another preset"
         )
+    others = {field.name for field in fields(NetworkFields)}
     for field in fields(spec):
-        used = field.name not in NETWORK_FIELDS if use is None else field.name in COMMON | use.uses
+        used = field.name not in others if use is None else field.name in COMMON | use.uses
         if not used and getattr(spec, field.name) != field.default:
             raise UsageError(
-                f"model: the network {spec.network} does not use `{field.name}`; remove it from "
-                "the model"
+                f"model: the network {network} does not use `{field.name}`; remove it from the "
+                "model"
             )
-    if spec.network == "va-fusion":
+    if network == "va-fusion":
         _check_branches(spec)
 
 
-def _check_branches(spec: ModelSpec) -> None:
+def _check_branches(spec: ValenceArousalFields) -> None:
     dimensions = (spec.va_audio_dimension, spec.va_text_dimension)
     for name, value in zip(("va_audio_dimension", "va_text_dimension"), dimensions, strict=True):
         if value not in DIMENSIONS:
@@ -191,31 +199,20 @@ def _check_branches(spec: ModelSpec) -> None:
             f"model: both branches predict {dimensions[0]}; set va_audio_dimension and "
             "va_text_dimension to different dimensions"
         )
-    if spec.width % spec.va_branch_heads:
-        raise UsageError(
-            f"model: width {spec.width} is not divisible by va_branch_heads "
-            f"{spec.va_branch_heads}; use a width that is a multiple of {spec.va_branch_heads}"
-        )
 
 
-def _check_end_to_end(spec: ModelSpec) -> None:
+def _check_end_to_end(spec: EndToEndFields) -> None:
     """Refuse values that no network takes.
 
     Raises:
         UsageError: such a value.
     """
-    for field in fields(EndToEndFields):
-        choices = _CHOICES.get(field.name)
-        value = getattr(spec, field.name)
-        if choices is not None and value not in choices:
-            raise UsageError(f"model: {field.name} `{value}` is not one of {', '.join(choices)}")
+    for name, choices in _CHOICES.items():
+        value = getattr(spec, name)
+        if value not in choices:
+            raise UsageError(f"model: {name} `{value}` is not one of {', '.join(choices)}")
     if not 0.0 < spec.top_p <= 1.0:
         raise UsageError(f"model: top_p must be above 0 and at most 1, not {spec.top_p}")
-    if spec.network in {"fe2e", "mesm"} and spec.pooling not in {"published", "mean"}:
-        raise UsageError(
-            f"model: the network {spec.network} makes one state of a text by pooling published or "
-            f"mean, not {spec.pooling}"
-        )
 
 
 _CHOICES = {

@@ -22,6 +22,7 @@ Location = tuple[str | int, ...]
 RECIPES = {
     "distillation": "multistill.pipeline.recipes.distillation",
     "features-only": "multistill.pipeline.recipes.features_only",
+    "pretrain": "multistill.pipeline.recipes.pretrain",
 }
 """Name -> module with a `RECIPE`; imported when a job first asks for it."""
 

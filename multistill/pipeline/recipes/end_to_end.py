@@ -1,4 +1,4 @@
-"""Checks of FE2E and MESM: what they read, and statistics of a batch that is split."""
+"""Checks of FE2E and MESM: statistics of a batch that workers or micro-batches split."""
 
 from __future__ import annotations
 
@@ -6,26 +6,16 @@ from collections.abc import Iterator
 
 from multistill.config import JobConfig
 from multistill.pipeline.recipes import Location
-from multistill.pipeline.recipes.fronts import not_bands
 from multistill.pipeline.recipes.models import models_of
 
 NETWORKS = frozenset({"fe2e", "mesm"})
 
 
 def check_end_to_end(job: JobConfig) -> Iterator[tuple[Location, str]]:
-    """Networks over chunks of anything but log-mel energies, and batches that workers split."""
+    """Trainings and trials that split a batch over which the network normalises."""
     for each in models_of(job):
         spec = each.spec
-        if spec is None or spec.network not in NETWORKS:
-            continue
-        found = not_bands(job, each.model)
-        if found is not None:
-            yield (
-                each.location,
-                f"{each.title}: the network {spec.network} reads the bands of log-mel energies, "
-                f"and this one would read the states of {found.read}; {found.advice}",
-            )
-        if spec.chunk_normalization != "batch":
+        if spec is None or spec.network not in NETWORKS or spec.chunk_normalization != "batch":
             continue
         train = each.train
         if train.workers > 1 or train.batch_frames or train.accumulation > 1:
