@@ -12,7 +12,7 @@ a map is zero where its mask is False. Texts are [N, D], one for each chunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -228,19 +228,16 @@ def counting_convolutions(model: nn.Module) -> Iterator[ConvolutionCost]:
             hook.remove()
 
 
-def multiply_accumulates(model: nn.Module, run: Callable[[], Any]) -> tuple[int, int]:
+def multiply_accumulates(model: nn.Module, *inputs: Tensor) -> tuple[int, int]:
     """Multiply-accumulates of a forward pass: as it is computed here, and at active points alone.
 
     The second number takes all else (attention, linear layers) as it is, so it holds what the
     selection costs, too.
-
-    Args:
-        run: calls the model.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counting_convolutions(model) as cost, counter:
-        run()
+        model(*inputs)
     dense = counter.get_total_flops() // 2
     return dense, dense - cost.dense + cost.active

@@ -203,6 +203,6 @@ def test_cost_is_the_share_of_active_points_of_the_convolutions() -> None:
     x, mask = (tensor[:1] for tensor in feature_map())
     mask[:, :3] = False
     conv = PointConv(CHANNELS, 5, 3, "layer")
-    dense, active = multiply_accumulates(conv, lambda: conv(x * mask[:, None], mask))
+    dense, active = multiply_accumulates(conv, x * mask[:, None], mask)
     assert dense == CHANNELS * 5 * 9 * 24
     assert active == dense // 2

@@ -1,4 +1,4 @@
-"""A job whose teacher is MESM with a text encoder that it trains, through real Ray to the report."""
+"""A job whose teacher is MESM, with a text encoder that it trains, through real Ray."""
 
 from __future__ import annotations
 
