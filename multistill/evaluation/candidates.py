@@ -26,6 +26,7 @@ from multistill.models.context import StateStore
 from multistill.models.files import Output, load_model, read_model_config
 from multistill.models.joint import JointModel, Model
 from multistill.models.probe import fit_probe
+from multistill.models.sparse import PointConv, multiply_accumulates
 from multistill.models.spec import Encoder, Modality, ModelSpec
 from multistill.typing import DoubleArray, FloatArray
 
@@ -182,6 +183,21 @@ class LoadedModel:
 
         milliseconds, _ = time_each(forward, [self._inputs(name) for name in ids], self.device)
         return milliseconds
+
+    def multiply_accumulates(self, ids: Sequence[str]) -> dict[str, float] | None:
+        """Mean per clip, in millions: `dense` as computed, `active` at active points alone.
+
+        None for models without maps of points that are chosen or padded
+        (`multistill.models.sparse`).
+        """
+        counted = [m for m in self.members if any(isinstance(x, PointConv) for x in m.modules())]
+        if not counted or not ids:
+            return None
+        counts = [
+            [multiply_accumulates(model, *self._inputs(name)) for name in ids] for model in counted
+        ]
+        dense, active = np.mean(counts, axis=1).sum(axis=0) / 1e6
+        return {"dense": float(dense), "active": float(active)}
 
     def _inputs(self, utterance: str) -> tuple[torch.Tensor, ...]:
         batch = collate(self.store, [utterance], self.max_frames).to(self.device)

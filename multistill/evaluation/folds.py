@@ -401,6 +401,8 @@ def _latency(encoder_latency: EncoderLatency, loaded: LoadedModel) -> dict[str, 
         spec.modality, head_ms, loaded.layers_read, spec.encoder_read
     )
     latency: dict[str, Any] = {"latency_ms": percentiles(head_ms)}
+    if (counts := loaded.multiply_accumulates(encoder_latency.ids)) is not None:
+        latency["multiply_accumulates"] = counts
     if end_to_end_ms is not None:
         latency["latency_end_to_end_ms"] = percentiles(end_to_end_ms)
         latency["real_time_factor"] = encoder_latency.real_time_factor(end_to_end_ms)

@@ -76,5 +76,8 @@ def test_mesm_teaches_and_reaches_the_report(ray_session: None, tmp_path: Path) 
     page = (outcome.stages["report"].path / "report.html").read_text(encoding="utf-8")
     assert "Balanced accuracy by class" in page
     assert "thresholds of validation" in page
+    counts = entries["teacher"]["multiply_accumulates"]
+    assert 0 < counts["active"] < counts["dense"]
+    assert "as a sparse implementation would compute" in page
     answer = Predictor.load(folder).predict(corpus / "3.wav", "bad night")
     assert answer.label in metrics["classes"]
