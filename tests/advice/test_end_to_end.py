@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
-from helpers.advice import says
+import soundfile
+from helpers.advice import says, told
 
 from multistill.errors import JobFileError, UsageError
 from multistill.pipeline import jobfile
+from multistill.pipeline.data_check import check_data
 
 BASE = "name: x\ncorpora: [{kind: demo}]\n"
 LOG_MEL = "features: {speech: {model: log-mel}}\n"
@@ -89,3 +94,23 @@ def test_the_share_of_points_is_searched() -> None:
     space = "search: {space: {model.top_p: {low: 0.5, high: 1.0}}}\n"
     job = jobfile.parse(BASE + STUDENT % ("small-mesm", "") + space, "x.yaml")
     assert "model.top_p" in job.search.space
+
+
+def test_a_corpus_without_transcripts(tmp_path: Path) -> None:
+    rows = ["audio_path,text,label,speaker"]
+    for number in range(24):
+        wave = 0.3 * np.sin(np.arange(8_000 + 10 * number) / (9 + number))
+        soundfile.write(tmp_path / f"{number}.wav", wave, 16_000)
+        rows.append(f"{number}.wav,,{('Ruhig', 'wut')[number % 2]},p{number // 4}")
+    (tmp_path / "t.csv").write_text("\n".join(rows), encoding="utf-8")
+    text = (
+        f"name: x\nworkspace: {tmp_path}/w\ncorpora: [{{kind: table, path: {tmp_path}/t.csv}}]\n"
+        "labels: {classes: [calm, anger]}\nsplit: {by: speaker, valid: 0.2, test: 0.2}\n"
+        "distillation: {targets: in-sample}\n"
+    )
+    student = "students: [{name: a, model: {preset: small-audio-student}}]\n"
+    with told("which computes all, or corpora with transcripts", UsageError):
+        check_data(jobfile.parse(text + TEACHER % ("small-mesm", "") + student, "x.yaml"))
+    check_data(jobfile.parse(text + TEACHER % ("small-fe2e", "") + student, "x.yaml"))
+    (tmp_path / "t.csv").write_text("\n".join(rows).replace(",,", ",said,"), encoding="utf-8")
+    check_data(jobfile.parse(text + TEACHER % ("small-mesm", "") + student, "x.yaml"))

@@ -1,0 +1,36 @@
+"""Models that need transcripts, on corpora that have none."""
+
+from __future__ import annotations
+
+from multistill.config import JobConfig
+from multistill.errors import UsageError
+from multistill.models.presets import resolve
+from multistill.workspace import Artifact
+
+QUERIES = "mesm"
+"""The network whose text chooses what is computed of the speech."""
+
+
+def refuse_without_text(job: JobConfig, manifest: Artifact) -> None:
+    """Refuse MESM on corpora without a single transcript: nothing would choose its points.
+
+    Raises:
+        UsageError: there is no transcript.
+    """
+    from multistill.corpora.manifest import read_manifest
+
+    models = [*job.teacher.members.values(), *(student.model for student in job.students)]
+    presets = [
+        model.preset
+        for model in models
+        if resolve(model.preset, model.overrides()).network == QUERIES
+    ]
+    if not presets:
+        return
+    texts = read_manifest(manifest.path, ["text"])["text"].to_pylist()
+    if not any(text.strip() for text in texts):
+        raise UsageError(
+            f"the text chooses which points of the speech the preset `{presets[0]}` computes, and "
+            f"no utterance of the corpora has one; use `{presets[0].replace('mesm', 'fe2e')}`, which "
+            "computes all, or corpora with transcripts"
+        )
