@@ -59,7 +59,10 @@ class HeadConfig(Section):
         "frequency, for log-mel energies",
     )
     front_channels: int | None = Field(
-        None, ge=1, description="over time and frequency, of a convolutional front"
+        None,
+        ge=1,
+        description="over time and frequency, of a convolutional front; of `fe2e` and `mesm` "
+        "presets: of the first convolutions",
     )
     front_blocks: int | None = Field(None, ge=1, description="over time, of a convolutional front")
     audio_stride: int | None = Field(

@@ -29,8 +29,9 @@ def refuse_without_text(job: JobConfig, manifest: Artifact) -> None:
         return
     texts = read_manifest(manifest.path, ["text"])["text"].to_pylist()
     if not any(text.strip() for text in texts):
+        dense = presets[0].replace("mesm", "fe2e")
         raise UsageError(
-            f"in the preset `{presets[0]}`, the text chooses which points of the speech are computed, "
-            "and no utterance of the corpora has one; use "
-            f"`{presets[0].replace('mesm', 'fe2e')}`, which computes all, or corpora with transcripts"
+            f"in the preset `{presets[0]}`, the text chooses which points of the speech are "
+            f"computed, and no utterance of the corpora has one; use `{dense}`, which computes "
+            "all, or corpora with transcripts"
         )
