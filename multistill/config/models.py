@@ -15,7 +15,7 @@ from pydantic import (
 from multistill.config.augmentation import AugmentationConfig
 from multistill.config.base import Section, execution
 from multistill.config.names import FolderName
-from multistill.config.networks import ValenceArousalConfig
+from multistill.config.networks import EndToEndConfig, ValenceArousalConfig
 
 
 class HeadConfig(Section):
@@ -59,7 +59,10 @@ class HeadConfig(Section):
         "frequency, for log-mel energies",
     )
     front_channels: int | None = Field(
-        None, ge=1, description="over time and frequency, of a convolutional front"
+        None,
+        ge=1,
+        description="over time and frequency, of a convolutional front; of `fe2e` and `mesm` "
+        "presets: of the first convolutions",
     )
     front_blocks: int | None = Field(None, ge=1, description="over time, of a convolutional front")
     audio_stride: int | None = Field(
@@ -89,7 +92,7 @@ class HeadConfig(Section):
     )
 
 
-class ModelConfig(ValenceArousalConfig, HeadConfig):
+class ModelConfig(EndToEndConfig, ValenceArousalConfig, HeadConfig):
     """A preset by name (`multistill models`); every other key overrides one of its values."""
 
     shorthand: ClassVar = ("preset",)
@@ -126,7 +129,7 @@ class TrainSection(Section):
         description="the result is the running average of the weights over about this many epochs; "
         "0: the weights themselves",
     )
-    loss: Literal["soft-cross-entropy", "cross-entropy", "mse", "focal"] = Field(
+    loss: Literal["soft-cross-entropy", "cross-entropy", "mse", "focal", "one-vs-rest"] = Field(
         "soft-cross-entropy", description="against the labels; formulae in docs/models.md"
     )
     dimension_loss: Literal["ccc", "mse", "rmse"] = Field(
@@ -142,8 +145,10 @@ class TrainSection(Section):
         description="share of the target that is spread evenly over all classes; not of the "
         "teacher's targets",
     )
-    class_weights: Literal["none", "inverse", "effective"] = Field(
-        "none", description="weights of the loss; `effective`: Cui et al. 2019"
+    class_weights: Literal["none", "inverse", "effective", "odds"] = Field(
+        "none",
+        description="weights of the loss; `effective`: Cui et al. 2019; `odds`: of one-vs-rest, "
+        "clips of the rest over those of the class",
     )
     oversample: bool = Field(False, description="draw clips so that all classes weigh the same")
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
@@ -176,6 +181,12 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TrainSection:
+        if self.class_weights == "odds" and self.loss != "one-vs-rest":
+            raise ValueError(
+                "`class_weights: odds` weighs a class against the rest, which `loss: "
+                f"{self.loss}` does not tell apart; set `loss: one-vs-rest`, or `class_weights: "
+                "inverse`"
+            )
         gpus = self.gpus_per_worker
         if gpus is not None and 0 < gpus < 1 and self.workers > 1:
             raise ValueError(

@@ -50,3 +50,40 @@ class ValenceArousalConfig(Section):
     va_frozen: bool | None = Field(
         None, description="of `va-fusion`: the branches stay as their pre-training left them"
     )
+
+
+class EndToEndConfig(Section):
+    """Overrides for presets `fe2e`, `mesm`, `small-fe2e`, `small-mesm` and `paper-*` of them."""
+
+    chunk_frames: int | None = Field(
+        None, ge=4, description="of `fe2e` and `mesm` presets: audio frames of a chunk"
+    )
+    chunk_hidden: int | None = Field(
+        None, ge=8, description="of `fe2e` and `mesm` presets: width before a chunk's state"
+    )
+    chunk_positions: bool | None = Field(
+        None, description="of `fe2e` and `mesm` presets: positions are added to the chunks"
+    )
+    chunk_normalization: Literal["batch", "layer"] | None = Field(
+        None,
+        description="of `fe2e` and `mesm` presets, after convolutions: over the batch, or over the "
+        "channels of each point",
+    )
+    late_fusion: Literal["weighted", "gated"] | None = Field(
+        None,
+        description="of `fe2e` and `mesm` presets: one learnt weight for speech and one for text, "
+        "or weights for each clip and class",
+    )
+    null_text: bool | None = Field(
+        None, description="of `fe2e` and `mesm` presets: a learnt state in place of a missing text"
+    )
+    top_p: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        description="of `mesm` presets: points are computed until the text's attention to them "
+        "sums to this much; 1: all",
+    )
+    selection_gradient: Literal["straight-through", "scaled"] | None = Field(
+        None, description="of `mesm` presets: how the attention that selects points learns"
+    )

@@ -54,6 +54,7 @@ def soft_targets(
     from multistill.errors import MultistillError
     from multistill.features.cache import open_store
     from multistill.inference.ensemble import combine
+    from multistill.metrics.classification import distributions, log_probabilities
     from multistill.models.files import Output, read_model_config
     from multistill.models.sequences import chosen_rows, side_by_side
 
@@ -99,6 +100,7 @@ def soft_targets(
             )
     values = np.zeros((len(ids), len(dimensions)), dtype=np.float32)
     kind: Output = configs[teachers[0]]["output"]
+    against_rest, kind = kind == "one-vs-rest", "logits" if kind == "one-vs-rest" else kind
     for space, number in enumerate([-1, *sorted(folds)]):
         of_outputs, of_states = teacher_fold == number, state_fold == number
         selected = np.flatnonzero(of_outputs | of_states)
@@ -119,7 +121,13 @@ def soft_targets(
         outputs = [member.predict([ids[row] for row in selected]) for member in members]
         chosen = of_outputs[selected]
         if classes:
-            mixed = combine([output.logits for output in outputs], raw=kind == "shares")
+            members_logits = [output.logits for output in outputs]
+            if against_rest:  # as logits of their distributions, which every loss reads
+                members_logits = [
+                    log_probabilities(distributions(each, "one-vs-rest")).astype(np.float32)
+                    for each in members_logits
+                ]
+            mixed = combine(members_logits, raw=kind == "shares")
             logits[selected[chosen]] = mixed[chosen]
         means = np.mean([output.dimensions for output in outputs], axis=0)
         values[selected[chosen]] = means[chosen]

@@ -24,7 +24,7 @@ from multistill.config import CLASSES
 from multistill.corpora.manifest import classes_of, with_classes
 from multistill.distillation.files import STATES
 from multistill.errors import MultistillError
-from multistill.metrics.classification import EPS, shares_from_outputs, softmax
+from multistill.metrics.classification import EPS, distributions
 from multistill.models.files import Output
 from multistill.models.sequences import RaggedStates
 from multistill.typing import AnyArray, DoubleArray, FloatArray, IntArray
@@ -59,7 +59,7 @@ class SoftTargets:
     @property
     def distributions(self) -> DoubleArray:
         """The teacher's distribution of each utterance, [N, C]."""
-        return (shares_from_outputs if self.kind == "shares" else softmax)(self.outputs)
+        return distributions(self.outputs, self.kind)
 
     def for_loss(self, loss: str) -> FloatArray:
         """Outputs [N, C] as `distillation.loss` reads them: shares for `two-mse`, else logits.

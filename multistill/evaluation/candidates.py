@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,14 +19,16 @@ from multistill.features.store import FeatureStore
 from multistill.inference.latency import time_each
 from multistill.inference.predict import dialogue_context, predict
 from multistill.inference.quantize import rounded, stored_bytes
-from multistill.metrics.classification import distributions
+from multistill.metrics.classification import distributions, sigmoid
+from multistill.metrics.detection import Detected
 from multistill.models.build import count_parameters
 from multistill.models.context import StateStore
 from multistill.models.files import Output, load_model, read_model_config
 from multistill.models.joint import JointModel, Model
 from multistill.models.probe import fit_probe
+from multistill.models.sparse import PointConv, multiply_accumulates
 from multistill.models.spec import Encoder, Modality, ModelSpec
-from multistill.typing import DoubleArray
+from multistill.typing import DoubleArray, FloatArray
 
 MAX_PROBE_CLIPS = 20_000
 """Limit of training clips for the probe: it is a reference value, not a product."""
@@ -54,6 +56,21 @@ class Candidate:
     mlflow_run_id: str | None = None
     repeats: Sequence[Sequence[str | Path]] = ()
     label_share: tuple[str, float] | None = None
+
+
+class Predicted(NamedTuple):
+    """What a candidate predicts of N clips.
+
+    Attributes:
+        probabilities: distributions [N, C].
+        dimensions: [N, D].
+        detected: bool [N, C], classes above the thresholds of a model of `one-vs-rest`; None for
+            other models.
+    """
+
+    probabilities: DoubleArray
+    dimensions: DoubleArray
+    detected: Detected | None
 
 
 class LoadedModel:
@@ -91,17 +108,16 @@ class LoadedModel:
         self.trainings: list[dict[str, Any]] = [each["training"] for each in configs]
         self.max_frames: int | None = config["max_frames"]
         self.output: Output = config["output"]
+        self.thresholds: list[list[float] | None] = [each.get("thresholds") for each in configs]
         longest = max(self.members, key=lambda model: model.spec.context_turns)
         self.context = dialogue_context(longest, store, manifest)
 
     def probabilities(self, ids: list[str], store: FeatureStore | None = None) -> DoubleArray:
         """Mean of the members' distributions, [N, C]; arguments as of `predict`."""
-        return self.predict(ids, store)[0]
+        return self.predict(ids, store).probabilities
 
-    def predict(
-        self, ids: list[str], store: FeatureStore | None = None
-    ) -> tuple[DoubleArray, DoubleArray]:
-        """Means over the members of distributions [N, C] and of dimensions [N, D].
+    def predict(self, ids: list[str], store: FeatureStore | None = None) -> Predicted:
+        """Means over the members.
 
         Args:
             store: of the clips' states; default: that of the model. Previous turns are always
@@ -119,12 +135,21 @@ class LoadedModel:
             )
             for model in self.members
         ]
-        return (
+        return Predicted(
             np.mean([distributions(each.logits, self.output) for each in outputs], axis=0)
             if self.spec.num_classes
             else np.zeros((len(ids), 0)),
             np.mean([each.dimensions for each in outputs], axis=0, dtype=np.float64),
+            self._detected([each.logits for each in outputs]),
         )
+
+    def _detected(self, logits: Sequence[FloatArray]) -> Detected | None:
+        """Classes that are detected [N, C] by the means of the members' outputs and thresholds."""
+        thresholds = [each for each in self.thresholds if each is not None]
+        if self.output != "one-vs-rest" or len(thresholds) < len(self.thresholds):
+            return None
+        probabilities = np.mean([sigmoid(each) for each in logits], axis=0)
+        return np.asarray(probabilities >= np.mean(thresholds, axis=0))
 
     @property
     def trains_encoder(self) -> bool:
@@ -158,6 +183,21 @@ class LoadedModel:
 
         milliseconds, _ = time_each(forward, [self._inputs(name) for name in ids], self.device)
         return milliseconds
+
+    def multiply_accumulates(self, ids: Sequence[str]) -> dict[str, float] | None:
+        """Mean per clip, in millions: `dense` as computed, `active` at active points alone.
+
+        None for models without maps of points that are chosen or padded
+        (`multistill.models.sparse`).
+        """
+        counted = [m for m in self.members if any(isinstance(x, PointConv) for x in m.modules())]
+        if not counted or not ids:
+            return None
+        counts = [
+            [multiply_accumulates(model, *self._inputs(name)) for name in ids] for model in counted
+        ]
+        dense, active = np.mean(counts, axis=1).sum(axis=0) / 1e6
+        return {"dense": float(dense), "active": float(active)}
 
     def _inputs(self, utterance: str) -> tuple[torch.Tensor, ...]:
         batch = collate(self.store, [utterance], self.max_frames).to(self.device)

@@ -20,7 +20,7 @@ from multistill.evaluation.candidates import (
     probe_baseline,
 )
 from multistill.evaluation.functionals import functionals_baselines
-from multistill.evaluation.repetitions import PooledClips
+from multistill.evaluation.repetitions import PooledClips, first_of
 from multistill.evaluation.robustness import Robustness
 from multistill.evaluation.scoring import Prediction, Scorer
 from multistill.evaluation.utterances import (
@@ -36,6 +36,7 @@ from multistill.hardware import default_device
 from multistill.inference.latency import EncoderLatency, percentiles
 from multistill.metrics.calibration import fit_temperature
 from multistill.metrics.classification import calibration_summary, log_probabilities, softmax
+from multistill.metrics.detection import Detected, detection
 from multistill.metrics.intervals import choose_clusters
 from multistill.metrics.selective import threshold_for, threshold_for_risk
 from multistill.models.spec import Modality
@@ -129,6 +130,7 @@ class _Predicted:
     Attributes:
         dimensions: [N, D] of the candidate and of its repeats.
         int8: distributions on test with the weights in 8 bits, of students.
+        detected: classes of test clips [N, C], of a model of one class against the rest.
     """
 
     loaded: LoadedModel
@@ -140,6 +142,7 @@ class _Predicted:
     seeds: list[DoubleArray]
     dimensions: list[DoubleArray]
     int8: DoubleArray | None
+    detected: Detected | None
 
 
 class Evaluation:
@@ -240,6 +243,11 @@ class Evaluation:
                 "metrics": scorer.score_metrics(self.join(rounded)),
                 "bytes": folds[0].loaded.head_bytes(int8=True),
             }
+        detected = [each.detected for each in folds if each.detected is not None]
+        if len(detected) == len(folds):
+            first = first_of(self.join(detected), 2)
+            clips = scorer.clips
+            scored["detection"] = detection(first, clips.truth, clips.classes)
         if candidate.role == "teacher":
             scored["in_sample"] = self._in_sample_calibration([each.loaded for each in folds])
         return scored
@@ -313,16 +321,17 @@ class Evaluation:
         predicted = [each.predict(fold.test.ids) for each in (loaded, *repeats)]
         return _Predicted(
             loaded,
-            predicted[0][0],
+            predicted[0].probabilities,
             temperature,
             threshold,
             risk_threshold,
             [entry for each in (loaded, *repeats) for entry in each.trainings],
-            [probabilities for probabilities, _ in predicted[1:]],
-            [values for _, values in predicted],
+            [each.probabilities for each in predicted[1:]],
+            [each.dimensions for each in predicted],
             loaded.in_int8(fold.test.ids)
             if candidate.role == "student" and self.scorer is not None
             else None,
+            predicted[0].detected,
         )
 
     def _in_sample_calibration(self, loaded: Sequence[LoadedModel]) -> dict[str, Any]:
@@ -392,6 +401,8 @@ def _latency(encoder_latency: EncoderLatency, loaded: LoadedModel) -> dict[str, 
         spec.modality, head_ms, loaded.layers_read, spec.encoder_read
     )
     latency: dict[str, Any] = {"latency_ms": percentiles(head_ms)}
+    if (counts := loaded.multiply_accumulates(encoder_latency.ids)) is not None:
+        latency["multiply_accumulates"] = counts
     if end_to_end_ms is not None:
         latency["latency_end_to_end_ms"] = percentiles(end_to_end_ms)
         latency["real_time_factor"] = encoder_latency.real_time_factor(end_to_end_ms)

@@ -57,6 +57,11 @@ def softmax(logits: npt.NDArray[np.floating]) -> DoubleArray:
     return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
+def sigmoid(logits: npt.NDArray[np.floating]) -> DoubleArray:
+    """Probabilities [..., C] of each class against the rest, of logits [..., C]."""
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(logits.astype(np.float64), -500.0, 500.0))))
+
+
 def shares_from_outputs(outputs: npt.NDArray[np.floating]) -> DoubleArray:
     """Shares [..., C] from the outputs [..., C] of a head trained by squared error on shares.
 
@@ -70,8 +75,11 @@ def distributions(outputs: npt.NDArray[np.floating], kind: str) -> DoubleArray:
     """Distributions [..., C] from a head's outputs [..., C].
 
     Args:
-        kind: `logits`, or `shares` (of `shares_from_outputs`), as a model's config.json says.
+        kind: as a model's config.json says: `logits`; `shares` (of `shares_from_outputs`);
+            `one-vs-rest`, whose sigmoids are divided by their sum.
     """
+    if kind == "one-vs-rest":
+        return shares_from_outputs(sigmoid(outputs))
     return shares_from_outputs(outputs) if kind == "shares" else softmax(outputs)
 
 
@@ -296,7 +304,11 @@ def class_support(truth: IntArray, groups: IntArray, classes: int) -> ClassSuppo
 def per_class(
     confusion: DoubleArray, classes: Sequence[str]
 ) -> list[dict[str, float | str | int | None]]:
-    """Recall, precision and F1 of each class; None where it is not defined."""
+    """Recall, precision, F1 and balanced accuracy of each class; None where not defined.
+
+    Balanced accuracy is that of telling the class from the rest: the mean of its recall and of the
+    share of other clips that are not taken for it.
+    """
 
     def ratio(numerator: float, denominator: float) -> float | None:
         return float(numerator / denominator) if denominator > 0 else None
@@ -305,13 +317,19 @@ def per_class(
     for index, name in enumerate(classes):
         correct = confusion[index, index]
         truth, predicted = confusion[index].sum(), confusion[:, index].sum()
+        recall = ratio(correct, truth)
+        others = confusion.sum() - truth
+        specificity = ratio(others - (predicted - correct), others)
         rows.append(
             {
                 "class": name,
                 "count": round(float(truth)),
-                "recall": ratio(correct, truth),
+                "recall": recall,
                 "precision": ratio(correct, predicted),
                 "f1": ratio(2 * correct, truth + predicted) if truth else None,
+                "balanced_accuracy": None
+                if recall is None or specificity is None
+                else (recall + specificity) / 2,
             }
         )
     return rows

@@ -190,6 +190,16 @@ class Network(nn.Module):
         dimensions = self.dimension_scale(outputs[:, classes:].float())
         return ModelOutput(outputs[:, :classes], pooled, dimensions, sequences)
 
+    @property
+    def frame_width(self) -> int:
+        """Values that one audio frame takes at most, by which micro-batches are sized on a CPU."""
+        return self.spec.width
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether, in training, the output for a row depends on the others of its micro-batch."""
+        return False
+
     def unused_parameters(self) -> int:
         """Parameters that are counted as published and change no output."""
         return 0

@@ -15,6 +15,14 @@ SMALL_DIMS = (80, 256)
 VALENCE_AROUSAL_DIMS = (128, 768)
 """Widths of log-mel energies in 128 bands and of KoBERT, for which the published counts hold."""
 
+_WIDTHS = {
+    "paper-fe2e": (128, 768),
+    "paper-mesm": (128, 768),
+    "fe2e": (80, 768),
+    "mesm": (80, 768),
+}
+"""Of presets that read log-mel energies beside a text encoder of base size."""
+
 
 def catalogue() -> list[dict[str, Any]]:
     """One row per preset: hyperparameters, state widths and number of trainable parameters."""
@@ -24,7 +32,7 @@ def catalogue() -> list[dict[str, Any]]:
 
     rows = []
     for name, spec in PRESETS.items():
-        audio_dim, text_dim = PAPER_DIMS
+        audio_dim, text_dim = _WIDTHS.get(name, PAPER_DIMS)
         if name.startswith(("small-", "light-")):
             audio_dim, text_dim = SMALL_DIMS
         elif spec.network.startswith("va-"):

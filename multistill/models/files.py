@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _PICKLES = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.ckpt")
 
 Role = Literal["teacher", "student", "control"]
-Output = Literal["logits", "shares"]
+Output = Literal["logits", "shares", "one-vs-rest"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,10 @@ class ModelInfo:
         role: purpose of the model; a control is a student trained without a teacher.
         labels: the classes in the order of the outputs.
         output: `logits` become probabilities by softmax; `shares` are estimates of the vote
-            shares, from a model trained with the published squared error.
+            shares, from a model trained with the published squared error; `one-vs-rest` are logits
+            of each class against the rest, which become probabilities by a sigmoid.
+        thresholds: of these probabilities, in the order of `labels`, from which a class is
+            detected (`multistill.metrics.detection`); None without such outputs or validation.
         max_frames: number of audio frames that the model reads of a clip; None: all.
         encoders: `speech` and `text`: name, revision, dimension and settings (layers and their
             combination, windows, seconds or tokens read), enough to compute the states.
@@ -69,6 +72,7 @@ class ModelInfo:
     encoders: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float16"
     temperature: float | None = None
+    thresholds: Sequence[float] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     trained: Mapping[Encoder, EncoderSource] = field(default_factory=dict)
 
@@ -109,6 +113,7 @@ def save_model(model: Model, folder: Path, info: ModelInfo, *, int8: bool = Fals
         "encoders": encoders,
         "dtype": info.dtype,
         "temperature": info.temperature,
+        "thresholds": None if info.thresholds is None else list(info.thresholds),
         "training": dict(info.training),
         "sha256": sha256,
     }

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LabelLoss = Literal["soft-cross-entropy", "cross-entropy", "mse", "focal"]
+LabelLoss = Literal["soft-cross-entropy", "cross-entropy", "mse", "focal", "one-vs-rest"]
+ClassWeights = Literal["none", "inverse", "effective", "odds"]
 LabelSource = Literal["shares", "winner"]
 
 FOCAL_GAMMA = 2.0
@@ -63,6 +64,7 @@ def label_loss(
         cross-entropy        the same with t always from `labels`
         focal                -sum_c w_c t_c (1 - p_c)^2 log p_c       (Lin et al. 2017, eq. 5)
         mse                  mean_c w_c (logit_c - t_c)^2, on raw outputs as published
+        one-vs-rest          -mean_c (w_c t_c log s_c + (1 - t_c) log(1 - s_c)), s = sigmoid(logits)
 
     Args:
         logits: [B, C]. shares: [B, C], rows sum to 1. labels: int64 [B], -1 on a tie.
@@ -75,6 +77,10 @@ def label_loss(
     weights = 1.0 if class_weights is None else class_weights
     if kind == "mse":
         return (weights * (logits - target) ** 2).mean(dim=1)
+    if kind == "one-vs-rest":
+        return F.binary_cross_entropy_with_logits(
+            logits, target, pos_weight=class_weights, reduction="none"
+        ).mean(dim=1)
     log_p = F.log_softmax(logits, dim=1)
     if kind in ("soft-cross-entropy", "cross-entropy"):
         return -(weights * target * log_p).sum(dim=1)
@@ -83,7 +89,7 @@ def label_loss(
     raise ValueError(f"unknown label loss `{kind}`")
 
 
-def class_weights(shares: Tensor, kind: Literal["none", "inverse", "effective"]) -> Tensor | None:
+def class_weights(shares: Tensor, kind: ClassWeights) -> Tensor | None:
     """Class weights [C] against imbalance, from the training set's shares [N, C].
 
     With n_c = sum of the shares of class c:
@@ -92,7 +98,12 @@ def class_weights(shares: Tensor, kind: Literal["none", "inverse", "effective"])
         effective    (1 - beta) / (1 - beta^n_c), beta = 1 - 1/N     (Cui et al. 2019, eq. 4-5)
 
     scaled to a mean weight of 1 over the training set, so that the scale of the loss, and with
-    it a suitable learning rate, stays the same. Classes that do not occur have weight 1.
+    it a suitable learning rate, stays the same;
+
+        odds         (N - n_c) / n_c
+
+    as it is, for `one-vs-rest`: a class and the rest then weigh the same. Classes that do not occur
+    have weight 1.
     """
     if kind == "none":
         return None
@@ -103,6 +114,9 @@ def class_weights(shares: Tensor, kind: Literal["none", "inverse", "effective"])
     elif kind == "effective":
         beta = 1.0 - 1.0 / max(shares.shape[0], 2)
         raw = (1.0 - beta) / (1.0 - beta ** counts.clamp(min=1e-12))
+    elif kind == "odds":
+        odds = (shares.shape[0] - counts) / counts.clamp(min=1e-12)
+        return torch.where(present, odds, torch.ones_like(odds)).to(shares.dtype)
     else:
         raise ValueError(f"unknown class weighting `{kind}`")
     mean = (raw * counts)[present].sum() / counts.sum()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from multistill.config.tasks import DIMENSIONS
 from multistill.errors import UsageError
@@ -49,7 +49,41 @@ class ValenceArousalFields:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkFields(ValenceArousalFields):
+class EndToEndFields:
+    """Of `fe2e` and `mesm` (`multistill.models.end_to_end`).
+
+    `front_channels` are those of the stem, doubled by each of three stages, and `pooling`
+    (`published` or `mean`) makes the states of the text one. Here `width`, `heads`, `layers`,
+    `feedforward` and `dropout` are of the transformer over chunks.
+
+    Attributes:
+        chunk_frames: audio frames of a chunk.
+        chunk_hidden: width of the layer between a chunk's feature map and its state.
+        chunk_positions: sines and cosines are added to the states of the chunks; without, as
+            published, the transformer cannot tell their order.
+        chunk_normalization: after convolutions: `batch` as published, or `layer`, over the channels
+            of each point, which depends on no other clip.
+        late_fusion: of the outputs of speech and text: `weighted` by a learnt number each, as
+            published, or `gated` for each clip and class.
+        null_text: a clip without text has a learnt state in its place; else zeros.
+        top_p: of `mesm`: points of a feature map are kept until the text's attention to them sums
+            to this much.
+        selection_gradient: of `mesm`: how the attention learns
+            (`multistill.models.sparse.TextGuidedSelection`).
+    """
+
+    chunk_frames: int = 32
+    chunk_hidden: int = 1024
+    chunk_positions: bool = False
+    chunk_normalization: Literal["batch", "layer"] = "batch"
+    late_fusion: Literal["weighted", "gated"] = "weighted"
+    null_text: bool = False
+    top_p: float = 1.0
+    selection_gradient: Literal["straight-through", "scaled"] = "straight-through"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkFields(EndToEndFields, ValenceArousalFields):
     """Fields of a `ModelSpec` that `head` does not use."""
 
 
@@ -96,12 +130,28 @@ _BRANCH = BRANCH_FIELDS | {"heads", "layers", "feedforward", "va_recurrent"}
 _AUDIO = frozenset({"front_channels", "audio_stride"})
 _FUSION = frozenset(field.name for field in fields(ValenceArousalFields))
 
+_SELECTION = frozenset({"top_p", "selection_gradient"})
+_END_TO_END = frozenset(field.name for field in fields(EndToEndFields)) - _SELECTION
+_FE2E = _END_TO_END | {
+    "heads",
+    "layers",
+    "feedforward",
+    "dropout",
+    "classifier_dropout",
+    "modality_dropout",
+    "pooling",
+    "standardize",
+    "front_channels",
+}
+
 NETWORK_USES: Mapping[str, NetworkUse] = {
     "va-audio": NetworkUse("audio", _BRANCH | _AUDIO, reads_bands=True),
     "va-text": NetworkUse("text", _BRANCH),
     "va-fusion": NetworkUse(
         "multimodal", _BRANCH | _AUDIO | _FUSION | {"modality_dropout"}, reads_bands=True
     ),
+    "fe2e": NetworkUse("multimodal", _FE2E, reads_bands=True),
+    "mesm": NetworkUse("multimodal", _FE2E | _SELECTION, reads_bands=True),
 }
 """Of every network but `head`, which uses all fields that are not of a network below."""
 
@@ -120,6 +170,7 @@ def check_network(spec: NetworkFields, network: str, modality: str) -> None:
         value = getattr(spec, field.name)
         if field.type == "int" and (isinstance(value, bool) or value < 1):
             raise UsageError(f"model: {field.name} must be an integer of at least 1, not {value}")
+    _check_end_to_end(spec)
     use = NETWORK_USES.get(network)
     if use is not None and modality != use.modality:
         raise UsageError(
@@ -148,3 +199,24 @@ def _check_branches(spec: ValenceArousalFields) -> None:
             f"model: both branches predict {dimensions[0]}; set va_audio_dimension and "
             "va_text_dimension to different dimensions"
         )
+
+
+def _check_end_to_end(spec: EndToEndFields) -> None:
+    """Refuse values that no network takes.
+
+    Raises:
+        UsageError: such a value.
+    """
+    for name, choices in _CHOICES.items():
+        value = getattr(spec, name)
+        if value not in choices:
+            raise UsageError(f"model: {name} `{value}` is not one of {', '.join(choices)}")
+    if not 0.0 < spec.top_p <= 1.0:
+        raise UsageError(f"model: top_p must be above 0 and at most 1, not {spec.top_p}")
+
+
+_CHOICES = {
+    name: get_args(kind)
+    for name, kind in get_type_hints(EndToEndFields).items()
+    if get_origin(kind) is Literal
+}

@@ -12,6 +12,8 @@ NETWORKS: Mapping[str, str] = {
     "va-audio": "multistill.models.valence_arousal:AudioNetwork",
     "va-text": "multistill.models.valence_arousal:TextNetwork",
     "va-fusion": "multistill.models.valence_arousal:FusionNetwork",
+    "fe2e": "multistill.models.end_to_end:EndToEnd",
+    "mesm": "multistill.models.end_to_end:EndToEnd",
 }
 """Name -> module and class, imported when a model of it is first made. What each reads of a
 `ModelSpec` stands in `multistill.models.network_fields`."""

@@ -106,6 +106,42 @@ _TEXT = _unimodal(_PAPER, "text")
 _PAPER_TEXT = replace(_TEXT, keep_unused_projection=True)
 _PAPER_AUDIO = _unimodal(_PAPER, "audio")
 
+_PAPER_FE2E = ModelSpec(
+    modality="multimodal",
+    network="fe2e",
+    width=64,
+    heads=4,
+    layers=4,
+    feedforward=2048,
+    dropout=0.1,
+    classifier_dropout=0.0,
+    front_channels=64,
+)
+_FE2E = replace(
+    _PAPER_FE2E,
+    pooling="mean",
+    standardize="encoder",
+    classifier_dropout=0.1,
+    modality_dropout=0.1,
+    chunk_positions=True,
+    chunk_normalization="layer",
+    late_fusion="gated",
+    null_text=True,
+)
+_SMALL_FE2E = replace(
+    _FE2E,
+    layers=2,
+    feedforward=128,
+    front_channels=4,
+    chunk_hidden=64,
+    classifier_dropout=0.3,
+)
+
+
+def _sparse(spec: ModelSpec) -> ModelSpec:
+    return replace(spec, network="mesm", top_p=0.7)
+
+
 PRESETS: dict[str, ModelSpec] = {
     "paper-teacher": _PAPER,
     "paper-text-teacher": _PAPER_TEXT,
@@ -134,14 +170,21 @@ PRESETS: dict[str, ModelSpec] = {
     "va-audio": _corrected(_PAPER_VA_AUDIO),
     "va-text": _corrected(_PAPER_VA_TEXT),
     "va-fusion": replace(_corrected(_PAPER_VA_FUSION), dimensions=("valence", "arousal")),
+    "paper-fe2e": _PAPER_FE2E,
+    "paper-mesm": _sparse(_PAPER_FE2E),
+    "fe2e": _FE2E,
+    "mesm": _sparse(_FE2E),
+    "small-fe2e": _SMALL_FE2E,
+    "small-mesm": _sparse(_SMALL_FE2E),
 }
 """`paper-*` are the published heads (Multi-Still 2023) for 1024-d audio and 768-d text states.
 `text-*` are the published text heads without the audio projection that they never use.
 `small-*` are for corpora of hundreds to thousands of clips: they standardise their input and have
 a linear path beside the deep one (docs/models.md has the measurements). `light-*` read log-mel
-energies and, with hashed n-grams as text states, have no encoder before them. `paper-va-*` are the networks of a public system that
-learns valence and arousal before emotion, for 128 log-mel bands and 768-d text states, and `va-*`
-the same without its faults (docs/systems.md)."""
+energies and, with hashed n-grams as text states, have no encoder before them. `paper-va-*` are the
+networks of a public system that learns valence and arousal before emotion, for 128 log-mel bands
+and 768-d text states, and `va-*` the same without its faults; `*fe2e` and `*mesm` are end to end over log-mel chunks and a text
+encoder (Dai et al. 2021), in the same two forms (docs/systems.md)."""
 
 
 def resolve(preset: str, overrides: Mapping[str, Any]) -> ModelSpec:

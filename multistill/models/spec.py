@@ -153,6 +153,8 @@ class ModelSpec(NetworkFields):
     @property
     def sequences(self) -> tuple[str, ...]:
         """Modalities whose sequences the head pools: `audio`, `text`; none of a wide head."""
+        if self.network in {"fe2e", "mesm"}:  # the text is one state as wide as its encoder's
+            return ("audio",)
         return (*("audio",) * self.reads_audio, *("text",) * self.reads_text) * self.deep
 
     def __post_init__(self) -> None:
@@ -240,6 +242,11 @@ class ModelSpec(NetworkFields):
         if self.keep_unused_projection and self.modality != "text":
             raise UsageError("model: keep_unused_projection applies to text heads only")
         check_network(self, self.network, self.modality)
+        if self.network in {"fe2e", "mesm"} and self.pooling not in {"published", "mean"}:
+            raise UsageError(
+                f"model: the network {self.network} makes one state of a text by pooling published "
+                f"or mean, not {self.pooling}"
+            )
 
     @property
     def outputs(self) -> int:

@@ -6,7 +6,8 @@ training clips, within bounds. Rate and batch follow from the preset: the publis
 (`paper-*`, `text-*`) keep the published ones, the small heads take a rate twenty times as high.
 The light students start without an encoder's knowledge: they take twice that, and more steps.
 docs/training.md has the measurements. Networks of valence and arousal (`va-*`) are as wide as the
-published heads and start from nothing: `paper-va-*` keep their published rate (docs/systems.md).
+published heads and start from nothing: `paper-va-*` keep their published rate, FE2E and MESM
+rate, batch (of FE2E) and largest number of epochs (docs/systems.md).
 """
 
 from __future__ import annotations
@@ -42,12 +43,14 @@ PAPER_VALENCE_AROUSAL = Defaults(
     learning_rate=2e-5, batch_size=16, steps=2000, min_epochs=10, max_epochs=30
 )
 PUBLISHED = Defaults(learning_rate=5e-5, batch_size=64, steps=2000, min_epochs=10, max_epochs=100)
+END_TO_END = Defaults(learning_rate=5e-5, batch_size=8, steps=2000, min_epochs=10, max_epochs=40)
 
 _FAMILIES = {
     "small-": SMALL,
     "light-": LIGHT,
     "va-": VALENCE_AROUSAL,
     "paper-va-": PAPER_VALENCE_AROUSAL,
+    **dict.fromkeys(("fe2e", "mesm", "paper-fe2e", "paper-mesm"), END_TO_END),
 }
 """Of presets by the start of their names; `PUBLISHED` are those of all others."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 
 from multistill.inference.predict import predict_logits
 from multistill.metrics.calibration import fit_temperature
-from multistill.metrics.classification import distributions, log_probabilities
+from multistill.metrics.classification import distributions, log_probabilities, sigmoid
+from multistill.metrics.detection import fit_thresholds
 from multistill.metrics.majority import bars
 from multistill.models.files import CONFIG, ModelInfo, Output, save_model
 from multistill.models.joint import Model, build_model, load_trained_state
@@ -75,7 +77,8 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
         "task": hashlib.sha256(canonical(task.identity()).encode()).hexdigest()[:16],
     }
     write_json(folder / HISTORY, {**summary, "epochs": progress.history})
-    output: Output = "shares" if task.train.loss == "mse" and task.spec.num_classes else "logits"
+    output = _output(task)
+    temperature, thresholds = _on_validation(model, task, data, output)
     info = ModelInfo(
         role=task.role,
         labels=data.classes if task.spec.num_classes else (),
@@ -83,7 +86,8 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
         max_frames=task.train.max_frames,
         encoders=store.encoders(),
         dtype=store.dtype,
-        temperature=_temperature(model, task, data, output),
+        temperature=temperature,
+        thresholds=thresholds,
         trained=task.encoders,
         training=summary,
     )
@@ -91,17 +95,30 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
     return summary
 
 
-def _temperature(
+def _output(task: TrainingTask) -> Output:
+    """Kind of the outputs, which the loss decides."""
+    kinds: Mapping[str, Output] = {"mse": "shares", "one-vs-rest": "one-vs-rest"}
+    return kinds.get(task.train.loss, "logits") if task.spec.num_classes else "logits"
+
+
+def _on_validation(
     model: Model, task: TrainingTask, data: TrainingData, output: Output
-) -> float | None:
-    """Of the model's probabilities on validation; None without labelled clips there."""
+) -> tuple[float | None, list[float] | None]:
+    """Temperature of the model's probabilities, and of `one-vs-rest` thresholds of its classes.
+
+    Both are None without labelled clips in validation.
+    """
     if not task.spec.num_classes or not len(data.valid):
-        return None
+        return None, None
     ids, context = data.valid.ids, data.context
     outputs = predict_logits(
         model, data.store, ids, max_frames=task.train.max_frames, context=context
     )
-    return fit_temperature(log_probabilities(distributions(outputs, output)), data.valid.labels)
+    truth = data.valid.labels
+    temperature = fit_temperature(log_probabilities(distributions(outputs, output)), truth)
+    if output != "one-vs-rest":
+        return temperature, None
+    return temperature, fit_thresholds(sigmoid(outputs), truth)
 
 
 def _validation(

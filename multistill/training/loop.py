@@ -195,12 +195,19 @@ class _Training:
         return self.model if self.average is None else self.average.model
 
     @property
+    def _depends_on_batch(self) -> bool:
+        """Whether the loss of a row depends on the other rows of its micro-batch."""
+        network = self.model.head if isinstance(self.model, JointModel) else self.model
+        return self.objective.depends_on_batch or network.depends_on_batch
+
+    @property
     def _micro_batch_frames(self) -> int | None:
         """Limit of padded frames per micro-batch; None: the whole batch."""
         requested = self.config.batch_frames
-        if requested is not None or self.device.type != "cpu" or self.objective.depends_on_batch:
+        if requested is not None or self.device.type != "cpu" or self._depends_on_batch:
             return requested
-        width = self.model.spec.width
+        network = self.model.head if isinstance(self.model, JointModel) else self.model
+        width = network.frame_width
         if isinstance(self.model, JointModel):
             width = max(width, *(encoder.dim for _, encoder in self.model.trainable_encoders()))
         return max(1, CPU_MICRO_BATCH_VALUES // width)
@@ -299,7 +306,7 @@ class _Training:
                     done += 1
                     total_loss += non_finite.check(result, planned.rows[batch], self.progress.step)
             except MicroBatchMemoryError:
-                if self.objective.depends_on_batch or max(map(len, parts[done])) == 1:
+                if self._depends_on_batch or max(map(len, parts[done])) == 1:
                     raise
                 self.halvings += 1
                 parts[done:] = [halves(places) for places in parts[done:]]

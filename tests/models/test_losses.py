@@ -95,6 +95,21 @@ def test_smoothing_moves_every_target_towards_equal_shares(kind: LabelLoss) -> N
     assert not torch.equal(none, smoothed)
 
 
+def test_one_vs_rest_is_a_binary_cross_entropy_per_class_with_weighted_positives() -> None:
+    weights = torch.tensor([2.0, 1.0, 3.0])
+    found = label_loss(LOGITS, SHARES, LABELS, "one-vs-rest", class_weights=weights)
+    p = LOGITS.sigmoid()
+    by_hand = -(weights * SHARES * p.log() + (1 - SHARES) * (1 - p).log()).mean(dim=1)
+    torch.testing.assert_close(found, by_hand)
+
+
+def test_odds_make_a_class_weigh_as_much_as_the_rest() -> None:
+    shares = torch.eye(4)[torch.tensor([0] * 90 + [1] * 9 + [2])]
+    odds = class_weights(shares, "odds")
+    assert odds is not None
+    assert odds.tolist() == pytest.approx([10 / 90, 91 / 9, 99.0, 1.0])
+
+
 def test_class_weights_favour_rare_classes_and_have_a_mean_of_one() -> None:
     shares = torch.eye(4)[torch.tensor([0] * 90 + [1] * 9 + [2])]
     assert class_weights(shares, "none") is None

@@ -9,6 +9,7 @@ from multistill.config import JobConfig
 from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
 from multistill.pipeline.recipes.augmentation import check_augmentation
+from multistill.pipeline.recipes.end_to_end import check_end_to_end
 from multistill.pipeline.recipes.fronts import check_fronts
 from multistill.pipeline.recipes.models import models_of
 from multistill.pipeline.recipes.scores import check_scores
@@ -99,6 +100,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     yield from _protocol(job)
     yield from check_stored_states(job)
     yield from check_fronts(job)
+    yield from check_end_to_end(job)
     yield from check_trained_encoders(job)
     yield from _losses(job)
     yield from _label_shares(job)
@@ -228,6 +230,13 @@ def _losses(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 f"{name}: `train.loss: mse` trains a model that puts out shares, and "
                 f"distillation.loss {of_logits[0]} compares logits; use distillation.loss two-mse, "
                 "or another `train.loss`",
+            )
+        if losses and "one-vs-rest" in label_losses:
+            yield (
+                location,
+                f"{name}: `train.loss: one-vs-rest` tells each class from the rest, and "
+                f"distillation.loss {sorted(losses)[0]} compares distributions over the classes; "
+                "use another `train.loss` for the student (its teacher may have this one)",
             )
         train = student.train
         if train.workers > 1 or train.batch_frames or train.accumulation > 1:

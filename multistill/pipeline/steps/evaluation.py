@@ -26,7 +26,7 @@ class Evaluate(Step):
 
     name = "evaluate"
     artifact = "evaluation"
-    version = 9
+    version = 10
     sections = frozenset({"evaluation", "tasks"})
     uses_ray = True
 

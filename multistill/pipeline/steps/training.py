@@ -20,6 +20,7 @@ from multistill.hardware import Resources
 from multistill.pipeline.folds import FOLDS, folds_of, planned_folds
 from multistill.pipeline.seeds import accepted_inputs, inputs_of, teachers_of, trainings
 from multistill.pipeline.step import Artifacts, Step, StepRun
+from multistill.pipeline.steps.transcripts import refuse_without_text
 from multistill.training.defaults import defaults_of, resolve_training
 from multistill.training.model_store import VERSION, Index, ModelStore
 from multistill.workspace import Artifact, Workspace, read_json
@@ -149,6 +150,7 @@ class Teacher(ModelStep):
 
     def preflight(self, artifacts: Artifacts) -> None:
         if "manifest" in artifacts:
+            refuse_without_text(self.job, artifacts["manifest"])
             for fold in folds_of(artifacts):
                 self.folds(fold.artifacts)
 
