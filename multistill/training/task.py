@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from multistill.config import DistillationConfig, TrainConfig
 from multistill.encoders.source import EncoderSource
@@ -16,6 +16,8 @@ from multistill.workspace import file_name
 
 if TYPE_CHECKING:
     from multistill.encoders.trainable import TrainableEncoder
+
+Trained = Literal["all", "classifier"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,12 @@ class TrainingTask:
             is trained on them.
         tasks: weight of each task in the loss: `classes`, and the dimensions of `spec`.
         encoders: that the model trains, of those that it reads.
+        corpora: share of the training clips of each corpus that is read, drawn per class by
+            `seed`. Validation has those of which all are read. Empty: all of all corpora.
+        trains: `classifier`: of the model, only what maps pooled states to outputs is trained.
+        fisher: folder of the Fisher information of earlier corpora
+            (`multistill.training.consolidation`), which holds weights at where they start.
+        fisher_weight: of that penalty.
     """
 
     name: str
@@ -59,6 +67,10 @@ class TrainingTask:
     unlabelled: bool = False
     tasks: Mapping[str, float] = field(default_factory=lambda: {"classes": 1.0})
     encoders: Mapping[Encoder, EncoderSource] = field(default_factory=dict)
+    corpora: Mapping[str, float] = field(default_factory=dict)
+    trains: Trained = "all"
+    fisher: str | None = None
+    fisher_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.label_share <= 1:
@@ -114,6 +126,9 @@ class TrainingTask:
             "unlabelled": self.unlabelled,
             "tasks": dict(self.tasks),
             "encoders": {name: source.identity() for name, source in self.encoders.items()},
+            "corpora": dict(self.corpora),
+            "trains": self.trains,
+            "fisher_weight": self.fisher_weight,
         }
 
     def load_encoders(self) -> dict[Encoder, TrainableEncoder]:
@@ -147,6 +162,7 @@ class TrainingTask:
             **values,
             "spec": self.spec.to_dict(),
             "tasks": dict(self.tasks),
+            "corpora": dict(self.corpora),
             "train": self.train.model_dump(mode="json"),
             "distillation": self.distillation and self.distillation.model_dump(mode="json"),
             "encoders": {name: source.to_dict() for name, source in self.encoders.items()},
