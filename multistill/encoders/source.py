@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
+from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.encoders.registry import resolve_speech, resolve_text
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class EncoderSource:
 
         with torch.random.fork_rng(devices=[]):
             return load_trainable(self.section, self.config, self.revision)
+
+    def adapted(self, train: EncoderTrainingConfig) -> EncoderSource:
+        """The same encoder, trained in another way over the same layers, from the same store."""
+        over = train.model_copy(update={"layers": self.config.train.layers})
+        return replace(self, config=self.config.model_copy(update={"train": over}))
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights of a model that trains this encoder."""

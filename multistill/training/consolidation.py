@@ -80,7 +80,6 @@ def write_fisher(
     features: Path,
     corpus: str,
     out: Path,
-    *,
     of: Literal["model", "labels"] = "model",
     clips: int | None = None,
     seed: int = 0,
