@@ -15,12 +15,11 @@ from pydantic import (
 from multistill.config.augmentation import AugmentationConfig
 from multistill.config.base import Section, execution
 from multistill.config.names import FolderName
+from multistill.config.networks import ValenceArousalConfig
 
 
-class ModelConfig(Section):
-    """A preset by name (`multistill models`); every other key overrides one of its values."""
-
-    shorthand: ClassVar = ("preset",)
+class HeadConfig(Section):
+    """A preset, and the fields that networks share or that are of emotion heads."""
 
     preset: str = Field(description="name of a preset; the keys below override its values")
     fusion: Literal["crossmodal", "concat", "cross-attention", "mixer"] | None = Field(
@@ -88,6 +87,12 @@ class ModelConfig(Section):
         description="false: an encoder that the job trains (features.speech.train) stays as it is "
         "for this model; default: true",
     )
+
+
+class ModelConfig(ValenceArousalConfig, HeadConfig):
+    """A preset by name (`multistill models`); every other key overrides one of its values."""
+
+    shorthand: ClassVar = ("preset",)
 
     def overrides(self) -> dict[str, Any]:
         return {k: v for k, v in self.model_dump().items() if k != "preset" and v is not None}

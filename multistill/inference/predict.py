@@ -14,7 +14,7 @@ from multistill.corpora.manifest import read_manifest
 from multistill.features.collate import StateReader, collate, cut_by_padded_size
 from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
-from multistill.models.build import keeping_sequences
+from multistill.models.base import keeping_sequences
 from multistill.models.context import DialogueContext
 from multistill.models.joint import JointModel, Model
 from multistill.models.sequences import RaggedStates, segment_counts, segment_means

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from multistill.models.build import EmotionModel, ModelOutput, StateMoments, build
+from multistill.models.base import ModelOutput, Network, StateMoments
+from multistill.models.build import build
 from multistill.models.dimensions import DimensionScale
 from multistill.models.spec import Encoder, ModelSpec
 
@@ -21,7 +22,7 @@ _HEAD = "head"
 
 
 class JointModel(nn.Module):
-    """Trainable encoders and the head that reads their states; called as an `EmotionModel` is.
+    """Trainable encoders and the head that reads their states; called as a `Network` is.
 
     What is passed in the place of states is what the feature store keeps for a trained encoder:
     waves, token ids, or the states below the trained layers. An encoder without a place here
@@ -37,7 +38,7 @@ class JointModel(nn.Module):
 
     def __init__(
         self,
-        head: EmotionModel,
+        head: Network,
         encoders: Mapping[Encoder, TrainableEncoder],
         audio_dim: int,
         text_dim: int,
@@ -107,7 +108,7 @@ class JointModel(nn.Module):
         context_mask: Tensor | None = None,
         mixing: Tensor | None = None,
     ) -> ModelOutput:
-        """Arguments as of `EmotionModel.forward`, with [B, T, stored width] for states."""
+        """Arguments as of `Network.forward`, with [B, T, stored width] for states."""
         audio, audio_mask = self._encode("speech", audio, audio_mask)
         text, text_mask = self._encode("text", text, text_mask)
         output: ModelOutput = self.head(
@@ -155,12 +156,12 @@ class JointModel(nn.Module):
         return copied
 
 
-Model = EmotionModel | JointModel
+Model = Network | JointModel
 
 
 def trained_state(model: Model) -> dict[str, Tensor]:
     """All that training changes: of a head its weights, of encoders what is trained of them."""
-    if isinstance(model, EmotionModel):
+    if isinstance(model, Network):
         return model.state_dict()
     head = {f"{_HEAD}.{name}": tensor for name, tensor in model.head.state_dict().items()}
     return {**head, **model.trained_encoder_state()}
@@ -168,7 +169,7 @@ def trained_state(model: Model) -> dict[str, Tensor]:
 
 def load_trained_state(model: Model, tensors: Mapping[str, Tensor]) -> None:
     """Inverse of `trained_state`."""
-    if isinstance(model, EmotionModel):
+    if isinstance(model, Network):
         model.load_state_dict(tensors)
     else:
         model.head.load_state_dict(_below(tensors, _HEAD))

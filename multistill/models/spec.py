@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from multistill.config.tasks import DIMENSIONS
 from multistill.errors import UsageError
+from multistill.models.network_fields import NetworkName, ValenceArousalFields, check_network
 
 Modality = Literal["multimodal", "text", "audio"]
 Encoder = Literal["speech", "text"]
@@ -50,10 +51,13 @@ class PartRead(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """Hyperparameters of one emotion head.
+class ModelSpec(ValenceArousalFields):
+    """Hyperparameters of one model.
 
     Attributes:
+        network: class of the model (`multistill.models.networks`). The fields here are those of
+            `head`; which of them another network uses, and what it has beside them, stands in
+            `multistill.models.network_fields`.
         modality: which encoder states the head reads. A multimodal head also works if one
             modality is missing.
         fusion: `crossmodal` is the published transformer (Tsai et al. 2019); `concat`,
@@ -109,6 +113,7 @@ class ModelSpec:
     """
 
     modality: Modality
+    network: NetworkName = "head"
     fusion: Fusion = "crossmodal"
     width: int = 768
     heads: int = 8
@@ -147,6 +152,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         for name, kind in (
             ("modality", Modality),
+            ("network", NetworkName),
             ("fusion", Fusion),
             ("pooling", Pooling),
             ("standardize", Standardize),
@@ -223,6 +229,7 @@ class ModelSpec:
             )
         if self.keep_unused_projection and self.modality != "text":
             raise UsageError("model: keep_unused_projection applies to text heads only")
+        check_network(self)
 
     @property
     def outputs(self) -> int:

@@ -18,7 +18,7 @@ from multistill.errors import MultistillError
 from multistill.features.collate import shard_for_rank
 from multistill.hardware import default_device
 from multistill.inference.predict import predict
-from multistill.models.build import keeping_sequences
+from multistill.models.base import keeping_sequences
 from multistill.models.joint import (
     JointModel,
     Model,
@@ -36,6 +36,7 @@ from multistill.training.checkpoint import (
     newest_epoch,
     save_checkpoint,
 )
+from multistill.training.consolidation import QuadraticPenalty
 from multistill.training.data import TrainingData, halves, split_micro_batches
 from multistill.training.distributed import ProcessGroup
 from multistill.training.encoder_groups import layer_schedule
@@ -43,6 +44,7 @@ from multistill.training.epochs import EpochPlanner
 from multistill.training.nonfinite import REPORT, NonFiniteCheck
 from multistill.training.objective import Objective, validation_metrics
 from multistill.training.optimizer import NamedAdamW, uses_bfloat16
+from multistill.training.parts import is_of_classifier, start, to_training_mode
 from multistill.training.prefetch import MicroBatch, Prefetcher
 from multistill.training.schedule import derived_seed, learning_rate
 from multistill.training.selection import epoch_score
@@ -151,6 +153,7 @@ class _Training:
         statistics = self.data.statistics(task) if model.standardizes or changes_states else None
         if model.standardizes and statistics is not None:
             model.fit_standardization(statistics)
+        start(model, task)
         self.model: Model = model.to(device)
         self.objective = objective.to(device)
         objective_parameters = self.objective.named_parameters(_OBJECTIVE_PREFIX.rstrip("."))
@@ -162,6 +165,14 @@ class _Training:
         for _, parameter in named_parameters:
             group.broadcast(parameter.data)
         self.parameters = dict(named_parameters)
+        self.penalty: QuadraticPenalty | None = None
+        if task.fisher is not None:
+            kept = {
+                name: parameter
+                for name, parameter in self.parameters.items()
+                if not (task.new_classifier and is_of_classifier(name, self.model))
+            }
+            self.penalty = QuadraticPenalty(kept, Path(task.fisher), task.fisher_weight)
         schedule = layer_schedule(self.model, task)
         self.starts = schedule.starts
         self.flat = FlatGradients(self.parameters.values(), device)
@@ -269,7 +280,7 @@ class _Training:
     def _train(self, epoch: int) -> float:
         """Train for one epoch; returns the mean loss over its rows."""
         config, train, group = self.config, self.data.train, self.group
-        self.model.train()
+        to_training_mode(self.model, self.task)
         planned = self.planner.plan(epoch)
         batches = planned.batches
         parts = [self._micro_batch_places(batch, planned.lengths) for batch in batches]
@@ -331,7 +342,8 @@ class _Training:
             )
         progress = self.progress.step / (self.config.epochs * self.planner.steps)
         losses: Tensor = self.objective(output, micro_batch, progress)
-        return losses
+        # Once per row, so that the mean over the rows of a batch has it once.
+        return losses if self.penalty is None else losses + self.penalty()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = uses_bfloat16(self.config.precision, self.device)

@@ -14,7 +14,7 @@ from multistill.distillation.representations import Hint, LinearCKA, Relations, 
 from multistill.distillation.schedule import scheduled_weight
 from multistill.metrics.classification import from_confusion
 from multistill.metrics.dimensions import dimension_metrics
-from multistill.models.build import ModelOutput
+from multistill.models.base import ModelOutput
 from multistill.models.dimensions import dimension_loss
 from multistill.models.losses import class_weights, label_loss
 from multistill.training.data import Examples

@@ -1,10 +1,13 @@
-"""Which part of a model a task trains: all of it, or the classifier on a body that stays."""
+"""Parts of a model: which a task trains, and with which weights each starts."""
 
 from __future__ import annotations
+
+import copy
 
 from torch import nn
 
 from multistill.models.joint import Model
+from multistill.training.initial import load_initial
 from multistill.training.task import TrainingTask
 
 CLASSIFIERS = ("classifier", "wide.linear")
@@ -25,13 +28,24 @@ def is_of_classifier(parameter: str, model: nn.Module) -> bool:
     return any(parameter.startswith(f"{name}.") for name in classifier_modules(model))
 
 
-def freeze(model: Model, task: TrainingTask) -> None:
-    """Take the gradient from what the task does not train."""
-    if task.trains == "all":
-        return
-    model.requires_grad_(False)
-    for module in classifier_modules(model).values():
-        module.requires_grad_(True)
+def start(model: Model, task: TrainingTask) -> None:
+    """Load the initial weights of a task into a drawn model, and freeze what it does not train.
+
+    Raises:
+        MultistillError: as of `load_initial`.
+    """
+    drawn = {
+        name: copy.deepcopy(module.state_dict())
+        for name, module in classifier_modules(model).items()
+    }
+    load_initial(model, task.initial)
+    if task.new_classifier:
+        for name, state in drawn.items():
+            model.get_submodule(name).load_state_dict(state)
+    if task.trains == "classifier":
+        model.requires_grad_(False)
+        for module in classifier_modules(model).values():
+            module.requires_grad_(True)
 
 
 def to_training_mode(model: Model, task: TrainingTask) -> None:
@@ -40,3 +54,10 @@ def to_training_mode(model: Model, task: TrainingTask) -> None:
     if task.trains == "classifier":
         for module in classifier_modules(model).values():
             module.train()
+
+
+def trained_parameters(model: Model, task: TrainingTask) -> int:
+    """Number of parameters that the task trains."""
+    names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    trained = [n for n in names if task.trains == "all" or is_of_classifier(n, model)]
+    return sum(model.get_parameter(name).numel() for name in trained)

@@ -43,8 +43,11 @@ class TrainingTask:
             is trained on them.
         tasks: weight of each task in the loss: `classes`, and the dimensions of `spec`.
         encoders: that the model trains, of those that it reads.
+        initial: model folders whose weights the model starts from: name of a module of the model
+            (empty: the whole) -> absolute path of a folder in the workspace's model store.
         corpora: share of the training clips of each corpus that is read, drawn per class by
             `seed`. Validation has those of which all are read. Empty: all of all corpora.
+        new_classifier: leave the classifier as it is drawn, whatever `initial` says.
         trains: `classifier`: of the model, only what maps pooled states to outputs is trained.
         fisher: folder of the Fisher information of earlier corpora
             (`multistill.training.consolidation`), which holds weights at where they start.
@@ -67,7 +70,9 @@ class TrainingTask:
     unlabelled: bool = False
     tasks: Mapping[str, float] = field(default_factory=lambda: {"classes": 1.0})
     encoders: Mapping[Encoder, EncoderSource] = field(default_factory=dict)
+    initial: Mapping[str, str] = field(default_factory=dict)
     corpora: Mapping[str, float] = field(default_factory=dict)
+    new_classifier: bool = False
     trains: Trained = "all"
     fisher: str | None = None
     fisher_weight: float = 0.0
@@ -126,7 +131,9 @@ class TrainingTask:
             "unlabelled": self.unlabelled,
             "tasks": dict(self.tasks),
             "encoders": {name: source.identity() for name, source in self.encoders.items()},
+            "initial": {name: Path(folder).name for name, folder in sorted(self.initial.items())},
             "corpora": dict(self.corpora),
+            "new_classifier": self.new_classifier,
             "trains": self.trains,
             "fisher_weight": self.fisher_weight,
         }
@@ -166,6 +173,7 @@ class TrainingTask:
             "train": self.train.model_dump(mode="json"),
             "distillation": self.distillation and self.distillation.model_dump(mode="json"),
             "encoders": {name: source.to_dict() for name, source in self.encoders.items()},
+            "initial": dict(self.initial),
         }
 
     @classmethod

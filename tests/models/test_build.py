@@ -11,7 +11,8 @@ import torch
 from helpers.encoder_states import random_states
 from torch import Tensor
 
-from multistill.models.build import EmotionModel, build, drop_modality
+from multistill.models.base import drop_modality
+from multistill.models.build import EmotionModel, build
 from multistill.models.convolutional import STRIDE
 from multistill.models.spec import ModelSpec
 from multistill.models.standardize import Standardize

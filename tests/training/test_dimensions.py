@@ -14,7 +14,7 @@ from multistill.config import DistillationConfig
 from multistill.distillation.targets import read_soft_targets, write_soft_targets
 from multistill.errors import MultistillError, UsageError
 from multistill.inference.predict import predict
-from multistill.models.build import ModelOutput
+from multistill.models.base import ModelOutput
 from multistill.models.files import load_model, read_model_config
 from multistill.training.data import TrainingData
 from multistill.training.epochs import sampling_weights

@@ -12,7 +12,7 @@ from helpers.training_corpus import make_task, run, with_teacher
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multistill.models.build import ModelOutput
+from multistill.models.base import ModelOutput
 from multistill.training.data import TrainingData
 from multistill.training.epochs import EpochPlanner
 from multistill.training.labelled import draw_labelled

@@ -26,7 +26,8 @@ from multistill.errors import MultistillError
 from multistill.features.collate import collate
 from multistill.features.statistics import training_statistics
 from multistill.inference.predict import predict
-from multistill.models.build import ModelOutput, build
+from multistill.models.base import ModelOutput
+from multistill.models.build import build
 from multistill.models.files import ModelInfo, load_model, save_model
 from multistill.training.data import TrainingData
 from multistill.training.labelled import draw_labelled

@@ -150,7 +150,6 @@ class Continual(ModelStep):
         entry = index[fold.model_name(self._members(before.name)[seed])]
         start = str(self.model_store.folder(entry))
         task = replace(task, initial={"": start}, new_classifier=config.head == "per-task")
-        inputs = {**inputs, "initial": str(entry["fingerprint"])}
         if variant.method == "head-only":
             task = replace(task, trains="classifier")
         elif variant.method == "replay":

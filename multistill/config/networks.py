@@ -1,0 +1,42 @@
+"""Job-file fields of networks other than the emotion head (`multistill.models.network_fields`)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from multistill.config.base import Section
+
+
+class ValenceArousalConfig(Section):
+    """Overrides for presets `va-*` and `paper-va-*`."""
+
+    va_positions: bool | None = Field(
+        None, description="of `va-*` presets: positions are added to the sequences"
+    )
+    va_double_residual: bool | None = Field(
+        None, description="of `va-*` presets: feed-forward blocks add their input twice"
+    )
+    va_recurrent: int | None = Field(
+        None, ge=1, description="of `va-*` presets: width of the recurrent read-out"
+    )
+    va_recurrent_layers: int | None = Field(
+        None, ge=1, description="of `va-*` presets: layers of the recurrent read-out"
+    )
+    va_audio_layers: int | None = Field(
+        None, ge=1, description="of `va-fusion`: self-attention layers of its speech branch"
+    )
+    va_text_layers: int | None = Field(
+        None, ge=1, description="of `va-fusion`: self-attention layers of its text branch"
+    )
+    va_branch_heads: int | None = Field(
+        None, ge=1, description="of `va-fusion`: attention heads of both branches"
+    )
+    va_branch_feedforward: int | None = Field(
+        None, ge=8, description="of `va-fusion`: feed-forward width of both branches"
+    )
+    va_branch_recurrent: int | None = Field(
+        None, ge=1, description="of `va-fusion`: width of the recurrent read-out of both branches"
+    )
+    va_frozen: bool | None = Field(
+        None, description="of `va-fusion`: the branches stay as their pre-training left them"
+    )

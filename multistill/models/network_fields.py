@@ -1,0 +1,138 @@
+"""Which fields of a `ModelSpec` each network uses, and the fields that only some networks have.
+
+Imports no torch, so that job files are validated quickly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from multistill.errors import UsageError
+
+if TYPE_CHECKING:
+    from multistill.models.spec import Modality, ModelSpec
+
+NetworkName = Literal["head", "va-audio", "va-text", "va-fusion", "fe2e", "mesm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValenceArousalFields:
+    """Of `va-audio`, `va-text` and `va-fusion` (`multistill.models.valence_arousal`).
+
+    Attributes:
+        va_positions: sines and cosines are added to every sequence, in the fusion an embedding of
+            the modality too; without, as published, self-attention cannot tell the order.
+        va_double_residual: the input of a feed-forward block is added to its output twice, as
+            published.
+        va_recurrent: width of the recurrent read-out.
+        va_recurrent_layers: of the read-out.
+        va_audio_layers, va_text_layers: of the fusion: self-attention layers of its two branches,
+            as `layers` is of `va-audio` and `va-text`.
+        va_branch_heads, va_branch_feedforward, va_branch_recurrent: of both branches, as `heads`,
+            `feedforward` and `va_recurrent` are of `va-audio` and `va-text`.
+        va_frozen: the branches stay as their pre-training left them.
+    """
+
+    va_positions: bool = False
+    va_double_residual: bool = False
+    va_recurrent: int = 64
+    va_recurrent_layers: int = 2
+    va_audio_layers: int = 7
+    va_text_layers: int = 5
+    va_branch_heads: int = 6
+    va_branch_feedforward: int = 1024
+    va_branch_recurrent: int = 64
+    va_frozen: bool = False
+
+
+class NetworkUse(NamedTuple):
+    """What a network reads of a `ModelSpec`.
+
+    Attributes:
+        modality: the only one that it reads.
+        uses: fields, beside `COMMON`.
+    """
+
+    modality: Modality
+    uses: frozenset[str]
+
+
+COMMON = frozenset(
+    {
+        "modality",
+        "network",
+        "width",
+        "speech_layer",
+        "text_layer",
+        "speech_layers",
+        "text_layers",
+        "layer_mix",
+        "speech_encoder",
+        "speech_parts",
+        "train_encoder",
+        "num_classes",
+        "dimensions",
+    }
+)
+"""Fields of every network: what the features hold and what is read of them, and the outputs."""
+
+_BRANCH = frozenset(
+    {
+        "heads",
+        "layers",
+        "feedforward",
+        "dropout",
+        "pooling",
+        "standardize",
+        "va_positions",
+        "va_double_residual",
+        "va_recurrent",
+        "va_recurrent_layers",
+    }
+)
+_FUSION = frozenset(field.name for field in fields(ValenceArousalFields))
+
+NETWORK_USES: Mapping[str, NetworkUse] = {
+    "va-audio": NetworkUse("audio", _BRANCH | {"front_channels"}),
+    "va-text": NetworkUse("text", _BRANCH),
+    "va-fusion": NetworkUse(
+        "multimodal", _BRANCH | _FUSION | {"front_channels", "modality_dropout"}
+    ),
+}
+"""Of every network but `head`, which uses all fields that are not of a network below."""
+
+NETWORK_FIELDS = _FUSION
+"""Fields that `head` does not use."""
+
+
+def check_network(spec: ModelSpec) -> None:
+    """Refuse what the spec's network does not read.
+
+    Raises:
+        UsageError: another modality than the network's, a field that it does not use, or a width
+            below 1.
+    """
+    for field in fields(ValenceArousalFields):
+        value = getattr(spec, field.name)
+        if field.type == "int" and (isinstance(value, bool) or value < 1):
+            raise UsageError(f"model: {field.name} must be an integer of at least 1, not {value}")
+    use = NETWORK_USES.get(spec.network)
+    if use is not None and spec.modality != use.modality:
+        raise UsageError(
+            f"model: the network {spec.network} reads {use.modality} states, and modality is "
+            f"{spec.modality}; choose another preset"
+        )
+    for field in fields(spec):
+        used = field.name not in NETWORK_FIELDS if use is None else field.name in COMMON | use.uses
+        if not used and getattr(spec, field.name) != field.default:
+            raise UsageError(
+                f"model: the network {spec.network} does not use `{field.name}`; remove it from "
+                "the model"
+            )
+    if spec.network == "va-fusion" and spec.width % spec.va_branch_heads:
+        raise UsageError(
+            f"model: width {spec.width} is not divisible by va_branch_heads "
+            f"{spec.va_branch_heads}; use a width that is a multiple of {spec.va_branch_heads}"
+        )
