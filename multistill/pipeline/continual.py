@@ -7,11 +7,12 @@ starts from `alone a`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from multistill.config import JobConfig
 from multistill.config.continual import OWN_WEIGHTS, Variant
+from multistill.evaluation.courses import Answers, Course
 
 Order = tuple[str, ...]
 
@@ -80,34 +81,6 @@ def trainings_of(job: JobConfig) -> list[Training]:
     return list(found)
 
 
-Answers = Mapping[str, tuple[str, str]]
-"""Corpus -> name of the model that answers for its clips, and of the one with its classifier."""
-
-
-@dataclass(frozen=True)
-class Course:
-    """A row of the tables: a method over an order of corpora.
-
-    Attributes:
-        head: in words, see `head_of`.
-        steps: who answers after each corpus, for the corpora learnt so far.
-    """
-
-    variant: Variant
-    order: Order
-    head: str
-    steps: Sequence[Answers]
-
-    @property
-    def name(self) -> str:
-        return f"{self.variant.name} {':'.join(self.order)}"
-
-    @property
-    def last(self) -> str:
-        """Name of the model after all corpora."""
-        return self.steps[-1][self.order[-1]][0]
-
-
 def courses_of(job: JobConfig) -> Iterator[Course]:
     """The rows of the tables, by order and then by method."""
     corpora = corpora_of(job)
@@ -131,7 +104,7 @@ def courses_of(job: JobConfig) -> Iterator[Course]:
 
 
 def head_of(job: JobConfig, variant: Variant) -> str:
-    """How many classifiers a method has: it decides what can be forgotten."""
+    """How many classifiers a method has, in words."""
     if variant.method == "alone":
         return "a model per corpus"
     if variant.method in OWN_WEIGHTS:

@@ -47,9 +47,7 @@ class QuadraticPenalty:
         MultistillError: the information is of another architecture.
     """
 
-    def __init__(
-        self, parameters: Mapping[str, nn.Parameter], folder: Path, weight: float
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], folder: Path, weight: float) -> None:
         self.weight = weight
         self._terms: list[tuple[nn.Parameter, Tensor, Tensor]] = []
         for name, fisher in load_file(folder / FISHER).items():
@@ -147,7 +145,9 @@ def write_fisher(
                 if not weight:
                     continue
                 gradients = torch.autograd.grad(
-                    logarithms[index], list(parameters.values()), retain_graph=True,
+                    logarithms[index],
+                    list(parameters.values()),
+                    retain_graph=True,
                     allow_unused=True,
                 )
                 for sums, gradient in zip(total.values(), gradients, strict=True):

@@ -26,6 +26,7 @@ from multistill.models.joint import (
     load_trained_state,
     trained_state,
 )
+from multistill.models.parts import is_of_classifier
 from multistill.training.augmentation import StateAugmentation
 from multistill.training.averaging import WeightAverage, trained_tensors, trained_weights
 from multistill.training.checkpoint import (
@@ -44,7 +45,7 @@ from multistill.training.epochs import EpochPlanner
 from multistill.training.nonfinite import REPORT, NonFiniteCheck
 from multistill.training.objective import Objective, validation_metrics
 from multistill.training.optimizer import NamedAdamW, uses_bfloat16
-from multistill.training.parts import is_of_classifier, start, to_training_mode
+from multistill.training.parts import load_start, to_training_mode
 from multistill.training.prefetch import MicroBatch, Prefetcher
 from multistill.training.schedule import derived_seed, learning_rate
 from multistill.training.selection import epoch_score
@@ -153,7 +154,7 @@ class _Training:
         statistics = self.data.statistics(task) if model.standardizes or changes_states else None
         if model.standardizes and statistics is not None:
             model.fit_standardization(statistics)
-        start(model, task)
+        load_start(model, task)
         self.model: Model = model.to(device)
         self.objective = objective.to(device)
         objective_parameters = self.objective.named_parameters(_OBJECTIVE_PREFIX.rstrip("."))

@@ -1,34 +1,16 @@
-"""Parts of a model: which a task trains, and with which weights each starts."""
+"""What of a model a task trains, and with which weights it starts."""
 
 from __future__ import annotations
 
 import copy
 
-from torch import nn
-
 from multistill.models.joint import Model
+from multistill.models.parts import classifier_modules, is_of_classifier
 from multistill.training.initial import load_initial
 from multistill.training.task import TrainingTask
 
-CLASSIFIERS = ("classifier", "wide.linear")
-"""Modules that map pooled states to outputs, in heads and networks."""
 
-
-def classifier_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The classifier's modules by their full name in the model."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if any(name == each or name.endswith(f".{each}") for each in CLASSIFIERS)
-    }
-
-
-def is_of_classifier(parameter: str, model: nn.Module) -> bool:
-    """Whether a parameter, by its full name, is the classifier's."""
-    return any(parameter.startswith(f"{name}.") for name in classifier_modules(model))
-
-
-def start(model: Model, task: TrainingTask) -> None:
+def load_start(model: Model, task: TrainingTask) -> None:
     """Load the initial weights of a task into a drawn model, and freeze what it does not train.
 
     Raises:

@@ -15,8 +15,8 @@ from multistill.pipeline.continual import (
     corpora_of,
     courses_of,
     has_own_models,
-    trainings_of,
     training_of,
+    trainings_of,
 )
 from multistill.pipeline.folds import FOLDS, Fold, folds_of, planned_folds, split_unit
 from multistill.pipeline.step import Artifacts, Step, StepRun
