@@ -98,7 +98,9 @@ def _published(results: Record, named: Mapping[str, str]) -> dict[str, Any]:
                 {
                     "corpus": title,
                     "method": course["method"],
-                    "published": {m: PUBLISHED[m][kind][method] for m in ("weighted_f1", "macro_f1")},
+                    "published": {
+                        m: PUBLISHED[m][kind][method] for m in ("weighted_f1", "macro_f1")
+                    },
                     "own": {m: own[m] for m in ("weighted_f1", "macro_f1")},
                 }
             )

@@ -19,7 +19,7 @@ class Report(Step):
 
     name = "report"
     artifact = "report"
-    version = 6
+    version = 7
     sections = frozenset({"report"})
 
     @property
