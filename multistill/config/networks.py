@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from multistill.config.base import Section
+
+Dimension = Literal["valence", "arousal", "dominance"]
 
 
 class ValenceArousalConfig(Section):
@@ -36,6 +40,12 @@ class ValenceArousalConfig(Section):
     )
     va_branch_recurrent: int | None = Field(
         None, ge=1, description="of `va-fusion`: width of the recurrent read-out of both branches"
+    )
+    va_audio_dimension: Dimension | None = Field(
+        None, description="of `va-fusion`: what its speech branch predicts; default: arousal"
+    )
+    va_text_dimension: Dimension | None = Field(
+        None, description="of `va-fusion`: what its text branch predicts; default: valence"
     )
     va_frozen: bool | None = Field(
         None, description="of `va-fusion`: the branches stay as their pre-training left them"

@@ -16,23 +16,23 @@ from torch import Tensor, nn
 class Attention(nn.Module):
     """Multi-head scaled dot-product attention with a key mask (Vaswani et al. 2017, 3.2).
 
-    Has the parameters of `nn.MultiheadAttention`: in- and out-projections with biases. There is
-    no dropout on attention weights: fused kernels do not support it, and drawing
-    [B, H, Tq, Tk] random numbers is expensive on a CPU.
+    Has the parameters of `nn.MultiheadAttention`: in- and out-projections. There is no dropout
+    on attention weights: fused kernels do not support it, and drawing [B, H, Tq, Tk] random
+    numbers is expensive on a CPU.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.query = nn.Linear(width, width, bias)
+        self.key_value = nn.Linear(width, 2 * width, bias)
+        self.out = nn.Linear(width, width, bias)
         # The published Xavier bound is that of one joint in-projection [3 width, width].
         bound = math.sqrt(6.0 / (4 * width))
         nn.init.uniform_(self.query.weight, -bound, bound)
         nn.init.uniform_(self.key_value.weight, -bound, bound)
         nn.init.xavier_uniform_(self.out.weight)
-        for linear in (self.query, self.key_value, self.out):
+        for linear in (self.query, self.key_value, self.out) if bias else ():
             nn.init.zeros_(linear.bias)
 
     def forward(self, query: Tensor, source: Tensor, source_mask: Tensor) -> Tensor:
@@ -90,23 +90,26 @@ class Layer(nn.Module):
 
 
 class Positions(nn.Module):
-    """Scaled states plus sinusoidal positions (counted from 1, sines before cosines).
+    """States plus sinusoidal positions (counted from 1, sines before cosines).
 
     A position depends on the index only, not on the states.
+
+    Args:
+        scaled: multiply the states by sqrt(W) first (Vaswani et al. 2017, 3.4).
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, scaled: bool = True) -> None:
         super().__init__()
-        self.scale = math.sqrt(width)
+        self.scale = math.sqrt(width) if scaled else 1.0
         half = width // 2
         step = math.log(10000.0) / max(half - 1, 1)
         frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -step)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, W] -> sqrt(W) * x + positions."""
+        """[B, T, W] -> scale * x + positions."""
         index = torch.arange(1, x.shape[1] + 1, dtype=torch.float32, device=x.device)
         angles = index[:, None] * self.frequencies[None, :]
         return self.scale * x + torch.cat((angles.sin(), angles.cos()), dim=-1)
@@ -162,6 +165,14 @@ class FirstPool(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return x[:, 0].masked_fill(~mask[:, :1], 0.0)
+
+
+class LastPool(nn.Module):
+    """The last unpadded position, with padding behind it; zeros if there is none."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        last = (mask.sum(dim=1) - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[2])
+        return x.gather(1, last).squeeze(1).masked_fill(~mask.any(dim=1, keepdim=True), 0.0)
 
 
 class AttentionPool(nn.Module):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from multistill.config.tasks import DIMENSIONS
 from multistill.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class ValenceArousalFields:
             as `layers` is of `va-audio` and `va-text`.
         va_branch_heads, va_branch_feedforward, va_branch_recurrent: of both branches, as `heads`,
             `feedforward` and `va_recurrent` are of `va-audio` and `va-text`.
+        va_audio_dimension, va_text_dimension: that the branches predict.
         va_frozen: the branches stay as their pre-training left them.
     """
 
@@ -44,6 +46,8 @@ class ValenceArousalFields:
     va_branch_heads: int = 6
     va_branch_feedforward: int = 1024
     va_branch_recurrent: int = 64
+    va_audio_dimension: str = "arousal"
+    va_text_dimension: str = "valence"
     va_frozen: bool = False
 
 
@@ -78,28 +82,20 @@ COMMON = frozenset(
 )
 """Fields of every network: what the features hold and what is read of them, and the outputs."""
 
-_BRANCH = frozenset(
-    {
-        "heads",
-        "layers",
-        "feedforward",
-        "dropout",
-        "pooling",
-        "standardize",
-        "va_positions",
-        "va_double_residual",
-        "va_recurrent",
-        "va_recurrent_layers",
-    }
+BRANCH_FIELDS = frozenset(
+    {"dropout", "pooling", "standardize", "va_positions", "va_double_residual"}
+    | {"va_recurrent_layers"}
 )
+"""That the branches of `va-fusion` share with it."""
+
+_BRANCH = BRANCH_FIELDS | {"heads", "layers", "feedforward", "va_recurrent"}
+_AUDIO = frozenset({"front_channels", "audio_stride"})
 _FUSION = frozenset(field.name for field in fields(ValenceArousalFields))
 
 NETWORK_USES: Mapping[str, NetworkUse] = {
-    "va-audio": NetworkUse("audio", _BRANCH | {"front_channels"}),
+    "va-audio": NetworkUse("audio", _BRANCH | _AUDIO),
     "va-text": NetworkUse("text", _BRANCH),
-    "va-fusion": NetworkUse(
-        "multimodal", _BRANCH | _FUSION | {"front_channels", "modality_dropout"}
-    ),
+    "va-fusion": NetworkUse("multimodal", _BRANCH | _AUDIO | _FUSION | {"modality_dropout"}),
 }
 """Of every network but `head`, which uses all fields that are not of a network below."""
 
@@ -131,7 +127,21 @@ def check_network(spec: ModelSpec) -> None:
                 f"model: the network {spec.network} does not use `{field.name}`; remove it from "
                 "the model"
             )
-    if spec.network == "va-fusion" and spec.width % spec.va_branch_heads:
+    if spec.network == "va-fusion":
+        _check_branches(spec)
+
+
+def _check_branches(spec: ModelSpec) -> None:
+    dimensions = (spec.va_audio_dimension, spec.va_text_dimension)
+    for name, value in zip(("va_audio_dimension", "va_text_dimension"), dimensions, strict=True):
+        if value not in DIMENSIONS:
+            raise UsageError(f"model: {name} `{value}` is not one of {', '.join(DIMENSIONS)}")
+    if len(set(dimensions)) < 2:
+        raise UsageError(
+            f"model: both branches predict {dimensions[0]}; set va_audio_dimension and "
+            "va_text_dimension to different dimensions"
+        )
+    if spec.width % spec.va_branch_heads:
         raise UsageError(
             f"model: width {spec.width} is not divisible by va_branch_heads "
             f"{spec.va_branch_heads}; use a width that is a multiple of {spec.va_branch_heads}"

@@ -46,6 +46,52 @@ _LIGHT = ModelSpec(
     front_blocks=4,
 )
 
+_PAPER_VA_AUDIO = ModelSpec(
+    modality="audio",
+    network="va-audio",
+    heads=6,
+    layers=7,
+    feedforward=1024,
+    dropout=0.1,
+    front_channels=8,
+    va_double_residual=True,
+    num_classes=0,
+    dimensions=("arousal",),
+)
+_PAPER_VA_TEXT = replace(
+    _PAPER_VA_AUDIO,
+    modality="text",
+    network="va-text",
+    layers=5,
+    front_channels=ModelSpec.front_channels,
+    dimensions=("valence",),
+)
+_PAPER_VA_FUSION = ModelSpec(
+    modality="multimodal",
+    network="va-fusion",
+    heads=6,
+    layers=4,
+    feedforward=3072,
+    dropout=0.1,
+    front_channels=8,
+    va_double_residual=True,
+    va_recurrent=128,
+    va_frozen=True,
+    num_classes=5,
+)
+
+
+def _corrected(spec: ModelSpec) -> ModelSpec:
+    """One residual, positions, attention over the read-out's states, standardised input."""
+    return replace(
+        spec,
+        va_double_residual=False,
+        va_positions=True,
+        va_frozen=False,
+        pooling="attention",
+        standardize="encoder",
+    )
+
 
 def _unimodal(spec: ModelSpec, modality: str) -> ModelSpec:
     return ModelSpec.from_dict({**spec.to_dict(), "modality": modality, "modality_dropout": 0.0})
@@ -79,12 +125,20 @@ PRESETS: dict[str, ModelSpec] = {
     "light-student-l": replace(
         _LIGHT, width=256, feedforward=512, front_channels=32, front_blocks=8, classifier=128
     ),
+    "paper-va-audio": _PAPER_VA_AUDIO,
+    "paper-va-text": _PAPER_VA_TEXT,
+    "paper-va-fusion": _PAPER_VA_FUSION,
+    "va-audio": _corrected(_PAPER_VA_AUDIO),
+    "va-text": _corrected(_PAPER_VA_TEXT),
+    "va-fusion": replace(_corrected(_PAPER_VA_FUSION), dimensions=("valence", "arousal")),
 }
 """`paper-*` are the published heads (Multi-Still 2023) for 1024-d audio and 768-d text states.
 `text-*` are the published text heads without the audio projection that they never use.
 `small-*` are for corpora of hundreds to thousands of clips: they standardise their input and have
 a linear path beside the deep one (docs/models.md has the measurements). `light-*` read log-mel
-energies and have no encoder before them."""
+energies and have no encoder before them. `paper-va-*` are the networks of a public system that
+learns valence and arousal before emotion, for 128 log-mel bands and 768-d text states, and `va-*`
+the same without its faults (docs/systems.md)."""
 
 
 def resolve(preset: str, overrides: Mapping[str, Any]) -> ModelSpec:
