@@ -189,6 +189,20 @@ class OneSpeechEncoderConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "float32", description="of the encoder; `auto`: bfloat16 on GPUs that support it"
     )
+    bands: int = Field(80, ge=4, le=256, description="of `log-mel`")
+    window_ms: int = Field(25, ge=5, le=200, description="of `log-mel`: milliseconds of a frame")
+    hop_ms: int = Field(20, ge=5, le=100, description="of `log-mel`: milliseconds between frames")
+
+    @model_validator(mode="after")
+    def _check_log_mel(self) -> OneSpeechEncoderConfig:
+        for name in ("bands", "window_ms", "hop_ms"):
+            default = OneSpeechEncoderConfig.model_fields[name].default
+            if self.model != "log-mel" and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name}: it is a setting of `log-mel`, and the encoder is `{self.model}`; "
+                    "remove it"
+                )
+        return self
 
     @property
     def title(self) -> str:

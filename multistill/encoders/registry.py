@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 def _log_mel(config: OneSpeechEncoderConfig, device: torch.device) -> SpeechEncoder:
     from multistill.encoders.speech import LogMel
 
-    return LogMel()
+    return LogMel(config.bands, config.window_ms, config.hop_ms)
 
 
 def _smart_turn(config: OneSpeechEncoderConfig, device: torch.device) -> SpeechEncoder:

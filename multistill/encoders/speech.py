@@ -42,25 +42,31 @@ class Wav2Vec2Frames:
 
 
 class LogMel(Wav2Vec2Frames):
-    """Log mel energies in 80 bands, not padded at the ends: no weights, and a serious baseline."""
+    """Log mel energies, not padded at the ends: no weights, and a serious baseline.
 
-    bands = 80
+    Args:
+        bands: from 0 to 8000 Hz.
+        window_ms, hop_ms: of the short-time Fourier transform, in milliseconds.
+    """
+
     scale = 3.0  # typical standard deviation of log energies, for states near unit variance
     windowed = False
 
-    def __init__(self) -> None:
+    def __init__(self, bands: int = 80, window_ms: int = 25, hop_ms: int = 20) -> None:
         from torchaudio.transforms import MelSpectrogram
 
+        self.minimum_samples = window_ms * SAMPLE_RATE // 1000
+        self.hop = hop_ms * SAMPLE_RATE // 1000
         self._mel = MelSpectrogram(
             sample_rate=SAMPLE_RATE,
             n_fft=self.minimum_samples,
             hop_length=self.hop,
-            n_mels=self.bands,
+            n_mels=bands,
             center=False,
             norm="slaney",
             mel_scale="slaney",
         )
-        self.info = EncoderInfo("log-mel", "none", self.bands, 0, (), "none", scaling="global")
+        self.info = EncoderInfo("log-mel", "none", bands, 0, (), "none", scaling="global")
 
     @torch.inference_mode()
     def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:

@@ -12,6 +12,9 @@ PAPER_DIMS = (1024, 768)
 SMALL_DIMS = (80, 256)
 """Widths of the log-mel and the untrained ELECTRA encoder."""
 
+VALENCE_AROUSAL_DIMS = (128, 768)
+"""Widths of log-mel energies in 128 bands and of KoBERT, for which the published counts hold."""
+
 
 def catalogue() -> list[dict[str, Any]]:
     """One row per preset: hyperparameters, state widths and number of trainable parameters."""
@@ -24,6 +27,8 @@ def catalogue() -> list[dict[str, Any]]:
         audio_dim, text_dim = PAPER_DIMS
         if name.startswith(("small-", "light-")):
             audio_dim, text_dim = SMALL_DIMS
+        elif spec.network.startswith("va-"):
+            audio_dim, text_dim = VALENCE_AROUSAL_DIMS
         with torch.device("meta"):  # nothing is allocated
             params = count_parameters(build(spec, audio_dim, text_dim))
         rows.append(

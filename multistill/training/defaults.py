@@ -5,7 +5,8 @@ A head needs a number of optimiser steps, not of epochs: 30 epochs are 150 steps
 training clips, within bounds. Rate and batch follow from the preset: the published heads
 (`paper-*`, `text-*`) keep the published ones, the small heads take a rate twenty times as high.
 The light students start without an encoder's knowledge: they take twice that, and more steps.
-docs/training.md has the measurements.
+docs/training.md has the measurements. Networks of valence and arousal (`va-*`) are as wide as the
+published heads and start from nothing: `paper-va-*` keep their published rate (docs/systems.md).
 """
 
 from __future__ import annotations
@@ -34,13 +35,26 @@ class Defaults:
 
 SMALL = Defaults(learning_rate=1e-3, batch_size=16, steps=1000, min_epochs=10, max_epochs=100)
 LIGHT = Defaults(learning_rate=2e-3, batch_size=16, steps=1000, min_epochs=10, max_epochs=100)
+VALENCE_AROUSAL = Defaults(
+    learning_rate=1e-4, batch_size=16, steps=1000, min_epochs=10, max_epochs=60
+)
+PAPER_VALENCE_AROUSAL = Defaults(
+    learning_rate=2e-5, batch_size=16, steps=2000, min_epochs=10, max_epochs=30
+)
 PUBLISHED = Defaults(learning_rate=5e-5, batch_size=64, steps=2000, min_epochs=10, max_epochs=100)
+
+_FAMILIES = {
+    "small-": SMALL,
+    "light-": LIGHT,
+    "va-": VALENCE_AROUSAL,
+    "paper-va-": PAPER_VALENCE_AROUSAL,
+}
+"""Of presets by the start of their names; `PUBLISHED` are those of all others."""
 
 
 def defaults_of(preset: str) -> Defaults:
     """The defaults of a preset's family."""
-    families = {"small": SMALL, "light": LIGHT}
-    return families.get(preset.partition("-")[0], PUBLISHED)
+    return next((own for start, own in _FAMILIES.items() if preset.startswith(start)), PUBLISHED)
 
 
 def resolve_training(

@@ -18,13 +18,21 @@ PUBLISHED = {
     "paper-audio-student": 8_273_159,
     "text-teacher": 21_662_471,
     "text-student": 7_486_727,
+    "paper-va-audio": 27_748_865,
+    "paper-va-text": 19_869_505,
+    "paper-va-fusion": 28_929_669,
 }
+
+
+def _dims(preset: str) -> tuple[int, int]:
+    """128 log-mel bands beside KoBERT, or wav2vec2-large beside KoELECTRA."""
+    return (128 if "-va-" in preset else 1024), 768
 
 
 @pytest.mark.parametrize(("preset", "count"), PUBLISHED.items())
 def test_presets_have_the_published_number_of_parameters(preset: str, count: int) -> None:
     with torch.device("meta"):
-        assert count_parameters(build(PRESETS[preset], 1024, 768)) == count
+        assert count_parameters(build(PRESETS[preset], *_dims(preset))) == count
 
 
 def test_the_catalogue_lists_every_preset_with_its_parameters() -> None:
@@ -38,5 +46,5 @@ def test_the_catalogue_lists_every_preset_with_its_parameters() -> None:
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_published_text_heads_tell_the_projection_that_they_never_use(preset: str) -> None:
     with torch.device("meta"):
-        unused = build(PRESETS[preset], 1024, 768).unused_parameters()
+        unused = build(PRESETS[preset], *_dims(preset)).unused_parameters()
     assert unused == (1024 * 768 if preset.startswith("paper-text") else 0)
