@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -100,6 +100,10 @@ class ContinualConfig(Section):
         le=1,
         description="`replay`: of the training clips of each class of each earlier corpus",
     )
+    adapter_model: ModelConfig | None = Field(
+        None,
+        description="of `adapter` and `adapter-untrained`, e.g. `pooled-strided`; default: `model`",
+    )
     bottleneck: int = Field(64, ge=1, description="`adapter`: width of the adapters")
     rank: int = Field(8, ge=1, description="`lora`: of the updates")
 
@@ -126,12 +130,20 @@ class ContinualConfig(Section):
             else:
                 yield Variant(method, method)
 
-    def adapted(self, method: str) -> EncoderTrainingConfig | None:
+    def model_of(self, method: Method) -> ModelConfig:
+        """What stands behind the encoders of a method."""
+        own = self.adapter_model if method in ("adapter", "adapter-untrained") else None
+        return own or self.model
+
+    def adapted(self, method: Method) -> EncoderTrainingConfig | None:
         """What a method trains of encoders in place of `features.*.train`; None: what that says."""
+        values: Mapping[str, Any]
         if method == "lora":
             values = {"kind": "lora", "rank": self.rank, "alpha": 2.0 * self.rank}
-            return EncoderTrainingConfig.model_validate(values)
-        if method in OWN_WEIGHTS:
-            values = {"kind": "adapter", "bottleneck": self.bottleneck}
-            return EncoderTrainingConfig.model_validate(values)
-        return None
+        elif method in OWN_WEIGHTS:
+            values = {"kind": "adapter", "bottleneck": self.bottleneck, "layer_norms": True}
+        else:
+            return None
+        return EncoderTrainingConfig.model_validate(
+            {**values, "untrained": method == "adapter-untrained"}
+        )

@@ -15,7 +15,7 @@ from pydantic import (
 from multistill.config.augmentation import AugmentationConfig
 from multistill.config.base import Section, execution
 from multistill.config.names import FolderName
-from multistill.config.networks import ValenceArousalConfig
+from multistill.config.networks import PooledConfig, ValenceArousalConfig
 
 
 class HeadConfig(Section):
@@ -89,7 +89,7 @@ class HeadConfig(Section):
     )
 
 
-class ModelConfig(ValenceArousalConfig, HeadConfig):
+class ModelConfig(ValenceArousalConfig, PooledConfig, HeadConfig):
     """A preset by name (`multistill models`); every other key overrides one of its values."""
 
     shorthand: ClassVar = ("preset",)

@@ -50,3 +50,14 @@ class ValenceArousalConfig(Section):
     va_frozen: bool | None = Field(
         None, description="of `va-fusion`: the branches stay as their pre-training left them"
     )
+
+
+class PooledConfig(Section):
+    """Overrides for presets `pooled` and `pooled-strided`."""
+
+    pooled_strides: int | None = Field(
+        None,
+        ge=0,
+        description="of `pooled`: convolutions before the projection of speech states, each of "
+        "which halves the frame rate",
+    )

@@ -15,7 +15,7 @@ from multistill.errors import UsageError
 if TYPE_CHECKING:
     from multistill.models.spec import Modality, ModelSpec
 
-NetworkName = Literal["head", "va-audio", "va-text", "va-fusion", "fe2e", "mesm"]
+NetworkName = Literal["head", "va-audio", "va-text", "va-fusion", "fe2e", "mesm", "pooled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +51,26 @@ class ValenceArousalFields:
     va_frozen: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class PooledFields:
+    """Of `pooled` (`multistill.models.pooled`).
+
+    Attributes:
+        pooled_strides: convolutions before the projection, each of which halves the frame rate.
+    """
+
+    pooled_strides: int = 0
+
+
 class NetworkUse(NamedTuple):
     """What a network reads of a `ModelSpec`.
 
     Attributes:
-        modality: the only one that it reads.
+        modality: the only one that it reads; None: any.
         uses: fields, beside `COMMON`.
     """
 
-    modality: Modality
+    modality: Modality | None
     uses: frozenset[str]
 
 
@@ -91,15 +102,17 @@ BRANCH_FIELDS = frozenset(
 _BRANCH = BRANCH_FIELDS | {"heads", "layers", "feedforward", "va_recurrent"}
 _AUDIO = frozenset({"front_channels", "audio_stride"})
 _FUSION = frozenset(field.name for field in fields(ValenceArousalFields))
+_POOLED = frozenset(field.name for field in fields(PooledFields))
 
 NETWORK_USES: Mapping[str, NetworkUse] = {
     "va-audio": NetworkUse("audio", _BRANCH | _AUDIO),
     "va-text": NetworkUse("text", _BRANCH),
     "va-fusion": NetworkUse("multimodal", _BRANCH | _AUDIO | _FUSION | {"modality_dropout"}),
+    "pooled": NetworkUse(None, _POOLED | {"classifier_dropout", "modality_dropout", "standardize"}),
 }
 """Of every network but `head`, which uses all fields that are not of a network below."""
 
-NETWORK_FIELDS = _FUSION
+NETWORK_FIELDS = _FUSION | _POOLED
 """Fields that `head` does not use."""
 
 
@@ -114,8 +127,12 @@ def check_network(spec: ModelSpec) -> None:
         value = getattr(spec, field.name)
         if field.type == "int" and (isinstance(value, bool) or value < 1):
             raise UsageError(f"model: {field.name} must be an integer of at least 1, not {value}")
+    if isinstance(spec.pooled_strides, bool) or spec.pooled_strides < 0:
+        raise UsageError(
+            f"model: pooled_strides must be an integer of at least 0, not {spec.pooled_strides}"
+        )
     use = NETWORK_USES.get(spec.network)
-    if use is not None and spec.modality != use.modality:
+    if use is not None and use.modality not in (None, spec.modality):
         raise UsageError(
             f"model: the network {spec.network} reads {use.modality} states, and modality is "
             f"{spec.modality}; choose another preset"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 CLASSIFIERS = ("classifier", "wide.linear")
-"""Modules that map pooled states to outputs, in heads and networks."""
+"""Modules that map pooled states to outputs, in every network."""
 
 
 def classifier_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -13,7 +13,7 @@ def classifier_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if any(name == each or name.endswith(f".{each}") for each in CLASSIFIERS)
+        if name.removeprefix("head.") in CLASSIFIERS
     }
 
 

@@ -81,6 +81,9 @@ _PAPER_VA_FUSION = ModelSpec(
 )
 
 
+_POOLED = ModelSpec(modality="multimodal", network="pooled", width=256)
+
+
 def _corrected(spec: ModelSpec) -> ModelSpec:
     """One residual, positions, attention over the read-out's states, standardised input."""
     return replace(
@@ -125,6 +128,8 @@ PRESETS: dict[str, ModelSpec] = {
     "light-student-l": replace(
         _LIGHT, width=256, feedforward=512, front_channels=32, front_blocks=8, classifier=128
     ),
+    "pooled": _POOLED,
+    "pooled-strided": replace(_POOLED, pooled_strides=3),
     "paper-va-audio": _PAPER_VA_AUDIO,
     "paper-va-text": _PAPER_VA_TEXT,
     "paper-va-fusion": _PAPER_VA_FUSION,

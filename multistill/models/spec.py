@@ -8,7 +8,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from multistill.config.tasks import DIMENSIONS
 from multistill.errors import UsageError
-from multistill.models.network_fields import NetworkName, ValenceArousalFields, check_network
+from multistill.models.network_fields import (
+    NetworkName,
+    PooledFields,
+    ValenceArousalFields,
+    check_network,
+)
 
 Modality = Literal["multimodal", "text", "audio"]
 Encoder = Literal["speech", "text"]
@@ -51,7 +56,7 @@ class PartRead(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ModelSpec(ValenceArousalFields):
+class ModelSpec(ValenceArousalFields, PooledFields):
     """Hyperparameters of one model.
 
     Attributes:

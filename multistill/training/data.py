@@ -231,7 +231,7 @@ class TrainingData:
             MultistillError: the file is damaged, or of the states of other encoders.
         """
         if task.statistics is None:
-            return training_statistics(self.store, self.part)
+            return training_statistics(self.store, self.part, task.encoders)
         statistics = read_statistics(Path(task.statistics))
         if statistics.encoders != encoders_of(self.store):
             raise MultistillError(

@@ -43,7 +43,7 @@ continual:
     modality_dropout: 0
     classifier_dropout: 0
   train: {{epochs: 12, batch_size: 8, learning_rate: 1.0e-2}}
-evaluation: {{resamples: 50, latency_clips: 0}}
+evaluation: {{resamples: 100, latency_clips: 0}}
 """
 
 

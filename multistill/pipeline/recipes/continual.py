@@ -99,6 +99,14 @@ def _methods(job: JobConfig) -> Iterator[tuple[Location, str]]:
             "features.speech.train and features.text.train are `none`, so its states are computed "
             f"once; set `train: full` of one of them, or remove `{inside[0]}`",
         )
+    layers = [name for name in job.features.trained if getattr(job.features, name).train.layers]
+    if "adapter-untrained" in inside and layers:
+        yield (
+            ("continual", "methods"),
+            "continual.methods: `adapter-untrained` draws all layers anew, and with "
+            f"features.{layers[0]}.train the store keeps states of the checkpoint below the top "
+            "ones; set `train: full`, or remove `adapter-untrained`",
+        )
 
 
 def _scores(job: JobConfig) -> Iterator[tuple[Location, str]]:

@@ -41,8 +41,11 @@ class JobModel:
 def models_of(job: JobConfig) -> Iterator[JobModel]:
     """The models of teacher and students, in the order of the job file; or that of `continual`."""
     if job.recipe == "continual":
-        own: Location = ("continual",)
-        yield JobModel("continual", own, (*own, "model"), job.continual.model, job.continual.train)
+        own, config = ("continual",), job.continual
+        yield JobModel("continual", own, (*own, "model"), config.model, config.train)
+        if config.adapter_model is not None:
+            where: Location = (*own, "adapter_model")
+            yield JobModel("continual", own, where, config.adapter_model, config.train)
         return
     teacher, several = job.teacher, bool(job.teacher.models)
     for number, (name, model) in enumerate(teacher.members.items()):

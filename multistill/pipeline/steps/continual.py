@@ -115,7 +115,12 @@ class Continual(ModelStep):
         """
         config, variant, newest = self.job.continual, training.variant, training.learnt[-1]
         base = training_task(
-            self.job, fold.artifacts, training.name, "teacher", config.model, config.train
+            self.job,
+            fold.artifacts,
+            training.name,
+            "teacher",
+            config.model_of(variant.method),
+            config.train,
         )
         base = replace(base, statistics=None, corpora={newest: 1.0})
         if variant.method == "joint":
