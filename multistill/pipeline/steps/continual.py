@@ -122,7 +122,7 @@ class Continual(ModelStep):
             config.model_of(variant.method),
             config.train,
         )
-        base = replace(base, statistics=None, corpora={newest: 1.0})
+        base = replace(base, corpora={newest: 1.0})
         if variant.method == "joint":
             base = replace(base, corpora=dict.fromkeys(training.learnt, 1.0))
         adapted = config.adapted(variant.method)
