@@ -78,7 +78,7 @@ class ContinualConfig(Section):
         "order of `corpora`, and its reverse",
     )
     methods: list[Method] = Field(
-        default_factory=lambda: ["alone", "finetune", "ewc", "replay", "head-only", "joint"],
+        ["alone", "finetune", "ewc", "replay", "head-only", "joint"],
         min_length=1,
         description="`alone`: each corpus on its own; `finetune`: all weights go on learning; "
         "`ewc`: with a penalty on changes; `replay`: with clips of earlier corpora; `head-only`: "

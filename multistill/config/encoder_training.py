@@ -81,8 +81,8 @@ class EncoderTrainingConfig(Section):
     )
     untrained: bool = Field(
         False,
-        description="`lora`, `adapter`: beside frozen weights drawn at random, to see what those of "
-        "the checkpoint are worth; not with `layers`",
+        description="`lora`, `adapter`: beside frozen weights drawn at random, to see what those "
+        "of the checkpoint are worth; not with `layers`",
     )
     learning_rate: float | None = Field(
         None, gt=0, description="of the encoder, after warm-up; default: 1e-4, `full`: 2e-5"
@@ -144,8 +144,8 @@ class EncoderTrainingConfig(Section):
             raise ValueError("`last` needs the number of layers to train; write last-1 or more")
         if self.untrained and self.layers is not None:
             raise ValueError(
-                "`untrained` draws all layers anew, and with `layers` the store keeps states of the "
-                "checkpoint below them; remove one of the two"
+                "`untrained` draws all layers anew, and with `layers` the store keeps states of "
+                "the checkpoint below them; remove one of the two"
             )
         for name, field in type(self).model_fields.items():
             changed = getattr(self, name) != field.default

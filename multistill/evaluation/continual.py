@@ -217,6 +217,7 @@ def score_courses(
     }
     models = Models(folds, tests, store)
     confidence = config.confidence
+    scored = [_score(course, models, tested, where, confidence) for course in courses]
     results = {
         "corpora": {
             name: {
@@ -229,7 +230,7 @@ def score_courses(
         "confidence": confidence,
         "seeds": models.seeds,
         "folds": len(folds),
-        "courses": [_score(course, models, tested, where, confidence) for course in courses],
+        "courses": scored,
     }
     write_json(out / RESULTS, results)
     return {
@@ -237,7 +238,7 @@ def score_courses(
             f"{course['method']} {':'.join(course['order'])}": course["given"]["backward"]["uar"][
                 "value"
             ]
-            for course in results["courses"]
+            for course in scored
         }
     }
 
@@ -259,7 +260,7 @@ def _score(
     }
     for given, title in ((True, "given"), (False, "predicted")):
         matrix: list[dict[str, Measured]] = []
-        chosen: list[DoubleArray] = []
+        chosen: list[float] = []
         for step, answers in enumerate(course.steps):
             learnt = course.order[: step + 1]
             seeds = [_answer(answers, learnt, models, where, given, s) for s in range(models.seeds)]

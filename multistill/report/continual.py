@@ -14,60 +14,43 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 
-PUBLISHED = {
-    "source": "continual_erc_etri (2023), README and test_result.json",
-    "protocol": "KEMDy19 and KEMDy20 v1.1, seven classes, 5 folds by session, trained on one "
-    "corpus and then on the other; the corpus learnt first is tested after both; mean over folds",
-    "methods": {
-        "alone": "alone",
-        "finetune": "finetune",
-        "ewc 5000": "ewc",
-        "adapter": "adapter",
-        "adapter-untrained": "adapter-untrained",
-    },
-    "weighted_f1": {
-        "kemdy19": {
-            "alone": 0.704,
-            "finetune": 0.525,
-            "ewc": 0.600,
-            "adapter": 0.681,
-            "adapter-untrained": 0.511,
-        },
-        "kemdy20": {
-            "alone": 0.871,
-            "finetune": 0.766,
-            "ewc": 0.762,
-            "adapter": 0.848,
-            "adapter-untrained": 0.834,
-        },
-    },
-    "macro_f1": {
-        "kemdy19": {
-            "alone": 0.664,
-            "finetune": 0.465,
-            "ewc": 0.555,
-            "adapter": 0.657,
-            "adapter-untrained": 0.429,
-        },
-        "kemdy20": {
-            "alone": 0.408,
-            "finetune": 0.270,
-            "ewc": 0.272,
-            "adapter": 0.387,
-            "adapter-untrained": 0.225,
-        },
-    },
-    "faults": [
-        "for KEMDy19 the Fisher information of `ewc` is that of KEMDy20, the new corpus: in both "
-        "directions the code reads the same loader, so .600 is no figure of EWC",
-        "Fisher information of squared gradients of batches of ten, in training mode; one lambda",
-        "`adapter` trains both corpora in turns, with a head per corpus that is told which: it "
-        "cannot forget, while `finetune` and `ewc` share one head",
-        "epochs are chosen by accuracy, where 87 % of KEMDy20 are neutral; no majority baseline",
-        "the first 5 s of a clip, by an encoder of English speech; transcripts with their tags",
-    ],
+SOURCE = "continual_erc_etri (2023), README and test_result.json"
+PROTOCOL = (
+    "KEMDy19 and KEMDy20 v1.1, seven classes, 5 folds by session, trained on one corpus and then "
+    "on the other; the corpus learnt first is tested after both; mean over folds"
+)
+METHODS = {
+    "alone": "alone",
+    "finetune": "finetune",
+    "ewc 5000": "ewc",
+    "adapter": "adapter",
+    "adapter-untrained": "adapter-untrained",
 }
-"""The published comparison with its protocol and faults (docs/systems.md)."""
+"""Own method -> published one."""
+_COLUMNS = ("alone", "finetune", "ewc", "adapter", "adapter-untrained")
+PUBLISHED: Mapping[str, Mapping[str, Mapping[str, float]]] = {
+    metric: {kind: dict(zip(_COLUMNS, values, strict=True)) for kind, values in of_corpora.items()}
+    for metric, of_corpora in {
+        "weighted_f1": {
+            "kemdy19": (0.704, 0.525, 0.600, 0.681, 0.511),
+            "kemdy20": (0.871, 0.766, 0.762, 0.848, 0.834),
+        },
+        "macro_f1": {
+            "kemdy19": (0.664, 0.465, 0.555, 0.657, 0.429),
+            "kemdy20": (0.408, 0.270, 0.272, 0.387, 0.225),
+        },
+    }.items()
+}
+"""Published scores: metric -> kind of corpus -> method (docs/systems.md)."""
+FAULTS = (
+    "for KEMDy19 the Fisher information of `ewc` is that of KEMDy20, the new corpus: in both "
+    "directions the code reads the same loader, so .600 is no figure of EWC",
+    "Fisher information of squared gradients of batches of ten, in training mode; one lambda",
+    "`adapter` trains both corpora in turns, with a head per corpus that is told which: it cannot "
+    "forget, while `finetune` and `ewc` share one head",
+    "epochs are chosen by accuracy, where 87 % of KEMDy20 are neutral; no majority baseline",
+    "the first 5 s of a clip, by an encoder of English speech; transcripts with their tags",
+)
 
 
 def describe_continual(results: Record, job: JobConfig) -> dict[str, Any]:
@@ -76,8 +59,10 @@ def describe_continual(results: Record, job: JobConfig) -> dict[str, Any]:
     Args:
         results: content of `forgetting.json`.
     """
-    kinds = {corpus.title: corpus.kind for corpus in job.corpora}
-    named = {kind: title for title, kind in kinds.items() if kind in PUBLISHED["weighted_f1"]}
+    kinds = PUBLISHED["weighted_f1"]
+    named: dict[str, str] = {
+        corpus.kind: corpus.title for corpus in job.corpora if corpus.kind in kinds
+    }
     return {**results, "published": _published(results, named) if len(named) == 2 else None}
 
 
@@ -90,7 +75,7 @@ def _published(results: Record, named: Mapping[str, str]) -> dict[str, Any]:
     rows = []
     for kind, title in named.items():
         for course in results["courses"]:
-            method = PUBLISHED["methods"].get(course["method"])
+            method = METHODS.get(course["method"])
             if course["order"][0] != title or method is None:
                 continue
             own = course["given"]["matrix"][-1][title]
@@ -98,13 +83,11 @@ def _published(results: Record, named: Mapping[str, str]) -> dict[str, Any]:
                 {
                     "corpus": title,
                     "method": course["method"],
-                    "published": {
-                        m: PUBLISHED[m][kind][method] for m in ("weighted_f1", "macro_f1")
-                    },
-                    "own": {m: own[m] for m in ("weighted_f1", "macro_f1")},
+                    "published": {metric: PUBLISHED[metric][kind][method] for metric in PUBLISHED},
+                    "own": {metric: own[metric] for metric in PUBLISHED},
                 }
             )
-    return {key: PUBLISHED[key] for key in ("source", "protocol", "faults")} | {"rows": rows}
+    return {"source": SOURCE, "protocol": PROTOCOL, "faults": list(FAULTS), "rows": rows}
 
 
 def table(continual: Record) -> Table:
