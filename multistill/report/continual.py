@@ -63,7 +63,12 @@ def describe_continual(results: Record, job: JobConfig) -> dict[str, Any]:
     named: dict[str, str] = {
         corpus.kind: corpus.title for corpus in job.corpora if corpus.kind in kinds
     }
-    return {**results, "published": _published(results, named) if len(named) == 2 else None}
+    orders = [course["order"] for course in results["courses"]]
+    return {
+        **results,
+        "orders": [order for number, order in enumerate(orders) if order not in orders[:number]],
+        "published": _published(results, named) if len(named) == 2 else None,
+    }
 
 
 def _published(results: Record, named: Mapping[str, str]) -> dict[str, Any]:
