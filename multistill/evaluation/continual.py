@@ -62,7 +62,7 @@ Interval = dict[str, float | None]
 
 
 @dataclass(frozen=True)
-class TestedFold:
+class FoldModels:
     """The models of one fold.
 
     Attributes:
@@ -91,7 +91,7 @@ class Measured:
     groups: int
 
 
-class TestedCorpus:
+class CorpusClips:
     """The test clips of one corpus, of all folds."""
 
     def __init__(
@@ -129,7 +129,7 @@ class Models:
     """
 
     def __init__(
-        self, folds: Sequence[TestedFold], tests: Sequence[Utterances], store: FeatureStore
+        self, folds: Sequence[FoldModels], tests: Sequence[Utterances], store: FeatureStore
     ) -> None:
         self.folds, self.tests, self.store = folds, tests, store
         self.device = default_device()
@@ -149,7 +149,7 @@ class Models:
         )
 
     def _predict(
-        self, fold: TestedFold, test: Utterances, body: Path, classifier: Path
+        self, fold: FoldModels, test: Utterances, body: Path, classifier: Path
     ) -> DoubleArray:
         key = (body, classifier)
         if key not in self._known:
@@ -187,7 +187,7 @@ def _take_classifier(model: Model, source: Model) -> None:
 
 
 def score_courses(
-    folds: Sequence[TestedFold],
+    folds: Sequence[FoldModels],
     features: Path,
     courses: Sequence[Course],
     corpora: Sequence[str],
@@ -213,7 +213,7 @@ def score_courses(
     clips = Utterances.joined(tests)
     where = {name: np.flatnonzero(np.array(clips.corpora) == name) for name in corpora}
     tested = {
-        name: TestedCorpus(clips.take(rows), config, seed, split_by) for name, rows in where.items()
+        name: CorpusClips(clips.take(rows), config, seed, split_by) for name, rows in where.items()
     }
     models = Models(folds, tests, store)
     confidence = config.confidence
@@ -246,7 +246,7 @@ def score_courses(
 def _score(
     course: Course,
     models: Models,
-    tested: Mapping[str, TestedCorpus],
+    tested: Mapping[str, CorpusClips],
     where: Mapping[str, IntArray],
     confidence: float,
 ) -> dict[str, Any]:
@@ -359,7 +359,7 @@ def _cell(measured: Measured, confidence: float) -> dict[str, Interval]:
 
 def _majority(
     corpus: str,
-    part: TestedCorpus,
+    part: CorpusClips,
     tests: Sequence[Utterances],
     trained: Sequence[Utterances],
     confidence: float,

@@ -270,7 +270,7 @@ class Forgetting(Step):
         return ("manifest", "features", "continual")
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
-        from multistill.evaluation.continual import TestedFold, score_courses
+        from multistill.evaluation.continual import FoldModels, score_courses
 
         store = self.models.model_store
         folds = []
@@ -281,7 +281,7 @@ class Forgetting(Step):
                 name: [store.folder(summary["models"][each]) for each in members]
                 for name, members in summary["members"].items()
             }
-            folds.append(TestedFold(fold.artifacts["manifest"].path, folders))
+            folds.append(FoldModels(fold.artifacts["manifest"].path, folders))
         result: Mapping[str, Any] = on_cluster(
             score_courses,
             folds,
