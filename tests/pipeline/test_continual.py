@@ -42,20 +42,22 @@ continual:
     classifier: 16
     modality_dropout: 0
     classifier_dropout: 0
-  train: {{epochs: 12, batch_size: 8, learning_rate: 1.0e-2}}
+    wide_dropout: 0.2
+  train: {{epochs: 30, batch_size: 8, learning_rate: 1.0e-2}}
 evaluation: {{resamples: 100, latency_clips: 0}}
 """
 
 
 def make_corpora(home: Path) -> None:
-    """The higher tone is anger in the one corpus and calm in the other."""
-    random = np.random.default_rng(0)
-    for name, pitches in (("low", (200, 400)), ("high", (3000, 1500))):
+    """The higher tone is anger in the one corpus and calm in the other, which also whistles."""
+    random, time = np.random.default_rng(0), np.arange(9_000) / 16_000
+    for name, pitches, whistle in (("low", (400, 1200), 0.0), ("high", (1200, 400), 0.3)):
         (home / name).mkdir()
         lines = ["audio_path,text,label,speaker"]
         for number in range(SPEAKERS * CLIPS):
             pitch = pitches[number % 2] * random.uniform(0.95, 1.05)
-            wave = 0.3 * np.sin(2 * np.pi * pitch * np.arange(9_000) / 16_000)
+            wave = 0.3 * np.sin(2 * np.pi * pitch * time)
+            wave += whistle * np.sin(2 * np.pi * 4000 * time)
             soundfile.write(home / name / f"{number}.wav", wave, 16_000)
             word = ("Ruhig", "wut")[number % 2]
             lines.append(f"{number}.wav,text {number},{word},p{number // CLIPS}")
@@ -104,12 +106,12 @@ def test_the_corpus_before_is_forgotten_and_what_helps(
     for first, second in (("low", "high"), ("high", "low")):
         rows = {method: course for (method, start), course in courses.items() if start == first}
         for name, row in rows.items():
-            assert uar(row, 0, first) > 0.9, name
-        assert uar(rows["finetune"], 1, second) > 0.9
+            assert uar(row, 0, first) > 0.85, name
+        assert uar(rows["finetune"], 1, second) > 0.85
         lost = uar(rows["finetune"], 1, first)
         assert lost < 0.7, "the same tone has the other meaning"
-        assert min(uar(rows["joint"], 1, name) for name in (first, second)) > 0.9
-        assert uar(rows["replay"], 1, first) > lost
+        for name in ("joint", "replay"):
+            assert min(uar(rows[name], 1, corpus) for corpus in (first, second)) > 0.85, name
         assert uar(rows["alone"], 1, first) == uar(rows["alone"], 0, first)
 
 
