@@ -40,6 +40,7 @@ from multistill.config.models import (
     TrainSection,
 )
 from multistill.config.names import FolderName
+from multistill.config.pretrain import PretrainConfig
 from multistill.config.protocol import ProtocolConfig
 from multistill.config.report import ReportConfig
 from multistill.config.resources import ResourcesConfig
@@ -66,6 +67,7 @@ __all__ = [
     "LabelsConfig",
     "ModelConfig",
     "OneSpeechEncoderConfig",
+    "PretrainConfig",
     "ProtocolConfig",
     "ReportConfig",
     "ResourcesConfig",
@@ -117,6 +119,7 @@ class JobConfig(Section):
     split: SplitConfig = Field(default_factory=SplitConfig)
     protocol: ProtocolConfig = Field(default_factory=ProtocolConfig)
     features: FeaturesConfig = Field(default_factory=FeaturesConfig)
+    pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
     teacher: TeacherConfig = Field(default_factory=TeacherConfig)
     distillation: DistillationConfig = Field(default_factory=DistillationConfig)
     students: list[StudentConfig] = Field(

@@ -58,6 +58,11 @@ class AugmentationConfig(Section):
         description="pairs of token states that change places, as a share of the tokens, never "
         "the first",
     )
+    only: list[str] = Field(
+        default_factory=list,
+        description="classes whose clips are changed, e.g. the rare ones; default: all. Of no "
+        "effect on mixup",
+    )
 
     @property
     def changes_states(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from multistill.corpora.loaders.fields import off_scale
-from multistill.corpora.manifest import dimension_array
+from multistill.corpora.manifest import dimension_array, read_manifest
 from multistill.corpora.rejections import Examples
 from multistill.corpora.split import PARTS
 from multistill.errors import MultistillError
@@ -37,13 +38,18 @@ def refuse_off_scale(notes: Mapping[str, Examples], dimensions: Sequence[str]) -
 
 
 def refuse_missing(
-    rows: pa.Table, part: npt.NDArray[np.integer], dimensions: Sequence[str], fold: int | None
+    rows: pa.Table,
+    part: npt.NDArray[np.integer],
+    dimensions: Sequence[str],
+    fold: int | None,
+    instead: str = "remove `{}` from `tasks`",
 ) -> None:
     """Raise if a dimension cannot be learnt, chosen on or tested, for lack of different values.
 
     Args:
         part: index into `split.PARTS` of each row.
         fold: its number, under cross-validation.
+        instead: what else than another corpus or split would do; `{}` is the dimension.
 
     Raises:
         MultistillError: names the dimension and the part.
@@ -57,8 +63,22 @@ def refuse_missing(
                 raise MultistillError(
                     f"`{name}`: the {title} part{of_fold} has {len(there)} values, none of which "
                     f"differ, so nothing can be learnt or measured; add values, change `split`, or "
-                    f"remove `{name}` from `tasks`"
+                    f"{instead.format(name)}"
                 )
+
+
+def refuse_unlearnable(
+    manifest: Path, dimensions: Sequence[str], fold: int | None, instead: str
+) -> None:
+    """`refuse_missing` of a finished manifest, for dimensions that are no tasks of the job.
+
+    Args:
+        manifest: its folder.
+    """
+    rows = read_manifest(manifest, ["split", *dimensions])
+    numbers = {name: index for index, name in enumerate(PARTS)}
+    part = np.array([numbers.get(split, -1) for split in rows["split"].to_pylist()])
+    refuse_missing(rows, part, dimensions, fold, instead)
 
 
 def count_dimensions(rows: pa.Table, dimensions: Sequence[str]) -> dict[str, Any]:

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from multistill.config.tasks import DIMENSIONS
 from multistill.errors import UsageError
 
+<<<<<<< HEAD
 if TYPE_CHECKING:
     from multistill.models.spec import Modality, ModelSpec
 
 NetworkName = Literal["head", "va-audio", "va-text", "va-fusion", "fe2e", "mesm", "pooled"]
+=======
+NetworkName = Literal["head", "va-audio", "va-text", "va-fusion", "fe2e", "mesm"]
+>>>>>>> va
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,7 @@ class ValenceArousalFields:
 
 
 @dataclass(frozen=True, kw_only=True)
+<<<<<<< HEAD
 class PooledFields:
     """Of `pooled` (`multistill.models.pooled`).
 
@@ -60,6 +65,10 @@ class PooledFields:
     """
 
     pooled_strides: int = 0
+=======
+class NetworkFields(ValenceArousalFields):
+    """Fields of a `ModelSpec` that `head` does not use."""
+>>>>>>> va
 
 
 class NetworkUse(NamedTuple):
@@ -68,10 +77,16 @@ class NetworkUse(NamedTuple):
     Attributes:
         modality: the only one that it reads; None: any.
         uses: fields, beside `COMMON`.
+        reads_bands: whether it reads log-mel energies, and no states of an encoder, as speech.
     """
 
+<<<<<<< HEAD
     modality: Modality | None
+=======
+    modality: str
+>>>>>>> va
     uses: frozenset[str]
+    reads_bands: bool = False
 
 
 COMMON = frozenset(
@@ -105,8 +120,9 @@ _FUSION = frozenset(field.name for field in fields(ValenceArousalFields))
 _POOLED = frozenset(field.name for field in fields(PooledFields))
 
 NETWORK_USES: Mapping[str, NetworkUse] = {
-    "va-audio": NetworkUse("audio", _BRANCH | _AUDIO),
+    "va-audio": NetworkUse("audio", _BRANCH | _AUDIO, reads_bands=True),
     "va-text": NetworkUse("text", _BRANCH),
+<<<<<<< HEAD
     "va-fusion": NetworkUse("multimodal", _BRANCH | _AUDIO | _FUSION | {"modality_dropout"}),
     "pooled": NetworkUse(None, _POOLED | {"classifier_dropout", "modality_dropout", "standardize"}),
 }
@@ -114,41 +130,57 @@ NETWORK_USES: Mapping[str, NetworkUse] = {
 
 NETWORK_FIELDS = _FUSION | _POOLED
 """Fields that `head` does not use."""
+=======
+    "va-fusion": NetworkUse(
+        "multimodal", _BRANCH | _AUDIO | _FUSION | {"modality_dropout"}, reads_bands=True
+    ),
+}
+"""Of every network but `head`, which uses all fields that are not of a network below."""
 
+>>>>>>> va
 
-def check_network(spec: ModelSpec) -> None:
-    """Refuse what the spec's network does not read.
+def check_network(spec: NetworkFields, network: str, modality: str) -> None:
+    """Refuse what a network does not read.
+
+    Args:
+        spec: a `ModelSpec`.
 
     Raises:
         UsageError: another modality than the network's, a field that it does not use, or a width
             below 1.
     """
-    for field in fields(ValenceArousalFields):
+    for field in fields(NetworkFields):
         value = getattr(spec, field.name)
         if field.type == "int" and (isinstance(value, bool) or value < 1):
             raise UsageError(f"model: {field.name} must be an integer of at least 1, not {value}")
+<<<<<<< HEAD
     if isinstance(spec.pooled_strides, bool) or spec.pooled_strides < 0:
         raise UsageError(
             f"model: pooled_strides must be an integer of at least 0, not {spec.pooled_strides}"
         )
     use = NETWORK_USES.get(spec.network)
     if use is not None and use.modality not in (None, spec.modality):
+=======
+    use = NETWORK_USES.get(network)
+    if use is not None and modality != use.modality:
+>>>>>>> va
         raise UsageError(
-            f"model: the network {spec.network} reads {use.modality} states, and modality is "
-            f"{spec.modality}; choose another preset"
+            f"model: the network {network} reads {use.modality} states, and modality is "
+            f"{modality}; choose another preset"
         )
+    others = {field.name for field in fields(NetworkFields)}
     for field in fields(spec):
-        used = field.name not in NETWORK_FIELDS if use is None else field.name in COMMON | use.uses
+        used = field.name not in others if use is None else field.name in COMMON | use.uses
         if not used and getattr(spec, field.name) != field.default:
             raise UsageError(
-                f"model: the network {spec.network} does not use `{field.name}`; remove it from "
-                "the model"
+                f"model: the network {network} does not use `{field.name}`; remove it from the "
+                "model"
             )
-    if spec.network == "va-fusion":
+    if network == "va-fusion":
         _check_branches(spec)
 
 
-def _check_branches(spec: ModelSpec) -> None:
+def _check_branches(spec: ValenceArousalFields) -> None:
     dimensions = (spec.va_audio_dimension, spec.va_text_dimension)
     for name, value in zip(("va_audio_dimension", "va_text_dimension"), dimensions, strict=True):
         if value not in DIMENSIONS:
@@ -157,9 +189,4 @@ def _check_branches(spec: ModelSpec) -> None:
         raise UsageError(
             f"model: both branches predict {dimensions[0]}; set va_audio_dimension and "
             "va_text_dimension to different dimensions"
-        )
-    if spec.width % spec.va_branch_heads:
-        raise UsageError(
-            f"model: width {spec.width} is not divisible by va_branch_heads "
-            f"{spec.va_branch_heads}; use a width that is a multiple of {spec.va_branch_heads}"
         )

@@ -9,9 +9,15 @@ from typing import Any, Literal, NamedTuple, get_args
 from multistill.config.tasks import DIMENSIONS
 from multistill.errors import UsageError
 from multistill.models.network_fields import (
+<<<<<<< HEAD
     NetworkName,
     PooledFields,
     ValenceArousalFields,
+=======
+    NETWORK_USES,
+    NetworkFields,
+    NetworkName,
+>>>>>>> va
     check_network,
 )
 
@@ -56,7 +62,11 @@ class PartRead(NamedTuple):
 
 
 @dataclass(frozen=True)
+<<<<<<< HEAD
 class ModelSpec(ValenceArousalFields, PooledFields):
+=======
+class ModelSpec(NetworkFields):
+>>>>>>> va
     """Hyperparameters of one model.
 
     Attributes:
@@ -207,11 +217,15 @@ class ModelSpec(ValenceArousalFields, PooledFields):
                 "model: the wide path does not sum layers; use `paths: both` or set layer_mix to "
                 "none"
             )
-        if self.width % self.heads:
-            raise UsageError(
-                f"model: width {self.width} is not divisible by heads {self.heads}; "
-                f"use a width that is a multiple of {self.heads}"
-            )
+        of_branches = (
+            {"va_branch_heads": self.va_branch_heads} if self.network == "va-fusion" else {}
+        )
+        for name, heads in {"heads": self.heads, **of_branches}.items():
+            if self.width % heads:
+                raise UsageError(
+                    f"model: width {self.width} is not divisible by {name} {heads}; "
+                    f"use a width that is a multiple of {heads}"
+                )
         if self.width % 2:
             raise UsageError(f"model: width {self.width} must be even (sine and cosine positions)")
         for name in ("speech", "text"):
@@ -234,7 +248,7 @@ class ModelSpec(ValenceArousalFields, PooledFields):
             )
         if self.keep_unused_projection and self.modality != "text":
             raise UsageError("model: keep_unused_projection applies to text heads only")
-        check_network(self)
+        check_network(self, self.network, self.modality)
 
     @property
     def outputs(self) -> int:
@@ -256,6 +270,13 @@ class ModelSpec(ValenceArousalFields, PooledFields):
     @property
     def wide(self) -> bool:
         return self.paths != "deep"
+
+    @property
+    def reads_bands(self) -> bool:
+        """Whether neighbouring values of speech states must be neighbouring bands of frequency."""
+        if self.network != "head":
+            return NETWORK_USES[self.network].reads_bands
+        return self.front == "convolutional" and self.deep
 
     @property
     def layers_read(self) -> dict[Encoder, int]:

@@ -17,7 +17,6 @@ has the other differences.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from multistill.errors import UsageError
 from multistill.models.base import ModelOutput, Network, StateMoments, mix
+from multistill.models.branches import branch_spec
 from multistill.models.fusion import Stream
 from multistill.models.layers import (
     Attention,
@@ -36,7 +36,6 @@ from multistill.models.layers import (
     StatisticsPool,
     join_frames,
 )
-from multistill.models.network_fields import BRANCH_FIELDS
 from multistill.models.spec import ModelSpec
 
 DELTA_REACH = 4
@@ -124,6 +123,7 @@ class FrequencyConvolutions(nn.Module):
             )
         )
         for convolution in self.convolutions:
+            assert isinstance(convolution, nn.Conv2d)
             nn.init.xavier_uniform_(convolution.weight)
         if bands < 4:
             raise UsageError(
@@ -337,44 +337,6 @@ class FusionNetwork(Network):
             return states
         placed: Tensor = self.positions(states) + self.modality.weight[number]
         return placed
-
-
-def branch_spec(spec: ModelSpec, modality: str) -> ModelSpec:
-    """Spec of the `va-audio` or `va-text` that a branch of a fusion is.
-
-    Args:
-        modality: `audio` or `text`.
-    """
-    of_audio = modality == "audio"
-    values = {name: getattr(spec, name) for name in BRANCH_FIELDS}
-    branch = ModelSpec(
-        **values,
-        modality="audio" if of_audio else "text",
-        network="va-audio" if of_audio else "va-text",
-        width=spec.width,
-        heads=spec.va_branch_heads,
-        layers=spec.va_audio_layers if of_audio else spec.va_text_layers,
-        feedforward=spec.va_branch_feedforward,
-        va_recurrent=spec.va_branch_recurrent,
-        speech_layers=spec.speech_layers,
-        text_layers=spec.text_layers,
-        speech_parts=spec.speech_parts,
-        train_encoder=spec.train_encoder,
-        num_classes=0,
-        dimensions=(spec.va_audio_dimension if of_audio else spec.va_text_dimension,),
-    )
-    if of_audio:
-        branch = replace(
-            branch,
-            front_channels=spec.front_channels,
-            audio_stride=spec.audio_stride,
-            speech_encoder=spec.speech_encoder,
-            speech_layer=spec.speech_layer,
-        )
-    else:
-        branch = replace(branch, text_layer=spec.text_layer)
-    mixed = replace(branch, layer_mix=spec.layer_mix)
-    return mixed if mixed.mixed else branch
 
 
 def _layers(spec: ModelSpec) -> nn.ModuleList:

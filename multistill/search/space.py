@@ -52,6 +52,7 @@ NOT_SEARCHED = {
     "train.epochs": "the budget of a trial is `search.epochs`",
     "train.metric": "trials are compared by `search.metric`",
     "train.select_window": "trials are compared by the mean over equally many epochs",
+    "train.augmentation.only": "choose the classes in `students`",
     "model.preset": "choose the preset in `students` and search its fields",
 }
 

@@ -15,12 +15,15 @@ In the order in which it happens; random numbers are those of the clip's place i
     word_dropout    so many are left out (Wei and Zou 2019). The first stays, which is the one that
                     stands for the whole in encoders such as BERT.
 
+With `only`, states of clips of other classes, and of ties, stay as they are, but for mixup.
+
 Means and deviations are those of the unchanged states of the training part. What a model does not
 read stays as it is: in its place the store may keep the input of an encoder that others train.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -42,12 +45,18 @@ class StateAugmentation:
     Args:
         statistics: of the training part's states; None where only clips are mixed.
         spec: of the model, which reads one modality or both.
+        classes: of the labels, in their order.
     """
 
     def __init__(
-        self, config: AugmentationConfig, statistics: StateStatistics | None, spec: ModelSpec
+        self,
+        config: AugmentationConfig,
+        statistics: StateStatistics | None,
+        spec: ModelSpec,
+        classes: Sequence[str],
     ) -> None:
         self.config, self.spec = config, spec
+        self.only = {classes.index(name) for name in config.only}
         if config.changes_states:
             assert statistics is not None
             self.audio, self.text = _tensors(statistics.audio), _tensors(statistics.text)
@@ -72,7 +81,8 @@ class StateAugmentation:
             if self.config.mixes_pooled:
                 randoms += [epoch.random(place, as_partner=True) for place in group.tolist()]
             for row, random in enumerate(randoms):
-                self._change(mixed.states, row, random)
+                if not self.only or int(micro_batch.labels[row]) in self.only:
+                    self._change(mixed.states, row, random)
         return mixed
 
     def _change(self, states: Batch, row: int, random: np.random.Generator) -> None:

@@ -193,7 +193,7 @@ class _Training:
             device,
             self.max_frames,
             self.data.context,
-            StateAugmentation(augmentation, statistics, task.spec)
+            StateAugmentation(augmentation, statistics, task.spec, self.data.classes)
             if augmentation.enabled
             else None,
         )

@@ -84,8 +84,9 @@ class ModelStore:
         Args:
             planned: tasks of different names, each with the fingerprints of the artifacts that it
                 reads, by field of the task: `manifest`, `features`, `statistics` and, for
-                distilled students, `soft_targets`. An input is ignored if the field is None, so a
-                control does not depend on the teacher.
+                distilled students, `soft_targets`. An input is ignored if the field is None or
+                there is none, so a control does not depend on the teacher. Models that a task
+                starts from are part of its identity.
             out: the calling stage's partial folder; holds checkpoints until all are done.
 
         Returns:
@@ -142,4 +143,6 @@ class ModelStore:
 
 
 def _inputs_of(task: TrainingTask, inputs: Mapping[str, str]) -> dict[str, str]:
-    return {field: value for field, value in inputs.items() if getattr(task, field) is not None}
+    return {
+        field: value for field, value in inputs.items() if getattr(task, field, None) is not None
+    }

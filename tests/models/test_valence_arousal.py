@@ -16,9 +16,10 @@ from torchaudio.functional import compute_deltas
 
 from multistill.errors import UsageError
 from multistill.models.base import ModelOutput, keeping_sequences
+from multistill.models.branches import branch_spec
 from multistill.models.build import build
 from multistill.models.presets import resolve
-from multistill.models.valence_arousal import FusionNetwork, branch_spec, deltas
+from multistill.models.valence_arousal import FusionNetwork, deltas
 
 BANDS, TOKENS_DIM = 16, 20
 TINY = {"width": 24, "heads": 3, "layers": 2, "feedforward": 32, "va_recurrent": 10}

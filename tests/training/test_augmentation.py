@@ -69,7 +69,8 @@ def read(task: TrainingTask, epoch: int = 1) -> tuple[Epoch, MicroBatch, MicroBa
     """The first batch of an epoch, as it is trained on, and as it stands in the store."""
     data = TrainingData.open(task)
     planned = EpochPlanner(task, data).plan(epoch)
-    change = StateAugmentation(task.train.augmentation, data.statistics(task), task.spec)
+    config = task.train.augmentation
+    change = StateAugmentation(config, data.statistics(task), task.spec, data.classes)
     device = torch.device("cpu")
     group = [planned.batches[0]]
     changed = Prefetcher(data.store, device, None, None, change)
@@ -203,7 +204,7 @@ def one_place(mixing: float) -> Epoch:
     st.floats(0.5, 1.0, width=32),
 )
 def test_a_mixture_has_the_clips_length_and_means_mixed_by_the_share(lengths, tokens, share):
-    change = StateAugmentation(AugmentationConfig(mixup=1.0), None, ModelSpec("multimodal"))
+    change = StateAugmentation(AugmentationConfig(mixup=1.0), None, ModelSpec("multimodal"), [])
     mixed = change(pair(lengths, tokens), one_place(share), np.array([0]))
     states, mean = mixed.states, (1 - share) - share
     for values, mask, (own, other) in (
@@ -349,7 +350,7 @@ def test_what_a_model_does_not_read_may_be_the_input_of_an_encoder_that_others_t
     task = augmented(corpus, "all")
     statistics = TrainingData.open(task).statistics(task)
     change = StateAugmentation(
-        task.train.augmentation, statistics, replace(task.spec, modality=modality)
+        task.train.augmentation, statistics, replace(task.spec, modality=modality), []
     )
     batch = pair((4, 3), (4, 3))
     audio, text = torch.zeros(2, 4, AUDIO_DIM), torch.zeros(2, 4, TEXT_DIM)
@@ -362,3 +363,22 @@ def test_what_a_model_does_not_read_may_be_the_input_of_an_encoder_that_others_t
     assert getattr(changed, modality).any()
     other = changed.text if modality == "audio" else changed.audio
     assert not other.is_floating_point() and (other == 1).all()
+
+
+@pytest.mark.parametrize("mixup", [{}, {"mixup": 0.5, "mixup_of": "pooled"}])
+def test_clips_of_the_chosen_classes_alone_are_changed(corpus, mixup):
+    only = ["happy", "angry"]
+    task = make_task(corpus, augmentation={"noise": 0.5, "only": only, **mixup})
+    classes = TrainingData.open(task).classes
+    planned, changed, plain = read(task)
+    places = planned.batches[0]
+    if mixup:
+        places = np.concatenate([places, planned.partners[places]])
+    data = TrainingData.open(task)
+    labels = data.train.labels[planned.rows[places]]
+    device = torch.device("cpu")
+    [plain] = Prefetcher(data.store, device, None).micro_batches(data.train, [places], planned)
+    differs = (changed.states.audio != plain.states.audio).flatten(1).any(dim=1)
+    wanted = np.isin(labels, [classes.index(name) for name in only])
+    assert differs.tolist() == wanted.tolist()
+    assert wanted.any() and not wanted.all()

@@ -65,8 +65,8 @@ def test_what_the_job_file_sets_is_kept(
 def test_published_heads_keep_the_published_rate_and_batch(preset: str) -> None:
     train = resolve_training(TrainSection(), preset, 300)
     assert train is not None
-    own = {"small": (1e-3, 16), "light": (2e-3, 16)}
-    expected = own.get(preset.partition("-")[0], (5e-5, 64))
+    own = {"small-": (1e-3, 16), "light-": (2e-3, 16), "va-": (1e-4, 16), "paper-va-": (2e-5, 16)}
+    expected = next((own[start] for start in own if preset.startswith(start)), (5e-5, 64))
     assert (train.learning_rate, train.batch_size) == expected
 
 

@@ -23,6 +23,7 @@ RECIPES = {
     "distillation": "multistill.pipeline.recipes.distillation",
     "continual": "multistill.pipeline.recipes.continual",
     "features-only": "multistill.pipeline.recipes.features_only",
+    "pretrain": "multistill.pipeline.recipes.pretrain",
 }
 """Name -> module with a `RECIPE`; imported when a job first asks for it."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from multistill.config import JobConfig, ModelConfig
+from multistill.config import AugmentationConfig, JobConfig, ModelConfig
 from multistill.errors import MultistillError
 from multistill.models.presets import resolve
 from multistill.models.spec import Modality
@@ -23,6 +23,7 @@ def check_augmentation(job: JobConfig) -> Iterator[tuple[Location, str]]:
             continue
         modalities.append(spec.modality)
         config, location = each.train.augmentation, (*each.section, "train", "augmentation")
+        yield from check_classes(job, config, location, each.title)
         for setting, states in _unread(spec.modality):
             if getattr(config, setting):
                 yield (
@@ -52,6 +53,25 @@ def check_augmentation(job: JobConfig) -> Iterator[tuple[Location, str]]:
             ("features", "augmentation"),
             "features.augmentation: copies are of recordings, and all models of the job read text "
             "alone; remove `copies`",
+        )
+
+
+def check_classes(
+    job: JobConfig, config: AugmentationConfig, location: Location, title: str
+) -> Iterator[tuple[Location, str]]:
+    """Classes whose clips alone are changed, that the job does not have."""
+    for name in config.only:
+        if name not in job.labels.classes:
+            yield (
+                (*location, "only"),
+                f"{title}: train.augmentation.only: `{name}` is not a class of the job; use some "
+                f"of {', '.join(job.labels.classes)}",
+            )
+    if config.only and not config.changes_states:
+        yield (
+            (*location, "only"),
+            f"{title}: `train.augmentation.only` has no effect, since nothing changes the states "
+            "of a clip alone; set `feature_masks: 1`, for example, or remove `only`",
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 from multistill.config import JobConfig
@@ -30,7 +30,18 @@ from multistill.workspace import Workspace
 
 
 def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
-    teacher, students = Teacher(job, workspace), Students(job, workspace)
+    return steps_with(job, workspace, [], Teacher(job, workspace))
+
+
+def steps_with(
+    job: JobConfig, workspace: Workspace, before: Sequence[Step], teacher: Teacher
+) -> list[Step]:
+    """The steps with a teacher of another kind.
+
+    Args:
+        before: steps whose artifacts that teacher reads.
+    """
+    students = Students(job, workspace)
     more: list[ModelStep] = []
     if job.label_shares.enabled:
         more.append(LabelShares(job, workspace))
@@ -44,6 +55,7 @@ def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
         Features(job, workspace),
         Statistics(job, workspace),
         *copies,
+        *before,
         teacher,
         Distill(job, workspace),
         students,

@@ -1,10 +1,11 @@
-"""Checks of convolutional fronts: they need bands of frequencies, not states of an encoder."""
+"""Checks of convolutions over frequency: they need its bands, not states of an encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from multistill.config import JobConfig, ModelConfig
+from multistill.models.spec import ModelSpec
 from multistill.pipeline.recipes import Location
 from multistill.pipeline.recipes.models import models_of
 
@@ -15,8 +16,8 @@ BANDS = "log-mel"
 def check_fronts(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Models whose convolutions over frequency would run over states without an order."""
     for each in models_of(job):
-        if (spec := each.spec) is not None and spec.front == "convolutional" and spec.deep:
-            for sentence in _read(job, each.model):
+        if (spec := each.spec) is not None and spec.reads_bands:
+            for sentence in _read(job, each.model, _reader(spec)):
                 yield each.location, f"{each.title}: {sentence}"
     if job.search.enabled:
         yield from _searched(job)
@@ -30,7 +31,7 @@ def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:
         return
     if front is None:
         spec = next((each.spec for each in models_of(job) if each.model is model), None)
-        convolutional = spec is not None and spec.front == "convolutional"
+        convolutional = spec is not None and spec.reads_bands
     else:
         convolutional = "convolutional" in (front.choices or ())
     if not convolutional:
@@ -38,12 +39,24 @@ def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:
     key = "model.front" if encoder is None else "model.speech_encoder"
     choices = [model.speech_encoder] if encoder is None else (encoder.choices or ())
     for choice in choices:
-        for sentence in _read(job, model.model_copy(update={"speech_encoder": choice})):
+        changed = model.model_copy(update={"speech_encoder": choice})
+        for sentence in _read(job, changed, ("a convolutional front", ", or use `front: linear`")):
             yield ("search", "space", key), f"search.space, {key}: {sentence}"
 
 
-def _read(job: JobConfig, model: ModelConfig) -> Iterator[str]:
-    """A sentence if the model reads anything but log-mel energies."""
+def _reader(spec: ModelSpec) -> tuple[str, str]:
+    """What of a model reads bands, and what else could be done than give it some."""
+    if spec.network != "head":
+        return f"the network {spec.network}", ""
+    return "a convolutional front", ", or use `front: linear`"
+
+
+def _read(job: JobConfig, model: ModelConfig, reader: tuple[str, str]) -> Iterator[str]:
+    """A sentence if the model reads anything but log-mel energies.
+
+    Args:
+        reader: as of `_reader`.
+    """
     parts = job.features.speech.parts
     read = [part for part in parts if model.speech_encoder in (None, part.title)]
     others = [part.title for part in read if part.model != BANDS]
@@ -58,6 +71,6 @@ def _read(job: JobConfig, model: ModelConfig) -> Iterator[str]:
             "its model"
         )
     yield (
-        f"a convolutional front reads the bands of {BANDS} energies, and this one would read the "
-        f"states of {', '.join(others)}; {advice}, or use `front: linear`"
+        f"{reader[0]} reads the bands of {BANDS} energies, and this one would read the "
+        f"states of {', '.join(others)}; {advice}{reader[1]}"
     )

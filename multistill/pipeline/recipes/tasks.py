@@ -24,15 +24,8 @@ def check_tasks(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 f"{name}: `train.metric: ccc` is of dimensions, and the job has none; add them, "
                 "e.g. `tasks: [classes, valence]`, or choose another metric",
             )
-        if not job.tasks.dimensions or train.dimension_loss == "mse":
-            continue
-        if train.workers > 1 or train.batch_frames or train.accumulation > 1:
-            yield (
-                location,
-                f"{name}: `train.dimension_loss: {train.dimension_loss}` is over the batch that "
-                "one worker sees; set `workers: 1`, `accumulation: 1` and no `batch_frames`, or "
-                "`dimension_loss: mse`",
-            )
+        if job.tasks.dimensions:
+            yield from over_batch(location, name, train)
     search = job.search
     if job.tasks.classes is None:
         yield from _without_classes(job, trainings)
@@ -58,6 +51,20 @@ def check_tasks(job: JobConfig) -> Iterator[tuple[Location, str]]:
             ("search",),
             f"search: `train.dimension_loss: {searched.dimension_loss}` is over the batch that one "
             "worker sees; set `workers_per_trial: 1` and search no `train.accumulation`, or set "
+            "`dimension_loss: mse`",
+        )
+
+
+def over_batch(
+    location: Location, name: str, train: TrainSection
+) -> Iterator[tuple[Location, str]]:
+    """A loss of dimensions over a batch that the training splits."""
+    split = train.workers > 1 or train.batch_frames or train.accumulation > 1
+    if split and train.dimension_loss != "mse":
+        yield (
+            location,
+            f"{name}: `train.dimension_loss: {train.dimension_loss}` is over the batch that "
+            "one worker sees; set `workers: 1`, `accumulation: 1` and no `batch_frames`, or "
             "`dimension_loss: mse`",
         )
 

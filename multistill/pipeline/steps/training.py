@@ -156,14 +156,24 @@ class Teacher(ModelStep):
         return self.train(self.tasks, run)
 
     def tasks(self, artifacts: Artifacts) -> list[TrainingTask]:
+        return self.repeated(list(self.members(artifacts).values()), artifacts)
+
+    def members(self, artifacts: Artifacts) -> dict[str, TrainingTask]:
+        """The training of each model on all training rows, with the job's first seed."""
+        teacher = self.job.teacher
+        return {
+            name: training_task(self.job, artifacts, name, "teacher", model, teacher.train)
+            for name, model in teacher.members.items()
+        }
+
+    def repeated(self, members: Sequence[TrainingTask], artifacts: Artifacts) -> list[TrainingTask]:
+        """Trainings with every seed, on all training rows and without each fold."""
         from multistill.training.task import fold_tasks, seed_tasks
 
-        teacher, seeds, folds = self.job.teacher, self.job.seeds, self.folds(artifacts)
-        members = [
-            training_task(self.job, artifacts, name, "teacher", model, teacher.train)
-            for name, model in teacher.members.items()
+        seeds, folds = self.job.seeds, self.folds(artifacts)
+        of_all = [
+            task for base in members for task in seed_tasks(base, seeds * self.job.teacher.seeds)
         ]
-        of_all = [task for base in members for task in seed_tasks(base, seeds * teacher.seeds)]
         left_out = [task for base in members for task in fold_tasks(base, folds)]
         return of_all + [task for base in left_out for task in seed_tasks(base, seeds)]
 
@@ -195,21 +205,29 @@ class Teacher(ModelStep):
         return [self.candidate("teacher", index, seeds)]
 
     def plan(self, resources: Resources, artifacts: Artifacts) -> Mapping[str, Any]:
-        teacher, split = self.job.teacher, self.job.split
-        folds = 0
-        if self.job.distillation.targets == "out-of-fold":
-            known = training_clips(artifacts) is not None
-            folds = len(self.folds(folds_of(artifacts)[0].artifacts)) if known else split.folds
+        teacher = self.job.teacher
         return {
             "models": [
                 planned_training(
-                    self.job, name + suffix, count * self.job.seeds, teacher, artifacts, model
+                    self.job, name + suffix, count, teacher, artifacts, teacher.members[name]
                 )
-                for name, model in teacher.members.items()
-                for suffix, count in (("", teacher.seeds), ("-fold", folds))
-                if count
+                for name, suffix, count in self.planned(artifacts)
             ]
         }
+
+    def planned(self, artifacts: Artifacts) -> list[tuple[str, str, int]]:
+        """Name of each model, of its kind of training, and the number of equal trainings."""
+        folds = 0
+        if self.job.distillation.targets == "out-of-fold":
+            known = training_clips(artifacts) is not None
+            folds = self.job.split.folds
+            folds = len(self.folds(folds_of(artifacts)[0].artifacts)) if known else folds
+        return [
+            (name, suffix, count * self.job.seeds)
+            for name in self.job.teacher.members
+            for suffix, count in (("", self.job.teacher.seeds), ("-fold", folds))
+            if count
+        ]
 
 
 class Students(ModelStep):
