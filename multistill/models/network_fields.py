@@ -12,14 +12,7 @@ from typing import Literal, NamedTuple
 from multistill.config.tasks import DIMENSIONS
 from multistill.errors import UsageError
 
-<<<<<<< HEAD
-if TYPE_CHECKING:
-    from multistill.models.spec import Modality, ModelSpec
-
 NetworkName = Literal["head", "va-audio", "va-text", "va-fusion", "fe2e", "mesm", "pooled"]
-=======
-NetworkName = Literal["head", "va-audio", "va-text", "va-fusion", "fe2e", "mesm"]
->>>>>>> va
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +49,6 @@ class ValenceArousalFields:
 
 
 @dataclass(frozen=True, kw_only=True)
-<<<<<<< HEAD
 class PooledFields:
     """Of `pooled` (`multistill.models.pooled`).
 
@@ -65,10 +57,11 @@ class PooledFields:
     """
 
     pooled_strides: int = 0
-=======
-class NetworkFields(ValenceArousalFields):
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkFields(ValenceArousalFields, PooledFields):
     """Fields of a `ModelSpec` that `head` does not use."""
->>>>>>> va
 
 
 class NetworkUse(NamedTuple):
@@ -80,11 +73,7 @@ class NetworkUse(NamedTuple):
         reads_bands: whether it reads log-mel energies, and no states of an encoder, as speech.
     """
 
-<<<<<<< HEAD
-    modality: Modality | None
-=======
-    modality: str
->>>>>>> va
+    modality: str | None
     uses: frozenset[str]
     reads_bands: bool = False
 
@@ -122,22 +111,13 @@ _POOLED = frozenset(field.name for field in fields(PooledFields))
 NETWORK_USES: Mapping[str, NetworkUse] = {
     "va-audio": NetworkUse("audio", _BRANCH | _AUDIO, reads_bands=True),
     "va-text": NetworkUse("text", _BRANCH),
-<<<<<<< HEAD
-    "va-fusion": NetworkUse("multimodal", _BRANCH | _AUDIO | _FUSION | {"modality_dropout"}),
+    "va-fusion": NetworkUse(
+        "multimodal", _BRANCH | _AUDIO | _FUSION | {"modality_dropout"}, reads_bands=True
+    ),
     "pooled": NetworkUse(None, _POOLED | {"classifier_dropout", "modality_dropout", "standardize"}),
 }
 """Of every network but `head`, which uses all fields that are not of a network below."""
 
-NETWORK_FIELDS = _FUSION | _POOLED
-"""Fields that `head` does not use."""
-=======
-    "va-fusion": NetworkUse(
-        "multimodal", _BRANCH | _AUDIO | _FUSION | {"modality_dropout"}, reads_bands=True
-    ),
-}
-"""Of every network but `head`, which uses all fields that are not of a network below."""
-
->>>>>>> va
 
 def check_network(spec: NetworkFields, network: str, modality: str) -> None:
     """Refuse what a network does not read.
@@ -151,19 +131,13 @@ def check_network(spec: NetworkFields, network: str, modality: str) -> None:
     """
     for field in fields(NetworkFields):
         value = getattr(spec, field.name)
-        if field.type == "int" and (isinstance(value, bool) or value < 1):
-            raise UsageError(f"model: {field.name} must be an integer of at least 1, not {value}")
-<<<<<<< HEAD
-    if isinstance(spec.pooled_strides, bool) or spec.pooled_strides < 0:
-        raise UsageError(
-            f"model: pooled_strides must be an integer of at least 0, not {spec.pooled_strides}"
-        )
-    use = NETWORK_USES.get(spec.network)
-    if use is not None and use.modality not in (None, spec.modality):
-=======
+        least = min(1, field.default) if field.type == "int" else 0
+        if field.type == "int" and (isinstance(value, bool) or value < least):
+            raise UsageError(
+                f"model: {field.name} must be an integer of at least {least}, not {value}"
+            )
     use = NETWORK_USES.get(network)
-    if use is not None and modality != use.modality:
->>>>>>> va
+    if use is not None and use.modality not in (None, modality):
         raise UsageError(
             f"model: the network {network} reads {use.modality} states, and modality is "
             f"{modality}; choose another preset"

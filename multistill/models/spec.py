@@ -9,15 +9,9 @@ from typing import Any, Literal, NamedTuple, get_args
 from multistill.config.tasks import DIMENSIONS
 from multistill.errors import UsageError
 from multistill.models.network_fields import (
-<<<<<<< HEAD
-    NetworkName,
-    PooledFields,
-    ValenceArousalFields,
-=======
     NETWORK_USES,
     NetworkFields,
     NetworkName,
->>>>>>> va
     check_network,
 )
 
@@ -62,11 +56,7 @@ class PartRead(NamedTuple):
 
 
 @dataclass(frozen=True)
-<<<<<<< HEAD
-class ModelSpec(ValenceArousalFields, PooledFields):
-=======
 class ModelSpec(NetworkFields):
->>>>>>> va
     """Hyperparameters of one model.
 
     Attributes:
