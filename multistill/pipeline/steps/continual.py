@@ -68,9 +68,10 @@ class Continual(ModelStep):
             for corpus in corpora_of(self.job):
                 for part in PARTS:
                     if (corpus, part) not in there:
-                        where = f"fold {manifest.summary['name']}" * (fold.number is not None)
+                        crossed = fold.number is not None
+                        where = f"fold {manifest.summary['name']}" if crossed else "the split"
                         raise UsageError(
-                            f"continual: {where or 'the split'} has no clip of `{corpus}` in "
+                            f"continual: {where} has no clip of `{corpus}` in "
                             f"{part}, and every corpus is learnt, chosen on and tested; raise "
                             f"`split.valid` and `split.test`, use fewer `protocol.folds`, or set "
                             "another `split.seed`"
