@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -201,17 +201,14 @@ def _parameters_held(model: Model) -> int:
 
 
 def spec_of_ensemble(members: Sequence[ModelSpec]) -> ModelSpec:
-    """The first member's, with all encoders that any member needs."""
+    """Of a head like the first member, with all encoders that any member needs."""
     first = members[0]
     heard = {(spec.speech_encoder, spec.speech_layer) for spec in members if spec.reads_audio}
     read = {spec.text_layer for spec in members if spec.reads_text}
     encoders = {encoder for encoder, _ in heard}
     same = len({spec.modality for spec in members}) == 1
-    return replace(
-        first,
+    return first.reading(
         modality=first.modality if same else "multimodal",
-        front="linear",  # of a member, and a spec of text alone refuses a convolutional one
-        keep_unused_projection=first.keep_unused_projection and same,
         speech_encoder=encoders.pop() if len(encoders) == 1 else None,
         speech_layer=next(iter(heard))[1] if len(heard) == 1 else None,
         text_layer=read.pop() if len(read) == 1 else None,

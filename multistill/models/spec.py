@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from multistill.config.tasks import DIMENSIONS
 from multistill.errors import UsageError
 from multistill.models.network_fields import (
+    COMMON,
     NETWORK_USES,
     NetworkFields,
     NetworkName,
@@ -267,6 +268,15 @@ class ModelSpec(NetworkFields):
         if self.network != "head":
             return NETWORK_USES[self.network].reads_bands
         return self.front == "convolutional" and self.deep
+
+    def reading(self, **changes: Any) -> ModelSpec:
+        """A head that reads what this model reads, for what depends on its encoders alone.
+
+        Args:
+            changes: fields of it with other values.
+        """
+        kept = {name: getattr(self, name) for name in COMMON - {"network", "width"}}
+        return ModelSpec(**{**kept, **changes})
 
     @property
     def layers_read(self) -> dict[Encoder, int]:

@@ -113,10 +113,12 @@ def _check(job: JobConfig) -> Iterator[tuple[Location, str]]:
         return
     used = {"name", "recipe", "seed", "workspace", "tracking", "resources"}
     used = used.union(*(step.sections for step in steps_of(job, Workspace("."))))
-    for section in type(job).model_fields:
-        # A section that is switched off is valid in any recipe: `search: {enabled: false}`.
-        enabled = getattr(getattr(job, section), "enabled", True)
-        if enabled and section in job.model_fields_set - used:
+    for section, field in type(job).model_fields.items():
+        # A section that is switched off is valid in any recipe: `search: {enabled: false}`; so is
+        # one that says what holds without it, as a recorded job does.
+        value = getattr(job, section)
+        said = getattr(value, "enabled", True) and section in job.model_fields_set - used
+        if said and value != field.get_default(call_default_factory=True):
             yield (
                 (section,),
                 f"no stage of the recipe `{recipe.name}` reads `{section}`; remove the section, or "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -88,14 +87,11 @@ def time_encoders(task: TrainingTask, folder: Path) -> dict[str, Any]:
 def _readers(spec: ModelSpec) -> list[ModelSpec]:
     """A head for every modality and every choice of stored states that trials may read."""
     return [
-        replace(
-            spec,
+        spec.reading(
             modality=modality,
-            front="linear",  # a convolutional one would refuse text alone, and costs no encoder
             speech_encoder=speech_encoder,
             speech_layer=speech_layer,
             text_layer=text_layer,
-            keep_unused_projection=False,
         )
         for modality in get_args(Modality)
         for speech_encoder, speech_layer in (

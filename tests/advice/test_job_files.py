@@ -353,7 +353,7 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
     (
         f"{BASE}{TWO_ENCODERS}{MODEL % (', speech_encoder: smart-turn', '')}"
         + SPACE % "model.front: {choices: [linear, convolutional]}",
-        "and this one would read the states of {}; {}, or use `front: linear`",
+        "{}, or use `front: linear`",
         [
             f"{BASE}{TWO_ENCODERS}{MODEL % (', speech_encoder: log-mel', '')}"
             + SPACE % "model.front: {choices: [linear, convolutional]}",
@@ -364,7 +364,7 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
     (
         f"{BASE}{TWO_ENCODERS}{LIGHT % ', speech_encoder: log-mel'}"
         + SPACE % "model.speech_encoder: {choices: [log-mel, smart-turn]}",
-        "and this one would read the states of {}; {}, or use `front: linear`",
+        "{}, or use `front: linear`",
         [
             f"{BASE}{TWO_ENCODERS}{LIGHT % ', speech_encoder: log-mel, front: linear'}"
             + SPACE % "model.speech_encoder: {choices: [log-mel, smart-turn]}",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers.advice import told
+from helpers.advice import says, told
 from helpers.corpora import write_table
 from helpers.training_corpus import make_corpus, make_task, run, trained
 
@@ -182,8 +182,9 @@ def test_values_that_a_job_cannot_use(tmp_path: Path) -> None:
         prepared("1", "7", "2", "3", "4", "5")
     prepared("1", "5", "2", "3", "4", "5")
     prepared("1", "7", "2", "3", "4", "5", scale=[1, 7])
-    with told("none of which differ, so nothing can be learnt or measured; add values"):
+    with told("none of which differ, so nothing can be learnt or measured; add values") as refused:
         prepared("1", "5", "2", "3", "", "")
+    says("remove `{}` from `tasks`", refused.value)
     prepared("1", "5", "2", "3", "4", "2")
     prepared("1", "5", "2", "3", "", "", dimension="")
 

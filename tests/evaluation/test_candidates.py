@@ -23,7 +23,7 @@ def test_an_ensemble_needs_the_encoders_and_layers_of_all_its_members() -> None:
     one = resolve("small-audio-student", {**layers, "speech_layer": 3})
     other = replace(one, speech_layer=6)
     text = resolve("small-text-student", {**layers, "text_layer": 1})
-    assert spec_of_ensemble([one, one]) == one
+    assert spec_of_ensemble([one, one]) == one.reading()
     assert spec_of_ensemble([one, other]).layers_read == {}
     both = spec_of_ensemble([one, text])
     assert (both.reads_audio, both.reads_text) == (True, True)
@@ -60,3 +60,10 @@ def test_members_of_different_modalities_answer_as_the_mean_of_both(tmp_path: Pa
     described = loaded.describe(encoders)
     assert (described["modality"], described["members"]) == ("multimodal", 2)
     assert described["params_end_to_end"] == described["params_trainable"] + 200
+
+
+def test_networks_of_different_modalities_make_an_ensemble() -> None:
+    audio, text, both = (resolve(f"va-{name}", {}) for name in ("audio", "text", "fusion"))
+    assert spec_of_ensemble([audio, text]).modality == "multimodal"
+    assert spec_of_ensemble([audio, audio]).modality == "audio"
+    assert spec_of_ensemble([both]).dimensions == ("valence", "arousal")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from multistill.config import JobConfig, ModelConfig
-from multistill.models.spec import ModelSpec
 from multistill.pipeline.recipes import Location
 from multistill.pipeline.recipes.models import models_of
 
@@ -17,7 +16,7 @@ def check_fronts(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Models whose convolutions over frequency would run over states without an order."""
     for each in models_of(job):
         if (spec := each.spec) is not None and spec.reads_bands:
-            for sentence in _read(job, each.model, _reader(spec)):
+            for sentence in _read(job, each.model, spec.network):
                 yield each.location, f"{each.title}: {sentence}"
     if job.search.enabled:
         yield from _searched(job)
@@ -40,22 +39,15 @@ def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:
     choices = [model.speech_encoder] if encoder is None else (encoder.choices or ())
     for choice in choices:
         changed = model.model_copy(update={"speech_encoder": choice})
-        for sentence in _read(job, changed, ("a convolutional front", ", or use `front: linear`")):
+        for sentence in _read(job, changed, "head"):
             yield ("search", "space", key), f"search.space, {key}: {sentence}"
 
 
-def _reader(spec: ModelSpec) -> tuple[str, str]:
-    """What of a model reads bands, and what else could be done than give it some."""
-    if spec.network != "head":
-        return f"the network {spec.network}", ""
-    return "a convolutional front", ", or use `front: linear`"
-
-
-def _read(job: JobConfig, model: ModelConfig, reader: tuple[str, str]) -> Iterator[str]:
+def _read(job: JobConfig, model: ModelConfig, network: str) -> Iterator[str]:
     """A sentence if the model reads anything but log-mel energies.
 
     Args:
-        reader: as of `_reader`.
+        network: of a head it is the front that reads them.
     """
     parts = job.features.speech.parts
     read = [part for part in parts if model.speech_encoder in (None, part.title)]
@@ -70,7 +62,9 @@ def _read(job: JobConfig, model: ModelConfig, reader: tuple[str, str]) -> Iterat
             f"add `additional: [{BANDS}]` to features.speech and set `speech_encoder: {BANDS}` in "
             "its model"
         )
-    yield (
-        f"{reader[0]} reads the bands of {BANDS} energies, and this one would read the "
-        f"states of {', '.join(others)}; {advice}{reader[1]}"
+    reader = "a convolutional front" if network == "head" else f"the network {network}"
+    sentence = (
+        f"{reader} reads the bands of {BANDS} energies, and this one would read the states of "
+        f"{', '.join(others)}; {advice}"
     )
+    yield f"{sentence}, or use `front: linear`" if network == "head" else sentence
