@@ -30,14 +30,16 @@ STAGES = (
     "students",
     "label_shares",
     "search",
+    "continual",
+    "forgetting",
     "functionals",
     "robustness",
     "evaluate",
     "report",
     "probe",
 )
-"""Stages for the help of `--until`, optional ones too: the default recipe's, then that of
-`features-only`."""
+"""Stages for the help of `--until`, optional ones too: the recipes' in the order in which they
+run."""
 
 Name = Annotated[
     str,
@@ -216,6 +218,11 @@ def _show(outcome: Outcome) -> None:
 
         report = json.loads((outcome.report / "report.json").read_text(encoding="utf-8"))
         console.print(table(report))
+        if report["continual"]:
+            from multistill.report.continual import table as continual_table
+
+            console.print()
+            console.print(continual_table(report["continual"]))
         console.print(f"report   {outcome.report / 'report.html'}", soft_wrap=True)
     else:
         last = list(outcome.stages.values())[-1]

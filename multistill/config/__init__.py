@@ -17,6 +17,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from multistill.config.augmentation import AugmentationConfig, CopiesConfig
 from multistill.config.base import Section
+from multistill.config.continual import ContinualConfig
 from multistill.config.data import (
     CorpusConfig,
     CorpusKind,
@@ -52,6 +53,7 @@ __all__ = [
     "DIMENSIONS",
     "AugmentationConfig",
     "ChampionConfig",
+    "ContinualConfig",
     "CopiesConfig",
     "CorpusConfig",
     "CorpusKind",
@@ -128,6 +130,7 @@ class JobConfig(Section):
         ],
         min_length=1,
     )
+    continual: ContinualConfig = Field(default_factory=ContinualConfig)
     label_shares: LabelSharesConfig = Field(
         default_factory=lambda: LabelSharesConfig(enabled=False)
     )

@@ -22,8 +22,22 @@ _FIELDS: Mapping[str, Mapping[str, Any]] = {
     "none": {},
     "full": {**_OF_ALL, "learning_rate": 2e-5},
     "last": {**_OF_ALL, "learning_rate": 1e-4, "layers": None},
-    "lora": {**_OF_ALL, "learning_rate": 1e-4, "layers": None, "rank": 8, "alpha": 16.0},
-    "adapter": {**_OF_ALL, "learning_rate": 1e-4, "layers": None, "bottleneck": 64},
+    "lora": {
+        **_OF_ALL,
+        "learning_rate": 1e-4,
+        "layers": None,
+        "rank": 8,
+        "alpha": 16.0,
+        "untrained": False,
+    },
+    "adapter": {
+        **_OF_ALL,
+        "learning_rate": 1e-4,
+        "layers": None,
+        "bottleneck": 64,
+        "layer_norms": False,
+        "untrained": False,
+    },
 }
 """The fields of each kind, with what they are where the job file leaves them out."""
 
@@ -75,6 +89,14 @@ class EncoderTrainingConfig(Section):
         None, gt=0, description="`lora`: the update is scaled by alpha / rank; default: 16"
     )
     bottleneck: int | None = Field(None, ge=1, description="`adapter`: its width; default: 64")
+    layer_norms: bool = Field(
+        False, description="`adapter`: also train the layer norms of the layers, as published"
+    )
+    untrained: bool = Field(
+        False,
+        description="`lora`, `adapter`: beside frozen weights drawn at random, to see what those "
+        "of the checkpoint are worth; not with `layers`",
+    )
     learning_rate: float | None = Field(
         None, gt=0, description="of the encoder, after warm-up; default: 1e-4, `full`: 2e-5"
     )
@@ -137,6 +159,11 @@ class EncoderTrainingConfig(Section):
             raise ValueError(
                 f"`top: {self.top}` is more than the {self.layers} layers that take part; lower "
                 "it, or raise `layers`"
+            )
+        if self.untrained and self.layers is not None:
+            raise ValueError(
+                "`untrained` draws all layers anew, and with `layers` the store keeps states of "
+                "the checkpoint below them; remove one of the two"
             )
         for name, field in type(self).model_fields.items():
             changed = getattr(self, name) != field.default

@@ -15,7 +15,7 @@ from pydantic import (
 from multistill.config.augmentation import AugmentationConfig
 from multistill.config.base import Section, execution
 from multistill.config.names import FolderName
-from multistill.config.networks import EndToEndConfig, ValenceArousalConfig
+from multistill.config.networks import EndToEndConfig, PooledConfig, ValenceArousalConfig
 
 
 class HeadConfig(Section):
@@ -92,7 +92,7 @@ class HeadConfig(Section):
     )
 
 
-class ModelConfig(EndToEndConfig, ValenceArousalConfig, HeadConfig):
+class ModelConfig(EndToEndConfig, ValenceArousalConfig, PooledConfig, HeadConfig):
     """A preset by name (`multistill models`); every other key overrides one of its values."""
 
     shorthand: ClassVar = ("preset",)

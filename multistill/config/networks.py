@@ -87,3 +87,14 @@ class EndToEndConfig(Section):
     selection_gradient: Literal["straight-through", "scaled"] | None = Field(
         None, description="of `mesm` presets: how the attention that selects points learns"
     )
+
+
+class PooledConfig(Section):
+    """Overrides for presets `pooled` and `pooled-strided`."""
+
+    pooled_strides: int | None = Field(
+        None,
+        ge=0,
+        description="of `pooled`: convolutions before the projection of speech states, each of "
+        "which halves the frame rate",
+    )

@@ -77,6 +77,14 @@ def add_adapters(layers: Iterable[nn.Module], width: int, bottleneck: int, where
             setattr(parent, attribute, Adapted(module, Bottleneck(own, bottleneck)))
 
 
+def free_layer_norms(layers: Iterable[nn.Module]) -> None:
+    """Train the layer norms of layers too, as Houlsby et al. do (section 2.1)."""
+    for layer in layers:
+        for module in layer.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.requires_grad_(True)
+
+
 def _has(layer: nn.Module, name: str) -> bool:
     try:
         return isinstance(layer.get_submodule(name), nn.Module)

@@ -60,6 +60,11 @@ class EncoderSource:
         )
         return replace(self, config=config)
 
+    def adapted(self, train: EncoderTrainingConfig) -> EncoderSource:
+        """The same encoder, trained in another way over the same layers, from the same store."""
+        over = train.model_copy(update={"layers": self.config.train.layers})
+        return replace(self, config=self.config.model_copy(update={"train": over}))
+
     def identity(self) -> dict[str, Any]:
         """What decides the weights of a model that trains this encoder."""
         return {**self.config.identity(), "revision": self.revision}

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from multistill.config import SpeechEncoderConfig, TextEncoderConfig
 from multistill.config.encoder_training import EncoderTrainingConfig
-from multistill.encoders.adapters import add_adapters, add_lora
+from multistill.encoders.adapters import add_adapters, add_lora, free_layer_norms
 from multistill.encoders.masking import SpecAugment
 from multistill.encoders.registry import check_trainable, load_speech, load_text
 from multistill.encoders.stored_inputs import WAVE_COLUMNS, decode_waves
@@ -121,6 +121,8 @@ class TrainableEncoder(nn.Module):
         elif train.kind == "adapter":
             assert train.bottleneck is not None
             add_adapters(self._layers, network.hidden, train.bottleneck, where)
+            if train.layer_norms:
+                free_layer_norms(self._layers)
         else:
             for layer in self._layers:
                 layer.requires_grad_(True)
@@ -242,4 +244,15 @@ def load_trainable(
         encoder = load_speech(whole, resolved, device)
     else:
         encoder = load_text(whole, resolved, device)
+    if config.train.untrained:
+        _draw_again(encoder.network.model)
     return TrainableEncoder(encoder.network, config, resolved).train()
+
+
+def _draw_again(model: Any) -> None:
+    """Draw the weights of a transformers model as it is made from its config, always alike."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        drawn = type(model)(model.config)
+    own = model.state_dict()
+    model.load_state_dict({n: t for n, t in drawn.state_dict().items() if n in own}, strict=False)

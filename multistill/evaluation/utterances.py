@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,17 @@ class Utterances:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def take(self, rows: IntArray) -> Utterances:
+        """Some of the utterances."""
+        taken: dict[str, Any] = {}
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, np.ndarray):
+                taken[name] = value[rows]
+            elif isinstance(value, list):
+                taken[name] = [value[row] for row in rows]
+        return replace(self, **taken)
 
     @classmethod
     def joined(cls, parts: Sequence[Utterances]) -> Utterances:

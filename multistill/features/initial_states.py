@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from multistill.config import FeaturesConfig
-from multistill.encoders.source import Section, trained_encoders
+from multistill.encoders.source import EncoderSource, Section, trained_encoders
 from multistill.features.collate import collate
 from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
@@ -82,14 +82,20 @@ class InitialStates:
         return result
 
 
-def with_initial_states(store: FeatureStore) -> FeatureStore | InitialStates:
+def with_initial_states(
+    store: FeatureStore, encoders: Mapping[Section, EncoderSource] | None = None
+) -> FeatureStore | InitialStates:
     """The store itself, unless an encoder is trained on what it keeps.
+
+    Args:
+        encoders: that are trained, where a model trains them in another way than the store's
+            settings say.
 
     Raises:
         MultistillError: the encoder cannot be loaded.
     """
     config = FeaturesConfig.model_validate(store.info.get("settings", {}))
-    sources = trained_encoders(config, store.info)
+    sources = {**trained_encoders(config, store.info), **(encoders or {})}
     if not sources:
         return store
     return InitialStates(store, {name: source.load() for name, source in sources.items()})

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from multistill.encoders.base import Scaling
+from multistill.encoders.source import EncoderSource, Section
 from multistill.errors import MultistillError
 from multistill.features.cache import open_store
 from multistill.features.initial_states import InitialStates, drawn_clips, with_initial_states
@@ -116,11 +117,18 @@ class StateStatistics:
         return moments.scaled("dimension")
 
 
-def training_statistics(store: FeatureStore, ids: Sequence[str]) -> StateStatistics:
+def training_statistics(
+    store: FeatureStore,
+    ids: Sequence[str],
+    encoders: Mapping[Section, EncoderSource] | None = None,
+) -> StateStatistics:
     """Moments of the states of these utterances, in one pass over the store.
 
     Utterances without features (quarantined clips) are skipped. Of an encoder that is trained,
     the states are those before training, of some of the utterances (`initial_states`).
+
+    Args:
+        encoders: as of `with_initial_states`.
 
     Raises:
         MultistillError: none of them has features.
@@ -130,7 +138,7 @@ def training_statistics(store: FeatureStore, ids: Sequence[str]) -> StateStatist
         raise MultistillError(
             f"no training utterance has features in {store.folder}; see its quarantine.parquet"
         )
-    read = with_initial_states(store)
+    read = with_initial_states(store, encoders)
     if isinstance(read, InitialStates):
         present = drawn_clips(present)
     # In the order of the files, which are read once from start to end.

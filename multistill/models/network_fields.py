@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
 from multistill.config.tasks import DIMENSIONS
 from multistill.errors import UsageError
 
-NetworkName = Literal["head", "va-audio", "va-text", "va-fusion", "fe2e", "mesm"]
+NetworkName = Literal["head", "va-audio", "va-text", "va-fusion", "fe2e", "mesm", "pooled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,18 @@ class EndToEndFields:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkFields(EndToEndFields, ValenceArousalFields):
+class PooledFields:
+    """Of `pooled` (`multistill.models.pooled`).
+
+    Attributes:
+        pooled_strides: convolutions before the projection, each of which halves the frame rate.
+    """
+
+    pooled_strides: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkFields(EndToEndFields, ValenceArousalFields, PooledFields):
     """Fields of a `ModelSpec` that `head` does not use."""
 
 
@@ -91,12 +102,12 @@ class NetworkUse(NamedTuple):
     """What a network reads of a `ModelSpec`.
 
     Attributes:
-        modality: the only one that it reads.
+        modality: the only one that it reads; None: any.
         uses: fields, beside `COMMON`.
         reads_bands: whether it reads log-mel energies, and no states of an encoder, as speech.
     """
 
-    modality: str
+    modality: str | None
     uses: frozenset[str]
     reads_bands: bool = False
 
@@ -129,6 +140,7 @@ BRANCH_FIELDS = frozenset(
 _BRANCH = BRANCH_FIELDS | {"heads", "layers", "feedforward", "va_recurrent"}
 _AUDIO = frozenset({"front_channels", "audio_stride"})
 _FUSION = frozenset(field.name for field in fields(ValenceArousalFields))
+_POOLED = frozenset(field.name for field in fields(PooledFields))
 
 _SELECTION = frozenset({"top_p", "selection_gradient"})
 _END_TO_END = frozenset(field.name for field in fields(EndToEndFields)) - _SELECTION
@@ -152,6 +164,7 @@ NETWORK_USES: Mapping[str, NetworkUse] = {
     ),
     "fe2e": NetworkUse("multimodal", _FE2E, reads_bands=True),
     "mesm": NetworkUse("multimodal", _FE2E | _SELECTION, reads_bands=True),
+    "pooled": NetworkUse(None, _POOLED | {"classifier_dropout", "modality_dropout", "standardize"}),
 }
 """Of every network but `head`, which uses all fields that are not of a network below."""
 
@@ -168,11 +181,14 @@ def check_network(spec: NetworkFields, network: str, modality: str) -> None:
     """
     for field in fields(NetworkFields):
         value = getattr(spec, field.name)
-        if field.type == "int" and (isinstance(value, bool) or value < 1):
-            raise UsageError(f"model: {field.name} must be an integer of at least 1, not {value}")
+        least = min(1, field.default) if field.type == "int" else 0
+        if field.type == "int" and (isinstance(value, bool) or value < least):
+            raise UsageError(
+                f"model: {field.name} must be an integer of at least {least}, not {value}"
+            )
     _check_end_to_end(spec)
     use = NETWORK_USES.get(network)
-    if use is not None and modality != use.modality:
+    if use is not None and use.modality not in (None, modality):
         raise UsageError(
             f"model: the network {network} reads {use.modality} states, and modality is "
             f"{modality}; choose another preset"

@@ -9,6 +9,7 @@ from multistill.models.base import Network
 
 NETWORKS: Mapping[str, str] = {
     "head": "multistill.models.build:EmotionModel",
+    "pooled": "multistill.models.pooled:PooledNetwork",
     "va-audio": "multistill.models.valence_arousal:AudioNetwork",
     "va-text": "multistill.models.valence_arousal:TextNetwork",
     "va-fusion": "multistill.models.valence_arousal:FusionNetwork",

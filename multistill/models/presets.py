@@ -82,6 +82,9 @@ _PAPER_VA_FUSION = ModelSpec(
 )
 
 
+_POOLED = ModelSpec(modality="multimodal", network="pooled", width=256)
+
+
 def _corrected(spec: ModelSpec) -> ModelSpec:
     """One residual, positions, attention over the read-out's states, standardised input."""
     return replace(
@@ -164,6 +167,8 @@ PRESETS: dict[str, ModelSpec] = {
     ),
     "light-multimodal-student": replace(_LIGHT_S, modality="multimodal", modality_dropout=0.1),
     "light-text-student": replace(_LIGHT_S, modality="text", front="linear"),
+    "pooled": _POOLED,
+    "pooled-strided": replace(_POOLED, pooled_strides=3),
     "paper-va-audio": _PAPER_VA_AUDIO,
     "paper-va-text": _PAPER_VA_TEXT,
     "paper-va-fusion": _PAPER_VA_FUSION,
@@ -183,8 +188,9 @@ PRESETS: dict[str, ModelSpec] = {
 a linear path beside the deep one (docs/models.md has the measurements). `light-*` read log-mel
 energies and, with hashed n-grams as text states, have no encoder before them. `paper-va-*` are the
 networks of a public system that learns valence and arousal before emotion, for 128 log-mel bands
-and 768-d text states, and `va-*` the same without its faults; `*fe2e` and `*mesm` are end to end over log-mel chunks and a text
-encoder (Dai et al. 2021), in the same two forms (docs/systems.md)."""
+and 768-d text states, and `va-*` the same without its faults; `*fe2e` and `*mesm` are end to end
+over log-mel chunks and a text encoder (Dai et al. 2021), in the same two forms (docs/systems.md).
+"""
 
 
 def resolve(preset: str, overrides: Mapping[str, Any]) -> ModelSpec:

@@ -143,6 +143,8 @@ def _unscaled(job: JobConfig, used: Set[str]) -> Iterator[str]:
     models = list(job.teacher.members.items()) if "teacher" in used else []
     if "students" in used:
         models += [(f"student {student.name}", student.model) for student in job.students]
+    if "continual" in used:
+        models.append(("continual", job.continual.model))
     unscaled = [
         name
         for name, model in models

@@ -12,7 +12,9 @@ from multistill.config import JobConfig
 from multistill.corpora.coverage import ClassCounts, coverage_gaps
 from multistill.corpora.manifest import QUALITY
 from multistill.encoders.training_data import overlaps
+from multistill.evaluation.courses import RESULTS
 from multistill.evaluation.evaluate import METRICS
+from multistill.report.continual import describe_continual
 from multistill.report.corpus import describe_corpus
 from multistill.report.errors import describe_errors, listed
 from multistill.report.files import HTML, JSON
@@ -48,8 +50,8 @@ def write_report(
     """Write report.json and report.html into `out`.
 
     Args:
-        artifacts: `manifest`, `features` and `evaluation`; `soft_targets` and `search` where the
-            recipe makes them.
+        artifacts: `manifest`, `features` and `evaluation`; `soft_targets`, `search` and
+            `forgetting` where the recipe makes them.
         histories: content of history.json by model name.
         stages: name, fingerprint, seconds and cached of every stage.
 
@@ -58,6 +60,7 @@ def write_report(
     """
     manifest, soft_targets = artifacts["manifest"], artifacts.get("soft_targets")
     features, search = artifacts["features"], artifacts.get("search")
+    forgetting = artifacts.get("forgetting")
     metrics = read_json(artifacts["evaluation"].path / METRICS)
     corpus = describe_corpus(manifest.path, manifest.summary)
     report: dict[str, Any] = {
@@ -101,6 +104,9 @@ def write_report(
         else [],
         "targets": job.distillation.targets,
         "search": describe_search(search, job) if search else None,
+        "continual": describe_continual(read_json(forgetting.path / RESULTS), job)
+        if forgetting
+        else None,
         "stages": [dict(stage) for stage in stages],
     }
     if report["search"]:

@@ -34,11 +34,11 @@ from multistill.features.statistics import (
 )
 from multistill.features.store import FeatureStore
 from multistill.models.context import DialogueContext
-from multistill.training.labelled import draw_labelled
+from multistill.training.labelled import draw_labelled, rows_of_corpora
 from multistill.training.task import TrainingTask
 from multistill.typing import FloatArray, IntArray
 
-_COLUMNS = ["utterance_id", "label", "label_soft", "split", "fold"]
+_COLUMNS = ["utterance_id", "corpus", "label", "label_soft", "split", "fold"]
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ class TrainingData:
             MultistillError: the file is damaged, or of the states of other encoders.
         """
         if task.statistics is None:
-            return training_statistics(self.store, self.part)
+            return training_statistics(self.store, self.part, task.encoders)
         statistics = read_statistics(Path(task.statistics))
         if statistics.encoders != encoders_of(self.store):
             raise MultistillError(
@@ -267,6 +267,9 @@ class TrainingData:
         ids = table.column("utterance_id").to_pylist()
         stored = np.fromiter((name in store for name in ids), dtype=bool, count=len(ids))
         labels, shares = label_arrays(table)
+        if task.corpora:
+            corpora = table.column("corpus").to_numpy()
+            selected &= rows_of_corpora(task.corpora, corpora, split, labels, task.seed)
         dimensions = dimension_array(table, task.spec.dimensions)
 
         def examples(name: str) -> Examples:

@@ -29,7 +29,8 @@ def layer_schedule(model: Model, task: TrainingTask) -> LayerSchedule:
     """
     rates: dict[str, float] = {}
     starts: dict[str, int] = {}
-    if not isinstance(model, JointModel) or not task.spec.train_encoder:
+    frozen = not task.spec.train_encoder or task.trains != "all"
+    if not isinstance(model, JointModel) or frozen:
         return LayerSchedule(rates, starts)
     for section, encoder in model.trainable_encoders():
         train = task.encoders[section].config.train

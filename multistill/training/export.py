@@ -20,6 +20,7 @@ from multistill.models.joint import Model, build_model, load_trained_state
 from multistill.training.checkpoint import Progress, best_weights
 from multistill.training.data import TrainingData
 from multistill.training.initial import initial_record
+from multistill.training.parts import trained_parameters
 from multistill.training.task import TrainingTask
 from multistill.workspace import canonical, write_json
 
@@ -73,6 +74,9 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
         "validation": _validation(task, data, progress),
         "layer_weights": model.layer_weights(),
         "initial": initial_record(task.initial),
+        "corpora": dict(task.corpora),
+        "fisher_weight": task.fisher_weight if task.fisher else None,
+        "trained_parameters": trained_parameters(model, task),
         "rows_without_features": data.without_features,
         "task": hashlib.sha256(canonical(task.identity()).encode()).hexdigest()[:16],
     }

@@ -26,6 +26,7 @@ from multistill.models.joint import (
     load_trained_state,
     trained_state,
 )
+from multistill.models.parts import is_of_classifier
 from multistill.training.augmentation import StateAugmentation
 from multistill.training.averaging import WeightAverage, trained_tensors, trained_weights
 from multistill.training.checkpoint import (
@@ -36,14 +37,15 @@ from multistill.training.checkpoint import (
     newest_epoch,
     save_checkpoint,
 )
+from multistill.training.consolidation import QuadraticPenalty
 from multistill.training.data import TrainingData, halves, split_micro_batches
 from multistill.training.distributed import ProcessGroup
 from multistill.training.encoder_groups import layer_schedule
 from multistill.training.epochs import EpochPlanner
-from multistill.training.initial import load_initial
 from multistill.training.nonfinite import REPORT, NonFiniteCheck
 from multistill.training.objective import Objective, validation_metrics
 from multistill.training.optimizer import NamedAdamW, uses_bfloat16
+from multistill.training.parts import load_start, to_training_mode
 from multistill.training.prefetch import MicroBatch, Prefetcher
 from multistill.training.schedule import derived_seed, learning_rate
 from multistill.training.selection import epoch_score
@@ -152,7 +154,7 @@ class _Training:
         statistics = self.data.statistics(task) if model.standardizes or changes_states else None
         if model.standardizes and statistics is not None:
             model.fit_standardization(statistics)
-        load_initial(model, task.initial)
+        load_start(model, task)
         self.model: Model = model.to(device)
         self.objective = objective.to(device)
         objective_parameters = self.objective.named_parameters(_OBJECTIVE_PREFIX.rstrip("."))
@@ -164,6 +166,14 @@ class _Training:
         for _, parameter in named_parameters:
             group.broadcast(parameter.data)
         self.parameters = dict(named_parameters)
+        self.penalty: QuadraticPenalty | None = None
+        if task.fisher is not None:
+            kept = {
+                name: parameter
+                for name, parameter in self.parameters.items()
+                if not (task.new_classifier and is_of_classifier(name, self.model))
+            }
+            self.penalty = QuadraticPenalty(kept, Path(task.fisher), task.fisher_weight)
         schedule = layer_schedule(self.model, task)
         self.starts = schedule.starts
         self.flat = FlatGradients(self.parameters.values(), device)
@@ -278,7 +288,7 @@ class _Training:
     def _train(self, epoch: int) -> float:
         """Train for one epoch; returns the mean loss over its rows."""
         config, train, group = self.config, self.data.train, self.group
-        self.model.train()
+        to_training_mode(self.model, self.task)
         planned = self.planner.plan(epoch)
         batches = planned.batches
         parts = [self._micro_batch_places(batch, planned.lengths) for batch in batches]
@@ -340,7 +350,8 @@ class _Training:
             )
         progress = self.progress.step / (self.config.epochs * self.planner.steps)
         losses: Tensor = self.objective(output, micro_batch, progress)
-        return losses
+        # Once per row, so that the mean over the rows of a batch has it once.
+        return losses if self.penalty is None else losses + self.penalty()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = uses_bfloat16(self.config.precision, self.device)

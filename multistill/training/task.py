@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from multistill.config import DistillationConfig, TrainConfig
 from multistill.encoders.source import EncoderSource
@@ -16,6 +16,8 @@ from multistill.workspace import file_name
 
 if TYPE_CHECKING:
     from multistill.encoders.trainable import TrainableEncoder
+
+Trained = Literal["all", "classifier"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,13 @@ class TrainingTask:
         encoders: that the model trains, of those that it reads.
         initial: model folders whose weights the model starts from: name of a module of the model
             (empty: the whole) -> absolute path of a folder in the workspace's model store.
+        corpora: share of the training clips of each corpus that is read, drawn per class by
+            `seed`. Validation has those of which all are read. Empty: all of all corpora.
+        new_classifier: leave the classifier as it is drawn, whatever `initial` says.
+        trains: `classifier`: of the model, only what maps pooled states to outputs is trained.
+        fisher: folder of the Fisher information of earlier corpora
+            (`multistill.training.consolidation`), which holds weights at where they start.
+        fisher_weight: of that penalty.
     """
 
     name: str
@@ -62,6 +71,11 @@ class TrainingTask:
     tasks: Mapping[str, float] = field(default_factory=lambda: {"classes": 1.0})
     encoders: Mapping[Encoder, EncoderSource] = field(default_factory=dict)
     initial: Mapping[str, str] = field(default_factory=dict)
+    corpora: Mapping[str, float] = field(default_factory=dict)
+    new_classifier: bool = False
+    trains: Trained = "all"
+    fisher: str | None = None
+    fisher_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.label_share <= 1:
@@ -118,6 +132,10 @@ class TrainingTask:
             "tasks": dict(self.tasks),
             "encoders": {name: source.identity() for name, source in self.encoders.items()},
             "initial": {name: Path(folder).name for name, folder in sorted(self.initial.items())},
+            "corpora": dict(self.corpora),
+            "new_classifier": self.new_classifier,
+            "trains": self.trains,
+            "fisher_weight": self.fisher_weight,
         }
 
     def load_encoders(self) -> dict[Encoder, TrainableEncoder]:
@@ -151,6 +169,7 @@ class TrainingTask:
             **values,
             "spec": self.spec.to_dict(),
             "tasks": dict(self.tasks),
+            "corpora": dict(self.corpora),
             "train": self.train.model_dump(mode="json"),
             "distillation": self.distillation and self.distillation.model_dump(mode="json"),
             "encoders": {name: source.to_dict() for name, source in self.encoders.items()},

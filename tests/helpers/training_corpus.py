@@ -149,6 +149,17 @@ def without_labels(corpus: tuple[Path, Path], sessions: Sequence[int], folder: P
     return write_manifest(table, folder), corpus[1]
 
 
+def as_two(corpus: Corpus, folder: Path) -> Corpus:
+    """The corpus as `first` and `second`, which take turns by ten clips, so that all parts have
+    both."""
+    rows = read_manifest(corpus[0]).to_pylist()
+    for number, row in enumerate(rows):
+        row["corpus"] = "second" if number // 10 % 2 else "first"
+    schema = manifest_schema(classes_of(read_manifest(corpus[0])))
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_manifest(pa.Table.from_pylist(rows, schema=schema), folder), corpus[1]
+
+
 def make_copies(corpus: tuple[Path, Path], folder: Path, copies: int) -> Path:
     """A store of copies of the training clips, longer by a frame; the last clip has only one."""
     store = FeatureStore(corpus[1])

@@ -21,6 +21,7 @@ Location = tuple[str | int, ...]
 
 RECIPES = {
     "distillation": "multistill.pipeline.recipes.distillation",
+    "continual": "multistill.pipeline.recipes.continual",
     "features-only": "multistill.pipeline.recipes.features_only",
     "pretrain": "multistill.pipeline.recipes.pretrain",
 }

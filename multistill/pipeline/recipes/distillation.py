@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 from multistill.config import JobConfig
-from multistill.errors import MultistillError
 from multistill.pipeline.recipes import Location, Recipe
 from multistill.pipeline.recipes.augmentation import check_augmentation
 from multistill.pipeline.recipes.end_to_end import check_end_to_end
 from multistill.pipeline.recipes.fronts import check_fronts
-from multistill.pipeline.recipes.models import models_of
+from multistill.pipeline.recipes.models import check_presets, models_of
 from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.recipes.stored_states import check_stored_states
 from multistill.pipeline.recipes.tasks import check_tasks
@@ -84,14 +83,9 @@ def left_out(job: JobConfig) -> Mapping[str, str]:
 
 def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Problems that the sections cannot see: presets, the search space, layers, losses."""
-    from multistill.models.presets import resolve
     from multistill.search.space import check_space
 
-    for each in models_of(job):
-        try:
-            resolve(each.model.preset, each.model.overrides())
-        except MultistillError as error:
-            yield each.location, f"{'.'.join(map(str, each.location))}: {error}"
+    yield from check_presets(job)
     for sentence in check_space(job.search.space, job.searched_student()):
         yield ("search", "space"), f"search.space: {sentence}"
     yield from check_tasks(job)

@@ -14,11 +14,11 @@ from multistill.pipeline.recipes import Location
 
 @dataclass(frozen=True)
 class JobModel:
-    """A teacher's or a student's model.
+    """The model of a teacher, a student or the recipe `continual`.
 
     Attributes:
-        title: for messages: `teacher`, "student `name`".
-        section: location of the teacher or student.
+        title: for messages: `teacher`, "student `name`", `continual`.
+        section: its location.
         location: of its model, inside the section.
     """
 
@@ -31,7 +31,7 @@ class JobModel:
     @property
     def spec(self) -> ModelSpec | None:
         """What the preset and its overrides make; None for what `resolve` refuses, which
-        `multistill.pipeline.recipes.distillation.check` reports."""
+        `check_presets` reports."""
         try:
             return resolve(self.model.preset, self.model.overrides())
         except MultistillError:
@@ -39,7 +39,14 @@ class JobModel:
 
 
 def models_of(job: JobConfig) -> Iterator[JobModel]:
-    """The models of teacher and students, in the order of the job file."""
+    """The models of teacher and students, in the order of the job file; or that of `continual`."""
+    if job.recipe == "continual":
+        own, config = ("continual",), job.continual
+        yield JobModel("continual", own, (*own, "model"), config.model, config.train)
+        if config.adapter_model is not None:
+            where: Location = (*own, "adapter_model")
+            yield JobModel("continual", own, where, config.adapter_model, config.train)
+        return
     teacher, several = job.teacher, bool(job.teacher.models)
     for number, (name, model) in enumerate(teacher.members.items()):
         location: Location = ("teacher", "models", number) if several else ("teacher", "model")
@@ -48,3 +55,12 @@ def models_of(job: JobConfig) -> Iterator[JobModel]:
         section: Location = ("students", number)
         title = f"student `{student.name}`"
         yield JobModel(title, section, (*section, "model"), student.model, student.train)
+
+
+def check_presets(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """Presets that do not exist, and settings that they do not go with."""
+    for each in models_of(job):
+        try:
+            resolve(each.model.preset, each.model.overrides())
+        except MultistillError as error:
+            yield each.location, f"{'.'.join(map(str, each.location))}: {error}"

@@ -34,7 +34,8 @@ class Report(Step):
         }
 
     def reads(self) -> Sequence[str]:
-        return ("evaluation",)
+        forgetting = ("forgetting",) * (self.job.recipe == "continual")
+        return ("evaluation", *forgetting)
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
         from multistill.report.build import write_report

@@ -328,7 +328,7 @@ def training_task(
         seed=job.seed,
         manifest=str(artifacts["manifest"].path),
         features=str(artifacts["features"].path),
-        statistics=str(artifacts["statistics"].path),
+        statistics=str(artifacts["statistics"].path) if "statistics" in artifacts else None,
         copies=copies,
         tasks=tasks,
         encoders=_encoders(job, artifacts, spec),

@@ -1,0 +1,90 @@
+"""Small weights per corpus inside encoders that stay as they are, on a store for whole encoders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.joint_case import make_input_corpus, make_joint_task
+from helpers.training_corpus import Corpus, trained
+
+from multistill.config.continual import ContinualConfig, Method
+from multistill.models.files import load_model
+from multistill.models.joint import JointModel, build_model, trained_state
+from multistill.models.parts import is_of_classifier
+from multistill.models.presets import resolve
+from multistill.training.data import TrainingData
+from multistill.training.task import TrainingTask
+
+
+@pytest.fixture(scope="module")
+def of_inputs(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return make_input_corpus(tmp_path_factory.mktemp("inputs"), "full", "full")
+
+
+def task(corpus: Corpus, method: Method) -> TrainingTask:
+    """A training as a continual job makes it of a store for whole encoders."""
+    config = ContinualConfig(bottleneck=3, rank=2)
+    base = make_joint_task(corpus, epochs=1)
+    spec = resolve("pooled-strided", {"width": 8, "standardize": "encoder"})
+    adapted = config.adapted(method)
+    sources = base.encoders
+    if adapted is not None:
+        sources = {name: source.adapted(adapted) for name, source in sources.items()}
+    return replace(base, role="teacher", spec=spec, encoders=sources)
+
+
+def build(own: TrainingTask) -> JointModel:
+    store = TrainingData.open(own).store
+    torch.manual_seed(own.seed)
+    model = build_model(own.spec, store.audio_dim, store.text_dim, own.load_encoders())
+    assert isinstance(model, JointModel)
+    return model
+
+
+@pytest.mark.parametrize("method", ["adapter", "adapter-untrained", "lora"])
+def test_frozen_encoders_stay_and_small_weights_come_back(
+    of_inputs: Corpus, tmp_path: Path, method: Method
+) -> None:
+    own = task(of_inputs, method)
+    summary = trained(own, tmp_path)
+    before, after = build(own), load_model(tmp_path)
+    assert isinstance(after, JointModel)
+    kinds = {"lora": ("lora_",)}.get(method, ("adapter.", "norm", "LayerNorm"))
+    own_names = {name for name, p in after.encoders.named_parameters() if p.requires_grad}
+    assert own_names
+    assert all(any(kind in name for kind in kinds) for name in own_names)
+    for name, parameter in before.encoders.named_parameters():
+        if name not in own_names:
+            assert torch.equal(parameter, after.encoders.get_parameter(name)), name
+    whole = build(task(of_inputs, "finetune"))
+    counts = [
+        sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (after, whole)
+    ]
+    assert summary["trained_parameters"] == counts[0] < counts[1]
+
+
+def test_untrained_weights_are_others_and_always_the_same(of_inputs: Corpus) -> None:
+    name = "text.network.model.embeddings.word_embeddings.weight"
+    known, drawn, again = (
+        build(task(of_inputs, method)).encoders.get_parameter(name)
+        for method in ("adapter", "adapter-untrained", "adapter-untrained")
+    )
+    assert torch.equal(drawn, again)
+    assert not torch.equal(known, drawn)
+    assert not drawn.requires_grad
+
+
+def test_head_only_keeps_a_trained_encoder(of_inputs: Corpus, tmp_path: Path) -> None:
+    first = tmp_path / "0123456789abcdef"
+    base = task(of_inputs, "finetune")
+    trained(base, first)
+    changed = replace(base, initial={"": str(first)}, trains="classifier")
+    trained(changed.with_train(epochs=2), tmp_path / "second")
+    old, new = (trained_state(load_model(folder)) for folder in (first, tmp_path / "second"))
+    model = load_model(first)
+    for name, tensor in old.items():
+        kept = torch.equal(tensor, new[name])
+        assert kept != is_of_classifier(name, model), name
