@@ -34,7 +34,7 @@ def fit_thresholds(probabilities: DoubleArray, truth: IntArray) -> list[float] |
     Examples:
         >>> probabilities = np.array([[0.9, 0.3], [0.6, 0.35], [0.4, 0.3], [0.2, 0.45]])
         >>> fit_thresholds(probabilities, truth=np.array([0, 0, 1, 1]))
-        [0.5, 0.4]
+        [0.5, 0.45]
     """
     labelled = truth >= 0
     if not labelled.any():

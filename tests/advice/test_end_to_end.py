@@ -10,6 +10,7 @@ import soundfile
 from helpers.advice import says, told
 
 from multistill.errors import JobFileError, UsageError
+from multistill.models.presets import resolve
 from multistill.pipeline import jobfile
 from multistill.pipeline.data_check import check_data
 
@@ -46,8 +47,7 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
     ),
     (
         STUDENT % ("paper-fe2e", "") + "search: {workers_per_trial: 2}\n",
-        "`workers_per_trial: 1` and search no `train.accumulation`, or set "
-        "`chunk_normalization: layer`",
+        "search no `train.accumulation`, or set `chunk_normalization: layer`",
         [
             STUDENT % ("paper-fe2e", "") + "search: {workers_per_trial: 1}\n",
             STUDENT % ("fe2e", "") + "search: {workers_per_trial: 2}\n",
@@ -94,6 +94,12 @@ def test_the_share_of_points_is_searched() -> None:
     space = "search: {space: {model.top_p: {low: 0.5, high: 1.0}}}\n"
     job = jobfile.parse(BASE + STUDENT % ("small-mesm", "") + space, "x.yaml")
     assert "model.top_p" in job.search.space
+
+
+def test_a_share_of_nothing() -> None:
+    with told("top_p must be above 0 and at most 1, not {}", UsageError):
+        resolve("mesm", {"top_p": 0.0})
+    assert resolve("mesm", {"top_p": 0.01}).top_p == 0.01
 
 
 def test_a_corpus_without_transcripts(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ def check_end_to_end(job: JobConfig) -> Iterator[tuple[Location, str]]:
         if train.workers > 1 or train.batch_frames or train.accumulation > 1:
             yield (
                 (*each.section, "train"),
-                f"{each.title}: `chunk_normalization: batch` is over the batch that one worker "
-                "sees; set `workers: 1`, `accumulation: 1` and no `batch_frames`, or "
-                "`chunk_normalization: layer`",
+                f"{each.title}: `chunk_normalization: batch` has the statistics of the rows that "
+                "one worker computes together; set `workers: 1`, `accumulation: 1` and no "
+                "`batch_frames`, or `chunk_normalization: layer`",
             )
     if job.search.enabled:
         yield from _searched(job)
@@ -41,7 +41,7 @@ def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:
     if "batch" in choices and splits:
         yield (
             ("search",),
-            "search: `chunk_normalization: batch` is over the batch that one worker sees; set "
-            "`workers_per_trial: 1` and search no `train.accumulation`, or set "
-            "`chunk_normalization: layer`",
+            "search: `chunk_normalization: batch` has the statistics of the rows that one worker "
+            "computes together; set `workers_per_trial: 1` and search no `train.accumulation`, or "
+            "set `chunk_normalization: layer`",
         )
