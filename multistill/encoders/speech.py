@@ -42,10 +42,16 @@ class Wav2Vec2Frames:
 
 
 class LogMel(Wav2Vec2Frames):
-    """Log mel energies in 80 bands, not padded at the ends: no weights, and a serious baseline."""
+    """Log mel energies in 80 bands, not padded at the ends: no weights, and a serious baseline.
+
+    Attributes:
+        window: [400], by which a frame is multiplied.
+        filters: [201, bands], from the powers of frequencies to energies.
+    """
 
     bands = 80
     scale = 3.0  # typical standard deviation of log energies, for states near unit variance
+    floor = 1e-6  # of an energy
     windowed = False
 
     def __init__(self) -> None:
@@ -60,6 +66,8 @@ class LogMel(Wav2Vec2Frames):
             norm="slaney",
             mel_scale="slaney",
         )
+        self.window: Tensor = self._mel.spectrogram.window
+        self.filters: Tensor = self._mel.mel_scale.fb
         self.info = EncoderInfo("log-mel", "none", self.bands, 0, (), "none", scaling="global")
 
     @torch.inference_mode()
@@ -70,7 +78,7 @@ class LogMel(Wav2Vec2Frames):
         """Nothing to compare: the states are always computed in float32."""
 
     def _encode_one(self, wave: Tensor) -> FloatArray:
-        states = torch.log(self._mel(wave).T.clamp_min(1e-6))
+        states = torch.log(self._mel(wave).T.clamp_min(self.floor))
         # One mean per clip removes the microphone's gain and keeps the shape and range of the
         # spectrum. Normalising each band was worse on EMO-DB (docs/features.md).
         return np.ascontiguousarray(((states - states.mean()) / self.scale).numpy())

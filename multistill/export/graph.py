@@ -1,0 +1,191 @@
+"""The modules that become a graph: a head, or all from samples to a distribution.
+
+Everything that `Predictor` does between its input and its answer is in the graph, calibration
+too, so whoever runs it needs no code of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multistill.audio import SAMPLE_RATE
+from multistill.config import SpeechEncoderConfig
+from multistill.encoders.speech import LogMel
+from multistill.features.decode import VARIANCE_FLOOR
+from multistill.features.dtypes import Dtype
+from multistill.metrics.classification import EPS
+from multistill.models.build import EmotionModel
+from multistill.models.convolutional import STRIDE
+
+
+class Answer(NamedTuple):
+    """What a graph puts out.
+
+    Attributes:
+        distribution: [B, classes], calibrated; None for a head of dimensions alone.
+        logits: [B, classes], outputs of the head before the temperature.
+        dimensions: [B, dimensions] from 1 to 5; None for a head without any.
+    """
+
+    distribution: Tensor | None
+    logits: Tensor | None
+    dimensions: Tensor | None
+
+    def named(self) -> dict[str, Tensor]:
+        """The outputs that there are, by name."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+class HeadGraph(nn.Module):
+    """From encoder states and masks to an answer, as `inference.predict` and `Predictor` do.
+
+    Args:
+        config: of the model folder.
+        temperature: that calibrates the distribution; 1: none.
+    """
+
+    def __init__(self, head: EmotionModel, config: Mapping[str, Any], temperature: float) -> None:
+        super().__init__()
+        self.head = head
+        self._temperature = temperature
+        self._shares = config["output"] == "shares"
+        self._max_frames: int | None = config["max_frames"]
+        spec = head.spec
+        # Frames that become one: a traced graph is for lengths above it.
+        self._joined = spec.audio_stride * (STRIDE if spec.front == "convolutional" else 1)
+
+    def forward(
+        self,
+        audio: Tensor | None = None,
+        audio_mask: Tensor | None = None,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Arguments as of `EmotionModel.forward`, those that the head reads."""
+        if audio is not None and audio_mask is not None:
+            if self._max_frames is not None:
+                position = torch.arange(audio_mask.shape[1], device=audio.device)
+                audio_mask = audio_mask & (position < self._max_frames)
+            audio = F.pad(audio, (0, 0, 0, self._joined))
+            audio_mask = F.pad(audio_mask, (0, self._joined))
+        output = self.head(audio, audio_mask, text, text_mask)
+        logits = distribution = None
+        if self.head.spec.num_classes:
+            logits = output.logits
+            distribution = self._calibrated(logits)
+        return Answer(distribution, logits, output.dimensions).named()
+
+    def _calibrated(self, outputs: Tensor) -> Tensor:
+        if self._shares:
+            outputs = outputs.clamp_min(EPS)
+            shares = outputs / outputs.sum(dim=-1, keepdim=True)
+        else:
+            shares = outputs.softmax(dim=-1)
+        if self._temperature == 1.0:
+            return shares
+        return (shares.clamp_min(EPS).log() / self._temperature).softmax(dim=-1)
+
+
+class LogMelStates(nn.Module):
+    """Samples to the states that the feature store has of the `log-mel` encoder.
+
+    The short-time Fourier transform is a product with windowed cosines and sines, so that runtimes
+    without a Fourier transform compute it.
+
+    Args:
+        config: of the encoder: how much of a clip is read.
+        dtype: in which the store rounds states.
+    """
+
+    def __init__(self, config: SpeechEncoderConfig, dtype: Dtype) -> None:
+        super().__init__()
+        encoder = LogMel()
+        self.samples, self.hop, self.bands = encoder.minimum_samples, encoder.hop, encoder.bands
+        self._scale = encoder.scale
+        self._dtype = dtype
+        self._longest: int | None = None
+        if config.long_clips == "cut":
+            self._longest = round(config.max_seconds * SAMPLE_RATE)
+        window, filters = encoder.window.double(), encoder.filters
+        # Neither the constant nor the highest frequency has a weight in a band.
+        used = filters.any(dim=1).nonzero()[:, 0]
+        # The window is zero at 0 and symmetric around its half.
+        half = self.samples // 2
+        position = torch.arange(1, half + 1)
+        angles = (position[:, None] * used[None, :]) % self.samples
+        angles = 2 * torch.pi * angles.double() / self.samples
+        weights = window[1 : half + 1, None].clone()
+        weights[-1] /= 2  # its own mirror image
+        self.register_buffer("cosines", (angles.cos() * weights).float())
+        self.register_buffer("sines", (angles.sin() * weights).float())
+        self.register_buffer("filters", filters[used])
+
+    cosines: Tensor
+    sines: Tensor
+    filters: Tensor
+
+    def forward(self, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """States [B, T, bands] and mask [B, T] of samples [B, S] at 16 kHz with lengths [B]."""
+        if self._longest is not None:
+            lengths = lengths.clamp(max=self._longest)
+        states = self._energies(self._normalized(samples, lengths)).clamp_min(LogMel.floor).log()
+        counts = ((lengths - self.samples) // self.hop + 1).clamp(min=0)
+        mask = torch.arange(states.shape[1], device=states.device) < counts[:, None]
+        inside = mask[:, :, None]
+        total = (states * inside).sum(dim=(1, 2)) / (self.bands * counts.clamp(min=1))
+        states = (states - total[:, None, None]) / self._scale
+        return self._rounded(states * inside), mask
+
+    def _energies(self, wave: Tensor) -> Tensor:
+        """Energies [B, T, bands] of waves [B, S], with two frames at least, which is what traces.
+
+        Cosines are even and sines are odd around the middle of a frame, which halves the products.
+        """
+        wave = F.pad(wave, (0, self.samples + self.hop))
+        count = (wave.shape[1] - self.samples) // self.hop + 1
+        starts = self.hop * torch.arange(count, device=wave.device)[:, None]
+        position = torch.arange(1, self.samples // 2 + 1, device=wave.device)
+        before, after = wave[:, starts + position], wave[:, starts + self.samples - position]
+        real, imaginary = (before + after) @ self.cosines, (before - after) @ self.sines
+        return (real.square() + imaginary.square()) @ self.filters
+
+    def _normalized(self, samples: Tensor, lengths: Tensor) -> Tensor:
+        """As `features.decode.normalize`: zero mean and unit variance of each clip."""
+        inside = torch.arange(samples.shape[1], device=samples.device) < lengths[:, None]
+        count = lengths.clamp(min=1)[:, None].double()
+        wave = samples.masked_fill(~inside, 0.0)
+        mean = (wave.double().sum(dim=1, keepdim=True) / count).float()
+        centred = (wave - mean).masked_fill(~inside, 0.0)
+        variance = centred.double().square().sum(dim=1, keepdim=True) / count
+        return centred / (variance + VARIANCE_FLOOR).sqrt().float()
+
+    def _rounded(self, states: Tensor) -> Tensor:
+        """As `features.dtypes.pack` and `unpack`."""
+        if self._dtype == "float16":
+            return states.half().float()
+        if self._dtype == "bfloat16":
+            return states.bfloat16().float()
+        if self._dtype == "int8":
+            scales = states.abs().amax(dim=1, keepdim=True) / 127.0
+            divisor = torch.where(scales > 0, scales, 1.0)
+            return (states / divisor).round().clamp(-127, 127) * scales
+        return states
+
+
+class SamplesGraph(nn.Module):
+    """From samples at 16 kHz to an answer, for a head that reads log-mel energies alone."""
+
+    def __init__(self, states: LogMelStates, head: HeadGraph) -> None:
+        super().__init__()
+        self.states = states
+        self.head = head
+
+    def forward(self, samples: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Samples [B, S] float32, as decoded, and the length [B] int64 of each clip."""
+        answer: dict[str, Tensor] = self.head(*self.states(samples, lengths))
+        return answer
