@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from multistill.cli import catalogue, jobs, results, run
+from multistill.cli import export as export_commands
 from multistill.cli import predict as predict_commands
 from multistill.cli import weights as weights_commands
 from multistill.cli.options import with_debug
@@ -44,6 +45,7 @@ COMMANDS: list[Callable[..., None]] = [
     results.evaluate,
     results.quantize,
     predict_commands.predict,
+    export_commands.export,
     jobs.submit,
     jobs.status,
     jobs.logs,

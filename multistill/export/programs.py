@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from multistill.config import FeaturesConfig, SpeechEncoderConfig
+from multistill.config import FeaturesConfig
 from multistill.errors import UsageError
 from multistill.export.graph import HeadGraph, LogMelStates, SamplesGraph
 from multistill.models.build import EmotionModel
@@ -61,12 +61,11 @@ def trace(folder: Path, *, head_only: bool = False) -> Traced:
         MultistillError: the folder is not a model folder, or is damaged.
     """
     config = read_model_config(folder)
-    for name in ("speech", "text"):
-        if "training" in config["encoders"].get(name, {}):
-            raise UsageError(
-                f"the model {folder} has a {name} encoder of its own, which was trained with it "
-                "and does not become a graph; use `--format folder` or `--format mlflow`"
-            )
+    if own := trained_encoder(config):
+        raise UsageError(
+            f"the model {folder} has a {own} encoder of its own, which was trained with it and "
+            "does not become a graph; use `--format folder` or `--format mlflow`"
+        )
     model = load_model(folder)
     assert isinstance(model, EmotionModel)
     fitted = config["temperature"]
@@ -83,7 +82,15 @@ def trace(folder: Path, *, head_only: bool = False) -> Traced:
     with torch.no_grad(), quiet():
         outputs = tuple(graph(**inputs))
         program = torch.export.export(graph, (), inputs, dynamic_shapes=shapes)
+    program.example_inputs = None  # which would be saved as a pickle
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
     return Traced(program, graph, "states" if why else "samples", outputs, shapes, config, why)
+
+
+def trained_encoder(config: Mapping[str, Any]) -> str | None:
+    """Which encoder was trained with a model, `speech` or `text`; None if none was."""
+    return next((name for name, each in config["encoders"].items() if "training" in each), None)
 
 
 def why_states(model: EmotionModel, config: Mapping[str, Any]) -> str:
@@ -139,8 +146,6 @@ def _shapes(graph: HeadGraph | SamplesGraph) -> dict[str, Any]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what exporters say about packages that are not installed and their own code."""
-    import logging
-
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

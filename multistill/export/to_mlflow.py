@@ -40,6 +40,7 @@ def write_mlflow(folder: Path, out: Path) -> None:
         MultistillError: `folder` is not a model folder.
     """
     import pandas as pd
+
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature

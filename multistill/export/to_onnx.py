@@ -126,7 +126,9 @@ def metadata(traced: Traced, name: str) -> dict[str, str]:
     }
     if isinstance(traced.graph, SamplesGraph):
         found["minimum_samples"] = traced.graph.states.samples
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()
+    }
 
 
 def largest_difference(traced: Traced, path: Path) -> float:
@@ -135,9 +137,7 @@ def largest_difference(traced: Traced, path: Path) -> float:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     compared = [output for output in traced.outputs if output != "distribution"]
     worst = 0.0
     for seed, frames in enumerate(_LENGTHS):

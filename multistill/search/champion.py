@@ -26,8 +26,9 @@ def register(
     manifest: Path,
     logger: RunLogger,
 ) -> None:
-    """Register the first model as an MLflow model; it becomes the champion if its settings beat the champion's.
+    """Register the first model; it becomes the champion if its settings beat the champion's.
 
+    What is registered is an MLflow model (`multistill.export.to_mlflow`), ready to be served.
     Settings that do not beat the majority on validation are not registered at all.
 
     A validation loss is registered under a name that contains the loss function, so that it
