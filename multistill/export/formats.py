@@ -70,7 +70,8 @@ def export(
         require_packages()
     with found_model(model, workspace) as (folder, title), _new_folder(out) as partial:
         name = title or title_of(folder, read_model_config(folder))
-        reads, notes = None, []
+        reads: str | None = None
+        notes: list[str] = []
         if form == "onnx":
             reads, notes = _onnx(folder, partial, name, int8, head_only)
         elif form == "folder":

@@ -136,7 +136,7 @@ class LogMelStates(nn.Module):
         self.register_buffer("outer", outer.repeat(len(k1), 1)[:, :, None].float())
         # A power is the sum of two squares, each with the weight of the power.
         filters = filters[:, None].expand(-1, 2, -1, -1).flatten(0, 2)
-        self.register_buffer("filters", filters.T.contiguous())
+        self.register_buffer("filters", filters.T[:, :, None].contiguous())
 
     position: Tensor
     inner: Tensor
@@ -169,7 +169,7 @@ class LogMelStates(nn.Module):
         frames = wave[:, self.position[:, None] + starts]
         columns = F.conv1d(frames, self.inner, groups=root)[:, self.order]
         spectrum = F.conv1d(columns, self.outer, groups=half)
-        return F.linear(spectrum.square().transpose(1, 2), self.filters)
+        return F.conv1d(spectrum.square(), self.filters).transpose(1, 2)
 
     def _normalized(self, samples: Tensor, lengths: Tensor) -> Tensor:
         """As `features.decode.normalize`: zero mean and unit variance of each clip."""

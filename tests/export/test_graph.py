@@ -1,20 +1,24 @@
-"""The log-mel front end of exported graphs makes the states of the feature store."""
+"""Exported graphs make the states of the feature store and the distributions of `Predictor`."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.exported_clips import RATE, waves
-from helpers.predictor_case import speech_like
+from helpers.predictor_case import LABELS, save_predictor, speech_like
 
+from multistill import Predictor
 from multistill.config import FeaturesConfig
 from multistill.encoders.speech import LogMel
-from multistill.export.graph import LogMelStates
+from multistill.export.graph import HeadGraph, LogMelStates, SamplesGraph
 from multistill.features.decode import decode_array
 from multistill.features.dtypes import Dtype
 from multistill.features.in_memory import StatesInMemory, encode_clip
-from multistill.metrics.classification import softmax
+from multistill.models.build import EmotionModel
+from multistill.models.files import ModelInfo, Output, load_model, read_model_config, save_model
 
 STEP = {"float32": 0.0, "float16": 2**-9, "bfloat16": 2**-6, "int8": 0.04}
 """Of the stored types, at the size of states: a rounding that falls the other way."""
@@ -67,4 +71,28 @@ def test_what_is_cut_in_training_is_cut(dtype: Dtype = "float32") -> None:
 def test_a_clip_without_a_frame_has_no_states(length: int) -> None:
     front = LogMelStates(FeaturesConfig().speech, "float32")
     states, mask = front(torch.from_numpy(speech_like(0.1))[None], torch.tensor([length]))
-    assert not mask.any() and not states.any() and softmax(np.zeros(2)).sum() == 1
+    assert not mask.any() and not states.any()
+
+
+@pytest.mark.parametrize("temperature", [None, 0.5, 3.0])
+@pytest.mark.parametrize("output", ["logits", "shares"])
+def test_distributions_are_those_of_the_predictor(
+    output: Output, temperature: float | None, tmp_path: Path
+) -> None:
+    source = save_predictor(tmp_path / "source", "light-student-s")
+    config, head = read_model_config(source), load_model(source)
+    assert isinstance(head, EmotionModel)
+    with torch.no_grad():
+        for each in head.parameters():
+            each.mul_(3.0)  # so that some probabilities are below the least one that is kept
+    info = ModelInfo("student", LABELS, output, None, config["encoders"], "float16", temperature)
+    save_model(head, tmp_path / "model", info)
+    config = read_model_config(tmp_path / "model")
+    states = LogMelStates(FeaturesConfig().speech, "float16")
+    graph = SamplesGraph(states, HeadGraph(head, config, temperature or 1.0)).eval()
+    predictor = Predictor.load(tmp_path / "model", "cpu")
+    for clip in waves(6):
+        with torch.inference_mode():
+            found = graph(torch.from_numpy(clip)[None], torch.tensor([len(clip)]))
+        wanted = list(predictor.predict_samples(clip).distribution.values())
+        np.testing.assert_allclose(found["distribution"][0].numpy(), wanted, atol=1e-4)

@@ -23,7 +23,7 @@ from multistill.errors import UsageError
 from multistill.export.formats import Export, export
 from multistill.export.to_onnx import INT8, MODEL, OPSET
 from multistill.metrics.classification import EPS
-from multistill.models.files import ModelInfo, load_model, read_model_config, save_model
+from multistill.models.files import load_model, read_model_config
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
@@ -151,21 +151,6 @@ def test_heads_answer_as_torch_at_every_length(case: str, tmp_path: Path) -> Non
         np.testing.assert_allclose(distribution, shares.numpy(), atol=1e-5)
         if dimensions:
             np.testing.assert_allclose(dimensions[0], wanted.dimensions.numpy(), atol=1e-4)
-
-
-def test_a_model_of_vote_shares_gives_shares(tmp_path: Path) -> None:
-    source = save_predictor(tmp_path / "source", "light-student-s", temperature=2.0)
-    config = read_model_config(source)
-    info = ModelInfo(
-        "student", LABELS, "shares", None, config["encoders"], "float16", 2.0, config["training"]
-    )
-    save_model(load_model(source), tmp_path / "model", info)
-    done = export(tmp_path / "model", tmp_path / "onnx", "onnx")
-    predictor, clip = Predictor.load(tmp_path / "model", "cpu"), waves(2)[1]
-    wanted = list(predictor.predict_samples(clip).distribution.values())
-    inputs = {"samples": clip[None], "lengths": np.array([len(clip)])}
-    [found] = session(done.out / MODEL).run(["distribution"], inputs)
-    np.testing.assert_allclose(found[0], wanted, atol=1e-4)
 
 
 def test_nothing_is_left_behind_by_what_fails(tmp_path: Path) -> None:
