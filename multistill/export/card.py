@@ -24,8 +24,8 @@ OVERLAP = "encoder-data"
 USE = """\
 The scores are about labels that annotators gave to expressed emotion, in speech like that of the
 corpus; they say nothing about what a person feels. Other languages, microphones, rooms and kinds
-of speech (acted, read, spontaneous) were not tested unless a section above names them. Do not
-decide about people by this model alone."""
+of speech (acted, spontaneous) were not tested unless a section above names them. The model
+is no ground for decisions about people."""
 
 
 def find_report(config: Mapping[str, Any], workspaces: Sequence[Path]) -> Report | None:
@@ -233,7 +233,7 @@ def _read_encoders(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _licence(config: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "Not recorded. What may be done with the weights depends on the licences of the corpora "
-        "and of the encoders; ask those who hold them before you pass the model on."
+        "and of the encoders."
     )
     for each in _read_encoders(config).values():
         packaged = PACKAGED.get(str(each.get("name")))

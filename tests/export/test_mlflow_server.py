@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,11 @@ def serving(folder: Path) -> Iterator[str]:
     log = folder / "serve.log"
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{NAME}@champion"]
     command += ["--env-manager", "local", "--port", str(port), "--workers", "1"]
+    # MLflow starts uvicorn by its name.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            command, stdout=stream, stderr=stream, cwd=folder, env=dict(os.environ),
+            command, stdout=stream, stderr=stream, cwd=folder, env={**os.environ, "PATH": path},
             start_new_session=True,
         )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
@@ -68,7 +71,8 @@ def serving(folder: Path) -> Iterator[str]:
                 time.sleep(0.3)
         yield address
     finally:
-        os.killpg(process.pid, 15)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
 
 
