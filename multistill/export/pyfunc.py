@@ -29,7 +29,7 @@ class EmotionModel(PythonModel):
     ) -> pd.DataFrame:
         """A row per row: `label`, `p_CLASS` for each class, dimensions, and `error`.
 
-        A row that cannot be predicted has its reason as `error` and nothing else.
+        A row that cannot be predicted has its reason as `error`, and None for all else.
         """
         rows: list[dict[str, Any]] = []
         cells = [model_input.get(name, pd.Series()).tolist() for name in ("audio", "text")]
@@ -39,7 +39,11 @@ class EmotionModel(PythonModel):
             rows += self._rows(audio[batch], text[batch])
         names = [f"p_{label}" for label in self._predictor.labels]
         columns = ["label", *names, *self._predictor.dimensions, "error"]
-        return pd.DataFrame(rows, columns=columns, index=model_input.index)
+        table = pd.DataFrame(rows, columns=columns, index=model_input.index)
+        # JSON has no NaN, and MLflow's server would write it.
+        empty = [name for name in columns if table[name].isna().any()]
+        table[empty] = table[empty].astype(object).where(table[empty].notna(), None)
+        return table
 
     def _rows(self, audio: list[Any], text: list[Any]) -> list[dict[str, Any]]:
         inputs: dict[int, Input] = {}

@@ -82,7 +82,9 @@ def ask(address: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         f"{address}/invocations", body, {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=60) as response:
-        found: list[dict[str, Any]] = json.load(response)["predictions"]
+        text = response.read().decode()
+    assert "NaN" not in text, "JSON has no such value"
+    found: list[dict[str, Any]] = json.loads(text)["predictions"]
     return found
 
 
