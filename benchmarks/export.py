@@ -8,9 +8,9 @@ others (two more choose the epoch; no distorted copies), exports it with `--int8
 speaker's recordings by `Predictor`, by ONNX Runtime, and by ONNX Runtime in 8 bits.
 
 Speed is that of decoded samples to a distribution on one core, on the recordings of the last
-speaker: `Predictor` stands for all that it does, `eager` for the same without its bookkeeping
-(normalisation, log-mel, head), and all are timed in turn, clip by clip, so that other processes
-hit them alike. Ratios are medians over clips.
+speaker: `Predictor` stands for all that it does, `eager` for the computation alone (normalisation,
+log-mel, head). All are timed in turn, clip by clip, in processor time, so that other processes
+count little. Ratios are medians over clips.
 """
 
 from __future__ import annotations
@@ -134,9 +134,9 @@ def main() -> None:
         best = dict.fromkeys(doors, np.inf)
         for _ in range(ROUNDS):
             for name, door in doors.items():
-                start = time.perf_counter()
+                start = time.process_time()
                 door(samples)
-                best[name] = min(best[name], 1000 * (time.perf_counter() - start))
+                best[name] = min(best[name], 1000 * (time.process_time() - start))
         for name, milliseconds in best.items():
             times[name].append(milliseconds)
     seconds = np.median([len(samples) for samples in clips]) / 16_000

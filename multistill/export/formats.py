@@ -68,7 +68,7 @@ def export(
         from multistill.export.to_onnx import require_packages
 
         require_packages()
-    with found_model(model, workspace) as (folder, title), _new_folder(out) as partial:
+    with _new_folder(out) as partial, found_model(model, workspace) as (folder, title):
         name = title or title_of(folder, read_model_config(folder))
         reads: str | None = None
         notes: list[str] = []

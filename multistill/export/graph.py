@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,24 +22,6 @@ from multistill.features.dtypes import Dtype
 from multistill.metrics.classification import EPS
 from multistill.models.build import EmotionModel
 from multistill.models.convolutional import STRIDE
-
-
-class Answer(NamedTuple):
-    """What a graph puts out.
-
-    Attributes:
-        distribution: [B, classes], calibrated; None for a head of dimensions alone.
-        logits: [B, classes], outputs of the head before the temperature.
-        dimensions: [B, dimensions] from 1 to 5; None for a head without any.
-    """
-
-    distribution: Tensor | None
-    logits: Tensor | None
-    dimensions: Tensor | None
-
-    def named(self) -> dict[str, Tensor]:
-        """The outputs that there are, by name."""
-        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 class HeadGraph(nn.Module):
@@ -67,7 +49,13 @@ class HeadGraph(nn.Module):
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Arguments as of `EmotionModel.forward`, those that the head reads."""
+        """An answer; arguments as of `EmotionModel.forward`, those that the head reads.
+
+        Returns:
+            `distribution` [B, classes], calibrated, and `logits` [B, classes] before the
+            temperature, of a head with classes; `dimensions` [B, dimensions] from 1 to 5, of one
+            with dimensions.
+        """
         if audio is not None and audio_mask is not None:
             if self._max_frames is not None:
                 position = torch.arange(audio_mask.shape[1], device=audio.device)
@@ -75,11 +63,13 @@ class HeadGraph(nn.Module):
             audio = F.pad(audio, (0, 0, 0, self._joined))
             audio_mask = F.pad(audio_mask, (0, self._joined))
         output = self.head(audio, audio_mask, text, text_mask)
-        logits = distribution = None
+        answer: dict[str, Tensor] = {}
         if self.head.spec.num_classes:
-            logits = output.logits
-            distribution = self._calibrated(logits)
-        return Answer(distribution, logits, output.dimensions).named()
+            answer["distribution"] = self._calibrated(output.logits)
+            answer["logits"] = output.logits
+        if output.dimensions is not None:
+            answer["dimensions"] = output.dimensions
+        return answer
 
     def _calibrated(self, outputs: Tensor) -> Tensor:
         if self._shares:
@@ -209,6 +199,6 @@ class SamplesGraph(nn.Module):
         self.head = head
 
     def forward(self, samples: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """Samples [B, S] float32, as decoded, and the length [B] int64 of each clip."""
+        """As of `HeadGraph`, of samples [B, S] float32, as decoded, with lengths [B] int64."""
         answer: dict[str, Tensor] = self.head(*self.states(samples, lengths))
         return answer

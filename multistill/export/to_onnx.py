@@ -153,4 +153,3 @@ def _strip(proto: Any) -> None:
         for part in each:
             part.ClearField("metadata_props")
             part.ClearField("doc_string")
-    proto.ClearField("functions")
