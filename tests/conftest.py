@@ -37,12 +37,13 @@ settings.load_profile("shared-machine")
 
 
 SERVER_FIXTURES = {"mlflow_server", "mlflow_database"}
-SERVER_FILES = {"tracking/test_server.py"}
+SERVER_FILES = {"export/test_mlflow_server.py", "tracking/test_server.py"}
 SLOW = (
     "cli/test_streams.py::test_the_closing_table",
     "corpora/loaders/test_kemdy_full_size.py",
     "corpora/test_prepare_command.py",
     "docs/test_extending.py",
+    "export/test_onnx.py::test_heads",
     "evaluation/test_comparisons.py::test_models_that_differ_by_seed_alone",
     "evaluation/test_trained.py",
     "metrics/test_intervals.py::test_intervals_cover",

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from multistill.cli import catalogue, jobs, results, run
+from multistill.cli import export as export_commands
 from multistill.cli import predict as predict_commands
 from multistill.cli import stream as stream_commands
 from multistill.cli import weights as weights_commands
@@ -46,6 +47,7 @@ COMMANDS: list[Callable[..., None]] = [
     results.quantize,
     predict_commands.predict,
     stream_commands.stream,
+    export_commands.export,
     jobs.submit,
     jobs.status,
     jobs.logs,

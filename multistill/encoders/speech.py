@@ -47,9 +47,14 @@ class LogMel(Wav2Vec2Frames):
     Args:
         bands: from 0 to 8000 Hz.
         window_ms, hop_ms: of the short-time Fourier transform, in milliseconds.
+
+    Attributes:
+        window: [samples], by which a frame is multiplied.
+        filters: [samples // 2 + 1, bands], from the powers of frequencies to energies.
     """
 
     scale = 3.0  # typical standard deviation of log energies, for states near unit variance
+    floor = 1e-6  # of an energy
     windowed = False
 
     def __init__(self, bands: int = 80, window_ms: int = 25, hop_ms: int = 20) -> None:
@@ -66,6 +71,8 @@ class LogMel(Wav2Vec2Frames):
             norm="slaney",
             mel_scale="slaney",
         )
+        self.window: Tensor = self._mel.spectrogram.window
+        self.filters: Tensor = self._mel.mel_scale.fb
         self.info = EncoderInfo("log-mel", "none", bands, 0, (), "none", scaling="global")
 
     @torch.inference_mode()
@@ -76,7 +83,7 @@ class LogMel(Wav2Vec2Frames):
         """Nothing to compare: the states are always computed in float32."""
 
     def _encode_one(self, wave: Tensor) -> FloatArray:
-        states = torch.log(self._mel(wave).T.clamp_min(1e-6))
+        states = torch.log(self._mel(wave).T.clamp_min(self.floor))
         # One mean per clip removes the microphone's gain and keeps the shape and range of the
         # spectrum. Normalising each band was worse on EMO-DB (docs/features.md).
         return np.ascontiguousarray(((states - states.mean()) / self.scale).numpy())

@@ -16,6 +16,8 @@ from multistill.typing import FloatArray
 
 LongClips = Literal["cut", "window", "quarantine"]
 
+VARIANCE_FLOOR = 1e-7
+"""Added to the variance of a clip, as wav2vec2's feature extractor does."""
 _SILENT = 10 ** (SILENT_DBFS / 20)
 
 
@@ -107,7 +109,7 @@ def _centre(wave: FloatArray) -> FloatArray:
 
 def _scale(centred: FloatArray) -> FloatArray:
     variance = float(np.square(centred, dtype=np.float64).mean())
-    return np.ascontiguousarray(centred / np.float32(np.sqrt(variance + 1e-7)))
+    return np.ascontiguousarray(centred / np.float32(np.sqrt(variance + VARIANCE_FLOOR)))
 
 
 __all__ = ["UnusableClipError", "Wave", "decode", "decode_array", "normalize"]

@@ -137,7 +137,7 @@ class Predictor:
             config = read_model_config(folder)
             head = load_model(folder).to(chosen)
             encoders = ModelEncoders.load(config, head.spec, str(model), chosen)
-            name = title or _name(folder, config)
+            name = title or title_of(folder, config)
         return cls(head, config, encoders, name, chosen, temperature)
 
     def predict(
@@ -331,7 +331,7 @@ def _of(clip: Input, error: UnusableClipError) -> UnusableClipError:
     return named
 
 
-def _name(folder: Path, config: Mapping[str, Any]) -> str:
+def title_of(folder: Path, config: Mapping[str, Any]) -> str:
     """What the training was called, and the start of the weights' checksum."""
     training = config["training"].get("name") or folder.resolve().name
     return f"{training} {config['sha256'][:8]}"

@@ -11,6 +11,7 @@ from typing import Any
 from multistill.config import TrackingConfig
 from multistill.errors import UsageError
 from multistill.models.files import CONFIG, WEIGHTS, read_model_config
+from multistill.tracking.registry import model_in
 from multistill.workspace import Artifact, Workspace, file_name, read_json
 
 MODELS, RUNS = "models:/", "runs:/"
@@ -34,7 +35,7 @@ def found_model(model: str | Path, workspace: Path) -> Iterator[tuple[Path, str 
         return
     path = Path(model).expanduser()
     if path.exists():
-        yield (path.parent if path.name in {CONFIG, WEIGHTS} else path), None
+        yield model_in(path.parent if path.name in {CONFIG, WEIGHTS} else path), None
         return
     yield _best_student(text, workspace), None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ def register(
 ) -> None:
     """Register the first model; it becomes the champion if its settings beat the champion's.
 
+    What is registered is an MLflow model (`multistill.export.to_mlflow`), ready to be served.
     Settings that do not beat the majority on validation are not registered at all.
 
     A validation loss is registered under a name that contains the loss function, so that it
@@ -40,7 +40,8 @@ def register(
             rule compares their mean.
         manifest: folder of the manifest, which decides whether two metrics can be compared.
     """
-    from multistill.models.files import CONFIG, ENCODER_WEIGHTS, WEIGHTS, read_model_config
+    from multistill.export.to_mlflow import write_mlflow
+    from multistill.models.files import read_model_config
 
     trainings = [read_model_config(folder)["training"] for folder in folders]
     reason = not_trained_on_validation(trainings)
@@ -52,10 +53,8 @@ def register(
     if metric == "valid_loss":
         metric = f"{metric}.{trainings[0]['loss']}.{trainings[0]['label_source']}"
     with tempfile.TemporaryDirectory(prefix="multistill-") as temporary:
-        copy = Path(temporary)
-        for file in (WEIGHTS, ENCODER_WEIGHTS, CONFIG):  # the history stays with the job
-            if (folders[0] / file).exists():
-                shutil.copy2(folders[0] / file, copy / file)
+        copy = Path(temporary) / "model"
+        write_mlflow(folders[0], copy)  # the history stays with the job
         logger.register(
             name,
             copy,

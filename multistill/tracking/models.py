@@ -8,7 +8,7 @@ from typing import Any
 
 from multistill.errors import UsageError
 from multistill.tracking.redaction import redact
-from multistill.tracking.registry import FOLDER
+from multistill.tracking.registry import FOLDER, model_in
 from multistill.tracking.server import (
     KIND_TAG,
     RecordRejectedError,
@@ -67,7 +67,7 @@ def download_models(uri: str, runs: list[Any], into: Path) -> dict[str, Path]:
             target = into / run_id
             target.mkdir()
             call_mlflow(server.client.download_artifacts, run_id, FOLDER, str(target))
-            found[run_id] = target / FOLDER
+            found[run_id] = model_in(target / FOLDER)
     return found
 
 

@@ -17,14 +17,25 @@ CHAMPION = "champion"
 DIGEST_TAG = "multistill.digest"
 DATA_TAG = "multistill.data"
 FOLDER = "model"
+CONTENT = "artifacts/model"
+"""Below an MLflow model: the model folder that it was made of."""
+
+
+def model_in(folder: Path) -> Path:
+    """The model folder in a logged folder: in an MLflow model, or the folder itself."""
+    return folder / CONTENT if (folder / CONTENT).is_dir() else folder
 
 
 def digest_of(folder: Path) -> str:
-    """Hash the file names and contents of a model folder."""
+    """Hash the file names and contents of a model folder.
+
+    Of an MLflow model only what it was made of: the rest has the time, and versions of packages.
+    """
+    root = model_in(folder)
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(root.rglob("*")):
         if path.is_file():
-            digest.update(str(path.relative_to(folder)).encode())
+            digest.update(str(path.relative_to(root)).encode())
             with path.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:32]

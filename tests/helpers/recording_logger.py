@@ -96,7 +96,11 @@ class RecordingLogger:
         self._notify("artifact", self.artifacts[-1])
 
     def register(self, name: str, folder: Path, metric: str, value: float, **options: Any) -> None:
-        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        files = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
         self.registrations.append(Registration(name, metric, value, options, files))
         self._notify("register", self.registrations[-1])
 

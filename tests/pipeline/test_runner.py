@@ -246,8 +246,10 @@ def test_the_winner_becomes_the_champion_without_pickles(
     winner = next(f for f in summary["finalists"] if f["name"] == summary["winner"])
     assert float(champion.tags["valid_macro_f1"]) == pytest.approx(winner["mean"])
     local = Path(client.download_artifacts(champion.run_id, "model", str(tmp_path)))
-    assert {path.name for path in local.iterdir()} == {"model.safetensors", "config.json"}
-    assert load_model(local).spec.modality == "audio"
+    assert "MLmodel" in {path.name for path in local.iterdir()}
+    assert {path.suffix for path in local.rglob("*")} <= {"", ".json", ".py", ".safetensors",
+                                                          ".txt", ".yaml"}  # fmt: skip
+    assert load_model(local / "artifacts" / "model").spec.modality == "audio"
 
 
 def test_predict_says_what_evaluate_says(
@@ -257,6 +259,9 @@ def test_predict_says_what_evaluate_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Digit for digit, by the model's folder, as the job's best student and as the champion."""
+    import mlflow
+    import pandas as pd
+
     from multistill.cli.app import main
     from multistill.corpora.manifest import MANIFEST
     from multistill.inference.predictor import Predictor
@@ -293,7 +298,14 @@ def test_predict_says_what_evaluate_says(
     champion = Predictor.load("models:/tiny-audio@champion")
     assert champion.name == "tiny-audio version 1" and champion.temperature != 1.0
     again = Predictor.load("models:/tiny-audio/1")
-    assert again.predict(clip).distribution == champion.predict(clip).distribution
+    prediction = champion.predict(clip)
+    assert again.predict(clip).distribution == prediction.distribution
+    served = mlflow.pyfunc.load_model("models:/tiny-audio@champion")
+    row = served.predict(pd.DataFrame({"audio": [str(clip)]})).iloc[0]
+    assert row["label"] == prediction.label
+    assert {f"p_{label}": row[f"p_{label}"] for label in prediction.distribution} == {
+        f"p_{label}": share for label, share in prediction.distribution.items()
+    }
 
 
 def test_the_search_is_evaluated_over_seeds_with_out_of_fold_targets(

@@ -65,10 +65,12 @@ def test_the_model_of_the_first_seed_is_registered_with_the_mean_over_seeds(tmp_
     register("emotion", folders, rule, write_manifest(tmp_path / "prepared"), logger)
     (registered,) = logger.registrations
     assert registered.value == pytest.approx(0.6) and registered.metric == "valid_macro_f1"
-    assert registered.files == {
-        "model.safetensors": f"{name}-seed0".encode(),
-        "config.json": (folders[0] / "config.json").read_bytes(),
+    model = {name: c for name, c in registered.files.items() if name.startswith("artifacts/")}
+    assert model == {
+        "artifacts/model/model.safetensors": f"{name}-seed0".encode(),
+        "artifacts/model/config.json": (folders[0] / "config.json").read_bytes(),
     }
+    assert b"python_function" in registered.files["MLmodel"]
     assert registered.options["margin"] == 0.01
     assert registered.options["data"] == data_digest(tmp_path / "prepared")
 

@@ -1,0 +1,158 @@
+"""Trace a trained model to a `torch.export` program with dynamic batch size and lengths."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from multistill.config import FeaturesConfig
+from multistill.errors import UsageError
+from multistill.export.graph import HeadGraph, LogMelStates, SamplesGraph, traces_window
+from multistill.models.base import Network
+from multistill.models.files import load_model, read_model_config
+
+Reads = Literal["samples", "states"]
+LOG_MEL = "log-mel"
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced model.
+
+    Attributes:
+        program: computes what `graph` does.
+        graph: the module before it was traced.
+        reads: `samples` of recordings, or `states` of encoders.
+        outputs: names in their order: `distribution`, `logits`, `dimensions`.
+        shapes: dynamic dimensions of each input.
+        config: of the model folder.
+        why_states: why the graph does not read samples; empty if it does.
+    """
+
+    program: torch.export.ExportedProgram
+    graph: HeadGraph | SamplesGraph
+    reads: Reads
+    outputs: tuple[str, ...]
+    shapes: Mapping[str, Any]
+    config: Mapping[str, Any]
+    why_states: str
+
+    def example(self, frames: int, rows: int = 2, seed: int = 0) -> dict[str, Tensor]:
+        """Random inputs of several lengths, the longest of `frames` frames or tokens."""
+        return _example(self.graph, frames, rows, seed)
+
+
+def trace(folder: Path, *, head_only: bool = False) -> Traced:
+    """Trace the model of a folder: all of it where its encoder is log-mel, else the head.
+
+    Args:
+        head_only: trace the head in any case.
+
+    Raises:
+        UsageError: an encoder that was trained with the model would be missing.
+        MultistillError: the folder is not a model folder, or is damaged.
+    """
+    config = read_model_config(folder)
+    if own := trained_encoder(config):
+        raise UsageError(
+            f"the model {folder} has a {own} encoder of its own, which was trained with it and "
+            "does not become a graph; use `--format folder` or `--format mlflow`"
+        )
+    model = load_model(folder)
+    assert isinstance(model, Network)
+    fitted = config["temperature"]
+    head = HeadGraph(model, config, 1.0 if fitted is None else float(fitted))
+    why = "the head alone was asked for" if head_only else why_states(model, config)
+    graph: HeadGraph | SamplesGraph = head
+    if not why:
+        features = FeaturesConfig.model_validate(
+            {"speech": config["encoders"]["speech"]["settings"], "dtype": config["dtype"]}
+        )
+        graph = SamplesGraph(LogMelStates(features.speech, features.dtype), head)
+    graph.eval()
+    inputs, shapes = _example(graph, 40, 3, 0), _shapes(graph)
+    with torch.no_grad(), quiet():
+        outputs = tuple(graph(**inputs))
+        program = torch.export.export(graph, (), inputs, dynamic_shapes=shapes)
+    program.example_inputs = None  # which would be saved as a pickle
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    return Traced(program, graph, "states" if why else "samples", outputs, shapes, config, why)
+
+
+def trained_encoder(config: Mapping[str, Any]) -> str | None:
+    """Which encoder was trained with a model, `speech` or `text`; None if none was."""
+    return next((name for name, each in config["encoders"].items() if "training" in each), None)
+
+
+def why_states(model: Network, config: Mapping[str, Any]) -> str:
+    """Why a graph of the model reads states and not samples; empty if it reads samples."""
+    if model.spec.reads_text:
+        return "it reads text, and text encoders do not become a graph"
+    speech = config["encoders"].get("speech", {})
+    settings = speech.get("settings")
+    if not settings:
+        return "its config.json does not say which speech encoder it reads"
+    if settings.get("additional") or settings["model"] != LOG_MEL:
+        return f"it reads `{speech['name']}`, and of speech encoders only {LOG_MEL} becomes a graph"
+    if not traces_window(settings["window_ms"]):
+        return f"its log-mel windows of {settings['window_ms']} ms do not become a graph"
+    return ""
+
+
+def _example(
+    graph: HeadGraph | SamplesGraph, frames: int, rows: int, seed: int
+) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = frames - torch.arange(rows) * (frames // (rows + 1))
+    if isinstance(graph, SamplesGraph):
+        samples = graph.states.samples + graph.states.hop * (lengths - 1)
+        waves = 0.1 * torch.randn(rows, int(samples.max()), generator=generator)
+        return {"samples": waves, "lengths": samples}
+    inputs: dict[str, Tensor] = {}
+    head = graph.head
+    for name, read, dim in (
+        ("audio", head.spec.reads_audio, head.audio_dim),
+        ("text", head.spec.reads_text, head.text_dim),
+    ):
+        if read:
+            mask = torch.arange(frames) < lengths[:, None]
+            states = torch.randn(rows, frames, dim, generator=generator)
+            inputs |= {name: states * mask[:, :, None], f"{name}_mask": mask}
+    return inputs
+
+
+def _shapes(graph: HeadGraph | SamplesGraph) -> dict[str, Any]:
+    batch = torch.export.Dim("batch")
+    if isinstance(graph, SamplesGraph):
+        return {"samples": {0: batch, 1: torch.export.Dim("samples")}, "lengths": {0: batch}}
+    shapes: dict[str, Any] = {}
+    for name, read, length in (
+        ("audio", graph.head.spec.reads_audio, "frames"),
+        ("text", graph.head.spec.reads_text, "tokens"),
+    ):
+        if read:
+            both = {0: batch, 1: torch.export.Dim(length)}
+            shapes |= {name: both, f"{name}_mask": both}
+    return shapes
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what exporters say about packages that are not installed and their own code."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
