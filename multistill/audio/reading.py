@@ -216,12 +216,12 @@ def convert(samples: npt.NDArray[np.generic], rate: int, max_seconds: float = MA
     header = _checked(Header(len(several), rate, several.shape[1], f"array {samples.dtype}"), None)
     limit = round(min(max_seconds, MAX_SECONDS) * rate)
     step = max(1, _BLOCK // header.channels)
-    blocks = (_float32(several[i : i + step]) for i in range(0, min(len(several), limit), step))
+    blocks = (to_float32(several[i : i + step]) for i in range(0, min(len(several), limit), step))
     mono, _ = _mix(blocks, rate, limit, None, False)
     return Sound(mono, header, len(several) > limit, None)
 
 
-def _float32(block: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+def to_float32(block: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
     if block.dtype.kind == "f":
         with np.errstate(over="ignore"):  # infinite samples are refused
             return block.astype(np.float32, copy=False)
@@ -245,7 +245,7 @@ def _mix(
     Raises:
         UnusableClipError: there are no samples, or they are not finite.
     """
-    resample = _Resampler(rate)
+    resample = Resampler(rate)
     parts: list[FloatArray] = []
     frames = 0
     for block in blocks:
@@ -288,7 +288,7 @@ def _known(header: Header, default: int) -> int:
     return header.frames if header.frames < _UNKNOWN_FRAMES else default
 
 
-class _Resampler:
+class Resampler:
     """Resample a signal block by block with soxr; unchanged if it is at 16 kHz already.
 
     The result does not depend on the blocks. soxr's work per sample is bounded for every rate,

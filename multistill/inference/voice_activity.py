@@ -1,0 +1,234 @@
+"""Who speaks when: probabilities of speech by silero-vad, and the segments that they make.
+
+The network is the ONNX file of the package silero-vad (Silero Team 2024, MIT licence), which is
+read without importing that package.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from multistill.audio import SAMPLE_RATE
+from multistill.errors import UsageError
+from multistill.typing import FloatArray
+
+FRAME = 512
+"""Samples at 16 kHz of one probability: 32 ms."""
+_CONTEXT = 64
+_RELEASE = 0.15
+_FILE = Path("data", "silero_vad.onnx")
+
+
+class VoiceActivity(Protocol):
+    """Probabilities of speech in one stream, frame by frame."""
+
+    def __call__(self, frame: FloatArray) -> float:
+        """The probability that somebody speaks in the next `FRAME` samples [512] at 16 kHz."""
+        ...
+
+
+class SileroVoiceActivity:
+    """silero-vad on one stream, on one thread; all streams of a process share the network.
+
+    Raises:
+        UsageError: the packages of the extra `stream` are not installed.
+    """
+
+    def __init__(self) -> None:
+        self._session = _session()
+        self._rate = np.array(SAMPLE_RATE, np.int64)
+        self._state = np.zeros((2, 1, 128), np.float32)
+        self._input = np.zeros((1, _CONTEXT + FRAME), np.float32)
+
+    def __call__(self, frame: FloatArray) -> float:
+        # The network also reads the end of the frame before.
+        self._input[0, :_CONTEXT] = self._input[0, -_CONTEXT:]
+        self._input[0, _CONTEXT:] = frame
+        inputs = {"input": self._input, "state": self._state, "sr": self._rate}
+        probability, self._state = self._session.run(None, inputs)
+        return float(probability[0, 0])
+
+
+def require_silero() -> Path:
+    """The file of the network.
+
+    Raises:
+        UsageError: the packages of the extra `stream` are not installed.
+    """
+    package = importlib.util.find_spec("silero_vad")
+    folders = (package.submodule_search_locations if package else None) or []
+    found = [Path(folder, _FILE) for folder in folders if Path(folder, _FILE).is_file()]
+    if not found or importlib.util.find_spec("onnxruntime") is None:
+        raise UsageError(
+            "streams need the packages silero-vad and onnxruntime; run "
+            "`pip install 'multistill[stream]'`"
+        )
+    return found[0]
+
+
+@cache
+def _session() -> Any:
+    path = require_silero()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """How probabilities of speech become segments; times in seconds.
+
+    Attributes:
+        threshold: probability from which a frame is speech. Below `threshold` - 0.15 it is
+            silence, and between them what the frame before was.
+        min_speech: speech shorter than this is no segment.
+        min_silence: a segment ends after a silence of this length.
+        padding: kept before and after the speech.
+        max_segment: a longer segment is cut here.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+
+    threshold: float = 0.5
+    min_speech: float = 0.25
+    min_silence: float = 0.3
+    padding: float = 0.1
+    max_segment: float = 15.0
+
+    def __post_init__(self) -> None:
+        check_range("threshold", self.threshold, 0.05, 0.95)
+        check_range("min_speech", self.min_speech, 0.0, 10.0)
+        check_range("min_silence", self.min_silence, 0.0, 10.0)
+        check_range("padding", self.padding, 0.0, 5.0)
+        check_range("max_segment", self.max_segment, 1.0, 600.0)
+        if self.min_speech + self.padding >= self.max_segment:
+            raise UsageError(
+                f"max_segment: {self.max_segment:g} s is not longer than min_speech and padding "
+                "together; use a larger value"
+            )
+
+
+def check_range(name: str, value: float, least: float, most: float) -> None:
+    """Refuse a setting out of its range.
+
+    Raises:
+        UsageError: it is.
+    """
+    if not (math.isfinite(value) and least <= value <= most):
+        raise UsageError(
+            f"{name}: {value:g} is not possible; use a value from {least:g} to {most:g}"
+        )
+
+
+class Started(NamedTuple):
+    """A segment is long enough to be one: it began at the sample `start` of the stream."""
+
+    start: int
+
+
+class Ended(NamedTuple):
+    """A segment is the samples from `start` up to `end`.
+
+    `cut`: it is as long as segments can be, and somebody still speaks.
+    """
+
+    start: int
+    end: int
+    cut: bool
+
+
+class Segmenter:
+    """Segments of one stream from its probabilities of speech.
+
+    Positions are samples at 16 kHz from the beginning of the stream. Segments do not overlap.
+
+    Attributes:
+        position: samples that were judged so far.
+    """
+
+    def __init__(self, settings: SegmentSettings) -> None:
+        self.position = 0
+        self._threshold = settings.threshold
+        self._release = settings.threshold - _RELEASE
+        self._min_speech = samples_of(settings.min_speech)
+        self._min_silence = samples_of(settings.min_silence)
+        self._padding = samples_of(settings.padding)
+        self._max_segment = samples_of(settings.max_segment)
+        self._last_end = 0
+        self._start: int | None = None  # of a segment, or of what may become one
+        self._onset = 0
+        self._announced = False
+        self._quiet_from: int | None = None
+
+    @property
+    def start(self) -> int | None:
+        """First sample of the segment in progress; None: nobody speaks."""
+        return self._start if self._announced else None
+
+    @property
+    def needed_from(self) -> int:
+        """First sample that a later segment can still have."""
+        earliest = self._start
+        if earliest is None:
+            earliest = max(self._last_end, self.position - self._padding)
+        return max(0, earliest)
+
+    def step(self, probability: float) -> Iterator[Started | Ended]:
+        """Judge the next `FRAME` samples."""
+        frame, self.position = self.position, self.position + FRAME
+        if probability >= self._threshold:
+            self._quiet_from = None
+            if self._start is None:
+                self._onset = frame
+                self._start = max(self._last_end, frame - self._padding)
+        elif probability < self._release and self._quiet_from is None:
+            self._quiet_from = frame
+        if self._start is None:
+            return
+        quiet = 0 if self._quiet_from is None else self.position - self._quiet_from
+        if not self._announced:
+            if quiet and quiet >= self._min_silence:
+                self._start = None
+            elif not quiet and self.position - self._onset >= self._min_speech:
+                self._announced = True
+                yield Started(self._start)
+        if not self._announced:
+            return
+        assert self._start is not None
+        if quiet and quiet >= self._min_silence:
+            yield self._end(self.position)
+        elif self.position - self._start >= self._max_segment:
+            yield self._end(self._start + self._max_segment)
+
+    def finish(self, samples: int) -> Iterator[Ended]:
+        """End the segment in progress where the stream ends, after `samples` samples."""
+        if self._announced:
+            yield self._end(samples)._replace(cut=False)
+
+    def _end(self, limit: int) -> Ended:
+        """End the segment after the padding of its speech, at the latest at `limit`."""
+        assert self._start is not None
+        cut = self._quiet_from is None
+        end = limit if self._quiet_from is None else min(limit, self._quiet_from + self._padding)
+        ended = Ended(self._start, end, cut)
+        self._last_end, self._announced = end, False
+        self._start = self._onset = end
+        if not cut:
+            self._start = None
+        return ended
+
+
+def samples_of(seconds: float) -> int:
+    """Samples at 16 kHz."""
+    return round(seconds * SAMPLE_RATE)
