@@ -11,6 +11,7 @@ import typer
 
 from multistill.cli import catalogue, jobs, results, run
 from multistill.cli import predict as predict_commands
+from multistill.cli import serve as serve_commands
 from multistill.cli import weights as weights_commands
 from multistill.cli.options import with_debug
 from multistill.cli.streams import print_any_text
@@ -44,6 +45,7 @@ COMMANDS: list[Callable[..., None]] = [
     results.evaluate,
     results.quantize,
     predict_commands.predict,
+    serve_commands.serve,
     jobs.submit,
     jobs.status,
     jobs.logs,

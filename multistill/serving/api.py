@@ -21,7 +21,7 @@ from starlette.requests import HTTPConnection, Request
 
 from multistill.provenance import version
 from multistill.serving import openapi
-from multistill.serving.backend import Backend, as_json
+from multistill.serving.backend import Backend
 from multistill.serving.bodies import BoundedBodies, clip_of, received_form
 from multistill.serving.clips import Answer, Clip
 from multistill.serving.metrics import TYPE, Metrics
@@ -174,7 +174,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             raise RefusedError(
                 503, "not ready", "no replica has loaded the model yet; try again later"
             ) from None
-        return {**as_json(served), "token": service.token is not None}
+        return {"ready": True, **served.to_json(), "token": service.token is not None}
 
     @app.get("/metrics", response_class=Response)
     async def metrics(request: Request) -> Response:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from multistill.config import FeaturesConfig
+from multistill.inference.predictor import Predictor
 from multistill.serving.clips import Answer, Clip
 
 
@@ -14,7 +16,7 @@ class Served:
 
     Attributes:
         model: as in `Prediction.model`.
-        labels, dimensions, modality, minimum_samples: as of `Predictor`.
+        labels, dimensions, modality, minimum_samples, features: as of `Predictor`.
     """
 
     model: str
@@ -22,6 +24,27 @@ class Served:
     dimensions: tuple[str, ...]
     modality: str
     minimum_samples: int
+    features: FeaturesConfig
+
+    @classmethod
+    def of(cls, predictor: Predictor) -> Served:
+        return cls(
+            model=predictor.name,
+            labels=predictor.labels,
+            dimensions=predictor.dimensions,
+            modality=predictor.modality,
+            minimum_samples=predictor.minimum_samples,
+            features=predictor.features,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What clients need to know."""
+        return {
+            "model": self.model,
+            "labels": list(self.labels),
+            "dimensions": list(self.dimensions),
+            "modality": self.modality,
+        }
 
 
 class Backend(Protocol):
@@ -37,6 +60,3 @@ class Backend(Protocol):
         """Describe the model, once a replica has loaded it; errors as of `predict`."""
         ...
 
-
-def as_json(served: Served) -> dict[str, Any]:
-    return {**served.__dict__, "ready": True}

@@ -10,6 +10,8 @@ from pathlib import Path
 from multistill.errors import UsageError
 
 VARIABLE = "MULTISTILL_SERVE_TOKEN"
+PROTOCOL = "multistill"
+"""The WebSocket subprotocol that the server chooses where a client offers several."""
 SUBPROTOCOL = "multistill.bearer."
 """Beginning of the WebSocket subprotocol that carries a token: browsers let pages set no header."""
 
