@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -291,9 +292,14 @@ class _Options:
 
 
 def _number(query: Any, name: str, default: Any) -> Any:
+    if name not in query:
+        return default
     try:
-        return float(query[name]) if name in query else default
+        value = float(query[name])
     except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
         raise RefusedError(
             422, "invalid options", f"{name}: `{query[name][:40]}` is no number; write one"
-        ) from None
+        )
+    return value

@@ -1,0 +1,61 @@
+"""The HTTP interface with a model in the same process, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from starlette.testclient import TestClient
+
+from multistill import Predictor
+from multistill.serving.api import create_app
+from multistill.serving.backend import Served
+from multistill.serving.clips import Answer, Clip, answer
+from multistill.serving.refusals import RefusedError
+from multistill.serving.settings import ServingSettings
+
+TOKEN = "0123456789abcdef-token"
+
+
+class InProcess:
+    """A backend without replicas; predictions wait unless `released` is set."""
+
+    def __init__(self, predictor: Predictor, settings: ServingSettings) -> None:
+        self.predictor = predictor
+        self.settings = settings
+        self.released = threading.Event()
+        self.released.set()
+        self.arrived = threading.Semaphore(0)
+
+    async def predict(self, clip: Clip) -> Answer:
+        self.arrived.release()
+        while not self.released.is_set():
+            await asyncio.sleep(0.005)
+        [found] = answer(self.predictor, [clip], self.settings.max_seconds)
+        return found
+
+    async def served(self) -> Served:
+        if not self.released.is_set():
+            raise RefusedError(503, "overloaded", "no replica")
+        return Served.of(self.predictor)
+
+
+class LoudIsSpeech:
+    """Voice activity by level, for signals that are no voice."""
+
+    def __call__(self, frame: np.ndarray) -> float:
+        return float(np.abs(frame).max() > 0.1)
+
+
+@contextmanager
+def client(
+    predictor: Predictor, token: str | None = None, **settings: Any
+) -> Iterator[tuple[TestClient, InProcess]]:
+    given = ServingSettings(model="m", **settings)
+    backend = InProcess(predictor, given)
+    with TestClient(create_app(backend, given, token)) as made:
+        yield made, backend
