@@ -174,7 +174,12 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             raise RefusedError(
                 503, "not ready", "no replica has loaded the model yet; try again later"
             ) from None
-        return {"ready": True, **served.to_json(), "token": service.token is not None}
+        return {
+            "ready": True,
+            **served.to_json(),
+            "token": service.token is not None,
+            "max_seconds": service.settings.max_seconds,
+        }
 
     @app.get("/metrics", response_class=Response)
     async def metrics(request: Request) -> Response:
@@ -202,7 +207,8 @@ def _page(content: str) -> Callable[[], Awaitable[Response]]:
     }
     headers = {
         "Content-Security-Policy": (
-            f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; "
+            # blob: is the processor of the microphone's samples.
+            f"default-src 'none'; script-src {hashes['script']} blob:; style-src {hashes['style']}; "
             "connect-src 'self'; img-src data:; media-src blob:; base-uri 'none'; "
             "form-action 'none'; frame-ancestors 'none'"
         ),

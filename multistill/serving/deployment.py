@@ -1,21 +1,24 @@
-"""The application of Ray Serve: replicas with the model, and one process for HTTP."""
+"""The application of Ray Serve: replicas with the model, and one process for HTTP.
+
+What needs torch is imported where the deployments run, not in the process that starts them.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from multistill.inference.predictor import Predictor
-from multistill.serving.api import create_app
-from multistill.serving.backend import Served
-from multistill.serving.clips import Answer, Clip, answer
 from multistill.serving.refusals import RefusedError
 from multistill.serving.settings import ServingSettings
 from multistill.serving.tokens import read_token
+
+if TYPE_CHECKING:
+    from multistill.serving.backend import Served
+    from multistill.serving.clips import Answer, Clip
 
 ATTEMPTS = 5
 """For a prediction whose replica dies: another replica, or its successor, gets it."""
@@ -28,6 +31,8 @@ class Model:
     """A replica: one `Predictor`, whose calls are batches of what arrived meanwhile."""
 
     def __init__(self, settings: ServingSettings) -> None:
+        from multistill.inference.predictor import Predictor
+
         self._max_seconds = settings.max_seconds
         self._predictor = Predictor.load(
             settings.model,
@@ -42,10 +47,14 @@ class Model:
         return await self._answer(clip)
 
     async def served(self) -> Served:
+        from multistill.serving.backend import Served
+
         return Served.of(self._predictor)
 
     @serve.batch
     async def _answer(self, clips: list[Clip]) -> list[Answer]:
+        from multistill.serving.clips import answer
+
         # In a thread, so that clips of the next batch are taken meanwhile.
         return await asyncio.to_thread(answer, self._predictor, clips, self._max_seconds)
 
@@ -84,6 +93,8 @@ class Api:
         self._token = read_token(settings.token_file, required=settings.token_required)
 
     def __serve_build_asgi_app__(self) -> Any:
+        from multistill.serving.api import create_app
+
         return create_app(self._backend, self._settings, self._token)
 
 

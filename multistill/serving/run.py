@@ -1,9 +1,10 @@
-"""Serve a model on this machine, or on the cluster of RAY_ADDRESS, until it is stopped."""
+"""Serve a model on this machine, with a Ray of its own, until it is stopped."""
 
 from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import signal
 import socket
 import threading
@@ -93,13 +94,15 @@ def served(settings: ServingSettings, host: str, port: int) -> Iterator[str]:
     """
     check_packages()
     check_port(host, port)
-    with session.start(ResourcesConfig(object_store_mb=OBJECT_STORE_MB)) as resources:
+    local = ResourcesConfig(address="local", object_store_mb=OBJECT_STORE_MB)
+    with session.start(local) as resources:
         _check_resources(settings, resources)
         _check_model(settings)
         from ray import serve
 
         from multistill.serving.deployment import application
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(
             proxy_location="HeadOnly",
             http_options={
@@ -112,7 +115,7 @@ def served(settings: ServingSettings, host: str, port: int) -> Iterator[str]:
             serve.run(application(settings), name=NAME, route_prefix="/")
             yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
         finally:
-            serve.shutdown()
+            serve.delete(NAME)  # requests in progress are answered
 
 
 def until_stopped() -> None:
