@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 DESCRIPTION = (
-    "Emotions of recordings and transcripts. `/stream` is a WebSocket: samples in, events out."
+    "Emotions of recordings and transcripts. /stream is a WebSocket: samples in, events out."
 )
 REFUSED: dict[str, Any] = {
     "description": "why there is no prediction",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import uvicorn
 from starlette.testclient import TestClient
+
+from helpers.servers import free_ports
 
 from multistill import Predictor
 from multistill.serving.api import create_app
@@ -59,3 +63,22 @@ def client(
     backend = InProcess(predictor, given)
     with TestClient(create_app(backend, given, token)) as made:
         yield made, backend
+
+
+@contextmanager
+def http_server(
+    predictor: Predictor, token: str | None = None, **settings: Any
+) -> Iterator[str]:
+    """The interface at a port of this machine, in a thread."""
+    given = ServingSettings(model="m", **settings)
+    app = create_app(InProcess(predictor, given), given, token)
+    [port] = free_ports(1)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", ws="websockets-sansio"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
