@@ -8,121 +8,31 @@ import hashlib
 import re
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import contextmanager
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import Request
 
 from multistill.provenance import version
 from multistill.serving import openapi
-from multistill.serving.backend import Backend
 from multistill.serving.bodies import BoundedBodies, clip_of, received_form
-from multistill.serving.clips import Answer, Clip
 from multistill.serving.metrics import TYPE, Metrics
 from multistill.serving.refusals import Refusal, RefusedError
-from multistill.serving.tokens import bears
+from multistill.serving.service import Service
+from multistill.serving.streams import add_stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from multistill.serving.backend import Backend
     from multistill.serving.settings import ServingSettings
 
 PATHS = ("/", "/docs", "/openapi.json", "/predict", "/stream", "/health", "/ready", "/metrics")
 READY_SECONDS = 5.0
 """In which a replica must answer for the server to be ready."""
-
-
-class Service:
-    """What the routes share.
-
-    Attributes:
-        backend: predicts.
-        settings: limits.
-        token: that requests must bear; None: none.
-        metrics: of this process.
-    """
-
-    def __init__(self, backend: Backend, settings: ServingSettings, token: str | None) -> None:
-        self.backend = backend
-        self.settings = settings
-        self.token = token
-        self.metrics = Metrics()
-        self._predictions = 0
-
-    async def predict(self, clip: Clip) -> Answer:
-        """Predict a clip within the server's limits.
-
-        Raises:
-            RefusedError: too many predictions are in progress, or this one takes too long.
-        """
-        with self._admitted():
-            try:
-                answer = await asyncio.wait_for(
-                    self.backend.predict(clip), self.settings.timeout_s
-                )
-            except TimeoutError:
-                raise RefusedError(
-                    503,
-                    "timeout",
-                    f"there was no prediction within {self.settings.timeout_s:g} s; try again "
-                    "later, or send a shorter recording",
-                ) from None
-        if isinstance(answer, dict):
-            self.metrics.observe_stages(answer["milliseconds"])
-        return answer
-
-    def check_load(self) -> None:
-        """Refuse a request before it is read.
-
-        Raises:
-            RefusedError: too many predictions are in progress.
-        """
-        if self._predictions >= self.settings.max_requests:
-            raise RefusedError(
-                503,
-                "overloaded",
-                f"{self._predictions} predictions are in progress, the most that this server "
-                "takes; try again later",
-            )
-
-    def check_caller(self, connection: HTTPConnection) -> None:
-        """Refuse who may not ask: without the token, or a page of another site.
-
-        Raises:
-            RefusedError: see there.
-        """
-        origin = connection.headers.get("origin")
-        if origin and urlsplit(origin).netloc != connection.headers.get("host"):
-            raise RefusedError(
-                403, "other site", "a page of another site may not ask; use the page of this server"
-            )
-        offered = tuple(connection.scope.get("subprotocols", ()))
-        given = connection.headers.get("authorization")
-        if self.token is not None and not bears(self.token, given, offered):
-            raise RefusedError(
-                401,
-                "no token",
-                "this server wants a token; send the header `Authorization: Bearer TOKEN`",
-            )
-
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        self.check_load()
-        self._predictions += 1
-        self.metrics.predictions.inc()
-        try:
-            yield
-        finally:
-            self._predictions -= 1
-            self.metrics.predictions.dec()
 
 
 def create_app(backend: Backend, settings: ServingSettings, token: str | None) -> FastAPI:
@@ -148,8 +58,6 @@ def create_app(backend: Backend, settings: ServingSettings, token: str | None) -
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    from multistill.serving.streams import add_stream
-
     @app.post("/predict", openapi_extra=openapi.PREDICT, responses=openapi.REFUSALS)
     async def predict(request: Request) -> JSONResponse:
         """Predict the emotion of a recording, a transcript, or both."""
@@ -208,9 +116,9 @@ def _page(content: str) -> Callable[[], Awaitable[Response]]:
     headers = {
         "Content-Security-Policy": (
             # blob: is the processor of the microphone's samples.
-            f"default-src 'none'; script-src {hashes['script']} blob:; style-src {hashes['style']}; "
-            "connect-src 'self'; img-src data:; media-src blob:; base-uri 'none'; "
-            "form-action 'none'; frame-ancestors 'none'"
+            f"default-src 'none'; script-src {hashes['script']} blob:; "
+            f"style-src {hashes['style']}; connect-src 'self'; img-src data:; media-src blob:; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         ),
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",

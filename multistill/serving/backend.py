@@ -59,4 +59,3 @@ class Backend(Protocol):
     async def served(self) -> Served:
         """Describe the model, once a replica has loaded it; errors as of `predict`."""
         ...
-

@@ -55,8 +55,7 @@ def answer(predictor: Predictor, clips: Sequence[Clip], max_seconds: float) -> l
         inputs = [_input(clips[number]) for number in numbers]
         found = predictor.try_batch(inputs, only=only, unsure_below=unsure_below)
         for number, each in zip(numbers, found, strict=True):
-            is_error = isinstance(each, UnusableClipError)
-            answers[number] = of_clip(each) if is_error else asdict(each)
+            answers[number] = of_clip(each) if isinstance(each, UnusableClipError) else asdict(each)
     return [answers[number] for number in range(len(clips))]
 
 

@@ -6,7 +6,7 @@ What needs torch is imported where the deployments run, not in the process that 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ray import serve
 from ray.exceptions import RayActorError
@@ -100,7 +100,7 @@ class Api:
 
 def application(settings: ServingSettings) -> serve.Application:
     """The application with its settings."""
-    model = Model.options(
+    model = cast("Any", Model).options(
         num_replicas=settings.replicas,
         # A batch in work, and the next one.
         max_ongoing_requests=2 * settings.max_batch,
@@ -108,7 +108,7 @@ def application(settings: ServingSettings) -> serve.Application:
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         graceful_shutdown_timeout_s=settings.timeout_s,
     )
-    api = Api.options(
+    api = cast("Any", Api).options(
         max_ongoing_requests=CONNECTIONS,
         max_queued_requests=CONNECTIONS,
         ray_actor_options={"num_cpus": 0},  # it waits for the network

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -23,7 +25,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        options = {"namespace": "multistill", "registry": self.registry}
+        options: dict[str, Any] = {"namespace": "multistill", "registry": self.registry}
         self.requests = Counter("requests", "Requests", ["path", "status"], **options)
         self.refused = Counter("refused", "Requests without an answer", ["reason"], **options)
         self.seconds = Histogram(

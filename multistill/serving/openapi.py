@@ -22,9 +22,9 @@ REFUSED: dict[str, Any] = {
         }
     },
 }
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: REFUSED for status in (400, 401, 403, 408, 413, 415, 422, 503)
-}
+REFUSALS: dict[int | str, dict[str, Any]] = dict.fromkeys(
+    (400, 401, 403, 408, 413, 415, 422, 503), REFUSED
+)
 _NUMBERS = {"type": "object", "additionalProperties": {"type": "number"}}
 _STRINGS = {"type": "array", "items": {"type": "string"}}
 _PREDICTION: dict[str, Any] = {

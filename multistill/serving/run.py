@@ -25,7 +25,14 @@ OBJECT_STORE_MB = 256
 """Of a local Ray: recordings on their way to a replica are all that is in it."""
 KEEP_ALIVE_SECONDS = 15
 """For which an idle connection stays open."""
-PACKAGES = ("fastapi", "starlette", "uvicorn", "python_multipart", "websockets", "prometheus_client")
+PACKAGES = (
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "python_multipart",
+    "websockets",
+    "prometheus_client",
+)
 
 
 def check_packages() -> None:

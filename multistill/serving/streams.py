@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -26,7 +27,7 @@ from multistill.serving.tokens import PROTOCOL
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from multistill.serving.api import Service
+    from multistill.serving.service import Service
     from multistill.typing import FloatArray
 
 IDLE_SECONDS = 60.0
@@ -162,9 +163,8 @@ class _Stream:
             if chunk:
                 samples = np.frombuffer(chunk, "<i2")
                 waiting = self._bytes_waiting / per_second if options.keep_up else 0.0
-                events = await loop.run_in_executor(
-                    self._threads, lambda: streaming.push(samples, waiting=waiting)
-                )
+                push = partial(streaming.push, samples, waiting=waiting)
+                events = await loop.run_in_executor(self._threads, push)
             elif self._ended:
                 events = await loop.run_in_executor(self._threads, streaming.finish)
             else:

@@ -14,7 +14,6 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from helpers.servers import free_ports
-
 from multistill import Predictor
 from multistill.serving.api import create_app
 from multistill.serving.backend import Served
@@ -66,14 +65,14 @@ def client(
 
 
 @contextmanager
-def http_server(
-    predictor: Predictor, token: str | None = None, **settings: Any
-) -> Iterator[str]:
+def http_server(predictor: Predictor, token: str | None = None, **settings: Any) -> Iterator[str]:
     """The interface at a port of this machine, in a thread."""
     given = ServingSettings(model="m", **settings)
     app = create_app(InProcess(predictor, given), given, token)
     [port] = free_ports(1)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", ws="websockets-sansio"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=port, log_level="warning", ws="websockets-sansio")
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -15,6 +15,7 @@ from helpers.serving_case import TOKEN, client
 from multistill import Predictor
 from multistill.audio.errors import UnusableClipError
 
+
 def wav(seconds: float = 1.0, rate: int = 16_000) -> bytes:
     stream = io.BytesIO()
     soundfile.write(stream, speech_like(seconds, rate), rate, format="WAV")
