@@ -35,7 +35,7 @@ class Metrics:
             "stage_seconds", "Time of a stage", ["stage"], buckets=SECONDS, **options
         )
         self.predictions = Gauge("predictions_in_progress", "Predictions in progress", **options)
-        self.streams = Gauge("streams_open", "Open streams", **options)
+        self.streams = Gauge("streams_open", "Streams in progress", **options)
 
     def text(self) -> bytes:
         """All metrics in the text format of Prometheus."""

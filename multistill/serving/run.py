@@ -8,14 +8,14 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
 from multistill.cluster import session
 from multistill.config import ResourcesConfig
-from multistill.errors import MultistillError, UsageError
+from multistill.errors import UsageError
 from multistill.serving.settings import ServingSettings
 from multistill.serving.tokens import read_token
 
@@ -88,6 +88,21 @@ def check_port(host: str, port: int) -> None:
             ) from error
 
 
+def check_resources(settings: ServingSettings, resources: Mapping[str, float]) -> None:
+    """Refuse more replicas than Ray has room for: Serve would wait for ever.
+
+    Raises:
+        UsageError: CPUs or GPUs are missing.
+    """
+    for name, each, option in (("CPU", settings.cpus, "cpus"), ("GPU", settings.gpus, "gpus")):
+        wanted, found = settings.replicas * each, resources.get(name, 0.0)
+        if wanted > found:
+            raise UsageError(
+                f"{settings.replicas} replicas of {each:g} {name} need {wanted:g}, and Ray has "
+                f"{found:g}; lower --replicas or --{option}"
+            )
+
+
 @contextmanager
 def served(settings: ServingSettings, host: str, port: int) -> Iterator[str]:
     """Serve a model for the duration of the block.
@@ -96,14 +111,15 @@ def served(settings: ServingSettings, host: str, port: int) -> Iterator[str]:
         the address.
 
     Raises:
-        UsageError: there is no such model, the port is taken, or a package or token is missing.
-        MultistillError: the model cannot be loaded, or there are too few CPUs for its replicas.
+        UsageError: there is no such model, the port is taken, a package or token is missing, or
+            there are too few CPUs for the replicas.
+        MultistillError: the model cannot be loaded.
     """
     check_packages()
     check_port(host, port)
     local = ResourcesConfig(address="local", object_store_mb=OBJECT_STORE_MB)
     with session.start(local) as resources:
-        _check_resources(settings, resources)
+        check_resources(settings, resources)
         _check_model(settings)
         from ray import serve
 
@@ -145,16 +161,6 @@ def with_token(settings: ServingSettings) -> ServingSettings:
     """
     has_token = read_token(settings.token_file) is not None
     return settings.model_copy(update={"token_required": has_token})
-
-
-def _check_resources(settings: ServingSettings, resources: dict[str, float]) -> None:
-    for name, each, option in (("CPU", settings.cpus, "cpus"), ("GPU", settings.gpus, "gpus")):
-        wanted, found = settings.replicas * each, resources.get(name, 0.0)
-        if wanted > found:
-            raise MultistillError(
-                f"{settings.replicas} replicas of {each:g} {name} need {wanted:g}, and Ray has "
-                f"{found:g}; lower --replicas or --{option}"
-            )
 
 
 def _check_model(settings: ServingSettings) -> None:
