@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from multistill.provenance import version
 from multistill.serving import openapi
@@ -134,6 +134,15 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
     @app.exception_handler(RefusedError)
     async def refused(request: Request, error: RefusedError) -> JSONResponse:
         return _refused(service, error.refusal)
+
+    @app.exception_handler(ClientDisconnect)
+    async def left(request: Request, error: ClientDisconnect) -> Response:
+        return _refused(service, Refusal(499, "client left", "the client left"))  # nobody reads it
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        sentence = f"unexpected {type(error).__name__}; the log of the server has the traceback"
+        return _refused(service, Refusal(500, "unexpected", sentence))
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:
