@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -174,6 +175,29 @@ def read_sound(
     return sound
 
 
+def read_blocks(path: str) -> Iterator[FloatArray]:
+    """A file of any length as mono samples [n] at 16 kHz, block by block, in bounded memory.
+
+    Raises:
+        UnusableClipError: as of `read_sound`; what is wrong further on, after the blocks before.
+    """
+    with opened(path) as handle:
+        size = os.fstat(handle).st_size
+        promise = read_promise(handle, size)
+        with _source(handle) as source:
+            header = _header(source, size)
+            resample = Resampler(header.rate)
+            frames = 0
+            for block in _blocks(source, sys.maxsize):
+                frames += len(block)
+                refuse_not_finite(block)
+                yield resample(_mono(block))
+            if not frames:
+                raise UnusableClipError("empty", "no samples")
+            yield resample.rest()
+            _compare(frames, header, promise, source)
+
+
 def _decode(
     source: Any,
     size: int,
@@ -222,6 +246,7 @@ def convert(samples: npt.NDArray[np.generic], rate: int, max_seconds: float = MA
 
 
 def to_float32(block: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+    """Samples as float32; integers are divided by the full scale of their type."""
     if block.dtype.kind == "f":
         with np.errstate(over="ignore"):  # infinite samples are refused
             return block.astype(np.float32, copy=False)
@@ -251,13 +276,10 @@ def _mix(
     for block in blocks:
         frames += len(block)
         block = block[: len(block) - max(0, frames - limit)]
-        if not np.isfinite(block).all():
-            raise UnusableClipError("not finite", "it holds samples that are NaN or infinite")
+        refuse_not_finite(block)
         if levels is not None:
             levels.add(block)
-        several = block.shape[1] > 1 and not first_channel
-        mono = block.mean(axis=1) if several else block[:, 0]
-        parts.append(resample(mono))
+        parts.append(resample(block[:, 0] if first_channel else _mono(block)))
     if not frames:
         raise UnusableClipError("empty", "no samples")
     parts.append(resample.rest())
@@ -265,6 +287,21 @@ def _mix(
     if not np.isfinite(samples).all():
         raise UnusableClipError("not finite", "its samples are too large for float32")
     return samples, frames
+
+
+def _mono(block: npt.NDArray[np.float32]) -> FloatArray:
+    """The mean of the channels of a block [n, channels]."""
+    return block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
+
+
+def refuse_not_finite(samples: FloatArray) -> None:
+    """Refuse samples with NaN or infinite values.
+
+    Raises:
+        UnusableClipError: there are some.
+    """
+    if not np.isfinite(samples).all():
+        raise UnusableClipError("not finite", "it holds samples that are NaN or infinite")
 
 
 def _compare(frames: int, header: Header, promise: Promise, source: Any) -> None:
@@ -289,7 +326,7 @@ def _known(header: Header, default: int) -> int:
 
 
 class Resampler:
-    """Resample a signal block by block with soxr; unchanged if it is at 16 kHz already.
+    """Resample a signal block by block to 16 kHz with soxr; unchanged if it is at 16 kHz already.
 
     The result does not depend on the blocks. soxr's work per sample is bounded for every rate,
     where a polyphase filter needs a table of rate x 16000 values if they share no factor.

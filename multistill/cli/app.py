@@ -12,6 +12,7 @@ import typer
 from multistill.cli import catalogue, jobs, results, run
 from multistill.cli import predict as predict_commands
 from multistill.cli import serve as serve_commands
+from multistill.cli import stream as stream_commands
 from multistill.cli import weights as weights_commands
 from multistill.cli.options import with_debug
 from multistill.cli.streams import print_any_text
@@ -46,6 +47,7 @@ COMMANDS: list[Callable[..., None]] = [
     results.quantize,
     predict_commands.predict,
     serve_commands.serve,
+    stream_commands.stream,
     jobs.submit,
     jobs.status,
     jobs.logs,

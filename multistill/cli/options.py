@@ -44,6 +44,36 @@ Address = Annotated[
     ),
 ]
 
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="a model folder, a finished job of the workspace (its best student), or "
+        "models:/NAME@champion, models:/NAME/VERSION, runs:/ID of MLflow",
+    ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="CLASS", help="a possible class; repeat it for several"),
+]
+UnsureBelow = Annotated[
+    float | None,
+    typer.Option("--unsure-below", help="probability below which there is no label"),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature",
+        help="of the probabilities, in place of the one fitted on validation; 1: none",
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu or cuda; default: a GPU if available")
+]
+JobWorkspace = Annotated[
+    Path, typer.Option("--workspace", metavar="PATH", help="where the job ran")
+]
+
 
 def with_debug(function: Callable[..., None]) -> Callable[..., None]:
     """The command with a `--debug` option, which `multistill.cli.app.main` reads."""

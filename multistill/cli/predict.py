@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multistill.cli.options import Json, print_json
+from multistill.cli.options import (
+    Device,
+    JobWorkspace,
+    Json,
+    Model,
+    Only,
+    Temperature,
+    UnsureBelow,
+    print_json,
+)
 from multistill.cli.streams import prints_unicode
 from multistill.errors import MultistillError, UsageError
 
@@ -27,14 +36,7 @@ BAR = 30
 
 
 def predict(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="a model folder, a finished job of the workspace (its best student), or "
-            "models:/NAME@champion, models:/NAME/VERSION, runs:/ID of MLflow",
-        ),
-    ],
+    model: Model,
     audio: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,27 +55,11 @@ def predict(
             "--out", metavar="FILE", help="write .jsonl, .csv or .parquet in place of printing"
         ),
     ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option("--only", metavar="CLASS", help="a possible class; repeat it for several"),
-    ] = None,
-    unsure_below: Annotated[
-        float | None,
-        typer.Option("--unsure-below", help="probability below which there is no label"),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature",
-            help="of the probabilities, in place of the one fitted on validation; 1: none",
-        ),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu or cuda; default: a GPU if available")
-    ] = None,
-    workspace: Annotated[
-        Path, typer.Option("--workspace", metavar="PATH", help="where the job ran")
-    ] = Path("workspace"),
+    only: Only = None,
+    unsure_below: UnsureBelow = None,
+    temperature: Temperature = None,
+    device: Device = None,
+    workspace: JobWorkspace = Path("workspace"),
     ray: Annotated[
         bool | None,
         typer.Option(

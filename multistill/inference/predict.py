@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def predict(
     device = torch.device(device or default_device())
     if batch_frames is None:
         batch_frames = JOINT_BATCH_FRAMES if isinstance(model, JointModel) else BATCH_FRAMES
-    model.to(device)
+    _move(model, device)
     logits = np.zeros((len(ids), model.spec.num_classes), dtype=np.float32)
     pooled = np.zeros((len(ids), model.pooled_dim), dtype=np.float32) if keep_pooled else None
     dimensions = np.zeros((len(ids), len(model.spec.dimensions)), dtype=np.float32)
@@ -96,7 +97,8 @@ def predict(
     counts = {name: segment_counts(name, each) for name, each in lengths.items()}
     segments: dict[str, list[npt.NDArray[np.float16]]] = {}
     training = model.training
-    model.eval()
+    if training:
+        model.eval()
     try:
         with torch.inference_mode(), keeping_sequences(model, keep_sequences):
             for rows in _by_length(frames, tokens, batch_frames):
@@ -124,7 +126,8 @@ def predict(
                     for row, own, count in zip(rows, means, of_rows, strict=True):
                         found[row] = own[:count]
     finally:
-        model.train(training)
+        if training:
+            model.train()
     sequences = {
         name: RaggedStates(np.concatenate(found), counts[name]) for name, found in segments.items()
     }
@@ -144,6 +147,13 @@ def predict_logits(
     return predict(
         model, store, ids, device, max_frames, batch_frames, context, keep_pooled=False
     ).logits
+
+
+def _move(model: Model, device: torch.device) -> None:
+    """Move a model that is elsewhere; going through its modules takes longer than a short clip."""
+    first = next(chain(model.parameters(), model.buffers()), None)
+    if first is not None and first.device != device:
+        model.to(device)
 
 
 def _by_length(frames: IntArray, tokens: IntArray, budget: int) -> Iterator[IntArray]:

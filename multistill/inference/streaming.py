@@ -1,9 +1,9 @@
-"""Emotion in a stream of samples: voice activity, interim and final predictions, in bounded memory."""
+"""Emotion in a stream of samples: interim and final predictions, in bounded memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,52 +11,22 @@ import numpy.typing as npt
 
 from multistill.audio import SAMPLE_RATE
 from multistill.audio.errors import UnusableClipError
-from multistill.audio.reading import RATES, Resampler, to_float32
+from multistill.audio.reading import RATES, Resampler, refuse_not_finite, to_float32
 from multistill.errors import UsageError
 from multistill.inference.predictor import Prediction, Predictor
+from multistill.inference.stream_settings import SegmentSettings, StreamSettings, check_range
 from multistill.inference.voice_activity import (
     FRAME,
     Ended,
     Segmenter,
-    SegmentSettings,
     SileroVoiceActivity,
     Started,
     VoiceActivity,
-    check_range,
     samples_of,
 )
 from multistill.typing import FloatArray
 
 Json: TypeAlias = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class StreamSettings:
-    """Settings of a stream; times in seconds.
-
-    Attributes:
-        segments: how speech is found. A segment is never longer than what the model reads of a
-            recording (`max_seconds`, unless `long_clips` is `window`).
-        interval: time between two interim predictions while somebody speaks.
-        window: an interim prediction is of the last `window` seconds of its segment.
-        half_life: time after which a prediction counts half in the smoothed state.
-        max_waiting: interim predictions are skipped while more audio than this waits.
-
-    Raises:
-        UsageError: a value is out of its range.
-    """
-
-    segments: SegmentSettings = field(default_factory=SegmentSettings)
-    interval: float = 0.25
-    window: float = 3.0
-    half_life: float = 2.0
-    max_waiting: float = 0.25
-
-    def __post_init__(self) -> None:
-        check_range("interval", self.interval, 0.05, 60.0)
-        check_range("window", self.window, 0.1, 600.0)
-        check_range("half_life", self.half_life, 0.01, 3600.0)
-        check_range("max_waiting", self.max_waiting, 0.0, 60.0)
 
 
 @dataclass(frozen=True)
@@ -225,9 +195,11 @@ class StreamingPredictor:
                     yield SpeechStart(_seconds(change.start), self.position)
                 else:
                     yield self._final(change, self._segmenter.position)
-            start = self._segmenter.start
-            if start is not None and self._segmenter.position >= self._next_interim:
-                self._next_interim += samples_of(self._settings.interval)
+            start, interval = self._segmenter.start, self._settings.interval
+            if start is None or interval is None:
+                continue
+            if self._segmenter.position >= self._next_interim:
+                self._next_interim += samples_of(interval)
                 if waiting > self._settings.max_waiting:
                     self.skipped += 1
                 else:
@@ -310,10 +282,7 @@ def _check(predictor: Predictor, settings: StreamSettings, rate: int) -> None:
             f"the model {predictor.name} reads text alone, and a stream is sound; use a model that "
             "reads audio"
         )
-    if not RATES[0] <= rate <= RATES[1]:
-        raise UsageError(
-            f"rate: {rate} Hz is no sampling rate of sound; use one from {RATES[0]} to {RATES[1]}"
-        )
+    check_range("rate", rate, *RATES)
     shortest = predictor.minimum_samples / SAMPLE_RATE
     given = {"window": settings.window, "min_speech": settings.segments.min_speech}
     for name, value in given.items():
@@ -337,8 +306,7 @@ def _checked(samples: npt.NDArray[np.generic]) -> FloatArray:
             "not audio", f"an array of {samples.dtype} with the shape {list(samples.shape)}"
         )
     converted = to_float32(samples)
-    if not np.isfinite(converted).all():
-        raise UnusableClipError("not finite", "it holds samples that are NaN or infinite")
+    refuse_not_finite(converted)
     return converted
 
 

@@ -6,11 +6,9 @@ read without importing that package.
 
 from __future__ import annotations
 
-import importlib.util
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +16,7 @@ import numpy as np
 
 from multistill.audio import SAMPLE_RATE
 from multistill.errors import UsageError
+from multistill.inference.stream_settings import SegmentSettings
 from multistill.typing import FloatArray
 
 FRAME = 512
@@ -63,10 +62,10 @@ def require_silero() -> Path:
     Raises:
         UsageError: the packages of the extra `stream` are not installed.
     """
-    package = importlib.util.find_spec("silero_vad")
+    package = find_spec("silero_vad")
     folders = (package.submodule_search_locations if package else None) or []
     found = [Path(folder, _FILE) for folder in folders if Path(folder, _FILE).is_file()]
-    if not found or importlib.util.find_spec("onnxruntime") is None:
+    if not found or find_spec("onnxruntime") is None:
         raise UsageError(
             "streams need the packages silero-vad and onnxruntime; run "
             "`pip install 'multistill[stream]'`"
@@ -82,53 +81,6 @@ def _session() -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-@dataclass(frozen=True)
-class SegmentSettings:
-    """How probabilities of speech become segments; times in seconds.
-
-    Attributes:
-        threshold: probability from which a frame is speech. Below `threshold` - 0.15 it is
-            silence, and between them what the frame before was.
-        min_speech: speech shorter than this is no segment.
-        min_silence: a segment ends after a silence of this length.
-        padding: kept before and after the speech.
-        max_segment: a longer segment is cut here.
-
-    Raises:
-        UsageError: a value is out of its range.
-    """
-
-    threshold: float = 0.5
-    min_speech: float = 0.25
-    min_silence: float = 0.3
-    padding: float = 0.1
-    max_segment: float = 15.0
-
-    def __post_init__(self) -> None:
-        check_range("threshold", self.threshold, 0.05, 0.95)
-        check_range("min_speech", self.min_speech, 0.0, 10.0)
-        check_range("min_silence", self.min_silence, 0.0, 10.0)
-        check_range("padding", self.padding, 0.0, 5.0)
-        check_range("max_segment", self.max_segment, 1.0, 600.0)
-        if self.min_speech + self.padding >= self.max_segment:
-            raise UsageError(
-                f"max_segment: {self.max_segment:g} s is not longer than min_speech and padding "
-                "together; use a larger value"
-            )
-
-
-def check_range(name: str, value: float, least: float, most: float) -> None:
-    """Refuse a setting out of its range.
-
-    Raises:
-        UsageError: it is.
-    """
-    if not (math.isfinite(value) and least <= value <= most):
-        raise UsageError(
-            f"{name}: {value:g} is not possible; use a value from {least:g} to {most:g}"
-        )
 
 
 class Started(NamedTuple):
@@ -196,20 +148,17 @@ class Segmenter:
             self._quiet_from = frame
         if self._start is None:
             return
-        quiet = 0 if self._quiet_from is None else self.position - self._quiet_from
+        quiet = self._quiet_from is not None
+        silence = self.position - (self._quiet_from or 0)
+        silent = quiet and silence >= self._min_silence
         if not self._announced:
-            if quiet and quiet >= self._min_silence:
+            if silent:
                 self._start = None
             elif not quiet and self.position - self._onset >= self._min_speech:
                 self._announced = True
                 yield Started(self._start)
-        if not self._announced:
-            return
-        assert self._start is not None
-        if quiet and quiet >= self._min_silence:
+        elif silent or self.position - self._start >= self._max_segment:
             yield self._end(self.position)
-        elif self.position - self._start >= self._max_segment:
-            yield self._end(self._start + self._max_segment)
 
     def finish(self, samples: int) -> Iterator[Ended]:
         """End the segment in progress where the stream ends, after `samples` samples."""
@@ -219,8 +168,10 @@ class Segmenter:
     def _end(self, limit: int) -> Ended:
         """End the segment after the padding of its speech, at the latest at `limit`."""
         assert self._start is not None
+        end = min(limit, self._start + self._max_segment)
         cut = self._quiet_from is None
-        end = limit if self._quiet_from is None else min(limit, self._quiet_from + self._padding)
+        if self._quiet_from is not None:
+            end = min(end, self._quiet_from + self._padding)
         ended = Ended(self._start, end, cut)
         self._last_end, self._announced = end, False
         self._start = self._onset = end

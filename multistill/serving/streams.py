@@ -18,7 +18,8 @@ from multistill.audio import SAMPLE_RATE
 from multistill.audio.errors import UnusableClipError
 from multistill.errors import MultistillError, UsageError
 from multistill.inference.predictor import Prediction, Predictor
-from multistill.inference.streaming import StreamingPredictor, StreamSettings
+from multistill.inference.stream_settings import StreamSettings
+from multistill.inference.streaming import StreamingPredictor
 from multistill.serving.backend import Served
 from multistill.serving.clips import Clip
 from multistill.serving.refusals import Refusal, RefusedError, of_clip

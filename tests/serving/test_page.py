@@ -16,7 +16,8 @@ from helpers.serving_case import TOKEN, LoudIsSpeech, http_server
 
 from multistill import Predictor
 from multistill.inference import streaming
-from multistill.inference.streaming import StreamingPredictor, StreamSettings
+from multistill.inference.stream_settings import StreamSettings
+from multistill.inference.streaming import StreamingPredictor
 
 DEMO = files("multistill.corpora") / "data" / "demo-session01.ogg"
 needs_browser = pytest.mark.skipif(program() is None, reason="Chromium is not installed")

@@ -37,7 +37,7 @@ def wav(seed: int) -> bytes:
 def ask(address: str, audio: bytes) -> dict[str, Any]:
     boundary = uuid.uuid4().hex
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="audio"; filename="a"\r\n\r\n'
-    request = urllib.request.Request(  # noqa: S310
+    request = urllib.request.Request(
         f"{address}/predict",
         head.encode() + audio + f"\r\n--{boundary}--\r\n".encode(),
         {
