@@ -73,12 +73,14 @@ def test_a_served_model_answers_as_the_class_and_survives_a_dead_replica(
     wanted = [predictor.predict(clip) for clip in clips]
     [port] = free_ports(1)
     with run.served(settings, "127.0.0.1", port) as address, ThreadPoolExecutor(6) as pool:
-        for found, each in zip(pool.map(lambda clip: ask(address, clip), clips), wanted):
+        answered = pool.map(lambda clip: ask(address, clip), clips)
+        for found, each in zip(answered, wanted, strict=True):
             assert found["label"] == each.label and found["model"] == predictor.name
             assert found["distribution"] == pytest.approx(each.distribution, abs=1e-5)
 
-        with connect(f"{address.replace('http', 'ws')}/stream",
-                     additional_headers={"Authorization": f"Bearer {TOKEN}"}) as socket:  # fmt: skip
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        stream = f"{address.replace('http', 'ws')}/stream"
+        with connect(stream, additional_headers=bearer) as socket:
             socket.send(bytes(32_000))
             socket.send("end")
             events = [json.loads(message) for message in socket]
