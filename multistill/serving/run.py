@@ -123,11 +123,12 @@ def served(settings: ServingSettings, host: str, port: int) -> Iterator[str]:
         _check_model(settings)
         from ray import serve
 
-        from multistill.serving.deployment import application
+        from multistill.serving.deployment import LOGGING, application
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(
             proxy_location="HeadOnly",
+            logging_config=LOGGING,
             http_options={
                 "host": host,
                 "port": port,
@@ -181,7 +182,8 @@ def _check_model(settings: ServingSettings) -> None:
             temperature=given.temperature,
         )
 
-    task: Any = ray.remote(load).options(
-        num_cpus=settings.cpus, num_gpus=settings.gpus, max_retries=0
+    # One call per process, which would keep the model in memory otherwise.
+    task: Any = ray.remote(max_calls=1, max_retries=0)(load).options(
+        num_cpus=settings.cpus, num_gpus=settings.gpus
     )
     ray.get(task.remote(settings))

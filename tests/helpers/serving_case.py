@@ -56,11 +56,16 @@ class LoudIsSpeech:
 
 @contextmanager
 def client(
-    predictor: Predictor, token: str | None = None, **settings: Any
+    predictor: Predictor,
+    token: str | None = None,
+    *,
+    raise_server_exceptions: bool = True,
+    **settings: Any,
 ) -> Iterator[tuple[TestClient, InProcess]]:
     given = ServingSettings(model="m", **settings)
     backend = InProcess(predictor, given)
-    with TestClient(create_app(backend, given, token)) as made:
+    app = create_app(backend, given, token)
+    with TestClient(app, raise_server_exceptions=raise_server_exceptions) as made:
         yield made, backend
 
 

@@ -178,3 +178,18 @@ def test_other_paths_and_methods_are_told(predictor: Predictor) -> None:
         for page in ("/", "/docs"):
             reply = http.get(page)
             assert "default-src 'none'" in reply.headers["content-security-policy"]
+
+
+def test_an_unexpected_error_is_told_without_its_text(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client(predictor, raise_server_exceptions=False) as (http, backend):
+
+        async def fail(clip: object) -> None:
+            raise ZeroDivisionError("a secret")
+
+        monkeypatch.setattr(backend, "predict", fail)
+        reply = http.post("/predict", **upload(wav()))
+        assert reply.status_code == 500 and "secret" not in reply.text
+        assert "unexpected ZeroDivisionError" in reply.json()["error"]
+        assert "multistill_predictions_in_progress 0.0" in http.get("/metrics").text
