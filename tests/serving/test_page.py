@@ -20,6 +20,25 @@ from multistill.inference.stream_settings import StreamSettings
 from multistill.inference.streaming import StreamingPredictor
 
 DEMO = files("multistill.corpora") / "data" / "demo-session01.ogg"
+CHOOSE_WEBM = """(async () => {
+  const context = new AudioContext();
+  const tone = context.createOscillator();
+  const into = context.createMediaStreamDestination();
+  tone.connect(into);
+  tone.start();
+  const recorder = new MediaRecorder(into.stream);
+  const parts = [];
+  recorder.ondataavailable = ({data}) => parts.push(data);
+  const stopped = new Promise((done) => { recorder.onstop = done; });
+  recorder.start();
+  await new Promise((done) => setTimeout(done, 1000));
+  recorder.stop();
+  await stopped;
+  const files = new DataTransfer();
+  files.items.add(new File(parts, "made.webm"));
+  document.getElementById("file").files = files.files;
+  document.getElementById("file").dispatchEvent(new Event("change"));
+})()"""
 needs_browser = pytest.mark.skipif(program() is None, reason="Chromium is not installed")
 
 
@@ -106,6 +125,12 @@ def test_a_person_uses_the_page(
     opened.wait(f"{status} === 'The recording is predicted.'")
     assert shown(opened)["label"] in predictor.labels
     assert opened.evaluate("document.getElementById('player').src").startswith("blob:")
+
+    opened.evaluate(CHOOSE_WEBM)
+    opened.wait(f"{status}.startsWith('made.webm is predicted')")
+    notes = "document.getElementById('notes').textContent"
+    assert "decoded by the browser" in opened.evaluate(notes)
+    assert "Failed to load resource" in opened.errors.pop()  # 415: the server does not read WebM
 
     opened.open(f"{address}/docs")
     opened.wait("document.getElementById('paths').innerText.includes('POST /predict')")
