@@ -114,6 +114,12 @@ def test_a_person_uses_the_page(
         for selector in ("body", "#record", ".soft", "a"):
             assert contrast(opened, selector) >= 4.5, (selector, dark)
 
+    names = names_by_role(opened)
+    assert "" not in [name for found in names.values() for name in found], names
+    assert "Record" in names["button"] and "Predictions over time" in names["region"]
+    assert names["textbox"] == ["Token of this server", "What is said (optional)"]
+    assert names["image"][0].endswith(" s."), "the curve is told in words"
+
     opened.evaluate("document.getElementById('record').focus()")
     for kind in ("keyDown", "keyUp"):
         opened.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r",
@@ -137,6 +143,17 @@ def test_a_person_uses_the_page(
     assert opened.errors == []
     asked = {urlsplit(url).netloc for url in opened.requests if "//" in url and url[:5] != "blob:"}
     assert asked == {urlsplit(address).netloc}
+
+
+def names_by_role(page: Page) -> dict[str, list[str]]:
+    """What a screen reader hears of controls and pictures."""
+    page.evaluate("document.querySelector('details').open = true")
+    found: dict[str, list[str]] = {}
+    for node in page.call("Accessibility.getFullAXTree")["nodes"]:
+        role = node.get("role", {}).get("value", "")
+        if role in ("button", "textbox", "link", "image", "region") and not node["ignored"]:
+            found.setdefault(role, []).append(node.get("name", {}).get("value", ""))
+    return found
 
 
 def contrast(page: Page, selector: str) -> float:
