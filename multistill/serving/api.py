@@ -182,6 +182,9 @@ class _Measured:
 
         try:
             await self.app(scope, receive, observed)
+        except Exception:  # answered by what is around this middleware
+            status = "500"
+            raise
         finally:
             self.metrics.requests.labels(path, status).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - start)

@@ -192,4 +192,6 @@ def test_an_unexpected_error_is_told_without_its_text(
         reply = http.post("/predict", **upload(wav()))
         assert reply.status_code == 500 and "secret" not in reply.text
         assert "unexpected ZeroDivisionError" in reply.json()["error"]
-        assert "multistill_predictions_in_progress 0.0" in http.get("/metrics").text
+        text = http.get("/metrics").text
+        assert 'multistill_requests_total{path="/predict",status="500"} 1.0' in text
+        assert "multistill_predictions_in_progress 0.0" in text
