@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from helpers.browser import Page, browser, program
+from helpers.predictor_case import save_predictor
 from helpers.serving_case import TOKEN, LoudIsSpeech, http_server
 
 from multistill import Predictor
@@ -143,6 +144,26 @@ def test_a_person_uses_the_page(
     assert opened.errors == []
     asked = {urlsplit(url).netloc for url in opened.requests if "//" in url and url[:5] != "blob:"}
     assert asked == {urlsplit(address).netloc}
+
+
+@needs_browser
+def test_a_model_of_dimensions_draws_lines(
+    tmp_path: Path, recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "SileroVoiceActivity", LoudIsSpeech)
+    spec = {"num_classes": 0, "dimensions": ("valence", "arousal")}
+    predictor = Predictor.load(save_predictor(tmp_path / "model", spec=spec), "cpu")
+    with http_server(predictor) as address, browser(tmp_path / "browser") as opened:
+        opened.open(address)
+        opened.wait("!document.getElementById('text-part').hidden")
+        opened.choose("#file", recording)
+        opened.wait("document.querySelectorAll('#curve polyline').length >= 2")
+        wanted = predictor.predict(recording).dimensions
+        bars = opened.evaluate("document.getElementById('bars').innerText")
+        for name, value in wanted.items():
+            assert re.search(rf"{name}\s+{value:.1f}", bars), bars
+        assert "valence" in opened.evaluate("document.getElementById('rows').textContent")
+        assert opened.errors == []
 
 
 def names_by_role(page: Page) -> dict[str, list[str]]:
