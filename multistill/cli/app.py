@@ -12,6 +12,7 @@ import typer
 from multistill.cli import catalogue, jobs, results, run
 from multistill.cli import export as export_commands
 from multistill.cli import predict as predict_commands
+from multistill.cli import serve as serve_commands
 from multistill.cli import stream as stream_commands
 from multistill.cli import weights as weights_commands
 from multistill.cli.options import with_debug
@@ -46,6 +47,7 @@ COMMANDS: list[Callable[..., None]] = [
     results.evaluate,
     results.quantize,
     predict_commands.predict,
+    serve_commands.serve,
     stream_commands.stream,
     export_commands.export,
     jobs.submit,

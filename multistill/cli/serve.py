@@ -1,0 +1,92 @@
+"""`multistill serve`: a trained model behind HTTP."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="as of `multistill predict`")],
+    host: Annotated[
+        str, typer.Option("--host", help="address to listen at; 0.0.0.0: all of this machine")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            metavar="FILE",
+            help="token that requests must bear; default: MULTISTILL_SERVE_TOKEN, if it is set",
+        ),
+    ] = None,
+    replicas: Annotated[
+        int, typer.Option("--replicas", min=1, help="processes that hold the model")
+    ] = 1,
+    cpus: Annotated[
+        float, typer.Option("--cpus", min=0.1, help="CPUs of Ray, and threads, per replica")
+    ] = 1.0,
+    gpus: Annotated[
+        float, typer.Option("--gpus", min=0.0, help="GPUs per replica; a share is possible")
+    ] = 0.0,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", min=1, help="clips that are predicted together")
+    ] = 16,
+    max_mb: Annotated[
+        float, typer.Option("--max-mb", min=0.001, help="megabytes of a request")
+    ] = 25.0,
+    max_seconds: Annotated[
+        float, typer.Option("--max-seconds", min=0.1, help="seconds of a recording")
+    ] = 600.0,
+    max_requests: Annotated[
+        int,
+        typer.Option("--max-requests", min=1, help="predictions at a time; others get 503"),
+    ] = 256,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="seconds until a prediction is given up")
+    ] = 60.0,
+    max_streams: Annotated[
+        int, typer.Option("--max-streams", min=0, help="streams at a time; others get 503")
+    ] = 16,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", help="of the probabilities, in place of the fitted one"),
+    ] = None,
+    workspace: Annotated[
+        Path, typer.Option("--workspace", metavar="PATH", help="where the job ran")
+    ] = Path("workspace"),
+) -> None:
+    """Serve a trained model over HTTP: a page, /predict, /stream, /health, /ready, /metrics."""
+    from multistill.errors import UsageError
+    from multistill.serving import run
+    from multistill.serving.settings import ServingSettings
+
+    if temperature is not None and temperature <= 0:
+        raise UsageError(f"temperature: {temperature} is not above 0; use 1 for none")
+    settings = run.with_token(
+        ServingSettings(
+            # Replicas run in folders of their own.
+            model=str(path.absolute()) if (path := Path(model).expanduser()).exists() else model,
+            workspace=str(workspace.expanduser().absolute()),
+            temperature=temperature,
+            token_file=None if token_file is None else str(token_file.expanduser().absolute()),
+            replicas=replicas,
+            cpus=cpus,
+            gpus=gpus,
+            max_batch=max_batch,
+            max_mb=max_mb,
+            max_seconds=max_seconds,
+            max_requests=max_requests,
+            timeout_s=timeout,
+            max_streams=max_streams,
+        )
+    )
+    if sentence := run.warning(host, settings):
+        print(f"multistill: {sentence}", file=sys.stderr)
+    with run.served(settings, host, port) as address:
+        print(f"serving {model} at {address} (page, /docs, /predict, /stream); Ctrl-C ends it")
+        sys.stdout.flush()
+        run.until_stopped()

@@ -1,0 +1,1 @@
+"""A trained model behind HTTP: `multistill serve`, on Ray Serve with FastAPI."""

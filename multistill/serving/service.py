@@ -1,0 +1,104 @@
+"""Predictions within the limits of a server, for who may ask."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from multistill.serving.metrics import Metrics
+from multistill.serving.refusals import RefusedError
+from multistill.serving.tokens import bears
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.requests import HTTPConnection
+
+    from multistill.serving.backend import Backend
+    from multistill.serving.clips import Answer, Clip
+    from multistill.serving.settings import ServingSettings
+
+
+class Service:
+    """What the routes share.
+
+    Attributes:
+        backend: predicts.
+        settings: limits.
+        token: that requests must bear; None: none.
+        metrics: of this process.
+    """
+
+    def __init__(self, backend: Backend, settings: ServingSettings, token: str | None) -> None:
+        self.backend = backend
+        self.settings = settings
+        self.token = token
+        self.metrics = Metrics()
+        self._predictions = 0
+
+    async def predict(self, clip: Clip) -> Answer:
+        """Predict a clip within the server's limits.
+
+        Raises:
+            RefusedError: too many predictions are in progress, or this one takes too long.
+        """
+        with self._admitted():
+            try:
+                answer = await asyncio.wait_for(self.backend.predict(clip), self.settings.timeout_s)
+            except TimeoutError:
+                raise RefusedError(
+                    503,
+                    "timeout",
+                    f"there was no prediction within {self.settings.timeout_s:g} s; try again "
+                    "later, or send a shorter recording",
+                ) from None
+        if isinstance(answer, dict):
+            self.metrics.observe_stages(answer["milliseconds"])
+        return answer
+
+    def check_load(self) -> None:
+        """Refuse a request before it is read.
+
+        Raises:
+            RefusedError: too many predictions are in progress.
+        """
+        if self._predictions >= self.settings.max_requests:
+            raise RefusedError(
+                503,
+                "overloaded",
+                f"{self._predictions} predictions are in progress, the most that this server "
+                "takes; try again later",
+            )
+
+    def check_caller(self, connection: HTTPConnection) -> None:
+        """Refuse who may not ask: without the token, or a page of another site.
+
+        Raises:
+            RefusedError: see there.
+        """
+        origin = connection.headers.get("origin")
+        if origin and urlsplit(origin).netloc != connection.headers.get("host"):
+            raise RefusedError(
+                403, "other site", "a page of another site may not ask; use the page of this server"
+            )
+        offered = tuple(connection.scope.get("subprotocols", ()))
+        given = connection.headers.get("authorization")
+        if self.token is not None and not bears(self.token, given, offered):
+            raise RefusedError(
+                401,
+                "no token",
+                "this server wants a token; send the header `Authorization: Bearer TOKEN`",
+            )
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        self.check_load()
+        self._predictions += 1
+        self.metrics.predictions.inc()
+        try:
+            yield
+        finally:
+            self._predictions -= 1
+            self.metrics.predictions.dec()
