@@ -25,6 +25,7 @@ STAGES = (
     "features",
     "statistics",
     "copies",
+    "pretrain",
     "teacher",
     "distill",
     "students",
@@ -36,8 +37,8 @@ STAGES = (
     "report",
     "probe",
 )
-"""Stages for the help of `--until`, optional ones too: the default recipe's, then that of
-`features-only`."""
+"""Stages for the help of `--until`, optional ones too: the recipes' in the order in which they
+run."""
 
 Name = Annotated[
     str,
