@@ -128,17 +128,13 @@ class EndToEnd(Network):
         self.chunk_transformer = ChunkTransformer(spec)
         self.dropout = nn.Dropout(spec.classifier_dropout)
         self.audio_head = nn.Linear(spec.width, spec.outputs)
-        self.pooled_dim = spec.width
-        self.text_head: nn.Linear | None = None
-        self.fusion: LateFusion | None = None
-        self.null_text: nn.Parameter | None = None
         self.text_pool = FirstPool() if spec.pooling == "published" else MeanPool()
-        if spec.reads_text:
-            self.pooled_dim += query
-            self.text_head = nn.Linear(query, spec.outputs)
-            self.fusion = LateFusion(spec, self.pooled_dim)
-            if spec.null_text:
-                self.null_text = nn.Parameter(torch.randn(query) / math.sqrt(query))
+        self.text_head = nn.Linear(query, spec.outputs)
+        self.pooled_dim = spec.width + query
+        self.fusion = LateFusion(spec, self.pooled_dim)
+        self.null_text: nn.Parameter | None = None
+        if spec.null_text:
+            self.null_text = nn.Parameter(torch.randn(query) / math.sqrt(query))
 
     @property
     def frame_width(self) -> int:
@@ -161,19 +157,17 @@ class EndToEnd(Network):
     ) -> ModelOutput:
         """See `Network.forward`; there is no context."""
         streams = self.read(self.streams(audio, audio_mask, text, text_mask))
-        query = self._query(*streams[1]) if self.spec.reads_text else None
+        query = self._query(*streams[1])
         chunks, mask = in_chunks(*streams[0], self.spec.chunk_frames)
-        batch, count, frames, bands = chunks.shape
+        batch, count = mask.shape[:2]
         states = self.chunk_network(
-            chunks.reshape(-1, frames, bands).transpose(1, 2),
-            mask.reshape(-1, frames),
-            None if query is None else query.repeat_interleave(count, dim=0),
+            chunks.flatten(0, 1).transpose(1, 2),
+            mask.flatten(0, 1),
+            query.repeat_interleave(count, dim=0),
         ).view(batch, count, self.spec.width)
         kept = mask.any(dim=2)
         pooled, sequence = self.chunk_transformer(states, kept)
-        if query is not None:
-            pooled = torch.cat((pooled, query.to(pooled.dtype)), dim=1)
-        pooled = mix(pooled, mixing)
+        pooled = mix(torch.cat((pooled, query.to(pooled.dtype)), dim=1), mixing)
         outputs = self._outputs(pooled, [stream_mask.any(dim=1) for _, stream_mask in streams])
         sequences = {"audio": (sequence, kept)} if self.keeps_sequences else None
         return self.output(outputs, pooled, sequences)
@@ -189,8 +183,6 @@ class EndToEnd(Network):
         """Outputs [B, C] of pooled states [B, D]; of a mixture, a modality of either is present."""
         width = self.spec.width
         audio = self.audio_head(self.dropout(pooled[:, :width]))
-        if self.text_head is None or self.fusion is None:
-            return audio
         text = self.text_head(self.dropout(pooled[:, width:]))
         both = torch.stack(present, dim=1)
         if len(both) != len(pooled):

@@ -180,6 +180,12 @@ def test_batch_statistics_are_those_of_torch_where_all_points_are_active() -> No
     torch.testing.assert_close(ours.eval()(x, mask), theirs.eval()(x))
 
 
+def test_a_point_is_normalised_over_its_channels_as_by_torch() -> None:
+    ours, theirs = PointNorm(CHANNELS, "layer", 1e-5), nn.LayerNorm(CHANNELS)
+    x, mask = feature_map()
+    torch.testing.assert_close(ours(x, mask), theirs(x.movedim(1, -1)).movedim(-1, 1))
+
+
 def test_padding_changes_neither_statistics_nor_values() -> None:
     norm = PointConv(CHANNELS, 5, 3, "batch")
     x, mask = feature_map()
