@@ -131,7 +131,7 @@ def check_network(spec: NetworkFields, network: str, modality: str) -> None:
     """
     for field in fields(NetworkFields):
         value = getattr(spec, field.name)
-        least = min(1, field.default) if field.type == "int" else 0
+        least = int(field.default != 0)
         if field.type == "int" and (isinstance(value, bool) or value < least):
             raise UsageError(
                 f"model: {field.name} must be an integer of at least {least}, not {value}"
