@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from helpers.recording_logger import RecordingLogger
 from helpers.training_corpus import Corpus, as_two, make_corpus, trained
 
 from multistill.config import JobConfig
@@ -116,6 +117,15 @@ def test_every_fold_has_models_of_its_own(two: Corpus, done: list[str], tmp_path
     known = {r["utterance_id"] for r in table.to_pylist() if r["label"] is not None}
     assert abs(clips - len(known & tested)) <= 2, "all but quarantined clips, each once"
     assert (results["folds"], results["seeds"]) == (2, 2)
+    logger = RecordingLogger()
+    assert "- ewc 5000 first:second: average 0." in Forgetting(job, workspace).record(
+        found["forgetting"], logger
+    )
+    average = results["courses"][1]["given"]["average"]["uar"]["value"]
+    assert (None, {"average_uar_ewc 5000 first:second": average}) in [
+        (step, {name: value for name, value in row.items() if name.startswith("average")})
+        for step, row in logger.metric_rows
+    ]
 
 
 def test_what_methods_share_is_trained_once(two: Corpus, done: list[str], tmp_path: Path) -> None:
