@@ -25,6 +25,7 @@ STAGES = (
     "features",
     "statistics",
     "copies",
+    "pretrain",
     "teacher",
     "distill",
     "students",

@@ -56,7 +56,7 @@ class LogMel(Wav2Vec2Frames):
         from torchaudio.transforms import MelSpectrogram
 
         self.minimum_samples = window_ms * SAMPLE_RATE // 1000
-        self.hop = hop_ms * SAMPLE_RATE // 1000
+        self.hop, self.bands = hop_ms * SAMPLE_RATE // 1000, bands
         self._mel = MelSpectrogram(
             sample_rate=SAMPLE_RATE,
             n_fft=self.minimum_samples,

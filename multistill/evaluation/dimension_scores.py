@@ -22,7 +22,7 @@ def dimension_scores(folds: Sequence[tuple[str, str]], features: str) -> dict[st
         folds: folder of the manifest and of the model of each fold.
 
     Returns:
-        `dimension`, `clips`, `ccc`, `rmse`.
+        `dimension`, `clips`, `ccc`, `rmse`; None where the values do not define it.
     """
     store = open_store(features)
     truths, predictions, name = [], [], ""
@@ -47,6 +47,6 @@ def dimension_scores(folds: Sequence[tuple[str, str]], features: str) -> dict[st
     return {
         "dimension": name,
         "clips": int(np.isfinite(truth).sum()),
-        "ccc": found.get(f"ccc_{name}", float("nan")),
-        "rmse": found.get(f"rmse_{name}", float("nan")),
+        "ccc": found.get(f"ccc_{name}"),
+        "rmse": found.get(f"rmse_{name}"),
     }

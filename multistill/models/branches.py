@@ -6,25 +6,26 @@ Imports no torch, so that job files are validated quickly.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from multistill.models.network_fields import BRANCH_FIELDS
 from multistill.models.spec import ModelSpec
 
-BRANCHES = ("audio", "text")
+BRANCHES: tuple[Literal["audio", "text"], ...] = ("audio", "text")
 """Modalities of the branches, and the names of their modules in the fusion."""
 
 
-def branch_spec(spec: ModelSpec, modality: str) -> ModelSpec:
+def branch_spec(spec: ModelSpec, modality: Literal["audio", "text"]) -> ModelSpec:
     """Spec of the `va-audio` or `va-text` that a branch of a fusion is.
 
     Args:
         spec: of a `va-fusion`.
-        modality: of `BRANCHES`.
+        modality: of the branch.
     """
     of_audio = modality == "audio"
     branch = ModelSpec(
         **{name: getattr(spec, name) for name in BRANCH_FIELDS},
-        modality="audio" if of_audio else "text",
+        modality=modality,
         network="va-audio" if of_audio else "va-text",
         width=spec.width,
         heads=spec.va_branch_heads,

@@ -306,7 +306,7 @@ def test_help_and_error_of_until_name_the_stages(
     made = {step.name for recipe in recipes for step in recipe.steps(config, Workspace("."))}
     optional = {name for recipe in recipes for name in recipe.left_out(config)}
     assert made | optional == set(STAGES)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "300")
     assert code_of(["run", "--help"]) == 0
     assert ", ".join(STAGES) in " ".join(capsys.readouterr().out.split())
     path = job(

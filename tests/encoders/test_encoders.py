@@ -249,6 +249,27 @@ def test_log_mel_is_invariant_to_the_gain_of_the_microphone() -> None:
     assert np.abs(quiet - loud).max() < 1e-2
 
 
+@pytest.mark.parametrize(("bands", "window_ms", "hop_ms"), [(80, 25, 20), (128, 128, 32)])
+def test_log_mel_has_the_bands_and_the_frames_that_it_is_asked_for(
+    bands: int, window_ms: int, hop_ms: int
+) -> None:
+    settings = {"model": "log-mel", "bands": bands, "window_ms": window_ms, "hop_ms": hop_ms}
+    encoder = load_speech(SpeechEncoderConfig.model_validate(settings), None, CPU)
+    for milliseconds in (window_ms, window_ms + hop_ms - 1, 1000):
+        wave = tone(milliseconds / 1000)
+        [states] = encoder.encode([wave])
+        frames = (milliseconds - window_ms) // hop_ms + 1
+        assert states.shape == (encoder.frames(len(wave)), encoder.info.dim) == (frames, bands)
+    assert encoder.frames(window_ms * 16 - 1) == 0
+    # A low tone is in a low band, and one of 7 kHz among the highest.
+    time = np.arange(16_000) / 16_000
+    peaks = [
+        encoder.encode([np.sin(2 * np.pi * hertz * time).astype(np.float32)])[0].mean(0).argmax()
+        for hertz in (200, 7_000)
+    ]
+    assert peaks[0] < 0.15 * bands and peaks[1] > 0.9 * bands
+
+
 def test_a_model_that_is_not_found_is_reported_with_the_alternatives() -> None:
     for model in ("kresnik/wav2vec2-large-xlsr-korean", "./no-such-folder", "a/b/c d"):
         with pytest.raises(MultistillError, match=r"^features\.speech\.model: ") as caught:

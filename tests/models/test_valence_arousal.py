@@ -313,6 +313,14 @@ def test_self_attention_sees_the_order_of_the_corrected_network_alone(
     assert torch.allclose(states, reversed_states.flip(1), atol=1e-6) != ordered
 
 
+@pytest.mark.parametrize("preset", NETWORKS)
+def test_every_network_can_classify(preset: str) -> None:
+    model = disturbed(network(preset, num_classes=3, dimensions=()))
+    output = model(*inputs())
+    assert output.logits.shape == (3, 3) and output.dimensions is None
+    assert output.pooled.shape == (3, model.pooled_dim)
+
+
 def test_frozen_branches_neither_learn_nor_drop_anything() -> None:
     model = network("paper-va-fusion", dropout=0.5)
     assert isinstance(model, FusionNetwork)

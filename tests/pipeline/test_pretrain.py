@@ -121,6 +121,11 @@ def test_a_dimension_without_values_is_refused_by_validate(tmp_path: Path) -> No
         ("dimension_loss: rmse", "metric: uar", "`metric: uar` is of classes"),
         ("dimension_loss: rmse", "oversample: true", "a branch predicts a dimension; remove them"),
         ("dimension_loss: rmse", "workers: 2", "is over the batch that one worker sees"),
+        (
+            "dimension_loss: rmse",
+            "augmentation: {word_swap: 0.1}",
+            "pretrain.audio: .* changes text states, and the model reads none",
+        ),
         ("only: [anger]", "only: [joy]", "`joy` is not a class of the job; use some of calm"),
         ("only: [anger], feature_masks: 1, word_swap: 0.2", "only: [anger]", "has no effect"),
         ("model: log-mel, bands: 16, window_ms: 128, hop_ms: 32", "model: smart-turn", "va-fusion"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 
-from multistill.config import SearchConfig
+from multistill.config import ModelConfig, SearchConfig, SearchParameter, StudentConfig
 from multistill.errors import UsageError
 from multistill.search.space import apply, check_space, current, known_keys, suggest
 
@@ -180,3 +180,12 @@ def test_every_known_key_can_be_applied():
         value = getattr(settings[section], name)
         if value is not None:
             assert apply(TASK, {key: value}) == TASK
+
+
+def test_the_fields_of_a_network_can_be_searched_and_those_of_others_cannot():
+    student = StudentConfig(name="a", model=ModelConfig(preset="va-fusion"))
+    key = "model.va_audio_layers"
+    space = {key: SearchParameter(choices=[3, 7]), "model.width": SearchParameter(choices=[96])}
+    assert check_space(space, student) == []
+    other = StudentConfig(name="a", model=ModelConfig(preset="small-student"))
+    assert "the network head does not use `va_audio_layers`" in check_space(space, other)[0]

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.joint_case import make_joint_corpus, make_joint_task
 from helpers.training_corpus import AUDIO_DIM, TEXT_DIM, Corpus, make_task, run, trained, weights
 
 from multistill.config import TrainConfig
 from multistill.errors import MultistillError
 from multistill.models.build import build
 from multistill.models.files import load_model
+from multistill.models.joint import JointModel, build_model
 from multistill.models.presets import resolve
 from multistill.training.initial import load_initial
 from multistill.training.loop import fit
@@ -121,6 +123,26 @@ def test_the_whole_of_a_model_can_be_taken_over(corpus: Corpus, tmp_path: Path) 
     first, second = (load_model(tmp_path / name).state_dict() for name in ("first", "second"))
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_an_encoder_that_was_trained_with_a_branch_is_taken_over(tmp_path: Path) -> None:
+    corpus = make_joint_corpus(tmp_path / "corpus")
+    encoders = make_joint_task(corpus).encoders
+    trained(replace(task_of(corpus, "va-audio"), encoders=encoders), tmp_path / "branch")
+    fusion = replace(task_of(corpus, "va-fusion"), encoders=encoders)
+    model = build_model(fusion.spec, AUDIO_DIM, TEXT_DIM, fusion.load_encoders())
+    source = load_model(tmp_path / "branch")
+    assert isinstance(model, JointModel) and isinstance(source, JointModel)
+    before = model.trained_encoder_state()
+    untrained = {name: tensor.clone() for name, tensor in before.items()}
+    load_initial(model, {"audio": str(tmp_path / "branch")})
+    found, expected = model.trained_encoder_state(), source.trained_encoder_state()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor)
+    assert any(not torch.equal(untrained[name], tensor) for name, tensor in expected.items())
+    branch = model.head.get_submodule("audio").state_dict()
+    assert all(torch.equal(branch[name], t) for name, t in source.head.state_dict().items())
 
 
 @pytest.mark.parametrize(

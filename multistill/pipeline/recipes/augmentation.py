@@ -23,14 +23,7 @@ def check_augmentation(job: JobConfig) -> Iterator[tuple[Location, str]]:
             continue
         modalities.append(spec.modality)
         config, location = each.train.augmentation, (*each.section, "train", "augmentation")
-        yield from check_classes(job, config, location, each.title)
-        for setting, states in _unread(spec.modality):
-            if getattr(config, setting):
-                yield (
-                    (*location, setting),
-                    f"{each.title}: `train.augmentation.{setting}` changes {states} states, and "
-                    "the model reads none; remove it there",
-                )
+        yield from check_of_model(job, config, location, each.title, spec.modality)
     if job.search.enabled:
         for setting, states in _unread(_modality(job.searched_student().model)):
             if (key := f"train.augmentation.{setting}") in job.search.space:
@@ -56,10 +49,17 @@ def check_augmentation(job: JobConfig) -> Iterator[tuple[Location, str]]:
         )
 
 
-def check_classes(
-    job: JobConfig, config: AugmentationConfig, location: Location, title: str
+def check_of_model(
+    job: JobConfig, config: AugmentationConfig, location: Location, title: str, modality: Modality
 ) -> Iterator[tuple[Location, str]]:
-    """Classes whose clips alone are changed, that the job does not have."""
+    """Changes of states that a model does not read, and of clips of classes that there are not."""
+    for setting, states in _unread(modality):
+        if getattr(config, setting):
+            yield (
+                (*location, setting),
+                f"{title}: `train.augmentation.{setting}` changes {states} states, and "
+                "the model reads none; remove it there",
+            )
     for name in config.only:
         if name not in job.labels.classes:
             yield (

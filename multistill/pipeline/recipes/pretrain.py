@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from multistill.config import JobConfig
 from multistill.models.branches import BRANCHES
 from multistill.pipeline.recipes import Location, Recipe, distillation
-from multistill.pipeline.recipes.augmentation import check_classes
+from multistill.pipeline.recipes.augmentation import check_of_model
 from multistill.pipeline.recipes.models import models_of
 from multistill.pipeline.recipes.tasks import over_batch
 from multistill.pipeline.step import Step
@@ -46,8 +46,8 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 f"pretrain.{modality}: `oversample` and `class_weights` are of classes, and a "
                 "branch predicts a dimension; remove them",
             )
-        augmentation = (*location, "augmentation")
-        yield from check_classes(job, train.augmentation, augmentation, f"pretrain.{modality}")
+        changes, place = train.augmentation, (*location, "augmentation")
+        yield from check_of_model(job, changes, place, f"pretrain.{modality}", modality)
         yield from over_batch(location, f"pretrain.{modality}", train)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from multistill.cluster.tasks import on_cluster
 from multistill.config import JobConfig, TrainSection
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from multistill.training.task import TrainingTask
 
 NETWORK = "va-fusion"
+_METRICS = ("ccc", "rmse")
 
 _INSTEAD = (
     "let the branches of the teacher predict another dimension than `{}` "
@@ -119,9 +120,8 @@ class Pretrain(ModelStep):
                     dimension_scores, of_folds, str(run.artifacts["features"].path)
                 )
         for name, values in scores.items():
-            run.logger.metrics(
-                {f"test.{name}.{metric}": values[metric] for metric in ("ccc", "rmse")}
-            )
+            found = {f"test.{name}.{metric}": values[metric] for metric in _METRICS}
+            run.logger.metrics({key: value for key, value in found.items() if value is not None})
         return {**summary, "scores": scores}
 
     def tasks(self, artifacts: Artifacts) -> list[TrainingTask]:
@@ -132,7 +132,9 @@ class Pretrain(ModelStep):
             for task in self.teacher.repeated([self.branch(member, modality, artifacts)], artifacts)
         ]
 
-    def branch(self, member: str, modality: str, artifacts: Artifacts) -> TrainingTask:
+    def branch(
+        self, member: str, modality: Literal["audio", "text"], artifacts: Artifacts
+    ) -> TrainingTask:
         """The training of a branch of a teacher's model on all training rows."""
         fusion = self.teacher.members(artifacts)[member]
         preset = self.job.teacher.members[member].preset
@@ -156,13 +158,15 @@ class Pretrain(ModelStep):
         return []
 
     def record(self, artifact: Artifact, logger: RunLogger) -> str:
-        rows = [
-            f"| {name} | {values['dimension']} | {values['clips']} | {values['ccc']:.3f} | "
-            f"{values['rmse']:.3f} |"
-            for name, values in artifact.summary["scores"].items()
+        table = [
+            "| before the teacher | dimension | test clips | CCC | RMSE |",
+            "| --- | --- | --- | --- | --- |",
         ]
-        head = ["| before the teacher | dimension | test clips | CCC | RMSE |"]
-        return "\n".join([*head, "| --- | --- | --- | --- | --- |", *rows])
+        for name, values in artifact.summary["scores"].items():
+            figures = ["-" if values[key] is None else f"{values[key]:.3f}" for key in _METRICS]
+            cells = [name, values["dimension"], str(values["clips"]), *figures]
+            table.append(f"| {' | '.join(cells)} |")
+        return "\n".join(table)
 
     def plan(self, resources: Resources, artifacts: Artifacts) -> Mapping[str, Any]:
         lines: list[Any] = []
