@@ -126,7 +126,9 @@ class ContinualConfig(Section):
         for method in self.methods:
             if method == "ewc":
                 for weight in self.ewc.weights:
-                    yield Variant(f"ewc {weight:g}", method, weight)
+                    # MLflow takes no plus sign in a name: 1e+06.
+                    number = f"{weight:g}".replace("+", "")
+                    yield Variant(f"ewc {number}", method, weight)
             else:
                 yield Variant(method, method)
 

@@ -127,11 +127,20 @@ def table(continual: Record) -> Table:
         found.add_row(
             f"{course['method']}\n{course['head']}",
             *(cell(last[name]["uar"]) for name in corpora),
-            cell(course["given"]["backward"]["uar"]),
+            _change(course["given"]["backward"]["uar"]),
             cell(course["predicted"]["average"]["uar"]),
             count(course["parameters"]["trained"]),
         )
     return found
+
+
+def _change(change: Mapping[str, float | None]) -> str:
+    """A difference above its interval, with signs."""
+    value, low, high = change["value"], change["low"], change["high"]
+    if value is None:
+        return "-"
+    interval = "" if low is None or high is None else f"\n{low:+.2f} to {high:+.2f}"
+    return f"{value:+.3f}{interval}"
 
 
 def lines(continual: Record) -> list[str]:

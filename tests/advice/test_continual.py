@@ -86,6 +86,14 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         [JOB + "continual: {train: {metric: uar}}\n"],
     ),
     (
+        JOB + "continual: {train: {loss: mse}}\n",
+        "of `ewc` is of probabilities from logits; choose another loss, or remove `ewc`",
+        [
+            JOB + "continual: {train: {loss: focal}}\n",
+            JOB + "continual: {methods: [finetune], train: {loss: mse}}\n",
+        ],
+    ),
+    (
         JOB + "protocol: cross-corpus\n",
         "in every fold; set `by: session`, or `holdout`",
         [JOB + "protocol: {kind: k-fold, by: session}\n", JOB + "protocol: holdout\n"],

@@ -326,7 +326,7 @@ def test_help_and_error_of_until_name_the_stages(
         ("s", ["schema", "submit", "status", "stop", "stream", "search"]),
         ("search ", ["resume", "extend", "join"]),
         ("run --unt", ["--until"]),
-        ("run --until f", ["features", "functionals"]),
+        ("run --until f", ["features", "forgetting", "functionals"]),
     ],
 )
 def test_a_shell_completes_commands_options_and_stages(typed: str, offered: list[str]) -> None:

@@ -21,9 +21,9 @@ Location = tuple[str | int, ...]
 
 RECIPES = {
     "distillation": "multistill.pipeline.recipes.distillation",
-    "continual": "multistill.pipeline.recipes.continual",
     "features-only": "multistill.pipeline.recipes.features_only",
     "pretrain": "multistill.pipeline.recipes.pretrain",
+    "continual": "multistill.pipeline.recipes.continual",
 }
 """Name -> module with a `RECIPE`; imported when a job first asks for it."""
 

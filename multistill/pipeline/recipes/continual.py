@@ -107,6 +107,13 @@ def _methods(job: JobConfig) -> Iterator[tuple[Location, str]]:
             f"features.{layers[0]}.train the store keeps states of the checkpoint below the top "
             "ones; set `train: full`, or remove `adapter-untrained`",
         )
+    if "ewc" in job.continual.methods and job.continual.train.loss == "mse":
+        yield (
+            ("continual", "train", "loss"),
+            "continual: `train.loss: mse` trains a model that puts out shares, and the Fisher "
+            "information of `ewc` is of probabilities from logits; choose another loss, or remove "
+            "`ewc`",
+        )
 
 
 def _scores(job: JobConfig) -> Iterator[tuple[Location, str]]:

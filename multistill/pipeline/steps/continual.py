@@ -21,15 +21,18 @@ from multistill.pipeline.continual import (
 from multistill.pipeline.folds import FOLDS, Fold, folds_of, planned_folds, split_unit
 from multistill.pipeline.step import Artifacts, Step, StepRun
 from multistill.pipeline.steps.training import ModelStep, training_clips, training_task
+from multistill.tracking.logger import RunLogger
 from multistill.training.defaults import defaults_of, resolve_training
 from multistill.training.model_store import VERSION, Index
-from multistill.workspace import Artifact, clear, fingerprint
+from multistill.workspace import Artifact, clear, fingerprint, read_json
 
 if TYPE_CHECKING:
     from multistill.evaluation.candidates import Candidate
     from multistill.training.task import TrainingTask
 
 PARTS = ("train", "valid", "test")
+FIGURES = ("average", "backward", "forgetting")
+"""Over the corpora, as `multistill.evaluation.continual` names them."""
 FISHER = "fisher"
 FISHER_VERSION = 1
 
@@ -39,12 +42,13 @@ class Continual(ModelStep):
 
     name = "continual"
     artifact = "continual"
-    sections = frozenset({"continual", "seeds"})
+    sections = frozenset({"continual", "seeds", "tasks"})
 
     def config(self) -> Any:
         return {
             "continual": self.job.continual.identity(),
             "corpora": list(corpora_of(self.job)),
+            "tasks": self.job.tasks.weights(),
             "seed": self.job.seed,
             "seeds": self.job.seeds,
             "models": VERSION,
@@ -295,3 +299,17 @@ class Forgetting(Step):
             split_unit(self.job),
         )
         return result
+
+    def record(self, artifact: Artifact, logger: RunLogger) -> str:
+        """Average and backward transfer of UAR by method and order."""
+        from multistill.evaluation.courses import RESULTS
+
+        rows = []
+        for course in read_json(artifact.path / RESULTS)["courses"]:
+            name = f"{course['method']} {':'.join(course['order'])}"
+            scores = {each: course["given"][each]["uar"]["value"] for each in FIGURES}
+            known = {each: value for each, value in scores.items() if value is not None}
+            logger.metrics({f"{each}_uar_{name}": value for each, value in known.items()})
+            figures = ", ".join(f"{each} {value:.3f}" for each, value in known.items())
+            rows.append(f"- {name}: {figures}")
+        return "UAR after all corpora:\n\n" + "\n".join(rows)
