@@ -81,7 +81,8 @@ def main() -> None:
     for speaker in map(int, arguments.speakers.split(",")):
         manifest, ids, labels = bench.fold(speaker)
         head = bench.train(Row(arguments.preset, train=LIGHT, copies=False), manifest, 1)
-        config = FeaturesConfig.model_validate({"speech": {"model": "log-mel"}})
+        # As in the store of light.py.
+        config = FeaturesConfig.model_validate({"speech": {"model": "log-mel", "max_seconds": 8}})
         valid = predict_logits(head, bench.store("log-mel"), ids["valid"], "cpu")
         info = ModelInfo(
             "student",
