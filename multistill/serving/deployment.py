@@ -104,8 +104,8 @@ def application(settings: ServingSettings) -> serve.Application:
     """The application with its settings."""
     model = cast("Any", Model).options(
         num_replicas=settings.replicas,
-        # All wait in the replicas' batches: Serve's router asks a full replica again only after
-        # pauses, in which it idles (64 clients more cost it five sixths of its speed).
+        # Predictions wait in the replicas: Serve's router asks a full one again after pauses only,
+        # and with 128 clients most of the time went into these.
         max_ongoing_requests=settings.max_requests,
         max_queued_requests=settings.max_requests,
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
