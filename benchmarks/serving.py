@@ -320,12 +320,12 @@ async def memory(requests: int) -> list[dict[str, Any]]:
 
 def record(name: str, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    given = {k: v for k, v in vars(arguments).items() if k not in ("command", "model")}
+    options = {"load": ("seconds",), "faults": ("connections",), "memory": ("requests",)}[name]
     entry = {
         "cores": len(os.sched_getaffinity(0)),
         "load_average_1min": round(os.getloadavg()[0], 1),
         "model": "given" if arguments.model else "light-student, random weights",
-        **given,
+        **{option: getattr(arguments, option) for option in options},
         "rows": rows,
     }
     write_json(RESULTS, {**found, name: entry})

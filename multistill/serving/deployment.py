@@ -104,8 +104,9 @@ def application(settings: ServingSettings) -> serve.Application:
     """The application with its settings."""
     model = cast("Any", Model).options(
         num_replicas=settings.replicas,
-        # A batch in work, and the next one.
-        max_ongoing_requests=2 * settings.max_batch,
+        # Predictions wait in the replicas: Serve's router asks a full one again after pauses only,
+        # and with 128 clients most of the time went into these.
+        max_ongoing_requests=settings.max_requests,
         max_queued_requests=settings.max_requests,
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         graceful_shutdown_timeout_s=settings.timeout_s,
