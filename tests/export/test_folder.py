@@ -14,6 +14,7 @@ from helpers.exported_clips import run_without, write_clip
 from helpers.predictor_case import save_predictor
 
 from multistill import Predictor
+from multistill.errors import UsageError
 from multistill.export.card import card, find_report
 from multistill.export.formats import Export, export
 from multistill.export.to_folder import CARD, PROGRAM
@@ -163,6 +164,19 @@ def test_a_model_with_a_trained_encoder_has_no_program(tmp_path: Path) -> None:
     assert "trained with this model" in text and text.count("```python") == 1
     write_clip(tmp_path / "clip.wav")
     assert Predictor.load(done.out, "cpu").predict(tmp_path / "clip.wav").label is not None
+
+
+def test_a_network_that_does_not_become_a_graph_has_no_program(tmp_path: Path) -> None:
+    model = save_predictor(tmp_path / "model", "va-audio")
+    done = export(model, tmp_path / "out", "folder")
+    assert PROGRAM not in done.files and f"without {PROGRAM}: its network is va-audio" in done.notes
+    write_clip(tmp_path / "clip.wav")
+    found, wanted = (
+        Predictor.load(each, "cpu").predict(tmp_path / "clip.wav") for each in (done.out, model)
+    )
+    assert found.dimensions == wanted.dimensions and found.dimensions
+    with pytest.raises(UsageError, match="does not become a graph: its network is va-audio"):
+        export(model, tmp_path / "onnx", "onnx")
 
 
 def test_a_folder_in_8_bits_is_exported_in_8_bits(
