@@ -132,12 +132,15 @@ def _own(folder: Path) -> list[Path]:
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes `out` when the context ends without an error.
 
+    An empty folder is filled and not replaced: it may be a link, a mount, or where the shell is.
+
     Raises:
         UsageError: `out` is in use, or cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is in use; give a folder that is empty or does not exist")
-    partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
+    exists = out.exists()
+    partial = (out if exists else out.parent).absolute() / f".{out.name}.{os.getpid()}.partial"
     try:
         partial.mkdir(parents=True)
     except OSError as error:
@@ -146,7 +149,11 @@ def _new_folder(out: Path) -> Iterator[Path]:
         ) from error
     try:
         yield partial
-        partial.replace(out)
+        if exists:
+            for each in partial.iterdir():
+                each.replace(out / each.name)
+        else:
+            partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -179,6 +179,21 @@ def test_a_network_that_does_not_become_a_graph_has_no_program(tmp_path: Path) -
         export(model, tmp_path / "onnx", "onnx")
 
 
+def test_an_empty_folder_is_filled_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_predictor(tmp_path / "model", "va-audio")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    for out in (tmp_path / "link", Path()):
+        monkeypatch.chdir(tmp_path / "here")
+        done = export(model, out, "folder")
+        assert sorted(done.files) == sorted(path.name for path in Path().iterdir())
+        assert (tmp_path / "link").is_symlink() and CARD in done.files
+        for path in Path().iterdir():
+            path.unlink()
+
+
 def test_a_folder_in_8_bits_is_exported_in_8_bits(
     light: tuple[Path, Export], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
