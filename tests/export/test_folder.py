@@ -139,6 +139,19 @@ def test_the_card_says_what_the_report_says(tmp_path: Path) -> None:
     assert find_report(config, [tmp_path / "ws"]) is None
 
 
+def test_a_card_of_dimensions_alone_has_their_agreement(tmp_path: Path) -> None:
+    model = save_predictor(tmp_path / "model", "va-audio")
+    config = read_model_config(model)
+    config["training"] |= {"task": "0123", "validation": {"ccc": 0.4}}
+    report = report_of("0123", metrics={"ccc": SCORE, "rmse": SCORE}, slices=[], calibration=None)
+    report["baseline"]["metrics"] = {"ccc": {"value": 0.0}, "rmse": {"value": 1.0}}
+    text = card(config, "case", report, ["pass\n"], int8=False)
+    assert "| CCC | 0.610 | 0.500 to 0.700 |" in text and "UAR" not in text
+    assert "On validation, on which the epoch was chosen: CCC 0.400." in card(
+        config, "case", None, ["pass\n"], int8=False
+    )
+
+
 def test_the_card_of_a_model_without_a_job_calls_it_unknown(
     light: tuple[Path, Export], tmp_path: Path
 ) -> None:
