@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from multistill.cli.options import Json, print_json
+from multistill.cli.options import JobWorkspace, Json, Model, print_json
 
 
 class Format(StrEnum):
@@ -18,14 +18,7 @@ class Format(StrEnum):
 
 
 def export(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="a model folder, a finished job of the workspace (its best student), or "
-            "models:/NAME@champion, models:/NAME/VERSION, runs:/ID of MLflow",
-        ),
-    ],
+    model: Model,
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="folder to write; new, or empty")
     ],
@@ -46,9 +39,7 @@ def export(
             "--head", help="the graph reads states of the encoder, also where it could read samples"
         ),
     ] = False,
-    workspace: Annotated[
-        Path, typer.Option("--workspace", metavar="PATH", help="where the job ran")
-    ] = Path("workspace"),
+    workspace: JobWorkspace = Path("workspace"),
     as_json: Json = False,
 ) -> None:
     """Write a trained model for use without this program: ONNX, a folder with a card, MLflow."""

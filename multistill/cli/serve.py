@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -64,7 +65,7 @@ def serve(
     from multistill.serving import run
     from multistill.serving.settings import ServingSettings
 
-    if temperature is not None and temperature <= 0:
+    if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
         raise UsageError(f"temperature: {temperature} is not above 0; use 1 for none")
     settings = run.with_token(
         ServingSettings(

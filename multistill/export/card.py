@@ -17,7 +17,8 @@ from multistill.wording import counted
 from multistill.workspace import read_json
 
 Report = Mapping[str, Any]
-METRICS = {"uar": "UAR", "macro_f1": "macro F1", "accuracy": "accuracy"}
+METRICS = {"uar": "UAR", "macro_f1": "macro F1", "accuracy": "accuracy", "ccc": "CCC"}
+"""Of classes, and for a model of dimensions alone the mean over them."""
 SLICE_METRICS = ("uar", "macro_f1")
 OVERLAP = "encoder-data"
 """Kind of the report's warning about encoders whose published training data hold a test corpus."""
@@ -172,9 +173,9 @@ def _results(
     if calibrated:
         rows.append(["calibration error, calibrated", *_figures(calibrated["ece"])])
     yield _table(["metric", "value", f"{shares} interval"], rows)
-    baseline = report["baseline"]["metrics"]["uar"]["value"] if report.get("baseline") else None
+    baseline = (report.get("baseline") or {"metrics": {}})["metrics"].get("uar")
     if baseline is not None:
-        yield f"The most frequent class alone has UAR {baseline:.3f}."
+        yield f"The most frequent class alone has UAR {baseline['value']:.3f}."
     if model.get("not_trained"):
         yield f"This model is {model['not_trained']}."
 

@@ -101,7 +101,7 @@ def _folder(
     folder: Path, out: Path, name: str, workspaces: list[Path], head_only: bool
 ) -> tuple[str | None, list[str]]:
     from multistill.export.card import find_report
-    from multistill.export.programs import trace, trained_encoder
+    from multistill.export.programs import trace, why_no_graph
     from multistill.export.to_folder import PROGRAM, write_folder
 
     config = read_model_config(folder)
@@ -109,10 +109,10 @@ def _folder(
     notes = []
     if report is None:
         notes.append("no finished job has this model, so its card has no test results")
-    own = trained_encoder(config)
-    traced = None if own else trace(folder, head_only=head_only)
+    why = why_no_graph(config)
+    traced = None if why else trace(folder, head_only=head_only)
     if traced is None:
-        notes.append(f"without {PROGRAM}: its {own} encoder was trained with it")
+        notes.append(f"without {PROGRAM}: {why}")
     else:
         notes += _on_states(traced.why_states)
     write_folder(folder, out, name, traced, report)
@@ -132,12 +132,15 @@ def _own(folder: Path) -> list[Path]:
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes `out` when the context ends without an error.
 
+    An empty folder is filled and not replaced: it may be a link, a mount, or where the shell is.
+
     Raises:
         UsageError: `out` is in use, or cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is in use; give a folder that is empty or does not exist")
-    partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
+    exists = out.exists()
+    partial = (out if exists else out.parent).absolute() / f".{out.name}.{os.getpid()}.partial"
     try:
         partial.mkdir(parents=True)
     except OSError as error:
@@ -146,7 +149,11 @@ def _new_folder(out: Path) -> Iterator[Path]:
         ) from error
     try:
         yield partial
-        partial.replace(out)
+        if exists:
+            for each in partial.iterdir():
+                each.replace(out / each.name)
+        else:
+            partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -18,9 +18,12 @@ from multistill.errors import UsageError
 from multistill.export.graph import HeadGraph, LogMelStates, SamplesGraph, traces_window
 from multistill.models.base import Network
 from multistill.models.files import load_model, read_model_config
+from multistill.models.spec import ModelSpec
 
 Reads = Literal["samples", "states"]
 LOG_MEL = "log-mel"
+TRACEABLE = ("head", "pooled")
+"""Networks of dynamic lengths for torch.export: not recurrent, and not cut into chunks."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,14 @@ def trace(folder: Path, *, head_only: bool = False) -> Traced:
         head_only: trace the head in any case.
 
     Raises:
-        UsageError: an encoder that was trained with the model would be missing.
+        UsageError: the model does not become a graph (`why_no_graph`).
         MultistillError: the folder is not a model folder, or is damaged.
     """
     config = read_model_config(folder)
-    if own := trained_encoder(config):
+    if why := why_no_graph(config):
         raise UsageError(
-            f"the model {folder} has a {own} encoder of its own, which was trained with it and "
-            "does not become a graph; use `--format folder` or `--format mlflow`"
+            f"the model {folder} does not become a graph: {why}; use `--format folder` or "
+            "`--format mlflow`"
         )
     model = load_model(folder)
     assert isinstance(model, Network)
@@ -88,9 +91,13 @@ def trace(folder: Path, *, head_only: bool = False) -> Traced:
     return Traced(program, graph, "states" if why else "samples", outputs, shapes, config, why)
 
 
-def trained_encoder(config: Mapping[str, Any]) -> str | None:
-    """Which encoder was trained with a model, `speech` or `text`; None if none was."""
-    return next((name for name, each in config["encoders"].items() if "training" in each), None)
+def why_no_graph(config: Mapping[str, Any]) -> str:
+    """Why not even the head of a model becomes a graph; empty if it does."""
+    own = next((name for name, each in config["encoders"].items() if "training" in each), None)
+    if own is not None:
+        return f"its {own} encoder was trained with it"
+    network = ModelSpec.from_dict(config["spec"]).network
+    return "" if network in TRACEABLE else f"its network is {network}"
 
 
 def why_states(model: Network, config: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def recording(cell: Any) -> Path | bytes | None:
         return cell
     if not isinstance(cell, str) or not cell:
         return None
-    if len(cell) <= LONGEST_PATH and "\0" not in cell and Path(cell).is_file():
+    if len(cell) <= LONGEST_PATH and os.path.isfile(cell):  # noqa: PTH113 - false for any text
         return Path(cell)
     try:
         return base64.b64decode(cell, validate=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import re
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from multistill.serving.settings import ServingSettings
 
 PATHS = ("/", "/docs", "/openapi.json", "/predict", "/stream", "/health", "/ready", "/metrics")
-READY_SECONDS = 5.0
-"""In which a replica must answer for the server to be ready."""
 
 
 def create_app(backend: Backend, settings: ServingSettings, token: str | None) -> FastAPI:
@@ -63,7 +60,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """Predict the emotion of a recording, a transcript, or both."""
         service.check_caller(request)
         service.check_load()
-        async with received_form(request, service.settings) as form:
+        async with received_form(request) as form:
             clip = await clip_of(form)
         answer = await service.predict(clip)
         return _refused(service, answer) if isinstance(answer, Refusal) else JSONResponse(answer)
@@ -76,12 +73,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/ready", responses={503: openapi.REFUSED})
     async def ready() -> dict[str, Any]:
         """Whether a model is loaded, and which."""
-        try:
-            served = await asyncio.wait_for(service.backend.served(), READY_SECONDS)
-        except TimeoutError:
-            raise RefusedError(
-                503, "not ready", "no replica has loaded the model yet; try again later"
-            ) from None
+        served = await service.served()
         return {
             "ready": True,
             **served.to_json(),

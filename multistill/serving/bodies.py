@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from multistill.serving.settings import ServingSettings
-
 FIELDS = ("audio", "text", "only", "unsure_below")
 _MOST_FIELDS = 100  # `only` is repeated, once per class
+_FIELD_BYTES = 2**20  # of a field that is no file, which is kept in memory
 
 
 class BoundedBodies:
@@ -79,7 +78,7 @@ class BoundedBodies:
 
 
 @asynccontextmanager
-async def received_form(request: Request, settings: ServingSettings) -> AsyncIterator[FormData]:
+async def received_form(request: Request) -> AsyncIterator[FormData]:
     """The form of a request; its files are removed when the context ends.
 
     Raises:
@@ -94,9 +93,7 @@ async def received_form(request: Request, settings: ServingSettings) -> AsyncIte
             "recording in the field `audio`",
         )
     try:
-        form = await request.form(
-            max_files=1, max_fields=_MOST_FIELDS, max_part_size=int(settings.max_mb * 1e6)
-        )
+        form = await request.form(max_files=1, max_fields=_MOST_FIELDS, max_part_size=_FIELD_BYTES)
     except HTTPException as error:
         raise RefusedError(
             400, "broken form", f"the form cannot be read ({error.detail.rstrip('.')})"

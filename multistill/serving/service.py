@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
     from starlette.requests import HTTPConnection
 
-    from multistill.serving.backend import Backend
+    from multistill.serving.backend import Backend, Served
     from multistill.serving.clips import Answer, Clip
     from multistill.serving.settings import ServingSettings
+
+READY_SECONDS = 5.0
+"""In which a replica must answer for the server to be ready."""
 
 
 class Service:
@@ -58,6 +61,19 @@ class Service:
             self.metrics.observe_stages(answer["milliseconds"])
         return answer
 
+    async def served(self) -> Served:
+        """Describe the model.
+
+        Raises:
+            RefusedError: no replica has loaded it within `READY_SECONDS`.
+        """
+        try:
+            return await asyncio.wait_for(self.backend.served(), READY_SECONDS)
+        except TimeoutError:
+            raise RefusedError(
+                503, "not ready", "no replica has loaded the model yet; try again later"
+            ) from None
+
     def check_load(self) -> None:
         """Refuse a request before it is read.
 
@@ -79,7 +95,7 @@ class Service:
             RefusedError: see there.
         """
         origin = connection.headers.get("origin")
-        if origin and urlsplit(origin).netloc != connection.headers.get("host"):
+        if origin and _netloc(origin) != connection.headers.get("host"):
             raise RefusedError(
                 403, "other site", "a page of another site may not ask; use the page of this server"
             )
@@ -102,3 +118,10 @@ class Service:
         finally:
             self._predictions -= 1
             self.metrics.predictions.dec()
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""

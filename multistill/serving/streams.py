@@ -137,7 +137,7 @@ class _Stream:
             WebSocketDisconnect: it left.
         """
         options = _Options(self._socket)
-        served = await self._service.backend.served()
+        served = await self._service.served()
         loop = asyncio.get_running_loop()
         predictor = cast("Predictor", RemotePredictor(self._service, served, loop))
         streaming = await loop.run_in_executor(self._threads, options.start, predictor)

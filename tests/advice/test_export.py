@@ -44,7 +44,10 @@ def test_models_with_an_encoder_of_their_own(tmp_path: Path) -> None:
     encoder = save_wav2vec2(tmp_path / "encoder")
     features = {"speech": {"model": str(encoder), "train": "full"}}
     model = save_predictor(tmp_path / "model", "small-audio-student", features)
-    with told("does not become a graph; use `--format folder` or `--format mlflow`", UsageError):
+    with told(
+        "the model {} does not become a graph: {}; use `--format folder` or `--format mlflow`",
+        UsageError,
+    ):
         export(model, tmp_path / "out", "onnx")
     assert "encoder.safetensors" in export(model, tmp_path / "folder", "folder").files
     assert "MLmodel" in export(model, tmp_path / "mlflow", "mlflow").files

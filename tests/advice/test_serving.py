@@ -77,9 +77,11 @@ def test_where_it_listens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_what_it_needs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        main(["serve", str(tmp_path), "--temperature", "-1"])
-    says("temperature: {} is not above 0; use 1 for none", capsys.readouterr().err)
+    for value in ("-1", "nan", "inf"):
+        with pytest.raises(SystemExit) as end:
+            main(["serve", str(tmp_path), "--temperature", value])
+        assert end.value.code == 2
+        says("temperature: {} is not above 0; use 1 for none", capsys.readouterr().err)
     with monkeypatch.context() as patch:
         patch.setattr(run, "find_spec", lambda name: None)
         with told("serving needs the package {}; run `pip install 'multistill[serve]'`"):

@@ -14,6 +14,7 @@ from helpers.exported_clips import run_without, write_clip
 from helpers.predictor_case import save_predictor
 
 from multistill import Predictor
+from multistill.errors import UsageError
 from multistill.export.card import card, find_report
 from multistill.export.formats import Export, export
 from multistill.export.to_folder import CARD, PROGRAM
@@ -138,6 +139,19 @@ def test_the_card_says_what_the_report_says(tmp_path: Path) -> None:
     assert find_report(config, [tmp_path / "ws"]) is None
 
 
+def test_a_card_of_dimensions_alone_has_their_agreement(tmp_path: Path) -> None:
+    model = save_predictor(tmp_path / "model", "va-audio")
+    config = read_model_config(model)
+    config["training"] |= {"task": "0123", "validation": {"ccc": 0.4}}
+    report = report_of("0123", metrics={"ccc": SCORE, "rmse": SCORE}, slices=[], calibration=None)
+    report["baseline"]["metrics"] = {"ccc": {"value": 0.0}, "rmse": {"value": 1.0}}
+    text = card(config, "case", report, ["pass\n"], int8=False)
+    assert "| CCC | 0.610 | 0.500 to 0.700 |" in text and "UAR" not in text
+    assert "On validation, on which the epoch was chosen: CCC 0.400." in card(
+        config, "case", None, ["pass\n"], int8=False
+    )
+
+
 def test_the_card_of_a_model_without_a_job_calls_it_unknown(
     light: tuple[Path, Export], tmp_path: Path
 ) -> None:
@@ -163,6 +177,34 @@ def test_a_model_with_a_trained_encoder_has_no_program(tmp_path: Path) -> None:
     assert "trained with this model" in text and text.count("```python") == 1
     write_clip(tmp_path / "clip.wav")
     assert Predictor.load(done.out, "cpu").predict(tmp_path / "clip.wav").label is not None
+
+
+def test_a_network_that_does_not_become_a_graph_has_no_program(tmp_path: Path) -> None:
+    model = save_predictor(tmp_path / "model", "va-audio")
+    done = export(model, tmp_path / "out", "folder")
+    assert PROGRAM not in done.files and f"without {PROGRAM}: its network is va-audio" in done.notes
+    write_clip(tmp_path / "clip.wav")
+    found, wanted = (
+        Predictor.load(each, "cpu").predict(tmp_path / "clip.wav") for each in (done.out, model)
+    )
+    assert found.dimensions == wanted.dimensions and found.dimensions
+    with pytest.raises(UsageError, match="does not become a graph: its network is va-audio"):
+        export(model, tmp_path / "onnx", "onnx")
+
+
+def test_an_empty_folder_is_filled_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_predictor(tmp_path / "model", "va-audio")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    for out in (tmp_path / "link", Path()):
+        monkeypatch.chdir(tmp_path / "here")
+        done = export(model, out, "folder")
+        assert sorted(done.files) == sorted(path.name for path in Path().iterdir())
+        assert (tmp_path / "link").is_symlink() and CARD in done.files
+        for path in Path().iterdir():
+            path.unlink()
 
 
 def test_a_folder_in_8_bits_is_exported_in_8_bits(

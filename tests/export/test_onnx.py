@@ -117,6 +117,7 @@ HEADS: Mapping[str, dict[str, Any]] = {
     "multimodal": {"preset": "small-student", "temperature": 0.8, "max_frames": 60},
     "dimensions": {"preset": "small-text-student", "spec": {"dimensions": ("valence", "arousal")}},
     "context": {"preset": "small-audio-student", "spec": {"context_turns": 2}},
+    "strided": {"preset": "pooled-strided", "spec": {"width": 16}},
 }
 
 

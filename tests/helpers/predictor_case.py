@@ -16,7 +16,7 @@ from multistill.encoders.source import EncoderSource, Section, trained_encoders
 from multistill.features.identity import resolved_weights
 from multistill.models.files import ModelInfo, save_model
 from multistill.models.joint import Model, build_model
-from multistill.models.presets import resolve
+from multistill.models.presets import PRESETS, resolve
 
 SMALL = {"width": 16, "heads": 2, "layers": 1, "feedforward": 16, "classifier": 16}
 LABELS = ("happy", "sad", "angry", "neutral", "surprise", "fear", "disgust")
@@ -35,7 +35,7 @@ def save_predictor(
 
     Args:
         features: of the job; default: log-mel and the untrained text encoder.
-        spec: fields of the head besides small widths.
+        spec: fields of the model besides small widths, which other networks than `head` leave out.
     """
     config = FeaturesConfig.model_validate(features or {})
     weights, cpu = resolved_weights(config), torch.device("cpu")
@@ -71,7 +71,8 @@ def random_head(
 ) -> Model:
     torch.manual_seed(0)
     encoders = {name: source.load() for name, source in trained.items()}
-    head = build_model(resolve(preset, {**SMALL, **spec}), audio_dim, text_dim, encoders)
+    small = SMALL if PRESETS[preset].network == "head" else {}
+    head = build_model(resolve(preset, {**small, **spec}), audio_dim, text_dim, encoders)
     with torch.no_grad():
         for parameter in head.parameters():
             if parameter.requires_grad:

@@ -68,7 +68,7 @@ def test_predictions_are_those_of_the_same_samples_offline(
     events = run(predictor, settings=StreamSettings(window=window))
     finals, interims = of(events, Final), of(events, Interim)
     assert len(finals) == len(of(events, SpeechStart)) == 3 and len(interims) >= 12
-    assert len({each.prediction.distribution.values() for each in finals}) == 3
+    assert len({tuple(each.prediction.distribution.values()) for each in finals}) == 3
     for each in finals + interims:
         offline = predictor.predict_samples(cut(each.start, each.end))
         assert each.prediction.distribution == offline.distribution

@@ -74,6 +74,7 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
         400,
         "the form cannot be read (Too many files",
     ),
+    ({"files": {"text": (None, "x" * 1_100_000)}}, 400, "the form cannot be read (Part exceeded"),
 ]  # fmt: skip
 
 
@@ -128,8 +129,9 @@ def test_a_token_is_asked_for_where_predictions_are(predictor: Predictor) -> Non
 
 def test_pages_of_other_sites_may_not_ask(predictor: Predictor) -> None:
     with client(predictor) as (http, _):
-        other = {"Origin": "https://example.org"}
-        assert http.post("/predict", **upload(wav()), headers=other).status_code == 403
+        for origin in ("https://example.org", "null", "http://["):
+            reply = http.post("/predict", **upload(wav()), headers={"Origin": origin})
+            assert reply.status_code == 403
         own = {"Origin": "http://testserver"}
         assert http.post("/predict", **upload(wav()), headers=own).status_code == 200
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from multistill import Predictor
 from multistill.inference import streaming
 from multistill.inference.stream_settings import StreamSettings
 from multistill.inference.streaming import StreamingPredictor
+from multistill.serving import service
 
 SAMPLES = np.concatenate(
     [np.zeros(8_000), speech_like(1.5), np.zeros(12_000), speech_like(1.0, seed=1), np.zeros(9_000)]
@@ -123,6 +125,22 @@ def test_too_much_at_once_and_too_many_streams(predictor: Predictor) -> None:
             assert error["reason"] == "too fast"
         with http.websocket_connect("/stream") as socket:
             assert socket.receive_json()["event"] == "ready"
+
+
+def test_a_stream_does_not_wait_for_a_model_for_ever(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "READY_SECONDS", 0.1)
+    with client(predictor) as (http, backend):
+
+        async def never() -> None:
+            await asyncio.sleep(60)
+
+        monkeypatch.setattr(backend, "served", never)
+        with http.websocket_connect("/stream") as socket:
+            assert socket.receive_json()["reason"] == "not ready"
+        assert http.get("/ready").json()["reason"] == "not ready"
+        assert "multistill_streams_open 0.0" in http.get("/metrics").text
 
 
 def test_a_token_comes_as_a_header_or_as_a_subprotocol(predictor: Predictor) -> None:
