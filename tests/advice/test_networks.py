@@ -77,6 +77,14 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         "it is a setting of `log-mel`, and the encoder is `{}`; remove it",
         [SPEECH % "untrained-wav2vec2", SPEECH % "log-mel, bands: 40"],
     ),
+    (
+        PRETRAIN % "" + "tasks: [valence]\n" + SPEECH % "log-mel",
+        "both would learn nothing; add `classes` to `tasks`, or use presets `va-audio` and ",
+        [
+            PRETRAIN % "" + "tasks: [classes, valence]\n" + SPEECH % "log-mel",
+            "teacher: {model: va-text}\ntasks: [valence]\n",
+        ],
+    ),
 ]
 
 
@@ -87,6 +95,18 @@ def test_job_files(wrong: str, advice: str, right: list[str]) -> None:
     says(advice, refused.value)
     for text in right:
         jobfile.parse(BASE + text, "x.yaml")
+
+
+def test_a_branch_on_a_trained_encoder_changes_no_states() -> None:
+    text = "recipe: pretrain\nteacher: {model: va-fusion}\npretrain: {%s}\nfeatures: "
+    text += "{speech: log-mel, text: {model: klue/bert-base, train: full}}\n"
+    with pytest.raises(JobFileError) as refused:
+        jobfile.parse(BASE + text % "text: {augmentation: {word_swap: 0.2}}", "x.yaml")
+    says(
+        "remove it, and use `time_mask` and `feature_mask` of features.speech.train, or",
+        refused.value,
+    )
+    jobfile.parse(BASE + text % "audio: {augmentation: {time_masks: 1}}", "x.yaml")
 
 
 def test_another_modality() -> None:

@@ -72,9 +72,10 @@ def test_memory_is_saved_as_the_features_say(of_inputs: Corpus) -> None:
     for source in make_joint_task(of_inputs).encoders.values():
         train = {**source.config.train.model_dump(), "gradient_checkpointing": True}
         assert source.with_training(train).adapted(adapted).config.train.gradient_checkpointing
-        assert source.adapted(adapted).identity() == source.with_training(train).adapted(
-            adapted
-        ).identity()
+        assert (
+            source.adapted(adapted).identity()
+            == source.with_training(train).adapted(adapted).identity()
+        )
 
 
 def test_untrained_weights_are_others_and_always_the_same(of_inputs: Corpus) -> None:

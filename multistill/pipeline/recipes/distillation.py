@@ -24,7 +24,7 @@ from multistill.pipeline.steps.evaluation import Evaluate
 from multistill.pipeline.steps.functionals import OPENSMILE, Functionals
 from multistill.pipeline.steps.label_shares import LabelShares
 from multistill.pipeline.steps.report import Report
-from multistill.pipeline.steps.robustness import Robustness
+from multistill.pipeline.steps.robustness import ROBUSTNESS, Robustness
 from multistill.pipeline.steps.search import Search
 from multistill.pipeline.steps.training import ModelStep, Students, Teacher
 from multistill.workspace import Workspace
@@ -75,7 +75,7 @@ def left_out(job: JobConfig) -> Mapping[str, str]:
     if not job.features.augmentation.copies:
         missing[Copies.name] = "set `features.augmentation.copies` in the job file"
     if not job.evaluation.robustness:
-        missing[Robustness.name] = "set `evaluation.robustness: true` in the job file"
+        missing[Robustness.name] = ROBUSTNESS
     if not job.evaluation.opensmile:
         missing[Functionals.name] = OPENSMILE
     return missing

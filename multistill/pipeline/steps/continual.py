@@ -21,6 +21,7 @@ from multistill.pipeline.continual import (
 from multistill.pipeline.folds import FOLDS, Fold, folds_of, planned_folds, split_unit
 from multistill.pipeline.step import Artifacts, Step, StepRun
 from multistill.pipeline.steps.training import ModelStep, training_clips, training_task
+from multistill.pipeline.steps.transcripts import refuse_without_text
 from multistill.tracking.logger import RunLogger
 from multistill.training.defaults import defaults_of, resolve_training
 from multistill.training.model_store import VERSION, Index
@@ -58,12 +59,17 @@ class Continual(ModelStep):
         return ("manifest", "features")
 
     def preflight(self, artifacts: Artifacts) -> None:
-        """Refuse a part of a split that lacks a corpus.
+        """Refuse a part of a split that lacks a corpus, and MESM without transcripts.
 
         Raises:
             UsageError: names the first.
         """
         from multistill.corpora.manifest import read_manifest
+
+        config = self.job.continual
+        if "manifest" in artifacts:
+            models = [config.model_of(method) for method in config.methods]
+            refuse_without_text(models, artifacts["manifest"])
 
         for fold in folds_of(artifacts) if "manifest" in artifacts else []:
             manifest = fold.artifacts["manifest"]
