@@ -78,6 +78,21 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         [SPEECH % "untrained-wav2vec2", SPEECH % "log-mel, bands: 40"],
     ),
     (
+        STUDENT % "paper-va-fusion" + SPEECH % "log-mel",
+        "and here they have none; set `va_frozen: false`, or let",
+        [
+            STUDENT % "paper-va-fusion, va_frozen: false" + SPEECH % "log-mel",
+            FUSION.replace("va-fusion", "paper-va-fusion") % "" + SPEECH % "log-mel",
+        ],
+    ),
+    (
+        STUDENT % "va-fusion"
+        + SPEECH % "log-mel"
+        + "search: {space: {model.va_frozen: {choices: [true, false]}}}\n",
+        "fusion, and those of a student are not; remove that key",
+        [STUDENT % "va-fusion" + SPEECH % "log-mel" + "search: {trials: 2}\n"],
+    ),
+    (
         PRETRAIN % "" + "tasks: [valence]\n" + SPEECH % "log-mel",
         "both would learn nothing; add `classes` to `tasks`, or use presets `va-audio` and ",
         [

@@ -12,7 +12,7 @@ from multistill.pipeline.recipes import Location, Recipe
 from multistill.pipeline.recipes.augmentation import check_augmentation
 from multistill.pipeline.recipes.end_to_end import check_end_to_end
 from multistill.pipeline.recipes.fronts import check_fronts
-from multistill.pipeline.recipes.models import check_presets
+from multistill.pipeline.recipes.models import check_frozen, check_presets
 from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.recipes.stored_states import check_stored_states
 from multistill.pipeline.recipes.trained_encoders import check_trained_encoders
@@ -54,6 +54,7 @@ def left_out(job: JobConfig) -> Mapping[str, str]:
 def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Problems that the sections cannot see."""
     yield from check_presets(job)
+    yield from check_frozen(job)
     yield from _corpora(job)
     yield from _methods(job)
     yield from _scores(job)

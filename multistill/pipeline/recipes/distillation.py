@@ -10,7 +10,7 @@ from multistill.pipeline.recipes import Location, Recipe
 from multistill.pipeline.recipes.augmentation import check_augmentation
 from multistill.pipeline.recipes.end_to_end import check_end_to_end
 from multistill.pipeline.recipes.fronts import check_fronts
-from multistill.pipeline.recipes.models import check_presets, models_of
+from multistill.pipeline.recipes.models import check_frozen, check_presets, models_of
 from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.recipes.stored_states import check_stored_states
 from multistill.pipeline.recipes.tasks import check_tasks
@@ -86,6 +86,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     from multistill.search.space import check_space
 
     yield from check_presets(job)
+    yield from check_frozen(job)
     for sentence in check_space(job.search.space, job.searched_student()):
         yield ("search", "space"), f"search.space: {sentence}"
     yield from check_tasks(job)

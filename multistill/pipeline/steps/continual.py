@@ -235,13 +235,15 @@ class Continual(ModelStep):
 
     def plan(self, resources: Resources, artifacts: Artifacts) -> Mapping[str, Any]:
         config, folds = self.job.continual, planned_folds(self.job, artifacts)
-        resolved = resolve_training(
-            config.train, config.model.preset, training_clips(artifacts), self.job.tasks.metric
-        )
-        defaults = defaults_of(config.model.preset)
         gpus = config.train.gpus_per_worker
-        return {
-            "models": [
+        models = []
+        for training in trainings_of(self.job):
+            preset = config.model_of(training.variant.method).preset
+            resolved = resolve_training(
+                config.train, preset, training_clips(artifacts), self.job.tasks.metric
+            )
+            defaults = defaults_of(preset)
+            models.append(
                 {
                     "model": training.name,
                     "trainings": None if folds is None else folds * self.job.seeds,
@@ -252,9 +254,8 @@ class Continual(ModelStep):
                     "batch_size": config.train.batch_size or defaults.batch_size,
                     "learning_rate": config.train.learning_rate or defaults.learning_rate,
                 }
-                for training in trainings_of(self.job)
-            ]
-        }
+            )
+        return {"models": models}
 
 
 class Forgetting(Step):
