@@ -181,11 +181,9 @@ def check_network(spec: NetworkFields, network: str, modality: str) -> None:
     """
     for field in fields(NetworkFields):
         value = getattr(spec, field.name)
-        least = 0 if field.default == 0 else 1
-        if field.type == "int" and (isinstance(value, bool) or value < least):
-            raise UsageError(
-                f"model: {field.name} must be an integer of at least {least}, not {value}"
-            )
+        counts = field.type == "int" and field.default != 0  # `pooled_strides` may be 0
+        if counts and (isinstance(value, bool) or value < 1):
+            raise UsageError(f"model: {field.name} must be an integer of at least 1, not {value}")
     _check_end_to_end(spec)
     use = NETWORK_USES.get(network)
     if use is not None and use.modality not in (None, modality):

@@ -278,7 +278,13 @@ class _Options:
         self.rate = round(_number(query, "rate", SAMPLE_RATE))
         self.only = query.getlist("only") or None
         self.unsure_below = _number(query, "unsure_below", None)
-        self.keep_up = query.get("keep_up", "true") != "false"
+        if query.get("keep_up", "true") not in ("true", "false"):
+            raise RefusedError(
+                422,
+                "invalid options",
+                f"keep_up: `{query['keep_up'][:40]}` is neither; write true or false",
+            )
+        self.keep_up = query.get("keep_up", "true") == "true"
         names = ("interval", "window")
         self.times = {name: _number(query, name, None) for name in names if name in query}
 

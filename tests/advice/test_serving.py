@@ -124,12 +124,13 @@ def test_streams(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
                 return found
 
         says("{}: `{}` is no number; write one", error("?window=x"))
+        says("keep_up: `{}` is neither; write true or false", error("?keep_up=0"))
         says("there is no option `{}`; use some of {}", error("?speed=2"))
         says("the stream is longer than the {} s that this server reads; open another",
              error("", bytes(64_000)))  # fmt: skip
         says("nothing arrived for {} s; open the stream again when there is sound", error(""))
         monkeypatch.setattr(streams, "IDLE_SECONDS", 60)
-        with http.websocket_connect("/stream?window=2") as socket:
+        with http.websocket_connect("/stream?window=2&keep_up=false") as socket:
             socket.send_bytes((32767 * speech_like(0.5)).astype("<i2").tobytes())
             socket.send_text("end")
             while (event := socket.receive_json())["event"] != "end":

@@ -323,7 +323,7 @@ def test_help_and_error_of_until_name_the_stages(
     ("typed", "offered"),
     [
         ("va", ["validate"]),
-        ("s", ["schema", "submit", "status", "stop", "stream", "search"]),
+        ("s", ["schema", "submit", "status", "stop", "stream", "serve", "search"]),
         ("search ", ["resume", "extend", "join"]),
         ("run --unt", ["--until"]),
         ("run --until f", ["features", "forgetting", "functionals"]),

@@ -82,6 +82,7 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     ("?speed=2", None, 1007, "there is no option `speed`"),
     ("?window=long", None, 1007, "window: `long` is no number"),
     ("?rate=nan", None, 1007, "rate: `nan` is no number"),
+    ("?keep_up=0", None, 1007, "keep_up: `0` is neither"),
     ("?only=joy", None, 1007, "the model has no class `joy`"),
     ("?rate=5", None, 1007, "rate: 5 is not possible"),
     ("?window=0.01", None, 1007, "window"),
