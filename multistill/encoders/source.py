@@ -62,7 +62,9 @@ class EncoderSource:
 
     def adapted(self, train: EncoderTrainingConfig) -> EncoderSource:
         """The same encoder, trained in another way over the same layers, from the same store."""
-        over = train.model_copy(update={"layers": self.config.train.layers})
+        own = self.config.train
+        kept = {"layers": own.layers, "gradient_checkpointing": own.gradient_checkpointing}
+        over = train.model_copy(update=kept)
         return replace(self, config=self.config.model_copy(update={"train": over}))
 
     def identity(self) -> dict[str, Any]:

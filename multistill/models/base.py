@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,7 @@ class Network(nn.Module):
     parts of it that networks share.
 
     Attributes:
+        classifiers: names of the modules that map pooled states to outputs, of those it has.
         keeps_sequences: whether the output has the sequences before they are pooled.
         pooled_dim: width of `ModelOutput.pooled`.
         readers: the part of the stored states that the spec chooses, of `audio` and `text`.
@@ -67,6 +68,7 @@ class Network(nn.Module):
         dimension_scale: None for a model without dimensions.
     """
 
+    classifiers: ClassVar[tuple[str, ...]] = ("classifier",)
     keeps_sequences = False
     pooled_dim: int
 

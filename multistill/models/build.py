@@ -23,6 +23,8 @@ class EmotionModel(Network):
     The sequences that it puts out are those of the deep path.
     """
 
+    classifiers = ("classifier", "wide.linear")
+
     def __init__(self, spec: ModelSpec, audio_dim: int, text_dim: int) -> None:
         super().__init__(spec, audio_dim, text_dim)
         audio_width, text_width = self.reader("audio").width, self.reader("text").width

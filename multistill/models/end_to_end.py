@@ -121,6 +121,8 @@ class EndToEnd(Network):
     With `top_p` 1, MESM is FE2E without the biases of the convolutions of its stages.
     """
 
+    classifiers = ("audio_head", "text_head", "fusion.weights", "fusion.gate")
+
     def __init__(self, spec: ModelSpec, audio_dim: int, text_dim: int) -> None:
         super().__init__(spec, audio_dim, text_dim)
         bands, query = self.reader("audio").width, self.reader("text").width

@@ -67,7 +67,9 @@ def describe_continual(results: Record, job: JobConfig) -> dict[str, Any]:
     return {
         **results,
         "orders": [order for number, order in enumerate(orders) if order not in orders[:number]],
-        "published": _published(results, named) if len(named) == 2 else None,
+        "published": _published(results, named)
+        if len(named) == 2 == len(results["corpora"])
+        else None,
     }
 
 

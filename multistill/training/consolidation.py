@@ -69,7 +69,8 @@ class QuadraticPenalty:
             (fisher * (parameter.float() - start).square()).sum()
             for parameter, fisher, start in self._terms
         ]
-        return self.weight / 2 * torch.stack(terms).sum()
+        # Where the whole model is a new classifier, there is nothing to hold back.
+        return self.weight / 2 * torch.stack(terms).sum() if terms else torch.zeros(())
 
 
 def write_fisher(

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from multistill.corpora.manifest import classes_of, manifest_schema, read_manifest, write_manifest
 from multistill.errors import JobFileError, UsageError
 from multistill.pipeline import jobfile
+from multistill.pipeline.recipes.continual import steps
 from multistill.pipeline.steps.continual import Continual
 from multistill.training.consolidation import FISHER, QuadraticPenalty, write_fisher
 from multistill.workspace import Artifact, Workspace
@@ -87,9 +88,10 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
     ),
     (
         JOB + "continual: {train: {loss: mse}}\n",
-        "of `ewc` is of probabilities from logits; choose another loss, or remove `ewc`",
+        "of `ewc` is of the softmax of logits; choose another loss, or remove `ewc`",
         [
             JOB + "continual: {train: {loss: focal}}\n",
+            JOB + "continual: {methods: [replay], train: {loss: one-vs-rest}}\n",
             JOB + "continual: {methods: [finetune], train: {loss: mse}}\n",
         ],
     ),
@@ -117,6 +119,52 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         ],
     ),
 ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "piece"),
+    [
+        ("train: {loss: one-vs-rest}", "information of `ewc` is of the softmax"),
+        ("train: {augmentation: {only: [nobody], noise: 0.1}}", "`nobody` is not a class"),
+        ("model: small-audio-teacher, train: {augmentation: {word_swap: 0.2}}", "text states"),
+        ("model: paper-fe2e, train: {workers: 2}", "chunk_normalization: layer"),
+    ],
+)
+def test_trainings_are_checked_as_those_of_other_recipes(wrong: str, piece: str) -> None:
+    features = "features: {speech: log-mel}\n"
+    with pytest.raises(JobFileError) as refused:
+        jobfile.parse(JOB + features + f"continual: {{{wrong}}}\n", "x.yaml")
+    assert piece in str(refused.value)
+
+
+def test_the_steps_that_an_evaluation_reads() -> None:
+    """A stage that reads what no stage before it makes could not even be planned."""
+    text = JOB + "evaluation: {robustness: true, opensmile: [egemaps]}\n"
+    job = jobfile.parse(text, "x.yaml")
+    made: set[str] = set()
+    for step in steps(job, Workspace(Path("x"))):
+        assert set(step.reads()) <= made, step.name
+        made.add(step.artifact)
+
+
+def test_mesm_without_transcripts(tmp_path: Path) -> None:
+    two = as_two(make_corpus(tmp_path / "corpus"), tmp_path / "two")
+    rows = [{**row, "text": ""} for row in read_manifest(two[0]).to_pylist()]
+    for row in rows:
+        row["corpus"] = {"first": "demo", "second": "other"}[row["corpus"]]
+    schema = manifest_schema(classes_of(read_manifest(two[0])))
+    (tmp_path / "silent").mkdir()
+    write_manifest(pa.Table.from_pylist(rows, schema=schema), tmp_path / "silent")
+    manifest = Artifact("prepare", "x", tmp_path / "silent", {"summary": {}})
+
+    def step(preset: str) -> None:
+        text = JOB + f"features: {{speech: log-mel}}\ncontinual: {{model: {preset}}}\n"
+        job = jobfile.parse(text, "x.yaml")
+        Continual(job, Workspace(tmp_path)).preflight({"manifest": manifest})
+
+    with told("which computes all, or corpora with transcripts", UsageError):
+        step("small-mesm")
+    step("small-fe2e")
 
 
 @pytest.mark.parametrize(("wrong", "advice", "right"), JOB_FILES)

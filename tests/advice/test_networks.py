@@ -77,6 +77,29 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         "it is a setting of `log-mel`, and the encoder is `{}`; remove it",
         [SPEECH % "untrained-wav2vec2", SPEECH % "log-mel, bands: 40"],
     ),
+    (
+        STUDENT % "paper-va-fusion" + SPEECH % "log-mel",
+        "and here they have none; set `va_frozen: false`, or let",
+        [
+            STUDENT % "paper-va-fusion, va_frozen: false" + SPEECH % "log-mel",
+            FUSION.replace("va-fusion", "paper-va-fusion") % "" + SPEECH % "log-mel",
+        ],
+    ),
+    (
+        STUDENT % "va-fusion"
+        + SPEECH % "log-mel"
+        + "search: {space: {model.va_frozen: {choices: [true, false]}}}\n",
+        "fusion, and those of a student are not; remove that key",
+        [STUDENT % "va-fusion" + SPEECH % "log-mel" + "search: {trials: 2}\n"],
+    ),
+    (
+        PRETRAIN % "" + "tasks: [valence]\n" + SPEECH % "log-mel",
+        "both would learn nothing; add `classes` to `tasks`, or use presets `va-audio` and ",
+        [
+            PRETRAIN % "" + "tasks: [classes, valence]\n" + SPEECH % "log-mel",
+            "teacher: {model: va-text}\ntasks: [valence]\n",
+        ],
+    ),
 ]
 
 
@@ -87,6 +110,18 @@ def test_job_files(wrong: str, advice: str, right: list[str]) -> None:
     says(advice, refused.value)
     for text in right:
         jobfile.parse(BASE + text, "x.yaml")
+
+
+def test_a_branch_on_a_trained_encoder_changes_no_states() -> None:
+    text = "recipe: pretrain\nteacher: {model: va-fusion}\npretrain: {%s}\nfeatures: "
+    text += "{speech: log-mel, text: {model: klue/bert-base, train: full}}\n"
+    with pytest.raises(JobFileError) as refused:
+        jobfile.parse(BASE + text % "text: {augmentation: {word_swap: 0.2}}", "x.yaml")
+    says(
+        "remove it, and use `time_mask` and `feature_mask` of features.speech.train, or",
+        refused.value,
+    )
+    jobfile.parse(BASE + text % "audio: {augmentation: {time_masks: 1}}", "x.yaml")
 
 
 def test_another_modality() -> None:

@@ -66,6 +66,18 @@ def test_frozen_encoders_stay_and_small_weights_come_back(
     assert summary["trained_parameters"] == counts[0] < counts[1]
 
 
+def test_memory_is_saved_as_the_features_say(of_inputs: Corpus) -> None:
+    adapted = ContinualConfig().adapted("adapter")
+    assert adapted is not None
+    for source in make_joint_task(of_inputs).encoders.values():
+        train = {**source.config.train.model_dump(), "gradient_checkpointing": True}
+        assert source.with_training(train).adapted(adapted).config.train.gradient_checkpointing
+        assert (
+            source.adapted(adapted).identity()
+            == source.with_training(train).adapted(adapted).identity()
+        )
+
+
 def test_untrained_weights_are_others_and_always_the_same(of_inputs: Corpus) -> None:
     name = "text.network.model.embeddings.word_embeddings.weight"
     known, drawn, again = (

@@ -113,6 +113,11 @@ def test_the_penalty_is_quadratic_around_the_start(tmp_path: Path) -> None:
     assert penalty().item() == pytest.approx(4 / 2 * (3 * 1 + 0.5 * 4))
 
 
+def test_without_a_parameter_to_hold_back_there_is_no_penalty(tmp_path: Path) -> None:
+    save_file({"wide.linear.weight": torch.ones(2)}, tmp_path / FISHER)
+    assert QuadraticPenalty({}, tmp_path, weight=4.0)().item() == 0
+
+
 def distance(state: Path, start: Path) -> float:
     """From the weights of a finished model."""
     model = load_model(start).state_dict()

@@ -15,6 +15,7 @@ from helpers.training_corpus import Corpus, ThreadGroup, losses, make_task, run,
 
 from multistill.models.files import load_model, read_model_config
 from multistill.models.joint import JointModel, build_model
+from multistill.models.parts import is_of_classifier
 from multistill.models.presets import resolve
 from multistill.training.checkpoint import best_weights
 from multistill.training.data import TrainingData
@@ -126,3 +127,19 @@ def test_the_text_encoder_learns_at_its_own_rate(tmp_path: Path) -> None:
     run(task, tmp_path / "state")
     after, _ = best_weights(tmp_path / "state")
     assert any(not torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("preset", ["small-fe2e", "small-mesm", "paper-mesm"])
+def test_the_classifier_goes_on_alone_after_another_corpus(
+    corpus: Corpus, tmp_path: Path, preset: str
+) -> None:
+    first = tmp_path / "0123456789abcdef"
+    own = replace(task_of(corpus, preset, epochs=1), role="teacher")
+    trained(own, first)
+    changed = replace(own, initial={"": str(first)}, trains="classifier")
+    trained(changed.with_train(epochs=2), tmp_path / "second")
+    before, after = load_model(first), load_model(tmp_path / "second")
+    names = {name for name, _ in after.named_parameters() if is_of_classifier(name, after)}
+    assert {name.partition(".")[0] for name in names} == {"audio_head", "text_head", "fusion"}
+    for name, tensor in after.state_dict().items():
+        assert torch.equal(tensor, before.state_dict()[name]) != (name in names), name

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 
 from multistill.config import JobConfig
 from multistill.config.continual import OWN_WEIGHTS
 from multistill.pipeline.continual import corpora_of
 from multistill.pipeline.recipes import Location, Recipe
+from multistill.pipeline.recipes.augmentation import check_augmentation
+from multistill.pipeline.recipes.end_to_end import check_end_to_end
 from multistill.pipeline.recipes.fronts import check_fronts
-from multistill.pipeline.recipes.models import check_presets
+from multistill.pipeline.recipes.models import check_frozen, check_presets
 from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.recipes.stored_states import check_stored_states
 from multistill.pipeline.recipes.trained_encoders import check_trained_encoders
@@ -19,31 +21,48 @@ from multistill.pipeline.step import Step
 from multistill.pipeline.steps.continual import Continual, Forgetting
 from multistill.pipeline.steps.data import Features, Prepare
 from multistill.pipeline.steps.evaluation import Evaluate
+from multistill.pipeline.steps.functionals import OPENSMILE, Functionals
 from multistill.pipeline.steps.report import Report
+from multistill.pipeline.steps.robustness import ROBUSTNESS, Robustness
 from multistill.workspace import Workspace
 
 
 def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
     continual = Continual(job, workspace)
+    pack: list[Step] = [Functionals(job, workspace)] if job.evaluation.opensmile else []
+    pack += [Robustness(job, workspace)] if job.evaluation.robustness else []
     return [
         Prepare(job, workspace),
         Features(job, workspace),
         continual,
         Forgetting(job, workspace),
+        *pack,
         Evaluate(job, workspace, [continual]),
         Report(job, workspace),
     ]
 
 
+def left_out(job: JobConfig) -> Mapping[str, str]:
+    missing = {}
+    if not job.evaluation.robustness:
+        missing[Robustness.name] = ROBUSTNESS
+    if not job.evaluation.opensmile:
+        missing[Functionals.name] = OPENSMILE
+    return missing
+
+
 def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Problems that the sections cannot see."""
     yield from check_presets(job)
+    yield from check_frozen(job)
     yield from _corpora(job)
     yield from _methods(job)
     yield from _scores(job)
     yield from check_scores(job)
     yield from check_stored_states(job)
     yield from check_fronts(job)
+    yield from check_augmentation(job)
+    yield from check_end_to_end(job)
     yield from check_trained_encoders(job)
     yield from refuse_unlabelled(job)
     if job.features.augmentation.copies:
@@ -107,12 +126,13 @@ def _methods(job: JobConfig) -> Iterator[tuple[Location, str]]:
             f"features.{layers[0]}.train the store keeps states of the checkpoint below the top "
             "ones; set `train: full`, or remove `adapter-untrained`",
         )
-    if "ewc" in job.continual.methods and job.continual.train.loss == "mse":
+    loss = job.continual.train.loss
+    if "ewc" in job.continual.methods and loss in ("mse", "one-vs-rest"):
         yield (
             ("continual", "train", "loss"),
-            "continual: `train.loss: mse` trains a model that puts out shares, and the Fisher "
-            "information of `ewc` is of probabilities from logits; choose another loss, or remove "
-            "`ewc`",
+            f"continual: `train.loss: {loss}` trains a model without a distribution over the "
+            "classes, and the Fisher information of `ewc` is of the softmax of logits; choose "
+            "another loss, or remove `ewc`",
         )
 
 
@@ -150,4 +170,5 @@ RECIPE = Recipe(
     summary="one model learns corpora one after another; what each method keeps of the first",
     steps=steps,
     check=check,
+    left_out=left_out,
 )

@@ -10,7 +10,7 @@ from multistill.pipeline.recipes import Location, Recipe
 from multistill.pipeline.recipes.augmentation import check_augmentation
 from multistill.pipeline.recipes.end_to_end import check_end_to_end
 from multistill.pipeline.recipes.fronts import check_fronts
-from multistill.pipeline.recipes.models import check_presets, models_of
+from multistill.pipeline.recipes.models import check_frozen, check_presets, models_of
 from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.recipes.stored_states import check_stored_states
 from multistill.pipeline.recipes.tasks import check_tasks
@@ -24,7 +24,7 @@ from multistill.pipeline.steps.evaluation import Evaluate
 from multistill.pipeline.steps.functionals import OPENSMILE, Functionals
 from multistill.pipeline.steps.label_shares import LabelShares
 from multistill.pipeline.steps.report import Report
-from multistill.pipeline.steps.robustness import Robustness
+from multistill.pipeline.steps.robustness import ROBUSTNESS, Robustness
 from multistill.pipeline.steps.search import Search
 from multistill.pipeline.steps.training import ModelStep, Students, Teacher
 from multistill.workspace import Workspace
@@ -75,7 +75,7 @@ def left_out(job: JobConfig) -> Mapping[str, str]:
     if not job.features.augmentation.copies:
         missing[Copies.name] = "set `features.augmentation.copies` in the job file"
     if not job.evaluation.robustness:
-        missing[Robustness.name] = "set `evaluation.robustness: true` in the job file"
+        missing[Robustness.name] = ROBUSTNESS
     if not job.evaluation.opensmile:
         missing[Functionals.name] = OPENSMILE
     return missing
@@ -86,6 +86,7 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     from multistill.search.space import check_space
 
     yield from check_presets(job)
+    yield from check_frozen(job)
     for sentence in check_space(job.search.space, job.searched_student()):
         yield ("search", "space"), f"search.space: {sentence}"
     yield from check_tasks(job)

@@ -64,3 +64,24 @@ def check_presets(job: JobConfig) -> Iterator[tuple[Location, str]]:
             resolve(each.model.preset, each.model.overrides())
         except MultistillError as error:
             yield each.location, f"{'.'.join(map(str, each.location))}: {error}"
+
+
+def check_frozen(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """Branches that stay as nobody trained them."""
+    for each in models_of(job):
+        of_pretrain = job.recipe == "pretrain" and each.section == ("teacher",)
+        if each.spec is not None and each.spec.va_frozen and not of_pretrain:
+            yield (
+                each.location,
+                f"{each.title}: with `va_frozen`, the branches of a va-fusion stay as their "
+                "pre-training left them, and here they have none; set `va_frozen: false`, or let "
+                "the teacher of `recipe: pretrain` have this model",
+            )
+    if job.search.enabled:
+        parameter = job.search.space.get("model.va_frozen")
+        if parameter is not None and True in (parameter.choices or ()):
+            yield (
+                ("search", "space", "model.va_frozen"),
+                "search.space: `model.va_frozen` is of branches that are trained before their "
+                "fusion, and those of a student are not; remove that key",
+            )

@@ -10,6 +10,7 @@ from multistill.pipeline.recipes import Location, Recipe, distillation
 from multistill.pipeline.recipes.augmentation import check_of_model
 from multistill.pipeline.recipes.models import models_of
 from multistill.pipeline.recipes.tasks import over_batch
+from multistill.pipeline.recipes.trained_encoders import check_states
 from multistill.pipeline.step import Step
 from multistill.pipeline.steps.pretrain import NETWORK, FusedTeacher, Pretrain, branch_training
 from multistill.workspace import Workspace
@@ -48,6 +49,10 @@ def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
             )
         changes, place = train.augmentation, (*location, "augmentation")
         yield from check_of_model(job, changes, place, f"pretrain.{modality}", modality)
+        encoder = "speech" if modality == "audio" else "text"
+        if encoder in job.features.trained:
+            start = f"pretrain.{modality}: `"
+            yield from check_states(train, (*location, "augmentation"), start, encoder)
         yield from over_batch(location, f"pretrain.{modality}", train)
 
 

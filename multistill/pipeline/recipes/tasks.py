@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from multistill.config import JobConfig, TrainSection
 from multistill.pipeline.recipes import Location
+from multistill.pipeline.recipes.models import models_of
 
 
 def check_tasks(job: JobConfig) -> Iterator[tuple[Location, str]]:
@@ -29,6 +30,7 @@ def check_tasks(job: JobConfig) -> Iterator[tuple[Location, str]]:
     search = job.search
     if job.tasks.classes is None:
         yield from _without_classes(job, trainings)
+        yield from _fusions(job)
     if not search.enabled:
         return
     if search.metric == "ccc" and not job.tasks.dimensions:
@@ -53,6 +55,22 @@ def check_tasks(job: JobConfig) -> Iterator[tuple[Location, str]]:
             "worker sees; set `workers_per_trial: 1` and search no `train.accumulation`, or set "
             "`dimension_loss: mse`",
         )
+
+
+def _fusions(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """Fusions that put out what their branches predict, and nothing of their own."""
+    dimensions = set(job.tasks.dimensions)
+    for each in models_of(job):
+        spec = each.spec
+        if spec is None or spec.network != "va-fusion":
+            continue
+        if dimensions <= {spec.va_audio_dimension, spec.va_text_dimension}:
+            yield (
+                each.location,
+                f"{each.title}: its branches predict all dimensions of `tasks`, so the layers over "
+                "both would learn nothing; add `classes` to `tasks`, or use presets `va-audio` and "
+                "`va-text`",
+            )
 
 
 def over_batch(

@@ -34,17 +34,30 @@ def check_trained_encoders(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 f"features.{own[0]}.train changes the encoder at every step; set context_turns to "
                 "0, or `train: none`",
             )
-        if changed := _changed_states(each.train):
-            yield (
-                (*each.section, "train", "augmentation", changed),
-                f"{each.title}: `train.augmentation.{changed}` changes states of the store, and "
-                f"features.{own[0]}.train reads the encoder's input there; remove it, and use "
-                "`time_mask` and `feature_mask` of features.speech.train, or `mixup_of: pooled`",
-            )
+        location = (*each.section, "train", "augmentation")
+        yield from check_states(each.train, location, f"{each.title}: `train.", own[0])
     if job.search.enabled:
         yield from _searched_trainings(job)
     if trained and job.search.enabled:
         yield from _searched(job)
+
+
+def check_states(
+    train: TrainSection, location: Location, setting: str, encoder: str
+) -> Iterator[tuple[Location, str]]:
+    """Changes of states where the store keeps the input of an encoder that is trained.
+
+    Args:
+        location: of the section `augmentation`.
+        setting: how the sentence and the name of that section start.
+    """
+    if changed := _changed_states(train):
+        yield (
+            (*location, changed),
+            f"{setting}augmentation.{changed}` changes states of the store, and "
+            f"features.{encoder}.train reads the encoder's input there; remove it, and use "
+            "`time_mask` and `feature_mask` of features.speech.train, or `mixup_of: pooled`",
+        )
 
 
 def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:

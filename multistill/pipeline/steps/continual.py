@@ -21,6 +21,7 @@ from multistill.pipeline.continual import (
 from multistill.pipeline.folds import FOLDS, Fold, folds_of, planned_folds, split_unit
 from multistill.pipeline.step import Artifacts, Step, StepRun
 from multistill.pipeline.steps.training import ModelStep, training_clips, training_task
+from multistill.pipeline.steps.transcripts import refuse_without_text
 from multistill.tracking.logger import RunLogger
 from multistill.training.defaults import defaults_of, resolve_training
 from multistill.training.model_store import VERSION, Index
@@ -58,12 +59,17 @@ class Continual(ModelStep):
         return ("manifest", "features")
 
     def preflight(self, artifacts: Artifacts) -> None:
-        """Refuse a part of a split that lacks a corpus.
+        """Refuse a part of a split that lacks a corpus, and MESM without transcripts.
 
         Raises:
             UsageError: names the first.
         """
         from multistill.corpora.manifest import read_manifest
+
+        config = self.job.continual
+        if "manifest" in artifacts:
+            models = [config.model_of(method) for method in config.methods]
+            refuse_without_text(models, artifacts["manifest"])
 
         for fold in folds_of(artifacts) if "manifest" in artifacts else []:
             manifest = fold.artifacts["manifest"]
@@ -229,13 +235,15 @@ class Continual(ModelStep):
 
     def plan(self, resources: Resources, artifacts: Artifacts) -> Mapping[str, Any]:
         config, folds = self.job.continual, planned_folds(self.job, artifacts)
-        resolved = resolve_training(
-            config.train, config.model.preset, training_clips(artifacts), self.job.tasks.metric
-        )
-        defaults = defaults_of(config.model.preset)
         gpus = config.train.gpus_per_worker
-        return {
-            "models": [
+        models = []
+        for training in trainings_of(self.job):
+            preset = config.model_of(training.variant.method).preset
+            resolved = resolve_training(
+                config.train, preset, training_clips(artifacts), self.job.tasks.metric
+            )
+            defaults = defaults_of(preset)
+            models.append(
                 {
                     "model": training.name,
                     "trainings": None if folds is None else folds * self.job.seeds,
@@ -246,9 +254,8 @@ class Continual(ModelStep):
                     "batch_size": config.train.batch_size or defaults.batch_size,
                     "learning_rate": config.train.learning_rate or defaults.learning_rate,
                 }
-                for training in trainings_of(self.job)
-            ]
-        }
+            )
+        return {"models": models}
 
 
 class Forgetting(Step):

@@ -9,6 +9,9 @@ from multistill.pipeline.folds import folds_of
 from multistill.pipeline.step import Step, StepRun
 from multistill.workspace import read_json
 
+ROBUSTNESS = "set `evaluation.robustness: true` in the job file"
+"""What to change in a job without the step."""
+
 
 class Robustness(Step):
     """States of the distorted test clips, by the encoders of the feature store.

@@ -150,7 +150,9 @@ class Teacher(ModelStep):
 
     def preflight(self, artifacts: Artifacts) -> None:
         if "manifest" in artifacts:
-            refuse_without_text(self.job, artifacts["manifest"])
+            students = (student.model for student in self.job.students)
+            models = [*self.job.teacher.members.values(), *students]
+            refuse_without_text(models, artifacts["manifest"])
             for fold in folds_of(artifacts):
                 self.folds(fold.artifacts)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from multistill.config import JobConfig
+from collections.abc import Iterable
+
+from multistill.config import ModelConfig
 from multistill.errors import UsageError
 from multistill.models.presets import resolve
 from multistill.workspace import Artifact
@@ -11,15 +13,17 @@ QUERIES = "mesm"
 """The network whose text chooses what is computed of the speech."""
 
 
-def refuse_without_text(job: JobConfig, manifest: Artifact) -> None:
+def refuse_without_text(models: Iterable[ModelConfig], manifest: Artifact) -> None:
     """Refuse MESM on corpora without a single transcript: nothing would choose its points.
+
+    Args:
+        models: all that the job trains.
 
     Raises:
         UsageError: there is no transcript.
     """
     from multistill.corpora.manifest import read_manifest
 
-    models = [*job.teacher.members.values(), *(student.model for student in job.students)]
     presets = [
         model.preset
         for model in models
