@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 METRIC = "macro_f1"
 """Whose difference to the probe is in the tables; CSV and JSON have all."""
-TITLE = "macro F1 to probe"
+TITLE = "macro F1\nto probe"
 ENDS = ("value", "low", "high", "p", "p_holm")
 COSTS = ("params_trainable", "params_end_to_end", "train_seconds", "ms_per_clip")
 
@@ -85,9 +85,9 @@ def cost_table(facts: Mapping[str, Any], *, stacked: bool = False) -> Table:
     """
     dimensions = dimensions_of(facts)
     figure = cell if stacked else score
-    head = ["run", "model", TITLE, *(f"CCC {name}" for name in dimensions)]
-    head += ["params"] if stacked else ["trained params", "params end to end"]
-    head += ["train s", "ms a clip"]
+    head = ["run", "model", TITLE, *(f"CCC\n{name}" for name in dimensions)]
+    head += ["params"] if stacked else ["params\ntrained", "params\nend to end"]
+    head += ["train\ns", "ms a\nclip"]
     rows: list[list[Cell]] = []
     for row in facts["models"]:
         difference = (row["to_probe"] or {}).get(METRIC)
