@@ -99,14 +99,15 @@ def soft_targets(
                 f"{teachers[0]} has {', '.join(dimensions) or 'none'}; use teachers of the same job"
             )
     values = np.zeros((len(ids), len(dimensions)), dtype=np.float32)
-    kind: Output = configs[teachers[0]]["output"]
-    against_rest, kind = kind == "one-vs-rest", "logits" if kind == "one-vs-rest" else kind
+    outputs_of: dict[Path, Output] = {f: config["output"] for f, config in configs.items()}
+    kind: Output = "shares" if set(outputs_of.values()) == {"shares"} else "logits"
     for space, number in enumerate([-1, *sorted(folds)]):
         of_outputs, of_states = teacher_fold == number, state_fold == number
         selected = np.flatnonzero(of_outputs | of_states)
         if not len(selected):
             continue
         keep = bool(of_states.any())
+        folders = teachers if number < 0 else folds[number]
         members = [
             Teacher(
                 folder,
@@ -116,17 +117,18 @@ def soft_targets(
                 keep_pooled=keep,
                 keep_sequences=keep and sequences,
             )
-            for folder in (teachers if number < 0 else folds[number])
+            for folder in folders
         ]
         outputs = [member.predict([ids[row] for row in selected]) for member in members]
         chosen = of_outputs[selected]
         if classes:
-            members_logits = [output.logits for output in outputs]
-            if against_rest:  # as logits of their distributions, which every loss reads
-                members_logits = [
-                    log_probabilities(distributions(each, "one-vs-rest")).astype(np.float32)
-                    for each in members_logits
-                ]
+            members_logits = [
+                output.logits
+                if outputs_of[folder] == kind
+                # as logits of their distributions, which every loss reads
+                else log_probabilities(distributions(output.logits, outputs_of[folder]))
+                for folder, output in zip(folders, outputs, strict=True)
+            ]
             mixed = combine(members_logits, raw=kind == "shares")
             logits[selected[chosen]] = mixed[chosen]
         means = np.mean([output.dimensions for output in outputs], axis=0)

@@ -1,5 +1,7 @@
 """Several finished jobs side by side: figures of all models, and paired differences of the same.
 
+Every model has its costs too, and its difference to the best linear probe of its own job.
+
 Differences are taken where two jobs were tested on the same clips with the same labels. On other
 clips a figure says as much about the clips as about the model.
 """
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from multistill.errors import UsageError
 from multistill.evaluation.figures import over_seeds
+from multistill.report.compare_costs import concordance, costs, to_best_probe
 
 if TYPE_CHECKING:
     from multistill.evaluation.paired import Answers, PairedScores
@@ -56,7 +59,8 @@ def compare(runs: Sequence[Run], differing: Sequence[str] = ()) -> dict[str, Any
         differing: keys of the runs' settings that are not the same in all.
 
     Returns:
-        JSON values: `runs`, `classes`, `models` (a row per run and model), `differences` (a row
+        JSON values: `runs` (with `probe`, the best), `classes`, `models` (a row per run and
+        model, with `ccc` by dimension, `to_probe` and `cost`), `differences` (a row
         per other run and model of the same name, and one for the best students), `resampled`
         (`unit` and `count` behind the differences), `family` (number of pairs tested, which every
         `p_holm` of a difference is adjusted for), `not_paired` (sentences: which run has no
@@ -134,12 +138,14 @@ def _describe(name: str, run: Run) -> dict[str, Any]:
         "test": {key: report["test"][key] for key in ("clips", "speakers", "sessions")},
         "confidence": report["confidence"],
         "best_student": run.best_student,
+        "probe": report["floor"]["probe"],
         "warnings": [warning["title"] for warning in report["warnings"]],
     }
 
 
 def _rows(name: str, run: Run) -> list[dict[str, Any]]:
     keys = ("value", "low", "high", "sd")
+    ccc, to_probe = concordance(run.report), to_best_probe(run)
     return [
         {
             "run": name,
@@ -151,6 +157,9 @@ def _rows(name: str, run: Run) -> list[dict[str, Any]]:
                 metric: {key: over_seeds(model, metric).get(key) for key in keys}
                 for metric in METRICS
             },
+            "ccc": ccc.get(model["name"], {}),
+            "to_probe": to_probe.get(model["name"]),
+            "cost": costs(model),
         }
         for model in models_of(run.report)
     ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from multistill.evaluation.comparisons import METRIC_TITLES
 from multistill.report.compare import METRICS
+from multistill.report.compare_costs import cost_table, flat_cells, flat_titles
 from multistill.report.tables import FORMATS, Cell, Format, Table, to_terminal
 from multistill.report.terminal import cell, score
 from multistill.wording import counted
@@ -28,7 +29,7 @@ def text(facts: Mapping[str, Any], kind: Format) -> str:
         return page(facts)
     if kind == "csv":
         return FORMATS[kind](_flat(facts))
-    tables = [_models(facts, _one_line)]
+    tables = [_models(facts, _one_line), cost_table(facts)]
     if facts["differences"]:
         tables.append(_differences(facts, _signed))
     if facts["settings"]:
@@ -44,7 +45,10 @@ def page(facts: Mapping[str, Any]) -> str:
     from multistill.report.pages import Block, Page, to_html
 
     names = [run["run"] for run in facts["runs"]]
-    blocks = [Block("Figures", _models(facts, _one_line), grouped=True)]
+    blocks = [
+        Block("Figures", _models(facts, _one_line), grouped=True),
+        Block("Costs, and the best linear probe", cost_table(facts), grouped=True),
+    ]
     if facts["differences"]:
         title = f"Differences to {names[0]}"
         blocks.append(Block(title, _differences(facts, _signed), grouped=True))
@@ -61,8 +65,10 @@ def page(facts: Mapping[str, Any]) -> str:
 
 
 def show(facts: Mapping[str, Any], console: Console) -> None:
-    """Print the comparison: models, differences, settings, and what each run was tested on."""
+    """Print the comparison: models, costs, differences, settings, and what runs were tested on."""
     console.print(to_terminal(_models(facts, cell), grouped=True))
+    console.print()
+    console.print(to_terminal(cost_table(facts, stacked=True), grouped=True))
     if facts["differences"]:
         console.print()
         console.print(to_terminal(_differences(facts, _stacked), grouped=True))
@@ -109,6 +115,14 @@ def _settings(facts: Mapping[str, Any]) -> Table:
 def _notes(facts: Mapping[str, Any]) -> Iterator[str]:
     """Sentences below the tables."""
     yield from facts["warnings"].values()
+    probes = {run["run"]: run["probe"] for run in facts["runs"] if run["probe"]}
+    if any(row["to_probe"] for row in facts["models"]):
+        named = ", ".join(f"{probe} ({name})" for name, probe in probes.items())
+        yield (
+            "to probe: paired difference to the probe of the same run that is best on validation, "
+            f"{named}, p by Holm over the trained models of the run; train s: of one training, "
+            "without models that it starts from; ms a clip: median, from the file"
+        )
     if resampled := facts["resampled"]:
         unit = UNITS.get(resampled["unit"], resampled["unit"])
         yield (
@@ -140,7 +154,7 @@ def _flat(facts: Mapping[str, Any]) -> Table:
     columns += [f"{metric}{end}" for metric in METRICS for end in (*ends, "_sd")]
     columns += ["against_run", "against"]
     columns += [f"{metric}_difference{end}" for metric in METRICS for end in (*ends, *P_VALUES)]
-    columns += ["protocol", "warning"]
+    columns += [*flat_titles(facts), "protocol", "warning"]
     protocols = {run["run"]: run["protocol"]["short"] for run in facts["runs"]}
     scored = {(row["run"], row["model"]): row for row in facts["models"]}
     differences = {
@@ -152,7 +166,10 @@ def _flat(facts: Mapping[str, Any]) -> Table:
     rows = [_row(row, row["role"], differences.get(key)) for key, row in scored.items()]
     rows += [_row(scored[row["run"], row["model"]], row["role"], row) for row in best]
     warnings = facts["warnings"]
-    rows = [[*row, protocols[row[0]], warnings.get(row[0])] for row in rows]
+    rows = [
+        [*row, *flat_cells(facts, scored[row[0], row[1]]), protocols[row[0]], warnings.get(row[0])]
+        for row in rows
+    ]
     return Table(columns, rows)
 
 

@@ -265,6 +265,7 @@ def training_summary(seed: int, steps: int, losses: list[float]) -> dict[str, An
         "epochs": steps,
         "steps": steps,
         "best_epoch": steps,
+        "seconds": 0.5 * steps,
         "loss": "soft-cross-entropy",
         "label_source": "shares",
         "train_loss": losses,

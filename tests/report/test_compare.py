@@ -303,7 +303,7 @@ def test_a_row_per_model_as_the_report_has_it(
     for text in (latex, markdown):
         assert text.count("NOT TRAINED") == sum(bool(r["not_trained"]) for r in facts["models"])
         assert f"{difference['metrics']['uar']['value']:+.3f}" in text
-    assert latex.count("\\begin{tabular}") == 3
+    assert latex.count("\\begin{tabular}") == 4
 
 
 def test_another_protocol_is_warned_of_in_every_format(
@@ -367,3 +367,64 @@ def test_p_values_are_corrected_for_all_pairs_and_the_best_students_are_no_furth
     }
     shown = side_by_side.text(facts, "markdown")
     assert "2 pairs tested (Holm)" in shown and "p " in shown
+
+
+def test_the_difference_to_the_probe_is_that_of_the_report_and_controls_have_one_too(
+    evaluation_case: EvaluationCase, tmp_path: Path
+) -> None:
+    def seeded(report: Row) -> Row:
+        return report | {"seed": evaluation_case.metrics["seed"]}
+
+    finish(evaluation_case, tmp_path, name="a", metrics=seeded)
+    facts = compared(tmp_path, "a")
+    found = {row["model"]: row["to_probe"] for row in facts["models"]}
+    floor = evaluation_case.metrics["floor"]
+    assert {name for name, each in found.items() if each} == {
+        model["name"] for model in evaluation_case.metrics["models"]
+    }
+    for row in floor["models"]:
+        for end in ("value", "low", "high", "p"):
+            measured = found[row["model"]]["macro_f1"][end]
+            assert measured == pytest.approx(row["to_probe"][end], abs=1e-12)
+    for metric in METRICS:
+        assert all(each[metric]["p_holm"] >= each[metric]["p"] for each in found.values() if each)
+    assert floor["probe"] in side_by_side.text(facts, "markdown")
+
+
+def test_every_model_has_its_costs_and_the_ccc_of_its_dimensions(
+    evaluation_case: EvaluationCase, tmp_path: Path
+) -> None:
+    ccc = {"value": 0.41, "low": 0.3, "high": 0.5}
+
+    def with_valence(report: Row) -> Row:
+        models = [{"name": "teacher", "metrics": {"ccc": ccc}}]
+        entry = {"dimension": "valence", "references": [], "models": models}
+        return report | {"dimensions": [entry]}
+
+    finish(evaluation_case, tmp_path, name="a", metrics=with_valence)
+    finish(evaluation_case, tmp_path, name="b")
+    facts = compared(tmp_path, "a", "b")
+    rows = {(row["run"], row["model"]): row for row in facts["models"]}
+    for model in evaluation_case.metrics["models"]:
+        cost = rows["b", model["name"]]["cost"]
+        assert cost["params_trainable"] == model["params_trainable"]
+        assert cost["params_end_to_end"] == model["params_end_to_end"]
+        assert cost["ms_per_clip"] == model["latency_end_to_end_ms"]["p50"]
+    # Of an ensemble of 60 and 20 steps of half a second, one training.
+    assert rows["a", "teacher"]["cost"]["train_seconds"] == pytest.approx(20.0)
+    assert rows["a", "multimodal"]["cost"]["train_seconds"] == pytest.approx(20.0)
+    assert set(rows["a", "majority baseline"]["cost"].values()) == {None}
+    assert rows["a", "teacher"]["ccc"] == {"valence": ccc}
+    assert rows["b", "teacher"]["ccc"] == {}
+    for kind in ("markdown", "latex"):
+        assert "0.410 [0.300, 0.500]" in side_by_side.text(facts, kind)  # type: ignore[arg-type]
+    lines = list(csv.DictReader(io.StringIO(side_by_side.text(facts, "csv"))))
+    [teacher] = [each for each in lines if (each["run"], each["model"]) == ("a", "teacher")]
+    assert float(teacher["ccc_valence"]) == 0.41 and float(teacher["train_seconds"]) == 20.0
+    assert float(teacher["macro_f1_to_probe"]) == pytest.approx(
+        rows["a", "teacher"]["to_probe"]["macro_f1"]["value"]
+    )
+    console = Console(width=80, file=io.StringIO())
+    side_by_side.show(facts, console)
+    assert isinstance(console.file, io.StringIO)
+    assert all(len(line) <= 80 for line in console.file.getvalue().splitlines())
