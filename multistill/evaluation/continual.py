@@ -329,7 +329,7 @@ def _mean(
     terms: Sequence[tuple[Measured, Measured | None]], metric: str, confidence: float
 ) -> Interval:
     """Mean over corpora of a metric, or of the difference of two that were measured alike."""
-    values, variances, degrees = [], [], []
+    values, variances, degrees, of_seeds = [], [], [], []
     for first, second in terms:
         value, draws, seeds = first.values[metric], first.draws[metric], first.per_seed[metric]
         if second is not None:
@@ -338,9 +338,12 @@ def _mean(
         values.append(value)
         variances.append(sampling_variance(draws, first.groups) / len(terms) ** 2)
         degrees.append(first.groups - 1)
-        if len(seeds) > 1:
-            variances.append(float(np.var(seeds, ddof=1)) / len(seeds) / len(terms) ** 2)
-            degrees.append(len(seeds) - 1)
+        of_seeds.append(seeds)
+    # One seed trains the model of every corpus, so its luck is one draw for all of them.
+    means = np.mean(of_seeds, axis=0)
+    if len(means) > 1:
+        variances.append(float(np.var(means, ddof=1)) / len(means))
+        degrees.append(len(means) - 1)
     freedom = satterthwaite(variances, degrees)
     bounds = (-1.0, 1.0) if terms[0][1] is not None else BOUNDS[metric]
     return t_interval(float(np.mean(values)), sum(variances), freedom, confidence, bounds)
