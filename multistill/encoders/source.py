@@ -63,8 +63,8 @@ class EncoderSource:
     def adapted(self, train: EncoderTrainingConfig) -> EncoderSource:
         """The same encoder, trained in another way over the same layers, from the same store."""
         own = self.config.train
-        kept = {"layers": own.layers, "gradient_checkpointing": own.gradient_checkpointing}
-        over = train.model_copy(update=kept)
+        kept = ("layers", "gradient_checkpointing", "time_mask", "feature_mask")
+        over = train.model_copy(update={name: getattr(own, name) for name in kept})
         return replace(self, config=self.config.model_copy(update={"train": over}))
 
     def identity(self) -> dict[str, Any]:
