@@ -75,7 +75,7 @@ def test_a_clip_without_a_frame_has_no_states(length: int) -> None:
 
 
 @pytest.mark.parametrize("temperature", [None, 0.5, 3.0])
-@pytest.mark.parametrize("output", ["logits", "shares"])
+@pytest.mark.parametrize("output", ["logits", "shares", "one-vs-rest"])
 def test_distributions_are_those_of_the_predictor(
     output: Output, temperature: float | None, tmp_path: Path
 ) -> None:
