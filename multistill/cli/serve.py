@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from multistill.cli.options import Json, print_json
+
 
 def serve(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="as of `multistill predict`")],
@@ -59,6 +61,7 @@ def serve(
     workspace: Annotated[
         Path, typer.Option("--workspace", metavar="PATH", help="where the job ran")
     ] = Path("workspace"),
+    as_json: Json = False,
 ) -> None:
     """Serve a trained model over HTTP: a page, /predict, /stream, /health, /ready, /metrics."""
     from multistill.errors import UsageError
@@ -88,6 +91,9 @@ def serve(
     if sentence := run.warning(host, settings):
         print(f"multistill: {sentence}", file=sys.stderr)
     with run.served(settings, host, port) as address:
-        print(f"serving {model} at {address} (page, /docs, /predict, /stream); Ctrl-C ends it")
+        if as_json:
+            print_json({"model": model, "address": address})
+        else:
+            print(f"serving {model} at {address} (page, /docs, /predict, /stream); Ctrl-C ends it")
         sys.stdout.flush()
         run.until_stopped()

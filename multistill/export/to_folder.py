@@ -6,7 +6,6 @@ and holds raw weights and JSON, no pickle.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from multistill.export.programs import Traced, quiet
 from multistill.export.to_mlflow import copy_model
 from multistill.models.files import WEIGHTS, read_model_config
 from multistill.models.int8 import SCALES
-from multistill.workspace import write_atomic
+from multistill.workspace import to_json, write_atomic
 
 PROGRAM, CARD = "program.pt2", "README.md"
 
@@ -97,9 +96,9 @@ def examples(modality: str, traced: Traced | None) -> list[str]:
         lines = [f"        {name}={_call(each)}," for name, each in traced.example(4).items()]
         code = _STATES.format(inputs="\n".join(lines))
     if labels := traced.config["labels"]:
-        code += _CLASSES.format(labels=json.dumps(labels, ensure_ascii=False))
+        code += _CLASSES.format(labels=to_json(labels, ensure_ascii=False))
     if dimensions := traced.config["spec"].get("dimensions"):
-        code += _DIMENSIONS.format(dimensions=json.dumps(dimensions))
+        code += _DIMENSIONS.format(dimensions=to_json(dimensions))
     return [*found, code]
 
 

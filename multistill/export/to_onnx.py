@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +15,7 @@ from multistill.audio import SAMPLE_RATE
 from multistill.errors import MultistillError, UsageError
 from multistill.export.graph import SamplesGraph
 from multistill.export.programs import Traced, quiet
-from multistill.workspace import atomic_path
+from multistill.workspace import atomic_path, to_json
 
 OPSET = 20
 FORMAT = 1
@@ -120,7 +119,7 @@ def metadata(traced: Traced, name: str) -> dict[str, str]:
     if isinstance(traced.graph, SamplesGraph):
         found["minimum_samples"] = traced.graph.states.samples
     return {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()
+        key: value if isinstance(value, str) else to_json(value) for key, value in found.items()
     }
 
 

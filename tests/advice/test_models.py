@@ -236,7 +236,7 @@ def test_a_model_in_8_bits_over_another(tmp_path: Path) -> None:
 
 def test_presets() -> None:
     with pytest.raises(UsageError) as refused:
-        resolve("entirely-else-9", {})
+        resolve("quite-unlike-7", {})
     says("use one of {}", refused.value)
     for name in str(refused.value).split("use one of ")[1].split(", "):
         assert isinstance(resolve(name, {}), ModelSpec)

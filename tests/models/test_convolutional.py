@@ -20,7 +20,7 @@ from multistill.models.presets import PRESETS, resolve
 from multistill.models.spec import Paths
 
 TINY = replace(PRESETS["light-student-s"], width=16, feedforward=24, front_channels=4, classifier=8)
-LIGHT = [name for name in PRESETS if name.startswith("light-")]
+LIGHT = [name for name in PRESETS if name.startswith("light-student")]
 
 
 @pytest.mark.parametrize(

@@ -160,11 +160,10 @@ def test_a_stage_that_the_job_lacks_is_told_with_what_to_add(
 def test_every_stage_of_every_recipe_is_found_or_explained(tmp_path: Path) -> None:
     from multistill.pipeline.recipes import why_missing
 
-    needs = {"pretrain": "teacher: va-fusion\n"}
+    two = "name: t\ncorpora: [{kind: demo}, {kind: emodb, path: e}]\n"
+    heads = {"pretrain": HEAD + "teacher: va-fusion\n", "continual": two}
     jobs = [
-        jobfile.parse(
-            HEAD + f"recipe: {recipe}\nsearch: {search}\n" + needs.get(recipe, ""), "t.yaml"
-        )
+        jobfile.parse(heads.get(recipe, HEAD) + f"recipe: {recipe}\nsearch: {search}\n", "t.yaml")
         for recipe in RECIPES
         for search in ("true", "false")
         if recipe == "distillation" or search == "false"
