@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from multistill.evaluation.figures import over_seeds
 from multistill.report.tables import Cell, Table
 from multistill.report.terminal import cell, count, score
-
-if TYPE_CHECKING:
-    from multistill.report.compare import Run
 
 METRIC = "macro_f1"
 """Whose difference to the probe is in the tables; CSV and JSON have all."""
@@ -49,19 +47,24 @@ def concordance(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def to_best_probe(run: Run) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Paired differences of the trained models of a run to its best linear probe, by metric.
+def to_best_probe(
+    report: Mapping[str, Any], predictions: Path | None
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Paired differences of the trained models of a job to its best linear probe, by metric.
 
-    Controls are among them: each is its method without a teacher. As in `compare`, with p-values
-    adjusted for all of the run. Empty without a probe, predictions, or one answer per clip.
+    Controls are among them: each is its method without a teacher. P-values are adjusted for all
+    of the job. Empty without a probe, predictions, or one answer per clip.
+
+    Args:
+        predictions: predictions.parquet of the evaluation.
     """
-    probe = run.report["floor"]["probe"]
-    if probe is None or run.predictions is None:
+    probe = report["floor"]["probe"]
+    if probe is None or predictions is None:
         return {}
     from multistill.evaluation.comparisons import adjust
     from multistill.evaluation.paired import PairedScores, read_answers
 
-    answers, report = read_answers(run.predictions), run.report
+    answers = read_answers(predictions)
     trained = [m for m in report["models"] if m["name"] in answers.predicted]
     if probe not in answers.predicted or len(set(answers.ids)) < len(answers.ids):
         return {}
