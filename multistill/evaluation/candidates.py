@@ -23,12 +23,13 @@ from multistill.metrics.classification import distributions, sigmoid
 from multistill.metrics.detection import Detected
 from multistill.models.build import count_parameters
 from multistill.models.context import StateStore
-from multistill.models.files import Output, load_model, read_model_config
+from multistill.models.files import HISTORY, Output, load_model, read_model_config
 from multistill.models.joint import JointModel, Model
 from multistill.models.probe import fit_probe
 from multistill.models.sparse import PointConv, multiply_accumulates
 from multistill.models.spec import Encoder, Modality, ModelSpec
 from multistill.typing import DoubleArray, FloatArray
+from multistill.workspace import read_json
 
 MAX_PROBE_CLIPS = 20_000
 """Limit of training clips for the probe: it is a reference value, not a product."""
@@ -105,7 +106,10 @@ class LoadedModel:
         self.spec = spec_of_ensemble([model.spec for model in self.members])
         configs = [read_model_config(Path(folder)) for folder in candidate.folders]
         config = configs[0]
-        self.trainings: list[dict[str, Any]] = [each["training"] for each in configs]
+        self.trainings: list[dict[str, Any]] = [
+            {**each["training"], "seconds": _seconds(Path(folder))}
+            for each, folder in zip(configs, candidate.folders, strict=True)
+        ]
         self.max_frames: int | None = config["max_frames"]
         self.output: Output = config["output"]
         self.thresholds: list[list[float] | None] = [each.get("thresholds") for each in configs]
@@ -231,6 +235,18 @@ class LoadedModel:
             "mlflow_run_id": candidate.mlflow_run_id,
             "training": list(self.trainings),
         }
+
+
+def _seconds(folder: Path) -> float | None:
+    """How long a training took, by the times of its epochs; None without its history.
+
+    Not in config.json, which is the same for equal trainings.
+    """
+    try:
+        epochs = read_json(folder / HISTORY)["epochs"]
+    except FileNotFoundError:  # a copy of the model alone
+        return None
+    return float(sum(epoch["seconds"] for epoch in epochs))
 
 
 def _parameters_held(model: Model) -> int:

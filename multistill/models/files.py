@@ -33,6 +33,8 @@ from multistill.workspace import atomic_path, read_json, write_json
 WEIGHTS = "model.safetensors"
 ENCODER_WEIGHTS = "encoder.safetensors"
 CONFIG = "config.json"
+HISTORY = "history.json"
+"""Of the training, with a record of every epoch; beside a model of a job alone."""
 FORMAT = 3
 if TYPE_CHECKING:
     from multistill.encoders.source import EncoderSource

@@ -145,7 +145,7 @@ def _describe(name: str, run: Run) -> dict[str, Any]:
 
 def _rows(name: str, run: Run) -> list[dict[str, Any]]:
     keys = ("value", "low", "high", "sd")
-    ccc, to_probe = concordance(run.report), to_best_probe(run)
+    ccc, to_probe = concordance(run.report), to_best_probe(run.report, run.predictions)
     return [
         {
             "run": name,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from multistill.evaluation.figures import over_seeds
+from multistill.report.differences import signed, stacked
 from multistill.report.tables import Cell, Table
 from multistill.report.terminal import cell, count, score
-
-if TYPE_CHECKING:
-    from multistill.report.compare import Run
 
 METRIC = "macro_f1"
 """Whose difference to the probe is in the tables; CSV and JSON have all."""
@@ -49,53 +48,63 @@ def concordance(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def to_best_probe(run: Run) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Paired differences of the trained models of a run to its best linear probe, by metric.
+def to_best_probe(
+    report: Mapping[str, Any], predictions: Path | None
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Paired differences of the models of a job to its best linear probe, by metric.
 
-    Controls are among them: each is its method without a teacher. As in `compare`, with p-values
-    adjusted for all of the run. Empty without a probe, predictions, or one answer per clip.
+    Controls are among them: each is its method without a teacher. P-values are adjusted for all
+    of the job but those that learnt nothing, which are tested in no family. Empty without a
+    probe, predictions, or one answer per clip.
+
+    Args:
+        predictions: predictions.parquet of the evaluation.
     """
-    probe = run.report["floor"]["probe"]
-    if probe is None or run.predictions is None:
+    probe = report["floor"]["probe"]
+    if probe is None or predictions is None:
         return {}
-    from multistill.evaluation.comparisons import adjust
+    from multistill.evaluation.comparisons import Scores, adjust
     from multistill.evaluation.paired import PairedScores, read_answers
 
-    answers, report = read_answers(run.predictions), run.report
-    trained = [m for m in report["models"] if m["name"] in answers.predicted]
+    answers = read_answers(predictions)
     if probe not in answers.predicted or len(set(answers.ids)) < len(answers.ids):
         return {}
     unit = report["test"]["resampled"]["unit"]
     scores = PairedScores(answers, unit, report["resamples"], report["seed"], report["confidence"])
-    [entry] = [each for each in report["references"] if each["name"] == probe]
-    reference = scores.score(answers.predicted[probe], entry)
-    rows = [
-        scores.differences(scores.score(answers.predicted[each["name"]], each), reference)
-        for each in trained
-    ]
-    return dict(zip([each["name"] for each in trained], adjust(rows), strict=True))
+
+    def scored(model: Mapping[str, Any]) -> Scores:
+        return scores.score(answers.predicted[model["name"]], model)
+
+    [reference] = [scored(each) for each in report["references"] if each["name"] == probe]
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for model in report["models"]:
+        if model["name"] in answers.predicted:
+            measured = scores.differences(scored(model), reference)
+            found[model["name"]] = {m: {**each, "p_holm": None} for m, each in measured.items()}
+    family = [m["name"] for m in report["models"] if m["name"] in found and not m["not_trained"]]
+    return found | dict(zip(family, adjust([found[name] for name in family]), strict=True))
 
 
-def cost_table(facts: Mapping[str, Any], *, stacked: bool = False) -> Table:
+def cost_table(facts: Mapping[str, Any], *, narrow: bool = False) -> Table:
     """The models with their CCC, costs and difference to the probe.
 
     Args:
         facts: of `compare`.
-        stacked: intervals below their values, and both counts in one column, for 80 columns.
+        narrow: intervals below their values, and both counts in one column, for 80 columns.
     """
     dimensions = dimensions_of(facts)
-    figure = cell if stacked else score
+    figure, difference = (cell, stacked) if narrow else (score, signed)
     head = ["run", "model", TITLE, *(f"CCC\n{name}" for name in dimensions)]
-    head += ["params"] if stacked else ["params\ntrained", "params\nend to end"]
+    head += ["params"] if narrow else ["params\ntrained", "params\nend to end"]
     head += ["train\ns", "ms a\nclip"]
     rows: list[list[Cell]] = []
     for row in facts["models"]:
-        difference = (row["to_probe"] or {}).get(METRIC)
-        found: list[Cell] = [row["run"], row["model"], _signed(difference, stacked)]
+        to_probe = (row["to_probe"] or {METRIC: {}})[METRIC]
+        found: list[Cell] = [row["run"], row["model"], difference(to_probe) if to_probe else "-"]
         found += [figure(row["ccc"][name]) if name in row["ccc"] else "-" for name in dimensions]
         cost = row["cost"]
         counts = [count(cost[name]) for name in ("params_trainable", "params_end_to_end")]
-        found += ["\n".join(counts)] if stacked else counts
+        found += ["\n".join(counts)] if narrow else counts
         found += [_rounded(cost["train_seconds"], 0), _rounded(cost["ms_per_clip"], 1)]
         rows.append(found)
     return Table(head, rows, frozenset(head[2:]))
@@ -120,8 +129,8 @@ def flat_cells(facts: Mapping[str, Any], row: Mapping[str, Any]) -> list[Cell]:
     Args:
         row: of `models` of the facts.
     """
-    differences = row["to_probe"] or {}
-    found = [differences.get(m, {}).get(end) for m in _metrics(facts) for end in ENDS]
+    to_probe = row["to_probe"] or {}
+    found = [to_probe.get(m, {}).get(end) for m in _metrics(facts) for end in ENDS]
     for name in dimensions_of(facts):
         found += [row["ccc"].get(name, {}).get(end) for end in ENDS[:3]]
     return [*found, *(row["cost"][name] for name in COSTS)]
@@ -129,19 +138,6 @@ def flat_cells(facts: Mapping[str, Any], row: Mapping[str, Any]) -> list[Cell]:
 
 def _metrics(facts: Mapping[str, Any]) -> list[str]:
     return list(facts["models"][0]["metrics"])
-
-
-def _signed(difference: Mapping[str, float | None] | None, stacked: bool) -> str:
-    if difference is None or difference["value"] is None:
-        return "-"
-    text = f"{round(difference['value'], 3) + 0.0:+.3f}"
-    low, high, p = (difference[name] for name in ("low", "high", "p_holm"))
-    if low is not None and high is not None:
-        text += f"\n{low:+.2f}…{high:+.2f}" if stacked else f" [{low:+.3f}, {high:+.3f}]"
-    if p is not None:
-        between = "\n" if stacked else ", "
-        text += f"{between}p {p:.3f}" if p >= 0.001 else f"{between}p < .001"
-    return text
 
 
 def _rounded(value: float | None, digits: int) -> str:

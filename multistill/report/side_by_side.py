@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from multistill.evaluation.comparisons import METRIC_TITLES
 from multistill.report.compare import METRICS
 from multistill.report.compare_costs import cost_table, flat_cells, flat_titles
+from multistill.report.differences import signed, stacked
 from multistill.report.tables import FORMATS, Cell, Format, Table, to_terminal
 from multistill.report.terminal import cell, score
 from multistill.wording import counted
@@ -31,7 +32,7 @@ def text(facts: Mapping[str, Any], kind: Format) -> str:
         return FORMATS[kind](_flat(facts))
     tables = [_models(facts, _one_line), cost_table(facts)]
     if facts["differences"]:
-        tables.append(_differences(facts, _signed))
+        tables.append(_differences(facts, signed))
     if facts["settings"]:
         tables.append(_settings(facts))
     mark = "% " if kind == "latex" else ""
@@ -51,7 +52,7 @@ def page(facts: Mapping[str, Any]) -> str:
     ]
     if facts["differences"]:
         title = f"Differences to {names[0]}"
-        blocks.append(Block(title, _differences(facts, _signed), grouped=True))
+        blocks.append(Block(title, _differences(facts, signed), grouped=True))
     if facts["settings"]:
         blocks.append(Block("Settings that differ", _settings(facts)))
     lead = (
@@ -68,10 +69,10 @@ def show(facts: Mapping[str, Any], console: Console) -> None:
     """Print the comparison: models, costs, differences, settings, and what runs were tested on."""
     console.print(to_terminal(_models(facts, cell), grouped=True))
     console.print()
-    console.print(to_terminal(cost_table(facts, stacked=True), grouped=True))
+    console.print(to_terminal(cost_table(facts, narrow=True), grouped=True))
     if facts["differences"]:
         console.print()
-        console.print(to_terminal(_differences(facts, _stacked), grouped=True))
+        console.print(to_terminal(_differences(facts, stacked), grouped=True))
     if facts["settings"]:
         console.print()
         console.print(to_terminal(_settings(facts)))
@@ -190,31 +191,3 @@ def _row(
 def _one_line(metric: Mapping[str, Any]) -> str:
     spread = metric["sd"]
     return score(metric) + ("" if spread is None else f" SD {spread:.3f}")
-
-
-def _signed(metric: Mapping[str, Any]) -> str:
-    value, low, high = (metric[key] for key in ("value", "low", "high"))
-    if value is None:
-        return "-"
-    interval = "" if low is None else f" [{_sign(low, 3)}, {_sign(high, 3)}]"
-    return _sign(value, 3) + interval + _p(metric, ", ")
-
-
-def _stacked(metric: Mapping[str, Any]) -> str:
-    """The value above its interval, so that the table fits into 80 columns."""
-    value, low, high = (metric[key] for key in ("value", "low", "high"))
-    if value is None:
-        return "-"
-    interval = "" if low is None else f"\n{_sign(low, 2)}…{_sign(high, 2)}"
-    return _sign(value, 3) + interval + _p(metric, "\n")
-
-
-def _p(metric: Mapping[str, Any], before: str) -> str:
-    """The p-value, corrected for all pairs; nothing where none was tested."""
-    p = metric.get("p_holm")
-    return "" if p is None else f"{before}p {p:.3f}" if p >= 0.001 else f"{before}p < .001"
-
-
-def _sign(value: float, digits: int) -> str:
-    """The number with its sign; what rounds to zero is no negative zero."""
-    return f"{round(value, digits) + 0.0:+.{digits}f}"
