@@ -60,7 +60,6 @@ def export(task: TrainingTask, data: TrainingData, state_dir: Path, folder: Path
         "epochs": progress.epoch,
         "steps": progress.step,
         "best_epoch": progress.best_epoch,
-        "seconds": sum(epoch["seconds"] for epoch in progress.history),
         "metric": task.train.metric,
         "loss": task.train.loss,
         "label_source": task.train.label_source,
