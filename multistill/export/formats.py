@@ -101,7 +101,7 @@ def _folder(
     folder: Path, out: Path, name: str, workspaces: list[Path], head_only: bool
 ) -> tuple[str | None, list[str]]:
     from multistill.export.card import find_report
-    from multistill.export.programs import trace, trained_encoder
+    from multistill.export.programs import trace, why_no_graph
     from multistill.export.to_folder import PROGRAM, write_folder
 
     config = read_model_config(folder)
@@ -109,10 +109,10 @@ def _folder(
     notes = []
     if report is None:
         notes.append("no finished job has this model, so its card has no test results")
-    own = trained_encoder(config)
-    traced = None if own else trace(folder, head_only=head_only)
+    why = why_no_graph(config)
+    traced = None if why else trace(folder, head_only=head_only)
     if traced is None:
-        notes.append(f"without {PROGRAM}: its {own} encoder was trained with it")
+        notes.append(f"without {PROGRAM}: the model does not become a graph, since {why}")
     else:
         notes += _on_states(traced.why_states)
     write_folder(folder, out, name, traced, report)

@@ -20,6 +20,7 @@ from multistill.encoders.speech import LogMel
 from multistill.features.decode import VARIANCE_FLOOR
 from multistill.features.dtypes import Dtype
 from multistill.metrics.classification import EPS
+from multistill.models import pooled
 from multistill.models.base import Network
 from multistill.models.convolutional import STRIDE
 
@@ -41,6 +42,7 @@ class HeadGraph(nn.Module):
         spec = head.spec
         # Frames that become one: a traced graph is for lengths above it.
         self._joined = spec.audio_stride * (STRIDE if spec.front == "convolutional" else 1)
+        self._joined *= pooled.STRIDE**spec.pooled_strides
 
     def forward(
         self,

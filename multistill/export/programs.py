@@ -18,9 +18,15 @@ from multistill.errors import UsageError
 from multistill.export.graph import HeadGraph, LogMelStates, SamplesGraph, traces_window
 from multistill.models.base import Network
 from multistill.models.files import load_model, read_model_config
+from multistill.models.spec import ModelSpec
 
 Reads = Literal["samples", "states"]
 LOG_MEL = "log-mel"
+_FIXED_LENGTH = {
+    **dict.fromkeys(("va-audio", "va-text", "va-fusion"), "the recurrent layers"),
+    **dict.fromkeys(("fe2e", "mesm"), "the chunks"),
+}
+"""Network -> what torch.export unrolls in it, so that the program would take one length alone."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +63,14 @@ def trace(folder: Path, *, head_only: bool = False) -> Traced:
         head_only: trace the head in any case.
 
     Raises:
-        UsageError: an encoder that was trained with the model would be missing.
+        UsageError: the model does not become a graph (`why_no_graph`).
         MultistillError: the folder is not a model folder, or is damaged.
     """
     config = read_model_config(folder)
-    if own := trained_encoder(config):
+    if why := why_no_graph(config):
         raise UsageError(
-            f"the model {folder} has a {own} encoder of its own, which was trained with it and "
-            "does not become a graph; use `--format folder` or `--format mlflow`"
+            f"the model {folder} does not become a graph: {why}; use `--format folder` or "
+            "`--format mlflow`"
         )
     model = load_model(folder)
     assert isinstance(model, Network)
@@ -88,9 +94,18 @@ def trace(folder: Path, *, head_only: bool = False) -> Traced:
     return Traced(program, graph, "states" if why else "samples", outputs, shapes, config, why)
 
 
-def trained_encoder(config: Mapping[str, Any]) -> str | None:
-    """Which encoder was trained with a model, `speech` or `text`; None if none was."""
-    return next((name for name, each in config["encoders"].items() if "training" in each), None)
+def why_no_graph(config: Mapping[str, Any]) -> str:
+    """Why no graph can be traced of a model; empty if one can.
+
+    Args:
+        config: of the model folder.
+    """
+    own = next((name for name, each in config["encoders"].items() if "training" in each), None)
+    if own is not None:
+        return f"its {own} encoder was trained with it, and does not become one"
+    network = config["spec"].get("network", ModelSpec.network)
+    reason = _FIXED_LENGTH.get(network)
+    return "" if reason is None else f"{reason} of the network {network} are traced for one length"
 
 
 def why_states(model: Network, config: Mapping[str, Any]) -> str:
