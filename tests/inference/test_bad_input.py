@@ -274,7 +274,6 @@ def test_a_broken_or_foreign_model_folder_is_one_sentence(
         ("predict", "--text", "good day"),
         ("stream", "--audio", tmp_path / "a.wav"),
         ("export", "--format", "mlflow", "--out", tmp_path / "out"),
-        ("export", "--format", "folder", "--out", tmp_path / "out"),
     ):
         code, out, err = run(capsys, folder, *arguments, command=command)
         assert code in (1, 2) and not out and reason in err and err.count("\n") == 1, command
