@@ -16,9 +16,7 @@ from multistill.export import to_onnx
 from multistill.export.formats import export
 from multistill.inference.quantize import quantize
 
-NO_GRAPH = (
-    "the model {} does not become a graph: {}; use `--format folder` or `--format mlflow`"
-)
+NO_GRAPH = "the model {} does not become a graph: {}; use `--format folder` or `--format mlflow`"
 
 
 def test_where_it_is_written(tmp_path: Path) -> None:
