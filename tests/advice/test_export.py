@@ -16,8 +16,6 @@ from multistill.export import to_onnx
 from multistill.export.formats import export
 from multistill.inference.quantize import quantize
 
-NO_GRAPH = "the model {} does not become a graph: {}; use `--format folder` or `--format mlflow`"
-
 
 def test_where_it_is_written(tmp_path: Path) -> None:
     model = save_predictor(tmp_path / "model", "light-student-s")
@@ -46,7 +44,7 @@ def test_models_with_an_encoder_of_their_own(tmp_path: Path) -> None:
     encoder = save_wav2vec2(tmp_path / "encoder")
     features = {"speech": {"model": str(encoder), "train": "full"}}
     model = save_predictor(tmp_path / "model", "small-audio-student", features)
-    with told(NO_GRAPH, UsageError):
+    with told("the model {} does not become a graph: {}; use `--format folder`", UsageError):
         export(model, tmp_path / "out", "onnx")
     assert "encoder.safetensors" in export(model, tmp_path / "folder", "folder").files
     assert "MLmodel" in export(model, tmp_path / "mlflow", "mlflow").files
@@ -55,7 +53,7 @@ def test_models_with_an_encoder_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", ["va-text", "small-mesm"])
 def test_networks_of_one_length(preset: str, tmp_path: Path) -> None:
     model = save_predictor(tmp_path / "model", preset, {"text": {"model": "hashed-ngrams"}})
-    with told(NO_GRAPH, UsageError):
+    with told("the model {} does not become a graph: {}; use `--format folder`", UsageError):
         export(model, tmp_path / "out", "onnx")
     done = export(model, tmp_path / "folder", "folder")
     assert "README.md" in done.files and "program.pt2" not in done.files
