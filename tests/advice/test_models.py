@@ -29,7 +29,6 @@ from multistill.models.build import build
 from multistill.models.context import DialogueContext
 from multistill.models.files import ModelInfo, load_model, load_weights, save_model
 from multistill.models.presets import resolve
-from multistill.models.spec import ModelSpec
 from multistill.models.spec import ModelSpec, StatePart
 from multistill.pipeline import jobfile
 
