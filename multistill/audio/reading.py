@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from multistill.audio import SAMPLE_RATE
+from multistill.audio import SAMPLE_RATE, mpeg4
 from multistill.audio.containers import read_promise
 from multistill.audio.digests import digest_of
 from multistill.audio.errors import UnusableClipError, describe
@@ -350,20 +351,26 @@ class Resampler:
 
 @contextmanager
 def _source(handle: int) -> Iterator[Any]:
-    """The file, opened by libsndfile.
+    """The file, opened by libsndfile, or by FFmpeg.
 
     Raises:
         UnusableClipError: it is not audio, or what reading it raises.
     """
     os.lseek(handle, 0, os.SEEK_SET)
+    source: Any
     try:
-        file = repaired(handle)
-        source = _Sequential(handle, closefd=False) if file is None else _Sequential(file)
-    except soundfile.LibsndfileError as error:
         if os.pread(handle, 8, 0)[4:] == b"ftyp":
-            raise UnusableClipError(
-                "not supported", "sound in MPEG-4 files (M4A, AAC) is not read; save it as FLAC"
-            ) from error
+            if find_spec(mpeg4.PACKAGE) is None:
+                raise UnusableClipError(
+                    "not supported",
+                    "sound in MPEG-4 files (M4A, AAC) is read with the package av; run "
+                    "`pip install 'multistill[m4a]'`, or save it as FLAC",
+                )
+            source = mpeg4.Mpeg4Sound(handle)
+        else:
+            file = repaired(handle)
+            source = _Sequential(handle, closefd=False) if file is None else _Sequential(file)
+    except soundfile.LibsndfileError as error:
         raise UnusableClipError(
             "not audio", f"libsndfile says: {error.error_string.strip().rstrip('.')}"
         ) from error

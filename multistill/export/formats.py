@@ -13,7 +13,7 @@ from typing import Literal
 from multistill.errors import UsageError
 from multistill.inference.predictor import title_of
 from multistill.inference.source import found_model
-from multistill.models.files import read_model_config
+from multistill.models.files import load_model, read_model_config
 
 Format = Literal["onnx", "folder", "mlflow"]
 
@@ -77,9 +77,7 @@ def export(
         elif form == "folder":
             reads, notes = _folder(folder, partial, name, [workspace, *_own(folder)], head_only)
         else:
-            from multistill.export.to_mlflow import write_mlflow
-
-            write_mlflow(folder, partial)
+            _mlflow(folder, partial, name)
     return Export(out, {each.name: _bytes(each) for each in sorted(out.iterdir())}, reads, notes)
 
 
@@ -112,11 +110,22 @@ def _folder(
     why = why_no_graph(config)
     traced = None if why else trace(folder, head_only=head_only)
     if traced is None:
-        notes.append(f"without {PROGRAM}: {why}")
+        load_model(folder)  # a damaged one is not handed over
+        notes.append(f"without {PROGRAM}: the model does not become a graph, since {why}")
     else:
         notes += _on_states(traced.why_states)
     write_folder(folder, out, name, traced, report)
     return (None if traced is None else traced.reads), notes
+
+
+def _mlflow(folder: Path, out: Path, name: str) -> None:
+    from multistill.export.to_mlflow import write_mlflow
+    from multistill.inference.encoders import features_of
+
+    # MLflow would write a model that cannot be loaded, and say so in its log alone.
+    model = load_model(folder)
+    features_of(read_model_config(folder), model.spec, name)
+    write_mlflow(folder, out)
 
 
 def _on_states(why: str) -> list[str]:

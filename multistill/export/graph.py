@@ -42,8 +42,7 @@ class HeadGraph(nn.Module):
         spec = head.spec
         # Frames that become one: a traced graph is for lengths above it.
         self._joined = spec.audio_stride * (STRIDE if spec.front == "convolutional" else 1)
-        if spec.network == "pooled":
-            self._joined = pooled.STRIDE**spec.pooled_strides
+        self._joined *= pooled.STRIDE**spec.pooled_strides
 
     def forward(
         self,

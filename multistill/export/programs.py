@@ -22,8 +22,11 @@ from multistill.models.spec import ModelSpec
 
 Reads = Literal["samples", "states"]
 LOG_MEL = "log-mel"
-TRACEABLE = ("head", "pooled")
-"""Networks of dynamic lengths for torch.export: not recurrent, and not cut into chunks."""
+_FIXED_LENGTH = {
+    **dict.fromkeys(("va-audio", "va-text", "va-fusion"), "the recurrent layers"),
+    **dict.fromkeys(("fe2e", "mesm"), "the chunks"),
+}
+"""Network -> what torch.export unrolls in it, so that the program would take one length alone."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,17 @@ def trace(folder: Path, *, head_only: bool = False) -> Traced:
 
 
 def why_no_graph(config: Mapping[str, Any]) -> str:
-    """Why not even the head of a model becomes a graph; empty if it does."""
+    """Why no graph can be traced of a model; empty if one can.
+
+    Args:
+        config: of the model folder.
+    """
     own = next((name for name, each in config["encoders"].items() if "training" in each), None)
     if own is not None:
-        return f"its {own} encoder was trained with it"
-    network = ModelSpec.from_dict(config["spec"]).network
-    return "" if network in TRACEABLE else f"its network is {network}"
+        return f"its {own} encoder was trained with it, and does not become one"
+    network = config["spec"].get("network", ModelSpec.network)
+    reason = _FIXED_LENGTH.get(network)
+    return "" if reason is None else f"{reason} of the network {network} are traced for one length"
 
 
 def why_states(model: Network, config: Mapping[str, Any]) -> str:

@@ -52,29 +52,44 @@ class ModelEncoders:
                 does not say which encoders its states are of.
         """
         described: Mapping[str, Mapping[str, Any]] = config["encoders"]
-        needed = ["speech"] * spec.reads_audio + ["text"] * spec.reads_text
-        for kind in needed:
-            if not described.get(kind, {}).get("settings"):
-                raise MultistillError(
-                    f"the model {name} does not say which {kind} encoder it reads, so recordings "
-                    "cannot be encoded for it; use a model folder that a job wrote"
-                )
-        settings = {kind: described[kind]["settings"] for kind in needed}
-        try:
-            features = FeaturesConfig.model_validate({**settings, "dtype": config["dtype"]})
-        except ValidationError as error:
-            key = ".".join(map(str, error.errors()[0]["loc"]))
-            raise MultistillError(
-                f"the model {name} was trained with encoder settings that this version does not "
-                f"know (features.{key}); use the version of multistill that trained it"
-            ) from error
-        features = _pinned(features, described, spec)
+        features = features_of(config, spec, name)
         speech = text = None
         if spec.reads_audio:
             speech = _load_speech(features.speech, described["speech"], spec, name, device)
         if spec.reads_text:
             text = _load_text(features.text, described["text"], name, device)
         return cls(features, speech, text)
+
+
+def features_of(config: Mapping[str, Any], spec: ModelSpec, name: str) -> FeaturesConfig:
+    """The settings with which the states of a training were computed, at its commits.
+
+    Args:
+        config: of the model folder.
+        name: of the model, for messages.
+
+    Raises:
+        MultistillError: the model folder does not say which encoders its states are of, or says it
+            in a way that this version does not know.
+    """
+    described: Mapping[str, Mapping[str, Any]] = config["encoders"]
+    needed = ["speech"] * spec.reads_audio + ["text"] * spec.reads_text
+    for kind in needed:
+        if not described.get(kind, {}).get("settings"):
+            raise MultistillError(
+                f"the model {name} does not say which {kind} encoder it reads, so recordings "
+                "cannot be encoded for it; use a model folder that a job wrote"
+            )
+    settings = {kind: described[kind]["settings"] for kind in needed}
+    try:
+        features = FeaturesConfig.model_validate({**settings, "dtype": config["dtype"]})
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise MultistillError(
+            f"the model {name} was trained with encoder settings that this version does not "
+            f"know (features.{key}); use the version of multistill that trained it"
+        ) from error
+    return _pinned(features, described, spec)
 
 
 def _pinned(

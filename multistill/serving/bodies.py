@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from multistill.serving.clips import Clip
@@ -82,7 +82,7 @@ async def received_form(request: Request) -> AsyncIterator[FormData]:
     """The form of a request; its files are removed when the context ends.
 
     Raises:
-        RefusedError: the request has no form, or a broken one.
+        RefusedError: the request has no form, or a broken one, or text that is not in UTF-8.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
@@ -92,16 +92,37 @@ async def received_form(request: Request) -> AsyncIterator[FormData]:
             f"the request is `{kind or 'without a type'}`; send multipart/form-data with the "
             "recording in the field `audio`",
         )
+    headers = request.headers.mutablecopy()
+    # The parser takes what is not UTF-8 for Latin-1, in silence; so all is, and decoded here.
+    headers["content-type"] += "; charset=latin-1"
+    parser = MultiPartParser(
+        headers,
+        request.stream(),
+        max_files=1,
+        max_fields=_MOST_FIELDS,
+        max_part_size=_FIELD_BYTES,
+    )
     try:
-        form = await request.form(max_files=1, max_fields=_MOST_FIELDS, max_part_size=_FIELD_BYTES)
-    except HTTPException as error:
+        form = await parser.parse()
+    except MultiPartException as error:
         raise RefusedError(
-            400, "broken form", f"the form cannot be read ({error.detail.rstrip('.')})"
+            400, "broken form", f"the form cannot be read ({error.message.rstrip('.')})"
         ) from error
     try:
-        yield form
+        yield FormData([(name, _utf8(name, each)) for name, each in form.multi_items()])
     finally:
         await form.close()
+
+
+def _utf8(name: str, value: UploadFile | str) -> UploadFile | str:
+    if isinstance(value, UploadFile):
+        return value
+    try:
+        return value.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        raise RefusedError(
+            422, "not text", f"the field `{name}` is not in UTF-8; send its text in UTF-8"
+        ) from None
 
 
 async def clip_of(form: FormData) -> Clip:

@@ -53,6 +53,15 @@ def test_models_with_an_encoder_of_their_own(tmp_path: Path) -> None:
     assert "MLmodel" in export(model, tmp_path / "mlflow", "mlflow").files
 
 
+@pytest.mark.parametrize("preset", ["va-text", "small-mesm"])
+def test_networks_of_one_length(preset: str, tmp_path: Path) -> None:
+    model = save_predictor(tmp_path / "model", preset, {"text": {"model": "hashed-ngrams"}})
+    with told("the model {} does not become a graph: {}; use `--format folder`", UsageError):
+        export(model, tmp_path / "out", "onnx")
+    done = export(model, tmp_path / "folder", "folder")
+    assert "README.md" in done.files and "program.pt2" not in done.files
+
+
 def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     def without(name: str) -> Any:
         return None if name == "onnxscript" else importlib.util.find_spec(name)

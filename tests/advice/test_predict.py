@@ -80,7 +80,7 @@ def test_failed_clips_and_their_rows(
     captured = capsys.readouterr()
     says("{} of {} clips could not be predicted; see `error` of their rows", captured.err)
     [error] = [row["error"] for row in map(json.loads, captured.out.splitlines()) if "error" in row]
-    says("sound in MPEG-4 files (M4A, AAC) is not read; save it as FLAC", error)
+    says("sound in MPEG-4 files (M4A, AAC) is read with the package av; run `pip install", error)
     samples, rate = soundfile.read(good)
     soundfile.write(bad.with_suffix(".flac"), samples, rate)
     bad.unlink()

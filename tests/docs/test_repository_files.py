@@ -48,6 +48,7 @@ def test_the_lock_holds_every_dependency_and_the_build_backend() -> None:
     extras = dict(PROJECT["optional-dependencies"])
     # For research only: the developer environment must not install it for everybody.
     assert [normalized(item) for item in extras.pop("opensmile")] == ["opensmile"]
+    extras.pop("m4a")  # large, and needed for one kind of file
     parts = [PROJECT["dependencies"], *extras.values()]
     parts.append(SETTINGS["build-system"]["requires"])
     wanted = {normalized(item) for part in parts for item in part}

@@ -16,6 +16,7 @@ from multistill.encoders.source import EncoderSource, Section, trained_encoders
 from multistill.features.identity import resolved_weights
 from multistill.models.files import ModelInfo, save_model
 from multistill.models.joint import Model, build_model
+from multistill.models.network_fields import COMMON, NETWORK_USES
 from multistill.models.presets import PRESETS, resolve
 
 SMALL = {"width": 16, "heads": 2, "layers": 1, "feedforward": 16, "classifier": 16}
@@ -71,7 +72,8 @@ def random_head(
 ) -> Model:
     torch.manual_seed(0)
     encoders = {name: source.load() for name, source in trained.items()}
-    small = SMALL if PRESETS[preset].network == "head" else {}
+    use = NETWORK_USES.get(PRESETS[preset].network)
+    small = {name: size for name, size in SMALL.items() if use is None or name in COMMON | use.uses}
     head = build_model(resolve(preset, {**small, **spec}), audio_dim, text_dim, encoders)
     with torch.no_grad():
         for parameter in head.parameters():

@@ -1,6 +1,7 @@
-"""Whatever is not a recording or a text: the right answer or one sentence, by class and command.
+"""Whatever is not a recording, a text or a model: the right answer or one sentence, by every door.
 
-Each row is given to `Predictor` and to `multistill predict`, which must agree.
+Each row is given to `Predictor`, `multistill predict`, `multistill stream`, MLflow and HTTP, which
+must agree.
 """
 
 from __future__ import annotations
@@ -8,13 +9,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from helpers.doors import Answer, Doors, opened_doors
 from helpers.features_case import save_electra
 from helpers.predictor_case import save_predictor, speech_like
 
@@ -22,6 +26,7 @@ from multistill import Predictor
 from multistill.audio.errors import UnusableClipError
 from multistill.cli.app import main
 from multistill.errors import MultistillError
+from multistill.export.pyfunc import EmotionModel
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +36,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def predictor(model: Path) -> Predictor:
-    return Predictor.load(model, "cpu")
+def opened(model: Path) -> Iterator[Callable[..., Doors]]:
+    with opened_doors(model, model.parent / "mlflow") as doors:
+        yield doors
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+@pytest.fixture
+def doors(opened: Callable[..., Doors], capsys: pytest.CaptureFixture[str]) -> Doors:
+    return opened(capsys)
+
+
+@pytest.fixture
+def predictor(doors: Doors) -> Predictor:
+    return doors.predictor
+
+
+def run(
+    capsys: pytest.CaptureFixture[str], *arguments: object, command: str = "predict"
+) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as end:
-        main(["predict", *map(str, arguments)])
+        main([command, *map(str, arguments)])
     captured = capsys.readouterr()
     return int(end.value.code or 0), captured.out, captured.err
 
@@ -55,47 +73,64 @@ def samples(values: list[float], **how: Any) -> Any:
 
 
 NAN = {"subtype": "FLOAT"}
-REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "text": (lambda path: path.write_text("hello"), "not audio"),
+REFUSED: dict[str, tuple[Callable[[Path], Any], str, int]] = {
+    "text": (lambda path: path.write_text("hello"), "not audio", 415),
     "random bytes": (
-        lambda path: path.write_bytes(np.random.default_rng(0).bytes(4000)),
-        "not audio",
+        lambda path: path.write_bytes(np.random.default_rng(0).bytes(4000)), "not audio", 415,
     ),
-    "m4a": (lambda path: path.write_bytes(b"\0\0\0\x20ftypM4A \0\0\0\0"), "save it as FLAC"),
-    "empty": (lambda path: path.touch(), "empty: 0 bytes"),
-    "header only": (samples([]), "empty: no samples"),
-    "one sample": (samples([0.5]), "too short: 1 samples"),
-    "nan": (samples([0.1] * 999 + [float("nan")], **NAN), "not finite"),
-    "infinite": (samples([0.1] * 999 + [float("inf")], **NAN), "not finite"),
-    "missing": (lambda path: None, "cannot be opened: No such file"),
-    "folder in its place": (lambda path: path.mkdir(), "there is no recording"),
-    "pipe": (os.mkfifo, "not a regular file"),
-    "cut in the header": (lambda path: path.write_bytes(b"RIFF\xff\xff"), "not audio"),
-}
+    "m4a": (
+        lambda path: path.write_bytes(b"\0\0\0\x20ftypM4A \0\0\0\0"), "save it as FLAC", 415,
+    ),
+    "empty": (lambda path: path.touch(), "empty: 0 bytes", 422),
+    "header only": (samples([]), "empty: no samples", 422),
+    "one sample": (samples([0.5]), "too short: 1 samples", 422),
+    "nan": (samples([0.1] * 999 + [float("nan")], **NAN), "not finite", 422),
+    "infinite": (samples([0.1] * 999 + [float("inf")], **NAN), "not finite", 422),
+    "cut in the header": (lambda path: path.write_bytes(b"RIFF\xff\xff"), "not audio", 415),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_recording_is_one_sentence(
-    name: str,
-    predictor: Predictor,
-    model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    make, reason = REFUSED[name]
+def test_what_is_no_recording_is_one_sentence(name: str, doors: Doors, tmp_path: Path) -> None:
+    make, reason, status = REFUSED[name]
     path = tmp_path / "a.wav"
     make(path)
-    code, out, err = run(capsys, model, "--audio", path)
-    assert code == (2 if path.is_dir() else 1) and not out
-    assert reason in err and str(path) in err and err.count("\n") == 1, err
+    of_file, of_content = doors.by_class(path), doors.by_content(path)
+    assert reason in of_content.error and of_file.error == f"{path}: {of_content.error}"
+    assert doors.by_command(path) == replace(of_file, code=1)
+    assert doors.by_http(path) == replace(of_content, code=status)
+    assert doors.by_mlflow(path) == of_content
+    by_stream = doors.by_stream(path)
+    if name == "one sample":  # a stream ends at any time
+        assert by_stream.code == 0 and "nobody spoke" in by_stream.error
+    else:
+        assert by_stream == replace(of_file, code=1)
+    if name == "empty":
+        of_content = Answer(error="nothing to read: the model reads audio and text")
+    assert doors.by_mlflow_content(path) == of_content
+
+
+NO_FILE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing": (lambda path: None, "cannot be opened: No such file"),
+    "folder in its place": (lambda path: path.mkdir(), "cannot be opened: not a regular file"),
+    "pipe": (os.mkfifo, "cannot be opened: not a regular file"),
+}
+
+
+@pytest.mark.parametrize("name", NO_FILE)
+def test_what_is_no_file_is_one_sentence(name: str, doors: Doors, tmp_path: Path) -> None:
+    make, reason = NO_FILE[name]
+    path = tmp_path / "a.wav"
+    make(path)
+    wanted = doors.by_class(path)
+    assert reason in wanted.error and str(path) in wanted.error
+    assert doors.by_stream(path) == replace(wanted, code=1)
+    assert "neither a file nor the content of one" in doors.by_mlflow(path).error
+    by_command = doors.by_command(path)
     if path.is_dir():
-        return
-    with pytest.raises(UnusableClipError) as by_path:
-        predictor.predict(path)
-    assert f"multistill: {by_path.value}\n" == err
-    if path.is_file():
-        with pytest.raises(UnusableClipError, match=reason):
-            predictor.predict(path.read_bytes())
+        assert by_command.code == 2 and "there is no recording" in by_command.error
+    else:
+        assert by_command == replace(wanted, code=1)
 
 
 READ: dict[str, tuple[Callable[[Path], Any], float]] = {
@@ -115,14 +150,19 @@ READ: dict[str, tuple[Callable[[Path], Any], float]] = {
 
 @pytest.mark.parametrize("name", READ)
 def test_the_same_speech_in_another_form_is_the_same_clip(
-    name: str, predictor: Predictor, tmp_path: Path
+    name: str, doors: Doors, tmp_path: Path
 ) -> None:
     make, tolerance = READ[name]
-    make(tmp_path / "a.bin")
-    wanted = predictor.predict((speech_like(1.0), 16_000)).distribution
-    for audio in (tmp_path / "a.bin", (tmp_path / "a.bin").read_bytes()):
-        found = predictor.predict(audio).distribution
-        assert max(abs(found[label] - wanted[label]) for label in wanted) < tolerance
+    path = tmp_path / "a.wav"
+    make(path)
+    wanted = doors.predictor.predict((speech_like(1.0), 16_000)).distribution
+    found = doors.by_class(path)
+    assert max(abs(found.distribution[label] - wanted[label]) for label in wanted) < tolerance
+    for door in (doors.by_content, doors.by_command, doors.by_http, doors.by_mlflow):
+        assert door(path) == found
+    by_stream = doors.by_stream(path)
+    assert by_stream.label == found.label
+    assert by_stream.distribution == pytest.approx(found.distribution, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -165,23 +205,23 @@ def test_ten_hours_are_cut_where_training_was(predictor: Predictor) -> None:
 
 
 @pytest.mark.parametrize("text", ["좋다 " * 33_000, "a" * 100_000, "\u200b" * 100_000 + "good"])
-def test_a_very_long_text_is_cut(
-    predictor: Predictor, model: Path, text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = predictor.predict(None, text)
+def test_a_very_long_text_is_cut(doors: Doors, text: str) -> None:
+    found = doors.by_class(None, text)
     assert found.label is not None
-    code, out, _ = run(capsys, model, "--text", text, "--json")
-    assert code == 0 and json.loads(out)["distribution"] == pytest.approx(found.distribution)
+    for door in (doors.by_command, doors.by_http, doors.by_mlflow):
+        assert door(None, text) == found
 
 
 @pytest.mark.parametrize("text", ["good \ud800 day", "\udcff", "a\x07b"])
-def test_what_is_no_text_is_one_sentence(
-    predictor: Predictor, model: Path, text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(UnusableClipError, match=r"the transcript has U\+"):
-        predictor.predict(None, text)
-    code, out, err = run(capsys, model, "--text", text)
-    assert code == 1 and not out and "the transcript has U+" in err
+def test_what_is_no_text_is_one_sentence(doors: Doors, text: str) -> None:
+    found = doors.by_class(None, text)
+    assert "the transcript has U+" in found.error
+    assert doors.by_mlflow(None, text) == found
+    by_command, by_http = doors.by_command(None, text), doors.by_http(None, text)
+    assert (by_command.code, by_http.code) == (1, 422)
+    assert found.error in by_command.error
+    encodes = text.isascii()
+    assert (found.error if encodes else "the field `text` is not in UTF-8") in by_http.error
 
 
 def _edit(**changes: Any) -> Callable[[Path], None]:
@@ -229,8 +269,17 @@ def test_a_broken_or_foreign_model_folder_is_one_sentence(
     damage(folder)
     with pytest.raises(MultistillError, match=reason):
         Predictor.load(folder)
-    code, out, err = run(capsys, folder, "--text", "good day")
-    assert code in (1, 2) and not out and reason in err and err.count("\n") == 1
+    with pytest.raises(MultistillError, match=reason):
+        EmotionModel().load_context(SimpleNamespace(artifacts={"model": str(folder)}))
+    sound()(tmp_path / "a.wav")
+    for command, *arguments in (
+        ("predict", "--text", "good day"),
+        ("stream", "--audio", tmp_path / "a.wav"),
+        ("export", "--format", "mlflow", "--out", tmp_path / "out"),
+    ):
+        code, out, err = run(capsys, folder, *arguments, command=command)
+        assert code in (1, 2) and not out and reason in err and err.count("\n") == 1, command
+        assert not (tmp_path / "out").exists()
 
 
 def test_neither_model_nor_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,7 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     (upload(wav()[:1000]), 422, "truncated"),
     (upload(wav(6.0)), 413, "the recording has 6 s, and this server reads 5 s"),
     (upload(wav(), text="a\x07b"), 422, "the transcript has U+"),
+    (upload(wav(), text="좋다".encode("cp949")), 422, "the field `text` is not in UTF-8"),
     (upload(wav(), only="joy"), 422, "the model has no class `joy`"),
     (upload(wav(), unsure_below="2"), 422, "unsure_below: 2.0 is no probability"),
     (upload(wav(), unsure_below="nan"), 422, "unsure_below: nan is no probability"),
