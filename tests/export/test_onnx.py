@@ -116,7 +116,6 @@ def test_the_example_of_the_docs_needs_neither_torch_nor_multistill(
 HEADS: Mapping[str, dict[str, Any]] = {
     "multimodal": {"preset": "small-student", "temperature": 0.8, "max_frames": 60},
     "dimensions": {"preset": "small-text-student", "spec": {"dimensions": ("valence", "arousal")}},
-    "strided": {"preset": "pooled-strided"},
     "context": {"preset": "small-audio-student", "spec": {"context_turns": 2}},
     "strided": {"preset": "pooled-strided", "spec": {"width": 16}},
 }
