@@ -85,6 +85,9 @@ NOT_ADVICE = {
     "train before caps": "a column of a table",
     "lower left": "a corner of a plot",
     "name = '{}'": "a filter of MLflow",
+    "to probe: paired difference to the probe of the same run that is best on validation, {}, p by "
+    "Holm over the trained models of the run; train s: of one training, without models that it "
+    "starts from; ms a clip: median, from the file": "the legend of a table",
 }
 
 

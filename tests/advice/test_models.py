@@ -198,11 +198,6 @@ def test_bfloat16_that_changes_the_states(folder: dict[str, Path]) -> None:
 SPECS: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     ({"width": 64.5}, "must be an integer of at least 1, not {}", {"width": 64}),
     ({"heads": 0}, "must be an integer of at least 1, not {}", {"heads": 1}),
-    (
-        {"chunk_frames": 0},
-        "model: {} must be an integer of at least {}, not {}",
-        {"chunk_frames": ModelSpec.chunk_frames},
-    ),
     ({"dropout": 1.0}, "must be at least 0 and below 1, not {}", {"dropout": 0.99}),
     ({"context_turns": -1}, "context_turns must be 0 or more, not {}", {"context_turns": 0}),
     (

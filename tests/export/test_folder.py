@@ -182,13 +182,14 @@ def test_a_model_with_a_trained_encoder_has_no_program(tmp_path: Path) -> None:
 def test_a_network_that_does_not_become_a_graph_has_no_program(tmp_path: Path) -> None:
     model = save_predictor(tmp_path / "model", "va-audio")
     done = export(model, tmp_path / "out", "folder")
-    assert PROGRAM not in done.files and f"without {PROGRAM}: its network is va-audio" in done.notes
+    assert PROGRAM not in done.files
+    assert any(f"without {PROGRAM}: " in note and "va-audio" in note for note in done.notes)
     write_clip(tmp_path / "clip.wav")
     found, wanted = (
         Predictor.load(each, "cpu").predict(tmp_path / "clip.wav") for each in (done.out, model)
     )
     assert found.dimensions == wanted.dimensions and found.dimensions
-    with pytest.raises(UsageError, match="does not become a graph: the recurrent layers of the network va-audio"):
+    with pytest.raises(UsageError, match="recurrent layers of the network va-audio"):
         export(model, tmp_path / "onnx", "onnx")
 
 
