@@ -136,6 +136,8 @@ class Server:
             # looks first. MLflow reads these settings only from the environment.
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+            # Written to standard error even where nobody looks, in the middle of other output.
+            os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
             for name in ("mlflow.store.db.utils", "alembic", "urllib3.connectionpool"):
                 logging.getLogger(name).setLevel(logging.ERROR)
             from mlflow import MlflowClient
