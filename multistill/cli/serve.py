@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from multistill.cli.options import Json, print_json
+from multistill.cli.options import JobWorkspace, Json, Model, Temperature, print_json
 
 
 def serve(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="as of `multistill predict`")],
+    model: Model,
     host: Annotated[
         str, typer.Option("--host", help="address to listen at; 0.0.0.0: all of this machine")
     ] = "127.0.0.1",
@@ -54,13 +54,8 @@ def serve(
     max_streams: Annotated[
         int, typer.Option("--max-streams", min=0, help="streams at a time; others get 503")
     ] = 16,
-    temperature: Annotated[
-        float | None,
-        typer.Option("--temperature", help="of the probabilities, in place of the fitted one"),
-    ] = None,
-    workspace: Annotated[
-        Path, typer.Option("--workspace", metavar="PATH", help="where the job ran")
-    ] = Path("workspace"),
+    temperature: Temperature = None,
+    workspace: JobWorkspace = Path("workspace"),
     as_json: Json = False,
 ) -> None:
     """Serve a trained model over HTTP: a page, /predict, /stream, /health, /ready, /metrics."""

@@ -179,6 +179,11 @@ class TrainSection(Section):
     cpus_per_worker: float = execution(1.0, gt=0, description="logical CPUs of each worker")
     max_failures: int = execution(2, ge=0, description="restarts from the last checkpoint")
 
+    @property
+    def splits_batches(self) -> bool:
+        """Whether the rows of a step are not computed together, by one worker."""
+        return self.workers > 1 or bool(self.batch_frames) or self.accumulation > 1
+
     @model_validator(mode="after")
     def _check(self) -> TrainSection:
         if self.class_weights == "odds" and self.loss != "one-vs-rest":

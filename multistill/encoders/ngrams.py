@@ -9,14 +9,13 @@ most of their state, in every script, without a vocabulary.
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
 from multistill.config import TextEncoderConfig
 from multistill.encoders.base import EncoderInfo
+from multistill.encoders.tokenizers import words
 from multistill.typing import FloatArray
 
 NAME = "hashed-ngrams"
@@ -25,13 +24,6 @@ LENGTHS = (1, 2, 3)
 """Of the n-grams; the whole word is one more."""
 VALUES = 8
 """Values of a state that one n-gram adds to, so that two n-grams rarely share them all."""
-
-_WORDS = re.compile(r"\w+|[^\w\s]")
-
-
-def words(text: str) -> list[str]:
-    """Words and signs of a text, without regard to case; each has one state."""
-    return _WORDS.findall(unicodedata.normalize("NFC", text).casefold())
 
 
 def ngrams(word: str) -> list[str]:

@@ -15,6 +15,11 @@ HASHED = 8192
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
 
+def words(text: str) -> list[str]:
+    """Words and signs of a text in any script, without regard to case."""
+    return _WORDS.findall(unicodedata.normalize("NFC", text).casefold())
+
+
 class Tokenizer(Protocol):
     """Converts a text to token ids.
 
@@ -61,7 +66,7 @@ class HashingTokenizer(Enclosed):
 
     def ids(self, text: str) -> list[int]:
         tokens = []
-        for word in _WORDS.findall(unicodedata.normalize("NFC", text).casefold()):
+        for word in words(text):
             tokens.append(word)
             if len(word) > 1:
                 tokens.extend(f"#{character}" for character in word)

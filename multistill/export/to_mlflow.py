@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from multistill.export.programs import quiet
 from multistill.models.files import CONFIG, ENCODER_WEIGHTS, WEIGHTS, read_model_config
 from multistill.models.spec import ModelSpec
 from multistill.tracking.registry import CONTENT
+from multistill.tracking.server import draw_no_progress_bars
 
 CODE = Path(__file__).with_name("pyfunc_code.py")
 TEXT = "오늘 정말 기뻐요"
@@ -41,7 +41,7 @@ def write_mlflow(folder: Path, out: Path) -> None:
     """
     import pandas as pd
 
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    draw_no_progress_bars()
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types.schema import ColSpec, DataType, Schema

@@ -136,8 +136,7 @@ class Server:
             # looks first. MLflow reads these settings only from the environment.
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-            # Written to standard error even where nobody looks, in the middle of other output.
-            os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+            draw_no_progress_bars()
             for name in ("mlflow.store.db.utils", "alembic", "urllib3.connectionpool"):
                 logging.getLogger(name).setLevel(logging.ERROR)
             from mlflow import MlflowClient
@@ -310,6 +309,14 @@ class Server:
             call_mlflow(self.client.log_artifacts, run_id, str(path), artifact_path=target)
         else:
             call_mlflow(self.client.log_artifact, run_id, str(path), artifact_path=folder or None)
+
+
+def draw_no_progress_bars() -> None:
+    """Keep MLflow from writing them to standard error, in the middle of other output.
+
+    It reads the setting only from the environment.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 def quote(value: str) -> str:

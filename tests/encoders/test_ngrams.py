@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 
@@ -68,6 +69,13 @@ def test_states_are_the_same_in_every_process() -> None:
         [sys.executable, "-c", code], capture_output=True, check=True, text=True
     )
     assert bytes.fromhex(output.stdout.strip()) == word_state("말").tobytes()
+
+
+def test_states_are_those_that_models_were_trained_on() -> None:
+    """Another hash, split or case would mean nothing to a model that is stored."""
+    [states] = ENCODER.encode(["정말 Happy!"])
+    rounded = (states * 1e6).round().astype("<i4").tobytes()
+    assert hashlib.sha256(rounded).hexdigest()[:16] == "c85f6ea9e8a62b40"
 
 
 def test_long_texts_are_cut_at_max_tokens() -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from multistill.config import AugmentationConfig, JobConfig, ModelConfig
-from multistill.errors import MultistillError
-from multistill.models.presets import resolve
+from multistill.config import AugmentationConfig, JobConfig
 from multistill.models.spec import Modality
 from multistill.pipeline.recipes import Location
-from multistill.pipeline.recipes.models import models_of
+from multistill.pipeline.recipes.models import models_of, searched_spec
 
 _OF_AUDIO = ("time_masks", "feature_masks")
 _OF_TEXT = ("word_dropout", "word_swap")
@@ -25,7 +23,8 @@ def check_augmentation(job: JobConfig) -> Iterator[tuple[Location, str]]:
         config, location = each.train.augmentation, (*each.section, "train", "augmentation")
         yield from check_of_model(job, config, location, each.title, spec.modality)
     if job.search.enabled:
-        for setting, states in _unread(_modality(job.searched_student().model)):
+        spec = searched_spec(job)
+        for setting, states in _unread(None if spec is None else spec.modality):
             if (key := f"train.augmentation.{setting}") in job.search.space:
                 yield (
                     ("search", "space", key),
@@ -102,14 +101,6 @@ def _mixed_sequences(job: JobConfig) -> Iterator[tuple[Location, str]]:
             "`distillation.sequence_weight` compares; search `mixup` of the states, or remove "
             "`sequence_weight`",
         )
-
-
-def _modality(model: ModelConfig) -> Modality | None:
-    """What a model reads; None for one that `resolve` refuses, which is told elsewhere."""
-    try:
-        return resolve(model.preset, model.overrides()).modality
-    except MultistillError:
-        return None
 
 
 def _unread(modality: Modality | None) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from difflib import get_close_matches
 
 from multistill.config import JobConfig
@@ -13,6 +13,7 @@ from multistill.pipeline.recipes.augmentation import check_augmentation
 from multistill.pipeline.recipes.end_to_end import check_end_to_end
 from multistill.pipeline.recipes.fronts import check_fronts
 from multistill.pipeline.recipes.models import check_frozen, check_presets
+from multistill.pipeline.recipes.packs import pack_steps, packs_left_out
 from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.recipes.stored_states import check_stored_states
 from multistill.pipeline.recipes.trained_encoders import check_trained_encoders
@@ -21,34 +22,21 @@ from multistill.pipeline.step import Step
 from multistill.pipeline.steps.continual import Continual, Forgetting
 from multistill.pipeline.steps.data import Features, Prepare
 from multistill.pipeline.steps.evaluation import Evaluate
-from multistill.pipeline.steps.functionals import OPENSMILE, Functionals
 from multistill.pipeline.steps.report import Report
-from multistill.pipeline.steps.robustness import ROBUSTNESS, Robustness
 from multistill.workspace import Workspace
 
 
 def steps(job: JobConfig, workspace: Workspace) -> list[Step]:
     continual = Continual(job, workspace)
-    pack: list[Step] = [Functionals(job, workspace)] if job.evaluation.opensmile else []
-    pack += [Robustness(job, workspace)] if job.evaluation.robustness else []
     return [
         Prepare(job, workspace),
         Features(job, workspace),
         continual,
         Forgetting(job, workspace),
-        *pack,
+        *pack_steps(job, workspace),
         Evaluate(job, workspace, [continual]),
         Report(job, workspace),
     ]
-
-
-def left_out(job: JobConfig) -> Mapping[str, str]:
-    missing = {}
-    if not job.evaluation.robustness:
-        missing[Robustness.name] = ROBUSTNESS
-    if not job.evaluation.opensmile:
-        missing[Functionals.name] = OPENSMILE
-    return missing
 
 
 def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
@@ -170,5 +158,5 @@ RECIPE = Recipe(
     summary="one model learns corpora one after another; what each method keeps of the first",
     steps=steps,
     check=check,
-    left_out=left_out,
+    left_out=packs_left_out,
 )

@@ -11,6 +11,7 @@ from multistill.pipeline.recipes.augmentation import check_augmentation
 from multistill.pipeline.recipes.end_to_end import check_end_to_end
 from multistill.pipeline.recipes.fronts import check_fronts
 from multistill.pipeline.recipes.models import check_frozen, check_presets, models_of
+from multistill.pipeline.recipes.packs import pack_steps, packs_left_out
 from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.recipes.stored_states import check_stored_states
 from multistill.pipeline.recipes.tasks import check_tasks
@@ -21,10 +22,8 @@ from multistill.pipeline.steps.copies import Copies
 from multistill.pipeline.steps.data import Features, Prepare, Statistics
 from multistill.pipeline.steps.distill import Distill
 from multistill.pipeline.steps.evaluation import Evaluate
-from multistill.pipeline.steps.functionals import OPENSMILE, Functionals
 from multistill.pipeline.steps.label_shares import LabelShares
 from multistill.pipeline.steps.report import Report
-from multistill.pipeline.steps.robustness import ROBUSTNESS, Robustness
 from multistill.pipeline.steps.search import Search
 from multistill.pipeline.steps.training import ModelStep, Students, Teacher
 from multistill.workspace import Workspace
@@ -48,8 +47,6 @@ def steps_with(
         more.append(LabelShares(job, workspace))
     if job.search.enabled:
         more.append(Search(job, workspace))
-    pack: list[Step] = [Functionals(job, workspace)] if job.evaluation.opensmile else []
-    pack += [Robustness(job, workspace)] if job.evaluation.robustness else []
     copies = [Copies(job, workspace)] if job.features.augmentation.copies else []
     return [
         Prepare(job, workspace),
@@ -61,7 +58,7 @@ def steps_with(
         Distill(job, workspace),
         students,
         *more,
-        *pack,
+        *pack_steps(job, workspace),
         Evaluate(job, workspace, [teacher, students, *more]),
         Report(job, workspace),
     ]
@@ -74,11 +71,7 @@ def left_out(job: JobConfig) -> Mapping[str, str]:
     }
     if not job.features.augmentation.copies:
         missing[Copies.name] = "set `features.augmentation.copies` in the job file"
-    if not job.evaluation.robustness:
-        missing[Robustness.name] = ROBUSTNESS
-    if not job.evaluation.opensmile:
-        missing[Functionals.name] = OPENSMILE
-    return missing
+    return missing | packs_left_out(job)
 
 
 def check(job: JobConfig) -> Iterator[tuple[Location, str]]:
@@ -234,7 +227,7 @@ def _losses(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 "use another `train.loss` for the student (its teacher may have this one)",
             )
         train = student.train
-        if train.workers > 1 or train.batch_frames or train.accumulation > 1:
+        if train.splits_batches:
             for option in batch_wise:
                 yield (
                     location,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from multistill.config import JobConfig
 from multistill.pipeline.recipes import Location
-from multistill.pipeline.recipes.models import models_of
+from multistill.pipeline.recipes.models import models_of, searched_spec
 
 NETWORKS = frozenset({"fe2e", "mesm"})
 
@@ -17,8 +17,7 @@ def check_end_to_end(job: JobConfig) -> Iterator[tuple[Location, str]]:
         spec = each.spec
         if spec is None or spec.network not in NETWORKS or spec.chunk_normalization != "batch":
             continue
-        train = each.train
-        if train.workers > 1 or train.batch_frames or train.accumulation > 1:
+        if each.train.splits_batches:
             yield (
                 (*each.section, "train"),
                 f"{each.title}: `chunk_normalization: batch` has the statistics of the rows that "
@@ -31,8 +30,7 @@ def check_end_to_end(job: JobConfig) -> Iterator[tuple[Location, str]]:
 
 def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Trials that split the batch which is normalised."""
-    space, model = job.search.space, job.searched_student().model
-    spec = next((each.spec for each in models_of(job) if each.model is model), None)
+    space, spec = job.search.space, searched_spec(job)
     if spec is None or spec.network not in NETWORKS:
         return
     searched = space.get("model.chunk_normalization")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from multistill.config import JobConfig, ModelConfig
 from multistill.pipeline.recipes import Location
-from multistill.pipeline.recipes.models import models_of
+from multistill.pipeline.recipes.models import models_of, searched_spec
 
 BANDS = "log-mel"
 """The speech encoder whose states are energies of neighbouring bands."""
@@ -29,7 +29,7 @@ def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:
     if front is None and encoder is None:
         return
     if front is None:
-        spec = next((each.spec for each in models_of(job) if each.model is model), None)
+        spec = searched_spec(job)
         convolutional = spec is not None and spec.reads_bands
     else:
         convolutional = "convolutional" in (front.choices or ())

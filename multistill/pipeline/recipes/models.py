@@ -57,6 +57,12 @@ def models_of(job: JobConfig) -> Iterator[JobModel]:
         yield JobModel(title, section, (*section, "model"), student.model, student.train)
 
 
+def searched_spec(job: JobConfig) -> ModelSpec | None:
+    """Of the student that is searched; None as of `JobModel.spec`, or where no model is its."""
+    model = job.searched_student().model
+    return next((each.spec for each in models_of(job) if each.model is model), None)
+
+
 def check_presets(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Presets that do not exist, and settings that they do not go with."""
     for each in models_of(job):

@@ -77,8 +77,7 @@ def over_batch(
     location: Location, name: str, train: TrainSection
 ) -> Iterator[tuple[Location, str]]:
     """A loss of dimensions over a batch that the training splits."""
-    split = train.workers > 1 or train.batch_frames or train.accumulation > 1
-    if split and train.dimension_loss != "mse":
+    if train.splits_batches and train.dimension_loss != "mse":
         yield (
             location,
             f"{name}: `train.dimension_loss: {train.dimension_loss}` is over the batch that "

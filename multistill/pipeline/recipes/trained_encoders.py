@@ -8,11 +8,9 @@ from pydantic import ValidationError
 
 from multistill.config import JobConfig, SearchParameter, TrainSection
 from multistill.config.encoder_training import EncoderTrainingConfig
-from multistill.errors import MultistillError
-from multistill.models.presets import resolve
 from multistill.models.spec import ModelSpec
 from multistill.pipeline.recipes import Location
-from multistill.pipeline.recipes.models import models_of
+from multistill.pipeline.recipes.models import models_of, searched_spec
 from multistill.search.space import ENCODERS, NOT_SEARCHED, known_keys
 
 _CHANGES = ("noise", "time_masks", "feature_masks", "word_dropout", "word_swap")
@@ -62,12 +60,8 @@ def check_states(
 
 def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """The same of what the search may set."""
-    space, student = job.search.space, job.searched_student()
-    try:
-        spec = resolve(student.model.preset, student.model.overrides())
-    except MultistillError:
-        return  # told by the recipe's own check of its models
-    own = _trained_of(job, spec)
+    space, student, spec = job.search.space, job.searched_student(), searched_spec(job)
+    own = [] if spec is None else _trained_of(job, spec)
     if not own:
         return
     keys = ["model.context_turns"]
@@ -92,16 +86,15 @@ def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:
 
 def _searched_trainings(job: JobConfig) -> Iterator[tuple[Location, str]]:
     """Settings of encoder training that the searched student's encoder has not."""
+    student, spec = job.searched_student(), searched_spec(job)
+    if spec is None:
+        return  # told by the recipe's own check of its models
     for key, parameter in job.search.space.items():
         section, _, name = key.rpartition(".")
         encoder = ENCODERS.get(section)
         if encoder is None or key in NOT_SEARCHED or key not in known_keys():
             continue  # the rest is told by `check_space`
         location: Location = ("search", "space", key)
-        student = job.searched_student()
-        spec = next((each.spec for each in models_of(job) if each.model is student.model), None)
-        if spec is None:
-            continue
         if encoder not in _trained_of(job, spec) or not spec.train_encoder:
             yield (
                 location,

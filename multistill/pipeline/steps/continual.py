@@ -18,12 +18,11 @@ from multistill.pipeline.continual import (
     training_of,
     trainings_of,
 )
-from multistill.pipeline.folds import FOLDS, Fold, folds_of, planned_folds, split_unit
+from multistill.pipeline.folds import FOLDS, Fold, folds_of, split_unit
 from multistill.pipeline.step import Artifacts, Step, StepRun
-from multistill.pipeline.steps.training import ModelStep, training_clips, training_task
+from multistill.pipeline.steps.training import ModelStep, planned_training, training_task
 from multistill.pipeline.steps.transcripts import refuse_without_text
 from multistill.tracking.logger import RunLogger
-from multistill.training.defaults import defaults_of, resolve_training
 from multistill.training.model_store import VERSION, Index
 from multistill.workspace import Artifact, clear, fingerprint, read_json
 
@@ -234,27 +233,18 @@ class Continual(ModelStep):
         ]
 
     def plan(self, resources: Resources, artifacts: Artifacts) -> Mapping[str, Any]:
-        config, folds = self.job.continual, planned_folds(self.job, artifacts)
-        gpus = config.train.gpus_per_worker
-        models = []
-        for training in trainings_of(self.job):
-            preset = config.model_of(training.variant.method).preset
-            resolved = resolve_training(
-                config.train, preset, training_clips(artifacts), self.job.tasks.metric
+        config = self.job.continual
+        models = [
+            planned_training(
+                self.job,
+                training.name,
+                self.job.seeds,
+                config,
+                artifacts,
+                config.model_of(training.variant.method),
             )
-            defaults = defaults_of(preset)
-            models.append(
-                {
-                    "model": training.name,
-                    "trainings": None if folds is None else folds * self.job.seeds,
-                    "workers": config.train.workers,
-                    "cpus_per_worker": config.train.cpus_per_worker,
-                    "gpus_per_worker": "1 where there are GPUs" if gpus is None else gpus,
-                    "epochs": resolved.epochs if resolved else None,
-                    "batch_size": config.train.batch_size or defaults.batch_size,
-                    "learning_rate": config.train.learning_rate or defaults.learning_rate,
-                }
-            )
+            for training in trainings_of(self.job)
+        ]
         return {"models": models}
 
 

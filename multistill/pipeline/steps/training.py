@@ -15,6 +15,7 @@ from multistill.config import (
     TeacherConfig,
     TrainSection,
 )
+from multistill.config.continual import ContinualConfig
 from multistill.errors import UsageError
 from multistill.hardware import Resources
 from multistill.pipeline.folds import FOLDS, folds_of, planned_folds
@@ -399,7 +400,7 @@ def planned_training(
     job: JobConfig,
     name: str,
     count: int,
-    section: TeacherConfig | StudentConfig,
+    section: TeacherConfig | StudentConfig | ContinualConfig,
     artifacts: Artifacts,
     model: ModelConfig | None = None,
 ) -> dict[str, Any]:
