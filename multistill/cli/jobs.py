@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,25 +11,119 @@ from multistill.cli.options import (
     JobFile,
     Json,
     Overrides,
+    SubmitAddress,
     WorkspaceFolder,
     load_job,
     print_json,
+    print_text,
 )
+from multistill.errors import UsageError
+
+if TYPE_CHECKING:
+    from multistill.cluster.slurm import Request
+    from multistill.config import JobConfig
 
 SubmissionId = Annotated[str, typer.Argument(metavar="ID", help="as printed by `submit`")]
 
 
 def submit(
     job: JobFile,
-    address: Address,
+    address: SubmitAddress = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="do not follow the log")] = False,
+    slurm: Annotated[
+        bool,
+        typer.Option("--slurm", help="queue it with Slurm's sbatch, and do not follow the log"),
+    ] = False,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Slurm: number of nodes")] = 1,
+    time: Annotated[
+        str | None,
+        typer.Option("--time", metavar="LIMIT", help="Slurm: of an attempt, e.g. 8:00:00"),
+    ] = None,
+    partition: Annotated[
+        str | None, typer.Option("--partition", metavar="NAME", help="Slurm: where it runs")
+    ] = None,
+    account: Annotated[
+        str | None, typer.Option("--account", metavar="NAME", help="Slurm: who pays")
+    ] = None,
+    gpus_per_node: Annotated[
+        str | None,
+        typer.Option("--gpus-per-node", metavar="[TYPE:]N", help="Slurm: GPUs of each node"),
+    ] = None,
+    cpus_per_node: Annotated[
+        int | None, typer.Option("--cpus-per-node", min=1, help="Slurm: CPUs of each node")
+    ] = None,
+    save_before: Annotated[
+        int,
+        typer.Option(
+            "--save-before",
+            metavar="SECONDS",
+            min=1,
+            max=65535,
+            help="Slurm: before the time limit, when the run saves and is queued again",
+        ),
+    ] = 300,
+    array: Annotated[
+        str | None,
+        typer.Option(
+            "--array",
+            metavar="seeds|KEY=V1,V2",
+            help="Slurm: an array with a task for each seed of the job, or each value of a key",
+        ),
+    ] = None,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sbatch",
+            metavar="OPTION",
+            help="Slurm: another option of sbatch, e.g. --sbatch=--constraint=a100",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Slurm: print the batch scripts, and write nothing")
+    ] = False,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Run a job file on a Ray cluster, as a Ray job."""
+    """Run a job file on a Ray cluster, as a Ray job, or in Slurm's queue."""
     from multistill import cluster
 
+    if slurm:
+        from multistill.cluster.slurm import Request
+
+        request = Request(
+            nodes=nodes,
+            time=time,
+            partition=partition,
+            account=account,
+            gpus_per_node=gpus_per_node,
+            cpus_per_task=cpus_per_node,
+            save_before=save_before,
+            options=tuple(sbatch or ()),
+        )
+        config = load_job(job, overrides, workspace, for_cluster=True)
+        _submit_to_slurm(config, request, array, dry_run=dry_run, as_json=as_json)
+        return
+    given = {
+        "--nodes": nodes != 1,
+        "--dry-run": dry_run,
+        **{
+            name: value is not None
+            for name, value in {
+                "--time": time,
+                "--partition": partition,
+                "--account": account,
+                "--gpus-per-node": gpus_per_node,
+                "--cpus-per-node": cpus_per_node,
+                "--array": array,
+                "--sbatch": sbatch,
+            }.items()
+        },
+    }
+    if alone := [name for name, is_given in given.items() if is_given]:
+        raise UsageError(f"{alone[0]} is an option of Slurm's queue; add --slurm, or leave it out")
+    if address is None:
+        raise UsageError("say where the job runs: --address http://HEAD:8265, or --slurm")
     config = load_job(job, overrides, workspace, for_cluster=True)
     submission = cluster.submit(config, address, wait=not no_wait)
     if as_json:
@@ -37,6 +131,35 @@ def submit(
     else:
         print(f"job {submission.submission_id}: {submission.status.lower()}")
     raise typer.Exit(submission.exit_code)
+
+
+def _submit_to_slurm(
+    config: JobConfig, request: Request, array: str | None, *, dry_run: bool, as_json: bool
+) -> None:
+    from multistill.cluster.slurm import scripts, submit_to_slurm
+    from multistill.pipeline.parts import parts_of
+
+    parts = parts_of(config, array)
+    if dry_run:
+        written = {str(path): text for path, text in scripts(config, request, parts).items()}
+        if as_json:
+            print_json({"scripts": written})
+        else:
+            print_text(
+                "\n".join(
+                    f"# {path}\n{text}" if len(written) > 1 else text
+                    for path, text in written.items()
+                )
+            )
+        return
+    submission = submit_to_slurm(config, request, parts)
+    if as_json:
+        print_json(submission.as_json())
+        return
+    for name, job_id in submission.ids.items():
+        print(f"job {job_id} ({name}): {'queued' if submission.submitted else 'queued already'}")
+    for name, command in submission.commands().items():
+        print(f"{name:<8} {command}")
 
 
 def status(submission: SubmissionId, address: Address, as_json: Json = False) -> None:

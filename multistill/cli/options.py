@@ -34,15 +34,14 @@ WorkspaceFolder = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
-Address = Annotated[
-    str,
-    typer.Option(
-        "--address",
-        metavar="ADDR",
-        envvar="RAY_ADDRESS",
-        help="URL of the Ray dashboard (job server), e.g. http://HEAD:8265",
-    ),
-]
+_ADDRESS = typer.Option(
+    "--address",
+    metavar="ADDR",
+    envvar="RAY_ADDRESS",
+    help="URL of the Ray dashboard (job server), e.g. http://HEAD:8265",
+)
+Address = Annotated[str, _ADDRESS]
+SubmitAddress = Annotated[str | None, _ADDRESS]
 
 Model = Annotated[
     str,

@@ -169,8 +169,12 @@ def _check_size(package: Path) -> None:
 
 
 def _submission_id(name: str, resolved: str) -> str:
-    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:_MAX_SLUG].strip("-") or "job"
-    return f"multistill-{slug}-{hashlib.sha256(resolved.encode()).hexdigest()[:8]}"
+    return f"multistill-{slug_of(name)}-{hashlib.sha256(resolved.encode()).hexdigest()[:8]}"
+
+
+def slug_of(name: str) -> str:
+    """The name of a job in letters that schedulers and file names take."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:_MAX_SLUG].strip("-") or "job"
 
 
 def _start(client: Any, submission_id: str, **request: Any) -> str:
