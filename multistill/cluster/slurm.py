@@ -184,12 +184,13 @@ def render(
     template = string.Template(
         (resources.files("multistill") / "cluster" / "slurm.sbatch").read_text(encoding="utf-8")
     )
-    words = [*command, *(f"--task={shlex.join(options)}" for options in tasks)]
+    of_tasks = [f"--task={shlex.join(options)}" for options in tasks]
+    lines = [shlex.join(command), *(shlex.quote(option) for option in of_tasks)]
     directives = request.directives(name, log, len(tasks))
     return template.substitute(
         directives="\n".join(f"#SBATCH {line}" for line in directives),
         save_before=request.save_before,
-        command=" \\\n    ".join(shlex.quote(word) for word in words),
+        command=" \\\n    ".join(lines),
     )
 
 
