@@ -86,7 +86,7 @@ class Request:
             if name in _OWN or (name[:2] in _OWN and name[:2] != "--"):
                 raise UsageError(
                     f"--sbatch `{option}`: the script sets {name} itself; remove it, or write "
-                    "another script (--dry-run prints this one)"
+                    "another script, from the one that --dry-run prints"
                 )
 
     def directives(self, name: str, log: str, tasks: int) -> list[str]:

@@ -168,7 +168,7 @@ class SlurmJob:
         if reached(self.job) == before:
             print(
                 "slurm: nothing was finished or saved in this attempt, so the job is not queued "
-                "again; give it more time (--time), or a shorter stage to save"
+                "again; raise --time, or lower --save-before, and submit it again"
             )
             return 1
         try:
@@ -240,7 +240,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="multistill.pipeline.slurm_job", allow_abbrev=False)
     parser.add_argument("job", metavar="JOB.yaml", type=Path)
     parser.add_argument("--task", action="append", default=[], metavar="OPTIONS")
-    run = parser.add_argument_group("options of `multistill run`")
+    run = parser.add_argument_group("options of the run")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     run.add_argument("--workspace", metavar="PATH")
     run.add_argument("--until", metavar="STAGE")
