@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multistill.cluster.ray_node import RayNode, own_address
-from multistill.cluster.slurm import call_slurm
+from multistill.cluster.slurm import call_slurm, seconds_of
 from multistill.config import JobConfig
 from multistill.errors import MultistillError
 from multistill.pipeline import jobfile
@@ -36,7 +36,6 @@ from multistill.pipeline.attempts import reached
 
 INTERRUPTED = {130, -signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGTERM}
 """Exit codes of a run that was interrupted, as `subprocess` gives them."""
-_TIME = re.compile(r"(?:(\d+)-)?(\d+):(\d+):(\d+)")
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ class SlurmJob:
         return 0
 
 
-def was_cancelled(job: Mapping[str, str], now: float | None = None) -> bool:
+def was_cancelled(job: Mapping[str, str]) -> bool:
     """Whether a job that was sent SIGTERM was cancelled, rather than out of time or preempted.
 
     Args:
@@ -195,15 +194,6 @@ def was_cancelled(job: Mapping[str, str], now: float | None = None) -> bool:
         return False
     run, limit = seconds_of(job.get("RunTime", "")), seconds_of(job.get("TimeLimit", ""))
     return run is None or limit is None or run < limit
-
-
-def seconds_of(text: str) -> int | None:
-    """Of Slurm's `[DAYS-]HOURS:MINUTES:SECONDS`; None for anything else, such as UNLIMITED."""
-    match = _TIME.fullmatch(text)
-    if match is None:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _new_token(job_id: str) -> Path:

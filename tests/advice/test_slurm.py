@@ -153,7 +153,9 @@ def test_an_attempt_that_got_nowhere(
     monkeypatch.setattr(slurm_job, "call_slurm", lambda *command: "")
     made = attempt(monkeypatch, tmp_path)
     assert made._try_again(frozenset()) == 1
-    says("again; raise --time, or lower --save-before, and submit it again", capsys.readouterr().out)
+    says(
+        "again; raise --time, or lower --save-before, and submit it again", capsys.readouterr().out
+    )
     monkeypatch.setattr(slurm_job, "reached", lambda job: frozenset(["teacher"]))
     assert made._try_again(frozenset()) == 0
 

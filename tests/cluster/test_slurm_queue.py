@@ -111,7 +111,7 @@ features:
 distillation: {{targets: in-sample}}
 teacher:
   model: {{preset: light-multimodal-student}}
-  train: {{epochs: 30, batch_size: 8, patience: 0, workers: 2}}
+  train: {{epochs: 30, batch_size: 8, patience: 30, workers: 2}}
 students: [{{name: audio, model: {{preset: light-student-s}}}}]
 """
 
@@ -126,7 +126,7 @@ def make_corpus(folder: Path) -> None:
         soundfile.write(folder / f"{number}.wav", wave, 16_000)
         lines.append(
             f"{number}.wav,{'good' if number % 2 else 'bad'} day,"
-            f"{('calm', 'anger')[number % 2]},p{number // 6}"
+            f"{('sad', 'anger')[number % 2]},p{number // 6}"
         )
     (folder / "t.csv").write_text("\n".join(lines), encoding="utf-8")
 

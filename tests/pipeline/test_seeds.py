@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from multistill.corpora.manifest import read_manifest
 from multistill.distillation import stage
 from multistill.distillation.files import SOFT_TARGETS
 from multistill.pipeline import jobfile
+from multistill.pipeline.parts import parts_of
 from multistill.pipeline.seeds import SEEDS, inputs_of, soft_targets_folder, teachers_of
 from multistill.pipeline.step import StepRun
 from multistill.pipeline.steps import distill
@@ -119,20 +121,43 @@ def test_every_seed_learns_from_its_own_teachers(
 def test_seeds_that_are_added_leave_the_trained_ones_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fingerprints(*overrides: str) -> dict[str, set[str]]:
-        made = Trainings(tmp_path, monkeypatch, *overrides)
-        found: dict[str, set[str]] = {"teacher": set(), "student": set(), "control": set()}
-        for task, inputs in made.trained.values():
-            found[task.role].add(ModelStore._fingerprint(task, inputs))
-        return found
-
-    two, three = fingerprints("seeds=2"), fingerprints("seeds=3")
+    two, three = (fingerprints(tmp_path, monkeypatch, f"seeds={n}") for n in (2, 3))
     for role in two:
         assert len(two[role]) * 3 == len(three[role]) * 2
         assert two[role] < three[role]
-    other = fingerprints("seeds=2", "teacher.train.epochs=3")
+    other = fingerprints(tmp_path, monkeypatch, "seeds=2", "teacher.train.epochs=3")
     assert other["control"] == two["control"]
     assert not other["student"] & two["student"], "its teacher is part of a student's identity"
+
+
+@pytest.mark.parametrize("targets", ["in-sample", "out-of-fold"])
+def test_the_tasks_of_an_array_of_seeds_train_the_models_of_the_whole_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets: str
+) -> None:
+    common = f"distillation.targets={targets}"
+    whole = fingerprints(tmp_path, monkeypatch, "seeds=3", common)
+    _, train, _ = parts_of(jobfile.parse(JOB, "job.yaml", ["seeds=3", common]), "seeds")
+    tasks = [
+        fingerprints(tmp_path, monkeypatch, common, *overrides_in(train.options + options))
+        for options in train.tasks
+    ]
+    for role, expected in whole.items():
+        assert set().union(*(task[role] for task in tasks)) == expected
+        assert sum(len(task[role]) for task in tasks) == len(expected)
+
+
+def overrides_in(options: Sequence[str]) -> list[str]:
+    return [value for name, value in pairwise(options) if name == "--set"]
+
+
+def fingerprints(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str
+) -> dict[str, set[str]]:
+    """Of the models of a job, by role."""
+    found: dict[str, set[str]] = {"teacher": set(), "student": set(), "control": set()}
+    for task, inputs in Trainings(folder, monkeypatch, *overrides).trained.values():
+        found[task.role].add(ModelStore._fingerprint(task, inputs))
+    return found
 
 
 def test_a_model_that_learnt_from_another_seeds_teacher_has_other_inputs(
