@@ -22,7 +22,8 @@ from multistill.errors import MultistillError
 from multistill.hardware import MIN_LOGICAL_CPUS
 
 START_SECONDS = 180.0
-STOP_SECONDS = 20.0
+STOP_SECONDS = 8.0
+"""From SIGTERM to SIGKILL: less than Slurm waits itself (KillWait, 30 s by default)."""
 
 FIRST_PORT, LAST_PORT = 20_000, 31_999
 """Below the ports that Linux assigns to outgoing connections (32768 and above)."""
@@ -126,14 +127,16 @@ class RayNode:
         head: `host:port` of the head node; None: this becomes the head node.
         other_cpus: of the other nodes of a head node.
         """
-        job_id, node_id = variables["SLURM_JOB_ID"], variables.get("SLURM_NODEID", "0")
+        job_id = variables["SLURM_JOB_ID"]
         self.ip = ip
         names = PORT_OPTIONS if head else (*HEAD_PORT_OPTIONS, *PORT_OPTIONS)
         self.ports = job_ports(int(job_id), names)
-        self.folder = private_folder(scratch_folder() / f"ms-{job_id}-{node_id}")
-        os.environ["RAY_TMPDIR"] = str(self.folder)
-        if problem := scratch_problem():
+        # Nodes may be one machine: the head's folder is none of those of the tasks of `srun`.
+        suffix = f"-{variables['SLURM_PROCID']}" if head else ""
+        folder = scratch_folder() / f"ms-{job_id}{suffix}"
+        if problem := scratch_problem(folder):
             raise MultistillError("; ".join(problem))
+        self.folder = private_folder(folder)
         cpus = int(variables.get("SLURM_CPUS_ON_NODE", "1"))
         if head is None:
             cpus = max(cpus, MIN_LOGICAL_CPUS - other_cpus)

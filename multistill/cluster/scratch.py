@@ -33,9 +33,13 @@ def max_scratch_bytes() -> int:
     return _MAX_SOCKET_BYTES - len("/" + _SOCKET.format(pid=os.getpid()))
 
 
-def scratch_problem() -> tuple[str, str] | None:
-    """What keeps a local Ray from starting in its folder, and what to do; None if nothing does."""
-    folder = scratch_folder()
+def scratch_problem(folder: Path | None = None) -> tuple[str, str] | None:
+    """What keeps a local Ray from starting in its folder, and what to do; None if nothing does.
+
+    Args:
+        folder: default: the one that Ray chooses.
+    """
+    folder = folder or scratch_folder()
     name = f"Ray's scratch folder {folder}"
     choose = "set RAY_TMPDIR to a folder"
     length, most = len(os.fsencode(folder.absolute())), max_scratch_bytes()

@@ -2,9 +2,9 @@
 
     python -m multistill.pipeline.slurm_job JOB.yaml [OPTIONS of run] [--task OPTIONS]...
 
-It starts a Ray cluster over the allocation, runs the job file on it, interrupts the run as Ctrl-C
-does when Slurm says that the time is nearly over, and puts the Slurm job back into the queue. It
-does so until the job is done, fails by itself, or an attempt got nowhere.
+It starts a Ray cluster over the allocation, runs the job file on it, interrupts the run (SIGTERM)
+when Slurm says that the time is nearly over, and puts the Slurm job back into the queue. It does so
+until the job is done, fails by itself, or an attempt got nowhere.
 
 `--task` has more options of one task of a job array; the first is of the lowest index.
 """
@@ -34,8 +34,8 @@ from multistill.errors import MultistillError
 from multistill.pipeline import jobfile
 from multistill.pipeline.attempts import reached
 
-INTERRUPTED = {130, -signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGTERM}
-"""Exit codes of a run that was interrupted, as `subprocess` gives them."""
+WRONG_USE = 2
+"""Exit code of a run that no other attempt would help."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,14 @@ class SlurmJob:
             code = None if self.ending else self._run_driver(head)
         if code == 0:
             return 0
-        if self.ending is None or (code is not None and code not in INTERRUPTED):
+        # Slurm may have terminated Ray too: then an interrupted run ends with any other code.
+        if code is not None and (self.ending is None or code == WRONG_USE):
             print(f"slurm: the job failed by itself (exit code {code}), so it is not queued again")
-            return code if code is not None and code > 0 else 1
+            return code if code > 0 else 1
         return self._try_again(before)
 
     def _end(self, number: int, _: object) -> None:
-        """Slurm's signal: interrupt the run once, since a second Ctrl-C does not save."""
+        """Slurm's signal: interrupt the run once, since it stops at once at the second time."""
         if self.ending is not None:
             return
         self.ending = signal.Signals(number).name
@@ -116,7 +117,7 @@ class SlurmJob:
 
     def _interrupt(self) -> None:
         if self._driver is not None and self._driver.poll() is None:
-            self._driver.send_signal(signal.SIGINT)
+            self._driver.send_signal(signal.SIGTERM)
 
     def _start_nodes(self, stack: ExitStack) -> RayNode:
         names, cpus = self.allocation.names, self.allocation.cpus

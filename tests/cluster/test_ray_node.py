@@ -35,7 +35,7 @@ def test_jobs_of_two_users_on_one_node_start_from_ports_of_their_own(
         one, other = job_ports(job_id, NAMES), job_ports(job_id + distance, NAMES)
     assert not set(one.values()) & set(other.values())
     assert len(set(one.values())) == len(NAMES)
-    assert FIRST_PORT <= min(one.values()) and max(one.values()) <= LAST_PORT
+    assert min(one.values()) >= FIRST_PORT and max(one.values()) <= LAST_PORT
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])

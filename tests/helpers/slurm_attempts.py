@@ -18,6 +18,11 @@ from typing import Any
 SLOW_SECONDS = 4.0
 
 
+def stop(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to all processes, too
+    raise KeyboardInterrupt
+
+
 def run(folder: Path, kind: str) -> None:
     """One attempt of the run: the first is interrupted, the second finishes."""
     state = folder / kind
@@ -28,7 +33,7 @@ def run(folder: Path, kind: str) -> None:
         raise SystemExit(3)
     (folder / f"{kind}.started").touch()
     try:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to all processes
+        signal.signal(signal.SIGTERM, stop)
         while True:
             time.sleep(0.2)
     except KeyboardInterrupt:
