@@ -22,8 +22,8 @@ from multistill.errors import MultistillError
 from multistill.hardware import MIN_LOGICAL_CPUS
 
 START_SECONDS = 180.0
-STOP_SECONDS = 8.0
-"""From SIGTERM to SIGKILL: less than Slurm waits itself (KillWait, 30 s by default)."""
+STOP_SECONDS = 3.0
+"""From SIGTERM to SIGKILL; Slurm itself kills what is left after `KillWait` (30 s by default)."""
 
 FIRST_PORT, LAST_PORT = 20_000, 31_999
 """Below the ports that Linux assigns to outgoing connections (32768 and above)."""
@@ -184,7 +184,10 @@ class RayNode:
                     self.process.wait(STOP_SECONDS)
                 except (ProcessLookupError, subprocess.TimeoutExpired):
                     continue
-        shutil.rmtree(self.folder, ignore_errors=True)
+        deadline = time.monotonic() + STOP_SECONDS
+        while self.folder.exists() and time.monotonic() < deadline:  # Ray's daemons end after it
+            shutil.rmtree(self.folder, ignore_errors=True)
+            time.sleep(0.1)
 
 
 def gpus_of(variables: Mapping[str, str]) -> int:

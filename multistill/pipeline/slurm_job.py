@@ -34,6 +34,8 @@ from multistill.errors import MultistillError
 from multistill.pipeline import jobfile
 from multistill.pipeline.attempts import reached
 
+SAVE = signal.SIGTERM
+"""What a run is sent to save and stop; Ctrl-C's signal would do without what is between epochs."""
 WRONG_USE = 2
 """Exit code of a run that no other attempt would help."""
 
@@ -117,7 +119,7 @@ class SlurmJob:
 
     def _interrupt(self) -> None:
         if self._driver is not None and self._driver.poll() is None:
-            self._driver.send_signal(signal.SIGTERM)
+            self._driver.send_signal(SAVE)
 
     def _start_nodes(self, stack: ExitStack) -> RayNode:
         names, cpus = self.allocation.names, self.allocation.cpus
