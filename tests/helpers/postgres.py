@@ -72,6 +72,18 @@ class Postgres:
             self._call("pg_ctl", "-D", self._data, "-w", "-m", "immediate", "stop")
             self._running = False
 
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Writes are refused, as services do it whose disk is full, and after a switch-over."""
+        setting = "ALTER SYSTEM SET default_transaction_read_only"
+        self.query(f"{setting} = on", "postgres")
+        self.query("SELECT pg_reload_conf()", "postgres")
+        try:
+            yield
+        finally:
+            self.query(f"{setting} = off", "postgres")
+            self.query("SELECT pg_reload_conf()", "postgres")
+
     def query(self, sql: str, database: str = "studies") -> str:
         """What `psql` prints of a query, without headings."""
         return self._call("psql", "-X", "-A", "-t", "-q", "-d", database, "-c", sql).strip()

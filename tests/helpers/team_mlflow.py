@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from helpers.paths import ROOT
@@ -45,15 +47,21 @@ class TeamServer(MlflowServer):
             path.mkdir()
         self.run("setup")
 
-    def run(self, name: str, **variables: str) -> None:
-        """Run a block of the README as the user who created the database."""
+    def run(self, name: str, programs: Path | None = None, **variables: str) -> None:
+        """Run a block of the README as the user who created the database.
+
+        Args:
+            programs: a folder whose programs are found first.
+            variables: of the environment.
+        """
         environment = {
             **self.postgres.environment,
             "ETC": str(self.etc),
             "DATA": str(self.data),
             **variables,
         }
-        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        folders = [*([programs] if programs else []), Path(sys.executable).parent]
+        environment["PATH"] = ":".join([*map(str, folders), environment["PATH"]])
         result = subprocess.run(
             ["bash", "-euc", commands(name)],
             cwd=FOLDER,
@@ -92,11 +100,31 @@ class TeamServer(MlflowServer):
     def memory_peak(self) -> int:
         """The largest memory of any of the server's processes so far, in bytes."""
         peaks = [0]
-        for status in Path("/proc").glob("[0-9]*/status"):
+        for process in self._processes():
+            status = Path(f"/proc/{process}/status").read_text()
+            peaks += [int(kb) * 1024 for kb in re.findall(r"VmHWM:\s+(\d+) kB", status)]
+        return max(peaks)
+
+    def _processes(self) -> list[int]:
+        """Ids of the server's processes."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if os.getpgid(int(status.parent.name)) == self.pid:
-                    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-                    peaks.append(int(found[1]) * 1024 if found else 0)
+                if os.getpgid(int(folder.name)) == self.pid:
+                    found.append(int(folder.name))
             except OSError:
                 continue
-        return max(peaks)
+        return found
+
+    @contextmanager
+    def without_room(self, largest: int) -> Iterator[None]:
+        """The server can write no file of more than `largest` bytes."""
+        for process in self._processes():
+            _, hard = resource.prlimit(process, resource.RLIMIT_FSIZE)
+            resource.prlimit(process, resource.RLIMIT_FSIZE, (largest, hard))
+        try:
+            yield
+        finally:
+            for process in self._processes():
+                _, hard = resource.prlimit(process, resource.RLIMIT_FSIZE)
+                resource.prlimit(process, resource.RLIMIT_FSIZE, (hard, hard))
