@@ -140,6 +140,8 @@ class Server:
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
             draw_no_progress_bars()
+            # Two lines on standard output for every run that ends, beside `--json`.
+            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
             for name in ("mlflow.store.db.utils", "alembic", "urllib3.connectionpool"):
                 logging.getLogger(name).setLevel(logging.ERROR)
             from mlflow import MlflowClient

@@ -123,7 +123,7 @@ def test_a_search_whose_database_is_gone_for_a_while_has_the_trials_of_an_undist
         config = SearchConfig(trials=5, concurrent=1, startup_trials=2, storage=postgres.url())
 
         def stop(logger: RecordingLogger, method: str, recorded: Any) -> None:
-            if method == "child" and recorded.key == "trial-2":
+            if method == "child" and recorded.key == "trial-0002":
                 postgres.stop()
                 threading.Timer(3.0, postgres.start).start()
 
