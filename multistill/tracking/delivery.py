@@ -81,8 +81,8 @@ class Delivery:
                 journal.defer(record)
                 self.messages.append(
                     f"the tracking server cannot store {record['file'].rsplit('/', 1)[-1]} "
-                    f"({failure}); it stays in {journal.folder} and is sent again later: make "
-                    "room for artifacts on the server"
+                    f"({failure}); it stays in {journal.folder} and is sent again later: free "
+                    "some space for artifacts on the server"
                 )
             else:
                 self.rejected.append(failure)

@@ -104,7 +104,7 @@ def test_kuberay_clusters_authenticate_and_run_no_tasks_on_the_head_node(name: s
 
 
 def test_the_mlflow_server_requires_passwords_and_reads_its_own_from_the_environment() -> None:
-    compose = documents("mlflow-compose.yaml")[0]
+    compose = documents("mlflow/compose.yaml")[0]
     server, database = compose["services"]["mlflow"], compose["services"]["database"]
     command = (
         server["command"] if isinstance(server["command"], str) else " ".join(server["command"])

@@ -268,7 +268,7 @@ def test_files_for_which_the_server_has_no_room_wait_and_nothing_waits_for_them(
         other = start(tmp_path, server.uri, "the next run", key="k2")
         wait(lambda: not left(tmp_path))
         other.close()
-    assert sum("a.bin" in text and "make room" in text for text in messages) == 1, messages
+    assert sum("a.bin" in text and "free some space" in text for text in messages) == 1, messages
     assert records(server.uri, experiment, tmp_path)["model"]["files"] == files
     assert left(tmp_path) == []
 
