@@ -300,7 +300,7 @@ def _tracking(job: JobConfig | None) -> Iterator[Finding]:
     for text in foreign_journals(spool, owner):
         yield Finding("tracking", True, text)
     abandoned = Journal.abandoned(spool, lambda header: owner.may_send(Owner.of(header)))
-    unsent = sum(journal.count_from(journal.sent_offset) for journal in abandoned)
+    unsent = sum(journal.unsent for journal in abandoned)
     for journal in abandoned:
         journal.release()
     if unsent:

@@ -9,6 +9,7 @@ the only state of a search; nothing here is a pickle.
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -39,13 +40,16 @@ def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
     """Open the storage of the study.
 
     Args:
-        url: a database for Optuna's RDBStorage; None: the journal file in `folder`.
+        url: a database, for which the search waits if it goes away; None: the journal file in
+            `folder`.
 
     Raises:
         UsageError: the database cannot be reached.
     """
-    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
+
+    from multistill.search.patient_storage import PatientStorage
 
     if url is None:
         lock = StudyLock(folder, f"{JOURNAL}.lock")
@@ -55,7 +59,7 @@ def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
     if problem := storage_problem(url):
         raise UsageError(problem)
     try:
-        return RDBStorage(url, skip_compatibility_check=False)
+        return PatientStorage(url, logging.getLogger("multistill.search").warning)
     except Exception as error:  # database drivers raise arbitrary exceptions
         raise UsageError(_cannot_be_used(url, explain(url, error))) from error
 

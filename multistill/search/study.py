@@ -26,7 +26,14 @@ from multistill.search.capacity import (
     gpus_per_trial,
 )
 from multistill.search.locks import DriverLease, StudyLock, is_alive, wait_for_other_drivers
-from multistill.search.results import STUDY, TRIALS, log_joined_trials, write_results
+from multistill.search.results import (
+    STUDY,
+    TRIALS,
+    log_joined_trials,
+    log_table,
+    trial_rows,
+    write_results,
+)
 from multistill.search.space import check_space
 from multistill.search.spec import SPEC, SearchSpec
 from multistill.search.storage import DRIVER, has_values, open_storage, open_study, outcome_of
@@ -265,6 +272,7 @@ def _run(
         with contextlib.suppress(OSError):  # not empty: another driver is about to exit
             (out / name).rmdir()
     _log_summary(logger, summary, out)
+    log_table(trial_rows(study), logger)
     return summary
 
 

@@ -27,6 +27,8 @@ from multistill.tracking.server import (
 )
 
 RESUMED_TAG = "multistill.resumed"
+UPLOADS = {"artifact", "register"}
+"""Operations that store files: they fail alone where the server's disk is full."""
 
 
 @dataclass
@@ -64,20 +66,61 @@ class Delivery:
     def apply_each(
         self, experiment: str, records: Iterable[Record], journal: Journal, *, live: bool
     ) -> None:
-        """Apply records one at a time, dropping any that makes a healthy server fail.
+        """Apply records one at a time, passing over any that makes a healthy server fail.
 
         Otherwise a record that always causes a server error would block all records after it.
+        An upload is deferred, any other record is dropped.
         """
         for record in records:
+            failure = self._failure_of(experiment, record, journal, live=live)
+            if failure is not None:  # again: the server may have been back only for the check
+                failure = self._failure_of(experiment, record, journal, live=live)
+            if failure is None:
+                continue
+            if record["op"] in UPLOADS:
+                journal.defer(record)
+                self.messages.append(
+                    f"the tracking server cannot store {record['file'].rsplit('/', 1)[-1]} "
+                    f"({failure}); it stays in {journal.folder} and is sent again later: free "
+                    "some space for artifacts on the server"
+                )
+            else:
+                self.rejected.append(failure)
+
+    def _failure_of(
+        self, experiment: str, record: Record, journal: Journal, *, live: bool
+    ) -> str | None:
+        """Apply one record; why it failed although the server takes others, else None."""
+        try:
+            self.apply(experiment, [record], journal, live=live)
+        except ForbiddenError:
+            raise  # kept: permission may be granted
+        except ServerUnavailableError as error:
+            if error.denied:
+                raise
+            self.runs.check_server()
+            return str(error)
+        return None
+
+    def send_deferred(self, experiment: str, journal: Journal) -> None:
+        """Repeat the journal's deferred uploads.
+
+        Raises:
+            ServerUnavailableError: at least one failed again; it stays deferred.
+        """
+        failed: list[Record] = []
+        error: ServerUnavailableError | None = None
+        for record in journal.deferred:
+            run = self._runs.get((experiment, record["node"]))
             try:
-                self.apply(experiment, [record], journal, live=live)
-            except ForbiddenError:
-                raise  # kept: permission may be granted
-            except ServerUnavailableError as error:
-                if error.denied:
-                    raise
-                self.server.ping()
-                self.rejected.append(str(error))
+                if run is not None:
+                    self._store(run, record, journal)
+            except ServerUnavailableError as caught:
+                failed.append(record)
+                error = caught
+        journal.write_deferred(failed)
+        if error is not None:
+            raise error
 
     def apply(
         self, experiment: str, records: Iterable[Record], journal: Journal, *, live: bool
@@ -107,10 +150,10 @@ class Delivery:
                 pending.params.update(record["values"])
             elif operation == "tags":
                 pending.tags.update(record["values"])
-            elif operation == "artifact":
-                self._upload(run, record, journal)
-            elif operation == "register":
-                self._register(run, record, journal)
+            elif operation in UPLOADS and journal.deferred:  # no room: behind those that wait
+                journal.defer(record)
+            elif operation in UPLOADS:
+                self._store(run, record, journal)
             elif operation == "close":
                 for ending in [n for n in batches if n == node or n.startswith(f"{node}/")]:
                     ended = self._runs[(experiment, ending)]
@@ -178,22 +221,17 @@ class Delivery:
         for key, step in pending.new_steps:
             run.steps[key].add(step)
 
-    def _upload(self, run: Run, record: Record, journal: Journal) -> None:
+    def _store(self, run: Run, record: Record, journal: Journal) -> None:
+        """Upload the file or folder of a record, or register it as a model."""
         path = journal.folder / record["file"]
         if not path.exists():  # uploaded when the same record was applied before
             return
         try:
-            self.server.upload(run.id, path, record["folder"])
-        except RecordRejectedError as error:
-            self.rejected.append(str(error))
-        journal.delete_copy(record["file"])
-
-    def _register(self, run: Run, record: Record, journal: Journal) -> None:
-        path = journal.folder / record["file"]
-        if not path.exists():
-            return
-        try:
-            self.messages.append(register(self.server, run.id, record, path, self.runs.requesting))
+            if record["op"] == "artifact":
+                self.server.upload(run.id, path, record["folder"])
+            else:
+                requesting = self.runs.requesting
+                self.messages.append(register(self.server, run.id, record, path, requesting))
         except RecordRejectedError as error:
             self.rejected.append(str(error))
         journal.delete_copy(record["file"])

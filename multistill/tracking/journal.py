@@ -6,8 +6,9 @@ and memory use does not grow with the length of an outage.
 
 A journal is a folder: `records.jsonl` (first line: the header), `sent` (byte offset up to
 which everything is on the server), `run` (id of the run on the server), `doubts.json`
-(requests that the server may still carry out), `files/` (copies of artifacts), `lock` (held by
-the process that writes the journal; released by the kernel when that process dies).
+(requests that the server may still carry out), `deferred.json` (uploads that the server had no
+room for), `files/` (copies of artifacts), `lock` (held by the process that writes the journal;
+released by the kernel when that process dies).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from multistill.workspace import to_json
 
 Record = dict[str, Any]
 DOUBTS = "doubts.json"
+DEFERRED = "deferred.json"
 
 
 class Journal:
@@ -197,12 +199,34 @@ class Journal:
 
     def write_doubts(self, doubts: Record) -> None:
         """Replace `doubts.json`; an empty value removes it. Raises OSError."""
-        path = self.folder / DOUBTS
-        if not doubts:
+        self._replace(DOUBTS, doubts)
+
+    @property
+    def deferred(self) -> list[Record]:
+        """Records of uploads that failed on a server that took everything else."""
+        try:
+            stored = _parse((self.folder / DEFERRED).read_bytes()) or {}
+        except OSError:
+            return []
+        return list(stored.get("records", []))
+
+    def defer(self, record: Record) -> None:
+        """Add the record of an upload to the deferred ones, once. Raises OSError."""
+        waiting = self.deferred
+        if all(record["file"] != other["file"] for other in waiting):
+            self.write_deferred([*waiting, record])
+
+    def write_deferred(self, records: list[Record]) -> None:
+        """Replace `deferred.json`; an empty list removes it. Raises OSError."""
+        self._replace(DEFERRED, {"records": records} if records else {})
+
+    def _replace(self, name: str, content: Record) -> None:
+        path = self.folder / name
+        if not content:
             path.unlink(missing_ok=True)
             return
         temporary = path.with_suffix(".new")
-        temporary.write_text(to_json(doubts))
+        temporary.write_text(to_json(content))
         temporary.replace(path)
 
     def write_nothing_to_send(self) -> None:
@@ -211,13 +235,19 @@ class Journal:
             self._stream.close()
             self._stream = None
             self._path.write_text(to_json({"header": self.header}) + "\n")
-            (self.folder / "sent").unlink(missing_ok=True)
+            for name in ("sent", DEFERRED):
+                (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / "files", ignore_errors=True)
 
     @property
     def size(self) -> int:
         """Size of all records so far in bytes."""
         return self._path.stat().st_size
+
+    @property
+    def unsent(self) -> int:
+        """How many records are still to be sent, deferred uploads included."""
+        return self.count_from(self.sent_offset) + len(self.deferred)
 
     def count_from(self, offset: int) -> int:
         """Count the records from a byte offset to the end; the header is none."""

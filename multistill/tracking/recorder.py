@@ -29,6 +29,9 @@ BATCH_SECONDS = 0.3
 """Pause after a delivery, so that records written at about the same time share one call."""
 RETRY_SECONDS = (2.0, 5.0, 10.0, 30.0)
 
+DEFERRED_SECONDS = 60.0
+"""Pause between two attempts at uploads that the server had no room for."""
+
 MAX_BATCH_FAILURES = 3
 """Failures in a row before records are sent one by one, to isolate the one that fails."""
 
@@ -65,6 +68,7 @@ class Recorder:
         self._owner = owner
         self._log = log
         self._next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+        self._next_deferred = 0.0
         self._changed = threading.Condition()
         self._sent_offset = 0
         self._attempts = 0
@@ -138,13 +142,14 @@ class Recorder:
 
     def stop(self, seconds: float) -> None:
         """Flush for up to `seconds`, then end the thread; the rest is left for a later replay."""
+        self._next_deferred = 0.0
         self.flush(seconds)
         with self._changed:
             self._stopping = True
         self._new_records.set()
         self._flush_now.set()
         self._thread.join(timeout=2.0)
-        unsent = self.journal.count_from(self._sent_offset) > 0
+        unsent = self.journal.count_from(self._sent_offset) or self.journal.deferred
         if unsent or self._thread.is_alive() or self._runs.in_doubt:
             self.journal.release()
         else:
@@ -258,6 +263,7 @@ class Recorder:
             apply = self._delivery.apply_each if one_by_one else self._delivery.apply
             apply(self._server.experiment, records, self.journal, live=True)
             self.journal.mark_sent(offset)
+        self._send_deferred()
         self._runs.settle(now=self._flush_now.is_set())
         if time.monotonic() >= self._next_heartbeat and self._top.running:
             self._runs.renew_lease(self._top.id)
@@ -265,3 +271,13 @@ class Recorder:
         with self._changed:
             self._sent_offset = offset
             self._changed.notify_all()
+
+    def _send_deferred(self) -> None:
+        if time.monotonic() < self._next_deferred or not self.journal.deferred:
+            return
+        self._next_deferred = time.monotonic() + DEFERRED_SECONDS
+        try:
+            self._delivery.send_deferred(self._server.experiment, self.journal)
+        except ServerUnavailableError:
+            return  # has been reported when it was deferred
+        self._log("the tracking server has room again; all files are sent")

@@ -87,7 +87,7 @@ class Replay:
         """Send one journal and delete it; keep it and say why where that fails."""
         if journal.name in self._finished:
             return False
-        count = journal.count_from(journal.sent_offset)
+        count = journal.unsent
         failure = ""
         for one_by_one in (False, True):
             delivery = Delivery(self._server, self._runs)
@@ -102,7 +102,7 @@ class Replay:
             except ServerUnavailableError as error:
                 if error.denied:
                     raise
-                self._server.ping()  # raises if it is the server, not the journal
+                self._runs.check_server()  # raises if it is the server, not the journal
                 failure = str(error)
             except Exception as error:  # a damaged journal must not end a run
                 failure = redact(f"{type(error).__name__}: {error}")
@@ -130,7 +130,7 @@ def foreign_journals(spool: Path, owner: Owner) -> list[str]:
         if owner.may_send(other) or held(journal.folder):
             continue
         try:
-            waiting[other] += journal.count_from(journal.sent_offset)
+            waiting[other] += journal.unsent
         except OSError:
             continue
     return [
@@ -160,7 +160,7 @@ def replay(delivery: Delivery, journal: Journal, *, one_by_one: bool = False) ->
     experiment = journal.header["experiment"]
     sent = journal.sent_offset
     delivery.runs.adopt(journal.doubts)  # first: the records decide which run is in use
-    if journal.count_from(sent) or unclosed(journal):
+    if journal.unsent or unclosed(journal):
         offset = 0
         while True:
             records, next_offset = journal.read(offset, CHUNK)
@@ -174,4 +174,5 @@ def replay(delivery: Delivery, journal: Journal, *, one_by_one: bool = False) ->
             if offset > sent:
                 journal.mark_sent(offset)
         delivery.mark_unclosed(experiment, journal)
+        delivery.send_deferred(experiment, journal)
     journal.remove()

@@ -219,11 +219,26 @@ class Runs:
         return run
 
     def _lease(self) -> dict[str, str]:
-        return {LEASE_TAG: self._journal.name, HEARTBEAT_TAG: str(round(self._clock()))}
+        # Milliseconds, so that each is a change that the database has to store.
+        return {LEASE_TAG: self._journal.name, HEARTBEAT_TAG: f"{self._clock():.3f}"}
 
     def renew_lease(self, run_id: str) -> None:
         """Show other drivers that this one is alive."""
         self._server.log(run_id, tags=self._lease())
+
+    def check_server(self) -> None:
+        """Check that the server stores what it is sent, by a heartbeat of this driver's run.
+
+        A database that is full or read-only still answers questions.
+
+        Raises:
+            ServerUnavailableError: it does not; no record is at fault.
+        """
+        run_id = self._journal.run_id
+        if run_id is None:
+            self._server.ping()
+        else:
+            self.renew_lease(run_id)
 
     def _is_held(self, run: Any, source: Journal) -> bool:
         """Whether another live driver records to the run."""

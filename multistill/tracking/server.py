@@ -38,6 +38,9 @@ _REJECTED = {
     "NOT_IMPLEMENTED",
 }
 _DENIED = {"CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"}
+_DATABASE_ERROR = "sqlalche.me/e/"
+"""In every error of SQLAlchemy. MLflow calls some of a database that is read-only, full or has no
+free connection a bad request, as if the record were at fault."""
 
 Point = tuple[str, float, int, int]
 """One metric value: key, value, timestamp in milliseconds, step."""
@@ -137,6 +140,8 @@ class Server:
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
             draw_no_progress_bars()
+            # Two lines on standard output for every run that ends, beside `--json`.
+            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
             for name in ("mlflow.store.db.utils", "alembic", "urllib3.connectionpool"):
                 logging.getLogger(name).setLevel(logging.ERROR)
             from mlflow import MlflowClient
@@ -365,20 +370,27 @@ def call_mlflow(call: Any, *args: Any, **kwargs: Any) -> Any:
         return call(*args, **kwargs)
     except MlflowException as error:
         message = redact(" ".join(str(error).split()))[:500]
-        if error.error_code in _REJECTED:
+        if error.error_code in _REJECTED and _DATABASE_ERROR not in str(error):
             raise RecordRejectedError(message) from None
         raise _unavailable(message, error.error_code, error) from None
     except Exception as error:
         # Database drivers and artifact stores raise their own types; none may reach a run.
         message = redact(f"{type(error).__name__}: {error}")[:500]
+        if _status(error) == 400:
+            raise RecordRejectedError(message) from None
         raise _unavailable(message, "", error) from None
 
 
 def _unavailable(message: str, code: str, error: Exception) -> ServerUnavailableError:
     """Tell refused credentials (401) and missing permission (403) from a server that is away."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = _status(error)
     if status == 403 or code == "PERMISSION_DENIED" or "error code 403" in message:
         return ForbiddenError(message)
     return ServerUnavailableError(
         message, status == 401 or code in _DENIED or "error code 401" in message
     )
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status of an answer that the artifact client raised as an error."""
+    return getattr(getattr(error, "response", None), "status_code", None)

@@ -135,6 +135,28 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [r.data.metrics for r in client.search_runs(numbers)] == [{"uar": 0.5}]
 
 
+def test_a_server_without_room_for_artifacts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "RETRY_SECONDS", (0.05, 0.05))
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "right")
+    store = Store()
+    run, said = opened(store, tmp_path, monkeypatch)
+    store.no_room = True
+    (tmp_path / "note.txt").write_text("note")
+    run.artifact(tmp_path / "note.txt")
+    run.metrics({"loss": 1.0}, step=1)
+    deadline = time.monotonic() + 30
+    while len(said) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    says("free some space for artifacts on the server", " ".join(said))
+    assert [point[0] for point in store.named("job")[0].data.points] == ["loss"]
+    store.no_room = False
+    run.close()
+    assert store.files == ["note.txt"]
+    assert not Journal.read_all(tmp_path / "tracking")
+
+
 def test_a_champion_that_cannot_be_compared(tmp_path: Path) -> None:
     """The alias that is moved in MLflow decides what the next model is compared with."""
     record: dict[str, Any] = {"data": "new", "metric": "macro_f1", "mode": "max"}

@@ -104,17 +104,28 @@ def test_kuberay_clusters_authenticate_and_run_no_tasks_on_the_head_node(name: s
 
 
 def test_the_mlflow_server_requires_passwords_and_reads_its_own_from_the_environment() -> None:
-    compose = documents("mlflow-compose.yaml")[0]
+    compose = documents("mlflow/compose.yaml")[0]
     server, database = compose["services"]["mlflow"], compose["services"]["database"]
-    command = (
-        server["command"] if isinstance(server["command"], str) else " ".join(server["command"])
+    assert "--app-name=basic-auth" in server["command"]
+    assert {"MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_ARTIFACTS_DESTINATION"} <= set(
+        server["environment"]
     )
-    assert "--app-name=basic-auth" in command
-    assert "--allowed-hosts" in command
-    assert "--serve-artifacts" in command or "--artifacts-destination" in command
     for service in (server, database):
         for name, value in service["environment"].items():
             if any(word in name for word in ("PASSWORD", "SECRET")):
                 assert str(value).startswith("${"), name
     assert "ports" not in database
     assert all(str(port).startswith("127.0.0.1:") for port in server["ports"])
+
+
+def test_the_mlflow_server_is_started_the_same_with_docker_and_without() -> None:
+    folder = ROOT / "deploy" / "mlflow"
+    server = documents("mlflow/compose.yaml")[0]["services"]["mlflow"]
+    unit = (folder / "multistill-mlflow.service").read_text(encoding="utf-8")
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    [settings] = re.findall(r"<<SETTINGS\n(.*?)^SETTINGS$", readme, re.MULTILINE | re.DOTALL)
+    names = {line.partition("=")[0] for line in settings.splitlines()}
+    assert names - {"PGPORT"} == set(server["environment"])
+    [line] = re.findall(r"^ExecStart=\S+/bin/(.*)$", unit, re.MULTILINE)
+    inside = ["--host=0.0.0.0" if part == "--host=127.0.0.1" else part for part in line.split()]
+    assert inside == server["command"]

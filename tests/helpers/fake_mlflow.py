@@ -25,6 +25,8 @@ class Store:
         answers: for each coming creation, whether the client gets an answer; then all are.
         hung: nothing is answered; creations are carried out at `catch_up`.
         readers: users who may not write.
+        no_room: no file is stored; everything else is.
+        files: names of the stored ones.
     """
 
     def __init__(self) -> None:
@@ -33,6 +35,8 @@ class Store:
         self.answers: list[bool] = []
         self.hung = False
         self.readers: set[str] = set()
+        self.no_room = False
+        self.files: list[str] = []
         self._ids = itertools.count()
 
     def catch_up(self) -> None:
@@ -132,3 +136,6 @@ class FakeServer:
 
     def upload(self, run_id: str, path: Path, folder: str, name: str | None = None) -> None:
         self._ask(write=True)
+        if self.store.no_room:
+            raise ServerUnavailableError("507 Insufficient Storage")
+        self.store.files.append(path.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import time
 
 import numpy as np
@@ -20,7 +21,14 @@ from helpers.search_studies import make_study, row
 from optuna.trial import TrialState, create_trial
 
 from multistill.search.analysis import importance
-from multistill.search.results import log_joined_trials, pareto, ranked, write_results
+from multistill.search.results import (
+    TABLE,
+    log_joined_trials,
+    log_table,
+    pareto,
+    ranked,
+    write_results,
+)
 from multistill.search.spec import SearchSpec
 from multistill.search.storage import OUTCOME, quiet_optuna
 
@@ -121,3 +129,26 @@ def test_trials_of_joined_drivers_are_logged_once(tmp_path):
     finish_trial(study, None, "joined-b")
     log_joined_trials(study_of(tmp_path, SearchSpec.read(tmp_path)), logger, "macro_f1")
     assert logger.child_names == ["trial 1", "trial 2"]
+
+
+def test_the_table_of_a_search_has_a_row_per_trial_and_a_column_per_searched_name():
+    rows = [
+        {**row(0, 0.5), "params": {TEMPERATURE: 3.0}, "seconds": 1.0, "reason": ""},
+        {**row(1, None, "failed"), "params": {WEIGHT: 0.5}, "seconds": 2.0, "reason": "NaN, why"},
+    ]
+    tables = []
+
+    class Logger(RecordingLogger):
+        def artifact(self, path, folder=""):  # the file is gone afterwards
+            assert (path.name, folder) == (TABLE, "search")
+            with path.open(newline="") as stream:
+                tables.append(list(csv.DictReader(stream)))
+
+    log_table(rows, Logger())
+    [table] = tables
+    assert [(r["trial"], r["value"], r["state"]) for r in table] == [
+        ("0", "0.5", "complete"),
+        ("1", "", "failed"),
+    ]
+    assert [(r[TEMPERATURE], r[WEIGHT]) for r in table] == [("3.0", ""), ("", "0.5")]
+    assert table[1]["reason"] == "NaN, why"

@@ -59,7 +59,7 @@ def delivered(tracker: Tracker, seconds: float = 15.0) -> bool:
 def unsent(workspace: Path) -> list[str]:
     """Journals with records to send; a request that the server may still carry out keeps one."""
     journals = Journal.read_all(workspace / "tracking")
-    return [journal.name for journal in journals if journal.count_from(journal.sent_offset)]
+    return [journal.name for journal in journals if journal.unsent]
 
 
 def kill(tracker: Tracker) -> None:
