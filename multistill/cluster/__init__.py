@@ -10,12 +10,13 @@ from multistill.cluster.jobs import (
     submitted,
     write_out,
 )
-from multistill.cluster.session import dashboard_url, start
+from multistill.cluster.session import dashboard_url, is_private, start
 
 __all__ = [
     "Submission",
     "dashboard_url",
     "follow",
+    "is_private",
     "logs",
     "start",
     "status",

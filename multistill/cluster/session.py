@@ -115,6 +115,12 @@ def dashboard_url() -> str | None:
     return f"http://{address}" if address else None
 
 
+def is_private(resources: ResourcesConfig) -> bool:
+    """Whether `start` starts a Ray of its own, which ends with the run."""
+    ray = sys.modules.get("ray")
+    return _address(resources) is None and not (ray is not None and ray.is_initialized())
+
+
 def check(resources: ResourcesConfig) -> None:
     """Look at what `start` needs, within seconds: a cluster that answers, or a usable folder.
 

@@ -36,6 +36,9 @@ REGISTRATION = "drivers"
 """Lock of the workspace, held while a run registers and while `gc` decides what goes: a run
 that starts sees either the artifacts that stay, or the workspace without the others."""
 
+LINKS = {"mlflow": "mlflow", "mlflow_ui": "to view", "ray_dashboard": "ray"}
+"""Where people look at a run, with a title for the terminal."""
+
 LOCK, STATUS, JOB = "lock", "status.json", "job.yaml"
 WRITE_SECONDS = 3.0
 HEARTBEAT_SECONDS = 30.0
@@ -137,7 +140,7 @@ class Driver:
             "stages": [],
             "progress": None,
             "seconds_left": None,
-            "links": {"mlflow": None, "mlflow_ui": None, "ray_dashboard": None},
+            "links": dict.fromkeys(LINKS),
             "worked": False,
             "ended": None,
             "reason": None,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from multistill import provenance
 from multistill.config import JobConfig
 from multistill.errors import MultistillError, UsageError
-from multistill.pipeline.drivers import Driver, StatusLogger
+from multistill.pipeline.drivers import LINKS, Driver, StatusLogger
 from multistill.pipeline.recipes import get_recipe, steps_of, why_missing
 from multistill.pipeline.step import Step, StepRun
 from multistill.pipeline.variants import job_file, variant_key
@@ -285,12 +285,14 @@ class RunContext:
     def _show_links(self, *names: str) -> None:
         for name in names:
             if link := self.driver.links[name]:
-                self.display.print(f"{name.replace('_', ' '):<9} {link}", style="dim")
+                self.display.print(f"{LINKS[name]:<9} {link}", style="dim")
 
     def _start_ray(self, logger: RunLogger) -> None:
         if not self.ray_started:
             from multistill import cluster
 
+            if cluster.is_private(self.job.resources):  # its dashboard ends with the run
+                self.stack.callback(self.driver.link, ray_dashboard=None)
             self.stack.enter_context(
                 cluster.start(
                     self.job.resources,
