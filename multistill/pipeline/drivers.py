@@ -80,7 +80,7 @@ class DriverStatus:
 def read_drivers(workspace: Path) -> list[DriverStatus]:
     """Every driver that the workspace knows, live ones first, then the last that started first."""
     found = []
-    for file in (workspace / FOLDER).glob(f"*/{STATUS}"):
+    for file in (workspace / FOLDER).glob(f"[!.]*/{STATUS}"):
         alive = is_held(file.parent / LOCK)  # before the content: its end may be written between
         try:
             content = read_json(file)

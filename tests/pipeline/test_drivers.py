@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -211,7 +212,7 @@ def test_jobs_of_a_cluster_are_joined_with_what_their_workspaces_know(
         assert code_of("runs", "--address", address, "--json") == 0
         assert len(json.loads(capsys.readouterr().out)) == 3
         for width in (80, 120):
-            console = Console(width=width, file=open(os.devnull, "w"), record=True)
+            console = Console(width=width, file=io.StringIO(), record=True)
             console.print(to_terminal(running_table(rows)))
             assert "running: features" in console.export_text()
 
