@@ -12,6 +12,7 @@ so any folder without the leading dot is complete. Artifacts are never modified 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
@@ -32,6 +33,8 @@ from filelock import FileLock, Timeout
 from multistill.errors import MultistillError, UsageError
 
 DONE = "done.json"
+DELETED = ".deleted"
+"""Ends the names of folders that are being deleted."""
 MAX_NAME_BYTES = 200
 """Of a file name. File systems allow 255; temporary siblings and locks need a part of them."""
 
@@ -167,6 +170,21 @@ class Artifact:
         return dict(self.meta.get("summary", {}))
 
 
+def is_held(lock: Path) -> bool:
+    """Whether a live process holds a file lock.
+
+    Opens the lock for reading only: it may belong to another user.
+    """
+    try:
+        with lock.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 class Workspace:
     """A folder of artifacts, local or on storage shared by the whole cluster.
 
@@ -236,16 +254,32 @@ class Workspace:
 
     def is_building(self, kind: str, fingerprint: str) -> bool:
         """Whether a process is building the artifact: it holds the lock."""
-        path = self._lock_file(_lock_name(kind, fingerprint))
-        if not path.exists():
-            return False
-        file_lock = FileLock(path)
+        return is_held(self._lock_file(_lock_name(kind, fingerprint)))
+
+    def discard(self, kind: str, fingerprint: str, path: Path) -> Path | None:
+        """Rename a folder of an artifact, finished or partial, out of the way to delete it.
+
+        Returns:
+            its name now; None if a process builds the artifact, or somebody else removed it.
+
+        Raises:
+            OSError: this account may not.
+        """
+        lock_path = self._lock_file(_lock_name(kind, fingerprint))
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
+        file_lock = FileLock(lock_path)
         try:
             file_lock.acquire(timeout=0)
         except Timeout:
-            return True
-        file_lock.release()
-        return False
+            return None
+        target = path.with_name(f".{path.name.strip('.')}.{uuid.uuid4().hex}{DELETED}")
+        try:
+            path.rename(target)
+        except FileNotFoundError:
+            return None
+        finally:
+            file_lock.release()
+        return target
 
     def _lock_file(self, name: str) -> Path:
         return self.root / "locks" / f"{name}.lock"

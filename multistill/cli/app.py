@@ -15,6 +15,7 @@ from multistill.cli import predict as predict_commands
 from multistill.cli import serve as serve_commands
 from multistill.cli import stream as stream_commands
 from multistill.cli import weights as weights_commands
+from multistill.cli import workspace as workspace_commands
 from multistill.cli.options import with_debug
 from multistill.cli.streams import print_any_text
 from multistill.errors import MultistillError
@@ -46,6 +47,7 @@ COMMANDS: list[Callable[..., None]] = [
     results.compare,
     results.evaluate,
     results.quantize,
+    workspace_commands.gc,
     predict_commands.predict,
     stream_commands.stream,
     export_commands.export,

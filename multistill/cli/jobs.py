@@ -87,6 +87,8 @@ def submit(
 ) -> None:
     """Run a job file on a Ray cluster, as a Ray job, or in Slurm's queue."""
     from multistill import cluster
+    from multistill.pipeline.drivers import LINKS
+    from multistill.pipeline.running import submitted_links
 
     if slurm:
         from multistill.cluster.slurm import Request
@@ -126,10 +128,14 @@ def submit(
         raise UsageError("say where the job runs: --address http://HEAD:8265, or --slurm")
     config = load_job(job, overrides, workspace, for_cluster=True)
     submission = cluster.submit(config, address, wait=not no_wait)
+    links = submitted_links(config, submission)
     if as_json:
-        print_json(submission.as_json())
+        print_json({**submission.as_json(), "links": links})
     else:
         print(f"job {submission.submission_id}: {submission.status.lower()}")
+        for name, title in LINKS.items():
+            if links[name]:
+                print(f"{title:<8} {links[name]}")
     raise typer.Exit(submission.exit_code)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import time
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +13,8 @@ import typer
 
 from multistill.cli.options import Json, Overrides, load_job, print_json, print_text
 from multistill.errors import UsageError
+
+WATCH_SECONDS = 5.0
 
 
 class Format(StrEnum):
@@ -35,11 +40,62 @@ Folder = Annotated[
 
 def runs(
     workspace: Folder = Path("workspace"),
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            metavar="ADDR",
+            help="list the jobs of this Ray job server instead, e.g. http://HEAD:8265",
+        ),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="show it again every few seconds until Ctrl-C")
+    ] = False,
     text_format: TextFormat = None,
     as_json: Json = False,
 ) -> None:
-    """List the jobs of a workspace: state, split, main test scores, and the report's place."""
+    """List who runs what: owner, state, progress, links; and main test scores."""
     _one_of(text_format, as_json)
+    if watch and (text_format is not None or as_json):
+        raise UsageError("--watch shows a table on the terminal; leave out --json and --format")
+    if address is not None and text_format is not None:
+        raise UsageError("--format is for the jobs of a workspace; use --json with --address")
+    show = functools.partial(_show_cluster, address) if address else _show_runs
+    if not watch:
+        show(workspace, text_format, as_json)
+        return
+    from rich.console import Console
+
+    console = Console()
+    with suppress(KeyboardInterrupt):
+        while True:
+            console.clear()
+            show(workspace, None, False)
+            time.sleep(WATCH_SECONDS)
+
+
+def _show_cluster(address: str, workspace: Path, _: Format | None, as_json: bool) -> None:
+    from multistill.pipeline.running import link_lines, on_cluster, running_table
+    from multistill.report.tables import to_terminal
+
+    rows = on_cluster(address, workspace)
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        print(f"no job was submitted to {address}")
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(to_terminal(running_table(rows)))
+    failed = [f"{row['submission_id']}  {row['reason']}" for row in rows if row["reason"]]
+    for line in [*link_lines(rows), *failed]:
+        console.print(line, soft_wrap=True)
+
+
+def _show_runs(workspace: Path, text_format: Format | None, as_json: bool) -> None:
+    from multistill.pipeline.running import link_lines, running_table
     from multistill.pipeline.runs import flat_table, list_runs, page, report_lines, terminal_table
 
     rows = list_runs(workspace)
@@ -59,6 +115,11 @@ def runs(
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False)
+    if running := [row for row in rows if row["state"] == "running"]:
+        console.print(to_terminal(running_table(running)))
+        for line in link_lines(running):
+            console.print(line, soft_wrap=True)
+        console.print()
     console.print(to_terminal(terminal_table(rows)))
     for line in report_lines(rows):
         console.print(line, soft_wrap=True)

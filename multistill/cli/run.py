@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from importlib import resources
@@ -211,6 +210,7 @@ def _run(job: JobConfig, *, until: str | None, as_json: bool) -> None:
 def _show(outcome: Outcome) -> None:
     from rich.console import Console
 
+    from multistill.pipeline.drivers import LINKS
     from multistill.report.data_page import DATA_PAGE
 
     console = Console(highlight=False, markup=False, emoji=False)
@@ -231,14 +231,9 @@ def _show(outcome: Outcome) -> None:
         prepared = outcome.stages.get("prepare")
         if prepared is not None:
             console.print(f"data     {prepared.path / DATA_PAGE}", soft_wrap=True)
-    if outcome.tracking_uri:
-        console.print(
-            f"mlflow   {outcome.tracking_uri}   "
-            f"(to view: mlflow ui --backend-store-uri {shlex.quote(outcome.tracking_uri)})"
-            if outcome.tracking_uri.startswith("sqlite:")
-            else f"mlflow   {outcome.tracking_uri}",
-            soft_wrap=True,
-        )
+    for name, title in LINKS.items():
+        if link := outcome.links[name]:
+            console.print(f"{title:<8} {link}", soft_wrap=True)
     console.print(f"{outcome.seconds:.0f} s")
 
 

@@ -1,15 +1,27 @@
 """Ray: start a local instance, connect to a cluster, submit jobs to a cluster."""
 
-from multistill.cluster.jobs import Submission, follow, logs, status, stop, submit, write_out
-from multistill.cluster.session import start
+from multistill.cluster.jobs import (
+    Submission,
+    follow,
+    logs,
+    status,
+    stop,
+    submit,
+    submitted,
+    write_out,
+)
+from multistill.cluster.session import dashboard_url, is_private, start
 
 __all__ = [
     "Submission",
+    "dashboard_url",
     "follow",
+    "is_private",
     "logs",
     "start",
     "status",
     "stop",
     "submit",
+    "submitted",
     "write_out",
 ]

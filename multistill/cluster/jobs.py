@@ -22,10 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multistill import provenance
+from multistill.cluster import job_list
 from multistill.cluster.address import job_server, refuse_unsafe, token
 from multistill.cluster.session import forwarded
 from multistill.errors import MultistillError, UsageError
+from multistill.tracking.owner import SUBMITTER, account_at_host
 from multistill.tracking.redaction import redact
 
 if TYPE_CHECKING:
@@ -70,6 +71,11 @@ class Submission:
     exit_code: int
     message: str | None = None
 
+    @property
+    def page(self) -> str:
+        """Where Ray's dashboard shows it."""
+        return job_list.job_page(self.address, self.submission_id)
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -101,9 +107,9 @@ def submit(job: JobConfig, address: str, *, wait: bool = True) -> Submission:
                 "working_dir": folder,
                 "py_modules": [str(PACKAGE)],
                 "excludes": ["__pycache__", "*.pyc"],
-                "env_vars": forwarded(),
+                "env_vars": {**forwarded(), SUBMITTER: account_at_host()},
             },
-            metadata={"job": job.name, "multistill": provenance.version()},
+            metadata=job_list.submission_metadata(job),
         )
     if wait:
         _follow(client, submission_id, address, write_out)
@@ -209,6 +215,16 @@ def _status(client: Any, submission_id: str) -> str | None:
         if info.submission_id == submission_id:
             return str(info.status.value)
     return None
+
+
+def submitted(address: str) -> list[dict[str, Any]]:
+    """The jobs that were submitted to the cluster at `address`, as `job_list.rows`.
+
+    Raises:
+        UsageError: the address is invalid.
+        MultistillError: nothing answers there, or it refuses the request.
+    """
+    return job_list.rows(_call(_client(address).list_jobs), address)
 
 
 def _client(address: str) -> Any:

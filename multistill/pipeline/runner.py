@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from multistill import provenance
 from multistill.config import JobConfig
 from multistill.errors import MultistillError, UsageError
+from multistill.pipeline.drivers import LINKS, Driver, StatusLogger
 from multistill.pipeline.recipes import get_recipe, steps_of, why_missing
 from multistill.pipeline.step import Step, StepRun
 from multistill.pipeline.variants import job_file, variant_key
@@ -38,6 +39,8 @@ class Outcome:
     Attributes:
         stages: artifact of every step, by the step's name.
         report: folder of the newest report, where the recipe makes one.
+        links: where people look: `mlflow` (page of the run), `mlflow_ui` (command that shows it,
+            where it is in a database), `ray_dashboard`; None for what this run did not start.
     """
 
     job: str
@@ -46,6 +49,7 @@ class Outcome:
     seconds: float
     report: Path | None
     tracking_uri: str | None
+    links: Mapping[str, str | None]
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -58,6 +62,7 @@ class Outcome:
             },
             "report": str(self.report) if self.report else None,
             "tracking_uri": self.tracking_uri,
+            "links": dict(self.links),
         }
 
 
@@ -80,8 +85,12 @@ def run(
         steps = steps[: _stage_index(steps, until) + 1]
     workspace.open()
     started = time.monotonic()
-    with terminated_as_interrupt(), ExitStack() as stack:
-        context = RunContext(job, workspace, steps, display, stack)
+    with (
+        terminated_as_interrupt(),
+        Driver(workspace, job, variant_key(job.identity())) as driver,
+        ExitStack() as stack,
+    ):
+        context = RunContext(job, workspace, steps, display, stack, driver)
         for number in range(len(steps)):
             context.make(number)
         context.finish()
@@ -93,6 +102,7 @@ def run(
         seconds=time.monotonic() - started,
         report=next((path for path in published if path is not None), None),
         tracking_uri=context.tracking_uri,
+        links=driver.links,
     )
 
 
@@ -123,12 +133,14 @@ class RunContext:
         steps: Sequence[Step],
         display: ProgressDisplay,
         stack: ExitStack,
+        driver: Driver,
     ) -> None:
         self.job = job
         self.workspace = workspace
         self.steps = steps
         self.display = display
         self.stack = stack
+        self.driver = driver
         self.artifacts: dict[str, Artifact] = {}
         self.stages: list[dict[str, Any]] = []
         self.logger: RunLogger | None = None
@@ -156,6 +168,7 @@ class RunContext:
         if excess := step.over_limits(artifact):
             raise MultistillError("; ".join(excess))
         self.artifacts[step.artifact] = artifact
+        self.driver.artifact(step.name, step.kind, name)
         self.stages.append(
             {
                 "name": step.name,
@@ -185,6 +198,7 @@ class RunContext:
             )
             shutil.rmtree(lost.path)
         run_logger = self._open()
+        self.driver.stage(step.name)
         if step.uses_ray:
             self._start_ray(run_logger)
         self.display.print(f"{step.name:<9} running", style="bold")
@@ -224,7 +238,9 @@ class RunContext:
         if self.logger is None:
             from multistill.pipeline import record
             from multistill.tracking import open_tracker
+            from multistill.tracking.addresses import ui_command
 
+            self.driver.works()
             key = variant_key(self.job.identity())
             tracker = open_tracker(
                 self.job.tracking,
@@ -243,7 +259,11 @@ class RunContext:
                 log=lambda message: self.display.print(message),
             )
             self.tracking_uri = tracker.uri
-            self.logger = CompositeLogger([ConsoleLogger(self.display, self.job.name), tracker])
+            self.driver.link(mlflow=tracker.page, mlflow_ui=ui_command(tracker.uri))
+            self._show_links("mlflow", "mlflow_ui")
+            status = StatusLogger(self.driver, self.job.name)
+            console = ConsoleLogger(self.display, self.job.name)
+            self.logger = CompositeLogger([console, tracker, status])
             self.stack.push(self._close)
             resolved = job_file(self.workspace.root, self.job.name, key)
             write_atomic(resolved, self.job.to_yaml())
@@ -262,10 +282,17 @@ class RunContext:
         self.logger.close(status)
         return False
 
+    def _show_links(self, *names: str) -> None:
+        for name in names:
+            if link := self.driver.links[name]:
+                self.display.print(f"{LINKS[name]:<9} {link}", style="dim")
+
     def _start_ray(self, logger: RunLogger) -> None:
         if not self.ray_started:
             from multistill import cluster
 
+            if cluster.is_private(self.job.resources):  # its dashboard ends with the run
+                self.stack.callback(self.driver.link, ray_dashboard=None)
             self.stack.enter_context(
                 cluster.start(
                     self.job.resources,
@@ -274,6 +301,8 @@ class RunContext:
                 )
             )
             self.ray_started = True
+            self.driver.link(ray_dashboard=cluster.dashboard_url())
+            self._show_links("ray_dashboard")
             job_id = _ray_job_id()
             if job_id:
                 logger.tags({"multistill.ray_job_id": job_id})

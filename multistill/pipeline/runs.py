@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from multistill.errors import MultistillError, UsageError
 from multistill.pipeline import variants
+from multistill.pipeline.drivers import DriverStatus, latest_by_variant, read_drivers
 from multistill.pipeline.recipes import steps_of
+from multistill.pipeline.running import by, described, progress_text, state_text
 from multistill.pipeline.stage_status import step_statuses
 from multistill.report.files import HTML, JSON
 from multistill.wording import counted
@@ -33,10 +35,14 @@ def list_runs(workspace: Path) -> list[dict[str, Any]]:
 
     Returns:
         JSON values: `job`, `variant` (fingerprint), `last_run`, `state` (`finished`, `running`,
-        `stopped`, `unknown`), `stage` (that which runs, or the last finished), `reason` (why
-        the state is unknown, or a report cannot be read), `report` (folder) and, of a finished
-        job, `protocol`, `test` (clips, speakers, sessions), `best_student` (its name) and `figures`
-        (per model the test macro F1 and UAR).
+        `failed`, `interrupted`, `killed`, `stopped`, `unknown`), `stage` (that which runs or ran,
+        or the last finished), `reason` (why it failed, its state is unknown, or its report cannot
+        be read), `report` (folder), of the process that runs it or ran it last `owner`, `host`
+        (of a submitted job, who submitted it from where), `node`, `pid`, `submission_id`,
+        `started`, `updated`, `progress` (`name`, `done`, `total`, `unit`), `seconds_left` (of
+        the stage) and `links` (`mlflow`, `mlflow_ui`, `ray_dashboard`, `report`); of a finished
+        job `protocol`, `test` (clips, speakers, sessions), `best_student` (its name) and
+        `figures` (per model the test macro F1 and UAR).
 
     Raises:
         UsageError: there is no such folder.
@@ -51,7 +57,10 @@ def list_runs(workspace: Path) -> list[dict[str, Any]]:
         for variant in variants.find_variants(workspace, name)
     ]
     found.sort(key=lambda entry: entry[0].last_run, reverse=True)
-    return [_describe(workspace, name, variant) for variant, name in found]
+    drivers = latest_by_variant(read_drivers(workspace))
+    return [
+        _describe(workspace, name, variant, drivers.get(variant.key)) for variant, name in found
+    ]
 
 
 def find_run(text: str, workspace: Path) -> Run:
@@ -147,9 +156,12 @@ def _predictions(report: Mapping[str, Any], workspace: Workspace) -> Iterator[Pa
             yield file
 
 
-def _describe(workspace: Path, name: str, variant: variants.Variant) -> dict[str, Any]:
+def _describe(
+    workspace: Path, name: str, variant: variants.Variant, driver: DriverStatus | None
+) -> dict[str, Any]:
     folder = _report_of(workspace, name, variant.key)
     last_run = datetime.fromtimestamp(variant.last_run).astimezone()
+    known = described(driver)
     row: dict[str, Any] = {
         "job": name,
         "variant": variant.key,
@@ -158,15 +170,28 @@ def _describe(workspace: Path, name: str, variant: variants.Variant) -> dict[str
         "stage": None,
         "reason": None,
         "report": str(folder) if folder else None,
+        **known,
+        "links": {
+            **known["links"],
+            "report": (folder / HTML).absolute().as_uri() if folder else None,
+        },
         "protocol": None,
         "test": None,
         "best_student": None,
         "figures": {},
     }
-    if folder is None:
-        return row | _state(workspace, variant)
-    report, problem = _read(folder / JSON)
-    return row | ({"reason": f"{folder / JSON} {problem}"} if problem else _figures(report))
+    if folder is not None:
+        report, problem = _read(folder / JSON)
+        row |= {"reason": f"{folder / JSON} {problem}"} if problem else _figures(report)
+    if driver is not None and driver.alive:
+        return row | {"state": "running", "stage": driver.content["stage"]}
+    if folder is not None:
+        return row
+    state = _state(workspace, variant)
+    if state["state"] == "stopped" and driver is not None and driver.end != "finished":
+        reason = driver.content["reason"] if driver.end == "failed" else None
+        state = {"state": driver.end, "stage": driver.content["stage"], "reason": reason}
+    return row | state
 
 
 def _state(workspace: Path, variant: variants.Variant) -> dict[str, Any]:
@@ -241,13 +266,18 @@ def terminal_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         ]
         shown.append(
             [
-                "\n".join([row["job"], _key(row), row["last_run"][:16].replace("T", " ")]),
-                "\n".join([_state_text(row), *_split(row).replace(" test", "").split(", ")]),
+                "\n".join(_title(row)),
+                "\n".join([state_text(row), *_split(row).replace(" test", "").split(", ")]),
                 "\n".join(shown_metrics.values()) if row["figures"] else "",
                 *figures,
             ]
         )
     return Table(columns, shown, frozenset(titles))
+
+
+def _title(row: Mapping[str, Any]) -> list[str]:
+    last_run = row["last_run"][:16].replace("T", " ")
+    return [row["job"], _key(row), last_run, *([f"by {by(row)}"] if by(row) else [])]
 
 
 def flat_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -257,13 +287,19 @@ def flat_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     metrics = _metrics(rows)
     figures = [(who, metric) for who in WHO for metric in metrics]
     titles = [f"{who.replace('_', ' ')} {metrics[metric]}" for who, metric in figures]
-    columns = ["job", "variant", "last run", "state", "protocol", "best student", *titles, "report"]
+    who = ["state", "owner", "host", "started", "progress", "seconds left"]
+    columns = ["job", "variant", "last run", *who, "protocol", "best student", *titles, "report"]
     shown = [
         [
             row["job"],
             _key(row),
             row["last_run"],
-            _state_text(row),
+            state_text(row),
+            row["owner"],
+            row["host"],
+            row["started"],
+            progress_text(row),
+            row["seconds_left"],
             _split(row),
             row["best_student"],
             *(_number(row["figures"].get(who, {}).get(metric), "") for who, metric in figures),
@@ -286,7 +322,7 @@ def page(rows: Sequence[Mapping[str, Any]], workspace: Path) -> str:
     shown = [
         [
             f"{row['job']}\n@{_key(row)}",
-            f"{row['last_run'][:16].replace('T', ' ')}\n{_state_text(row)}",
+            "\n".join([*_title(row)[2:], state_text(row)]),
             "\n".join([_split(row), *([f"best: {best}"] if (best := row["best_student"]) else [])]),
             *(_number(row["figures"].get(who, {}).get(metric), "") for who, metric in figures),
         ]
@@ -315,14 +351,6 @@ def report_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _key(row: Mapping[str, Any]) -> str:
     return str(row["variant"][: variants.MIN_KEY])
-
-
-def _state_text(row: Mapping[str, Any]) -> str:
-    if row["state"] == "running":
-        return f"running: {row['stage']}"
-    if row["state"] == "stopped":
-        return f"{row['stage']} done" if row["stage"] else "nothing done"
-    return str(row["state"])
 
 
 def _split(row: Mapping[str, Any]) -> str:

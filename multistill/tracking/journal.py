@@ -13,7 +13,6 @@ released by the kernel when that process dies).
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from multistill.workspace import to_json
+from multistill.workspace import is_held, to_json
 
 Record = dict[str, Any]
 DOUBTS = "doubts.json"
@@ -270,18 +269,8 @@ class Journal:
 
 
 def held(folder: Path) -> bool:
-    """Whether a live process writes the journal in this folder.
-
-    Opens the lock for reading only: the journal may belong to another user.
-    """
-    try:
-        with (folder / "lock").open("rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    """Whether a live process writes the journal in this folder."""
+    return is_held(folder / "lock")
 
 
 def _parse(line: bytes) -> Record | None:

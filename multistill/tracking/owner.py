@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import getpass
+import os
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+SUBMITTER = "MULTISTILL_SUBMITTED_BY"
+"""Environment variable of a job on a cluster, where the account is the cluster's own: who
+submitted it."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,16 @@ class Owner:
 def current_owner(uri: str) -> Owner:
     """The account of this process and the login that MLflow sends to `uri`."""
     return Owner(_account(), _login(uri))
+
+
+def account_at_host() -> str:
+    """Account and machine of this process, as people write them: `kim@node3`."""
+    return f"{_account()}@{socket.gethostname()}"
+
+
+def submitter() -> str | None:
+    """Who submitted the Ray job that this process is, as `account_at_host`; None outside one."""
+    return os.environ.get(SUBMITTER) or None
 
 
 def _account() -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from multistill.tracking.addresses import run_page
 from multistill.tracking.delivery import Delivery
 from multistill.tracking.journal import Journal, Record
 from multistill.tracking.owner import Owner
@@ -96,6 +97,10 @@ class Recorder:
 
     def run_id(self, node: str) -> str | None:
         return self._delivery.run_id(self._server.experiment, node)
+
+    def page(self, node: str) -> str:
+        """Address of the run's page; of the server's, as long as it has not answered."""
+        return run_page(self._server.uri, self._server.known_experiment, self.run_id(node))
 
     def wait_run_id(self, node: str, seconds: float) -> str | None:
         """Return the run's id, waiting up to `seconds` for it while the server answers."""

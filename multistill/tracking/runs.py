@@ -35,6 +35,7 @@ from multistill.tracking.server import (
 )
 
 OWNER_TAG = "multistill.owner"
+HOST_TAG = "multistill.host"
 LEASE_TAG = "multistill.lease"
 HEARTBEAT_TAG = "multistill.heartbeat"
 SAME_JOB_TAG = "multistill.same_job_as"
@@ -181,6 +182,7 @@ class Runs:
             REQUEST_TAG: request,
             OWNER_TAG: self._owner.name,
             "mlflow.user": self._owner.name,
+            HOST_TAG: str(source.header.get("host", "unknown")),
         }
         with self.requesting("run", experiment, request) as doubt:
             doubt.kept = self._server.create_run(experiment, record["name"], record["t"], tags)
@@ -219,8 +221,12 @@ class Runs:
         return run
 
     def _lease(self) -> dict[str, str]:
-        # Milliseconds, so that each is a change that the database has to store.
-        return {LEASE_TAG: self._journal.name, HEARTBEAT_TAG: f"{self._clock():.3f}"}
+        return {
+            LEASE_TAG: self._journal.name,
+            # Milliseconds, so that each is a change that the database has to store.
+            HEARTBEAT_TAG: f"{self._clock():.3f}",
+            HOST_TAG: str(self._journal.header.get("host", "unknown")),
+        }
 
     def renew_lease(self, run_id: str) -> None:
         """Show other drivers that this one is alive."""

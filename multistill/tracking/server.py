@@ -149,6 +149,11 @@ class Server:
             self._client = call_mlflow(MlflowClient, tracking_uri=self.uri, registry_uri=self.uri)
         return self._client
 
+    @property
+    def known_experiment(self) -> str | None:
+        """The experiment's id, once the server has told it; asks nothing."""
+        return self._experiments.get(self.experiment)
+
     def connect(self) -> str:
         """Return the experiment's id. Raises ServerUnavailableError or RecordRejectedError."""
         return self.experiment_id(self.experiment)

@@ -70,6 +70,11 @@ class Tracker:
         """Tracking URI, without credentials."""
         return redact(self._recorder.uri)
 
+    @property
+    def page(self) -> str:
+        """Where people look at this run (`addresses.run_page`)."""
+        return self._recorder.page(self._node)
+
     def info(self, message: str) -> None:
         """Do nothing: messages go to the terminal, not to MLflow."""
 

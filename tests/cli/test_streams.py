@@ -132,7 +132,9 @@ def test_the_closing_table_of_a_job_prints_on_a_console_of_any_encoding(
     with monkeypatch.context() as patch:
         console = Console(encoding, patch)
         print_any_text()
-        _show(Outcome(NAME, {}, True, 1.0, folder, f"sqlite:////{NAME}/mlflow.db"))
+        database = f"sqlite:////{NAME}/mlflow.db"
+        links = {"mlflow": NAME, "mlflow_ui": f"mlflow ui {database}", "ray_dashboard": None}
+        _show(Outcome(NAME, {}, True, 1.0, folder, database, links))
         printed = console.text()[0]
     assert "teacher" in printed
     assert ("감정" in printed) == (encoding in {"cp949", "utf-8", "utf-16"})
