@@ -36,6 +36,7 @@ from multistill.pipeline.attempts import reached
 
 SAVE = signal.SIGTERM
 """What a run is sent to save and stop; Ctrl-C's signal would do without what is between epochs."""
+STEP_SECONDS = 15.0
 WRONG_USE = 2
 """Exit code of a run that no other attempt would help."""
 
@@ -144,6 +145,7 @@ class SlurmJob:
                 ],
                 # A task would be bound to a part of the CPUs that its node gives to the job.
                 env={**os.environ, "SLURM_CPU_BIND": "none"},
+                stdin=subprocess.PIPE,
             )
             stack.callback(_end_step, workers)
         return head
@@ -221,12 +223,14 @@ def _address_of(node: str) -> str:
 
 
 def _end_step(workers: subprocess.Popen[bytes]) -> None:
-    if workers.poll() is None:
-        workers.send_signal(signal.SIGTERM)  # which srun passes on to its tasks
+    """Let the other nodes end; srun would kill them at once if it were terminated."""
+    assert workers.stdin is not None
+    workers.stdin.close()
     try:
-        workers.wait(30)
+        workers.wait(STEP_SECONDS)
     except subprocess.TimeoutExpired:
-        workers.kill()
+        workers.terminate()
+        workers.wait()
 
 
 def main(arguments: Sequence[str]) -> int:
