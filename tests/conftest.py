@@ -37,7 +37,11 @@ settings.load_profile("shared-machine")
 
 
 SERVER_FIXTURES = {"mlflow_server", "mlflow_database"}
-SERVER_FILES = {"tracking/test_server.py", "tracking/test_team_server.py"}
+SERVER_FILES = {
+    "cluster/test_slurm_queue.py",
+    "tracking/test_server.py",
+    "tracking/test_team_server.py",
+}
 SLOW = (
     "cli/test_streams.py::test_the_closing_table",
     "corpora/loaders/test_kemdy_full_size.py",

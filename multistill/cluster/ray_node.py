@@ -1,7 +1,7 @@
 """One node of a Ray cluster that belongs to one Slurm job, beside other users' jobs.
 
 `python -m multistill.cluster.ray_node HOST:PORT` adds this machine to the cluster at that address,
-until it is terminated.
+until its standard input ends, as that of all tasks of `srun` does with the program that started it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -205,24 +206,26 @@ def store_options(variables: Mapping[str, str]) -> list[str]:
 
 
 def main(head: str) -> None:
-    """Be a node of the cluster until terminated; exits with Ray's code."""
-    ended = False
-
-    def end(*_: object) -> None:
-        nonlocal ended
-        ended = True
-
+    """Be a node of the cluster until told to end; exits with Ray's code."""
+    ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
+        signal.signal(number, lambda *_: ended.set())
+
+    def wait_for_the_end() -> None:
+        while sys.stdin.buffer.read(1024):
+            pass
+        ended.set()
+
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
     node = RayNode(os.environ, head, own_address(head.rpartition(":")[0].strip("[]")))
     try:
         node.wait_until_up()
         print(f"ray node {node.ip} on {socket.gethostname()}: up", flush=True)
-        while not ended and node.process.poll() is None:
-            time.sleep(0.5)
+        while node.process.poll() is None and not ended.wait(0.5):
+            pass
     finally:
         node.stop()
-    raise SystemExit(0 if ended else node.process.returncode)
+    raise SystemExit(0 if ended.is_set() else node.process.returncode)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from multistill.pipeline.attempts import reached
 
 SAVE = signal.SIGTERM
 """What a run is sent to save and stop; Ctrl-C's signal would do without what is between epochs."""
+STEP_SECONDS = 15.0
 WRONG_USE = 2
 """Exit code of a run that no other attempt would help."""
 
@@ -88,6 +89,7 @@ class SlurmJob:
         self.command = list(command)
         self.ending: str | None = None
         self._driver: subprocess.Popen[bytes] | None = None
+        self._is_asked = False
 
     def run(self) -> int:
         """Returns the exit code of the batch script."""
@@ -104,7 +106,7 @@ class SlurmJob:
             return 0
         # Slurm may have terminated Ray too: then an interrupted run ends with any other code.
         if code is not None and (self.ending is None or code == WRONG_USE):
-            print(f"slurm: the job failed by itself (exit code {code}), so it is not queued again")
+            _say(f"the job failed by itself (exit code {code}), so it is not queued again")
             return code if code > 0 else 1
         return self._try_again(before)
 
@@ -118,7 +120,8 @@ class SlurmJob:
         self._interrupt()
 
     def _interrupt(self) -> None:
-        if self._driver is not None and self._driver.poll() is None:
+        if self._driver is not None and self._driver.poll() is None and not self._is_asked:
+            self._is_asked = True
             self._driver.send_signal(SAVE)
 
     def _start_nodes(self, stack: ExitStack) -> RayNode:
@@ -128,11 +131,10 @@ class SlurmJob:
         stack.callback(head.stop)
         head.wait_until_up()
         others = ", ".join(names[1:])
-        print(
-            f"slurm: Ray's head node is {head.address} on {names[0]}"
+        _say(
+            f"Ray's head node is {head.address} on {names[0]}"
             f"{f', with {others}' if others else ''}; its dashboard is "
-            f"http://127.0.0.1:{head.ports['dashboard-port']} there",
-            flush=True,
+            f"http://127.0.0.1:{head.ports['dashboard-port']} there"
         )
         if others:
             workers = subprocess.Popen(
@@ -144,6 +146,7 @@ class SlurmJob:
                 ],
                 # A task would be bound to a part of the CPUs that its node gives to the job.
                 env={**os.environ, "SLURM_CPU_BIND": "none"},
+                stdin=subprocess.PIPE,
             )
             stack.callback(_end_step, workers)
         return head
@@ -165,21 +168,26 @@ class SlurmJob:
     def _try_again(self, before: frozenset[str]) -> int:
         job_id = self.allocation.job_id
         if self.ending == "SIGTERM" and was_cancelled(_job(job_id)):
-            print("slurm: the job was cancelled, so it is not queued again")
+            _say("the job was cancelled, so it is not queued again")
             return 1
         if reached(self.job) == before:
-            print(
-                "slurm: nothing was finished or saved in this attempt, so the job is not queued "
+            _say(
+                "nothing was finished or saved in this attempt, so the job is not queued "
                 "again; raise --time, or lower --save-before, and submit it again"
             )
             return 1
         try:
             call_slurm("scontrol", "requeue", job_id)
         except MultistillError as error:
-            print(f"slurm: {error}; submit the job again to continue it")
+            _say(f"{error}; submit the job again to continue it")
             return 1
-        print("slurm: the job is queued again and will continue", flush=True)
+        _say("the job is queued again and will continue")
         return 0
+
+
+def _say(text: str) -> None:
+    """In the job's log, before Slurm kills this program."""
+    print(f"slurm: {text}", flush=True)
 
 
 def was_cancelled(job: Mapping[str, str]) -> bool:
@@ -221,12 +229,14 @@ def _address_of(node: str) -> str:
 
 
 def _end_step(workers: subprocess.Popen[bytes]) -> None:
-    if workers.poll() is None:
-        workers.send_signal(signal.SIGTERM)  # which srun passes on to its tasks
+    """Let the other nodes end; srun would kill them at once if it were terminated."""
+    assert workers.stdin is not None
+    workers.stdin.close()
     try:
-        workers.wait(30)
+        workers.wait(STEP_SECONDS)
     except subprocess.TimeoutExpired:
-        workers.kill()
+        workers.terminate()
+        workers.wait()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -253,7 +263,7 @@ def main(arguments: Sequence[str]) -> int:
     command += [] if given.until is None else ["--until", given.until]
     started = time.monotonic()
     code = SlurmJob(allocation, job, command).run()
-    print(f"slurm: this attempt took {time.monotonic() - started:.0f} s", flush=True)
+    _say(f"this attempt took {time.monotonic() - started:.0f} s")
     return code
 
 

@@ -172,5 +172,5 @@ def test_a_queue_that_takes_no_job_back(
     monkeypatch.setattr(slurm_job, "reached", lambda job: frozenset(["teacher"]))
     assert attempt(monkeypatch, tmp_path)._try_again(frozenset()) == 1
     text = capsys.readouterr().out
-    says("slurm: {}; submit the job again to continue it", text)
+    says("{}; submit the job again to continue it", text)
     assert "disabled" in text

@@ -100,7 +100,7 @@ def make_corpus(folder: Path) -> None:
     (folder / "t.csv").write_text("\n".join(lines), encoding="utf-8")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_job_on_two_nodes_that_was_interrupted_has_the_result_of_an_undisturbed_run(
     slurm: Slurm,
     sent: object,
@@ -127,16 +127,16 @@ def test_a_job_on_two_nodes_that_was_interrupted_has_the_result_of_an_undisturbe
     log = submission.folder / f"run-{job_id}.log"
     teacher = Path(other.workspace) / "teacher"
     try:
-        slurm.wait(lambda: any(teacher.glob(".*.partial/**/epoch-*")), "the first epoch", 200)
+        slurm.wait(lambda: any(teacher.glob(".*.partial/**/epoch-*")), "the first epoch", 400)
         token = tmp_path / ".multistill" / f"slurm-{job_id}" / "ray-token"
         secret = token.read_text()
         assert (token.stat().st_mode & 0o777, token.parent.stat().st_mode & 0o777) == (0o600, 0o700)
         assert secret not in slurm.call("scontrol", "show", "job", "-dd", job_id)
         assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if holds(path, secret)]
         slurm.call("scancel", "--batch", "--signal=USR1", job_id)  # as the queue does
-        slurm.wait(lambda: "queued again" in log.read_text(), "the queueing", 100)
+        slurm.wait(lambda: "queued again" in log.read_text(), "the queueing", 200)
         assert not token.exists() and not any(Path("/tmp").glob(f"ms-{job_id}*"))
-        slurm.wait(lambda: slurm.job(job_id)["JobState"] == "COMPLETED", "the end", 200)
+        slurm.wait(lambda: slurm.job(job_id)["JobState"] == "COMPLETED", "the end", 400)
     except AssertionError as error:
         raise AssertionError(log.read_text() if log.exists() else "no log") from error
 
