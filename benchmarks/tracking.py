@@ -6,10 +6,11 @@
 Both set up a server as `deploy/mlflow/README.md` does, on this machine, which must have the
 programs of PostgreSQL and `mlflow[auth]`. `load`: every trial has a thread that logs two metrics
 once a second; the table has the duration of that call and its processor time, which other work on
-the machine does not change, and what the database holds afterwards against what was logged. With `--outage S`, PostgreSQL is stopped for S seconds in the middle.
-`search`: records a search of many trials, five epochs each, then times the questions that are
-asked of it: all trials (as a resumed run does), and a page of MLflow's table. Results go to
-benchmarks/results/tracking.jsonl, one line per command.
+the machine does not change, and what the database holds afterwards against what was logged. With
+`--outage S`, PostgreSQL is stopped for S seconds in the middle. `search`: records a search of many
+trials, five epochs each, then times the questions that are asked of it: all trials (as a resumed
+run does), and a page of MLflow's table. Results go to benchmarks/results/tracking.jsonl, one line
+per command.
 """
 
 from __future__ import annotations

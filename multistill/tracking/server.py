@@ -39,8 +39,8 @@ _REJECTED = {
 }
 _DENIED = {"CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"}
 _DATABASE_ERROR = re.compile(r"sqlalche\.me/e/\w+/(?!9h9h|gkpj)")
-"""In every error of SQLAlchemy; the two codes are of values that a table does not take. MLflow calls
-the others a bad request too, e.g. of a database that is read-only."""
+"""In every error of SQLAlchemy; the two codes are of values that a table does not take. MLflow
+calls the others a bad request too, e.g. of a database that is read-only."""
 
 Point = tuple[str, float, int, int]
 """One metric value: key, value, timestamp in milliseconds, step."""
