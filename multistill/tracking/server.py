@@ -38,9 +38,9 @@ _REJECTED = {
     "NOT_IMPLEMENTED",
 }
 _DENIED = {"CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"}
-_DATABASE_ERROR = "sqlalche.me/e/"
-"""In every error of SQLAlchemy. MLflow calls some of a database that is read-only, full or has no
-free connection a bad request, as if the record were at fault."""
+_DATABASE_ERROR = re.compile(r"sqlalche\.me/e/\w+/(?!9h9h|gkpj)")
+"""In every error of SQLAlchemy; the two codes are of values that a table does not take. MLflow
+calls the others a bad request too, e.g. of a database that is read-only."""
 
 Point = tuple[str, float, int, int]
 """One metric value: key, value, timestamp in milliseconds, step."""
@@ -375,7 +375,7 @@ def call_mlflow(call: Any, *args: Any, **kwargs: Any) -> Any:
         return call(*args, **kwargs)
     except MlflowException as error:
         message = redact(" ".join(str(error).split()))[:500]
-        if error.error_code in _REJECTED and _DATABASE_ERROR not in str(error):
+        if error.error_code in _REJECTED and not _DATABASE_ERROR.search(str(error)):
             raise RecordRejectedError(message) from None
         raise _unavailable(message, error.error_code, error) from None
     except Exception as error:

@@ -11,12 +11,21 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 from multistill.config import TrackingConfig
 from multistill.errors import UsageError
 from multistill.tracking import redact, tracking_uri
 from multistill.tracking.journal import Journal
-from multistill.tracking.server import as_number, batches, clean_key, clean_params
+from multistill.tracking.server import (
+    RecordRejectedError,
+    ServerUnavailableError,
+    as_number,
+    batches,
+    call_mlflow,
+    clean_key,
+    clean_params,
+)
 
 
 @pytest.mark.parametrize(
@@ -146,3 +155,28 @@ def test_reading_in_chunks_returns_every_record_once(tmp_path: Path) -> None:
     assert seen == list(range(57))
     journal.remove()
     assert not journal.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "lost"),
+    [
+        ("InternalError", False),  # read-only
+        ("InterfaceError", False),
+        ("DatabaseError", False),
+        ("DataError", True),
+        ("IntegrityError", True),
+    ],
+)
+def test_a_database_that_fails_is_told_from_a_value_that_it_does_not_take(
+    kind: str, lost: bool
+) -> None:
+    import sqlalchemy
+    from mlflow.exceptions import MlflowException
+
+    original = getattr(sqlalchemy.exc, kind)("INSERT", {}, Exception("what it says"))
+
+    def fails() -> None:  # as MLflow's own store words it
+        raise MlflowException(str(original), error_code=BAD_REQUEST)
+
+    with pytest.raises(RecordRejectedError if lost else ServerUnavailableError):
+        call_mlflow(fails)
