@@ -33,6 +33,7 @@ from multistill.pipeline.references import (
     reports_of,
 )
 from multistill.pipeline.step import Step
+from multistill.pipeline.steps.continual import FISHER
 from multistill.tracking.journal import Journal, held
 from multistill.tracking.tracker import SPOOL
 from multistill.training.model_store import KIND as MODELS
@@ -90,7 +91,7 @@ def seconds_of(text: str) -> float:
     match = AGE.fullmatch(text.strip())
     if match is None:
         raise UsageError(
-            f"--older-than `{text}` is no age; give a number with s, m, h, d or w, such as 7d or 12h"
+            f"--older-than `{text}` is no age; give a number with s, m, h, d or w, such as 7d"
         )
     return float(match[1]) * SECONDS[match[2]] if match[1] else 0.0
 
@@ -164,8 +165,6 @@ def _forgotten(name: str, root: Path, jobs: Sequence[KnownJob]) -> KnownJob:
 
 def artifact_kinds() -> set[str]:
     """Folders of a workspace that hold artifacts; those of reports are below `reports`."""
-    from multistill.pipeline.steps.continual import FISHER
-
     for module in iter_modules(step_modules.__path__):
         import_module(f"{step_modules.__name__}.{module.name}")
     names = {step.name for step in _below(Step) if hasattr(step, "name")}
@@ -237,13 +236,14 @@ class _Search:
         if self.named.incomplete:
             jobs = ", ".join(self.named.incomplete)
             self.found.kept[path] = f"it is not known what {jobs} needs"
-        elif kind not in (MODELS, "fisher") or not self._may_be_found_again(path):
-            if forgotten or _is_older(path / DONE, self.before):
-                why = "of a forgotten job only" if forgotten else "no job names it"
-                self._artifact(kind, path, why)
+        elif kind in (MODELS, FISHER) and self._may_be_found_again(path):
+            return
+        elif forgotten or _is_older(path / DONE, self.before):
+            why = "of a forgotten job only" if forgotten else "no job names it"
+            self._artifact(kind, path, why)
 
     def _may_be_found_again(self, path: Path) -> bool:
-        """Whether a job that is not finished could use a model that no finished stage names."""
+        """Whether a job that is still to train could use a model that no finished stage names."""
         try:
             manifest = str(read_json(path / DONE)["inputs"]["manifest"])
         except (OSError, ValueError, KeyError, TypeError):
