@@ -18,6 +18,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Any
 
 from multistill.errors import UsageError
 from multistill.pipeline import steps as step_modules
@@ -171,7 +172,7 @@ def artifact_kinds() -> set[str]:
     return {*names, MODELS, FISHER} - {"report"}
 
 
-def _below(cls: type[Step]) -> Iterator[type[Step]]:
+def _below(cls: type[Any]) -> Iterator[type[Any]]:
     for each in cls.__subclasses__():
         yield each
         yield from _below(each)

@@ -110,7 +110,9 @@ def reports_of(workspace: Workspace) -> Iterator[tuple[Path, str | None]]:
             continue
         try:
             artifact = workspace.find(f"{REPORTS}/{done.parent.parent.name}", done.parent.name)
-            key = artifact and variants.variant_key(artifact.meta["config"]["job"])
+            key = None
+            if artifact is not None:
+                key = variants.variant_key(artifact.meta["config"]["job"])
         except (MultistillError, KeyError, TypeError):
             key = None
         yield done.parent, key
