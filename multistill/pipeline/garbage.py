@@ -43,7 +43,10 @@ from multistill.workspace import DELETED, DONE, Workspace, is_held, read_json
 PARTIAL = re.compile(r"\.([0-9a-f]{16})\.partial")
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 ARTIFACT = re.compile(r"[0-9a-f]{16}")
-OURS = {"jobs", "locks", "corpora", "digests.npy", "mlflow.db", "mlflow-artifacts", SPOOL, DRIVERS}
+OURS = {
+    *("jobs", "locks", "corpora", SPOOL, DRIVERS),
+    *("digests.npy", ".digests.npy.lock", "mlflow.db", "mlflow-artifacts"),
+}
 """Of the workspace's folder, besides the kinds of artifacts: never looked into, or by name."""
 
 AGE = re.compile(r"(\d+(?:\.\d+)?)([smhdw])|0")
