@@ -18,6 +18,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Any
 
 from multistill.errors import UsageError
 from multistill.pipeline import steps as step_modules
@@ -33,6 +34,7 @@ from multistill.pipeline.references import (
     reports_of,
 )
 from multistill.pipeline.step import Step
+from multistill.pipeline.steps.continual import FISHER
 from multistill.tracking.journal import Journal, held
 from multistill.tracking.tracker import SPOOL
 from multistill.training.model_store import KIND as MODELS
@@ -41,7 +43,10 @@ from multistill.workspace import DELETED, DONE, Workspace, is_held, read_json
 PARTIAL = re.compile(r"\.([0-9a-f]{16})\.partial")
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 ARTIFACT = re.compile(r"[0-9a-f]{16}")
-OURS = {"jobs", "locks", "corpora", "digests.npy", "mlflow.db", "mlflow-artifacts", SPOOL, DRIVERS}
+OURS = {
+    *("jobs", "locks", "corpora", SPOOL, DRIVERS),
+    *("digests.npy", ".digests.npy.lock", "mlflow.db", "mlflow-artifacts"),
+}
 """Of the workspace's folder, besides the kinds of artifacts: never looked into, or by name."""
 
 AGE = re.compile(r"(\d+(?:\.\d+)?)([smhdw])|0")
@@ -90,7 +95,7 @@ def seconds_of(text: str) -> float:
     match = AGE.fullmatch(text.strip())
     if match is None:
         raise UsageError(
-            f"--older-than `{text}` is no age; give a number with s, m, h, d or w, such as 7d or 12h"
+            f"--older-than `{text}` is no age; give a number with s, m, h, d or w, such as 7d"
         )
     return float(match[1]) * SECONDS[match[2]] if match[1] else 0.0
 
@@ -164,15 +169,13 @@ def _forgotten(name: str, root: Path, jobs: Sequence[KnownJob]) -> KnownJob:
 
 def artifact_kinds() -> set[str]:
     """Folders of a workspace that hold artifacts; those of reports are below `reports`."""
-    from multistill.pipeline.steps.continual import FISHER
-
     for module in iter_modules(step_modules.__path__):
         import_module(f"{step_modules.__name__}.{module.name}")
     names = {step.name for step in _below(Step) if hasattr(step, "name")}
     return {*names, MODELS, FISHER} - {"report"}
 
 
-def _below(cls: type[Step]) -> Iterator[type[Step]]:
+def _below(cls: type[Any]) -> Iterator[type[Any]]:
     for each in cls.__subclasses__():
         yield each
         yield from _below(each)
@@ -237,13 +240,14 @@ class _Search:
         if self.named.incomplete:
             jobs = ", ".join(self.named.incomplete)
             self.found.kept[path] = f"it is not known what {jobs} needs"
-        elif kind not in (MODELS, "fisher") or not self._may_be_found_again(path):
-            if forgotten or _is_older(path / DONE, self.before):
-                why = "of a forgotten job only" if forgotten else "no job names it"
-                self._artifact(kind, path, why)
+        elif kind in (MODELS, FISHER) and self._may_be_found_again(path):
+            return
+        elif forgotten or _is_older(path / DONE, self.before):
+            why = "of a forgotten job only" if forgotten else "no job names it"
+            self._artifact(kind, path, why)
 
     def _may_be_found_again(self, path: Path) -> bool:
-        """Whether a job that is not finished could use a model that no finished stage names."""
+        """Whether a job that is still to train could use a model that no finished stage names."""
         try:
             manifest = str(read_json(path / DONE)["inputs"]["manifest"])
         except (OSError, ValueError, KeyError, TypeError):

@@ -18,6 +18,7 @@ from multistill.pipeline.drivers import DriverStatus
 from multistill.pipeline.recipes import steps_of
 from multistill.pipeline.stage_status import step_statuses
 from multistill.pipeline.steps.data import Prepare
+from multistill.pipeline.steps.training import ModelStep
 from multistill.report.files import JSON
 from multistill.workspace import DONE, Workspace, to_json
 
@@ -52,7 +53,7 @@ class References:
 
     Attributes:
         fingerprints: of artifacts.
-        manifests: of jobs that are not finished: models trained on them may be found again.
+        manifests: of jobs that are still to train: models trained on them may be found again.
         incomplete: jobs of which not everything is known, each with the reason.
     """
 
@@ -109,7 +110,9 @@ def reports_of(workspace: Workspace) -> Iterator[tuple[Path, str | None]]:
             continue
         try:
             artifact = workspace.find(f"{REPORTS}/{done.parent.parent.name}", done.parent.name)
-            key = artifact and variants.variant_key(artifact.meta["config"]["job"])
+            key = None
+            if artifact is not None:
+                key = variants.variant_key(artifact.meta["config"]["job"])
         except (MultistillError, KeyError, TypeError):
             key = None
         yield done.parent, key
@@ -126,7 +129,7 @@ def _add_stages(job: KnownJob, workspace: Workspace, found: References) -> str:
         return str(error)
     names = [entry.fingerprint for _, entry, _ in statuses if entry.fingerprint]
     found.fingerprints.update(names)
-    if any(entry.state != "done" for step, entry, _ in statuses if step.name != "report"):
+    if any(entry.state != "done" for step, entry, _ in statuses if isinstance(step, ModelStep)):
         found.manifests.update(
             str(entry.fingerprint)
             for step, entry, _ in statuses

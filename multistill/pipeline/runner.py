@@ -26,6 +26,7 @@ from multistill.pipeline.recipes import get_recipe, steps_of, why_missing
 from multistill.pipeline.step import Step, StepRun
 from multistill.pipeline.variants import job_file, variant_key
 from multistill.tracking.console import CompositeLogger, ConsoleLogger, ProgressDisplay
+from multistill.tracking.owner import submitter
 from multistill.workspace import Artifact, Workspace, write_atomic
 
 if TYPE_CHECKING:
@@ -254,6 +255,7 @@ class RunContext:
                     "multistill.recipe": self.job.recipe,
                     "multistill.seed": str(self.job.seed),
                     "multistill.commit": provenance.git_commit() or "unknown",
+                    **({"multistill.submitted_by": sender} if (sender := submitter()) else {}),
                     **{f"version.{k}": v for k, v in provenance.versions().items()},
                 },
                 log=lambda message: self.display.print(message),

@@ -14,6 +14,8 @@ from helpers.finished_jobs import finish, key_of, note_as_run, report_of
 
 from multistill import pipeline
 from multistill.cli.app import main
+from multistill.pipeline.drivers import Driver
+from multistill.workspace import Workspace
 
 
 def ended(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) -> str:
@@ -31,6 +33,40 @@ def test_the_workspace_of_the_list(tmp_path: Path, capsys: pytest.CaptureFixture
     error = ended(capsys, "runs", "--workspace", tmp_path / "other")
     says("there is no workspace `{}`; give the right folder with --workspace", error)
     assert "emo" in ended(capsys, "runs", "--workspace", tmp_path, code=0)
+
+
+def test_the_list_watched_or_of_a_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note_as_run(tmp_path, name="emo")
+    here = ["runs", "--workspace", tmp_path]
+    error = ended(capsys, *here, "--watch", "--json")
+    says("--watch shows a table on the terminal; leave out --json and --format", error)
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("multistill.cli.results.time.sleep", interrupt)
+    assert "emo" in ended(capsys, *here, "--watch", code=0)
+    error = ended(capsys, *here, "--address", "http://head:8265", "--format", "csv")
+    says("--format is for the jobs of a workspace; use --json with --address", error)
+    monkeypatch.setattr("multistill.cluster.submitted", lambda address: [])
+    assert ended(capsys, *here, "--address", "http://head:8265", "--json", code=0) == "[]\n"
+
+
+def test_the_age_of_what_may_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = ["gc", "--workspace", tmp_path]
+    error = ended(capsys, *here, "--older-than", "7 days")
+    says("is no age; give a number with s, m, h, d or w, such as 7d", error)
+    assert "nothing to delete" in ended(capsys, *here, "--older-than", "7d", code=0)
+
+
+def test_a_job_to_forget_that_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = note_as_run(tmp_path, name="emo")
+    here = ["gc", "--workspace", tmp_path, "--forget", "emo"]
+    with Driver(Workspace(tmp_path), job, key_of(job)):
+        says("it runs on {} (process {}); stop it first", ended(capsys, *here))
+    assert "nothing was deleted" in ended(capsys, *here, code=0)
 
 
 def test_two_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
