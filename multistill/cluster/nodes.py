@@ -13,10 +13,15 @@ _NOTES = "multistill"
 
 
 def alive_nodes() -> list[dict[str, float]]:
-    """Return the resources of every living node."""
+    """Return the resources of every living node that takes work."""
     import ray
 
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    draining = draining_nodes()
+    return [
+        dict(node["Resources"])
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in draining
+    ]
 
 
 def cluster_nodes() -> list[dict[str, float]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,6 +47,7 @@ from multistill.training.objective import Objective, validation_metrics
 from multistill.training.optimizer import NamedAdamW, uses_bfloat16
 from multistill.training.parts import load_start, to_training_mode
 from multistill.training.prefetch import MicroBatch, Prefetcher
+from multistill.training.reports import EpochReport, TrainingInterrupted
 from multistill.training.schedule import derived_seed, learning_rate
 from multistill.training.selection import epoch_score
 from multistill.training.step import FlatGradients, MicroBatchMemoryError, training_step
@@ -59,37 +59,6 @@ _OBJECTIVE_PREFIX = "objective."
 CPU_MICRO_BATCH_VALUES = 2**20
 """Padded frames times width of a micro-batch on a CPU. Smaller micro-batches fit into the caches,
 and their clips are of more similar length, so they hold less padding."""
-
-
-class TrainingInterrupted(Exception):
-    """A training was asked to stop and has saved its state after the step.
-
-    Attributes:
-        epoch: finished epochs.
-        steps: that the checkpoint holds of the next one.
-    """
-
-    def __init__(self, epoch: int, steps: int) -> None:
-        super().__init__(f"interrupted after {epoch} epochs and {steps} steps")
-        self.epoch, self.steps = epoch, steps
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """Metrics of one epoch.
-
-    Attributes:
-        epoch: 1 for the first.
-        metrics: train_loss, learning_rate, seconds, samples_per_second and, if there are
-            validation rows, valid_loss and what else `validation_metrics` gives: valid_uar,
-            valid_macro_f1, valid_ccc. Equal on all ranks, except for the times.
-        stop: whether this is the last epoch: of the budget, or because the task's patience has
-            run out.
-    """
-
-    epoch: int
-    metrics: dict[str, float]
-    stop: bool
 
 
 def fit(
@@ -277,9 +246,11 @@ class _Training:
         started = time.perf_counter() - self.progress.begun.get("seconds", 0.0)
         epoch = self.progress.epoch + 1
         self._unfreeze(epoch)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            with keeping_sequences(self.model, self.objective.reads_sequences):
-                train_loss = self._train(epoch, started)
+        with (
+            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
+            keeping_sequences(self.model, self.objective.reads_sequences),
+        ):
+            train_loss = self._train(epoch, started)
         train_seconds = time.perf_counter() - started
         metrics = {
             "train_loss": train_loss,

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from multistill.training.checkpoint import best_weights, newest_epoch, newest_steps
 from multistill.training.distributed import ProcessGroup
-from multistill.training.loop import EpochReport, TrainingInterrupted, fit
+from multistill.training.loop import fit
+from multistill.training.reports import EpochReport, TrainingInterrupted
 from multistill.training.task import TrainingTask
 from multistill.workspace import read_json
 
