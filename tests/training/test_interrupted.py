@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.training_corpus import losses, make_task, run, weights, with_dropout, with_states
+from helpers.training_corpus import (
+    ThreadGroup,
+    losses,
+    make_task,
+    run,
+    weights,
+    with_dropout,
+    with_states,
+)
 from torch import Tensor
 
 from multistill.training.checkpoint import best_weights, newest_epoch, newest_steps
-from multistill.training.distributed import ProcessGroup
 from multistill.training.loop import fit
 from multistill.training.reports import EpochReport, TrainingInterrupted
 from multistill.training.task import TrainingTask
@@ -94,39 +102,25 @@ def test_a_projection_and_a_damaged_step_are_continued_from_what_is_intact(corpu
         assert torch.equal(weights(state), weights(tmp_path / "uninterrupted"))
 
 
-class Ranks:
-    """Two ranks as threads of this process, with a sum that waits for both."""
-
-    def __init__(self) -> None:
-        self.first_waits = threading.Event()
-        self._barrier = threading.Barrier(2, timeout=60)
-        self._values: dict[int, Tensor] = {}
-
-    def group(self, rank: int) -> ProcessGroup:
-        def all_reduce(tensor: Tensor) -> None:
-            self._values[rank] = tensor.clone()
-            self.first_waits.set()
-            self._barrier.wait()
-            total = self._values[0] + self._values[1]
-            self._barrier.wait()
-            tensor.copy_(total)
-
-        return ProcessGroup(rank, 2, all_reduce)
-
-
 def test_ranks_stop_after_the_same_step_whichever_of_them_is_asked(corpus, tmp_path):
     task = make_task(corpus, epochs=3, batch_size=8)
 
     def both(state: Path, stops: list[Callable[[], bool]]) -> list[Any]:
-        ranks = Ranks()
+        ranks, first_waits = ThreadGroup(2), threading.Event()
         ended: list[Any] = [None, None]
 
         def one(rank: int) -> None:
+            group = ranks.process_group(rank)
+
+            def all_reduce(tensor: Tensor) -> None:
+                first_waits.set()
+                group.all_reduce(tensor)
+
             reports = []
             try:
                 for report in fit(
                     task,
-                    group=ranks.group(rank),
+                    group=replace(group, all_reduce=all_reduce),
                     state_dir=state,
                     device="cpu",
                     stop=stops[rank],
@@ -139,7 +133,7 @@ def test_ranks_stop_after_the_same_step_whichever_of_them_is_asked(corpus, tmp_p
 
         threads = [threading.Thread(target=one, args=(rank,)) for rank in range(2)]
         threads[0].start()
-        assert ranks.first_waits.wait(60)  # its weights are drawn: the generator is the process's
+        assert first_waits.wait(60)  # its weights are drawn: the generator is the process's
         threads[1].start()
         for thread in threads:
             thread.join(120)
