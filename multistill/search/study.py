@@ -27,6 +27,7 @@ from multistill.search.capacity import (
 )
 from multistill.search.locks import DriverLease, StudyLock, is_alive, wait_for_other_drivers
 from multistill.search.results import STUDY, TRIALS, log_joined_trials, write_results
+from multistill.search.salvage import salvage
 from multistill.search.space import check_space
 from multistill.search.spec import SPEC, SearchSpec
 from multistill.search.storage import DRIVER, has_values, open_storage, open_study, outcome_of
@@ -77,8 +78,10 @@ def search(
     """
     spec = SearchSpec(base, config, seed, fingerprint, study="")
     _check(spec)
+    logger = logger or NullLogger()
+    _salvage(out, logger)
     opened = _open(spec, out, others)
-    return _run(opened, out, logger or NullLogger(), objective)
+    return _run(opened, out, logger, objective)
 
 
 def join(
@@ -108,6 +111,7 @@ def join(
         spec = replace(spec, config=_joining_config(config, spec.config))
     _check(spec)
     _refuse_finished(out)
+    _salvage(out, logger)
     _time_encoders(spec, out, objective)
     ended = 0
     while True:
@@ -126,6 +130,13 @@ def join(
             )
         if not result.exhausted:
             return ended
+
+
+def _salvage(out: Path, logger: RunLogger) -> None:
+    with StudyLock(out):
+        lost = salvage(out)
+    if lost:
+        logger.info(lost)
 
 
 def _joining_config(config: SearchConfig, search: SearchConfig) -> SearchConfig:

@@ -8,6 +8,7 @@ cloud's notice does it, and removed.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -95,6 +96,7 @@ def interrupted(work: Callable[[RecordingLogger], object], when: Callable[..., b
     def on_event(logger: RecordingLogger, method: str, recorded: Any) -> None:
         if method == "info":
             messages.append(recorded)
+            print(recorded, flush=True)
         if when(method, recorded) and not sent.is_set():
             sent.set()
             os.kill(os.getpid(), signal.SIGTERM)
@@ -119,6 +121,7 @@ def training(nodes: Nodes, task: TrainingTask, out: Path) -> dict[str, Any]:
     def on_event(logger: RecordingLogger, method: str, recorded: Any) -> None:
         if method == "info":
             messages.append(recorded)
+            print(recorded, flush=True)
         if method == "tags":
             workers.append(int(recorded["worker"].split(":")[1]))
             if drained:
@@ -152,6 +155,7 @@ def searching(nodes: Nodes, task: TrainingTask, out: Path) -> dict[str, Any]:
     def on_event(logger: RecordingLogger, method: str, recorded: Any) -> None:
         if method == "info":
             messages.append(recorded)
+            print(recorded, flush=True)
         if an_epoch_ended(method, recorded) and not drained:
             drained.append(nodes.busy("Trainable")[0])
             threading.Thread(target=replaced, daemon=True).start()
@@ -172,6 +176,7 @@ def searching(nodes: Nodes, task: TrainingTask, out: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    faulthandler.dump_traceback_later(60, repeat=True)  # for the log of a run that hangs
     task, other = (
         TrainingTask.from_dict(json.loads(Path(name).read_text())) for name in sys.argv[1:3]
     )
