@@ -206,13 +206,19 @@ class Workspace:
         """Create the folder and check that it is writable."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
-                pass
+            with tempfile.NamedTemporaryFile(dir=self.root, prefix=".locks-") as file:
+                reason = _lock_problem(Path(file.name))
         except OSError as error:
             raise UsageError(
                 f"workspace `{self.root}` cannot be written ({error.strerror}); "
                 "choose another with --workspace"
             ) from error
+        if reason:
+            raise UsageError(
+                f"workspace `{self.root}` is on a file system without file locks ({reason}), so "
+                "two runs could write the same artifact; choose another with --workspace, or "
+                "mount it with locks (NFS 4, or Lustre with `-o flock`)"
+            )
         return self
 
     def folder(self, kind: str, fingerprint: str) -> Path:
@@ -336,6 +342,20 @@ class Workspace:
                 shutil.rmtree(final)
             partial.rename(final)
             return Artifact(kind, fingerprint, final, meta)
+
+
+def _lock_problem(path: Path) -> str | None:
+    """Why files like this one cannot be locked; None: they can be."""
+    with path.open("wb") as first, path.open("wb") as second:
+        try:
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return str(error.strerror)
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return None
+    return "a lock that is held is given a second time"
 
 
 def _lock_name(kind: str, fingerprint: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -181,6 +183,65 @@ def test_unwritable_workspace_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
         Workspace(tmp_path / "file" / "below").open()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, None])
+def test_a_file_system_without_locks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    """Its `flock` fails, or grants every lock (None), as Lustre's does without `-o flock`."""
+
+    def flock(stream: object, operation: int) -> None:
+        if number is not None:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("multistill.workspace.fcntl.flock", flock)
+    with pytest.raises(UsageError, match=r"without file locks .* choose another"):
+        Workspace(tmp_path).open()
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_workspace_on_a_full_disk_is_continued(tmp_path: Path) -> None:
+    """A file may not grow beyond 100 kB in the process: writing fails as on a full disk."""
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from multistill.errors import MultistillError
+from multistill.workspace import Workspace
+
+def build(out):
+    (out / "first").write_text("kept") if not (out / "first").exists() else None
+    try:
+        (out / "second").write_bytes(bytes(200_000))
+    except OSError as error:  # EFBIG here, ENOSPC there
+        raise OSError(28, "No space left on device") from error
+    return {}
+
+if sys.argv[2] == "full":
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    Workspace(sys.argv[1]).open().make("s", "f", build)
+except MultistillError as error:
+    print(error)
+"""
+
+    def run(how: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path), how],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    assert "is full; free some space and run the same command again" in run("full")
+    workspace = Workspace(tmp_path)
+    assert workspace.find("s", "f") is None
+    assert (workspace.partial("s", "f") / "first").read_text() == "kept"
+    assert run("free") == ""
+    artifact = workspace.find("s", "f")
+    assert artifact is not None
+    assert (artifact.path / "second").stat().st_size == 200_000
 
 
 def test_object_store_is_a_usage_error() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,7 +144,8 @@ def _init(address: str | None, options: dict[str, Any]) -> None:
 
     for is_last_attempt in (False, True):
         try:
-            ray.init(logging_level="error", log_to_driver=False, **options)
+            with _sigterm_kept():
+                ray.init(logging_level="error", log_to_driver=False, **options)
             return
         except Exception as error:
             # Ray gives its own processes 30 s to start; the first time, from a cold or busy
@@ -150,6 +153,17 @@ def _init(address: str | None, options: dict[str, Any]) -> None:
             if is_last_attempt or address or "timed out during startup" not in str(error):
                 raise _failure(address, error) from error
             ray.shutdown()
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM, which `ray.init` replaces by one that exits."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _address(resources: ResourcesConfig) -> str | None:

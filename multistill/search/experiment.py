@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 import uuid
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,6 +18,7 @@ from optuna.trial import FrozenTrial
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
+from multistill.cluster.handback import Request, on_sigterm
 from multistill.search.locks import JOINED
 from multistill.search.searcher import SharedStudySearcher
 from multistill.search.spec import SearchSpec
@@ -75,10 +77,11 @@ def run_experiment(
         gpus: of each trial.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C; running trials keep their state to be continued.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; running trials keep their state to be continued.
     """
     started = time.monotonic()
-    interrupt = Interrupt(logger)
+    request = Request(driver)
+    interrupt = Interrupt(logger, request)
     scheduler = _scheduler(spec)
     searcher = SharedStudySearcher(
         spec,
@@ -104,6 +107,7 @@ def run_experiment(
                 run_config=_run_config(spec, scratch, _Stopper(interrupt, searcher), trial_logger),
             ).fit()
     finally:
+        request.clear()
         trial_logger.close_running()
         folders.remove_all()
         shutil.rmtree(scratch, ignore_errors=True)
@@ -124,22 +128,31 @@ def run_experiment(
 
 
 class Interrupt:
-    """Handles Ctrl-C: the first starts no new trials and stops running ones after their epoch,
-    the second stops immediately."""
+    """Handles Ctrl-C and SIGTERM: the first starts no new trials and stops running ones, after
+    their epoch on Ctrl-C and after their step on SIGTERM; the second stops immediately."""
 
-    def __init__(self, logger: RunLogger) -> None:
+    def __init__(self, logger: RunLogger, request: Request) -> None:
         self.requested = False
-        self._logger = logger
-        self._before: Any = None
+        self._logger, self._request = logger, request
+        self._stack = ExitStack()
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._on_signal)
+            before = signal.signal(signal.SIGINT, self._on_signal)
+            self._stack.callback(signal.signal, signal.SIGINT, before)
+            self._stack.enter_context(on_sigterm(self._on_sigterm))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        self._stack.close()
+
+    def _on_sigterm(self) -> None:
+        self._request.send("driver")
+        self.requested = True
+        self._logger.info(
+            "stopping: running trials save after their step and can be continued; "
+            "another SIGTERM stops at once"
+        )
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

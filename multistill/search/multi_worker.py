@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multistill.cluster.handback import Request
 from multistill.tracking.logger import NullLogger
 from multistill.training.export import HISTORY, is_finished, state_folder
 from multistill.training.task import TrainingTask
@@ -21,9 +22,10 @@ from multistill.training.worker import STOP
 from multistill.workspace import read_json
 
 if TYPE_CHECKING:
-    from multistill.training.loop import EpochReport
+    from multistill.training.reports import EpochReport
 
 _NAME = "trial"
+_POLL_S = 1.0
 
 
 class _EpochQueue(NullLogger):
@@ -37,26 +39,36 @@ class _EpochQueue(NullLogger):
             self._reports.put((step, dict(values)))
 
 
-def fit(task: TrainingTask, *, state_dir: Path, concurrency: int = 1) -> Iterator[EpochReport]:
+def fit(
+    task: TrainingTask, *, state_dir: Path, stop: Callable[[], bool], concurrency: int = 1
+) -> Iterator[EpochReport]:
     """Train on `train.workers` workers, as `training.loop.fit` does in one process.
 
     Continues the training in `state_dir`. Closing the iterator ends the workers after their
     current epoch; that epoch is not yielded, but `history` contains it.
 
     Args:
+        stop: as of `training.loop.fit`.
         concurrency: trials that run at the same time and share the machine's cores.
+
+    Raises:
+        TrainingInterrupted: `stop` was true; the workers have saved after their step.
     """
     from multistill.training.launcher import train
-    from multistill.training.loop import EpochReport
+    from multistill.training.reports import EpochReport, TrainingInterrupted
 
     folder = state_dir / _NAME
     (folder / STOP).unlink(missing_ok=True)
     reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    named = replace(task, name=_NAME)
+    named, request = replace(task, name=_NAME), Request()
 
     def run() -> None:
         try:
-            train([named], state_dir, _EpochQueue(reports), concurrent_runs=concurrency)
+            train(
+                *([named], state_dir, _EpochQueue(reports)),
+                concurrent_runs=concurrency,
+                request=request,
+            )
             reports.put(None)
         except BaseException as error:  # raised again by the iterator
             reports.put(error)
@@ -65,7 +77,9 @@ def fit(task: TrainingTask, *, state_dir: Path, concurrency: int = 1) -> Iterato
     thread.start()
     try:
         # Early stopping may end the training before its budget.
-        while (report := reports.get()) is not None:
+        while (report := _next(reports, stop, request)) is not None:
+            if isinstance(report, KeyboardInterrupt):
+                raise TrainingInterrupted(len(history(state_dir)), 0) from report
             if isinstance(report, BaseException):
                 raise report
             epoch, metrics = report
@@ -75,6 +89,18 @@ def fit(task: TrainingTask, *, state_dir: Path, concurrency: int = 1) -> Iterato
             folder.mkdir(parents=True, exist_ok=True)
             (folder / STOP).touch()
             thread.join()
+
+
+def _next(reports: queue.SimpleQueue[Any], stop: Callable[[], bool], request: Request) -> Any:
+    """The next report of the workers, which are asked to return once `stop` is true."""
+    asked = False
+    while True:
+        try:
+            return reports.get(timeout=_POLL_S)
+        except queue.Empty:
+            if stop() and not asked:
+                request.send("driver")
+                asked = True
 
 
 def history(state_dir: Path) -> list[dict[str, float]]:

@@ -125,6 +125,7 @@ class SharedStudySearcher(NotPickled, Searcher):
             "number": trial.number,
             "values": values,
             "concurrency": self._concurrency,
+            "driver": self._driver,
         }
 
     def _orphan(self) -> FrozenTrial | None:

@@ -34,6 +34,7 @@ from multistill.search.results import (
     trial_rows,
     write_results,
 )
+from multistill.search.salvage import salvage
 from multistill.search.space import check_space
 from multistill.search.spec import SPEC, SearchSpec
 from multistill.search.storage import DRIVER, has_values, open_storage, open_study, outcome_of
@@ -84,8 +85,10 @@ def search(
     """
     spec = SearchSpec(base, config, seed, fingerprint, study="")
     _check(spec)
+    logger = logger or NullLogger()
+    _salvage(out, logger)
     opened = _open(spec, out, others)
-    return _run(opened, out, logger or NullLogger(), objective)
+    return _run(opened, out, logger, objective)
 
 
 def join(
@@ -115,6 +118,7 @@ def join(
         spec = replace(spec, config=_joining_config(config, spec.config))
     _check(spec)
     _refuse_finished(out)
+    _salvage(out, logger)
     _time_encoders(spec, out, objective)
     ended = 0
     while True:
@@ -133,6 +137,13 @@ def join(
             )
         if not result.exhausted:
             return ended
+
+
+def _salvage(out: Path, logger: RunLogger) -> None:
+    with StudyLock(out):
+        lost = salvage(out)
+    if lost:
+        logger.info(lost)
 
 
 def _joining_config(config: SearchConfig, search: SearchConfig) -> SearchConfig:

@@ -13,13 +13,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ray
 from filelock import FileLock
 from ray import tune
 
+from multistill.cluster.handback import Request, Watch
 from multistill.errors import MultistillError
 from multistill.search.space import apply
 from multistill.search.spec import SearchSpec
 from multistill.search.trial_folders import trial_folder, trial_lock
+from multistill.search.tune_internals import preempted
+from multistill.training.reports import TrainingInterrupted
 from multistill.training.selection import recent_mean
 from multistill.workspace import read_json, write_json
 
@@ -35,7 +39,7 @@ class StudentTrainable(tune.Trainable):
     """Trains the student, or runs `objective(task, state_dir=...)`, epoch by epoch.
 
     Config: `folder` (of the search), `number` (Optuna's), `values` (of the space),
-    `concurrency` (trials that this driver runs at the same time).
+    `concurrency` (trials that this driver runs at the same time), `driver` (its name).
     Result of a step: `epoch`, `value` (best so far of the search's metric, by the means over
     `train.select_window` epochs), `cost` where there is a second objective, `metrics` of the
     epoch, `failure` (why it cannot continue).
@@ -45,6 +49,7 @@ class StudentTrainable(tune.Trainable):
         self._objective = objective
         self._lock: FileLock | None = None
         self._reports: Iterator[Any] | None = None
+        self._watch: Watch | None = None
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -54,6 +59,7 @@ class StudentTrainable(tune.Trainable):
         self._spec = SearchSpec.read(folder)
         self._values = new_config["values"]
         self._number, self._concurrency = new_config["number"], new_config["concurrency"]
+        self._driver = new_config["driver"]
         self._state_dir = trial_folder(folder, self._number)
         self._progress: dict[str, Any] = {"epoch": 0, "seconds": 0.0}
         return True
@@ -64,6 +70,8 @@ class StudentTrainable(tune.Trainable):
             if self._reports is None:
                 self._reports = self._start()
             report = next(self._reports, None)
+        except TrainingInterrupted:
+            return self._hand_back()
         except MultistillError as error:
             return self._result(failure=str(error))
         if report is None:
@@ -81,6 +89,13 @@ class StudentTrainable(tune.Trainable):
             last=bool(report.stop),
             train_seconds=metrics.get("seconds", 0.0),
         )
+
+    def _hand_back(self) -> dict[str, Any]:
+        """Go on elsewhere if the node goes away; tell nothing new if the driver ends."""
+        self.cleanup()
+        if self._watch is not None and self._watch.reason == "node":
+            raise preempted()
+        return self._result(failure=None)
 
     def cleanup(self) -> None:
         if self._reports is not None and hasattr(self._reports, "close"):
@@ -107,13 +122,18 @@ class StudentTrainable(tune.Trainable):
         if self._objective is not None:
             return self._objective(task, state_dir=self._state_dir)
         self._catch_up()
+        if self._watch is None:
+            node = ray.get_runtime_context().get_node_id()
+            self._watch = Watch(Request(self._driver), node)
         if config.workers_per_trial > 1:
             from multistill.search import multi_worker
 
-            return multi_worker.fit(task, state_dir=self._state_dir, concurrency=self._concurrency)
+            return multi_worker.fit(
+                task, state_dir=self._state_dir, stop=self._watch, concurrency=self._concurrency
+            )
         from multistill.training.loop import fit
 
-        return fit(task, state_dir=self._state_dir)
+        return fit(task, state_dir=self._state_dir, stop=self._watch)
 
     def _catch_up(self) -> None:
         """Count epochs that have a checkpoint but were killed before they were reported."""

@@ -54,11 +54,11 @@ def unfinished_trials(folder: Path, study: optuna.Study) -> list[int]:
     """Remove the folders of finished trials and list the trials that still have one.
 
     A driver that is killed after a trial has finished and before its folder is removed leaves
-    the checkpoints behind.
+    the checkpoints behind; so does a trial that a damaged journal has lost.
     """
     numbers = sorted(int(path.name) for path in (folder / _TRIALS).glob("[0-9]*"))
     if not numbers:
         return []
     trials = study.get_trials(deepcopy=False)
-    finished = {trial.number for trial in trials if trial.state.is_finished()}
-    return [n for n in numbers if n not in finished or not discard_trial(folder, n)]
+    open_trials = {trial.number for trial in trials if not trial.state.is_finished()}
+    return [n for n in numbers if n in open_trials or not discard_trial(folder, n)]

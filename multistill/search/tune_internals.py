@@ -20,6 +20,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
+from ray.exceptions import RayActorError
 from ray.tune.schedulers import TrialScheduler
 
 ENVIRONMENT = {
@@ -120,6 +121,14 @@ def reopen_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
     requires the storage's id of the trial, which is private in `FrozenTrial`.
     """
     return optuna.Trial(study, trial._trial_id)
+
+
+def preempted() -> RayActorError:
+    """An error for a trainable to raise whose node goes away: Tune starts the trial again.
+
+    Tune counts it among the trial's failures unless it is that of an actor that was preempted.
+    """
+    return RayActorError(error_msg="its node is about to go away", preempted=True)
 
 
 def failure_reason(trial: Any) -> str:

@@ -2,6 +2,7 @@
 
     <state>/epoch-000003/   model.safetensors, optimizer.safetensors, state.json
     <state>/best-000002/    model.safetensors, state.json
+    <state>/step-000003-000041/   as of an epoch: 41 steps of epoch 4, where it was interrupted
 
 A checkpoint is written to a temporary folder, then renamed. `state.json` holds the SHA-256 of
 every tensor file. The two newest epochs are kept, so a damaged newest checkpoint costs one
@@ -35,11 +36,17 @@ _EPOCHS_TO_KEEP = 2
 _RECORD = "state.json"
 _EPOCH_PREFIX = "epoch-"
 _BEST_PREFIX = "best-"
+_STEP_PREFIX = "step-"
 
 
 @dataclass
 class Progress:
-    """State of a training after `epoch` epochs; `best` is the score of `best_epoch`."""
+    """State of a training after `epoch` epochs; `best` is the score of `best_epoch`.
+
+    Attributes:
+        begun: what has been done of the next epoch: `steps`, their summed `loss`, `seconds`.
+            Empty between two epochs.
+    """
 
     epoch: int = 0
     step: int = 0
@@ -48,11 +55,12 @@ class Progress:
     stopped: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
     identity: dict[str, Any] = field(default_factory=dict)
+    begun: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class Checkpoint:
-    """One epoch's state.
+    """State of a training after an epoch, or after a step of one.
 
     Attributes:
         model: the weights that were validated; averaged ones if the training averages.
@@ -66,13 +74,18 @@ class Checkpoint:
 
 
 def save_checkpoint(state_dir: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint for its epoch, then remove checkpoints that are no longer needed.
+    """Write a checkpoint, then remove checkpoints that are no longer needed.
 
     The best weights are hard links to those of their epoch instead of a second copy.
     """
     progress = checkpoint.progress
     state_dir.mkdir(parents=True, exist_ok=True)
     files = {"model.safetensors": checkpoint.model, "optimizer.safetensors": checkpoint.optimizer}
+    if progress.begun:
+        steps = int(progress.begun["steps"])
+        _write_folder(_step_folder(state_dir, progress.epoch, steps), files, progress)
+        _prune_steps(state_dir, keep=(progress.epoch, steps))
+        return
     folder = _epoch_folder(state_dir, progress.epoch)
     _write_folder(folder, files, progress)
     if progress.best_epoch == progress.epoch:
@@ -85,13 +98,18 @@ def save_checkpoint(state_dir: Path, checkpoint: Checkpoint) -> None:
     _prune(state_dir)
 
 
-def load_checkpoint(state_dir: Path, epoch: int, device: torch.device | str = "cpu") -> Checkpoint:
+def load_checkpoint(
+    state_dir: Path, epoch: int, device: torch.device | str = "cpu", *, steps: int = 0
+) -> Checkpoint:
     """Load the checkpoint of an epoch.
+
+    Args:
+        steps: of the next epoch, where it was interrupted after so many.
 
     Raises:
         MultistillError: it is missing, truncated, modified or has another format version.
     """
-    folder = _epoch_folder(state_dir, epoch)
+    folder = _step_folder(state_dir, epoch, steps) if steps else _epoch_folder(state_dir, epoch)
     record = _read_record(folder)
     model = _load_tensors(folder, "model.safetensors", record, device)
     optimizer = _load_tensors(folder, "optimizer.safetensors", record, device)
@@ -116,6 +134,19 @@ def newest_epoch(state_dir: Path) -> tuple[int, list[str]]:
             continue
         return epoch, problems
     return 0, problems
+
+
+def newest_steps(state_dir: Path, epoch: int) -> int:
+    """Steps of the epoch after `epoch` that a checkpoint holds which passes its checksums."""
+    for after, steps in sorted(_steps(state_dir), reverse=True):
+        folder = _step_folder(state_dir, after, steps)
+        with contextlib.suppress(MultistillError):
+            record = _read_record(folder)
+            for name in record["sha256"]:
+                _verified_path(folder, name, record)
+            if after == epoch:
+                return steps
+    return 0
 
 
 def best_weights(state_dir: Path) -> tuple[Tensors, Progress]:
@@ -150,6 +181,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 def _epoch_folder(state_dir: Path, epoch: int) -> Path:
     return state_dir / f"{_EPOCH_PREFIX}{epoch:06d}"
+
+
+def _step_folder(state_dir: Path, epoch: int, steps: int) -> Path:
+    return state_dir / f"{_STEP_PREFIX}{epoch:06d}-{steps:06d}"
 
 
 def _best_folder(state_dir: Path, epoch: int) -> Path:
@@ -188,7 +223,14 @@ def _try_link(source: Path, target: Path) -> bool:
     return True
 
 
+def _prune_steps(state_dir: Path, keep: tuple[int, int] | None = None) -> None:
+    for epoch, steps in _steps(state_dir):
+        if (epoch, steps) != keep:
+            shutil.rmtree(_step_folder(state_dir, epoch, steps), ignore_errors=True)
+
+
 def _prune(state_dir: Path) -> None:
+    _prune_steps(state_dir)  # all of them are of an epoch that has ended
     epochs = sorted(_epochs(state_dir, _EPOCH_PREFIX))
     for epoch in epochs[:-_EPOCHS_TO_KEEP]:
         shutil.rmtree(_epoch_folder(state_dir, epoch), ignore_errors=True)
@@ -207,6 +249,18 @@ def _epochs(state_dir: Path, prefix: str) -> list[int]:
         return []
     suffixes = (entry.name.removeprefix(prefix) for entry in state_dir.glob(f"{prefix}*"))
     return [int(suffix) for suffix in suffixes if suffix.isdigit()]
+
+
+def _steps(state_dir: Path) -> list[tuple[int, int]]:
+    """Epoch and steps of every checkpoint within an epoch."""
+    if not state_dir.is_dir():
+        return []
+    names = (entry.name.split("-") for entry in state_dir.glob(f"{_STEP_PREFIX}*"))
+    return [
+        (int(name[1]), int(name[2]))
+        for name in names
+        if len(name) == 3 and name[1].isdigit() and name[2].isdigit()
+    ]
 
 
 def _record_digest(record: Mapping[str, Any]) -> str:

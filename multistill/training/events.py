@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,8 @@ class EventListener:
                 child.tags({"worker": event["worker"]})
                 for problem in event["problems"]:
                     child.info(f"{name}: {problem}; it is not used")
-                if event["epoch"]:
-                    child.info(f"{name}: resuming after epoch {event['epoch']}")
+                if event["epoch"] or event["steps"]:
+                    child.info(f"{name}: resuming after {_reached(event)}")
                 elif event["problems"]:
                     child.info(f"{name}: no intact checkpoint, training starts from scratch")
             case "epoch":
@@ -81,6 +81,8 @@ class EventListener:
                     if key in ("train_loss", f"valid_{task.train.metric}")
                 }
                 child.progress(event["epoch"], epochs, "epochs", **shown)
+            case "interrupted":
+                child.info(f"{name}: saved after {_reached(event)}")
             case "finished":
                 summary = event["summary"]
                 child.metrics({"best_epoch": float(summary["best_epoch"])})
@@ -104,6 +106,14 @@ class EventListener:
         """Close the records of all tasks that are still open."""
         for name in self.children:
             self._close(name, status)
+
+    def unfinished(self, tasks: Sequence[TrainingTask]) -> list[TrainingTask]:
+        """Those of the tasks that have no result and did not fail."""
+        return [
+            task
+            for task in tasks
+            if task.name not in self.failures and not is_finished(task.folder(self.out))
+        ]
 
     def check_results(self, tasks: Sequence[TrainingTask]) -> None:
         """Raise the first failure of the tasks, or an error if one of them has no result."""
@@ -142,6 +152,11 @@ class EventListener:
         if name not in self._closed:
             self._closed.add(name)
             self._child(name).close(status)
+
+
+def _reached(event: Mapping[str, Any]) -> str:
+    steps = f" and step {event['steps']} of the next" if event["steps"] else ""
+    return f"epoch {event['epoch']}{steps}"
 
 
 def _params(task: TrainingTask, event: dict[str, Any]) -> dict[str, object]:

@@ -9,6 +9,11 @@ Ray Train starts the workers, sets up `torch.distributed`, monitors the workers 
 worker group when one of them dies. It does not manage checkpoints: those of
 `multistill.training.checkpoint` are written atomically and verified by checksum, in a folder
 that is named by the job's fingerprint, so that an edited job never resumes old weights.
+
+Where a node is drained, or this process gets SIGTERM, all workers save after their step and return
+(`multistill.cluster.handback`). In the first case a new worker group goes on from there, on other
+nodes. Ray Train's own watcher of preempted nodes is off: it waits for the node to die, and its
+barrier is for workers that all train the same model.
 """
 
 from __future__ import annotations
@@ -29,13 +34,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from multistill.cluster.handback import Request, on_sigterm
 from multistill.cluster.nodes import alive_nodes
 from multistill.config import TrainConfig
 from multistill.hardware import Resources, cores, gpus_or_default, limit_threads
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.training.capacity import concurrent_tasks, require, single_node_layout
 from multistill.training.events import EventListener
-from multistill.training.export import is_finished
 from multistill.training.task import TrainingTask
 from multistill.training.worker import train_loop_per_worker
 from multistill.workspace import file_name
@@ -49,6 +54,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
 
@@ -58,6 +64,7 @@ def train(
     logger: RunLogger = NullLogger(),  # noqa: B008 - stateless
     *,
     concurrent_runs: int = 1,
+    request: Request | None = None,
 ) -> list[dict[str, Any]]:
     """Train all tasks; resume those that an earlier call left unfinished.
 
@@ -68,6 +75,7 @@ def train(
         out: on storage that every node can access, named by a fingerprint of the trainings.
         logger: gets a child of kind `model` per task, with metrics every epoch.
         concurrent_runs: number of concurrent calls including this one; they share the cores.
+        request: by which another process, or thread, makes the workers save and return.
 
     Returns:
         for each task `name`, `folder`, `record_id`, and the summary in its config.json.
@@ -75,6 +83,7 @@ def train(
     Raises:
         MultistillError: a resource request that the cluster can never fulfil (raised within
             seconds), bad data, or workers that kept dying. Finished tasks are kept.
+        KeyboardInterrupt: Ctrl-C; after SIGTERM or `request`, once the workers have saved.
     """
     names = [task.name for task in tasks]
     assert len(set(names)) == len(names), "tasks share a name"
@@ -87,16 +96,34 @@ def train(
         require(task.name, config.workers, need, nodes)
         by_resources.setdefault((config.workers, tuple(need.items())), []).append(task)
     listener = EventListener(tasks, out, logger)
+    request = request or Request()
+
+    def end() -> None:
+        logger.info("stopping: trainings save after their step; another SIGTERM stops at once")
+        request.send("driver")
+
     try:
-        for (workers, need_items), members in by_resources.items():
-            unfinished = [task for task in members if not is_finished(task.folder(out))]
-            if unfinished:
-                _run_worker_group(
-                    unfinished, workers, dict(need_items), nodes, out, listener, concurrent_runs
-                )
+        with on_sigterm(end):
+            for (workers, need_items), members in by_resources.items():
+                while unfinished := listener.unfinished(members):
+                    _run_worker_group(
+                        *(unfinished, workers, dict(need_items), alive_nodes() or nodes),
+                        *(out, listener, concurrent_runs, request),
+                    )
+                    match request.reason():
+                        case "driver":
+                            raise KeyboardInterrupt
+                        case "node":
+                            request.clear()
+                            logger.info("a node is about to go: its trainings move to others")
+                        case None:
+                            break
+                listener.check_results(members)
     except KeyboardInterrupt:
         listener.close("KILLED")
         raise
+    finally:
+        request.clear()
     return listener.results()
 
 
@@ -115,6 +142,7 @@ def _run_worker_group(
     out: Path,
     listener: EventListener,
     concurrent_runs: int,
+    request: Request,
 ) -> None:
     groups = concurrent_tasks(len(tasks), workers, need, nodes, ray.available_resources())
     threads = max(1, int(need["CPU"]))
@@ -139,6 +167,7 @@ def _run_worker_group(
             "groups": groups,
             "threads": threads,
             "events": events,
+            "request": request.name,
         },
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
@@ -158,17 +187,13 @@ def _run_worker_group(
         ),
     )
     try:
-        environment = dict(_ENVIRONMENT)
-        if len(nodes) == 1:  # if the only node is preempted, the driver is too
-            environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
-        with listener.listening(events), _environment(environment), _interruptible():
+        with listener.listening(events), _environment(_ENVIRONMENT), _interruptible():
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         listener.raise_error(error, max_failures)
     finally:
         events.shutdown(force=True)
         shutil.rmtree(storage, ignore_errors=True)
-    listener.check_results(tasks)
 
 
 @contextmanager

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -35,6 +34,7 @@ from multistill.training.checkpoint import (
     differences,
     load_checkpoint,
     newest_epoch,
+    newest_steps,
     save_checkpoint,
 )
 from multistill.training.consolidation import QuadraticPenalty
@@ -47,6 +47,7 @@ from multistill.training.objective import Objective, validation_metrics
 from multistill.training.optimizer import NamedAdamW, uses_bfloat16
 from multistill.training.parts import load_start, to_training_mode
 from multistill.training.prefetch import MicroBatch, Prefetcher
+from multistill.training.reports import EpochReport, TrainingInterrupted
 from multistill.training.schedule import derived_seed, learning_rate
 from multistill.training.selection import epoch_score
 from multistill.training.step import FlatGradients, MicroBatchMemoryError, training_step
@@ -60,24 +61,6 @@ CPU_MICRO_BATCH_VALUES = 2**20
 and their clips are of more similar length, so they hold less padding."""
 
 
-@dataclass(frozen=True)
-class EpochReport:
-    """Metrics of one epoch.
-
-    Attributes:
-        epoch: 1 for the first.
-        metrics: train_loss, learning_rate, seconds, samples_per_second and, if there are
-            validation rows, valid_loss and what else `validation_metrics` gives: valid_uar,
-            valid_macro_f1, valid_ccc. Equal on all ranks, except for the times.
-        stop: whether this is the last epoch: of the budget, or because the task's patience has
-            run out.
-    """
-
-    epoch: int
-    metrics: dict[str, float]
-    stop: bool
-
-
 def fit(
     task: TrainingTask,
     *,
@@ -85,24 +68,30 @@ def fit(
     state_dir: Path,
     device: torch.device | str | None = None,
     data: TrainingData | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[EpochReport]:
     """Train a model; yields after every epoch, once its checkpoint is on disk.
 
     Resumes after the newest intact checkpoint in `state_dir`; a finished training yields
-    nothing. Random generators are seeded with (seed, epoch, rank) every epoch, so a resumed
+    nothing. Random generators are seeded with (seed, step, rank) every step, so a resumed
     training gives the weights of an uninterrupted one.
 
     Args:
         group: the processes that train this model together; all call `fit` with equal arguments.
         state_dir: on storage that all of them can read; rank 0 writes it.
         data: opened data, to share it between tasks; default: opened here.
+        stop: asked in every step, must not take long. If it is true on any rank, all of them
+            stop after the same step.
 
     Raises:
+        TrainingInterrupted: `stop` was true; the step's checkpoint is on disk.
         MultistillError: there are no training rows, the checkpoint belongs to another task, or a
             loss is not finite (raised on all ranks), or a GPU runs out of memory (raised on its
             rank).
     """
-    training = _Training(task, group, state_dir, torch.device(device or default_device()), data)
+    training = _Training(
+        task, group, state_dir, torch.device(device or default_device()), data, stop
+    )
     training.resume()
     while not training.progress.stopped:
         try:
@@ -125,8 +114,10 @@ class _Training:
         state_dir: Path,
         device: torch.device,
         data: TrainingData | None,
+        stop: Callable[[], bool],
     ) -> None:
         self.task, self.group, self.state_dir, self.device = task, group, state_dir, device
+        self.stop = stop
         self.config = task.train
         self.data = data or TrainingData.open(task)
         valid = self.data.valid
@@ -224,12 +215,13 @@ class _Training:
 
     def resume(self) -> None:
         """Load the newest checkpoint. Rank 0 chooses it, so that all ranks load the same one."""
-        newest = newest_epoch(self.state_dir)[0] if self.group.is_main else 0
-        shared = torch.tensor([float(newest)], device=self.device)
-        epoch = int(self.group.broadcast(shared).item())
-        if not epoch:
+        epoch = newest_epoch(self.state_dir)[0] if self.group.is_main else 0
+        steps = newest_steps(self.state_dir, epoch) if self.group.is_main else 0
+        shared = torch.tensor([epoch, steps], dtype=torch.float64, device=self.device)
+        epoch, steps = map(int, self.group.broadcast(shared).tolist())
+        if not epoch and not steps:
             return
-        checkpoint = load_checkpoint(self.state_dir, epoch, self.device)
+        checkpoint = load_checkpoint(self.state_dir, epoch, self.device, steps=steps)
         changed = differences(checkpoint.progress.identity, self.progress.identity)
         if changed:
             raise MultistillError(
@@ -251,13 +243,14 @@ class _Training:
         self.progress = checkpoint.progress
 
     def run_epoch(self) -> EpochReport:
-        started = time.perf_counter()
+        started = time.perf_counter() - self.progress.begun.get("seconds", 0.0)
         epoch = self.progress.epoch + 1
         self._unfreeze(epoch)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(derived_seed(self.task.seed, epoch, self.group.rank))
-            with keeping_sequences(self.model, self.objective.reads_sequences):
-                train_loss = self._train(epoch)
+        with (
+            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
+            keeping_sequences(self.model, self.objective.reads_sequences),
+        ):
+            train_loss = self._train(epoch, started)
         train_seconds = time.perf_counter() - started
         metrics = {
             "train_loss": train_loss,
@@ -285,21 +278,23 @@ class _Training:
         total = config.epochs * self.planner.steps
         return learning_rate(step, total, config.learning_rate, config.warmup)
 
-    def _train(self, epoch: int) -> float:
-        """Train for one epoch; returns the mean loss over its rows."""
+    def _train(self, epoch: int, started: float) -> float:
+        """Train for one epoch, or for the rest of one; returns the mean loss over its rows."""
         config, train, group = self.config, self.data.train, self.group
         to_training_mode(self.model, self.task)
         planned = self.planner.plan(epoch)
         batches = planned.batches
         parts = [self._micro_batch_places(batch, planned.lengths) for batch in batches]
         non_finite = NonFiniteCheck(train.ids, self.state_dir / REPORT, epoch, group)
-        total_loss, done = 0.0, 0
+        done = int(self.progress.begun.get("steps", 0))
+        total_loss = self.progress.begun.get("loss", 0.0)
         while done < len(batches):
             micro_batches = self.prefetcher.micro_batches(
                 train, (places for batch in parts[done:] for places in batch), planned
             )
             try:
                 for batch, own in zip(batches[done:], parts[done:], strict=True):
+                    torch.manual_seed(derived_seed(self.task.seed, self.progress.step, group.rank))
                     result = training_step(
                         islice(micro_batches, len(own)),
                         self._sample_losses,
@@ -309,18 +304,32 @@ class _Training:
                         learning_rate=self._learning_rate(self.progress.step),
                         clip_norm=config.clip_norm,
                         group=group,
+                        stop=self.stop(),
                     )
                     if self.average is not None:
                         self.average.update(self.model)
                     self.progress.step += 1
                     done += 1
                     total_loss += non_finite.check(result, planned.rows[batch], self.progress.step)
+                    if non_finite.stop:
+                        break
             except MicroBatchMemoryError:
                 if self._depends_on_batch or max(map(len, parts[done])) == 1:
                     raise
                 self.halvings += 1
                 parts[done:] = [halves(places) for places in parts[done:]]
-        return (total_loss + non_finite.finish()) / len(planned.rows)
+            if non_finite.stop:
+                break
+        total_loss += non_finite.finish()
+        if non_finite.stop:
+            self._interrupt(done, total_loss, time.perf_counter() - started)
+        return total_loss / len(planned.rows)
+
+    def _interrupt(self, steps: int, loss: float, seconds: float) -> NoReturn:
+        """Save what has been done of the epoch."""
+        self.progress.begun = {"steps": float(steps), "loss": loss, "seconds": seconds}
+        self._save()
+        raise TrainingInterrupted(self.progress.epoch, steps)
 
     def _micro_batch_places(self, batch: IntArray, lengths: IntArray) -> list[IntArray]:
         """This rank's places of a batch, in the micro-batches that they are computed in."""
@@ -396,13 +405,18 @@ class _Training:
         progress.epoch = epoch
         patient = config.patience is None or epoch - progress.best_epoch < config.patience
         progress.stopped = epoch >= config.epochs or not patient
+        progress.begun = {}
+        self._save()
+        return EpochReport(epoch, dict(metrics), progress.stopped)
+
+    def _save(self) -> None:
+        """Write the checkpoint of the epoch, or of the steps of one."""
         if self.group.is_main:
             optimizer = {**self.optimizer.state_dict(), **self._objective_tensors()}
             if self.average is not None:
                 optimizer |= trained_tensors(self.model)
-            checkpoint = Checkpoint(progress, trained_state(self.result), optimizer)
+            checkpoint = Checkpoint(self.progress, trained_state(self.result), optimizer)
             save_checkpoint(self.state_dir, checkpoint)
-        return EpochReport(epoch, dict(metrics), progress.stopped)
 
     def _objective_tensors(self) -> dict[str, Tensor]:
         """Trained weights that are not part of the model; saved with the optimizer's state."""

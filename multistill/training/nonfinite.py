@@ -21,7 +21,7 @@ REPORT = "not-finite.json"
 
 @dataclass
 class _PendingStep:
-    loss_and_norm: Tensor
+    scalars: Tensor
     copied: torch.cuda.Event | None
     result: StepResult
     batch: IntArray
@@ -29,7 +29,7 @@ class _PendingStep:
 
 
 class NonFiniteCheck:
-    """Checks the loss and gradient norm of each step, one step late.
+    """Checks the loss, the gradient norm and the stop requests of each step, one step late.
 
     Reading a value from a GPU waits for its computation. One step later the value has already
     been copied to the host, so the check does not stall the GPU. The step after a bad one may
@@ -38,10 +38,14 @@ class NonFiniteCheck:
     Args:
         ids: utterance ids of all training rows.
         report: path of the report that is written before the error is raised.
+
+    Attributes:
+        stop: whether a worker asked to stop in a step that was checked. Equal on all of them.
     """
 
     def __init__(self, ids: Sequence[str], report: Path, epoch: int, group: ProcessGroup) -> None:
         self.ids, self.report, self.epoch, self.group = ids, report, epoch, group
+        self.stop = False
         self._pending: _PendingStep | None = None
 
     def check(self, result: StepResult, batch: IntArray, step: int) -> float:
@@ -57,7 +61,7 @@ class NonFiniteCheck:
             MultistillError: the previous loss or gradient is not finite. Raised on all ranks.
         """
         previous_loss = self.finish()
-        values, copied = result.loss_and_norm, None
+        values, copied = result.scalars, None
         if values.is_cuda:
             host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             host.copy_(values, non_blocking=True)
@@ -74,14 +78,15 @@ class NonFiniteCheck:
             return 0.0
         if pending.copied is not None:
             pending.copied.synchronize()
-        loss, norm = pending.loss_and_norm.tolist()
+        loss, norm, stops = pending.scalars.tolist()
+        self.stop = self.stop or stops > 0
         if math.isfinite(loss) and math.isfinite(norm):
             return loss * len(pending.batch)
         raise self._write_report(pending, loss, norm)
 
     def _write_report(self, pending: _PendingStep, loss: float, norm: float) -> MultistillError:
         result = pending.result
-        bad = torch.zeros(len(self.ids), dtype=torch.int32, device=result.loss_and_norm.device)
+        bad = torch.zeros(len(self.ids), dtype=torch.int32, device=result.scalars.device)
         for rows, losses in zip(result.rows, result.losses, strict=True):
             index = torch.as_tensor(rows, device=bad.device)
             bad[index] = (~torch.isfinite(losses)).to(bad.dtype)

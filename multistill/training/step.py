@@ -17,7 +17,9 @@ BUCKET_VALUES = 2**25
 
 
 class FlatGradients:
-    """The gradients of a model as views of a few buffers; the first has an element for the loss.
+    """The gradients of a model as views of a few buffers; the first has two elements more.
+
+    They are the loss, and the number of workers that ask to stop.
 
     The sum over workers is one collective for each buffer. Backward passes accumulate into the
     views, and a worker without rows in a batch contributes zeros instead of missing the
@@ -46,7 +48,7 @@ class FlatGradients:
             size += parameter.numel()
         self.buffers: list[Tensor] = []
         for number, members in enumerate(buckets):
-            values = sum(parameter.numel() for parameter in members) + (number == 0)
+            values = sum(parameter.numel() for parameter in members) + 2 * (number == 0)
             buffer = torch.zeros(values, dtype=torch.float32, device=device)
             start = 0
             for parameter in members:
@@ -61,10 +63,14 @@ class FlatGradients:
 
     @property
     def gradients(self) -> list[Tensor]:
-        return [self.buffers[0][:-1], *self.buffers[1:]]
+        return [self.buffers[0][:-2], *self.buffers[1:]]
 
     @property
     def loss(self) -> Tensor:
+        return self.buffers[0][-2]
+
+    @property
+    def stops(self) -> Tensor:
         return self.buffers[0][-1]
 
 
@@ -77,12 +83,13 @@ class StepResult:
     """Losses of a step, still on the device.
 
     Attributes:
-        loss_and_norm: [2], mean loss over the global batch and gradient norm before clipping.
+        scalars: [3], mean loss over the global batch, gradient norm before clipping, and the
+            number of workers that ask to stop. Equal on all of them.
         rows: row indices of each micro-batch of this worker.
         losses: loss of each of these rows, per micro-batch [b].
     """
 
-    loss_and_norm: Tensor
+    scalars: Tensor
     rows: list[list[int]]
     losses: list[Tensor]
 
@@ -97,6 +104,7 @@ def training_step(
     learning_rate: float,
     clip_norm: float,
     group: ProcessGroup,
+    stop: bool = False,
 ) -> StepResult:
     """Run one optimizer step on one global batch.
 
@@ -109,11 +117,14 @@ def training_step(
         micro_batches: this worker's part of the batch; may be empty.
         sample_losses: returns the losses [b] of the rows of a micro-batch.
         batch_size: rows of the global batch.
+        stop: whether this worker asks all of them to stop.
 
     Raises:
         MicroBatchMemoryError: on this rank, before gradients are summed: the others wait for it.
     """
     flat.zero()
+    if stop:
+        flat.stops.fill_(1.0)
     rows: list[list[int]] = []
     row_losses: list[Tensor] = []
     for micro_batch in micro_batches:
@@ -133,4 +144,4 @@ def training_step(
     for gradients in flat.gradients:
         gradients.mul_((clip_norm / (norm + 1e-6)).clamp(max=1.0))
     optimizer.step(learning_rate)
-    return StepResult(torch.stack((flat.loss, norm)), rows, row_losses)
+    return StepResult(torch.stack((flat.loss, norm, flat.stops)), rows, row_losses)

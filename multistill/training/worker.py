@@ -11,12 +11,14 @@ import ray.train
 import ray.train.torch
 import torch
 
+from multistill.cluster.handback import Request, Watch
 from multistill.errors import MultistillError
-from multistill.training.checkpoint import newest_epoch
+from multistill.training.checkpoint import newest_epoch, newest_steps
 from multistill.training.data import TrainingData
 from multistill.training.distributed import ProcessGroup, torch_process_group
 from multistill.training.export import discard_state, export, is_finished, state_folder
 from multistill.training.loop import fit
+from multistill.training.reports import TrainingInterrupted
 from multistill.training.task import TrainingTask
 
 STOP = "stop"
@@ -35,7 +37,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 
     Args:
         config: `tasks`; `out`, the folder of the results; `workers`, ranks of each process group;
-            `groups`, number of process groups; `threads` of each worker; `events`, the queue.
+            `groups`, number of process groups; `threads` of each worker; `events`, the queue;
+            `request`, name of the request to hand back.
     """
     world_rank = ray.train.get_context().get_world_rank()
     workers, groups = int(config["workers"]), int(config["groups"])
@@ -44,10 +47,15 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     group = _process_group(group_index, rank, workers, groups)
     device = ray.train.torch.get_device()
     tasks = config["tasks"]
-    for task in tasks[group_index::groups]:
-        folder = task.folder(Path(config["out"]))
-        if not _train(task, folder, group, device, config["events"]):
-            return
+    node = ray.get_runtime_context().get_node_id()
+    watch = Watch(Request(config["request"]), node, forward=True)
+    try:
+        for task in tasks[group_index::groups]:
+            folder = task.folder(Path(config["out"]))
+            if not _train(task, folder, group, device, config["events"], watch):
+                return
+    finally:
+        watch.close()
 
 
 def _process_group(group_index: int, rank: int, workers: int, groups: int) -> ProcessGroup:
@@ -69,6 +77,7 @@ def _train(
     group: ProcessGroup,
     device: torch.device,
     events: EventQueue,
+    watch: Watch,
 ) -> bool:
     """Train one task from its checkpoint to the exported model.
 
@@ -78,9 +87,10 @@ def _train(
     Returns:
         whether this process group can train another task.
     """
-    finished = torch.tensor([float(group.is_main and is_finished(folder))], device=device)
-    if group.broadcast(finished).item():
-        return True
+    known = torch.tensor([float(watch()), float(is_finished(folder))], device=device)
+    hand_back, finished = map(bool, group.broadcast(known).tolist())
+    if hand_back or finished:
+        return not hand_back
     try:
         data = TrainingData.open(task)
         if group.is_main:
@@ -90,6 +100,7 @@ def _train(
                     "task": task.name,
                     "kind": "started",
                     "epoch": epoch,
+                    "steps": newest_steps(state_folder(folder), epoch),
                     "problems": problems,
                     "train_rows": len(data.train),
                     "valid_rows": len(data.valid),
@@ -97,7 +108,7 @@ def _train(
                 }
             )
         for report in fit(
-            task, group=group, state_dir=state_folder(folder), device=device, data=data
+            task, group=group, state_dir=state_folder(folder), device=device, data=data, stop=watch
         ):
             if group.is_main:
                 events.put(
@@ -116,6 +127,17 @@ def _train(
             discard_state(folder)
             events.put({"task": task.name, "kind": "finished", "summary": summary})
         return True
+    except TrainingInterrupted as interrupted:
+        if group.is_main:
+            events.put(
+                {
+                    "task": task.name,
+                    "kind": "interrupted",
+                    "epoch": interrupted.epoch,
+                    "steps": interrupted.steps,
+                }
+            )
+        return False
     except MultistillError as error:
         return _report_failure(task, str(error), group, events)
     except OSError as error:

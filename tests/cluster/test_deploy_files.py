@@ -103,6 +103,57 @@ def test_kuberay_clusters_authenticate_and_run_no_tasks_on_the_head_node(name: s
         assert spec["shutdownAfterJobFinishes"] is True
 
 
+@pytest.mark.parametrize("name", ["kuberay-cluster.yaml", "kuberay-job.yaml"])
+def test_a_pod_that_has_to_go_is_drained_within_its_grace_period(name: str) -> None:
+    """With a command that the pinned Ray accepts, before the pod's processes get SIGTERM."""
+    from ray.scripts.scripts import drain_node
+
+    spec = next(d for d in documents(name) if d["kind"] in {"RayCluster", "RayJob"})["spec"]
+    for group in spec.get("rayClusterSpec", spec)["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        shell, option, line = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert (shell, option) == ("/bin/sh", "-c")
+        drain, sleep = (shlex.split(part) for part in line.split(";"))
+        assert drain[:2] == ["ray", drain_node.name]
+        options = drain_node.make_context("ray", drain[2:], resilient_parsing=False).params
+        assert options["reason"] == "DRAIN_NODE_REASON_PREEMPTION"  # others are refused if busy
+        assert options["address"] == "$RAY_ADDRESS"  # KubeRay sets it on workers
+        assert sleep[0] == "sleep"
+        assert int(sleep[1]) < options["deadline_remaining_seconds"]
+        assert options["deadline_remaining_seconds"] < pod["terminationGracePeriodSeconds"]
+
+
+POD = {"containers", "volumes", "terminationGracePeriodSeconds", "tolerations", "nodeSelector"}
+FIELDS = {
+    "RayCluster": {
+        *("rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions"),
+        *("headGroupSpec", "workerGroupSpecs"),
+    },
+    "RayJob": {
+        *("entrypoint", "submissionMode", "shutdownAfterJobFinishes", "backoffLimit"),
+        *("ttlSecondsAfterFinished", "rayClusterSpec"),
+    },
+    "group": {
+        *("groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"),
+    },
+}
+"""Fields of the custom resources (`ray.io/v1`) and of pods that these files may have. The schemas
+themselves are in KubeRay's Helm charts, in no package."""
+
+
+@pytest.mark.parametrize("name", ["kuberay-cluster.yaml", "kuberay-job.yaml"])
+def test_kuberay_files_have_known_fields_only(name: str) -> None:
+    """KubeRay drops a field that it does not know without a word."""
+    document = next(d for d in documents(name) if d["kind"] in {"RayCluster", "RayJob"})
+    spec = document["spec"]
+    assert set(spec) <= FIELDS[document["kind"]]
+    cluster = spec.get("rayClusterSpec", spec)
+    assert set(cluster) <= FIELDS["RayCluster"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert set(group) <= FIELDS["group"]
+        assert set(group["template"]["spec"]) <= POD
+
+
 def test_the_mlflow_server_requires_passwords_and_reads_its_own_from_the_environment() -> None:
     compose = documents("mlflow/compose.yaml")[0]
     server, database = compose["services"]["mlflow"], compose["services"]["database"]

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from multistill.cluster.nodes import alive_nodes, cluster_nodes, dashboard_url
+from multistill.cluster.nodes import (
+    alive_nodes,
+    cluster_nodes,
+    dashboard_url,
+    draining_nodes,
+    read_note,
+    remove_note,
+    write_note,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -56,3 +64,25 @@ def test_the_dashboard_url_is_host_and_port_of_the_dashboard(ray_session: None) 
     assert url is not None
     with urllib.request.urlopen(f"http://{url}/api/version", timeout=30) as response:
         assert response.status == 200
+
+
+def test_a_node_that_is_drained_takes_no_work(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    assert draining_nodes() == set()
+    (node,) = ray.nodes()
+    state = ray._private.state.state
+    monkeypatch.setattr(state, "get_draining_nodes", lambda: {node["NodeID"]: 0})
+    assert alive_nodes() == []
+
+
+def test_notes_are_read_by_other_processes_until_they_are_removed(ray_session: None) -> None:
+    import ray
+
+    write_note("test", "first")
+    write_note("test", "second", overwrite=False)
+    assert ray.get(ray.remote(read_note).remote("test")) == "first"
+    remove_note("test")
+    assert read_note("test") is None

@@ -87,3 +87,14 @@ def test_every_row_is_in_a_section_and_has_an_answer() -> None:
             assert len(line) > 60 and line.rstrip().endswith((". |", ".) |")), line
             rows += 1
     assert rows == len(questions(PAGE.read_text(encoding="utf-8")))
+
+
+def test_every_named_test_exists() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", PAGE.read_text(encoding="utf-8"))
+    assert len(named) > 15
+    missing = [
+        f"{path}::{name}"
+        for path, name in named
+        if not re.search(rf"^def {name}\(", (ROOT / path).read_text("utf-8"), re.MULTILINE)
+    ]
+    assert missing == []

@@ -32,7 +32,8 @@ from multistill.training.checkpoint import best_weights
 from multistill.training.data import TrainingData
 from multistill.training.distributed import ProcessGroup
 from multistill.training.export import export
-from multistill.training.loop import EpochReport, fit
+from multistill.training.loop import fit
+from multistill.training.reports import EpochReport
 from multistill.training.task import TrainingTask
 
 AUDIO_DIM, TEXT_DIM = 12, 8

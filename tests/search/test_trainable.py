@@ -35,7 +35,7 @@ def objective(task: Any, state_dir: Path) -> Iterator[Report]:
 def trial(folder: Path) -> StudentTrainable:
     """A trial as Tune starts it: in a new process after a failure."""
     trainable = StudentTrainable.__new__(StudentTrainable)
-    config = {"folder": str(folder), "number": 0, "values": {}, "concurrency": 1}
+    config = {"folder": str(folder), "number": 0, "values": {}, "concurrency": 1, "driver": "d"}
     trainable.setup(config, objective)
     return trainable
 

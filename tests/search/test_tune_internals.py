@@ -32,6 +32,7 @@ from multistill.search.tune_internals import (
     NotPickled,
     drop_statistics,
     failure_reason,
+    preempted,
     quiet_tune,
     reopen_trial,
     replay_trial,
@@ -197,3 +198,15 @@ def test_a_reused_process_is_not_cleaned_up_before_it_is_reset(storage, monkeypa
     assert Recorded({}, storage=storage).reset({}, storage=storage)
     assert calls == ["reset_config"]
     assert Path.cwd() == folder
+
+
+@pytest.mark.parametrize(("error", "failures"), [(preempted(), 0), (RuntimeError("x"), 1)])
+def test_a_trial_that_hands_back_is_not_counted_as_failed(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, failures: int
+) -> None:
+    """As Tune gets it: an error that a method of the trainable raised, pickled by Ray."""
+    trial = Trial("student", stub=True, _setup_default_resource=False)
+    monkeypatch.setattr(Trial, "local_path", None)  # it would write the error there
+    trial.handle_error(RayTaskError("train", "trace", pickle.loads(pickle.dumps(error))))
+    assert trial.run_metadata.num_failures == failures
+    assert trial.should_recover() == (failures <= trial.max_failures)

@@ -18,7 +18,14 @@ def test_encoder_training_and_augmentation_are_recorded_where_they_are_set(tmp_p
     augmented = TASK.with_train(augmentation={"mixup": 0.2, "mixup_of": "pooled"})
     task = replace(augmented, encoders={"speech": EncoderSource("speech", config, None)})
     logger = RecordingLogger()
-    started = {"kind": "started", "task": task.name, "worker": "w", "problems": [], "epoch": 0}
+    started = {
+        "kind": "started",
+        "task": task.name,
+        "worker": "w",
+        "problems": [],
+        "epoch": 0,
+        "steps": 0,
+    }
     EventListener([task], tmp_path, logger).handle({**started, "train_rows": 2, "valid_rows": 1})
     recorded = logger.children[task.name].logged_params
     assert recorded["features.speech.train.layers"] == 4

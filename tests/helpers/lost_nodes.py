@@ -1,0 +1,200 @@
+"""A training and a search on a cluster whose nodes are announced to go, go, and join.
+
+python lost_nodes.py TASK SEARCH_TASK FOLDER      prints one JSON object with what happened
+
+The driver gets SIGTERM in both, is started again, and then the node that works is drained, as a
+cloud's notice does it, and removed.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+
+from helpers.features_killed import descendants
+from helpers.recording_logger import RecordingLogger
+from helpers.search_case import choice
+from multistill.config import SearchConfig
+from multistill.search.study import search
+from multistill.training.launcher import train
+from multistill.training.task import TrainingTask
+
+MEMORY = {"object_store_memory": 80_000_000}
+QUICK = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 4,
+}
+WIDTHS = [16, 24, 32]
+
+
+class Nodes:
+    """A head node that runs nothing, and workers with one CPU each."""
+
+    def __init__(self, count: int) -> None:
+        head = {"num_cpus": 0, "include_dashboard": False, "include_log_monitor": False, **MEMORY}
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={**head, "_system_config": QUICK}
+        )
+        self.nodes: list[Any] = []
+        for _ in range(count):
+            self.join(wait=False)
+        self.cluster.wait_for_nodes()
+
+    def join(self, wait: bool = True) -> None:
+        self.nodes.append(self.cluster.add_node(wait=wait, num_cpus=1, **MEMORY))
+
+    def of(self, pid: int) -> Any:
+        """The node that a process runs on."""
+        return next(node for node in self.nodes if pid in descendants(_raylet(node)))
+
+    def busy(self, name: str) -> list[Any]:
+        """Nodes with a process whose title holds `name`."""
+        return [
+            node
+            for node in self.nodes
+            if any(name in title for title in descendants(_raylet(node)).values())
+        ]
+
+    def drain(self, node: Any) -> None:
+        """What a cloud's notice makes Ray's autoscaler do."""
+        from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+        accepted, message = ray._raylet.GcsClient(address=self.cluster.address).drain_node(
+            node.node_id,
+            DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+            "the test takes it away",
+            int(time.time() * 1000) + 60_000,
+        )
+        assert accepted, message
+
+    def remove(self, node: Any) -> None:
+        self.nodes.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+
+def _raylet(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def interrupted(work: Callable[[RecordingLogger], object], when: Callable[..., bool]) -> list[str]:
+    """Send SIGTERM to this process once `when` is true; returns what the run said."""
+    messages: list[str] = []
+    sent = threading.Event()
+
+    def on_event(logger: RecordingLogger, method: str, recorded: Any) -> None:
+        if method == "info":
+            messages.append(recorded)
+            print(recorded, flush=True)
+        if when(method, recorded) and not sent.is_set():
+            sent.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        work(RecordingLogger(on_event=on_event))
+    except KeyboardInterrupt:
+        return messages
+    raise AssertionError(f"SIGTERM did not end it: {messages}")
+
+
+def an_epoch_ended(method: str, recorded: Any) -> bool:
+    return method == "metrics" and recorded[0] is not None
+
+
+def training(nodes: Nodes, task: TrainingTask, out: Path) -> dict[str, Any]:
+    begun = interrupted(lambda logger: train([task], out, logger), an_epoch_ended)
+    messages: list[str] = []
+    drained: list[Any] = []
+    workers: list[int] = []
+
+    def on_event(logger: RecordingLogger, method: str, recorded: Any) -> None:
+        if method == "info":
+            messages.append(recorded)
+            print(recorded, flush=True)
+        if method == "tags":
+            workers.append(int(recorded["worker"].split(":")[1]))
+            if drained:
+                nodes.remove(drained[0])
+        if an_epoch_ended(method, recorded) and not drained:
+            drained.append(nodes.of(workers[0]))
+            nodes.drain(drained[0])
+
+    train([task], out, RecordingLogger(on_event=on_event))
+    return {"interrupted": begun, "moved": messages, "workers": len(workers)}
+
+
+def searching(nodes: Nodes, task: TrainingTask, out: Path) -> dict[str, Any]:
+    config = SearchConfig(
+        trials=len(WIDTHS),
+        concurrent=1,
+        sampler="grid",
+        space={"model.width": choice(*WIDTHS)},
+        grace_epochs=task.train.epochs,
+        max_failures=0,
+    )
+
+    def work(logger: RecordingLogger) -> dict[str, Any]:
+        return search(task, config, 1, out, logger, "0123")
+
+    begun = interrupted(work, an_epoch_ended)
+    messages: list[str] = []
+    drained: list[Any] = []
+    joined = threading.Event()
+
+    def on_event(logger: RecordingLogger, method: str, recorded: Any) -> None:
+        if method == "info":
+            messages.append(recorded)
+            print(recorded, flush=True)
+        if an_epoch_ended(method, recorded) and not drained:
+            drained.append(nodes.busy("Trainable")[0])
+            threading.Thread(target=replaced, daemon=True).start()
+
+    def replaced() -> None:
+        nodes.drain(drained[0])
+        nodes.join()
+        deadline = time.monotonic() + 120
+        while not any("continues from" in line for line in messages):
+            assert time.monotonic() < deadline, messages
+            time.sleep(0.1)
+        nodes.remove(drained[0])
+        joined.set()
+
+    summary = work(RecordingLogger(on_event=on_event))
+    assert joined.wait(120), messages
+    return {"interrupted": begun, "moved": messages, "counts": summary["counts"]}
+
+
+def main() -> None:
+    faulthandler.dump_traceback_later(60, repeat=True)  # for the log of a run that hangs
+    task, other = (
+        TrainingTask.from_dict(json.loads(Path(name).read_text())) for name in sys.argv[1:3]
+    )
+    folder = Path(sys.argv[3])
+    nodes = Nodes(2)
+    ray.init(address=nodes.cluster.address, log_to_driver=False, logging_level="error")
+    result: dict[str, Any] = {}
+    started = time.monotonic()
+    try:
+        result["training"] = training(nodes, task, folder / "training")
+        result["seconds"] = [time.monotonic() - started]
+        result["search"] = searching(nodes, other, folder / "search")
+        result["seconds"].append(time.monotonic() - started)
+    finally:
+        (folder / "result.json").write_text(json.dumps(result))
+        ray.shutdown()
+        nodes.cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
