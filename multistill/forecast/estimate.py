@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from multistill.config import FeaturesConfig, SearchConfig
+from multistill.features.shards import TARGET_SHARDS
 from multistill.features.sizing import size_pools
 from multistill.forecast.keys import START, stage_what, training_what
 from multistill.forecast.pruner import epochs_of_search
 from multistill.forecast.rates import Rate, Rates
 from multistill.forecast.spread import Spread
-from multistill.hardware import Resources, gpus_or_default, slots
+from multistill.hardware import Resources, gpus_or_default, limit_threads, slots
 from multistill.search.capacity import concurrency, gpus_per_trial
 from multistill.training.capacity import single_node_layout
 
@@ -49,13 +50,14 @@ class Machine:
     """Where the job runs.
 
     Attributes:
-        nodes: resources of every node; cores: of this machine, which limits a single node.
-        device: kind of device, as rates name it.
+        nodes: resources of every node.
+        cores: of this machine, which limits a single node.
+        devices: kinds of devices as rates name them, the likeliest first.
     """
 
     nodes: Sequence[Resources]
     cores: int
-    device: str
+    devices: Sequence[str]
 
     @property
     def resources(self) -> dict[str, float]:
@@ -130,28 +132,39 @@ class Estimator:
         work = self._work(stage, models)
         return StageForecast(stage, self._prior(fixed + each * work))
 
-    def encoding(self, config: FeaturesConfig, what: Mapping[str, Any]) -> StageForecast:
-        """The features stage."""
+    def encoding_seconds(self, config: FeaturesConfig, what: Mapping[str, Any]) -> Spread | None:
+        """Seconds in which encoders work, without their start; None where nothing is measured."""
         measured = self._rate(what)
         each = measured.get("seconds_per_audio_second") if measured else None
-        if measured is None or each is None:
-            return StageForecast("features", None, missing="encoding")
+        if each is None:
+            return None
+        together, _ = self.encoders(config)
+        return each * (self.counts.audio_seconds / together)
+
+    def encoders(self, config: FeaturesConfig) -> tuple[int, float]:
+        """Encoder processes that work at the same time, and the GPUs of each."""
         audio = self.counts.audio_seconds
-        shards = max(16, math.ceil(audio / config.shard_seconds))
+        shards = max(TARGET_SHARDS, math.ceil(audio / config.shard_seconds))
         pools = size_pools(config, self.machine.resources, shards, audio)
-        together = pools.encoders
-        if not pools.gpus_per_encoder and len(self.machine.nodes) == 1:
-            together = min(together, self.machine.cores)
-        overhead = self._overhead("features", _PRIORS["features"][0])
+        if pools.gpus_per_encoder or len(self.machine.nodes) > 1:
+            return pools.encoders, pools.gpus_per_encoder
+        return min(pools.encoders, self.machine.cores), 0.0
+
+    def encoding(self, config: FeaturesConfig, what: Mapping[str, Any]) -> StageForecast:
+        """The features stage."""
+        working = self.encoding_seconds(config, what)
+        measured = self._rate(what)
+        if working is None or measured is None:
+            return StageForecast("features", None, missing="encoding")
+        together, gpus = self.encoders(config)
         start = measured.get("start_seconds") or NO_TIME
-        seconds = each * (audio / together) + start + overhead
-        gpus = pools.encoders * pools.gpus_per_encoder
+        seconds = working + start + self._overhead("features", _PRIORS["features"][0])
         stored = measured.get("bytes_per_audio_second")
         return StageForecast(
             "features",
             seconds,
-            gpu_hours=seconds * (gpus / 3600),
-            features_bytes=stored * audio if stored else NO_TIME,
+            gpu_hours=seconds * (together * gpus / 3600),
+            features_bytes=stored * self.counts.audio_seconds if stored else NO_TIME,
         )
 
     def training(self, stage: str, rows: Sequence[Mapping[str, Any]]) -> StageForecast:
@@ -165,7 +178,7 @@ class Estimator:
         epochs, longest, gpu_seconds, stored = NO_TIME, 0.0, NO_TIME, NO_TIME
         for row in rows:
             per_training = self._training_seconds(row)
-            groups, gpus = self._layout(row, sum(int(each["trainings"]) for each in rows))
+            groups, _, gpus = self.layout(row, sum(int(each["trainings"]) for each in rows))
             epochs = epochs + per_training * (row["trainings"] / groups)
             longest = max(longest, per_training.value)
             gpu_seconds = gpu_seconds + per_training * (row["trainings"] * gpus)
@@ -221,7 +234,7 @@ class Estimator:
         found = 0.0
         for row in rows:
             rate = self._rate(training_what(row["rate"]))
-            groups, _ = self._layout(row, int(row["trainings"] or 1))
+            groups, _, _ = self.layout(row, int(row["trainings"] or 1))
             found = max(found, groups * ((rate and rate.largest("checkpoint_bytes")) or 0))
         return int(found)
 
@@ -248,16 +261,18 @@ class Estimator:
         rows = per_row * self.counts.train + per_valid * self.counts.valid
         return rows * (1 / max(1, row["workers"])) + fixed
 
-    def _layout(self, row: Mapping[str, Any], tasks: int) -> tuple[int, float]:
-        """Trainings of that kind at the same time, and GPUs of each."""
+    def layout(self, row: Mapping[str, Any], tasks: int) -> tuple[int, int, float]:
+        """Trainings of a line's kind at the same time, threads of a worker, GPUs of a training."""
         nodes, workers = self.machine.nodes, int(row["workers"])
         requested = row["gpus_per_worker"]
         gpus = gpus_or_default(None if isinstance(requested, str) else requested, nodes)
         need = {"CPU": float(row["cpus_per_worker"]), **({"GPU": gpus} if gpus else {})}
         groups = max(1, min(tasks, slots(nodes, need) // workers))
+        threads = max(1, int(row["cpus_per_worker"]))
         if len(nodes) == 1:
-            groups, _ = single_node_layout(self.machine.cores, groups, workers)
-        return groups, gpus * workers
+            groups, spare = single_node_layout(self.machine.cores, groups, workers)
+            threads = max(threads, spare)
+        return groups, limit_threads(threads), gpus * workers
 
     def _model_bytes(self, row: Mapping[str, Any]) -> Spread:
         rate = self._rate(training_what(row["rate"]))
@@ -276,10 +291,12 @@ class Estimator:
         return Spread.around(seconds, PRIOR_FACTOR) * (worker.value / NOMINAL_START)
 
     def _rate(self, what: Mapping[str, Any]) -> Rate | None:
-        rate = self.rates.find(what, self.machine.device)
-        if rate is not None:
-            self.used[rate.title] = rate
-        return rate
+        for device in self.machine.devices:
+            rate = self.rates.find(what, device)
+            if rate is not None:
+                self.used[rate.title] = rate
+                return rate
+        return None
 
     def _work(self, stage: str, models: int) -> float:
         counts = self.counts
