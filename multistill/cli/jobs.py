@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +16,10 @@ from multistill.cli.options import (
     load_job,
     print_json,
 )
+from multistill.errors import UsageError
+
+if TYPE_CHECKING:
+    from multistill.config import JobConfig
 
 SubmissionId = Annotated[str, typer.Argument(metavar="ID", help="as printed by `submit`")]
 
@@ -23,6 +28,10 @@ def submit(
     job: JobFile,
     address: Address,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="do not follow the log")] = False,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", help="submit although the forecast exceeds `resources.allow`"),
+    ] = False,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = None,
     as_json: Json = False,
@@ -31,12 +40,38 @@ def submit(
     from multistill import cluster
 
     config = load_job(job, overrides, workspace, for_cluster=True)
+    if not yes:
+        _ask_if_beyond(config)
     submission = cluster.submit(config, address, wait=not no_wait)
     if as_json:
         print_json(submission.as_json())
     else:
         print(f"job {submission.submission_id}: {submission.status.lower()}")
     raise typer.Exit(submission.exit_code)
+
+
+def _ask_if_beyond(job: JobConfig) -> None:
+    """Ask before a job is submitted whose forecast is beyond what it allows.
+
+    Raises:
+        UsageError: the answer is no, or nobody can be asked.
+    """
+    if not job.resources.allow.model_dump(exclude_none=True):
+        return
+    from multistill.forecast.limits import beyond
+    from multistill.pipeline.plan import describe
+
+    excess = "; ".join(beyond(job.resources.allow, describe(job, cluster=True)["forecast"]))
+    if not excess:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(
+            f"the job `{job.name}` may take more than it allows: {excess}; add --yes to submit it "
+            "all the same, or change `resources.allow`"
+        )
+    print(f"{job.name}: {excess}", file=sys.stderr)
+    if not typer.confirm("submit it all the same?", err=True):
+        raise UsageError(f"the job `{job.name}` was not submitted")
 
 
 def status(submission: SubmissionId, address: Address, as_json: Json = False) -> None:

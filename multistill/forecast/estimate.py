@@ -312,4 +312,3 @@ class Estimator:
         """The stage's work with its fixed part, by which its seconds are divided to compare jobs."""
         fixed, each = _PRIORS.get(stage, (0.0, 1.0))
         return fixed + each * (self._work(stage, models) if stage in _PRIORS else self.counts.clips)
-

@@ -1,6 +1,6 @@
 """The forecast of a job as it is kept in the workspace, and beside what the stages took.
 
-    <workspace>/forecasts/<name>-<fingerprint>.json    one per job that ran or was measured
+<workspace>/forecasts/<name>-<fingerprint>.json    one per job that ran or was measured
 """
 
 from __future__ import annotations
