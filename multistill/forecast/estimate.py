@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from multistill.config import FeaturesConfig, SearchConfig
+from multistill.errors import MultistillError
 from multistill.features.shards import TARGET_SHARDS
 from multistill.features.sizing import size_pools
 from multistill.forecast.keys import START, stage_what, training_what
@@ -145,7 +146,10 @@ class Estimator:
         """Encoder processes that work at the same time, and the GPUs of each."""
         audio = self.counts.audio_seconds
         shards = max(TARGET_SHARDS, math.ceil(audio / config.shard_seconds))
-        pools = size_pools(config, self.machine.resources, shards, audio)
+        try:
+            pools = size_pools(config, self.machine.resources, shards, audio)
+        except MultistillError:  # a cluster has more than this machine, or the run says so
+            return config.encoders or 1, config.gpus_per_encoder or 0.0
         if pools.gpus_per_encoder or len(self.machine.nodes) > 1:
             return pools.encoders, pools.gpus_per_encoder
         return min(pools.encoders, self.machine.cores), 0.0
@@ -309,6 +313,6 @@ class Estimator:
         }.get(stage, 0)
 
     def units(self, stage: str, models: int) -> float:
-        """The stage's work with its fixed part, by which its seconds are divided to compare jobs."""
+        """The stage's work with its fixed part: seconds of it are compared per unit."""
         fixed, each = _PRIORS.get(stage, (0.0, 1.0))
         return fixed + each * (self._work(stage, models) if stage in _PRIORS else self.counts.clips)
