@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -81,6 +82,10 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Slurm: print the batch scripts, and write nothing")
     ] = False,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", help="submit although the forecast exceeds `resources.allow`"),
+    ] = False,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = None,
     as_json: Json = False,
@@ -104,6 +109,8 @@ def submit(
             options=tuple(sbatch or ()),
         )
         config = load_job(job, overrides, workspace, for_cluster=True)
+        if not yes and not dry_run:
+            _ask_if_beyond(config)
         _submit_to_slurm(config, request, array, dry_run=dry_run, as_json=as_json)
         return
     given = {
@@ -127,6 +134,8 @@ def submit(
     if address is None:
         raise UsageError("say where the job runs: --address http://HEAD:8265, or --slurm")
     config = load_job(job, overrides, workspace, for_cluster=True)
+    if not yes:
+        _ask_if_beyond(config)
     submission = cluster.submit(config, address, wait=not no_wait)
     links = submitted_links(config, submission)
     if as_json:
@@ -166,6 +175,30 @@ def _submit_to_slurm(
         print(f"job {job_id} ({name}): {'queued' if submission.submitted else 'queued already'}")
     for name, command in submission.commands().items():
         print(f"{name:<8} {command}")
+
+
+def _ask_if_beyond(job: JobConfig) -> None:
+    """Ask before a job is submitted whose forecast is beyond what it allows.
+
+    Raises:
+        UsageError: the answer is no, or nobody can be asked.
+    """
+    if not job.resources.allow.model_dump(exclude_none=True):
+        return
+    from multistill.forecast.limits import beyond
+    from multistill.pipeline.plan import describe
+
+    excess = "; ".join(beyond(job.resources.allow, describe(job, cluster=True)["forecast"]))
+    if not excess:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(
+            f"the job `{job.name}` may take more than it allows: {excess}; add --yes to submit it "
+            "all the same, or change `resources.allow`"
+        )
+    print(f"{job.name}: {excess}", file=sys.stderr)
+    if not typer.confirm("submit it all the same?", err=True):
+        raise UsageError(f"the job `{job.name}` was not submitted")
 
 
 def status(submission: SubmissionId, address: Address, as_json: Json = False) -> None:

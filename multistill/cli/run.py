@@ -88,14 +88,31 @@ def run(
 
 def plan(
     job: JobFile,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="encode a few clips and train a few epochs here first, for the forecast",
+        ),
+    ] = False,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Show stages, what is cached, resources and trial concurrency, without starting anything."""
+    """Show stages, what is cached, resources, a forecast, without starting anything."""
     from multistill.pipeline.plan import describe, render
 
-    facts = describe(load_job(job, overrides, workspace))
+    config = load_job(job, overrides, workspace)
+    if measure:
+        from multistill.pipeline.probing import measure as measure_rates
+        from multistill.tracking.console import ConsoleLogger, ProgressDisplay
+
+        display = ProgressDisplay()
+        try:
+            measure_rates(config, ConsoleLogger(display, config.name))
+        finally:
+            display.clear()
+    facts = describe(config)
     if as_json:
         print_json(facts)
     else:

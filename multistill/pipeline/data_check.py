@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 from multistill.config import JobConfig
 from multistill.pipeline.folds import FOLDS
 from multistill.pipeline.recipes import steps_of
-from multistill.pipeline.step import StepRun
+from multistill.pipeline.step import Step, StepRun
 from multistill.pipeline.steps.data import Features
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.wording import counted
@@ -47,21 +49,15 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
         MultistillError: no utterance is left.
     """
     from multistill.corpora.coverage import coverage_gaps
-    from multistill.corpora.manifest import MANIFEST, UNLABELLED, classes_of, read_manifest, tied
+    from multistill.corpora.manifest import UNLABELLED, classes_of, read_manifest, tied
     from multistill.corpora.split import PARTS
 
-    with TemporaryDirectory(prefix="multistill-") as folder:
-        steps = steps_of(job, _scratch(Path(folder), Workspace(job.workspace)))
-        step = next(step for step in steps if step.artifact == "manifest")
-        out = Path(folder) / "manifest"
-        out.mkdir()
-        run = StepRun(artifacts={}, out=out, logger=logger or NullLogger(), fingerprint="")
-        summary = step.build(run)
-        made = {"manifest": Artifact("manifest", "", out, {"summary": summary})}
+    with prepared(job, logger) as (steps, manifest):
+        summary = manifest.summary
         for later in steps:
             if not isinstance(later, Features):  # which may fetch a tokenizer
-                later.preflight(made)
-        rows = read_manifest(out / MANIFEST, columns=["corpus", "split", "label", "votes"])
+                later.preflight({"manifest": manifest})
+        rows = read_manifest(manifest.path, columns=["corpus", "split", "label", "votes"])
     corpora: Counter[str] = Counter(rows["corpus"].to_pylist())
     classes = classes_of(rows)
     splits = {part: Counter(dict.fromkeys(classes, 0)) for part in PARTS}
@@ -86,6 +82,21 @@ def check_data(job: JobConfig, logger: RunLogger | None = None) -> dict[str, Any
     if "dimensions" in summary:
         facts["dimensions"] = summary["dimensions"]
     return facts | ({FOLDS: folds} if folds else {})
+
+
+@contextmanager
+def prepared(
+    job: JobConfig, logger: RunLogger | None = None
+) -> Iterator[tuple[Sequence[Step], Artifact]]:
+    """The job's steps, and a manifest as the first would make it, in a temporary folder."""
+    with TemporaryDirectory(prefix="multistill-") as folder:
+        steps = steps_of(job, _scratch(Path(folder), Workspace(job.workspace)))
+        step = next(step for step in steps if step.artifact == "manifest")
+        out = Path(folder) / "manifest"
+        out.mkdir()
+        run = StepRun(artifacts={}, out=out, logger=logger or NullLogger(), fingerprint="")
+        summary = step.build(run)
+        yield steps, Artifact("manifest", "", out, {"summary": summary})
 
 
 def _scratch(folder: Path, workspace: Workspace) -> Workspace:

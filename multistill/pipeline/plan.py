@@ -6,26 +6,34 @@ from collections.abc import Sequence
 from typing import Any
 
 from multistill.config import JobConfig
+from multistill.forecast.record import beside_truth
+from multistill.forecast.text import forecast_by_stage, forecast_lines
+from multistill.hardware import Resources
+from multistill.pipeline.forecasts import forecast, kept_forecast, this_machine
 from multistill.pipeline.recipes import steps_of
 from multistill.pipeline.stage_status import StageStatus, step_statuses
 from multistill.pipeline.step import Step
 from multistill.tracking import shown_address, tracking_problem
 from multistill.wording import counted
-from multistill.workspace import Workspace
+from multistill.workspace import Artifact, Workspace
 
 PATIENCE_SECONDS = 5.0
 """For the database of the records to answer."""
 
 
-def describe(job: JobConfig) -> dict[str, Any]:
+def describe(job: JobConfig, *, cluster: bool = False) -> dict[str, Any]:
     """The plan as JSON values.
 
     Starts nothing and writes nothing; looks at files, this machine and what the stages need
-    outside the workspace. `problems` has what would stop the run.
+    outside the workspace. `problems` has what would stop the run; `forecast` is None where
+    nothing was measured yet.
+
+    Args:
+        cluster: the job is to be submitted to one.
     """
     workspace = Workspace(job.workspace)
     statuses = step_statuses(steps_of(job, workspace), workspace)
-    resources = _this_machine(job)
+    resources = this_machine(job)
     facts: dict[str, Any] = {
         "job": job.name,
         "recipe": job.recipe,
@@ -55,7 +63,38 @@ def describe(job: JobConfig) -> dict[str, Any]:
                 facts[key] = value
     left = [row["trainings"] for row in facts["models"] if row["state"] != "done"]
     facts["trainings"] = None if None in left else sum(left)
+    facts["forecast"] = _forecast(job, workspace, statuses, resources, cluster)
+    facts["forecast_and_truth"] = beside_truth(
+        kept_forecast(job),
+        [
+            {"name": entry.stage, "seconds": entry.seconds}
+            for _, entry, _ in statuses
+            if entry.seconds is not None
+        ],
+    )
     return facts
+
+
+def _forecast(
+    job: JobConfig,
+    workspace: Workspace,
+    statuses: Sequence[tuple[Step, StageStatus, dict[str, Artifact]]],
+    resources: Resources,
+    cluster: bool,
+) -> dict[str, Any] | None:
+    """Of the stages that are left; before `prepare` has run, what `plan --measure` kept."""
+    left = [entry.stage for _, entry, _ in statuses if entry.state != "done"]
+    if not left:
+        return None
+    found = {
+        step.artifact: artifact
+        for step, entry, _ in statuses
+        if entry.state == "done"
+        and (artifact := workspace.find(step.kind, entry.fingerprint or "")) is not None
+    }
+    if "manifest" not in found:
+        return kept_forecast(job)
+    return forecast(job, [step for step, _, _ in statuses], found, left, resources, cluster=cluster)
 
 
 def _problems(step: Step, entry: StageStatus, workspace: Workspace) -> Sequence[str]:
@@ -64,17 +103,6 @@ def _problems(step: Step, entry: StageStatus, workspace: Workspace) -> Sequence[
         return step.problems()
     artifact = workspace.find(step.kind, entry.fingerprint or "")
     return step.over_limits(artifact) if artifact is not None else ()
-
-
-def _this_machine(job: JobConfig) -> dict[str, float]:
-    """Resources of the local Ray that a run would start; GPUs as CUDA would show them."""
-    from multistill.hardware import cores, local_cpus, local_gpus
-
-    return {
-        "CPU": float(job.resources.num_cpus or local_cpus()),
-        "GPU": float(local_gpus() if job.resources.num_gpus is None else job.resources.num_gpus),
-        "cores": float(cores()),
-    }
 
 
 def render(facts: dict[str, Any]) -> None:
@@ -95,12 +123,18 @@ def render(facts: dict[str, Any]) -> None:
     for title, counts in facts["unlabelled"].items():
         found = f", {counts['clips']} clips, {counts['hours']:.2f} h" if counts else ""
         console.print(f"unlabelled {title}{found}: for the students alone", soft_wrap=True)
-    stages = Table("stage", "state", "fingerprint", "took", box=None, pad_edge=False)
+    expected = forecast_by_stage(facts)
+    titles = ("stage", "state", "fingerprint", "took", *(("forecast",) if expected else ()))
+    stages = Table(*titles, box=None, pad_edge=False)
     for stage in facts["stages"]:
         took = "" if stage["seconds"] is None else f"{stage['seconds']:.0f} s"
-        stages.add_row(stage["stage"], stage["state"], stage["fingerprint"] or "", took)
+        cells = [stage["stage"], stage["state"], stage["fingerprint"] or "", took]
+        stages.add_row(*cells, *((expected.get(stage["stage"], ""),) if expected else ()))
     console.print()
     console.print(stages)
+    console.print()
+    for title, text in forecast_lines(facts):
+        console.print(f"{title:<10} {text}", soft_wrap=True)
     if not facts["models"]:
         return
     titles = ("model", "trainings", "epochs", "batch", "rate", "workers", "stage")

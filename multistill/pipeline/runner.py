@@ -22,6 +22,7 @@ from multistill import provenance
 from multistill.config import JobConfig
 from multistill.errors import MultistillError, UsageError
 from multistill.pipeline.drivers import LINKS, Driver, StatusLogger
+from multistill.pipeline.forecasts import keep_first, learn
 from multistill.pipeline.recipes import get_recipe, steps_of, why_missing
 from multistill.pipeline.step import Step, StepRun
 from multistill.pipeline.variants import job_file, variant_key
@@ -164,6 +165,8 @@ class RunContext:
             self._check_problems(number)
             for later in self.steps[number:]:
                 later.preflight(self.artifacts)
+            left = [later.name for later in self.steps[number:]]
+            keep_first(self.job, self.steps, self.artifacts, left)
             artifact = self._build(step, name)
             self.display.print(f"{step.name:<9} done in {artifact.seconds:.0f} s  {name}")
         if excess := step.over_limits(artifact):
@@ -178,6 +181,8 @@ class RunContext:
                 "cached": cached,
             }
         )
+        if not cached:
+            learn(self.job, self.steps, step, self.artifacts)
 
     def _check_problems(self, number: int) -> None:
         """Look at what the steps need outside the workspace, once, before the first is built."""

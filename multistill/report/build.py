@@ -46,6 +46,7 @@ def write_report(
     artifacts: Mapping[str, Artifact],
     histories: Mapping[str, Any] | None = None,
     stages: Sequence[Mapping[str, Any]] = (),
+    forecast: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write report.json and report.html into `out`.
 
@@ -54,6 +55,7 @@ def write_report(
             `forgetting` where the recipe makes them.
         histories: content of history.json by model name.
         stages: name, fingerprint, seconds and cached of every stage.
+        forecast: what was forecast beside what it took (`forecast.record.beside_truth`).
 
     Returns:
         the content of report.json.
@@ -108,6 +110,7 @@ def write_report(
         if forgetting
         else None,
         "stages": [dict(stage) for stage in stages],
+        "forecast": forecast,
     }
     if report["search"]:
         report["search"]["seeds"] = scores_over_seeds(report["search"], metrics["models"])

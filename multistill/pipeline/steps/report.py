@@ -19,7 +19,7 @@ class Report(Step):
 
     name = "report"
     artifact = "report"
-    version = 7
+    version = 8
     sections = frozenset({"report"})
 
     @property
@@ -38,6 +38,8 @@ class Report(Step):
         return ("evaluation", *forgetting)
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
+        from multistill.forecast.record import beside_truth
+        from multistill.pipeline.forecasts import kept_forecast
         from multistill.report.build import write_report
 
         model_store = ModelStore(self.workspace)
@@ -52,6 +54,9 @@ class Report(Step):
             artifacts=run.artifacts,
             histories=histories,
             stages=run.stages,
+            forecast=beside_truth(
+                kept_forecast(self.job), [s for s in run.stages if not s["cached"]]
+            ),
         )
         return {}
 

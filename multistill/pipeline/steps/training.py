@@ -17,6 +17,7 @@ from multistill.config import (
 )
 from multistill.config.continual import ContinualConfig
 from multistill.errors import UsageError
+from multistill.forecast.keys import training_key
 from multistill.hardware import Resources
 from multistill.pipeline.folds import FOLDS, folds_of, planned_folds
 from multistill.pipeline.seeds import accepted_inputs, inputs_of, teachers_of, trainings
@@ -424,4 +425,6 @@ def planned_training(
         "epochs": resolved.epochs if resolved else None,
         "batch_size": train.batch_size or defaults_of(model.preset).batch_size,
         "learning_rate": train.learning_rate or defaults_of(model.preset).learning_rate,
+        "patience": train.patience,
+        "rate": training_key(job, model, train),
     }

@@ -1,0 +1,71 @@
+"""A job is measured, forecast and beside the truth, in real processes but without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers.generators import kemdy20
+
+from multistill.config import JobConfig
+from multistill.forecast.record import beside_truth
+from multistill.pipeline import forecasts, jobfile, probing
+from multistill.pipeline.plan import describe
+
+JOB = """
+name: measured
+workspace: {workspace}
+corpora:
+  - kind: kemdy20
+    path: {corpus}
+split: {{test: 0.34, valid: 0.2}}
+features: {{speech: {{model: log-mel}}, text: {{model: hashed-ngrams}}, max_quarantined: 0.2}}
+distillation: {{targets: in-sample}}
+teacher:
+  model: {{preset: small-teacher, width: 16, layers: 1, feedforward: 16, classifier: 16}}
+  train: {{epochs: 2, batch_size: 16}}
+students:
+  - name: audio
+    model: {{preset: small-audio-student, width: 16, feedforward: 16, classifier: 16}}
+    train: {{epochs: 12, batch_size: 8}}
+search: {{trials: 4, epochs: 6, grace_epochs: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> JobConfig:
+    folder = tmp_path_factory.mktemp("measured")
+    kemdy20.build(folder / "corpus", clips_per_cell=1)
+    text = JOB.format(workspace=folder / "ws", corpus=folder / "corpus")
+    found = jobfile.parse(text, "measured.yaml")
+    probing.measure(found)
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_every_stage_of_a_measured_job_has_a_forecast(job: JobConfig) -> None:
+    facts = describe(job)
+    found = facts["forecast"]
+    assert [entry["stage"] for entry in found["stages"]] == [
+        stage["stage"] for stage in facts["stages"]
+    ]
+    assert found["missing"] == []
+    for entry in found["stages"]:
+        ends = entry["seconds"]
+        assert 0 < ends["low"] <= ends["value"] <= ends["high"]
+    assert found["total"]["disk_gb"]["value"] > 0
+    assert set(found["memory"]) >= {"encoder_bytes", "training_bytes"}
+    titles = {entry["what"] for entry in found["basis"]}
+    assert {"encoding", "training of teacher", "training of audio"} <= titles
+    assert not (Path(job.workspace) / "features").exists()
+
+
+@pytest.mark.timeout(300)
+def test_a_run_leaves_the_first_forecast_in_place(job: JobConfig) -> None:
+    before = forecasts.kept_forecast(job)
+    forecasts.keep_first(job, [], {}, [])
+    assert forecasts.kept_forecast(job) == before
+    took = [{"name": "teacher", "seconds": 12.0}, {"name": "unknown", "seconds": 1.0}]
+    both = beside_truth(before, took)
+    assert both is not None
+    assert [entry["stage"] for entry in both["stages"]] == ["teacher"]
