@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from multistill.config import JobConfig
+from multistill.pipeline.notify import Notifier
 from multistill.pipeline.recipes import steps_of
 from multistill.pipeline.stage_status import StageStatus, step_statuses
 from multistill.pipeline.step import Step
@@ -44,6 +45,7 @@ def describe(job: JobConfig) -> dict[str, Any]:
     if any(entry.state != "done" for _, entry, _ in statuses):
         problem = tracking_problem(job.tracking, workspace.root, PATIENCE_SECONDS)
         facts["problems"] += [problem] if problem else []
+        facts["problems"] += Notifier(job.notify, None, print).problems()
     for step, entry, artifacts in statuses:
         if "manifest" in artifacts:
             facts["unlabelled"] |= artifacts["manifest"].summary.get("unlabelled", {})

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from multistill.tracking.delivery import Delivery
 from multistill.tracking.journal import Journal, Record
@@ -81,6 +82,11 @@ class Recorder:
     def uri(self) -> str:
         return self._server.uri
 
+    @property
+    def champions(self) -> list[dict[str, Any]]:
+        """What of this run became a champion so far, as of `Registered`."""
+        return list(self._delivery.champions)
+
     def start(self) -> None:
         self._thread.start()
 
@@ -101,6 +107,11 @@ class Recorder:
             self._changed.wait_for(lambda: self.run_id(node) or self._failures > 0, seconds)
             self._flush_now.clear()
         return self.run_id(node)
+
+    def page(self, node: str) -> str | None:
+        """Address of a run's page; None of a database, or while the server has not answered."""
+        run_id = self.run_id(node)
+        return self._server.page(run_id) if run_id is not None else None
 
     def append(self, record: Record) -> None:
         """Append a record to the journal. Never raises; a full disk is logged once."""

@@ -177,6 +177,13 @@ class Server:
             self._experiments[name] = str(experiment.experiment_id)
         return self._experiments[name]
 
+    def page(self, run_id: str) -> str | None:
+        """Address of a run's page in the browser, without passwords; None of a database."""
+        experiment = self._experiments.get(self.experiment)
+        if not self.remote or experiment is None:
+            return None
+        return f"{redact(self.uri).rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+
     def top_level_runs(self, experiment: str, key: str) -> list[Any]:
         """Return the top-level runs with this key, whoever started them, newest first."""
         runs = self._runs_with_tag(experiment, KEY_TAG, key)

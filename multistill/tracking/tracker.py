@@ -9,7 +9,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from multistill.databases import CHECK_TIMEOUT_SECONDS, problem_of, sqlite_file, sqlite_url
@@ -69,6 +69,16 @@ class Tracker:
     def uri(self) -> str:
         """Tracking URI, without credentials."""
         return redact(self._recorder.uri)
+
+    @property
+    def page(self) -> str | None:
+        """Address of the run's page on a server; None of a database, or without an answer."""
+        return self._recorder.page(self._node)
+
+    @property
+    def champions(self) -> list[dict[str, Any]]:
+        """Models of this job that became champions of the registry so far."""
+        return self._recorder.champions
 
     def info(self, message: str) -> None:
         """Do nothing: messages go to the terminal, not to MLflow."""
