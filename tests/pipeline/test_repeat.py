@@ -42,7 +42,8 @@ class Recorded:
         self.job = home / "small.yaml"
         self.job.write_text(
             f"name: small\nseed: 7\ncorpora: [{{kind: table, path: {self.corpus}}}]\n"
-            f"tracking: {{experiment: {home.name}}}\nnotify: {{webhook_env: MULTISTILL_WEBHOOK_A}}\n"
+            f"tracking: {{experiment: {home.name}}}\n"
+            "notify: {webhook_env: MULTISTILL_WEBHOOK_A}\n"
         )
         self.home = home
 
