@@ -83,7 +83,7 @@ class Repetition:
 
     @property
     def _title(self) -> str:
-        return f"run {self.recorded.id}"
+        return f"`{self.recorded.name}`"
 
     def run_key(self, key: str, workspace: Path) -> str:
         """Key of the MLflow run: never that of the repeated run, which stays as it is."""
