@@ -13,6 +13,24 @@ class UsageError(MultistillError):
     exit_code = 2
 
 
+def known_cause(error: BaseException) -> BaseException:
+    """Our own error inside what Ray wrapped around it, else the error itself.
+
+    Ray's wrapper may be an instance of our class too, with a remote traceback as its text:
+    its `cause` takes precedence.
+    """
+    current: BaseException | None = error
+    for _ in range(8):
+        inner = getattr(current, "cause", None)
+        if isinstance(inner, BaseException):
+            current = inner
+        elif current is None or isinstance(current, MultistillError):
+            break
+        else:
+            current = current.__cause__
+    return current if isinstance(current, MultistillError) else error
+
+
 class JobFileError(UsageError):
     """All problems of one job file.
 

@@ -18,7 +18,7 @@ from multistill.cli import weights as weights_commands
 from multistill.cli import workspace as workspace_commands
 from multistill.cli.options import with_debug
 from multistill.cli.streams import print_any_text
-from multistill.errors import MultistillError
+from multistill.errors import MultistillError, known_cause
 
 app = typer.Typer(
     name="multistill",
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _report(error: Exception) -> int:
     """Print an error as one sentence; returns the exit code."""
-    known = _cause(error)
+    known = known_cause(error)
     if isinstance(known, MultistillError):
         print(f"multistill: {known}", file=sys.stderr)
         return known.exit_code
@@ -131,21 +131,3 @@ def _report(error: Exception) -> int:
         file=sys.stderr,
     )
     return 1
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Our own error inside what Ray wrapped around it, else the error itself.
-
-    Ray's wrapper may be an instance of our class too, with a remote traceback as its text:
-    its `cause` takes precedence.
-    """
-    current: BaseException | None = error
-    for _ in range(8):
-        inner = getattr(current, "cause", None)
-        if isinstance(inner, BaseException):
-            current = inner
-        elif current is None or isinstance(current, MultistillError):
-            break
-        else:
-            current = current.__cause__
-    return current if isinstance(current, MultistillError) else error

@@ -32,6 +32,15 @@ WorkspaceFolder = Annotated[
         "--workspace", metavar="PATH", help="where artifacts are stored (default: the job file's)"
     ),
 ]
+NotifyCommand = Annotated[
+    str | None,
+    typer.Option(
+        "--notify-command",
+        metavar="COMMAND",
+        envvar="MULTISTILL_NOTIFY_COMMAND",
+        help="gets a JSON message on its standard input when the run ends, fails or has a champion",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 _ADDRESS = typer.Option(

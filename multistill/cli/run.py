@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multistill.cli.options import JobFile, Json, Overrides, WorkspaceFolder, load_job, print_json
-from multistill.errors import JobFileError, UsageError
+from multistill.cli.options import (
+    JobFile,
+    Json,
+    NotifyCommand,
+    Overrides,
+    WorkspaceFolder,
+    load_job,
+    print_json,
+)
+from multistill.errors import JobFileError, MultistillError, UsageError
 from multistill.wording import counted
 
 if TYPE_CHECKING:
@@ -68,7 +76,9 @@ def demo(
 
 
 def run(
-    job: JobFile,
+    job: Annotated[
+        Path | None, typer.Argument(metavar="[JOB.yaml]", help="the job file, unless --from")
+    ] = None,
     until: Annotated[
         str | None,
         typer.Option(
@@ -78,12 +88,85 @@ def run(
             autocompletion=lambda: STAGES,
         ),
     ] = None,
+    recorded: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN_ID",
+            help="repeat the job that MLflow recorded in this run, or in one above it, in a "
+            "workspace of your own (default: ./workspace)",
+        ),
+    ] = None,
+    tracking: Annotated[
+        str | None,
+        typer.Option(
+            "--tracking",
+            metavar="URI",
+            help="with --from: where that run is (default: MLFLOW_TRACKING_URI, else the "
+            "workspace)",
+        ),
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="with --from: refuse other versions and data than recorded, and end with 1 if the "
+            "figures differ",
+        ),
+    ] = False,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = None,
+    notify_command: NotifyCommand = None,
     as_json: Json = False,
 ) -> None:
-    """Run a job file, skipping stages whose artifacts exist."""
-    _run(load_job(job, overrides, workspace), until=until, as_json=as_json)
+    """Run a job file, or repeat a recorded job, skipping stages whose artifacts exist."""
+    if recorded is not None:
+        if job is not None:
+            raise UsageError(f"--from repeats a recorded job; leave out the job file `{job}`")
+        _repeat(recorded, tracking, strict, overrides, workspace, until, notify_command, as_json)
+        return
+    if job is None:
+        raise UsageError("there is nothing to run; give a job file, or a recorded run with --from")
+    if tracking is not None or strict:
+        option = "--strict" if tracking is None else "--tracking"
+        raise UsageError(f"{option} belongs to --from; name a recorded run, or leave it out")
+    _run(load_job(job, overrides, workspace), until=until, as_json=as_json, command=notify_command)
+
+
+def _repeat(
+    run_id: str,
+    tracking: str | None,
+    strict: bool,
+    overrides: Sequence[str] | None,
+    workspace: str | None,
+    until: str | None,
+    command: str | None,
+    as_json: bool,
+) -> None:
+    from multistill import pipeline
+    from multistill.config import TrackingConfig
+    from multistill.pipeline.repeat import Repetition
+    from multistill.tracking import tracking_uri
+    from multistill.tracking.console import ProgressDisplay
+    from multistill.tracking.recorded import recorded_run
+
+    folder = Path(workspace or "workspace")
+    uri = tracking_uri(TrackingConfig(uri=tracking), folder.expanduser().absolute())
+    repetition = Repetition(recorded_run(uri, run_id), strict)
+    display = ProgressDisplay()
+    display.print(f"repeating {repetition.recorded.name} of {repetition.recorded.owner}")
+    display.print(repetition.describe_versions())
+    job = repetition.job(overrides or (), folder)
+    outcome = pipeline.run(
+        job, until=until, display=display, notify_command=command, repeats=repetition
+    )
+    if as_json:
+        print_json(outcome.as_json())
+    else:
+        _show(outcome)
+    assert outcome.repeated is not None
+    if strict and outcome.repeated.here and not outcome.repeated.equal:
+        raise MultistillError(outcome.repeated.sentence())
 
 
 def plan(
@@ -172,13 +255,14 @@ def resume(
     variant: VariantKey = None,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = None,
+    notify_command: NotifyCommand = None,
     as_json: Json = False,
 ) -> None:
     """Continue a job whose search was interrupted; finished trials are kept."""
     from multistill.pipeline import searches
 
     job, _ = _job_called(name, variant, overrides, workspace)
-    _run(searches.resumed(job), until=None, as_json=as_json)
+    _run(searches.resumed(job), until=None, as_json=as_json, command=notify_command)
 
 
 def extend(
@@ -187,13 +271,16 @@ def extend(
     variant: VariantKey = None,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = None,
+    notify_command: NotifyCommand = None,
     as_json: Json = False,
 ) -> None:
     """Add trials to a job's finished search; the sampler continues from all earlier trials."""
     from multistill.pipeline import searches
 
     job, called = _job_called(name, variant, overrides, workspace)
-    _run(searches.extended(job, trials, called), until=None, as_json=as_json)
+    _run(
+        searches.extended(job, trials, called), until=None, as_json=as_json, command=notify_command
+    )
 
 
 def join(
@@ -214,10 +301,10 @@ def join(
         print(f"this process finished {counted(ended, 'trial')} of `{job.name}`")
 
 
-def _run(job: JobConfig, *, until: str | None, as_json: bool) -> None:
+def _run(job: JobConfig, *, until: str | None, as_json: bool, command: str | None = None) -> None:
     from multistill import pipeline
 
-    outcome = pipeline.run(job, until=until)
+    outcome = pipeline.run(job, until=until, notify_command=command)
     if as_json:
         print_json(outcome.as_json())
     else:
@@ -251,6 +338,8 @@ def _show(outcome: Outcome) -> None:
     for name, title in LINKS.items():
         if link := outcome.links[name]:
             console.print(f"{title:<8} {link}", soft_wrap=True)
+    if outcome.repeated is not None:
+        console.print(f"repeated {outcome.repeated.sentence()}", soft_wrap=True)
     console.print(f"{outcome.seconds:.0f} s")
 
 

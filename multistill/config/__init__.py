@@ -40,6 +40,7 @@ from multistill.config.models import (
     TrainSection,
 )
 from multistill.config.names import FolderName
+from multistill.config.notify import NotifyConfig
 from multistill.config.pretrain import PretrainConfig
 from multistill.config.protocol import ProtocolConfig
 from multistill.config.report import ReportConfig
@@ -66,6 +67,7 @@ __all__ = [
     "LabelSharesConfig",
     "LabelsConfig",
     "ModelConfig",
+    "NotifyConfig",
     "OneSpeechEncoderConfig",
     "PretrainConfig",
     "ProtocolConfig",
@@ -112,6 +114,7 @@ class JobConfig(Section):
     )
     workspace: str = Field("workspace", description="folder that all artifacts go to")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    notify: NotifyConfig = Field(default_factory=NotifyConfig)
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
     tasks: TasksConfig = Field(default_factory=lambda: TasksConfig(classes=1.0))
     labels: LabelsConfig = Field(default_factory=LabelsConfig)
@@ -230,7 +233,7 @@ class JobConfig(Section):
         return {
             name: value
             for name, value in super().identity().items()
-            if name not in {"workspace", "tracking", "resources", "report"}
+            if name not in {"workspace", "tracking", "notify", "resources", "report"}
         }
 
     def to_yaml(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ UNLABELLED = "unlabelled"
 """The part (`split`) of corpora without labels (`multistill.corpora.unlabelled`)."""
 _HASH_BATCH = 8192  # strings converted to Python objects at a time
 _ROW_GROUP = 65_536
+_COMPARED = ["utterance_id", "audio_digest", "text", "label_soft", "split"]
 _CLASSES = "classes"  # key of the schema's metadata
 
 
@@ -159,6 +161,19 @@ def read_manifest(path: Path, columns: list[str] | None = None) -> pa.Table:
             "remove its folder and run the job again"
         )
     return pq.read_table(file, columns=columns)
+
+
+def data_digest(manifest: Path) -> str:
+    """Digest of the data that models were trained and compared on: recordings, transcripts,
+    votes and split.
+
+    Metrics on different data cannot be compared, however similar the jobs are.
+    """
+    table = read_manifest(manifest, _COMPARED).sort_by("utterance_id")
+    state = hashlib.blake2b(digest_size=16)
+    for batch in table.to_batches(max_chunksize=_ROW_GROUP):
+        state.update(repr(batch.to_pylist()).encode())
+    return state.hexdigest()
 
 
 def label_arrays(table: pa.Table) -> tuple[IntArray, FloatArray]:

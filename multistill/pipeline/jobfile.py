@@ -111,7 +111,7 @@ def _check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     except UsageError as error:
         yield ("recipe",), str(error)
         return
-    used = {"name", "recipe", "seed", "workspace", "tracking", "resources"}
+    used = {"name", "recipe", "seed", "workspace", "tracking", "notify", "resources"}
     used = used.union(*(step.sections for step in steps_of(job, Workspace("."))))
     for section, field in type(job).model_fields.items():
         # A section that is switched off is valid in any recipe: `search: {enabled: false}`; so is

@@ -10,6 +10,7 @@ from multistill.forecast.record import beside_truth
 from multistill.forecast.text import forecast_by_stage, forecast_lines
 from multistill.hardware import Resources
 from multistill.pipeline.forecasts import forecast, kept_forecast, this_machine
+from multistill.pipeline.notify import Notifier
 from multistill.pipeline.recipes import steps_of
 from multistill.pipeline.stage_status import StageStatus, step_statuses
 from multistill.pipeline.step import Step
@@ -52,6 +53,7 @@ def describe(job: JobConfig, *, cluster: bool = False) -> dict[str, Any]:
     if any(entry.state != "done" for _, entry, _ in statuses):
         problem = tracking_problem(job.tracking, workspace.root, PATIENCE_SECONDS)
         facts["problems"] += [problem] if problem else []
+        facts["problems"] += Notifier(job.notify, None, print).problems()
     for step, entry, artifacts in statuses:
         if "manifest" in artifacts:
             facts["unlabelled"] |= artifacts["manifest"].summary.get("unlabelled", {})

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from multistill.config import JobConfig
 from multistill.evaluation.figures import over_seeds
 from multistill.pipeline.step import Artifacts, Step
-from multistill.tracking.logger import RunLogger
+from multistill.tracking.console import CompositeLogger
+from multistill.tracking.logger import NullLogger, RunLogger
+from multistill.tracking.recorded import FIGURE
 
 NOTE_TAG = "mlflow.note.content"
 MAIN_METRICS = {"macro_f1": "macro F1", "uar": "UAR"}
@@ -74,10 +77,48 @@ def describe(job: JobConfig, steps: Sequence[Step], paragraphs: Iterable[str] = 
     return "\n\n".join([head, *(text for text in paragraphs if text), table])
 
 
-def record(job: JobConfig, steps: Sequence[Step], artifacts: Artifacts, logger: RunLogger) -> None:
-    """Log what the finished steps say about the whole job."""
-    paragraphs = [step.record(artifacts[step.artifact], logger) for step in steps]
+def record(
+    job: JobConfig, steps: Sequence[Step], artifacts: Artifacts, logger: RunLogger
+) -> Summary:
+    """Log what the finished steps say about the whole job, and return it."""
+    summary = Summary()
+    both = CompositeLogger([logger, summary])
+    paragraphs = [step.record(artifacts[step.artifact], both) for step in steps]
     logger.tags({NOTE_TAG: describe(job, steps, paragraphs)})
+    return summary
+
+
+class Summary(NullLogger):
+    """Keeps what the steps of a job say about the whole job.
+
+    Attributes:
+        figures: the metrics `test_*`.
+        tags_logged: `floor`, `best_student` and the like.
+    """
+
+    def __init__(self) -> None:
+        self.figures: dict[str, float] = {}
+        self.tags_logged: dict[str, str] = {}
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        self.figures |= {key: value for key, value in values.items() if key.startswith(FIGURE)}
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self.tags_logged |= values
+
+    def main_figures(self) -> dict[str, float]:
+        """Those of `main_figures`: teacher, best student and majority."""
+        metrics = "|".join([*MAIN_METRICS, *DIMENSION_METRICS])
+        main = re.compile(rf"test_(teacher|best_student|majority)_({metrics})(_low|_high|_sd)?")
+        return {key: value for key, value in self.figures.items() if main.fullmatch(key)}
+
+
+def summarize(steps: Sequence[Step], artifacts: Artifacts) -> Summary:
+    """What `record` logs of these finished steps, without logging it."""
+    summary = Summary()
+    for step in steps:
+        step.record(artifacts[step.artifact], summary)
+    return summary
 
 
 def main_figures(metrics: Mapping[str, Any]) -> tuple[dict[str, float], str]:

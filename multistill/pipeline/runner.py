@@ -21,16 +21,20 @@ from typing import TYPE_CHECKING, Any
 from multistill import provenance
 from multistill.config import JobConfig
 from multistill.errors import MultistillError, UsageError
+from multistill.pipeline import record
 from multistill.pipeline.drivers import LINKS, Driver, StatusLogger
 from multistill.pipeline.forecasts import keep_first, learn
+from multistill.pipeline.notify import Notifier, RunFacts
 from multistill.pipeline.recipes import get_recipe, steps_of, why_missing
 from multistill.pipeline.step import Step, StepRun
 from multistill.pipeline.variants import job_file, variant_key
 from multistill.tracking.console import CompositeLogger, ConsoleLogger, ProgressDisplay
-from multistill.tracking.owner import submitter
+from multistill.tracking.owner import current_owner, submitter
 from multistill.workspace import Artifact, Workspace, write_atomic
 
 if TYPE_CHECKING:
+    from multistill.pipeline.repeat import Comparison, Repetition
+    from multistill.tracking import Tracker
     from multistill.tracking.logger import RunLogger
 
 
@@ -43,6 +47,7 @@ class Outcome:
         report: folder of the newest report, where the recipe makes one.
         links: where people look: `mlflow` (page of the run), `mlflow_ui` (command that shows it,
             where it is in a database), `ray_dashboard`; None for what this run did not start.
+        repeated: of a repeated job, its figures and the recorded ones.
     """
 
     job: str
@@ -52,6 +57,7 @@ class Outcome:
     report: Path | None
     tracking_uri: str | None
     links: Mapping[str, str | None]
+    repeated: Comparison | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -65,16 +71,24 @@ class Outcome:
             "report": str(self.report) if self.report else None,
             "tracking_uri": self.tracking_uri,
             "links": dict(self.links),
+            "repeats": self.repeated.as_json() if self.repeated else None,
         }
 
 
 def run(
-    job: JobConfig, *, until: str | None = None, display: ProgressDisplay | None = None
+    job: JobConfig,
+    *,
+    until: str | None = None,
+    display: ProgressDisplay | None = None,
+    notify_command: str | None = None,
+    repeats: Repetition | None = None,
 ) -> Outcome:
     """Make every missing artifact of the job's recipe, in order, and publish the report.
 
     Args:
         until: name of the last step to run; default: all.
+        notify_command: told what becomes of the run, beside the webhook of the environment.
+        repeats: the recorded run that the job is of: its data and figures are compared.
 
     Raises:
         UsageError: there is no stage `until`, or the job cannot work.
@@ -92,19 +106,21 @@ def run(
         Driver(workspace, job, variant_key(job.identity())) as driver,
         ExitStack() as stack,
     ):
-        context = RunContext(job, workspace, steps, display, stack, driver)
+        notifier = Notifier(job.notify, notify_command, display.print)
+        context = RunContext(job, workspace, steps, display, stack, driver, notifier, repeats)
+        stack.push(context.notify)  # last, when the record is on the server
         for number in range(len(steps)):
             context.make(number)
         context.finish()
-    published = [step.publish(context.artifacts[step.artifact]) for step in steps]
     return Outcome(
         job=job.name,
         stages={step.name: context.artifacts[step.artifact] for step in steps},
         worked=context.worked,
         seconds=time.monotonic() - started,
-        report=next((path for path in published if path is not None), None),
+        report=context.report,
         tracking_uri=context.tracking_uri,
         links=driver.links,
+        repeated=context.repeated,
     )
 
 
@@ -136,6 +152,8 @@ class RunContext:
         display: ProgressDisplay,
         stack: ExitStack,
         driver: Driver,
+        notifier: Notifier,
+        repeats: Repetition | None = None,
     ) -> None:
         self.job = job
         self.workspace = workspace
@@ -143,6 +161,15 @@ class RunContext:
         self.display = display
         self.stack = stack
         self.driver = driver
+        self.notifier = notifier
+        self.repeats = repeats
+        self.repeated: Comparison | None = None
+        self.key = variant_key(job.identity())
+        self.started = time.monotonic()
+        self.stage: str | None = None
+        self.summary = record.Summary()
+        self.report: Path | None = None
+        self.tracker: Tracker | None = None
         self.artifacts: dict[str, Artifact] = {}
         self.stages: list[dict[str, Any]] = []
         self.logger: RunLogger | None = None
@@ -156,6 +183,7 @@ class RunContext:
     def make(self, number: int) -> None:
         """Find the artifact of a step, or build it."""
         step = self.steps[number]
+        self.stage = step.name
         name = step.fingerprint(self.artifacts)
         artifact = find_artifact(self.workspace, step, name)
         cached = artifact is not None
@@ -171,6 +199,8 @@ class RunContext:
             self.display.print(f"{step.name:<9} done in {artifact.seconds:.0f} s  {name}")
         if excess := step.over_limits(artifact):
             raise MultistillError("; ".join(excess))
+        if self.repeats is not None and (digest := step.data_digest(artifact)):
+            self.display.print(self.repeats.describe_data(digest))
         self.artifacts[step.artifact] = artifact
         self.driver.artifact(step.name, step.kind, name)
         self.stages.append(
@@ -193,6 +223,7 @@ class RunContext:
 
             session.check(self.job.resources)
         problems = [text for step in self.steps[number:] for text in step.problems()]
+        problems += self.notifier.problems()
         if problems:
             raise UsageError("; ".join(problems))
 
@@ -242,19 +273,22 @@ class RunContext:
     def _open(self) -> RunLogger:
         """The run's record: opened late, so that a finished job contacts no server."""
         if self.logger is None:
-            from multistill.pipeline import record
             from multistill.tracking import open_tracker
             from multistill.tracking.addresses import ui_command
 
             self.driver.works()
-            key = variant_key(self.job.identity())
+            key, name = self.key, record.run_name(self.job, self.key)
+            tags: dict[str, str] = {}
+            if self.repeats is not None:
+                key = self.repeats.run_key(key, self.workspace.root)
+                name, tags = self.repeats.run_name(name), self.repeats.tags()
             tracker = open_tracker(
                 self.job.tracking,
                 self.workspace.root,
                 self.job.name,
                 run_key=key,
-                run_name=record.run_name(self.job, key),
-                label=record.label(key),
+                run_name=name,
+                label=record.label(self.key),
                 tags={
                     "multistill.job": self.job.name,
                     "multistill.recipe": self.job.recipe,
@@ -262,17 +296,18 @@ class RunContext:
                     "multistill.commit": provenance.git_commit() or "unknown",
                     **({"multistill.submitted_by": sender} if (sender := submitter()) else {}),
                     **{f"version.{k}": v for k, v in provenance.versions().items()},
+                    **tags,
                 },
                 log=lambda message: self.display.print(message),
             )
-            self.tracking_uri = tracker.uri
+            self.tracker, self.tracking_uri = tracker, tracker.uri
             self.driver.link(mlflow=tracker.page, mlflow_ui=ui_command(tracker.uri))
             self._show_links("mlflow", "mlflow_ui")
             status = StatusLogger(self.driver, self.job.name)
             console = ConsoleLogger(self.display, self.job.name)
             self.logger = CompositeLogger([console, tracker, status])
             self.stack.push(self._close)
-            resolved = job_file(self.workspace.root, self.job.name, key)
+            resolved = job_file(self.workspace.root, self.job.name, self.key)
             write_atomic(resolved, self.job.to_yaml())
             self.logger.artifact(resolved, "job")
             self.logger.params(record.parameters(self.job, self.steps))
@@ -315,13 +350,40 @@ class RunContext:
                 logger.tags({"multistill.ray_job_id": job_id})
 
     def finish(self) -> None:
-        """Log the main figures, or say that there was nothing to do."""
-        if self.logger is None:
+        """Log the main figures, or say that there was nothing to do; publish the report."""
+        if self.logger is not None:
+            self.summary = record.record(self.job, self.steps, self.artifacts, self.logger)
+        else:
             self.display.print("nothing to do: every stage of this job exists already")
-            return
-        from multistill.pipeline.record import record
+            if self.repeats is not None:
+                self.summary = record.summarize(self.steps, self.artifacts)
+        published = [step.publish(self.artifacts[step.artifact]) for step in self.steps]
+        self.report = next((path for path in published if path is not None), None)
+        if self.repeats is not None:
+            self.repeated = self.repeats.compare(self.summary.figures, self.worked)
 
-        record(self.job, self.steps, self.artifacts, self.logger)
+    def notify(self, _: object, error: BaseException | None, *__: object) -> bool:
+        """Tell people how the run ended; one that had nothing to do is not worth a message."""
+        if error is not None or self.worked:
+            self.notifier.ended(self._facts, error)
+        return False
+
+    def _facts(self) -> RunFacts:
+        links = {name: link for name, link in self.driver.links.items() if link is not None}
+        links |= {"report": str(self.report)} if self.report else {}
+        links |= {"mlflow": self.tracker.page} if self.tracker else {}
+        return RunFacts(
+            job=self.job.name,
+            name=record.run_name(self.job, self.key),
+            key=self.key,
+            owner=current_owner(self.tracking_uri or "").name,
+            seconds=time.monotonic() - self.started,
+            stage=self.stage,
+            figures=self.summary.main_figures(),
+            tags=self.summary.tags_logged,
+            links=links,
+            champions=self.tracker.champions if self.tracker else (),
+        )
 
 
 def find_artifact(workspace: Workspace, step: Step, name: str) -> Artifact | None:

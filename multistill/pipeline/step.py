@@ -131,6 +131,11 @@ class Step(ABC):
         """
         return ""
 
+    def data_digest(self, artifact: Artifact) -> str | None:
+        """Digest of the data that the whole job is trained and tested on, of the step that makes
+        them; by it a repeated job knows whether it has the recorded data."""
+        return None
+
     def is_intact(self, artifact: Artifact) -> bool:
         """Whether what the artifact refers to outside its folder still is what it was."""
         return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -10,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multistill.config import ChampionConfig
+from multistill.corpora.manifest import data_digest
 from multistill.evaluation.trained import not_trained_on_validation
 from multistill.search.finalists import best_epoch
 
 if TYPE_CHECKING:
     from multistill.tracking.logger import RunLogger
-
-_COLUMNS = ["utterance_id", "audio_digest", "text", "label_soft", "split"]
 
 
 def register(
@@ -65,18 +63,3 @@ def register(
             data=data_digest(manifest),
             tags={"multistill.seeds": str(len(folders))},
         )
-
-
-def data_digest(manifest: Path) -> str:
-    """Digest of the data that models were trained and compared on: recordings, transcripts,
-    votes and split.
-
-    Metrics on different data cannot be compared, however similar the jobs are.
-    """
-    from multistill.corpora.manifest import read_manifest
-
-    table = read_manifest(manifest, _COLUMNS).sort_by("utterance_id")
-    state = hashlib.blake2b(digest_size=16)
-    for batch in table.to_batches(max_chunksize=65_536):
-        state.update(repr(batch.to_pylist()).encode())
-    return state.hexdigest()

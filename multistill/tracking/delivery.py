@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from multistill.tracking.journal import Journal, Record
 from multistill.tracking.registry import register
@@ -48,6 +49,7 @@ class Delivery:
     Attributes:
         rejected: error messages of rejected records, oldest first.
         messages: human-readable messages about what was done.
+        champions: versions that became champions, as of `Registered`.
         protected: ids of live runs, which the replay of an old journal must not end.
     """
 
@@ -56,6 +58,7 @@ class Delivery:
         self.runs = runs
         self.rejected: list[str] = []
         self.messages: list[str] = []
+        self.champions: list[dict[str, Any]] = []
         self.protected: set[str] = set()
         self._runs: dict[tuple[str, str], Run | None] = {}
 
@@ -230,8 +233,10 @@ class Delivery:
             if record["op"] == "artifact":
                 self.server.upload(run.id, path, record["folder"])
             else:
-                requesting = self.runs.requesting
-                self.messages.append(register(self.server, run.id, record, path, requesting))
+                registered = register(self.server, run.id, record, path, self.runs.requesting)
+                self.messages.append(registered.sentence)
+                if registered.champion is not None:
+                    self.champions.append(registered.champion)
         except RecordRejectedError as error:
             self.rejected.append(str(error))
         journal.delete_copy(record["file"])

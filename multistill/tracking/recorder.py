@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from multistill.tracking.addresses import run_page
 from multistill.tracking.delivery import Delivery
@@ -85,6 +86,11 @@ class Recorder:
     @property
     def uri(self) -> str:
         return self._server.uri
+
+    @property
+    def champions(self) -> list[dict[str, Any]]:
+        """What of this run became a champion so far, as of `Registered`."""
+        return list(self._delivery.champions)
 
     def start(self) -> None:
         self._thread.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from multistill.config.notify import WEBHOOK
 from multistill.config.secrets import HIDDEN, hide
 
 _SECRET_VARIABLES = (
@@ -17,7 +18,8 @@ _SECRET_VARIABLES = (
 def redact(text: str) -> str:
     """Replace secrets in addresses, and those of the environment, by `***`."""
     redacted = hide(text)
-    for name in _SECRET_VARIABLES:
+    webhooks = [name for name in os.environ if name.startswith(WEBHOOK)]
+    for name in (*_SECRET_VARIABLES, *webhooks):
         value = os.environ.get(name, "")
         if len(value) >= 4:  # shorter values would blank out ordinary words
             redacted = redacted.replace(value, HIDDEN)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from multistill.tracking.journal import Record
 from multistill.tracking.server import RecordRejectedError, Server, call_mlflow, clean_tags
@@ -41,22 +41,32 @@ def digest_of(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
+class Registered(NamedTuple):
+    """What became of a model that was registered.
+
+    Attributes:
+        sentence: about the outcome, for people.
+        champion: of a version that became the champion now: `model`, `version`, `metric`, `value`
+            and the `previous` champion's value, None without one.
+    """
+
+    sentence: str
+    champion: dict[str, Any] | None = None
+
+
 Requesting = Callable[[str, str, str], AbstractContextManager[Any]]
 """`Runs.requesting`: called with `version`, the model's name and the digest of its files."""
 
 
 def register(
     server: Server, run_id: str, record: Record, folder: Path, requesting: Requesting
-) -> str:
+) -> Registered:
     """Register a model folder as a version, and make it the champion if it is better.
 
     Registering the same files again does not create a second version; it updates the tags
     of the first to the latest measurement. A champion that was measured on other data, or
     without this metric, cannot be compared with the new version, so the alias does not move.
     A champion whose metric is NaN or infinite is beaten by any finite value.
-
-    Returns:
-        a human-readable sentence about the outcome.
 
     Raises:
         ServerUnavailableError, RecordRejectedError.
@@ -67,23 +77,27 @@ def register(
     champion = _champion(server, name)
     title = f"{name} version {version.version}"
     if champion is not None and champion.version == version.version:
-        return f"{title} is the champion"
+        return Registered(f"{title} is the champion")
     registered = f"{title} is registered ({metric} {value:.4g})"
     stays = f"version {champion.version} stays the champion" if champion is not None else ""
     if champion is not None and (reason := _not_comparable(champion, record)):
-        return f"{registered}; {stays}: {reason}"
+        return Registered(f"{registered}; {stays}: {reason}")
     best = _finite(champion.tags.get(metric)) if champion is not None else None
     beaten = best is None or _improvement(record, value, best) > record["margin"]
     if math.isfinite(value) and beaten:
         call_mlflow(server.client.set_registered_model_alias, name, CHAMPION, version.version)
         previous = "" if best is None else f", previously {best:.4g}"
-        return f"{title} is the champion ({metric} {value:.4g}{previous})"
+        became = {"model": name, "version": str(version.version), "metric": metric}
+        return Registered(
+            f"{title} is the champion ({metric} {value:.4g}{previous})",
+            {**became, "value": value, "previous": best},
+        )
     if champion is None:
-        return f"{registered}; there is no champion"
+        return Registered(f"{registered}; there is no champion")
     if best is None:
-        return f"{registered}; {stays}"
+        return Registered(f"{registered}; {stays}")
     by_margin = f" by {record['margin']:g}" if record["margin"] else ""
-    return f"{registered}; {stays} with {best:.4g}, which is not beaten{by_margin}"
+    return Registered(f"{registered}; {stays} with {best:.4g}, which is not beaten{by_margin}")
 
 
 def _add_version(

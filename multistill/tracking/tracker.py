@@ -9,7 +9,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from multistill.databases import CHECK_TIMEOUT_SECONDS, problem_of, sqlite_file, sqlite_url
@@ -74,6 +74,11 @@ class Tracker:
     def page(self) -> str:
         """Where people look at this run (`addresses.run_page`)."""
         return self._recorder.page(self._node)
+
+    @property
+    def champions(self) -> list[dict[str, Any]]:
+        """Models of this job that became champions of the registry so far."""
+        return self._recorder.champions
 
     def info(self, message: str) -> None:
         """Do nothing: messages go to the terminal, not to MLflow."""

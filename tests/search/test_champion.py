@@ -12,8 +12,8 @@ from helpers.search_case import TASK
 from helpers.search_models import HOT, VALIDATION, StoreWithScores, retrained
 
 from multistill.config import CLASSES, ChampionConfig
-from multistill.corpora.manifest import manifest_schema
-from multistill.search.champion import data_digest, register
+from multistill.corpora.manifest import data_digest, manifest_schema
+from multistill.search.champion import register
 from multistill.workspace import read_json, write_json
 
 

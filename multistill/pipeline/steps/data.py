@@ -9,6 +9,8 @@ from typing import Any
 from multistill.cluster.tasks import on_cluster
 from multistill.pipeline.folds import build_folds
 from multistill.pipeline.step import Artifacts, Step, StepRun
+from multistill.tracking.logger import RunLogger
+from multistill.tracking.registry import DATA_TAG
 from multistill.workspace import Artifact, clear, write_atomic
 
 
@@ -64,6 +66,15 @@ class Prepare(Step):
         )
         write_atomic(run.out / DATA_PAGE, data_page(run.out, summary))
         return summary
+
+    def data_digest(self, artifact: Artifact) -> str:
+        from multistill.corpora.manifest import data_digest
+
+        return data_digest(artifact.path)
+
+    def record(self, artifact: Artifact, logger: RunLogger) -> str:
+        logger.tags({DATA_TAG: self.data_digest(artifact)})
+        return ""
 
 
 class Features(Step):
