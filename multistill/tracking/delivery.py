@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from multistill.tracking.journal import Journal, Record
 from multistill.tracking.registry import register
@@ -178,9 +179,18 @@ class Delivery:
         for key, step in pending.new_steps:
             run.steps[key].add(step)
 
+    def _copy_of(self, record: Record, journal: Journal) -> Path | None:
+        """The file of a record; None if it was uploaded when the record was applied before."""
+        try:
+            path = journal.copy_of(record["file"])
+        except ValueError as error:
+            self.rejected.append(f"{error}; it is not sent")
+            return None
+        return path if path.exists() else None
+
     def _upload(self, run: Run, record: Record, journal: Journal) -> None:
-        path = journal.folder / record["file"]
-        if not path.exists():  # uploaded when the same record was applied before
+        path = self._copy_of(record, journal)
+        if path is None:
             return
         try:
             self.server.upload(run.id, path, record["folder"])
@@ -189,8 +199,8 @@ class Delivery:
         journal.delete_copy(record["file"])
 
     def _register(self, run: Run, record: Record, journal: Journal) -> None:
-        path = journal.folder / record["file"]
-        if not path.exists():
+        path = self._copy_of(record, journal)
+        if path is None:
             return
         try:
             self.messages.append(register(self.server, run.id, record, path, self.runs.requesting))
