@@ -145,7 +145,8 @@ class Journal:
         if parts[:1] != ("files",) or len(parts) != _COPY_PARTS or ".." in parts:
             raise ValueError(f"{name!r} is no file of the journal")
         entries = [self.folder / "files", path.parent, path]
-        entries += [Path(root, each) for root, *names in os.walk(path) for each in sum(names, [])]
+        for root, folders, files in os.walk(path):
+            entries += [Path(root, each) for each in (*folders, *files)]
         if any(entry.is_symlink() for entry in entries):
             raise ValueError(f"{name!r} holds a link, which no file of the journal does")
         return path
