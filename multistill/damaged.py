@@ -43,15 +43,22 @@ def reading(path: Path, folder: Path | None = None) -> Iterator[None]:
     except Exception as error:
         if not _is_wrong_content(error):
             raise
-        raise MultistillError(
-            f"{path} is damaged ({_reason(error)}); remove the folder {folder or path.parent} and "
-            "run the job again"
-        ) from error
+        raise damaged(path, error, folder) from error
+
+
+def damaged(path: Path, error: Exception, folder: Path | None = None) -> MultistillError:
+    """The error for a damaged file; arguments as of `reading`."""
+    return MultistillError(
+        f"{path} is damaged ({_reason(error)}); remove the folder {folder or path.parent} and "
+        "run the job again"
+    )
 
 
 def _is_wrong_content(error: Exception) -> bool:
     if isinstance(error, OSError):
-        return error.errno is None  # Arrow's, for a page of Parquet that cannot be decompressed
+        return (
+            type(error) is OSError and error.errno is None
+        )  # Arrow's, for a page of Parquet that cannot be decompressed
     named = {kind.__name__ for kind in type(error).__mro__}  # without importing their packages
     return isinstance(error, _WRONG_CONTENT) or bool(named & {"ArrowException", "SafetensorError"})
 

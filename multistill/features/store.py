@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from multistill.damaged import read_table, reading
+from multistill.damaged import damaged, read_table, reading
 from multistill.errors import MultistillError
 from multistill.features.dtypes import Dtype, StoredDtype, dtype_of, unpack
 from multistill.typing import AnyArray, FloatArray, IntArray
@@ -162,11 +162,8 @@ class FeatureStore:
         dim = self.audio_dim if modality == "audio" else self.text_dim
         try:
             return self._batches(int(shard))[batch].raw(modality, int(row), dim)
-        except (LookupError, ValueError) as error:
-            raise MultistillError(
-                f"{self.folder} is damaged: {INFO}, {INDEX} and the shards do not fit together "
-                f"({error}); remove the folder and run the job again"
-            ) from error
+        except (LookupError, TypeError, ValueError) as error:
+            raise damaged(self.folder / INDEX, error) from error
 
     def _row_of(self, utterance_id: str) -> int:
         row = self._row.get(utterance_id)
@@ -177,10 +174,9 @@ class FeatureStore:
         if batches is None:
             path = self.folder / SHARDS / self._files[shard]["file"]
             try:
-                with reading(path, self.folder):
-                    reader = pa.ipc.open_file(pa.memory_map(str(path)))
-                    batches = [_Batch(reader.get_batch(i)) for i in range(reader.num_record_batches)]
-            except OSError as error:
+                reader = pa.ipc.open_file(pa.memory_map(str(path)))
+                batches = [_Batch(reader.get_batch(i)) for i in range(reader.num_record_batches)]
+            except (OSError, LookupError, AttributeError, pa.ArrowException) as error:
                 raise MultistillError(
                     f"the shard {path} cannot be read ({error}); remove the folder "
                     f"{self.folder} and run the job again"
@@ -190,12 +186,13 @@ class FeatureStore:
 
     def encoders(self) -> dict[str, dict[str, Any]]:
         """Name, revision, dimension and settings of the encoders that made the states."""
-        settings = self.info.get("settings", {})
-        return {
-            kind: {**self.info[kind], "settings": settings.get(kind, {})}
-            for kind in ("speech", "text")
-            if kind in self.info
-        }
+        with reading(self.folder / INFO):
+            settings = self.info.get("settings", {})
+            return {
+                kind: {**self.info[kind], "settings": settings.get(kind, {})}
+                for kind in ("speech", "text")
+                if kind in self.info
+            }
 
     def verify(self) -> None:
         """Compare every shard with its checksum.

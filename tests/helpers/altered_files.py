@@ -307,7 +307,9 @@ class _Guard:
 
             where = traceback.extract_tb(error.__traceback__)
             own = [frame for frame in where if "multistill/" in frame.filename] or where
-            return f"{type(error).__name__}: {str(error)[:200]} at {own[-1].filename}:{own[-1].lineno}"
+            return (
+                f"{type(error).__name__}: {str(error)[:200]} at {own[-1].filename}:{own[-1].lineno}"
+            )
         finally:
             self._active = False
         return "; ".join(self._seen)
