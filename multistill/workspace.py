@@ -188,8 +188,10 @@ class Workspace:
         text = str(root)
         if "://" in text:
             raise UsageError(
-                f"workspace `{text}`: object stores are not supported yet; "
-                "use a folder that every node of the cluster can access"
+                f"workspace `{text}`: a workspace is a folder, since it needs locks and renames "
+                "that an object store lacks; use a folder that every node of the cluster can "
+                "access (NFS, EFS, Lustre, or the bucket through JuiceFS), and copy it to the "
+                "bucket afterwards, e.g. with `aws s3 sync`"
             )
         self.root = Path(text).expanduser().absolute()
         self.digests = self.root / "digests.npy"

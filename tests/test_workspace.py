@@ -184,7 +184,9 @@ def test_unwritable_workspace_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_object_store_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="object stores"):
+    with pytest.raises(
+        UsageError, match="an object store lacks; use a folder .*JuiceFS.*aws s3 sync"
+    ):
         Workspace("s3://bucket/x")
 
 

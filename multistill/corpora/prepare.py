@@ -344,7 +344,7 @@ def is_current(manifest: Path, digests: Path) -> bool:
     """
     try:
         rows = read_table(manifest, columns=["audio_path", "audio_digest"])
-    except (FileNotFoundError, pa.ArrowInvalid):
+    except (FileNotFoundError, MultistillError):
         return False
     known = Digests(digests)
     content = dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
