@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -29,8 +30,10 @@ def submit(
 ) -> None:
     """Run a job file on a Ray cluster, as a Ray job."""
     from multistill import cluster
+    from multistill.cluster.address import SHARED
 
     config = load_job(job, overrides, workspace, for_cluster=True)
+    print(f"multistill: {SHARED}", file=sys.stderr)
     submission = cluster.submit(config, address, wait=not no_wait)
     if as_json:
         print_json(submission.as_json())
