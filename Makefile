@@ -3,6 +3,7 @@
 # make lint        style, types, imports between packages, generated tables
 # make docs        the documentation site, into build/site
 # make bench       the benchmarks
+# make audit       known vulnerabilities of the locked packages (pip-audit; needs the network)
 # make lock        requirements.lock and constraints.txt from pyproject.toml (needs uv)
 VENV ?= .venv
 PYTHON ?= python3
@@ -12,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export NO_MKDOCS_2_WARNING := 1  # on the future of mkdocs-material; nothing to act on
 
-.PHONY: demo test test-fast coverage lint format docs bench lock install clean
+.PHONY: demo test test-fast coverage lint format docs bench audit lock install clean
 
 # The stamp is newer than what it was installed from, so a second call costs nothing.
 # Every file that pip installs has its hash in the lock, the build backend included; the weights of
@@ -59,6 +60,9 @@ docs: install
 
 bench: install
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+
+audit: install
+	uvx pip-audit --require-hashes --disable-pip -r requirements.lock
 
 lock:
 	scripts/lock.sh

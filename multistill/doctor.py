@@ -371,6 +371,7 @@ def _secrets(job: JobConfig | None) -> Iterator[Finding]:
 
 def _ray(job: JobConfig | None) -> Iterator[Finding]:
     from multistill import cluster
+    from multistill.cluster.address import SHARED
     from multistill.cluster.session import RayStartError
     from multistill.config import ResourcesConfig
     from multistill.errors import MultistillError
@@ -393,7 +394,8 @@ def _ray(job: JobConfig | None) -> Iterator[Finding]:
             ray.get(task, timeout=RAY_TIMEOUT_SECONDS)
             where = f"the cluster at {resources.address}" if resources.address else "a local Ray"
             size = f"{available.get('CPU', 0):g} CPUs, {available.get('GPU', 0):g} GPUs"
-            yield Finding("ray", True, f"Ray {ray.__version__}: {where} runs tasks ({size})")
+            note = f"; {SHARED}" if resources.address else ""
+            yield Finding("ray", True, f"Ray {ray.__version__}: {where} runs tasks ({size}){note}")
     except RayStartError as error:
         yield Finding("ray", False, error.sentence, error.fix)
     except MultistillError as error:

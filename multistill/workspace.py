@@ -30,6 +30,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from multistill.damaged import reading
 from multistill.errors import MultistillError, UsageError
 
 DONE = "done.json"
@@ -149,7 +150,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The content of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
 
 
 @dataclass(frozen=True)
@@ -196,8 +206,10 @@ class Workspace:
         text = str(root)
         if "://" in text:
             raise UsageError(
-                f"workspace `{text}`: object stores are not supported yet; "
-                "use a folder that every node of the cluster can access"
+                f"workspace `{text}`: a workspace is a folder, since it needs locks and renames "
+                "that an object store lacks; use a folder that every node of the cluster can "
+                "access (NFS, EFS, Lustre, or the bucket through JuiceFS), and copy it to the "
+                "bucket afterwards, e.g. with `aws s3 sync`"
             )
         self.root = Path(text).expanduser().absolute()
         self.digests = self.root / "digests.npy"
@@ -232,14 +244,13 @@ class Workspace:
         """Return the finished artifact, or None."""
         path = self.folder(kind, fingerprint)
         try:
-            meta = read_json(path / DONE)
+            with reading(path / DONE):
+                artifact = Artifact(kind, fingerprint, path, dict(read_json(path / DONE)))
+                assert math.isfinite(artifact.seconds), "no seconds"
+                assert isinstance(artifact.meta.get("summary", {}), dict), "no summary"
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError as error:
-            raise MultistillError(
-                f"{path / DONE} is damaged; remove the folder {path} to build it again"
-            ) from error
-        return Artifact(kind, fingerprint, path, meta)
+        return artifact
 
     @contextmanager
     def lock(self, name: str, log: Callable[[str], None] | None = None) -> Iterator[None]:

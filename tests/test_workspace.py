@@ -245,7 +245,9 @@ except MultistillError as error:
 
 
 def test_object_store_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="object stores"):
+    with pytest.raises(
+        UsageError, match=r"an object store lacks; use a folder .*JuiceFS.*aws s3 sync"
+    ):
         Workspace("s3://bucket/x")
 
 

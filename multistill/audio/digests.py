@@ -135,6 +135,6 @@ def _load(path: Path | None) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]
         return empty
     try:
         known = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # not there yet, or damaged: computed again
+    except Exception:  # not there yet, or damaged in whatever way: computed again
         return empty
     return known if known.dtype == np.uint64 and known.ndim == 2 and len(known) == 4 else empty

@@ -92,6 +92,7 @@ def submit(
 ) -> None:
     """Run a job file on a Ray cluster, as a Ray job, or in Slurm's queue."""
     from multistill import cluster
+    from multistill.cluster.address import SHARED
     from multistill.pipeline.drivers import LINKS
     from multistill.pipeline.running import submitted_links
 
@@ -136,6 +137,7 @@ def submit(
     config = load_job(job, overrides, workspace, for_cluster=True)
     if not yes:
         _ask_if_beyond(config)
+    print(f"multistill: {SHARED}", file=sys.stderr)
     submission = cluster.submit(config, address, wait=not no_wait)
     links = submitted_links(config, submission)
     if as_json:

@@ -11,6 +11,11 @@ from urllib.parse import urlsplit
 from multistill.errors import MultistillError, UsageError
 
 DASHBOARD_PORT = 8265
+SHARED = (
+    "Ray does not separate the users of a cluster: everybody who holds its token can read what "
+    "this job reads, and run code as it does"
+)
+"""What a person should know before a job runs on a cluster."""
 
 
 def job_server(address: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multistill import provenance
+from multistill.cluster.address import SHARED
 from multistill.cluster.autoscale import wait_for_resources
 from multistill.cluster.reachable import check_reachable, unreachable
 from multistill.cluster.scratch import scratch_folder, scratch_problem
@@ -74,7 +75,8 @@ def start(
     Args:
         dashboard: start a local Ray with its dashboard and state API, on 127.0.0.1. Ray
             Train inside Ray Tune needs it to free the resources of stopped trials.
-        log: called with the resources that an autoscaled cluster is waiting for.
+        log: called with the resources that an autoscaled cluster is waiting for, and with
+            `SHARED` where it is a cluster.
 
     Yields:
         the cluster's resources.
@@ -98,6 +100,8 @@ def start(
     check(resources)
     address = _address(resources)
     options = _cluster_options(address) if address else _local_options(resources, dashboard)
+    if address and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # `submit` has said it
+        log(SHARED)
     _init(address, options)
     try:
         with wait_for_resources(resources.wait_for, resources.wait_minutes, log) as available:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from xxhash import xxh3_64_intdigest
 
+from multistill.damaged import read_table, reading
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray, IntArray
 from multistill.workspace import to_json
@@ -110,7 +111,8 @@ def classes_of(table: pa.Table | pa.Schema) -> tuple[str, ...]:
 
 def read_classes(folder: Path) -> tuple[str, ...]:
     """The classes in order of the manifest in a folder."""
-    return classes_of(pq.read_schema(folder / MANIFEST))
+    with reading(folder / MANIFEST):
+        return classes_of(pq.read_schema(folder / MANIFEST))
 
 
 def write_manifest(table: pa.Table, folder: Path) -> Path:
@@ -151,7 +153,8 @@ def read_manifest(path: Path, columns: list[str] | None = None) -> pa.Table:
     file = path / MANIFEST if path.is_dir() else path
     if not file.is_file():
         raise MultistillError(f"there is no manifest at {os.fspath(file)}; run the job again")
-    schema = pq.read_schema(file)
+    with reading(file):
+        schema = pq.read_schema(file)
     missing = [name for name in MANIFEST_COLUMNS if name not in schema.names]
     if _CLASSES.encode() not in (schema.metadata or {}):
         missing.append("the list of classes")
@@ -160,7 +163,7 @@ def read_manifest(path: Path, columns: list[str] | None = None) -> pa.Table:
             f"{os.fspath(file)} is not a manifest of this version: it lacks {', '.join(missing)}; "
             "remove its folder and run the job again"
         )
-    return pq.read_table(file, columns=columns)
+    return read_table(file, columns=columns)
 
 
 def data_digest(manifest: Path) -> str:

@@ -40,6 +40,7 @@ from multistill.corpora.unlabelled import (
     sentences,
     unlabelled_titles,
 )
+from multistill.damaged import read_table
 from multistill.errors import MultistillError, UsageError
 from multistill.tracking.logger import NullLogger, RunLogger
 from multistill.wording import counted
@@ -342,8 +343,8 @@ def is_current(manifest: Path, digests: Path) -> bool:
     A manifest that was deleted or cut off is not current.
     """
     try:
-        rows = pq.read_table(manifest, columns=["audio_path", "audio_digest"])
-    except (FileNotFoundError, pa.ArrowInvalid):
+        rows = read_table(manifest, columns=["audio_path", "audio_digest"])
+    except (FileNotFoundError, MultistillError):
         return False
     known = Digests(digests)
     content = dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from multistill.config import CLASSES
 from multistill.corpora.manifest import classes_of, with_classes
+from multistill.damaged import read_table, reading
 from multistill.distillation.files import STATES
 from multistill.errors import MultistillError
 from multistill.metrics.classification import EPS, distributions
@@ -109,13 +110,14 @@ def read_soft_targets(path: Path) -> SoftTargets:
         MultistillError: the file is missing, truncated or lacks a column.
     """
     try:
-        table = pq.read_table(path)
+        table = read_table(path)
     except FileNotFoundError:
         raise MultistillError(f"{path} is missing; run the job again") from None
-    except pa.ArrowInvalid as error:
-        raise MultistillError(
-            f"{path} is damaged ({error}); remove it and run the job again"
-        ) from error
+    with reading(path):
+        return _soft_targets(table, path)
+
+
+def _soft_targets(table: pa.Table, path: Path) -> SoftTargets:
     metadata = table.schema.metadata or {}
     names = tuple(json.loads(metadata.get(b"dimensions", b"[]")))
     has_outputs = not names or bool(classes_of(table))
@@ -200,13 +202,15 @@ def read_states(targets: Path) -> StatesFile:
         raise MultistillError(
             f"{path} is damaged ({error}); remove it and run the job again"
         ) from error
-    lengths = {name: tensors.pop(f"{name}_lengths").numpy() for name in _sequence_names(tensors)}
-    return StatesFile(
-        rows=tensors["row"].numpy(),
-        teacher=tensors["teacher"].numpy(),
-        pooled=tensors["pooled"],
-        sequences={name: (tensors[f"{name}_states"], own) for name, own in lengths.items()},
-    )
+    with reading(path):
+        names = _sequence_names(tensors)
+        lengths = {name: tensors.pop(f"{name}_lengths").numpy() for name in names}
+        return StatesFile(
+            rows=tensors["row"].numpy(),
+            teacher=tensors["teacher"].numpy(),
+            pooled=tensors["pooled"],
+            sequences={name: (tensors[f"{name}_states"], own) for name, own in lengths.items()},
+        )
 
 
 def sequence_tensors(sequences: Mapping[str, RaggedStates]) -> dict[str, AnyArray]:

@@ -27,6 +27,7 @@ from multistill.audio.conditions import (
 from multistill.audio.distortions import generator_for, wrong_words
 from multistill.config import FeaturesConfig
 from multistill.corpora.manifest import MANIFEST
+from multistill.damaged import read_table
 from multistill.errors import MultistillError
 from multistill.features.cache import open_store
 from multistill.features.distorted import (
@@ -135,7 +136,7 @@ def _read(manifests: Sequence[Path], features: Path) -> _TestClips:
     store = open_store(features)
     parts = []
     for manifest in manifests:
-        table = pq.read_table(manifest / MANIFEST, columns=names, filters=[("split", "=", "test")])
+        table = read_table(manifest / MANIFEST, columns=names, filters=[("split", "=", "test")])
         known = [name in store for name in table["utterance_id"].to_pylist()]
         parts.append(table.filter(pa.array(known, pa.bool_())))
     rows = pa.concat_tables(parts).to_pydict()

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from multistill.corpora.agreement import answers_against_others
 from multistill.corpora.manifest import MANIFEST
+from multistill.damaged import read_table
 from multistill.evaluation.scoring import Scorer
 from multistill.metrics.classification import class_support, from_confusion
 from multistill.metrics.intervals import intervals
@@ -106,7 +106,7 @@ def _test_votes(manifests: Sequence[Path], ids: Sequence[str]) -> tuple[list[str
     """Corpus and votes [N, C] of each clip; zeros where there are none."""
     found: dict[str, tuple[str, list[int] | None]] = {}
     for manifest in manifests:
-        table = pq.read_table(
+        table = read_table(
             manifest / MANIFEST,
             columns=["utterance_id", "corpus", "votes"],
             filters=[("split", "=", "test")],

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from multistill.corpora.groups import connected_groups
 from multistill.corpora.manifest import classes_of
+from multistill.damaged import read_table, reading
 from multistill.evaluation.comparisons import Scores, difference
 from multistill.metrics.classification import (
     HARD,
@@ -54,7 +55,12 @@ class Answers:
 def read_answers(file: Path) -> Answers:
     """Read predictions.parquet; the classes are sorted, so that two files give equal indices."""
     columns = ["utterance_id", "model", "label", "truth", "session", "speaker"]
-    table = pq.read_table(file, columns=columns).sort_by("utterance_id")
+    table = read_table(file, columns=columns)
+    with reading(file):
+        return _answers(table.sort_by("utterance_id"))
+
+
+def _answers(table: pa.Table) -> Answers:
     classes = tuple(sorted(classes_of(table)))
     index = {name: number for number, name in enumerate(classes)}
     models = np.asarray(table["model"].to_pylist())

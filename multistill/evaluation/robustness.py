@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from multistill.audio.conditions import CONDITIONS, Kind
+from multistill.damaged import read_table
 from multistill.evaluation.comparisons import Scores, difference
 from multistill.evaluation.distorted_clips import CLIPS, LISTED, STORE
 from multistill.evaluation.scoring import Scorer
@@ -89,7 +89,7 @@ class Robustness:
         self.clean = clean
         self.distorted = FeatureStore(folder / STORE)
         self.listed: list[dict[str, Any]] = read_json(folder / LISTED)["conditions"]
-        rows = pq.read_table(folder / CLIPS, columns=["condition", "clip"]).to_pydict()
+        rows = read_table(folder / CLIPS, columns=["condition", "clip"]).to_pydict()
         changed: dict[str, set[str]] = {each["name"]: set() for each in self.listed}
         for condition, clip in zip(rows["condition"], rows["clip"], strict=True):
             changed[condition].add(clip)

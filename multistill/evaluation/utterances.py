@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from multistill.corpora.manifest import (
     MANIFEST,
@@ -21,6 +20,7 @@ from multistill.corpora.manifest import (
     label_arrays,
 )
 from multistill.corpora.text import normal_text
+from multistill.damaged import read_table
 from multistill.errors import MultistillError
 from multistill.typing import DoubleArray, IntArray
 
@@ -127,7 +127,7 @@ def majority_of(test: Utterances, training: TrainingStatistics) -> Majority:
 
 
 def _read_split(manifest: Path, split: str, columns: list[str]) -> pa.Table:
-    return pq.read_table(manifest / MANIFEST, columns=columns, filters=[("split", "=", split)])
+    return read_table(manifest / MANIFEST, columns=columns, filters=[("split", "=", split)])
 
 
 def read_utterances(

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from multistill.audio.augmentation import Sounds, augment_wave, sounds_in
 from multistill.audio.distortions import generator_for
 from multistill.config import CopiesConfig, FeaturesConfig
+from multistill.damaged import read_table
 from multistill.errors import MultistillError
 from multistill.features.cache import open_store
 from multistill.features.copies import copy_name
@@ -86,7 +87,7 @@ def list_copies(
     store = open_store(features)
     clips: dict[str, dict[str, Any]] = {}
     for manifest in manifests:
-        rows = pq.read_table(manifest, columns=names, filters=[("split", "=", "train")])
+        rows = read_table(manifest, columns=names, filters=[("split", "=", "train")])
         for row in rows.to_pylist():
             if row["utterance_id"] in store:
                 clips.setdefault(row["utterance_id"], row)

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from multistill.audio import SAMPLE_RATE
 from multistill.audio.errors import UnusableClipError, describe
 from multistill.audio.reading import read_sound
+from multistill.damaged import read_table
 from multistill.errors import MultistillError
 from multistill.features.encode import ray_data
 from multistill.features.shards import ShardPlan, plan_shards, read_shard
@@ -171,7 +172,7 @@ def finish_functionals(plan: ShardPlan, sets: Sequence[str], out: Path) -> dict[
     reasons = [
         reason
         for shard in range(plan.shards)
-        for reason in pq.read_table(shard_path(out, shard), columns=["reason"])[0].to_pylist()
+        for reason in read_table(shard_path(out, shard), columns=["reason"])[0].to_pylist()
     ]
     failed = [reason for reason in reasons if reason]
     if len(failed) == len(reasons):
@@ -197,7 +198,7 @@ class Functionals:
     def __init__(self, folder: Path) -> None:
         info = read_json(folder / INFO)
         self.sets: list[str] = list(info["sets"])
-        parts = [pq.read_table(shard_path(folder, shard)) for shard in range(info["shards"])]
+        parts = [read_table(shard_path(folder, shard)) for shard in range(info["shards"])]
         table = pa.concat_tables(parts)
         table = table.filter(pc.is_null(table["reason"]))
         names = table["utterance_id"].to_pylist()

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from multistill.config import FeaturesConfig
+from multistill.damaged import read_table
 from multistill.features.store import QUARANTINE
 from multistill.workspace import atomic_path
 
@@ -63,6 +64,6 @@ def too_many_quarantined(
     """
     if summary["quarantined"] > config.max_quarantined * summary["clips"]:
         table = store / QUARANTINE
-        rows = pq.read_table(table).select(list(_COLUMNS)).to_pylist()
+        rows = read_table(table).select(list(_COLUMNS)).to_pylist()
         failed = [[row[name] for name in _COLUMNS] for row in rows]
         yield too_many_failed(config, summary["clips"], failed, table)

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from multistill.damaged import read_table
 from multistill.errors import MultistillError
 from multistill.workspace import atomic_path, canonical, clear, read_json, write_json
 
@@ -55,7 +55,7 @@ def plan_shards(
     Raises:
         MultistillError: the manifest is empty.
     """
-    table = pq.read_table(manifest, columns=list(columns))
+    table = read_table(manifest, columns=list(columns))
     if not len(table):
         raise MultistillError(f"{manifest} has no utterances; check `corpora`")
     content = _digest(table)

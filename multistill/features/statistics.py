@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from multistill.damaged import read_table
 from multistill.encoders.base import Scaling
 from multistill.encoders.source import EncoderSource, Section
 from multistill.errors import MultistillError
@@ -248,7 +248,7 @@ def compute_statistics(manifest: Path, features: Path, out: Path) -> dict[str, A
     Returns:
         JSON summary: `clips`, `frames`, `tokens`.
     """
-    rows = pq.read_table(manifest, columns=["utterance_id"], filters=[("split", "=", "train")])
+    rows = read_table(manifest, columns=["utterance_id"], filters=[("split", "=", "train")])
     statistics = training_statistics(open_store(features), rows["utterance_id"].to_pylist())
     write_statistics(statistics, out)
     return {
@@ -316,7 +316,7 @@ def read_statistics(folder: Path) -> StateStatistics:
             clips=int(info["clips"]),
             speech_parts=parts,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, SafetensorError) as error:
         raise MultistillError(
             f"the statistics in {folder} are missing or damaged ({error}); remove the folder and "
             "run the job again"

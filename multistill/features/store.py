@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from multistill.damaged import damaged, read_table, reading
 from multistill.errors import MultistillError
 from multistill.features.dtypes import Dtype, StoredDtype, dtype_of, unpack
 from multistill.typing import AnyArray, FloatArray, IntArray
@@ -39,6 +39,7 @@ class _Batch:
     """One record batch as NumPy views of the memory-mapped file."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
+        batch.validate(full=True)  # offsets beyond the values would be read from other memory
         self.columns = {}
         for name in ("audio", "text"):
             column = batch.column(name)
@@ -72,8 +73,9 @@ class FeatureStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         try:
-            self.info: dict[str, Any] = read_json(self.folder / INFO)
-            index = pq.read_table(self.folder / INDEX, memory_map=True)
+            with reading(self.folder / INFO):
+                self.info: dict[str, Any] = dict(read_json(self.folder / INFO))
+            index = read_table(self.folder / INDEX)
         except FileNotFoundError as error:
             raise MultistillError(
                 f"{self.folder} is not a complete feature store ({error.filename} is missing); "
@@ -84,14 +86,28 @@ class FeatureStore:
                 f"{self.folder} has store format {self.info.get('format')}, this version reads "
                 f"{FORMAT}; remove the folder and run the job again"
             )
+        with reading(self.folder / INFO):
+            self._read_info()
+        with reading(self.folder / INDEX):
+            self._read_index(index)
+        self._shards: dict[int, list[_Batch]] = {}
+
+    def _read_info(self) -> None:
         self.dtype: Dtype = self.info["dtype"]
-        self.audio_dim: int = self.info["audio_dim"]
-        self.text_dim: int = self.info["text_dim"]
+        self.audio_dim: int = int(self.info["audio_dim"])
+        self.text_dim: int = int(self.info["text_dim"])
         # A store that tests or benchmarks write has no encoder, and holds states.
         self.types: dict[str, StoredDtype] = {
             name: dtype_of(self.info.get(encoder, {}).get("stored", "states"), self.dtype)
             for name, encoder in (("audio", "speech"), ("text", "text"))
         }
+        self._files = {int(entry["shard"]): dict(entry) for entry in self.info["shards"]}
+        for entry in self._files.values():
+            name = str(entry["file"])
+            if Path(name).name != name:
+                raise ValueError(f"a shard is no file of the store: {name}")
+
+    def _read_index(self, index: pa.Table) -> None:
         self.ids: list[str] = index.column("utterance_id").to_pylist()
         self._row = {name: row for row, name in enumerate(self.ids)}
         self._positions = np.stack(
@@ -99,8 +115,6 @@ class FeatureStore:
         )
         self._frames = index.column("audio_frames").to_numpy().astype(np.int64)
         self._tokens = index.column("text_tokens").to_numpy().astype(np.int64)
-        self._files = {entry["shard"]: entry for entry in self.info["shards"]}
-        self._shards: dict[int, list[_Batch]] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -146,7 +160,10 @@ class FeatureStore:
         """Stored values [length, dim] (a view of the mapped file) and int8 scales [dim]."""
         shard, batch, row = self._positions[self._row_of(utterance_id)]
         dim = self.audio_dim if modality == "audio" else self.text_dim
-        return self._batches(int(shard))[batch].raw(modality, int(row), dim)
+        try:
+            return self._batches(int(shard))[batch].raw(modality, int(row), dim)
+        except (LookupError, TypeError, ValueError) as error:
+            raise damaged(self.folder / INDEX, error) from error
 
     def _row_of(self, utterance_id: str) -> int:
         row = self._row.get(utterance_id)
@@ -158,23 +175,24 @@ class FeatureStore:
             path = self.folder / SHARDS / self._files[shard]["file"]
             try:
                 reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            except (OSError, pa.ArrowInvalid) as error:
+                batches = [_Batch(reader.get_batch(i)) for i in range(reader.num_record_batches)]
+            except (OSError, LookupError, AttributeError, pa.ArrowException) as error:
                 raise MultistillError(
                     f"the shard {path} cannot be read ({error}); remove the folder "
                     f"{self.folder} and run the job again"
                 ) from error
-            batches = [_Batch(reader.get_batch(i)) for i in range(reader.num_record_batches)]
             self._shards[shard] = batches
         return batches
 
     def encoders(self) -> dict[str, dict[str, Any]]:
         """Name, revision, dimension and settings of the encoders that made the states."""
-        settings = self.info.get("settings", {})
-        return {
-            kind: {**self.info[kind], "settings": settings.get(kind, {})}
-            for kind in ("speech", "text")
-            if kind in self.info
-        }
+        with reading(self.folder / INFO):
+            settings = self.info.get("settings", {})
+            return {
+                kind: {**self.info[kind], "settings": settings.get(kind, {})}
+                for kind in ("speech", "text")
+                if kind in self.info
+            }
 
     def verify(self) -> None:
         """Compare every shard with its checksum.

@@ -206,9 +206,9 @@ def read_marker(folder: Path, shard: int) -> dict[str, Any] | None:
     try:
         marker = read_json(marker_path(folder, shard))
         size = (folder / SHARDS / marker["file"]).stat().st_size
+        return cast("dict[str, Any]", marker) if size == marker["bytes"] else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    return cast("dict[str, Any]", marker) if size == marker["bytes"] else None
 
 
 def finish_store(

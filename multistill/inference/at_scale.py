@@ -19,6 +19,7 @@ from multistill.cluster import session
 from multistill.config import ResourcesConfig
 from multistill.corpora.manifest import MANIFEST
 from multistill.corpora.text import control_characters, tidy
+from multistill.damaged import read_table
 from multistill.errors import UsageError
 from multistill.features.encode import encode
 from multistill.features.identity import features_identity
@@ -122,7 +123,7 @@ def _of_store(
     predictor: Predictor, folder: Path, only: Sequence[str] | None, unsure_below: float | None
 ) -> Iterator[Results]:
     store = FeatureStore(folder)
-    failed = pq.read_table(folder / QUARANTINE, columns=["utterance_id", "reason"]).to_pylist()
+    failed = read_table(folder / QUARANTINE, columns=["utterance_id", "reason"]).to_pylist()
     yield [(row["utterance_id"], row["reason"]) for row in failed]
     for start in range(0, len(store.ids), CLIPS_PER_BATCH):
         ids = store.ids[start : start + CLIPS_PER_BATCH]

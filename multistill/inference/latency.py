@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from multistill.audio import SAMPLE_RATE
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
 from multistill.corpora.manifest import MANIFEST
+from multistill.damaged import read_table
 from multistill.encoders import side_by_side
 from multistill.encoders.registry import load_text
 from multistill.errors import MultistillError
@@ -101,7 +101,7 @@ class EncoderLatency:
         self._config = FeaturesConfig.model_validate(info["settings"])
         self._device = device
         self._read_ms: dict[tuple[Encoder, str | None, int | None], list[float]] = {}
-        table = pq.read_table(
+        table = read_table(
             manifest / MANIFEST,
             columns=["utterance_id", "audio_path", "text"],
             filters=[("utterance_id", "in", self.ids)],

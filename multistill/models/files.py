@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from multistill.config import CLASSES
+from multistill.damaged import reading
 from multistill.errors import MultistillError
 from multistill.models.int8 import from_int8, to_int8
 from multistill.models.joint import JointModel, Model, build_model
@@ -36,6 +37,8 @@ CONFIG = "config.json"
 HISTORY = "history.json"
 """Of the training, with a record of every epoch; beside a model of a job alone."""
 FORMAT = 3
+_MAX_SIZE = 2**20
+"""Of any width or number in `spec`, far beyond every real one."""
 if TYPE_CHECKING:
     from multistill.encoders.source import EncoderSource
 
@@ -211,10 +214,14 @@ def load_model(folder: Path, expect: Mapping[str, Any] | None = None) -> Model:
     config = read_model_config(folder)
     for name, value in (expect or {}).items():
         _compare(folder, name, config.get(name), value)
-    spec = ModelSpec.from_dict(config["spec"])
-    sources = trained_encoders_of(folder, config)
+    with reading(folder / CONFIG):
+        spec = ModelSpec.from_dict(config["spec"])
+        dims = int(config["audio_dim"]), int(config["text_dim"])
+        sources = trained_encoders_of(folder, config)
+        if not sources:
+            _refuse_size(spec, dims, folder / WEIGHTS)
     encoders = {name: source.load() for name, source in sources.items()}
-    model = build_model(spec, int(config["audio_dim"]), int(config["text_dim"]), encoders)
+    model = build_model(spec, *dims, encoders)
     if isinstance(model, JointModel):
         load_weights(model.head, folder / WEIGHTS, config["sha256"])
         expected = model.trained_encoder_state()
@@ -225,6 +232,23 @@ def load_model(folder: Path, expect: Mapping[str, Any] | None = None) -> Model:
     else:
         load_weights(model, folder / WEIGHTS, config["sha256"])
     return model.eval()
+
+
+def _refuse_size(spec: ModelSpec, dims: tuple[int, int], weights: Path) -> None:
+    """Refuse a config that claims more than the weights hold, before memory is taken for it.
+
+    Raises:
+        ValueError: a size is implausible.
+    """
+    sizes = [value for value in vars(spec).values() if isinstance(value, int)]
+    if max([*sizes, *dims]) > _MAX_SIZE:
+        raise ValueError(f"a size of the model is {max([*sizes, *dims])}")
+    held = weights.stat().st_size if weights.exists() else 0
+    with torch.device("meta"):
+        tensors = build_model(spec, *dims, {}).state_dict().values()
+    elements = sum(tensor.numel() for tensor in tensors)
+    if elements > max(held, _MAX_SIZE):  # no type takes less than a byte
+        raise ValueError(f"the model has {elements} weights, more than {weights.name} can hold")
 
 
 def _trained_entries(config: Mapping[str, Any]) -> dict[Encoder, Mapping[str, Any]]:

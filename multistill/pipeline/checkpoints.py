@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multistill.config import JobConfig
+from multistill.damaged import read_table
 from multistill.errors import UsageError
 from multistill.pipeline import variants
 from multistill.pipeline.folds import FOLDS, split_unit
@@ -241,12 +242,10 @@ def _manifest(folder: Path, done: Mapping[str, Any] | None) -> Path | None:
 
 def _trained_on(manifest: Path) -> frozenset[str]:
     """Ids of the clips on which models of this manifest are trained and chosen."""
-    import pyarrow.parquet as pq
-
     from multistill.corpora.manifest import MANIFEST, UNLABELLED
 
     parts = ["train", "valid", UNLABELLED]
-    table = pq.read_table(
+    table = read_table(
         manifest / MANIFEST, columns=["utterance_id"], filters=[("split", "in", parts)]
     )
     return frozenset(table["utterance_id"].to_pylist())

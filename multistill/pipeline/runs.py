@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multistill.damaged import reading
 from multistill.errors import MultistillError, UsageError
 from multistill.pipeline import variants
 from multistill.pipeline.drivers import DriverStatus, latest_by_variant, read_drivers
@@ -101,8 +102,9 @@ def _report_of(workspace: Path, name: str, key: str) -> Path | None:
         if folder.is_symlink():  # `latest`
             continue
         artifact = root.find(kind, folder.name)
-        if artifact and variants.variant_key(artifact.meta["config"]["job"]) == key:
-            found.append((str(artifact.meta["created"]), artifact.path))
+        with reading(folder / DONE):
+            if artifact and variants.variant_key(artifact.meta["config"]["job"]) == key:
+                found.append((str(artifact.meta["created"]), artifact.path))
     return max(found)[1] if found else None
 
 
@@ -120,27 +122,32 @@ def _read(file: Path) -> tuple[dict[str, Any], str]:
 
 
 def _load(file: Path, workspace: Path) -> Run:
-    from multistill.report.compare import Run
-
     report, problem = _read(file)
     if problem:
         raise UsageError(
             f"{file} {problem}; give the folder of a report, or the name of a job that ran in "
             f"`{workspace}`"
         )
+    with reading(file):
+        return _run(file, report, workspace)
+
+
+def _run(file: Path, report: Mapping[str, Any], workspace: Path) -> Run:
+    from multistill.report.compare import Run
+
     folder = file.resolve().parent
     own = [*folder.parents][2:3]  # <workspace>/reports/<job>/<fingerprint>
     predictions = next(
         (file for root in (*own, workspace) for file in _predictions(report, Workspace(root))), None
     )
     if not (folder / DONE).is_file():
-        return Run(report["job"], None, folder, report, predictions=predictions)
+        return Run(str(report["job"]), None, folder, dict(report), predictions=predictions)
     meta = read_json(folder / DONE)
     return Run(
-        job=report["job"],
+        job=str(report["job"]),
         key=variants.variant_key(meta["config"]["job"]),
         folder=folder,
-        report=report,
+        report=dict(report),
         settings=variants.settings(meta["provenance"]["job"]),
         predictions=predictions,
     )
@@ -182,7 +189,14 @@ def _describe(
     }
     if folder is not None:
         report, problem = _read(folder / JSON)
-        row |= {"reason": f"{folder / JSON} {problem}"} if problem else _figures(report)
+        if problem:
+            row |= {"reason": f"{folder / JSON} {problem}"}
+        else:
+            try:
+                with reading(folder / JSON):
+                    row |= _figures(report)
+            except MultistillError as error:  # of this job alone: the others are listed
+                row |= {"reason": str(error)}
     if driver is not None and driver.alive:
         return row | {"state": "running", "stage": driver.content["stage"]}
     if folder is not None:

@@ -121,11 +121,11 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    import yaml
+    from multistill.pipeline.job_yaml import NotValidYamlError, read
 
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError:
+        values = read(file.read_text(encoding="utf-8")).data
+    except (NotValidYamlError, ValueError, OSError):  # whatever somebody put there
         values = None
     return values if isinstance(values, dict) else {}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from multistill.corpora.manifest import MANIFEST, UNLABELLED, classes_of, tied
+from multistill.damaged import read_table
 
 SPLITS = ("train", "valid", "test")
 COLUMNS = ["corpus", "session", "speaker", "dialogue", "label", "votes", "split", "duration_s"]
@@ -22,7 +22,7 @@ def describe_corpus(manifest: Path, summary: Mapping[str, Any]) -> dict[str, Any
         manifest: folder of the manifest.
         summary: of the `prepare` artifact: `rejected`, `synthetic`, `leaks`, `unlabelled`.
     """
-    table = pq.read_table(
+    table = read_table(
         manifest / MANIFEST,
         columns=COLUMNS,
         read_dictionary=["corpus", "session", "speaker", "dialogue", "label", "split"],

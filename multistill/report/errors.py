@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from multistill.corpora.manifest import MANIFEST, classes_of
+from multistill.damaged import read_table
 from multistill.evaluation.paired import PREDICTIONS
 from multistill.metrics.classification import divergences
 from multistill.typing import DoubleArray, IntArray
@@ -94,7 +95,7 @@ class _Predictions:
         self.classes = classes_of(pq.read_schema(file))
         self.distributions: dict[str, DoubleArray] = {}
         for name in models:  # one at a time: a row of a model is read once and held as numbers
-            table = pq.read_table(file, filters=[("model", "=", name)])
+            table = read_table(file, filters=[("model", "=", name)])
             flat = table["distribution"].combine_chunks().flatten().to_numpy()
             self.distributions[name] = flat.astype(np.float64).reshape(-1, len(self.classes))
         self.ids: list[str] = table["utterance_id"].to_pylist() if models else []
@@ -120,7 +121,7 @@ class _Predictions:
         )
         if not unlabelled:
             return np.ones(len(self.ids), dtype=bool)
-        table = pq.read_table(
+        table = read_table(
             manifest / MANIFEST,
             columns=["utterance_id", "label_soft"],
             filters=[("utterance_id", "in", unlabelled)],
@@ -157,9 +158,7 @@ def _with_votes(found: dict[str, Any], manifest: Path, transcripts: bool) -> dic
         return found
     columns = ["utterance_id", "label_soft", "text"]
     ids = sorted({clip["id"] for clip in clips})
-    table = pq.read_table(
-        manifest / MANIFEST, columns=columns, filters=[("utterance_id", "in", ids)]
-    )
+    table = read_table(manifest / MANIFEST, columns=columns, filters=[("utterance_id", "in", ids)])
     classes = classes_of(table)
     rows = {row["utterance_id"]: row for row in table.to_pylist()}
     for clip in clips:

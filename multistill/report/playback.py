@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import soundfile
 
 from multistill.audio import SAMPLE_RATE
 from multistill.audio.errors import UnusableClipError
 from multistill.audio.reading import read_sound
 from multistill.corpora.manifest import MANIFEST
+from multistill.damaged import read_table
 
 MAX_SECONDS = 30.0
 """Of one clip; what is longer is cut."""
@@ -45,7 +45,7 @@ def read_clips(manifest: Path, ids: Iterable[str], limit_mb: float) -> Playback:
     """
     wanted = list(dict.fromkeys(ids))
     columns, chosen = ["utterance_id", "audio_path"], [("utterance_id", "in", wanted)]
-    table = pq.read_table(manifest / MANIFEST, columns=columns, filters=chosen)
+    table = read_table(manifest / MANIFEST, columns=columns, filters=chosen)
     paths = {row["utterance_id"]: row["audio_path"] for row in table.to_pylist()}
     playback, size = Playback(), 0
     for name in wanted:

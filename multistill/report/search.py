@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from multistill.config import JobConfig
+from multistill.damaged import read_table, reading
 from multistill.search.finalists import winner_of
 from multistill.search.results import STUDY, TRIALS
 from multistill.workspace import Artifact, fold_folder, read_json
@@ -117,5 +116,7 @@ def scores_over_seeds(
 
 def read_trials(folder: Path) -> list[dict[str, Any]]:
     """Every trial with its parameters, in order of its number."""
-    rows = pq.read_table(folder / TRIALS).drop_columns(["key", "started"]).to_pylist()
-    return [{**row, "params": json.loads(row["params"])} for row in rows]
+    table = read_table(folder / TRIALS)
+    with reading(folder / TRIALS):
+        rows = table.drop_columns(["key", "started"]).to_pylist()
+        return [{**row, "params": json.loads(row["params"])} for row in rows]

@@ -6,7 +6,6 @@ import shutil
 import signal
 import threading
 import time
-import uuid
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,12 @@ from multistill.search.trial_folders import (
     unfinished_trials,
 )
 from multistill.search.trial_logger import TrialLogger
-from multistill.search.tune_internals import NotPickled, quiet_tune, replay_trial
+from multistill.search.tune_internals import (
+    NotPickled,
+    private_storage,
+    quiet_tune,
+    replay_trial,
+)
 from multistill.tracking.logger import RunLogger
 
 MAX_TRIALS, MAX_TRIALS_PER_SLOT = 400, 20
@@ -97,20 +101,17 @@ def run_experiment(
     trial_logger = _trial_logger(logger, searcher, spec, folders)
     for trial in _valued(searcher.study):
         replay_trial(scheduler, trial_key(trial.number), trial)
-    scratch = out / "tune" / uuid.uuid4().hex[:8]
-    scratch.mkdir(parents=True)
     try:
-        with interrupt, quiet_tune():
+        with private_storage() as storage, interrupt, quiet_tune():
             tune.Tuner(
                 _trainable(spec, objective, gpus),
                 tune_config=_tune_config(spec, searcher, scheduler),
-                run_config=_run_config(spec, scratch, _Stopper(interrupt, searcher), trial_logger),
+                run_config=_run_config(spec, storage, _Stopper(interrupt, searcher), trial_logger),
             ).fit()
     finally:
         request.clear()
         trial_logger.close_running()
         folders.remove_all()
-        shutil.rmtree(scratch, ignore_errors=True)
         if not driver.startswith(JOINED):
             took = {
                 "seconds": round(time.monotonic() - started, 3),
@@ -246,11 +247,11 @@ def _tune_config(
 
 
 def _run_config(
-    spec: SearchSpec, scratch: Path, stopper: tune.Stopper, trial_logger: TrialLogger
+    spec: SearchSpec, storage: Path, stopper: tune.Stopper, trial_logger: TrialLogger
 ) -> tune.RunConfig:
     return tune.RunConfig(
         name="trials",
-        storage_path=str(scratch),
+        storage_path=str(storage),
         stop=stopper,
         failure_config=tune.FailureConfig(max_failures=spec.config.max_failures),
         # A trial keeps its own checkpoints, where another driver finds them.

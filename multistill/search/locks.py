@@ -10,6 +10,7 @@ sees it continues it. No clocks are compared.
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ DRIVER_EXIT_TIMEOUT_S = 60.0
 
 _STUDY_LOCK = "study.lock"
 _DRIVERS = "drivers"
+_NAME = re.compile(rf"(?:{JOINED})?[0-9a-f]{{12}}")
 
 
 class StudyLock:
@@ -79,8 +81,11 @@ def is_alive(folder: Path, driver: str) -> bool:
     Call it under the `StudyLock` only: the check acquires the driver's lock for a moment, and
     a concurrent check would mistake that for a living driver.
     """
+    # The name comes from the study: another one than a lease's could lead out of the folder.
+    if not _NAME.fullmatch(str(driver)):
+        return False
     path = folder / _DRIVERS / driver
-    if not driver or not path.exists():
+    if not path.exists():
         return False
     lock = FileLock(path)
     try:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from multistill.config import SearchConfig
-from multistill.errors import MultistillError, UsageError
+from multistill.damaged import reading
+from multistill.errors import UsageError
 from multistill.training.task import TrainingTask
 from multistill.workspace import read_json, write_json
 
@@ -74,20 +75,16 @@ class SearchSpec:
             MultistillError: the file is damaged.
         """
         try:
-            values: dict[str, Any] = read_json(folder / SPEC)
-            return cls(
-                base=TrainingTask.from_dict(values["base"]),
-                config=SearchConfig.model_validate(values["config"]),
-                seed=int(values["seed"]),
-                fingerprint=str(values["fingerprint"]),
-                study=str(values["study"]),
-            )
+            with reading(folder / SPEC):
+                values: dict[str, Any] = read_json(folder / SPEC)
+                return cls(
+                    base=TrainingTask.from_dict(values["base"]),
+                    config=SearchConfig.model_validate(values["config"]),
+                    seed=int(values["seed"]),
+                    fingerprint=str(values["fingerprint"]),
+                    study=str(values["study"]),
+                )
         except FileNotFoundError as error:
             raise UsageError(
                 f"{folder} holds no search; give the folder or name of a search that was started"
-            ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise MultistillError(
-                f"{folder / SPEC} is damaged ({error}); remove the folder {folder} and start the "
-                "search again"
             ) from error

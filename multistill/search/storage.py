@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multistill.damaged import reading
 from multistill.databases import explain, problem_of
 from multistill.errors import UsageError
 from multistill.search.locks import StudyLock
@@ -55,7 +56,8 @@ def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
         lock = StudyLock(folder, f"{JOURNAL}.lock")
         with lock:
             _drop_torn_line(folder / JOURNAL)
-        return JournalStorage(JournalFileBackend(str(folder / JOURNAL), lock_obj=lock))
+        with reading(folder / JOURNAL):
+            return JournalStorage(JournalFileBackend(str(folder / JOURNAL), lock_obj=lock))
     if problem := storage_problem(url):
         raise UsageError(problem)
     try:

@@ -279,7 +279,7 @@ def _run(
             "and the same command continues once the cause is fixed"
         )
     unfinished_trials(out, study)  # removes what a killed driver left behind
-    for name in ("drivers", "trials", "tune"):
+    for name in ("drivers", "trials"):
         with contextlib.suppress(OSError):  # not empty: another driver is about to exit
             (out / name).rmdir()
     _log_summary(logger, summary, out)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
     # The old output engine prints nothing with `verbose=0`.
     "RAY_AIR_NEW_OUTPUT": "0",
-    # Trials stay out of Tune's scratch folder, which is removed.
+    # Trials stay out of Tune's own folder, which is removed.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 """Variables that Ray reads in the driver; most are documented in its source code only."""
@@ -47,7 +48,7 @@ _NO_MESSAGE = "its process exited without an error message"
 
 
 class NotPickled:
-    """Base of objects that Tune pickles into its scratch folder, where nothing reads them.
+    """Base of objects that Tune pickles into its own folder, where nothing reads them.
 
     Schedulers, searchers, callbacks and stoppers are part of Tune's snapshots; these hold
     locks, loggers and database connections, which cannot be pickled.
@@ -55,6 +56,18 @@ class NotPickled:
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+
+@contextmanager
+def private_storage() -> Iterator[Path]:
+    """A folder for Tune's own files, on this machine and readable by this user only.
+
+    Tune writes pickles there and, when an experiment ends, unpickles the error of each failed
+    trial from it (`Trial.get_pickled_error`): in the workspace, whoever may write to that could
+    run code in the driver. Nodes need not see it, since a trial keeps its own checkpoints.
+    """
+    with tempfile.TemporaryDirectory(prefix="multistill-tune-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
 
 
 @contextmanager

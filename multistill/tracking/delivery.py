@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from multistill.tracking.journal import Journal, Record
@@ -226,8 +227,8 @@ class Delivery:
 
     def _store(self, run: Run, record: Record, journal: Journal) -> None:
         """Upload the file or folder of a record, or register it as a model."""
-        path = journal.folder / record["file"]
-        if not path.exists():  # uploaded when the same record was applied before
+        path = self._copy_of(record, journal)
+        if path is None:
             return
         try:
             if record["op"] == "artifact":
@@ -240,6 +241,15 @@ class Delivery:
         except RecordRejectedError as error:
             self.rejected.append(str(error))
         journal.delete_copy(record["file"])
+
+    def _copy_of(self, record: Record, journal: Journal) -> Path | None:
+        """The file of a record; None if it was uploaded when the record was applied before."""
+        try:
+            path = journal.copy_of(record["file"])
+        except ValueError as error:
+            self.rejected.append(f"{error}; it is not sent")
+            return None
+        return path if path.exists() else None
 
     def _running_descendants(self, experiment: str, node: str) -> list[Run]:
         """Return the runs below a node that are still open; they end with its status."""

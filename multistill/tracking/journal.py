@@ -30,6 +30,7 @@ from multistill.workspace import is_held, to_json
 Record = dict[str, Any]
 DOUBTS = "doubts.json"
 DEFERRED = "deferred.json"
+_COPY_PARTS = 3  # files/<number>/<name>
 
 
 class Journal:
@@ -133,8 +134,26 @@ class Journal:
             shutil.copyfile(source, target)
         return name
 
+    def copy_of(self, name: str) -> Path:
+        """Path of a copy that `copy_in` made, which may be gone.
+
+        Raises:
+            ValueError: the name, or a link in the copy, leads elsewhere. Whoever may write to the
+                workspace may write records: a file of theirs would be sent, or deleted.
+        """
+        path = self.folder / name
+        parts = Path(name).parts
+        if parts[:1] != ("files",) or len(parts) != _COPY_PARTS or ".." in parts:
+            raise ValueError(f"{name!r} is no file of the journal")
+        entries = [self.folder / "files", path.parent, path]
+        for root, folders, files in os.walk(path):
+            entries += [Path(root, each) for each in (*folders, *files)]
+        if any(entry.is_symlink() for entry in entries):
+            raise ValueError(f"{name!r} holds a link, which no file of the journal does")
+        return path
+
     def delete_copy(self, name: str) -> None:
-        shutil.rmtree((self.folder / name).parent, ignore_errors=True)
+        shutil.rmtree(self.copy_of(name).parent, ignore_errors=True)
 
     def read(self, offset: int, limit: int) -> tuple[list[Record], int]:
         """Read up to `limit` records from a byte offset; also return the offset after them.

@@ -142,7 +142,7 @@ def test_advice_about_the_folder_of_a_search(tmp_path: Path) -> None:
     write_spec(out)
     SearchSpec.read(out)
     (out / SPEC).write_text("{")
-    with told("remove the folder {} and start the search again", MultistillError):
+    with told("is damaged ({}); remove the folder {} and run the job again", MultistillError):
         SearchSpec.read(out)
     shutil.rmtree(out)
     _open(make_spec(), out)

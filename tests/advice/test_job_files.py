@@ -775,12 +775,12 @@ def test_advice_about_a_workspace(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with told("workspace `{}` cannot be written ({}); choose another with --workspace"):
         Workspace(tmp_path / "file" / "ws").open()
-    with told("use a folder that every node", UsageError):
+    with told("and copy it to the bucket afterwards, e.g. with `aws s3 sync`", UsageError):
         Workspace("s3://bucket/ws")
     workspace = Workspace(tmp_path / "ws").open()
     artifact = workspace.make("kind", "0" * 16, lambda folder: {})
     (artifact.path / "done.json").write_text("{")
-    with told("remove the folder {} to build it", MultistillError):
+    with told("is damaged ({}); remove the folder {} and run the job again", MultistillError):
         workspace.find("kind", "0" * 16)
     for file in artifact.path.iterdir():
         file.unlink()

@@ -124,7 +124,7 @@ def not_finite(path: Path) -> None:
         (
             SOFT_TARGETS,
             lambda path: path.write_bytes(b""),
-            "{} is damaged ({}); remove it and run the job again",
+            "{} is damaged ({}); remove the folder {} and run the job again",
         ),
         (
             STATES,

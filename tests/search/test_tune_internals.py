@@ -9,12 +9,13 @@ import inspect
 import os
 import pickle
 import signal
+import stat
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.search_case import DISTRIBUTIONS, TEMPERATURE, make_spec, study_of
+from helpers.search_case import DISTRIBUTIONS, TEMPERATURE, make_spec, study_of, write_spec
 from optuna.trial import TrialState, create_trial
 from ray import tune
 from ray.exceptions import ActorDiedError, RayTaskError
@@ -26,6 +27,7 @@ from ray.tune.experimental.output import get_air_verbosity
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.utils.callback import _create_default_callbacks
 
+from multistill.search.experiment import run_experiment
 from multistill.search.storage import quiet_optuna
 from multistill.search.tune_internals import (
     ENVIRONMENT,
@@ -37,6 +39,7 @@ from multistill.search.tune_internals import (
     reopen_trial,
     replay_trial,
 )
+from multistill.tracking.logger import NullLogger
 
 
 @pytest.fixture
@@ -210,3 +213,24 @@ def test_a_trial_that_hands_back_is_not_counted_as_failed(
     trial.handle_error(RayTaskError("train", "trace", pickle.loads(pickle.dumps(error))))
     assert trial.run_metadata.num_failures == failures
     assert trial.should_recover() == (failures <= trial.max_failures)
+
+
+def test_tune_keeps_its_pickles_where_nobody_else_can_write(tmp_path, monkeypatch):
+    """Tune unpickles the error of a failed trial from there, and the workspace is shared."""
+    spec, seen = write_spec(tmp_path, trials=1), []
+
+    class Tuner:
+        def __init__(self, trainable, tune_config, run_config):
+            self.storage = Path(run_config.storage_path)
+
+        def fit(self):
+            seen.append((self.storage, stat.S_IMODE(self.storage.stat().st_mode)))
+
+    monkeypatch.setattr("multistill.search.experiment.tune.Tuner", Tuner)
+    monkeypatch.setattr("multistill.search.experiment._trainable", lambda *_: None)
+    study_of(tmp_path, spec)
+    run_experiment(spec, tmp_path, NullLogger(), None, driver="a", concurrency=1, gpus=0.0)
+    [(storage, mode)] = seen
+    assert mode == 0o700
+    assert not storage.is_relative_to(tmp_path)
+    assert not storage.exists()

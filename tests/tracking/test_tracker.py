@@ -180,3 +180,23 @@ def test_a_database_that_fails_is_told_from_a_value_that_it_does_not_take(
 
     with pytest.raises(RecordRejectedError if lost else ServerUnavailableError):
         call_mlflow(fails)
+
+
+def test_records_that_others_wrote_reach_no_file_outside_the_journal(tmp_path: Path) -> None:
+    outside = tmp_path / "outside" / "data.txt"
+    outside.parent.mkdir()
+    outside.write_text("kept")
+    journal = Journal.create(tmp_path / "spool", {"target": "a"})
+    copied = journal.copy_in(outside.parent)
+    assert (journal.copy_of(copied) / "data.txt").read_text() == "kept"
+    (journal.folder / "files" / "2").mkdir()
+    (journal.folder / "files" / "2" / "link").symlink_to(outside)
+    (journal.folder / "files" / "3").symlink_to(outside.parent)
+    planted = ["files/2/link", "files/3/data.txt", "../../outside/data.txt", str(outside), "lock"]
+    for name in [*planted, "files/../../outside", ""]:
+        with pytest.raises(ValueError, match="journal"):
+            journal.delete_copy(name)
+    (journal.copy_of(copied) / "link").symlink_to(outside)
+    with pytest.raises(ValueError, match="link"):
+        journal.copy_of(copied)
+    assert outside.read_text() == "kept"

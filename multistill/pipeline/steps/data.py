@@ -39,8 +39,12 @@ class Prepare(Step):
     def is_intact(self, artifact: Artifact) -> bool:
         from multistill.corpora.manifest import MANIFEST
         from multistill.corpora.prepare import is_current
+        from multistill.corpora.roots import corpus_roots, stays_inside
 
-        return is_current(artifact.path / MANIFEST, self.workspace.digests)
+        roots = corpus_roots(self.job.corpora, self.workspace.root / "corpora")
+        return is_current(artifact.path / MANIFEST, self.workspace.digests) and all(
+            stays_inside(manifest, roots) for manifest in artifact.path.rglob(MANIFEST)
+        )
 
     def over_limits(self, artifact: Artifact) -> Sequence[str]:
         from multistill.corpora.prepare import excessive_rejections
