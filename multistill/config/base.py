@@ -17,6 +17,9 @@ from pydantic_core import CoreSchema
 
 from multistill.config.secrets import has_secret
 
+Location = tuple[str | int, ...]
+"""A location in the job file, e.g. `("students", 0, "model")`."""
+
 
 def execution(default: Any, **constraints: Any) -> Any:
     """A field that does not change any result, only how it is computed."""

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
+from multistill.config.base import Location
 from multistill.pipeline.job_schema import section_at, types_at
 from multistill.pipeline.job_values import JobValues
 from multistill.pipeline.job_yaml import (
@@ -18,7 +19,6 @@ from multistill.pipeline.job_yaml import (
     name_of,
     read_as,
 )
-from multistill.pipeline.recipes import Location
 
 
 def misread(values: JobValues) -> dict[Location, str]:

@@ -7,7 +7,7 @@ import typing
 from typing import Any
 
 from multistill.config import JobConfig, Section
-from multistill.pipeline.recipes import Location
+from multistill.config.base import Location
 
 
 def section_at(location: Location) -> type[Section] | None:

@@ -7,11 +7,11 @@ from typing import Any
 
 from yaml.nodes import Node, ScalarNode
 
+from multistill.config.base import Location
 from multistill.config.secrets import HIDDEN, has_secret
 from multistill.errors import UsageError
 from multistill.pipeline.job_schema import section_at
 from multistill.pipeline.job_yaml import Document, NotValidYamlError, Problem, name_of, quoted, read
-from multistill.pipeline.recipes import Location
 from multistill.tracking.redaction import redact
 
 

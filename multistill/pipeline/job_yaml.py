@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from multistill.pipeline.recipes import Location
+from multistill.config.base import Location
 
 Problem = tuple[int | None, str]
 """A line (from 1) and a sentence."""

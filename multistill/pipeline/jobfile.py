@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from multistill.config import JobConfig
+from multistill.config.base import Location
 from multistill.encoders.hub import is_folder
 from multistill.encoders.preflight import problems as encoder_problems
 from multistill.encoders.training_data import overlaps
@@ -20,7 +21,7 @@ from multistill.models.presets import resolve
 from multistill.pipeline import job_yaml
 from multistill.pipeline.job_problems import describe, misread
 from multistill.pipeline.job_values import JobValues
-from multistill.pipeline.recipes import Location, get_recipe, steps_of
+from multistill.pipeline.recipes import get_recipe, steps_of
 from multistill.workspace import Workspace
 
 

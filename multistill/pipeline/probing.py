@@ -45,9 +45,9 @@ def measure(job: JobConfig, logger: RunLogger | None = None) -> None:
         resources = this_machine(job)
         with TemporaryDirectory(prefix="multistill-probe-") as folder:
             _measure(job, steps, artifacts, left, resources, Path(folder), logger)
-        found = forecast(job, steps, artifacts, left, resources)
-    if found is not None:
-        keep(job, found, left)
+        made = forecast(job, steps, artifacts, left, resources)
+    if made is not None:
+        keep(job, made, left)
 
 
 @contextmanager

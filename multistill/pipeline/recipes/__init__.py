@@ -12,12 +12,10 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from multistill.config import JobConfig
+from multistill.config.base import Location
 from multistill.errors import UsageError
 from multistill.pipeline.step import Step
 from multistill.workspace import Workspace
-
-Location = tuple[str | int, ...]
-"""A location in the job file, e.g. `("students", 0, "model")`."""
 
 RECIPES = {
     "distillation": "multistill.pipeline.recipes.distillation",

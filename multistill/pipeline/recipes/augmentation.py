@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from multistill.config import AugmentationConfig, JobConfig
+from multistill.config.base import Location
 from multistill.models.spec import Modality
-from multistill.pipeline.recipes import Location
 from multistill.pipeline.recipes.models import models_of, searched_spec
 
 _OF_AUDIO = ("time_masks", "feature_masks")

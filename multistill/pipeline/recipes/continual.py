@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from multistill.config import JobConfig
+from multistill.config.base import Location
 from multistill.config.continual import OWN_WEIGHTS
 from multistill.pipeline.continual import corpora_of
-from multistill.pipeline.recipes import Location, Recipe
+from multistill.pipeline.recipes import Recipe
 from multistill.pipeline.recipes.augmentation import check_augmentation
 from multistill.pipeline.recipes.end_to_end import check_end_to_end
 from multistill.pipeline.recipes.fronts import check_fronts

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 from multistill.config import JobConfig
-from multistill.pipeline.recipes import Location, Recipe
+from multistill.config.base import Location
+from multistill.pipeline.recipes import Recipe
 from multistill.pipeline.recipes.augmentation import check_augmentation
 from multistill.pipeline.recipes.end_to_end import check_end_to_end
 from multistill.pipeline.recipes.fronts import check_fronts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from multistill.config import JobConfig
-from multistill.pipeline.recipes import Location
+from multistill.config.base import Location
 from multistill.pipeline.recipes.models import models_of, searched_spec
 
 NETWORKS = frozenset({"fe2e", "mesm"})

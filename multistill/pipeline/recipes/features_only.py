@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from multistill.config import JobConfig
-from multistill.pipeline.recipes import Location, Recipe
+from multistill.config.base import Location
+from multistill.pipeline.recipes import Recipe
 from multistill.pipeline.recipes.scores import check_scores
 from multistill.pipeline.recipes.unlabelled import refuse_unlabelled
 from multistill.pipeline.step import Step

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from multistill.config import JobConfig, ModelConfig
-from multistill.pipeline.recipes import Location
+from multistill.config.base import Location
 from multistill.pipeline.recipes.models import models_of, searched_spec
 
 BANDS = "log-mel"

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from multistill.config import JobConfig, ModelConfig, TrainSection
+from multistill.config.base import Location
 from multistill.errors import MultistillError
 from multistill.models.presets import resolve
 from multistill.models.spec import ModelSpec
-from multistill.pipeline.recipes import Location
 
 
 @dataclass(frozen=True)

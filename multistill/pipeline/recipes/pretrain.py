@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from multistill.config import JobConfig
+from multistill.config.base import Location
 from multistill.models.branches import BRANCHES
-from multistill.pipeline.recipes import Location, Recipe, distillation
+from multistill.pipeline.recipes import Recipe, distillation
 from multistill.pipeline.recipes.augmentation import check_of_model
 from multistill.pipeline.recipes.models import models_of
 from multistill.pipeline.recipes.tasks import over_batch

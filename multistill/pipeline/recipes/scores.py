@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from multistill.config import JobConfig
-from multistill.pipeline.recipes import Location
+from multistill.config.base import Location
 
 
 def check_scores(job: JobConfig) -> Iterator[tuple[Location, str]]:

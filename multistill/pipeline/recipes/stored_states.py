@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from multistill.config import JobConfig, ModelConfig
+from multistill.config.base import Location
 from multistill.errors import UsageError
 from multistill.models.presets import resolve
-from multistill.pipeline.recipes import Location
 from multistill.pipeline.recipes.models import models_of
 
 Stored = Mapping[str, Sequence[int]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from multistill.config import JobConfig, TrainSection
-from multistill.pipeline.recipes import Location
+from multistill.config.base import Location
 from multistill.pipeline.recipes.models import models_of
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from multistill.config import JobConfig, SearchParameter, TrainSection
+from multistill.config.base import Location
 from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.models.spec import ModelSpec
-from multistill.pipeline.recipes import Location
 from multistill.pipeline.recipes.models import models_of, searched_spec
 from multistill.search.space import ENCODERS, NOT_SEARCHED, known_keys
 

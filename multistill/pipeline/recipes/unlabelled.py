@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from multistill.config import JobConfig
+from multistill.config.base import Location
 from multistill.config.models import STATE_WEIGHTS
-from multistill.pipeline.recipes import Location
 
 _WEIGHTS = ("weight", *STATE_WEIGHTS)
 
