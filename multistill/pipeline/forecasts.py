@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from multistill.config import JobConfig
+from multistill.errors import MultistillError
 from multistill.forecast.estimate import Counts, Estimator, Machine, StageForecast
 from multistill.forecast.keys import encoding_key, stage_what, training_what
 from multistill.forecast.rates import Rates, device_name
@@ -175,7 +176,7 @@ def learn(job: JobConfig, steps: Sequence[Step], step: Step, artifacts: Artifact
     estimator = Estimator(rates, machine, counts_of(artifacts["manifest"]))
     artifact = artifacts[step.artifact]
     rows = list(step.plan(resources, artifacts).get("models", ()))
-    with suppress(OSError):
+    with suppress(OSError, MultistillError):
         if step.name == "features":
             _learn_encoding(job, rates, device, estimator, artifact)
         elif rows:
@@ -229,7 +230,7 @@ def _learn_trainings(
         if of is None or not _made_by(artifact, folder):
             continue
         history = read_json(folder / HISTORY)
-        values = _epochs_of(history)
+        values = _epochs_of(history, int(by_name[of]["workers"]))
         if values is None:
             continue
         size = (folder / "model.safetensors").stat().st_size
@@ -256,8 +257,8 @@ def _made_by(artifact: Artifact, folder: Path) -> bool:
     return made >= ended - timedelta(seconds=artifact.seconds + 2)
 
 
-def _epochs_of(history: Mapping[str, Any]) -> dict[str, float] | None:
-    """Seconds per row of a training; the first epoch, which allocates memory, does not count."""
+def _epochs_of(history: Mapping[str, Any], workers: int) -> dict[str, float] | None:
+    """Seconds per row and worker; the first epoch, which allocates memory, does not count."""
     from statistics import median
 
     epochs, rows = history["epochs"][1:], int(history["train_rows"])
@@ -266,6 +267,8 @@ def _epochs_of(history: Mapping[str, Any]) -> dict[str, float] | None:
     train = [rows / epoch["samples_per_second"] for epoch in epochs]
     valid = [epoch["seconds"] - each for epoch, each in zip(epochs, train, strict=True)]
     return {
-        "train_seconds_per_row": median(train) / rows,
-        "valid_seconds_per_row": max(0.0, median(valid)) / max(1, int(history["valid_rows"])),
+        "train_seconds_per_row": workers * median(train) / rows,
+        "valid_seconds_per_row": workers
+        * max(0.0, median(valid))
+        / max(1, int(history["valid_rows"])),
     }

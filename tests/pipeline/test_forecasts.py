@@ -35,7 +35,13 @@ search: {{trials: 4, epochs: 6, grace_epochs: 2}}
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> JobConfig:
     folder = tmp_path_factory.mktemp("measured")
-    kemdy20.build(folder / "corpus", clips_per_cell=1)
+    kemdy20.make(
+        folder / "corpus",
+        sessions=range(1, 7),
+        segments_per_session=12,
+        glitches=False,
+        samples=12_000,
+    )
     text = JOB.format(workspace=folder / "ws", corpus=folder / "corpus")
     found = jobfile.parse(text, "measured.yaml")
     probing.measure(found)
