@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from multistill import provenance
 from multistill.config import JobConfig
 from multistill.errors import MultistillError, UsageError
-from multistill.pipeline.forecasts import keep_first, learn
+from multistill.pipeline.forecasts import keep_missing, learn
 from multistill.pipeline.recipes import get_recipe, steps_of, why_missing
 from multistill.pipeline.step import Step, StepRun
 from multistill.pipeline.variants import job_file, variant_key
@@ -153,7 +153,7 @@ class RunContext:
             for later in self.steps[number:]:
                 later.preflight(self.artifacts)
             left = [later.name for later in self.steps[number:]]
-            keep_first(self.job, self.steps, self.artifacts, left)
+            keep_missing(self.job, self.steps, self.artifacts, left)
             artifact = self._build(step, name)
             self.display.print(f"{step.name:<9} done in {artifact.seconds:.0f} s  {name}")
         if excess := step.over_limits(artifact):
