@@ -64,18 +64,23 @@ class Rates:
         self.folder = workspace / "rates"
 
     def find(self, what: Mapping[str, Any], device: str) -> Rate | None:
-        """The rate of a thing on a kind of device, of runs if there are any."""
+        """The rate of a thing on a kind of device; of runs if there are any, else of probes."""
         content = self._read(what, device)
-        for source in ("run", "probe"):
-            found = [each for each in content["measurements"] if each["source"] == source]
-            if found:
-                names = {name for each in found for name in each["values"]}
-                values = {
-                    name: [each["values"][name] for each in found if name in each["values"]]
-                    for name in sorted(names)
-                }
-                return Rate(content["title"], device, source, found[-1]["measured"], values)
-        return None
+        sources: dict[Source, list[dict[str, Any]]] = {"run": [], "probe": []}
+        for entry in content["measurements"]:
+            sources[entry["source"]].append(entry)
+        source: Source = "run" if sources["run"] else "probe"
+        if not sources[source]:
+            return None
+        values = _by_quantity(sources[source])
+        # A run does not measure every size; its times are whole, so a probe's would count twice.
+        sizes = {
+            name: found
+            for name, found in _by_quantity(sources["probe"]).items()
+            if name.endswith("_bytes")
+        }
+        newest = sources[source][-1]["measured"]
+        return Rate(content["title"], device, source, newest, {**sizes, **values})
 
     def add(
         self,
@@ -112,6 +117,14 @@ class Rates:
             return empty
         sound = isinstance(content, dict) and isinstance(content.get("measurements"), list)
         return content if sound else empty
+
+
+def _by_quantity(measurements: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    names = {name for entry in measurements for name in entry["values"]}
+    return {
+        name: [entry["values"][name] for entry in measurements if name in entry["values"]]
+        for name in sorted(names)
+    }
 
 
 def device_name() -> str:

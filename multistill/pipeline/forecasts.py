@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from multistill.config import JobConfig
+from multistill.errors import MultistillError
 from multistill.forecast.estimate import Counts, Estimator, Machine, StageForecast
 from multistill.forecast.keys import encoding_key, stage_what, training_what
-from multistill.forecast.rates import Rates, device_name
+from multistill.forecast.rates import KEPT, Rates, device_name
 from multistill.forecast.record import (
     forecast_file,
     keep_forecast,
@@ -134,19 +135,24 @@ def _file(job: JobConfig) -> Path:
     return forecast_file(Workspace(job.workspace).root, job.name, variant_key(job.identity()))
 
 
-def keep_first(
+def keep_missing(
     job: JobConfig, steps: Sequence[Step], artifacts: Artifacts, left: Sequence[str]
 ) -> None:
-    """Before the first stage after `prepare`: a forecast from what earlier runs measured.
+    """Before a stage: a forecast of those that have none, from what was measured so far.
 
     A run goes on without one: nothing may be measured, or the workspace be full.
     """
-    if "manifest" not in artifacts or kept_forecast(job) is not None:
+    before = kept_forecast(job)
+    if "manifest" not in artifacts or (before is not None and not before["missing"]):
         return
     found = forecast(job, steps, artifacts, left, this_machine(job))
-    if found is not None:
-        with suppress(OSError):
-            keep(job, found, left)
+    if found is None:
+        return
+    stages = before["stages"] if before else []
+    known = {entry["stage"]: entry for entry in stages if entry["seconds"] is not None}
+    found["stages"] = [known.get(entry["stage"], entry) for entry in found["stages"]]
+    with suppress(OSError):
+        keep(job, found, left)
 
 
 def this_machine(job: JobConfig) -> dict[str, float]:
@@ -175,7 +181,7 @@ def learn(job: JobConfig, steps: Sequence[Step], step: Step, artifacts: Artifact
     estimator = Estimator(rates, machine, counts_of(artifacts["manifest"]))
     artifact = artifacts[step.artifact]
     rows = list(step.plan(resources, artifacts).get("models", ()))
-    with suppress(OSError):
+    with suppress(OSError, MultistillError):
         if step.name == "features":
             _learn_encoding(job, rates, device, estimator, artifact)
         elif rows:
@@ -223,20 +229,24 @@ def _learn_trainings(
     names = sorted((row["model"] for row in rows), key=len, reverse=True)
     by_name = {row["model"]: row for row in rows}
     working: dict[str, list[float]] = {}
+    measured: dict[str, list[dict[str, float]]] = {}
     for name, entry in artifact.summary["models"].items():
         of = next((known for known in names if name.startswith(known)), None)
         folder = step.workspace.folder(KIND, str(entry["fingerprint"]))
         if of is None or not _made_by(artifact, folder):
             continue
         history = read_json(folder / HISTORY)
-        values = _epochs_of(history)
+        values = _epochs_of(history, int(by_name[of]["workers"]))
         if values is None:
             continue
         size = (folder / "model.safetensors").stat().st_size
         values |= {"model_bytes": float(size)}
-        what = training_what(by_name[of]["rate"])
-        rates.add(what, device, f"training of {of}", "run", values)
+        measured.setdefault(of, []).append(values)
         working.setdefault(of, []).append(sum(epoch["seconds"] for epoch in history["epochs"]))
+    for of, entries in measured.items():
+        for values in entries[-KEPT:]:
+            what = training_what(by_name[of]["rate"])
+            rates.add(what, device, f"training of {of}", "run", values)
     if not working or step.name == "search":
         return
     count = sum(map(len, working.values()))
@@ -256,8 +266,8 @@ def _made_by(artifact: Artifact, folder: Path) -> bool:
     return made >= ended - timedelta(seconds=artifact.seconds + 2)
 
 
-def _epochs_of(history: Mapping[str, Any]) -> dict[str, float] | None:
-    """Seconds per row of a training; the first epoch, which allocates memory, does not count."""
+def _epochs_of(history: Mapping[str, Any], workers: int) -> dict[str, float] | None:
+    """Seconds per row and worker; the first epoch, which allocates memory, does not count."""
     from statistics import median
 
     epochs, rows = history["epochs"][1:], int(history["train_rows"])
@@ -266,6 +276,8 @@ def _epochs_of(history: Mapping[str, Any]) -> dict[str, float] | None:
     train = [rows / epoch["samples_per_second"] for epoch in epochs]
     valid = [epoch["seconds"] - each for epoch, each in zip(epochs, train, strict=True)]
     return {
-        "train_seconds_per_row": median(train) / rows,
-        "valid_seconds_per_row": max(0.0, median(valid)) / max(1, int(history["valid_rows"])),
+        "train_seconds_per_row": workers * median(train) / rows,
+        "valid_seconds_per_row": workers
+        * max(0.0, median(valid))
+        / max(1, int(history["valid_rows"])),
     }

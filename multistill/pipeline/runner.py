@@ -23,7 +23,7 @@ from multistill.config import JobConfig
 from multistill.errors import MultistillError, UsageError
 from multistill.pipeline import record
 from multistill.pipeline.drivers import LINKS, Driver, StatusLogger
-from multistill.pipeline.forecasts import keep_first, learn
+from multistill.pipeline.forecasts import keep_missing, learn
 from multistill.pipeline.notify import Notifier, RunFacts
 from multistill.pipeline.recipes import get_recipe, steps_of, why_missing
 from multistill.pipeline.step import Step, StepRun
@@ -194,7 +194,7 @@ class RunContext:
             for later in self.steps[number:]:
                 later.preflight(self.artifacts)
             left = [later.name for later in self.steps[number:]]
-            keep_first(self.job, self.steps, self.artifacts, left)
+            keep_missing(self.job, self.steps, self.artifacts, left)
             artifact = self._build(step, name)
             self.display.print(f"{step.name:<9} done in {artifact.seconds:.0f} s  {name}")
         if excess := step.over_limits(artifact):

@@ -207,3 +207,15 @@ def test_clips_of_a_probe_are_as_long_as_those_of_the_corpus(
         abs(rank - n / len(chosen)) <= 1 / len(chosen) or ordered.count(v) > 1
         for n, (rank, v) in enumerate(zip(ranks, chosen, strict=True))
     )
+
+
+def test_sizes_of_a_probe_stay_when_a_run_has_shown_the_times(rates: Rates) -> None:
+    rates.add(ENCODING, "cpu", "encoding", "probe", {"start_seconds": 3.0})
+    rates.add(ENCODING, "cpu", "encoding", "run", {"seconds_per_audio_second": 0.2})
+    rate = rates.find(ENCODING, "cpu")
+    assert rate is not None
+    assert rate.largest("peak_bytes") == 1e9
+    assert rate.get("start_seconds") is None
+    spread = rate.get("seconds_per_audio_second")
+    assert spread is not None
+    assert spread.value == 0.2

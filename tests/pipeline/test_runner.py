@@ -21,6 +21,8 @@ from multistill import pipeline
 from multistill.config import JobConfig
 from multistill.errors import UsageError
 from multistill.features.identity import store_settings
+from multistill.forecast.keys import training_what
+from multistill.forecast.rates import Rates, device_name
 from multistill.models.files import read_model_config
 from multistill.pipeline import jobfile
 from multistill.pipeline.plan import describe
@@ -139,6 +141,33 @@ def test_report_has_the_keys_of_the_contract(
     page = (finished[1].report / "report.html").read_text()  # type: ignore[operator]
     for loads in ("<script src", "<link", 'src="http', "url(http", "@import"):
         assert loads not in page, "the page opens offline"
+
+
+def test_forecast_and_truth_stand_side_by_side(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    """Without a probe: stages are forecast once the stages before them have shown a rate."""
+    job, outcome = finished
+    both = report_of(outcome)["forecast"]
+    took = {entry["stage"]: entry["seconds"] for entry in both["stages"]}
+    assert {"statistics", "distill", "evaluate"} <= set(took)
+    for name, seconds in took.items():
+        assert seconds == outcome.stages[name].seconds
+    assert both["total"]["seconds"] == pytest.approx(sum(took.values()))
+    planned = describe(job)
+    assert planned["forecast"] is None  # nothing is left to run
+    assert [each["stage"] for each in planned["forecast_and_truth"]["stages"]][: len(took)] == [
+        entry["stage"] for entry in both["stages"]
+    ]
+    spent = Rates(Path(job.workspace)).find(
+        training_what(_rate_of(planned, "audio")), device_name()
+    )
+    assert spent is not None
+    assert spent.source == "run"
+
+
+def _rate_of(planned: dict[str, Any], model: str) -> str:
+    return next(row["rate"] for row in planned["models"] if row["model"] == model)
 
 
 def test_truncated_clip_is_accounted_for(finished: tuple[JobConfig, pipeline.Outcome]) -> None:
