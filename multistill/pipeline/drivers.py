@@ -39,6 +39,12 @@ that starts sees either the artifacts that stay, or the workspace without the ot
 LINKS = {"mlflow": "mlflow", "mlflow_ui": "to view", "ray_dashboard": "ray"}
 """Where people look at a run, with a title for the terminal."""
 
+KEYS = {
+    *("job", "variant", "owner", "host", "node", "pid", "started", "updated", "submission_id"),
+    *("stage", "stages", "progress", "seconds_left", "links", "worked", "ended", "reason"),
+}
+"""Of a status.json that is read; one of another version is left out."""
+
 LOCK, STATUS, JOB = "lock", "status.json", "job.yaml"
 WRITE_SECONDS = 3.0
 HEARTBEAT_SECONDS = 30.0
@@ -84,10 +90,10 @@ def read_drivers(workspace: Path) -> list[DriverStatus]:
         alive = is_held(file.parent / LOCK)  # before the content: its end may be written between
         try:
             content = read_json(file)
-            ok = content["format"] == 1
+            whole = content["format"] == 1 and content.keys() >= KEYS
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if ok:
+        if whole:
             found.append(DriverStatus(file.parent, alive, content))
     return sorted(found, key=lambda d: (d.alive, str(d.content["started"])), reverse=True)
 
@@ -156,15 +162,23 @@ class Driver:
         return dict(self._content["links"])
 
     def __enter__(self) -> Driver:
-        with self._workspace.lock(REGISTRATION), suppress(OSError):
-            self.folder.mkdir(parents=True)
+        try:
+            with self._workspace.lock(REGISTRATION):
+                self._register()
+        except OSError:  # the lock is another account's, who cannot delete our files either
+            with suppress(OSError):
+                self._register()
+        self._thread.start()
+        return self
+
+    def _register(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._lock is None:
             lock = FileLock(self.folder / LOCK)
             lock.acquire()
             self._lock = lock
-            write_atomic(self.folder / JOB, self._job.to_yaml())
-            write_json(self.folder / STATUS, self._content)
-        self._thread.start()
-        return self
+        write_atomic(self.folder / JOB, self._job.to_yaml())
+        write_json(self.folder / STATUS, self._content)
 
     def __exit__(self, kind: type[BaseException] | None, error: object, *_: object) -> None:
         self._closing.set()

@@ -22,6 +22,7 @@ from multistill.cluster import jobs
 from multistill.cluster.address import job_server, refuse_unsafe
 from multistill.errors import JobFileError, MultistillError, UsageError
 from multistill.pipeline import jobfile
+from multistill.tracking.owner import account_at_host
 
 JOB = """\
 name: tiny
@@ -80,6 +81,14 @@ def test_a_job_runs_with_the_uploaded_package_its_version_and_the_resolved_file(
     assert state["status"] == "SUCCEEDED"
     assert state["end_time"] >= state["start_time"] > 1.7e9
     assert cluster.stop(submission.submission_id, authorised.address) is False
+    [row] = [
+        row
+        for row in cluster.submitted(authorised.address)
+        if row["submission_id"] == submission.submission_id
+    ]
+    assert f"{row['owner']}@{row['host']}" == account_at_host()
+    assert (row["job"], row["status"]) == ("tiny", "SUCCEEDED")
+    assert row["ray_dashboard"] == submission.page
 
 
 @pytest.mark.ray

@@ -146,10 +146,31 @@ def test_a_damaged_status_hides_no_other(tmp_path: Path) -> None:
     job = note_as_run(tmp_path)
     with driver_of(job) as driver:
         driver.works()
-        for name, text in (("a", "{"), ("b", "[]"), ("c", '{"format": 99}')):
+        for name, text in (
+            ("a", "{"),
+            ("b", "[]"),
+            ("c", '{"format": 99}'),
+            ("d", '{"format": 1}'),
+        ):
             (tmp_path / "drivers" / name).mkdir()
             (tmp_path / "drivers" / name / "status.json").write_text(text)
         assert [found.folder for found in read_drivers(tmp_path)] == [driver.folder]
+
+
+def test_a_run_goes_on_where_it_cannot_register(tmp_path: Path) -> None:
+    job = note_as_run(tmp_path)
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks" / "drivers.lock").mkdir()  # as little of use as another account's file
+    with driver_of(job) as driver:
+        driver.works()
+        assert [found.folder for found in read_drivers(tmp_path)] == [driver.folder]
+    blocked = tmp_path / "blocked"
+    job = note_as_run(blocked)
+    (blocked / "drivers").write_text("")
+    with driver_of(job) as driver:
+        driver.works()
+        driver.stage("teacher")
+    assert read_drivers(blocked) == []
 
 
 def jobs_of_ray(workspace: Path) -> list[Any]:

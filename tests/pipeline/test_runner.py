@@ -25,7 +25,9 @@ from multistill.forecast.keys import training_what
 from multistill.forecast.rates import Rates, device_name
 from multistill.models.files import read_model_config
 from multistill.pipeline import jobfile
+from multistill.pipeline.garbage import find_garbage
 from multistill.pipeline.plan import describe
+from multistill.pipeline.runs import list_runs
 from multistill.pipeline.searches import join
 from multistill.workspace import Workspace
 
@@ -120,6 +122,18 @@ def test_every_stage_leaves_a_complete_artifact(
         assert artifact.meta["provenance"]["job"]["name"] == "tiny"
     left = list(Path(job.workspace).glob("*/.*partial"))
     assert left == [], "no partial artifact is left"
+
+
+def test_nothing_of_a_finished_job_may_be_collected_and_others_see_who_ran_it(
+    finished: tuple[JobConfig, pipeline.Outcome],
+) -> None:
+    job, outcome = finished
+    root = Path(job.workspace)
+    assert find_garbage(root, 0.0).items == []
+    [row] = [row for row in list_runs(root) if row["job"] == "tiny"]
+    assert row["state"] == "finished" and row["owner"] and row["host"]
+    assert row["links"]["mlflow"] == outcome.links["mlflow"]
+    assert "/#/experiments/" in str(outcome.links["mlflow"])
 
 
 def test_report_has_the_keys_of_the_contract(

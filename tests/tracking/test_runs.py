@@ -29,7 +29,14 @@ ANN, BEN = Owner("ann", "ann"), Owner("ben", "ben")
 class Driver:
     """A driver without its thread: writes a journal and delivers it when told to."""
 
-    def __init__(self, store: Store, spool: Path, owner: Owner = ANN, key: str = "k") -> None:
+    def __init__(
+        self,
+        store: Store,
+        spool: Path,
+        owner: Owner = ANN,
+        key: str = "k",
+        host: str = "here",
+    ) -> None:
         self.server, self.spool, self.owner, self.key = (
             FakeServer(store, owner.name),
             spool,
@@ -37,7 +44,7 @@ class Driver:
             key,
         )
         self.now = 1000.0
-        header = {"target": "t", "owner": owner.as_json(), "experiment": "e"}
+        header = {"target": "t", "owner": owner.as_json(), "experiment": "e", "host": host}
         self.journal = Journal.create(spool, header)
         self.runs = Runs(self.server, owner, self.journal, lambda: self.now)  # type: ignore[arg-type]
         self.delivery = Delivery(self.server, self.runs)  # type: ignore[arg-type]
@@ -230,6 +237,23 @@ def test_records_are_sent_by_their_owner_only(
     assert len(store.runs) == (2 if own else 1)
     assert len(me.messages) == 1, "said, and only once"
     assert ("sent 2 records" if own else "records of") in me.messages[0]
+
+
+def test_every_run_names_the_machine_that_recorded_it_also_when_another_sends_it(
+    store: Store, tmp_path: Path
+) -> None:
+    dead = Driver(store, tmp_path, key="dead", host="node1")
+    dead.open("model", "dead", "dead/model")
+    dead.kill()
+    me = Driver(store, tmp_path, key="mine", host="node2")
+    me.deliver()
+    me.replay()
+    hosts = {run.data.tags["multistill.key"]: run.data.tags for run in store.runs.values()}
+    assert {key: tags["multistill.host"] for key, tags in hosts.items()} == {
+        "mine": "node2",
+        "dead": "node1",
+        "model": "node1",
+    }
 
 
 def test_the_journal_of_a_live_colleague_is_not_mentioned(store: Store, tmp_path: Path) -> None:
