@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -59,12 +58,11 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Serve a trained model over HTTP: a page, /predict, /stream, /health, /ready, /metrics."""
-    from multistill.errors import UsageError
+    from multistill.inference.source import check_temperature
     from multistill.serving import run
     from multistill.serving.settings import ServingSettings
 
-    if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
-        raise UsageError(f"temperature: {temperature} is not above 0; use 1 for none")
+    check_temperature(temperature)
     settings = run.with_token(
         ServingSettings(
             # Replicas run in folders of their own.

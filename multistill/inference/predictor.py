@@ -5,7 +5,6 @@ The command `predict` goes through it, and so can an application.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from multistill.hardware import default_device
 from multistill.inference.clip import Audio, Input, ReadClip, read_clip
 from multistill.inference.encoders import ModelEncoders
 from multistill.inference.predict import predict
-from multistill.inference.source import found_model
+from multistill.inference.source import check_temperature, found_model
 from multistill.metrics.classification import EPS, distributions, log_probabilities, softmax
 from multistill.models.context import DialogueContext
 from multistill.models.files import load_model, read_model_config
@@ -130,8 +129,7 @@ class Predictor:
             UsageError: there is no such model, job or device.
             MultistillError: the model folder is damaged, or an encoder is gone or changed.
         """
-        if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
-            raise UsageError(f"temperature: {temperature} is not above 0; use 1 for none")
+        check_temperature(temperature)
         chosen = _device(device)
         with found_model(model, Path(workspace)) as (folder, title):
             config = read_model_config(folder)
@@ -244,18 +242,7 @@ class Predictor:
         Raises:
             UsageError: names the first.
         """
-        if unsure_below is not None and not 0.0 <= unsure_below <= 1.0:
-            raise UsageError(
-                f"unsure_below: {unsure_below} is no probability; use a value from 0 to 1"
-            )
-        if only is not None and not only:
-            raise UsageError("only: no class is possible; name one, or leave it out")
-        for name in only or ():
-            if name not in self.labels:
-                found = ", ".join(self.labels) or "none, dimensions alone"
-                raise UsageError(
-                    f"only: the model has no class `{name}`; use some of its classes: {found}"
-                )
+        check_options(self.labels, only, unsure_below)
 
     def _run(
         self, clips: Mapping[str, ReadClip], states: StatesInMemory | FeatureStore
@@ -346,3 +333,23 @@ def _device(name: str | None) -> torch.device:
             f"device: `{name}` cannot be used ({describe(error)}); use cpu, or leave it out"
         ) from error
     return device
+
+
+def check_options(
+    labels: Sequence[str], only: Sequence[str] | None, unsure_below: float | None
+) -> None:
+    """Refuse arguments of `Predictor.predict` that do not fit a model with these classes.
+
+    Raises:
+        UsageError: names the first.
+    """
+    if unsure_below is not None and not 0.0 <= unsure_below <= 1.0:
+        raise UsageError(f"unsure_below: {unsure_below} is no probability; use a value from 0 to 1")
+    if only is not None and not only:
+        raise UsageError("only: no class is possible; name one, or leave it out")
+    for name in only or ():
+        if name not in labels:
+            found = ", ".join(labels) or "none, dimensions alone"
+            raise UsageError(
+                f"only: the model has no class `{name}`; use some of its classes: {found}"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,16 @@ from multistill.workspace import Artifact, Workspace, file_name, read_json
 
 MODELS, RUNS = "models:/", "runs:/"
 _STAGES = ("search", "students")
+
+
+def check_temperature(temperature: float | None) -> None:
+    """Refuse what probabilities cannot be divided by.
+
+    Raises:
+        UsageError: it is not above 0.
+    """
+    if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
+        raise UsageError(f"temperature: {temperature} is not above 0; use 1 for none")
 
 
 @contextmanager

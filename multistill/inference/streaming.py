@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,9 @@ import numpy.typing as npt
 from multistill.audio import SAMPLE_RATE
 from multistill.audio.errors import UnusableClipError
 from multistill.audio.reading import RATES, Resampler, refuse_not_finite, to_float32
+from multistill.config import FeaturesConfig
 from multistill.errors import UsageError
-from multistill.inference.predictor import Prediction, Predictor
+from multistill.inference.predictor import Prediction
 from multistill.inference.stream_settings import SegmentSettings, StreamSettings, check_range
 from multistill.inference.voice_activity import (
     FRAME,
@@ -109,6 +110,28 @@ class Final:
 Event: TypeAlias = SpeechStart | Interim | Final
 
 
+class SamplesPredictor(Protocol):
+    """What a `StreamingPredictor` asks of a `Predictor`."""
+
+    name: str
+    minimum_samples: int
+    features: FeaturesConfig
+
+    @property
+    def modality(self) -> str: ...
+
+    def check(self, only: Sequence[str] | None, unsure_below: float | None) -> None: ...
+
+    def predict_samples(
+        self,
+        samples: FloatArray,
+        text: str | None = None,
+        *,
+        only: Sequence[str] | None = None,
+        unsure_below: float | None = None,
+    ) -> Prediction: ...
+
+
 class StreamingPredictor:
     """Predictions of one stream of samples; several streams share a `Predictor`.
 
@@ -133,7 +156,7 @@ class StreamingPredictor:
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: SamplesPredictor,
         settings: StreamSettings | None = None,
         *,
         rate: int = SAMPLE_RATE,
@@ -276,7 +299,7 @@ class _Smoothed:
         return self._values
 
 
-def _check(predictor: Predictor, settings: StreamSettings, rate: int) -> None:
+def _check(predictor: SamplesPredictor, settings: StreamSettings, rate: int) -> None:
     if predictor.modality == "text":
         raise UsageError(
             f"the model {predictor.name} reads text alone, and a stream is sound; use a model that "
@@ -292,7 +315,7 @@ def _check(predictor: Predictor, settings: StreamSettings, rate: int) -> None:
             )
 
 
-def _segments(predictor: Predictor, settings: SegmentSettings) -> SegmentSettings:
+def _segments(predictor: SamplesPredictor, settings: SegmentSettings) -> SegmentSettings:
     speech = predictor.features.speech
     if speech.long_clips == "window":
         return settings

@@ -128,8 +128,32 @@ def _check(job: JobConfig) -> Iterator[tuple[Location, str]]:
     yield from job.label_problems()
     yield from recipe.check(job)
     if "features" in used:
-        for encoder, sentence in encoder_problems(job.features):
+        found = list(encoder_problems(job.features))
+        for encoder, sentence in found:
             yield ("features", encoder, "model"), sentence
+        if not found and "search" in used:
+            yield from _searched_tops(job)
+
+
+def _searched_tops(job: JobConfig) -> Iterator[tuple[Location, str]]:
+    """More layers to train in a trial than the encoder has, or than the store leaves to it."""
+    for encoder in ("speech", "text"):
+        key = f"features.{encoder}.train.top"
+        searched, section = job.search.space.get(key), getattr(job.features, encoder)
+        if searched is None or not section.train.enabled:
+            continue
+        values = [searched.high] if searched.choices is None else searched.choices
+        highest = max((int(v) for v in values if isinstance(v, int | float)), default=0)
+        train = section.train.model_dump() | {"top": highest}
+        try:
+            largest = section.model_copy(update={"train": type(section.train)(**train)})
+        except ValidationError as error:
+            sentences = [str(problem["msg"]).partition(", ")[2] for problem in error.errors()]
+        else:
+            features = job.features.model_copy(update={encoder: largest})
+            sentences = [sentence for _, sentence in encoder_problems(features)]
+        for sentence in sentences:
+            yield ("search", "space", key), f"search.space, {key}: {sentence}"
 
 
 def notes(job: JobConfig) -> list[str]:

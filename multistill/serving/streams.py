@@ -17,9 +17,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from multistill.audio import SAMPLE_RATE
 from multistill.audio.errors import UnusableClipError
 from multistill.errors import MultistillError, UsageError
-from multistill.inference.predictor import Prediction, Predictor
+from multistill.inference.predictor import Prediction, check_options
 from multistill.inference.stream_settings import StreamSettings
-from multistill.inference.streaming import StreamingPredictor
+from multistill.inference.streaming import SamplesPredictor, StreamingPredictor
 from multistill.serving.backend import Served
 from multistill.serving.clips import Clip
 from multistill.serving.refusals import Refusal, RefusedError, of_clip
@@ -41,7 +41,7 @@ _OPTIONS = ("rate", "only", "unsure_below", "interval", "window", "keep_up")
 
 
 class RemotePredictor:
-    """What a `StreamingPredictor` asks of a `Predictor`, answered by the backend.
+    """A `SamplesPredictor` that the backend answers.
 
     `predict_samples` is called in a thread that is not the event loop's.
     """
@@ -49,7 +49,6 @@ class RemotePredictor:
     def __init__(self, service: Service, served: Served, loop: asyncio.AbstractEventLoop) -> None:
         self.name = served.model
         self.labels = served.labels
-        self.dimensions = served.dimensions
         self.modality = served.modality
         self.minimum_samples = served.minimum_samples
         self.features = served.features
@@ -57,7 +56,7 @@ class RemotePredictor:
         self._loop = loop
 
     def check(self, only: Sequence[str] | None, unsure_below: float | None) -> None:
-        Predictor.check(cast("Predictor", self), only, unsure_below)
+        check_options(self.labels, only, unsure_below)
 
     def predict_samples(
         self,
@@ -139,7 +138,7 @@ class _Stream:
         options = _Options(self._socket)
         served = await self._service.served()
         loop = asyncio.get_running_loop()
-        predictor = cast("Predictor", RemotePredictor(self._service, served, loop))
+        predictor = RemotePredictor(self._service, served, loop)
         streaming = await loop.run_in_executor(self._threads, options.start, predictor)
         await self._socket.send_json(
             {"event": "ready", "model": served.model, "notes": list(streaming.notes)}
@@ -288,7 +287,7 @@ class _Options:
         names = ("interval", "window")
         self.times = {name: _number(query, name, None) for name in names if name in query}
 
-    def start(self, predictor: Predictor) -> StreamingPredictor:
+    def start(self, predictor: SamplesPredictor) -> StreamingPredictor:
         return StreamingPredictor(
             predictor,
             StreamSettings(**self.times),

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from helpers.search_case import TASK, choice
 
 from multistill.config import FeaturesConfig, JobConfig
@@ -100,3 +101,35 @@ def test_encoders_are_timed_for_students_with_a_convolutional_front():
     spec = resolve("light-student", {"speech_layers": [6, 9]})
     read = {_encoders_of(reader) for reader in _readers(spec)}
     assert {"audio", "audio, speech layer 9", "text", "multimodal"} <= read
+
+
+@pytest.mark.parametrize("section", ["speech", "text"])
+@pytest.mark.parametrize(("layers", "most"), [(None, 2), (1, 1)])
+@pytest.mark.parametrize("beyond", [False, True])
+def test_more_layers_to_train_than_there_are_is_told_before_the_trials(
+    section, layers, most, beyond
+):
+    other, modality = ("text", "audio") if section == "speech" else ("speech", "text")
+    job = {
+        "name": "x",
+        "corpora": [{"kind": "demo"}],
+        "features": {
+            section: {
+                "model": {"speech": "untrained-wav2vec2", "text": "untrained-electra"}[section],
+                "train": {"kind": "adapter", "layers": layers},
+            },
+            other: {"model": {"speech": "log-mel", "text": "hashed-ngrams"}[other]},
+        },
+        "students": [{"name": "s", "model": {"preset": f"small-{modality}-student"}}],
+        "search": {
+            "space": {f"features.{section}.train.top": {"choices": sorted({1, most + beyond})}},
+        },
+    }
+    text = yaml.safe_dump(job)
+    if not beyond:
+        assert jobfile.parse(text, "job.yaml").name == "x"
+        return
+    with pytest.raises(JobFileError) as refused:
+        jobfile.parse(text, "job.yaml")
+    assert f"search.space, features.{section}.train.top: " in str(refused.value)
+    assert f"top: {most + 1}` is more than the {most} layers" in str(refused.value)
