@@ -56,6 +56,7 @@ SLOW = (
     "report/test_html.py",
     "report/test_build.py",
     "test_databases.py::test_a_server_that_accepts",
+    "training/test_interrupted.py",
     "training/test_loop.py",
 )
 """Beginnings of the names of tests that take seconds each and need neither Ray nor a server."""

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parents[1]
 JOB_FILE = "job.yaml"
 ENTRYPOINT = ["python", "-m", "multistill", "run", JOB_FILE, "--set", "resources.address=auto"]
+STOPPING = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+"""Between SIGTERM and SIGKILL of a job that is stopped: trainings save meanwhile. Ray's default is
+three seconds."""
 MAX_UPLOAD = 90 * 2**20
 """Ray's dashboard accepts 100 MiB, of which the rest of the request needs a part."""
 LOST_CONNECTION_SECONDS = 300.0
@@ -107,7 +110,7 @@ def submit(job: JobConfig, address: str, *, wait: bool = True) -> Submission:
                 "working_dir": folder,
                 "py_modules": [str(PACKAGE)],
                 "excludes": ["__pycache__", "*.pyc"],
-                "env_vars": {**forwarded(), SUBMITTER: account_at_host()},
+                "env_vars": {**forwarded(), SUBMITTER: account_at_host(), **STOPPING},
             },
             metadata=job_list.submission_metadata(job),
         )

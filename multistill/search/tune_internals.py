@@ -44,6 +44,7 @@ ENVIRONMENT = {
 _LOGGERS = ("ray.tune", "ray.train", "ray.air")
 _DIED = ("ActorDiedError", "died unexpectedly", "actor died")
 _RAISED_IN_SETUP = "creation task"  # for Ray, such an actor died, too
+_ACTOR_ERROR = "ray.exceptions.RayActorError: "
 _NO_MESSAGE = "its process exited without an error message"
 
 
@@ -157,7 +158,7 @@ def failure_reason(trial: Any) -> str:
     if any(sign in text for sign in _DIED) and _RAISED_IN_SETUP not in text:
         return "its process died (killed, or out of memory)"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else _NO_MESSAGE
+    return lines[-1].removeprefix(_ACTOR_ERROR)[:500] if lines else _NO_MESSAGE
 
 
 def drop_statistics(trial: Any) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 import pytest
@@ -775,6 +776,12 @@ def test_advice_about_a_workspace(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with told("workspace `{}` cannot be written ({}); choose another with --workspace"):
         Workspace(tmp_path / "file" / "ws").open()
+    with (
+        patch("multistill.workspace.fcntl.flock", side_effect=OSError(37, "No locks available")),
+        told("without file locks ({}), so two runs could write the same artifact; choose another"),
+    ):
+        Workspace(tmp_path / "without").open()
+    Workspace(tmp_path / "another").open()
     with told("and copy it to the bucket afterwards, e.g. with `aws s3 sync`", UsageError):
         Workspace("s3://bucket/ws")
     workspace = Workspace(tmp_path / "ws").open()

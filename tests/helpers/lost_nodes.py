@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import ray
 from ray.cluster_utils import Cluster
@@ -53,7 +54,9 @@ class Nodes:
         self.cluster.wait_for_nodes()
 
     def join(self, wait: bool = True) -> None:
-        self.nodes.append(self.cluster.add_node(wait=wait, num_cpus=1, **MEMORY))
+        # It would set a handler, which threads cannot, and which would replace that of the run.
+        with patch("ray._private.utils.set_sigterm_handler"):
+            self.nodes.append(self.cluster.add_node(wait=wait, num_cpus=1, **MEMORY))
 
     def of(self, pid: int) -> Any:
         """The node that a process runs on."""
