@@ -16,7 +16,7 @@ from multistill.workspace import atomic_path
 
 
 def salvage(folder: Path) -> str | None:
-    """Cut the journal of a study before its first damaged line. Call it under the `StudyLock`.
+    """Cut the journal of a study before its first damaged line. Call it under the study's locks.
 
     The damaged file is kept beside it. A last line without an end is no damage: its writer died.
 

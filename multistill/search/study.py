@@ -37,7 +37,14 @@ from multistill.search.results import (
 from multistill.search.salvage import salvage
 from multistill.search.space import check_space
 from multistill.search.spec import SPEC, SearchSpec
-from multistill.search.storage import DRIVER, has_values, open_storage, open_study, outcome_of
+from multistill.search.storage import (
+    DRIVER,
+    JOURNAL,
+    has_values,
+    open_storage,
+    open_study,
+    outcome_of,
+)
 from multistill.search.trial_folders import unfinished_trials
 from multistill.search.warm_start import copy_trials, find_previous
 from multistill.tracking.logger import NullLogger, RunLogger
@@ -140,7 +147,7 @@ def join(
 
 
 def _salvage(out: Path, logger: RunLogger) -> None:
-    with StudyLock(out):
+    with StudyLock(out), StudyLock(out, f"{JOURNAL}.lock"):
         lost = salvage(out)
     if lost:
         logger.info(lost)

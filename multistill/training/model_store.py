@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from multistill.training.task import TrainingTask
 
 KIND = "models"
-VERSION = 6
+VERSION = 7
 """Increase it when a change alters trained weights or the files of a model."""
 
 HISTORY = "history.json"

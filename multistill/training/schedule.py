@@ -27,5 +27,5 @@ def learning_rate(step: int, total: int, peak: float, warmup: float) -> float:
 
 
 def derived_seed(*parts: int) -> int:
-    """A 63-bit seed from all parts, so that different (seed, epoch, rank) do not collide."""
+    """A 63-bit seed from all parts, so that different (seed, step, rank) do not collide."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from multistill import cluster
-from multistill.cluster.session import forwarded
+from multistill.cluster.session import _init, forwarded
 from multistill.config import ResourcesConfig
 from multistill.errors import MultistillError
 
@@ -126,3 +127,22 @@ def test_an_address_without_a_cluster_is_an_error() -> None:
     last_line = result.stderr.strip().splitlines()[-1]
     assert MultistillError.__name__ in last_line
     assert "cannot connect to the Ray cluster at `127.0.0.1:1`" in last_line
+
+
+def test_sigterm_stays_with_the_run_when_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ray.init` installs a handler that exits: the run would end as failed, and unsaved."""
+    import ray
+
+    def init(**options: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def handler(*_: object) -> None:
+        raise AssertionError("not called")
+
+    monkeypatch.setattr(ray, "init", init)
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        _init(None, {})
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)

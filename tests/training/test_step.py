@@ -19,13 +19,15 @@ def test_gradients_of_any_bucket_size_are_those_of_one_buffer(
     parameters[0].requires_grad_(len(sizes) == 1)
     flat = FlatGradients(parameters, CPU, bucket)
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    assert sum(map(len, flat.buffers)) == sum(p.numel() for p in trained) + 1
+    assert sum(map(len, flat.buffers)) == sum(p.numel() for p in trained) + 2
     for number, parameter in enumerate(trained):
         (number * parameter.sum()).backward()
     flat.loss.add_(7.0)
+    flat.stops.fill_(1.0)
     expected = [float(number) for number, p in enumerate(trained) for _ in range(p.numel())]
     assert torch.cat(flat.gradients).tolist() == expected
     largest = max(p.numel() for p in trained)
     assert all(len(gradients) <= max(bucket, largest) for gradients in flat.gradients)
     flat.zero()
-    assert not flat.loss and all(not parameter.grad.any() for parameter in trained)
+    assert not flat.loss and not flat.stops
+    assert all(not parameter.grad.any() for parameter in trained)
