@@ -199,7 +199,7 @@ def _ask_if_beyond(job: JobConfig) -> None:
             "all the same, or change `resources.allow`"
         )
     print(f"{job.name}: {excess}", file=sys.stderr)
-    if not typer.confirm("submit it all the same?", err=True):
+    if not typer.confirm("go on all the same?", err=True):
         raise UsageError(f"the job `{job.name}` was not submitted")
 
 

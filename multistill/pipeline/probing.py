@@ -28,9 +28,9 @@ def measure(job: JobConfig, logger: RunLogger | None = None) -> None:
     Raises:
         UsageError, MultistillError: what would stop the run too: the corpora, an encoder, a task.
     """
-    logger = logger or NullLogger()
     from multistill.pipeline.recipes import steps_of
 
+    logger = logger or NullLogger()
     workspace = Workspace(job.workspace).open()
     steps = steps_of(job, workspace)
     statuses = step_statuses(steps, workspace)
@@ -45,9 +45,9 @@ def measure(job: JobConfig, logger: RunLogger | None = None) -> None:
         resources = this_machine(job)
         with TemporaryDirectory(prefix="multistill-probe-") as folder:
             _measure(job, steps, artifacts, left, resources, Path(folder), logger)
-        made = forecast(job, steps, artifacts, left, resources)
-    if made is not None:
-        keep(job, made, left)
+        expected = forecast(job, steps, artifacts, left, resources)
+    if expected is not None:
+        keep(job, expected, left)
 
 
 @contextmanager

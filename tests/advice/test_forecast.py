@@ -17,7 +17,6 @@ from multistill.config import FeaturesConfig, JobConfig
 from multistill.corpora.manifest import manifest_schema
 from multistill.errors import JobFileError, MultistillError
 from multistill.forecast.probe import _encode_in_worker
-from multistill.forecast.text import UNMEASURED
 from multistill.pipeline import jobfile
 from multistill.pipeline.plan import describe
 
@@ -76,7 +75,10 @@ def test_plan_says_how_to_measure(tmp_path: Path, capsys: pytest.CaptureFixture[
     file.write_text(JOB.format(workspace=tmp_path / "ws", resources="{}"))
     with pytest.raises(SystemExit):
         main(["plan", str(file)])
-    says(UNMEASURED, " ".join(capsys.readouterr().out.split()))
+    says(
+        "nothing measured here yet: `multistill plan JOB --measure`",
+        " ".join(capsys.readouterr().out.split()),
+    )
     assert describe(jobfile.load(file))["forecast"] is None
     assert not (tmp_path / "ws").exists()  # `plan` writes nothing
 
