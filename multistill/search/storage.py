@@ -46,14 +46,15 @@ def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
         UsageError: the database cannot be reached.
     """
     from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
+
+    from multistill.search.journal_file import JournalFile
 
     if url is None:
         lock = StudyLock(folder, f"{JOURNAL}.lock")
         with lock:
             _drop_torn_line(folder / JOURNAL)
         with reading(folder / JOURNAL):
-            return JournalStorage(JournalFileBackend(str(folder / JOURNAL), lock_obj=lock))
+            return JournalStorage(JournalFile(folder / JOURNAL, lock))
     if problem := storage_problem(url):
         raise UsageError(problem)
     try:
