@@ -3,7 +3,7 @@
 # make lint        style, types, imports between packages, generated tables
 # make docs        the documentation site, into build/site
 # make bench       the benchmarks
-# make audit       known vulnerabilities of the locked packages (pip-audit; needs the network)
+# make audit       known vulnerabilities of the locked packages (needs uv and the network)
 # make lock        requirements.lock and constraints.txt from pyproject.toml (needs uv)
 VENV ?= .venv
 PYTHON ?= python3

@@ -48,8 +48,8 @@ def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
         UsageError: the database cannot be reached.
     """
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
 
+    from multistill.search.journal_file import JournalFile
     from multistill.search.patient_storage import PatientStorage
 
     if url is None:
@@ -57,7 +57,7 @@ def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
         with lock:
             _drop_torn_line(folder / JOURNAL)
         with reading(folder / JOURNAL):
-            return JournalStorage(JournalFileBackend(str(folder / JOURNAL), lock_obj=lock))
+            return JournalStorage(JournalFile(folder / JOURNAL, lock))
     if problem := storage_problem(url):
         raise UsageError(problem)
     try:

@@ -252,5 +252,6 @@ def test_what_was_altered_is_refused_or_harmless(
     name: str, artifacts: dict[str, Altered], tmp_path: Path
 ) -> None:
     folder, read, fix = artifacts[name]
-    found = list(failures(folder, read, tmp_path, cases=CASES, seed=SEED, fix=fix))
+    cases = CASES // 4 if name == "list of runs" else CASES  # a case takes a tenth of a second
+    found = list(failures(folder, read, tmp_path, cases=max(1, cases), seed=SEED, fix=fix))
     assert not found, "\n".join(found)

@@ -1,0 +1,35 @@
+"""The journal waits for the disk when a trial ends, and not for each of its lines."""
+
+from __future__ import annotations
+
+import os
+
+from helpers.search_case import DISTRIBUTIONS, make_spec, study_of
+from optuna.storages.journal import _storage
+
+from multistill.search.journal_file import REPEATABLE
+
+
+def test_only_lines_of_a_running_trial_are_not_waited_for():
+    names = {_storage.JournalOperation(code).name for code in REPEATABLE}
+    assert names == {
+        "CREATE_TRIAL",
+        "SET_TRIAL_PARAM",
+        "SET_TRIAL_INTERMEDIATE_VALUE",
+        "SET_TRIAL_USER_ATTR",
+        "SET_TRIAL_SYSTEM_ATTR",
+    }
+
+
+def test_a_trial_waits_for_the_disk_once_and_every_line_is_seen_by_others(tmp_path, monkeypatch):
+    study, waits = study_of(tmp_path, make_spec()), []
+    monkeypatch.setattr(os, "fsync", lambda handle: waits.append(os.fstat(handle).st_size))
+    trial = study.ask(DISTRIBUTIONS)
+    trial.set_user_attr("driver", "a")
+    assert waits == []
+    [seen] = study_of(tmp_path, make_spec()).get_trials()
+    assert (seen.params, seen.user_attrs) == (trial.params, {"driver": "a"})
+    waits.clear()  # opening a study writes to it
+    trial.report(0.5, 1)
+    study.tell(trial, 0.5)
+    assert waits == [(tmp_path / "study.log").stat().st_size]
