@@ -31,7 +31,7 @@ class JournalFile(JournalFileBackend):
     """
 
     def __init__(self, path: Path, lock: StudyLock) -> None:
-        super().__init__(str(path), lock_obj=lock)  # type: ignore[arg-type]
+        super().__init__(str(path), lock_obj=lock)
         self._journal, self._appending = path, lock
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
