@@ -9,17 +9,21 @@ probe cannot see: other workers on the same machine, storage under load.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from multistill.damaged import reading
+from multistill.errors import MultistillError
 from multistill.forecast.spread import Spread
 from multistill.workspace import fingerprint, read_json, write_json
 
+FOLDER = "rates"
 KEPT = 5
 """Measurements of each source that a file keeps."""
 PROBE_FACTOR = 1.3
@@ -61,7 +65,7 @@ class Rates:
     """The rates of a workspace."""
 
     def __init__(self, workspace: Path) -> None:
-        self.folder = workspace / "rates"
+        self.folder = workspace / FOLDER
 
     def find(self, what: Mapping[str, Any], device: str) -> Rate | None:
         """The rate of a thing on a kind of device; of runs if there are any, else of probes."""
@@ -111,12 +115,30 @@ class Rates:
 
     def _read(self, what: Mapping[str, Any], device: str) -> dict[str, Any]:
         empty: dict[str, Any] = {"title": "", "measurements": []}
+        file = self._file(what, device)
         try:
-            content = read_json(self._file(what, device))
-        except (OSError, ValueError):  # damaged ones are measured again
+            with reading(file):
+                return _checked(read_json(file))
+        except (OSError, MultistillError):  # damaged ones are measured again
             return empty
-        sound = isinstance(content, dict) and isinstance(content.get("measurements"), list)
-        return content if sound else empty
+
+
+def _checked(content: Any) -> dict[str, Any]:
+    """The content of a file of rates; raises what wrong content raises."""
+    measurements = [
+        {
+            "source": entry["source"],
+            "measured": str(entry["measured"]),
+            "values": {str(name): float(value) for name, value in entry["values"].items()},
+        }
+        for entry in content["measurements"]
+    ]
+    values = [value for entry in measurements for value in entry["values"].values()]
+    if not all(0 <= value < math.inf for value in values):
+        raise ValueError("a measurement is negative or not finite")
+    if not {entry["source"] for entry in measurements} <= set(get_args(Source)):
+        raise ValueError("a measurement is of no known source")
+    return {"title": str(content["title"]), "measurements": measurements}
 
 
 def _by_quantity(measurements: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:

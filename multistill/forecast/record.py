@@ -11,26 +11,50 @@ from pathlib import Path
 from typing import Any
 
 from multistill.config.resources import PriceConfig
+from multistill.damaged import reading
+from multistill.errors import MultistillError
 from multistill.forecast.estimate import Estimator, StageForecast
 from multistill.forecast.rates import Rate
 from multistill.forecast.spread import Spread, spread_or_none
 from multistill.workspace import file_name, read_json, write_json
 
 GB = 1e9
+FOLDER = "forecasts"
+MEMORY = {
+    "encoder_bytes": "an encoder process",
+    "training_bytes": "a training worker",
+    "gpu_bytes": "a GPU",
+}
+"""What has a peak of memory in a forecast, with a title for the terminal."""
 
 
 def forecast_file(workspace: Path, name: str, key: str) -> Path:
     """Where the forecast of a job with this name and fingerprint is."""
-    return workspace / "forecasts" / file_name(name, f"-{key}.json")
+    return workspace / FOLDER / file_name(name, f"-{key}.json")
 
 
 def read_forecast(file: Path) -> dict[str, Any] | None:
     """The forecast that was kept; None without one, or if the file is damaged."""
     try:
-        found = read_json(file)
-    except (OSError, ValueError):
+        with reading(file):
+            return _checked(read_json(file))
+    except (OSError, MultistillError):
         return None
-    return found if isinstance(found, dict) and "stages" in found else None
+
+
+def _checked(found: Any) -> dict[str, Any]:
+    """A kept forecast, of which all that is read later can be; raises what wrong content raises."""
+    total = {name: Spread.read(found["total"][name]).as_json() for name in found["total"]}
+    for name in ("hours", "gpu_hours", "disk_gb"):
+        total[name]
+    for entry in found["stages"]:
+        spread_or_none(entry["seconds"])
+    texts = [found["created"], *(entry["stage"] for entry in found["stages"]), *found["missing"]]
+    texts += [entry[name] for entry in found["basis"] for name in ("device", "source")]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a name is no text")
+    memory = {name: int(found["memory"][name]) for name in MEMORY if name in found["memory"]}
+    return {**found, "total": total, "memory": memory}
 
 
 def keep_forecast(file: Path, forecast: Mapping[str, Any], left: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from multistill.forecast.record import MEMORY
 from multistill.forecast.spread import Spread, spread_or_none
 
 UNMEASURED = "nothing measured here yet: `multistill plan JOB --measure` takes about a minute"
@@ -66,12 +67,7 @@ def _totals(forecast: Mapping[str, Any]) -> list[str]:
 
 
 def _memory(memory: Mapping[str, int]) -> str:
-    titles = {
-        "encoder_bytes": "an encoder process",
-        "training_bytes": "a training worker",
-        "gpu_bytes": "a GPU",
-    }
-    return ", ".join(f"{titles[name]} {size / 1e9:.2g} GB" for name, size in memory.items())
+    return ", ".join(f"{MEMORY[name]} {size / 1e9:.2g} GB" for name, size in memory.items())
 
 
 def _time(spread: Spread) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multistill.config import FeaturesConfig, SearchConfig
@@ -26,6 +27,7 @@ from multistill.forecast.record import (
     summarize,
 )
 from multistill.forecast.spread import Spread
+from multistill.forecast.text import forecast_by_stage, forecast_lines
 
 ENCODING = {"of": "encoding", "settings": "some"}
 COUNTS = Counts(clips=500, audio_seconds=1800.0, train=300, valid=100, test=100)
@@ -219,3 +221,67 @@ def test_sizes_of_a_probe_stay_when_a_run_has_shown_the_times(rates: Rates) -> N
     spread = rate.get("seconds_per_audio_second")
     assert spread is not None
     assert spread.value == 0.2
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where a JSON value has values."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    below = [
+        place
+        for key, inner in items
+        for place in [
+            (*at, key),
+            *(places(inner, (*at, key)) if isinstance(inner, dict | list) else ()),
+        ]
+    ]
+    return below
+
+
+def altered(content: Any, data: st.DataObject) -> Any:
+    """A copy with one value replaced or removed."""
+    copy = json.loads(json.dumps(content))
+    *above, last = data.draw(st.sampled_from(places(content)))
+    holder = copy
+    for key in above:
+        holder = holder[key]
+    if data.draw(st.booleans()):
+        del holder[last]
+    else:
+        holder[last] = data.draw(JSON_VALUES)
+    return copy
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_altered_rates_and_forecasts_are_left_out_or_read(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("altered")
+    found = Rates(folder)
+    found.add(ENCODING, "cpu", "encoding", "probe", {"seconds_per_audio_second": 0.1})
+    estimator = Estimator(found, MACHINE, COUNTS)
+    stages = [estimator.encoding(FeaturesConfig(), ENCODING), estimator.other("report")]
+    whole = summarize(stages, estimator, {"encoder_bytes": 5}, 0, PriceConfig(hour=1.0))
+    file = forecast_file(folder, "job", "key")
+    file.parent.mkdir()
+    file.write_text(json.dumps(altered(whole, data)))
+    [rate] = found.folder.glob("*.json")
+    rate.write_text(json.dumps(altered(json.loads(rate.read_text()), data)))
+    Estimator(found, MACHINE, COUNTS).encoding(FeaturesConfig(), ENCODING)
+    kept = read_forecast(file)
+    both = beside_truth(kept, [{"name": "features", "seconds": 3.0}])
+    states = [{"state": "waiting"}]
+    facts = {"forecast": kept, "forecast_and_truth": both, "stages": states}
+    forecast_lines(facts)
+    forecast_by_stage(facts)
+    beyond(AllowConfig(hours=1, cost=1), kept)
+    found.add(ENCODING, "cpu", "encoding", "run", {"seconds_per_audio_second": 0.1})
+    keep_forecast(file, whole, ["features"])
+    assert read_forecast(file) is not None
