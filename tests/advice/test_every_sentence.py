@@ -72,6 +72,8 @@ NOT_ADVICE = {
     "set in the job file": "where an encoding comes from",
     "{}: {} will be downloaded on the first run": "what a run does",
     "{} will be created on the first run": "what a run does",
+    "Ray does not separate the users of a cluster: everybody who holds its token can read what "
+    "this job reads, and run code as it does": "what a cluster is",
     "train.learning_rate {}, train.batch_size {}, train.epochs {}: {} steps": "names of keys",
     "# {}: written by `multistill init`. Every key but `name` and `corpora` may go.": "a comment",
     "teacher: {}# `multistill models` lists the presets": "a comment",

@@ -36,7 +36,9 @@ def test_submit_asks_about_what_is_beyond_the_limits(
 
     def submit(job: JobConfig, *_: Any, **__: Any) -> Any:
         sent.append(job)
-        return SimpleNamespace(submission_id="x", status="SUCCEEDED", exit_code=0)
+        return SimpleNamespace(
+            submission_id="x", status="SUCCEEDED", exit_code=0, page=None, as_json=dict
+        )
 
     monkeypatch.setattr("multistill.cluster.submit", submit)
     file = tmp_path / "job.yaml"

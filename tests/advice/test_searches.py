@@ -13,6 +13,7 @@ from helpers.recording_logger import RecordingLogger
 from helpers.search_case import TASK, choice, interval, make_spec, study_of, write_spec
 from helpers.training_corpus import make_corpus, make_task
 
+from multistill.cluster.handback import Request
 from multistill.config import FeaturesConfig, SearchConfig
 from multistill.errors import UsageError
 from multistill.search import cost
@@ -118,7 +119,7 @@ def test_latency_that_cannot_be_timed(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_second_ctrl_c() -> None:
     logger = RecordingLogger()
-    with pytest.raises(KeyboardInterrupt), Interrupt(logger) as interrupt:
+    with pytest.raises(KeyboardInterrupt), Interrupt(logger, Request()) as interrupt:
         signal.raise_signal(signal.SIGINT)
         assert interrupt.requested, "the first one lets running trials finish their epoch"
         says("press Ctrl-C again to stop now", logger.messages[-1])

@@ -47,6 +47,11 @@ from multistill.workspace import Artifact, Workspace, read_json
 Corpus = tuple[Path, Path]
 
 
+def never() -> bool:
+    """In place of a `Watch`: nothing asks for the work back."""
+    return False
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return make_corpus(tmp_path_factory.mktemp("corpus"))
@@ -324,7 +329,7 @@ def test_a_full_disk(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def train() -> list[dict[str, Any]]:
         events.sent.clear()
-        worker._train(task, folder, ProcessGroup(), torch.device("cpu"), events)
+        worker._train(task, folder, ProcessGroup(), torch.device("cpu"), events, never)
         return list(events.sent)
 
     def full(*_: object, **__: object) -> None:
@@ -346,7 +351,7 @@ def test_workers_that_die_and_folders_that_are_not_shared(corpus: Corpus, tmp_pa
     with told("must be on storage that every node of the cluster can access"):
         listener.check_results([task])
     put = SimpleNamespace(put=lambda event: None)
-    worker._train(task, task.folder(tmp_path), ProcessGroup(), torch.device("cpu"), put)
+    worker._train(task, task.folder(tmp_path), ProcessGroup(), torch.device("cpu"), put, never)
     listener.check_results([task])
 
 

@@ -27,8 +27,9 @@ def encode(
     Args:
         folds: of a cross-validation; each has the split of the case.
     """
-    # The case's manifest has no digests of recordings to compare.
+    # The case's manifest has no digests of recordings to compare, and its recordings lie elsewhere.
     monkeypatch.setattr("multistill.corpora.prepare.is_current", lambda *_: True)
+    monkeypatch.setattr("multistill.corpora.roots.stays_inside", lambda *_: True)
     (workspace / "corpus").mkdir(parents=True)
     corpora = [{"kind": "emodb", "path": str(workspace / "corpus")}]
     job, root = note_as_run(workspace, corpora=corpora, **settings), Workspace(workspace)

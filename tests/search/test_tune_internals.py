@@ -228,6 +228,7 @@ def test_tune_keeps_its_pickles_where_nobody_else_can_write(tmp_path, monkeypatc
 
     monkeypatch.setattr("multistill.search.experiment.tune.Tuner", Tuner)
     monkeypatch.setattr("multistill.search.experiment._trainable", lambda *_: None)
+    monkeypatch.setattr("multistill.cluster.handback.remove_note", lambda key: None)  # no Ray here
     study_of(tmp_path, spec)
     run_experiment(spec, tmp_path, NullLogger(), None, driver="a", concurrency=1, gpus=0.0)
     [(storage, mode)] = seen

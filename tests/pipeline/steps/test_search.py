@@ -187,6 +187,7 @@ def test_plan_counts_the_trainings(
         "tracking": "t",
         "ray": "r",
         "unlabelled": {},
+        "forecast": None,
     }
     head["protocol"] = step.job.protocol.model_dump(mode="json")
     resources = {"CPU": 4.0, "GPU": 0.0}
