@@ -188,6 +188,7 @@ def test_plan_counts_the_trainings(
         "ray": "r",
         "unlabelled": {},
         "forecast": None,
+        "forecast_and_truth": None,
     }
     head["protocol"] = step.job.protocol.model_dump(mode="json")
     resources = {"CPU": 4.0, "GPU": 0.0}
