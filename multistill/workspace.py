@@ -246,8 +246,10 @@ class Workspace:
         try:
             with reading(path / DONE):
                 artifact = Artifact(kind, fingerprint, path, dict(read_json(path / DONE)))
-                assert math.isfinite(artifact.seconds), "no seconds"
-                assert isinstance(artifact.meta.get("summary", {}), dict), "no summary"
+                if not math.isfinite(artifact.seconds):
+                    raise ValueError("no seconds")
+                if not isinstance(artifact.meta.get("summary", {}), dict):
+                    raise TypeError("no summary")
         except (FileNotFoundError, NotADirectoryError):
             return None
         return artifact

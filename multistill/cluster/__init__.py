@@ -10,7 +10,8 @@ from multistill.cluster.jobs import (
     submitted,
     write_out,
 )
-from multistill.cluster.session import dashboard_url, is_private, start
+from multistill.cluster.nodes import dashboard_url
+from multistill.cluster.session import is_private, start
 
 __all__ = [
     "Submission",

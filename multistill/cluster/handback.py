@@ -20,6 +20,8 @@ from typing import Literal
 from multistill.cluster.nodes import draining_nodes, read_note, remove_note, write_note
 
 POLL_S = 1.0
+_ASK_S = 10.0
+"""To wait for a head node that does not take a request."""
 
 Reason = Literal["driver", "node"]
 """Who asks: the driver, which ends, or a worker whose node is drained."""
@@ -98,23 +100,25 @@ class Watch:
 def on_sigterm(first: Callable[[], object]) -> Iterator[None]:
     """Let the first SIGTERM of the block call `first`, a second one raise KeyboardInterrupt.
 
-    `first` runs in a thread: the main thread may be inside a call of Ray. Without effect in other
-    threads than the main one.
+    `first` runs in a thread: the main thread may be inside a call of Ray. It has returned when the
+    block ends. Without effect in other threads than the main one.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    seen = False
+    asking: threading.Thread | None = None
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal seen
-        if seen:
+        nonlocal asking
+        if asking is not None:
             raise KeyboardInterrupt
-        seen = True
-        threading.Thread(target=first, name="sigterm", daemon=True).start()
+        asking = threading.Thread(target=first, name="sigterm", daemon=True)
+        asking.start()
 
     before = signal.signal(signal.SIGTERM, handle)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        if asking is not None:
+            asking.join(_ASK_S)

@@ -38,10 +38,13 @@ def cluster_nodes() -> list[dict[str, float]]:
 
 
 def dashboard_url() -> str | None:
-    """Return `host:port` of Ray's dashboard; None if Ray runs without one."""
+    """Return the address of Ray's dashboard; None without one, or without a connection to Ray."""
     import ray
 
-    return ray._private.worker.get_dashboard_url() or None
+    if not ray.is_initialized():
+        return None
+    address = ray._private.worker.get_dashboard_url()
+    return f"http://{address}" if address else None
 
 
 def draining_nodes() -> set[str]:

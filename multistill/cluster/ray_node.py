@@ -201,8 +201,8 @@ def gpus_of(variables: Mapping[str, str]) -> int:
 
 def store_options(variables: Mapping[str, str]) -> list[str]:
     """Memory of the object store, as Ray's own share of it, but of the job's memory."""
-    memory = variables.get("SLURM_MEM_PER_NODE")  # MB
-    return [f"--object-store-memory={int(int(memory) * 0.3) * 2**20}"] if memory else []
+    memory = int(variables.get("SLURM_MEM_PER_NODE", "0"))  # MB; 0: all that the node has
+    return [f"--object-store-memory={int(memory * 0.3) * 2**20}"] if memory else []
 
 
 def main(head: str) -> None:

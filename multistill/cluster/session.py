@@ -110,17 +110,6 @@ def start(
         ray.shutdown()
 
 
-def dashboard_url() -> str | None:
-    """Address of the dashboard of the Ray that this process is connected to, if there is one."""
-    from ray._private.worker import get_dashboard_url
-
-    try:
-        address = get_dashboard_url()
-    except Exception:  # no connection; Ray has no public function for it
-        return None
-    return f"http://{address}" if address else None
-
-
 def is_private(resources: ResourcesConfig) -> bool:
     """Whether `start` starts a Ray of its own, which ends with the run."""
     ray = sys.modules.get("ray")

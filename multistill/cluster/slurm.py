@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "multistill.pipeline.slurm_job"
 SAVE_BEFORE = 300
-"""Seconds before the time limit: Slurm may send the signal a minute earlier, and an epoch or a
+"""Seconds before the time limit: Slurm may send the signal a minute earlier, and a step or a
 shard ends in between."""
 _OWN = {
     *("--array", "--begin", "--chdir", "--dependency", "--error", "--job-name", "--nodes"),

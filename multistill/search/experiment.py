@@ -148,8 +148,8 @@ class Interrupt:
         self._stack.close()
 
     def _on_sigterm(self) -> None:
+        self.requested = True  # before a trial hands back, or Tune would give it another epoch
         self._request.send("driver")
-        self.requested = True
         self._logger.info(
             "stopping: running trials save after their step and can be continued; "
             "another SIGTERM stops at once"

@@ -95,12 +95,13 @@ def _next(reports: queue.SimpleQueue[Any], stop: Callable[[], bool], request: Re
     """The next report of the workers, which are asked to return once `stop` is true."""
     asked = False
     while True:
+        if not asked and stop():
+            request.send("driver")
+            asked = True
         try:
             return reports.get(timeout=_POLL_S)
         except queue.Empty:
-            if stop() and not asked:
-                request.send("driver")
-                asked = True
+            continue
 
 
 def history(state_dir: Path) -> list[dict[str, float]]:

@@ -104,11 +104,9 @@ class PatientStorage(RDBStorage):
 
 
 def _patient(name: str) -> Callable[..., Any]:
-    method = getattr(RDBStorage, name)
-
-    @functools.wraps(method)
+    @functools.wraps(getattr(RDBStorage, name))
     def repeated(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
-        return self._repeat(method, *args, **kwargs)
+        return self._repeat(getattr(RDBStorage, name), *args, **kwargs)
 
     return repeated
 

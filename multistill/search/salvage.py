@@ -26,14 +26,15 @@ def salvage(folder: Path) -> str | None:
     journal = folder / JOURNAL
     if not journal.exists():
         return None
-    lines = journal.read_bytes().splitlines(keepends=True)
+    content = journal.read_bytes()
+    lines = content.splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n"):
         lines.pop()
     intact = next((n for n, line in enumerate(lines) if not _is_event(line)), len(lines))
     if intact == len(lines):
         return None
     aside = folder / f"{JOURNAL}.damaged-{uuid.uuid4().hex[:8]}"
-    aside.write_bytes(journal.read_bytes())
+    aside.write_bytes(content)
     with atomic_path(journal) as temporary:
         temporary.write_bytes(b"".join(lines[:intact]))
     lost = counted(len(lines) - intact, "event")

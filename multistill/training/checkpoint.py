@@ -138,14 +138,13 @@ def newest_epoch(state_dir: Path) -> tuple[int, list[str]]:
 
 def newest_steps(state_dir: Path, epoch: int) -> int:
     """Steps of the epoch after `epoch` that a checkpoint holds which passes its checksums."""
-    for after, steps in sorted(_steps(state_dir), reverse=True):
-        folder = _step_folder(state_dir, after, steps)
+    for steps in sorted((s for after, s in _steps(state_dir) if after == epoch), reverse=True):
+        folder = _step_folder(state_dir, epoch, steps)
         with contextlib.suppress(MultistillError):
             record = _read_record(folder)
             for name in record["sha256"]:
                 _verified_path(folder, name, record)
-            if after == epoch:
-                return steps
+            return steps
     return 0
 
 

@@ -97,8 +97,10 @@ def train(
         by_resources.setdefault((config.workers, tuple(need.items())), []).append(task)
     listener = EventListener(tasks, out, logger)
     request = request or Request()
+    ending = threading.Event()
 
     def end() -> None:
+        ending.set()
         logger.info("stopping: trainings save after their step; another SIGTERM stops at once")
         request.send("driver")
 
@@ -119,6 +121,8 @@ def train(
                         case None:
                             break
                 listener.check_results(members)
+        if ending.is_set():  # after the last worker has asked
+            raise KeyboardInterrupt
     except KeyboardInterrupt:
         listener.close("KILLED")
         raise

@@ -29,7 +29,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     """Resources of a cluster that does not run."""
     nodes = [{"CPU": 8.0, "GPU": 2.0}]
     monkeypatch.setattr(study_module, "cluster_nodes", lambda: nodes)
-    monkeypatch.setattr(study_module, "dashboard_url", lambda: "127.0.0.1:8265")
+    monkeypatch.setattr(study_module, "dashboard_url", lambda: "http://127.0.0.1:8265")
     return nodes
 
 
@@ -49,7 +49,7 @@ def test_what_trials_of_several_workers_need(
 
     options = {name for option in cli.commands["start"].params for name in option.opts}
     assert "--include-dashboard" in options
-    monkeypatch.setattr(study_module, "dashboard_url", lambda: "127.0.0.1:8265")
+    monkeypatch.setattr(study_module, "dashboard_url", lambda: "http://127.0.0.1:8265")
     study_module._check(plain)
 
 

@@ -77,10 +77,13 @@ def test_the_drivers_request_is_seen_and_not_replaced_by_that_of_a_node(head: He
     head.down = False
     assert within_seconds(watch)
     assert watch.reason == "driver"
-    assert Watch(request, None)(), "a worker that starts later knows at once"
+    later, other_run = Watch(request, None), Watch(Request(), None)
+    assert later(), "a worker that starts later knows at once"
+    assert not other_run()
     request.clear()
     assert request.reason() is None
-    assert not Watch(Request(), None)(), "of another run"
+    for each in (watch, later, other_run):
+        each.close()
 
 
 def test_the_first_sigterm_asks_and_the_second_interrupts() -> None:
@@ -92,3 +95,15 @@ def test_the_first_sigterm_asks_and_the_second_interrupts() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(30)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_sigterm_asks_for_is_asked_when_the_block_ends() -> None:
+    asked: list[str] = []
+
+    def ask() -> None:
+        time.sleep(0.2)
+        asked.append("driver")
+
+    with on_sigterm(ask):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert asked == ["driver"]

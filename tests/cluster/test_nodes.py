@@ -59,10 +59,10 @@ def test_the_limit_of_an_autoscaler_counts_as_one_node(autoscaler_limit: None) -
     assert cluster_nodes() == [{"CPU": 24, "GPU": 3}]
 
 
-def test_the_dashboard_url_is_host_and_port_of_the_dashboard(ray_session: None) -> None:
+def test_the_dashboard_answers_at_its_url(ray_session: None) -> None:
     url = dashboard_url()
     assert url is not None
-    with urllib.request.urlopen(f"http://{url}/api/version", timeout=30) as response:
+    with urllib.request.urlopen(f"{url}/api/version", timeout=30) as response:
         assert response.status == 200
 
 

@@ -94,5 +94,5 @@ def test_the_gpus_are_those_of_the_job(variables: dict[str, str], count: int) ->
 
 
 def test_the_object_store_is_a_share_of_the_jobs_memory() -> None:
-    assert store_options({}) == []
+    assert store_options({}) == store_options({"SLURM_MEM_PER_NODE": "0"}) == []
     assert store_options({"SLURM_MEM_PER_NODE": "1000"}) == [f"--object-store-memory={300 * 2**20}"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, carries_out: bool) -> li
             raise StorageInternalError("lost") from reason
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(PatientStorage, name, patient(call))
+    monkeypatch.setattr(patient_storage.RDBStorage, name, call)
     return failed
-
-
-def patient(call: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, *args, **kwargs: self._repeat(call, *args, **kwargs)
 
 
 @pytest.mark.parametrize("carries_out", [False, True])

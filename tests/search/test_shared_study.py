@@ -25,7 +25,7 @@ def nodes(monkeypatch):
     """Resources of a cluster that does not run."""
     nodes = [{"CPU": 8.0}]
     monkeypatch.setattr(study_module, "cluster_nodes", lambda: nodes)
-    monkeypatch.setattr(study_module, "dashboard_url", lambda: "127.0.0.1:8265")
+    monkeypatch.setattr(study_module, "dashboard_url", lambda: "http://127.0.0.1:8265")
     return nodes
 
 
