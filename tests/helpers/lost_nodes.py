@@ -35,7 +35,7 @@ MEMORY = {"object_store_memory": 80_000_000}
 QUICK = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
-    "health_check_failure_threshold": 4,
+    "health_check_failure_threshold": 30,  # a busy machine is not a lost node
 }
 WIDTHS = [16, 24, 32]
 
