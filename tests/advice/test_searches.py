@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from helpers.recording_logger import RecordingLogger
 from helpers.search_case import TASK, choice, interval, make_spec, study_of, write_spec
 from helpers.training_corpus import make_corpus, make_task
 
+from multistill.cluster.handback import Request
 from multistill.config import FeaturesConfig, SearchConfig
 from multistill.errors import UsageError
 from multistill.search import cost
@@ -118,9 +120,20 @@ def test_latency_that_cannot_be_timed(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_second_ctrl_c() -> None:
     logger = RecordingLogger()
-    with pytest.raises(KeyboardInterrupt), Interrupt(logger) as interrupt:
+    with pytest.raises(KeyboardInterrupt), Interrupt(logger, Request("search")) as interrupt:
         signal.raise_signal(signal.SIGINT)
         assert interrupt.requested, "the first one lets running trials finish their epoch"
         says("press Ctrl-C again to stop now", logger.messages[-1])
         signal.raise_signal(signal.SIGINT)
         pytest.fail("the second Ctrl-C was swallowed")
+
+
+def test_the_second_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger, sent = RecordingLogger(), threading.Event()
+    monkeypatch.setattr(Request, "send", lambda request, reason: sent.set())
+    with pytest.raises(KeyboardInterrupt), Interrupt(logger, Request("search")) as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        assert sent.wait(30) and interrupt.requested
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("the second SIGTERM was swallowed")
+    says("another SIGTERM stops at once", logger.messages[-1])
