@@ -136,4 +136,4 @@ def test_the_second_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sent.wait(30) and interrupt.requested
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("the second SIGTERM was swallowed")
-    says("another SIGTERM stops at once", logger.messages[-1])
+    says("can be continued; another SIGTERM stops at once", logger.messages[-1])
