@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,3 +126,14 @@ def test_the_second_ctrl_c() -> None:
         says("press Ctrl-C again to stop now", logger.messages[-1])
         signal.raise_signal(signal.SIGINT)
         pytest.fail("the second Ctrl-C was swallowed")
+
+
+def test_the_second_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger, sent = RecordingLogger(), threading.Event()
+    monkeypatch.setattr(Request, "send", lambda request, reason: sent.set())
+    with pytest.raises(KeyboardInterrupt), Interrupt(logger, Request("search")) as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        assert sent.wait(30) and interrupt.requested
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("the second SIGTERM was swallowed")
+    says("can be continued; another SIGTERM stops at once", logger.messages[-1])

@@ -102,10 +102,10 @@ def test_a_preempted_training_gives_the_weights_of_an_undisturbed_one(
     assert all(torch.equal(model[name], tensor) for name, tensor in expected.items())
 
 
-def test_trials_of_a_preempted_node_are_resumed_and_do_not_count_as_failed(
+def test_trials_of_a_preempted_node_are_resumed(
     disturbed: Disturbed, one_thread: None, tmp_path: Path
 ) -> None:
-    """`max_failures` is 0 there: a trial that a drained node gives back is no failure."""
+    """A trial that a drained node gives back continues where it was, with the same result."""
     told = disturbed.result["search"]
     assert told["counts"] == {"complete": 3, "stopped": 0, "failed": 0, "running": 0}
     assert any("save after their step" in line for line in told["interrupted"])

@@ -144,7 +144,7 @@ def searching(nodes: Nodes, task: TrainingTask, out: Path) -> dict[str, Any]:
         sampler="grid",
         space={"model.width": choice(*WIDTHS)},
         grace_epochs=task.train.epochs,
-        max_failures=0,
+        max_failures=1,  # a trial may be started again on the drained node, and ends with it
     )
 
     def work(logger: RecordingLogger) -> dict[str, Any]:
