@@ -304,6 +304,10 @@ class _Search:
             gone = driver.variant in forgotten or _newest(driver.folder) < self.before
             if not driver.alive and driver.variant not in known and gone:
                 self._add("run", driver.folder, "its job is gone")
+        read = {driver.folder for driver in self.drivers}
+        for path in sorted((self.workspace.root / DRIVERS).glob("[!.]*")):
+            if path not in read and not is_held(path / "lock"):
+                self.found.kept[path] = "its status cannot be read"
 
     def _forecasts(self) -> None:
         """Rates stay: a later job's forecast rests on them, and a file of them is small."""

@@ -293,4 +293,5 @@ def test_an_altered_status_is_left_out_of_every_list(
     file.write_text(json.dumps(content))
     assert read_drivers(Path(job.workspace)) == []
     assert [row["owner"] for row in list_runs(Path(job.workspace))] == [None]
-    find_garbage(Path(job.workspace), 0.0)
+    kept = find_garbage(Path(job.workspace), 0.0).kept
+    assert kept == {file.parent: "its status cannot be read"}
