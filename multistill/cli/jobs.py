@@ -54,15 +54,16 @@ def submit(
         int | None, typer.Option("--cpus-per-node", min=1, help="Slurm: CPUs of each node")
     ] = None,
     save_before: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--save-before",
             metavar="SECONDS",
             min=1,
             max=65535,
-            help="Slurm: before the time limit, when the run saves and is queued again",
+            help="Slurm: before the time limit, when the run saves and is queued again; "
+            "default: 300",
         ),
-    ] = 300,
+    ] = None,
     array: Annotated[
         str | None,
         typer.Option(
@@ -97,7 +98,7 @@ def submit(
     from multistill.pipeline.running import submitted_links
 
     if slurm:
-        from multistill.cluster.slurm import Request
+        from multistill.cluster.slurm import SAVE_BEFORE, Request
 
         request = Request(
             nodes=nodes,
@@ -106,7 +107,7 @@ def submit(
             account=account,
             gpus_per_node=gpus_per_node,
             cpus_per_task=cpus_per_node,
-            save_before=save_before,
+            save_before=save_before or SAVE_BEFORE,
             options=tuple(sbatch or ()),
         )
         config = load_job(job, overrides, workspace, for_cluster=True)
@@ -125,6 +126,7 @@ def submit(
                 "--account": account,
                 "--gpus-per-node": gpus_per_node,
                 "--cpus-per-node": cpus_per_node,
+                "--save-before": save_before,
                 "--array": array,
                 "--sbatch": sbatch,
             }.items()

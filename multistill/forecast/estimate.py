@@ -25,7 +25,7 @@ from multistill.training.capacity import single_node_layout
 
 NO_TIME = Spread(0.0, 0.0, 0.0)
 NOMINAL_START = 4.0
-"""Seconds of a worker's start on the machine of docs/forecast.md, which `_PRIORS` are of."""
+"""Seconds of a worker's start on the machine of docs/performance.md, which `_PRIORS` are of."""
 _PRIORS: Mapping[str, tuple[float, float]] = {
     "prepare": (1.0, 0.01),
     "features": (4.0, 0.0),

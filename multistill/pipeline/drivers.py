@@ -25,6 +25,7 @@ from typing import Any
 from filelock import FileLock
 
 from multistill.config import JobConfig
+from multistill.damaged import reading
 from multistill.errors import MultistillError
 from multistill.tracking.logger import NullLogger
 from multistill.tracking.owner import account_at_host, submitter
@@ -89,13 +90,34 @@ def read_drivers(workspace: Path) -> list[DriverStatus]:
     for file in (workspace / FOLDER).glob(f"[!.]*/{STATUS}"):
         alive = is_held(file.parent / LOCK)  # before the content: its end may be written between
         try:
-            content = read_json(file)
-            whole = content["format"] == 1 and content.keys() >= KEYS
-        except (OSError, ValueError, KeyError, TypeError):
+            with reading(file):
+                content = _checked(read_json(file))
+        except (OSError, MultistillError):
             continue
-        if whole:
-            found.append(DriverStatus(file.parent, alive, content))
+        found.append(DriverStatus(file.parent, alive, content))
     return sorted(found, key=lambda d: (d.alive, str(d.content["started"])), reverse=True)
+
+
+def _checked(content: Any) -> dict[str, Any]:
+    """A status of this version, with values as they are written; raises what others raise."""
+    if content["format"] != 1 or not content.keys() >= KEYS:
+        raise ValueError("it is of another version")
+    datetime.fromisoformat(content["started"])
+    texts = [content[name] for name in ("job", "variant", "owner", "host", "node")]
+    texts += [
+        stage[name] for stage in content["stages"] for name in ("name", "kind", "fingerprint")
+    ]
+    or_none = [content[name] for name in ("submission_id", "stage", "ended", "reason")]
+    or_none += [content["links"][name] for name in LINKS]
+    numbers = [] if content["seconds_left"] is None else [content["seconds_left"]]
+    if (progress := content["progress"]) is not None:
+        texts += [progress["name"], progress["unit"]]
+        numbers += [progress["done"], progress["total"]]
+    if not all(isinstance(text, str) for text in texts + [t for t in or_none if t is not None]):
+        raise TypeError("a name is no text")
+    if not all(isinstance(number, int | float) and abs(number) < 1e12 for number in numbers):
+        raise TypeError("a number is none")
+    return dict(content)
 
 
 def latest_by_variant(drivers: list[DriverStatus]) -> dict[str, DriverStatus]:

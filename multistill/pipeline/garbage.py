@@ -21,6 +21,8 @@ from pkgutil import iter_modules
 from typing import Any
 
 from multistill.errors import UsageError
+from multistill.forecast.rates import FOLDER as RATES
+from multistill.forecast.record import FOLDER as FORECASTS
 from multistill.pipeline import steps as step_modules
 from multistill.pipeline import variants
 from multistill.pipeline.drivers import FOLDER as DRIVERS
@@ -44,7 +46,7 @@ PARTIAL = re.compile(r"\.([0-9a-f]{16})\.partial")
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 ARTIFACT = re.compile(r"[0-9a-f]{16}")
 OURS = {
-    *("jobs", "locks", "corpora", SPOOL, DRIVERS),
+    *("jobs", "locks", "corpora", "slurm", SPOOL, DRIVERS, RATES, FORECASTS),
     *("digests.npy", ".digests.npy.lock", "mlflow.db", "mlflow-artifacts"),
 }
 """Of the workspace's folder, besides the kinds of artifacts: never looked into, or by name."""
@@ -59,7 +61,7 @@ class Item:
 
     Attributes:
         kind: `features`, `models`, ..., `partial`, `journal`, `run` (what a dead process said of
-            itself), `job` (a forgotten one's file), `left over`.
+            itself), `job` (a forgotten one's file), `forecast` (of one that is gone), `left over`.
         take: moves it out of the way under its lock, and returns where it is now; None if it is
             in use after all.
     """
@@ -205,16 +207,20 @@ class _Search:
         for path in sorted(self.workspace.root.iterdir()):
             if path.name in kinds and path.is_dir():
                 self._artifacts(path.name, path)
-            elif path.name == REPORTS:
+            elif path.name == REPORTS and path.is_dir():
                 for job in sorted(path.iterdir()):
-                    self._artifacts(f"{REPORTS}/{job.name}", job)
+                    if job.is_dir():
+                        self._artifacts(f"{REPORTS}/{job.name}", job)
+                    else:
+                        self._left_over(job)
             elif path.name not in OURS and not path.name.startswith("mlflow.db-"):
                 self._left_over(path)
-        for folder in ("jobs", DRIVERS):
+        for folder in ("jobs", DRIVERS, RATES, FORECASTS):
             for path in sorted((self.workspace.root / folder).glob(".*")):
                 self._left_over(path)
         self._forgotten_jobs()
         self._runs()
+        self._forecasts()
         self._journals()
         return self.found
 
@@ -298,6 +304,19 @@ class _Search:
             gone = driver.variant in forgotten or _newest(driver.folder) < self.before
             if not driver.alive and driver.variant not in known and gone:
                 self._add("run", driver.folder, "its job is gone")
+        read = {driver.folder for driver in self.drivers}
+        for path in sorted((self.workspace.root / DRIVERS).glob("[!.]*")):
+            if path not in read and not is_held(path / "lock"):
+                self.found.kept[path] = "its status cannot be read"
+
+    def _forecasts(self) -> None:
+        """Rates stay: a later job's forecast rests on them, and a file of them is small."""
+        known = {job.key for job in self.stay}
+        forgotten = {job.key for job in self.forgotten}
+        for path in sorted((self.workspace.root / FORECASTS).glob("[!.]*.json")):
+            key = path.stem.rpartition("-")[2]
+            if key in forgotten or (key not in known and _newest(path) < self.before):
+                self._add("forecast", path, "its job is gone")
 
     def _journals(self) -> None:
         for journal in Journal.read_all(self.workspace.root / SPOOL):

@@ -147,13 +147,11 @@ def _searched_tops(job: JobConfig) -> Iterator[tuple[Location, str]]:
         train = section.train.model_dump() | {"top": highest}
         try:
             largest = section.model_copy(update={"train": type(section.train)(**train)})
-        except ValidationError as error:
-            sentences = [str(problem["msg"]).partition(", ")[2] for problem in error.errors()]
-        else:
-            features = job.features.model_copy(update={encoder: largest})
-            sentences = [sentence for _, sentence in encoder_problems(features)]
-        for sentence in sentences:
-            yield ("search", "space", key), f"search.space, {key}: {sentence}"
+        except ValidationError:  # told by the recipe's check of the search
+            continue
+        features = job.features.model_copy(update={encoder: largest})
+        for _, sentence in encoder_problems(features):
+            yield ("search", "space", key), f"search.space: `{key}`: {sentence}"
 
 
 def notes(job: JobConfig) -> list[str]:

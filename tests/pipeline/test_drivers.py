@@ -24,6 +24,7 @@ from multistill.cluster import job_list
 from multistill.config import JobConfig
 from multistill.errors import MultistillError
 from multistill.pipeline.drivers import Driver, StatusLogger, latest_by_variant, read_drivers
+from multistill.pipeline.garbage import find_garbage
 from multistill.pipeline.running import on_cluster, running_table
 from multistill.pipeline.runs import list_runs
 from multistill.report.tables import to_terminal
@@ -260,3 +261,37 @@ def test_the_folder_of_a_driver_can_be_read_by_colleagues(tmp_path: Path) -> Non
         for name in ("lock", "status.json", "job.yaml"):
             assert (driver.folder / name).stat().st_mode & 0o044 == 0o044
         assert read_json(driver.folder / "status.json")["job"] == job.name
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("links",), []),
+        (("links", "mlflow"), 7),
+        (("stages",), [{"name": "prepare"}]),
+        (("stages",), 3),
+        (("started",), "yesterday"),
+        (("progress",), {"name": "a", "done": None, "total": 2, "unit": "epochs"}),
+        (("seconds_left",), 1e300),
+        (("owner",), {}),
+        (("submission_id",), ["x"]),
+    ],
+)
+def test_an_altered_status_is_left_out_of_every_list(
+    where: tuple[str, ...], value: object, tmp_path: Path
+) -> None:
+    job = note_as_run(tmp_path)
+    with driver_of(job) as driver:
+        driver.works()
+        file = driver.folder / "status.json"
+        assert [found.variant for found in read_drivers(Path(job.workspace))] == [key_of(job)]
+    content = read_json(file)
+    holder = content
+    for key in where[:-1]:
+        holder = holder[key]
+    holder[where[-1]] = value
+    file.write_text(json.dumps(content))
+    assert read_drivers(Path(job.workspace)) == []
+    assert [row["owner"] for row in list_runs(Path(job.workspace))] == [None]
+    kept = find_garbage(Path(job.workspace), 0.0).kept
+    assert kept == {file.parent: "its status cannot be read"}

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from multistill.cli.app import main
 from multistill.config import JobConfig
 from multistill.errors import UsageError
+from multistill.forecast.rates import Rates
+from multistill.forecast.record import forecast_file
 from multistill.pipeline.drivers import Driver, read_drivers
 from multistill.pipeline.garbage import artifact_kinds, delete, find_garbage, seconds_of
 from multistill.pipeline.recipes import RECIPES, get_recipe, steps_of
@@ -286,6 +288,27 @@ def test_what_is_not_recognised_stays_and_is_named(tmp_path: Path) -> None:
     assert {item.path for item in gone} == {old, half}
     assert set(garbage.kept) == {tmp_path / "notes.txt", tmp_path / "features" / "my-own", fake}
     assert (tmp_path / "corpora" / "demo").is_dir()
+
+
+def test_forecasts_go_with_their_job_and_rates_stay(tmp_path: Path) -> None:
+    jobs = [make_job(tmp_path / "ws", number) for number in range(3)]
+    root = Path(jobs[0].workspace)
+    files = [forecast_file(root, job.name, key_of(job)) for job in jobs]
+    for job, file in zip(jobs, files, strict=True):
+        work(job, 1, noted=job is not jobs[2])  # that was measured by `plan --measure` only
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("{}")
+    Rates(root).add({"of": "start"}, "cpu", "start of a worker", "probe", {"seconds": 1.0})
+    (root / "slurm" / "job-0-1").mkdir(parents=True)
+    (root / "reports").mkdir()
+    (root / "reports" / ".DS_Store").write_text("")
+    garbage, gone = delete(root, 7 * DAY, ["job-1"])
+    assert [item.path for item in gone if item.kind == "forecast"] == [files[1]]
+    assert garbage.kept == {root / "reports" / ".DS_Store": "is not recognised"}
+    _, gone = delete(root, 0.0)
+    assert [item.path for item in gone if item.kind == "forecast"] == [files[2]]
+    assert files[0].exists()
+    assert len(list((root / "rates").glob("*.json"))) == 1
 
 
 def test_kinds_are_those_of_all_recipes(tmp_path: Path) -> None:

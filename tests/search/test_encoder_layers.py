@@ -131,5 +131,6 @@ def test_more_layers_to_train_than_there_are_is_told_before_the_trials(
         return
     with pytest.raises(JobFileError) as refused:
         jobfile.parse(text, "job.yaml")
-    assert f"search.space, features.{section}.train.top: " in str(refused.value)
+    assert len(refused.value.problems) == 1, "it is told once"
+    assert f"search.space: `features.{section}.train.top`: " in str(refused.value)
     assert f"top: {most + 1}` is more than the {most} layers" in str(refused.value)
