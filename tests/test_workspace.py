@@ -72,8 +72,6 @@ def test_json_is_written_through_one_writer_only() -> None:
         "pipeline/slurm_job.py": 1,  # a quoted path
         "search/journal_file.py": 1,  # as Optuna writes its lines
         "inference/rows.py": 1,  # a line of its own per clip; refuses NaN
-        "pipeline/slurm_job.py": 1,  # a quoted path
-        "search/journal_file.py": 1,  # events as Optuna writes them, and alone reads them
     }
     package = Path(multistill.__file__).parent
     found = {

@@ -84,8 +84,6 @@ NOT_ADVICE = {
     "  kind: leave-one-out         # by models of the others, trained anew for each of them": (
         "a comment"
     ),
-    "Ray does not separate the users of a cluster: everybody who holds its token can read what "
-    "this job reads, and run code as it does": "what others can do",
     "train before caps": "a column of a table",
     "lower left": "a corner of a plot",
     "name = '{}'": "a filter of MLflow",
