@@ -1,4 +1,4 @@
-"""Nodes that are announced to go, go and join: the results are those of an undisturbed run."""
+"""A node that is announced to go, and goes: the results are those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.paths import PYTHONPATH, TESTS
@@ -23,7 +22,6 @@ from helpers.training_corpus import (
     make_task,
     run,
     with_dropout,
-    with_teacher,
 )
 
 from multistill.models.files import load_model
@@ -36,10 +34,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 @dataclass(frozen=True)
 class Disturbed:
-    """What `helpers.lost_nodes` printed, its tasks and its folder."""
+    """What `helpers.lost_nodes` wrote, its task and its folder."""
 
     task: TrainingTask
-    searched: TrainingTask
     folder: Path
     result: dict[str, Any]
 
@@ -49,11 +46,8 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
     folder = tmp_path_factory.mktemp("lost")
     corpus = make_corpus(folder / "corpus")
     task = with_dropout(make_task(corpus, epochs=40, batch_size=2, average_epochs=2.0))
-    base = with_dropout(make_task(corpus, "student", epochs=30, batch_size=2))
-    searched = with_teacher(base, folder / "soft.parquet", 0.5)
-    for name, each in (("task", task), ("searched", searched)):
-        (folder / f"{name}.json").write_text(json.dumps(each.to_dict()))
-    arguments = [folder / "task.json", folder / "searched.json", folder]
+    (folder / "task.json").write_text(json.dumps(task.to_dict()))
+    arguments = [folder / "task.json", folder]
     log = folder / "log"
     with log.open("wb") as stream:
         driver = subprocess.Popen(
@@ -69,7 +63,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
         with suppress(ProcessLookupError):
             os.killpg(driver.pid, signal.SIGKILL)  # the rest of the cluster after a failed run
     assert status == 0, log.read_text()[-9000:]
-    return Disturbed(task, searched, folder, read_json(folder / "result.json"))
+    return Disturbed(task, folder, read_json(folder / "result.json"))
 
 
 @pytest.fixture
@@ -100,20 +94,3 @@ def test_a_preempted_training_gives_the_weights_of_an_undisturbed_one(
     expected, _ = best_weights(tmp_path)
     model = load_model(folder).state_dict()
     assert all(torch.equal(model[name], tensor) for name, tensor in expected.items())
-
-
-def test_trials_of_a_preempted_node_are_resumed(
-    disturbed: Disturbed, one_thread: None, tmp_path: Path
-) -> None:
-    """A trial that a drained node gives back continues where it was, with the same result."""
-    told = disturbed.result["search"]
-    assert told["counts"] == {"complete": 3, "stopped": 0, "failed": 0, "running": 0}
-    assert any("save after their step" in line for line in told["interrupted"])
-    assert any("its node is about to go away; it continues" in line for line in told["moved"])
-    rows = pq.read_table(disturbed.folder / "search" / "trials.parquet").to_pylist()
-    for row in rows:
-        width = json.loads(row["params"])["model.width"]
-        searched = disturbed.searched
-        task = replace(searched, spec=replace(searched.spec, width=width))
-        reports = run(task, tmp_path / str(width))
-        assert row["value"] == max(losses(reports, "valid_macro_f1"))

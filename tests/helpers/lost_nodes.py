@@ -1,8 +1,8 @@
-"""A training and a search on a cluster whose nodes are announced to go, go, and join.
+"""A training on a cluster of which a node is announced to go, and goes.
 
-python lost_nodes.py TASK SEARCH_TASK FOLDER      prints one JSON object with what happened
+python lost_nodes.py TASK FOLDER      writes result.json there, with what happened
 
-The driver gets SIGTERM in both, is started again, and then the node that works is drained, as a
+The driver gets SIGTERM, is started again, and then the node that works is drained, as a
 cloud's notice does it, and removed.
 """
 
@@ -25,9 +25,6 @@ from ray.cluster_utils import Cluster
 
 from helpers.features_killed import descendants
 from helpers.recording_logger import RecordingLogger
-from helpers.search_case import choice
-from multistill.config import SearchConfig
-from multistill.search.study import search
 from multistill.training.launcher import train
 from multistill.training.task import TrainingTask
 
@@ -37,7 +34,6 @@ QUICK = {
     "health_check_period_ms": 500,
     "health_check_failure_threshold": 30,  # a busy machine is not a lost node
 }
-WIDTHS = [16, 24, 32]
 
 
 class Nodes:
@@ -61,14 +57,6 @@ class Nodes:
     def of(self, pid: int) -> Any:
         """The node that a process runs on."""
         return next(node for node in self.nodes if pid in descendants(_raylet(node)))
-
-    def busy(self, name: str) -> list[Any]:
-        """Nodes with a process whose title holds `name`."""
-        return [
-            node
-            for node in self.nodes
-            if any(name in title for title in descendants(_raylet(node)).values())
-        ]
 
     def drain(self, node: Any) -> None:
         """What a cloud's notice makes Ray's autoscaler do."""
@@ -137,62 +125,17 @@ def training(nodes: Nodes, task: TrainingTask, out: Path) -> dict[str, Any]:
     return {"interrupted": begun, "moved": messages, "workers": len(workers)}
 
 
-def searching(nodes: Nodes, task: TrainingTask, out: Path) -> dict[str, Any]:
-    config = SearchConfig(
-        trials=len(WIDTHS),
-        concurrent=1,
-        sampler="grid",
-        space={"model.width": choice(*WIDTHS)},
-        grace_epochs=task.train.epochs,
-        max_failures=1,  # a trial may be started again on the drained node, and ends with it
-    )
-
-    def work(logger: RecordingLogger) -> dict[str, Any]:
-        return search(task, config, 1, out, logger, "0123")
-
-    begun = interrupted(work, an_epoch_ended)
-    messages: list[str] = []
-    drained: list[Any] = []
-    joined = threading.Event()
-
-    def on_event(logger: RecordingLogger, method: str, recorded: Any) -> None:
-        if method == "info":
-            messages.append(recorded)
-            print(recorded, flush=True)
-        if an_epoch_ended(method, recorded) and not drained:
-            drained.append(nodes.busy("Trainable")[0])
-            threading.Thread(target=replaced, daemon=True).start()
-
-    def replaced() -> None:
-        nodes.drain(drained[0])
-        nodes.join()
-        deadline = time.monotonic() + 120
-        while not any("continues from" in line for line in messages):
-            assert time.monotonic() < deadline, messages
-            time.sleep(0.1)
-        nodes.remove(drained[0])
-        joined.set()
-
-    summary = work(RecordingLogger(on_event=on_event))
-    assert joined.wait(120), messages
-    return {"interrupted": begun, "moved": messages, "counts": summary["counts"]}
-
-
 def main() -> None:
     faulthandler.dump_traceback_later(60, repeat=True)  # for the log of a run that hangs
-    task, other = (
-        TrainingTask.from_dict(json.loads(Path(name).read_text())) for name in sys.argv[1:3]
-    )
-    folder = Path(sys.argv[3])
+    task = TrainingTask.from_dict(json.loads(Path(sys.argv[1]).read_text()))
+    folder = Path(sys.argv[2])
     nodes = Nodes(2)
     ray.init(address=nodes.cluster.address, log_to_driver=False, logging_level="error")
     result: dict[str, Any] = {}
     started = time.monotonic()
     try:
         result["training"] = training(nodes, task, folder / "training")
-        result["seconds"] = [time.monotonic() - started]
-        result["search"] = searching(nodes, other, folder / "search")
-        result["seconds"].append(time.monotonic() - started)
+        result["seconds"] = time.monotonic() - started
     finally:
         (folder / "result.json").write_text(json.dumps(result))
         ray.shutdown()
