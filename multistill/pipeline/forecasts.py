@@ -145,13 +145,13 @@ def keep_missing(
     before = kept_forecast(job)
     if "manifest" not in artifacts or (before is not None and not before["missing"]):
         return
-    found = forecast(job, steps, artifacts, left, this_machine(job))
-    if found is None:
-        return
-    stages = before["stages"] if before else []
-    known = {entry["stage"]: entry for entry in stages if entry["seconds"] is not None}
-    found["stages"] = [known.get(entry["stage"], entry) for entry in found["stages"]]
-    with suppress(OSError):
+    with suppress(OSError, MultistillError):
+        found = forecast(job, steps, artifacts, left, this_machine(job))
+        if found is None:
+            return
+        stages = before["stages"] if before else []
+        known = {entry["stage"]: entry for entry in stages if entry["seconds"] is not None}
+        found["stages"] = [known.get(entry["stage"], entry) for entry in found["stages"]]
         keep(job, found, left)
 
 
@@ -178,10 +178,10 @@ def learn(job: JobConfig, steps: Sequence[Step], step: Step, artifacts: Artifact
     rates = Rates(step.workspace.root)
     machine = machine_of(job, resources)
     device = machine.devices[0]
-    estimator = Estimator(rates, machine, counts_of(artifacts["manifest"]))
     artifact = artifacts[step.artifact]
     rows = list(step.plan(resources, artifacts).get("models", ()))
     with suppress(OSError, MultistillError):
+        estimator = Estimator(rates, machine, counts_of(artifacts["manifest"]))
         if step.name == "features":
             _learn_encoding(job, rates, device, estimator, artifact)
         elif rows:
