@@ -182,7 +182,7 @@ def plan(
     workspace: WorkspaceFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Show stages, what is cached, resources and a forecast; nothing starts but what --measure measures."""
+    """Show stages, what is cached, resources, a forecast; only --measure starts anything."""
     from multistill.pipeline.plan import describe, render
 
     config = load_job(job, overrides, workspace)
