@@ -9,7 +9,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 from helpers.faulty_proxy import FAULTS, faulty_proxy
 from helpers.postgres import Postgres, programs, running_postgres
 from helpers.team_mlflow import TeamServer, python_block
+from mlflow.exceptions import MlflowException
 
 from multistill.config import TrackingConfig
 from multistill.errors import MultistillError
@@ -275,7 +276,17 @@ def test_files_for_which_the_server_has_no_room_wait_and_nothing_waits_for_them(
 
 def runs_of(uri: str, experiment: str) -> list[Any]:
     client = client_of(uri)
-    return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
+    found: list[Any] = []
+
+    def answered() -> bool:
+        with suppress(MlflowException):  # a connection that the busy server reset
+            experiment_id = client.get_experiment_by_name(experiment).experiment_id
+            found[:] = client.search_runs([experiment_id])
+            return True
+        return False
+
+    wait(answered)
+    return found
 
 
 def test_a_model_of_200_mb_passes_through_the_server_whose_memory_stays_flat(
