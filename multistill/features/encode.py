@@ -18,7 +18,7 @@ from typing import Any
 
 from multistill.config import FeaturesConfig
 from multistill.errors import MultistillError
-from multistill.features.identity import DECODER, PADDING, resolved_weights, store_settings
+from multistill.features.identity import resolved_weights, store_info
 from multistill.features.progress import Progress
 from multistill.features.quarantine import write_quarantine
 from multistill.features.shards import ShardPlan, plan_shards
@@ -211,13 +211,6 @@ def _finish(
     finish_store(
         out,
         markers,
-        {
-            **summary,
-            "audio_dim": markers[0]["speech"]["dim"],
-            "text_dim": markers[0]["text"]["dim"],
-            "decoder": DECODER,
-            "padding": PADDING,
-            "settings": store_settings(config),
-        },
+        {**summary, **store_info(config, plan.clips, markers[0])},
     )
     return summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from multistill.config import FeaturesConfig
@@ -52,3 +53,24 @@ def store_settings(config: FeaturesConfig) -> dict[str, Any]:
 def resolved_weights(config: FeaturesConfig) -> dict[str, str | None]:
     """Hub commit or folder digest of all encoders' weights; None for built-in encoders."""
     return {**side_by_side.resolve(config.speech), "text": resolve_text(config.text)}
+
+
+def store_info(config: FeaturesConfig, clips: int, marker: Mapping[str, Any]) -> dict[str, Any]:
+    """What features.json says of a store beside its shards.
+
+    Args:
+        clips: number of clips that were to be encoded.
+        marker: of any of its shards: what the encoders are.
+    """
+    speech, text = marker["speech"], marker["text"]
+    return {
+        "clips": clips,
+        "dtype": config.dtype,
+        "speech": speech,
+        "text": text,
+        "audio_dim": speech["dim"],
+        "text_dim": text["dim"],
+        "decoder": DECODER,
+        "padding": PADDING,
+        "settings": store_settings(config),
+    }

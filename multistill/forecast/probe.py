@@ -136,7 +136,7 @@ def _encode_in_worker(
 
     from multistill.errors import MultistillError
     from multistill.features.decode import Wave  # noqa: F401 - imported before the clock starts
-    from multistill.features.identity import DECODER, PADDING, resolved_weights, store_settings
+    from multistill.features.identity import resolved_weights, store_info
     from multistill.features.shards import plan_shards
     from multistill.features.sizing import CPUS_PER_ENCODER
     from multistill.features.store import SHARDS
@@ -148,7 +148,6 @@ def _encode_in_worker(
     started = time.monotonic()
     (out / SHARDS).mkdir(parents=True, exist_ok=True)
     plan = plan_shards(manifest, config.shard_seconds, out, RECORDINGS.columns)
-    (out / SHARDS).mkdir(exist_ok=True)
     encoder = ShardEncoder(config, resolved_weights(config), "cuda" if cuda else "cpu")
     encoder.speech.encode([probe_wave()])
     encoder.text.encode([PROBE_TEXT])
@@ -165,24 +164,7 @@ def _encode_in_worker(
             "check the recordings with `multistill validate JOB --data`"
         )
     stored = sum(marker["bytes"] for marker in markers)
-    summary = {
-        "clips": plan.clips,
-        "dtype": config.dtype,
-        "speech": markers[0]["speech"],
-        "text": markers[0]["text"],
-    }
-    finish_store(
-        out,
-        markers,
-        {
-            **summary,
-            "audio_dim": markers[0]["speech"]["dim"],
-            "text_dim": markers[0]["text"]["dim"],
-            "decoder": DECODER,
-            "padding": PADDING,
-            "settings": store_settings(config),
-        },
-    )
+    finish_store(out, markers, store_info(config, plan.clips, markers[0]))
     return {
         "seconds_per_audio_second": seconds / audio,
         "bytes_per_audio_second": stored / audio,
