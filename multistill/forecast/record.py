@@ -51,6 +51,8 @@ def _checked(found: Any) -> dict[str, Any]:
         spread_or_none(entry["seconds"])
     texts = [found["created"], *(entry["stage"] for entry in found["stages"]), *found["missing"]]
     texts += [entry[name] for entry in found["basis"] for name in ("device", "source")]
+    if "cost" in total:
+        texts.append(found["currency"])
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("a name is no text")
     memory = {name: int(found["memory"][name]) for name in MEMORY if name in found["memory"]}
