@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from multistill.forecast.rates import processor_name
 
 RESULTS = Path(__file__).parent / "results"
 _LOAD = os.getloadavg()[0]
@@ -43,7 +44,7 @@ def add_row(
 
 def command() -> str:
     """The command of this process; of a path outside the working folder only its last part."""
-    parts = [Path(each).name if os.path.isabs(each) else each for each in sys.argv[1:]]
+    parts = [Path(each).name if Path(each).is_absolute() else each for each in sys.argv[1:]]
     script = Path(sys.argv[0])
     return shlex.join(["python", f"benchmarks/{script.name}", *parts])
 
@@ -55,7 +56,7 @@ def machine() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "cores": len(os.sched_getaffinity(0)),
-        "cpu": _processor(),
+        "cpu": processor_name(),
         "memory_gb": round(pages * size / 1e9, 1),
         "load": round(_LOAD, 2),
         "load_end": round(os.getloadavg()[0], 2),
@@ -70,11 +71,3 @@ def _commit() -> str | None:
     arguments = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
     process = subprocess.run(arguments, cwd=Path(__file__).parent, capture_output=True, text=True)
     return process.stdout.strip() or None
-
-
-def _processor() -> str:
-    with open("/proc/cpuinfo", encoding="utf-8") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
