@@ -21,7 +21,19 @@ PAGES = ROOT / "benchmarks" / "pages"
 DOCS = ROOT / "docs"
 NOT_MEASURED = "not measured"
 WHERE = frozenset(
-    "benchmark command date commit cores cpu memory_gb gpu load load_end seed".split()
+    [
+        "benchmark",
+        "command",
+        "date",
+        "commit",
+        "cores",
+        "cpu",
+        "memory_gb",
+        "gpu",
+        "load",
+        "load_end",
+        "seed",
+    ]
 )  # of a row, what is no figure
 
 
@@ -198,7 +210,7 @@ def render(template: str, rows: Sequence[Row]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGES),
         undefined=NotMeasured,
-        autoescape=False,  # noqa: S701 - Markdown of our own rows
+        autoescape=False,
         keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,
