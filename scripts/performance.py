@@ -116,7 +116,7 @@ def measured(*sources: Any) -> str:
         return f"*{NOT_MEASURED.capitalize()}.*"
     texts: dict[str, set[str]] = {}
     for row in rows:
-        texts.setdefault(_where(row), set()).add(_load(row.get("load")))
+        texts.setdefault(_where(row), set()).add(_load(row))
     lines = []
     for where, loads in texts.items():
         known = sorted(load for load in loads if load)
@@ -142,10 +142,13 @@ def _where(row: Mapping[str, Any]) -> str:
     return f"`{command}`, {date}{commit}; {machine}"
 
 
-def _load(load: Any) -> str:
+def _load(row: Mapping[str, Any]) -> str:
+    load, end = row.get("load"), row.get("load_end")
     if isinstance(load, list):
         return f"{load[0]} to {load[-1]}"
-    return f"{load:.1f}" if isinstance(load, float) else str(load if load is not None else "")
+    if isinstance(load, str) or load is None:
+        return load or ""
+    return f"{load:.1f}" if end is None or round(end - load, 1) == 0 else f"{load:.1f} to {end:.1f}"
 
 
 def number(value: Any, digits: int = 3) -> str:

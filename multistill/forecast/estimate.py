@@ -29,9 +29,9 @@ NOMINAL_START = 4.0
 _PRIORS: Mapping[str, tuple[float, float]] = {
     "prepare": (1.0, 0.01),
     "features": (4.0, 0.0),
-    "statistics": (1.5, 0.001),
-    "distill": (1.0, 0.002),
-    "evaluate": (3.0, 0.9),
+    "statistics": (2.5, 0.001),
+    "distill": (1.7, 0.002),
+    "evaluate": (7.0, 0.5),
     "probe": (3.0, 0.9),
     "report": (6.5, 0.0),
 }
