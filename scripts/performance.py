@@ -15,6 +15,8 @@ from typing import Any
 
 import jinja2
 
+from multistill.forecast import scale
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ROOT / "benchmarks" / "pages"
@@ -165,6 +167,19 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
+def by_size(rows: Sequence[Row], size: str, cost: str) -> list[tuple[float, float, float, str]]:
+    """Forecast from the smaller sizes beside the measured cost: size, both, and the difference."""
+    points = [(float(row[size]), float(row[cost])) for row in rows]
+    return [
+        (at, expected, truth, _difference(expected / truth - 1))
+        for at, expected, truth in scale.extrapolated(points)
+    ]
+
+
+def _difference(share: float) -> str:
+    return f"{100 * share:+.0f} %" + (": **beyond 20 %**" if abs(share) > 0.2 else "")
+
+
 def percent(value: Any) -> str:
     return NOT_MEASURED if isinstance(value, jinja2.Undefined) else f"{100 * value:.2g} %"
 
@@ -226,9 +241,14 @@ def render(template: str, rows: Sequence[Row]) -> str:
         table=table,
         at_least=at_least,
         at_most=at_most,
+        scale=scale,
+        by_size=by_size,
+        difference=_difference,
     )
     environment.filters.update(n=number, percent=percent)
-    return environment.get_template(template).render()
+    lines = environment.get_template(template).render().split("\n")
+    # Cells that a loop wrote end in a space; two elsewhere are a line break.
+    return "\n".join(line.rstrip() if line.startswith("|") else line for line in lines)
 
 
 def main(arguments: list[str]) -> int:
