@@ -49,8 +49,13 @@ DENSE_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Peak of dense bf16 matrix products by part of the device name (vendor's data sheets)."""
 
 
-def make_inputs(folder: Path, clips: int, mean_seconds: float) -> tuple[Path, Path]:
-    """A manifest and a store of `clips` training utterances with gamma-distributed lengths."""
+def make_inputs(
+    folder: Path, clips: int, mean_seconds: float, valid_every: int = 0
+) -> tuple[Path, Path]:
+    """A manifest and a store of `clips` utterances with gamma-distributed lengths.
+
+    They are all of the training set, or every `valid_every`-th one of the validation set.
+    """
     random = np.random.default_rng(0)
     seconds = random.gamma(4.0, mean_seconds / 4.0, clips).clip(0.4, 20.0)
     label = random.integers(0, len(CLASSES), clips)
@@ -66,7 +71,7 @@ def make_inputs(folder: Path, clips: int, mean_seconds: float) -> tuple[Path, Pa
             "utterance_id": ids[row],
             "label": CLASSES[label[row]],
             "label_soft": shares[row],
-            "split": "train",
+            "split": "valid" if valid_every and row % valid_every == 0 else "train",
         }
         for row in range(clips)
     ]
