@@ -2,14 +2,15 @@
 
     python benchmarks/workers.py [--clips 128] [--rounds 3] [--workers 1 2]
 
-Worker processes over gloo with one thread each, on the inputs of benchmarks/training.py; the numbers
-of workers alternate in every round. A row a number of workers: samples per second, efficiency
-against one worker of the same round by wall time and by processor time (median of the rounds), the
-parts of a step and of the epoch's checkpoint, and the largest difference of a trained weight.
+Worker processes over gloo with one thread each, on the inputs of benchmarks/training.py; the
+numbers of workers alternate in every round. A row a number of workers: samples per second,
+efficiency against one worker of the same round by wall time and by processor time (median of the
+rounds), the parts of a step and of the epoch's checkpoint, and the largest difference of a trained
+weight from those of one worker.
 
 Efficiency by processor time is that of the longest path: in every step the worker that computed
-most, then the checkpoint, which only one of them writes. Other work on the machine changes wall time,
-and little else.
+most, then the checkpoint, which only one of them writes. Other work on the machine changes wall
+time, and little else.
 """
 
 from __future__ import annotations
