@@ -1,7 +1,6 @@
-"""Training speed: against the published procedure, over workers, and against the bare step.
+"""Training speed: against the published procedure, and against the bare step.
 
     python benchmarks/training.py published    ratio to the published procedure, on this CPU
-    python benchmarks/training.py workers      1 and 2 workers over gloo, one thread each
     python benchmarks/training.py gpu          samples/s, share of peak, ratio to the bare step
 
 Inputs are random states of encoder size (1024-d audio at 50 frames/s, 768-d text) with the clip
@@ -24,7 +23,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.multiprocessing as mp
 from rows import add_row
 from torch import Tensor
 
@@ -35,7 +33,7 @@ from multistill.models.build import build
 from multistill.models.layers import Stack
 from multistill.models.presets import resolve
 from multistill.training.data import TrainingData
-from multistill.training.distributed import ProcessGroup, torch_process_group
+from multistill.training.distributed import ProcessGroup
 from multistill.training.loop import fit
 from multistill.training.objective import Objective
 from multistill.training.optimizer import NamedAdamW
@@ -111,12 +109,10 @@ def fastest(speeds: list[Speed]) -> Speed:
     return Speed(max(s.wall for s in speeds), max(s.processor for s in speeds))
 
 
-def our_speed(
-    task: TrainingTask, state: Path, device: str, group: ProcessGroup | None = None
-) -> Speed:
+def our_speed(task: TrainingTask, state: Path, device: str) -> Speed:
     """Speed of `fit` after its first epoch, checkpoints included."""
     rows = len(TrainingData.open(task).train)
-    epochs = fit(task, state_dir=state, device=device, group=group or ProcessGroup())
+    epochs = fit(task, state_dir=state, device=device)
     next(epochs)
     wall, processor = time.perf_counter(), time.process_time()
     count = sum(1 for _ in epochs)
@@ -217,40 +213,6 @@ def published(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-# -- workers ---------------------------------------------------------------------------------
-
-
-def _rank(rank: int, size: int, task: TrainingTask, folder: str) -> None:
-    torch.set_num_threads(1)
-    if size > 1:
-        address = f"file://{folder}/rendezvous-{size}"
-        torch.distributed.init_process_group("gloo", address, rank=rank, world_size=size)
-    state = Path(folder) / f"state-{size}"
-    speed = our_speed(task, state, "cpu", torch_process_group(None, size, rank))
-    if rank == 0:
-        (Path(folder) / "speed.json").write_text(json.dumps(speed.wall))
-    if size > 1:
-        torch.distributed.destroy_process_group()
-
-
-def workers(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    inputs = make_inputs(folder, arguments.clips, arguments.seconds)
-    task = make_task(inputs, arguments.preset, epochs=2, batch_size=arguments.batch_size)
-    speeds = {1: 0.0, 2: 0.0}
-    for turn in range(arguments.rounds):
-        for size in (1, 2):
-            run_folder = folder / f"{turn}-{size}"
-            run_folder.mkdir()
-            mp.spawn(_rank, (size, task, str(run_folder)), nprocs=size)
-            speed = json.loads((run_folder / "speed.json").read_text())
-            speeds[size] = max(speeds[size], speed)
-    return {
-        "one_per_s": speeds[1],
-        "two_per_s": speeds[2],
-        "efficiency": speeds[2] / (2 * speeds[1]),
-    }
-
-
 # -- GPU -------------------------------------------------------------------------------------
 
 
@@ -323,19 +285,19 @@ def gpu(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["published", "workers", "gpu"])
+    parser.add_argument("what", choices=["published", "gpu"])
     parser.add_argument("--preset", default="paper-student")
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--published-clips", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=4.0, help="mean clip length")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3, help="for `published` and `workers`")
+    parser.add_argument("--rounds", type=int, default=3, help="for `published`")
     parser.add_argument("--precision", default="float32", help="of our training in `published`")
     parser.add_argument("--folder", default=None)
     parser.add_argument("--results", type=Path, help="file of the row")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        command = {"published": published, "workers": workers, "gpu": gpu}[arguments.what]
+        command = {"published": published, "gpu": gpu}[arguments.what]
         results = command(arguments, Path(folder))
     settings = {k: v for k, v in vars(arguments).items() if k not in ("folder", "results")}
     figures = {**settings, **results}
