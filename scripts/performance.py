@@ -197,7 +197,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _difference(share: float) -> str:
+def _difference(share: Any) -> str:
+    if isinstance(share, jinja2.Undefined):
+        return NOT_MEASURED
     return f"{100 * share:+.0f} %" + (": **beyond 20 %**" if abs(share) > 0.2 else "")
 
 
@@ -205,17 +207,17 @@ def percent(value: Any) -> str:
     return NOT_MEASURED if isinstance(value, jinja2.Undefined) else f"{100 * value:.2g} %"
 
 
-def at_least(value: Any, target: float) -> str:
+def at_least(value: Any, target: float, unit: str = "") -> str:
     """A target's cell."""
-    return _target(value, target, not isinstance(value, jinja2.Undefined) and value < target)
+    return _target(target, unit, not isinstance(value, jinja2.Undefined) and value < target)
 
 
-def at_most(value: Any, target: float) -> str:
-    return _target(value, target, not isinstance(value, jinja2.Undefined) and value > target)
+def at_most(value: Any, target: float, unit: str = "") -> str:
+    return _target(target, unit, not isinstance(value, jinja2.Undefined) and value > target)
 
 
-def _target(value: Any, target: float, missed: bool) -> str:
-    return f"{number(target)}: **missed**" if missed else number(target)
+def _target(target: float, unit: str, missed: bool) -> str:
+    return f"{number(target)}{unit}: **missed**" if missed else f"{number(target)}{unit}"
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -13,7 +13,17 @@ import pytest
 from multistill.cli import main
 from multistill.errors import MultistillError
 
-HEAVY = ("torch", "ray", "mlflow", "transformers", "pandas", "optuna", "matplotlib")
+HEAVY = (
+    "torch",
+    "ray",
+    "mlflow",
+    "transformers",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "optuna",
+    "matplotlib",
+)
 
 
 def loaded_after(code: str) -> set[str]:
@@ -43,6 +53,15 @@ def test_reading_a_job_file_imports_neither_torch_nor_ray() -> None:
         "jobfile.parse('name: t\\ncorpora: [{kind: demo}]', 'job.yaml')"
     )
     assert loaded_after(code) & {"torch", "ray", "mlflow", "transformers"} == set()
+
+
+def test_what_a_finished_job_needs_to_end_pulls_in_neither_torch_nor_scipy_nor_pandas() -> None:
+    code = (
+        "import multistill.cli.run, multistill.pipeline, multistill.pipeline.steps\n"
+        "import multistill.report.files, multistill.report.terminal\n"
+        "import multistill.tracking.console, multistill.tracking.recorded"
+    )
+    assert loaded_after(code) & {"torch", "scipy", "pandas"} == set()
 
 
 def code_of(arguments: list[str]) -> int:

@@ -111,7 +111,7 @@ def test_the_citation_has_the_required_fields() -> None:
     assert citation["message"]
 
 
-@pytest.mark.parametrize("script", ["packages_table.py", "job_file.py"])
+@pytest.mark.parametrize("script", ["packages_table.py", "job_file.py", "performance.py"])
 def test_generated_files_are_up_to_date(script: str) -> None:
     command = [sys.executable, str(ROOT / "scripts" / script), "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
