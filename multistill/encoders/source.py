@@ -28,11 +28,13 @@ class EncoderSource:
     Attributes:
         config: section of the job file, with `train` other than `none`.
         revision: identity of the base's weights, see `registry.resolve_speech`.
+        seed: of weights that are drawn at random (`train.untrained`).
     """
 
     section: Section
     config: SpeechEncoderConfig | TextEncoderConfig
     revision: str | None
+    seed: int = 0
 
     def load(self) -> TrainableEncoder:
         """The encoder before training, on the CPU.
@@ -47,7 +49,7 @@ class EncoderSource:
         from multistill.encoders.trainable import load_trainable
 
         with torch.random.fork_rng(devices=[]):
-            return load_trainable(self.section, self.config, self.revision)
+            return load_trainable(self.section, self.config, self.revision, self.seed)
 
     def with_training(self, train: Mapping[str, Any]) -> EncoderSource:
         """The same encoder, trained with other settings.
@@ -69,7 +71,8 @@ class EncoderSource:
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights of a model that trains this encoder."""
-        return {**self.config.identity(), "revision": self.revision}
+        drawn = {"seed": self.seed} if self.config.train.untrained else {}
+        return {**self.config.identity(), "revision": self.revision, **drawn}
 
     def base(self) -> dict[str, Any]:
         """Name and revision of the weights that the training starts from."""
@@ -88,13 +91,14 @@ class EncoderSource:
 
     def to_dict(self) -> dict[str, Any]:
         """The source as JSON values."""
-        return {"config": self.config.model_dump(mode="json"), "revision": self.revision}
+        config = self.config.model_dump(mode="json")
+        return {"config": config, "revision": self.revision, "seed": self.seed}
 
     @classmethod
     def from_dict(cls, section: Section, values: Mapping[str, Any]) -> EncoderSource:
         """Inverse of `to_dict`."""
         config = _CONFIGS[section].model_validate(values["config"])
-        return cls(section, config, values["revision"])
+        return cls(section, config, values["revision"], values["seed"])
 
 
 def trained_encoders(

@@ -223,7 +223,10 @@ class TrainableEncoder(nn.Module):
 
 
 def load_trainable(
-    section: SectionName, config: SpeechEncoderConfig | TextEncoderConfig, resolved: str | None
+    section: SectionName,
+    config: SpeechEncoderConfig | TextEncoderConfig,
+    resolved: str | None,
+    seed: int = 0,
 ) -> TrainableEncoder:
     """Load the trained part of an encoder, on the CPU and in training mode.
 
@@ -231,6 +234,7 @@ def load_trainable(
 
     Args:
         resolved: from `registry.resolve_speech` or `registry.resolve_text`.
+        seed: of weights that are drawn at random (`train.untrained`).
 
     Raises:
         UsageError: the encoder lacks what is to be trained.
@@ -245,14 +249,14 @@ def load_trainable(
     else:
         encoder = load_text(whole, resolved, device)
     if config.train.untrained:
-        _draw_again(encoder.network.model)
+        _draw_again(encoder.network.model, seed)
     return TrainableEncoder(encoder.network, config, resolved).train()
 
 
-def _draw_again(model: Any) -> None:
-    """Draw the weights of a transformers model as it is made from its config, always alike."""
+def _draw_again(model: Any, seed: int) -> None:
+    """Draw the weights of a transformers model by a seed, as it is made from its config."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         drawn = type(model)(model.config)
     own = model.state_dict()
     model.load_state_dict({n: t for n, t in drawn.state_dict().items() if n in own}, strict=False)

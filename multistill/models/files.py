@@ -160,6 +160,7 @@ def _trained_entry(
             "kind": source.config.train.kind,
             "base": base["name"],
             "revision": base["revision"],
+            "seed": source.seed,
             "sha256": digest,
         },
     }
@@ -271,7 +272,9 @@ def trained_encoders_of(folder: Path, config: Mapping[str, Any]) -> dict[Encoder
     sources: dict[Encoder, EncoderSource] = {}
     for name, entry in _trained_entries(config).items():
         base = entry["training"]
-        values = {"config": entry["settings"], "revision": base["revision"]}
+        # Models of earlier versions have none: their weights were drawn by 0.
+        drawn = {"revision": base["revision"], "seed": base.get("seed", 0)}
+        values = {"config": entry["settings"], **drawn}
         source = EncoderSource.from_dict(name, values)
         found = source.current_revision()
         if (source.config.model, found) != (base["base"], base["revision"]):
