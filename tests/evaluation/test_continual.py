@@ -144,6 +144,7 @@ def test_classifiers_per_corpus_stand_on_the_newest_body(
     assert course["predicted"]["task_accuracy"] == pytest.approx((chosen == truth).mean())
 
 
+@pytest.mark.filterwarnings("ignore:y_pred contains classes")
 def test_a_weight_is_chosen_by_the_validation_clips_of_all_corpora(
     two: Corpus, folders: dict[str, list[Path]], tmp_path: Path
 ) -> None:
