@@ -203,14 +203,20 @@ class Continual(ModelStep):
             if t.variant.method == "ewc" and not t.is_first
         }
         wanted = [
-            (start, self.job.seed + member, member, fold)
+            (start, member, fold)
             for fold in folds
             for start in sorted(starts, key=lambda each: each.name)
             for member in range(self.job.seeds)
         ]
-        if wanted:
-            with ThreadPoolExecutor(min(len(wanted), _CONCURRENT_FISHERS)) as pool:
-                list(pool.map(lambda each: self._fisher(*each, index, run), wanted))
+        if not wanted:
+            return
+        with ThreadPoolExecutor(min(len(wanted), _CONCURRENT_FISHERS)) as pool:
+            running = [
+                pool.submit(self._fisher, start, self.job.seed + member, member, fold, index, run)
+                for start, member, fold in wanted
+            ]
+            for each in running:
+                each.result()
 
     def _fisher(
         self, learnt: Training, seed: int, member: int, fold: Fold, index: Index, run: StepRun
