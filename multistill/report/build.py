@@ -246,7 +246,8 @@ def _reliability_warnings(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str
             "available.",
         )
     valid = metrics["validation"]
-    if valid["clips"] < MIN_VALIDATION_CLIPS or valid["groups"] < MIN_VALIDATION_GROUPS:
+    few = valid["clips"] < MIN_VALIDATION_CLIPS or valid["groups"] < MIN_VALIDATION_GROUPS
+    if few and valid["clips"]:  # without any, nothing is chosen
         yield (
             "small-validation",
             "SMALL VALIDATION SET",
