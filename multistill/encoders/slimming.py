@@ -21,24 +21,29 @@ from multistill.encoders.whisper import WhisperNetwork
 from multistill.errors import UsageError
 
 # Of a layer: its attention, and the linear modules into and out of its feed-forward units.
-_PLACES = (
-    ("self_attn", "fc1", "fc2"),  # Whisper
-    ("attention", "feed_forward.intermediate_dense", "feed_forward.output_dense"),  # wav2vec2
-)
+_WHISPER = ("self_attn", "fc1", "fc2")
+_WAV2VEC2 = ("attention", "feed_forward.intermediate_dense", "feed_forward.output_dense")
 
 
-def slim_layers(layers: Iterable[nn.Module], sizes: EncoderSizes, where: str) -> None:
+def slim_layers(model: Any, layers: Iterable[nn.Module], sizes: EncoderSizes, where: str) -> None:
     """Prune the layers in place to the heads and feed-forward units of `sizes`.
 
     Args:
-        layers: of a Whisper encoder or of the wav2vec2 family.
+        model: of transformers, whose layers they are.
         where: names the encoder in messages.
 
     Raises:
         UsageError: the layers have fewer heads or units, or are built in another way.
     """
+    kind = model.config.model_type
+    if kind not in SLIMMABLE:
+        raise UsageError(
+            f"the layers of {where} ({kind}) cannot be slimmed; remove `encoder_layers`, "
+            "`encoder_heads` and `encoder_feedforward`"
+        )
+    names = _WHISPER if kind == WHISPER else _WAV2VEC2
     for layer in layers:
-        attention, into, out_of = _parts(layer, where)
+        attention, into, out_of = (_module(layer, name) for name in names)
         if sizes.heads is not None:
             _keep_heads(attention, sizes.heads, where)
         if sizes.feedforward is not None:
@@ -54,18 +59,8 @@ def slim_layers(layers: Iterable[nn.Module], sizes: EncoderSizes, where: str) ->
             _keep(out_of, kept, 1)
 
 
-def _parts(layer: nn.Module, where: str) -> tuple[Any, nn.Linear, nn.Linear]:
-    for names in _PLACES:
-        try:
-            attention, into, out_of = (layer.get_submodule(name) for name in names)
-        except AttributeError:
-            continue
-        if isinstance(into, nn.Linear) and isinstance(out_of, nn.Linear):
-            return attention, into, out_of
-    raise UsageError(
-        f"{where} has layers of type {type(layer).__name__}, which cannot be slimmed; remove "
-        "`encoder_layers`, `encoder_heads` and `encoder_feedforward`"
-    )
+def _module(layer: nn.Module, name: str) -> Any:
+    return layer.get_submodule(name)
 
 
 def _keep_heads(attention: Any, count: int, where: str) -> None:
@@ -141,9 +136,13 @@ def _empty_model(config: SpeechEncoderConfig, settings: Mapping[str, Any]) -> An
     kind = settings["model_type"]
     if kind not in SLIMMABLE:
         raise ValueError(f"`{kind}` is no type of encoder that can be slimmed")
-    shape = AutoConfig.for_model(**settings)
     [read] = config.layers
-    if read >= 0:
-        # One more than is read: the norm after the last layer is not that of a layer below it.
-        shape.num_hidden_layers = min(shape.num_hidden_layers, read + 1)
-    return WhisperEncoder(shape) if kind == WHISPER else AutoModel.from_config(shape)
+    try:
+        shape = AutoConfig.for_model(**settings)
+        if read >= 0:
+            # One more than is read: the norm after the last layer is not that of one below it.
+            shape.num_hidden_layers = min(shape.num_hidden_layers, read + 1)
+        return WhisperEncoder(shape) if kind == WHISPER else AutoModel.from_config(shape)
+    except Exception as error:
+        # Settings of another kind than expected can raise any exception in the code of transformers.
+        raise ValueError(f"no {kind} model can be made of its settings") from error

@@ -68,7 +68,7 @@ class TrainableEncoder(nn.Module):
         self._layers: list[nn.Module] = list(network.selector.layers)
         self._slimmed = slim.given
         if self._slimmed:
-            slim_layers(self._layers, slim, f"`{config.model}`")
+            slim_layers(network.model, self._layers, slim, f"`{config.model}`")
         self._prepare(train)
         self._trained = self._requiring_gradients()
         if train.top is not None:
