@@ -31,6 +31,10 @@ class EncoderSizes:
         return any(value is not None for value in vars(self).values())
 
 
+AS_IT_IS = EncoderSizes()
+"""Of an encoder that is not slimmed."""
+
+
 def sizes_of(config: SpeechEncoderConfig, settings: Fields | None) -> EncoderSizes:
     """Sizes of an encoder, where they are known.
 
@@ -64,27 +68,26 @@ def slim_problems(
         written = kind_as_written(config.train)
         yield (
             "a slimmed encoder is trained whole, from waves, and features.speech.train is "
-            f"`{written}`; set `train: full` there (`train_encoder: false` leaves the encoder as "
-            "it is for the other models)"
+            f"`{written}`; set `train: full` there (with `train_encoder: false`, other models "
+            "leave it as it is)"
         )
         return
     if model_type is not None and model_type not in SLIMMABLE:
         yield (
             f"the layers of `{config.model}` ({model_type}) cannot be slimmed; use an encoder of "
-            f"type {', '.join(sorted(SLIMMABLE))}, or remove `encoder_layers`, `encoder_heads` and "
-            "`encoder_feedforward`"
+            f"type {', '.join(sorted(SLIMMABLE))}, or remove the sizes `encoder_...`"
         )
         return
     if len(config.layers) > 1:
         yield (
             "a slimmed encoder gives the states of its last layer alone, and features.speech."
-            "layers names several; name one"
+            "layers names several; name one layer there"
         )
     for name, own in vars(slim).items():
         there = None if base is None else getattr(base, name)
         if own is not None and there is not None and own > there:
             what = {"heads": "attention heads", "feedforward": "feed-forward units"}.get(name, name)
             yield (
-                f"encoder_{name}: {own} is more than the {there} {what} of `{config.model}`; use "
-                f"{there} or less"
+                f"encoder_{name}: {own} is more than the {there} {what} of `{config.model}`; lower "
+                "the size"
             )

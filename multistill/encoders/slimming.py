@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from multistill.config import SpeechEncoderConfig
 from multistill.encoders.kinds import SLIMMABLE, WHISPER
-from multistill.encoders.slim import EncoderSizes
+from multistill.encoders.slim import EncoderSizes, slim_problems
 from multistill.encoders.smart_turn import empty_encoder
 from multistill.encoders.speech import Wav2Vec2Network, untrained_wav2vec2
 from multistill.encoders.whisper import WhisperNetwork
@@ -25,36 +25,32 @@ _WHISPER = ("self_attn", "fc1", "fc2")
 _WAV2VEC2 = ("attention", "feed_forward.intermediate_dense", "feed_forward.output_dense")
 
 
-def slim_layers(model: Any, layers: Iterable[nn.Module], sizes: EncoderSizes, where: str) -> None:
-    """Prune the layers in place to the heads and feed-forward units of `sizes`.
+def slim_layers(
+    model: Any, layers: Iterable[nn.Module], config: SpeechEncoderConfig, slim: EncoderSizes
+) -> None:
+    """Prune the layers in place to the heads and feed-forward units of `slim`.
 
     Args:
         model: of transformers, whose layers they are.
-        where: names the encoder in messages.
+        config: of the encoder.
 
     Raises:
-        UsageError: the layers have fewer heads or units, or are built in another way.
+        UsageError: the layers have fewer heads or units, or are of a kind that cannot be slimmed.
     """
     kind = model.config.model_type
-    if kind not in SLIMMABLE:
-        raise UsageError(
-            f"the layers of {where} ({kind}) cannot be slimmed; remove `encoder_layers`, "
-            "`encoder_heads` and `encoder_feedforward`"
-        )
+    for problem in slim_problems(config, slim, model_type=kind):
+        raise UsageError(f"model: {problem}")
     names = _WHISPER if kind == WHISPER else _WAV2VEC2
     for layer in layers:
         attention, into, out_of = (_module(layer, name) for name in names)
-        if sizes.heads is not None:
-            _keep_heads(attention, sizes.heads, where)
-        if sizes.feedforward is not None:
-            units = into.out_features
-            if sizes.feedforward > units:
-                raise UsageError(
-                    f"encoder_feedforward: {sizes.feedforward} is more than the {units} units of "
-                    f"{where}; use {units} or less"
-                )
+        base = EncoderSizes(None, attention.num_heads, into.out_features)
+        for problem in slim_problems(config, slim, base):
+            raise UsageError(f"model: {problem}")
+        if slim.heads is not None:
+            _keep_heads(attention, slim.heads)
+        if slim.feedforward is not None:
             norms = _squares(into.weight, 0) + _squares(out_of.weight, 1)
-            kept = _largest(norms, sizes.feedforward)
+            kept = _largest(norms, slim.feedforward)
             _keep(into, kept, 0)
             _keep(out_of, kept, 1)
 
@@ -63,13 +59,8 @@ def _module(layer: nn.Module, name: str) -> Any:
     return layer.get_submodule(name)
 
 
-def _keep_heads(attention: Any, count: int, where: str) -> None:
+def _keep_heads(attention: Any, count: int) -> None:
     heads: int = attention.num_heads
-    if count > heads:
-        raise UsageError(
-            f"encoder_heads: {count} is more than the {heads} attention heads of {where}; use "
-            f"{heads} or less"
-        )
     # What a head writes: with queries and keys among the norms, fewer states of smart-turn stay as
     # they are (docs/models.md).
     written = _squares(attention.v_proj.weight, 0) + _squares(attention.out_proj.weight, 1)
@@ -144,5 +135,5 @@ def _empty_model(config: SpeechEncoderConfig, settings: Mapping[str, Any]) -> An
             shape.num_hidden_layers = min(shape.num_hidden_layers, read + 1)
         return WhisperEncoder(shape) if kind == WHISPER else AutoModel.from_config(shape)
     except Exception as error:
-        # Settings of another kind than expected can raise any exception in the code of transformers.
+        # Settings that are none can raise any exception in the code of transformers.
         raise ValueError(f"no {kind} model can be made of its settings") from error

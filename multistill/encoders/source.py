@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
 from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.encoders.registry import resolve_speech, resolve_text
-from multistill.encoders.slim import EncoderSizes, slim_problems
+from multistill.encoders.slim import AS_IT_IS, EncoderSizes, slim_problems
 from multistill.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class EncoderSource:
     section: Section
     config: SpeechEncoderConfig | TextEncoderConfig
     revision: str | None
-    slim: EncoderSizes = EncoderSizes()
+    slim: EncoderSizes = AS_IT_IS
     architecture: Mapping[str, Any] | None = None
 
     def load(self) -> TrainableEncoder:

@@ -19,7 +19,7 @@ from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.encoders.adapters import add_adapters, add_lora, free_layer_norms
 from multistill.encoders.masking import SpecAugment
 from multistill.encoders.registry import check_trainable, load_speech, load_text
-from multistill.encoders.slim import EncoderSizes
+from multistill.encoders.slim import AS_IT_IS, EncoderSizes
 from multistill.encoders.slimming import empty_network, slim_layers
 from multistill.encoders.stored_inputs import WAVE_COLUMNS, decode_waves
 from multistill.encoders.trained_layers import SectionName, first_state, stored_kind
@@ -51,7 +51,7 @@ class TrainableEncoder(nn.Module):
         network: Any,
         config: SpeechEncoderConfig | TextEncoderConfig,
         revision: str | None,
-        slim: EncoderSizes = EncoderSizes(),
+        slim: EncoderSizes = AS_IT_IS,
     ) -> None:
         super().__init__()
         train = config.train
@@ -68,7 +68,8 @@ class TrainableEncoder(nn.Module):
         self._layers: list[nn.Module] = list(network.selector.layers)
         self._slimmed = slim.given
         if self._slimmed:
-            slim_layers(network.model, self._layers, slim, f"`{config.model}`")
+            assert isinstance(config, SpeechEncoderConfig)
+            slim_layers(network.model, self._layers, config, slim)
         self._prepare(train)
         self._trained = self._requiring_gradients()
         if train.top is not None:
@@ -249,7 +250,7 @@ def load_trainable(
     section: SectionName,
     config: SpeechEncoderConfig | TextEncoderConfig,
     resolved: str | None,
-    slim: EncoderSizes = EncoderSizes(),
+    slim: EncoderSizes = AS_IT_IS,
     architecture: Mapping[str, Any] | None = None,
 ) -> TrainableEncoder:
     """Load the trained part of an encoder, on the CPU and in training mode.

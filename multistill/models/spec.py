@@ -188,6 +188,7 @@ class ModelSpec(NetworkFields):
             "front_channels",
             "front_blocks",
             "audio_stride",
+            *(f"encoder_{name}" for name, size in vars(self.slim).items() if size is not None),
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -258,22 +259,17 @@ class ModelSpec(NetworkFields):
             )
 
     def _check_slim(self) -> None:
-        for name, value in vars(self.slim).items():
-            if value is not None and (isinstance(value, bool) or value < 1):
-                raise UsageError(
-                    f"model: encoder_{name} must be an integer of at least 1, not {value}"
-                )
         if not self.slim.given:
             return
         if not self.reads_audio:
             raise UsageError(
                 "model: encoder_layers, encoder_heads and encoder_feedforward are of the speech "
-                "encoder, and this model reads text alone; remove them"
+                "encoder, and this model reads text alone; remove these three"
             )
         if not self.train_encoder:
             raise UsageError(
-                "model: a slimmed encoder is trained with the model; set `train_encoder: true`, or "
-                "remove encoder_layers, encoder_heads and encoder_feedforward"
+                "model: a slimmed encoder is trained with the model, and `train_encoder` is false; "
+                "remove it, or the sizes `encoder_...`"
             )
 
     @property

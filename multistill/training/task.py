@@ -97,8 +97,9 @@ class TrainingTask:
             )
         if self.spec.slim.given and "speech" not in self.encoders:
             raise UsageError(
-                f"training task `{self.name}`: a slimmed encoder is trained from waves; set "
-                "`train: full` in features.speech"
+                f"training task `{self.name}`: a slimmed encoder is trained from waves, and the "
+                "task has no speech encoder; set `train: full` in features.speech, or no sizes "
+                "`encoder_...`"
             )
         if "speech" in self.encoders:
             # Derived, so that a search that changes the sizes needs to know of the spec alone.

@@ -29,7 +29,9 @@ KINDS = ("wav2vec2", "wav2vec2-group", "hubert", "data2vec-audio", "whisper")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     saved = {
-        kind: save_speech_model(root / kind, kind) for kind in (*KINDS, "wavlm") if kind != "whisper"
+        kind: save_speech_model(root / kind, kind)
+        for kind in (*KINDS, "wavlm")
+        if kind != "whisper"
     }
     encoder = whisper_encoder()
     encoder.config.architectures = ["WhisperModel"]
@@ -151,16 +153,16 @@ def test_wrong_sizes_are_told_before_anything_is_loaded(models: dict[str, Path])
         return " ".join(slimmed_problems(config_of(model, **keys), sizes))
 
     assert told("smart-turn", EncoderSizes(2, 6, 1536)) == ""
-    assert "`smart-turn`; use 2 or less" in told("smart-turn", EncoderSizes(3))
+    assert "2 layers of `smart-turn`" in told("smart-turn", EncoderSizes(3))
     for kind in KINDS:
         assert told(models[kind], EncoderSizes(LAYERS, HEADS, UNITS)) == ""
         assert f"{LAYERS} layers" in told(models[kind], EncoderSizes(LAYERS + 1))
         assert f"{HEADS} attention heads" in told(models[kind], EncoderSizes(None, HEADS + 1))
         assert f"{UNITS} feed-forward units" in told(models[kind], EncoderSizes(1, 1, UNITS + 1))
     assert "(wavlm) cannot be slimmed" in told(models["wavlm"], EncoderSizes(1))
-    assert "name one" in told("smart-turn", EncoderSizes(1), layers=[1, 2])
+    assert "name one layer" in told("smart-turn", EncoderSizes(1), layers=[1, 2])
     assert "set `train: full`" in told("smart-turn", EncoderSizes(1), train="last-1")
-    with pytest.raises(UsageError, match="heads of"):
+    with pytest.raises(UsageError, match="attention heads of"):
         source(models["wav2vec2"], None, WIDTH).load()
     with pytest.raises(UsageError, match="cannot be slimmed"):
-        EncoderSource("speech", config_of(models["wavlm"]), None, EncoderSizes(1, 1)).load()
+        source(models["wavlm"], 1, 1).load()

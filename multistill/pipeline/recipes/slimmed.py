@@ -21,7 +21,7 @@ def check_slimmed(job: JobConfig) -> Iterator[tuple[Location, str]]:
             yield (
                 each.location,
                 f"{each.title}: encoder_layers, encoder_heads and encoder_feedforward are of a "
-                "student, which is slimmer than its teacher; remove them",
+                "student, which is slimmer than its teacher; remove the sizes",
             )
             continue
         yield from ((each.location, f"{each.title}: {told}") for told in _problems(job, spec.slim))
@@ -34,10 +34,11 @@ def _problems(job: JobConfig, slim: EncoderSizes) -> Iterator[str]:
 
     speech = job.features.speech
     if speech.additional:
-        yield (
-            "a slimmed encoder is trained, and with features.speech.additional none can be; remove "
-            "the others, or encoder_layers, encoder_heads and encoder_feedforward"
-        )
+        if not speech.train.enabled:  # else told of the encoder
+            yield (
+                "a slimmed encoder is trained, and with features.speech.additional none can be; "
+                "remove the others, or the sizes `encoder_...` of the model"
+            )
         return
     yield from slimmed_problems(speech, slim)
 
@@ -55,7 +56,7 @@ def _searched(job: JobConfig) -> Iterator[tuple[Location, str]]:
             yield (
                 location,
                 f"search.space: `{key}` is of a slimmed speech encoder, and the student "
-                f"`{job.searched_student().name}` trains none; remove that key",
+                f"`{job.searched_student().name}` trains none; search other keys",
             )
             continue
         values = parameter.choices or (parameter.low, parameter.high)
