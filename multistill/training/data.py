@@ -230,7 +230,8 @@ class TrainingData:
         Raises:
             MultistillError: the file is damaged, or of the states of other encoders.
         """
-        if task.statistics is None:
+        # The task's file is of the encoders as they are: a slimmed one gives other states.
+        if task.statistics is None or task.spec.slim.given:
             return training_statistics(self.store, self.part, task.encoders)
         statistics = read_statistics(Path(task.statistics))
         if statistics.encoders != encoders_of(self.store):
