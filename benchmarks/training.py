@@ -1,7 +1,6 @@
-"""Training speed: against the published procedure, over workers, and against the bare step.
+"""Training speed: against the published procedure, and against the bare step.
 
     python benchmarks/training.py published    ratio to the published procedure, on this CPU
-    python benchmarks/training.py workers      1 and 2 workers over gloo, one thread each
     python benchmarks/training.py gpu          samples/s, share of peak, ratio to the bare step
 
 Inputs are random states of encoder size (1024-d audio at 50 frames/s, 768-d text) with the clip
@@ -14,18 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.multiprocessing as mp
+from rows import add_row
 from torch import Tensor
 
 from multistill.config import CLASSES, TrainConfig
@@ -35,7 +33,7 @@ from multistill.models.build import build
 from multistill.models.layers import Stack
 from multistill.models.presets import resolve
 from multistill.training.data import TrainingData
-from multistill.training.distributed import ProcessGroup, torch_process_group
+from multistill.training.distributed import ProcessGroup
 from multistill.training.loop import fit
 from multistill.training.objective import Objective
 from multistill.training.optimizer import NamedAdamW
@@ -49,8 +47,13 @@ DENSE_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Peak of dense bf16 matrix products by part of the device name (vendor's data sheets)."""
 
 
-def make_inputs(folder: Path, clips: int, mean_seconds: float) -> tuple[Path, Path]:
-    """A manifest and a store of `clips` training utterances with gamma-distributed lengths."""
+def make_inputs(
+    folder: Path, clips: int, mean_seconds: float, valid_every: int = 0
+) -> tuple[Path, Path]:
+    """A manifest and a store of `clips` utterances with gamma-distributed lengths.
+
+    They are all of the training set, or every `valid_every`-th one of the validation set.
+    """
     random = np.random.default_rng(0)
     seconds = random.gamma(4.0, mean_seconds / 4.0, clips).clip(0.4, 20.0)
     label = random.integers(0, len(CLASSES), clips)
@@ -66,7 +69,7 @@ def make_inputs(folder: Path, clips: int, mean_seconds: float) -> tuple[Path, Pa
             "utterance_id": ids[row],
             "label": CLASSES[label[row]],
             "label_soft": shares[row],
-            "split": "train",
+            "split": "valid" if valid_every and row % valid_every == 0 else "train",
         }
         for row in range(clips)
     ]
@@ -106,12 +109,10 @@ def fastest(speeds: list[Speed]) -> Speed:
     return Speed(max(s.wall for s in speeds), max(s.processor for s in speeds))
 
 
-def our_speed(
-    task: TrainingTask, state: Path, device: str, group: ProcessGroup | None = None
-) -> Speed:
+def our_speed(task: TrainingTask, state: Path, device: str) -> Speed:
     """Speed of `fit` after its first epoch, checkpoints included."""
     rows = len(TrainingData.open(task).train)
-    epochs = fit(task, state_dir=state, device=device, group=group or ProcessGroup())
+    epochs = fit(task, state_dir=state, device=device)
     next(epochs)
     wall, processor = time.perf_counter(), time.process_time()
     count = sum(1 for _ in epochs)
@@ -204,46 +205,11 @@ def published(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         our_speeds.append(our_speed(task, folder / f"state-{turn}", "cpu"))
     reference, ours = fastest(published_speeds), fastest(our_speeds)
     return {
-        "published": asdict(reference),
-        "ours": asdict(ours),
+        "published_per_s": reference.wall,
+        "ours_per_s": ours.wall,
         "ratio": ours.wall / reference.wall,
         "ratio_by_processor_time": ours.processor / reference.processor,
         "threads": torch.get_num_threads(),
-    }
-
-
-# -- workers ---------------------------------------------------------------------------------
-
-
-def _rank(rank: int, size: int, task: TrainingTask, folder: str) -> None:
-    torch.set_num_threads(1)
-    if size > 1:
-        address = f"file://{folder}/rendezvous-{size}"
-        torch.distributed.init_process_group("gloo", address, rank=rank, world_size=size)
-    state = Path(folder) / f"state-{size}"
-    speed = our_speed(task, state, "cpu", torch_process_group(None, size, rank))
-    if rank == 0:
-        (Path(folder) / "speed.json").write_text(json.dumps(speed.wall))
-    if size > 1:
-        torch.distributed.destroy_process_group()
-
-
-def workers(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    inputs = make_inputs(folder, arguments.clips, arguments.seconds)
-    task = make_task(inputs, arguments.preset, epochs=2, batch_size=arguments.batch_size)
-    speeds = {1: 0.0, 2: 0.0}
-    for turn in range(arguments.rounds):
-        for size in (1, 2):
-            run_folder = folder / f"{turn}-{size}"
-            run_folder.mkdir()
-            mp.spawn(_rank, (size, task, str(run_folder)), nprocs=size)
-            speed = json.loads((run_folder / "speed.json").read_text())
-            speeds[size] = max(speeds[size], speed)
-    return {
-        "samples_per_s_1": speeds[1],
-        "samples_per_s_2": speeds[2],
-        "efficiency": speeds[2] / (2 * speeds[1]),
-        "cores": len(os.sched_getaffinity(0)),
     }
 
 
@@ -310,9 +276,8 @@ def gpu(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     bare, flops = bare_speed(task, arguments.clips // arguments.batch_size)
     ours = our_speed(task, folder / "state", "cuda")
     return {
-        "gpu": name,
-        "our_samples_per_s": ours.wall,
-        "bare_samples_per_s": bare,
+        "ours_per_s": ours.wall,
+        "bare_per_s": bare,
         "ratio_to_bare": ours.wall / bare,
         "bare_share_of_peak": flops / peak,
     }
@@ -320,20 +285,23 @@ def gpu(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["published", "workers", "gpu"])
+    parser.add_argument("what", choices=["published", "gpu"])
     parser.add_argument("--preset", default="paper-student")
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--published-clips", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=4.0, help="mean clip length")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3, help="for `published` and `workers`")
+    parser.add_argument("--rounds", type=int, default=3, help="for `published`")
     parser.add_argument("--precision", default="float32", help="of our training in `published`")
     parser.add_argument("--folder", default=None)
+    parser.add_argument("--results", type=Path, help="file of the row")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        command = {"published": published, "workers": workers, "gpu": gpu}[arguments.what]
+        command = {"published": published, "gpu": gpu}[arguments.what]
         results = command(arguments, Path(folder))
-    print(json.dumps({"preset": arguments.preset, **vars(arguments), **results}, indent=2))
+    settings = {k: v for k, v in vars(arguments).items() if k not in ("folder", "results")}
+    figures = {**settings, **results}
+    print(json.dumps(add_row("training", figures, file=arguments.results), indent=2))
 
 
 if __name__ == "__main__":

@@ -178,6 +178,14 @@ def plan(
             help="encode a few clips and train a few epochs here first, for the forecast",
         ),
     ] = False,
+    hours: Annotated[
+        float | None,
+        typer.Option("--hours", min=0.01, help="forecast of so many hours of such audio"),
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option("--nodes", min=1, help="forecast on so many machines like this one"),
+    ] = None,
     overrides: Overrides = None,
     workspace: WorkspaceFolder = None,
     as_json: Json = False,
@@ -195,7 +203,7 @@ def plan(
             measure_rates(config, ConsoleLogger(display, config.name))
         finally:
             display.clear()
-    facts = describe(config)
+    facts = describe(config, hours=hours, nodes=nodes)
     if as_json:
         print_json(facts)
     else:

@@ -28,8 +28,17 @@ PASSIVE_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 GNU one). By default they spin, and on a core that is shared the one that should work waits for
 the one that spins: benchmarks/waiting.py. Both are read when torch is loaded."""
 
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
+"""glibc keeps freed memory, up to 512 MB at the end of its heap, for the next step. By default it
+returns the tensors of a step to the system, and a third of a small model's training goes into
+getting their pages again: benchmarks/allocation.py. 32 MB is the largest threshold that glibc
+accepts. Both are read when a process starts."""
+
+WORKER_DEFAULTS = {**PASSIVE_WAITING, **KEPT_MEMORY}
+"""Of workers on every node, this one and those of a cluster."""
+
 ENVIRONMENT_DEFAULTS = {
-    **PASSIVE_WAITING,
+    **WORKER_DEFAULTS,
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DEDUP_LOGS": "1",
@@ -209,7 +218,7 @@ def _cluster_options(address: str) -> dict[str, Any]:
 def forwarded() -> dict[str, str]:
     """Return the environment variables for processes on other nodes, without secrets."""
     variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-    variables |= {name: os.environ.get(name, value) for name, value in PASSIVE_WAITING.items()}
+    variables |= {name: os.environ.get(name, value) for name, value in WORKER_DEFAULTS.items()}
     variables |= _thread_limit()
     variables[provenance.VERSION_VARIABLE] = provenance.version()
     uri = os.environ.get("MLFLOW_TRACKING_URI")

@@ -18,6 +18,7 @@ from multistill.features.sizing import size_pools
 from multistill.forecast.keys import START, stage_what, training_what
 from multistill.forecast.pruner import epochs_of_search
 from multistill.forecast.rates import Rate, Rates
+from multistill.forecast.scale import DRIVER_SECONDS_PER_SHARD, Size
 from multistill.forecast.spread import Spread
 from multistill.hardware import Resources, gpus_or_default, limit_threads, slots
 from multistill.search.capacity import concurrency, gpus_per_trial
@@ -29,9 +30,9 @@ NOMINAL_START = 4.0
 _PRIORS: Mapping[str, tuple[float, float]] = {
     "prepare": (1.0, 0.01),
     "features": (4.0, 0.0),
-    "statistics": (1.5, 0.001),
-    "distill": (1.0, 0.002),
-    "evaluate": (3.0, 0.9),
+    "statistics": (2.5, 0.001),
+    "distill": (1.7, 0.002),
+    "evaluate": (7.0, 0.5),
     "probe": (3.0, 0.9),
     "report": (6.5, 0.0),
 }
@@ -134,25 +135,49 @@ class Estimator:
         return StageForecast(stage, self._prior(fixed + each * work))
 
     def encoding_seconds(self, config: FeaturesConfig, what: Mapping[str, Any]) -> Spread | None:
-        """Seconds in which encoders work, without their start; None where nothing is measured."""
+        """Seconds in which encoders work, or wait for the driver, without their start.
+
+        None where nothing is measured.
+        """
         measured = self._rate(what)
         each = measured.get("seconds_per_audio_second") if measured else None
         if each is None:
             return None
         together, _ = self.encoders(config)
-        return each * (self.counts.audio_seconds / together)
+        working = each * (self.counts.audio_seconds / together)
+        fed = self.shards(config) * DRIVER_SECONDS_PER_SHARD
+        return Spread(max(working.low, fed), max(working.value, fed), max(working.high, fed))
 
     def encoders(self, config: FeaturesConfig) -> tuple[int, float]:
         """Encoder processes that work at the same time, and the GPUs of each."""
         audio = self.counts.audio_seconds
-        shards = max(TARGET_SHARDS, math.ceil(audio / config.shard_seconds))
         try:
-            pools = size_pools(config, self.machine.resources, shards, audio)
+            pools = size_pools(config, self.machine.resources, self.shards(config), audio)
         except MultistillError:  # a cluster has more than this machine, or the run says so
             return config.encoders or 1, config.gpus_per_encoder or 0.0
         if pools.gpus_per_encoder or len(self.machine.nodes) > 1:
             return pools.encoders, pools.gpus_per_encoder
         return min(pools.encoders, self.machine.cores), 0.0
+
+    def shards(self, config: FeaturesConfig) -> int:
+        return max(TARGET_SHARDS, math.ceil(self.counts.audio_seconds / config.shard_seconds))
+
+    def size(self, config: FeaturesConfig, what: Mapping[str, Any]) -> Size | None:
+        """Corpus and cluster as what strains a driver; None where encoding is not measured."""
+        rate = self._rate(what)
+        each = rate.get("seconds_per_audio_second") if rate else None
+        if rate is None or not each or not each.value:
+            return None
+        stored = rate.get("bytes_per_audio_second")
+        return Size(
+            hours=self.counts.audio_seconds / 3600,
+            workers=self.encoders(config)[0],
+            nodes=len(self.machine.nodes),
+            worker_rate=1 / each.value,
+            stored_bytes=stored.value if stored else 0.0,
+            shard_seconds=self.counts.audio_seconds / self.shards(config),
+            clip_seconds=self.counts.audio_seconds / max(1, self.counts.clips),
+        )
 
     def encoding(self, config: FeaturesConfig, what: Mapping[str, Any]) -> StageForecast:
         """The features stage."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from multistill.forecast.record import MEMORY
 from multistill.forecast.spread import Spread, spread_or_none
+from multistill.wording import counted
 
 UNMEASURED = "nothing measured here yet: `multistill plan JOB --measure` takes about a minute"
 
@@ -20,7 +21,7 @@ def duration(seconds: float) -> str:
     """
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 def forecast_by_stage(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -46,12 +47,35 @@ def forecast_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
             lines.append(("", f"without {missing}: `plan --measure`, or a run here, measures it"))
         for device in dict.fromkeys((e["device"], e["source"]) for e in forecast["basis"]):
             lines.append(("measured", f"by a {device[1]} on {device[0]}"))
+        if "scale" in forecast:
+            lines += _scale(forecast["scale"])
     elif any(stage["state"] != "done" for stage in facts["stages"]):
         lines.append(("forecast", UNMEASURED))
     if (both := facts["forecast_and_truth"]) is not None:
         total = both["total"]
         spread = Spread.read(total["forecast"])
         lines.append(("took", f"{duration(total['seconds'])}, forecast {_time(spread)}"))
+    return lines
+
+
+def _scale(scale: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What becomes of a corpus of another size."""
+    share = scale["idle_share"]
+    waiting = f"; they wait for the driver {100 * share:.0f} % of the time" if share > 0 else ""
+    lines = [
+        (
+            "size",
+            f"{scale['hours']:,.0f} h of audio, {counted(scale['nodes'], 'node')}, "
+            f"{counted(scale['workers'], 'encoder')}{waiting}",
+        )
+    ]
+    for strain in scale["strains"]:
+        text = f"{strain['amount']:,.3g} {strain['unit']} of {strain['bound']:,.3g}"
+        if strain["beyond"]:
+            text += f", too much from {strain['hours']:,.0f} h on"
+        lines.append(("", f"{strain['what']}: {text}"))
+    if scale["parts"] > 1:
+        lines.append(("", f"in {scale['parts']:,} parts, each a job, none is beyond"))
     return lines
 
 

@@ -73,6 +73,7 @@ def forecast(
     resources: Resources,
     *,
     cluster: bool = False,
+    estimator: Estimator | None = None,
 ) -> dict[str, Any] | None:
     """The forecast of the stages that are left; None without any rate of encoding or training.
 
@@ -80,10 +81,12 @@ def forecast(
         artifacts: the manifest among them.
         left: names of the stages that are still to run.
         resources: of this machine's Ray.
+        estimator: of other counts or another machine than the job's own.
     """
-    machine = machine_of(job, resources, cluster=cluster)
-    rates = Rates(Path(steps[0].workspace.root))
-    estimator = Estimator(rates, machine, counts_of(artifacts["manifest"]))
+    if estimator is None:
+        machine = machine_of(job, resources, cluster=cluster)
+        rates = Rates(Path(steps[0].workspace.root))
+        estimator = Estimator(rates, machine, counts_of(artifacts["manifest"]))
     stages: list[StageForecast] = []
     rows_left: list[Mapping[str, Any]] = []
     encoding = encoding_key(job)

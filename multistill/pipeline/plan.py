@@ -12,8 +12,9 @@ from multistill.hardware import Resources
 from multistill.pipeline.forecasts import forecast, kept_forecast, this_machine
 from multistill.pipeline.notify import Notifier
 from multistill.pipeline.recipes import steps_of
+from multistill.pipeline.scaling import forecast_at
 from multistill.pipeline.stage_status import StageStatus, step_statuses
-from multistill.pipeline.step import Step
+from multistill.pipeline.step import Artifacts, Step
 from multistill.tracking import shown_address, tracking_problem
 from multistill.wording import counted
 from multistill.workspace import Artifact, Workspace
@@ -22,7 +23,9 @@ PATIENCE_SECONDS = 5.0
 """For the database of the records to answer."""
 
 
-def describe(job: JobConfig, *, cluster: bool = False) -> dict[str, Any]:
+def describe(
+    job: JobConfig, *, cluster: bool = False, hours: float | None = None, nodes: int | None = None
+) -> dict[str, Any]:
     """The plan as JSON values.
 
     Starts nothing and writes nothing; looks at files, this machine and what the stages need
@@ -31,6 +34,10 @@ def describe(job: JobConfig, *, cluster: bool = False) -> dict[str, Any]:
 
     Args:
         cluster: the job is to be submitted to one.
+        hours, nodes: of another size that the forecast is of, all stages of it.
+
+    Raises:
+        UsageError: another size is asked for, and `prepare` has not run.
     """
     workspace = Workspace(job.workspace)
     statuses = step_statuses(steps_of(job, workspace), workspace)
@@ -65,7 +72,13 @@ def describe(job: JobConfig, *, cluster: bool = False) -> dict[str, Any]:
                 facts[key] = value
     left = [row["trainings"] for row in facts["models"] if row["state"] != "done"]
     facts["trainings"] = None if None in left else sum(left)
-    facts["forecast"] = _forecast(job, workspace, statuses, resources, cluster)
+    steps = [step for step, _, _ in statuses]
+    found = _found(workspace, statuses)
+    if hours is not None or nodes is not None:
+        facts["forecast"] = forecast_at(job, steps, found, resources, hours, nodes)
+        return facts | {"forecast_and_truth": None}
+    left = [entry.stage for _, entry, _ in statuses if entry.state != "done"]
+    facts["forecast"] = _forecast(job, steps, found, left, resources, cluster)
     facts["forecast_and_truth"] = beside_truth(
         kept_forecast(job),
         [
@@ -79,24 +92,30 @@ def describe(job: JobConfig, *, cluster: bool = False) -> dict[str, Any]:
 
 def _forecast(
     job: JobConfig,
-    workspace: Workspace,
-    statuses: Sequence[tuple[Step, StageStatus, dict[str, Artifact]]],
+    steps: Sequence[Step],
+    found: Artifacts,
+    left: Sequence[str],
     resources: Resources,
     cluster: bool,
 ) -> dict[str, Any] | None:
     """Of the stages that are left; before `prepare` has run, what `plan --measure` kept."""
-    left = [entry.stage for _, entry, _ in statuses if entry.state != "done"]
     if not left:
         return None
-    found = {
+    if "manifest" not in found:
+        return kept_forecast(job)
+    return forecast(job, steps, found, left, resources, cluster=cluster)
+
+
+def _found(
+    workspace: Workspace, statuses: Sequence[tuple[Step, StageStatus, dict[str, Artifact]]]
+) -> Artifacts:
+    """Artifacts of the stages that are done."""
+    return {
         step.artifact: artifact
         for step, entry, _ in statuses
         if entry.state == "done"
         and (artifact := workspace.find(step.kind, entry.fingerprint or "")) is not None
     }
-    if "manifest" not in found:
-        return kept_forecast(job)
-    return forecast(job, [step for step, _, _ in statuses], found, left, resources, cluster=cluster)
 
 
 def _problems(step: Step, entry: StageStatus, workspace: Workspace) -> Sequence[str]:

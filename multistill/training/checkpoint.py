@@ -87,13 +87,13 @@ def save_checkpoint(state_dir: Path, checkpoint: Checkpoint) -> None:
         _prune_steps(state_dir, keep=(progress.epoch, steps))
         return
     folder = _epoch_folder(state_dir, progress.epoch)
-    _write_folder(folder, files, progress)
+    digests = _write_folder(folder, files, progress)
     if progress.best_epoch == progress.epoch:
         _write_folder(
             _best_folder(state_dir, progress.epoch),
             {"model.safetensors": checkpoint.model},
             progress,
-            link_from=folder,
+            written=(folder, digests),
         )
     _prune(state_dir)
 
@@ -194,24 +194,31 @@ def _write_folder(
     folder: Path,
     files: Mapping[str, Tensors],
     progress: Progress,
-    link_from: Path | None = None,
-) -> None:
+    written: tuple[Path, Mapping[str, str]] | None = None,
+) -> dict[str, str]:
     """Write the files and their record atomically.
 
     Args:
-        link_from: a folder that holds the same files.
+        written: a folder that holds the same files, and their digests.
+
+    Returns:
+        the SHA-256 of each file.
     """
+    digests: dict[str, str] = {}
     with atomic_path(folder, concurrent=True) as partial:
         partial.mkdir()
         for file, tensors in files.items():
-            if link_from is None or not _try_link(link_from / file, partial / file):
+            if written is not None and _try_link(written[0] / file, partial / file):
+                digests[file] = written[1][file]
+            else:
                 save_file(_cpu_tensors(tensors), partial / file)
-        digests = {file: _sha256(partial / file) for file in files}
+                digests[file] = _sha256(partial / file)
         record = {"format": FORMAT, "sha256": digests, "progress": vars(progress)}
         content = to_json({**record, "seal": _record_digest(record)})
         (partial / _RECORD).write_text(content, encoding="utf-8")
         if folder.exists():  # damaged, from an earlier attempt: this epoch was trained again
             shutil.rmtree(folder)
+    return digests
 
 
 def _try_link(source: Path, target: Path) -> bool:

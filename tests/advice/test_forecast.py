@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import soundfile
 from helpers.advice import says, told
+from helpers.generators import kemdy20
 
+from multistill import pipeline
 from multistill.audio import SAMPLE_RATE
 from multistill.cli.app import main
 from multistill.config import FeaturesConfig, JobConfig
 from multistill.corpora.manifest import manifest_schema
-from multistill.errors import JobFileError, MultistillError
+from multistill.errors import JobFileError, MultistillError, UsageError
 from multistill.forecast.probe import _encode_in_worker
 from multistill.pipeline import jobfile
 from multistill.pipeline.plan import describe
@@ -83,6 +85,17 @@ def test_plan_says_how_to_measure(tmp_path: Path, capsys: pytest.CaptureFixture[
     )
     assert describe(jobfile.load(file))["forecast"] is None
     assert not (tmp_path / "ws").exists()  # `plan` writes nothing
+
+
+def test_another_size_needs_a_manifest(tmp_path: Path) -> None:
+    kemdy20.make(tmp_path / "corpus", sessions=range(1, 7), segments_per_session=4, glitches=False)
+    text = JOB.format(workspace=tmp_path / "ws", resources="{}")
+    corpus = f"{{kind: kemdy20, path: {tmp_path / 'corpus'}}}"
+    job = jobfile.parse(text.replace("{kind: demo}", corpus), "job.yaml")
+    with told("`multistill run JOB --until prepare` first", UsageError):
+        describe(job, hours=1e6)
+    pipeline.run(job, until="prepare")
+    assert describe(job, hours=1e6, nodes=10)["forecast"] is None  # nothing was measured
 
 
 def test_a_probe_without_a_usable_clip(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from helpers.generators import kemdy20
 
+from multistill import pipeline
 from multistill.config import JobConfig
 from multistill.forecast.record import beside_truth
+from multistill.forecast.text import forecast_lines
 from multistill.pipeline import forecasts, jobfile, probing
 from multistill.pipeline.plan import describe
 
@@ -76,3 +78,22 @@ def test_a_run_leaves_a_whole_forecast_in_place(job: JobConfig) -> None:
     both = beside_truth(before, took)
     assert both is not None
     assert [entry["stage"] for entry in both["stages"]] == ["teacher"]
+
+
+@pytest.mark.timeout(300)
+def test_a_forecast_of_another_size_grows_with_it(job: JobConfig) -> None:
+    pipeline.run(job, until="prepare")
+    small, large = (describe(job, hours=h, nodes=n) for h, n in ((100.0, 2), (200.0, 4)))
+    of_stage = [
+        {entry["stage"]: entry["seconds"]["value"] for entry in facts["forecast"]["stages"]}
+        for facts in (small, large)
+    ]
+    assert of_stage[1]["prepare"] > 1.9 * of_stage[0]["prepare"]  # one process, whatever the nodes
+    assert of_stage[1]["features"] == pytest.approx(of_stage[0]["features"], rel=0.01)
+    scales = [facts["forecast"]["scale"] for facts in (small, large)]
+    assert scales[1]["workers"] == 2 * scales[0]["workers"]
+    for few, many in zip(scales[0]["strains"], scales[1]["strains"], strict=True):
+        assert many["what"] == few["what"]
+        assert many["amount"] == pytest.approx(2 * few["amount"])
+    assert small["forecast_and_truth"] is None
+    assert any("200 h of audio, 4 nodes" in text for _, text in forecast_lines(large))
