@@ -22,8 +22,6 @@ from typing import Any
 from multistill.forecast.rates import processor_name
 
 RESULTS = Path(__file__).parent / "results"
-_LOAD = os.getloadavg()[0]
-"""Before the benchmark's own work, which counts in later ones."""
 
 
 def add_row(
@@ -54,11 +52,10 @@ def machine() -> dict[str, Any]:
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     found: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
         "cores": len(os.sched_getaffinity(0)),
         "cpu": processor_name(),
         "memory_gb": round(pages * size / 1e9, 1),
-        "load": round(_LOAD, 2),
+        **_AT_START,
         "load_end": round(os.getloadavg()[0], 2),
     }
     if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
@@ -66,8 +63,17 @@ def machine() -> dict[str, Any]:
     return found
 
 
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
 def _commit() -> str | None:
-    """Of the working tree, marked where it has changes; None outside a clone."""
-    arguments = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
-    process = subprocess.run(arguments, cwd=Path(__file__).parent, capture_output=True, text=True)
-    return process.stdout.strip() or None
+    """Of the working tree, marked where more than results has changed; None outside a clone."""
+    commit = _git("rev-parse", "--short=7", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results")
+    return f"{commit}-dirty" if changed else commit or None
+
+
+_AT_START = {"commit": _commit(), "load": round(os.getloadavg()[0], 2)}
+"""Before the benchmark's own work, which changes both."""

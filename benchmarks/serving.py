@@ -12,7 +12,7 @@ nothing or too much, the server must still answer. `memory`: uploads of 0.2 s fr
 resident and private memory of the server's processes at 20 times, and by how much the private
 memory grows: the slope of its regression on the number of requests with the standard error, over
 all times and over the second half (allocators fill up first). Results go to
-benchmarks/results/serving.json, one entry per command.
+benchmarks/results/serving.jsonl.
 """
 
 from __future__ import annotations
@@ -23,15 +23,12 @@ import contextlib
 import io
 import json
 import os
-import shlex
 import socket
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +38,11 @@ import aiohttp
 import numpy as np
 import psutil
 import soundfile
+from rows import add_row
 
 from multistill.serving import run
 from multistill.serving.settings import ServingSettings
-from multistill.workspace import write_json
 
-RESULTS = Path(__file__).parent / "results" / "serving.json"
 HOST, PORT = "127.0.0.1", 8123
 ADDRESS = f"http://{HOST}:{PORT}"
 LABELS = ("neutral", "happy", "sad", "angry")
@@ -332,29 +328,19 @@ def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for name in sorted(name for name in rows[0] if name.endswith("_private_mb")):
         for part, some in (("all", rows), ("second_half", rows[len(rows) // 2 :])):
             line = linregress([row["requests"] / 1e4 for row in some], [row[name] for row in some])
-            found[f"{name.removesuffix('_private_mb')}_{part}"] = {
-                "mb_per_10k": round(float(line.slope), 3),
-                "standard_error": round(float(line.stderr), 3),
-            }
+            process = name.removesuffix("_private_mb")
+            found[f"{process}_{part}_mb_per_10k"] = round(float(line.slope), 3)
+            found[f"{process}_{part}_standard_error"] = round(float(line.stderr), 3)
     return found
 
 
 def record(name: str, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    options = {"load": ("seconds",), "faults": ("connections",), "memory": ("requests",)}[name]
-    entry = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["python", "benchmarks/serving.py", *sys.argv[1:]]),
-        "cores": len(os.sched_getaffinity(0)),
-        "load_average_1min": round(os.getloadavg()[0], 1),
-        "model": "given" if arguments.model else "light-student, random weights",
-        **{option: getattr(arguments, option) for option in options},
-        **({"growth": growth(rows)} if name == "memory" else {}),
-        "rows": rows,
-    }
-    write_json(RESULTS, {**found, name: entry})
-    if "growth" in entry:
-        print(json.dumps(entry["growth"], indent=1))
+    model = "given" if arguments.model else "light-student, random weights"
+    for row in rows:
+        add_row("serving", {"what": name, "model": model, **row})
+    if name == "memory":
+        found = {"requests": rows[-1]["requests"], **growth(rows)}
+        print(json.dumps(add_row("serving", {"what": "memory_growth", "model": model, **found})))
 
 
 @contextmanager
