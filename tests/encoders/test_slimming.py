@@ -132,7 +132,9 @@ def test_weights_and_architecture_are_all_it_needs(
     architecture = json.loads(json.dumps(before.architecture()))
     assert str(tmp_path) not in json.dumps(architecture)
     shutil.rmtree(folder)
-    alone = EncoderSource("speech", config_of(folder), None, EncoderSizes(*sizes), architecture)
+    alone = EncoderSource(
+        "speech", config_of(folder), None, slim=EncoderSizes(*sizes), architecture=architecture
+    )
     after = alone.load()
     with pytest.raises(MultistillError, match="does not fit"):
         after.load_trained_state({"network": torch.zeros(3)})
