@@ -323,7 +323,7 @@ def _show(outcome: Outcome) -> None:
     from rich.console import Console
 
     from multistill.pipeline.drivers import LINKS
-    from multistill.report.data_page import DATA_PAGE
+    from multistill.report.files import DATA_PAGE
 
     console = Console(highlight=False, markup=False, emoji=False)
     if outcome.report is not None:

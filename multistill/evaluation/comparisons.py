@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import binomtest
 
+from multistill.evaluation.figures import METRIC_TITLES, PRIMARY_METRIC
 from multistill.metrics.classification import HARD
 from multistill.metrics.intervals import (
     p_value,
@@ -34,19 +35,8 @@ from multistill.typing import DoubleArray, IntArray
 
 Verdict = Literal["helped", "did not help", "cannot tell", "not trained"]
 Side = Literal["above", "below", "both", "no interval"]
-PRIMARY_METRIC = "macro_f1"
-"""The metric whose interval decides the verdict."""
-
 ROUNDING = 1e-9
 """Differences below it are of floating-point numbers, not of models."""
-
-METRIC_TITLES = {
-    "accuracy": "accuracy",
-    "uar": "UAR",
-    "macro_f1": "macro F1",
-    "weighted_f1": "weighted F1",
-    "ccc": "CCC",
-}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from multistill.errors import MultistillError
 from multistill.evaluation.candidates import evenly_spaced, params_end_to_end
 from multistill.evaluation.comparisons import Scores, difference, judge_family, paired
+from multistill.evaluation.figures import PRIMARY_DIMENSION_METRIC
 from multistill.evaluation.folds import FoldData
 from multistill.evaluation.repetitions import spread
 from multistill.evaluation.utterances import Utterances
@@ -32,9 +33,6 @@ from multistill.models.spec import Modality
 from multistill.typing import DoubleArray, IntArray
 
 BASELINE = "training mean"
-PRIMARY = "ccc"
-"""The metric whose interval decides the verdict."""
-TITLES = {"ccc": "CCC", "pearson": "Pearson", "rmse": "RMSE"}
 
 
 class DimensionScorer:
@@ -107,7 +105,7 @@ class DimensionScorer:
                 self.clusters.count,
                 self.confidence,
                 DIMENSION_METRICS,
-                PRIMARY,
+                PRIMARY_DIMENSION_METRIC,
                 not_trained,
                 of=self.name,
             )
@@ -161,7 +159,9 @@ class DimensionScorer:
     def difference(self, name: str, against: str) -> dict[str, float | None]:
         """Paired difference of the CCC of two scored names, `BASELINE` included."""
         first, second = self.scores[name], self.scores[against]
-        return difference(PRIMARY, first, second, self.clusters.count, self.confidence)
+        return difference(
+            PRIMARY_DIMENSION_METRIC, first, second, self.clusters.count, self.confidence
+        )
 
     def _intervals(
         self, values: Mapping[str, DoubleArray], draws: Mapping[str, DoubleArray]

@@ -20,13 +20,12 @@ from multistill.evaluation.candidates import MAX_PROBE_CLIPS, describe_encoders,
 from multistill.evaluation.comparisons import judge_family
 from multistill.evaluation.dimensions import (
     BASELINE,
-    PRIMARY,
     DimensionScorer,
     DimensionScores,
     dimension_columns,
     probe_dimensions,
 )
-from multistill.evaluation.figures import single_numbers
+from multistill.evaluation.figures import PRIMARY_DIMENSION_METRIC, single_numbers
 from multistill.evaluation.floor import describe_floor
 from multistill.evaluation.folds import Evaluation, FoldData, describe_fold, describe_validation
 from multistill.evaluation.repetitions import PooledClips
@@ -116,7 +115,12 @@ def evaluate_dimensions(
     values.judge()
     overall.comparisons = judge_family(overall.comparisons, config.confidence)
     floor = describe_floor(
-        models, references, overall.baseline, overall.difference, config.confidence, PRIMARY
+        models,
+        references,
+        overall.baseline,
+        overall.difference,
+        config.confidence,
+        PRIMARY_DIMENSION_METRIC,
     )
     known = np.isfinite(test.dimensions).any(axis=1)
     comparisons = overall.comparisons if len(dimensions) > 1 else []

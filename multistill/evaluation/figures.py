@@ -1,9 +1,22 @@
-"""Figures of one model in metrics.json, as every table, page and record shows them."""
+"""Figures of one model in metrics.json, and their names, as all tables and records show them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+PRIMARY_METRIC = "macro_f1"
+"""The metric whose interval decides the verdict."""
+METRIC_TITLES = {
+    "accuracy": "accuracy",
+    "uar": "UAR",
+    "macro_f1": "macro F1",
+    "weighted_f1": "weighted F1",
+    "ccc": "CCC",
+}
+PRIMARY_DIMENSION_METRIC = "ccc"
+"""The same of predicted dimensions."""
+DIMENSION_TITLES = {"ccc": "CCC", "pearson": "Pearson", "rmse": "RMSE"}
 
 
 def over_seeds(model: Mapping[str, Any], metric: str) -> Mapping[str, Any]:

@@ -14,8 +14,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from multistill.evaluation.comparisons import METRIC_TITLES, PRIMARY_METRIC, side_of_zero
-from multistill.evaluation.figures import over_seeds
+from multistill.evaluation.comparisons import side_of_zero
+from multistill.evaluation.figures import METRIC_TITLES, PRIMARY_METRIC, over_seeds
 from multistill.metrics.multiple_tests import holm
 
 Standing = Literal["above", "below", "not shown", "no interval", "not trained"]

@@ -10,13 +10,13 @@ import numpy as np
 
 from multistill.config import EvaluationConfig
 from multistill.evaluation.comparisons import (
-    PRIMARY_METRIC,
     Scores,
     compare,
     difference,
     judge_family,
 )
 from multistill.evaluation.fairness import score_fairness
+from multistill.evaluation.figures import PRIMARY_METRIC
 from multistill.evaluation.repetitions import PooledRows, first_of, pool_rows, spread
 from multistill.evaluation.selective import describe_threshold, score_selective
 from multistill.evaluation.slices import Slice, attributes, score_slices, slices_of

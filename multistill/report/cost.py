@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from multistill.evaluation.figures import over_seeds
-from multistill.report.plots import NARROW, WIDTH
 from multistill.report.svg import (
     BASELINE,
     INK,
     MUTED,
+    NARROW,
     PAPER,
     ROLE_COLOURS,
+    WIDTH,
     styled,
     subplots,
     to_svg,

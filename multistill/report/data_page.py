@@ -15,7 +15,6 @@ from multistill.report.tables import Cell, Table
 from multistill.wording import counted
 from multistill.workspace import read_json
 
-DATA_PAGE = "data.html"
 _FINDINGS = {
     ("audio", "other_rate"): "not at 16 kHz (resampled)",
     ("audio", "too_short"): "too short for an encoder",

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from multistill.evaluation.dimensions import PRIMARY, TITLES
-from multistill.evaluation.figures import over_seeds
+from multistill.evaluation.figures import (
+    DIMENSION_TITLES,
+    PRIMARY_DIMENSION_METRIC,
+    over_seeds,
+)
 from multistill.wording import counted
 
 
@@ -18,11 +21,12 @@ def dimension_lines(dimensions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """
     for entry in dimensions:
         models = ", ".join(
-            f"{model['name']} {_figure(over_seeds(model, PRIMARY))}"
+            f"{model['name']} {_figure(over_seeds(model, PRIMARY_DIMENSION_METRIC))}"
             for model in (*entry["references"], *entry["models"])
         )
         clips = counted(entry["clips"], "clip")
-        yield f"{entry['dimension']} {TITLES[PRIMARY]} on {clips}: {models}"
+        title = DIMENSION_TITLES[PRIMARY_DIMENSION_METRIC]
+        yield f"{entry['dimension']} {title} on {clips}: {models}"
         yield from (comparison["sentence"] for comparison in entry["distillation"])
 
 
@@ -35,13 +39,16 @@ def dimension_rows(dimensions: Sequence[Mapping[str, Any]]) -> list[dict[str, An
     """
     rows = []
     for entry in dimensions:
-        gains = {each["model"]: each["differences"][PRIMARY] for each in entry["distillation"]}
+        gains = {
+            each["model"]: each["differences"][PRIMARY_DIMENSION_METRIC]
+            for each in entry["distillation"]
+        }
         for model in (entry["baseline"], *entry["references"], *entry["models"]):
             rows.append(
                 {
                     "dimension": entry["dimension"],
                     "model": model,
-                    "metrics": {metric: over_seeds(model, metric) for metric in TITLES},
+                    "metrics": {metric: over_seeds(model, metric) for metric in DIMENSION_TITLES},
                     "gain": gains.get(model["name"]),
                 }
             )

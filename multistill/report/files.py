@@ -1,4 +1,5 @@
-"""Names of the files of a report."""
+"""Names of the files of a report, and of the page on its data."""
 
 JSON = "report.json"
 HTML = "report.html"
+DATA_PAGE = "data.html"

@@ -12,8 +12,7 @@ import yaml
 from markupsafe import Markup
 
 from multistill.config import JobConfig
-from multistill.evaluation.comparisons import METRIC_TITLES
-from multistill.evaluation.figures import over_seeds
+from multistill.evaluation.figures import METRIC_TITLES, over_seeds
 from multistill.report import plots
 from multistill.report.cell_labels import label_cells
 from multistill.report.cost import accuracy_by_cost

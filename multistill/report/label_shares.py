@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from multistill.evaluation.comparisons import METRIC_TITLES, PRIMARY_METRIC
-from multistill.report.plots import NARROW, WIDTH
+from multistill.evaluation.figures import METRIC_TITLES, PRIMARY_METRIC
 from multistill.report.svg import (
     ACCENT,
     BASELINE,
     CONTROL,
     INK,
     MUTED,
+    NARROW,
     PAPER,
     STUDENT,
     TEACHER,
+    WIDTH,
     styled,
     subplots,
     to_svg,

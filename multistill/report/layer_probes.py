@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from multistill.report.plots import NARROW, WIDTH
-from multistill.report.svg import BASELINE, CONTROL, MUTED, PAPER, STUDENT, styled, subplots, to_svg
+from multistill.report.svg import (
+    BASELINE,
+    CONTROL,
+    MUTED,
+    NARROW,
+    PAPER,
+    STUDENT,
+    WIDTH,
+    styled,
+    subplots,
+    to_svg,
+)
 
 Record = Mapping[str, Any]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from multistill.config import SearchConfig
-from multistill.evaluation.comparisons import METRIC_TITLES, is_shown
-from multistill.evaluation.figures import over_seeds
+from multistill.evaluation.comparisons import is_shown
+from multistill.evaluation.figures import METRIC_TITLES, over_seeds
 from multistill.report.svg import (
     ACCENT,
     BASELINE,
@@ -18,10 +18,12 @@ from multistill.report.svg import (
     INK,
     LINE,
     MUTED,
+    NARROW,
     PAPER,
     ROLE_COLOURS,
     STUDENT,
     TEACHER,
+    WIDTH,
     styled,
     subplots,
     to_svg,
@@ -31,12 +33,6 @@ from multistill.typing import FloatArray
 Record = Mapping[str, Any]
 
 PANELS = {"uar": "UAR", "macro_f1": "macro F1", "weighted_f1": "weighted F1"}
-WIDTH = 10.3
-"""Inches of a figure as wide as the page's text."""
-
-NARROW = 4.7
-"""Inches of a figure on a narrow screen, where panels stand below each other."""
-
 RASTER_FROM = 400
 """Scatter plots of at least this many points are rasterized inside the SVG, to keep it small."""
 

@@ -8,8 +8,18 @@ from typing import Any
 import numpy as np
 
 from multistill.config import JobConfig
-from multistill.report.plots import NARROW, PANELS, WIDTH
-from multistill.report.svg import BASELINE, INK, ROLE_COLOURS, dots, styled, subplots, to_svg
+from multistill.report.plots import PANELS
+from multistill.report.svg import (
+    BASELINE,
+    INK,
+    NARROW,
+    ROLE_COLOURS,
+    WIDTH,
+    dots,
+    styled,
+    subplots,
+    to_svg,
+)
 from multistill.wording import counted
 
 Record = Mapping[str, Any]

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from multistill.report.plots import NARROW, WIDTH, grid_shape
+from multistill.report.plots import grid_shape
 from multistill.report.svg import (
     BASELINE,
     INK,
     MUTED,
+    NARROW,
     PAPER,
     ROLE_COLOURS,
+    WIDTH,
     styled,
     subplots,
     to_svg,

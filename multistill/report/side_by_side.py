@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from multistill.evaluation.comparisons import METRIC_TITLES
+from multistill.evaluation.figures import METRIC_TITLES
 from multistill.report.compare import METRICS
 from multistill.report.compare_costs import cost_table, flat_cells, flat_titles
 from multistill.report.differences import signed, stacked

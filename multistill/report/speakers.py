@@ -7,8 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from multistill.report.plots import NARROW, WIDTH
-from multistill.report.svg import BASELINE, INK, ROLE_COLOURS, dots, styled, subplots, to_svg
+from multistill.report.svg import (
+    BASELINE,
+    INK,
+    NARROW,
+    ROLE_COLOURS,
+    WIDTH,
+    dots,
+    styled,
+    subplots,
+    to_svg,
+)
 
 Record = Mapping[str, Any]
 PANELS = {"uar": "UAR", "accuracy": "accuracy"}

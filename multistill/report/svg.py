@@ -27,6 +27,11 @@ CONTROL = "#070707"
 BASELINE = "#080808"
 ACCENT = "#090909"
 
+WIDTH = 10.3
+"""Inches of a figure as wide as the page's text."""
+NARROW = 4.7
+"""Inches of a figure on a narrow screen, where panels stand below each other."""
+
 CSS_VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",

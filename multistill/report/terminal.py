@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from multistill.evaluation.figures import over_seeds
+from multistill.evaluation.figures import DIMENSION_TITLES, over_seeds
 from multistill.report.dimensions import dimension_lines
 from multistill.report.label_shares import lines as label_share_lines
 from multistill.report.pretraining import pretraining_lines
@@ -16,7 +16,6 @@ from multistill.wording import counted
 if TYPE_CHECKING:
     from rich.table import Table
 
-DIMENSION_COLUMNS = {"ccc": "CCC", "pearson": "Pearson", "rmse": "RMSE"}
 METRIC_COLUMNS = {"uar": "UAR", "macro_f1": "macro F1", "weighted_f1": "weighted\nF1"}
 
 
@@ -88,7 +87,7 @@ def table(report: Mapping[str, Any]) -> Table:
     )
     results.add_column("model", overflow="fold")
     results.add_column("modality", no_wrap=True)
-    metrics = METRIC_COLUMNS if report["classes"] else DIMENSION_COLUMNS
+    metrics = METRIC_COLUMNS if report["classes"] else DIMENSION_TITLES
     for title in metrics.values():
         results.add_column(title, justify="right", no_wrap=True)
     results.add_column("params\nend to end", justify="right", no_wrap=True)

@@ -10,7 +10,7 @@ from helpers.corpora import write_table
 from helpers.generators.parts import write_wav
 
 from multistill.cli import main
-from multistill.report.data_page import DATA_PAGE
+from multistill.report.files import DATA_PAGE
 
 LABELS = ("sad", "happy", "angry")
 

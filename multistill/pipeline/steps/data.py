@@ -55,7 +55,8 @@ class Prepare(Step):
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
         from multistill.corpora.prepare import prepare
-        from multistill.report.data_page import DATA_PAGE, data_page
+        from multistill.report.data_page import data_page
+        from multistill.report.files import DATA_PAGE
 
         summary = prepare(
             self.job.corpora,
