@@ -46,6 +46,7 @@ ENVIRONMENT = {
 _BEST, _LATEST = 100, 900
 _LOGGERS = ("ray.tune", "ray.train", "ray.air")
 _DIED = ("ActorDiedError", "died unexpectedly", "actor died")
+_LOST = "may or may not have been executed on the actor"  # until Ray knows that its node is dead
 _RAISED_IN_SETUP = "creation task"  # for Ray, such an actor died, too
 _ACTOR_ERROR = "ray.exceptions.RayActorError: "
 _NO_MESSAGE = "its process exited without an error message"
@@ -222,6 +223,8 @@ def failure_reason(trial: Any) -> str:
         return _NO_MESSAGE
     if any(sign in text for sign in _DIED) and _RAISED_IN_SETUP not in text:
         return "its process died (killed, or out of memory)"
+    if _LOST in text:
+        return "its process or its node was lost"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].removeprefix(_ACTOR_ERROR)[:500] if lines else _NO_MESSAGE
 
