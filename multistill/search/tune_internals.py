@@ -7,6 +7,7 @@ versions without starting Ray: after an upgrade, run that file first.
 
 from __future__ import annotations
 
+import heapq
 import logging
 import os
 import signal
@@ -20,7 +21,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 from ray.exceptions import RayActorError
 from ray.tune.schedulers import TrialScheduler
 
@@ -41,8 +43,10 @@ ENVIRONMENT = {
 }
 """Variables that Ray reads in the driver; most are documented in its source code only."""
 
+_BEST, _LATEST = 100, 900
 _LOGGERS = ("ray.tune", "ray.train", "ray.air")
 _DIED = ("ActorDiedError", "died unexpectedly", "actor died")
+_LOST = "may or may not have been executed on the actor"  # until Ray knows that its node is dead
 _RAISED_IN_SETUP = "creation task"  # for Ray, such an actor died, too
 _ACTOR_ERROR = "ray.exceptions.RayActorError: "
 _NO_MESSAGE = "its process exited without an error message"
@@ -137,6 +141,68 @@ def reopen_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
     return optuna.Trial(study, trial._trial_id)
 
 
+def has_trial(study: optuna.Study, number: int) -> bool:
+    """Whether the study has a trial of that number, without reading its trials.
+
+    Optuna's public `get_trials` goes through all of them.
+    """
+    try:
+        study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    except KeyError:
+        return False
+    return True
+
+
+class WindowedTPESampler(optuna.samplers.TPESampler):
+    """TPE whose cost does not grow with the study: it models the best and the latest trials.
+
+    Optuna models every trial for every suggestion. Of them, "good" are 25 at most (Optuna's
+    `default_gamma`), and the weights of the others fall with age; so the `_BEST` best and
+    the `_LATEST` latest finished trials, and all running ones, hold nearly all that it knows.
+    """
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]
+    ) -> dict[str, Any]:
+        return super().sample_relative(_Window.of(study), trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
+        window = _Window.of(study)
+        return super().sample_independent(window, trial, param_name, param_distribution)
+
+
+class _Window(optuna.Study):
+    """A study that shows a sampler the part of its trials that matters most."""
+
+    @classmethod
+    def of(cls, study: optuna.Study) -> _Window:
+        window = cls.__new__(cls)
+        window.__dict__.update(study.__dict__)
+        return window
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Any = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        trials = super()._get_trials(deepcopy, states, use_cache)
+        return trials if len(trials) <= _BEST + _LATEST else _best_and_latest(trials, self)
+
+
+def _best_and_latest(trials: list[FrozenTrial], study: optuna.Study) -> list[FrozenTrial]:
+    """The part of a study's trials that `WindowedTPESampler` models, in order of their numbers."""
+    late = trials[-_LATEST:]
+    early = trials[:-_LATEST]
+    running = [trial for trial in early if trial.state == TrialState.RUNNING]
+    complete = [trial for trial in early if trial.state == TrialState.COMPLETE]
+    best: list[FrozenTrial] = []
+    for index, direction in enumerate(study.directions):
+        pick = heapq.nlargest if direction == StudyDirection.MAXIMIZE else heapq.nsmallest
+        best += pick(_BEST, complete, key=lambda trial, index=index: trial.values[index])
+    kept = {trial.number: trial for trial in [*best, *running, *late]}
+    return [kept[number] for number in sorted(kept)]
+
+
 def preempted() -> RayActorError:
     """An error for a trainable to raise whose node goes away: Tune starts the trial again.
 
@@ -157,6 +223,8 @@ def failure_reason(trial: Any) -> str:
         return _NO_MESSAGE
     if any(sign in text for sign in _DIED) and _RAISED_IN_SETUP not in text:
         return "its process died (killed, or out of memory)"
+    if _LOST in text:
+        return "its process or its node was lost"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].removeprefix(_ACTOR_ERROR)[:500] if lines else _NO_MESSAGE
 
