@@ -289,7 +289,10 @@ def _mix(
 
 def _mono(block: npt.NDArray[np.float32]) -> FloatArray:
     """The mean of the channels of a block [n, channels]."""
-    return block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
+    if block.shape[1] == 1:
+        return block[:, 0]
+    with np.errstate(over="ignore"):  # infinite samples are refused
+        return block.mean(axis=1)
 
 
 def refuse_not_finite(samples: FloatArray) -> None:
