@@ -7,6 +7,7 @@ versions without starting Ray: after an upgrade, run that file first.
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import logging
 import os
@@ -154,53 +155,90 @@ def has_trial(study: optuna.Study, number: int) -> bool:
 
 
 class WindowedTPESampler(optuna.samplers.TPESampler):
-    """TPE whose cost does not grow with the study: it models the best and the latest trials.
+    """TPE whose cost hardly grows with the study: it models the best and the latest trials.
 
     Optuna models every trial for every suggestion. Of them, "good" are 25 at most (Optuna's
     `default_gamma`), and the weights of the others fall with age; so the `_BEST` best and
     the `_LATEST` latest finished trials, and all running ones, hold nearly all that it knows.
+    A sampler is for one study.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._early = _Early()
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]
     ) -> dict[str, Any]:
-        return super().sample_relative(_Window.of(study), trial, search_space)
+        return super().sample_relative(_Window.of(study, self._early), trial, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
     ) -> Any:
-        window = _Window.of(study)
+        window = _Window.of(study, self._early)
         return super().sample_independent(window, trial, param_name, param_distribution)
 
 
 class _Window(optuna.Study):
     """A study that shows a sampler the part of its trials that matters most."""
 
+    _early: _Early
+
     @classmethod
-    def of(cls, study: optuna.Study) -> _Window:
+    def of(cls, study: optuna.Study, early: _Early) -> _Window:
         window = cls.__new__(cls)
-        window.__dict__.update(study.__dict__)
+        window.__dict__.update(study.__dict__, _early=early)
         return window
 
     def _get_trials(
         self, deepcopy: bool = True, states: Any = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
         trials = super()._get_trials(deepcopy, states, use_cache)
-        return trials if len(trials) <= _BEST + _LATEST else _best_and_latest(trials, self)
+        if len(trials) <= _BEST + _LATEST:
+            return trials
+        late = trials[-_LATEST:]
+        kept = {trial.number: trial for trial in self._early.of(trials, self.directions) + late}
+        return [kept[number] for number in sorted(kept)]
 
 
-def _best_and_latest(trials: list[FrozenTrial], study: optuna.Study) -> list[FrozenTrial]:
-    """The part of a study's trials that `WindowedTPESampler` models, in order of their numbers."""
-    late = trials[-_LATEST:]
-    early = trials[:-_LATEST]
-    running = [trial for trial in early if trial.state == TrialState.RUNNING]
-    complete = [trial for trial in early if trial.state == TrialState.COMPLETE]
-    best: list[FrozenTrial] = []
-    for index, direction in enumerate(study.directions):
-        pick = heapq.nlargest if direction == StudyDirection.MAXIMIZE else heapq.nsmallest
-        best += pick(_BEST, complete, key=lambda trial, index=index: trial.values[index])
-    kept = {trial.number: trial for trial in [*best, *running, *late]}
-    return [kept[number] for number in sorted(kept)]
+class _Early:
+    """The trials before the latest that a sampler models: the best, and those that run.
+
+    Each is looked at once, when it is no longer among the latest, and again while it runs.
+    """
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._running: list[int] = []
+        self._best: list[list[tuple[float, int, FrozenTrial]]] = []  # a heap per objective
+
+    def of(self, trials: list[FrozenTrial], directions: list[StudyDirection]) -> list[FrozenTrial]:
+        """Of `trials`, in the order of their numbers."""
+        if not self._best:
+            self._best = [[] for _ in directions]
+        begin, end = _position(trials, self._next), len(trials) - _LATEST
+        looked_at = trials[begin:end]
+        for number in self._running:
+            index = _position(trials, number)
+            looked_at += [trial for trial in trials[index : index + 1] if trial.number == number]
+        self._next = max(self._next, trials[end].number)
+        running = [trial for trial in looked_at if trial.state == TrialState.RUNNING]
+        self._running = [trial.number for trial in running]
+        for trial in looked_at:
+            if trial.state == TrialState.COMPLETE:
+                self._add(trial, directions)
+        return [trial for heap in self._best for _, _, trial in heap] + running
+
+    def _add(self, trial: FrozenTrial, directions: list[StudyDirection]) -> None:
+        for heap, value, direction in zip(self._best, trial.values, directions, strict=True):
+            score = value if direction == StudyDirection.MAXIMIZE else -value
+            push = heapq.heappush if len(heap) < _BEST else heapq.heappushpop
+            push(heap, (score, -trial.number, trial))
+
+
+def _position(trials: list[FrozenTrial], number: int) -> int:
+    """Of the first trial with that number or a higher one."""
+    return bisect.bisect_left(trials, number, key=lambda trial: trial.number)
 
 
 def preempted() -> RayActorError:

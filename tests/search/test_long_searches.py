@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import optuna
 import pytest
 from helpers.search_case import DISTRIBUTIONS, TEMPERATURE, make_spec, study_of
@@ -64,15 +66,23 @@ def test_a_study_within_the_window_is_modelled_whole():
     assert suggestions(WindowedTPESampler(**settings), trials) == suggestions(plain, trials)
 
 
-def test_of_a_long_study_the_best_the_running_and_the_latest_are_modelled(monkeypatch):
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_of_a_long_study_the_best_the_running_and_the_latest_are_modelled(direction, monkeypatch):
     monkeypatch.setattr(tune_internals, "_BEST", 2)
     monkeypatch.setattr(tune_internals, "_LATEST", 3)
-    low = DISTRIBUTIONS[TEMPERATURE].low
-    study = optuna.create_study(direction="maximize", sampler=WindowedTPESampler(seed=1))
-    study.add_trials([finished(value, low) for value in (0.1, 0.9, 0.2)])
-    running = study.ask(DISTRIBUTIONS)
-    study.add_trials([finished(value, low) for value in (0.3, 0.8, 0.0, 0.4, 0.5)])
-    kept = tune_internals._best_and_latest(study.get_trials(), study)
-    assert [trial.number for trial in kept] == [1, running.number, 5, 6, 7, 8]
-    assert [trial.state for trial in kept][1] == TrialState.RUNNING
-    assert study.ask(DISTRIBUTIONS).number == 9  # the study itself stays whole
+    sampler = WindowedTPESampler(n_startup_trials=4, seed=1)
+    study = optuna.create_study(direction=direction, sampler=sampler)
+    rng, early, running = random.Random(0), tune_internals._Early(), []
+    for number in range(60):
+        running.append(study.ask(DISTRIBUTIONS))
+        if number % 4:  # soon or late
+            study.tell(running.pop(rng.randrange(len(running))), rng.random())
+        trials = study.get_trials()
+        if rng.random() < 0.4 or len(trials) <= 5:
+            continue
+        best = [trial for trial in trials[:-3] if trial.state == TrialState.COMPLETE]
+        best.sort(key=lambda trial: trial.value, reverse=direction == "maximize")
+        expected = {trial.number for trial in [*best[:2], *running, *trials[-3:]]}
+        kept = tune_internals._Window.of(study, early)._get_trials()
+        assert [trial.number for trial in kept] == sorted(expected)
+    assert len(study.get_trials()) == 60  # the study itself stays whole
