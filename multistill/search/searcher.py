@@ -31,7 +31,13 @@ from multistill.search.storage import (
     open_study,
     quiet_optuna,
 )
-from multistill.search.tune_internals import NotPickled, WindowedTPESampler, has_trial, reopen_trial
+from multistill.search.tune_internals import (
+    NotPickled,
+    WindowedTPESampler,
+    has_trial,
+    read_only_waiting,
+    reopen_trial,
+)
 
 _MAX_FIRST_FAILURES, _MAX_FAILURES = 3, 10
 """Consecutive failures, before and after the first success, that have a common cause: a full
@@ -81,6 +87,7 @@ class SharedStudySearcher(NotPickled, Searcher):
         self.running: dict[str, RunningTrial] = {}
         self._consecutive_failures = 0
         self.study = open_study(open_storage(folder, config.storage), spec.study, spec.directions)
+        read_only_waiting(self.study)
         trials = self.study.get_trials(deepcopy=False)
         with quiet_optuna():
             self.study.sampler = _sampler(spec, len(trials))

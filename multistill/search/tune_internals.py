@@ -154,6 +154,24 @@ def has_trial(study: optuna.Study, number: int) -> bool:
     return True
 
 
+def read_only_waiting(study: optuna.Study) -> None:
+    """Let `study.ask` read the waiting trials of a database to know whether one waits.
+
+    Optuna reads all that are running, for every trial that it creates.
+    """
+    database = getattr(study._storage, "_backend", None)
+    if not isinstance(
+        database, optuna.storages.RDBStorage
+    ):  # a journal, whose trials are in memory
+        return
+    pop, waiting = study._pop_waiting_trial_id, (TrialState.WAITING,)
+
+    def pop_if_any() -> int | None:
+        return pop() if database.get_all_trials(study._study_id, False, waiting) else None
+
+    study._pop_waiting_trial_id = pop_if_any  # type: ignore[method-assign]
+
+
 class WindowedTPESampler(optuna.samplers.TPESampler):
     """TPE whose cost hardly grows with the study: it models the best and the latest trials.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from helpers.search_case import DISTRIBUTIONS, make_spec, study_of
 from optuna.storages.journal import _storage
 
-from multistill.search.journal_file import REPEATABLE, JournalFile
-from multistill.search.locks import StudyLock
+from multistill.search.journal_file import REPEATABLE
 
 
 def test_only_lines_of_a_running_trial_are_not_waited_for():
@@ -21,21 +19,6 @@ def test_only_lines_of_a_running_trial_are_not_waited_for():
         "SET_TRIAL_USER_ATTR",
         "SET_TRIAL_SYSTEM_ATTR",
     }
-
-
-def test_entries_are_read_from_any_on_and_a_line_that_is_being_written_is_not(tmp_path):
-    study = study_of(tmp_path, make_spec())
-    for _ in range(3):
-        study.ask(DISTRIBUTIONS)
-    path = tmp_path / "study.log"
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines)[:-1])
-    journal = JournalFile(path, StudyLock(tmp_path))
-    expected = [json.loads(line) for line in lines]
-    assert list(journal.read_logs(0)) == expected[:-1]
-    path.write_bytes(b"".join(lines))
-    for start in (len(lines) - 1, 2, 0, len(lines)):
-        assert list(journal.read_logs(start)) == expected[start:]
 
 
 def test_a_trial_waits_for_the_disk_once_and_every_line_is_seen_by_others(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from multistill.search import tune_internals
 from multistill.search.journal_file import JournalFile
 from multistill.search.locks import StudyLock
-from multistill.search.tune_internals import WindowedTPESampler, has_trial
+from multistill.search.tune_internals import WindowedTPESampler, has_trial, read_only_waiting
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +50,15 @@ def test_a_study_has_the_trials_that_were_created(tmp_path):
     study = study_of(tmp_path, make_spec())
     study.ask(DISTRIBUTIONS)
     assert [has_trial(study, number) for number in (0, 1)] == [True, False]
+
+
+def test_a_waiting_trial_of_a_database_is_handed_out_first(tmp_path, monkeypatch):
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path / 'study.db'}")
+    read_only_waiting(study)
+    study.enqueue_trial({TEMPERATURE: 3.0})
+    assert study.ask(DISTRIBUTIONS).params[TEMPERATURE] == 3.0
+    monkeypatch.setattr(study._storage, "get_all_trials", None)  # reads all that are running
+    assert study.ask().number == 1
 
 
 def suggestions(sampler: optuna.samplers.TPESampler, trials: list[FrozenTrial]) -> list[float]:

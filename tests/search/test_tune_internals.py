@@ -14,7 +14,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 from helpers.search_case import DISTRIBUTIONS, TEMPERATURE, make_spec, study_of, write_spec
 from optuna.trial import TrialState, create_trial
@@ -28,17 +27,13 @@ from ray.tune.experimental.output import get_air_verbosity
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.utils.callback import _create_default_callbacks
 
-from multistill.search import tune_internals
 from multistill.search.experiment import run_experiment
 from multistill.search.storage import quiet_optuna
 from multistill.search.tune_internals import (
     ENVIRONMENT,
     NotPickled,
-    WindowedTPESampler,
-    _Window,
     drop_statistics,
     failure_reason,
-    has_trial,
     preempted,
     quiet_tune,
     reopen_trial,
@@ -160,28 +155,6 @@ def test_a_running_trial_continues_in_another_process_under_its_number(tmp_path)
     assert [(t.number, t.value, t.intermediate_values) for t in trials] == [
         (started.number, 0.6, {1: 0.4, 2: 0.6})
     ]
-
-
-def test_tpe_models_the_best_the_latest_and_the_running_trials_of_a_long_study(monkeypatch):
-    monkeypatch.setattr(tune_internals, "_BEST", 2)
-    monkeypatch.setattr(tune_internals, "_LATEST", 3)
-    for direction, best in (("maximize", [1, 3]), ("minimize", [0, 4])):
-        sampler = WindowedTPESampler(n_startup_trials=1, multivariate=True, seed=1)
-        study = optuna.create_study(direction=direction, sampler=sampler)
-        for value in (0.0, 9.0, None, 8.0, 1.0, 5.0, 5.0, 5.0, 5.0):
-            trial = study.ask(DISTRIBUTIONS)
-            if value is not None:
-                study.tell(trial, value)
-        seen = _Window.of(study)._get_trials(deepcopy=False)
-        assert [trial.number for trial in seen] == sorted([*best, 2, 6, 7, 8])
-        assert len(study.get_trials()) == 9
-
-
-def test_a_trial_is_known_by_its_number(tmp_path):
-    study = study_of(tmp_path, make_spec())
-    assert not has_trial(study, 0)
-    study.ask()
-    assert has_trial(study, 0) and not has_trial(study, 1)
 
 
 def test_the_reason_of_a_failure_is_the_last_line_of_its_error(tune_trial):
