@@ -169,7 +169,7 @@ def read_only_waiting(study: optuna.Study) -> None:
     def pop_if_any() -> int | None:
         return pop() if database.get_all_trials(study._study_id, False, waiting) else None
 
-    study._pop_waiting_trial_id = pop_if_any  # type: ignore[method-assign]
+    study._pop_waiting_trial_id = pop_if_any
 
 
 class WindowedTPESampler(optuna.samplers.TPESampler):
