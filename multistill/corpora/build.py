@@ -1,6 +1,7 @@
 """Records of all corpora to one Arrow table: audio headers, labels, rejections, rater tallies.
 
-Records become columns chunk by chunk, so that Python objects exist for one chunk only.
+Records become columns chunk by chunk, so that Python objects exist for one chunk only, and
+columns are stored as they come (`multistill.corpora.rows`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from multistill.corpora.manifest import hash_strings, manifest_schema
 from multistill.corpora.paths import UNPACK_HINT, is_utf8
 from multistill.corpora.records import Record, Rejected, TextEncoding, Utterance
 from multistill.corpora.rejections import Notes, Rejections, kind_of
+from multistill.corpora.rows import ROW_GROUP, Rows, RowWriter
 from multistill.corpora.text import (
     code_points,
     control_characters,
@@ -37,7 +40,6 @@ from multistill.tracking.logger import RunLogger
 from multistill.wording import counted
 
 CHUNK = 512  # records converted to columns at a time
-_MERGED_CHUNKS = 128
 _CACHED = 65_536  # names of sessions, dialogues and speakers
 _LOG_EVERY = 5000  # utterances
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
@@ -72,7 +74,7 @@ class BuildResult:
         unread_labels: clips of unlabelled corpora that have a label, by corpus title.
     """
 
-    rows: pa.Table
+    rows: Rows = field(init=False)
     rejections: Rejections = field(default_factory=Rejections)
     notes: Notes = field(default_factory=Notes)
     encodings: Counter[str] = field(default_factory=Counter)
@@ -93,6 +95,7 @@ def build_manifest(
     digests: Digests | None = None,
     tasks: TasksConfig | None = None,
     unlabelled: Collection[str] = (),
+    folder: Path | None = None,
 ) -> BuildResult:
     """Read the audio header of every utterance, decide its label, and collect the columns.
 
@@ -103,21 +106,24 @@ def build_manifest(
         tasks: an utterance that has one of their dimensions is kept without a class. Without
             the task `classes`, no utterance has a class. Default: the classes.
         unlabelled: titles of corpora whose utterances get neither class nor dimension.
+        folder: for the file of the rows (`RowWriter`).
     """
-    result = BuildResult(_schema(classes).empty_table())
-    parts: list[pa.Table] = [result.rows]
+    writer = RowWriter(_schema(classes), folder)
     chunks: list[pa.Table] = []
+    waiting = 0
+    result = BuildResult()
     for title, records in corpora:
         builder = _CorpusBuilder(
-            title, ties, classes, result, digests, tasks, unlabelled=title in unlabelled
+            title, ties, classes, result, writer.schema, digests, tasks, title in unlabelled
         )
         utterances, logged = 0, 0
         for chunk in _chunked(records, CHUNK):
             chunks.append(builder.table(chunk))
             utterances += len(chunks[-1])
-            if len(chunks) == _MERGED_CHUNKS:
-                parts.append(_merge(chunks))
-                chunks.clear()
+            waiting += len(chunks[-1])
+            if waiting >= ROW_GROUP:
+                writer.write(_merge(chunks))
+                chunks, waiting = [], 0
             if logger is not None and utterances // _LOG_EVERY > logged:
                 logged = utterances // _LOG_EVERY
                 logger.info(f"{title}: {counted(utterances, 'utterance')}")
@@ -128,8 +134,9 @@ def build_manifest(
                 f"{title}: text that is not UTF-8 is read as {text.name} ({text.origin}; "
                 "`encoding` of the corpus changes it)"
             )
-    table = pa.concat_tables([*parts, *chunks]).unify_dictionaries()
-    result.rows = _drop_duplicate_ids(table, result.rejections)
+    if chunks:
+        writer.write(_merge(chunks))
+    result.rows = _drop_duplicate_ids(writer.rows(), result.rejections)
     return result
 
 
@@ -152,7 +159,6 @@ def _chunked(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
 
 
 def _merge(chunks: Sequence[pa.Table]) -> pa.Table:
-    # Each chunk of a column costs hundreds of bytes in addition to its values.
     return pa.concat_tables(chunks).unify_dictionaries().combine_chunks()
 
 
@@ -204,6 +210,7 @@ class _CorpusBuilder:
         ties: TiePolicy,
         classes: Sequence[str],
         result: BuildResult,
+        schema: pa.Schema,
         digests: Digests | None,
         tasks: TasksConfig | None,
         unlabelled: bool,
@@ -214,7 +221,7 @@ class _CorpusBuilder:
         self.result = result
         self.raters = result.raters.setdefault(title, RaterTally(classes))
         self.decisions = _Decisions(ties, classes)
-        self.schema = result.rows.schema
+        self.schema = schema
         self.header_reader = HeaderReader(digests)
         self._name = lru_cache(_CACHED)(normal_name)
 
@@ -370,7 +377,7 @@ class _CorpusBuilder:
         return pa.table(arrays, schema=self.schema)
 
 
-def _drop_duplicate_ids(rows: pa.Table, rejections: Rejections) -> pa.Table:
+def _drop_duplicate_ids(rows: Rows, rejections: Rejections) -> Rows:
     """Keep the first row of each utterance id and reject the others."""
     hashes, code, times = np.unique(
         hash_strings(rows["utterance_id"]), return_inverse=True, return_counts=True
@@ -379,10 +386,10 @@ def _drop_duplicate_ids(rows: pa.Table, rejections: Rejections) -> pa.Table:
         return rows
     keep = np.ones(len(rows), bool)
     seen: set[str] = set()
-    for row in np.flatnonzero(times[code] > 1):
-        name = rows["utterance_id"][int(row)].as_py()
+    alike = np.flatnonzero(times[code] > 1)
+    for row, name in zip(alike, rows.take("utterance_id", alike), strict=True):
         if name in seen:
             keep[row] = False
             rejections.add("duplicate id", name, "another utterance has this id")
         seen.add(name)
-    return rows.filter(pa.array(keep))
+    return rows.filter(keep)

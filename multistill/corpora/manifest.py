@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from xxhash import xxh3_64_intdigest
 
+from multistill.corpora.rows import ROW_GROUP, Columns, tables
 from multistill.damaged import read_table, reading
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray, IntArray
@@ -27,7 +28,6 @@ QUALITY = "quality.json"
 UNLABELLED = "unlabelled"
 """The part (`split`) of corpora without labels (`multistill.corpora.unlabelled`)."""
 _HASH_BATCH = 8192  # strings converted to Python objects at a time
-_ROW_GROUP = 65_536
 _COMPARED = ["utterance_id", "audio_digest", "text", "label_soft", "split"]
 _CLASSES = "classes"  # key of the schema's metadata
 
@@ -94,13 +94,13 @@ def with_classes(classes: Sequence[str]) -> dict[str, str]:
     return {_CLASSES: to_json(list(classes))}
 
 
-def classes_of(table: pa.Table | pa.Schema) -> tuple[str, ...]:
+def classes_of(table: Columns | pa.Schema) -> tuple[str, ...]:
     """The classes in order that a table's metadata name.
 
     Raises:
         MultistillError: they name none.
     """
-    schema = table.schema if isinstance(table, pa.Table) else table
+    schema = table if isinstance(table, pa.Schema) else table.schema
     text = (schema.metadata or {}).get(_CLASSES.encode())
     if text is None:
         raise MultistillError(
@@ -115,13 +115,15 @@ def read_classes(folder: Path) -> tuple[str, ...]:
         return classes_of(pq.read_schema(folder / MANIFEST))
 
 
-def write_manifest(table: pa.Table, folder: Path) -> Path:
-    """Write `manifest.parquet`; the table must have the columns of `manifest_schema`."""
+def write_manifest(rows: Columns, folder: Path) -> Path:
+    """Write `manifest.parquet`; the rows must have the columns of `manifest_schema`."""
     path = folder / MANIFEST
-    schema = manifest_schema(classes_of(table))
+    schema = manifest_schema(classes_of(rows))
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for start in range(0, max(len(table), 1), _ROW_GROUP):  # in slices: a cast copies
-            writer.write_table(table.slice(start, _ROW_GROUP).cast(schema))
+        if not len(rows):
+            writer.write_table(schema.empty_table())
+        for table in tables(rows, schema.names):  # a cast copies
+            writer.write_table(table.cast(schema))
     return path
 
 
@@ -174,12 +176,12 @@ def data_digest(manifest: Path) -> str:
     """
     table = read_manifest(manifest, _COMPARED).sort_by("utterance_id")
     state = hashlib.blake2b(digest_size=16)
-    for batch in table.to_batches(max_chunksize=_ROW_GROUP):
+    for batch in table.to_batches(max_chunksize=ROW_GROUP):
         state.update(repr(batch.to_pylist()).encode())
     return state.hexdigest()
 
 
-def label_arrays(table: pa.Table) -> tuple[IntArray, FloatArray]:
+def label_arrays(table: Columns) -> tuple[IntArray, FloatArray]:
     """Class index [N], -1 where the votes tie, and vote shares [N, C] of a manifest's rows.
 
     An utterance without any class has -1 and shares of zero (`has_class`).
@@ -187,11 +189,15 @@ def label_arrays(table: pa.Table) -> tuple[IntArray, FloatArray]:
     Args:
         table: rows with the columns `label` and `label_soft`.
     """
-    classes = classes_of(table)
-    index = pc.index_in(table["label"].combine_chunks(), value_set=pa.array(classes))
-    labels = pc.fill_null(index, -1).to_numpy(zero_copy_only=False)
     shares = pc.list_flatten(table["label_soft"]).to_numpy()
-    return labels.astype(np.int64), shares.astype(np.float32).reshape(-1, len(classes))
+    shares = shares.astype(np.float32).reshape(-1, len(classes_of(table)))
+    return class_indices(table), shares
+
+
+def class_indices(table: Columns) -> IntArray:
+    """The part of `label_arrays` that tells each row's class [N]."""
+    index = pc.index_in(table["label"].combine_chunks(), value_set=pa.array(classes_of(table)))
+    return pc.fill_null(index, -1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def has_class(shares: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
@@ -208,7 +214,7 @@ def tied(table: pa.Table) -> pa.ChunkedArray:
     return pc.and_(pc.is_null(table["label"]), pc.is_valid(table["votes"]))
 
 
-def dimension_array(table: pa.Table, dimensions: Sequence[str]) -> FloatArray:
+def dimension_array(table: Columns, dimensions: Sequence[str]) -> FloatArray:
     """Values [N, D] of a manifest's rows, from 1 to 5, NaN where there is none.
 
     Args:
