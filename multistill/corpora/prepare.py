@@ -33,7 +33,7 @@ from multistill.corpora.manifest import NOTES, QUALITY, REJECTED, write_manifest
 from multistill.corpora.paths import audio_folder
 from multistill.corpora.records import Record
 from multistill.corpora.rejections import Rejections
-from multistill.corpora.rows import Rows, tables
+from multistill.corpora.rows import ROW_GROUP, Rows, tables
 from multistill.corpora.split import PARTS, Split, hash64, leaks, refuse_leaks, split_rows
 from multistill.corpora.unlabelled import (
     Unlabelled,
@@ -357,10 +357,14 @@ def is_current(manifest: Path, digests: Path) -> bool:
     except (FileNotFoundError, MultistillError):
         return False
     known = Digests(digests)
-    content = dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
-    current = known.confirm(list(content), list(content.values()))
-    known.save()
-    return current
+    try:
+        for batch in rows.to_batches(max_chunksize=ROW_GROUP):
+            content = dict(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+            if not known.confirm(list(content), list(content.values())):
+                return False
+        return True
+    finally:
+        known.save()
 
 
 def listing(corpora: Sequence[CorpusConfig]) -> str:

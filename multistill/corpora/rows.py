@@ -172,9 +172,10 @@ class RowWriter:
         self._rows = 0
 
     def write(self, table: pa.Table) -> None:
-        """Store rows, at least one, as a row group; readers hold the columns of one in memory."""
-        self._writer.write_table(table, row_group_size=len(table))
-        self._rows += len(table)
+        """Store rows as a row group; readers hold a column of one in memory."""
+        if len(table):
+            self._writer.write_table(table, row_group_size=len(table))
+            self._rows += len(table)
 
     def rows(self) -> Rows:
         """All rows; none can be stored afterwards."""
