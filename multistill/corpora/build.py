@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,13 @@ from multistill.config import TasksConfig
 from multistill.corpora.agreement import RaterTally
 from multistill.corpora.audio_headers import Header, HeaderReader
 from multistill.corpora.labels import Decision, TiePolicy, Votes, decide, one_hot, shares
-from multistill.corpora.manifest import hash_strings, manifest_schema
+from multistill.corpora.manifest import (
+    COMPARED_AS,
+    hash_column,
+    hash_string,
+    hash_strings,
+    manifest_schema,
+)
 from multistill.corpora.paths import UNPACK_HINT, is_utf8
 from multistill.corpora.records import Record, Rejected, TextEncoding, Utterance
 from multistill.corpora.rejections import Notes, Rejections, kind_of
@@ -56,6 +63,7 @@ _TEXTS = {
     "text_raw": "transcript",
     "text": "transcript",
 }
+_text_fields = attrgetter(*_TEXTS)
 
 
 @dataclass
@@ -63,7 +71,8 @@ class BuildResult:
     """Rows and statistics of all corpora.
 
     Attributes:
-        rows: the manifest's columns without `split` and `fold`, and `given_split`, `channels`.
+        rows: the manifest's columns without `split`, `fold` and `group`, and `given_split`,
+            `channels`, and a `hash_column` for each column of `COMPARED_AS`.
         encodings: utterances by encoding of their transcript.
         formats: utterances by audio format.
         ties: tied utterances by corpus title.
@@ -148,8 +157,12 @@ def _schema(classes: Sequence[str]) -> pa.Schema:
         for field in schema
         if field.name not in ("split", "fold", "group")
     ]
-    given = [pa.field("given_split", _DICTIONARY), pa.field("channels", pa.int16())]
-    return pa.schema([*fields, *given], metadata=schema.metadata)
+    more = [
+        pa.field("given_split", _DICTIONARY),
+        pa.field("channels", pa.int16()),
+        *(pa.field(hash_column(name), pa.uint64()) for name in COMPARED_AS),
+    ]
+    return pa.schema([*fields, *more], metadata=schema.metadata)
 
 
 def _chunked(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
@@ -276,6 +289,11 @@ class _CorpusBuilder:
         Args:
             written: the utterance before its names were normalised.
         """
+        texts = _text_fields(utterance)
+        if "".join(filter(None, texts)).isprintable() and not any(
+            before and not text for text, before in zip(texts, _text_fields(written), strict=True)
+        ):
+            return True  # nearly all
         for name, what in _TEXTS.items():
             text = getattr(utterance, name) or ""
             control = control_characters(text)
@@ -346,8 +364,7 @@ class _CorpusBuilder:
         def prefixed(names: Sequence[str]) -> list[str]:
             return [prefix + name if name else "" for name in names]
 
-        text = pa.array(values["text"], pa.string())
-        columns = {
+        columns: dict[str, Any] = {
             "utterance_id": [prefix + name for name in values["utterance_id"]],
             "corpus": [self.title] * len(kept),
             "session": prefixed(values["session"]),
@@ -361,8 +378,8 @@ class _CorpusBuilder:
             "num_samples": samples,
             "sample_rate": rate,
             "duration_s": samples / rate,
-            "text": text,
-            "text_raw": text if values["text"] == values["text_raw"] else values["text_raw"],
+            "text": values["text"],
+            "text_raw": values["text_raw"],
             "votes": values["votes"],
             "label": label,
             "label_soft": soft,
@@ -373,6 +390,8 @@ class _CorpusBuilder:
             "given_split": values["split"],
             "channels": head["channels"],
         }
+        for name, normalize in COMPARED_AS.items():
+            columns[hash_column(name)] = [hash_string(normalize(each)) for each in columns[name]]
         arrays = [pa.array(columns[field.name], field.type) for field in self.schema]
         return pa.table(arrays, schema=self.schema)
 

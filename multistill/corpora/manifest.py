@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from xxhash import xxh3_64_intdigest
 
 from multistill.corpora.rows import ROW_GROUP, Columns, tables
+from multistill.corpora.text import normal_text
 from multistill.damaged import read_table, reading
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray, IntArray
@@ -140,10 +141,33 @@ def hash_strings(
     for chunk in column.chunks:
         for start in range(0, len(chunk), _HASH_BATCH):
             texts = map(normalize, chunk.slice(start, _HASH_BATCH).to_pylist())
-            batch = [xxh3_64_intdigest(text.encode()) for text in texts]
+            batch = [hash_string(text) for text in texts]
             hashes[row : row + len(batch)] = batch
             row += len(batch)
     return hashes
+
+
+def hash_string(text: str) -> int:
+    return xxh3_64_intdigest(text.encode())
+
+
+COMPARED_AS: Mapping[str, Callable[[str], str]] = {"text": normal_text, "audio_digest": str}
+"""Columns whose contents are compared over the parts of a split, and what of them is compared."""
+
+
+def hash_column(name: str) -> str:
+    """Column of `build.BuildResult.rows` with the `content_hashes` of another one."""
+    return f"{name}_hash"
+
+
+def content_hashes(rows: Columns, name: str) -> npt.NDArray[np.uint64]:
+    """64-bit hash of each value of a column of `COMPARED_AS` [N], `NOTHING` where it is empty."""
+    if hash_column(name) in rows.schema.names:
+        return rows[hash_column(name)].to_numpy()
+    return hash_strings(rows[name], COMPARED_AS[name])
+
+
+NOTHING = np.uint64(hash_string(""))
 
 
 def read_manifest(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -29,11 +29,17 @@ from multistill.corpora.agreement import (
 )
 from multistill.corpora.build import BuildResult
 from multistill.corpora.labels import Votes
-from multistill.corpora.manifest import UNLABELLED, classes_of, has_class, hash_strings, tied
+from multistill.corpora.manifest import (
+    NOTHING,
+    UNLABELLED,
+    classes_of,
+    content_hashes,
+    has_class,
+    tied,
+)
 from multistill.corpora.rejections import Examples
 from multistill.corpora.rows import Columns, Rows, tables
 from multistill.corpora.split import PARTS, hash64
-from multistill.corpora.text import normal_text
 
 RATE = 16_000
 SHORTEST = 400  # samples at 16 kHz; with fewer, Wav2Vec2's convolutions give no frame
@@ -243,7 +249,7 @@ def _quantiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
 def duplicates(rows: Rows) -> dict[str, Any]:
     """Byte-identical files under several ids."""
     _, code, times = np.unique(
-        hash_strings(rows["audio_digest"]), return_inverse=True, return_counts=True
+        content_hashes(rows, "audio_digest"), return_inverse=True, return_counts=True
     )
     alike = times > 1
     sides = np.zeros(len(times), np.uint8)  # a bit for each part
@@ -273,9 +279,9 @@ def duplicates(rows: Rows) -> dict[str, Any]:
 
 def transcripts(rows: Rows) -> dict[str, Any]:
     """Empty, distinct and repeated transcripts."""
-    text = rows["text"]
-    present = pc.binary_length(text).to_numpy() > 0
-    _, times = np.unique(hash_strings(text, normal_text)[present], return_counts=True)
+    hashes = content_hashes(rows, "text")
+    present = hashes != NOTHING
+    _, times = np.unique(hashes[present], return_counts=True)
     return {
         "empty": int((~present).sum()),
         "distinct": len(times),

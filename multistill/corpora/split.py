@@ -14,7 +14,7 @@ for one seed in fifteen (three-distance theorem; Knuth, TAOCP 3, 6.4).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -22,13 +22,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from multistill.config import SplitConfig
 from multistill.corpora.groups import Groups, codes_of, connected_groups, split_groups
-from multistill.corpora.manifest import hash_strings
+from multistill.corpora.manifest import NOTHING, content_hashes
 from multistill.corpora.rows import Columns, tables
-from multistill.corpora.text import normal_text
 from multistill.errors import UsageError
 
 PARTS = ("train", "valid", "test")
@@ -261,8 +259,8 @@ class LeakCounter:
     def __init__(self, table: Columns) -> None:
         self._groups = {name: codes_of(table, name) for name in ("session", "speaker")}
         self._contents = {
-            "transcript": _content_codes(table["text"], normal_text),
-            "recording": _content_codes(table["audio_digest"], str),
+            "transcript": _content_codes(table, "text"),
+            "recording": _content_codes(table, "audio_digest"),
         }
 
     def count(self, part: npt.NDArray[np.int8]) -> dict[str, Any]:
@@ -286,11 +284,12 @@ class LeakCounter:
 
 
 def _content_codes(
-    column: pa.ChunkedArray, normal: Callable[[str], str]
+    table: Columns, column: str
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Equal numbers [N] for equal values, and whether there is a value [N]."""
-    _, codes = np.unique(hash_strings(column, normal), return_inverse=True)
-    return codes, pc.binary_length(column).to_numpy() > 0
+    hashes = content_hashes(table, column)
+    _, codes = np.unique(hashes, return_inverse=True)
+    return codes, hashes != NOTHING
 
 
 def refuse_leaks(

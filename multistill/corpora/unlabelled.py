@@ -24,11 +24,10 @@ import pyarrow.compute as pc
 from multistill.config import CorpusConfig
 from multistill.corpora.build import BuildResult
 from multistill.corpora.groups import codes_of, connected_groups
-from multistill.corpora.manifest import UNLABELLED, hash_strings
+from multistill.corpora.manifest import NOTHING, UNLABELLED, content_hashes
 from multistill.corpora.rejections import Rejections
 from multistill.corpora.rows import Mask, Rows
 from multistill.corpora.split import PARTS
-from multistill.corpora.text import normal_text
 from multistill.errors import MultistillError
 from multistill.wording import counted
 
@@ -63,7 +62,7 @@ class Unlabelled:
         built.rows = built.rows.filter(~without)
         if len(apart.rows):
             known = np.isin(
-                hash_strings(apart.rows["audio_digest"]), hash_strings(built.rows["audio_digest"])
+                *(content_hashes(rows, "audio_digest") for rows in (apart.rows, built.rows))
             )
             apart._reject(known, "a corpus with labels has its recording", built.rejections)
         return apart
@@ -127,13 +126,13 @@ class Unlabelled:
         """
         if not self.read:
             return {}
-        tested = labelled["text"].filter(pc.equal(labelled["split"], "test"))
-        texts = np.unique(hash_strings(tested, normal_text))
+        tested = pc.equal(labelled["split"], "test").to_numpy()
+        texts = np.unique(content_hashes(labelled, "text")[tested])
         result = {}
         for title, read in self.read.items():
             rows = self.rows.filter(pc.equal(self.rows["corpus"], title).to_numpy())
-            speaks = pc.binary_length(rows["text"]).to_numpy() > 0
-            same = np.isin(hash_strings(rows["text"], normal_text), texts) & speaks
+            said = content_hashes(rows, "text")
+            same = np.isin(said, texts) & (said != NOTHING)
             speakers = rows["speaker"].cast(pa.string())
             result[title] = {
                 "clips": len(rows),
