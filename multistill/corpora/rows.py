@@ -18,7 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-Mask: TypeAlias = npt.NDArray[np.bool_]
+from multistill.typing import BoolArray
+
 ROW_GROUP = 65_536  # rows of the file, and of the manifest
 
 
@@ -31,7 +32,7 @@ class Rows:
         added: columns in memory [N].
     """
 
-    def __init__(self, file: _File, kept: Sequence[Mask], added: dict[str, Any]) -> None:
+    def __init__(self, file: _File, kept: Sequence[BoolArray], added: dict[str, Any]) -> None:
         self._file, self._kept, self._added = file, list(kept), added
 
     def __len__(self) -> int:
@@ -106,7 +107,7 @@ class Rows:
             start += len(table)
         return found
 
-    def filter(self, keep: Mask) -> Rows:
+    def filter(self, keep: BoolArray) -> Rows:
         """The rows where `keep` [N] is true."""
         if keep.all():
             return self

@@ -26,9 +26,10 @@ from multistill.corpora.build import BuildResult
 from multistill.corpora.groups import codes_of, connected_groups
 from multistill.corpora.manifest import NOTHING, UNLABELLED, content_hashes
 from multistill.corpora.rejections import Rejections
-from multistill.corpora.rows import Mask, Rows
+from multistill.corpora.rows import Rows
 from multistill.corpora.split import PARTS
 from multistill.errors import MultistillError
+from multistill.typing import BoolArray
 from multistill.wording import counted
 
 
@@ -67,7 +68,7 @@ class Unlabelled:
             apart._reject(known, "a corpus with labels has its recording", built.rejections)
         return apart
 
-    def heard(self, labelled: Rows, part: npt.NDArray[np.integer]) -> Mask:
+    def heard(self, labelled: Rows, part: npt.NDArray[np.integer]) -> BoolArray:
         """Which clips are of a speaker or a session of the validation or test part [N].
 
         Args:
@@ -90,12 +91,12 @@ class Unlabelled:
         reason = "its speaker or session is in validation or test"
         self._reject(self.heard(labelled, part), reason, rejections)
 
-    def _reject(self, mask: Mask, reason: str, rejections: Rejections) -> None:
+    def _reject(self, mask: BoolArray, reason: str, rejections: Rejections) -> None:
         for name in self.rows.take("utterance_id", np.flatnonzero(mask)):
             rejections.add("unlabelled", name, reason)
         self.rows = self.rows.filter(~mask)
 
-    def join(self, labelled: Rows, left_out: Mask | None = None) -> Rows:
+    def join(self, labelled: Rows, left_out: BoolArray | None = None) -> Rows:
         """The rows of the manifest, and after them the clips without labels, as a part of it.
 
         Args:
