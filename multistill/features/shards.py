@@ -106,5 +106,7 @@ def _write(table: pa.Table, shard_seconds: float, path: Path) -> dict[str, Any]:
     schema = table.schema.remove_metadata()
     with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
         for start, stop in zip(starts, stops, strict=True):
-            writer.write_batch(table.slice(start, stop - start).to_batches()[0])
+            # A column of more than 2 GB of text stays in several chunks.
+            [batch] = table.slice(start, stop - start).combine_chunks().to_batches()
+            writer.write_batch(batch)
     return {"shards": len(starts), "clips": len(table), "seconds": total}
