@@ -62,9 +62,10 @@ class Unlabelled:
         apart = cls(built.rows.filter(without), read, dict(built.unread_labels))
         built.rows = built.rows.filter(~without)
         if len(apart.rows):
-            known = np.isin(
-                *(content_hashes(rows, "audio_digest") for rows in (apart.rows, built.rows))
+            own, others = (
+                content_hashes(each, "audio_digest") for each in (apart.rows, built.rows)
             )
+            known = np.isin(own, others)
             apart._reject(known, "a corpus with labels has its recording", built.rejections)
         return apart
 

@@ -76,7 +76,7 @@ class PlaceKeys(Sequence[tuple[int, ...]]):
         rows, passes, seen = (each[place] for each in (self.rows, self.passes, self.seen))
         if isinstance(place, slice):
             return PlaceKeys(self.seed, self.ids, rows, passes, seen)
-        return self.seed, int(passes), _digest(self.ids[rows]), int(seen)
+        return self.seed, int(passes), _digest(self.ids[int(rows)]), int(seen)
 
     def extended(self, others: Sequence[PlaceKeys]) -> PlaceKeys:
         """These keys and then those of other passes of the same training."""
