@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from multistill.damaged import read_table
 from multistill.errors import MultistillError
-from multistill.workspace import atomic_path, clear, read_json, write_json
+from multistill.workspace import atomic_path, canonical, clear, read_json, write_json
 
 PLAN = "plan.arrow"
 PLAN_INFO = "plan.json"
@@ -90,9 +91,19 @@ def _digest(table: pa.Table) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for start in range(0, len(table), _DIGEST_ROWS):
         [batch] = table.slice(start, _DIGEST_ROWS).combine_chunks().to_batches()
-        for column in batch.columns:  # where values are missing, stored bytes may be anything
+        for column in batch.columns:
+            values = column.drop_null()
             digest.update(np.packbits(column.is_valid().to_numpy(zero_copy_only=False)).tobytes())
-            digest.update(pa.record_batch([column.drop_null()], ["values"]).serialize())
+            if pa.types.is_string(values.type) and len(values):
+                digest.update(pc.binary_length(values).to_numpy().tobytes())
+                # Not `serialize`, which pads with whatever stands behind the values in memory.
+                offsets = np.frombuffer(values.buffers()[1], np.int32)[values.offset :]
+                first, last = int(offsets[0]), int(offsets[len(values)])
+                digest.update(memoryview(values.buffers()[2])[first:last] if last > first else b"")
+            elif pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
+                digest.update(values.to_numpy(zero_copy_only=False).tobytes())
+            else:
+                digest.update(canonical(values.to_pylist()).encode())
     return digest.hexdigest()
 
 
