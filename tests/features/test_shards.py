@@ -14,18 +14,21 @@ from hypothesis import strategies as st
 from multistill.features import shards
 from multistill.features.shards import COLUMNS, plan_shards, read_shard
 
+READ = [*COLUMNS, "voices"]
 ROW = st.fixed_dictionaries(
     {
         "audio_path": st.sampled_from(["/a.wav", "/b.wav"]),
         "audio_digest": st.none() | st.just("00ff"),
         "text": st.none() | st.sampled_from(["", "말", "hello"]),
         "duration_s": st.sampled_from([0.5, 7.0, 61.0]),
+        "voices": st.lists(st.sampled_from(["/c.wav", "/d.wav"]), max_size=2),
     }
 )
 
 
 def write(path: Path, rows: list[dict[str, object]], group: int) -> Path:
     types = {**dict.fromkeys(COLUMNS, pa.string()), "duration_s": pa.float64()}
+    types["voices"] = pa.list_(pa.string())
     named = [{"utterance_id": f"c/{number}", **row} for number, row in enumerate(rows)]
     table = pa.Table.from_pylist(named, schema=pa.schema(types))
     pq.write_table(table, path, row_group_size=group)
@@ -44,7 +47,9 @@ def test_the_plan_has_every_clip_once_and_depends_on_values_alone(
     (folder / "plan").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "_DIGEST_ROWS", 7)
-        plan = plan_shards(write(folder / "first.parquet", rows, len(rows)), 60.0, folder / "plan")
+        plan = plan_shards(
+            write(folder / "first.parquet", rows, len(rows)), 60.0, folder / "plan", READ
+        )
         clips = [
             clip
             for number in range(plan.shards)
@@ -58,11 +63,11 @@ def test_the_plan_has_every_clip_once_and_depends_on_values_alone(
         done = folder / "plan" / "kept"
         done.mkdir()
         same = write(folder / "same.parquet", rows, group)
-        assert plan_shards(same, 60.0, folder / "plan") == plan
+        assert plan_shards(same, 60.0, folder / "plan", READ) == plan
         assert done.exists(), "the same values in other row groups are the same plan"
         changed = data.draw(st.integers(0, len(rows) - 1))
         other = [{**row, "text": "other"} if n == changed else row for n, row in enumerate(rows)]
-        plan_shards(write(folder / "other.parquet", other, group), 60.0, folder / "plan")
+        plan_shards(write(folder / "other.parquet", other, group), 60.0, folder / "plan", READ)
         assert not done.exists(), "other values are another plan"
 
 
