@@ -5,8 +5,9 @@
 1. A corpus of many small wav files with one CSV table: `prepare` against a bare loop of
    `soundfile.info` over the same files, on one core each (best of `--repeats`, alternating, file
    cache warm).
-2. Two tables over the same files, `--rows` and a tenth of it: time, and the additional memory
-   that ten times the rows take, compared with the size of the manifest's columns.
+2. Tables of `--rows` and of a tenth of it over the same files: `prepare`, the shard plan, writing
+   and opening the index of a feature store of all clips, a training's data of it, and the batches
+   of an epoch over all rows.
 
 Each measurement runs in a process of its own.
 """
@@ -18,15 +19,24 @@ import csv
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 import soundfile
 from rows import add_row
+
+if TYPE_CHECKING:
+    from multistill.training.task import TrainingTask
+
+Figures: TypeAlias = dict[str, float]
 
 CLASSES = ("neutral", "happy", "surprise", "angry", "sad", "disgust", "fear")
 
@@ -52,27 +62,29 @@ def make_table(path: Path, rows: int, files: int) -> None:
     """Write rows with ten votes each, 200 per session; with more rows than files, files repeat."""
     rng = np.random.default_rng(1)
     names = ("utterance_id", "audio_path", "text", "speaker", "session", "dialogue", "turn")
+    shares = (4 / 7, *(1 / 14,) * 6)
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow([*names, *CLASSES])
-        for row in range(rows):
-            votes = np.bincount(rng.integers(0, 7, 10) * (rng.random(10) < 0.5), minlength=7)
-            session = row // 200
-            writer.writerow(
-                [
-                    f"utt{row:08d}",
-                    clip_name(row % files),
-                    f"문장 {row} 은 이렇게 들립니다",
-                    f"spk{2 * session + row % 2:06d}",
-                    f"ses{session:05d}",
-                    f"dlg{row // 20:06d}",
-                    row % 20,
-                    *votes.tolist(),
-                ]
-            )
+        for start in range(0, rows, 100_000):
+            votes = rng.multinomial(10, shares, min(100_000, rows - start)).tolist()
+            for row, given in enumerate(votes, start):
+                session = row // 200
+                writer.writerow(
+                    [
+                        f"utt{row:08d}",
+                        clip_name(row % files),
+                        f"문장 {row} 은 이렇게 들립니다",
+                        f"spk{2 * session + row % 2:06d}",
+                        f"ses{session:05d}",
+                        f"dlg{row // 20:06d}",
+                        row % 20,
+                        *given,
+                    ]
+                )
 
 
-def run_measurement(what: str, table: Path) -> dict[str, float]:
+def run_measurement(what: str, table: Path) -> Figures:
     """Run `measure` in a new process."""
     process = subprocess.run(
         [sys.executable, __file__, "--measure", what, str(table)],
@@ -81,8 +93,8 @@ def run_measurement(what: str, table: Path) -> dict[str, float]:
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def measure(what: str, table: Path) -> dict[str, float]:
-    """Seconds (and for `prepare`, memory in MB) of one run on one core."""
+def measure(what: str, table: Path) -> Figures:
+    """Seconds, and memory in MB, of one run on one core."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     if what == "bare":
@@ -92,24 +104,126 @@ def measure(what: str, table: Path) -> dict[str, float]:
         for path in paths:
             soundfile.info(path)
         return {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu}
+    steps: dict[str, Callable[[Path], Figures]] = {
+        "prepare": prepare_table,
+        "shards": plan_shards,
+        "index": make_index,
+        "opening": open_store,
+        "data": open_data,
+        "batches": plan_epoch,
+    }
+    return steps[what](table)
+
+
+def timed(work: Callable[[], object]) -> Figures:
+    """Seconds of wall and of processor time."""
+    started, cpu = time.perf_counter(), time.process_time()
+    work()
+    return {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu}
+
+
+def peak_mb() -> float:
+    """Most memory that this process has had, libraries included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def outputs(table: Path) -> Path:
+    """Where what is made from a table stays for the next steps."""
+    return table.with_suffix("")
+
+
+def prepare_table(table: Path) -> Figures:
     from multistill.config import CorpusConfig, SplitConfig
-    from multistill.corpora.manifest import read_manifest
     from multistill.corpora.prepare import prepare
 
     corpus = CorpusConfig(kind="table", path=str(table))
-    with tempfile.TemporaryDirectory(dir=table.parent) as out:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        started, cpu = time.perf_counter(), time.process_time()
-        prepare([corpus], SplitConfig(), Path(out), unpacked=Path(out))
-        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        manifest = read_manifest(Path(out))
-        return {
-            "seconds": seconds,
-            "cpu": cpu,
-            "memory_mb": (peak - before) / 1024,
-            "columns_mb": manifest.nbytes / 2**20,
-        }
+    out = outputs(table)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    result = timed(lambda: prepare([corpus], SplitConfig(), out, unpacked=out))
+    return {**result, "peak_mb": peak_mb()}
+
+
+def plan_shards(table: Path) -> Figures:
+    from multistill.features.shards import plan_shards
+
+    manifest, out = outputs(table) / "manifest.parquet", outputs(table) / "plan"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    return {**timed(lambda: plan_shards(manifest, 1800.0, out)), "peak_mb": peak_mb()}
+
+
+def make_index(table: Path) -> Figures:
+    """A store of all clips without their states."""
+    from multistill.corpora.manifest import read_manifest
+    from multistill.features.index import write_index
+    from multistill.features.store import FORMAT, INFO
+    from multistill.workspace import write_json
+
+    manifest = read_manifest(outputs(table), ["utterance_id", "duration_s"])
+    numbers = np.arange(len(manifest), dtype=np.int32)
+    clips = {
+        "utterance_id": manifest["utterance_id"],
+        "shard": numbers // 4096,
+        "batch": numbers // 16 % 256,
+        "row": numbers % 16,
+        "audio_frames": (manifest["duration_s"].to_numpy() * 50).astype(np.int32) + numbers % 100,
+        "text_tokens": numbers % 20,
+    }
+    out = outputs(table) / "features"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    result = timed(lambda: write_index(out, pa.table(clips)))
+    info = {"format": FORMAT, "dtype": "float16", "audio_dim": 1024, "text_dim": 768, "shards": []}
+    write_json(out / INFO, info)
+    return {**result, "peak_mb": peak_mb()}
+
+
+def open_store(table: Path) -> Figures:
+    """Until a first batch is found."""
+    from multistill.features.store import FeatureStore
+
+    name = f"table/utt{7:08d}"
+
+    def work() -> None:
+        FeatureStore(outputs(table) / "features").audio_frames([name])
+
+    return {**timed(work), "peak_mb": peak_mb()}
+
+
+def training_task(table: Path) -> TrainingTask:
+    from multistill.config import TrainConfig
+    from multistill.models.presets import resolve
+    from multistill.training.task import TrainingTask
+
+    config = TrainConfig.model_validate({"batch_size": 16, "epochs": 1, "learning_rate": 1e-3})
+    inputs = (str(outputs(table)), str(outputs(table) / "features"))
+    return TrainingTask("benchmark", "student", resolve("small-student", {}), config, 0, *inputs)
+
+
+def open_data(table: Path) -> Figures:
+    from multistill.training.data import TrainingData
+
+    task = training_task(table)
+    return {**timed(lambda: TrainingData.open(task)), "peak_mb": peak_mb()}
+
+
+def plan_epoch(table: Path) -> Figures:
+    """Over all rows, those of validation and test too."""
+    from multistill.features.store import FeatureStore
+    from multistill.training.data import TrainingData
+    from multistill.training.epochs import EpochPlanner
+    from multistill.training.examples import Examples
+
+    store = FeatureStore(outputs(table) / "features")
+    shares = np.zeros((len(store), len(CLASSES)), np.float32)
+    labels = np.zeros(len(store), np.int64)
+    lengths = store.audio_frames(store.ids)
+    train = Examples(store.ids, shares, labels, lengths, np.zeros((len(store), 0), np.float32))
+    data = TrainingData(CLASSES, store, train, train, 0, train.ids)
+    planner = EpochPlanner(training_task(table), data)
+    result = timed(lambda: planner.plan(1))
+    return {**result, "peak_mb": peak_mb()}
 
 
 def compare_with_bare_loop(table: Path, arguments: argparse.Namespace) -> None:
@@ -134,24 +248,25 @@ def compare_with_bare_loop(table: Path, arguments: argparse.Namespace) -> None:
         )
 
 
-def measure_growth(folder: Path, arguments: argparse.Namespace) -> None:
-    results = []
+STEPS = ("prepare", "shards", "index", "opening", "data", "batches")
+
+
+def measure_scale(folder: Path, arguments: argparse.Namespace) -> None:
     for rows in (arguments.rows // 10, arguments.rows):
         table = folder / f"table{rows}.csv"
-        make_table(table, rows, arguments.files)
-        results.append(result := run_measurement("prepare", table))
-        size = {"rows": rows, "files": arguments.files, "digests": True}
-        add_row("prepare", {"what": "rows", **size, **result})
-        print(
-            f"{rows} rows: {result['seconds']:.1f} s; memory grew by {result['memory_mb']:.0f} MB "
-            f"(libraries included), the manifest's columns take {result['columns_mb']:.0f} MB"
-        )
-    few, many = results
-    memory, columns = (many[kind] - few[kind] for kind in ("memory_mb", "columns_mb"))
-    print(
-        f"ten times the rows: {memory:.0f} MB more for {columns:.0f} MB more of columns, "
-        f"ratio {memory / columns:.2f}"
-    )
+        if not table.exists():
+            make_table(table, rows, arguments.files)
+        figures: dict[str, float] = {}
+        for what in STEPS:
+            result = run_measurement(what, table)
+            names = {"seconds": f"{what}_s", "cpu": f"{what}_cpu_s", "peak_mb": f"{what}_peak_mb"}
+            figures |= {names[kind]: round(value, 2) for kind, value in result.items()}
+            print(
+                f"{rows} rows, {what}: {result['seconds']:.2f} s (CPU {result['cpu']:.2f}), "
+                f"at most {result['peak_mb']:.0f} MB",
+                flush=True,
+            )
+        add_row("prepare", {"what": "scale", "rows": rows, "files": arguments.files, **figures})
 
 
 def main() -> None:
@@ -159,7 +274,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=50_000)
     parser.add_argument("--rows", type=int, default=1_000_000, help="0: skip the second part")
     parser.add_argument("--seconds", type=float, default=0.5, help="length of a clip")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="0: skip the first part")
     parser.add_argument("--folder", type=Path, help="keep the files here for further runs")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -173,9 +288,10 @@ def main() -> None:
             make_files(folder, arguments.files, arguments.seconds)
         table = folder / f"table{arguments.files}.csv"
         make_table(table, arguments.files, arguments.files)
-        compare_with_bare_loop(table, arguments)
+        if arguments.repeats:
+            compare_with_bare_loop(table, arguments)
         if arguments.rows:
-            measure_growth(folder, arguments)
+            measure_scale(folder, arguments)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,14 @@
 
     python benchmarks/scale.py --trials 10000 --nodes 200
 
-Nodes are simulated: a slot asks for its next trial as soon as its last one has ended, reports
-three epochs, and ends it, without a process. What is measured is the driver's own work in
-`SharedStudySearcher`: milliseconds from a free slot to its next trial (`suggest`), of a report and
-of an ending, and the driver's resident memory, by the number of trials that the study already has.
+Nodes are simulated: a slot asks for its next trial as soon as its last one has ended, reports up
+to three epochs, and ends it, without a process; the scheduler has stopped three of five. What is
+measured is the driver's own work in `SharedStudySearcher`: milliseconds from a free slot to its
+next trial (`suggest`), of a report and of an ending, by the clock and of processor time, and the
+driver's resident memory, by the number of trials that the study already has. The last row is of a
+driver that continues the study: seconds until it could hand out a trial.
+
+Every row is appended to benchmarks/results/scale.jsonl.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import resource
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +54,57 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def measure(folder: Path, options: argparse.Namespace) -> Any:
-    """Yield a row of figures for every part of the trials."""
+def measure(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield a row of figures for every part of the trials, and one of continuing them."""
+    spec = _spec(folder, options)
+    rng = random.Random(0)
+    searcher = _searcher(spec, folder, options)
+    every = max(1, options.trials // options.rows)
+    times: dict[str, list[float]] = {}
+
+    def timed(name: str, function: Any, *arguments: Any) -> Any:
+        start, used = time.perf_counter(), time.process_time()
+        result = function(*arguments)
+        for key, seconds in (
+            (name, time.perf_counter() - start),
+            (f"{name}_cpu", time.process_time() - used),
+        ):
+            times.setdefault(key, []).append(1000 * seconds)
+        return result
+
+    running: list[str] = []
+    for number in range(options.trials):
+        running.append(f"t{number}")
+        timed("suggest", searcher.suggest, running[-1])
+        if len(running) == options.nodes:  # every slot is used: one ends
+            name = running.pop(rng.randrange(len(running)))
+            finished = rng.random() < 0.4
+            epochs = EPOCHS if finished else 1
+            for epoch in range(1, epochs):
+                result = {"epoch": epoch, "value": rng.random(), "seconds": 1.0}
+                timed("report", searcher.on_trial_result, name, result)
+            last = {"epoch": epochs, "value": rng.random(), "finished": finished}
+            timed("end", searcher.on_trial_complete, name, last)
+        if (number + 1) % every == 0:
+            figures = {
+                f"{name}_{label}_ms": round(float(np.percentile(values, share)), 2)
+                for name, values in times.items()
+                for label, share in (("p50", 50), ("p99", 99))
+            }
+            yield {"trials": number + 1, **figures, "rss_mb": _rss()}
+            times.clear()
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    start, used = time.perf_counter(), time.process_time()
+    _searcher(spec, folder, options)
+    yield {
+        "trials": options.trials,
+        "continue_s": round(time.perf_counter() - start, 2),
+        "continue_cpu_s": round(time.process_time() - used, 2),
+        "study_mb": round(size / 1e6, 1),
+    }
+
+
+def _spec(folder: Path, options: argparse.Namespace) -> SearchSpec:
     address = f"sqlite:///{folder / 'study.db'}" if options.storage == "sqlite" else None
     config = SearchConfig(
         trials=options.trials,
@@ -73,9 +127,11 @@ def measure(folder: Path, options: argparse.Namespace) -> Any:
         soft_targets="/s",
         distillation=DistillationConfig(),
     )
-    spec = SearchSpec(task, config, 1, "0123", "scale")
-    rng = random.Random(0)
-    searcher = SharedStudySearcher(
+    return SearchSpec(task, config, 1, "0123", "scale")
+
+
+def _searcher(spec: SearchSpec, folder: Path, options: argparse.Namespace) -> SharedStudySearcher:
+    return SharedStudySearcher(
         spec,
         folder,
         concurrency=options.nodes,
@@ -84,36 +140,6 @@ def measure(folder: Path, options: argparse.Namespace) -> Any:
         stop_requested=lambda: False,
         on_continue=lambda trial_id, trial: None,
     )
-    every = max(1, options.trials // options.rows)
-    times: dict[str, list[float]] = {"suggest": [], "report": [], "end": []}
-
-    def timed(name: str, function: Any, *arguments: Any) -> Any:
-        start = time.perf_counter()
-        result = function(*arguments)
-        times[name].append(1000 * (time.perf_counter() - start))
-        return result
-
-    running: list[str] = []
-    for number in range(options.trials):
-        running.append(f"t{number}")
-        timed("suggest", searcher.suggest, running[-1])
-        if len(running) == options.nodes:  # every slot is used: one ends
-            name = running.pop(rng.randrange(len(running)))
-            for epoch in range(1, EPOCHS):
-                result = {"epoch": epoch, "value": rng.random(), "seconds": 1.0}
-                timed("report", searcher.on_trial_result, name, result)
-            last = {"epoch": EPOCHS, "value": rng.random(), "finished": True}
-            timed("end", searcher.on_trial_complete, name, last)
-        if (number + 1) % every == 0:
-            figures = {
-                f"{name}_{label}_ms": round(float(np.percentile(values, share)), 2)
-                for name, values in times.items()
-                if values
-                for label, share in (("p50", 50), ("p99", 99))
-            }
-            yield {"trials": number + 1, **figures, "rss_mb": _rss()}
-            for values in times.values():
-                values.clear()
 
 
 def _rss() -> int:

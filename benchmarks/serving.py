@@ -2,14 +2,17 @@
 
     python benchmarks/serving.py load [--clients 1 8 32 128] [--seconds 15]
     python benchmarks/serving.py faults
-    python benchmarks/serving.py memory [--requests 20000]
+    python benchmarks/serving.py memory [--requests 100000]
 
 The server is a local Ray with one replica of a light student with random weights (or `--model`),
 on the machine of the clients, which take a share of its cores. `load`: requests per second and
 latency of an upload of a clip of three seconds. `faults`: a replica that is killed and a redeploy,
 both under load, must lose no accepted request; afterwards, and beside open connections that send
-nothing or too much, the server must still answer. `memory`: resident memory of the two processes
-of the server. Results go to benchmarks/results/serving.jsonl.
+nothing or too much, the server must still answer. `memory`: uploads of 0.2 s from eight clients;
+resident and private memory of the server's processes at 20 times, and by how much the private
+memory grows: the slope of its regression on the number of requests with the standard error, over
+all times and over the second half (allocators fill up first). Results go to
+benchmarks/results/serving.jsonl.
 """
 
 from __future__ import annotations
@@ -109,20 +112,20 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
 class Load:
     """Clients that each send their next request when the last is answered."""
 
-    def __init__(self, clients: int) -> None:
+    def __init__(self, clients: int, seconds_of_sound: float = 3.0) -> None:
         self.clients = clients
+        self._audio = clip(seconds_of_sound)
         self.answers: list[tuple[int, float]] = []
         self._stop = False
 
     async def run(self, seconds: float | None = None, requests: int | None = None) -> None:
         deadline = None if seconds is None else time.monotonic() + seconds
-        audio = clip()
 
         async def one(session: aiohttp.ClientSession) -> None:
             while not self._stop and (deadline is None or time.monotonic() < deadline):
                 if requests is not None and len(self.answers) >= requests:
                     return
-                self.answers.append(await post(session, audio))
+                self.answers.append(await post(session, self._audio))
 
         async with client() as session:
             await asyncio.gather(*(one(session) for _ in range(self.clients)))
@@ -298,18 +301,18 @@ async def faults(settings: ServingSettings, connections: int) -> list[dict[str, 
 
 async def memory(requests: int) -> list[dict[str, Any]]:
     await warmed()
-    await Load(8).run(requests=500)
     rows = []
     done = 0
     while done < requests:
-        each = Load(8)
+        each = Load(8, seconds_of_sound=0.2)
         start = time.monotonic()
-        await each.run(requests=requests // 10)
+        await each.run(requests=max(1, requests // 20))
         done += len(each.answers)
+        found = {name: each.memory_full_info() for name, each in sorted(processes().items())}
         rows.append({
             "requests": done,
-            **{f"{name}_mb": round(process.memory_info().rss / 1e6, 1)
-               for name, process in sorted(processes().items())},
+            **{f"{name}_mb": round(info.rss / 1e6, 2) for name, info in found.items()},
+            **{f"{name}_private_mb": round(info.uss / 1e6, 2) for name, info in found.items()},
             **{k: v for k, v in each.summary(time.monotonic() - start).items()
                if k in ("per_second", "statuses")},
         })  # fmt: skip
@@ -317,10 +320,27 @@ async def memory(requests: int) -> list[dict[str, Any]]:
     return rows
 
 
+def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Megabytes of private memory per 10,000 requests by process, with standard errors."""
+    from scipy.stats import linregress
+
+    found = {}
+    for name in sorted(name for name in rows[0] if name.endswith("_private_mb")):
+        for part, some in (("all", rows), ("second_half", rows[len(rows) // 2 :])):
+            line = linregress([row["requests"] / 1e4 for row in some], [row[name] for row in some])
+            process = name.removesuffix("_private_mb")
+            found[f"{process}_{part}_mb_per_10k"] = round(float(line.slope), 3)
+            found[f"{process}_{part}_standard_error"] = round(float(line.stderr), 3)
+    return found
+
+
 def record(name: str, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     model = "given" if arguments.model else "light-student, random weights"
     for row in rows:
         add_row("serving", {"what": name, "model": model, **row})
+    if name == "memory":
+        found = {"requests": rows[-1]["requests"], **growth(rows)}
+        print(json.dumps(add_row("serving", {"what": "memory_growth", "model": model, **found})))
 
 
 @contextmanager
@@ -338,7 +358,7 @@ def main() -> None:
     parser.add_argument("--model", help="a model folder; default: a light student, untrained")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--seconds", type=float, default=15.0, help="per number of clients")
-    parser.add_argument("--requests", type=int, default=20_000, help="of `memory`")
+    parser.add_argument("--requests", type=int, default=100_000, help="of `memory`")
     parser.add_argument("--connections", type=int, default=1000, help="without a byte, of `faults`")
     given = parser.parse_args()
     with model_folder(given.model) as folder:

@@ -1,7 +1,8 @@
 """How long a stream waits for its label: several streams at once, each at the speed of speech.
 
     python benchmarks/streaming.py MODEL --audio /data/emodb/wav [--streams 1,4,16] [--seconds 60]
-                                   [--piece 0.032] [--min-silence 0.3] [--out FILE]
+                                   [--piece 0.032] [--min-silence 0.3] [--min-pause 0.1]
+                                   [--out FILE]
 
 MODEL is one as of `multistill predict`, or a preset: then an untrained model over log-mel energies
 is made, which takes as long as a trained one. Every stream hears other recordings of the folder
@@ -11,10 +12,13 @@ the model.
 
 A line of FILE (JSON) and a row of the table for each number of streams, over all segments:
 
-- *decided*: from the arrival of the sample at which voice activity knows that a segment ended to
-  its final prediction, in milliseconds: the model and what it waited for;
-- *spoken*: from the end of the speech (`end` without the padding) to the final prediction, which is
-  `min_silence` more, and up to 32 ms for the frame of voice activity;
+- *label*: from the end of the speech (`end` without the padding) to its label, in milliseconds: the
+  provisional prediction with the same end as the final one, or that one if there was none;
+- *spoken*: from the end of the speech to the final prediction, `min_silence` and up to 32 ms for
+  the frame of voice activity included;
+- *decided*: from the arrival of the sample at which voice activity knows that there is a pause, or
+  that a segment ended, to the label: the model and what it waited for;
+- *superseded*: provisional predictions after which speech went on, per segment;
 - interim predictions: computing time of a push that had one, and how many were left out;
 - processor time per second of sound of all streams (1: one core is busy).
 """
@@ -43,7 +47,7 @@ from multistill.config import FeaturesConfig
 from multistill.encoders import side_by_side
 from multistill.features.identity import resolved_weights
 from multistill.inference.stream_settings import SegmentSettings, StreamSettings
-from multistill.inference.streaming import Final, Interim, StreamingPredictor
+from multistill.inference.streaming import Final, Interim, Provisional, StreamingPredictor
 from multistill.models.build import build
 from multistill.models.files import ModelInfo, save_model
 from multistill.models.presets import PRESETS, resolve
@@ -57,8 +61,10 @@ class Times:
     """Milliseconds of the events of one stream."""
 
     decided: list[float] = field(default_factory=list)
+    label: list[float] = field(default_factory=list)
     spoken: list[float] = field(default_factory=list)
     interim: list[float] = field(default_factory=list)
+    superseded: int = 0
     skipped: int = 0
 
 
@@ -93,6 +99,8 @@ def listen(
 ) -> Times:
     """Give a stream its samples when they arrive, from `start` on."""
     times = Times()
+    early: Provisional | None = None
+    arrived = 0.0  # when it did, in seconds of the stream
     step = round(piece * SAMPLE_RATE)
     for first in range(0, len(samples), step):
         block = samples[first : first + step]
@@ -103,16 +111,27 @@ def listen(
         ended = time.perf_counter()
         if any(isinstance(event, Interim) for event in events):
             times.interim.append(1000 * (ended - began))
+        now = ended - start
         for event in events:
-            if isinstance(event, Final) and not event.cut:
-                times.decided.append(1000 * (ended - start - event.at))
-                times.spoken.append(1000 * (ended - start - event.end + padding))
+            if isinstance(event, Provisional):
+                times.superseded += early is not None
+                early, arrived = event, now
+            elif isinstance(event, Final) and not event.cut:
+                known = early is not None and early.end == event.end
+                times.superseded += early is not None and not known
+                at, label = (early.at, arrived) if early and known else (event.at, now)
+                times.decided.append(1000 * (label - at))
+                times.label.append(1000 * (label - event.end + padding))
+                times.spoken.append(1000 * (now - event.end + padding))
+                early = None
     times.skipped = stream.skipped
     return times
 
 
 def measure(predictor: Predictor, paths: list[Path], count: int, args: Any) -> dict[str, Any]:
-    settings = StreamSettings(SegmentSettings(min_silence=args.min_silence))
+    settings = StreamSettings(
+        SegmentSettings(min_silence=args.min_silence, min_pause=args.min_pause)
+    )
     padding = settings.segments.padding
     streams = [StreamingPredictor(predictor, settings) for _ in range(count)]
     sounds = [recordings_with_pauses(paths, args.seconds, seed) for seed in range(count)]
@@ -133,16 +152,18 @@ def measure(predictor: Predictor, paths: list[Path], count: int, args: Any) -> d
     cpu = time.process_time() - cpu
     values = {
         name: [value for times in found for value in getattr(times, name)]
-        for name in ("decided", "spoken", "interim")
+        for name in ("label", "spoken", "decided", "interim")
     }
     return {
         "model": args.model,
         "streams": count,
         "segments": len(values["decided"]),
         "min_silence": args.min_silence,
+        "min_pause": args.min_pause,
         "piece": args.piece,
         **{f"{name}_p50": float(np.percentile(each, 50)) for name, each in values.items()},
         **{f"{name}_p95": float(np.percentile(each, 95)) for name, each in values.items()},
+        "superseded": sum(times.superseded for times in found) / max(1, len(values["label"])),
         "interims": len(values["interim"]),
         "skipped": sum(times.skipped for times in found),
         "cpu_per_second": cpu / max(len(sound) / SAMPLE_RATE for sound in sounds),
@@ -156,6 +177,7 @@ def main() -> None:
     parser.add_argument("--streams", default="1,4,16")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--min-silence", type=float, default=SegmentSettings.min_silence)
+    parser.add_argument("--min-pause", type=float, default=SegmentSettings.min_pause)
     parser.add_argument("--piece", type=float, default=0.032)
     parser.add_argument("--out", type=Path, help="file of the rows")
     args = parser.parse_args()
@@ -164,13 +186,17 @@ def main() -> None:
     paths = sorted(args.audio.glob("*.wav"))
     stream = StreamingPredictor(predictor)
     stream.push(recordings_with_pauses(paths, 10, 0))  # the first calls are slower
-    print("streams segments | decided p50 p95 | spoken p50 p95 | interim p95 skipped | cpu/s")
+    print(
+        "streams segments | label p50 p95 | spoken p50 p95 | decided p50 p95 superseded "
+        "| interim p95 skipped | cpu/s"
+    )
     for count in map(int, args.streams.split(",")):
         row = measure(predictor, paths, count, args)
         add_row("streaming", row, file=args.out)
         print(
-            f"{count:7} {row['segments']:8} | {row['decided_p50']:11.1f} {row['decided_p95']:.1f} "
-            f"| {row['spoken_p50']:10.0f} {row['spoken_p95']:.0f} | {row['interim_p95']:11.1f} "
+            f"{count:7} {row['segments']:8} | {row['label_p50']:9.0f} {row['label_p95']:.0f} | "
+            f"{row['spoken_p50']:9.0f} {row['spoken_p95']:.0f} | {row['decided_p50']:11.1f} "
+            f"{row['decided_p95']:.1f} {row['superseded']:.2f} | {row['interim_p95']:11.1f} "
             f"{row['skipped']} of {row['skipped'] + row['interims']} | {row['cpu_per_second']:.2f}",
             flush=True,
         )

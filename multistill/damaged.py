@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 _WRONG_CONTENT = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError),
-    *(RuntimeError, MemoryError),  # depths and sizes that a file claims; torch's errors of shape
+    RuntimeError,  # depths that a file claims; torch's errors of shape
 )
 """What reading a value of another kind or size than expected raises; `ArrowInvalid`, pydantic's
-and JSON's errors are ValueErrors."""
+and JSON's errors are ValueErrors. Not MemoryError: another process may have taken the memory."""
 
 
 @contextmanager

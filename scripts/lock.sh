@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 command -v uv >/dev/null || { echo "scripts/lock.sh: uv is missing; pip install uv" >&2; exit 2; }
 # Some documentation tools need 3.11.5; multistill itself runs on 3.11.0.
 uv pip compile pyproject.toml --quiet --universal --python-version 3.11.5 \
-    --extra dev --extra docs --extra lora --extra microphone --extra onnx --extra postgres --extra serve --extra stream \
+    --extra dev --extra docs --extra lora --extra m4a --extra microphone --extra onnx --extra postgres --extra serve --extra stream \
     --generate-hashes --no-strip-extras --no-annotate --no-emit-index-url \
     --custom-compile-command scripts/lock.sh --output-file requirements.lock "$@" >/dev/null
 {

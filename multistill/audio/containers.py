@@ -128,7 +128,7 @@ def _wave_promise(form: tuple[int, ...], fact: int | None, length: int, *, plain
         known = fact is not None and 0 < fact < 0x7FFF0000
         return Promise(fact if known else None, slack=2 * 1152 if tag == _MPEG_LAYER_3 else 0)
     encoding = _ENCODINGS.get((tag, bits))
-    if not channels or block * 8 != channels * bits or not length // block:
+    if not block or block * 8 != channels * bits or not length // block:
         return Promise()
     header = None
     if plain and encoding is not None and _EXTENSIBLE not in form[6:]:

@@ -8,10 +8,12 @@ recordings and does not protect against tampering.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from filelock import FileLock
@@ -21,6 +23,8 @@ from multistill.workspace import atomic_path
 
 THREADS = 8
 _BLOCK = 1 << 20  # bytes
+_UNSORTED = 65_536  # new digests held as Python objects
+_Entries: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.uint64]]
 SETTLED = 2.0  # seconds; a file that changed later may change again within the clock's step
 
 
@@ -49,20 +53,36 @@ class Digests:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._known = _load(path)
+        self._added = _load(None)  # new and sorted
         self._new: dict[bytes, bytes] = {}
+        self._lock = threading.Lock()
 
     def digest(self, path: str, handle: int) -> str:
         """The digest of an open file. Several threads may call it."""
         status = os.fstat(handle)
         key = _key(path, status)
-        known = self._new.get(key) or self._find(key)
+        known = self._new.get(key) or _find(self._added, key) or _find(self._known, key)
         if known is not None:
             return known.hex()
         digest = digest_of(handle)
         changed = max(status.st_mtime, status.st_ctime)
         if key == _key(path, os.fstat(handle)) and time.time() - changed > SETTLED:
             self._new[key] = bytes.fromhex(digest)
+            if len(self._new) >= max(_UNSORTED, self._added.shape[1] // 8):
+                self._sort_new()
         return digest
+
+    def _sort_new(self) -> None:
+        """Move what is new into an array, in which it takes a tenth of the memory."""
+        with self._lock:
+            new = dict(self._new)
+            if not new:
+                return
+            entries = np.frombuffer(b"".join(map(bytes.__add__, new, new.values())), np.uint64)
+            # Other threads still find a digest in one of the two.
+            self._added = _merged(self._added, entries.reshape(-1, 4).T)
+            for key in new:
+                del self._new[key]
 
     def confirm(self, paths: Sequence[str], digests: Sequence[str]) -> bool:
         """Whether every file still has its digest; files that look changed are read."""
@@ -97,30 +117,35 @@ class Digests:
         with ThreadPoolExecutor(THREADS) as pool:
             return all(pool.map(holds, doubtful.tolist()))
 
-    def _find(self, key: bytes) -> bytes | None:
-        first, second = np.frombuffer(key, np.uint64)
-        row = int(np.searchsorted(self._known[0], first))
-        while row < self._known.shape[1] and self._known[0, row] == first:
-            if self._known[1, row] == second:
-                return self._known[2:, row].tobytes()
-            row += 1
-        return None
-
     def save(self) -> None:
         """Add what is new to the file, which other processes may have extended meanwhile."""
-        if self._path is None or not self._new:
+        self._sort_new()
+        if self._path is None or not self._added.shape[1]:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        new = np.frombuffer(
-            b"".join(key + digest for key, digest in self._new.items()), np.uint64
-        ).reshape(-1, 4)
         with FileLock(self._path.with_name(f".{self._path.name}.lock")):
-            every = np.concatenate([_load(self._path).T, new])
-            every = every[np.argsort(every[:, 0], kind="stable")]
+            every = _merged(_load(self._path), self._added)
             with atomic_path(self._path) as temporary, temporary.open("wb") as stream:
-                np.save(stream, np.ascontiguousarray(every.T), allow_pickle=False)
-            self._known = np.ascontiguousarray(every.T)
-        self._new.clear()
+                np.save(stream, every, allow_pickle=False)
+            self._known = every
+        self._added = _load(None)
+
+
+def _merged(first: _Entries, second: _Entries) -> _Entries:
+    every = np.concatenate([first, second], axis=1)
+    return np.ascontiguousarray(every[:, np.argsort(every[0], kind="stable")])
+
+
+def _find(entries: _Entries, key: bytes) -> bytes | None:
+    if not entries.shape[1]:
+        return None
+    first, second = np.frombuffer(key, np.uint64)
+    row = int(np.searchsorted(entries[0], first))
+    while row < entries.shape[1] and entries[0, row] == first:
+        if entries[1, row] == second:
+            return entries[2:, row].tobytes()
+        row += 1
+    return None
 
 
 def _key(path: str, status: os.stat_result) -> bytes:
@@ -128,7 +153,7 @@ def _key(path: str, status: os.stat_result) -> bytes:
     return xxh3_128(os.fsencode(path) + repr(identity).encode()).digest()
 
 
-def _load(path: Path | None) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
+def _load(path: Path | None) -> _Entries:
     """[4, N]: both halves of the key, both of the digest; sorted by the first row."""
     empty = np.zeros((4, 0), np.uint64)
     if path is None:

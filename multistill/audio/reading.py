@@ -284,15 +284,15 @@ def _mix(
     if not frames:
         raise UnusableClipError("empty", "no samples")
     parts.append(resample.rest())
-    samples = np.concatenate(parts)
-    if not np.isfinite(samples).all():
-        raise UnusableClipError("not finite", "its samples are too large for float32")
-    return samples, frames
+    return np.concatenate(parts), frames
 
 
 def _mono(block: npt.NDArray[np.float32]) -> FloatArray:
     """The mean of the channels of a block [n, channels]."""
-    return block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
+    if block.shape[1] == 1:
+        return block[:, 0]
+    with np.errstate(over="ignore"):  # infinite samples are refused
+        return block.mean(axis=1)
 
 
 def refuse_not_finite(samples: FloatArray) -> None:
@@ -338,15 +338,17 @@ class Resampler:
         if rate != SAMPLE_RATE:
             self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, "float32", "HQ")
 
-    def __call__(self, samples: npt.NDArray[np.float32]) -> FloatArray:
-        if self._stream is None:
-            return samples
-        return self._stream.resample_chunk(np.ascontiguousarray(samples))
+    def __call__(self, samples: npt.NDArray[np.float32], *, last: bool = False) -> FloatArray:
+        """Raises UnusableClipError: the result, or a mean of channels before, overflows."""
+        if self._stream is not None:
+            samples = self._stream.resample_chunk(np.ascontiguousarray(samples), last=last)
+        if not np.isfinite(samples).all():
+            raise UnusableClipError("not finite", "its samples are too large for float32")
+        return samples
 
     def rest(self) -> FloatArray:
         """What is left at the end of the signal."""
-        nothing = np.zeros(0, np.float32)
-        return nothing if self._stream is None else self._stream.resample_chunk(nothing, last=True)
+        return self(np.zeros(0, np.float32), last=True)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from multistill.cli.options import (
 from multistill.errors import UsageError
 
 if TYPE_CHECKING:
-    from multistill.cluster.slurm import Request
+    from multistill.cluster.slurm import SlurmRequest
     from multistill.config import JobConfig
 
 SubmissionId = Annotated[str, typer.Argument(metavar="ID", help="as printed by `submit`")]
@@ -98,9 +98,12 @@ def submit(
     from multistill.pipeline.running import submitted_links
 
     if slurm:
-        from multistill.cluster.slurm import SAVE_BEFORE, Request
+        from multistill.cluster.slurm import SAVE_BEFORE, SlurmRequest
 
-        request = Request(
+        if no_wait:
+            raise UsageError("--slurm never follows the log; leave --no-wait out")
+
+        request = SlurmRequest(
             nodes=nodes,
             time=time,
             partition=partition,
@@ -153,7 +156,7 @@ def submit(
 
 
 def _submit_to_slurm(
-    config: JobConfig, request: Request, array: str | None, *, dry_run: bool, as_json: bool
+    config: JobConfig, request: SlurmRequest, array: str | None, *, dry_run: bool, as_json: bool
 ) -> None:
     from multistill.cluster.slurm import scripts, submit_to_slurm
     from multistill.pipeline.parts import parts_of

@@ -40,6 +40,12 @@ def serve(
     max_mb: Annotated[
         float, typer.Option("--max-mb", min=0.001, help="megabytes of a request")
     ] = 25.0,
+    max_uploads_mb: Annotated[
+        float,
+        typer.Option(
+            "--max-uploads-mb", min=0.001, help="of all requests at a time; others get 503"
+        ),
+    ] = 500.0,
     max_seconds: Annotated[
         float, typer.Option("--max-seconds", min=0.1, help="seconds of a recording")
     ] = 600.0,
@@ -75,6 +81,7 @@ def serve(
             gpus=gpus,
             max_batch=max_batch,
             max_mb=max_mb,
+            max_uploads_mb=max_uploads_mb,
             max_seconds=max_seconds,
             max_requests=max_requests,
             timeout_s=timeout,

@@ -77,6 +77,10 @@ def stream(
     min_silence: Annotated[
         float, _seconds("--min-silence", "of the silence that ends a segment")
     ] = SegmentSettings.min_silence,
+    min_pause: Annotated[
+        float,
+        _seconds("--min-pause", "of the silence after which a segment is predicted provisionally"),
+    ] = 0.1,
     padding: Annotated[
         float, _seconds("--padding", "kept before and after speech")
     ] = SegmentSettings.padding,
@@ -96,7 +100,14 @@ def stream(
     from multistill.inference.streaming import Final, StreamingPredictor
     from multistill.inference.voice_activity import require_silero
 
-    segments = SegmentSettings(threshold, min_speech, min_silence, padding, max_segment)
+    segments = SegmentSettings(
+        threshold,
+        min_speech,
+        min_silence,
+        padding,
+        max_segment,
+        None if final_only else min_pause,
+    )
     settings = StreamSettings(segments, None if final_only else interval, window, half_life)
     source = Source(audio, microphone, rate)
     require_silero()
@@ -127,8 +138,8 @@ def stream(
         if not finals:
             say(f"nobody spoke for {min_speech:g} s in {streaming.position:.1f} s of sound")
         if streaming.skipped:
-            skipped = counted(streaming.skipped, "interim prediction")
-            say(f"{skipped} left out: the model is slower than sound arrives")
+            skipped = counted(streaming.skipped, "prediction")
+            say(f"{skipped} of unended segments left out: the model is slower than sound arrives")
 
 
 @contextmanager
@@ -156,7 +167,7 @@ def _output(as_json: bool) -> Iterator[tuple[Callable[[Event], None], Callable[[
     Events are JSON lines, or on a terminal a line for each segment and a live one below.
     """
     from multistill.inference.rows import to_json_line
-    from multistill.inference.streaming import Final, Interim
+    from multistill.inference.streaming import Final, Interim, Provisional
     from multistill.tracking.console import ProgressDisplay
 
     display = ProgressDisplay()
@@ -169,7 +180,7 @@ def _output(as_json: bool) -> Iterator[tuple[Callable[[Event], None], Callable[[
         if isinstance(event, Final):
             display.clear()
             print(f"{event.start:9.2f} - {event.end:.2f} s  {_summary(event.prediction)}")
-        elif isinstance(event, Interim):
+        elif isinstance(event, Interim | Provisional):
             display.update(f"{event.end:.2f} s  {_summary(event.prediction)}")
 
     try:

@@ -43,7 +43,7 @@ _TIMES = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 @dataclass(frozen=True)
-class Request:
+class SlurmRequest:
     """What is asked of Slurm, for every part of a job.
 
     Attributes:
@@ -151,7 +151,7 @@ class SlurmSubmission:
         }
 
 
-def scripts(job: JobConfig, request: Request, parts: Sequence[Part]) -> dict[Path, str]:
+def scripts(job: JobConfig, request: SlurmRequest, parts: Sequence[Part]) -> dict[Path, str]:
     """The batch script of every part, by the file that it would be written to.
 
     Raises:
@@ -173,7 +173,7 @@ def scripts(job: JobConfig, request: Request, parts: Sequence[Part]) -> dict[Pat
 
 
 def render(
-    request: Request,
+    request: SlurmRequest,
     command: Sequence[str],
     *,
     name: str,
@@ -194,7 +194,9 @@ def render(
     )
 
 
-def submit_to_slurm(job: JobConfig, request: Request, parts: Sequence[Part]) -> SlurmSubmission:
+def submit_to_slurm(
+    job: JobConfig, request: SlurmRequest, parts: Sequence[Part]
+) -> SlurmSubmission:
     """Write the scripts and send them; a job that is still queued or runs is not sent again.
 
     Args:

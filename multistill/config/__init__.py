@@ -194,9 +194,11 @@ class JobConfig(Section):
                     "`*-search`, `*-search-N`, `*-seedN`, `*-labelsN` and `*-cvN` for other models"
                 )
         if self.split.valid == 0.0 and self.split.by != "column":
-            raise ValueError(
-                "split.valid: 0 leaves nothing to choose epochs, trials and winners on; use 0.15"
-            )
+            for name in self._chosen_on_validation():
+                raise ValueError(
+                    f"split.valid: 0 leaves nothing to choose on, and `{name}` chooses; use 0.15, "
+                    f"or remove `{name}`"
+                )
         if self.search.student is not None and self.search.student not in names:
             raise ValueError(
                 f"search.student: no student is called `{self.search.student}`; "
@@ -209,6 +211,27 @@ class JobConfig(Section):
                     f"there is {', '.join(names)}"
                 )
         return self
+
+    def _chosen_on_validation(self) -> Iterator[str]:
+        """Settings of the job that mean nothing without validation clips."""
+        if self.recipe == "continual":
+            yield "recipe: continual"
+        if self.search.enabled:
+            yield "search"
+        trainings = {
+            "teacher": self.teacher.train,
+            **{f"students.{index}": each.train for index, each in enumerate(self.students)},
+        }
+        for place, train in trainings.items():
+            for name in ("patience", "metric"):
+                if getattr(train, name) is not None:
+                    yield f"{place}.train.{name}"
+            if train.select_window > 1:
+                yield f"{place}.train.select_window"
+            if train.loss == "one-vs-rest":
+                yield f"{place}.train.loss: one-vs-rest"
+        if self.evaluation.risk is not None:
+            yield "evaluation.risk"
 
     def label_problems(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Where the job names a class that `labels.classes` does not have, and what to do."""

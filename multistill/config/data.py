@@ -125,7 +125,11 @@ class SplitConfig(Section):
     )
     test: float = Field(0.2, ge=0.0, lt=1.0, description="share of groups (of rows if random)")
     valid: float = Field(
-        0.15, ge=0.0, lt=1.0, description="share of groups that epochs and trials are chosen on"
+        0.15,
+        ge=0.0,
+        lt=1.0,
+        description="share of groups that epochs and trials are chosen on; 0: none, the last epoch "
+        "is the result",
     )
     seed: int = Field(
         1024,

@@ -90,6 +90,18 @@ class HeadConfig(Section):
         description="false: an encoder that the job trains (features.speech.train) stays as it is "
         "for this model; default: true",
     )
+    encoder_layers: int | None = Field(
+        None,
+        ge=1,
+        description="of a slimmed copy of the speech encoder that this student trains from waves: "
+        "its lowest layers (`features.speech.train: full`)",
+    )
+    encoder_heads: int | None = Field(
+        None, ge=1, description="attention heads that are kept in each of them, of largest norm"
+    )
+    encoder_feedforward: int | None = Field(
+        None, ge=1, description="feed-forward units that are kept in each of them, of largest norm"
+    )
 
 
 class ModelConfig(EndToEndConfig, ValenceArousalConfig, PooledConfig, HeadConfig):

@@ -1,6 +1,7 @@
 """Records of all corpora to one Arrow table: audio headers, labels, rejections, rater tallies.
 
-Records become columns chunk by chunk, so that Python objects exist for one chunk only.
+Records become columns chunk by chunk, so that Python objects exist for one chunk only, and
+columns are stored as they come (`multistill.corpora.rows`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +24,17 @@ from multistill.config import TasksConfig
 from multistill.corpora.agreement import RaterTally
 from multistill.corpora.audio_headers import Header, HeaderReader
 from multistill.corpora.labels import Decision, TiePolicy, Votes, decide, one_hot, shares
-from multistill.corpora.manifest import hash_strings, manifest_schema
+from multistill.corpora.manifest import (
+    COMPARED_AS,
+    hash_column,
+    hash_string,
+    hash_strings,
+    manifest_schema,
+)
 from multistill.corpora.paths import UNPACK_HINT, is_utf8
 from multistill.corpora.records import Record, Rejected, TextEncoding, Utterance
 from multistill.corpora.rejections import Notes, Rejections, kind_of
+from multistill.corpora.rows import ROW_GROUP, Rows, RowWriter
 from multistill.corpora.text import (
     code_points,
     control_characters,
@@ -37,7 +47,6 @@ from multistill.tracking.logger import RunLogger
 from multistill.wording import counted
 
 CHUNK = 512  # records converted to columns at a time
-_MERGED_CHUNKS = 128
 _CACHED = 65_536  # names of sessions, dialogues and speakers
 _LOG_EVERY = 5000  # utterances
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
@@ -54,6 +63,7 @@ _TEXTS = {
     "text_raw": "transcript",
     "text": "transcript",
 }
+_text_fields = attrgetter(*_TEXTS)
 
 
 @dataclass
@@ -61,7 +71,8 @@ class BuildResult:
     """Rows and statistics of all corpora.
 
     Attributes:
-        rows: the manifest's columns without `split` and `fold`, and `given_split`, `channels`.
+        rows: the manifest's columns without `split`, `fold` and `group`, and `given_split`,
+            `channels`, and a `hash_column` for each column of `COMPARED_AS`.
         encodings: utterances by encoding of their transcript.
         formats: utterances by audio format.
         ties: tied utterances by corpus title.
@@ -72,7 +83,7 @@ class BuildResult:
         unread_labels: clips of unlabelled corpora that have a label, by corpus title.
     """
 
-    rows: pa.Table
+    rows: Rows = field(init=False)
     rejections: Rejections = field(default_factory=Rejections)
     notes: Notes = field(default_factory=Notes)
     encodings: Counter[str] = field(default_factory=Counter)
@@ -93,6 +104,7 @@ def build_manifest(
     digests: Digests | None = None,
     tasks: TasksConfig | None = None,
     unlabelled: Collection[str] = (),
+    folder: Path | None = None,
 ) -> BuildResult:
     """Read the audio header of every utterance, decide its label, and collect the columns.
 
@@ -103,21 +115,24 @@ def build_manifest(
         tasks: an utterance that has one of their dimensions is kept without a class. Without
             the task `classes`, no utterance has a class. Default: the classes.
         unlabelled: titles of corpora whose utterances get neither class nor dimension.
+        folder: for the file of the rows (`RowWriter`).
     """
-    result = BuildResult(_schema(classes).empty_table())
-    parts: list[pa.Table] = [result.rows]
+    writer = RowWriter(_schema(classes), folder)
     chunks: list[pa.Table] = []
+    waiting = 0
+    result = BuildResult()
     for title, records in corpora:
         builder = _CorpusBuilder(
-            title, ties, classes, result, digests, tasks, unlabelled=title in unlabelled
+            title, ties, classes, result, writer.schema, digests, tasks, title in unlabelled
         )
         utterances, logged = 0, 0
         for chunk in _chunked(records, CHUNK):
             chunks.append(builder.table(chunk))
             utterances += len(chunks[-1])
-            if len(chunks) == _MERGED_CHUNKS:
-                parts.append(_merge(chunks))
-                chunks.clear()
+            waiting += len(chunks[-1])
+            if waiting >= ROW_GROUP:
+                writer.write(_merge(chunks))
+                chunks, waiting = [], 0
             if logger is not None and utterances // _LOG_EVERY > logged:
                 logged = utterances // _LOG_EVERY
                 logger.info(f"{title}: {counted(utterances, 'utterance')}")
@@ -128,8 +143,9 @@ def build_manifest(
                 f"{title}: text that is not UTF-8 is read as {text.name} ({text.origin}; "
                 "`encoding` of the corpus changes it)"
             )
-    table = pa.concat_tables([*parts, *chunks]).unify_dictionaries()
-    result.rows = _drop_duplicate_ids(table, result.rejections)
+    if chunks:
+        writer.write(_merge(chunks))
+    result.rows = _drop_duplicate_ids(writer.rows(), result.rejections)
     return result
 
 
@@ -141,8 +157,12 @@ def _schema(classes: Sequence[str]) -> pa.Schema:
         for field in schema
         if field.name not in ("split", "fold", "group")
     ]
-    given = [pa.field("given_split", _DICTIONARY), pa.field("channels", pa.int16())]
-    return pa.schema([*fields, *given], metadata=schema.metadata)
+    more = [
+        pa.field("given_split", _DICTIONARY),
+        pa.field("channels", pa.int16()),
+        *(pa.field(hash_column(name), pa.uint64()) for name in COMPARED_AS),
+    ]
+    return pa.schema([*fields, *more], metadata=schema.metadata)
 
 
 def _chunked(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
@@ -152,7 +172,6 @@ def _chunked(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
 
 
 def _merge(chunks: Sequence[pa.Table]) -> pa.Table:
-    # Each chunk of a column costs hundreds of bytes in addition to its values.
     return pa.concat_tables(chunks).unify_dictionaries().combine_chunks()
 
 
@@ -204,6 +223,7 @@ class _CorpusBuilder:
         ties: TiePolicy,
         classes: Sequence[str],
         result: BuildResult,
+        schema: pa.Schema,
         digests: Digests | None,
         tasks: TasksConfig | None,
         unlabelled: bool,
@@ -214,7 +234,7 @@ class _CorpusBuilder:
         self.result = result
         self.raters = result.raters.setdefault(title, RaterTally(classes))
         self.decisions = _Decisions(ties, classes)
-        self.schema = result.rows.schema
+        self.schema = schema
         self.header_reader = HeaderReader(digests)
         self._name = lru_cache(_CACHED)(normal_name)
 
@@ -269,6 +289,11 @@ class _CorpusBuilder:
         Args:
             written: the utterance before its names were normalised.
         """
+        texts = _text_fields(utterance)
+        if "".join(filter(None, texts)).isprintable() and not any(
+            before and not text for text, before in zip(texts, _text_fields(written), strict=True)
+        ):
+            return True  # nearly all
         for name, what in _TEXTS.items():
             text = getattr(utterance, name) or ""
             control = control_characters(text)
@@ -339,8 +364,7 @@ class _CorpusBuilder:
         def prefixed(names: Sequence[str]) -> list[str]:
             return [prefix + name if name else "" for name in names]
 
-        text = pa.array(values["text"], pa.string())
-        columns = {
+        columns: dict[str, Any] = {
             "utterance_id": [prefix + name for name in values["utterance_id"]],
             "corpus": [self.title] * len(kept),
             "session": prefixed(values["session"]),
@@ -354,8 +378,8 @@ class _CorpusBuilder:
             "num_samples": samples,
             "sample_rate": rate,
             "duration_s": samples / rate,
-            "text": text,
-            "text_raw": text if values["text"] == values["text_raw"] else values["text_raw"],
+            "text": values["text"],
+            "text_raw": values["text_raw"],
             "votes": values["votes"],
             "label": label,
             "label_soft": soft,
@@ -366,11 +390,13 @@ class _CorpusBuilder:
             "given_split": values["split"],
             "channels": head["channels"],
         }
+        for name, normalize in COMPARED_AS.items():
+            columns[hash_column(name)] = [hash_string(normalize(each)) for each in columns[name]]
         arrays = [pa.array(columns[field.name], field.type) for field in self.schema]
         return pa.table(arrays, schema=self.schema)
 
 
-def _drop_duplicate_ids(rows: pa.Table, rejections: Rejections) -> pa.Table:
+def _drop_duplicate_ids(rows: Rows, rejections: Rejections) -> Rows:
     """Keep the first row of each utterance id and reject the others."""
     hashes, code, times = np.unique(
         hash_strings(rows["utterance_id"]), return_inverse=True, return_counts=True
@@ -379,10 +405,10 @@ def _drop_duplicate_ids(rows: pa.Table, rejections: Rejections) -> pa.Table:
         return rows
     keep = np.ones(len(rows), bool)
     seen: set[str] = set()
-    for row in np.flatnonzero(times[code] > 1):
-        name = rows["utterance_id"][int(row)].as_py()
+    alike = np.flatnonzero(times[code] > 1)
+    for row, name in zip(alike, rows.take("utterance_id", alike), strict=True):
         if name in seen:
             keep[row] = False
             rejections.add("duplicate id", name, "another utterance has this id")
         seen.add(name)
-    return rows.filter(pa.array(keep))
+    return rows.filter(keep)

@@ -54,7 +54,7 @@ def coverage_gaps(counts: ClassCounts) -> list[CoverageGap]:
         (
             "classes-not-validated",
             "CLASSES NOT IN VALIDATION",
-            (train & test) - valid,
+            (train & test) - valid if valid else set(),
             "no validation clip has this label, so epochs, trials and winners are chosen without "
             "it",
         ),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from multistill.config import SplitConfig
 from multistill.corpora.groups import codes_of, split_groups
+from multistill.corpora.rows import Columns
 from multistill.corpora.split import PARTS, Split, split_rows
 from multistill.errors import UsageError
 
@@ -16,7 +16,7 @@ TRAINED_ON = "trained_on"
 """Key of a fold's facts: the corpus that its models are trained and chosen on."""
 
 
-def split_corpora(table: pa.Table, split: SplitConfig) -> tuple[Split, list[Split]]:
+def split_corpora(table: Columns, split: SplitConfig) -> tuple[Split, list[Split]]:
     """The split of every corpus on its own, and a fold per corpus, in the order of their names.
 
     In a fold, one corpus has the parts that `split` gives it, and all clips of the others are in
@@ -40,7 +40,7 @@ def split_corpora(table: pa.Table, split: SplitConfig) -> tuple[Split, list[Spli
     for name in sorted(names):
         own = codes == names.index(name)
         try:
-            inner = split_rows(table.filter(pa.array(own)), split)
+            inner = split_rows(table.filter(own), split)
         except UsageError as error:
             raise UsageError(f"protocol: cross-corpus: the corpus `{name}`: {error}") from error
         part = np.full(len(table), PARTS.index("test"), np.int8)

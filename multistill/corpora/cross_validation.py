@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from multistill.config import ProtocolConfig, SplitConfig
 from multistill.config.protocol import MAX_FOLDS
 from multistill.corpora.cross_corpus import TRAINED_ON, split_corpora
 from multistill.corpora.groups import Groups, codes_of, split_groups
-from multistill.corpora.manifest import classes_of, label_arrays
+from multistill.corpora.manifest import class_indices, classes_of
+from multistill.corpora.rows import Columns
 from multistill.corpora.split import PARTS, LeakCounter, Split, hash64, refuse_leaks
 from multistill.errors import UsageError
 
@@ -41,7 +41,7 @@ class CrossValidation:
 
 
 def cross_validation(
-    table: pa.Table, protocol: ProtocolConfig, split: SplitConfig
+    table: Columns, protocol: ProtocolConfig, split: SplitConfig
 ) -> CrossValidation:
     """Assign every group of a manifest's rows to a fold.
 
@@ -123,7 +123,7 @@ def split_fold(folds: CrossValidation, number: int, split: SplitConfig) -> Split
 
 
 def split_folds(
-    table: pa.Table, protocol: ProtocolConfig, split: SplitConfig
+    table: Columns, protocol: ProtocolConfig, split: SplitConfig
 ) -> tuple[Split, list[Split]]:
     """All rows in test with their fold, and the split of every fold.
 
@@ -161,7 +161,7 @@ def split_folds(
 
 
 def leaks_of_folds(
-    table: pa.Table, protocol: ProtocolConfig, split: SplitConfig, folds: Sequence[Split]
+    table: Columns, protocol: ProtocolConfig, split: SplitConfig, folds: Sequence[Split]
 ) -> dict[str, Any]:
     """What occurs in several parts of a fold, as `split.leaks`, summed over the folds.
 
@@ -182,9 +182,9 @@ def leaks_of_folds(
     return total
 
 
-def _require_classes(table: pa.Table, folds: Sequence[Split]) -> None:
+def _require_classes(table: Columns, folds: Sequence[Split]) -> None:
     """Refuse a fold whose models could not learn a class that others are tested on."""
-    truth, _ = label_arrays(table)
+    truth = class_indices(table)
     classes = classes_of(table)
     tested = set(truth[truth >= 0].tolist())
     for number, fold in enumerate(folds):

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from multistill.corpora.loaders.fields import off_scale
 from multistill.corpora.manifest import dimension_array, read_manifest
 from multistill.corpora.rejections import Examples
+from multistill.corpora.rows import Columns
 from multistill.corpora.split import PARTS
 from multistill.errors import MultistillError
 from multistill.wording import counted
@@ -38,7 +38,7 @@ def refuse_off_scale(notes: Mapping[str, Examples], dimensions: Sequence[str]) -
 
 
 def refuse_missing(
-    rows: pa.Table,
+    rows: Columns,
     part: npt.NDArray[np.integer],
     dimensions: Sequence[str],
     fold: int | None,
@@ -81,7 +81,7 @@ def refuse_unlearnable(
     refuse_missing(rows, part, dimensions, fold, instead)
 
 
-def count_dimensions(rows: pa.Table, dimensions: Sequence[str]) -> dict[str, Any]:
+def count_dimensions(rows: Columns, dimensions: Sequence[str]) -> dict[str, Any]:
     """`dimensions` of the summary: utterances with a value by dimension; nothing without any."""
     if not dimensions:
         return {}

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from multistill.corpora.rows import Columns
 from multistill.errors import UsageError
 
 
@@ -25,7 +26,7 @@ class Groups:
     names: list[str]
 
 
-def split_groups(table: pa.Table, by: str) -> Groups:
+def split_groups(table: Columns, by: str) -> Groups:
     """Groups of `split.by`: sessions, or by speaker the `connected_groups`.
 
     Raises:
@@ -42,7 +43,7 @@ def split_groups(table: pa.Table, by: str) -> Groups:
     return Groups(codes, names) if by == "session" else connected_groups(table)
 
 
-def connected_groups(table: pa.Table) -> Groups:
+def connected_groups(table: Columns) -> Groups:
     """Connected components of speakers and sessions: utterances of one person or one dialogue.
 
     An utterance without a speaker belongs to its session, and one with neither is a group.
@@ -65,9 +66,10 @@ def connected_groups(table: pa.Table) -> Groups:
     has_speaker = np.array([bool(name) for name in speakers], bool)[speaker_codes]
     has_session = np.array([bool(name) for name in sessions], bool)[session_codes]
     both = has_speaker & has_session
-    pairs = np.unique(np.stack([speaker_codes[both], session_codes[both]]), axis=1)
+    pairs = np.unique(speaker_codes[both] * len(sessions) + session_codes[both])
+    speaker, session = np.divmod(pairs, max(1, len(sessions)))
     size = len(speakers) + len(sessions)
-    links = coo_array((np.ones(pairs.shape[1]), (pairs[0], len(speakers) + pairs[1])), (size, size))
+    links = coo_array((np.ones(len(pairs)), (speaker, len(speakers) + session)), (size, size))
     count, component = connected_components(links, directed=False)
     members: list[tuple[list[str], list[str]]] = [([], []) for _ in range(count)]
     for kind, (offset, names) in enumerate(((len(speakers), sessions), (0, speakers))):
@@ -83,12 +85,13 @@ def connected_groups(table: pa.Table) -> Groups:
     ).astype(np.int64)
     alone = np.flatnonzero(~has_speaker & ~has_session)
     codes[alone] = len(names) + np.arange(len(alone))
-    names += table["utterance_id"].take(pa.array(alone)).to_pylist()
+    if len(alone):
+        names += table["utterance_id"].take(pa.array(alone)).to_pylist()
     used, codes = np.unique(codes, return_inverse=True)
     return Groups(codes.astype(np.int64), [names[code] for code in used])
 
 
-def codes_of(table: pa.Table, column: str) -> tuple[npt.NDArray[np.int64], pa.Array]:
+def codes_of(table: Columns, column: str) -> tuple[npt.NDArray[np.int64], pa.Array]:
     """A column as indices, [N], into its distinct values."""
     encoded = table[column].dictionary_encode()  # one dictionary over all chunks
     if not encoded.num_chunks:

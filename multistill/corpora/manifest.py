@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from xxhash import xxh3_64_intdigest
 
+from multistill.corpora.rows import ROW_GROUP, Columns, tables
+from multistill.corpora.text import normal_text
 from multistill.damaged import read_table, reading
 from multistill.errors import MultistillError
 from multistill.typing import FloatArray, IntArray
@@ -27,7 +29,6 @@ QUALITY = "quality.json"
 UNLABELLED = "unlabelled"
 """The part (`split`) of corpora without labels (`multistill.corpora.unlabelled`)."""
 _HASH_BATCH = 8192  # strings converted to Python objects at a time
-_ROW_GROUP = 65_536
 _COMPARED = ["utterance_id", "audio_digest", "text", "label_soft", "split"]
 _CLASSES = "classes"  # key of the schema's metadata
 
@@ -94,13 +95,13 @@ def with_classes(classes: Sequence[str]) -> dict[str, str]:
     return {_CLASSES: to_json(list(classes))}
 
 
-def classes_of(table: pa.Table | pa.Schema) -> tuple[str, ...]:
+def classes_of(table: Columns | pa.Schema) -> tuple[str, ...]:
     """The classes in order that a table's metadata name.
 
     Raises:
         MultistillError: they name none.
     """
-    schema = table.schema if isinstance(table, pa.Table) else table
+    schema = table if isinstance(table, pa.Schema) else table.schema
     text = (schema.metadata or {}).get(_CLASSES.encode())
     if text is None:
         raise MultistillError(
@@ -115,13 +116,15 @@ def read_classes(folder: Path) -> tuple[str, ...]:
         return classes_of(pq.read_schema(folder / MANIFEST))
 
 
-def write_manifest(table: pa.Table, folder: Path) -> Path:
-    """Write `manifest.parquet`; the table must have the columns of `manifest_schema`."""
+def write_manifest(rows: Columns, folder: Path) -> Path:
+    """Write `manifest.parquet`; the rows must have the columns of `manifest_schema`."""
     path = folder / MANIFEST
-    schema = manifest_schema(classes_of(table))
+    schema = manifest_schema(classes_of(rows))
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for start in range(0, max(len(table), 1), _ROW_GROUP):  # in slices: a cast copies
-            writer.write_table(table.slice(start, _ROW_GROUP).cast(schema))
+        if not len(rows):
+            writer.write_table(schema.empty_table())
+        for table in tables(rows, schema.names):  # a cast copies
+            writer.write_table(table.cast(schema))
     return path
 
 
@@ -138,10 +141,33 @@ def hash_strings(
     for chunk in column.chunks:
         for start in range(0, len(chunk), _HASH_BATCH):
             texts = map(normalize, chunk.slice(start, _HASH_BATCH).to_pylist())
-            batch = [xxh3_64_intdigest(text.encode()) for text in texts]
+            batch = [hash_string(text) for text in texts]
             hashes[row : row + len(batch)] = batch
             row += len(batch)
     return hashes
+
+
+def hash_string(text: str) -> int:
+    return xxh3_64_intdigest(text.encode())
+
+
+COMPARED_AS: Mapping[str, Callable[[str], str]] = {"text": normal_text, "audio_digest": str}
+"""Columns whose contents are compared over the parts of a split, and what of them is compared."""
+
+
+def hash_column(name: str) -> str:
+    """Column of `build.BuildResult.rows` with the `content_hashes` of another one."""
+    return f"{name}_hash"
+
+
+def content_hashes(rows: Columns, name: str) -> npt.NDArray[np.uint64]:
+    """64-bit hash of each value of a column of `COMPARED_AS` [N], `NOTHING` where it is empty."""
+    if hash_column(name) in rows.schema.names:
+        return rows[hash_column(name)].to_numpy()
+    return hash_strings(rows[name], COMPARED_AS[name])
+
+
+NOTHING = np.uint64(hash_string(""))
 
 
 def read_manifest(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -174,12 +200,12 @@ def data_digest(manifest: Path) -> str:
     """
     table = read_manifest(manifest, _COMPARED).sort_by("utterance_id")
     state = hashlib.blake2b(digest_size=16)
-    for batch in table.to_batches(max_chunksize=_ROW_GROUP):
+    for batch in table.to_batches(max_chunksize=ROW_GROUP):
         state.update(repr(batch.to_pylist()).encode())
     return state.hexdigest()
 
 
-def label_arrays(table: pa.Table) -> tuple[IntArray, FloatArray]:
+def label_arrays(table: Columns) -> tuple[IntArray, FloatArray]:
     """Class index [N], -1 where the votes tie, and vote shares [N, C] of a manifest's rows.
 
     An utterance without any class has -1 and shares of zero (`has_class`).
@@ -187,11 +213,15 @@ def label_arrays(table: pa.Table) -> tuple[IntArray, FloatArray]:
     Args:
         table: rows with the columns `label` and `label_soft`.
     """
-    classes = classes_of(table)
-    index = pc.index_in(table["label"].combine_chunks(), value_set=pa.array(classes))
-    labels = pc.fill_null(index, -1).to_numpy(zero_copy_only=False)
     shares = pc.list_flatten(table["label_soft"]).to_numpy()
-    return labels.astype(np.int64), shares.astype(np.float32).reshape(-1, len(classes))
+    shares = shares.astype(np.float32).reshape(-1, len(classes_of(table)))
+    return class_indices(table), shares
+
+
+def class_indices(table: Columns) -> IntArray:
+    """The part of `label_arrays` that tells each row's class [N]."""
+    index = pc.index_in(table["label"].combine_chunks(), value_set=pa.array(classes_of(table)))
+    return pc.fill_null(index, -1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def has_class(shares: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
@@ -208,7 +238,7 @@ def tied(table: pa.Table) -> pa.ChunkedArray:
     return pc.and_(pc.is_null(table["label"]), pc.is_valid(table["votes"]))
 
 
-def dimension_array(table: pa.Table, dimensions: Sequence[str]) -> FloatArray:
+def dimension_array(table: Columns, dimensions: Sequence[str]) -> FloatArray:
     """Values [N, D] of a manifest's rows, from 1 to 5, NaN where there is none.
 
     Args:

@@ -29,13 +29,15 @@ from multistill.corpora.coverage import coverage_gaps
 from multistill.corpora.cross_validation import leaks_of_folds, split_folds
 from multistill.corpora.dimensions import count_dimensions, refuse_missing, refuse_off_scale
 from multistill.corpora.loaders import corpus_root, demo, load
-from multistill.corpora.manifest import MANIFEST_COLUMNS, NOTES, QUALITY, REJECTED, write_manifest
+from multistill.corpora.manifest import NOTES, QUALITY, REJECTED, write_manifest
 from multistill.corpora.paths import audio_folder
 from multistill.corpora.records import Record
 from multistill.corpora.rejections import Rejections
+from multistill.corpora.rows import ROW_GROUP, Rows, tables
 from multistill.corpora.split import PARTS, Split, hash64, leaks, refuse_leaks, split_rows
 from multistill.corpora.unlabelled import (
     Unlabelled,
+    parts_column,
     refuse_empty,
     sentences,
     unlabelled_titles,
@@ -127,7 +129,7 @@ def _prepare(
     records = ((config.title, _records(config, labels, unpacked, tasks)) for config in corpora)
     without_labels = unlabelled_titles(corpora)
     built = build_manifest(
-        records, split.ties, labels.classes, logger, digests, tasks, without_labels
+        records, split.ties, labels.classes, logger, digests, tasks, without_labels, out
     )
     refuse_off_scale(built.notes.kinds, tasks.dimensions)
     dropped = {
@@ -144,7 +146,7 @@ def _prepare(
     for kind, count in built.rejections.kinds.most_common(3):
         logger.info(f"rejected: {count} x {kind}")
     folds: list[Split] = []
-    given = built.rows["given_split"].to_pylist() if split.by == "column" else None
+    given = _given(built.rows) if split.by == "column" else None
     with _telling_rejections(built):
         if protocol.crosses:
             whole, folds = split_folds(built.rows, protocol, split)
@@ -163,10 +165,10 @@ def _prepare(
     rows = before if folds else _apply_caps(before, split, built.rejections)
     if not folds and not split.allow_leak:
         unlabelled.reject_heard(built.rows, whole.part, built.rejections)
-    tested = rows["text"].filter(pc.equal(rows["split"], "test"))
+    about_unlabelled = unlabelled.describe(rows)
     rows = unlabelled.join(rows)
     report = quality.report(built, before, rows, whole.facts, leaked, split, split.seed)
-    report["unlabelled"] = unlabelled.describe(tested)
+    report["unlabelled"] = about_unlabelled
     refuse_empty(report["unlabelled"], built.rejections)
     for sentence in sentences(report["unlabelled"]):
         logger.info(sentence)
@@ -174,7 +176,7 @@ def _prepare(
         for gap in coverage_gaps(report["split"]["classes"]):
             logger.info(f"{gap.title}: {gap.text}")
     report["synthetic"] = any(config.kind == "demo" for config in corpora)
-    write_manifest(rows.select(MANIFEST_COLUMNS), out)
+    write_manifest(rows, out)
     pq.write_table(built.rejections.table(), out / REJECTED)
     built.notes.write(out / NOTES)
     write_json(out / QUALITY, report)
@@ -213,10 +215,19 @@ def _telling_rejections(built: BuildResult) -> Iterator[None]:
         ) from error
 
 
-def _with_parts(rows: pa.Table, parts: Split) -> pa.Table:
+def _given(rows: Rows) -> list[str | None]:
+    """The corpora's own split of each row."""
+    shared: dict[str | None, str | None] = {}
+    names: list[str | None] = []
+    for table in tables(rows, ["given_split"]):
+        names += [shared.setdefault(name, name) for name in table["given_split"].to_pylist()]
+    return names
+
+
+def _with_parts(rows: Rows, parts: Split) -> Rows:
     groups = pa.DictionaryArray.from_arrays(parts.groups.codes, pa.array(parts.groups.names))
     return (
-        rows.append_column("split", pa.array(np.array(PARTS)[parts.part], pa.string()))
+        rows.append_column("split", parts_column(parts.part, PARTS))
         .append_column("fold", pa.array(parts.fold, pa.int32()))
         .append_column("group", groups)
     )
@@ -234,7 +245,7 @@ def _write_fold(
     rows = _apply_caps(_with_parts(built.rows, fold), split, Rejections())
     heard = None if split.allow_leak else unlabelled.heard(built.rows, fold.part)
     rows = unlabelled.join(rows, heard)
-    write_manifest(rows.select(MANIFEST_COLUMNS), folder)
+    write_manifest(rows, folder)
     return {**fold.facts, "splits": quality.counts(rows["split"])}
 
 
@@ -300,7 +311,7 @@ def _no_utterances(rejections: Rejections) -> str:
     )
 
 
-def _apply_caps(rows: pa.Table, split: SplitConfig, rejections: Rejections) -> pa.Table:
+def _apply_caps(rows: Rows, split: SplitConfig, rejections: Rejections) -> Rows:
     """Reject training utterances above their class's cap, those with the highest seeded hash.
 
     The hash is of the id, so an utterance's rank does not depend on the others.
@@ -310,25 +321,24 @@ def _apply_caps(rows: pa.Table, split: SplitConfig, rejections: Rejections) -> p
     for label, most in split.max_per_class.items():
         chosen = pc.and_(train, pc.fill_null(pc.equal(rows["label"], label), False))
         indices = np.flatnonzero(chosen.to_numpy())
-        names = rows["utterance_id"].take(pa.array(indices)).to_pylist()
+        names = rows.take("utterance_id", indices)
         order = sorted(
             range(len(names)), key=lambda i: (hash64(split.seed, "cap", names[i]), names[i])
         )
         for i in order[most:]:
             keep[indices[i]] = False
             rejections.add("cap", names[i], f"excluded by split.max_per_class.{label}: {most}")
-    return rows if keep.all() else rows.filter(pa.array(keep))
+    return rows.filter(keep)
 
 
-def _content(rows: pa.Table) -> str:
+def _content(rows: Rows) -> str:
     """Digest of the set of (id, audio digest, text), the input of the features.
 
     It is the sum of the rows' digests, which does not depend on their order (AdHash: Bellare
     and Micciancio, "A New Paradigm for Collision-Free Hashing", 1997).
     """
     total = 0
-    columns = rows.select(["utterance_id", "audio_digest", "text"])
-    for batch in columns.to_batches(max_chunksize=8192):
+    for batch in tables(rows, ["utterance_id", "audio_digest", "text"]):
         for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             state = hashlib.blake2b("\0".join(values).encode(), digest_size=32)
             total += int.from_bytes(state.digest(), "little")
@@ -347,10 +357,14 @@ def is_current(manifest: Path, digests: Path) -> bool:
     except (FileNotFoundError, MultistillError):
         return False
     known = Digests(digests)
-    content = dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
-    current = known.confirm(list(content), list(content.values()))
-    known.save()
-    return current
+    try:
+        for batch in rows.to_batches(max_chunksize=ROW_GROUP):
+            content = dict(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+            if not known.confirm(list(content), list(content.values())):
+                return False
+        return True
+    finally:
+        known.save()
 
 
 def listing(corpora: Sequence[CorpusConfig]) -> str:

@@ -29,10 +29,17 @@ from multistill.corpora.agreement import (
 )
 from multistill.corpora.build import BuildResult
 from multistill.corpora.labels import Votes
-from multistill.corpora.manifest import classes_of, has_class, hash_strings, tied
+from multistill.corpora.manifest import (
+    NOTHING,
+    UNLABELLED,
+    classes_of,
+    content_hashes,
+    has_class,
+    tied,
+)
 from multistill.corpora.rejections import Examples
+from multistill.corpora.rows import Columns, Rows, tables
 from multistill.corpora.split import PARTS, hash64
-from multistill.corpora.text import normal_text
 
 RATE = 16_000
 SHORTEST = 400  # samples at 16 kHz; with fewer, Wav2Vec2's convolutions give no frame
@@ -47,8 +54,8 @@ _REASONS = 20  # kinds of rejections
 
 def report(
     built: BuildResult,
-    before: pa.Table,
-    rows: pa.Table,
+    before: Rows,
+    rows: Rows,
     split_facts: Mapping[str, Any],
     leaked: Mapping[str, Any],
     split: SplitConfig,
@@ -73,10 +80,7 @@ def report(
             name: counts(rows[name])
             for name in ("corpus", "split", "label", "gender", "session", "speaker")
         },
-        "classes": {
-            name: class_counts(select(rows, "corpus", name, ["label", "votes"]))
-            for name in pc.unique(rows["corpus"]).to_pylist()
-        },
+        "classes": class_counts(rows, "corpus"),
         "split": {**split_facts, "classes": by_part(rows)},
         "balance": {
             "caps": dict(split.max_per_class),
@@ -109,34 +113,39 @@ def counts(column: pa.ChunkedArray) -> dict[str, int]:
     return dict(sorted(("none" if name is None else name, count) for name, count in pairs))
 
 
-def class_counts(rows: pa.Table) -> dict[str, int]:
-    """Utterances per class in class order, and `tie` for those whose votes tie."""
-    by_label = counts(rows["label"])
+def class_counts(rows: Columns, column: str) -> dict[str, dict[str, int]]:
+    """By value of a column, in the order of the rows: utterances per class in class order, and
+    `tie` for those whose votes tie."""
+    found: dict[str, Counter[str]] = {}
+    for table in tables(rows, [column, "label", "votes"]):
+        for value in pc.unique(table[column]).to_pylist():
+            part = table.filter(pc.equal(table[column], value))
+            number = found.setdefault(value, Counter())
+            number.update(counts(part["label"]))
+            number["tie"] += pc.sum(tied(part)).as_py() or 0
     return {
-        **{name: by_label.get(name, 0) for name in classes_of(rows)},
-        "tie": pc.sum(tied(rows)).as_py() or 0,
+        value: {name: number[name] for name in (*classes_of(rows), "tie")}
+        for value, number in found.items()
     }
 
 
-def by_part(rows: pa.Table) -> dict[str, dict[str, int]]:
-    return {part: class_counts(select(rows, "split", part, ["label", "votes"])) for part in PARTS}
+def by_part(rows: Columns) -> dict[str, dict[str, int]]:
+    found = class_counts(rows, "split")
+    nothing = dict.fromkeys((*classes_of(rows), "tie"), 0)
+    return {part: found.get(part, nothing) for part in PARTS}
 
 
-def select(rows: pa.Table, column: str, value: str, columns: list[str]) -> pa.Table:
-    """Some columns of the rows with a value; selected first, because a filter copies."""
-    return rows.select(columns).filter(pc.equal(rows[column], value))
-
-
-def training(rows: pa.Table) -> dict[str, Any]:
+def training(rows: Columns) -> dict[str, Any]:
     """Class counts of the training part, and mean vote shares of its utterances with a class."""
-    part = select(rows, "split", "train", ["label", "votes", "label_soft"])
     total, known = 0.0, 0
-    for soft in matrices(part["label_soft"]):
-        total, known = total + soft.sum(axis=0, dtype=float), known + int(has_class(soft).sum())
+    for table in tables(rows, ["split", "label_soft"]):
+        part = table.filter(pc.equal(table["split"], "train"))
+        for soft in matrices(part["label_soft"]):
+            total, known = total + soft.sum(axis=0, dtype=float), known + int(has_class(soft).sum())
     classes = classes_of(rows)
     mean = np.broadcast_to(np.asarray(total) / max(known, 1), len(classes))
     return {
-        "counts": class_counts(part),
+        "counts": by_part(rows)["train"],
         "mean_shares": {n: round(float(v), 6) for n, v in zip(classes, mean, strict=True)},
     }
 
@@ -147,7 +156,7 @@ def matrices(column: pa.ChunkedArray) -> Iterator[npt.NDArray[Any]]:
         yield chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
 
 
-def durations(rows: pa.Table) -> dict[str, Any]:
+def durations(rows: Rows) -> dict[str, Any]:
     seconds = rows["duration_s"].to_numpy()
     edges = [*_DURATIONS, max(float(seconds.max()), _DURATIONS[-1] + 1)]
     return {
@@ -160,14 +169,14 @@ def durations(rows: pa.Table) -> dict[str, Any]:
     }
 
 
-def headers(rows: pa.Table, built: BuildResult) -> dict[str, Any]:
+def headers(rows: Rows, built: BuildResult) -> dict[str, Any]:
     """Sample rates, channels, formats, and clips that are too short or too long."""
     rates = rows["sample_rate"].to_numpy()
     seconds = rows["duration_s"].to_numpy()
 
     def cases(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
         indices = np.flatnonzero(mask)
-        examples = rows["utterance_id"].take(pa.array(indices[:_EXAMPLES])).to_pylist()
+        examples = rows.take("utterance_id", indices[:_EXAMPLES])
         return {"count": len(indices), "examples": examples}
 
     return {
@@ -180,23 +189,21 @@ def headers(rows: pa.Table, built: BuildResult) -> dict[str, Any]:
     }
 
 
-def signal(rows: pa.Table, seed: int) -> dict[str, Any]:
+def signal(rows: Rows, seed: int) -> dict[str, Any]:
     """Levels in a seeded sample of at most `SIGNAL_CLIPS` clips, and the clips to look at.
 
     Measured is what the encoders get: the mean of the channels at 16 kHz, the first
     `MEASURED_SECONDS` of it, around its own mean.
     """
-    names = rows["utterance_id"]
     chosen = np.arange(len(rows))
     if len(rows) > SIGNAL_CLIPS:
         drawn = np.random.default_rng(hash64(seed, "signal")).choice(len(rows), SIGNAL_CLIPS, False)
         chosen = np.sort(drawn)
-    paths = rows["audio_path"].take(pa.array(chosen)).to_pylist()
+    names, paths = (rows.take(name, chosen) for name in ("utterance_id", "audio_path"))
     kinds = ("silent", "cancelled", "dead_channel", "clipped", "not_finite", "undecodable")
     cases = {kind: Examples() for kind in kinds}
     levels, silent_shares = [], []
-    for row, path in zip(map(int, chosen), paths, strict=True):
-        name = names[row].as_py()
+    for name, path in zip(names, paths, strict=True):
         clip = _levels(path)
         if not isinstance(clip, Levels):
             kind = "not_finite" if clip.startswith("not finite") else "undecodable"
@@ -239,39 +246,42 @@ def _quantiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
     return {n: float(v) for n, v in zip(names, np.quantile(values, [0.05, 0.5, 0.95]), strict=True)}
 
 
-def duplicates(rows: pa.Table) -> dict[str, Any]:
+def duplicates(rows: Rows) -> dict[str, Any]:
     """Byte-identical files under several ids."""
-    alike = rows.group_by("audio_digest").aggregate([("audio_digest", "count")])
-    alike = alike.filter(pc.greater(alike["audio_digest_count"], 1))
-    alike = alike.sort_by([(name, "ascending") for name in ("audio_digest_count", "audio_digest")])
-    clips = rows.select(["audio_digest", "utterance_id", "split"])
-    clips = clips.filter(pc.is_in(rows["audio_digest"], alike["audio_digest"].combine_chunks()))
-    parts = clips.group_by("audio_digest").aggregate([("split", "count_distinct")])
-    shown = alike["audio_digest"].slice(0, _EXAMPLES).to_pylist()
-    examples: dict[str, list[str]] = {digest: [] for digest in shown}
-    digests = clips["audio_digest"]
-    shown_clips = clips.filter(pc.is_in(digests, pa.array(shown, digests.type)))
-    for digest, name in zip(
-        shown_clips["audio_digest"].to_pylist(),
-        shown_clips["utterance_id"].to_pylist(),
-        strict=True,
-    ):
-        examples[digest].append(name)
+    _, code, times = np.unique(
+        content_hashes(rows, "audio_digest"), return_inverse=True, return_counts=True
+    )
+    alike = times > 1
+    sides = np.zeros(len(times), np.uint8)  # a bit for each part
+    start = 0
+    shown: list[tuple[int, str, int]] = []  # the smallest groups: size, digest, code
+    for table in tables(rows, ["split", "audio_digest"]):
+        codes = code[start : start + len(table)]
+        start += len(table)
+        for bit, part in enumerate((*PARTS, UNLABELLED)):
+            here = pc.equal(table["split"], part).to_numpy()
+            sides[codes[here]] |= np.uint8(1 << bit)
+        own, first = np.unique(codes, return_index=True)
+        own, first = own[alike[own]], first[alike[own]]
+        digests = table["audio_digest"].take(pa.array(first)).to_pylist()
+        groups = zip(times[own].tolist(), digests, own.tolist(), strict=True)
+        shown = sorted({*shown, *groups})[:_EXAMPLES]
+    examples = []
+    for _, _, group in shown:
+        examples.append(rows.take("utterance_id", np.flatnonzero(code == group)[:_EXAMPLES]))
     return {
-        "groups": len(alike),
-        "utterances": len(clips),
-        "groups_on_both_sides": pc.sum(
-            pc.greater(parts["split_count_distinct"], 1).cast(pa.int64())
-        ).as_py()
-        or 0,
-        "examples": [names[:_EXAMPLES] for names in examples.values()],
+        "groups": int(alike.sum()),
+        "utterances": int(times[alike].sum()),
+        "groups_on_both_sides": int((alike & (sides & (sides - 1) > 0)).sum()),
+        "examples": examples,
     }
 
 
-def transcripts(rows: pa.Table) -> dict[str, Any]:
+def transcripts(rows: Rows) -> dict[str, Any]:
     """Empty, distinct and repeated transcripts."""
-    present = pc.binary_length(rows["text"]).to_numpy() > 0
-    _, times = np.unique(hash_strings(rows["text"], normal_text)[present], return_counts=True)
+    hashes = content_hashes(rows, "text")
+    present = hashes != NOTHING
+    _, times = np.unique(hashes[present], return_counts=True)
     return {
         "empty": int((~present).sum()),
         "distinct": len(times),

@@ -118,7 +118,8 @@ class SeenIds:
             if index < len(self._sorted) and self._sorted[index] == key:
                 return False
         self._recent.add(key)
-        if len(self._recent) >= _UNSORTED:
+        # In proportion to what is sorted, so that all sorting takes linear time.
+        if len(self._recent) >= max(_UNSORTED, len(self._sorted) // 8):
             merged = np.concatenate([self._sorted, np.array(list(self._recent), np.uint64)])
             merged.sort()
             self._sorted = array("Q", merged.tobytes())

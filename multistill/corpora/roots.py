@@ -8,6 +8,7 @@ from pathlib import Path
 
 from multistill.config import CorpusConfig
 from multistill.corpora.paths import audio_folder
+from multistill.corpora.rows import ROW_GROUP
 from multistill.damaged import read_table
 
 
@@ -36,11 +37,19 @@ def stays_inside(manifest: Path, roots: Sequence[Path]) -> bool:
     Raises:
         MultistillError: the manifest is damaged.
     """
-    paths = read_table(manifest, columns=["audio_path"])["audio_path"].unique().to_pylist()
-    if not all(isinstance(path, str) and os.path.isabs(path) for path in paths):  # noqa: PTH117
-        return False
-    folders = {os.path.realpath(os.path.dirname(path)) for path in paths}  # noqa: PTH120
-    links = (Path(os.path.realpath(path)) for path in paths if os.path.islink(path))  # noqa: PTH114
-    return all(
-        any(place.is_relative_to(root) for root in roots) for place in (*map(Path, folders), *links)
-    )
+    rows = read_table(manifest, columns=["audio_path"])
+    folders: set[str] = set()
+    for batch in rows.to_batches(max_chunksize=ROW_GROUP):
+        paths = batch.column(0).unique().to_pylist()
+        if not all(isinstance(path, str) and os.path.isabs(path) for path in paths):  # noqa: PTH117
+            return False
+        folders.update(os.path.dirname(path) for path in paths)  # noqa: PTH120
+        links = (path for path in paths if os.path.islink(path))  # noqa: PTH114
+        if not all(_is_inside(link, roots) for link in links):
+            return False
+    return all(_is_inside(folder, roots) for folder in folders)
+
+
+def _is_inside(path: str, roots: Sequence[Path]) -> bool:
+    place = Path(os.path.realpath(path))
+    return any(place.is_relative_to(root) for root in roots)

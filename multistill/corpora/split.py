@@ -14,7 +14,7 @@ for one seed in fifteen (three-distance theorem; Knuth, TAOCP 3, 6.4).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -22,12 +22,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from multistill.config import SplitConfig
 from multistill.corpora.groups import Groups, codes_of, connected_groups, split_groups
-from multistill.corpora.manifest import hash_strings
-from multistill.corpora.text import normal_text
+from multistill.corpora.manifest import NOTHING, content_hashes
+from multistill.corpora.rows import Columns, tables
 from multistill.errors import UsageError
 
 PARTS = ("train", "valid", "test")
@@ -134,7 +133,7 @@ class Split:
 
 
 def split_rows(
-    table: pa.Table, config: SplitConfig, given: Sequence[str | None] | None = None
+    table: Columns, config: SplitConfig, given: Sequence[str | None] | None = None
 ) -> Split:
     """Split the rows of a manifest (`utterance_id`, `session`, `speaker`).
 
@@ -167,14 +166,14 @@ def split_rows(
 
 
 def _by_row(
-    table: pa.Table, config: SplitConfig
+    table: Columns, config: SplitConfig
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32]]:
     """Each utterance on its own, as in published work; speakers are then in several parts."""
     part = np.zeros(len(table), np.int8)
     fold = np.zeros(len(table), np.int32)
     row = 0
-    for batch in table.select(["utterance_id"]).to_batches(max_chunksize=65_536):
-        for name in batch.column(0).to_pylist():
+    for batch in tables(table, ["utterance_id"]):
+        for name in batch["utterance_id"].to_pylist():
             x = hash64(config.seed, name) / 2**64
             part[row] = 2 if x < config.test else x < config.test + config.valid
             fold[row] = hash64(config.seed, "fold", name) % config.folds
@@ -205,7 +204,7 @@ def _assign(config: SplitConfig, names: Iterable[str]) -> Parts:
 
 
 def _by_column(
-    table: pa.Table, groups: Groups, config: SplitConfig, given: Sequence[str | None] | None
+    table: Columns, groups: Groups, config: SplitConfig, given: Sequence[str | None] | None
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32], dict[str, Any]]:
     """The corpora's own split; if it has no valid part, groups of train become valid."""
     names = [PART_ALIASES.get((value or "").strip().casefold()) for value in given or []]
@@ -241,7 +240,7 @@ def _by_column(
     return part, np.array([folds.get(name, -1) for name in groups.names], np.int32)[codes], facts
 
 
-def leaks(table: pa.Table, part: npt.NDArray[np.int8]) -> dict[str, Any]:
+def leaks(table: Columns, part: npt.NDArray[np.int8]) -> dict[str, Any]:
     """Count what occurs in more than one part of the split; see `LeakCounter`."""
     return LeakCounter(table).count(part)
 
@@ -257,11 +256,11 @@ class LeakCounter:
     `transcript_rows` and `recording_rows` are the test utterances concerned.
     """
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: Columns) -> None:
         self._groups = {name: codes_of(table, name) for name in ("session", "speaker")}
         self._contents = {
-            "transcript": _content_codes(table["text"], normal_text),
-            "recording": _content_codes(table["audio_digest"], str),
+            "transcript": _content_codes(table, "text"),
+            "recording": _content_codes(table, "audio_digest"),
         }
 
     def count(self, part: npt.NDArray[np.int8]) -> dict[str, Any]:
@@ -285,11 +284,12 @@ class LeakCounter:
 
 
 def _content_codes(
-    column: pa.ChunkedArray, normal: Callable[[str], str]
+    table: Columns, column: str
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Equal numbers [N] for equal values, and whether there is a value [N]."""
-    _, codes = np.unique(hash_strings(column, normal), return_inverse=True)
-    return codes, pc.binary_length(column).to_numpy() > 0
+    hashes = content_hashes(table, column)
+    _, codes = np.unique(hashes, return_inverse=True)
+    return codes, hashes != NOTHING
 
 
 def refuse_leaks(

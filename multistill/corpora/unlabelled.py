@@ -24,14 +24,13 @@ import pyarrow.compute as pc
 from multistill.config import CorpusConfig
 from multistill.corpora.build import BuildResult
 from multistill.corpora.groups import codes_of, connected_groups
-from multistill.corpora.manifest import UNLABELLED, hash_strings
+from multistill.corpora.manifest import NOTHING, UNLABELLED, content_hashes
 from multistill.corpora.rejections import Rejections
+from multistill.corpora.rows import Rows
 from multistill.corpora.split import PARTS
-from multistill.corpora.text import normal_text
 from multistill.errors import MultistillError
+from multistill.typing import BoolArray
 from multistill.wording import counted
-
-Mask = npt.NDArray[np.bool_]
 
 
 def unlabelled_titles(corpora: Sequence[CorpusConfig]) -> list[str]:
@@ -48,7 +47,7 @@ class Unlabelled:
         labels: how many of them have a label, which is not read.
     """
 
-    def __init__(self, rows: pa.Table, read: Mapping[str, int], labels: Mapping[str, int]) -> None:
+    def __init__(self, rows: Rows, read: Mapping[str, int], labels: Mapping[str, int]) -> None:
         self.rows, self.read, self.labels = rows, read, labels
 
     @classmethod
@@ -57,24 +56,27 @@ class Unlabelled:
 
         Clips whose recording a corpus with labels has too are rejected.
         """
-        without = pc.is_in(built.rows["corpus"].cast(pa.string()), pa.array(titles, pa.string()))
+        codes, names = codes_of(built.rows, "corpus")
+        without = np.array([name in titles for name in names.to_pylist()], bool)[codes]
         read = {title: built.kept[title] for title in titles}
         apart = cls(built.rows.filter(without), read, dict(built.unread_labels))
-        built.rows = built.rows.filter(pc.invert(without)) if titles else built.rows
-        known = pc.is_in(
-            apart.rows["audio_digest"], built.rows["audio_digest"].combine_chunks()
-        ).to_numpy()
-        apart._reject(known, "a corpus with labels has its recording", built.rejections)
+        built.rows = built.rows.filter(~without)
+        if len(apart.rows):
+            own, others = (
+                content_hashes(each, "audio_digest") for each in (apart.rows, built.rows)
+            )
+            known = np.isin(own, others)
+            apart._reject(known, "a corpus with labels has its recording", built.rejections)
         return apart
 
-    def heard(self, labelled: pa.Table, part: npt.NDArray[np.integer]) -> Mask:
+    def heard(self, labelled: Rows, part: npt.NDArray[np.integer]) -> BoolArray:
         """Which clips are of a speaker or a session of the validation or test part [N].
 
         Args:
             labelled: rows of the corpora with labels.
             part: index into `split.PARTS` of each of them.
         """
-        outside = labelled.filter(pa.array(part != PARTS.index("train")))
+        outside = labelled.filter(part != PARTS.index("train"))
         heard = np.zeros(len(self.rows), bool)
         for column in ("speaker", "session"):
             names = {_own_name(name) for name in pc.unique(outside[column]).to_pylist()} - {""}
@@ -84,52 +86,55 @@ class Unlabelled:
         return heard
 
     def reject_heard(
-        self, labelled: pa.Table, part: npt.NDArray[np.integer], rejections: Rejections
+        self, labelled: Rows, part: npt.NDArray[np.integer], rejections: Rejections
     ) -> None:
         """Reject the clips that `heard` names."""
         reason = "its speaker or session is in validation or test"
         self._reject(self.heard(labelled, part), reason, rejections)
 
-    def _reject(self, mask: Mask, reason: str, rejections: Rejections) -> None:
-        for name in self.rows["utterance_id"].filter(pa.array(mask)).to_pylist():
+    def _reject(self, mask: BoolArray, reason: str, rejections: Rejections) -> None:
+        for name in self.rows.take("utterance_id", np.flatnonzero(mask)):
             rejections.add("unlabelled", name, reason)
-        self.rows = self.rows.filter(pa.array(~mask))
+        self.rows = self.rows.filter(~mask)
 
-    def join(self, labelled: pa.Table, left_out: Mask | None = None) -> pa.Table:
+    def join(self, labelled: Rows, left_out: BoolArray | None = None) -> Rows:
         """The rows of the manifest, and after them the clips without labels, as a part of it.
 
         Args:
             left_out: clips that are not in it [N]; None: all are.
         """
-        rows = self.rows if left_out is None else self.rows.filter(pa.array(~left_out))
+        rows = self.rows if left_out is None else self.rows.filter(~left_out)
         if not len(rows):
             return labelled
         groups = connected_groups(rows)
         group = pa.DictionaryArray.from_arrays(groups.codes, pa.array(groups.names, pa.string()))
         part = (
-            rows.append_column("split", pa.array([UNLABELLED] * len(rows), pa.string()))
+            rows.append_column("split", parts_column(np.zeros(len(rows), np.int8), [UNLABELLED]))
             .append_column("fold", pa.array(np.full(len(rows), -1), pa.int32()))
             .append_column("group", group)
         )
-        return pa.concat_tables([labelled, part.cast(labelled.schema)]).unify_dictionaries()
+        return labelled.extended(part)
 
-    def describe(self, tested: pa.ChunkedArray) -> dict[str, dict[str, Any]]:
+    def describe(self, labelled: Rows) -> dict[str, dict[str, Any]]:
         """By corpus, as `quality.json` and the report have it.
 
         Args:
-            tested: transcripts of the test part.
+            labelled: rows of the corpora with labels, with their part.
 
         Returns:
             `clips` and `hours` that are left; `left_out`; `with_label`: clips read that have a
             label; `unnamed`: clips left without the name of a speaker; `transcripts`: clips left
             that say what a test clip says.
         """
-        texts = np.unique(hash_strings(tested, normal_text))
+        if not self.read:
+            return {}
+        tested = pc.equal(labelled["split"], "test").to_numpy()
+        texts = np.unique(content_hashes(labelled, "text")[tested])
         result = {}
         for title, read in self.read.items():
-            rows = self.rows.filter(pc.equal(self.rows["corpus"].cast(pa.string()), title))
-            speaks = pc.binary_length(rows["text"]).to_numpy() > 0
-            same = np.isin(hash_strings(rows["text"], normal_text), texts) & speaks
+            rows = self.rows.filter(pc.equal(self.rows["corpus"], title).to_numpy())
+            said = content_hashes(rows, "text")
+            same = np.isin(said, texts) & (said != NOTHING)
             speakers = rows["speaker"].cast(pa.string())
             result[title] = {
                 "clips": len(rows),
@@ -140,6 +145,11 @@ class Unlabelled:
                 "transcripts": int(same.sum()),
             }
         return result
+
+
+def parts_column(part: npt.NDArray[np.integer], names: Sequence[str]) -> pa.DictionaryArray:
+    """The column `split` [N] from indices into the names of the parts."""
+    return pa.DictionaryArray.from_arrays(pa.array(part, pa.int8()), pa.array(names, pa.string()))
 
 
 def refuse_empty(described: Mapping[str, Mapping[str, Any]], rejections: Rejections) -> None:

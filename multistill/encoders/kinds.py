@@ -49,6 +49,16 @@ BUILT_IN_LAYERS: Mapping[str, int] = {
 }
 """Layers of the built-in encoders; hidden state 0 is the input of the first."""
 
+BUILT_IN_SIZES: Mapping[str, tuple[int, int, int]] = {
+    "smart-turn": (2, 6, 1536),
+    "untrained-wav2vec2": (2, 4, 256),
+}
+"""Layers, attention heads and feed-forward units of those that can be slimmed."""
+SLIMMABLE = frozenset(
+    {"wav2vec2", "hubert", "data2vec-audio", "unispeech", "unispeech-sat", WHISPER}
+)
+"""Types whose heads and feed-forward units do not depend on each other."""
+
 
 def reader_of(model_type: str | None) -> Reader:
     """How a speech encoder of this type reads a wave.

@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from multistill.audio import SAMPLE_RATE
-from multistill.config import FeaturesConfig, OneSpeechEncoderConfig, TextEncoderConfig
+from multistill.config import (
+    FeaturesConfig,
+    OneSpeechEncoderConfig,
+    SpeechEncoderConfig,
+    TextEncoderConfig,
+)
 from multistill.encoders import hub
 from multistill.encoders.base import SPEECH_SECTION, TEXT_SECTION
 from multistill.encoders.kinds import (
@@ -29,6 +34,7 @@ from multistill.encoders.kinds import (
 )
 from multistill.encoders.packaged import PACKAGED
 from multistill.encoders.registry import BUILT_IN_SPEECH, BUILT_IN_TEXT, load_tokenizer
+from multistill.encoders.slim import EncoderSizes, sizes_of, slim_problems
 from multistill.encoders.small_files import DamagedFileError, Fields, fields_of, text_of
 from multistill.encoders.trained_layers import training_problems
 from multistill.errors import MultistillError, UsageError
@@ -96,6 +102,23 @@ def _layer_problems(
         found = (layer_problem(index, layers) for index in config.layers)
         yield from (f"layers: {problem}" for problem in found if problem)
     yield from training_problems(config, layers, model_type)
+
+
+def slimmed_problems(config: SpeechEncoderConfig, slim: EncoderSizes) -> Iterator[str]:
+    """A sentence for each reason why the speech encoder cannot be slimmed to these sizes.
+
+    Of an encoder that is not on this machine, what its settings alone tell.
+    """
+    folder = None if config.model in BUILT_IN_SPEECH else hub.local_folder(config)
+    settings = kind = None
+    try:
+        if folder is not None:
+            settings = fields_of(folder / "config.json")
+            kind = settings.text("model_type")
+        base = sizes_of(config, settings)
+    except DamagedFileError:
+        return  # told by `problems`
+    yield from slim_problems(config, slim, base, kind)
 
 
 def missing_weights(config: FeaturesConfig) -> Iterator[str]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderConfig
 from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.encoders.registry import resolve_speech, resolve_text
+from multistill.encoders.slim import AS_IT_IS, EncoderSizes, slim_problems
+from multistill.errors import UsageError
 
 if TYPE_CHECKING:
     from multistill.encoders.trainable import TrainableEncoder
@@ -28,11 +30,18 @@ class EncoderSource:
     Attributes:
         config: section of the job file, with `train` other than `none`.
         revision: identity of the base's weights, see `registry.resolve_speech`.
+        seed: of weights that are drawn at random (`train.untrained`).
+        slim: sizes to which a speech encoder is pruned before its training.
+        architecture: of `TrainableEncoder.architecture`, where all weights are in a model folder
+            and the base is not needed.
     """
 
     section: Section
     config: SpeechEncoderConfig | TextEncoderConfig
     revision: str | None
+    seed: int = 0
+    slim: EncoderSizes = AS_IT_IS
+    architecture: Mapping[str, Any] | None = None
 
     def load(self) -> TrainableEncoder:
         """The encoder before training, on the CPU.
@@ -47,7 +56,21 @@ class EncoderSource:
         from multistill.encoders.trainable import load_trainable
 
         with torch.random.fork_rng(devices=[]):
-            return load_trainable(self.section, self.config, self.revision)
+            return load_trainable(
+                self.section, self.config, self.revision, self.seed, self.slim, self.architecture
+            )
+
+    def slimmed(self, slim: EncoderSizes) -> EncoderSource:
+        """The same encoder, pruned to these sizes before its training.
+
+        Raises:
+            UsageError: it is not trained whole.
+        """
+        if slim.given:
+            assert isinstance(self.config, SpeechEncoderConfig)
+            for problem in slim_problems(self.config, slim):
+                raise UsageError(f"model: {problem}")
+        return replace(self, slim=slim)
 
     def with_training(self, train: Mapping[str, Any]) -> EncoderSource:
         """The same encoder, trained with other settings.
@@ -69,7 +92,8 @@ class EncoderSource:
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights of a model that trains this encoder."""
-        return {**self.config.identity(), "revision": self.revision}
+        drawn = {"seed": self.seed} if self.config.train.untrained else {}
+        return {**self.config.identity(), "revision": self.revision, **drawn}
 
     def base(self) -> dict[str, Any]:
         """Name and revision of the weights that the training starts from."""
@@ -88,13 +112,20 @@ class EncoderSource:
 
     def to_dict(self) -> dict[str, Any]:
         """The source as JSON values."""
-        return {"config": self.config.model_dump(mode="json"), "revision": self.revision}
+        config = self.config.model_dump(mode="json")
+        return {"config": config, "revision": self.revision, "seed": self.seed}
 
     @classmethod
     def from_dict(cls, section: Section, values: Mapping[str, Any]) -> EncoderSource:
         """Inverse of `to_dict`."""
         config = _CONFIGS[section].model_validate(values["config"])
-        return cls(section, config, values["revision"])
+        return cls(
+            section,
+            config,
+            values["revision"],
+            values["seed"],
+            architecture=values.get("architecture"),
+        )
 
 
 def trained_encoders(

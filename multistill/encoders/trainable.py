@@ -5,6 +5,7 @@ It is the module that also fills the store, without what lies below the trained 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -18,6 +19,8 @@ from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.encoders.adapters import add_adapters, add_lora, free_layer_norms
 from multistill.encoders.masking import SpecAugment
 from multistill.encoders.registry import check_trainable, load_speech, load_text
+from multistill.encoders.slim import AS_IT_IS, EncoderSizes
+from multistill.encoders.slimming import empty_network, slim_layers
 from multistill.encoders.stored_inputs import WAVE_COLUMNS, decode_waves
 from multistill.encoders.trained_layers import SectionName, first_state, stored_kind
 from multistill.errors import MultistillError
@@ -33,6 +36,7 @@ class TrainableEncoder(nn.Module):
         network: of a loaded encoder; it is changed in place.
         config: with `train`.
         revision: identity of the base's weights.
+        slim: sizes to which the layers are pruned.
 
     Attributes:
         stored_dim: width of a stored row.
@@ -47,6 +51,7 @@ class TrainableEncoder(nn.Module):
         network: Any,
         config: SpeechEncoderConfig | TextEncoderConfig,
         revision: str | None,
+        slim: EncoderSizes = AS_IT_IS,
     ) -> None:
         super().__init__()
         train = config.train
@@ -61,6 +66,10 @@ class TrainableEncoder(nn.Module):
         ]
         self.dim: int = network.dim
         self._layers: list[nn.Module] = list(network.selector.layers)
+        self._slimmed = slim.given
+        if self._slimmed:
+            assert isinstance(config, SpeechEncoderConfig)
+            slim_layers(network.model, self._layers, config, slim)
         self._prepare(train)
         self._trained = self._requiring_gradients()
         if train.top is not None:
@@ -194,11 +203,14 @@ class TrainableEncoder(nn.Module):
         return [group for group in groups if group]
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Only what training changes, by name; the frozen base is not in it."""
+        """Only what training changes, by name: the frozen base is not in it.
+
+        All weights of a slimmed encoder, which is no part of its base.
+        """
         return {
             name: parameter.detach()
             for name, parameter in self.named_parameters()
-            if name in self._trained
+            if self._slimmed or name in self._trained
         }
 
     def load_trained_state(self, tensors: Mapping[str, Tensor]) -> None:
@@ -214,8 +226,20 @@ class TrainableEncoder(nn.Module):
                 f"the trained part does not fit the encoder `{self._base['name']}`: it is of "
                 "another encoder, or was trained with other settings; train it again"
             )
+        if any(tensor.is_meta for tensor in own.values()):
+            self.load_state_dict(dict(tensors), strict=False, assign=True)
+            return
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
+
+    def architecture(self) -> dict[str, Any] | None:
+        """What `load_trainable` makes a slimmed encoder of without its base, as JSON values."""
+        if not self._slimmed:
+            return None
+        settings = json.loads(self.network.model.config.to_json_string(use_diff=False))
+        # The first may be a path of this machine.
+        kept = {k: v for k, v in settings.items() if k not in ("_name_or_path", "architectures")}
+        return {"settings": kept, "level": getattr(self.network, "level", 1.0)}
 
     def base_identity(self) -> dict[str, Any]:
         """Name and revision of the encoder whose weights are the start of training."""
@@ -223,7 +247,12 @@ class TrainableEncoder(nn.Module):
 
 
 def load_trainable(
-    section: SectionName, config: SpeechEncoderConfig | TextEncoderConfig, resolved: str | None
+    section: SectionName,
+    config: SpeechEncoderConfig | TextEncoderConfig,
+    resolved: str | None,
+    seed: int = 0,
+    slim: EncoderSizes = AS_IT_IS,
+    architecture: Mapping[str, Any] | None = None,
 ) -> TrainableEncoder:
     """Load the trained part of an encoder, on the CPU and in training mode.
 
@@ -231,28 +260,41 @@ def load_trainable(
 
     Args:
         resolved: from `registry.resolve_speech` or `registry.resolve_text`.
+        seed: of weights that are drawn at random (`train.untrained`).
+        slim: sizes to which a speech encoder is pruned.
+        architecture: of a slimmed encoder, whose base is not read: its parameters are on the meta
+            device until `load_trained_state`.
 
     Raises:
         UsageError: the encoder lacks what is to be trained.
         MultistillError: the model cannot be loaded.
     """
-    check_trainable(config, resolved)
+    if architecture is None:
+        check_trainable(config, resolved)
     whole = config.model_copy(update={"train": EncoderTrainingConfig()})
+    if slim.layers is not None:
+        whole = whole.model_copy(update={"layers": [slim.layers]})
     device = torch.device("cpu")
-    encoder: Any
-    if isinstance(whole, SpeechEncoderConfig):
-        encoder = load_speech(whole, resolved, device)
+    network: Any
+    if architecture is not None and isinstance(whole, SpeechEncoderConfig):
+        network = empty_network(whole, architecture)
     else:
-        encoder = load_text(whole, resolved, device)
+        encoder: Any = (
+            load_speech(whole, resolved, device)
+            if isinstance(whole, SpeechEncoderConfig)
+            else load_text(whole, resolved, device)
+        )
+        network = encoder.network
     if config.train.untrained:
-        _draw_again(encoder.network.model)
-    return TrainableEncoder(encoder.network, config, resolved).train()
+        _draw_again(network.model, seed)
+    reads = config.model_copy(update={"layers": whole.layers})
+    return TrainableEncoder(network, reads, resolved, slim).train()
 
 
-def _draw_again(model: Any) -> None:
-    """Draw the weights of a transformers model as it is made from its config, always alike."""
+def _draw_again(model: Any, seed: int) -> None:
+    """Draw the weights of a transformers model by a seed, as it is made from its config."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         drawn = type(model)(model.config)
     own = model.state_dict()
     model.load_state_dict({n: t for n, t in drawn.state_dict().items() if n in own}, strict=False)

@@ -20,27 +20,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from multistill.config import EvaluationConfig
-from multistill.evaluation.courses import RESULTS, Answers, Course
+from multistill.evaluation.chosen_weight import chosen, scores_on_validation
+from multistill.evaluation.course_models import FoldModels, Models, answer
+from multistill.evaluation.courses import RESULTS, Course
 from multistill.evaluation.utterances import Utterances, read_utterances
 from multistill.features.cache import open_store
-from multistill.features.store import FeatureStore
-from multistill.hardware import default_device
-from multistill.inference.predict import dialogue_context, predict_logits
-from multistill.metrics.classification import (
-    SufficientStatistics,
-    class_support,
-    distributions,
-    log_probabilities,
-    softmax,
-)
+from multistill.metrics.classification import SufficientStatistics, class_support
 from multistill.metrics.intervals import (
     BOUNDS,
     Resampling,
@@ -49,29 +40,12 @@ from multistill.metrics.intervals import (
     satterthwaite,
     t_interval,
 )
-from multistill.models.build import count_parameters
-from multistill.models.files import load_model, read_model_config
-from multistill.models.joint import Model
-from multistill.models.parts import classifier_modules
 from multistill.typing import DoubleArray, IntArray
 from multistill.workspace import write_json
 
 METRICS = ("uar", "macro_f1", "weighted_f1")
 
 Interval = dict[str, float | None]
-
-
-@dataclass(frozen=True)
-class FoldModels:
-    """The models of one fold.
-
-    Attributes:
-        manifest: its folder.
-        folders: of each model, by name, those of every seed.
-    """
-
-    manifest: Path
-    folders: Mapping[str, Sequence[Path]]
 
 
 @dataclass(frozen=True)
@@ -121,71 +95,6 @@ class CorpusClips:
         )
 
 
-class Models:
-    """Predictions of every model that answers, each computed once.
-
-    Args:
-        tests: the test clips of every fold.
-    """
-
-    def __init__(
-        self, folds: Sequence[FoldModels], tests: Sequence[Utterances], store: FeatureStore
-    ) -> None:
-        self.folds, self.tests, self.store = folds, tests, store
-        self.device = default_device()
-        self._known: dict[tuple[Path, Path], DoubleArray] = {}
-
-    @cached_property
-    def seeds(self) -> int:
-        return len(next(iter(self.folds[0].folders.values())))
-
-    def distributions(self, body: str, classifier: str, seed: int) -> DoubleArray:
-        """Calibrated distributions [N, C] for the test clips of all folds, one after another."""
-        return np.concatenate(
-            [
-                self._predict(fold, test, fold.folders[body][seed], fold.folders[classifier][seed])
-                for fold, test in zip(self.folds, self.tests, strict=True)
-            ]
-        )
-
-    def _predict(
-        self, fold: FoldModels, test: Utterances, body: Path, classifier: Path
-    ) -> DoubleArray:
-        key = (body, classifier)
-        if key not in self._known:
-            model, config = load_model(body), read_model_config(classifier)
-            if classifier != body:
-                _take_classifier(model, load_model(classifier))
-            context = dialogue_context(model, self.store, fold.manifest)
-            outputs = predict_logits(
-                model,
-                self.store,
-                test.ids,
-                self.device,
-                max_frames=config["max_frames"],
-                context=context,
-            )
-            found = distributions(outputs, config["output"])
-            self._known[key] = softmax(log_probabilities(found) / (config["temperature"] or 1.0))
-        return self._known[key]
-
-    def parameters(self, name: str) -> dict[str, int]:
-        """Of a model: how many its training changed, and how many it has."""
-        folder = self.folds[0].folders[name][0]
-        model, config = load_model(folder), read_model_config(folder)
-        trained = int(config["training"]["trained_parameters"])
-        frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-        return {"trained": trained, "total": count_parameters(model) + frozen}
-
-
-def _take_classifier(model: Model, source: Model) -> None:
-    """Give a model the classifier of another one of the same architecture."""
-    own = classifier_modules(model)
-    with torch.no_grad():
-        for name, module in classifier_modules(source).items():
-            own[name].load_state_dict(module.state_dict())
-
-
 def score_courses(
     folds: Sequence[FoldModels],
     features: Path,
@@ -195,6 +104,7 @@ def score_courses(
     out: Path,
     seed: int,
     split_by: str,
+    metric: str = "macro_f1",
 ) -> dict[str, Any]:
     """Score every method after every corpus; writes `forgetting.json` into `out`.
 
@@ -203,6 +113,7 @@ def score_courses(
         corpora: with a test clip each.
         seed: of the bootstrap resamples.
         split_by: what the split keeps together.
+        metric: by which a weight of several is chosen on validation.
 
     Returns:
         JSON summary: `courses`, their number.
@@ -218,6 +129,11 @@ def score_courses(
     models = Models(folds, tests, store)
     confidence = config.confidence
     scored = [_score(course, models, tested, where, confidence) for course in courses]
+    on_validation = scores_on_validation(courses, folds, store, metric)
+    for entry, score, best in zip(
+        scored, on_validation, chosen(courses, on_validation), strict=True
+    ):
+        entry |= {"validation": score, "chosen": best}
     results = {
         "corpora": {
             name: {
@@ -228,6 +144,7 @@ def score_courses(
             for name, part in tested.items()
         },
         "confidence": confidence,
+        "metric": metric,
         "seeds": models.seeds,
         "folds": len(folds),
         "courses": scored,
@@ -253,17 +170,17 @@ def _score(
     }
     for given, title in ((True, "given"), (False, "predicted")):
         matrix: list[dict[str, Measured]] = []
-        chosen: list[float] = []
+        right: list[float] = []
         for step, answers in enumerate(course.steps):
             learnt = course.order[: step + 1]
-            seeds = [_answer(answers, learnt, models, where, given, s) for s in range(models.seeds)]
+            seeds = [answer(answers, learnt, models, where, given, s) for s in range(models.seeds)]
             matrix.append(
                 {
                     name: part.measure([probabilities[where[name]] for probabilities, _ in seeds])
                     for name, part in tested.items()
                 }
             )
-            chosen = [own for _, own in seeds]
+            right = [own for _, own in seeds]
         entry[title] = {
             "matrix": [
                 {name: _cell(measured, confidence) for name, measured in row.items()}
@@ -273,34 +190,8 @@ def _score(
         }
         if not given:
             several = len(set(course.steps[-1].values())) > 1
-            entry[title]["task_accuracy"] = float(np.mean(chosen)) if several else None
+            entry[title]["task_accuracy"] = float(np.mean(right)) if several else None
     return entry
-
-
-def _answer(
-    answers: Answers,
-    learnt: Sequence[str],
-    models: Models,
-    where: Mapping[str, IntArray],
-    given: bool,
-    seed: int,
-) -> tuple[DoubleArray, float]:
-    """Distributions [N, C] of one seed, and how many clips of learnt corpora met their own.
-
-    Args:
-        given: whether the corpus of each clip is known.
-    """
-    own = {name: models.distributions(*answers[name], seed) for name in learnt}
-    stacked = np.stack([own[name] for name in learnt])
-    if given:
-        place = np.full(stacked.shape[1], len(learnt) - 1)  # the newest, for what is not learnt
-        for number, name in enumerate(learnt):
-            place[where[name]] = number
-    else:
-        place = stacked.max(axis=2).argmax(axis=0)
-    rows = np.concatenate([where[name] for name in learnt])
-    truth = np.concatenate([np.full(len(where[n]), i) for i, n in enumerate(learnt)])
-    return stacked[place, np.arange(len(place))], float((place[rows] == truth).mean())
 
 
 def _over_corpora(

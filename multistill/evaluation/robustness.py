@@ -42,7 +42,8 @@ class ConditionStore(FeatureStore):
         self.clean, self.distorted, self.condition = clean, distorted, condition
         self.folder, self.info, self.dtype = clean.folder, clean.info, clean.dtype
         self.types = clean.types
-        self.audio_dim, self.text_dim, self.ids = clean.audio_dim, clean.text_dim, clean.ids
+        self.audio_dim, self.text_dim = clean.audio_dim, clean.text_dim
+        self._index, self._ids = clean._index, None
         self.kind = CONDITIONS[condition].kind
 
     def __contains__(self, utterance_id: object) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from multistill.config import FeaturesConfig
 from multistill.encoders import side_by_side
 from multistill.encoders.registry import resolve_text
+from multistill.features.store import FORMAT
 
 DECODER = 5
 """Version of decoding: raise it when a change to decoding or resampling changes any sample, or
@@ -28,6 +29,7 @@ def features_identity(config: FeaturesConfig) -> dict[str, Any]:
         "weights": resolved_weights(config),
         "decoder": DECODER,
         "padding": PADDING,
+        "format": FORMAT,
     }
 
 
@@ -72,5 +74,6 @@ def store_info(config: FeaturesConfig, clips: int, marker: Mapping[str, Any]) ->
         "text_dim": text["dim"],
         "decoder": DECODER,
         "padding": PADDING,
+        "format": FORMAT,
         "settings": store_settings(config),
     }

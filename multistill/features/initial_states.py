@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +52,7 @@ class InitialStates:
     def __contains__(self, utterance_id: object) -> bool:
         return utterance_id in self.store
 
-    def rows(self, ids: Iterable[str]) -> IntArray:
+    def rows(self, ids: Sequence[str]) -> IntArray:
         return self.store.rows(ids)
 
     def audio(self, utterance_id: str) -> AnyArray:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from multistill.damaged import read_table
 from multistill.errors import MultistillError
@@ -26,6 +27,8 @@ from multistill.workspace import atomic_path, canonical, clear, read_json, write
 PLAN = "plan.arrow"
 PLAN_INFO = "plan.json"
 COLUMNS = ["utterance_id", "audio_path", "audio_digest", "text", "duration_s"]
+
+_DIGEST_ROWS = 65_536
 
 TARGET_SHARDS = 16
 """Small corpora get shards below `shard_seconds`, so that workers share them and runs resume."""
@@ -86,8 +89,21 @@ def _read_info(out: Path) -> dict[str, Any] | None:
 def _digest(table: pa.Table) -> str:
     """Digest of the values, independent of the table's chunks."""
     digest = hashlib.blake2b(digest_size=16)
-    for batch in table.to_batches(max_chunksize=4096):
-        digest.update(canonical(batch.to_pydict()).encode())
+    for start in range(0, len(table), _DIGEST_ROWS):
+        [batch] = table.slice(start, _DIGEST_ROWS).combine_chunks().to_batches()
+        for column in batch.columns:
+            values = column.drop_null()
+            digest.update(np.packbits(column.is_valid().to_numpy(zero_copy_only=False)).tobytes())
+            if pa.types.is_string(values.type) and len(values):
+                digest.update(pc.binary_length(values).to_numpy().tobytes())
+                # Not `serialize`, which pads with whatever stands behind the values in memory.
+                offsets = np.frombuffer(values.buffers()[1], np.int32)[values.offset :]
+                first, last = int(offsets[0]), int(offsets[len(values)])
+                digest.update(memoryview(values.buffers()[2])[first:last] if last > first else b"")
+            elif pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
+                digest.update(values.to_numpy(zero_copy_only=False).tobytes())
+            else:
+                digest.update(canonical(values.to_pylist()).encode())
     return digest.hexdigest()
 
 
@@ -103,5 +119,7 @@ def _write(table: pa.Table, shard_seconds: float, path: Path) -> dict[str, Any]:
     schema = table.schema.remove_metadata()
     with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
         for start, stop in zip(starts, stops, strict=True):
-            writer.write_batch(table.slice(start, stop - start).to_batches()[0])
+            # A column of more than 2 GB of text stays in several chunks.
+            [batch] = table.slice(start, stop - start).combine_chunks().to_batches()
+            writer.write_batch(batch)
     return {"shards": len(starts), "clips": len(table), "seconds": total}

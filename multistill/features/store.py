@@ -1,7 +1,7 @@
 """The feature store: Arrow shards, memory-mapped, read by utterance id.
 
     features.json               encoders, dimensions, dtype; file and checksum of each shard
-    index.parquet               utterance_id, shard, batch, row, audio_frames, text_tokens
+    index.arrow                 utterance_id, shard, batch, row, audio_frames, text_tokens
     quarantine.parquet          utterance_id, audio_path, reason
     shards/00000-1f0c….arrow    Arrow IPC file, one row per clip; the name holds its checksum
     shards/00000.json           its done marker: file, rows, bytes, checksum
@@ -15,22 +15,22 @@ All processes of a node that read a store share one copy of it in the page cache
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from multistill.damaged import damaged, read_table, reading
+from multistill.damaged import damaged, reading
 from multistill.errors import MultistillError
 from multistill.features.dtypes import Dtype, StoredDtype, dtype_of, unpack
-from multistill.typing import AnyArray, FloatArray, IntArray
+from multistill.features.index import INDEX, POSITION, Index
+from multistill.typing import AnyArray, BoolArray, FloatArray, IntArray
 from multistill.workspace import read_json
 
-FORMAT = 1
+FORMAT = 2
 INFO = "features.json"
-INDEX = "index.parquet"
 QUARANTINE = "quarantine.parquet"
 SHARDS = "shards"
 
@@ -63,7 +63,7 @@ class FeatureStore:
     """Random access to a finished store.
 
     Args:
-        folder: holds features.json, index.parquet and shards/. `cache.open_store` also accepts
+        folder: holds features.json, index.arrow and shards/. `cache.open_store` also accepts
             the URI of an object store and copies it to the node first.
 
     Raises:
@@ -75,12 +75,8 @@ class FeatureStore:
         try:
             with reading(self.folder / INFO):
                 self.info: dict[str, Any] = dict(read_json(self.folder / INFO))
-            index = read_table(self.folder / INDEX)
         except FileNotFoundError as error:
-            raise MultistillError(
-                f"{self.folder} is not a complete feature store ({error.filename} is missing); "
-                "give the folder of one, or, if it is of this job, remove it and run the job again"
-            ) from error
+            raise self._incomplete(INFO) from error
         if self.info.get("format") != FORMAT:
             raise MultistillError(
                 f"{self.folder} has store format {self.info.get('format')}, this version reads "
@@ -88,8 +84,11 @@ class FeatureStore:
             )
         with reading(self.folder / INFO):
             self._read_info()
-        with reading(self.folder / INDEX):
-            self._read_index(index)
+        try:
+            self._index = Index(self.folder)
+        except FileNotFoundError as error:
+            raise self._incomplete(INDEX) from error
+        self._ids: list[str] | None = None
         self._shards: dict[int, list[_Batch]] = {}
 
     def _read_info(self) -> None:
@@ -107,20 +106,24 @@ class FeatureStore:
             if Path(name).name != name:
                 raise ValueError(f"a shard is no file of the store: {name}")
 
-    def _read_index(self, index: pa.Table) -> None:
-        self.ids: list[str] = index.column("utterance_id").to_pylist()
-        self._row = {name: row for row, name in enumerate(self.ids)}
-        self._positions = np.stack(
-            [index.column(name).to_numpy() for name in ("shard", "batch", "row")], axis=1
+    def _incomplete(self, name: str) -> MultistillError:
+        return MultistillError(
+            f"{self.folder} is not a complete feature store ({self.folder / name} is missing); "
+            "give the folder of one, or, if it is of this job, remove it and run the job again"
         )
-        self._frames = index.column("audio_frames").to_numpy().astype(np.int64)
-        self._tokens = index.column("text_tokens").to_numpy().astype(np.int64)
+
+    @property
+    def ids(self) -> list[str]:
+        """All utterance ids, sorted; ten million of them are a gigabyte of Python objects."""
+        if self._ids is None:
+            self._ids = self._index.ids()
+        return self._ids
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._index)
 
     def __contains__(self, utterance_id: object) -> bool:
-        return utterance_id in self._row
+        return isinstance(utterance_id, str) and bool(self.has([utterance_id])[0])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}
@@ -128,22 +131,27 @@ class FeatureStore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["folder"])  # type: ignore[misc]
 
-    def rows(self, ids: Iterable[str]) -> IntArray:
+    def has(self, ids: Sequence[str]) -> BoolArray:
+        """Whether the store has each utterance [N]."""
+        return self._index.find(ids) >= 0
+
+    def rows(self, ids: Sequence[str]) -> IntArray:
         """Position of each utterance in `.ids`."""
-        try:
-            return np.fromiter((self._row[name] for name in ids), dtype=np.int64)
-        except KeyError as error:
+        rows = self._index.find(ids)
+        if absent := np.flatnonzero(rows < 0).tolist():
             raise MultistillError(
-                f"utterance {error.args[0]} is not in the store {self.folder}; see its {QUARANTINE}"
-            ) from None
+                f"utterance {ids[absent[0]]} is not in the store {self.folder}; "
+                f"see its {QUARANTINE}"
+            )
+        return rows
 
-    def audio_frames(self, ids: Iterable[str]) -> IntArray:
+    def audio_frames(self, ids: Sequence[str]) -> IntArray:
         """Frames of each utterance, from the index: no states are read."""
-        return self._frames[self.rows(ids)]
+        return self._index.columns["audio_frames"][self.rows(ids)].astype(np.int64)
 
-    def text_tokens(self, ids: Iterable[str]) -> IntArray:
+    def text_tokens(self, ids: Sequence[str]) -> IntArray:
         """Tokens of each utterance; 0 for an empty transcript."""
-        return self._tokens[self.rows(ids)]
+        return self._index.columns["text_tokens"][self.rows(ids)].astype(np.int64)
 
     def audio(self, utterance_id: str) -> AnyArray:
         """Speech states [frames, audio_dim]; read-only views in float16 and float32 stores.
@@ -158,16 +166,13 @@ class FeatureStore:
 
     def raw(self, modality: str, utterance_id: str) -> tuple[AnyArray, FloatArray | None]:
         """Stored values [length, dim] (a view of the mapped file) and int8 scales [dim]."""
-        shard, batch, row = self._positions[self._row_of(utterance_id)]
+        [place] = self.rows([utterance_id])
+        shard, batch, row = (int(self._index.columns[name][place]) for name in POSITION)
         dim = self.audio_dim if modality == "audio" else self.text_dim
         try:
-            return self._batches(int(shard))[batch].raw(modality, int(row), dim)
+            return self._batches(shard)[batch].raw(modality, row, dim)
         except (LookupError, TypeError, ValueError) as error:
             raise damaged(self.folder / INDEX, error) from error
-
-    def _row_of(self, utterance_id: str) -> int:
-        row = self._row.get(utterance_id)
-        return int(self.rows([utterance_id])[0]) if row is None else row
 
     def _batches(self, shard: int) -> list[_Batch]:
         batches = self._shards.get(shard)

@@ -17,14 +17,14 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from multistill.encoders.base import Stored
 from multistill.errors import MultistillError
 from multistill.features.dtypes import Dtype, dtype_of, item_type, pack
-from multistill.features.store import FORMAT, INDEX, INFO, QUARANTINE, SHARDS
+from multistill.features.index import LENGTHS, write_index
+from multistill.features.store import FORMAT, INFO, QUARANTINE, SHARDS
 from multistill.typing import AnyArray
-from multistill.workspace import atomic_path, read_json, write_json
+from multistill.workspace import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -243,26 +243,23 @@ def finish_store(
 def _write_index(folder: Path, shards: Sequence[dict[str, Any]]) -> None:
     tables = []
     for entry in shards:
-        with pa.memory_map(str(folder / SHARDS / entry["file"])) as source:
-            reader = pa.ipc.open_file(source)
-            for number in range(reader.num_record_batches):
-                batch = reader.get_batch(number)
-                rows = len(batch)
-                columns = {
-                    "utterance_id": pa.array(batch.column("utterance_id").to_pylist(), pa.string()),
-                    "shard": pa.array(np.full(rows, entry["shard"], np.int32)),
-                    "batch": pa.array(np.full(rows, number, np.int32)),
-                    "row": pa.array(np.arange(rows, dtype=np.int32)),
-                    "audio_frames": pa.array(batch.column("audio_frames").to_numpy().copy()),
-                    "text_tokens": pa.array(batch.column("text_tokens").to_numpy().copy()),
-                }
-                tables.append(pa.table(columns))
+        reader = pa.ipc.open_file(pa.memory_map(str(folder / SHARDS / entry["file"])))
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            rows = len(batch)
+            columns = {
+                "utterance_id": batch.column("utterance_id"),
+                "shard": pa.array(np.full(rows, entry["shard"], np.int32)),
+                "batch": pa.array(np.full(rows, number, np.int32)),
+                "row": pa.array(np.arange(rows, dtype=np.int32)),
+                **{name: batch.column(name) for name in LENGTHS},
+            }
+            tables.append(pa.table(columns))
     if not tables:
         raise MultistillError(f"no clip could be encoded; see {folder / QUARANTINE}")
-    index = pa.concat_tables(tables).combine_chunks().sort_by("utterance_id")
-    if len(index.column("utterance_id").unique()) != len(index):
+    try:
+        write_index(folder, pa.concat_tables(tables))
+    except ValueError as error:
         raise MultistillError(
             f"{folder} holds the same utterance twice; remove the folder and run again"
-        )
-    with atomic_path(folder / INDEX) as temporary:
-        pq.write_table(index, temporary)
+        ) from error

@@ -14,6 +14,7 @@ from multistill.config import FeaturesConfig, SpeechEncoderConfig, TextEncoderCo
 from multistill.encoders import side_by_side
 from multistill.encoders.base import SpeechEncoder, Stored, TextEncoder
 from multistill.encoders.registry import BUILT_IN_SPEECH, BUILT_IN_TEXT, load_text, resolve_text
+from multistill.encoders.stored_inputs import StoredWaves
 from multistill.errors import MultistillError
 from multistill.models.spec import ModelSpec
 
@@ -127,6 +128,8 @@ def _load_speech(
     name: str,
     device: torch.device,
 ) -> SpeechEncoder:
+    if spec.slim.given:  # the model folder has all its weights
+        return StoredWaves(config, "pretrained", described.get("revision"))
     parts = _parts(described)
     revisions = [part.get("revision") for part in parts]
     only = spec.encoder_read if config.additional else None

@@ -19,6 +19,8 @@ class SegmentSettings:
         min_silence: a segment ends after a silence of this length.
         padding: kept before and after the speech.
         max_segment: a longer segment is cut here.
+        min_pause: a segment is predicted provisionally after a silence of this length, and of
+            `padding` at least; None, or not less than `min_silence`: it is not.
 
     Raises:
         UsageError: a value is out of its range.
@@ -29,11 +31,14 @@ class SegmentSettings:
     min_silence: float = 0.3
     padding: float = 0.1
     max_segment: float = 15.0
+    min_pause: float | None = 0.1
 
     def __post_init__(self) -> None:
         check_range("threshold", self.threshold, 0.05, 0.95)
         check_range("min_speech", self.min_speech, 0.0, 10.0)
         check_range("min_silence", self.min_silence, 0.0, 10.0)
+        if self.min_pause is not None:
+            check_range("min_pause", self.min_pause, 0.0, 10.0)
         check_range("padding", self.padding, 0.0, 5.0)
         check_range("max_segment", self.max_segment, 1.0, 600.0)
         if self.min_speech + self.padding >= self.max_segment:
@@ -66,7 +71,8 @@ class StreamSettings:
             none.
         window: an interim prediction is of the last `window` seconds of its segment.
         half_life: time after which a prediction counts half in the smoothed state.
-        max_waiting: interim predictions are skipped while more audio than this waits.
+        max_waiting: interim and provisional predictions are skipped while more audio than this
+            waits.
 
     Raises:
         UsageError: a value is out of its range.

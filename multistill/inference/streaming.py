@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -16,9 +18,11 @@ from multistill.config import FeaturesConfig
 from multistill.errors import UsageError
 from multistill.inference.predictor import Prediction
 from multistill.inference.stream_settings import SegmentSettings, StreamSettings, check_range
+from multistill.inference.stream_state import RecentSamples, SmoothedState
 from multistill.inference.voice_activity import (
     FRAME,
     Ended,
+    Paused,
     Segmenter,
     SileroVoiceActivity,
     Started,
@@ -28,6 +32,13 @@ from multistill.inference.voice_activity import (
 from multistill.typing import FloatArray
 
 Json: TypeAlias = dict[str, Any]
+
+ROOM_SECONDS = 30.0
+"""For which a final prediction waits for a predictor without room."""
+
+
+class NoRoomError(Exception):
+    """A predictor that others use too has no room for a prediction now."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +73,39 @@ class Interim:
     smoothed: Mapping[str, float]
 
     def to_json(self) -> Json:
-        prediction = asdict(self.prediction)
-        kept = ("label", "distribution", "dimensions", "milliseconds")
         return {
             "event": "interim",
             "start": self.start,
             "end": self.end,
-            **{name: prediction[name] for name in kept},
+            **_in_short(self.prediction),
+            "smoothed": dict(self.smoothed),
+        }
+
+
+@dataclass(frozen=True)
+class Provisional:
+    """The prediction that is final unless speech resumes within `min_silence`.
+
+    Attributes:
+        start, end: of the segment as it is then, in seconds of the stream.
+        at: when the pause was known, in seconds of the stream.
+        prediction: that of the `Final` with the same start and end, if there is one.
+        smoothed: as of `Interim`.
+    """
+
+    start: float
+    end: float
+    at: float
+    prediction: Prediction
+    smoothed: Mapping[str, float]
+
+    def to_json(self) -> Json:
+        return {
+            "event": "provisional",
+            "start": self.start,
+            "end": self.end,
+            "at": self.at,
+            **_in_short(self.prediction),
             "smoothed": dict(self.smoothed),
         }
 
@@ -83,7 +120,8 @@ class Final:
         prediction: `Predictor.predict_samples` of its samples.
         smoothed: as of `Interim`.
         cut: the segment was as long as one can be, and somebody still spoke.
-        skipped: interim predictions of the segment that were left out since audio waited.
+        skipped: interim and provisional predictions of the segment that were left out since
+            audio waited or the predictor had no room.
     """
 
     start: float
@@ -107,7 +145,7 @@ class Final:
         }
 
 
-Event: TypeAlias = SpeechStart | Interim | Final
+Event: TypeAlias = SpeechStart | Interim | Provisional | Final
 
 
 class SamplesPredictor(Protocol):
@@ -129,14 +167,20 @@ class SamplesPredictor(Protocol):
         *,
         only: Sequence[str] | None = None,
         unsure_below: float | None = None,
-    ) -> Prediction: ...
+    ) -> Prediction:
+        """Predict samples [n].
+
+        Raises:
+            NoRoomError: there is no room for it now.
+        """
+        ...
 
 
 class StreamingPredictor:
     """Predictions of one stream of samples; several streams share a `Predictor`.
 
     One thread at a time may use an object. Events depend on the samples alone, not on how they
-    are cut into pushes, except for interim predictions that are skipped.
+    are cut into pushes, except for predictions that are skipped.
 
     Args:
         settings: default: those of `StreamSettings`.
@@ -146,7 +190,7 @@ class StreamingPredictor:
 
     Attributes:
         notes: sentences about all predictions of the stream, e.g. that there is no transcript.
-        skipped: interim predictions that were left out so far.
+        skipped: interim and provisional predictions that were left out so far.
 
     Raises:
         UsageError: the model reads no audio, the rate is implausible, `window` or `min_speech`
@@ -177,10 +221,11 @@ class StreamingPredictor:
         self._voice_activity = voice_activity or SileroVoiceActivity()
         self._segmenter = Segmenter(_segments(predictor, settings.segments))
         self._resample = Resampler(rate)
-        self._heard = _Samples()
-        self._smoothed = _Smoothed(settings.half_life)
+        self._heard = RecentSamples()
+        self._smoothed = SmoothedState(settings.half_life)
         self._next_interim = 0
         self._skipped_before = 0
+        self._provisional: Provisional | None = None
 
     @property
     def position(self) -> float:
@@ -196,6 +241,7 @@ class StreamingPredictor:
 
         Raises:
             UnusableClipError: samples are not finite, or no numbers [n].
+            NoRoomError: the predictor had no room for a final prediction within `ROOM_SECONDS`.
         """
         return list(self._advance(self._resample(_checked(samples)), waiting))
 
@@ -216,6 +262,8 @@ class StreamingPredictor:
                     self._next_interim = self._segmenter.position
                     self._skipped_before = self.skipped
                     yield SpeechStart(_seconds(change.start), self.position)
+                elif isinstance(change, Paused):
+                    yield from self._unless_late(waiting, partial(self._paused, change))
                 else:
                     yield self._final(change, self._segmenter.position)
             start, interval = self._segmenter.start, self._settings.interval
@@ -223,19 +271,39 @@ class StreamingPredictor:
                 continue
             if self._segmenter.position >= self._next_interim:
                 self._next_interim += samples_of(interval)
-                if waiting > self._settings.max_waiting:
-                    self.skipped += 1
-                else:
-                    yield self._interim(start, self._segmenter.position)
+                if not self._segmenter.paused:
+                    yield from self._unless_late(waiting, partial(self._interim, start))
 
-    def _interim(self, start: int, end: int) -> Interim:
+    def _unless_late(self, waiting: float, predict: Callable[[], Event]) -> Iterator[Event]:
+        """The event of a prediction that may be left out."""
+        if waiting <= self._settings.max_waiting:
+            try:
+                yield predict()
+                return
+            except NoRoomError:
+                pass
+        self.skipped += 1
+
+    def _interim(self, start: int) -> Interim:
+        end = self._segmenter.position
         start = max(start, end - samples_of(self._settings.window))
         prediction = self._predict(start, end)
         smoothed = self._smoothed.add(prediction, _seconds(end))
         return Interim(_seconds(start), _seconds(end), prediction, smoothed)
 
+    def _paused(self, paused: Paused) -> Provisional:
+        prediction = self._predict(paused.start, paused.end)
+        self._provisional = Provisional(
+            start=_seconds(paused.start),
+            end=_seconds(paused.end),
+            at=self.position,
+            prediction=prediction,
+            smoothed=self._smoothed.add(prediction, self.position),
+        )
+        return self._provisional
+
     def _final(self, ended: Ended, at: int) -> Final:
-        prediction = self._predict(ended.start, ended.end)
+        prediction = self._predict_whole(ended)
         return Final(
             start=_seconds(ended.start),
             end=_seconds(ended.end),
@@ -246,57 +314,24 @@ class StreamingPredictor:
             skipped=self.skipped - self._skipped_before,
         )
 
+    def _predict_whole(self, ended: Ended) -> Prediction:
+        """The prediction of a segment, waiting for room; one that was made is not made again."""
+        made, self._provisional = self._provisional, None
+        if made and (made.start, made.end) == (_seconds(ended.start), _seconds(ended.end)):
+            return made.prediction
+        deadline = time.monotonic() + ROOM_SECONDS
+        pause = 0.05
+        while True:
+            try:
+                return self._predict(ended.start, ended.end)
+            except NoRoomError:
+                if time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
     def _predict(self, start: int, end: int) -> Prediction:
         return self._predictor.predict_samples(self._heard.get(start, end), **self._options)
-
-
-class _Samples:
-    """The latest samples of a stream, by their position in it.
-
-    Attributes:
-        end: samples of the stream so far.
-    """
-
-    def __init__(self) -> None:
-        self.end = 0
-        self._first = 0
-        self._kept = np.empty(4 * SAMPLE_RATE, np.float32)
-
-    def append(self, samples: FloatArray, needed_from: int) -> None:
-        """Add samples; those before `needed_from` may be forgotten."""
-        if self.end - self._first + len(samples) > len(self._kept):
-            kept = self.get(needed_from, self.end)
-            # Twice the room: what is kept is moved once in a while, not with every frame.
-            room = max(4 * SAMPLE_RATE, 2 * (len(kept) + len(samples)))
-            self._kept = np.empty(room, np.float32)
-            self._kept[: len(kept)] = kept
-            self._first = needed_from
-        start = self.end - self._first
-        self._kept[start : start + len(samples)] = samples
-        self.end += len(samples)
-
-    def get(self, start: int, end: int) -> FloatArray:
-        return self._kept[start - self._first : end - self._first]
-
-
-class _Smoothed:
-    """Exponential mean of predictions over the time of a stream."""
-
-    def __init__(self, half_life: float) -> None:
-        self._half_life = half_life
-        self._at: float | None = None
-        self._values: dict[str, float] = {}
-
-    def add(self, prediction: Prediction, at: float) -> dict[str, float]:
-        """The mean with a prediction at a time, which counts as much as the time since the last."""
-        new = {**prediction.distribution, **prediction.dimensions}
-        kept = 0.0 if self._at is None else 0.5 ** ((at - self._at) / self._half_life)
-        self._values = {
-            name: kept * self._values.get(name, 0.0) + (1 - kept) * value
-            for name, value in new.items()
-        }
-        self._at = at
-        return self._values
 
 
 def _check(predictor: SamplesPredictor, settings: StreamSettings, rate: int) -> None:
@@ -331,6 +366,12 @@ def _checked(samples: npt.NDArray[np.generic]) -> FloatArray:
     converted = to_float32(samples)
     refuse_not_finite(converted)
     return converted
+
+
+def _in_short(prediction: Prediction) -> Json:
+    """What a prediction says of the sound, without what is the same for the whole stream."""
+    fields = asdict(prediction)
+    return {name: fields[name] for name in ("label", "distribution", "dimensions", "milliseconds")}
 
 
 def _seconds(samples: int) -> float:

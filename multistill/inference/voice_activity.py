@@ -89,6 +89,13 @@ class Started(NamedTuple):
     start: int
 
 
+class Paused(NamedTuple):
+    """Nobody speaks for a while: unless speech resumes, the segment is `start` up to `end`."""
+
+    start: int
+    end: int
+
+
 class Ended(NamedTuple):
     """A segment is the samples from `start` up to `end`.
 
@@ -116,12 +123,24 @@ class Segmenter:
         self._min_speech = samples_of(settings.min_speech)
         self._min_silence = samples_of(settings.min_silence)
         self._padding = samples_of(settings.padding)
+        # At the earliest when the segment has its padding: its end is then that of `Ended`.
+        self._min_pause = (
+            None
+            if settings.min_pause is None
+            else max(samples_of(settings.min_pause), self._padding)
+        )
         self._max_segment = samples_of(settings.max_segment)
         self._last_end = 0
         self._start: int | None = None  # of a segment, or of what may become one
         self._onset = 0
         self._announced = False
         self._quiet_from: int | None = None
+        self._paused = False
+
+    @property
+    def paused(self) -> bool:
+        """Whether the segment in progress had its `Paused`, and nobody has spoken since."""
+        return self._paused
 
     @property
     def start(self) -> int | None:
@@ -136,11 +155,11 @@ class Segmenter:
             earliest = max(self._last_end, self.position - self._padding)
         return max(0, earliest)
 
-    def step(self, probability: float) -> Iterator[Started | Ended]:
+    def step(self, probability: float) -> Iterator[Started | Paused | Ended]:
         """Judge the next `FRAME` samples."""
         frame, self.position = self.position, self.position + FRAME
         if probability >= self._threshold:
-            self._quiet_from = None
+            self._quiet_from, self._paused = None, False
             if self._start is None:
                 self._onset = frame
                 self._start = max(self._last_end, frame - self._padding)
@@ -159,6 +178,14 @@ class Segmenter:
                 yield Started(self._start)
         elif silent or self.position - self._start >= self._max_segment:
             yield self._end(self.position)
+        elif (
+            quiet
+            and not self._paused
+            and self._min_pause is not None
+            and silence >= self._min_pause
+        ):
+            self._paused = True
+            yield Paused(self._start, self._end_of_speech(self.position))
 
     def finish(self, samples: int) -> Iterator[Ended]:
         """End the segment in progress where the stream ends, after `samples` samples."""
@@ -168,16 +195,19 @@ class Segmenter:
     def _end(self, limit: int) -> Ended:
         """End the segment after the padding of its speech, at the latest at `limit`."""
         assert self._start is not None
-        end = min(limit, self._start + self._max_segment)
+        end = self._end_of_speech(limit)
         cut = self._quiet_from is None
-        if self._quiet_from is not None:
-            end = min(end, self._quiet_from + self._padding)
         ended = Ended(self._start, end, cut)
-        self._last_end, self._announced = end, False
+        self._last_end, self._announced, self._paused = end, False, False
         self._start = self._onset = end
         if not cut:
             self._start = None
         return ended
+
+    def _end_of_speech(self, limit: int) -> int:
+        assert self._start is not None
+        end = min(limit, self._start + self._max_segment)
+        return end if self._quiet_from is None else min(end, self._quiet_from + self._padding)
 
 
 def samples_of(seconds: float) -> int:

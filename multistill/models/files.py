@@ -1,7 +1,8 @@
 """Model folders: `model.safetensors` and `config.json`. Nothing is ever unpickled.
 
 A model that was trained together with an encoder also has `encoder.safetensors`: what training
-changed of the encoder. The base is never in it; config.json holds its name and revision.
+changed of the encoder. The base is never in it; config.json holds its name and revision. Of a
+slimmed encoder it has all weights, and config.json the `architecture`: the base is not needed.
 
 config.json holds all that an application needs to use the model: the architecture (`spec`,
 which includes the number of previous turns), the classes in order (`labels`), the kind of
@@ -104,8 +105,11 @@ def save_model(model: Model, folder: Path, info: ModelInfo, *, int8: bool = Fals
     if isinstance(model, JointModel):
         changed = model.trained_encoder_state()
         digest = _write_tensors(folder / ENCODER_WEIGHTS, changed, int8=int8) if changed else None
-        for name, _ in model.trainable_encoders():
-            encoders[name] = _trained_entry(encoders.get(name, {}), info.trained[name], digest)
+        for name, encoder in model.trainable_encoders():
+            entry = _trained_entry(encoders.get(name, {}), info.trained[name], digest)
+            if (architecture := encoder.architecture()) is not None:
+                entry["training"]["architecture"] = architecture
+            encoders[name] = entry
     config = {
         "format": FORMAT,
         "role": info.role,
@@ -160,6 +164,7 @@ def _trained_entry(
             "kind": source.config.train.kind,
             "base": base["name"],
             "revision": base["revision"],
+            "seed": source.seed,
             "sha256": digest,
         },
     }
@@ -220,8 +225,10 @@ def load_model(folder: Path, expect: Mapping[str, Any] | None = None) -> Model:
         sources = trained_encoders_of(folder, config)
         if not sources:
             _refuse_size(spec, dims, folder / WEIGHTS)
-    encoders = {name: source.load() for name, source in sources.items()}
-    model = build_model(spec, *dims, encoders)
+        # What such an encoder is made of is in this file.
+        slimmed = {name: source.load() for name, source in sources.items() if source.architecture}
+    others = {name: source.load() for name, source in sources.items() if name not in slimmed}
+    model = build_model(spec, *dims, {**others, **slimmed})
     if isinstance(model, JointModel):
         load_weights(model.head, folder / WEIGHTS, config["sha256"])
         expected = model.trained_encoder_state()
@@ -271,8 +278,11 @@ def trained_encoders_of(folder: Path, config: Mapping[str, Any]) -> dict[Encoder
     sources: dict[Encoder, EncoderSource] = {}
     for name, entry in _trained_entries(config).items():
         base = entry["training"]
-        values = {"config": entry["settings"], "revision": base["revision"]}
+        values = {"config": entry["settings"], **base}
         source = EncoderSource.from_dict(name, values)
+        if source.architecture is not None:
+            sources[name] = source.slimmed(ModelSpec.from_dict(config["spec"]).slim)
+            continue
         found = source.current_revision()
         if (source.config.model, found) != (base["base"], base["revision"]):
             raise MultistillError(

@@ -125,6 +125,9 @@ COMMON = frozenset(
         "speech_encoder",
         "speech_parts",
         "train_encoder",
+        "encoder_layers",
+        "encoder_heads",
+        "encoder_feedforward",
         "num_classes",
         "dimensions",
     }

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args
 
 from multistill.config.tasks import DIMENSIONS
+from multistill.encoders.slim import EncoderSizes
 from multistill.errors import UsageError
 from multistill.models.network_fields import (
     COMMON,
@@ -111,6 +112,10 @@ class ModelSpec(NetworkFields):
             layer of it.
         train_encoder: whether an encoder that the job trains is trained with this model too; else
             the model reads the states of the encoder as it was before.
+        encoder_layers, encoder_heads, encoder_feedforward: of a slimmed speech encoder, which is
+            trained with this model from waves: its lowest layers, and the attention heads and
+            feed-forward units that are kept in each (`multistill.encoders.slimming`); None: as
+            many as there are.
         keep_unused_projection: a text head includes the audio projection that it never uses, as
             the published parameter counts do.
         num_classes: number of logits; 0 for a head that predicts dimensions only.
@@ -146,6 +151,9 @@ class ModelSpec(NetworkFields):
     speech_encoder: str | None = None
     speech_parts: tuple[StatePart, ...] = ()
     train_encoder: bool = True
+    encoder_layers: int | None = None
+    encoder_heads: int | None = None
+    encoder_feedforward: int | None = None
     keep_unused_projection: bool = False
     num_classes: int = 7
     dimensions: tuple[str, ...] = ()
@@ -180,6 +188,7 @@ class ModelSpec(NetworkFields):
             "front_channels",
             "front_blocks",
             "audio_stride",
+            *(f"encoder_{name}" for name, size in vars(self.slim).items() if size is not None),
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -239,6 +248,7 @@ class ModelSpec(NetworkFields):
                 f"model: speech_encoder `{self.speech_encoder}` is not among the speech encoders "
                 f"of the features: {', '.join(titles)}"
             )
+        self._check_slim()
         if self.keep_unused_projection and self.modality != "text":
             raise UsageError("model: keep_unused_projection applies to text heads only")
         check_network(self, self.network, self.modality)
@@ -247,6 +257,25 @@ class ModelSpec(NetworkFields):
                 f"model: the network {self.network} makes one state of a text by pooling published "
                 f"or mean, not {self.pooling}"
             )
+
+    def _check_slim(self) -> None:
+        if not self.slim.given:
+            return
+        if not self.reads_audio:
+            raise UsageError(
+                "model: encoder_layers, encoder_heads and encoder_feedforward are of the speech "
+                "encoder, and this model reads text alone; remove these three"
+            )
+        if not self.train_encoder:
+            raise UsageError(
+                "model: a slimmed encoder is trained with the model, and `train_encoder` is false; "
+                "remove it, or the sizes `encoder_...`"
+            )
+
+    @property
+    def slim(self) -> EncoderSizes:
+        """Sizes of the slimmed speech encoder."""
+        return EncoderSizes(self.encoder_layers, self.encoder_heads, self.encoder_feedforward)
 
     @property
     def outputs(self) -> int:

@@ -20,6 +20,7 @@ from multistill.report.errors import describe_errors, listed
 from multistill.report.files import HTML, JSON
 from multistill.report.html import render
 from multistill.report.playback import read_clips
+from multistill.report.pretraining import describe_pretraining
 from multistill.report.protocol import describe_protocol
 from multistill.report.search import (
     describe_search,
@@ -51,8 +52,8 @@ def write_report(
     """Write report.json and report.html into `out`.
 
     Args:
-        artifacts: `manifest`, `features` and `evaluation`; `soft_targets`, `search` and
-            `forgetting` where the recipe makes them.
+        artifacts: `manifest`, `features` and `evaluation`; `pretrained`, `soft_targets`, `search`
+            and `forgetting` where the recipe makes them.
         histories: content of history.json by model name.
         stages: name, fingerprint, seconds and cached of every stage.
         forecast: what was forecast beside what it took (`forecast.record.beside_truth`).
@@ -90,6 +91,7 @@ def write_report(
         "layers": metrics["layers"],
         "models": metrics["models"],
         "dimensions": metrics["dimensions"],
+        "pretraining": describe_pretraining(artifacts.get("pretrained")),
         "robustness": metrics["robustness"],
         "latency": metrics["latency"],
         "floor": metrics["floor"],
@@ -244,7 +246,8 @@ def _reliability_warnings(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str
             "available.",
         )
     valid = metrics["validation"]
-    if valid["clips"] < MIN_VALIDATION_CLIPS or valid["groups"] < MIN_VALIDATION_GROUPS:
+    few = valid["clips"] < MIN_VALIDATION_CLIPS or valid["groups"] < MIN_VALIDATION_GROUPS
+    if few and valid["clips"]:  # without any, nothing is chosen
         yield (
             "small-validation",
             "SMALL VALIDATION SET",

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from multistill.config import JobConfig
+from multistill.config.emotions import emotion_of
+from multistill.config.labels import CLASSES
 from multistill.report.terminal import cell, count
 from multistill.wording import counted
 
@@ -42,6 +44,10 @@ PUBLISHED: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     }.items()
 }
 """Published scores: metric -> kind of corpus -> method (docs/systems.md)."""
+UNLIKE = (
+    "Published figures on these corpora are of seven classes, and this job tells {} apart, so they "
+    "do not stand beside its own."
+)
 FAULTS = (
     "for KEMDy19 the Fisher information of `ewc` is that of KEMDy20, the new corpus: in both "
     "directions the code reads the same loader, so .600 is no figure of EWC",
@@ -64,13 +70,21 @@ def describe_continual(results: Record, job: JobConfig) -> dict[str, Any]:
         corpus.kind: corpus.title for corpus in job.corpora if corpus.kind in kinds
     }
     orders = [course["order"] for course in results["courses"]]
+    beside = len(named) == 2 == len(results["corpora"])
+    unlike = beside and not _has_published_classes(job)
     return {
         **results,
         "orders": [order for number, order in enumerate(orders) if order not in orders[:number]],
-        "published": _published(results, named)
-        if len(named) == 2 == len(results["corpora"])
-        else None,
+        "published": _published(results, named) if beside and not unlike else None,
+        "unlike_published": UNLIKE.format(", ".join(job.labels.classes)) if unlike else None,
     }
+
+
+def _has_published_classes(job: JobConfig) -> bool:
+    """Whether the job tells the seven emotions of the published figures apart, and no others."""
+    labels, published = job.labels, {emotion_of(name) for name in CLASSES}
+    kept = {emotion for emotion, own in labels.class_by_emotion().items() if own is not None}
+    return kept == published and len(labels.classes) == len(published) and labels.others is None
 
 
 def _published(results: Record, named: Mapping[str, str]) -> dict[str, Any]:
@@ -126,8 +140,9 @@ def table(continual: Record) -> Table:
             found.add_section()
             found.add_row(" then ".join(order), *("",) * (len(corpora) + 3), style="bold")
         last = course["given"]["matrix"][-1]
+        method = f"{course['method']}\n{course['head']}"
         found.add_row(
-            f"{course['method']}\n{course['head']}",
+            method + "\nchosen on validation" * course["chosen"],
             *(cell(last[name]["uar"]) for name in corpora),
             _change(course["given"]["backward"]["uar"]),
             cell(course["predicted"]["average"]["uar"]),
@@ -160,6 +175,8 @@ def lines(continual: Record) -> list[str]:
         "without corpus: mean over the corpora where the most confident classifier answers; "
         "trained: parameters, of the last training",
     ]
+    if continual["unlike_published"]:
+        found.append(continual["unlike_published"])
     published = continual["published"]
     if published:
         found.append(f"published ({published['protocol']}), weighted F1 there / here:")

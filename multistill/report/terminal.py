@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from multistill.evaluation.figures import DIMENSION_TITLES, over_seeds
 from multistill.report.dimensions import dimension_lines
 from multistill.report.label_shares import lines as label_share_lines
+from multistill.report.pretraining import pretraining_lines
 from multistill.report.repetitions import repetition_lines
 from multistill.report.robustness import lines as robustness_lines
 from multistill.wording import counted
@@ -150,6 +151,7 @@ def _caption(report: Mapping[str, Any]) -> list[str]:
         ),
         *(comparison["sentence"] for comparison in report["distillation"]),
         *dimension_lines(report["dimensions"]),
+        *pretraining_lines(report["pretraining"]),
         *label_share_lines(report["label_shares"], report["confidence"]),
         *robustness_lines(report["robustness"]),
         *repetition_lines(report),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,24 @@ class JournalFile(JournalFileBackend):
     def __init__(self, path: Path, lock: StudyLock) -> None:
         super().__init__(str(path), lock_obj=lock)
         self._journal, self._appending = path, lock
+        self._read = (0, 0)
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """Yield the entries from that one on.
+
+        Optuna's own keeps the position of every line, which only ever grows; asked for is what
+        follows the last one that was read. A last line without an end is still being written.
+        """
+        number, position = self._read if self._read[0] <= log_number_from else (0, 0)
+        with self._journal.open("rb") as stream:
+            stream.seek(position)
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    return
+                number, position = number + 1, position + len(line)
+                self._read = number, position
+                if number > log_number_from:
+                    yield json.loads(line)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append a line per entry."""

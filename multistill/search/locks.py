@@ -97,6 +97,12 @@ def is_alive(folder: Path, driver: str) -> bool:
     return False
 
 
+def living_drivers(folder: Path) -> set[str]:
+    """Names of the drivers that run; call it under the `StudyLock` only, as `is_alive`."""
+    names = {path.name for path in (folder / _DRIVERS).glob("*")}
+    return {name for name in names if is_alive(folder, name)}
+
+
 @contextmanager
 def wait_for_other_drivers(folder: Path) -> Iterator[None]:
     """Hold the study's lock once no other driver runs, since the folder is about to be renamed.
@@ -108,8 +114,7 @@ def wait_for_other_drivers(folder: Path) -> Iterator[None]:
     deadline = time.monotonic() + DRIVER_EXIT_TIMEOUT_S
     while True:
         with StudyLock(folder):
-            others = (is_alive(folder, path.name) for path in (folder / _DRIVERS).glob("*"))
-            if not any(others) or time.monotonic() >= deadline:
+            if not living_drivers(folder) or time.monotonic() >= deadline:
                 yield
                 return
         time.sleep(0.2)

@@ -10,6 +10,8 @@ import json
 import uuid
 from pathlib import Path
 
+from multistill.errors import MultistillError
+from multistill.search.locks import living_drivers
 from multistill.search.storage import JOURNAL
 from multistill.wording import counted
 from multistill.workspace import atomic_path
@@ -22,6 +24,9 @@ def salvage(folder: Path) -> str | None:
 
     Returns:
         one sentence of what was lost; None: nothing is damaged.
+
+    Raises:
+        MultistillError: another driver runs, which would go on with events that are cut off.
     """
     journal = folder / JOURNAL
     if not journal.exists():
@@ -33,6 +38,11 @@ def salvage(folder: Path) -> str | None:
     intact = next((n for n, line in enumerate(lines) if not _is_event(line)), len(lines))
     if intact == len(lines):
         return None
+    if living_drivers(folder):
+        raise MultistillError(
+            f"the study's journal {journal} is damaged in line {intact + 1}, and another driver of "
+            "the search runs; stop it first, then the same command keeps what stands before"
+        )
     aside = folder / f"{JOURNAL}.damaged-{uuid.uuid4().hex[:8]}"
     aside.write_bytes(content)
     with atomic_path(journal) as temporary:

@@ -20,7 +20,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from multistill.search.locks import StudyLock, is_alive
+from multistill.search.locks import StudyLock, is_alive, living_drivers
 from multistill.search.space import current, suggest
 from multistill.search.spec import SearchSpec
 from multistill.search.storage import (
@@ -31,7 +31,13 @@ from multistill.search.storage import (
     open_study,
     quiet_optuna,
 )
-from multistill.search.tune_internals import NotPickled, reopen_trial
+from multistill.search.tune_internals import (
+    NotPickled,
+    WindowedTPESampler,
+    has_trial,
+    read_only_waiting,
+    reopen_trial,
+)
 
 _MAX_FIRST_FAILURES, _MAX_FAILURES = 3, 10
 """Consecutive failures, before and after the first success, that have a common cause: a full
@@ -81,6 +87,7 @@ class SharedStudySearcher(NotPickled, Searcher):
         self.running: dict[str, RunningTrial] = {}
         self._consecutive_failures = 0
         self.study = open_study(open_storage(folder, config.storage), spec.study, spec.directions)
+        read_only_waiting(self.study)
         trials = self.study.get_trials(deepcopy=False)
         with quiet_optuna():
             self.study.sampler = _sampler(spec, len(trials))
@@ -89,6 +96,9 @@ class SharedStudySearcher(NotPickled, Searcher):
         # since: they do not count as trials of the search.
         failed = {trial.number for trial in trials if trial.state == TrialState.FAIL}
         self._not_counted = set() if self._succeeded else failed
+        self._created = len(trials)
+        self._others: set[str] = set()
+        self._may_have_orphans = True
 
     @property
     def should_abort(self) -> bool:
@@ -108,11 +118,12 @@ class SharedStudySearcher(NotPickled, Searcher):
         if self._stop_requested() or self.exhausted:
             return Searcher.FINISHED
         with self._lock, quiet_optuna():
-            orphan = self._orphan()
+            has_room = self._has_room()
+            orphan = self._orphan(look=not has_room)
             if orphan is not None:
                 trial = reopen_trial(self.study, orphan)
                 self._on_continue(trial_id, orphan)
-            elif self._counted_trials() < self._spec.config.trials:
+            elif has_room:
                 trial = self._ask()
             else:
                 return Searcher.FINISHED
@@ -128,8 +139,18 @@ class SharedStudySearcher(NotPickled, Searcher):
             "driver": self._driver,
         }
 
-    def _orphan(self) -> FrozenTrial | None:
-        """The first running trial whose driver is dead. Call it under the study's lock."""
+    def _orphan(self, *, look: bool) -> FrozenTrial | None:
+        """The first running trial whose driver is dead. Call it under the study's lock.
+
+        All trials are looked at only if there is a reason: an orphan the last time, a driver that
+        has gone since, or `look`, without which a driver that came and went unseen would leave
+        its trials.
+        """
+        others = living_drivers(self._folder) - {self._driver}
+        look = look or self._may_have_orphans or bool(self._others - others)
+        self._others = others
+        if not look:
+            return None
         own = {entry.trial.number for entry in self.running.values()}
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             driver = trial.user_attrs.get(DRIVER, "")
@@ -138,24 +159,30 @@ class SharedStudySearcher(NotPickled, Searcher):
                 and driver != self._driver
                 and not is_alive(self._folder, driver)
             ):
+                self._may_have_orphans = True
                 return trial
+        self._may_have_orphans = False
         return None
 
-    def _counted_trials(self) -> int:
-        """Trials of all drivers that count towards the number of trials of the search."""
-        return sum(
+    def _has_room(self) -> bool:
+        """Whether the search has fewer trials, of all drivers, than it shall have.
+
+        Trials are looked at only once there are as many as the search has: some may not count.
+        """
+        while has_trial(self.study, self._created):
+            self._created += 1
+        trials = self._spec.config.trials
+        if self._created - len(self._not_counted) < trials:
+            return True
+        return trials > sum(
             trial.state != TrialState.WAITING and trial.number not in self._not_counted
             for trial in self.study.get_trials(deepcopy=False)
         )
 
     def _ask(self) -> optuna.Trial:
         config = self._spec.config
-        configured = current(self._spec.base, config.space)
-        if (
-            configured is not None
-            and config.sampler == "tpe"
-            and not self.study.get_trials(deepcopy=False)
-        ):
+        configured = None if self._created else current(self._spec.base, config.space)
+        if configured is not None and config.sampler == "tpe":
             self.study.enqueue_trial(configured)  # the student as configured is the first trial
         return self.study.ask()
 
@@ -257,7 +284,8 @@ class _GridSampler(optuna.samplers.GridSampler):
 def _sampler(spec: SearchSpec, num_trials: int) -> optuna.samplers.BaseSampler:
     """The sampler of a driver that finds `num_trials` trials in the study.
 
-    TPE models all parameters together (Falkner 2018) and takes running trials into account.
+    TPE models all parameters together (Falkner 2018) and takes running trials into account; of a
+    long search it models the best and the latest trials.
     The seed depends on the number of trials: a continued study would otherwise repeat the
     first points of its random start.
     """
@@ -268,7 +296,7 @@ def _sampler(spec: SearchSpec, num_trials: int) -> optuna.samplers.BaseSampler:
     if config.sampler == "grid":
         axes = {name: parameter.choices for name, parameter in config.space.items()}
         return _GridSampler(axes, seed=spec.seed)
-    return optuna.samplers.TPESampler(
+    return WindowedTPESampler(
         n_startup_trials=config.startup_trials,
         multivariate=True,
         group=any(parameter.when for parameter in config.space.values()),

@@ -46,7 +46,12 @@ def create_app(backend: Backend, settings: ServingSettings, token: str | None) -
         docs_url=None,  # FastAPI's pages load scripts from another host
         redoc_url=None,
     )
-    app.add_middleware(BoundedBodies, round(settings.max_mb * 1e6), settings.upload_timeout_s)
+    app.add_middleware(
+        BoundedBodies,
+        max_bytes=round(settings.max_mb * 1e6),
+        max_bytes_together=round(settings.max_uploads_mb * 1e6),
+        seconds=settings.upload_timeout_s,
+    )
     app.add_middleware(_Measured, service.metrics)
     _add_error_handlers(app, service)
     _add_pages(app)

@@ -28,13 +28,23 @@ class BoundedBodies:
     """ASGI middleware: a body has so many bytes at most, and arrives within so many seconds.
 
     A body that says it is larger is refused before it is read. A route that reads too much raises
-    `RefusedError` with status 413, and one that waits too long with 408.
+    `RefusedError` with status 413, and one that waits too long with 408. Bodies count until their
+    requests are answered; one that finds no room beside the others is refused with 503.
+
+    Args:
+        max_bytes: of a body.
+        max_bytes_together: of all bodies; one of `max_bytes` fits in any case.
+        seconds: in which a body arrives.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, max_bytes_together: int, seconds: float
+    ) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.max_bytes_together = max(max_bytes, max_bytes_together)
         self.seconds = seconds
+        self._together = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,8 +59,10 @@ class BoundedBodies:
             nonlocal received, complete
             if complete:  # what comes now is that the client left
                 return await receive()
-            if declared.isdigit() and int(declared) > self.max_bytes:
-                raise self._too_large()
+            if declared.isdigit() and received == 0:
+                if int(declared) > self.max_bytes:
+                    raise self._too_large()
+                self._check_room(int(declared))
             try:
                 message = await asyncio.wait_for(receive(), deadline - time.monotonic())
             except TimeoutError:
@@ -60,13 +72,28 @@ class BoundedBodies:
                     f"the request did not arrive within {self.seconds:g} s; send it again, or "
                     "send a shorter recording",
                 ) from None
-            received += len(message.get("body", b""))
+            arrived = len(message.get("body", b""))
+            self._check_room(arrived)
+            received += arrived
+            self._together += arrived
             complete = message["type"] != "http.request" or not message.get("more_body", False)
             if received > self.max_bytes:
                 raise self._too_large()
             return message
 
-        await self.app(scope, bounded, send)
+        try:
+            await self.app(scope, bounded, send)
+        finally:
+            self._together -= received
+
+    def _check_room(self, more: int) -> None:
+        if self._together + more > self.max_bytes_together:
+            raise RefusedError(
+                503,
+                "overloaded",
+                f"the requests in progress have {self._together / 1e6:.0f} MB, and this server "
+                f"takes {self.max_bytes_together / 1e6:g} MB at a time; try again later",
+            )
 
     def _too_large(self) -> RefusedError:
         return RefusedError(

@@ -37,6 +37,9 @@ class ServingSettings(Section):
         5.0, ge=0, description="milliseconds for which a batch waits for more clips"
     )
     max_mb: float = Field(25.0, gt=0, description="megabytes of a request")
+    max_uploads_mb: float = Field(
+        500.0, gt=0, description="megabytes of all requests in progress; more are refused with 503"
+    )
     max_seconds: float = Field(600.0, gt=0, description="seconds of a recording")
     max_requests: int = Field(
         256, ge=1, description="predictions in progress and waiting; more are refused with 503"

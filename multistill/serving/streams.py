@@ -19,7 +19,7 @@ from multistill.audio.errors import UnusableClipError
 from multistill.errors import MultistillError, UsageError
 from multistill.inference.predictor import Prediction, check_options
 from multistill.inference.stream_settings import StreamSettings
-from multistill.inference.streaming import SamplesPredictor, StreamingPredictor
+from multistill.inference.streaming import NoRoomError, SamplesPredictor, StreamingPredictor
 from multistill.serving.backend import Served
 from multistill.serving.clips import Clip
 from multistill.serving.refusals import Refusal, RefusedError, of_clip
@@ -38,6 +38,10 @@ PUSH_SECONDS = 0.5
 _BYTES = 2  # of a sample
 _CLOSE = {401: 1008, 403: 1008, 413: 1009, 415: 1003, 422: 1007, 503: 1013}
 _OPTIONS = ("rate", "only", "unsure_below", "interval", "window", "keep_up")
+
+
+class _NoRoomError(RefusedError, NoRoomError):
+    """The server has no room for a prediction of a stream now."""
 
 
 class RemotePredictor:
@@ -68,7 +72,13 @@ class RemotePredictor:
     ) -> Prediction:
         clip = Clip(samples.copy(), text, tuple(only) if only else None, unsure_below)
         predicted = asyncio.run_coroutine_threadsafe(self._service.predict(clip), self._loop)
-        answer = predicted.result()
+        try:
+            answer = predicted.result()
+        except RefusedError as error:
+            if error.refusal.status != 503:
+                raise
+            refusal = error.refusal
+            raise _NoRoomError(refusal.status, refusal.reason, refusal.sentence) from error
         if isinstance(answer, Refusal):
             raise RefusedError(answer.status, answer.reason, answer.sentence)
         return Prediction(**answer)

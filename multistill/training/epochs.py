@@ -7,8 +7,9 @@ neither on the number of workers and micro-batches nor on whether a training was
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -43,12 +44,50 @@ class Epoch:
     partners: IntArray
     mixing: FloatArray
     batches: list[IntArray]
-    keys: list[tuple[int, ...]]
+    keys: PlaceKeys
 
     def random(self, place: int, *, as_partner: bool = False) -> np.random.Generator:
         """Random numbers of the changes of a place's states, or of those of its partner."""
         purpose = _CHANGED_PARTNER if as_partner else _CHANGED
         return np.random.default_rng((purpose, *self.keys[place]))
+
+
+class PlaceKeys(Sequence[tuple[int, ...]]):
+    """The key of each place: seed, pass, digest of the clip's id, earlier places of it in the pass.
+
+    A key is made when it is asked for: an epoch without random numbers needs none.
+    """
+
+    def __init__(
+        self, seed: int, ids: Sequence[str], rows: IntArray, passes: IntArray, seen: IntArray
+    ) -> None:
+        self.seed, self.ids, self.rows, self.passes, self.seen = seed, ids, rows, passes, seen
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, place: int) -> tuple[int, ...]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> PlaceKeys: ...
+
+    def __getitem__(self, place: int | slice) -> tuple[int, ...] | PlaceKeys:
+        rows, passes, seen = (each[place] for each in (self.rows, self.passes, self.seen))
+        if isinstance(place, slice):
+            return PlaceKeys(self.seed, self.ids, rows, passes, seen)
+        return self.seed, int(passes), _digest(self.ids[int(rows)]), int(seen)
+
+    def extended(self, others: Sequence[PlaceKeys]) -> PlaceKeys:
+        """These keys and then those of other passes of the same training."""
+        every = (self, *others)
+        return PlaceKeys(
+            self.seed,
+            self.ids,
+            np.concatenate([each.rows for each in every]),
+            np.concatenate([each.passes for each in every]),
+            np.concatenate([each.seen for each in every]),
+        )
 
 
 class EpochPlanner:
@@ -65,7 +104,6 @@ class EpochPlanner:
                 for copy in range(1, data.copies.count + 1)
             ]
             self.lengths = np.stack([data.train.lengths, *copied])
-        self.digests = [_digest(name) for name in data.train.ids]
 
     @property
     def steps(self) -> int:
@@ -94,23 +132,19 @@ class EpochPlanner:
             partners=np.concatenate([each.partners for each in moved]),
             mixing=np.concatenate([each.mixing for each in moved]),
             batches=[batch for each in moved for batch in each.batches],
-            keys=[key for each in moved for key in each.keys],
+            keys=moved[0].keys.extended([each.keys for each in moved[1:]]),
         )
 
     def _pass(self, number: int) -> Epoch:
         augmentation = self.config.augmentation
         rows = self._rows(number)
-        seen: Counter[int] = Counter()
-        keys: list[tuple[int, ...]] = []
+        passes = np.full(len(rows), number, np.int64)
+        keys = PlaceKeys(self.seed, self.train.ids, rows, passes, _times_before(rows))
         copies = np.zeros(len(rows), dtype=np.int64)
         mixes = augmentation.mixup > 0
         partners = np.arange(len(rows), dtype=np.int64)
         mixing = np.ones(len(rows), dtype=np.float32)
-        for place, row in enumerate(rows.tolist()):
-            keys.append((self.seed, number, self.digests[row], seen[row]))
-            seen[row] += 1
-            if not mixes and len(self.lengths) == 1:
-                continue
+        for place in range(len(rows) if mixes or len(self.lengths) > 1 else 0):
             random = np.random.default_rng((_PLANNED, *keys[place]))
             copies[place] = random.integers(len(self.lengths))
             if mixes:
@@ -146,6 +180,15 @@ def sampling_weights(shares: FloatArray) -> npt.NDArray[np.float64]:
     if without.any() and not without.all():
         weights[without] = weights[~without].mean()
     return np.asarray(weights / weights.sum())
+
+
+def _times_before(rows: IntArray) -> IntArray:
+    """How often each row is there before [M]."""
+    order = np.argsort(rows, kind="stable")
+    first = np.searchsorted(rows, rows, side="left", sorter=order)
+    times = np.empty(len(rows), np.int64)
+    times[order] = np.arange(len(rows))
+    return times - first
 
 
 def _digest(name: str) -> int:

@@ -17,7 +17,7 @@ from multistill.metrics.dimensions import dimension_metrics
 from multistill.models.base import ModelOutput
 from multistill.models.dimensions import dimension_loss
 from multistill.models.losses import class_weights, label_loss
-from multistill.training.data import Examples
+from multistill.training.examples import Examples
 from multistill.training.prefetch import MicroBatch
 from multistill.training.task import TrainingTask
 from multistill.typing import FloatArray

@@ -15,8 +15,8 @@ from multistill.features.collate import Batch, collate
 from multistill.features.copies import StoreWithCopies
 from multistill.features.store import FeatureStore
 from multistill.models.context import DialogueContext
-from multistill.training.data import Examples
 from multistill.training.epochs import Epoch
+from multistill.training.examples import Examples
 from multistill.typing import IntArray
 
 THREADS = 4

@@ -95,6 +95,16 @@ class TrainingTask:
                 "turns, which a trained encoder changes at every step; set context_turns to 0, or "
                 "`train: none` in features.speech and features.text"
             )
+        if self.spec.slim.given and "speech" not in self.encoders:
+            raise UsageError(
+                f"training task `{self.name}`: a slimmed encoder is trained from waves, and the "
+                "task has no speech encoder; set `train: full` in features.speech, or no sizes "
+                "`encoder_...`"
+            )
+        if "speech" in self.encoders:
+            # Derived, so that a search that changes the sizes needs to know of the spec alone.
+            source = self.encoders["speech"].slimmed(self.spec.slim)
+            object.__setattr__(self, "encoders", {**self.encoders, "speech": source})
         augmented = self.train.augmentation
         mixes_states = augmented.mixup > 0 and not augmented.mixes_pooled
         if self.encoders and (augmented.changes_states or mixes_states):

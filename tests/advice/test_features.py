@@ -127,7 +127,7 @@ def test_a_store_that_lost_clips_or_holds_one_twice(manifest: Path, tmp_path: Pa
     ("damage", "advice"),
     [
         ("features.json", "or, if it is of this job, remove it and run the job again"),
-        ("index.parquet", "or, if it is of this job, remove it and run the job again"),
+        ("index.arrow", "or, if it is of this job, remove it and run the job again"),
         ("format", "this version reads {}; remove the folder and run the job again"),
         ("shard", "cannot be read ({}); remove the folder {} and run the job again"),
         ("bit", "does not match its checksum; remove the folder {} and run the job again"),

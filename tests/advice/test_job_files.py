@@ -40,7 +40,11 @@ WILD = "name: x\ncorpora: [{kind: demo}, {kind: table, path: /d.csv, unlabelled:
 
 JOB_FILES: list[tuple[str, str, list[str]]] = [
     # what provokes it, the advice, what the user writes instead
-    ("split: {valid: 0}\n", "use 0.15", ["split: {valid: 0.15}\n"]),
+    (
+        "split: {valid: 0}\nsearch: true\n",
+        "chooses; use 0.15",
+        ["split: {valid: 0.15}\nsearch: true\n", "split: {valid: 0}\n"],
+    ),
     ("split: {test: 0}\n", "use 0.2, for example", ["split: {test: 0.2}\n"]),
     (
         "split: {by: random}\n",

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from helpers.advice import says, told
 from helpers.joint_case import make_joint_corpus, make_joint_task, save_wav2vec2
+from helpers.tiny_encoders import save_speech_model
 
-from multistill.config import AugmentationConfig
+from multistill.config import AugmentationConfig, SpeechEncoderConfig
+from multistill.encoders.preflight import slimmed_problems
+from multistill.encoders.slim import EncoderSizes
 from multistill.errors import JobFileError, UsageError
 from multistill.models.files import load_model
 from multistill.pipeline import jobfile
@@ -22,7 +25,8 @@ from multistill.training.task import TrainingTask
 BASE = "name: x\ncorpora: [{kind: demo}]\n"
 SPEECH = "features: {speech: {model: untrained-wav2vec2, train: %s}}\n"
 STUDENT = "students: [{name: a, model: {preset: small-audio-student%s}%s}]\n"
-LAST = SPEECH % "last-1"
+LAST, FULL = SPEECH % "last-1", SPEECH % "full"
+SLIM = ", encoder_layers: 1, encoder_heads: 2, encoder_feedforward: 64"
 SPACE = "search: {space: {%s}}\n"
 
 JOB_FILES: list[tuple[str, str, list[str]]] = [
@@ -88,6 +92,54 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
             + SPACE % "train.augmentation.mixup: {low: 0, high: 0.5}",
         ],
     ),
+    (
+        LAST + STUDENT % (SLIM, ""),
+        "set `train: full` there (with `train_encoder: false`, other models leave it as it is)",
+        [FULL + STUDENT % (SLIM, "")],
+    ),
+    (
+        FULL.replace("train:", "layers: [1, 2], train:") + STUDENT % (SLIM, ""),
+        "features.speech.layers names several; name one layer there",
+        [FULL.replace("train:", "layers: [1], train:") + STUDENT % (SLIM, "")],
+    ),
+    (
+        FULL + STUDENT % (", encoder_layers: 3", ""),
+        "is more than the {} {} of `{}`; lower the size",
+        [FULL + STUDENT % (", encoder_layers: 2", "")],
+    ),
+    (
+        FULL + STUDENT % (SLIM + ", train_encoder: false", ""),
+        "and `train_encoder` is false; remove it, or the sizes `encoder_...`",
+        [FULL + STUDENT % (SLIM, ""), FULL + STUDENT % (", train_encoder: false", "")],
+    ),
+    (
+        FULL + (STUDENT % (SLIM, "")).replace("audio", "text"),
+        "and this model reads text alone; remove these three",
+        [FULL + STUDENT % (SLIM, "")],
+    ),
+    (
+        FULL + f"teacher: {{model: {{preset: small-audio-teacher{SLIM}}}}}\n" + STUDENT % ("", ""),
+        "which is slimmer than its teacher; remove the sizes",
+        [FULL + "teacher: small-audio-teacher\n" + STUDENT % (SLIM, "")],
+    ),
+    (
+        SPEECH.replace("train: %s", "additional: [log-mel]") + STUDENT % (SLIM, ""),
+        "remove the others, or the sizes `encoder_...` of the model",
+        [
+            FULL + STUDENT % (SLIM, ""),
+            SPEECH.replace("train: %s", "additional: [log-mel]") + STUDENT % ("", ""),
+        ],
+    ),
+    (
+        FULL
+        + STUDENT % (", train_encoder: false", "")
+        + SPACE % "model.encoder_heads: {low: 1, high: 2}",
+        "trains none; search other keys",
+        [
+            FULL + STUDENT % ("", "") + SPACE % "model.encoder_heads: {low: 1, high: 2}",
+            FULL + STUDENT % (", train_encoder: false", "") + SPACE % "model.width: {choices: [8]}",
+        ],
+    ),
 ]
 
 
@@ -120,6 +172,27 @@ def test_augmented_rows(task: TrainingTask) -> None:
     with told("input of an encoder that is trained; use `mixup_of: pooled` alone", UsageError):
         augmented(mixup=0.2)
     assert augmented(mixup=0.2, mixup_of="pooled").encoders
+
+
+def test_layers_that_cannot_be_slimmed(tmp_path: Path) -> None:
+    def check(kind: str, **sizes: int) -> None:
+        model = str(save_speech_model(tmp_path / kind, kind))
+        config = SpeechEncoderConfig(model=model, train="full")
+        for problem in slimmed_problems(config, EncoderSizes(**sizes)):
+            raise UsageError(problem)
+
+    with told("use an encoder of type {}, or remove the sizes `encoder_...`", UsageError):
+        check("wavlm", heads=1)
+    check("hubert", heads=1)
+
+
+def test_a_slimmed_encoder_without_an_encoder(task: TrainingTask) -> None:
+    spec = replace(task.spec, encoder_heads=1)
+    with told("set `train: full` in features.speech, or no sizes `encoder_...`", UsageError):
+        replace(task, spec=spec, encoders={})
+    full = task.encoders["speech"].with_training({"kind": "full"})
+    assert replace(task, spec=spec, encoders={"speech": full}).encoders["speech"].slim.heads == 1
+    assert replace(task, encoders={}).spec == task.spec
 
 
 def test_another_base(task: TrainingTask, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ FUSION = "recipe: pretrain\nteacher: {model: {preset: va-fusion%s}}\n"
 STUDENT = "students: [{name: a, model: {preset: %s}}]\n"
 PRETRAIN = FUSION % "" + "pretrain: {%s}\n"
 AUGMENTED = "students: [{name: a, model: small-student, train: {augmentation: {only: [%s], %s}}}]\n"
+TRAINED_TEXT = "features: {text: {train: full}}\n"
 SPEECH = "features: {speech: {model: %s}}\n"
 
 JOB_FILES: list[tuple[str, str, list[str]]] = [
@@ -46,6 +47,11 @@ JOB_FILES: list[tuple[str, str, list[str]]] = [
         "recipe: pretrain\nteacher: small-teacher\n",
         "has none; use `{}` or `paper-{}`, or `recipe: distillation`",
         [FUSION % "", "recipe: pretrain\nteacher: paper-va-fusion\n", "teacher: small-teacher\n"],
+    ),
+    (
+        FUSION % ", va_frozen: true" + TRAINED_TEXT,
+        "what they read; set `va_frozen: false`, or `train: none`",
+        [FUSION % ", va_frozen: false" + TRAINED_TEXT, FUSION % ", va_frozen: true"],
     ),
     (
         PRETRAIN % "audio: {metric: uar}",

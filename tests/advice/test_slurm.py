@@ -14,7 +14,7 @@ from helpers.advice import says, told
 
 from multistill.cli.app import main
 from multistill.cluster import ray_node, slurm
-from multistill.cluster.slurm import Part, Request, submit_to_slurm
+from multistill.cluster.slurm import Part, SlurmRequest, submit_to_slurm
 from multistill.config import JobConfig
 from multistill.errors import UsageError
 from multistill.pipeline import jobfile, slurm_job
@@ -60,9 +60,9 @@ def test_what_is_asked_of_slurm(
     wrong: dict[str, Any], advice: str, right: list[dict[str, Any]]
 ) -> None:
     with told(advice, UsageError):
-        Request(**wrong).check()
+        SlurmRequest(**wrong).check()
     for values in right:
-        Request(**values).check()
+        SlurmRequest(**values).check()
 
 
 @pytest.mark.parametrize(
@@ -102,9 +102,9 @@ def test_a_machine_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with told(
         "submit from a login node of the Slurm cluster, or print the script with", UsageError
     ):
-        submit_to_slurm(job(tmp_path / "ws"), Request(), [Part("run")])
+        submit_to_slurm(job(tmp_path / "ws"), SlurmRequest(), [Part("run")])
     assert not (tmp_path / "ws").exists()
-    assert slurm.scripts(job(tmp_path / "ws"), Request(), [Part("run")])
+    assert slurm.scripts(job(tmp_path / "ws"), SlurmRequest(), [Part("run")])
     with told("this is no Slurm job; send the batch script with `sbatch`, or use `multistill sub"):
         slurm_job.Allocation.of({})
 
@@ -127,6 +127,8 @@ def test_where_a_job_runs(
     assert run("submit", str(file), "--address", "http://x", "--array", "seeds") == 2
     sentence = capsys.readouterr().err
     says("{} is an option of Slurm's queue; add --slurm, or leave it out", sentence)
+    assert run("submit", str(file), "--slurm", "--dry-run", "--no-wait") == 2
+    says("--slurm never follows the log; leave --no-wait out", capsys.readouterr().err)
     assert run("submit", str(file), "--slurm", "--dry-run") == 0
 
 

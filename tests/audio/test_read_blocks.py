@@ -52,6 +52,18 @@ def test_what_is_wrong_further_on_comes_after_what_is_right(tmp_path: Path) -> N
     np.testing.assert_array_equal(np.concatenate(blocks), sound[: 2 * RATE].astype(np.float32))
 
 
+@pytest.mark.parametrize(("rate", "channels"), [(3 * RATE, 1), (RATE, 2)])
+def test_samples_that_overflow_are_refused_as_in_a_whole_file(
+    tmp_path: Path, rate: int, channels: int
+) -> None:
+    path = tmp_path / "a.wav"
+    loud = np.sign(noise(rate, channels)) * np.finfo(np.float32).max
+    path.write_bytes(encoded(tmp_path, "WAV", "FLOAT", loud, rate))
+    for read in (read_sound, lambda path: list(read_blocks(path))):
+        with pytest.raises(UnusableClipError, match="not finite: its samples are too large"):
+            read(str(path))
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [(b"", "0 bytes"), (b"hello", "not audio"), (wav(noise(0)), "no samples")],

@@ -164,6 +164,13 @@ def test_a_header_that_no_recording_has_is_refused(
         read_header(handle)
 
 
+def test_frames_without_bytes_are_refused(tmp_path: Path) -> None:
+    data = bytearray(wav(noise(800)))
+    data[32:36] = bytes(4)  # bytes of a frame, and bits of a sample
+    (tmp_path / "clip").write_bytes(data)
+    reason(tmp_path / "clip")
+
+
 def test_a_length_that_the_file_cannot_hold_is_refused(tmp_path: Path) -> None:
     data = bytearray(encoded(tmp_path, "FLAC", "PCM_16", noise(FRAMES)))
     data[21] |= 0x0F

@@ -1,4 +1,4 @@
-"""A node that is announced to go, and goes: the results are those of an undisturbed run."""
+"""Nodes that are announced to go, go, die and join: the results are those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from helpers.training_corpus import (
     make_task,
     run,
     with_dropout,
+    with_teacher,
 )
 
 from multistill.models.files import load_model
@@ -34,9 +35,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 @dataclass(frozen=True)
 class Disturbed:
-    """What `helpers.lost_nodes` wrote, its task and its folder."""
+    """What `helpers.lost_nodes` wrote, its tasks and its folder."""
 
     task: TrainingTask
+    searched: TrainingTask
     folder: Path
     result: dict[str, Any]
 
@@ -46,8 +48,11 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
     folder = tmp_path_factory.mktemp("lost")
     corpus = make_corpus(folder / "corpus")
     task = with_dropout(make_task(corpus, epochs=40, batch_size=2, average_epochs=2.0))
-    (folder / "task.json").write_text(json.dumps(task.to_dict()))
-    arguments = [folder / "task.json", folder]
+    base = with_dropout(make_task(corpus, "student", epochs=40, batch_size=2))
+    searched = with_teacher(base, folder / "soft.parquet", 0.5)
+    for name, each in (("task", task), ("searched", searched)):
+        (folder / f"{name}.json").write_text(json.dumps(each.to_dict()))
+    arguments = [folder / "task.json", folder / "searched.json", folder]
     log = folder / "log"
     with log.open("wb") as stream:
         driver = subprocess.Popen(
@@ -63,7 +68,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
         with suppress(ProcessLookupError):
             os.killpg(driver.pid, signal.SIGKILL)  # the rest of the cluster after a failed run
     assert status == 0, log.read_text()[-9000:]
-    return Disturbed(task, folder, read_json(folder / "result.json"))
+    return Disturbed(task, searched, folder, read_json(folder / "result.json"))
 
 
 @pytest.fixture
@@ -94,3 +99,19 @@ def test_a_preempted_training_gives_the_weights_of_an_undisturbed_one(
     expected, _ = best_weights(tmp_path)
     model = load_model(folder).state_dict()
     assert all(torch.equal(model[name], tensor) for name, tensor in expected.items())
+
+
+def test_trials_of_a_preempted_and_of_a_dead_node_go_on_where_they_were(
+    disturbed: Disturbed, one_thread: None, tmp_path: Path
+) -> None:
+    """The only node of a search goes twice, and another one joins: no epoch differs."""
+    told = disturbed.result["search"]
+    assert told["counts"] == {"complete": 2, "stopped": 0, "failed": 0, "running": 0}
+    first, second = (line for line in told["messages"] if "it continues from its last" in line)
+    assert first.startswith("trial 0: its node is about to go away")
+    assert second.startswith("trial 1: its process")
+    for width, rows in told["losses"].items():
+        spec = replace(disturbed.searched.spec, width=int(width))
+        expected = losses(run(replace(disturbed.searched, spec=spec), tmp_path / width))
+        assert [loss for _, loss in rows] == [expected[step - 1] for step, _ in rows]
+        assert rows[-1][0] == len(expected)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multistill.cli.app import main
-from multistill.cluster.slurm import PROGRAM, Request, render, seconds_of
+from multistill.cluster.slurm import PROGRAM, SlurmRequest, render, seconds_of
 
 JOB = "name: 'a b 100% $HOME `c`'\nworkspace: {workspace}\ncorpora: [{{kind: demo}}]\n"
 
@@ -74,7 +74,7 @@ def test_an_array_of_seeds_encodes_first_and_ends_with_the_whole_job(
 def test_the_file_of_deploy_is_the_packaged_template() -> None:
     written = (ROOT / "deploy" / "slurm" / "multistill.sbatch").read_text(encoding="utf-8")
     made = render(
-        Request(nodes=2, time="8:00:00", gpus_per_node="1"),
+        SlurmRequest(nodes=2, time="8:00:00", gpus_per_node="1"),
         ["python", "-m", PROGRAM],
         name="multistill",
         log="multistill-%j.log",

@@ -15,7 +15,7 @@ from helpers import slurm_attempts
 from helpers.slurm import INSTALL, Slurm, missing_programs, running_slurm
 
 from multistill import pipeline
-from multistill.cluster.slurm import Part, Request, render, submit_to_slurm
+from multistill.cluster.slurm import Part, SlurmRequest, render, submit_to_slurm
 from multistill.pipeline import jobfile
 from multistill.workspace import Workspace, read_json
 
@@ -56,7 +56,7 @@ def sent(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     for kind in KINDS:
         script = folder / f"{kind}.sbatch"
         program = [sys.executable, slurm_attempts.__file__, str(folder), kind]
-        request = Request(time="1:00:00", save_before=60)
+        request = SlurmRequest(time="1:00:00", save_before=60)
         script.write_text(render(request, program, name=kind, log=f"{folder}/{kind}.log"))
         ids[kind] = slurm.call("sbatch", "--parsable", str(script)).strip()
     for kind in KINDS:
@@ -118,7 +118,7 @@ def test_a_job_on_two_nodes_that_was_interrupted_has_the_result_of_an_undisturbe
     other = job.model_copy(update={"workspace": str(tmp_path / "other")})
     shutil.copytree(job.workspace, other.workspace)
     parts = [Part("run", ["--until", "teacher"])]
-    request = Request(nodes=2, cpus_per_task=2, time="30", save_before=60)
+    request = SlurmRequest(nodes=2, cpus_per_task=2, time="30", save_before=60)
     submission = submit_to_slurm(other, request, parts)
     job_id = submission.ids["run"]
     again = submit_to_slurm(other, request, parts)

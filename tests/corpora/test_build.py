@@ -50,7 +50,7 @@ def test_the_result_does_not_depend_on_the_chunk_size(
     corpora = [("one", records), ("two", records[::-1])]
     expected = build_manifest(corpora, "soft", CLASSES)
     monkeypatch.setattr(build, "CHUNK", 2)
-    monkeypatch.setattr(build, "_MERGED_CHUNKS", 2)
+    monkeypatch.setattr(build, "ROW_GROUP", 3)
     result = build_manifest(corpora, "soft", CLASSES)
     assert result.rows.to_pylist() == expected.rows.to_pylist()
     assert result.rejections.table().equals(expected.rejections.table())

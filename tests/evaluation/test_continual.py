@@ -14,7 +14,8 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from multistill.config import EvaluationConfig
 from multistill.config.continual import Variant
-from multistill.evaluation.continual import FoldModels, score_courses
+from multistill.evaluation.continual import score_courses
+from multistill.evaluation.course_models import FoldModels
 from multistill.evaluation.courses import RESULTS, Answers, Course
 from multistill.evaluation.utterances import Utterances, read_utterances
 from multistill.features.cache import open_store
@@ -141,6 +142,41 @@ def test_classifiers_per_corpus_stand_on_the_newest_body(
         assert cell["uar"]["value"] == pytest.approx(expected(clips, corpus, mixed)["uar"])
     truth = np.array([CORPORA.index(name) for name in clips.corpora])
     assert course["predicted"]["task_accuracy"] == pytest.approx((chosen == truth).mean())
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes")
+def test_a_weight_is_chosen_by_the_validation_clips_of_all_corpora(
+    two: Corpus, folders: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    """Of two weights, the one whose model is better there; a method with one has no choice."""
+    ends = {1.0: "a", 100.0: "b"}
+    variants = [Variant(f"ewc {weight:g}", "ewc", weight) for weight in ends]
+    answers_of = [dict.fromkeys(CORPORA, (name, name)) for name in ends.values()]
+    courses = [
+        Course(variant, CORPORA, "one", [{"first": ("a", "a")}, own])
+        for variant, own in zip(variants, answers_of, strict=True)
+    ]
+    free = Course(Variant("finetune", "finetune"), CORPORA, "one", courses[1].steps)
+    fold = FoldModels(two[0].parent, folders)
+    config = EvaluationConfig(resamples=100, latency_clips=0)
+    score_courses(
+        [fold], two[1], [*courses, free], CORPORA, config, tmp_path, 0, "session", "macro_f1"
+    )
+    rows = read_json(tmp_path / RESULTS)["courses"]
+    valid = read_utterances(two[0].parent, "valid", open_store(two[1]))
+    scores = [
+        np.mean(
+            [
+                expected(valid, corpus, answers(two, valid, folder, folder))["macro_f1"]
+                for folder in folders[name]
+                for corpus in CORPORA
+            ]
+        )
+        for name in ends.values()
+    ]
+    assert [row["validation"] for row in rows] == [*map(pytest.approx, scores), None]
+    assert scores[0] != scores[1]
+    assert [row["chosen"] for row in rows] == [scores[0] > scores[1], scores[1] > scores[0], False]
 
 
 def test_intervals_of_a_change_are_paired(

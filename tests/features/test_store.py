@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from helpers.features_case import make_store, random_clips
 from helpers.paths import ROOT
@@ -109,7 +108,7 @@ def test_plain_pyarrow_reads_int8_with_its_scales(tmp_path: Path) -> None:
     clips = random_clips(6)
     make_store(tmp_path, clips, "int8")
     info = json.loads((tmp_path / "features.json").read_text())
-    entry = pq.read_table(tmp_path / "index.parquet").to_pylist()[3]
+    entry = pa.ipc.open_file(str(tmp_path / "index.arrow")).read_all().to_pylist()[3]
     [file] = [shard["file"] for shard in info["shards"] if shard["shard"] == entry["shard"]]
     reader = pa.ipc.open_file(pa.memory_map(str(tmp_path / "shards" / file)))
     row = reader.get_batch(entry["batch"]).slice(entry["row"], 1).to_pylist()[0]

@@ -1,4 +1,4 @@
-"""One recording through each door of a model: class, command, stream, MLflow, HTTP, WebSocket.
+"""One recording through each door of a model.
 
 The voice activity of both streams finds speech from beginning to end, so that their final
 prediction is one of the whole recording.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator, Mapping
+import wave
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from helpers.serving_case import client
@@ -34,6 +37,18 @@ class Answer:
     error: str = ""
     code: int = 0
 
+    @classmethod
+    def of(cls, labels: Sequence[str], shares: npt.NDArray[np.float32]) -> Answer:
+        """Args: shares: [classes]."""
+        distribution = dict(zip(labels, shares.tolist(), strict=True))
+        return cls(max(distribution, key=distribution.__getitem__), distribution)
+
+    def assert_same(self, wanted: Answer, difference: float) -> None:
+        assert not self.error and self.label == wanted.label is not None
+        assert list(self.distribution) == list(wanted.distribution)
+        shares = [list(each.distribution.values()) for each in (self, wanted)]
+        np.testing.assert_allclose(*shares, rtol=0, atol=difference)
+
 
 class AlwaysSpeech:
     def __call__(self, frame: object) -> float:
@@ -42,9 +57,15 @@ class AlwaysSpeech:
 
 @dataclass(frozen=True)
 class Doors:
-    """Made by `doors`; each method takes a recording's path, some of them a transcript too."""
+    """Each method takes a recording's path, some of them a transcript too.
 
-    folder: Path
+    Attributes:
+        model: as of `multistill predict`.
+        http: a client of an HTTP interface.
+        pyfunc: the model as MLflow loads it.
+    """
+
+    model: str
     predictor: Predictor
     http: Any
     pyfunc: Any
@@ -106,7 +127,7 @@ class Doors:
     def _printed(self, command: str, *arguments: str) -> Answer:
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            main([command, str(self.folder), *arguments, "--json"])
+            main([command, self.model, *arguments, "--json"])
         printed = self.capsys.readouterr()
         code = int(end.value.code or 0)
         if code or not printed.out:
@@ -116,15 +137,35 @@ class Doors:
         found = json.loads(printed.out)
         return Answer(found["label"], found["distribution"])
 
+    def pyfunc_answer(self, found: Mapping[str, Any]) -> Answer:
+        """Of a row of a pyfunc."""
+        if found["error"] is not None:
+            return Answer(error=found["error"])
+        shares = {label: found[f"p_{label}"] for label in self.predictor.labels}
+        return Answer(found["label"], shares)
+
     def _row(self, audio: str | None, text: str | None) -> Answer:
         import pandas as pd
 
         given = {"audio": audio} | ({"text": text} if self.predictor.modality != "audio" else {})
         [found] = self.pyfunc.predict(pd.DataFrame([given], dtype=object)).to_dict("records")
-        if found["error"] is not None:
-            return Answer(error=found["error"])
-        shares = {label: found[f"p_{label}"] for label in self.predictor.labels}
-        return Answer(found["label"], shares)
+        return self.pyfunc_answer(found)
+
+
+def by_onnx_runtime(graph: Path, audio: Path) -> Answer:
+    """A recording of 16 bits at 16 kHz, without this package's code."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph)
+    [shares] = session.run(["distribution"], graph_inputs(audio))
+    labels = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+    return Answer.of(labels, shares[0])
+
+
+def graph_inputs(audio: Path) -> dict[str, npt.NDArray[Any]]:
+    with wave.open(str(audio)) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16) / np.float32(32768)
+    return {"samples": samples[None], "lengths": np.array([len(samples)])}
 
 
 @contextmanager
@@ -143,4 +184,4 @@ def opened_doors(folder: Path, exported: Path) -> Iterator[Callable[..., Doors]]
         patch.setattr(streaming, "SileroVoiceActivity", AlwaysSpeech)
         http, _ = stack.enter_context(client(predictor))
         model = pyfunc.load_model(str(exported))
-        yield lambda capsys: Doors(folder, predictor, http, model, capsys)
+        yield lambda capsys: Doors(str(folder), predictor, http, model, capsys)

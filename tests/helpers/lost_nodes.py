@@ -1,9 +1,10 @@
-"""A training on a cluster of which a node is announced to go, and goes.
+"""A training and a search on a cluster whose nodes are announced to go, go, die and join.
 
-python lost_nodes.py TASK FOLDER      writes result.json there, with what happened
+python lost_nodes.py TASK SEARCHED FOLDER      writes result.json there, with what happened
 
-The driver gets SIGTERM, is started again, and then the node that works is drained, as a
-cloud's notice does it, and removed.
+The training's driver gets SIGTERM, is started again, and then the node that works is drained, as
+a cloud's notice does it, and removed. The only node of the search is drained and replaced in its
+first trial, and dies and is replaced in its second.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,6 +27,10 @@ from ray.cluster_utils import Cluster
 
 from helpers.features_killed import descendants
 from helpers.recording_logger import RecordingLogger
+from helpers.search_case import choice
+from multistill.config import SearchConfig
+from multistill.search.study import search
+from multistill.search.trial_folders import trial_key
 from multistill.training.launcher import train
 from multistill.training.task import TrainingTask
 
@@ -34,6 +40,7 @@ QUICK = {
     "health_check_period_ms": 500,
     "health_check_failure_threshold": 30,  # a busy machine is not a lost node
 }
+WIDTHS = [16, 24]
 
 
 class Nodes:
@@ -45,6 +52,8 @@ class Nodes:
             initialize_head=True, head_node_args={**head, "_system_config": QUICK}
         )
         self.nodes: list[Any] = []
+        # The kernel kills a raylet when the thread that started it ends: this one does not.
+        self.thread = ThreadPoolExecutor(1)
         for _ in range(count):
             self.join(wait=False)
         self.cluster.wait_for_nodes()
@@ -57,6 +66,11 @@ class Nodes:
     def of(self, pid: int) -> Any:
         """The node that a process runs on."""
         return next(node for node in self.nodes if pid in descendants(_raylet(node)))
+
+    def busy(self, name: str) -> Any:
+        """The node with a process whose title holds `name`."""
+        titles = {node: descendants(_raylet(node)).values() for node in self.nodes}
+        return next(node for node, each in titles.items() if any(name in title for title in each))
 
     def drain(self, node: Any) -> None:
         """What a cloud's notice makes Ray's autoscaler do."""
@@ -125,17 +139,67 @@ def training(nodes: Nodes, task: TrainingTask, out: Path) -> dict[str, Any]:
     return {"interrupted": begun, "moved": messages, "workers": len(workers)}
 
 
+def searching(nodes: Nodes, task: TrainingTask, out: Path) -> dict[str, Any]:
+    config = SearchConfig(
+        trials=len(WIDTHS),
+        concurrent=1,
+        sampler="grid",
+        space={"model.width": choice(*WIDTHS)},
+        grace_epochs=task.train.epochs,
+    )
+    messages: list[str] = []
+    changes: list[Future[None]] = []
+
+    def on_event(logger: RecordingLogger, method: str, recorded: Any) -> None:
+        if method == "info":
+            messages.append(recorded)
+            print(recorded, flush=True)
+        begun = an_epoch_ended(method, recorded) and len(changes) < len(WIDTHS)
+        if begun and logger.key == trial_key(len(changes)):
+            changes.append(nodes.thread.submit([preempted, killed][len(changes)]))
+
+    def preempted() -> None:
+        node = nodes.busy("Trainable")
+        nodes.drain(node)
+        nodes.join()
+        deadline = time.monotonic() + 120
+        while not any("continues from" in line for line in messages):
+            assert time.monotonic() < deadline, messages
+            time.sleep(0.1)
+        nodes.remove(node)
+
+    def killed() -> None:
+        nodes.remove(nodes.busy("Trainable"))
+        nodes.join()
+
+    logger = RecordingLogger(on_event=on_event)
+    summary = search(task, config, 1, out, logger, "0123")
+    for change in changes:
+        change.result(120)
+    losses = {
+        child.logged_params["model.width"]: [
+            (step, row["train_loss"]) for step, row in child.metric_rows if "train_loss" in row
+        ]
+        for child in logger.children.values()
+    }
+    return {"messages": messages, "counts": summary["counts"], "losses": losses}
+
+
 def main() -> None:
     faulthandler.dump_traceback_later(60, repeat=True)  # for the log of a run that hangs
-    task = TrainingTask.from_dict(json.loads(Path(sys.argv[1]).read_text()))
-    folder = Path(sys.argv[2])
+    task, searched = (
+        TrainingTask.from_dict(json.loads(Path(name).read_text())) for name in sys.argv[1:3]
+    )
+    folder = Path(sys.argv[3])
     nodes = Nodes(2)
     ray.init(address=nodes.cluster.address, log_to_driver=False, logging_level="error")
     result: dict[str, Any] = {}
     started = time.monotonic()
     try:
         result["training"] = training(nodes, task, folder / "training")
-        result["seconds"] = time.monotonic() - started
+        result["seconds"] = [time.monotonic() - started]
+        result["search"] = searching(nodes, searched, folder / "search")
+        result["seconds"].append(time.monotonic() - started)
     finally:
         (folder / "result.json").write_text(json.dumps(result))
         ray.shutdown()

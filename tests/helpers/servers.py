@@ -11,9 +11,9 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -114,6 +114,49 @@ class MlflowServer:
             return False
         os.killpg(self._process.pid, number)
         return True
+
+
+@contextmanager
+def server_command(
+    command: Sequence[str], address: str, folder: Path
+) -> Iterator[Callable[[], None]]:
+    """A command that serves, which starts meanwhile and is ended by SIGTERM.
+
+    Args:
+        command: of Python's `-m`.
+        address: answered once it is ready.
+        folder: where it runs and its output goes.
+
+    Yields:
+        a function that waits until it is ready.
+    """
+    log = folder / f"{command[0]}.log"
+    # MLflow starts uvicorn by its name.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], stdout=stream, stderr=stream, cwd=folder,
+            env={**os.environ, "PATH": path}, start_new_session=True,
+        )  # fmt: skip
+
+    def wait() -> None:
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            try:
+                with urllib.request.urlopen(address, timeout=5):
+                    return
+            except OSError:
+                time.sleep(0.3)
+
+    try:
+        yield wait
+        process.terminate()
+        process.wait(120)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
 
 
 @contextmanager

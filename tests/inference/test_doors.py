@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnxruntime
 import pytest
 import soundfile
 import torch
-from helpers.doors import Answer, Doors, opened_doors
+from helpers.doors import Answer, Doors, by_onnx_runtime, graph_inputs, opened_doors
 from helpers.predictor_case import save_predictor
 from helpers.stream_case import RATE, RECORDING
 
@@ -35,11 +30,6 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def samples_of(clip: Path) -> np.ndarray:
-    with wave.open(str(clip)) as file:
-        return np.frombuffer(file.readframes(file.getnframes()), np.int16) / np.float32(32768)
-
-
 @pytest.fixture(scope="module")
 def light(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Doors]]:
     """Doors of a light student, which reads samples and no text."""
@@ -59,13 +49,6 @@ def multimodal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
         yield doors
 
 
-def assert_same(found: Answer, wanted: Answer, difference: float) -> None:
-    assert not found.error and found.label == wanted.label is not None
-    assert list(found.distribution) == list(wanted.distribution)
-    shares = [list(each.distribution.values()) for each in (found, wanted)]
-    np.testing.assert_allclose(*shares, rtol=0, atol=difference)
-
-
 def test_a_recording_gets_one_answer(
     light: Callable[..., Doors], clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,9 +56,9 @@ def test_a_recording_gets_one_answer(
     wanted = doors.by_class(clip)
     assert max(wanted.distribution.values()) > 0.2, "or nothing is decided"
     for door in (doors.by_command, doors.by_stream, doors.by_http, doors.by_websocket):
-        assert_same(door(clip), wanted, 0.0)
+        door(clip).assert_same(wanted, 0.0)
     for door in (doors.by_content, doors.by_mlflow, doors.by_mlflow_content):
-        assert_same(door(clip), wanted, 0.0)
+        door(clip).assert_same(wanted, 0.0)
 
 
 def test_what_was_exported_gives_the_same_answer(
@@ -88,29 +71,19 @@ def test_what_was_exported_gives_the_same_answer(
     """ONNX Runtime alone, the folder with this package, and its program with torch alone."""
     doors = light(capsys)
     wanted = doors.by_class(clip)
-    traced = programs.trace(doors.folder)  # once for both formats
+    traced = programs.trace(Path(doors.model))  # once for both formats
     monkeypatch.setattr(programs, "trace", lambda folder, head_only: traced)
     for form in ("onnx", "folder"):
-        export(doors.folder, tmp_path / form, form)
-    samples = samples_of(clip)
+        export(doors.model, tmp_path / form, form)
 
-    session = onnxruntime.InferenceSession(tmp_path / "onnx" / MODEL)
-    inputs = {"samples": samples[None], "lengths": np.array([len(samples)])}
-    [shares] = session.run(["distribution"], inputs)
-    labels = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
-    assert_same(answer(labels, shares), wanted, 1e-4)
-
+    by_onnx_runtime(tmp_path / "onnx" / MODEL, clip).assert_same(wanted, 1e-4)
     found = Predictor.load(tmp_path / "folder", "cpu").predict(clip)
-    assert_same(Answer(found.label, found.distribution), wanted, 0.0)
+    Answer(found.label, found.distribution).assert_same(wanted, 0.0)
     program = torch.export.load(tmp_path / "folder" / PROGRAM).module()
+    inputs = {name: torch.from_numpy(each) for name, each in graph_inputs(clip).items()}
     with torch.no_grad():
-        shares = program(**{name: torch.from_numpy(each) for name, each in inputs.items()})
-    assert_same(answer(labels, shares["distribution"]), wanted, 1e-4)
-
-
-def answer(labels: list[str], shares: Any) -> Answer:
-    distribution = dict(zip(labels, shares[0].tolist(), strict=True))
-    return Answer(max(distribution, key=distribution.__getitem__), distribution)
+        shares = program(**inputs)["distribution"][0].numpy()
+    Answer.of(list(found.distribution), shares).assert_same(wanted, 1e-4)
 
 
 @pytest.mark.parametrize("given", ["both", "recording", "transcript"])
@@ -124,8 +97,8 @@ def test_a_recording_with_its_transcript_gets_one_answer(
     clips = (None if given == "transcript" else clip, None if given == "recording" else TEXT)
     wanted = doors.by_class(*clips)
     for door in (doors.by_command, doors.by_http, doors.by_mlflow):
-        assert_same(door(*clips), wanted, 0.0)
+        door(*clips).assert_same(wanted, 0.0)
     if given == "recording":
         assert wanted != doors.by_class(clip, TEXT)
         for stream in (doors.by_stream, doors.by_websocket):
-            assert_same(stream(clip), wanted, 0.0)
+            stream(clip).assert_same(wanted, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,17 @@ from helpers.stream_case import RATE, Scripted, speech_with_pauses
 from multistill import Predictor
 from multistill.audio.errors import UnusableClipError
 from multistill.errors import UsageError
+from multistill.inference import streaming
 from multistill.inference.stream_settings import SegmentSettings, StreamSettings
-from multistill.inference.streaming import Event, Final, Interim, SpeechStart, StreamingPredictor
+from multistill.inference.streaming import (
+    Event,
+    Final,
+    Interim,
+    NoRoomError,
+    Provisional,
+    SpeechStart,
+    StreamingPredictor,
+)
 
 SAMPLES = speech_with_pauses()
 
@@ -51,7 +61,7 @@ def untimed(events: list[Event]) -> list[Any]:
     """The events without how long the predictions took."""
     return [
         replace(event, prediction=replace(event.prediction, milliseconds={}))
-        if isinstance(event, Interim | Final)
+        if isinstance(event, Interim | Provisional | Final)
         else event
         for event in events
     ]
@@ -67,9 +77,10 @@ def test_predictions_are_those_of_the_same_samples_offline(
 ) -> None:
     events = run(predictor, settings=StreamSettings(window=window))
     finals, interims = of(events, Final), of(events, Interim)
+    provisional = of(events, Provisional)
     assert len(finals) == len(of(events, SpeechStart)) == 3 and len(interims) >= 12
     assert len({tuple(each.prediction.distribution.values()) for each in finals}) == 3
-    for each in finals + interims:
+    for each in finals + interims + provisional:
         offline = predictor.predict_samples(cut(each.start, each.end))
         assert each.prediction.distribution == offline.distribution
         assert each.prediction.label == offline.label
@@ -101,8 +112,8 @@ def test_integers_and_other_rates_are_the_same_speech(predictor: Predictor) -> N
         run(predictor, whole),
         run(predictor, np.repeat(SAMPLES, 3), rate=48_000, piece=4800),
     ):
-        assert [type(event) for event in events if not isinstance(event, Interim)] == [
-            type(event) for event in wanted if not isinstance(event, Interim)
+        assert [type(event) for event in events if isinstance(event, SpeechStart | Final)] == [
+            type(event) for event in wanted if isinstance(event, SpeechStart | Final)
         ]
         for found, final in zip(of(events, Final), of(wanted, Final), strict=True):
             assert found.start == pytest.approx(final.start, abs=0.07)
@@ -120,6 +131,78 @@ def test_interim_predictions_come_at_the_interval(predictor: Predictor) -> None:
     ends = np.array([each.end for each in of(events, Interim)])
     assert abs(np.diff(ends).mean() - 0.25) < 0.01 and np.diff(ends).max() < 0.25 + 0.033
     assert not of(run(predictor, settings=StreamSettings(interval=None)), Interim)
+
+
+def speaks_with_a_breath(time: float) -> bool:
+    """Speech from 0.5 to 3 s with a breath of 0.2 s in it, and from 4 to 5 s."""
+    return 0.5 <= time < 1.5 or 1.7 <= time < 3 or 4 <= time < 5
+
+
+class Counted:
+    """A predictor that counts its calls, and has no room while `busy` says so."""
+
+    def __init__(self, predictor: Predictor, busy: Callable[[], bool] = lambda: False) -> None:
+        self.__dict__.update(vars(predictor))
+        self.modality, self.check = predictor.modality, predictor.check
+        self.minimum_samples = predictor.minimum_samples
+        self.calls = 0
+        self._predict, self._busy = predictor.predict_samples, busy
+
+    def predict_samples(self, *args: Any, **options: Any) -> Any:
+        self.calls += 1
+        if self._busy():
+            raise NoRoomError
+        return self._predict(*args, **options)
+
+
+def test_a_label_comes_before_the_silence_that_ends_a_segment(predictor: Predictor) -> None:
+    counted: Any = Counted(predictor)
+    events = run(counted, voice_activity=Scripted(speaks_with_a_breath))
+    breath, first, second = of(events, Provisional)
+    finals = of(events, Final)
+    assert counted.calls == len(of(events, Interim)) + 3, "finals are those of the pause"
+    for early, final in zip((first, second), finals, strict=True):
+        assert early.prediction == final.prediction
+        assert (early.start, early.end) == (final.start, final.end)
+        assert early.at - (early.end - 0.1) == pytest.approx(0.128)
+        assert final.at - early.at > 0.15
+    assert breath.start == finals[0].start and breath.end == pytest.approx(1.6, abs=0.04)
+    after = [event.end for event in of(events, Interim) if event.end > breath.at]
+    assert 1.7 < after[0] < 1.8, "nothing between a pause and the speech after it"
+    without = StreamSettings(SegmentSettings(min_pause=None), interval=None)
+    plain = run(predictor, settings=without, voice_activity=Scripted(speaks_with_a_breath))
+    assert not of(plain, Provisional)
+    assert [each.prediction.distribution for each in of(plain, Final)] == [
+        each.prediction.distribution for each in finals
+    ]
+
+
+def test_a_predictor_without_room_costs_all_but_the_final_predictions(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = run(predictor, voice_activity=Scripted(speaks_with_a_breath))
+    early = len(of(wanted, Interim)) + len(of(wanted, Provisional))
+    waits: list[float] = []
+    monkeypatch.setattr(streaming.time, "sleep", waits.append)
+
+    def busy() -> bool:
+        """Until somebody has waited twice for the same prediction."""
+        if len(waits) < 2:
+            return True
+        waits.clear()
+        return False
+
+    full: Any = Counted(predictor, busy)
+    events = run(full, voice_activity=Scripted(speaks_with_a_breath))
+    assert not of(events, Interim) and not of(events, Provisional)
+    assert [each.prediction.distribution for each in of(events, Final)] == [
+        each.prediction.distribution for each in of(wanted, Final)
+    ]
+    assert sum(each.skipped for each in of(events, Final)) == early
+    monkeypatch.setattr(streaming, "ROOM_SECONDS", 0.2)
+    never: Any = Counted(predictor, lambda: True)
+    with pytest.raises(NoRoomError):
+        run(never, voice_activity=Scripted(speaks_with_a_breath))
 
 
 def test_the_smoothed_state_halves_what_was_before(predictor: Predictor) -> None:
@@ -141,11 +224,12 @@ def test_the_smoothed_state_halves_what_was_before(predictor: Predictor) -> None
 
 def test_a_slow_reader_gets_every_final_prediction(predictor: Predictor) -> None:
     wanted, late = run(predictor), run(predictor, waiting=1.0)
-    assert not of(late, Interim) and of(wanted, Interim)
+    assert not of(late, Interim) and not of(late, Provisional) and of(wanted, Interim)
     assert [each.prediction.distribution for each in of(late, Final)] == [
         each.prediction.distribution for each in of(wanted, Final)
     ]
-    assert sum(each.skipped for each in of(late, Final)) == len(of(wanted, Interim))
+    early = len(of(wanted, Interim)) + len(of(wanted, Provisional))
+    assert sum(each.skipped for each in of(late, Final)) == early
     assert all(each.skipped == 0 for each in of(wanted, Final))
 
 

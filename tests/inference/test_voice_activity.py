@@ -15,6 +15,7 @@ from multistill.inference.stream_settings import SegmentSettings
 from multistill.inference.voice_activity import (
     FRAME,
     Ended,
+    Paused,
     Segmenter,
     SileroVoiceActivity,
     Started,
@@ -28,6 +29,7 @@ SETTINGS = st.builds(
     min_silence=st.sampled_from([0.0, 0.1, 0.3]),
     padding=st.sampled_from([0.0, 0.05, 0.4]),
     max_segment=st.sampled_from([1.0, 2.0]),
+    min_pause=st.sampled_from([None, 0.0, 0.1, 0.2]),
 )
 # Runs of a probability: independent frames would hardly ever make a segment.
 RUNS = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.4, 0.6, 1.0]), st.integers(1, 40)))
@@ -42,6 +44,7 @@ def test_segments(wanted: SegmentSettings, runs: list[tuple[float, int]]) -> Non
     segmenter = Segmenter(wanted)
     started: list[int] = []
     ended: list[Ended] = []
+    pause: Paused | None = None
     needed = [0]
     for number, probability in enumerate(probabilities):
         for change in segmenter.step(probability):
@@ -49,16 +52,27 @@ def test_segments(wanted: SegmentSettings, runs: list[tuple[float, int]]) -> Non
                 assert change.start >= (ended[-1].end if ended else 0)
                 assert change.start >= needed[-1]
                 started.append(change.start)
+            elif isinstance(change, Paused):
+                assert pause is None and wanted.min_pause is not None and segmenter.paused
+                assert change.start == started[-1] and len(ended) < len(started)
+                pause = change
             else:
                 ended.append(change)
+                assert pause is None or pause == change[:2], "the pause told how it would end"
+                pause = None
                 assert change.start == started[-1] and len(ended) == len(started)
                 assert change.end <= segmenter.position == (number + 1) * FRAME
+        if probability >= wanted.threshold:
+            pause = None
+        assert segmenter.paused == (pause is not None)
         assert segmenter.needed_from >= needed[-1], "what is forgotten does not come back"
         needed.append(segmenter.needed_from)
         kept = wanted.max_segment + wanted.padding + wanted.min_speech + wanted.min_silence
         assert segmenter.position - segmenter.needed_from <= kept * RATE + 2 * FRAME
         assert (segmenter.start is not None) == (len(started) > len(ended))
-    ended += segmenter.finish(len(probabilities) * FRAME)
+    for last in segmenter.finish(len(probabilities) * FRAME):
+        assert pause is None or pause == last[:2]
+        ended.append(last)
     assert len(ended) == len(started)
     loud = np.repeat(np.array(probabilities) >= wanted.threshold - 0.15, FRAME)
     for each in ended:
@@ -76,8 +90,10 @@ def test_every_long_speech_is_in_a_segment() -> None:
         time = number * FRAME / RATE
         speaks = 1 <= time < 2.5 or 2.7 <= time < 3.2 or 5 <= time < 5.1
         changes += list(segmenter.step(float(speaks)))
-    [started, ended] = changes
-    assert isinstance(ended, Ended) and started.start == ended.start
+    [started, breath, pause, ended] = changes
+    assert isinstance(breath, Paused) and isinstance(pause, Paused)
+    assert isinstance(ended, Ended) and started.start == breath.start == ended.start
+    assert pause == ended[:2] and abs(breath.end / RATE - 2.6) < 0.04
     assert abs(ended.start / RATE - 0.9) < 0.04 and abs(ended.end / RATE - 3.3) < 0.04
 
 

@@ -231,7 +231,11 @@ def test_an_override_changes_one_of_two_places_that_share_a_yaml_alias() -> None
         ("students: [{name: teacher, model: {preset: small-student}}]\n", "cannot be called"),
         ("students: [{name: a-control, model: {preset: small-student}}]\n", "cannot be called"),
         ("split: {test: 0}\n", "nothing to evaluate"),
-        ("split: {valid: 0}\n", "nothing to choose"),
+        ("split: {valid: 0}\nsearch: true\n", "nothing to choose on, and `search` chooses"),
+        (
+            "split: {valid: 0}\nteacher: {train: {patience: 3}}\n",
+            "`teacher.train.patience` chooses",
+        ),
         ("split: {max_per_class: {neutral: -3}}\n", "max_per_class.neutral: -3 is not a number"),
         (
             "distillation: {loss: dist}\nstudents:\n"

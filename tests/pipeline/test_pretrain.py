@@ -100,6 +100,11 @@ def test_a_teacher_stands_on_branches_of_its_own_fold(ray_session: None, tmp_pat
     assert all(each["clips"] > 0 and each["rmse"] < 2 for each in scores.values())
     metrics = read_json(first.stages["evaluate"].path / "metrics.json")
     assert {"teacher", "audio", "audio-control"} <= {model["name"] for model in metrics["models"]}
+    assert first.report is not None
+    shown = read_json(first.report / "report.json")["pretraining"]
+    assert [(each["model"], each["rmse"]) for each in shown] == [
+        (name, each["rmse"]) for name, each in scores.items()
+    ]
 
     changed = indexes(
         pipeline.run(jobfile.parse(JOB.format(home=tmp_path, rate=2.0e-3), "first.yaml"))

@@ -15,7 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import yaml
+from helpers.browser import program
+from helpers.champion_doors import invoked, served_twice, shown_by_page
+from helpers.doors import AlwaysSpeech, Doors, by_onnx_runtime
 from helpers.generators import kemdy20
+from helpers.stream_case import RATE, RECORDING
 
 from multistill import pipeline
 from multistill.config import JobConfig
@@ -301,10 +305,7 @@ def test_predict_says_what_evaluate_says(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Digit for digit, by the model's folder, as the job's best student and as the champion."""
-    import mlflow
-    import pandas as pd
-
+    """Digit for digit, by the folder; the best student of the job and the champion have names."""
     from multistill.cli.app import main
     from multistill.corpora.manifest import MANIFEST
     from multistill.inference.predictor import Predictor
@@ -338,17 +339,49 @@ def test_predict_says_what_evaluate_says(
     clip = chosen[0]["audio_path"]
     assert Predictor.load("tiny", workspace=job.workspace).predict(clip).label is not None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
-    champion = Predictor.load("models:/tiny-audio@champion")
-    assert champion.name == "tiny-audio version 1" and champion.temperature != 1.0
     again = Predictor.load("models:/tiny-audio/1")
-    prediction = champion.predict(clip)
-    assert again.predict(clip).distribution == prediction.distribution
-    served = mlflow.pyfunc.load_model("models:/tiny-audio@champion")
-    row = served.predict(pd.DataFrame({"audio": [str(clip)]})).iloc[0]
-    assert row["label"] == prediction.label
-    assert {f"p_{label}": row[f"p_{label}"] for label in prediction.distribution} == {
-        f"p_{label}": share for label, share in prediction.distribution.items()
-    }
+    champion = Predictor.load("models:/tiny-audio@champion")
+    assert again.predict(clip).distribution == champion.predict(clip).distribution
+
+
+def test_the_champion_gives_a_recording_one_answer_by_each_door(
+    finished: tuple[JobConfig, pipeline.Outcome],
+    mlflow_server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Class, command, stream, MLflow, ONNX Runtime, and as programs both servers and a browser."""
+    import mlflow
+
+    from multistill.audio.reading import read_sound
+    from multistill.export.formats import export
+    from multistill.export.to_onnx import MODEL
+    from multistill.inference import streaming
+    from multistill.inference.predictor import Predictor
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    monkeypatch.setattr(streaming, "SileroVoiceActivity", AlwaysSpeech)
+    name, clip = "models:/tiny-audio@champion", tmp_path / "clip.wav"
+    samples = read_sound(str(RECORDING)).samples[: 2 * RATE]
+    soundfile.write(clip, samples, RATE, subtype="PCM_16")
+    predictor = Predictor.load(name, "cpu")
+    assert predictor.name == "tiny-audio version 1" and predictor.temperature != 1.0
+    with served_twice(name, tmp_path) as (http, mlflow_address):
+        doors = Doors(name, predictor, http, mlflow.pyfunc.load_model(name), capsys)
+        wanted = doors.by_class(clip)
+        assert wanted.label is not None
+        for door in (doors.by_command, doors.by_stream, doors.by_mlflow, doors.by_mlflow_content):
+            door(clip).assert_same(wanted, 0.0)
+        doors.by_http(clip).assert_same(wanted, 0.0)
+        served, failed = invoked(mlflow_address, [clip, "missing.wav"])
+        doors.pyfunc_answer(served).assert_same(wanted, 1e-6)
+        assert "neither a file nor" in doors.pyfunc_answer(failed).error
+        if program() is not None:
+            shown = shown_by_page(http.address, clip, tmp_path / "browser")
+            assert shown == f"{wanted.label}, {round(100 * wanted.distribution[wanted.label])} %"
+    export(name, tmp_path / "onnx", "onnx")
+    by_onnx_runtime(tmp_path / "onnx" / MODEL, clip).assert_same(wanted, 1e-4)
 
 
 def test_the_search_is_evaluated_over_seeds_with_out_of_fold_targets(

@@ -51,13 +51,17 @@ def results() -> dict[str, Any]:
                     "parameters": {"trained": 790, "total": 3_800},
                     "given": scores,
                     "predicted": {**scores, **several},
+                    "validation": 0.4,
+                    "chosen": bool(number),
                 }
             )
     corpora = {
         name: {"clips": 9, "majority": {"label": "neutral", "metrics": cell(0.25)}}
         for name in CORPORA
     }
-    return {"corpora": corpora, "confidence": 0.95, "seeds": 1, "folds": 5, "courses": courses}
+    return {"corpora": corpora, "confidence": 0.95, "metric": "uar", "seeds": 1, "folds": 5} | {
+        "courses": courses
+    }
 
 
 def words(text: str) -> str:
@@ -84,6 +88,8 @@ def test_page_and_terminal_show_every_method_and_what_is_published(
         "790",
         "0.525",
         FAULTS[3],
+        "ewc 5000 chosen on validation one per corpus",
+        "the one chosen on validation has the best UAR there",
     ):
         assert part in shown
     assert "0.704" not in shown, "published rows are of the methods that ran"
@@ -91,7 +97,13 @@ def test_page_and_terminal_show_every_method_and_what_is_published(
     console = Console(width=120, record=True)
     console.print(table(report["continual"]))
     printed = console.export_text()
-    for part in ("majority of the corpus", "KEMDy20 then KEMDy19", "-0.123", "0.525 / 0.500"):
+    for part in (
+        "majority of the corpus",
+        "KEMDy20 then KEMDy19",
+        "-0.123",
+        "0.525 / 0.500",
+        "chosen on",
+    ):
         assert part in printed
 
 
@@ -106,3 +118,23 @@ def test_published_figures_stand_beside_both_of_their_corpora_only() -> None:
             assert found == PUBLISHED[metric][kind][METHODS[row["method"]]]
             assert row["own"][metric]["value"] in (0.5, 0.51)
     assert describe_continual(results(), job("table"))["published"] is None
+
+
+def test_figures_of_other_classes_do_not_stand_beside_published_ones(
+    evaluation_case: EvaluationCase,
+) -> None:
+    labels = "labels: {classes: [neutral, joy, anger, sad], leave_out: [surprise, disgust, fear]}\n"
+    found = describe_continual(results(), jobfile.parse(JOB % "kemdy20" + labels, "x.yaml"))
+    assert found["published"] is None
+    report, _ = evaluation_case.default_report
+    report = {**report, "search": None, "continual": found}
+    page = render(report, trials=[], histories={}, quality=None, job=make_job())
+    assert found["unlike_published"] in page
+    assert "seven classes, and this job tells neutral, joy, anger, sad apart" in page
+    console = Console(width=120, record=True)
+    console.print(table(found))
+    assert "seven classes" in console.export_text()
+    renamed = "labels: {classes: [sad, joy, fear, anger, neutral, surprise, disgust]}\n"
+    same = describe_continual(results(), jobfile.parse(JOB % "kemdy20" + renamed, "x.yaml"))
+    assert same["published"] is not None
+    assert same["unlike_published"] is None

@@ -6,6 +6,8 @@ import pytest
 from helpers.recording_logger import RecordingLogger
 from helpers.search_case import DISTRIBUTIONS, make_spec, study_of
 
+from multistill.errors import MultistillError
+from multistill.search.locks import DriverLease
 from multistill.search.salvage import salvage
 from multistill.search.storage import JOURNAL, quiet_optuna
 from multistill.search.study import _salvage
@@ -50,6 +52,16 @@ def test_trials_before_the_damage_are_kept_and_the_search_goes_on(tmp_path, dama
         study.tell(1, 0.5)  # the trial that lost its end, run again
         assert study.ask(DISTRIBUTIONS).number == 2
     assert salvage(tmp_path) is None
+
+
+def test_nothing_is_cut_while_another_driver_runs(tmp_path):
+    lines = finished_study(tmp_path)
+    damaged = b"".join([*lines[:3], b"3\n", *lines[4:]])
+    (tmp_path / JOURNAL).write_bytes(damaged)
+    with DriverLease(tmp_path), pytest.raises(MultistillError, match="damaged in line 4"):
+        _salvage(tmp_path, RecordingLogger())
+    assert (tmp_path / JOURNAL).read_bytes() == damaged
+    assert "line 4" in str(salvage(tmp_path))
 
 
 @pytest.mark.parametrize("end", [b"", b'{"op_code": 4, "worker'])

@@ -90,6 +90,26 @@ def test_orphans_of_dead_drivers_are_continued_and_trials_of_living_ones_are_not
         assert own.suggest("d")["number"] == 2, "trial 1 has a living driver"
 
 
+def test_orphans_of_a_driver_that_goes_later_are_continued(tmp_path):
+    spec = write_spec(tmp_path)
+    with DriverLease(tmp_path) as living:
+        make_searcher(tmp_path, spec, living.name).suggest("a")
+        own = make_searcher(tmp_path, spec)
+        assert own.suggest("b")["number"] == 1, "trial 0 has a living driver"
+    assert own.suggest("c")["number"] == 0
+
+
+def test_orphans_of_a_driver_that_came_and_went_unseen_are_continued_at_the_end(tmp_path):
+    spec = write_spec(tmp_path, trials=3)
+    with DriverLease(tmp_path) as lease:
+        own = make_searcher(tmp_path, spec, lease.name, concurrency=4)
+        assert own.suggest("a")["number"] == 0
+        with DriverLease(tmp_path) as other:
+            make_searcher(tmp_path, spec, other.name).suggest("b")
+        assert [own.suggest(name)["number"] for name in ("c", "d")] == [2, 1]
+        assert own.suggest("e") == Searcher.FINISHED
+
+
 @pytest.mark.parametrize(
     ("config", "finished", "state", "value"),
     [

@@ -19,6 +19,7 @@ from multistill.config import (
 )
 from multistill.encoders.source import EncoderSource
 from multistill.errors import UsageError
+from multistill.models.presets import resolve
 from multistill.search.space import apply, check_space, current, known_keys, suggest
 
 
@@ -222,3 +223,28 @@ def test_the_fields_of_a_network_can_be_searched_and_those_of_others_cannot():
     assert check_space(space, student) == []
     other = StudentConfig(name="a", model=ModelConfig(preset="small-student"))
     assert "the network head does not use `va_audio_layers`" in check_space(space, other)[0]
+
+
+@pytest.mark.parametrize(
+    ("preset", "own"),
+    [
+        ("small-student", {"paths": choice("wide", "both"), "width": choice(32, 64)}),
+        ("light-multimodal-student", {"front_blocks": choice(2, 3), "front_channels": choice(4)}),
+        ("pooled", {"width": choice(64, 256), "pooled_strides": choice(0, 1)}),
+        ("small-fe2e", {"late_fusion": choice("weighted", "gated"), "chunk_frames": choice(16)}),
+        ("small-mesm", {"top_p": interval(0.5, 1.0)}),
+        ("va-fusion", {"va_audio_layers": choice(2, 7), "va_recurrent": choice(64, 128)}),
+    ],
+)
+def test_every_method_has_a_search_space(preset, own):
+    """docs/systems.md lists these: settings of the network beside those of its training."""
+    student = StudentConfig(name="a", model=ModelConfig(preset=preset))
+    space = {
+        **{f"model.{name}": parameter for name, parameter in own.items()},
+        "train.learning_rate": interval(1e-4, 1e-2, log=True),
+    }
+    assert check_space(space, student) == []
+    task = replace(TASK, spec=resolve(preset, {"dimensions": ()}))
+    for key, parameter in space.items():
+        ends = parameter.choices or (parameter.low, parameter.high)
+        assert any(apply(task, {key: value}) != task for value in ends), key

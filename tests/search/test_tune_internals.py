@@ -18,7 +18,7 @@ import pytest
 from helpers.search_case import DISTRIBUTIONS, TEMPERATURE, make_spec, study_of, write_spec
 from optuna.trial import TrialState, create_trial
 from ray import tune
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.train._internal.storage import StorageContext
 from ray.tune import tune as tune_run
 from ray.tune.execution import tune_controller
@@ -168,6 +168,11 @@ def test_a_dead_process_is_recognized_until_the_next_failure(tune_trial):
     assert "its process died" in failure_reason(tune_trial)
     tune_trial.handle_error(RuntimeError("no such mount"))  # type: ignore[arg-type]
     assert failure_reason(tune_trial) == "no such mount"
+
+
+def test_a_lost_node_is_recognized_before_ray_knows_that_it_is_dead(tune_trial):
+    tune_trial.handle_error(ActorUnavailableError("RpcError: Socket closed", b"0" * 16))
+    assert failure_reason(tune_trial) == "its process or its node was lost"
 
 
 def test_an_exception_in_the_setup_of_a_trial_is_reported(tune_trial):

@@ -6,6 +6,7 @@ import json
 import socket
 import time
 import urllib.request
+from collections import Counter
 from urllib.parse import urlsplit
 
 import pytest
@@ -52,6 +53,21 @@ def test_a_request_that_stops_in_the_middle_holds_nobody_up(
                 assert json.loads(body)["reason"] == "slow upload"
         for each in waiting:
             each.close()
+        assert status(address) == 200
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_uploads_at_a_time_are_bounded_in_bytes(predictor: Predictor, announced: bool) -> None:
+    """Of six uploads of 1 MB that do not end, at most four find room; later there is some again."""
+    length = f"Content-Length: {2 * 10**6}" if announced else "Transfer-Encoding: chunked"
+    start = "\r\n".join(["POST /predict HTTP/1.1", "Host: h", f"Content-Type: {KIND}", length])
+    part = BODY.replace(b'"text"', b'"audio"; filename="a"').removesuffix(b"\r\n--b--\r\n")
+    part += b"x" * 10**6
+    sent = part if announced else b"%x\r\n%s\r\n" % (len(part), part)
+    with http_server(predictor, max_mb=3, max_uploads_mb=4, upload_timeout_s=1.0) as address:
+        waiting = [opened(address, start.encode() + b"\r\n\r\n" + sent) for _ in range(6)]
+        answers = Counter(each.recv(65536)[9:12].decode() for each in waiting)
+        assert set(answers) == {"408", "503"} and answers["408"] <= 4, answers
         assert status(address) == 200
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +16,9 @@ from starlette.websockets import WebSocketDisconnect
 from multistill import Predictor
 from multistill.inference import streaming
 from multistill.inference.stream_settings import StreamSettings
-from multistill.inference.streaming import StreamingPredictor
+from multistill.inference.streaming import Final, StreamingPredictor
 from multistill.serving import service
+from multistill.serving.refusals import RefusedError
 
 SAMPLES = np.concatenate(
     [np.zeros(8_000), speech_like(1.5), np.zeros(12_000), speech_like(1.0, seed=1), np.zeros(9_000)]
@@ -69,7 +71,7 @@ def test_events_are_those_of_the_class(predictor: Predictor, query: str) -> None
     ]
     assert list(map(plain, found)) == list(map(plain, as_lists))
     kinds = [event["event"] for event in found]
-    assert kinds.count("final") == 2 and kinds.count("interim") >= 4
+    assert kinds.count("final") == kinds.count("provisional") == 2 <= kinds.count("interim")
 
 
 def test_sound_that_waits_costs_interim_predictions_only(predictor: Predictor) -> None:
@@ -78,6 +80,48 @@ def test_sound_that_waits_costs_interim_predictions_only(predictor: Predictor) -
         found = list(rest(socket))
     finals = [event for event in found if event["event"] == "final"]
     assert len(finals) == 2 and sum(event["skipped"] for event in finals) > 0
+
+
+def test_a_server_without_room_costs_interim_predictions_only(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    direct = StreamingPredictor(predictor)
+    wanted = [e.prediction for e in (*direct.push(PCM), *direct.finish()) if isinstance(e, Final)]
+    with client(predictor) as (http, backend):
+        predict, calls = backend.predict, itertools.count(1)
+
+        async def every_third(clip: Any) -> Any:
+            if next(calls) % 3:
+                raise RefusedError(503, "overloaded", "no replica of the model is free")
+            return await predict(clip)
+
+        monkeypatch.setattr(backend, "predict", every_third)
+        with http.websocket_connect("/stream?keep_up=false") as socket:
+            send(socket, PCM)
+            *found, end = rest(socket)
+    finals = [event for event in found if event["event"] == "final"]
+    assert end["event"] == "end" and sum(event["skipped"] for event in finals) > 0
+    assert [event["distribution"] for event in finals] == [each.distribution for each in wanted]
+
+
+def test_a_final_prediction_does_not_wait_for_room_for_ever(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "ROOM_SECONDS", 0.2)
+    with client(predictor) as (http, backend):
+
+        async def full(clip: Any) -> Any:
+            raise RefusedError(503, "overloaded", "no replica of the model is free")
+
+        monkeypatch.setattr(backend, "predict", full)
+        with http.websocket_connect("/stream") as socket:
+            send(socket, PCM)
+            *_, error = rest(socket)
+    assert error == {
+        "event": "error",
+        "error": "no replica of the model is free",
+        "reason": "overloaded",
+    }
 
 
 REFUSED: list[tuple[str, Any, int, str]] = [

@@ -138,13 +138,14 @@ def test_a_heavier_penalty_leaves_less_change(
     assert found[0] > found[1] > found[2]
 
 
-@pytest.mark.parametrize("method", ["finetune", "ewc", "head-only", "new head"])
+@pytest.mark.parametrize("method", ["finetune", "ewc", "replay", "head-only", "new head"])
 def test_a_resumed_training_equals_an_uninterrupted_one(
     two: Corpus, first: Path, fisher: Path, tmp_path: Path, method: str
 ) -> None:
     changes = {
         "finetune": {},
         "ewc": {"fisher": str(fisher), "fisher_weight": 50.0},
+        "replay": {"corpora": {"first": 0.3, "second": 1.0}},
         "head-only": {"trains": "classifier"},
         "new head": {"new_classifier": True, "fisher": str(fisher), "fisher_weight": 50.0},
     }[method]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +19,21 @@ from helpers.joint_case import (
 )
 from helpers.training_corpus import ThreadGroup, losses, run, weights, with_dropout
 
-from multistill.errors import MultistillError
+from multistill.errors import MultistillError, UsageError
 from multistill.inference.predict import predict
+from multistill.inference.quantize import quantize
 from multistill.metrics.calibration import fit_temperature
 from multistill.metrics.classification import log_probabilities, softmax
 from multistill.models.build import count_parameters
 from multistill.models.files import load_model, read_model_config
 from multistill.models.joint import JointModel, build_model, load_trained_state, trained_state
+from multistill.search.space import apply
 from multistill.training.checkpoint import best_weights, load_checkpoint
 from multistill.training.data import TrainingData
 from multistill.training.encoder_groups import layer_schedule
 from multistill.training.export import export
 from multistill.training.loop import fit
+from multistill.training.parts import trained_parameters
 from multistill.training.task import TrainingTask
 
 Corpus = tuple[Path, Path]
@@ -282,3 +287,82 @@ def test_tasks_survive_a_round_trip_through_json(joint_corpus: Corpus) -> None:
     other = make_joint_task(joint_corpus, {"kind": "last-2", "learning_rate": 1e-3})
     assert task.identity() != other.identity()
     assert replace(task, name="other").identity() == task.identity()
+
+
+SLIM = {"encoder_layers": 2, "encoder_heads": 1, "encoder_feedforward": 9}
+
+
+@pytest.fixture(scope="module")
+def of_waves(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return make_input_corpus(tmp_path_factory.mktemp("waves"), "full", "none")
+
+
+def slimmed_task(corpus: Corpus, **settings: Any) -> TrainingTask:
+    return make_joint_task(
+        corpus, {"kind": "full", "learning_rate": 1e-2}, SLIM, max_frames=20, **settings
+    )
+
+
+def test_a_slimmed_encoder_trains_resumes_and_needs_no_base(
+    of_waves: Corpus, tmp_path: Path
+) -> None:
+    folder = tmp_path / "corpus"
+    shutil.copytree(of_waves[1].parent, folder)
+    corpus = (folder / of_waves[0].name, folder / of_waves[1].name)
+    info = (corpus[1] / "features.json").read_text(encoding="utf-8")
+    moved = info.replace(str(of_waves[1].parent), str(folder))
+    (corpus[1] / "features.json").write_text(moved, encoding="utf-8")
+    task = slimmed_task(corpus, epochs=4)
+    data = TrainingData.open(task)
+    reports = list(fit(task, state_dir=tmp_path / "a", data=data, device="cpu"))
+    assert losses(reports)[-1] < losses(reports)[0]
+    for _, _ in zip(range(2), fit(task, state_dir=tmp_path / "b", device="cpu"), strict=False):
+        pass
+    resumed = run(task, tmp_path / "b")
+    assert losses(reports)[-len(resumed) :] == losses(resumed)
+    assert torch.equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+    export(task, data, tmp_path / "a", tmp_path / "model")
+    shutil.rmtree(folder / "wav2vec2")
+    loaded = load_model(tmp_path / "model")
+    kept = trained_state(loaded)
+    for name, tensor in best_weights(tmp_path / "a")[0].items():
+        assert torch.equal(kept[name], tensor), name
+    expected = trained_parameters(loaded, task)
+    config = read_model_config(tmp_path / "model")
+    assert config["training"]["trained_parameters"] == expected
+    quantize(tmp_path / "model", tmp_path / "int8")
+    ids = data.valid.ids
+    found = predict(loaded, data.store, ids, "cpu", 20).logits
+    rounded = predict(load_model(tmp_path / "int8"), data.store, ids, "cpu", 20).logits
+    np.testing.assert_allclose(found, rounded, atol=0.1)
+    config["encoders"]["speech"]["training"]["architecture"]["settings"]["hidden_size"] = "wide"
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(MultistillError, match=r"config\.json is damaged"):
+        load_model(tmp_path / "model")
+
+
+def test_a_slimmed_encoder_learns_alike_from_several_workers(
+    of_waves: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = slimmed_task(of_waves, epochs=2, batch_size=71)
+    single = run(task, tmp_path / "1")
+    torch.manual_seed(task.seed)
+    model = build(task)
+    monkeypatch.setattr(TrainingTask, "load_encoders", lambda _: {})
+    monkeypatch.setattr("multistill.training.loop.build_model", lambda *_: copy.deepcopy(model))
+    for reports in ThreadGroup(2).fit(task, tmp_path / "2"):
+        assert losses(reports) == pytest.approx(losses(single), abs=1e-4)
+
+
+def test_sizes_of_a_slimmed_encoder_can_be_searched(of_waves: Corpus) -> None:
+    task = slimmed_task(of_waves)
+    other = apply(task, {"model.encoder_layers": 1, "model.encoder_heads": 2})
+    counts = [count_parameters(build(each)) for each in (task, other)]
+    assert counts[0] != counts[1]
+    assert task.identity() != other.identity()
+    assert TrainingTask.from_dict(other.to_dict()) == other
+    with pytest.raises(UsageError, match="train: full"):
+        make_joint_task(of_waves, {"kind": "lora"}, SLIM)
+    with pytest.raises(UsageError, match="train: full"):
+        replace(task, encoders={})

@@ -83,7 +83,7 @@ class Table:
                 source = f"{self.name}:{line}"
                 if isinstance(cells, str):
                     yield Rejected(source, cells)
-                elif any(UNDECODABLE in cell or "\0" in cell for cell in cells):
+                elif UNDECODABLE in (row := "".join(cells)) or "\0" in row:
                     yield Rejected(source, f"the row is not text in {encoding}")
                 elif len(cells) == width:
                     yield source, cells

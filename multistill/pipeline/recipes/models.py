@@ -83,6 +83,14 @@ def check_frozen(job: JobConfig) -> Iterator[tuple[Location, str]]:
                 "pre-training left them, and here they have none; set `va_frozen: false`, or let "
                 "the teacher of `recipe: pretrain` have this model",
             )
+        elif each.spec is not None and each.spec.va_frozen and job.features.trained:
+            encoder = job.features.trained[0]
+            yield (
+                each.location,
+                f"{each.title}: with `va_frozen`, the branches of a va-fusion stay as their "
+                f"pre-training left them, and features.{encoder}.train would go on changing what "
+                "they read; set `va_frozen: false`, or `train: none`",
+            )
     if job.search.enabled:
         parameter = job.search.space.get("model.va_frozen")
         if parameter is not None and True in (parameter.choices or ()):

@@ -11,6 +11,7 @@ from multistill.config.base import Location
 from multistill.config.encoder_training import EncoderTrainingConfig
 from multistill.models.spec import ModelSpec
 from multistill.pipeline.recipes.models import models_of, searched_spec
+from multistill.pipeline.recipes.slimmed import check_slimmed
 from multistill.search.space import ENCODERS, NOT_SEARCHED, known_keys
 
 _CHANGES = ("noise", "time_masks", "feature_masks", "word_dropout", "word_swap")
@@ -38,6 +39,7 @@ def check_trained_encoders(job: JobConfig) -> Iterator[tuple[Location, str]]:
         yield from _searched_trainings(job)
     if trained and job.search.enabled:
         yield from _searched(job)
+    yield from check_slimmed(job)
 
 
 def check_states(

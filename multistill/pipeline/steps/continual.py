@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +37,8 @@ FIGURES = ("average", "backward", "forgetting")
 """Over the corpora, as `multistill.evaluation.continual` names them."""
 FISHER = "fisher"
 FISHER_VERSION = 1
+_CONCURRENT_FISHERS = 32
+"""Threads, each of which waits for a Ray task; the cluster decides how many of these run."""
 
 
 class Continual(ModelStep):
@@ -93,6 +97,7 @@ class Continual(ModelStep):
         for length in range(1, len(corpora) + 1):
             # Those that start from no other model take part in the first round.
             turn = [t for t in trainings if (1 if t.is_first else len(t.learnt)) == length]
+            self._measure_fishers(turn, folds, index, run)
             planned = [
                 (replace(task, name=fold.model_name(task.name)), inputs)
                 for fold in folds
@@ -123,7 +128,8 @@ class Continual(ModelStep):
         Args:
             index: of the models trained so far, of all folds.
         """
-        config, variant, newest = self.job.continual, training.variant, training.learnt[-1]
+        config, variant = self.job.continual, training.variant
+        corpora = self._corpora(training)
         base = training_task(
             self.job,
             fold.artifacts,
@@ -131,10 +137,9 @@ class Continual(ModelStep):
             "teacher",
             config.model_of(variant.method),
             config.train,
+            clips=_clips(fold.artifacts, corpora),
+            corpora=corpora,
         )
-        base = replace(base, corpora={newest: 1.0})
-        if variant.method == "joint":
-            base = replace(base, corpora=dict.fromkeys(training.learnt, 1.0))
         adapted = config.adapted(variant.method)
         if adapted is not None:
             base = replace(
@@ -143,7 +148,10 @@ class Continual(ModelStep):
             )
         inputs = dict(self.inputs(fold.artifacts))
         for offset, name in enumerate(self._members(training.name)):
-            task = replace(base, name=name, seed=base.seed + offset)
+            seed = base.seed + offset
+            # Weights of an encoder that are drawn at random are others for every seed.
+            drawn = {key: replace(each, seed=seed) for key, each in base.encoders.items()}
+            task = replace(base, name=name, seed=seed, encoders=drawn)
             if training.is_first or has_own_models(variant):
                 yield task, inputs
             else:
@@ -167,14 +175,48 @@ class Continual(ModelStep):
         task = replace(task, initial={"": start}, new_classifier=config.head == "per-task")
         if variant.method == "head-only":
             task = replace(task, trains="classifier")
-        elif variant.method == "replay":
-            old = dict.fromkeys(training.learnt[:-1], config.replay_share)
-            task = replace(task, corpora={**old, **task.corpora})
         elif variant.method == "ewc":
             fisher = self._fisher(before, task.seed, seed, fold, index, run)
             inputs = {**inputs, FISHER: fisher.fingerprint}
             task = replace(task, fisher=str(fisher.path), fisher_weight=variant.weight)
         return task, inputs
+
+    def _corpora(self, training: Training) -> dict[str, float]:
+        """The share of the training clips of each corpus that a training reads."""
+        old, newest = training.learnt[:-1], {training.learnt[-1]: 1.0}
+        match training.variant.method:
+            case "joint":
+                return dict.fromkeys(training.learnt, 1.0)
+            case "replay":
+                return {**dict.fromkeys(old, self.job.continual.replay_share), **newest}
+            case _:
+                return newest
+
+    def _measure_fishers(
+        self, turn: Sequence[Training], folds: Sequence[Fold], index: Index, run: StepRun
+    ) -> None:
+        """Compute what the penalties of these trainings read, as many at a time as fit."""
+        corpora = corpora_of(self.job)
+        starts = {
+            training_of(t.variant, t.learnt[:-1], corpora)
+            for t in turn
+            if t.variant.method == "ewc" and not t.is_first
+        }
+        wanted = [
+            (start, member, fold)
+            for fold in folds
+            for start in sorted(starts, key=lambda each: each.name)
+            for member in range(self.job.seeds)
+        ]
+        if not wanted:
+            return
+        with ThreadPoolExecutor(min(len(wanted), _CONCURRENT_FISHERS)) as pool:
+            running = [
+                pool.submit(self._fisher, start, self.job.seed + member, member, fold, index, run)
+                for start, member, fold in wanted
+            ]
+            for each in running:
+                each.result()
 
     def _fisher(
         self, learnt: Training, seed: int, member: int, fold: Fold, index: Index, run: StepRun
@@ -242,10 +284,23 @@ class Continual(ModelStep):
                 config,
                 artifacts,
                 config.model_of(training.variant.method),
+                _clips(folds_of(artifacts)[0].artifacts, self._corpora(training)),
             )
             for training in trainings_of(self.job)
         ]
         return {"models": models}
+
+
+def _clips(artifacts: Artifacts, corpora: Mapping[str, float]) -> int | None:
+    """Training clips of a fold that are read of some corpora; None before there is a manifest."""
+    from multistill.corpora.manifest import read_manifest
+
+    if "manifest" not in artifacts:
+        return None
+    rows = read_manifest(artifacts["manifest"].path, ["corpus", "split"])
+    parts = zip(rows["corpus"].to_pylist(), rows["split"].to_pylist(), strict=True)
+    count = Counter(corpus for corpus, split in parts if split == "train")
+    return round(sum(share * count[name] for name, share in corpora.items()))
 
 
 class Forgetting(Step):
@@ -253,6 +308,7 @@ class Forgetting(Step):
 
     name = "forgetting"
     artifact = "forgetting"
+    version = 2
     sections = frozenset({"continual", "evaluation"})
     uses_ray = True
 
@@ -272,9 +328,11 @@ class Forgetting(Step):
         return ("manifest", "features", "continual")
 
     def build(self, run: StepRun) -> Mapping[str, Any]:
-        from multistill.evaluation.continual import FoldModels, score_courses
+        from multistill.evaluation.continual import METRICS, score_courses
+        from multistill.evaluation.course_models import FoldModels
 
         store = self.models.model_store
+        metric = self.job.continual.train.metric or self.job.tasks.metric
         folds = []
         for fold in folds_of(run.artifacts):
             self.models.refuse_other_data(fold.artifacts)
@@ -294,6 +352,7 @@ class Forgetting(Step):
             clear(run.out),
             self.job.seed,
             split_unit(self.job),
+            metric if metric in METRICS else "macro_f1",
         )
         return result
 
@@ -308,5 +367,5 @@ class Forgetting(Step):
             known = {each: value for each, value in scores.items() if value is not None}
             logger.metrics({f"{each}_uar_{name}": value for each, value in known.items()})
             figures = ", ".join(f"{each} {value:.3f}" for each, value in known.items())
-            rows.append(f"- {name}: {figures}")
+            rows.append(f"- {name}: {figures}{', chosen on validation' * course['chosen']}")
         return "UAR after all corpora:\n\n" + "\n".join(rows)

@@ -19,7 +19,7 @@ class Report(Step):
 
     name = "report"
     artifact = "report"
-    version = 8
+    version = 9
     sections = frozenset({"report"})
 
     @property

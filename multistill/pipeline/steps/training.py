@@ -303,14 +303,20 @@ def training_task(
     role: Any,
     model: ModelConfig,
     train: TrainSection,
+    clips: int | None = None,
     **more: Any,
 ) -> TrainingTask:
-    """A training on the run's manifest and features, with every number decided."""
+    """A training on the run's manifest and features, with every number decided.
+
+    Args:
+        clips: training clips that it reads; None: all.
+    """
     from multistill.features.augmented import STORE
     from multistill.models.presets import resolve
     from multistill.training.task import TrainingTask
 
-    clips = training_clips(artifacts, unlabelled=role != "teacher")
+    if clips is None:
+        clips = training_clips(artifacts, unlabelled=role != "teacher")
     resolved = resolve_training(train, model.preset, clips, job.tasks.metric)
     assert resolved is not None, "the manifest exists, so the number of clips is known"
     tasks = job.tasks.weights()
@@ -404,6 +410,7 @@ def planned_training(
     section: TeacherConfig | StudentConfig | ContinualConfig,
     artifacts: Artifacts,
     model: ModelConfig | None = None,
+    clips: int | None = None,
 ) -> dict[str, Any]:
     """A line of `multistill plan`: `count` equal trainings per fold.
 
@@ -411,9 +418,11 @@ def planned_training(
 
     Args:
         model: of several that the section has; default: its `model`.
+        clips: training clips that it reads; default: all.
     """
     model, train = model or section.model, section.train
-    clips = training_clips(artifacts, unlabelled=isinstance(section, StudentConfig))
+    if clips is None:
+        clips = training_clips(artifacts, unlabelled=isinstance(section, StudentConfig))
     resolved = resolve_training(train, model.preset, clips)
     gpus, folds = train.gpus_per_worker, planned_folds(job, artifacts)
     return {
