@@ -45,11 +45,11 @@ class _Sampler(threading.Thread):
         super().__init__(daemon=True)
         self.used: dict[tuple[int, float], float] = {}
         self.peak = 0
-        self._stop = threading.Event()
+        self._done = threading.Event()
 
     def run(self) -> None:
         samples = 0
-        while not self._stop.wait(INTERVAL):
+        while not self._done.wait(INTERVAL):
             self.sample(memory=samples % 3 == 0)
             samples += 1
 
@@ -65,7 +65,7 @@ class _Sampler(threading.Thread):
         self.peak = max(self.peak, total)
 
     def stop(self) -> None:
-        self._stop.set()
+        self._done.set()
         self.join()
 
 
