@@ -29,6 +29,6 @@ make() {
 make multistill opensmile==2.6.0
 make datasets datasets==5.2.0
 make lightning lightning==2.6.6
-make s3prl s3prl==0.4.18
+make s3prl s3prl==0.4.18 'transformers<5' # its last hidden state lacks the final norm with 5
 make autrainer autrainer==0.10.0 hydra-optuna-sweeper==1.3.0
 make nkululeko nkululeko==1.14.1
