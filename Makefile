@@ -48,12 +48,14 @@ lint: install
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/packages_table.py --check
 	$(BIN)/python scripts/job_file.py --check
+	$(BIN)/python scripts/performance.py --check
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python scripts/packages_table.py
 	$(BIN)/python scripts/job_file.py
+	$(BIN)/python scripts/performance.py
 
 docs: install
 	$(BIN)/mkdocs build --quiet --strict

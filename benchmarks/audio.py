@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from rows import add_row
 
 from multistill.audio import digests
 from multistill.audio.reading import opened
@@ -78,6 +79,14 @@ def main() -> None:
             for _ in range(arguments.repeats):
                 for what, work in works.items():
                     best[what] = min(best[what], processor_time(work, paths))
+        add_row(
+            "audio",
+            {
+                "clips": name,
+                **{f"{what}_ms": round(milliseconds, 4) for what, milliseconds in best.items()},
+                "share": round(best["digest"] / best["decode"], 4),
+            },
+        )
         print(
             f"{name:12} digest {best['digest']:.3f} ms, decode {best['decode']:.3f} ms per clip of "
             f"{SECONDS} s: {best['digest'] / best['decode']:.1%}; remembered "

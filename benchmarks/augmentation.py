@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from heads import TRAIN, Inputs, leaving_out, uar, write_manifest
+from rows import add_row
 
 from multistill.config import CopiesConfig, FeaturesConfig, TrainConfig
 from multistill.corpora.manifest import MANIFEST
@@ -157,8 +158,7 @@ def main() -> None:
                 test = train(inputs, variant, seed, copies, given.paths, given.epochs)
                 result = {"variant": variant, "split": split, "seed": seed, "test": round(test, 4)}
                 results.append(result)
-                with lines.open("a", encoding="utf-8") as file:
-                    print(json.dumps(result), file=file)
+                add_row("augmentation", result, seed=seed, file=lines)
     report(results)
 
 

@@ -29,6 +29,7 @@ import onnxruntime
 import torch
 from heads import uar
 from light import LIGHT, Bench, Row
+from rows import add_row
 
 from multistill import Predictor
 from multistill.audio.reading import read_sound
@@ -112,9 +113,19 @@ def main() -> None:
         found["labels"].append(labels["test"])
     truth = np.concatenate(found.pop("labels"))
     answers = {name: np.array(shares) for name, shares in found.items()}
+    figures: dict[str, Any] = {
+        "model": arguments.preset,
+        "parameters_m": sum(each.numel() for each in head.parameters()) / 1e6,
+        "recordings": len(truth),
+        "largest_difference": difference,
+        "onnx_mb": (out / MODEL).stat().st_size / 1e6,
+        "int8_mb": (out / INT8).stat().st_size / 1e6,
+    }
     print(f"{len(truth)} clips; largest difference of a logit, ONNX to torch: {difference:.1e}")
     for name, shares in answers.items():
         same = np.mean(shares.argmax(axis=1) == answers["torch"].argmax(axis=1))
+        figures[f"uar_{name}"] = uar(truth, shares)
+        figures[f"labels_equal_{name}"] = round(float(same) * len(truth))
         print(f"{name}: UAR {uar(truth, shares):.4f}, labels as torch {same:.4f}")
     for file in sorted([*out.iterdir(), *model.glob("*.safetensors")]):
         print(f"{file.name}: {file.stat().st_size / 1e6:.3f} MB")
@@ -144,7 +155,9 @@ def main() -> None:
     print(f"{len(clips)} clips, median {seconds:.1f} s; best of {ROUNDS} rounds, median over clips")
     for name, each in times.items():
         ratio = np.median(np.array(times["eager"]) / np.array(each))
+        figures |= {f"{name}_ms": float(np.median(each)), f"{name}_speedup": float(ratio)}
         print(f"{name}: {np.median(each):.2f} ms, {ratio:.2f} times as fast as eager")
+    add_row("export", figures | {"clips": len(clips), "clip_s": float(seconds)})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 
 Weights are random, since speed does not depend on them. The published procedure encodes one clip
 at a time in float32 and saves one `.pt` file per clip. The bare forward pass runs the same batches
-on decoded waves and discards the states. Prints a table and one JSON object.
+on decoded waves and discards the states.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 import torch
+from rows import add_row
 
 from multistill.audio import SAMPLE_RATE
 from multistill.config import FeaturesConfig
@@ -274,6 +275,7 @@ def one_size(
         seconds, summary = time_pipeline(config, manifest, into or Path(out) / "store")
     return {
         "clips": summary["clips"],
+        "workers": cpus,
         "seconds": seconds,
         "ms_per_clip": 1000 * seconds / summary["clips"],
         "encoder_ms_per_clip": 1000 * summary["seconds"] / summary["clips"],
@@ -315,18 +317,23 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     read_batches, trained_batches = time_training(store, options.batch, device)
     file_bytes = stored_bytes(folder / "files", "*.pt") / subset_s
     return {
-        "encoder": f"wav2vec2 {options.encoder} (random weights)",
-        "audio_seconds": audio_s,
+        "encoder": options.encoder,
+        "clips": options.clips,
+        "published_clips": options.published_clips,
+        "hours": audio_s / 3600,
         "real_time_factor": pipeline / audio_s,
-        "seconds": {"pipeline": pipeline, "bare": bare, "published_per_s": published / subset_s},
-        "pipeline / bare forward": bare / pipeline,
-        "pipeline / published": (published / subset_s) / (pipeline / audio_s),
-        "bytes / published, float16": sizes["float16"] / file_bytes,
-        "bytes / published, int8": sizes["int8"] / file_bytes,
-        "random reads / torch.load": reads / loads,
-        "training input / student step": read_batches / trained_batches,
-        "uar": uar,
-        "uar_log_mel": log_mel,
+        "pipeline_s": pipeline,
+        "bare_s": bare,
+        "published_s_per_s": published / subset_s,
+        "pipeline_over_bare": bare / pipeline,
+        "pipeline_over_published": (published / subset_s) / (pipeline / audio_s),
+        "bytes_per_s_float16": sizes["float16"],
+        "bytes_over_published_float16": sizes["float16"] / file_bytes,
+        "bytes_over_published_int8": sizes["int8"] / file_bytes,
+        "reads_over_loads": reads / loads,
+        "input_over_step": read_batches / trained_batches,
+        **{f"speech_{dtype}": value for dtype, value in (uar or {}).items()},
+        **{f"log_mel_{dtype}": value for dtype, value in (log_mel or {}).items()},
     }
 
 
@@ -383,8 +390,9 @@ def kill_twice(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     failed = pq.read_table(out / "quarantine.parquet").num_rows
     return {
         "clips": clips,
-        "shards after each attempt": finished_shards,
-        "finished shards done again": redone,
+        "shards_at_kills": finished_shards[:2],
+        "shards": finished_shards[-1],
+        "redone": redone,
         "encoded": len(store),
         "quarantined": failed,
         "complete": len(store) + failed == clips,
@@ -405,6 +413,7 @@ def main() -> None:
     parser.add_argument("--grow", type=int, default=1000, help="clips in the smallest corpus")
     parser.add_argument("--only", choices=["compare", "grow", "kill"])
     parser.add_argument("--kill-clips", type=int, default=5000)
+    parser.add_argument("--results", type=Path, help="file of the rows")
     parser.add_argument("--one-size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -418,21 +427,15 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        results: dict[str, Any] = {}
+        found: list[dict[str, Any]] = []
         if options.only in (None, "compare"):
-            results["compare"] = compare(options, folder)
-            for key, value in results["compare"].items():
-                print(f"{key:34} {value:.3f}" if isinstance(value, float) else f"{key:34} {value}")
+            found.append({"what": "compare", **compare(options, folder)})
         if options.only in (None, "grow"):
-            results["grow"] = grow(options, folder)
-            for row in results["grow"]:
-                print("  ".join(f"{key} {value:.2f}" for key, value in row.items()))
-            for key in ("ms_per_clip", "encoder_ms_per_clip"):
-                cost = [row[key] for row in results["grow"]]
-                results[f"{key}, 10x / 1x"] = cost[-1] / cost[0]
+            found += [{"what": "grow", **size} for size in grow(options, folder)]
         if options.only in (None, "kill"):
-            results["kill"] = kill_twice(options, folder)
-        print(json.dumps(results))
+            found.append({"what": "kill", **kill_twice(options, folder)})
+        for figures in found:
+            print(json.dumps(add_row("features", figures, file=options.results)))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rows import add_row
 from torch import Tensor, nn
 
 from multistill.config import SpeechEncoderConfig
@@ -150,23 +151,19 @@ def main() -> None:
         for one, other in zip(top_weights.values(), frozen_weights.values(), strict=True)
     )
     change = max(float((top_weights[name] - initial[name]).abs().max()) for name in initial)
-    print(
-        json.dumps(
-            {
-                "top_layers_seconds": round(top_seconds, 3),
-                "rest_frozen_seconds": round(frozen_seconds, 3),
-                "full_seconds": round(full_seconds, 3),
-                "encoding_once_seconds": round(encoding, 3),
-                "faster_than_rest_frozen": round(frozen_seconds / top_seconds, 2),
-                "faster_than_full": round(full_seconds / top_seconds, 2),
-                "largest_difference_of_weights": difference,
-                "largest_change_by_training": change,
-                "losses": [round(top_loss, 6), round(frozen_loss, 6)],
-                **vars(options),
-            },
-            indent=2,
-        )
-    )
+    figures = {
+        "top_layers_seconds": round(top_seconds, 3),
+        "rest_frozen_seconds": round(frozen_seconds, 3),
+        "full_seconds": round(full_seconds, 3),
+        "encoding_once_seconds": round(encoding, 3),
+        "faster_than_rest_frozen": round(frozen_seconds / top_seconds, 2),
+        "faster_than_full": round(full_seconds / top_seconds, 2),
+        "largest_difference_of_weights": difference,
+        "largest_change_by_training": change,
+        "losses": [round(top_loss, 6), round(frozen_loss, 6)],
+        **vars(options),
+    }
+    print(json.dumps(add_row("finetune", figures), indent=2))
 
 
 if __name__ == "__main__":

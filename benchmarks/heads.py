@@ -38,6 +38,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
+from rows import add_row
 from sklearn.metrics import recall_score
 
 from multistill.config import DistillationConfig, SplitConfig, TrainConfig
@@ -355,13 +356,13 @@ def main() -> None:
     )
     done = {(result["head"], result["split"], result["seed"]) for result in results}
     runs = [run for run in runs if (run.head, run.split, run.seed) not in done]
-    with ProcessPoolExecutor(given.processes) as pool, lines.open("a", encoding="utf-8") as file:
+    with ProcessPoolExecutor(given.processes) as pool:
         waiting = [
             pool.submit(execute, run, inputs[run.split], given.teacher, folder) for run in runs
         ]
         for future in waiting:
             results.append(future.result())
-            print(json.dumps(results[-1]), file=file, flush=True)
+            add_row("heads", results[-1], seed=results[-1]["seed"], file=lines)
             print(json.dumps(results[-1]), file=sys.stderr, flush=True)
     classes = set(read_manifest(manifest, ["label"])["label"].to_pylist()) - {None}
     print("\n".join(report(results, 1 / len(classes))))

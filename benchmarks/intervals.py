@@ -20,6 +20,7 @@ from joblib import Parallel, delayed
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from helpers.simulated_test_sets import coverage, verdicts
+from rows import add_row
 
 from multistill.metrics.classification import HARD
 
@@ -43,6 +44,9 @@ def main() -> None:
     print(f"| sessions x clips | {' | '.join(HARD)} | with interval (UAR) |")
     print("| --- |" + " --- |" * (len(HARD) + 1))
     for (sessions, clips), result in zip(cases, covered, strict=True):
+        figures = {m: round(result[m][0], 4) for m in HARD if result[m][1]}
+        case = {"simulations": simulations, "sessions": sessions, "clips": clips}
+        add_row("intervals", {"what": "coverage", **case, **figures})
         shares = [f"{result[m][0]:.3f}" if result[m][1] else "-" for m in HARD]
         defined = result["uar"][1] / simulations
         print(f"| {sessions} x {clips} | {' | '.join(shares)} | {defined:.2f} |")
@@ -53,6 +57,9 @@ def main() -> None:
     print("| --- | --- | --- | --- |")
     for (sessions, clips, seeds), verdict in zip(cases_with_seeds, counted, strict=True):
         helped, worse = (verdict[name] / simulations for name in ("helped", "did not help"))
+        case = {"simulations": simulations, "sessions": sessions, "clips": clips, "seeds": seeds}
+        figures = {"helped": helped, "did_not_help": worse}
+        add_row("intervals", {"what": "verdicts", **case, **figures})
         print(f"| {sessions} x {clips} | {seeds} | {helped:.3f} | {worse:.3f} |")
 
 

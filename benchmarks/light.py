@@ -40,6 +40,7 @@ import pyarrow.parquet as pq
 import soxr
 import torch
 from heads import leaving_out, uar, write_manifest
+from rows import add_row
 
 from multistill.audio import SAMPLE_RATE
 from multistill.audio.distortions import generator_for, reverberant, tilted, white_noise
@@ -357,22 +358,21 @@ def main() -> None:
         [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     )
     done = {(result["row"], result["speaker"], result["seed"]) for result in results}
-    with lines.open("a", encoding="utf-8") as file:
-        for seed in map(int, given.seeds.split(",")):
-            for speaker in map(int, given.speakers.split(",")):
-                for name in names:
-                    probe = name.startswith("probe-")
-                    if (name, speaker, 0 if probe else seed) in done:
-                        continue
-                    result = (
-                        bench.probe(name.removeprefix("probe-"), speaker)
-                        if probe
-                        else bench.run(name, speaker, seed)
-                    )
-                    done.add((name, speaker, result["seed"]))
-                    results.append(result)
-                    print(json.dumps(result), file=file, flush=True)
-                    print(name, speaker, seed, pooled_uar([result]), file=sys.stderr, flush=True)
+    for seed in map(int, given.seeds.split(",")):
+        for speaker in map(int, given.speakers.split(",")):
+            for name in names:
+                probe = name.startswith("probe-")
+                if (name, speaker, 0 if probe else seed) in done:
+                    continue
+                result = (
+                    bench.probe(name.removeprefix("probe-"), speaker)
+                    if probe
+                    else bench.run(name, speaker, seed)
+                )
+                done.add((name, speaker, result["seed"]))
+                results.append(result)
+                add_row("light", result, seed=result["seed"], file=lines)
+                print(name, speaker, seed, pooled_uar([result]), file=sys.stderr, flush=True)
     print("\n".join(report(results)))
 
 

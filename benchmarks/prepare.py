@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from rows import add_row
 
 CLASSES = ("neutral", "happy", "surprise", "angry", "sad", "disgust", "fear")
 
@@ -123,6 +124,9 @@ def compare_with_bare_loop(table: Path, arguments: argparse.Namespace) -> None:
     print(f"{files} files of {arguments.seconds} s, best of {arguments.repeats}, one core")
     for what, name in (("bare", "loop of soundfile.info"), ("prepare", "prepare")):
         seconds, cpu = best[what]["seconds"], best[what]["cpu"]
+        figures = {"seconds_per_thousand": seconds / files * 1000}
+        figures["ratio"] = seconds / best["bare"]["seconds"]
+        add_row("prepare", {"what": what, "files": files, "digests": True, **figures})
         print(
             f"  {name:24} {seconds / files * 1000:.4f} s per thousand files (CPU "
             f"{cpu / files * 1000:.4f}), ratio {seconds / best['bare']['seconds']:.2f} (CPU "
@@ -136,6 +140,8 @@ def measure_growth(folder: Path, arguments: argparse.Namespace) -> None:
         table = folder / f"table{rows}.csv"
         make_table(table, rows, arguments.files)
         results.append(result := run_measurement("prepare", table))
+        size = {"rows": rows, "files": arguments.files, "digests": True}
+        add_row("prepare", {"what": "rows", **size, **result})
         print(
             f"{rows} rows: {result['seconds']:.1f} s; memory grew by {result['memory_mb']:.0f} MB "
             f"(libraries included), the manifest's columns take {result['columns_mb']:.0f} MB"

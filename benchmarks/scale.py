@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rows import add_row
 
 from multistill.config import DistillationConfig, SearchConfig, SearchParameter, TrainConfig
 from multistill.models.presets import resolve
@@ -42,7 +43,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="multistill-scale-"))
     try:
         for row in measure(folder, options):
-            print(json.dumps(row), flush=True)
+            settings = {name: getattr(options, name) for name in ("nodes", "sampler", "storage")}
+            print(json.dumps(add_row("scale", settings | row)), flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -4,7 +4,7 @@
     python benchmarks/search.py overhead FOLDER [--trials 32] [--epochs N, default: trials of 22 s]
     python benchmarks/search.py compare FOLDER [--trials 24] [--epochs 20] [--seeds 5]
                                                [--spaces distillation,training,all]
-                                               [--results search-compare.jsonl]
+                                               [--results FILE]
 
 `compare` gives every method as many epochs of training as a grid of `--trials` points takes, and
 prints the best validation metric that it has found by then, in three spaces. Epochs do not depend
@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from rows import RESULTS, add_row
 
 from multistill.config import DistillationConfig, SearchConfig, SearchParameter, TrainConfig
 from multistill.models.presets import resolve
@@ -121,6 +122,9 @@ def many(trials: int) -> None:
     last = logger.samples[-1][1]
     print(f"best {summary['best']['value']:.4f} of 0.7875 possible; study on disk {size:.1f} MB")
     print(f"driver memory after 200 trials {first:.0f} MB, at the end {last:.0f} MB")
+    figures = {"driver_mb_at_200": first, "driver_mb": last, "study_mb": size}
+    rate = trials / summary["seconds"]
+    add_row("search", {"what": "many", "trials": trials, "trials_per_s": rate, **figures})
 
 
 def epoch_seconds(folder: Path) -> float:
@@ -153,6 +157,18 @@ def overhead(folder: Path, trials: int, epochs: int | None) -> None:
     print(f"seconds from hand-out to first step, median: {summary['start_seconds']:.2f}")
     print(f"share of wall time in training epochs: {summary['training_share']:.3f}")
     print(f"wall time / (training time / concurrency): {summary['seconds'] / ideal:.3f}")
+    add_row(
+        "search",
+        {
+            "what": "overhead",
+            "trials": trials,
+            "trial_s": summary["trial_seconds"] / trials,
+            "concurrency": summary["concurrency"],
+            "to_first_step_s": summary["start_seconds"],
+            "training_share": summary["training_share"],
+            "wall_over_ideal": summary["seconds"] / ideal,
+        },
+    )
 
 
 def compare(
@@ -198,8 +214,8 @@ def compare(
                         search(base, config, spec.seed + seed, out, fingerprint=f"bench-{seed}")
                         done[cell] = curve(out)
                     row = {"space": name, "seed": seed, "method": method, "curve": done[cell]}
-                    with results.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(row | {"trials": trials, "epochs": epochs}) + "\n")
+                    figures = row | {"trials": trials, "epochs": epochs}
+                    add_row("search-compare", figures, seed=row["seed"], file=results)
                 curves[method] = done[cell]
             budget = curves["grid"][-1][0]
             for method, steps in curves.items():
@@ -257,7 +273,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--spaces", default=",".join(SPACES))
-    parser.add_argument("--results", type=Path, default=Path("search-compare.jsonl"))
+    parser.add_argument("--results", type=Path, default=RESULTS / "search-compare.jsonl")
     arguments = parser.parse_args()
     if arguments.what != "many" and arguments.folder is None:
         parser.error("give the folder of a finished search")

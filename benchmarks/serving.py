@@ -9,7 +9,7 @@ on the machine of the clients, which take a share of its cores. `load`: requests
 latency of an upload of a clip of three seconds. `faults`: a replica that is killed and a redeploy,
 both under load, must lose no accepted request; afterwards, and beside open connections that send
 nothing or too much, the server must still answer. `memory`: resident memory of the two processes
-of the server. Results go to benchmarks/results/serving.json, one entry per command.
+of the server. Results go to benchmarks/results/serving.jsonl.
 """
 
 from __future__ import annotations
@@ -35,12 +35,11 @@ import aiohttp
 import numpy as np
 import psutil
 import soundfile
+from rows import add_row
 
 from multistill.serving import run
 from multistill.serving.settings import ServingSettings
-from multistill.workspace import write_json
 
-RESULTS = Path(__file__).parent / "results" / "serving.json"
 HOST, PORT = "127.0.0.1", 8123
 ADDRESS = f"http://{HOST}:{PORT}"
 LABELS = ("neutral", "happy", "sad", "angry")
@@ -319,16 +318,9 @@ async def memory(requests: int) -> list[dict[str, Any]]:
 
 
 def record(name: str, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    options = {"load": ("seconds",), "faults": ("connections",), "memory": ("requests",)}[name]
-    entry = {
-        "cores": len(os.sched_getaffinity(0)),
-        "load_average_1min": round(os.getloadavg()[0], 1),
-        "model": "given" if arguments.model else "light-student, random weights",
-        **{option: getattr(arguments, option) for option in options},
-        "rows": rows,
-    }
-    write_json(RESULTS, {**found, name: entry})
+    model = "given" if arguments.model else "light-student, random weights"
+    for row in rows:
+        add_row("serving", {"what": name, "model": model, **row})
 
 
 @contextmanager

@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from rows import add_row
 from torch import Tensor
 
 from multistill.audio import SAMPLE_RATE
@@ -112,6 +113,15 @@ def main() -> None:
         reference = reference or dense
         points = ", ".join(f"{share:.2f}" for share in shares) or "all"
         title = "FE2E" if p is None else f"MESM, p = {p:g}"
+        figures = {
+            "network": title,
+            "preset": given.preset,
+            "points": [round(share, 3) for share in shares],
+            "mega_macs": round(float(dense if p is None else active), 1),
+            "of_dense": round(float((dense if p is None else active) / reference), 3),
+            "clip_ms": round(statistics.median(times), 2),
+        }
+        add_row("sparse", figures)
         print(
             f"| {title} | {points} | {dense if p is None else active:.0f} "
             f"| {(dense if p is None else active) / reference:.2f} "

@@ -16,13 +16,12 @@ A line of FILE (JSON) and a row of the table for each number of streams, over al
 - *spoken*: from the end of the speech (`end` without the padding) to the final prediction, which is
   `min_silence` more, and up to 32 ms for the frame of voice activity;
 - interim predictions: computing time of a push that had one, and how many were left out;
-- processor time per second of sound of all streams (1: one core is busy), and load average.
+- processor time per second of sound of all streams (1: one core is busy).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import threading
@@ -35,6 +34,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from rows import add_row
 
 from multistill import Predictor
 from multistill.audio import SAMPLE_RATE
@@ -146,8 +146,6 @@ def measure(predictor: Predictor, paths: list[Path], count: int, args: Any) -> d
         "interims": len(values["interim"]),
         "skipped": sum(times.skipped for times in found),
         "cpu_per_second": cpu / max(len(sound) / SAMPLE_RATE for sound in sounds),
-        "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg()[0],
     }
 
 
@@ -159,25 +157,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--min-silence", type=float, default=SegmentSettings.min_silence)
     parser.add_argument("--piece", type=float, default=0.032)
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results/streaming.jsonl"
-    )
+    parser.add_argument("--out", type=Path, help="file of the rows")
     args = parser.parse_args()
     torch.set_num_threads(1)
     predictor = load(args.model)
     paths = sorted(args.audio.glob("*.wav"))
     stream = StreamingPredictor(predictor)
     stream.push(recordings_with_pauses(paths, 10, 0))  # the first calls are slower
-    print("streams segments | decided p50 p95 | spoken p50 p95 | interim p95 skipped | cpu/s load")
+    print("streams segments | decided p50 p95 | spoken p50 p95 | interim p95 skipped | cpu/s")
     for count in map(int, args.streams.split(",")):
         row = measure(predictor, paths, count, args)
-        with args.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        add_row("streaming", row, file=args.out)
         print(
             f"{count:7} {row['segments']:8} | {row['decided_p50']:11.1f} {row['decided_p95']:.1f} "
             f"| {row['spoken_p50']:10.0f} {row['spoken_p95']:.0f} | {row['interim_p95']:11.1f} "
-            f"{row['skipped']} of {row['skipped'] + row['interims']} | {row['cpu_per_second']:.2f} "
-            f"{row['load']:.1f}",
+            f"{row['skipped']} of {row['skipped'] + row['interims']} | {row['cpu_per_second']:.2f}",
             flush=True,
         )
 

@@ -35,12 +35,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from helpers.postgres import running_postgres
 from helpers.team_mlflow import TeamServer
+from rows import add_row
 
 from multistill.config import TrackingConfig
 from multistill.tracking import Tracker, open_tracker
 from multistill.tracking.server import Server
 
-RESULTS = Path(__file__).parent / "results" / "tracking.jsonl"
 METRICS = ("loss", "f1")
 EPOCHS = 5
 
@@ -211,12 +211,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command is None:
         arguments = parser.parse_args(["load"])
-    settings = {k: v for k, v in vars(arguments).items() if k != "function"}
-    row = {**settings, **arguments.function(arguments)}
+    settings = {k: v for k, v in vars(arguments).items() if k not in ("function", "command")}
+    row = {"what": arguments.command, **settings, **arguments.function(arguments)}
     for name, value in row.items():
         print(f"{name:28} {value}")
-    with RESULTS.open("a") as stream:
-        stream.write(json.dumps(row) + "\n")
+    add_row("tracking", row)
 
 
 if __name__ == "__main__":

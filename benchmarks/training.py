@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.multiprocessing as mp
+from rows import add_row
 from torch import Tensor
 
 from multistill.config import CLASSES, TrainConfig
@@ -204,8 +204,8 @@ def published(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         our_speeds.append(our_speed(task, folder / f"state-{turn}", "cpu"))
     reference, ours = fastest(published_speeds), fastest(our_speeds)
     return {
-        "published": asdict(reference),
-        "ours": asdict(ours),
+        "published_per_s": reference.wall,
+        "ours_per_s": ours.wall,
         "ratio": ours.wall / reference.wall,
         "ratio_by_processor_time": ours.processor / reference.processor,
         "threads": torch.get_num_threads(),
@@ -240,10 +240,9 @@ def workers(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             speed = json.loads((run_folder / "speed.json").read_text())
             speeds[size] = max(speeds[size], speed)
     return {
-        "samples_per_s_1": speeds[1],
-        "samples_per_s_2": speeds[2],
+        "one_per_s": speeds[1],
+        "two_per_s": speeds[2],
         "efficiency": speeds[2] / (2 * speeds[1]),
-        "cores": len(os.sched_getaffinity(0)),
     }
 
 
@@ -310,9 +309,8 @@ def gpu(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     bare, flops = bare_speed(task, arguments.clips // arguments.batch_size)
     ours = our_speed(task, folder / "state", "cuda")
     return {
-        "gpu": name,
-        "our_samples_per_s": ours.wall,
-        "bare_samples_per_s": bare,
+        "ours_per_s": ours.wall,
+        "bare_per_s": bare,
         "ratio_to_bare": ours.wall / bare,
         "bare_share_of_peak": flops / peak,
     }
@@ -329,11 +327,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="for `published` and `workers`")
     parser.add_argument("--precision", default="float32", help="of our training in `published`")
     parser.add_argument("--folder", default=None)
+    parser.add_argument("--results", type=Path, help="file of the row")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         command = {"published": published, "workers": workers, "gpu": gpu}[arguments.what]
         results = command(arguments, Path(folder))
-    print(json.dumps({"preset": arguments.preset, **vars(arguments), **results}, indent=2))
+    settings = {k: v for k, v in vars(arguments).items() if k not in ("folder", "results")}
+    figures = {**settings, **results}
+    print(json.dumps(add_row("training", figures, file=arguments.results), indent=2))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rows import add_row
+
 from multistill.cluster.session import PASSIVE_WAITING
 from multistill.hardware import cores
 
@@ -73,16 +75,20 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(train(Path(folder), arguments.threads)))
         return
-    results = {}
-    for load, processes in (("quiet", 0), ("busy", cores())):
+    for others, processes in (("none", 0), ("a busy process per core", cores())):
         epochs: dict[str, list[float]] = {"spinning": [], "passive": []}
         with other_work(processes):
             for _ in range(arguments.rounds):
                 for name, seconds in epochs.items():
                     seconds += measure(arguments.threads, name == "passive")[1:]
         medians = {name: statistics.median(seconds) for name, seconds in epochs.items()}
-        results[load] = medians | {"ratio": medians["spinning"] / medians["passive"]}
-    print(json.dumps({"threads": arguments.threads, "cores": cores(), **results}, indent=1))
+        figures = {
+            "others": others,
+            "threads": arguments.threads,
+            **{f"{name}_s": round(seconds, 3) for name, seconds in medians.items()},
+            "ratio": round(medians["spinning"] / medians["passive"], 2),
+        }
+        print(json.dumps(add_row("waiting", figures)), flush=True)
 
 
 if __name__ == "__main__":

@@ -158,10 +158,11 @@ def device_name() -> str:
 
         if torch.cuda.is_available():
             return torch.cuda.get_device_name(0)
-    return f"{_processor()}, {cores()} cores"
+    return f"{processor_name()}, {cores()} cores"
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """The model of this machine's processor."""
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
             for line in lines:
