@@ -1,18 +1,22 @@
 """multistill beside its peers: the same recordings, cores and budget, in alternating rounds.
 
     benchmarks/peers/environments.sh ENVIRONMENTS
-    ENVIRONMENTS/multistill/bin/python benchmarks/peers/compare.py TASK --environments ENVIRONMENTS
-        --emodb FOLDER --work FOLDER [--rounds 5] [--only PEER,...] [--tiny]
-        [--results benchmarks/results/peers.json]
+    ENVIRONMENTS/multistill/bin/python benchmarks/peers/compare.py TASK...
+        --environments ENVIRONMENTS --emodb FOLDER --work FOLDER [--rounds 5] [--only "PEER;..."] [--tiny]
+        [--results benchmarks/results/peers.jsonl]
 
 TASK is `extract` (hidden states of a wav2vec2), `head` (a head on stored states), `search` (48
-trials of a small student) or `opensmile` (eGeMAPS and a linear SVM, leaving one speaker out);
-`table` prints the medians of what was measured. `spec.py` has all settings.
+trials of a small student), `opensmile` (eGeMAPS and a linear SVM, leaving one speaker out), or
+`all` of them.
+`spec.py` has all settings.
 
 Every round of a peer is a fresh process with an empty folder, on the same two cores. Inputs (the
 encoder, stored states, the workspace of a job up to the measured stage) are made once and kept in
-`--work`. A round is a row of RESULTS: seconds, processor time and peak memory of the whole process
-tree, what was reached, versions and the load of the machine. `--tiny` checks that everything runs.
+`--work`. A round is a row of the results: seconds, processor time and peak memory of the whole
+process tree, what was reached, versions and the load of the machine. Rounds that the results have
+are not measured again, so that a comparison that was cut off goes on. A round that fails, or whose
+result is not that of the task, has no row: the others go on, and the exit status is 1. `--tiny`
+checks that everything runs.
 """
 
 from __future__ import annotations
@@ -21,20 +25,19 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[1:1] = [str(HERE / "drivers"), str(ROOT)]
+sys.path[1:1] = [str(HERE / "drivers"), str(HERE.parent), str(ROOT)]
 
 import ours  # noqa: E402
 import spec  # noqa: E402
 from measure import measure  # noqa: E402
+from rows import RESULTS, add_row  # noqa: E402
 from tasks import TASKS, Inputs, Peer  # noqa: E402
 
 CORES = 2
@@ -46,8 +49,13 @@ FULL = {
     "trial_epochs": spec.TRIAL_EPOCHS,
 }
 REFERENCE_CLIPS = 12
-CHECKED = {"extract": "cosine", "head": "test_uar", "search": "test_uar", "opensmile": "test_uar"}
-"""What was reached, by task."""
+LEAST_COSINE = 0.9999
+LIMIT = 3600.0
+"""Seconds that a round may take."""
+
+
+class NotComparableError(Exception):
+    """A round that is not comparable."""
 
 
 def environment() -> dict[str, str]:
@@ -122,10 +130,11 @@ def one_round(task: str, name: str, peer: Peer, inputs: Inputs) -> dict[str, Any
     command = peer.command(inputs, folder)
     log = folder.with_suffix(".log")
     load = os.getloadavg()[0]
-    measured = measure(command, cwd=folder, log=log, environment=environment())
+    measured = measure(command, cwd=folder, log=log, environment=environment(), limit=LIMIT)
     if measured.status:
-        raise SystemExit(f"{name} exited with {measured.status}; its output is in {log}")
+        raise NotComparableError(f"exited with {measured.status}; its output is in {log}")
     reached = peer.score(inputs, folder)
+    require(task, reached, inputs)
     shutil.rmtree(folder)
     return {
         "task": task,
@@ -134,81 +143,78 @@ def one_round(task: str, name: str, peer: Peer, inputs: Inputs) -> dict[str, Any
         "processor_seconds": round(measured.processor_seconds, 2),
         "peak_mb": round(measured.peak_mb),
         **reached,
-        "load_average_before": round(load, 1),
+        "load": round(load, 2),
     }
 
 
-def append(path: Path, row: dict[str, Any]) -> None:
-    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([*rows, row], indent=1) + "\n", encoding="utf-8")
+def require(task: str, reached: dict[str, Any], inputs: Inputs) -> None:
+    """What makes the time of a round comparable."""
+    if reached.get("cosine", 1.0) < LEAST_COSINE:
+        raise NotComparableError(f"states of cosine {reached['cosine']} to the reference")
+    if task == "search" and (reached["trials"] < inputs.trials or reached.get("failed")):
+        raise NotComparableError(f"not all {inputs.trials} trials: {reached}")
 
 
-def table(path: Path) -> None:
-    """Medians over the rounds of full size, and ratios to multistill's."""
-    rows = [row for row in json.loads(path.read_text(encoding="utf-8")) if not row["tiny"]]
-    for task in TASKS:
-        medians: dict[str, dict[str, float]] = {}
-        for name in TASKS[task]:
-            own = [row for row in rows if (row["task"], row["peer"]) == (task, name)]
-            if own:
-                keys = ("seconds", "processor_seconds", "peak_mb", CHECKED[task])
-                medians[name] = {key: statistics.median(row[key] for row in own) for key in keys}
-                medians[name]["rounds"] = len(own)
-        if not medians:
-            continue
-        print(f"\n| {task} | s | times ours | processor s | peak MB | {CHECKED[task]} | rounds |")
-        print("| --- | --- | --- | --- | --- | --- | --- |")
-        ours_s = medians.get("multistill", {}).get("seconds", float("nan"))
-        for name, found in medians.items():
-            print(
-                f"| {name} | {found['seconds']:.1f} | {found['seconds'] / ours_s:.2f} "
-                f"| {found['processor_seconds']:.1f} | {found['peak_mb']:.0f} "
-                f"| {found[CHECKED[task]]:.4f} | {found['rounds']:.0f} |"
-            )
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def compare(task: str, given: argparse.Namespace, inputs: Inputs, peers: dict[str, Peer]) -> int:
+    """Rounds of a task, each in another order of the peers; how many have failed."""
+    prepare(task, inputs, given.emodb.resolve(), peers)
+    packages = {name: versions(peer, inputs) for name, peer in peers.items()}
+    done = {
+        (row["task"], row["peer"], row["round"])
+        for row in rows_of(given.results)
+        if row["tiny"] == given.tiny
+    }
+    names, failed = list(peers), 0
+    for number in range(given.rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            if (task, name, number + 1) in done:
+                continue
+            try:
+                measured = one_round(task, name, peers[name], inputs)
+            except Exception as error:  # of the output of a peer, whatever it is
+                failed += 1
+                print(f"{task}, round {number + 1} of {name}: {error!r}", file=sys.stderr)
+                continue
+            figures = {
+                "command": f"python benchmarks/peers/compare.py {task}",
+                **measured,
+                "round": number + 1,
+                "tiny": given.tiny,
+                "versions": packages[name],
+            }
+            print(json.dumps(add_row("peers", figures, file=given.results)), flush=True)
+    return failed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=[*TASKS, "table"])
-    parser.add_argument("--environments", type=Path)
-    parser.add_argument("--emodb", type=Path)
+    parser.add_argument("tasks", nargs="+", choices=[*TASKS, "all"], metavar="TASK")
+    parser.add_argument("--environments", type=Path, required=True)
+    parser.add_argument("--emodb", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("peers-benchmark"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", help="names of peers, separated by `;`")
     parser.add_argument("--tiny", action="store_true")
-    default = ROOT / "benchmarks" / "results" / "peers.json"
-    parser.add_argument("--results", type=Path, default=default)
+    parser.add_argument("--results", type=Path, default=RESULTS / "peers.jsonl")
     given = parser.parse_args()
-    if given.task == "table":
-        table(given.results)
-        return
-    if given.environments is None or given.emodb is None:
-        parser.error("give --environments and --emodb")
     size = TINY if given.tiny else FULL
     work = given.work.resolve() / ("tiny" if given.tiny else "full")
     # Not resolved: a virtual environment is known by the path of its interpreter.
     inputs = Inputs(given.environments.absolute(), work, **size)
-    chosen = given.only.split(";") if given.only else list(TASKS[given.task])
-    peers = {name: TASKS[given.task][name] for name in chosen}
-    cores = sorted(os.sched_getaffinity(0))[:CORES]
-    os.sched_setaffinity(0, cores)
-    prepare(given.task, inputs, given.emodb.resolve(), peers)
-    packages = {name: versions(peer, inputs) for name, peer in peers.items()}
-    names = list(peers)
-    for number in range(given.rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            row = one_round(given.task, name, peers[name], inputs)
-            row |= {
-                "round": number + 1,
-                "tiny": given.tiny,
-                "cores": len(cores),
-                "versions": packages[name],
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "command": f"benchmarks/peers/compare.py {given.task}",
-            }
-            append(given.results, row)
-            print(json.dumps(row), flush=True)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    failed = 0
+    for task in TASKS if "all" in given.tasks else given.tasks:
+        chosen = given.only.split(";") if given.only else list(TASKS[task])
+        peers = {name: TASKS[task][name] for name in chosen if name in TASKS[task]}
+        failed += compare(task, given, inputs, peers)
+    raise SystemExit(1 if failed else 0)
 
 
 if __name__ == "__main__":

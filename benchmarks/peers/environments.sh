@@ -30,5 +30,7 @@ make multistill opensmile==2.6.0
 make datasets datasets==5.2.0
 make lightning lightning==2.6.6
 make s3prl s3prl==0.4.18 'transformers<5' # its last hidden state lacks the final norm with 5
-make autrainer autrainer==0.10.0 hydra-optuna-sweeper==1.3.0
+# The Optuna sweeper asks for a development version of Hydra, and pip then takes 1.4.0rc3, with which
+# the sweeper does not run.
+make autrainer autrainer==0.10.0 hydra-optuna-sweeper==1.3.0 hydra-core==1.3.2 omegaconf==2.3.0
 make nkululeko nkululeko==1.14.1

@@ -70,13 +70,21 @@ class _Sampler(threading.Thread):
 
 
 def measure(
-    command: Sequence[str], *, cwd: Path, log: Path, environment: Mapping[str, str]
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    log: Path,
+    environment: Mapping[str, str],
+    limit: float | None = None,
 ) -> Measured:
     """Run a command to its end, its output into `log`. No other child process may run meanwhile.
 
     Processes whose parent has ended become children of this one (a subreaper), so that those of a
     Ray cluster are counted too. Processor time is the larger of the kernel's sum over children that
     were waited for, and of samples, which see processes that nobody waited for.
+
+    Args:
+        limit: seconds after which the command is killed, which its status shows.
     """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -87,7 +95,11 @@ def measure(
             command, cwd=cwd, env=dict(environment), stdout=output, stderr=subprocess.STDOUT
         )
         sampler.start()
-        status = process.wait()
+        try:
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
         seconds = time.perf_counter() - started
     _wait_for_orphans()
     sampler.stop()

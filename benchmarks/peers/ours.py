@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 Job = dict[str, Any]
 HEAD = dict(spec.HEAD)
+PREFIX = "table/"
 
 
 def _job(inputs: Inputs, name: str, workspace: Path, **sections: Any) -> Job:
+    recordings = Path(spec.read_corpus(inputs.corpus)[0]["audio_path"]).parent
     return {
         "name": f"peers-{name}",
         "seed": spec.SEED,
         "workspace": str(workspace),
-        "corpora": [{"kind": "table", "path": str(inputs.corpus)}],
+        "corpora": [{"kind": "table", "path": str(inputs.corpus), "audio_root": str(recordings)}],
         "labels": {"classes": sorted(spec.CLASSES.values())},
         "split": {"by": "column"},
         "features": {"text": {"model": "hashed-ngrams"}},
@@ -74,7 +76,7 @@ def stored_job(inputs: Inputs, workspace: Path) -> Job:
         workspace,
         features={"speech": {"model": "smart-turn"}, "text": {"model": "hashed-ngrams"}},
         teacher={"model": HEAD, "train": {**train, "epochs": inputs.epochs}},
-        distillation={"weight": 0.0},
+        distillation={"weight": 0.0, "targets": "in-sample"},
         students=[
             {"name": "audio", "model": HEAD, "train": {**train, "epochs": inputs.trial_epochs}}
         ],
@@ -134,13 +136,15 @@ def features_folder(workspace: Path) -> Path:
 
 
 def stored_states(workspace: Path) -> dict[str, Any]:
-    """float32 [T, D] of each clip."""
+    """float32 [T, D] of each clip; a corpus without a name is `table/` before its clips' names."""
     import numpy as np
 
     from multistill.features.store import FeatureStore
 
     store = FeatureStore(features_folder(workspace))
-    return {name: np.array(store.audio(name), np.float32) for name in store.ids}
+    return {
+        name.removeprefix(PREFIX): np.array(store.audio(name), np.float32) for name in store.ids
+    }
 
 
 def _summary(workspace: Path, stage: str) -> dict[str, Any]:
@@ -169,7 +173,7 @@ def _score(inputs: Inputs, workspace: Path, fingerprint: str) -> dict[str, Any]:
     scores = {}
     for part in ("valid", "test"):
         rows = [row for row in spec.read_corpus(inputs.corpus) if row["split"] == part]
-        ids = [row["utterance_id"] for row in rows]
+        ids = [PREFIX + row["utterance_id"] for row in rows]
         logits = predict_logits(model, store, ids, torch.device("cpu"))
         labels = torch.tensor([NAMES.index(row["label"]) for row in rows])
         scores[f"{part}_uar"] = uar(labels, torch.from_numpy(logits).argmax(dim=1))
@@ -199,4 +203,4 @@ def opensmile_scores(inputs: Inputs, folder: Path) -> dict[str, Any]:
     [path] = (folder / "workspace" / "reports").glob("*/latest/report.json")
     references = json.loads(path.read_text(encoding="utf-8"))["references"]
     [svm] = (each for each in references if "eGeMAPS" in each["name"] and "SVM" in each["name"])
-    return {"test_uar": svm["metrics"]["uar"]}
+    return {"test_uar": svm["metrics"]["uar"]["value"]}

@@ -88,7 +88,7 @@ def read_states(kind: str, folder: Path, names: list[str]) -> dict[str, Array]:
     import pandas as pd
 
     # Written by this benchmark's own run a moment ago.
-    [path] = (folder / "run" / "store").glob("*wav2vec2*.pkl")
+    [path] = (folder / "run" / "store").glob("*_wav2vec2_all.pkl")
     table = pd.read_pickle(path)
     files = table.index.get_level_values(0)
     values = table.to_numpy(np.float32)

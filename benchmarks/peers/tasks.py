@@ -227,8 +227,11 @@ def _autrainer_train(
         "classifier_dropout": 0.5,
         "transform": {"type": "tabular"},
     }
+    defaults: list[Any] = ["_autrainer_", "_self_"]
+    if sweeper:
+        defaults.append({"override hydra/sweeper": "optuna"})
     config = {
-        "defaults": ["_autrainer_", "_self_"],
+        "defaults": defaults,
         "results_dir": str(folder / "results"),
         "experiment_id": "peers",
         "iterations": epochs,
@@ -258,7 +261,7 @@ def _autrainer_train(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     program = str(Path(inputs.python("autrainer")).with_name("autrainer"))
-    return [program, "train", *(["hydra/sweeper=optuna"] if sweeper else [])]
+    return [program, "train"]
 
 
 def _dim(inputs: Inputs) -> int:
@@ -323,9 +326,9 @@ def _autrainer_search(inputs: Inputs, folder: Path) -> list[str]:
 
 
 def _nkululeko_scores(inputs: Inputs, folder: Path) -> Scores:
-    from reference import nkululeko_uar
-
-    return {"test_uar": nkululeko_uar(folder)}
+    # Of all recordings together, as in multistill's report; four digits.
+    [path] = (folder / "run" / "results").glob("*_runs.txt")
+    return {"test_uar": float(path.read_text(encoding="utf-8").splitlines()[0])}
 
 
 OURS = ("multistill",)
