@@ -2,8 +2,8 @@
 
     benchmarks/peers/environments.sh ENVIRONMENTS
     ENVIRONMENTS/multistill/bin/python benchmarks/peers/compare.py TASK...
-        --environments ENVIRONMENTS --emodb FOLDER --work FOLDER [--rounds 5] [--only "PEER;..."] [--tiny]
-        [--results benchmarks/results/peers.jsonl]
+        --environments ENVIRONMENTS --emodb FOLDER --work FOLDER [--rounds 5] [--only "PEER;..."]
+        [--tiny] [--results benchmarks/results/peers.jsonl]
 
 TASK is `extract` (hidden states of a wav2vec2), `head` (a head on stored states), `search` (48
 trials of a small student), `opensmile` (eGeMAPS and a linear SVM, leaving one speaker out), or
