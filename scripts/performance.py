@@ -8,7 +8,6 @@ is out of date.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -177,22 +176,6 @@ def by_size(rows: Sequence[Row], size: str, cost: str) -> list[tuple[float, floa
     ]
 
 
-def medians(rows: Sequence[Row], by: str) -> list[dict[str, Any]]:
-    """Medians of all numbers over the rows of each `by`, with `rounds`, how many they are.
-
-    `reached` has those that are neither time nor memory, as text.
-    """
-    found = []
-    for value in dict.fromkeys(row[by] for row in rows):
-        own = [row for row in rows if row[by] == value]
-        names = [n for n in own[0] if n not in WHERE and _is_number(own[0][n])]
-        middle = {n: statistics.median(row[n] for row in own) for n in names}
-        costs = {"seconds", "processor_seconds", "peak_mb", "load_average_before", "round"}
-        reached = ", ".join(f"{n} {number(middle[n], 4)}" for n in names if n not in costs)
-        found.append({**middle, by: value, "rounds": len(own), "reached": reached})
-    return found
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -266,7 +249,6 @@ def render(template: str, rows: Sequence[Row]) -> str:
         at_most=at_most,
         scale=scale,
         by_size=by_size,
-        medians=medians,
         difference=_difference,
     )
     environment.filters.update(n=number, percent=percent)
