@@ -176,10 +176,6 @@ def by_size(rows: Sequence[Row], size: str, cost: str) -> list[tuple[float, floa
     ]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _difference(share: Any) -> str:
     if isinstance(share, jinja2.Undefined):
         return NOT_MEASURED
