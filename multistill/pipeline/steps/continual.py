@@ -295,9 +295,10 @@ def _clips(artifacts: Artifacts, corpora: Mapping[str, float]) -> int | None:
     """Training clips of a fold that are read of some corpora; None before there is a manifest."""
     from multistill.corpora.manifest import read_manifest
 
-    if "manifest" not in artifacts:
+    manifest = artifacts.get("manifest")
+    if manifest is None or "splits" not in manifest.summary:  # `plan` before `prepare`
         return None
-    rows = read_manifest(artifacts["manifest"].path, ["corpus", "split"])
+    rows = read_manifest(manifest.path, ["corpus", "split"])
     parts = zip(rows["corpus"].to_pylist(), rows["split"].to_pylist(), strict=True)
     count = Counter(corpus for corpus, split in parts if split == "train")
     return round(sum(share * count[name] for name, share in corpora.items()))
