@@ -7,7 +7,8 @@ Of every row: parameters with the front end, bytes of the weights file (float32,
 thread. The last column is the head with PyTorch's dynamic quantisation of its linear layers, which
 rounds activations too. Processor time, not wall time, so that it holds on a shared machine; the
 clips are noise, since nothing here depends on what is said. No weights are needed: smart-turn is
-built empty.
+built empty. Where the package opensmile is installed, its functionals and a linear classifier are
+measured in the same run (`openSMILE`, times `light-student-s`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from multistill.config import SpeechEncoderConfig
 from multistill.encoders.smart_turn import empty_encoder
 from multistill.encoders.speech import LogMel
 from multistill.encoders.whisper import WhisperStates
+from multistill.features.functionals import SETS, TITLES, extractor, missing_package
 from multistill.inference.quantize import stored_bytes
 from multistill.models.build import build, count_parameters
 from multistill.models.presets import resolve
@@ -79,6 +81,7 @@ def main() -> None:
         end="",
     )
     print("| head, dynamic int8, ms |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
+    costs: list[float] = []
     for name, (preset, layer) in ROWS.items():
         front = encoder(layer)
         [states] = front.encode([wave])
@@ -99,6 +102,7 @@ def main() -> None:
             model(batch)
 
         before, after = (median_ms(function, given.clips) for function in (encode, head))
+        costs.append(before + after)
         count = front.info.params + count_parameters(model)
         sizes = [
             (stored_bytes(model, int8=int8) + front.info.params * (1 if int8 else 4)) / 1e6
@@ -108,6 +112,20 @@ def main() -> None:
             f"| {name} | {count:,} | {sizes[0]:.2f} | {sizes[1]:.2f} | {before:.1f} | {after:.1f} "
             f"| {(before + after) / 1000 / SECONDS:.4f} | {median_ms(quantized, given.clips):.1f} |"
         )
+    if (missing := missing_package()) is not None:
+        print(f"\nopenSMILE: not measured, {missing}")
+        return
+    print("\n| openSMILE and a linear classifier | values | ms | times light-student-s |")
+    print("| --- | --- | --- | --- |")
+    for name in SETS:
+        extract, values = extractor(name)
+        weights = np.zeros((len(values), 4), np.float32)
+
+        def classify(extract: Any = extract, weights: Any = weights) -> None:
+            np.argmax(extract(wave) @ weights)
+
+        cost = median_ms(classify, given.clips)
+        print(f"| {TITLES[name]} | {len(values):,} | {cost:.1f} | {cost / costs[0]:.1f} |")
 
 
 if __name__ == "__main__":
