@@ -80,11 +80,12 @@ def run_cluster(manifest: Path, out: Path) -> None:
     from ray.cluster_utils import Cluster
 
     memory = {"object_store_memory": 80_000_000}
-    # Ray detects a lost node within two seconds, instead of fifteen by default.
+    # Ray detects a lost node within five seconds, instead of fifteen by default; with less, a node
+    # on a busy machine counts as lost.
     health_checks = {
         "health_check_initial_delay_ms": 0,
         "health_check_period_ms": 500,
-        "health_check_failure_threshold": 4,
+        "health_check_failure_threshold": 10,
     }
     head = {"num_cpus": 1, "include_dashboard": False, "include_log_monitor": False, **memory}
     cluster = Cluster(
