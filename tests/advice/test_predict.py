@@ -14,6 +14,7 @@ from helpers.features_case import save_wav2vec2
 from helpers.predictor_case import save_predictor, speech_like
 
 from multistill import Predictor
+from multistill.audio import mpeg4
 from multistill.cli.app import main
 from multistill.errors import UsageError
 from multistill.inference.at_scale import predict_at_scale
@@ -71,8 +72,12 @@ def test_which_clips(tmp_path: Path) -> None:
 
 
 def test_failed_clips_and_their_rows(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(mpeg4, "PACKAGE", "not_installed")
     (bad := tmp_path / "clips" / "bad.m4a").parent.mkdir()
     bad.write_bytes(b"\0\0\0\x20ftypM4A \0\0\0\0")
     good = write_clip(tmp_path / "clips" / "good.wav")

@@ -67,12 +67,15 @@ def kill_one_by_one(cluster: Any, nodes: list[Any], out: Path) -> None:
     os.kill(actors(os.getpid())[0], signal.SIGKILL)
     print("killed an actor", markers(out), flush=True)
     wait_for(markers(out) + 10, out)
-    for node in nodes:
-        raylet = node.all_processes["raylet"][0].process.pid
-        if actors(raylet):
-            cluster.remove_node(node, allow_graceful=False)
-            print("killed a node", markers(out), flush=True)
-            return
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:  # the actor that was killed is still being started again
+        for node in nodes:
+            raylet = node.all_processes["raylet"][0].process.pid
+            if actors(raylet):
+                cluster.remove_node(node, allow_graceful=False)
+                print("killed a node", markers(out), flush=True)
+                return
+        time.sleep(0.05)
     print("no node had an actor", flush=True)
 
 

@@ -23,6 +23,7 @@ from helpers.features_case import save_electra
 from helpers.predictor_case import save_predictor, speech_like
 
 from multistill import Predictor
+from multistill.audio import mpeg4
 from multistill.audio.errors import UnusableClipError
 from multistill.cli.app import main
 from multistill.errors import MultistillError
@@ -91,7 +92,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str, int]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_recording_is_one_sentence(name: str, doors: Doors, tmp_path: Path) -> None:
+def test_what_is_no_recording_is_one_sentence(
+    name: str, doors: Doors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mpeg4, "PACKAGE", "not_installed")
     make, reason, status = REFUSED[name]
     path = tmp_path / "a.wav"
     make(path)

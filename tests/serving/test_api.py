@@ -13,6 +13,7 @@ from helpers.predictor_case import LABELS, speech_like
 from helpers.serving_case import TOKEN, client
 
 from multistill import Predictor
+from multistill.audio import mpeg4
 from multistill.audio.errors import UnusableClipError
 
 
@@ -79,7 +80,10 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
 ]  # fmt: skip
 
 
-def test_bad_input_is_one_sentence_with_its_status(predictor: Predictor) -> None:
+def test_bad_input_is_one_sentence_with_its_status(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mpeg4, "PACKAGE", "not_installed")
     with client(predictor, max_mb=2, max_seconds=5) as (http, _):
         for request, status, sentence in REFUSED:
             reply = http.post("/predict", **request)
