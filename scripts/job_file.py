@@ -9,16 +9,15 @@ import inspect
 import json
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import yaml
+from generated import write_or_check
 from pydantic_core import PydanticUndefined
 
 from multistill.config import JobConfig, ModelConfig, Section
 from multistill.config.schema import job_schema, sections, sections_of
 
-ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = "multistill/jobs/job.schema.json"
 PAGE = "docs/job-file.md"
 
@@ -148,17 +147,7 @@ def page() -> str:
 
 def main(arguments: list[str]) -> int:
     schema = json.dumps(job_schema(), indent=2, ensure_ascii=False) + "\n"
-    outdated = []
-    for name, text in ((PAGE, page()), (SCHEMA, schema)):
-        path = ROOT / name
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            outdated.append(name)
-            if "--check" not in arguments:
-                path.write_text(text, encoding="utf-8")
-    if outdated and "--check" in arguments:
-        print(f"out of date: {', '.join(outdated)}; run `make format`", file=sys.stderr)
-        return 1
-    return 0
+    return write_or_check({PAGE: page(), SCHEMA: schema}, arguments)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import ast
 import re
 import sys
 import tomllib
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from generated import ROOT, write_or_check
+
 PAGES = ("CONTRIBUTING.md", "docs/architecture.md")
 BEGIN = "<!-- begin: scripts/packages_table.py -->"
 END = "<!-- end: scripts/packages_table.py -->"
@@ -58,21 +58,13 @@ def table() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    block, outdated = table(), []
+    block, texts = table(), {}
     for name in PAGES:
         page = ROOT / name
         text = page.read_text(encoding="utf-8") if page.exists() else ""
-        if BEGIN not in text:
-            continue
-        updated = BLOCK.sub(lambda _: block, text)
-        if updated != text:
-            outdated.append(name)
-            if "--check" not in arguments:
-                page.write_text(updated, encoding="utf-8")
-    if outdated and "--check" in arguments:
-        print(f"out of date: {', '.join(outdated)}; run `make format`", file=sys.stderr)
-        return 1
-    return 0
+        if BEGIN in text:
+            texts[name] = BLOCK.sub(lambda _: block, text)
+    return write_or_check(texts, arguments)
 
 
 if __name__ == "__main__":

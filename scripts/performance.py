@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from generated import ROOT, write_or_check
 
 from multistill.forecast import scale
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ROOT / "benchmarks" / "pages"
-DOCS = ROOT / "docs"
 NOT_MEASURED = "not measured"
 WHERE = frozenset(
     [
@@ -254,17 +253,9 @@ def render(template: str, rows: Sequence[Row]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    rows, outdated = list(read_rows(RESULTS)), []
-    for template in sorted(PAGES.glob("*.md")):
-        page, text = DOCS / template.name, render(template.name, rows)
-        if not page.exists() or page.read_text(encoding="utf-8") != text:
-            outdated.append(f"docs/{template.name}")
-            if "--check" not in arguments:
-                page.write_text(text, encoding="utf-8")
-    if outdated and "--check" in arguments:
-        print(f"out of date: {', '.join(outdated)}; run `make format`", file=sys.stderr)
-        return 1
-    return 0
+    rows = list(read_rows(RESULTS))
+    names = sorted(template.name for template in PAGES.glob("*.md"))
+    return write_or_check({f"docs/{name}": render(name, rows) for name in names}, arguments)
 
 
 if __name__ == "__main__":

@@ -145,12 +145,9 @@ def test_encoders_of_both_modalities_learn_from_waves_and_token_ids(
     np.testing.assert_allclose(together, alone, atol=1e-4)
 
 
-def test_several_workers_give_the_losses_of_one(
-    joint_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def assert_alike_from_two_workers(
+    task: TrainingTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = make_joint_task(
-        joint_corpus, {"kind": "last-2", "learning_rate": 1e-3}, batch_size=71, accumulation=2
-    )
     single = run(task, tmp_path / "1")
     # Threads share torch's random state, so they must not draw weights at the same time.
     torch.manual_seed(task.seed)
@@ -159,6 +156,15 @@ def test_several_workers_give_the_losses_of_one(
     monkeypatch.setattr("multistill.training.loop.build_model", lambda *_: copy.deepcopy(model))
     for reports in ThreadGroup(2).fit(task, tmp_path / "2"):
         assert losses(reports) == pytest.approx(losses(single), abs=1e-4)
+
+
+def test_several_workers_give_the_losses_of_one(
+    joint_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_joint_task(
+        joint_corpus, {"kind": "last-2", "learning_rate": 1e-3}, batch_size=71, accumulation=2
+    )
+    assert_alike_from_two_workers(task, tmp_path, monkeypatch)
 
 
 def test_layers_start_to_train_one_after_another_from_the_top(
@@ -346,13 +352,7 @@ def test_a_slimmed_encoder_learns_alike_from_several_workers(
     of_waves: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = slimmed_task(of_waves, epochs=2, batch_size=71)
-    single = run(task, tmp_path / "1")
-    torch.manual_seed(task.seed)
-    model = build(task)
-    monkeypatch.setattr(TrainingTask, "load_encoders", lambda _: {})
-    monkeypatch.setattr("multistill.training.loop.build_model", lambda *_: copy.deepcopy(model))
-    for reports in ThreadGroup(2).fit(task, tmp_path / "2"):
-        assert losses(reports) == pytest.approx(losses(single), abs=1e-4)
+    assert_alike_from_two_workers(task, tmp_path, monkeypatch)
 
 
 def test_sizes_of_a_slimmed_encoder_can_be_searched(of_waves: Corpus) -> None:
