@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from multistill.config import CLASSES
 from multistill.corpora.manifest import classes_of, with_classes
@@ -28,6 +28,7 @@ from multistill.errors import MultistillError
 from multistill.metrics.classification import EPS, distributions
 from multistill.models.files import Output
 from multistill.models.sequences import RaggedStates
+from multistill.models.tensors_file import write_tensors
 from multistill.typing import AnyArray, DoubleArray, FloatArray, IntArray
 from multistill.workspace import atomic_path, to_json
 
@@ -172,14 +173,14 @@ def write_states(
         rows, teacher, pooled: as in `StatesFile`; rows in any order.
         sequences: by modality, of the same rows.
     """
-    arrays = {
+    arrays: dict[str, AnyArray] = {
         "row": np.asarray(rows, dtype=np.int64),
         "teacher": np.asarray(teacher, dtype=np.int64),
         "pooled": np.ascontiguousarray(pooled, dtype=np.float32),
         **sequence_tensors(sequences or {}),
     }
     with atomic_path(targets.with_name(STATES)) as temporary:
-        save_file({name: torch.from_numpy(array) for name, array in arrays.items()}, temporary)
+        write_tensors(temporary, arrays)
 
 
 def read_states(targets: Path) -> StatesFile:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from multistill.distillation.targets import joined, sequence_tensors, sequences_of
 from multistill.features.store import FeatureStore
@@ -16,6 +16,7 @@ from multistill.inference.predict import Outputs, dialogue_context, predict
 from multistill.models.context import DialogueContext
 from multistill.models.files import load_model, read_model_config
 from multistill.models.joint import Model
+from multistill.models.tensors_file import write_tensors
 from multistill.workspace import atomic_path, canonical
 
 PART_ROWS = 4096
@@ -94,5 +95,5 @@ class Teacher:
         if outputs.pooled is not None:
             tensors["pooled"] = outputs.pooled
         with atomic_path(file, concurrent=True) as temporary:
-            save_file(tensors, temporary)
+            write_tensors(temporary, tensors)
         return outputs

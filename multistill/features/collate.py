@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from multistill.features.dtypes import Dtype
+from multistill.features.pages import will_need
 from multistill.typing import AnyArray, FloatArray, IntArray
 
 _INPUT_TYPES = {np.dtype(np.int16), np.dtype(np.int32)}
@@ -103,6 +104,44 @@ class Batch:
         return len(self.ids)
 
 
+@dataclass(frozen=True)
+class Unread:
+    """The places of a batch in a store; `will_read` finds them.
+
+    Attributes:
+        audio, text: stored values and scales of each utterance, as of `StateReader.raw`.
+        frames, tokens: of each that belong to the batch [B].
+        audio_dim, text_dim: of the store.
+    """
+
+    ids: list[str]
+    audio: list[tuple[AnyArray, FloatArray | None]]
+    text: list[tuple[AnyArray, FloatArray | None]]
+    frames: IntArray
+    tokens: IntArray
+    audio_dim: int
+    text_dim: int
+
+    def read(self) -> Batch:
+        """The states, padded."""
+        audio, audio_mask = _pad(self.audio, self.frames, self.audio_dim)
+        text, text_mask = _pad(self.text, self.tokens, self.text_dim)
+        return Batch(self.ids, audio, audio_mask, text, text_mask)
+
+
+def will_read(store: StateReader, ids: Sequence[str], max_frames: int | None = None) -> Unread:
+    """Find some utterances, and start to read them from the disk; arguments as of `collate`."""
+    frames = store.audio_frames(ids)
+    if max_frames is not None:
+        frames = np.minimum(frames, max_frames)
+    tokens = store.text_tokens(ids)
+    audio, text = ([store.raw(kind, name) for name in ids] for kind in ("audio", "text"))
+    for places, lengths in ((audio, frames), (text, tokens)):
+        for (values, _), length in zip(places, lengths.tolist(), strict=True):
+            will_need(values[:length])
+    return Unread(list(ids), audio, text, frames, tokens, store.audio_dim, store.text_dim)
+
+
 def collate(store: StateReader, ids: Sequence[str], max_frames: int | None = None) -> Batch:
     """Read the states of some utterances and pad them into one batch.
 
@@ -110,22 +149,15 @@ def collate(store: StateReader, ids: Sequence[str], max_frames: int | None = Non
         ids: can be empty, for ranks without a row: the batch has shape [0, 1, dim].
         max_frames: number of audio frames to keep from the start of each clip; None: all.
     """
-    frames = store.audio_frames(ids)
-    if max_frames is not None:
-        frames = np.minimum(frames, max_frames)
-    tokens = store.text_tokens(ids)
-    audio, audio_mask = _pad(store, "audio", ids, frames, store.audio_dim)
-    text, text_mask = _pad(store, "text", ids, tokens, store.text_dim)
-    return Batch(list(ids), audio, audio_mask, text, text_mask)
+    return will_read(store, ids, max_frames).read()
 
 
 def _pad(
-    store: StateReader, modality: str, ids: Sequence[str], lengths: IntArray, dim: int
+    raw: Sequence[tuple[AnyArray, FloatArray | None]], lengths: IntArray, dim: int
 ) -> tuple[Tensor, Tensor]:
     width = max(1, int(lengths.max(initial=0)))
-    raw = [store.raw(modality, name) for name in ids]
     kept = {values.dtype for values, _ in raw} & _INPUT_TYPES
-    padded = np.empty((len(ids), width, dim), dtype=kept.pop() if kept else np.float32)
+    padded = np.empty((len(raw), width, dim), dtype=kept.pop() if kept else np.float32)
     for row, ((values, scales), length) in enumerate(zip(raw, lengths, strict=True)):
         target = padded[row, :length]
         if scales is not None:

@@ -4,10 +4,12 @@ An Arrow IPC file of one record batch, sorted by utterance id, which is memory-m
 reads nothing but the ids' bytes, which are checked, and all processes of a node share one copy in
 the page cache. `hash` is the 64-bit XXH3 of the id and `by_hash` the rows in its order, so an id is
 found by a binary search and not by a dictionary that every process would have to build and hold.
+Many ids at once, as those of a manifest, are compared with the part of the index that they are in.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import pyarrow.compute as pc
 from xxhash import xxh3_64_intdigest
 
 from multistill.damaged import reading
+from multistill.features.ids import Ids
 from multistill.typing import IntArray
 from multistill.workspace import atomic_path
 
@@ -33,6 +36,9 @@ SCHEMA = pa.schema(
     ]
 )
 _REMEMBERED = 1 << 20  # ids whose row is kept, about 100 MB
+_FEW = 4096
+_COMPARED = 65_536
+_SPREAD = 8  # rows of the index for each id, above which a search is faster than a comparison
 
 
 def hashes(ids: Iterable[str]) -> npt.NDArray[np.uint64]:
@@ -81,47 +87,61 @@ class Index:
                 raise ValueError("it has other columns or parts")
             batch = reader.get_batch(0)
             batch.validate(full=True)  # offsets beyond the values would be read from other memory
-            self._ids = batch.column("utterance_id")
+            self.ids = Ids(batch.column("utterance_id"))
             self.columns = {name: batch.column(name).to_numpy() for name in SCHEMA.names[1:]}
         self._known: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return len(self._ids)
-
-    def ids(self) -> list[str]:
-        """All ids in order."""
-        found: list[str] = self._ids.to_pylist()
-        return found
+        return len(self.ids)
 
     def find(self, ids: Sequence[str]) -> IntArray:
         """The row of each id [N], -1 where there is none."""
+        if len(ids) > _FEW:
+            with reading(self.path):
+                return self._find_many(Ids(ids))
+        ids = list(ids)
         known = self._known
         rows = np.fromiter((known.get(name, -1) for name in ids), np.int64, len(ids))
         unknown = np.flatnonzero(rows < 0)
         if not len(unknown):
             return rows
-        names = [ids[place] for place in unknown.tolist()] if len(unknown) < len(ids) else ids
+        names = [ids[place] for place in unknown.tolist()]
         with reading(self.path):
             rows[unknown] = self._search(names)
-        if len(names) <= _REMEMBERED:
-            if len(known) + len(names) > _REMEMBERED:
-                known.clear()
-            known.update(zip(names, rows[unknown].tolist(), strict=True))
+        if len(known) + len(names) > _REMEMBERED:
+            known.clear()
+        known.update(zip(names, rows[unknown].tolist(), strict=True))
+        return rows
+
+    def _find_many(self, ids: Ids) -> IntArray:
+        rows = np.full(len(ids), -1, np.int64)
+        for start in range(0, len(ids), _COMPARED):
+            part = ids[start : start + _COMPARED]
+            ends = pc.min_max(part.array)
+            first = bisect_left(self.ids, ends["min"].as_py())
+            stretch = self.ids[first : bisect_right(self.ids, ends["max"].as_py(), lo=first)]
+            if len(stretch) > _SPREAD * len(part):
+                found = self._search(list(part))
+            else:
+                found = stretch.places(part)
+                found[found >= 0] += first
+            rows[start : start + len(part)] = found
         return rows
 
     def _search(self, names: Sequence[str]) -> IntArray:
         rows = np.full(len(names), -1, np.int64)
         keys, by_hash = hashes(names), self.columns["by_hash"]
         wanted = pa.array(names, pa.large_string())
-        places = np.searchsorted(self.columns["hash"], keys, sorter=by_hash)
-        left = np.arange(len(names))
+        left = np.argsort(keys)  # in their order, neighbours are found in the same pages
+        places = np.empty(len(names), np.int64)
+        places[left] = np.searchsorted(self.columns["hash"], keys[left], sorter=by_hash)
         while len(left := left[places[left] < len(by_hash)]):
             candidates = by_hash[places[left]]
             same = self.columns["hash"][candidates] == keys[left]
             left, candidates = left[same], candidates[same]
-            equal = pc.equal(
-                self._ids.take(pa.array(candidates)), wanted.take(pa.array(left))
-            ).to_numpy(zero_copy_only=False)
+            equal = pc.equal(self.ids.take(candidates).array, wanted.take(pa.array(left))).to_numpy(
+                zero_copy_only=False
+            )
             rows[left[equal]] = candidates[equal]
             left = left[~equal]
             places[left] += 1  # two ids of one hash

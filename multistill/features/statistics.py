@@ -133,7 +133,7 @@ def training_statistics(
     Raises:
         MultistillError: none of them has features.
     """
-    present = [name for name in ids if name in store]
+    present = [name for name, there in zip(ids, store.has(ids), strict=True) if there]
     if not present:
         raise MultistillError(
             f"no training utterance has features in {store.folder}; see its quarantine.parquet"

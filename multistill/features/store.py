@@ -25,6 +25,7 @@ import pyarrow as pa
 from multistill.damaged import damaged, reading
 from multistill.errors import MultistillError
 from multistill.features.dtypes import Dtype, StoredDtype, dtype_of, unpack
+from multistill.features.ids import Ids
 from multistill.features.index import INDEX, POSITION, Index
 from multistill.typing import AnyArray, BoolArray, FloatArray, IntArray
 from multistill.workspace import read_json
@@ -88,7 +89,6 @@ class FeatureStore:
             self._index = Index(self.folder)
         except FileNotFoundError as error:
             raise self._incomplete(INDEX) from error
-        self._ids: list[str] | None = None
         self._shards: dict[int, list[_Batch]] = {}
 
     def _read_info(self) -> None:
@@ -113,11 +113,9 @@ class FeatureStore:
         )
 
     @property
-    def ids(self) -> list[str]:
-        """All utterance ids, sorted; ten million of them are a gigabyte of Python objects."""
-        if self._ids is None:
-            self._ids = self._index.ids()
-        return self._ids
+    def ids(self) -> Ids:
+        """All utterance ids, sorted."""
+        return self._index.ids
 
     def __len__(self) -> int:
         return len(self._index)
@@ -133,11 +131,19 @@ class FeatureStore:
 
     def has(self, ids: Sequence[str]) -> BoolArray:
         """Whether the store has each utterance [N]."""
-        return self._index.find(ids) >= 0
+        return self.find(ids) >= 0
+
+    def find(self, ids: Sequence[str]) -> IntArray:
+        """Position of each utterance in `.ids` [N], -1 where the store does not have it."""
+        return self._index.find(ids)
 
     def rows(self, ids: Sequence[str]) -> IntArray:
-        """Position of each utterance in `.ids`."""
-        rows = self._index.find(ids)
+        """Position of each utterance in `.ids` [N].
+
+        Raises:
+            MultistillError: the store does not have one of them.
+        """
+        rows = self.find(ids)
         if absent := np.flatnonzero(rows < 0).tolist():
             raise MultistillError(
                 f"utterance {ids[absent[0]]} is not in the store {self.folder}; "
@@ -147,11 +153,16 @@ class FeatureStore:
 
     def audio_frames(self, ids: Sequence[str]) -> IntArray:
         """Frames of each utterance, from the index: no states are read."""
-        return self._index.columns["audio_frames"][self.rows(ids)].astype(np.int64)
+        return self.lengths("audio", self.rows(ids))
 
     def text_tokens(self, ids: Sequence[str]) -> IntArray:
         """Tokens of each utterance; 0 for an empty transcript."""
-        return self._index.columns["text_tokens"][self.rows(ids)].astype(np.int64)
+        return self.lengths("text", self.rows(ids))
+
+    def lengths(self, modality: str, rows: IntArray) -> IntArray:
+        """Frames or tokens at positions in `.ids`."""
+        name = "audio_frames" if modality == "audio" else "text_tokens"
+        return self._index.columns[name][rows].astype(np.int64)
 
     def audio(self, utterance_id: str) -> AnyArray:
         """Speech states [frames, audio_dim]; read-only views in float16 and float32 stores.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from multistill.corpora.manifest import (
     UNLABELLED,
@@ -21,6 +22,7 @@ from multistill.errors import MultistillError
 from multistill.features.cache import open_store
 from multistill.features.collate import StateReader, cut_by_padded_size
 from multistill.features.copies import StoreWithCopies
+from multistill.features.ids import Ids
 from multistill.features.statistics import (
     StateStatistics,
     encoders_of,
@@ -35,7 +37,7 @@ from multistill.training.task import TrainingTask
 from multistill.training.teacher_outputs import with_teacher
 from multistill.typing import IntArray
 
-_COLUMNS = ["utterance_id", "corpus", "label", "label_soft", "split", "fold"]
+_COLUMNS = ["utterance_id", "label", "label_soft", "split"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class TrainingData:
     train: Examples
     valid: Examples
     without_features: int
-    part: list[str]
+    part: Ids
     context: DialogueContext | None = None
     unlabelled: int = 0
     copies: StoreWithCopies | None = None
@@ -114,7 +116,10 @@ class TrainingData:
             MultistillError: there are no training rows, or the soft targets lack some of them.
         """
         store = open_store(task.features)
-        table = read_manifest(Path(task.manifest), [*_COLUMNS, *task.spec.dimensions])
+        columns = [*_COLUMNS, *task.spec.dimensions]
+        columns += ["fold"] if task.leave_out_fold is not None else []
+        columns += ["corpus"] if task.corpora else []
+        table = read_manifest(Path(task.manifest), columns)
         classes = classes_of(table)
         if task.spec.num_classes not in (0, len(classes)):
             raise MultistillError(
@@ -122,29 +127,38 @@ class TrainingData:
                 f"{task.manifest} has {len(classes)} classes; use a model and a manifest of the "
                 "same job"
             )
-        split = table.column("split").to_numpy()
-        selected = (split == "train") | (split == "valid")
+        ids = Ids(table.column("utterance_id"))
+        places = store.find(ids)
+        stored = places >= 0
+        of_part = {
+            name: pc.equal(table.column("split"), name).to_numpy()
+            for name in ("train", "valid", "test", UNLABELLED)
+        }
+        selected = of_part["train"] | of_part["valid"]
         if task.role != "teacher":
-            selected |= split == UNLABELLED
+            selected |= of_part[UNLABELLED]
         if task.leave_out_fold is not None:
             in_fold = table.column("fold").to_numpy() == task.leave_out_fold
-            selected &= (split != "train") | ~in_fold
-        ids = table.column("utterance_id").to_pylist()
-        stored = store.has(ids)
+            selected &= ~of_part["train"] | ~in_fold
         labels, shares = label_arrays(table)
         if task.corpora:
-            corpora = table.column("corpus").to_numpy()
+            corpora, split = (table.column(name).to_numpy() for name in ("corpus", "split"))
             selected &= rows_of_corpora(task.corpora, corpora, split, labels, task.seed)
         dimensions = dimension_array(table, task.spec.dimensions)
 
         def examples(name: str) -> Examples:
-            rows = np.flatnonzero((split == name) & selected & stored)
+            rows = np.flatnonzero(of_part[name] & selected & stored)
             if name == UNLABELLED and not task.spec.reads_audio:
                 # Without a transcript, a teacher's answer is to what this student does not read.
-                rows = rows[store.text_tokens([ids[row] for row in rows]) > 0]
-            split_ids = [ids[row] for row in rows]
-            lengths = state_lengths(task, store, split_ids)
-            found = Examples(split_ids, shares[rows], labels[rows], lengths, dimensions[rows])
+                rows = rows[store.lengths("text", places[rows]) > 0]
+            lengths = store.lengths(_modality(task), places[rows])
+            found = Examples(
+                ids.take(rows),
+                shares[rows],
+                labels[rows],
+                _lengths_read(task, lengths),
+                dimensions[rows],
+            )
             return found.weigh_labels()
 
         train, valid, unlabelled = map(examples, ("train", "valid", UNLABELLED))
@@ -164,7 +178,7 @@ class TrainingData:
             train = train if task.unlabelled else train.take(labelled)
         if task.soft_targets is not None:
             train = train.extended(unlabelled) if len(unlabelled) else train
-            tested = {name for name, part in zip(ids, split, strict=True) if part == "test"}
+            tested = ids.take(np.flatnonzero(of_part["test"]))
             train = with_teacher(train, task, classes, tested)
         if labelled is not None and task.unlabelled:  # the teacher's outputs stay
             train = train.hide_labels(labelled)
@@ -190,16 +204,19 @@ class TrainingData:
 
 
 def state_lengths(task: TrainingTask, store: StateReader, ids: Sequence[str]) -> IntArray:
-    """Positions that a task reads of each clip, by which batches are sorted [N].
+    """Positions that a task reads of each clip, by which batches are sorted [N]."""
+    read = store.audio_frames if _modality(task) == "audio" else store.text_tokens
+    return _lengths_read(task, read(ids))
 
-    At least 1: an empty clip or transcript still takes a masked position.
-    """
-    if not task.spec.reads_audio:
-        lengths = store.text_tokens(ids)
-    else:
-        lengths = store.audio_frames(ids)
-        max_frames = task.train.max_frames
-        lengths = lengths if max_frames is None else np.minimum(lengths, max_frames)
+
+def _modality(task: TrainingTask) -> str:
+    return "audio" if task.spec.reads_audio else "text"
+
+
+def _lengths_read(task: TrainingTask, lengths: IntArray) -> IntArray:
+    """Of the lengths of clips; at least 1: an empty clip or transcript still takes a position."""
+    if task.spec.reads_audio and task.train.max_frames is not None:
+        lengths = np.minimum(lengths, task.train.max_frames)
     return np.maximum(lengths, 1)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from multistill.corpora.manifest import has_class
+from multistill.features.ids import Ids
 from multistill.typing import FloatArray, IntArray
 
 
@@ -70,7 +71,7 @@ class Examples:
             clip weighs the same, however many of them there are.
     """
 
-    ids: list[str]
+    ids: Ids
     shares: FloatArray
     labels: IntArray
     lengths: IntArray
@@ -105,9 +106,12 @@ class Examples:
 
     def take(self, rows: IntArray) -> Examples:
         """Some rows, before the teacher's outputs are added."""
-        ids = [self.ids[row] for row in rows]
         taken = Examples(
-            ids, self.shares[rows], self.labels[rows], self.lengths[rows], self.dimensions[rows]
+            self.ids.take(rows),
+            self.shares[rows],
+            self.labels[rows],
+            self.lengths[rows],
+            self.dimensions[rows],
         )
         return taken.weigh_labels()
 
@@ -124,7 +128,7 @@ class Examples:
         """All rows and behind them those of corpora without labels, before the teacher's outputs
         are added."""
         both = Examples(
-            ids=[*self.ids, *unlabelled.ids],
+            ids=self.ids.extended(unlabelled.ids),
             shares=np.concatenate([self.shares, unlabelled.shares]),
             labels=np.concatenate([self.labels, unlabelled.labels]),
             lengths=np.concatenate([self.lengths, unlabelled.lengths]),

@@ -1,4 +1,8 @@
-"""Micro-batches on the device, read ahead of the computation."""
+"""Micro-batches on the device, read ahead of the computation.
+
+Without a GPU nothing computes while a thread reads, but the disk works: the pages of the next
+micro-batches are asked for before they are used.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from multistill.features.collate import Batch, collate
+from multistill.features.collate import Batch, Unread, will_read
 from multistill.features.copies import StoreWithCopies
 from multistill.features.store import FeatureStore
 from multistill.models.context import DialogueContext
@@ -101,6 +105,15 @@ class MicroBatch:
         return replace(self, **taken, states=self.states.take(rows), teacher_sequences=sequences)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Rows of a micro-batch, the ids of their clips, and where their states are."""
+
+    rows: IntArray
+    ids: list[str]
+    states: Unread
+
+
 class Augmentation(Protocol):
     """What is done to the micro-batches of a training (`multistill.training.augmentation`)."""
 
@@ -142,14 +155,19 @@ class Prefetcher:
             row_groups: with an epoch, groups of its places in place of rows.
         """
         if self.device.type != "cuda":
+            ahead: deque[tuple[IntArray, _Found]] = deque()
             for group in row_groups:
-                yield self._read(examples, group, epoch).to(self.device)
+                ahead.append((group, self._find(examples, group, epoch)))
+                if len(ahead) > _PREFETCH:
+                    yield self._read(examples, *ahead.popleft(), epoch).to(self.device)
+            while ahead:
+                yield self._read(examples, *ahead.popleft(), epoch).to(self.device)
             return
         pending: deque[Future[MicroBatch]] = deque()
         with ThreadPoolExecutor(THREADS, thread_name_prefix="prefetch") as pool:
             try:
                 for group in row_groups:
-                    pending.append(pool.submit(self._read, examples, group, epoch))
+                    pending.append(pool.submit(self._find_and_read, examples, group, epoch))
                     if len(pending) > _PREFETCH:
                         yield pending.popleft().result().to(self.device)
                 while pending:
@@ -158,31 +176,39 @@ class Prefetcher:
                 for future in pending:
                     future.cancel()
 
-    def _read(self, examples: Examples, group: IntArray, epoch: Epoch | None) -> MicroBatch:
-        if epoch is None:
-            read = self._read_rows(examples, group)
-        elif self.augmentation is None:
-            read = self._read_rows(examples, epoch.rows[group], epoch.copies[group])
-        else:
-            places = self.augmentation.places(epoch, group)
-            read = self._read_rows(examples, epoch.rows[places], epoch.copies[places])
+    def _find_and_read(
+        self, examples: Examples, group: IntArray, epoch: Epoch | None
+    ) -> MicroBatch:
+        return self._read(examples, group, self._find(examples, group, epoch), epoch)
+
+    def _find(self, examples: Examples, group: IntArray, epoch: Epoch | None) -> _Found:
+        """Find what a group reads; its pages are on their way to the memory then."""
+        rows, copies = group, None
+        if epoch is not None:
+            places = self.augmentation.places(epoch, group) if self.augmentation else group
+            rows, copies = epoch.rows[places], epoch.copies[places]
+        names = ids = list(examples.ids.take(rows))
+        if copies is not None and isinstance(self.store, StoreWithCopies):
+            names = self.store.names(ids, copies.tolist())
+        return _Found(rows, ids, will_read(self.store, names, self.max_frames))
+
+    def _read(
+        self, examples: Examples, group: IntArray, found: _Found, epoch: Epoch | None
+    ) -> MicroBatch:
+        read = self._read_rows(examples, found)
+        if epoch is not None and self.augmentation is not None:
             read = self.augmentation(read, epoch, group)
         return replace(read, states=read.states.pin()) if self.device.type == "cuda" else read
 
-    def _read_rows(
-        self, examples: Examples, rows: IntArray, copies: IntArray | None = None
-    ) -> MicroBatch:
-        names = ids = [examples.ids[row] for row in rows]
-        if copies is not None and isinstance(self.store, StoreWithCopies):
-            names = self.store.names(ids, copies.tolist())
-        states = collate(self.store, names, self.max_frames)
-        context, context_mask = self.context.batch(ids) if self.context else (None, None)
+    def _read_rows(self, examples: Examples, found: _Found) -> MicroBatch:
+        rows = found.rows
+        context, context_mask = self.context.batch(found.ids) if self.context else (None, None)
         logits, teacher = examples.teacher_logits, examples.teacher_states
         values = examples.teacher_dimensions
         weights, of_teacher = examples.label_weights, examples.teacher_weights
         return MicroBatch(
             rows=rows.tolist(),
-            states=states,
+            states=found.states.read(),
             shares=torch.from_numpy(examples.shares[rows]),
             labels=torch.from_numpy(examples.labels[rows]),
             dimensions=torch.from_numpy(examples.dimensions[rows]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +11,14 @@ import numpy as np
 from multistill.distillation.files import STATES
 from multistill.distillation.targets import SoftTargets, read_soft_targets, read_states
 from multistill.errors import MultistillError
+from multistill.features.ids import Ids
 from multistill.training.examples import Examples, TeacherStates
 from multistill.training.task import TrainingTask
 from multistill.typing import IntArray
 
 
 def with_teacher(
-    train: Examples, task: TrainingTask, classes: tuple[str, ...], tested: Set[str]
+    train: Examples, task: TrainingTask, classes: tuple[str, ...], tested: Ids
 ) -> Examples:
     """Add the teacher's outputs to the training examples, before labels are hidden.
 
@@ -37,21 +38,21 @@ def with_teacher(
             f"the soft targets in {path} are of the classes {', '.join(targets.classes)}, and the "
             f"manifest has {', '.join(classes)}; use soft targets and a manifest of the same job"
         )
-    row_of = {name: row for row, name in enumerate(targets.ids)}
-    leaked = [name for name in targets.ids if name in tested]
-    if leaked:
+    known = Ids(targets.ids)
+    leaked = known.take(np.flatnonzero(tested.places(known) >= 0))
+    if len(leaked):
         raise MultistillError(
             f"the soft targets in {path} have {len(leaked)} utterances of the test split (first: "
             f"{leaked[0]}), so they are of another fold or split; remove that file and run the job "
             "again"
         )
-    absent = [name for name in ids if name not in row_of]
-    if absent:
+    rows = known.places(ids)
+    absent = ids.take(np.flatnonzero(rows < 0))
+    if len(absent):
         raise MultistillError(
             f"the soft targets in {path} lack {len(absent)} of {len(ids)} training utterances "
             f"(first: {absent[0]}); remove that file and run the job again"
         )
-    rows = np.asarray([row_of[name] for name in ids], dtype=np.int64)
     if targets.dimension_names != task.spec.dimensions:
         has, wanted = (
             ", ".join(d) or "none" for d in (targets.dimension_names, task.spec.dimensions)
@@ -93,7 +94,7 @@ def with_teacher(
 
 
 def _teacher_states(
-    path: Path, targets: SoftTargets, rows: IntArray, ids: list[str], sequences: Sequence[str]
+    path: Path, targets: SoftTargets, rows: IntArray, ids: Ids, sequences: Sequence[str]
 ) -> TeacherStates:
     """States of the soft targets' `rows`, whose utterances are `ids`.
 

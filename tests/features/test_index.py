@@ -44,9 +44,12 @@ def test_every_id_is_found_and_no_other(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "hashes", lambda ids: hashes(ids) % np.uint64(buckets))
         patch.setattr(module, "_REMEMBERED", 8)  # so that some are forgotten
+        patch.setattr(module, "_FEW", data.draw(st.sampled_from([2, 100])))
+        patch.setattr(module, "_COMPARED", 4)
+        patch.setattr(module, "_SPREAD", data.draw(st.sampled_from([0, 2, 100])))
         write_index(folder, clips(written))
         index = Index(folder)
-        assert index.ids() == sorted(names)
+        assert index.ids == sorted(names)
         assert len(index) == len(names)
         for _ in range(2):
             asked = [*data.draw(st.permutations(written)), *others]

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multistill.features import shards
-from multistill.features.shards import COLUMNS, plan_shards, read_shard
+from multistill.features.shards import COLUMNS, PLAN_INFO, plan_shards, read_shard
+from multistill.workspace import read_json
 
 READ = [*COLUMNS, "voices"]
 ROW = st.fixed_dictionaries(
@@ -55,9 +56,11 @@ def test_the_plan_has_every_clip_once_and_depends_on_values_alone(
             for number in range(plan.shards)
             for clip in read_shard(plan.path, number).to_pylist()
         ]
-        assert sorted(clip["utterance_id"] for clip in clips) == sorted(
-            f"c/{number}" for number in range(len(rows))
-        )
+        named = [{"utterance_id": f"c/{n}", **row} for n, row in enumerate(rows)]
+        by_length = sorted(named, key=lambda row: (row["duration_s"], row["utterance_id"]))
+        assert [clip["utterance_id"] for clip in clips] == [
+            row["utterance_id"] for row in by_length
+        ]
         assert all(clip.items() >= rows[int(clip["utterance_id"][2:])].items() for clip in clips)
         assert plan.seconds == pytest.approx(sum(float(str(row["duration_s"])) for row in rows))
         done = folder / "plan" / "kept"
@@ -83,3 +86,28 @@ def test_shards_have_at_most_their_seconds_plus_a_clip(tmp_path: Path) -> None:
     ]
     assert max(sums) <= min(1800.0, seconds.sum() / shards.TARGET_SHARDS) + 20
     assert sum(sums) == pytest.approx(seconds.sum())
+
+
+def test_a_manifest_has_the_plan_that_earlier_versions_made_of_it(tmp_path: Path) -> None:
+    out = tmp_path / "plan"
+    out.mkdir()
+    rows: list[dict[str, object]] = [
+        {
+            "audio_path": f"/{number}.wav",
+            "audio_digest": None if number % 3 else f"{number:04x}",
+            "text": "말" * (number % 4),
+            "duration_s": 1.0 + 7 * number % 11,
+            "voices": ["/a.wav"] * (number % 2),
+        }
+        for number in range(100)
+    ]
+    plan = plan_shards(write(tmp_path / "manifest.parquet", rows, 7), 60.0, out, READ)
+    content = "8d577cba987d0d74a0d4e8b1725619a4"
+    assert read_json(out / PLAN_INFO) == {
+        "content": content,
+        "shards": 10,
+        "clips": 100,
+        "seconds": 595.0,
+    }
+    sizes = [len(read_shard(plan.path, number)) for number in range(10)]
+    assert sizes == [29, 13, 11, 9, 7, 7, 7, 6, 6, 5]
