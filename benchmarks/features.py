@@ -71,11 +71,18 @@ def save_encoder(shape: str, folder: Path) -> Path:
     return folder
 
 
-def write_corpus(folder: Path, clips: int, files: int = 400) -> Path:
-    """Write a manifest of clips with durations as in dialogues; clips share `files` noise files."""
+def write_corpus(
+    folder: Path, clips: int, files: int = 400, lengths: np.ndarray | None = None
+) -> Path:
+    """Write a manifest of clips, which share `files` noise files.
+
+    Args:
+        lengths: seconds of the files; default: as in dialogues.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
-    seconds = random.gamma(4.0, 0.9, files).clip(0.4, 20.0)
+    seconds = random.gamma(4.0, 0.9, files).clip(0.4, 20.0) if lengths is None else lengths
+    files = len(seconds)
     for number, length in enumerate(seconds):
         noise = random.normal(0, 0.1, round(length * SAMPLE_RATE)).astype(np.float32)
         soundfile.write(folder / f"{number:04d}.wav", noise, SAMPLE_RATE)
@@ -83,6 +90,7 @@ def write_corpus(folder: Path, clips: int, files: int = 400) -> Path:
         {
             "utterance_id": f"clip-{row:06d}",
             "audio_path": str(folder / f"{row % files:04d}.wav"),
+            "audio_digest": "",
             "text": "오늘은 정말 힘든 하루 였어 그래도 괜찮아",
             "duration_s": float(duration),
         }

@@ -322,6 +322,9 @@ class FeaturesConfig(Section):
     gpus_per_encoder: float | None = execution(
         None, ge=0, description="of each encoder actor; default: one if the cluster has any"
     )
+    trace: bool = execution(
+        False, description="write trace.json into the store: when decoders and encoders worked"
+    )
 
     @property
     def trained(self) -> list[Literal["speech", "text"]]:

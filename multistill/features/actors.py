@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +12,14 @@ import pyarrow as pa
 
 from multistill.config import FeaturesConfig
 from multistill.errors import MultistillError
+from multistill.features.spans import Spans
 from multistill.features.store import SHARDS
 from multistill.features.waves import RECORDINGS, ShardSource
+from multistill.full_disk import writing
+
+SHARDS_AT_A_TIME = 2
+"""In one actor: while the speech encoder works on one, the next is decoded and its transcripts are
+encoded, or the last is finished."""
 
 MAX_ATTEMPTS = 5
 """Workers that may die while they encode one shard; Ray itself would retry forever."""
@@ -34,11 +40,18 @@ class DecodeShard:
 
         [shard] = batch.column("shard").to_pylist()
         config = FeaturesConfig.model_validate(self._config)
-        return to_table(self._source.decode(self._plan, shard, config), shard)
+        spans = Spans(shard)
+        with spans.span("decode"):
+            table = to_table(self._source.decode(self._plan, shard, config), shard)
+        if config.trace:
+            spans.save(self._plan.parent)
+        return table
 
 
 class EncodeShard:
     """Ray actor that holds both encoders: a shard number or its decoded waves -> a finished shard.
+
+    Ray calls it from `SHARDS_AT_A_TIME` threads.
 
     Errors that the user can fix are returned in the `error` column instead of raised, since Ray
     turns an exception into text and embeds it in another message.
@@ -63,6 +76,7 @@ class EncodeShard:
         self._plan = Path(plan)
         self._out = Path(out)
         self._source = source
+        self._decoding = threading.Lock()
         self._encoder: ShardEncoder | MultistillError
         try:
             self._encoder = ShardEncoder(self._config, weights, "cuda" if cuda else "cpu")
@@ -73,16 +87,10 @@ class EncodeShard:
         [shard] = batch.column("shard").to_pylist()
         error = None
         try:
-            self._encode(batch, shard)
+            with writing(self._out, "finished shards"):
+                self._encode(batch, shard)
         except MultistillError as raised:
             error = str(raised)
-        except OSError as raised:
-            if raised.errno != errno.ENOSPC:
-                raise
-            error = (
-                f"the disk that holds {self._out} is full; free some space and run the same "
-                "command again: finished shards are kept"
-            )
         return pa.table({"shard": [shard], "error": pa.array([error], pa.string())})
 
     def _encode(self, batch: pa.Table, shard: int) -> None:
@@ -90,12 +98,17 @@ class EncodeShard:
 
         if isinstance(self._encoder, MultistillError):
             raise self._encoder
+        spans = Spans(shard)
         with count_attempts(self._out, shard):
             if "samples" in batch.column_names:
                 decoded = from_table(batch)
             else:
-                decoded = self._source.decode(self._plan, shard, self._config)
-            self._encoder.write(decoded, shard, self._out)
+                with self._decoding, spans.span("decode"):
+                    decoded = self._source.decode(self._plan, shard, self._config)
+            with spans.span("shard"):
+                self._encoder.write(decoded, shard, self._out, spans)
+        if self._config.trace:
+            spans.save(self._out)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from multistill.features.progress import Progress
 from multistill.features.quarantine import write_quarantine
 from multistill.features.shards import ShardPlan, plan_shards
 from multistill.features.sizing import Pools, find_shortage, size_pools
+from multistill.features.spans import join
 from multistill.features.store import QUARANTINE, SHARDS
 from multistill.features.store_writer import finish_store, read_marker
 from multistill.features.watchdog import watch
@@ -117,7 +118,7 @@ def _encode_shards(
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    from multistill.features.actors import DecodeShard, EncodeShard
+    from multistill.features.actors import SHARDS_AT_A_TIME, DecodeShard, EncodeShard
 
     with ray_data(pending) as dataset:
         if pools.decoders:
@@ -141,7 +142,12 @@ def _encode_shards(
             },
             batch_size=1,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=pools.encoders),
+            compute=ActorPoolStrategy(
+                size=pools.encoders,
+                max_concurrent_calls_per_actor=SHARDS_AT_A_TIME,
+                max_tasks_in_flight_per_actor=SHARDS_AT_A_TIME,
+                enable_true_multi_threading=True,
+            ),
             num_cpus=pools.cpus_per_encoder,
             num_gpus=pools.gpus_per_encoder or None,
         )
@@ -208,6 +214,7 @@ def _finish(
         "text": markers[0]["text"],
     }
     progress.record(summary)
+    join(out)
     finish_store(
         out,
         markers,

@@ -109,7 +109,7 @@ class Progress:
         if figures:
             left = max(0.0, self._plan.seconds - now.audio_seconds)
             figures["seconds_left"] = left * figures["real_time_factor"]
-        self._logger.progress(self.clips, self._plan.clips, "clips", **figures)
+        self._logger.progress(self.clips, self._plan.clips, "clips", running="", **figures)
 
     def record(self, summary: dict[str, Any]) -> None:
         """Log throughput and counts of the whole stage as metrics."""

@@ -19,8 +19,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from helpers import without_ray
 from helpers.features_case import tone, write_corpus, write_manifest_rows
-from helpers.features_killed import CONFIG, actors, descendants, markers, wait_for
+from helpers.features_killed import (
+    CONFIG,
+    SHARDS,
+    actors,
+    assert_complete,
+    descendants,
+    markers,
+    wait_for,
+    write_manifest,
+)
 from helpers.paths import TESTS
 from helpers.recording_logger import RecordingLogger
 
@@ -115,17 +125,6 @@ def test_too_many_failures_stop_the_stage_with_their_reasons(tmp_path: Path) -> 
     assert pq.read_table(tmp_path / "quarantine.parquet").num_rows == 6
 
 
-def encode_here(manifest: Path, config: FeaturesConfig, out: Path) -> None:
-    """Encode in this process, shard by shard, as a single actor would."""
-    plan = plan_shards(manifest, config.shard_seconds, out)
-    (out / "shards").mkdir()
-    weights = {"speech": None, "text": None}
-    worker = EncodeShard(config.model_dump(), weights, str(plan.path), str(out), False, 1)
-    for shard in range(plan.shards):
-        assert worker(pa.table({"shard": [shard]}))["error"].to_pylist() == [None]
-    encode(manifest, config, out)  # every shard is done: this only finishes the store
-
-
 def test_states_do_not_depend_on_the_number_of_actors_and_decoders(
     tmp_path: Path, ray_session: None
 ) -> None:
@@ -134,7 +133,7 @@ def test_states_do_not_depend_on_the_number_of_actors_and_decoders(
     base = {"speech": {"model": "untrained-wav2vec2"}, "dtype": "float32"}
     stores = []
     for name, run, keys in (
-        ("one", encode_here, {"batch_seconds": 1}),
+        ("one", without_ray.encode, {"batch_seconds": 1}),
         ("many", encode, {"encoders": 2, "decoders": 2, "shard_seconds": 100.0}),
     ):
         out = tmp_path / name
@@ -186,13 +185,13 @@ def test_a_full_disk_on_a_worker_is_reported_as_such(
 
 
 @contextmanager
-def started(mode: str, manifest: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
+def started(manifest: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
     """Run features_killed.py in a process; its descendants are killed at the end."""
     script = TESTS / "helpers" / "features_killed.py"
     # Ray creates Unix sockets below it, whose paths must be short.
     home = tempfile.mkdtemp(prefix="mst-", dir="/tmp")
     process = subprocess.Popen(
-        [sys.executable, str(script), mode, str(manifest), str(out)],
+        [sys.executable, str(script), str(manifest), str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -215,30 +214,13 @@ def started(mode: str, manifest: Path, out: Path) -> Iterator[subprocess.Popen[s
         shutil.rmtree(home, ignore_errors=True)
 
 
-@pytest.fixture
-def large(tmp_path: Path) -> tuple[Path, Path]:
-    """A manifest of 120 clips in 60 shards, and the folder for its store."""
-    rows = write_corpus(tmp_path / "wav", [2.0] * 40)
-    rows = [{**rows[i % 40], "utterance_id": f"c/{i:04d}"} for i in range(120)]
-    out = tmp_path / "store"
-    out.mkdir()
-    return write_manifest_rows(tmp_path / "manifest.parquet", rows), out
-
-
-def assert_complete(out: Path) -> None:
-    store = FeatureStore(out)
-    store.verify()
-    assert store.ids == [f"c/{i:04d}" for i in range(120)]
-    assert pq.read_table(out / "quarantine.parquet").num_rows == 0
-    assert {len(store.audio(name)) for name in store.ids} == {99}
-
-
 @pytest.mark.timeout(900)
 def test_a_killed_driver_costs_only_the_shards_in_progress(
-    large: tuple[Path, Path], ray_session: None
+    tmp_path: Path, ray_session: None
 ) -> None:
-    manifest, out = large
-    with started("driver", manifest, out) as process:
+    manifest, out = write_manifest(tmp_path), tmp_path / "store"
+    out.mkdir()
+    with started(manifest, out) as process:
         wait_for(5, out)
         below, encoders = descendants(process.pid), actors(process.pid)
         process.send_signal(signal.SIGKILL)
@@ -255,22 +237,10 @@ def test_a_killed_driver_costs_only_the_shards_in_progress(
                     os.kill(pid, signal.SIGKILL)
     done = shard_times(out)
     assert encoders
-    assert 5 <= len(done) < 60
+    assert 5 <= len(done) < SHARDS
     time.sleep(0.01)
     encode(manifest, FeaturesConfig.model_validate(CONFIG), out)
     after = shard_times(out)
-    assert len(after) == 60
+    assert len(after) == SHARDS
     assert {name: after[name] for name in done} == done
-    assert_complete(out)
-
-
-@pytest.mark.timeout(900)
-def test_a_killed_actor_and_a_killed_node_cost_nothing_but_time(large: tuple[Path, Path]) -> None:
-    manifest, out = large
-    with started("cluster", manifest, out) as process:
-        output, _ = process.communicate(timeout=800)
-    assert process.returncode == 0, output[-3000:]
-    assert "killed an actor" in output
-    assert "killed a node" in output
-    assert markers(out) == 60
     assert_complete(out)

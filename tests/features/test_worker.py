@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,8 @@ from multistill.features.decode import Wave, normalize
 from multistill.features.store import FeatureStore
 from multistill.features.store_writer import finish_store, read_marker
 from multistill.features.waves import DecodedShard
-from multistill.features.worker import ShardEncoder
-from multistill.typing import FloatArray
+from multistill.features.worker import TEXTS_PER_BATCH, ShardEncoder
+from multistill.typing import AnyArray, FloatArray
 
 WINDOWS = {"max_seconds": 3.0, "long_clips": "window", "window_seconds": 2.0}
 
@@ -62,6 +64,18 @@ class FakeEncoder:
         return np.where(states > 90, np.nan, states).astype(np.float32)
 
 
+class WaitingFor(FakeEncoder):
+    """Encodes once something else has happened."""
+
+    def __init__(self, event: threading.Event) -> None:
+        super().__init__()
+        self.event = event
+
+    def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:
+        assert self.event.wait(60), "it never happens while the speech encoder works"
+        return super().encode(waves)
+
+
 def decoded(seconds: Sequence[float]) -> DecodedShard:
     names = [f"u{i}" for i in range(len(seconds))]
     waves = {i: Wave(normalize(tone(length, seed=i))) for i, length in enumerate(seconds)}
@@ -82,7 +96,8 @@ def encode(
     summary = shard_encoder(fake, dtype="float32", **keys).write(clips, 0, out)
     marker = read_marker(out, 0)
     assert marker is not None
-    finish_store(out, [marker], {"dtype": "float32", "audio_dim": 2, "text_dim": 96})
+    dims = {"audio_dim": 2, "text_dim": marker["text"]["dim"]}
+    finish_store(out, [marker], {"dtype": "float32", **dims})
     return summary, FeatureStore(out)
 
 
@@ -297,3 +312,66 @@ def test_a_successful_shard_resets_its_attempts(tmp_path: Path) -> None:
         with count_attempts(tmp_path, 4):
             pass
     assert list((tmp_path / "shards").iterdir()) == []
+
+
+def test_transcripts_are_encoded_while_the_speech_encoder_works(tmp_path: Path) -> None:
+    """It waits for the last transcript, which would never come if they took turns."""
+    transcripts_done = threading.Event()
+    encoder = shard_encoder(WaitingFor(transcripts_done))
+    correct = encoder.text.encode
+
+    def last(texts: Sequence[str]) -> Sequence[AnyArray]:
+        states = correct(texts)
+        transcripts_done.set()
+        return states
+
+    encoder.text.encode = last  # type: ignore[method-assign]
+    assert encoder.write(decoded([1.0] * 3), 0, tmp_path)["encoded"] == 3
+
+
+def test_the_next_shard_is_decoded_and_its_transcripts_encoded_meanwhile(tmp_path: Path) -> None:
+    next_is_ready = threading.Event()
+    encoder = shard_encoder(WaitingFor(next_is_ready), dtype="float32")
+    correct = encoder.text.encode
+
+    def texts_of(texts: Sequence[str]) -> Sequence[AnyArray]:
+        if "next" in texts:
+            next_is_ready.set()
+        return correct(texts)
+
+    encoder.text.encode = texts_of  # type: ignore[method-assign]
+    following = decoded([1.0, 1.5])
+    following.texts[:] = ["next", "next"]
+    with ThreadPoolExecutor(2) as threads:
+        shards = [
+            threads.submit(encoder.write, clips, shard, tmp_path)
+            for shard, clips in enumerate([decoded([1.0, 2.0]), following])
+        ]
+        assert [shard.result()["encoded"] for shard in shards] == [2, 2]
+
+
+def test_transcripts_of_many_lengths_come_back_to_their_clips(tmp_path: Path) -> None:
+    clips = decoded([1.0] * (2 * TEXTS_PER_BATCH + 3))
+    clips.texts[:] = ["word " * (number * 7 % 11) for number in range(len(clips.texts))]
+    _, store = encode(tmp_path, clips, FakeEncoder())
+    encoder = shard_encoder().text
+    for row, text in enumerate(clips.texts):
+        [alone] = encoder.encode([text])
+        assert np.abs(store.text(f"u{row}") - alone).max(initial=0.0) < 1e-5
+
+
+def test_transcripts_wait_for_the_memory_that_the_speech_encoder_holds(tmp_path: Path) -> None:
+    speech = FakeEncoder()
+    encoder = shard_encoder(speech)
+    correct = encoder.text.encode
+    held: list[bool] = []
+
+    def short_of_memory(texts: Sequence[str]) -> Sequence[AnyArray]:
+        held.append(encoder._speech_works.locked())
+        if len(held) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return correct(texts)
+
+    encoder.text.encode = short_of_memory  # type: ignore[method-assign]
+    assert encoder.write(decoded([1.0] * 3), 0, tmp_path)["encoded"] == 3
+    assert held[1:] == [True]
