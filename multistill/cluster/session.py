@@ -94,12 +94,7 @@ def start(
         MultistillError: the cluster does not answer or does not scale as required, or a
             local Ray does not start.
     """
-    for name, value in ENVIRONMENT_DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    os.environ.update(_thread_limit())
-    if "ray" not in sys.modules:
-        # Ray reads the mode at import: set later, it would reach Ray's processes but not this one.
-        os.environ.setdefault("RAY_AUTH_MODE", "token" if not _address(resources) else _auth_mode())
+    set_environment(resources)
     import ray
 
     if ray.is_initialized():
@@ -108,15 +103,36 @@ def start(
         return
     check(resources)
     address = _address(resources)
-    options = _cluster_options(address) if address else _local_options(resources, dashboard)
-    if address and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # `submit` has said it
-        log(SHARED)
-    _init(address, options)
+    if address is None:
+        init_local(resources, dashboard)
+    else:
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # `submit` has said it
+            log(SHARED)
+        _init(address, _cluster_options(address))
     try:
         with wait_for_resources(resources.wait_for, resources.wait_minutes, log) as available:
             yield available
     finally:
         ray.shutdown()
+
+
+def set_environment(resources: ResourcesConfig) -> None:
+    """Set what Ray and its workers read from the environment, before Ray is imported."""
+    for name, value in ENVIRONMENT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    os.environ.update(_thread_limit())
+    if "ray" not in sys.modules:
+        # Ray reads the mode at import: set later, it would reach Ray's processes but not this one.
+        os.environ.setdefault("RAY_AUTH_MODE", "token" if not _address(resources) else _auth_mode())
+
+
+def init_local(resources: ResourcesConfig, dashboard: bool) -> None:
+    """Start a Ray of this process alone; see `start`.
+
+    Raises:
+        RayStartError: it does not start.
+    """
+    _init(None, _local_options(resources, dashboard))
 
 
 def is_private(resources: ResourcesConfig) -> bool:

@@ -7,7 +7,6 @@ when there is work to do. Nothing here knows a step by name.
 from __future__ import annotations
 
 import difflib
-import os
 import shutil
 import signal
 import threading
@@ -26,6 +25,7 @@ from multistill.pipeline.drivers import LINKS, Driver, StatusLogger
 from multistill.pipeline.forecasts import keep_missing, learn
 from multistill.pipeline.notify import Notifier, RunFacts
 from multistill.pipeline.recipes import get_recipe, steps_of, why_missing
+from multistill.pipeline.run_ray import RunRay
 from multistill.pipeline.step import Step, StepRun
 from multistill.pipeline.variants import job_file, variant_key
 from multistill.tracking.console import CompositeLogger, ConsoleLogger, ProgressDisplay
@@ -174,7 +174,7 @@ class RunContext:
         self.stages: list[dict[str, Any]] = []
         self.logger: RunLogger | None = None
         self.tracking_uri: str | None = None
-        self.ray_started = False
+        self.ray = RunRay(job, steps, stack, driver, display)
 
     @property
     def worked(self) -> bool:
@@ -193,6 +193,7 @@ class RunContext:
             self._check_problems(number)
             for later in self.steps[number:]:
                 later.preflight(self.artifacts)
+            self.ray.begin(self.steps[number:])
             left = [later.name for later in self.steps[number:]]
             keep_missing(self.job, self.steps, self.artifacts, left)
             artifact = self._build(step, name)
@@ -237,7 +238,7 @@ class RunContext:
         run_logger = self._open()
         self.driver.stage(step.name)
         if step.uses_ray:
-            self._start_ray(run_logger)
+            self.ray.connect(run_logger)
         self.display.print(f"{step.name:<9} running", style="bold")
         logger = run_logger.child(step.name, key=f"{step.name}-{name}", kind="stage")
         inputs = step.inputs(self.artifacts)
@@ -255,7 +256,7 @@ class RunContext:
                     "job": self.job.model_dump(mode="json"),
                     "versions": provenance.versions(),
                     "commit": provenance.git_commit(),
-                    "ray_job_id": _ray_job_id(),
+                    "ray_job_id": self.ray.job_id,
                     "record_id": logger.record_id,
                 },
                 log=logger.info,
@@ -329,26 +330,6 @@ class RunContext:
             if link := self.driver.links[name]:
                 self.display.print(f"{LINKS[name]:<9} {link}", style="dim")
 
-    def _start_ray(self, logger: RunLogger) -> None:
-        if not self.ray_started:
-            from multistill import cluster
-
-            if cluster.is_private(self.job.resources):  # its dashboard ends with the run
-                self.stack.callback(self.driver.link, ray_dashboard=None)
-            self.stack.enter_context(
-                cluster.start(
-                    self.job.resources,
-                    dashboard=any(step.needs_dashboard for step in self.steps),
-                    log=self.display.print,
-                )
-            )
-            self.ray_started = True
-            self.driver.link(ray_dashboard=cluster.dashboard_url())
-            self._show_links("ray_dashboard")
-            job_id = _ray_job_id()
-            if job_id:
-                logger.tags({"multistill.ray_job_id": job_id})
-
     def finish(self) -> None:
         """Log the main figures, or say that there was nothing to do; publish the report."""
         if self.logger is not None:
@@ -390,19 +371,6 @@ def find_artifact(workspace: Workspace, step: Step, name: str) -> Artifact | Non
     """The finished artifact of a step, unless what it refers to was deleted."""
     artifact = workspace.find(step.kind, name)
     return artifact if artifact is not None and step.is_intact(artifact) else None
-
-
-def _ray_job_id() -> str | None:
-    """Id of the Ray job we run in, for finding its logs; None outside Ray."""
-    submitted = os.environ.get("RAY_JOB_SUBMISSION_ID")
-    if submitted:
-        return submitted
-    import sys
-
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return None
-    return str(ray.get_runtime_context().get_job_id())
 
 
 @contextmanager

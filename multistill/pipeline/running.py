@@ -113,13 +113,17 @@ def by(row: Mapping[str, Any], between: str = "@") -> str:
 
 
 def progress_text(row: Mapping[str, Any]) -> str:
-    """`audio 4/15 epochs`, the name only where it is not the job's or the stage's."""
+    """`audio 4/15 epochs`, the name only where it is not the job's or the stage's.
+
+    Of several that run at the same time, a second line names them.
+    """
     progress = row["progress"]
     if not progress:
         return ""
     figures = f"{progress['done']:g}/{progress['total']:g} {progress['unit']}"
     name = progress["name"]
-    return figures if name in (row["job"], row["stage"]) else f"{name} {figures}"
+    text = figures if name in (row["job"], row["stage"]) else f"{name} {figures}"
+    return f"{text}\n{progress['running']}" if progress["running"] else text
 
 
 def left_text(row: Mapping[str, Any]) -> str:

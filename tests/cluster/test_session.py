@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,14 @@ from multistill.errors import MultistillError
 
 LOCAL_RAY = """
 import os, sys
+from pathlib import Path
 from multistill import cluster
+from multistill.cluster.scratch import max_scratch_bytes
 from multistill.config import ResourcesConfig
+# Here, since the sockets' names hold the number of this process.
+folder = Path(sys.argv[1], "a" * (max_scratch_bytes() - len(sys.argv[1]) - 1))
+folder.mkdir()
+os.environ["TMPDIR"] = str(folder)
 assert "ray" not in sys.modules and "torch" not in sys.modules
 with cluster.start(ResourcesConfig(num_cpus=3, object_store_mb=100)) as available:
     import ray
@@ -32,24 +40,28 @@ print("left", ray.is_initialized())
 
 @pytest.mark.ray
 def test_a_local_ray_starts_with_authentication_and_is_shut_down(tmp_path: Path) -> None:
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"}
-    }
+    """In the longest folder that is accepted."""
+    removed = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR"}
+    environment = {name: value for name, value in os.environ.items() if name not in removed}
     environment["OMP_NUM_THREADS"] = "3"
     environment["HOME"] = str(tmp_path)  # Ray writes its token there
-    result = subprocess.run(
-        [sys.executable, "-c", LOCAL_RAY],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert result.returncode == 0, result.stderr
-    expected = "cpus 3.0 mode token same token PASSIVE 0 3 left False"
-    assert result.stdout.split() == expected.split()
-    assert result.stderr == ""
+    short = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", LOCAL_RAY, short],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert result.returncode == 0, result.stderr
+        expected = "cpus 3.0 mode token same token PASSIVE 0 3 left False"
+        assert result.stdout.split() == expected.split()
+        assert result.stderr == ""
+        [folder] = short.iterdir()
+        assert (folder / "ray").is_dir()
+    finally:
+        shutil.rmtree(short, ignore_errors=True)
 
 
 @pytest.mark.ray
