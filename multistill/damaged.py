@@ -93,3 +93,25 @@ def read_table(path: Path, columns: Sequence[str] | None = None, **options: Any)
         if missing:
             raise ValueError(f"it has no column {', '.join(missing)}")
         return table
+
+
+def read_parts(path: Path, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """Read a Parquet file of the workspace in order, with every value checked.
+
+    Args:
+        rows: of each part but the last, whatever the file's row groups are.
+
+    Raises:
+        FileNotFoundError: there is none.
+        MultistillError: it is damaged, or lacks a column.
+    """
+    import pyarrow.parquet as pq
+
+    names = list(columns)
+    with reading(path):
+        file = pq.ParquetFile(path)
+        if missing := [name for name in names if name not in file.schema_arrow.names]:
+            raise ValueError(f"it has no column {', '.join(missing)}")
+        for batch in file.iter_batches(rows, columns=names):
+            batch.validate(full=True)
+            yield batch.select(names)

@@ -31,7 +31,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from multistill.damaged import reading
-from multistill.errors import MultistillError, UsageError
+from multistill.errors import UsageError
+from multistill.full_disk import writing
 
 DONE = "done.json"
 DELETED = ".deleted"
@@ -330,26 +331,19 @@ class Workspace:
             partial = self.partial(kind, fingerprint)
             partial.mkdir(parents=True, exist_ok=True)
             start = time.monotonic()
-            try:
+            with writing(self.root, "finished parts"):
                 summary = build(partial)
-            except OSError as error:
-                if error.errno == 28:
-                    raise MultistillError(
-                        f"the disk of {self.root} is full; free some space and run the same "
-                        "command again: finished parts are kept"
-                    ) from error
-                raise
-            meta = {
-                "kind": kind,
-                "fingerprint": fingerprint,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "seconds": round(time.monotonic() - start, 3),
-                "config": config,
-                "inputs": dict(inputs or {}),
-                "provenance": dict(provenance or {}),
-                "summary": dict(summary or {}),
-            }
-            write_json(partial / DONE, meta)
+                meta = {
+                    "kind": kind,
+                    "fingerprint": fingerprint,
+                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "seconds": round(time.monotonic() - start, 3),
+                    "config": config,
+                    "inputs": dict(inputs or {}),
+                    "provenance": dict(provenance or {}),
+                    "summary": dict(summary or {}),
+                }
+                write_json(partial / DONE, meta)
             final = self.folder(kind, fingerprint)
             if final.exists():  # without done.json it is not a complete artifact
                 shutil.rmtree(final)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from multistill.config import CLASSES
 from multistill.damaged import reading
@@ -30,6 +30,7 @@ from multistill.errors import MultistillError
 from multistill.models.int8 import from_int8, to_int8
 from multistill.models.joint import JointModel, Model, build_model
 from multistill.models.spec import Encoder, ModelSpec
+from multistill.models.tensors_file import write_tensors
 from multistill.workspace import atomic_path, read_json, write_json
 
 WEIGHTS = "model.safetensors"
@@ -131,12 +132,8 @@ def save_model(model: Model, folder: Path, info: ModelInfo, *, int8: bool = Fals
 
 def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, int8: bool) -> str:
     """Write a safetensors file; returns its SHA-256."""
-    state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    if int8:
-        state = to_int8(state)
     with atomic_path(path, concurrent=True) as partial:
-        save_file(state, partial, metadata={"format": "pt"})
-        partial.chmod(0o644)
+        write_tensors(partial, to_int8(tensors) if int8 else tensors, {"format": "pt"})
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         digest = _sha256(partial)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from multistill.search.locks import StudyLock
 
@@ -29,12 +30,16 @@ class JournalFile(JournalFileBackend):
 
     Args:
         lock: held while lines are appended.
+
+    Attributes:
+        may_wait: an entry has been read that adds a trial which waits to be handed out.
     """
 
     def __init__(self, path: Path, lock: StudyLock) -> None:
         super().__init__(str(path), lock_obj=lock)
         self._journal, self._appending = path, lock
         self._read = (0, 0)
+        self.may_wait = False
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """Yield the entries from that one on.
@@ -51,13 +56,25 @@ class JournalFile(JournalFileBackend):
                 number, position = number + 1, position + len(line)
                 self._read = number, position
                 if number > log_number_from:
-                    yield json.loads(line)
+                    entry = json.loads(line)
+                    self.may_wait |= entry.get("state") == TrialState.WAITING
+                    yield entry
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append a line per entry."""
-        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with self._appending, self._journal.open("ab") as stream:
-            stream.write(lines.encode())
-            stream.flush()
-            if any(log["op_code"] not in REPEATABLE for log in logs):
-                os.fsync(stream.fileno())
+        """Append a line per entry: all of them, or none.
+
+        Raises:
+            OSError: the disk is full, or another reason.
+        """
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+        with self._appending, self._journal.open("ab", buffering=0) as stream:
+            end = stream.tell()
+            try:
+                written = 0
+                while written < len(lines):  # a disk that gets full takes a part
+                    written += stream.write(lines[written:])
+                if any(log["op_code"] not in REPEATABLE for log in logs):
+                    os.fsync(stream.fileno())
+            except OSError:
+                stream.truncate(end)  # or the next line would be appended to a part of one
+                raise

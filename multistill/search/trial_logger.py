@@ -8,10 +8,12 @@ from typing import Any
 
 from ray import tune
 
+from multistill.cluster.waiting import Waiting
 from multistill.search.searcher import SharedStudySearcher
 from multistill.search.trial_folders import trial_key
 from multistill.search.tune_internals import NotPickled, drop_statistics, failure_reason
 from multistill.tracking.logger import RunLogger
+from multistill.wording import listed
 
 
 class TrialLogger(NotPickled, tune.Callback):
@@ -22,8 +24,10 @@ class TrialLogger(NotPickled, tune.Callback):
     the search.
 
     Args:
+        waiting: told whether a trial runs.
         finished: trials of the search that finished before.
         total: trials of the search.
+        epochs: budget of a trial.
         best: best value so far, if there is one.
         on_end: called with the number of a trial that ended.
 
@@ -37,13 +41,17 @@ class TrialLogger(NotPickled, tune.Callback):
         self,
         logger: RunLogger,
         searcher: SharedStudySearcher,
+        waiting: Waiting,
         *,
         finished: int,
         total: int,
+        epochs: int,
         best: float | None,
         on_end: Callable[[int], object],
     ) -> None:
         self._logger, self._searcher, self._on_end = logger, searcher, on_end
+        self._waiting, self._epochs = waiting, epochs
+        self._reached: dict[int, int] = {}
         self._finished, self._total, self._best = finished, total, best
         self._sign = 1.0 if searcher.study.directions[0].name == "MAXIMIZE" else -1.0
         self._children: dict[str, RunLogger] = {}
@@ -51,6 +59,9 @@ class TrialLogger(NotPickled, tune.Callback):
         self.trials_ended = 0
         self.start_delays: list[float] = []
         self.training_seconds = 0.0
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._waiting.look(lambda: any(trial.status == "RUNNING" for trial in trials))
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if trial.trial_id in self._children:  # another attempt of the same trial
@@ -72,6 +83,8 @@ class TrialLogger(NotPickled, tune.Callback):
         child = self._children.get(trial.trial_id)
         if child is not None and result["metrics"]:
             child.metrics(result["metrics"], step=int(result["epoch"]))
+            self._reached[trial.config["number"]] = int(result["epoch"])
+            self._show_progress()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._logger.info(
@@ -82,6 +95,10 @@ class TrialLogger(NotPickled, tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
         failure = str(result.get("failure", ""))
+        if result.get("full_disk"):  # it can be continued, so its folder stays
+            if (child := self._children.pop(trial.trial_id, None)) is not None:
+                child.close("KILLED")
+            return
         if failure:
             self._logger.info(f"trial {trial.config['number']} failed: {failure}")
         self._close(trial, "FAILED" if failure else "FINISHED", result, failure)
@@ -116,5 +133,12 @@ class TrialLogger(NotPickled, tune.Callback):
         drop_statistics(trial)
         self._finished += 1
         self._started.discard(trial.trial_id)
+        self._reached.pop(trial.config["number"], None)
+        self._show_progress()
+
+    def _show_progress(self) -> None:
         best = {} if self._best is None else {"best": self._best}
-        self._logger.progress(self._finished, self._total, "trials", **best)
+        running = listed(
+            [f"trial {number} {epoch}/{self._epochs}" for number, epoch in self._reached.items()]
+        )
+        self._logger.progress(self._finished, self._total, "trials", running=running, **best)

@@ -24,9 +24,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from multistill.errors import MultistillError
+from multistill.models.tensors_file import write_tensors
 from multistill.workspace import atomic_path, canonical, read_json, to_json
 
 Tensors = dict[str, torch.Tensor]
@@ -211,7 +212,7 @@ def _write_folder(
             if written is not None and _try_link(written[0] / file, partial / file):
                 digests[file] = written[1][file]
             else:
-                save_file(_cpu_tensors(tensors), partial / file)
+                write_tensors(partial / file, tensors)
                 digests[file] = _sha256(partial / file)
         record = {"format": FORMAT, "sha256": digests, "progress": vars(progress)}
         content = to_json({**record, "seal": _record_digest(record)})
@@ -313,7 +314,3 @@ def _load_tensors(
         return load_file(path, device=str(device))
     except (SafetensorError, ValueError) as error:
         raise MultistillError(f"{path} is not a safetensors file ({error})") from error
-
-
-def _cpu_tensors(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}

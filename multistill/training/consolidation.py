@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from multistill.corpora.manifest import label_arrays, read_manifest
@@ -26,6 +26,7 @@ from multistill.features.collate import collate
 from multistill.hardware import default_device
 from multistill.inference.predict import dialogue_context
 from multistill.models.files import load_model, read_model_config
+from multistill.models.tensors_file import write_tensors
 from multistill.training.labelled import rows_of_corpora
 from multistill.training.schedule import derived_seed
 from multistill.workspace import atomic_path
@@ -159,5 +160,5 @@ def write_fisher(
             if name in total and total[name].shape == tensor.shape:
                 total[name] += tensor.to(device)
     with atomic_path(out / FISHER, concurrent=True) as partial:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in total.items()}, partial)
+        write_tensors(partial, total)
     return {"clips": len(rows)}

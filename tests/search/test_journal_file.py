@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from helpers.search_case import DISTRIBUTIONS, make_spec, study_of
+from helpers.small_disk import filled, small_disk
 from optuna.storages.journal import _storage
 
 from multistill.search.journal_file import REPEATABLE
@@ -33,3 +35,16 @@ def test_a_trial_waits_for_the_disk_once_and_every_line_is_seen_by_others(tmp_pa
     trial.report(0.5, 1)
     study.tell(trial, 0.5)
     assert waits == [(tmp_path / "study.log").stat().st_size]
+
+
+def test_a_disk_that_gets_full_leaves_whole_lines_and_the_trial_goes_on(tmp_path):
+    with small_disk(tmp_path / "disk", 64) as disk:
+        study = study_of(disk, make_spec())
+        trial = study.ask(DISTRIBUTIONS)
+        before = (disk / "study.log").read_bytes()
+        with filled(disk), pytest.raises(OSError, match="No space"):
+            trial.set_user_attr("large", "x" * 8192)  # a part of it fits into the last page
+        assert (disk / "study.log").read_bytes() == before
+        study.tell(trial, 0.5)
+        [seen] = study_of(disk, make_spec()).get_trials()
+        assert (seen.value, seen.user_attrs) == (0.5, {})
