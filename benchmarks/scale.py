@@ -42,13 +42,16 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--nodes", type=int, default=200, help="slots that ask, one a node")
     parser.add_argument("--sampler", choices=["tpe", "random"], default="tpe")
-    parser.add_argument("--storage", choices=["journal", "sqlite"], default="journal")
+    parser.add_argument(
+        "--storage", default="journal", help="or sqlite, or an empty database's address"
+    )
     parser.add_argument("--rows", type=int, default=10, help="rows of the table")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="multistill-scale-"))
     try:
         for row in measure(folder, options):
-            settings = {name: getattr(options, name) for name in ("nodes", "sampler", "storage")}
+            kind = options.storage.partition("://")[0].partition("+")[0]
+            settings = {"nodes": options.nodes, "sampler": options.sampler, "storage": kind}
             print(json.dumps(add_row("scale", settings | row)), flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -93,7 +96,7 @@ def measure(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any
             }
             yield {"trials": number + 1, **figures, "rss_mb": _rss()}
             times.clear()
-    size = sum(path.stat().st_size for path in folder.iterdir())
+    size = sum(path.stat().st_size for path in folder.iterdir())  # 0 of a database elsewhere
     start, used = time.perf_counter(), time.process_time()
     _searcher(spec, folder, options)
     yield {
@@ -105,7 +108,8 @@ def measure(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any
 
 
 def _spec(folder: Path, options: argparse.Namespace) -> SearchSpec:
-    address = f"sqlite:///{folder / 'study.db'}" if options.storage == "sqlite" else None
+    sqlite = f"sqlite:///{folder / 'study.db'}"
+    address = {"journal": None, "sqlite": sqlite}.get(options.storage, options.storage)
     config = SearchConfig(
         trials=options.trials,
         sampler=options.sampler,

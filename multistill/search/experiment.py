@@ -18,6 +18,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from multistill.cluster.handback import Request, on_sigterm
+from multistill.cluster.waiting import Waiting
+from multistill.full_disk import FullDiskError
 from multistill.search.locks import JOINED
 from multistill.search.searcher import SharedStudySearcher
 from multistill.search.spec import SearchSpec
@@ -82,6 +84,7 @@ def run_experiment(
 
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM; running trials keep their state to be continued.
+        FullDiskError: a trial could not write; it and the others are continued by the next call.
     """
     started = time.monotonic()
     request = Request(driver)
@@ -98,7 +101,7 @@ def run_experiment(
     )
     unfinished_trials(out, searcher.study)  # removes the leftovers of an earlier driver
     folders = _EndedFolders(out, wait_for_workers=spec.config.workers_per_trial > 1)
-    trial_logger = _trial_logger(logger, searcher, spec, folders)
+    trial_logger = _trial_logger(logger, searcher, spec, folders, gpus)
     for trial in _valued(searcher.study):
         replay_trial(scheduler, trial_key(trial.number), trial)
     try:
@@ -123,6 +126,8 @@ def run_experiment(
     if interrupt.requested:
         logger.info("the search stopped; the same command, or `search resume`, continues it")
         raise KeyboardInterrupt
+    if searcher.full_disk is not None:
+        raise FullDiskError(searcher.full_disk)
     return ExperimentResult(
         trial_logger.trials_ended, concurrency, searcher.should_abort, searcher.exhausted
     )
@@ -166,7 +171,7 @@ class Interrupt:
 
 
 class _Stopper(NotPickled, tune.Stopper):
-    """Ends the experiment on Ctrl-C, or when trials fail one after another."""
+    """Ends the experiment on Ctrl-C, on a full disk, or when trials fail one after another."""
 
     def __init__(self, interrupt: Interrupt, searcher: SharedStudySearcher) -> None:
         self._interrupt, self._searcher = interrupt, searcher
@@ -175,7 +180,11 @@ class _Stopper(NotPickled, tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self._interrupt.requested or self._searcher.should_abort
+        return (
+            self._interrupt.requested
+            or self._searcher.full_disk is not None
+            or self._searcher.should_abort
+        )
 
 
 class _EndedFolders:
@@ -203,16 +212,24 @@ class _EndedFolders:
 
 
 def _trial_logger(
-    logger: RunLogger, searcher: SharedStudySearcher, spec: SearchSpec, folders: _EndedFolders
+    logger: RunLogger,
+    searcher: SharedStudySearcher,
+    spec: SearchSpec,
+    folders: _EndedFolders,
+    gpus: float,
 ) -> TrialLogger:
+    config = spec.config
+    need = {"CPU": float(config.cpus_per_trial), **({"GPU": gpus} if gpus else {})}
     best = max if spec.config.mode == "max" else min
     return TrialLogger(
         logger,
         searcher,
+        Waiting(logger.info, "the search", "trial", config.workers_per_trial, need),
         finished=sum(
             trial.state.is_finished() for trial in searcher.study.get_trials(deepcopy=False)
         ),
-        total=spec.config.trials,
+        total=config.trials,
+        epochs=spec.epochs,
         best=best((trial.values[0] for trial in _valued(searcher.study)), default=None),
         on_end=folders.remove,
     )

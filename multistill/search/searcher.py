@@ -21,6 +21,11 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from multistill.search.locks import StudyLock, is_alive, living_drivers
+from multistill.search.long_studies import (
+    WindowedTPESampler,
+    has_trial,
+    look_for_waiting_only,
+)
 from multistill.search.space import current, suggest
 from multistill.search.spec import SearchSpec
 from multistill.search.storage import (
@@ -33,9 +38,6 @@ from multistill.search.storage import (
 )
 from multistill.search.tune_internals import (
     NotPickled,
-    WindowedTPESampler,
-    has_trial,
-    read_only_waiting,
     reopen_trial,
 )
 
@@ -62,6 +64,9 @@ class SharedStudySearcher(NotPickled, Searcher):
         stop_requested: whether no new trial may start.
         on_continue: called with Tune's id of an orphaned trial that is continued and with its
             history, for the scheduler.
+
+    Attributes:
+        full_disk: what a trial said that met a full disk; then none is handed out any more.
     """
 
     def __init__(
@@ -86,8 +91,9 @@ class SharedStudySearcher(NotPickled, Searcher):
         self._lock = StudyLock(folder)
         self.running: dict[str, RunningTrial] = {}
         self._consecutive_failures = 0
+        self.full_disk: str | None = None
         self.study = open_study(open_storage(folder, config.storage), spec.study, spec.directions)
-        read_only_waiting(self.study)
+        look_for_waiting_only(self.study)
         trials = self.study.get_trials(deepcopy=False)
         with quiet_optuna():
             self.study.sampler = _sampler(spec, len(trials))
@@ -115,7 +121,7 @@ class SharedStudySearcher(NotPickled, Searcher):
         """Return the config of Tune's next trial; None if all slots of this driver are used."""
         if len(self.running) >= self._concurrency:
             return None
-        if self._stop_requested() or self.exhausted:
+        if self._stop_requested() or self.exhausted or self.full_disk is not None:
             return Searcher.FINISHED
         with self._lock, quiet_optuna():
             has_room = self._has_room()
@@ -204,6 +210,9 @@ class SharedStudySearcher(NotPickled, Searcher):
             return
         if result is None or "epoch" not in result:
             self.fail(trial_id, "stopped before its first epoch")
+        elif result.get("full_disk"):  # stays as it is in the study, to be continued
+            self.full_disk = str(result["failure"])
+            del self.running[trial_id]
         elif result.get("failure"):
             self.fail(trial_id, str(result["failure"]), result)
         else:

@@ -19,6 +19,7 @@ from ray import tune
 
 from multistill.cluster.handback import Request, Watch
 from multistill.errors import MultistillError
+from multistill.full_disk import FullDiskError, writing
 from multistill.search.space import apply
 from multistill.search.spec import SearchSpec
 from multistill.search.trial_folders import trial_folder, trial_lock
@@ -42,7 +43,8 @@ class StudentTrainable(tune.Trainable):
     `concurrency` (trials that this driver runs at the same time), `driver` (its name).
     Result of a step: `epoch`, `value` (best so far of the search's metric, by the means over
     `train.select_window` epochs), `cost` where there is a second objective, `metrics` of the
-    epoch, `failure` (why it cannot continue).
+    epoch, `failure` (why it cannot continue), `full_disk` (whether that is why: the trial is to be
+    continued).
     """
 
     def setup(self, config: dict[str, Any], objective: Objective | None = None) -> None:
@@ -65,6 +67,14 @@ class StudentTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
+        try:
+            with writing(self._folder, "finished epochs"):
+                return self._step()
+        except FullDiskError as error:
+            self.cleanup()
+            return self._result(failure=str(error), full_disk=True)
+
+    def _step(self) -> dict[str, Any]:
         started = time.monotonic()
         try:
             if self._reports is None:
@@ -72,6 +82,8 @@ class StudentTrainable(tune.Trainable):
             report = next(self._reports, None)
         except TrainingInterrupted:
             return self._hand_back()
+        except FullDiskError:
+            raise
         except MultistillError as error:
             return self._result(failure=str(error))
         if report is None:

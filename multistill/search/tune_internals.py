@@ -1,14 +1,12 @@
 """Everything private or undocumented of Ray Tune and Optuna that the search depends on.
 
-A release of either may change these names without notice, so they are used in this module
-only. `tests/search/test_tune_internals.py` checks each of them against the installed
-versions without starting Ray: after an upgrade, run that file first.
+A release of either may change these names without notice, so they are used here and in
+`long_studies` only. `tests/search/test_tune_internals.py` and `test_long_searches.py` check each
+of them against the installed versions without starting Ray: after an upgrade, run these first.
 """
 
 from __future__ import annotations
 
-import bisect
-import heapq
 import logging
 import os
 import signal
@@ -22,8 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from ray.exceptions import RayActorError
 from ray.tune.schedulers import TrialScheduler
 
@@ -44,7 +41,6 @@ ENVIRONMENT = {
 }
 """Variables that Ray reads in the driver; most are documented in its source code only."""
 
-_BEST, _LATEST = 100, 900
 _LOGGERS = ("ray.tune", "ray.train", "ray.air")
 _DIED = ("ActorDiedError", "died unexpectedly", "actor died")
 _LOST = "may or may not have been executed on the actor"  # until Ray knows that its node is dead
@@ -140,123 +136,6 @@ def reopen_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
     requires the storage's id of the trial, which is private in `FrozenTrial`.
     """
     return optuna.Trial(study, trial._trial_id)
-
-
-def has_trial(study: optuna.Study, number: int) -> bool:
-    """Whether the study has a trial of that number, without reading its trials.
-
-    Optuna's public `get_trials` goes through all of them.
-    """
-    try:
-        study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
-    except KeyError:
-        return False
-    return True
-
-
-def read_only_waiting(study: optuna.Study) -> None:
-    """Let `study.ask` read the waiting trials of a database to know whether one waits.
-
-    Optuna reads all that are running, for every trial that it creates.
-    """
-    database = getattr(study._storage, "_backend", None)
-    if not isinstance(
-        database, optuna.storages.RDBStorage
-    ):  # a journal, whose trials are in memory
-        return
-    pop, waiting = study._pop_waiting_trial_id, (TrialState.WAITING,)
-
-    def pop_if_any() -> int | None:
-        return pop() if database.get_all_trials(study._study_id, False, waiting) else None
-
-    study._pop_waiting_trial_id = pop_if_any
-
-
-class WindowedTPESampler(optuna.samplers.TPESampler):
-    """TPE whose cost hardly grows with the study: it models the best and the latest trials.
-
-    Optuna models every trial for every suggestion. Of them, "good" are 25 at most (Optuna's
-    `default_gamma`), and the weights of the others fall with age; so the `_BEST` best and
-    the `_LATEST` latest finished trials, and all running ones, hold nearly all that it knows.
-    A sampler is for one study.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._early = _Early()
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]
-    ) -> dict[str, Any]:
-        return super().sample_relative(_Window.of(study, self._early), trial, search_space)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
-    ) -> Any:
-        window = _Window.of(study, self._early)
-        return super().sample_independent(window, trial, param_name, param_distribution)
-
-
-class _Window(optuna.Study):
-    """A study that shows a sampler the part of its trials that matters most."""
-
-    _early: _Early
-
-    @classmethod
-    def of(cls, study: optuna.Study, early: _Early) -> _Window:
-        window = cls.__new__(cls)
-        window.__dict__.update(study.__dict__, _early=early)
-        return window
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Any = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        trials = super()._get_trials(deepcopy, states, use_cache)
-        if len(trials) <= _BEST + _LATEST:
-            return trials
-        late = trials[-_LATEST:]
-        kept = {trial.number: trial for trial in self._early.of(trials, self.directions) + late}
-        return [kept[number] for number in sorted(kept)]
-
-
-class _Early:
-    """The trials before the latest that a sampler models: the best, and those that run.
-
-    Each is looked at once, when it is no longer among the latest, and again while it runs.
-    """
-
-    def __init__(self) -> None:
-        self._next = 0
-        self._running: list[int] = []
-        self._best: list[list[tuple[float, int, FrozenTrial]]] = []  # a heap per objective
-
-    def of(self, trials: list[FrozenTrial], directions: list[StudyDirection]) -> list[FrozenTrial]:
-        """Of `trials`, in the order of their numbers."""
-        if not self._best:
-            self._best = [[] for _ in directions]
-        begin, end = _position(trials, self._next), len(trials) - _LATEST
-        looked_at = trials[begin:end]
-        for number in self._running:
-            index = _position(trials, number)
-            looked_at += [trial for trial in trials[index : index + 1] if trial.number == number]
-        self._next = max(self._next, trials[end].number)
-        running = [trial for trial in looked_at if trial.state == TrialState.RUNNING]
-        self._running = [trial.number for trial in running]
-        for trial in looked_at:
-            if trial.state == TrialState.COMPLETE:
-                self._add(trial, directions)
-        return [trial for heap in self._best for _, _, trial in heap] + running
-
-    def _add(self, trial: FrozenTrial, directions: list[StudyDirection]) -> None:
-        for heap, value, direction in zip(self._best, trial.values, directions, strict=True):
-            score = value if direction == StudyDirection.MAXIMIZE else -value
-            push = heapq.heappush if len(heap) < _BEST else heapq.heappushpop
-            push(heap, (score, -trial.number, trial))
-
-
-def _position(trials: list[FrozenTrial], number: int) -> int:
-    """Of the first trial with that number or a higher one."""
-    return bisect.bisect_left(trials, number, key=lambda trial: trial.number)
 
 
 def preempted() -> RayActorError:

@@ -6,6 +6,7 @@ and appends one line per epoch that it ran to `ran.log` in the search's folder.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -83,3 +84,11 @@ def stuck_once(task, *, state_dir: Path) -> Iterator[Report]:
         if report.epoch == 1 and state_dir.name < "0002" and not marker.exists():
             marker.touch()
             time.sleep(300)
+
+
+def full_disk(task, *, state_dir: Path) -> Iterator[Report]:
+    """As `fast`; the disk is full from the third epoch on, while a file says so."""
+    for report in fast(task, state_dir=state_dir):
+        if report.epoch == 3 and (state_dir.parent.parent / "full").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        yield report

@@ -10,10 +10,10 @@ from helpers.search_case import DISTRIBUTIONS, TEMPERATURE, make_spec, study_of
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from multistill.search import tune_internals
+from multistill.search import long_studies
 from multistill.search.journal_file import JournalFile
 from multistill.search.locks import StudyLock
-from multistill.search.tune_internals import WindowedTPESampler, has_trial, read_only_waiting
+from multistill.search.long_studies import WindowedTPESampler, has_trial, look_for_waiting_only
 
 
 @pytest.fixture(autouse=True)
@@ -54,11 +54,26 @@ def test_a_study_has_the_trials_that_were_created(tmp_path):
 
 def test_a_waiting_trial_of_a_database_is_handed_out_first(tmp_path, monkeypatch):
     study = optuna.create_study(storage=f"sqlite:///{tmp_path / 'study.db'}")
-    read_only_waiting(study)
+    look_for_waiting_only(study)
     study.enqueue_trial({TEMPERATURE: 3.0})
     assert study.ask(DISTRIBUTIONS).params[TEMPERATURE] == 3.0
     monkeypatch.setattr(study._storage, "get_all_trials", None)  # reads all that are running
     assert study.ask().number == 1
+
+
+def test_waiting_trials_of_a_journal_are_handed_out_first_whoever_added_them(tmp_path, monkeypatch):
+    study, other = study_of(tmp_path, make_spec()), study_of(tmp_path, make_spec())
+    look_for_waiting_only(study)
+    study.ask()
+    for temperature in (3.0, 4.0):
+        other.enqueue_trial({TEMPERATURE: temperature})
+    again = study_of(tmp_path, make_spec())  # opened while they wait
+    look_for_waiting_only(again)
+    asked = [each.ask(DISTRIBUTIONS) for each in (study, again, study)]
+    assert [trial.number for trial in asked] == [1, 2, 3]
+    assert [trial.params[TEMPERATURE] for trial in asked[:2]] == [3.0, 4.0]
+    monkeypatch.setattr(study._storage, "get_all_trials", None)  # goes through all
+    assert study.ask().number == 4
 
 
 def suggestions(sampler: optuna.samplers.TPESampler, trials: list[FrozenTrial]) -> list[float]:
@@ -77,11 +92,11 @@ def test_a_study_within_the_window_is_modelled_whole():
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 def test_of_a_long_study_the_best_the_running_and_the_latest_are_modelled(direction, monkeypatch):
-    monkeypatch.setattr(tune_internals, "_BEST", 2)
-    monkeypatch.setattr(tune_internals, "_LATEST", 3)
+    monkeypatch.setattr(long_studies, "_BEST", 2)
+    monkeypatch.setattr(long_studies, "_LATEST", 3)
     sampler = WindowedTPESampler(n_startup_trials=4, seed=1)
     study = optuna.create_study(direction=direction, sampler=sampler)
-    rng, early, running = random.Random(0), tune_internals._Early(), []
+    rng, early, running = random.Random(0), long_studies._Early(), []
     for number in range(60):
         running.append(study.ask(DISTRIBUTIONS))
         if number % 4:  # soon or late
@@ -92,6 +107,6 @@ def test_of_a_long_study_the_best_the_running_and_the_latest_are_modelled(direct
         best = [trial for trial in trials[:-3] if trial.state == TrialState.COMPLETE]
         best.sort(key=lambda trial: trial.value, reverse=direction == "maximize")
         expected = {trial.number for trial in [*best[:2], *running, *trials[-3:]]}
-        kept = tune_internals._Window.of(study, early)._get_trials()
+        kept = long_studies._Window.of(study, early)._get_trials()
         assert [trial.number for trial in kept] == sorted(expected)
     assert len(study.get_trials()) == 60  # the study itself stays whole

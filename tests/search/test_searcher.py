@@ -199,3 +199,17 @@ def test_a_continued_study_does_not_repeat_its_random_start(tmp_path):
     first = make_searcher(tmp_path, spec).suggest("a")["values"]
     study_of(tmp_path, spec).tell(0, 0.5)
     assert make_searcher(tmp_path, spec).suggest("a")["values"] != first
+
+
+def test_a_trial_that_met_a_full_disk_is_continued_by_the_next_driver(tmp_path):
+    spec = write_spec(tmp_path)
+    with DriverLease(tmp_path) as lease:
+        searcher = make_searcher(tmp_path, spec, lease.name)
+        first = searcher.suggest("a")
+        searcher.on_trial_complete("a", {**FINAL, "failure": "it is full", "full_disk": True})
+        assert searcher.full_disk == "it is full"
+        assert searcher.suggest("b") == Searcher.FINISHED
+    again = make_searcher(tmp_path, spec).suggest("a")
+    assert (again["number"], again["values"]) == (first["number"], first["values"])
+    [trial] = study_of(tmp_path, spec).get_trials()
+    assert trial.state == TrialState.RUNNING

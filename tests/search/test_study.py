@@ -25,6 +25,7 @@ from helpers.training_corpus import make_corpus, make_task
 from multistill.config import DistillationConfig, SearchConfig
 from multistill.distillation.targets import write_soft_targets
 from multistill.errors import MultistillError, UsageError
+from multistill.full_disk import FullDiskError
 from multistill.search.spec import SearchSpec
 from multistill.search.study import search
 from multistill.training.task import TrainingTask
@@ -120,7 +121,7 @@ def test_a_finished_search_called_again_trains_nothing(finished):
 def test_a_larger_search_copies_the_trials_of_the_smaller(finished):
     out, summary, _ = finished
     larger = out.parent / "larger"
-    extended = run_search(larger, "fast", trials=11)
+    extended = run_search(larger, "fast", trials=11, concurrent=1)
     old, new = table(out), table(larger)
     assert len(new) == extended["trials"] == 11
     copied = ("trial", "state", "params", "value", "epochs", "reason")
@@ -139,6 +140,7 @@ def test_diverged_trials_fail_with_their_reason_also_in_a_database(out, monkeypa
     logger = recording_logger()
     more = {
         "trials": 6,
+        "concurrent": 1,
         "space": {"distillation.weight": choice(0.2, 0.4, 0.6, 0.8)},
         "grace_epochs": 9,
         "sampler": "random",
@@ -161,10 +163,10 @@ def test_diverged_trials_fail_with_their_reason_also_in_a_database(out, monkeypa
 
 def test_a_search_in_which_every_trial_fails_stops_and_continues_after_the_fix(out):
     with pytest.raises(MultistillError, match=r"one after another.*valid_macro_f1 was not repor"):
-        run_search(out, "without_metric", trials=40)
+        run_search(out, "without_metric", trials=40, concurrent=1)
     assert 3 <= len(table(out)) < 10, "it did not wait for forty failures"
-    replace(SearchSpec.read(out), config=config(trials=4)).write(out)
-    summary = run_search(out, "fast", trials=4)
+    replace(SearchSpec.read(out), config=config(trials=4, concurrent=1)).write(out)
+    summary = run_search(out, "fast", trials=4, concurrent=1)
     assert summary["counts"]["complete"] + summary["counts"]["stopped"] >= 4
 
 
@@ -174,6 +176,17 @@ def test_a_trial_that_raises_is_retried_and_then_fails_with_the_message(out):
         run_search(out, "raising", logger, trials=1, concurrent=1)
     assert sum("continues from its last checkpoint" in line for line in logger.messages) == 1
     assert {row["reason"] for row in table(out)} == {"RuntimeError: CUDA out of memory"}
+
+
+def test_a_full_disk_ends_the_search_and_no_trial_fails_by_it(out):
+    (out / "full").touch()
+    with pytest.raises(FullDiskError, match="finished epochs are kept"):
+        run_search(out, "full_disk", trials=3)
+    (out / "full").unlink()
+    summary = run_search(out, "full_disk", trials=3)
+    assert summary["counts"]["failed"] == 0
+    assert summary["counts"]["complete"] + summary["counts"]["stopped"] == 3
+    assert set(epochs_run(out).values()) == {1}, "a finished epoch ran again"
 
 
 def test_a_killed_trial_process_continues_from_its_last_epoch(out):
