@@ -1,9 +1,10 @@
-"""Numbers with their nouns, and backticks of sentences as HTML."""
+"""Numbers with their nouns, lists, and backticks of sentences as HTML."""
 
 from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 
 _PLURALS = {"class": "classes", "corpus": "corpora"}
 
@@ -21,6 +22,17 @@ def counted(number: int, noun: str) -> str:
     before, space, last = noun.rpartition(" ")
     plural = before + space + _PLURALS.get(last, f"{last}s")
     return f"{number:,} {noun if number == 1 else plural}"
+
+
+def listed(texts: Sequence[str], most: int = 4) -> str:
+    """The first of some texts, and how many more there are.
+
+    Examples:
+        >>> listed(["a", "b", "c"], most=2)
+        'a, b, 1 more'
+    """
+    more = [f"{len(texts) - most} more"] if len(texts) > most else []
+    return ", ".join([*texts[:most], *more])
 
 
 def with_code(text: str) -> str:

@@ -12,6 +12,7 @@ from multistill.cluster.jobs import (
 )
 from multistill.cluster.nodes import dashboard_url
 from multistill.cluster.session import is_private, start
+from multistill.cluster.starting import starting
 
 __all__ = [
     "Submission",
@@ -20,6 +21,7 @@ __all__ = [
     "is_private",
     "logs",
     "start",
+    "starting",
     "status",
     "stop",
     "submit",

@@ -61,7 +61,8 @@ class DriverStatus:
         content: `job`, `variant`, `owner` and `host` (who runs it; of a submitted job, who
             submitted it from where), `node` and `pid` (of the process), `started`, `updated`
             (ISO), `submission_id`, `stage`, `stages` (name, kind and fingerprint of those it
-            found or made), `progress` (`name`, `done`, `total`, `unit`), `seconds_left` (of the
+            found or made), `progress` (`name`, `done`, `total`, `unit`,
+            `running`), `seconds_left` (of the
             stage), `links` (`mlflow`, `mlflow_ui`, `ray_dashboard`), `worked`, `ended` (None,
             `finished`, `interrupted` or `failed`) and `reason`.
     """
@@ -111,7 +112,7 @@ def _checked(content: Any) -> dict[str, Any]:
     or_none += [content["links"][name] for name in LINKS]
     numbers = [] if content["seconds_left"] is None else [content["seconds_left"]]
     if (progress := content["progress"]) is not None:
-        texts += [progress["name"], progress["unit"]]
+        texts += [progress["name"], progress["unit"], progress["running"]]
         numbers += [progress["done"], progress["total"]]
     if not all(isinstance(text, str) for text in texts + [t for t in or_none if t is not None]):
         raise TypeError("a name is no text")
@@ -241,19 +242,22 @@ class Driver:
         entry = {"name": stage, "kind": kind, "fingerprint": fingerprint}
         self._change(stages=[*self._content["stages"], entry])
 
-    def progress(self, name: str, done: float, total: float, unit: str, left: float | None) -> None:
+    def progress(
+        self, name: str, done: float, total: float, unit: str, left: float | None, running: str
+    ) -> None:
         """Progress within the stage.
 
         Args:
             name: of what progresses, e.g. the model that is trained.
             left: seconds, where it is known; else they are estimated from the pace so far.
+            running: what runs at the same time, empty where that is one thing.
         """
         now, before = self._clock(), self._progress
         if before is None or (before.name, before.unit) != (name, unit) or done < before.first:
             before = self._progress = _Progress(name, unit, done, now)
         if left is None and done > before.first:
             left = (now - before.since) / (done - before.first) * max(total - done, 0)
-        values = {"name": name, "done": done, "total": total, "unit": unit}
+        values = {"name": name, "done": done, "total": total, "unit": unit, "running": running}
         self._change(progress=values, seconds_left=None if left is None else round(left))
 
     def _change(self, **values: Any) -> None:
@@ -277,8 +281,11 @@ class StatusLogger(NullLogger):
     def __init__(self, driver: Driver, name: str) -> None:
         self._driver, self._name = driver, name
 
-    def progress(self, done: float, total: float, unit: str, **stats: float) -> None:
-        self._driver.progress(self._name, done, total, unit, stats.get("seconds_left"))
+    def progress(
+        self, done: float, total: float, unit: str, *, running: str = "", **stats: float
+    ) -> None:
+        left = stats.get("seconds_left")
+        self._driver.progress(self._name, done, total, unit, left, running)
 
     def child(self, name: str, key: str, kind: str) -> StatusLogger:
         return StatusLogger(self._driver, name)

@@ -312,7 +312,7 @@ def flat_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             row["owner"],
             row["host"],
             row["started"],
-            progress_text(row),
+            progress_text(row).replace("\n", ", "),
             row["seconds_left"],
             _split(row),
             row["best_student"],

@@ -20,7 +20,6 @@ from rich.text import Text
 from multistill.tracking.logger import RunLogger
 
 SECONDS_BETWEEN_LINES = 5.0
-SHOWN_METRICS = ("train_loss", "valid_macro_f1", "valid_uar", "valid_ccc")
 
 
 def stderr() -> Console:
@@ -79,17 +78,15 @@ class ConsoleLogger:
     def info(self, message: str) -> None:
         self.display.print(f"  {message}")
 
-    def progress(self, done: float, total: float, unit: str, **stats: float) -> None:
+    def progress(
+        self, done: float, total: float, unit: str, *, running: str = "", **stats: float
+    ) -> None:
         percent = f"{100 * done / total:3.0f} %" if total else ""
         shown = "  ".join(format_stat(name, value) for name, value in stats.items())
-        self.display.update(f"{self.name}  {done:g}/{total:g} {unit} {percent}  {shown}".rstrip())
+        parts = [f"{self.name}  {done:g}/{total:g} {unit} {percent}", shown, running]
+        self.display.update("  ".join(filter(None, parts)).rstrip())
 
-    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        shown = [
-            f"{key.replace('_', ' ')} {values[key]:.3f}" for key in SHOWN_METRICS if key in values
-        ]
-        if step is not None and shown:
-            self.display.update(f"{self.name}  epoch {step}  {'  '.join(shown)}")
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None: ...
 
     def params(self, values: Mapping[str, object]) -> None: ...
 
@@ -121,9 +118,11 @@ class CompositeLogger:
         for logger in self.loggers:
             logger.info(message)
 
-    def progress(self, done: float, total: float, unit: str, **stats: float) -> None:
+    def progress(
+        self, done: float, total: float, unit: str, *, running: str = "", **stats: float
+    ) -> None:
         for logger in self.loggers:
-            logger.progress(done, total, unit, **stats)
+            logger.progress(done, total, unit, running=running, **stats)
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         for logger in self.loggers:

@@ -22,8 +22,15 @@ class RunLogger(Protocol):
         """Print one human-readable line."""
         ...
 
-    def progress(self, done: float, total: float, unit: str, **stats: float) -> None:
-        """Report progress; `stats` are shown with it, e.g. rates and `seconds_left`."""
+    def progress(
+        self, done: float, total: float, unit: str, *, running: str = "", **stats: float
+    ) -> None:
+        """Report progress.
+
+        Args:
+            running: what runs at the same time, e.g. `audio 5/15, text 7/15`.
+            stats: shown with it, e.g. rates and `seconds_left`.
+        """
         ...
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
@@ -93,7 +100,9 @@ class NullLogger:
 
     def info(self, message: str) -> None: ...
 
-    def progress(self, done: float, total: float, unit: str, **stats: float) -> None: ...
+    def progress(
+        self, done: float, total: float, unit: str, *, running: str = "", **stats: float
+    ) -> None: ...
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None: ...
 

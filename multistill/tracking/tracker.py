@@ -83,7 +83,9 @@ class Tracker:
     def info(self, message: str) -> None:
         """Do nothing: messages go to the terminal, not to MLflow."""
 
-    def progress(self, done: float, total: float, unit: str, **stats: float) -> None:
+    def progress(
+        self, done: float, total: float, unit: str, *, running: str = "", **stats: float
+    ) -> None:
         """Do nothing: progress goes to the terminal, not to MLflow."""
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:

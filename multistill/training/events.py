@@ -10,11 +10,14 @@ from typing import Any
 
 from ray.util.queue import Empty, Queue
 
+from multistill.cluster.waiting import Waiting
 from multistill.config import Section
 from multistill.errors import MultistillError
+from multistill.full_disk import FullDiskError, is_full
 from multistill.models.files import read_model_config
 from multistill.tracking.logger import RunLogger
 from multistill.training.export import is_finished
+from multistill.training.progress import TrainingProgress
 from multistill.training.task import TrainingTask
 
 _POLL_S = 0.5
@@ -26,23 +29,36 @@ class EventListener:
     Args:
         out: folder of the results.
         logger: gets a child logger per task.
+
+    Attributes:
+        working: a worker group has started and has not died.
     """
 
     def __init__(self, tasks: Sequence[TrainingTask], out: Path, logger: RunLogger) -> None:
         self.tasks = {task.name: task for task in tasks}
         self.out, self.logger = out, logger
         self.children: dict[str, RunLogger] = {}
-        self.failures: dict[str, str] = {}
+        self.failures: dict[str, MultistillError] = {}
+        self.working = False
         self._closed: set[str] = set()
+        self._progress = TrainingProgress(
+            {t.name: t.train.epochs for t in tasks if not is_finished(t.folder(out))}
+        )
 
     @contextmanager
-    def listening(self, events: Queue) -> Iterator[None]:
-        """Handle events in a thread while the block runs; drain the queue at its end."""
+    def listening(self, events: Queue, waiting: Waiting) -> Iterator[None]:
+        """Handle events in a thread while the block runs; drain the queue at its end.
+
+        Args:
+            waiting: told whether workers run.
+        """
         done = threading.Event()
+        self.working = False
 
         def listen() -> None:
             while True:
                 draining = done.is_set()
+                waiting.look(lambda: self.working)
                 try:
                     self.handle(events.get(timeout=_POLL_S))
                 except Empty:
@@ -59,11 +75,15 @@ class EventListener:
 
     def handle(self, event: dict[str, Any]) -> None:
         """Record one event of `multistill.training.worker`."""
+        if event["kind"] in ("working", "lost"):
+            self.working = event["kind"] == "working"
+            return
         name = event["task"]
         task, child = self.tasks[name], self._child(name)
         epochs = task.train.epochs
         match event["kind"]:
             case "started":
+                self._progress.started(name, event["epoch"])
                 child.params(_params(task, event))
                 child.tags({"worker": event["worker"]})
                 for problem in event["problems"]:
@@ -75,27 +95,44 @@ class EventListener:
             case "epoch":
                 metrics = event["metrics"]
                 child.metrics(metrics, step=event["epoch"])
+                self._progress.reached(name, event["epoch"])
                 shown = {
                     key.removeprefix("valid_"): value
                     for key, value in metrics.items()
                     if key in ("train_loss", f"valid_{task.train.metric}")
                 }
-                child.progress(event["epoch"], epochs, "epochs", **shown)
+                if len(self.tasks) == 1:
+                    child.progress(event["epoch"], epochs, "epochs", **shown)
+                else:
+                    self._show_progress()
             case "interrupted":
                 child.info(f"{name}: saved after {_reached(event)}")
             case "finished":
                 summary = event["summary"]
                 child.metrics({"best_epoch": float(summary["best_epoch"])})
+                self._progress.ended(name)
                 self._close(name, "FINISHED")
             case "failed":
-                self.failures.setdefault(name, event["reason"])
+                kind = FullDiskError if event["full_disk"] else MultistillError
+                self.failures.setdefault(name, kind(event["reason"]))
+                self._progress.ended(name)
                 self._close(name, "FAILED")
+
+    def _show_progress(self) -> None:
+        progress = self._progress
+        left = progress.seconds_left
+        stats = {} if left is None else {"seconds_left": left}
+        self.logger.progress(
+            progress.done, progress.total, "epochs", running=progress.running, **stats
+        )
 
     def raise_error(self, error: Exception, restarts: int) -> None:
         """Raise the first failure that a worker reported, else the error of the worker group."""
         self.close("FAILED")
-        for reason in self.failures.values():
-            raise MultistillError(reason) from error
+        for failure in self.failures.values():
+            raise failure from error
+        if is_full(error):  # of Ray Train's own files
+            raise FullDiskError.of(self.out, "finished epochs") from error
         lines = str(error).strip().splitlines()
         raise MultistillError(
             f"training stopped after {restarts} restarts: {lines[-1] if lines else error!r}; "
@@ -119,7 +156,7 @@ class EventListener:
         """Raise the first failure of the tasks, or an error if one of them has no result."""
         for task in tasks:
             if task.name in self.failures:
-                raise MultistillError(self.failures[task.name])
+                raise self.failures[task.name]
             folder = task.folder(self.out)
             if not is_finished(folder):
                 raise MultistillError(

@@ -24,18 +24,19 @@ import signal
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from multistill.cluster.handback import Request, on_sigterm
 from multistill.cluster.nodes import alive_nodes
+from multistill.cluster.waiting import Waiting
 from multistill.config import TrainConfig
 from multistill.hardware import Resources, cores, gpus_or_default, limit_threads
 from multistill.tracking.logger import NullLogger, RunLogger
@@ -102,6 +103,9 @@ def train(
     def end() -> None:
         ending.set()
         logger.info("stopping: trainings save after their step; another SIGTERM stops at once")
+        if not listener.working:  # there is nobody to ask, and nothing to save
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         request.send("driver")
 
     try:
@@ -188,16 +192,29 @@ def _run_worker_group(
                 max_failures=max_failures, controller_failure_limit=CONTROLLER_FAILURES
             ),
             logging_config=LoggingConfig(log_level="ERROR"),
+            callbacks=[_LostWorkers(events)],
         ),
     )
+    waiting = Waiting(listener.logger.info, "the training", "training", workers, need)
     try:
-        with listener.listening(events), _environment(_ENVIRONMENT), _interruptible():
+        with listener.listening(events, waiting), _environment(_ENVIRONMENT), _interruptible():
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         listener.raise_error(error, max_failures)
     finally:
         events.shutdown(force=True)
         shutil.rmtree(storage, ignore_errors=True)
+
+
+class _LostWorkers(UserCallback):
+    """Tells the driver that a worker has failed or died; Ray Train starts the group again."""
+
+    def __init__(self, events: Queue) -> None:
+        self._events = events
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        with suppress(Exception):  # the driver is gone
+            self._events.put({"kind": "lost"})
 
 
 @contextmanager

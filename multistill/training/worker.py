@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ import torch
 
 from multistill.cluster.handback import Request, Watch
 from multistill.errors import MultistillError
+from multistill.full_disk import FullDiskError, is_full
 from multistill.training.checkpoint import newest_epoch, newest_steps
 from multistill.training.data import TrainingData
 from multistill.training.distributed import ProcessGroup, torch_process_group
@@ -49,6 +49,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     tasks = config["tasks"]
     node = ray.get_runtime_context().get_node_id()
     watch = Watch(Request(config["request"]), node, forward=True)
+    if world_rank == 0:
+        config["events"].put({"kind": "working"})
     try:
         for task in tasks[group_index::groups]:
             folder = task.folder(Path(config["out"]))
@@ -139,23 +141,18 @@ def _train(
             )
         return False
     except MultistillError as error:
-        return _report_failure(task, str(error), group, events)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+        return _report_failure(task, error, group, events)
+    except Exception as error:
+        if not is_full(error):
             raise
-        return _report_failure(
-            task,
-            f"the disk of {folder} is full; free some space and run the same command again: "
-            "finished epochs are kept",
-            group,
-            events,
-        )
+        return _report_failure(task, FullDiskError.of(folder, "finished epochs"), group, events)
 
 
 def _report_failure(
-    task: TrainingTask, reason: str, group: ProcessGroup, events: EventQueue
+    task: TrainingTask, error: MultistillError, group: ProcessGroup, events: EventQueue
 ) -> bool:
-    events.put({"task": task.name, "kind": "failed", "reason": reason})
+    full = isinstance(error, FullDiskError)
+    events.put({"task": task.name, "kind": "failed", "reason": str(error), "full_disk": full})
     if group.size == 1:
         return True
     # If only this rank failed, the others wait for it in a collective: make that fail.
