@@ -7,12 +7,14 @@
 The server is a local Ray with one replica of a light student with random weights (or `--model`),
 on the machine of the clients, which take a share of its cores. `load`: requests per second and
 latency of an upload of a clip of three seconds. `faults`: a replica that is killed and a redeploy,
-both under load, must lose no accepted request; afterwards, and beside open connections that send
-nothing or too much, the server must still answer. `memory`: uploads of 0.2 s from eight clients;
-resident and private memory of the server's processes at 20 times, and by how much the private
-memory grows: the slope of its regression on the number of requests with the standard error, over
-all times and over the second half (allocators fill up first). Results go to
-benchmarks/results/serving.jsonl.
+both under load, must lose no accepted request. The HTTP process and Serve's proxy are killed too,
+which lose what they hold: counted by its status (0: a broken connection), and whether asking again
+helps, as the page does. Afterwards, and beside open connections that send nothing or too much, the
+server must still answer. `memory`: uploads of 0.1 to 0.5 s from 16 clients; at 20 times
+resident and private memory and the proportional share (PSS) of the server's processes, and of all
+of Ray's. By how much the private memory grows: the slope of its regression on the number of
+requests with the standard error, over all times and over the second half (allocators fill up
+first). Results go to benchmarks/results/serving.jsonl.
 """
 
 from __future__ import annotations
@@ -20,40 +22,28 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import io
 import json
 import os
 import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import aiohttp
 import numpy as np
 import psutil
-import soundfile
+from clients import ADDRESS, HOST, PAUSES, PORT, Load, client, clip, outages, post
 from rows import add_row
 
 from multistill.serving import run
 from multistill.serving.settings import ServingSettings
 
-HOST, PORT = "127.0.0.1", 8123
-ADDRESS = f"http://{HOST}:{PORT}"
 LABELS = ("neutral", "happy", "sad", "angry")
-PERCENTILES = (50, 95, 99)
-
-
-def clip(seconds: float = 3.0) -> bytes:
-    stream = io.BytesIO()
-    noise = 0.1 * np.random.default_rng(0).standard_normal(round(16_000 * seconds))
-    soundfile.write(stream, noise, 16_000, format="WAV")
-    return stream.getvalue()
 
 
 def random_model(folder: Path) -> Path:
@@ -87,75 +77,19 @@ def random_model(folder: Path) -> Path:
     return folder
 
 
-async def post(session: aiohttp.ClientSession, audio: bytes) -> tuple[int, float]:
-    """Status and seconds of an upload; 0: the connection broke."""
-    form = aiohttp.FormData()
-    form.add_field("audio", audio, filename="clip.wav")
-    start = time.perf_counter()
-    try:
-        async with session.post(f"{ADDRESS}/predict", data=form) as reply:
-            await reply.read()
-            return reply.status, time.perf_counter() - start
-    except aiohttp.ClientError:
-        return 0, time.perf_counter() - start
+def tell(what: str, model: str, row: Mapping[str, Any]) -> None:
+    """Record a row at once: of a run that is cut, those until then are kept."""
+    add_row("serving", {"what": what, "model": model, **row})
+    print(json.dumps(row), flush=True)
 
 
-@contextlib.asynccontextmanager
-async def client() -> AsyncIterator[aiohttp.ClientSession]:
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(
-        connector=connector, timeout=aiohttp.ClientTimeout(total=180)
-    ) as session:
-        yield session
-
-
-class Load:
-    """Clients that each send their next request when the last is answered."""
-
-    def __init__(self, clients: int, seconds_of_sound: float = 3.0) -> None:
-        self.clients = clients
-        self._audio = clip(seconds_of_sound)
-        self.answers: list[tuple[int, float]] = []
-        self._stop = False
-
-    async def run(self, seconds: float | None = None, requests: int | None = None) -> None:
-        deadline = None if seconds is None else time.monotonic() + seconds
-
-        async def one(session: aiohttp.ClientSession) -> None:
-            while not self._stop and (deadline is None or time.monotonic() < deadline):
-                if requests is not None and len(self.answers) >= requests:
-                    return
-                self.answers.append(await post(session, self._audio))
-
-        async with client() as session:
-            await asyncio.gather(*(one(session) for _ in range(self.clients)))
-
-    def stop(self) -> None:
-        self._stop = True
-
-    def summary(self, seconds: float) -> dict[str, Any]:
-        statuses = Counter(status for status, _ in self.answers)
-        times = [1000 * taken for status, taken in self.answers if status == 200]
-        found = np.percentile(times, PERCENTILES) if times else [float("nan")] * 3
-        return {
-            "clients": self.clients,
-            "requests": len(self.answers),
-            "statuses": {str(status): count for status, count in sorted(statuses.items())},
-            "per_second": round(statuses[200] / seconds, 1),
-            **{f"p{p}_ms": round(float(v), 1) for p, v in zip(PERCENTILES, found, strict=True)},
-        }
-
-
-async def load(clients: list[int], seconds: float) -> list[dict[str, Any]]:
+async def load(clients: list[int], seconds: float, model: str) -> None:
     await warmed()
-    rows = []
     for count in clients:
         each = Load(count)
         start = time.monotonic()
         await each.run(seconds)
-        rows.append(each.summary(time.monotonic() - start))
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
+        tell("load", model, each.summary(time.monotonic() - start))
 
 
 async def warmed() -> None:
@@ -186,23 +120,35 @@ def processes() -> dict[str, psutil.Process]:
 
 async def healthy() -> bool:
     async with client() as session:
-        status, _ = await post(session, clip())
+        posted = await post(session, clip())
         async with session.get(f"{ADDRESS}/ready") as reply:
-            return status == 200 and reply.status == 200
+            return posted.status == 200 and reply.status == 200
 
 
-async def disturbed(name: str, disturb: Any, *, settle: float) -> dict[str, Any]:
-    """Eight clients while something happens; nothing they were promised may be lost."""
-    each = Load(8)
+async def disturbed(
+    name: str, disturb: Any, *, settle: float, pauses: Sequence[float] = ()
+) -> dict[str, Any]:
+    """Eight clients while something happens; nothing they were promised may be lost.
+
+    Args:
+        pauses: before a request that was lost is sent again.
+    """
+    each = Load(8, pauses=pauses)
     start = time.monotonic()
-    running = asyncio.create_task(each.run())
+    silences: list[float] = []
+    running, asking = map(asyncio.create_task, (each.run(), outages(silences)))
     await asyncio.sleep(3)
     await asyncio.to_thread(disturb)
     await asyncio.sleep(settle)
     each.stop()
     await running
+    asking.cancel()
     row = {"fault": name, **each.summary(time.monotonic() - start), "healthy": await healthy()}
-    row["slowest_ms"] = round(1000 * max(taken for _, taken in each.answers), 1)
+    row["slowest_ms"] = round(1000 * max(reply.seconds for reply in each.answers), 1)
+    if pauses:
+        lost = Counter(str(reply.first) for reply in each.answers if reply.first != 200)
+        row["first_attempts"] = dict(sorted(lost.items()))
+        row["silent_s"] = round(max(silences), 1)
     return row
 
 
@@ -210,6 +156,10 @@ def kill(kind: str) -> None:
     import ray
 
     ray.kill(ray.get_actor(replica(kind), namespace="serve"))
+
+
+def kill_proxy() -> None:
+    processes()["proxy"].kill()
 
 
 def redeploy(settings: ServingSettings) -> None:
@@ -266,7 +216,7 @@ async def refused(name: str, audio: bytes, count: int, wanted: int) -> dict[str,
 
         async def one() -> int:
             async with gate:
-                return (await post(session, audio))[0]
+                return (await post(session, audio)).status
 
         statuses = Counter(await asyncio.gather(*(one() for _ in range(count))))
     found = {str(status): number for status, number in statuses.items()}
@@ -274,7 +224,7 @@ async def refused(name: str, audio: bytes, count: int, wanted: int) -> dict[str,
     return {"fault": name, "statuses": found, "expected": expected, "healthy": await healthy()}
 
 
-async def faults(settings: ServingSettings, connections: int) -> list[dict[str, Any]]:
+async def faults(settings: ServingSettings, connections: int, model: str) -> None:
     await warmed()
     head = (
         f"POST /predict HTTP/1.1\r\nHost: {HOST}:{PORT}\r\nContent-Length: 100000\r\n"
@@ -284,7 +234,8 @@ async def faults(settings: ServingSettings, connections: int) -> list[dict[str, 
     steps = (
         lambda: disturbed("model replica killed", lambda: kill("Model"), settle=20),
         lambda: disturbed("redeploy", lambda: redeploy(settings), settle=5),
-        lambda: disturbed("API process killed", lambda: kill("Api"), settle=20),
+        lambda: disturbed("API process killed", lambda: kill("Api"), settle=20, pauses=PAUSES),
+        lambda: disturbed("proxy killed", kill_proxy, settle=30, pauses=PAUSES),
         lambda: beside("connections without a byte", connections, b""),
         lambda: beside("half a header", 500, head[:60]),
         lambda: beside("half a body", 500, head, upload_wait),
@@ -292,19 +243,18 @@ async def faults(settings: ServingSettings, connections: int) -> list[dict[str, 
         lambda: refused("truncated", clip()[:2000], 256, 422),
         lambda: refused("not audio", b"x" * 2000, 256, 415),
     )
-    rows = []
     for step in steps:
-        rows.append(await step())
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
+        tell("faults", model, await step())
 
 
-async def memory(requests: int) -> list[dict[str, Any]]:
+async def memory(requests: int, model: str) -> None:
     await warmed()
+    lengths = np.random.default_rng(0).uniform(0.1, 0.5, 1000)
+    audio = [clip(float(seconds)) for seconds in lengths]
     rows = []
     done = 0
     while done < requests:
-        each = Load(8, seconds_of_sound=0.2)
+        each = Load(16, audio)
         start = time.monotonic()
         await each.run(requests=max(1, requests // 20))
         done += len(each.answers)
@@ -313,11 +263,22 @@ async def memory(requests: int) -> list[dict[str, Any]]:
             "requests": done,
             **{f"{name}_mb": round(info.rss / 1e6, 2) for name, info in found.items()},
             **{f"{name}_private_mb": round(info.uss / 1e6, 2) for name, info in found.items()},
+            **{f"{name}_pss_mb": round(info.pss / 1e6, 2) for name, info in found.items()},
+            "all_pss_mb": all_processes_mb(),
             **{k: v for k, v in each.summary(time.monotonic() - start).items()
                if k in ("per_second", "statuses")},
         })  # fmt: skip
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
+        tell("memory", model, rows[-1])
+    tell("memory_growth", model, {"requests": done, **growth(rows)})
+
+
+def all_processes_mb() -> float:
+    """Of the server and of Ray, which it needs: each page counts once."""
+    found = 0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found += process.memory_full_info().pss
+    return round(found / 1e6, 1)
 
 
 def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -332,15 +293,6 @@ def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
             found[f"{process}_{part}_mb_per_10k"] = round(float(line.slope), 3)
             found[f"{process}_{part}_standard_error"] = round(float(line.stderr), 3)
     return found
-
-
-def record(name: str, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    model = "given" if arguments.model else "light-student, random weights"
-    for row in rows:
-        add_row("serving", {"what": name, "model": model, **row})
-    if name == "memory":
-        found = {"requests": rows[-1]["requests"], **growth(rows)}
-        print(json.dumps(add_row("serving", {"what": "memory_growth", "model": model, **found})))
 
 
 @contextmanager
@@ -361,16 +313,17 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100_000, help="of `memory`")
     parser.add_argument("--connections", type=int, default=1000, help="without a byte, of `faults`")
     given = parser.parse_args()
+    model = "given" if given.model else "light-student, random weights"
     with model_folder(given.model) as folder:
         settings = ServingSettings(model=folder, cpus=1.0, upload_timeout_s=10.0)
         with run.served(settings, HOST, PORT):
             if given.command == "load":
-                rows = asyncio.run(load(given.clients, given.seconds))
+                work = load(given.clients, given.seconds, model)
             elif given.command == "faults":
-                rows = asyncio.run(faults(settings, given.connections))
+                work = faults(settings, given.connections, model)
             else:
-                rows = asyncio.run(memory(given.requests))
-    record(given.command, given, rows)
+                work = memory(given.requests, model)
+            asyncio.run(work)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from multistill.cli import workspace as workspace_commands
 from multistill.cli.options import with_debug
 from multistill.cli.streams import print_any_text
 from multistill.errors import MultistillError, known_cause
+from multistill.full_disk import FullDiskError, is_full
 
 app = typer.Typer(
     name="multistill",
@@ -65,8 +66,30 @@ COMMANDS: list[Callable[..., None]] = [
 ]
 SEARCH_COMMANDS: list[Callable[..., None]] = [run.resume, run.extend, run.join]
 
+EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
+    predict_commands.predict: (
+        "multistill predict demo --audio clip.wav --text 'I am so glad'",
+        "multistill predict demo --audio 'calls/**/*.flac' --out predictions.csv",
+        "multistill predict models:/demo-light@champion --audio clips.parquet --unsure-below 0.6",
+    ),
+    stream_commands.stream: (
+        "multistill stream demo --microphone",
+        "arecord -q -t raw -f S16_LE -r 16000 | multistill stream demo --audio - --json",
+    ),
+    export_commands.export: (
+        "multistill export demo --format onnx --int8 --out export",
+        "multistill export models:/demo-light@champion --format folder --out handover",
+    ),
+    serve_commands.serve: (
+        "multistill serve demo",
+        "multistill serve models:/demo-light@champion --host 0.0.0.0 --token-file token",
+    ),
+}
+"""What the help of a command ends with."""
+
 for _function in COMMANDS:
-    app.command()(with_debug(_function))
+    _epilog = "\n\n".join(EXAMPLES.get(_function, ())) or None
+    app.command(epilog=_epilog)(with_debug(_function))
 for _function in SEARCH_COMMANDS:
     search.command()(with_debug(_function))
 weights.command("get")(with_debug(weights_commands.get))
@@ -118,6 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _report(error: Exception) -> int:
     """Print an error as one sentence; returns the exit code."""
     known = known_cause(error)
+    if is_full(known):
+        known = FullDiskError.of(
+            getattr(known, "filename", None) or "the workspace", "finished parts"
+        )
     if isinstance(known, MultistillError):
         print(f"multistill: {known}", file=sys.stderr)
         return known.exit_code

@@ -22,6 +22,7 @@ from multistill.cli.options import (
 )
 from multistill.cli.streams import prints_unicode
 from multistill.errors import MultistillError, UsageError
+from multistill.wording import counted
 
 if TYPE_CHECKING:
     from multistill.inference.find_clips import NamedClip
@@ -102,6 +103,8 @@ def predict(
             f"{failed} of {len(clips)} clips could not be predicted; see `error` of their rows"
             + (f" in {out}" if out else "")
         )
+    if out is not None and not as_json:
+        print(f"{out}: {counted(len(clips), 'prediction')}")
 
 
 def _rows(

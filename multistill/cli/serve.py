@@ -90,6 +90,7 @@ def serve(
     )
     if sentence := run.warning(host, settings):
         print(f"multistill: {sentence}", file=sys.stderr)
+    print(f"multistill: starting Ray and loading {model}", file=sys.stderr)
     with run.served(settings, host, port) as address:
         if as_json:
             print_json({"model": model, "address": address})

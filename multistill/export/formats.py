@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from multistill.errors import UsageError
 from multistill.inference.predictor import title_of
 from multistill.inference.source import found_model
 from multistill.models.files import load_model, read_model_config
+
+if TYPE_CHECKING:
+    from multistill.export.programs import Traced
 
 Format = Literal["onnx", "folder", "mlflow"]
 
@@ -87,7 +90,7 @@ def _onnx(folder: Path, out: Path, name: str, int8: bool, head_only: bool) -> tu
 
     traced = trace(folder, head_only=head_only)
     difference = write_onnx(traced, out / MODEL, name)
-    notes = [*_on_states(traced.why_states), f"{MODEL}: logits within {difference:.1g} of torch's"]
+    notes = [*_on_states(traced), f"{MODEL}: logits within {difference:.1g} of torch's"]
     if int8:
         write_int8(out / MODEL, out / INT8)
         difference = largest_difference(traced, out / INT8)
@@ -113,7 +116,7 @@ def _folder(
         load_model(folder)  # a damaged one is not handed over
         notes.append(f"without {PROGRAM}: the model does not become a graph, since {why}")
     else:
-        notes += _on_states(traced.why_states)
+        notes += _on_states(traced)
     write_folder(folder, out, name, traced, report)
     return (None if traced is None else traced.reads), notes
 
@@ -128,8 +131,12 @@ def _mlflow(folder: Path, out: Path, name: str) -> None:
     write_mlflow(folder, out)
 
 
-def _on_states(why: str) -> list[str]:
-    return [f"the graph reads states of encoders, not recordings: {why}"] if why else []
+def _on_states(traced: Traced) -> list[str]:
+    if traced.why_states:
+        return [f"the graph reads states of encoders, not recordings: {traced.why_states}"]
+    if "text" in traced.shapes:
+        return ["of text the graph reads states of the encoder; text_mask is False without any"]
+    return []
 
 
 def _own(folder: Path) -> list[Path]:

@@ -201,14 +201,23 @@ def _turns(product: Tensor, whole: int) -> Tensor:
 
 
 class SamplesGraph(nn.Module):
-    """From samples at 16 kHz to an answer, for a head that reads log-mel energies alone."""
+    """From samples at 16 kHz to an answer, for a head that reads log-mel energies.
+
+    A head that reads text too takes the states of its text encoder.
+    """
 
     def __init__(self, states: LogMelStates, head: HeadGraph) -> None:
         super().__init__()
         self.states = states
         self.head = head
 
-    def forward(self, samples: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self,
+        samples: Tensor,
+        lengths: Tensor,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """As of `HeadGraph`, of samples [B, S] float32, as decoded, with lengths [B] int64."""
-        answer: dict[str, Tensor] = self.head(*self.states(samples, lengths))
+        answer: dict[str, Tensor] = self.head(*self.states(samples, lengths), text, text_mask)
         return answer

@@ -36,7 +36,7 @@ class Traced:
     Attributes:
         program: computes what `graph` does.
         graph: the module before it was traced.
-        reads: `samples` of recordings, or `states` of encoders.
+        reads: `samples` of recordings, or `states` of encoders; of text always states.
         outputs: names in their order: `distribution`, `logits`, `dimensions`.
         shapes: dynamic dimensions of each input.
         config: of the model folder.
@@ -110,8 +110,8 @@ def why_no_graph(config: Mapping[str, Any]) -> str:
 
 def why_states(model: Network, config: Mapping[str, Any]) -> str:
     """Why a graph of the model reads states and not samples; empty if it reads samples."""
-    if model.spec.reads_text:
-        return "it reads text, and text encoders do not become a graph"
+    if not model.spec.reads_audio:
+        return "it reads text alone, and text encoders do not become a graph"
     speech = config["encoders"].get("speech", {})
     settings = speech.get("settings")
     if not settings:
@@ -120,6 +120,8 @@ def why_states(model: Network, config: Mapping[str, Any]) -> str:
         return f"it reads `{speech['name']}`, and of speech encoders only {LOG_MEL} becomes a graph"
     if not traces_window(settings["window_ms"]):
         return f"its log-mel windows of {settings['window_ms']} ms do not become a graph"
+    if model.spec.pooled_strides:
+        return "through its strided convolutions, recordings of some lengths alone can be traced"
     return ""
 
 
@@ -128,36 +130,38 @@ def _example(
 ) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     lengths = frames - torch.arange(rows) * (frames // (rows + 1))
+    inputs: dict[str, Tensor] = {}
     if isinstance(graph, SamplesGraph):
         samples = graph.states.samples + graph.states.hop * (lengths - 1)
         waves = 0.1 * torch.randn(rows, int(samples.max()), generator=generator)
-        return {"samples": waves, "lengths": samples}
-    inputs: dict[str, Tensor] = {}
-    head = graph.head
-    for name, read, dim in (
-        ("audio", head.spec.reads_audio, head.audio_dim),
-        ("text", head.spec.reads_text, head.text_dim),
-    ):
-        if read:
-            mask = torch.arange(frames) < lengths[:, None]
-            states = torch.randn(rows, frames, dim, generator=generator)
-            inputs |= {name: states * mask[:, :, None], f"{name}_mask": mask}
+        inputs = {"samples": waves, "lengths": samples}
+    for name, dim, _ in _read_states(graph):
+        mask = torch.arange(frames) < lengths[:, None]
+        states = torch.randn(rows, frames, dim, generator=generator)
+        inputs |= {name: states * mask[:, :, None], f"{name}_mask": mask}
     return inputs
 
 
 def _shapes(graph: HeadGraph | SamplesGraph) -> dict[str, Any]:
     batch = torch.export.Dim("batch")
-    if isinstance(graph, SamplesGraph):
-        return {"samples": {0: batch, 1: torch.export.Dim("samples")}, "lengths": {0: batch}}
     shapes: dict[str, Any] = {}
-    for name, read, length in (
-        ("audio", graph.head.spec.reads_audio, "frames"),
-        ("text", graph.head.spec.reads_text, "tokens"),
-    ):
-        if read:
-            both = {0: batch, 1: torch.export.Dim(length)}
-            shapes |= {name: both, f"{name}_mask": both}
+    if isinstance(graph, SamplesGraph):
+        shapes = {"samples": {0: batch, 1: torch.export.Dim("samples")}, "lengths": {0: batch}}
+    for name, _, length in _read_states(graph):
+        both = {0: batch, 1: torch.export.Dim(length)}
+        shapes |= {name: both, f"{name}_mask": both}
     return shapes
+
+
+def _read_states(graph: HeadGraph | SamplesGraph) -> list[tuple[str, int, str]]:
+    """Name, width and name of the length of the states that a graph takes."""
+    head = graph.head.head if isinstance(graph, SamplesGraph) else graph.head
+    states = []
+    if head.spec.reads_audio and not isinstance(graph, SamplesGraph):
+        states.append(("audio", head.audio_dim, "frames"))
+    if head.spec.reads_text:
+        states.append(("text", head.text_dim, "tokens"))
+    return states
 
 
 @contextmanager

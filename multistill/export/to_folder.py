@@ -38,8 +38,14 @@ with wave.open("clip.wav") as file:  # one channel of 16 bits at 16 kHz
     samples = np.frombuffer(file.readframes(file.getnframes()), np.int16) / np.float32(32768)
 program = torch.export.load("program.pt2").module()  # torch alone
 with torch.no_grad():
-    answer = program(samples=torch.from_numpy(samples)[None], lengths=torch.tensor([len(samples)]))
+    answer = program(
+        samples=torch.from_numpy(samples)[None],
+        lengths=torch.tensor([len(samples)]),{text}
+    )
 """
+_NO_TEXT = """
+        text=torch.zeros(1, 1, {width}),  # states of the transcript; none here
+        text_mask=torch.zeros(1, 1, dtype=torch.bool),"""
 _STATES = """\
 import torch
 
@@ -91,10 +97,13 @@ def examples(modality: str, traced: Traced | None) -> list[str]:
     found = [_PREDICTOR.format(arguments=arguments)]
     if traced is None:
         return found
-    code = _SAMPLES
+    inputs = traced.example(4)
     if traced.reads == "states":
-        lines = [f"        {name}={_call(each)}," for name, each in traced.example(4).items()]
+        lines = [f"        {name}={_call(each)}," for name, each in inputs.items()]
         code = _STATES.format(inputs="\n".join(lines))
+    else:
+        width = inputs["text"].shape[2] if "text" in inputs else None
+        code = _SAMPLES.format(text=_NO_TEXT.format(width=width) if width else "")
     if labels := traced.config["labels"]:
         code += _CLASSES.format(labels=to_json(labels, ensure_ascii=False))
     if dimensions := traced.config["spec"].get("dimensions"):

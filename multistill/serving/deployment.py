@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 5
 """For a prediction whose replica dies: another replica, or its successor, gets it."""
+HEALTH_CHECK_SECONDS = 1.0
+"""Between questions whether a replica lives: a dead one has no successor before (Serve's 10 s)."""
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 """Of Serve's processes: a line per request costs time, and /metrics counts them."""
 CONNECTIONS = 1000
@@ -110,6 +112,7 @@ def application(settings: ServingSettings) -> serve.Application:
         max_queued_requests=settings.max_requests,
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         graceful_shutdown_timeout_s=settings.timeout_s,
+        health_check_period_s=HEALTH_CHECK_SECONDS,
         logging_config=LOGGING,
     )
     api = cast("Any", Api).options(
@@ -117,6 +120,7 @@ def application(settings: ServingSettings) -> serve.Application:
         max_queued_requests=CONNECTIONS,
         ray_actor_options={"num_cpus": 0},  # it waits for the network
         graceful_shutdown_timeout_s=settings.timeout_s + settings.upload_timeout_s,
+        health_check_period_s=HEALTH_CHECK_SECONDS,
         logging_config=LOGGING,
     )
     return api.bind(model.bind(settings), settings)

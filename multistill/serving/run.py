@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import threading
@@ -25,6 +26,9 @@ OBJECT_STORE_MB = 256
 """Of a local Ray: recordings on their way to a replica are all that is in it."""
 KEEP_ALIVE_SECONDS = 15
 """For which an idle connection stays open."""
+PROXY_CHECK = ("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
+"""Three silent checks of Serve's proxy, which holds the connections, and there is a new one: after
+half a minute by Serve's default. Its controller reads the variable."""
 PACKAGES = (
     "fastapi",
     "starlette",
@@ -117,6 +121,7 @@ def served(settings: ServingSettings, host: str, port: int) -> Iterator[str]:
     """
     check_packages()
     check_port(host, port)
+    os.environ.setdefault(*PROXY_CHECK)
     local = ResourcesConfig(address="local", object_store_mb=OBJECT_STORE_MB)
     with session.start(local) as resources:
         check_resources(settings, resources)

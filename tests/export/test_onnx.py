@@ -21,6 +21,7 @@ from helpers.predictor_case import LABELS, save_predictor
 from multistill import Predictor
 from multistill.errors import UsageError
 from multistill.export.formats import Export, export
+from multistill.export.graph import LogMelStates
 from multistill.export.to_onnx import INT8, MODEL, OPSET
 from multistill.metrics.classification import EPS
 from multistill.models.files import load_model, read_model_config
@@ -121,10 +122,33 @@ HEADS: Mapping[str, dict[str, Any]] = {
 }
 
 
+def test_a_multimodal_student_reads_samples_and_states_of_text(tmp_path: Path) -> None:
+    model = save_predictor(tmp_path / "model", "light-multimodal-student", temperature=0.8)
+    done = export(model, tmp_path / "onnx", "onnx")
+    assert done.reads == "samples" and "text_mask is False without any" in done.notes[0]
+    predictor, run = Predictor.load(model, "cpu"), session(done.out / MODEL).run
+    head, config = load_model(model), read_model_config(model)
+    front = LogMelStates(predictor.features.speech, config["dtype"])
+    for row, (clip, tokens) in enumerate(zip(waves(20), [0, *range(1, 20)], strict=True)):
+        inputs = {"samples": clip[None], "lengths": np.array([len(clip)])}
+        states, mask = random_states([tokens], head.text_dim, seed=row)
+        text = states.nan_to_num(0.0)
+        inputs |= {"text": text.numpy(), "text_mask": mask.numpy()}
+        [found] = run(["logits"], inputs)
+        with torch.inference_mode():
+            audio = front(torch.from_numpy(clip)[None], torch.tensor([len(clip)]))
+            wanted = head(*audio, text, mask).logits
+        np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
+        if not tokens:
+            [shares] = run(["distribution"], inputs)
+            exact = predictor.predict_samples(clip).distribution
+            np.testing.assert_allclose(shares[0], list(exact.values()), atol=1e-4)
+
+
 @pytest.mark.parametrize("case", HEADS)
 def test_heads_answer_as_torch_at_every_length(case: str, tmp_path: Path) -> None:
     model = save_predictor(tmp_path / "model", **HEADS[case])
-    done = export(model, tmp_path / "onnx", "onnx", head_only=case == "context")
+    done = export(model, tmp_path / "onnx", "onnx", head_only=case in ("context", "multimodal"))
     assert done.reads == "states" and "states of encoders, not recordings" in done.notes[0]
     head, config = load_model(model), read_model_config(model)
     run = session(done.out / MODEL).run

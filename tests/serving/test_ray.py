@@ -10,6 +10,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,24 @@ def ask(address: str, audio: bytes) -> dict[str, Any]:
         return found
 
 
+def asked_again(address: str, audio: bytes) -> dict[str, Any]:
+    """The answer of a client that asks again when the connection broke, or without JSON."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return ask(address, audio)
+        except (OSError, HTTPException, ValueError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def actors() -> list[str]:
+    import ray
+
+    return [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+
+
 @pytest.fixture
 def serve_ended(ray_session: None) -> Iterator[None]:
     from ray import serve
@@ -58,7 +77,7 @@ def serve_ended(ray_session: None) -> Iterator[None]:
     serve.shutdown()
 
 
-def test_a_served_model_answers_as_the_class_and_survives_a_dead_replica(
+def test_a_served_model_answers_as_the_class_and_survives_dead_processes(
     tmp_path: Path, serve_ended: None
 ) -> None:
     import ray
@@ -94,11 +113,7 @@ def test_a_served_model_answers_as_the_class_and_survives_a_dead_replica(
                 answers.append(ask(address, clips[0]))
 
         loads = [pool.submit(load) for _ in range(3)]
-        [name] = [
-            actor["name"]
-            for actor in ray.util.list_named_actors(all_namespaces=True)
-            if "#Model#" in actor["name"]
-        ]
+        [name] = [name for name in actors() if "#Model#" in name]
         ray.kill(ray.get_actor(name, namespace="serve"))
         before = len(answers)
         deadline = time.monotonic() + 120
@@ -109,6 +124,11 @@ def test_a_served_model_answers_as_the_class_and_survives_a_dead_replica(
             each.result()  # raises if an answer was no prediction
         assert len(answers) >= before + 6
         assert all(answer["label"] == wanted[0].label for answer in answers)
+
+        proxy = next(name for name in actors() if name.startswith("SERVE_PROXY_ACTOR"))
+        for name in (proxy, next(name for name in actors() if "#Api#" in name)):
+            ray.kill(ray.get_actor(name, namespace="serve"))
+        assert asked_again(address, clips[0])["label"] == wanted[0].label
 
 
 def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path: Path, ray_session: None) -> None:
