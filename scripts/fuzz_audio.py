@@ -10,7 +10,8 @@ or taken from another file, the end. A child process with bounded memory decodes
 - crash: the process ended, with its signal;
 - hang: no answer within `--seconds`;
 - unclear: another error than `UnusableClipError`, or its sentence is none;
-- wrong: samples that are not finite, or that differ block by block.
+- wrong: samples that are not finite, or that differ block by block;
+- printed: something was written to standard output, where results are.
 
 The same seed makes the same recordings. Ends with 1 if anything was found; the last line is JSON.
 """
@@ -18,6 +19,7 @@ The same seed makes the same recordings. Ends with 1 if anything was found; the 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import io
 import json
 import multiprocessing
@@ -44,6 +46,7 @@ EDGES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x800000
 HEAD = 200
 """Bytes at the beginning in which half of all changes are made: there the headers are."""
 LONGEST_SENTENCE = 300
+FAULTS = ("crash", "hang", "unclear", "wrong", "printed")
 
 
 def written() -> dict[str, bytes]:
@@ -158,11 +161,17 @@ def child(connection: Connection, memory_mb: int) -> None:
     limit = now + memory_mb * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    nowhere = os.open(os.devnull, os.O_WRONLY)  # codecs write what they think of their input
-    for stream in (1, 2):
-        os.dup2(nowhere, stream)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # codecs write what they think of their input
+    os.dup2(os.memfd_create("printed"), 1)
+    flush = ctypes.CDLL(None).fflush
     while True:
-        connection.send(judge(connection.recv_bytes()))
+        found = judge(connection.recv_bytes())
+        flush(None)
+        if printed := os.pread(1, 200, 0):
+            found = ("printed", repr(printed))
+            os.truncate(1, 0)
+            os.lseek(1, 0, os.SEEK_SET)
+        connection.send(found)
 
 
 class Child:
@@ -242,7 +251,7 @@ def fuzz(args: argparse.Namespace) -> dict[str, Any]:
         "seed": args.seed,
         "containers": len(names),
         "recordings": number,
-        **{kind: kinds[kind] for kind in ("sound", "refused", "crash", "hang", "unclear", "wrong")},
+        **{kind: kinds[kind] for kind in ("sound", "refused", *FAULTS)},
         "undamaged_refused": kinds["undamaged refused"],
         "slowest_s": round(slowest, 2),
         "reasons": dict(reasons.most_common()),
@@ -258,7 +267,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/fuzz-audio"))
     found = fuzz(parser.parse_args())
     print(json.dumps(found))
-    return int(any(found[kind] for kind in ("crash", "hang", "unclear", "wrong")))
+    return int(any(found[kind] for kind in FAULTS))
 
 
 if __name__ == "__main__":

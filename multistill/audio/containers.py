@@ -9,11 +9,13 @@ programs write when they stream and cannot go back (0, or all bits set) promise 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from struct import Struct, error, unpack
 from typing import NamedTuple
 
 from multistill.audio.compressed import flac_promise, id3_length, mpeg_promise, ogg_promise
+from multistill.audio.errors import UnusableClipError
 from multistill.audio.parts import FilePart, Promise, refuse_missing
 
 _HEAD = 4096  # bytes
@@ -30,6 +32,11 @@ _ENCODINGS = {  # format tag 1 is integer PCM, 3 is floating point
     (3, 32): "WAV FLOAT",
     (3, 64): "WAV DOUBLE",
 }
+_SAMPLE_DUMP = b"\xf0\x7e"
+_PACKETS = 24  # bytes before the sizes in a table of packets of CAF
+_MOST_SIZES = 1 << 24  # bytes of them: a day of ALAC
+_BAD_SIZE = re.compile(rb"[\x80-\xff]{5}|[\x80-\xff]\Z")
+"""In a table of packets of CAF: a size of more than five bytes of 7 bits, or one that is cut."""
 _W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 _W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # of the ids of all chunks within
 
@@ -42,11 +49,16 @@ def read_promise(handle: int, size: int) -> Promise:
         size: bytes of the file.
 
     Raises:
-        UnusableClipError: the file ends before the sound that the container announces.
+        UnusableClipError: the file ends before the sound that the container announces, or it is one
+            about which libsndfile writes to standard output, which holds results.
     """
     part = FilePart(handle, size, os.pread(handle, _HEAD, 0))
     skip = id3_length(part)
     magic = part.read(skip, 16)
+    if magic[:2] == _SAMPLE_DUMP:  # libsndfile prints what it thinks of damaged ones
+        raise UnusableClipError(
+            "not supported", "a MIDI Sample Dump (SDS) is not read; save it as WAV or FLAC"
+        )
     reader = _READERS.get(magic[:4])
     synced = len(magic) > 1 and magic[0] == 0xFF and magic[1] & 0xE0 == 0xE0
     if magic == _W64_RIFF:
@@ -181,6 +193,9 @@ def _caf(part: FilePart, _: int) -> Promise:
     for name, start, length in _chunks(part, 8, Struct(">4sq"), 1):
         if name == b"pakt":
             frames = unpack(">q", part.read(start + 8, 8))[0]
+            sizes = min(length, part.size - start) - _PACKETS
+            if sizes > _MOST_SIZES or _BAD_SIZE.search(part.read(start + _PACKETS, max(0, sizes))):
+                raise UnusableClipError("cannot be decoded", "its table of packets is damaged")
         elif name == b"data":
             if length == -1:
                 break
