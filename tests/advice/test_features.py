@@ -208,7 +208,7 @@ def test_a_full_disk_of_a_worker(
     worker = EncodeShard(config().model_dump(), WEIGHTS, str(plan.path), str(out), False, 1)
     monkeypatch.setattr("multistill.features.store_writer.os.fsync", full)
     [result] = worker(pa.table({"shard": [0]})).to_pylist()
-    says("free some space and run the same command again: finished shards are", result["error"])
+    says("free some space and run the same command again: {} are kept", result["error"])
     monkeypatch.undo()
     assert encode(manifest, out) == [None]
 

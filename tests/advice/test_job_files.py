@@ -806,9 +806,7 @@ def test_a_full_disk_is_told_and_the_same_command_continues(tmp_path: Path) -> N
         (folder / "finished").write_text("")
         raise OSError(28, "No space left on device")
 
-    with told(
-        "free some space and run the same command again: finished parts are kept", MultistillError
-    ):
+    with told("free some space and run the same command again: {} are kept", MultistillError):
         workspace.make("kind", "0" * 16, fill)
     made = workspace.make("kind", "0" * 16, lambda folder: {"kept": (folder / "finished").exists()})
     assert made.summary == {"kept": True}

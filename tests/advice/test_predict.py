@@ -88,6 +88,10 @@ def test_failed_clips_and_their_rows(
     says("sound in MPEG-4 files (M4A, AAC) is read with the package av; run `pip install", error)
     samples, rate = soundfile.read(good)
     soundfile.write(bad.with_suffix(".flac"), samples, rate)
+    soundfile.write(dump := bad.with_suffix(".sds"), samples, rate, format="SDS")
+    dump.rename(bad)
+    assert run(model, "--audio", bad) == 1
+    says("a MIDI Sample Dump (SDS) is not read; save it as WAV or FLAC", capsys.readouterr().err)
     bad.unlink()
     assert run(model, "--audio", bad.parent) == 0
 

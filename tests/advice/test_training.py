@@ -338,7 +338,7 @@ def test_a_full_disk(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyP
     with monkeypatch.context() as patch:
         patch.setattr(worker, "export", full)
         reason = train()[-1]["reason"]
-    says("free some space and run the same command again: finished epochs are kept", reason)
+    says("free some space and run the same command again: {} are kept", reason)
     started, *_, finished = train()
     assert (started["epoch"], finished["kind"]) == (2, "finished")
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from multistill.cli import main
+from multistill.cli.app import EXAMPLES, app
 from multistill.errors import MultistillError
 
 HEAVY = (
@@ -45,6 +49,15 @@ def test_help_pulls_in_nothing_heavy() -> None:
         "try:\n    main(['--help'])\nexcept SystemExit as e:\n    assert not e.code"
     )
     assert loaded_after(code) == set()
+
+
+@pytest.mark.parametrize("example", [each for some in EXAMPLES.values() for each in some])
+def test_examples_of_the_help_are_commands_with_these_options(example: str) -> None:
+    program, name, *arguments = shlex.split(example.rpartition("|")[2])
+    assert program == "multistill"
+    commands: Any = typer.main.get_command(app)
+    context = commands.commands[name].make_context(name, list(arguments))
+    assert context.params["model"] in arguments
 
 
 def test_reading_a_job_file_imports_neither_torch_nor_ray() -> None:

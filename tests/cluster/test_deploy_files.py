@@ -138,7 +138,7 @@ FIELDS = {
     },
 }
 """Fields of the custom resources (`ray.io/v1`) and of pods that these files may have. The schemas
-themselves are in KubeRay's Helm charts, in no package."""
+themselves are in KubeRay's Helm charts, in no package; they were compared with its types."""
 
 
 @pytest.mark.parametrize("name", ["kuberay-cluster.yaml", "kuberay-job.yaml"])
@@ -147,11 +147,15 @@ def test_kuberay_files_have_known_fields_only(name: str) -> None:
     document = next(d for d in documents(name) if d["kind"] in {"RayCluster", "RayJob"})
     spec = document["spec"]
     assert set(spec) <= FIELDS[document["kind"]]
+    modes = {"K8sJobMode", "HTTPMode", "InteractiveMode"}
+    assert spec.get("submissionMode", "HTTPMode") in modes
     cluster = spec.get("rayClusterSpec", spec)
     assert set(cluster) <= FIELDS["RayCluster"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         assert set(group) <= FIELDS["group"]
         assert set(group["template"]["spec"]) <= POD
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        assert isinstance(group.get("replicas", 0), int)
 
 
 def test_the_mlflow_server_requires_passwords_and_reads_its_own_from_the_environment() -> None:

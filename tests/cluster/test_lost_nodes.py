@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.features_killed import assert_complete, write_manifest
 from helpers.paths import PYTHONPATH, TESTS
 from helpers.training_corpus import (
+    assert_equals_single_process,
     losses,
     make_corpus,
     make_task,
@@ -32,31 +34,38 @@ from multistill.workspace import read_json
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
+EPOCHS = 24
+"""Long enough that the training goes on while a node is announced to go, which takes a second."""
+
 
 @dataclass(frozen=True)
 class Disturbed:
-    """What `helpers.lost_nodes` wrote, its tasks and its folder."""
+    """What `helpers.lost_nodes` wrote, the tasks of its trainings and its folder."""
 
-    task: TrainingTask
-    searched: TrainingTask
+    tasks: dict[str, TrainingTask]
     folder: Path
     result: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
+    """One cluster for all: its start and the imports of its processes take longer than the work."""
     folder = tmp_path_factory.mktemp("lost")
+    write_manifest(folder)
     corpus = make_corpus(folder / "corpus")
-    task = with_dropout(make_task(corpus, epochs=40, batch_size=2, average_epochs=2.0))
-    base = with_dropout(make_task(corpus, "student", epochs=40, batch_size=2))
-    searched = with_teacher(base, folder / "soft.parquet", 0.5)
-    for name, each in (("task", task), ("searched", searched)):
-        (folder / f"{name}.json").write_text(json.dumps(each.to_dict()))
-    arguments = [folder / "task.json", folder / "searched.json", folder]
+    student = with_dropout(make_task(corpus, "student", epochs=EPOCHS, batch_size=2))
+    averaged = make_task(corpus, epochs=EPOCHS, batch_size=2, average_epochs=2.0)
+    tasks = {
+        "two workers": make_task(corpus, "teacher", epochs=30, batch_size=8, workers=2),
+        "training": with_dropout(averaged),
+        "search": with_teacher(student, folder / "soft.parquet", 0.5),
+    }
+    for name, task in tasks.items():
+        (folder / f"{name}.json").write_text(json.dumps(task.to_dict()))
     log = folder / "log"
     with log.open("wb") as stream:
         driver = subprocess.Popen(
-            [sys.executable, TESTS / "helpers" / "lost_nodes.py", *arguments],
+            [sys.executable, TESTS / "helpers" / "lost_nodes.py", folder],
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": PYTHONPATH},
             stdout=stream,
@@ -68,7 +77,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
         with suppress(ProcessLookupError):
             os.killpg(driver.pid, signal.SIGKILL)  # the rest of the cluster after a failed run
     assert status == 0, log.read_text()[-9000:]
-    return Disturbed(task, searched, folder, read_json(folder / "result.json"))
+    return Disturbed(tasks, folder, read_json(folder / "result.json"))
 
 
 @pytest.fixture
@@ -78,6 +87,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def test_a_killed_actor_and_a_killed_node_cost_encoding_nothing_but_time(
+    disturbed: Disturbed,
+) -> None:
+    assert disturbed.result["encoding"] == ["actor", "node"]
+    assert_complete(disturbed.folder / "store")
+
+
+def test_training_resumes_on_another_node_when_a_node_dies(
+    disturbed: Disturbed, tmp_path: Path
+) -> None:
+    """The node of one of two workers is removed abruptly."""
+    starts = disturbed.result["two workers"]
+    assert len(starts) == len(set(starts)) == 2
+    folder = disturbed.folder / "two workers" / "teacher"
+    assert_equals_single_process(folder, disturbed.tasks["two workers"], tmp_path, 1e-3)
 
 
 def test_a_preempted_training_moves_on_within_its_epoch(disturbed: Disturbed) -> None:
@@ -92,8 +118,8 @@ def test_a_preempted_training_moves_on_within_its_epoch(disturbed: Disturbed) ->
 def test_a_preempted_training_gives_the_weights_of_an_undisturbed_one(
     disturbed: Disturbed, one_thread: None, tmp_path: Path
 ) -> None:
-    reports = run(disturbed.task, tmp_path)
-    folder = disturbed.folder / "training" / disturbed.task.name
+    reports = run(disturbed.tasks["training"], tmp_path)
+    folder = disturbed.folder / "training" / disturbed.tasks["training"].name
     history = read_json(folder / "history.json")["epochs"]
     assert [epoch["train_loss"] for epoch in history] == losses(reports)
     expected, _ = best_weights(tmp_path)
@@ -110,8 +136,9 @@ def test_trials_of_a_preempted_and_of_a_dead_node_go_on_where_they_were(
     first, second = (line for line in told["messages"] if "it continues from its last" in line)
     assert first.startswith("trial 0: its node is about to go away")
     assert second.startswith("trial 1: its process")
+    task = disturbed.tasks["search"]
     for width, rows in told["losses"].items():
-        spec = replace(disturbed.searched.spec, width=int(width))
-        expected = losses(run(replace(disturbed.searched, spec=spec), tmp_path / width))
+        spec = replace(task.spec, width=int(width))
+        expected = losses(run(replace(task, spec=spec), tmp_path / width))
         assert [loss for _, loss in rows] == [expected[step - 1] for step, _ in rows]
         assert rows[-1][0] == len(expected)

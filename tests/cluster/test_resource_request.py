@@ -68,7 +68,7 @@ def autoscaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         },
         "head_node_type": "ray.head.default",
         "upscaling_speed": 1.0,
-        "idle_timeout_minutes": 0.1,
+        "idle_timeout_minutes": 0.02,
         "auth": {},
         "head_node": {},
         "worker_nodes": {},
@@ -124,7 +124,7 @@ class Process:
     def wait_until(self, expected: list[float], seconds: float = 240.0) -> None:
         deadline = time.monotonic() + seconds
         while (state := self.state()) != expected and time.monotonic() < deadline:
-            time.sleep(1.0)
+            time.sleep(0.2)
         assert state == expected
 
     def kill(self) -> None:
@@ -133,7 +133,7 @@ class Process:
         self.process.wait()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def observer(autoscaled: Head) -> Iterator[Process]:
     process = Process(OBSERVER, autoscaled)
     yield process

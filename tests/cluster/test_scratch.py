@@ -110,37 +110,3 @@ def test_doctor_looks_at_the_same_folder_and_its_advice_is_no_circle(
         assert "multistill doctor" not in line
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert any(str(tmp_path) in finding.sentence for finding in doctor._disk(None))
-
-
-RUN = """
-import os, sys
-from pathlib import Path
-from multistill import cluster
-from multistill.cluster.scratch import max_scratch_bytes
-from multistill.config import ResourcesConfig
-# Here, since the sockets' names hold the number of this process.
-folder = Path(sys.argv[1], "a" * (max_scratch_bytes() - len(sys.argv[1]) - 1))
-folder.mkdir()
-os.environ["TMPDIR"] = str(folder)
-with cluster.start(ResourcesConfig(num_cpus=1, object_store_mb=80)) as available:
-    print("cpus", available["CPU"])
-"""
-
-
-@pytest.mark.ray
-def test_a_local_ray_starts_in_the_longest_folder_that_is_accepted() -> None:
-    short = Path("/tmp") / f"r{os.getpid()}"
-    short.mkdir()
-    try:
-        environment = {k: v for k, v in os.environ.items() if k not in ("RAY_TMPDIR", "TMPDIR")}
-        result = subprocess.run(
-            [sys.executable, "-c", RUN, str(short)],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert "cpus 1.0" in result.stdout.splitlines(), result.stdout + result.stderr
-        [folder] = short.iterdir()
-        assert (folder / "ray").is_dir()
-    finally:
-        shutil.rmtree(short, ignore_errors=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import tomllib
 from typing import Any
 
@@ -109,10 +107,3 @@ def test_the_citation_has_the_required_fields() -> None:
         assert work["authors"]
         assert work["type"]
     assert citation["message"]
-
-
-@pytest.mark.parametrize("script", ["packages_table.py", "job_file.py", "performance.py"])
-def test_generated_files_are_up_to_date(script: str) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / script), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

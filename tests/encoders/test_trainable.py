@@ -80,20 +80,22 @@ def load(config: Any, kind: str = "whisper") -> tuple[Any, TrainableEncoder]:
     return stored, TrainableEncoder(network, config, None)
 
 
-def frozen_states(config: Any, inputs: Sequence[Any]) -> list[AnyArray]:
+def load_frozen(config: Any) -> Any:
     config = config.model_copy(update={"train": SpeechEncoderConfig().train})
     if isinstance(config, TextEncoderConfig):
-        encoder: Any = load_text(config, None, CPU)
-    elif config.model == "whisper":
-        encoder = WhisperStates(whisper_encoder(), config, "untrained", revision=None, device=CPU)
-    else:
-        encoder = load_speech(config, None, CPU)
+        return load_text(config, None, CPU)
+    if config.model == "whisper":
+        return WhisperStates(whisper_encoder(), config, "untrained", revision=None, device=CPU)
+    return load_speech(config, None, CPU)
+
+
+def frozen_states(encoder: Any, inputs: Sequence[Any]) -> list[AnyArray]:
     return [encoder.encode([each])[0] for each in inputs]
 
 
-def trained_states(config: Any, inputs: Sequence[Any]) -> list[AnyArray]:
+def trained_states(loaded: tuple[Any, TrainableEncoder], inputs: Sequence[Any]) -> list[AnyArray]:
     """States of a padded batch through the store and the trained part, without padding."""
-    stored, trained = load(config)
+    stored, trained = loaded
     rows = [stored.encode([each])[0] for each in inputs]
     with torch.no_grad():
         states, mask = trained.eval()(*padded(rows))
@@ -128,9 +130,9 @@ def test_before_training_states_are_those_of_the_frozen_encoder(
         rows, mask = padded([encode_wave(clip) for clip in clips])
         decoded, _ = decode_waves(rows, mask, 400)
         clips = [wave[:n].numpy() for wave, n in zip(decoded, SAMPLES, strict=True)]
-    expected = frozen_states(config, clips)
-    found = trained_states(config, clips)
-    assert_close(trained_states(config, clips[1:2]), found[1:2], 1e-5)
+    expected, loaded = frozen_states(load_frozen(config), clips), load(config)
+    found = trained_states(loaded, clips)
+    assert_close(trained_states(loaded, clips[1:2]), found[1:2], 1e-5)
     if kind == "whisper" and train == "last-2":
         # The store keeps what the layers attend to: also the state of half a frame at the end.
         found = [each[: len(other)] for each, other in zip(found, expected, strict=True)]
@@ -143,8 +145,9 @@ def test_before_training_states_of_text_are_those_of_the_frozen_encoder(
     models: dict[str, Path], kind: str, train: str
 ) -> None:
     config = TextEncoderConfig(model=str(models[kind]), train=train)
+    loaded, frozen = load(config), load_frozen(config)
     for texts in (TEXTS, TEXTS[:1], TEXTS[2:3]):
-        assert_close(trained_states(config, texts), frozen_states(config, texts), 1e-5)
+        assert_close(trained_states(loaded, texts), frozen_states(frozen, texts), 1e-5)
 
 
 def part(models: dict[str, Path], kind: str, train: Any, **keys: Any) -> TrainableEncoder:

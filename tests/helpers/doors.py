@@ -157,7 +157,11 @@ def by_onnx_runtime(graph: Path, audio: Path) -> Answer:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(graph)
-    [shares] = session.run(["distribution"], graph_inputs(audio))
+    inputs = graph_inputs(audio)
+    for each in session.get_inputs()[len(inputs) :]:  # states of a transcript, of which is none
+        shape = [1 if isinstance(size, str) else size for size in each.shape]
+        inputs[each.name] = np.zeros(shape, np.float32 if each.name == "text" else np.bool_)
+    [shares] = session.run(["distribution"], inputs)
     labels = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
     return Answer.of(labels, shares[0])
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,7 @@ from multistill.features.store_writer import Clip, finish_store, read_marker, sh
 from multistill.models.build import EmotionModel, build
 from multistill.models.files import ModelInfo, save_model
 from multistill.models.presets import resolve
+from multistill.report import html
 from multistill.report.build import write_report
 from multistill.search.results import SCHEMA, STUDY, TRIALS
 from multistill.workspace import Artifact, read_json, write_json
@@ -94,12 +96,23 @@ class EvaluationCase:
         """Write a report with a search; returns the content of report.json and report.html."""
         out = Path(tempfile.mkdtemp(prefix="report-", dir=self.home))
         search_summary = make_search(out / "search", trials)
+        with patch.object(html, "_two_widths", _drawn_once):
+            report = self._write(out, job or make_job(), search_summary, prepare_summary)
+        return report, (out / "report.html").read_text(encoding="utf-8")
+
+    def _write(
+        self,
+        out: Path,
+        job: JobConfig,
+        search_summary: Mapping[str, Any],
+        prepare_summary: Mapping[str, Any],
+    ) -> dict[str, Any]:
         stages = [
             {"name": "prepare", "fingerprint": "0123456789abcdef", "seconds": 1.0, "cached": True}
         ]
-        report = write_report(
+        return write_report(
             out,
-            job=job or make_job(),
+            job=job,
             artifacts={
                 "manifest": artifact(
                     "prepare", self.manifest, {**PREPARE_SUMMARY, **prepare_summary}
@@ -114,12 +127,23 @@ class EvaluationCase:
             },
             stages=stages,
         )
-        return report, (out / "report.html").read_text(encoding="utf-8")
 
     @cached_property
     def default_report(self) -> tuple[dict[str, Any], str]:
         """`report()` without arguments, written once."""
         return self.report()
+
+
+_two_widths = html._two_widths
+_drawn: dict[tuple[str, str], str | None] = {}
+
+
+def _drawn_once(draw: Callable[..., str | None], *arguments: Any) -> str | None:
+    """A figure as the page has it; drawing takes most of a report's time, and most are equal."""
+    key = (draw.__name__, json.dumps(arguments, default=repr))
+    if key not in _drawn:
+        _drawn[key] = _two_widths(draw, *arguments)
+    return _drawn[key]
 
 
 def make_job(**more: Any) -> JobConfig:

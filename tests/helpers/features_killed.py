@@ -1,23 +1,22 @@
-"""Runs of the features stage in which processes are killed, and helpers to find the processes.
+"""A run of the features stage that is killed, its corpus, and helpers to find its processes.
 
-python features_killed.py driver MANIFEST OUT     runs until it is killed from outside
-python features_killed.py cluster MANIFEST OUT    starts three nodes; kills an actor, then a node
+python features_killed.py MANIFEST OUT     runs until it is killed from outside
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import Any
 
+import pyarrow.parquet as pq
 import ray
 
+from helpers.features_case import write_corpus, write_manifest_rows
 from multistill.config import FeaturesConfig
 from multistill.features.encode import encode
+from multistill.features.store import FeatureStore
 
 CONFIG = {
     "speech": {"model": "untrained-wav2vec2"},
@@ -25,6 +24,26 @@ CONFIG = {
     "shard_seconds": 4.0,
     "encoders": 2,
 }
+
+
+CLIPS, SHARDS = 60, 30
+
+
+def write_manifest(folder: Path) -> Path:
+    """A manifest of `CLIPS` clips, which `CONFIG` divides into `SHARDS`."""
+    rows = write_corpus(folder / "wav", [2.0] * 20)
+    rows = [{**rows[i % 20], "utterance_id": f"c/{i:04d}"} for i in range(CLIPS)]
+    return write_manifest_rows(folder / "manifest.parquet", rows)
+
+
+def assert_complete(out: Path) -> None:
+    """Every clip is in the store, whole, and once."""
+    assert markers(out) == SHARDS
+    store = FeatureStore(out)
+    store.verify()
+    assert store.ids == [f"c/{i:04d}" for i in range(CLIPS)]
+    assert pq.read_table(out / "quarantine.parquet").num_rows == 0
+    assert {len(store.audio(name)) for name in store.ids} == {99}
 
 
 def markers(out: Path) -> int:
@@ -62,48 +81,7 @@ def actors(root: int) -> list[int]:
     return [pid for pid, command in descendants(root).items() if "EncodeShard" in command]
 
 
-def kill_one_by_one(cluster: Any, nodes: list[Any], out: Path) -> None:
-    wait_for(3, out)
-    os.kill(actors(os.getpid())[0], signal.SIGKILL)
-    print("killed an actor", markers(out), flush=True)
-    wait_for(markers(out) + 10, out)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:  # the actor that was killed is still being started again
-        for node in nodes:
-            raylet = node.all_processes["raylet"][0].process.pid
-            if actors(raylet):
-                cluster.remove_node(node, allow_graceful=False)
-                print("killed a node", markers(out), flush=True)
-                return
-        time.sleep(0.05)
-    print("no node had an actor", flush=True)
-
-
-def run_cluster(manifest: Path, out: Path) -> None:
-    from ray.cluster_utils import Cluster
-
-    memory = {"object_store_memory": 80_000_000}
-    # Ray detects a lost node within five seconds, instead of fifteen by default; with less, a node
-    # on a busy machine counts as lost.
-    health_checks = {
-        "health_check_initial_delay_ms": 0,
-        "health_check_period_ms": 500,
-        "health_check_failure_threshold": 10,
-    }
-    head = {"num_cpus": 1, "include_dashboard": False, "include_log_monitor": False, **memory}
-    cluster = Cluster(
-        initialize_head=True, head_node_args={**head, "_system_config": health_checks}
-    )
-    nodes = [cluster.add_node(wait=False, num_cpus=1, **memory) for _ in range(2)]
-    cluster.wait_for_nodes()
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
-    threading.Thread(target=kill_one_by_one, args=(cluster, nodes, out), daemon=True).start()
-    print(encode(manifest, FeaturesConfig.model_validate(CONFIG), out), flush=True)
-    ray.shutdown()
-    cluster.shutdown()
-
-
-def run_driver(manifest: Path, out: Path) -> None:
+def main(manifest: Path, out: Path) -> None:
     ray.init(
         address="local",  # do not connect to a cluster that runs on this machine
         num_cpus=2,
@@ -117,6 +95,4 @@ def run_driver(manifest: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"driver": run_driver, "cluster": run_cluster}[sys.argv[1]](
-        Path(sys.argv[2]), Path(sys.argv[3])
-    )
+    main(*map(Path, sys.argv[1:]))

@@ -1,10 +1,13 @@
-"""A training and a search on a cluster whose nodes are announced to go, go, die and join.
+"""Work on a cluster whose nodes are announced to go, go, die and join: what happens to it.
 
-python lost_nodes.py TASK SEARCHED FOLDER      writes result.json there, with what happened
+python lost_nodes.py FOLDER      reads what is to be done there, and writes result.json
 
-The training's driver gets SIGTERM, is started again, and then the node that works is drained, as
-a cloud's notice does it, and removed. The only node of the search is drained and replaced in its
-first trial, and dies and is replaced in its second.
+1. Encoding loses an actor, then a node with another one.
+2. A training of two workers loses the node of one of them, and another node joins.
+3. A training's driver gets SIGTERM, is started again, and then the node that works is drained, as
+   a cloud's notice does it, and removed.
+4. The only node of a search is drained and replaced in its first trial, and dies and is replaced
+   in its second.
 """
 
 from __future__ import annotations
@@ -25,10 +28,11 @@ from unittest.mock import patch
 import ray
 from ray.cluster_utils import Cluster
 
-from helpers.features_killed import descendants
+from helpers.features_killed import CONFIG, actors, descendants, markers, wait_for
 from helpers.recording_logger import RecordingLogger
 from helpers.search_case import choice
-from multistill.config import SearchConfig
+from multistill.config import FeaturesConfig, SearchConfig
+from multistill.features.encode import encode
 from multistill.search.study import search
 from multistill.search.trial_folders import trial_key
 from multistill.training.launcher import train
@@ -38,7 +42,9 @@ MEMORY = {"object_store_memory": 80_000_000}
 QUICK = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
-    "health_check_failure_threshold": 30,  # a busy machine is not a lost node
+    # A node that has died refuses each check at once, and one on a busy machine has time to answer.
+    "health_check_failure_threshold": 4,
+    "health_check_timeout_ms": 30_000,
 }
 WIDTHS = [16, 24]
 
@@ -91,6 +97,51 @@ class Nodes:
 
 def _raylet(node: Any) -> int:
     return int(node.all_processes["raylet"][0].process.pid)
+
+
+def encoding(nodes: Nodes, manifest: Path, out: Path) -> list[str]:
+    """Encode while an actor dies, and then a node that has one; returns what died."""
+    died: list[str] = []
+
+    def kill_one_by_one() -> None:
+        wait_for(3, out)
+        os.kill(
+            next(actor for node in nodes.nodes for actor in actors(_raylet(node))), signal.SIGKILL
+        )
+        died.append("actor")
+        wait_for(markers(out) + 5, out)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:  # the actor that died is still being started again
+            for node in nodes.nodes:
+                if actors(_raylet(node)):
+                    nodes.remove(node)
+                    died.append("node")
+                    return
+            time.sleep(0.05)
+
+    killing = threading.Thread(target=kill_one_by_one, daemon=True)
+    killing.start()
+    encode(manifest, FeaturesConfig.model_validate(CONFIG), out)
+    killing.join(60)
+    return died
+
+
+def losing_a_node(nodes: Nodes, task: TrainingTask, out: Path) -> list[str]:
+    """Train with two workers while the node of one dies; returns the first worker of each start."""
+    changes: list[Future[None]] = []
+    workers: list[str] = []
+
+    def on_event(logger: RecordingLogger, method: str, recorded: Any) -> None:
+        if method == "tags":
+            workers.append(recorded["worker"])
+        if method == "metrics" and recorded[0] == 2 and not changes:
+            nodes.remove(nodes.of(int(workers[0].split(":")[1])))
+            changes.append(nodes.thread.submit(nodes.join))
+
+    train([task], out, RecordingLogger(on_event=on_event))
+    for change in changes:
+        change.result(120)
+    return workers
 
 
 def interrupted(work: Callable[[RecordingLogger], object], when: Callable[..., bool]) -> list[str]:
@@ -187,19 +238,25 @@ def searching(nodes: Nodes, task: TrainingTask, out: Path) -> dict[str, Any]:
 
 def main() -> None:
     faulthandler.dump_traceback_later(60, repeat=True)  # for the log of a run that hangs
-    task, searched = (
-        TrainingTask.from_dict(json.loads(Path(name).read_text())) for name in sys.argv[1:3]
-    )
-    folder = Path(sys.argv[3])
-    nodes = Nodes(2)
+    folder = Path(sys.argv[1])
+
+    def task(name: str) -> TrainingTask:
+        return TrainingTask.from_dict(json.loads((folder / f"{name}.json").read_text()))
+
+    nodes = Nodes(3)
     ray.init(address=nodes.cluster.address, log_to_driver=False, logging_level="error")
     result: dict[str, Any] = {}
-    started = time.monotonic()
+    work: dict[str, Callable[[], Any]] = {
+        "encoding": lambda: encoding(nodes, folder / "manifest.parquet", folder / "store"),
+        "two workers": lambda: losing_a_node(nodes, task("two workers"), folder / "two workers"),
+        "training": lambda: training(nodes, task("training"), folder / "training"),
+        "search": lambda: searching(nodes, task("search"), folder / "search"),
+    }
     try:
-        result["training"] = training(nodes, task, folder / "training")
-        result["seconds"] = [time.monotonic() - started]
-        result["search"] = searching(nodes, searched, folder / "search")
-        result["seconds"].append(time.monotonic() - started)
+        for name, part in work.items():
+            started = time.monotonic()
+            result[name] = part()
+            print(name, "took", round(time.monotonic() - started, 1), flush=True)
     finally:
         (folder / "result.json").write_text(json.dumps(result))
         ray.shutdown()

@@ -15,6 +15,7 @@ class Progress(NamedTuple):
     total: float
     unit: str
     stats: dict[str, float]
+    running: str = ""
 
 
 class Registration(NamedTuple):
@@ -74,8 +75,10 @@ class RecordingLogger:
         self.messages.append(message)
         self._notify("info", message)
 
-    def progress(self, done: float, total: float, unit: str, **stats: float) -> None:
-        self.progress_calls.append(Progress(done, total, unit, stats))
+    def progress(
+        self, done: float, total: float, unit: str, *, running: str = "", **stats: float
+    ) -> None:
+        self.progress_calls.append(Progress(done, total, unit, stats, running))
         self._notify("progress", self.progress_calls[-1])
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:

@@ -82,6 +82,9 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str, int]] = {
     "m4a": (
         lambda path: path.write_bytes(b"\0\0\0\x20ftypM4A \0\0\0\0"), "save it as FLAC", 415,
     ),
+    "sample dump": (
+        lambda path: path.write_bytes(b"\xf0\x7e\0\1" + bytes(200)), "save it as WAV", 415,
+    ),
     "empty": (lambda path: path.touch(), "empty: 0 bytes", 422),
     "header only": (samples([]), "empty: no samples", 422),
     "one sample": (samples([0.5]), "too short: 1 samples", 422),

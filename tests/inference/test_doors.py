@@ -91,6 +91,7 @@ def test_a_recording_with_its_transcript_gets_one_answer(
     multimodal: Callable[..., Doors],
     clip: Path,
     given: str,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     doors = multimodal(capsys)
@@ -102,3 +103,5 @@ def test_a_recording_with_its_transcript_gets_one_answer(
         assert wanted != doors.by_class(clip, TEXT)
         for stream in (doors.by_stream, doors.by_websocket):
             stream(clip).assert_same(wanted, 0.0)
+        export(doors.model, tmp_path / "onnx", "onnx")
+        by_onnx_runtime(tmp_path / "onnx" / MODEL, clip).assert_same(wanted, 1e-4)

@@ -1,13 +1,15 @@
-"""Corpora learnt one after another, through real Ray: two of tones that contradict each other."""
+"""Corpora learnt one after another: two of tones that contradict each other."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from helpers.without_ray import without_ray
 
 from multistill import pipeline
 from multistill.cli.run import _show
@@ -66,8 +68,8 @@ def make_corpora(home: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(
-    ray_session: None, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[JobConfig, pipeline.Outcome]:
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[JobConfig, pipeline.Outcome]]:
     home = tmp_path_factory.mktemp("continual")
     make_corpora(home)
     job = jobfile.parse(JOB.format(home=home), "continual.yaml")
@@ -83,7 +85,8 @@ def finished(
         ),
     }
     assert planned["trainings"] == 13
-    return job, pipeline.run(job)
+    with without_ray():
+        yield job, pipeline.run(job)
 
 
 @pytest.fixture(scope="module")

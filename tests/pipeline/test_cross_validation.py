@@ -1,8 +1,9 @@
-"""A job under cross-validation, through real Ray: every fold has models of its own."""
+"""A job under cross-validation: every fold has models of its own."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from helpers.without_ray import search_alone
 
 from multistill import pipeline
 from multistill.config import JobConfig
@@ -57,6 +59,7 @@ students:
     train: {{epochs: 4, batch_size: 8, learning_rate: 1.0e-2}}
 search:
   trials: 3
+  concurrent: 1
   retrain: 2
   seeds: 1
   epochs: 3
@@ -68,7 +71,7 @@ evaluation: {{resamples: 100, latency_clips: 2}}
 @pytest.fixture(scope="module")
 def finished(
     ray_session: None, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[JobConfig, pipeline.Outcome]:
+) -> Iterator[tuple[JobConfig, pipeline.Outcome]]:
     home = tmp_path_factory.mktemp("crossed")
     (home / "corpus").mkdir()
     lines = ["audio_path,text,label,speaker"]
@@ -89,7 +92,8 @@ def finished(
     job = jobfile.parse(JOB.format(home=home), "crossed.yaml")
     before = describe(job)
     assert before["trainings"] is None, "the speakers are not known yet"
-    return job, pipeline.run(job)
+    with search_alone():
+        yield job, pipeline.run(job)
 
 
 def metrics_of(outcome: pipeline.Outcome) -> dict[str, Any]:

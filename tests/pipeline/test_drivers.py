@@ -25,7 +25,7 @@ from multistill.config import JobConfig
 from multistill.errors import MultistillError
 from multistill.pipeline.drivers import Driver, StatusLogger, latest_by_variant, read_drivers
 from multistill.pipeline.garbage import find_garbage
-from multistill.pipeline.running import on_cluster, running_table
+from multistill.pipeline.running import on_cluster, progress_text, running_table
 from multistill.pipeline.runs import list_runs
 from multistill.report.tables import to_terminal
 from multistill.tracking.owner import SUBMITTER
@@ -82,10 +82,12 @@ def test_a_running_job_is_listed_with_owner_stage_progress_time_left_and_links(
         )
         logger.progress(1, 5, "epochs")
         now[0] += 30
-        logger.progress(2, 5, "epochs")
+        logger.progress(2, 5, "epochs", running="a 1/2, b 1/3")
         [row] = until(lambda: [r for r in list_runs(tmp_path) if r["seconds_left"]])
         assert (row["state"], row["stage"], row["owner"]) == ("running", "students", "kim")
-        assert row["progress"] == {"name": "a", "done": 2, "total": 5, "unit": "epochs"}
+        figures = {"name": "a", "done": 2, "total": 5, "unit": "epochs"}
+        assert row["progress"] == {**figures, "running": "a 1/2, b 1/3"}
+        assert progress_text(row) == "a 2/5 epochs\na 1/2, b 1/3"
         assert row["seconds_left"] == 90
         assert (row["pid"], row["links"]["mlflow"]) == (os.getpid(), page)
         assert code_of("runs", "--workspace", tmp_path) == 0
@@ -209,7 +211,7 @@ def test_jobs_of_a_cluster_are_joined_with_what_their_workspaces_know(
     with driver_of(job) as driver:
         driver.works()
         driver.stage("features")
-        driver.progress("emo", 40, 100, "clips", 12.0)
+        driver.progress("emo", 40, 100, "clips", 12.0, "")
         rows = until(
             lambda: [r for r in [on_cluster(address, tmp_path / "none")] if r[1]["progress"]]
         )[0]
@@ -271,7 +273,7 @@ def test_the_folder_of_a_driver_can_be_read_by_colleagues(tmp_path: Path) -> Non
         (("stages",), [{"name": "prepare"}]),
         (("stages",), 3),
         (("started",), "yesterday"),
-        (("progress",), {"name": "a", "done": None, "total": 2, "unit": "epochs"}),
+        (("progress",), {"name": "a", "done": None, "total": 2, "unit": "epochs", "running": ""}),
         (("seconds_left",), 1e300),
         (("owner",), {}),
         (("submission_id",), ["x"]),

@@ -1,4 +1,4 @@
-"""A job whose teacher is MESM, with a text encoder that it trains, through real Ray."""
+"""A job whose teacher is MESM, with a text encoder that it trains."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 from helpers.tiny_encoders import save_text_model
+from helpers.without_ray import without_ray
 
 from multistill import pipeline
 from multistill.inference.predictor import Predictor
@@ -43,7 +44,7 @@ evaluation: {{resamples: 100, latency_clips: 2}}
 """
 
 
-def test_mesm_teaches_and_reaches_the_report(ray_session: None, tmp_path: Path) -> None:
+def test_mesm_teaches_and_reaches_the_report(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     save_text_model(tmp_path / "bert", "bert")
@@ -58,7 +59,8 @@ def test_mesm_teaches_and_reaches_the_report(ray_session: None, tmp_path: Path) 
         lines.append(f"{number}.wav,{said},{label},p{number // CLIPS}")
     (corpus / "t.csv").write_text("\n".join(lines), encoding="utf-8")
     job = jobfile.parse(JOB.format(home=tmp_path, tiny=TINY), "end-to-end.yaml")
-    outcome = pipeline.run(job)
+    with without_ray():
+        outcome = pipeline.run(job)
 
     workspace = Workspace(job.workspace)
     [teacher] = outcome.stages["teacher"].summary["models"].values()

@@ -40,12 +40,12 @@ teacher:
 students:
   - name: trained
     model: {{preset: small-audio-student, width: 16, feedforward: 16, classifier: 16}}
-    train: {{epochs: 6, batch_size: 8, learning_rate: 3.0e-3}}
+    train: {{epochs: 6, batch_size: 8, learning_rate: 3.0e-3, cpus_per_worker: 3}}
   - name: frozen
     model:
       {{preset: small-audio-student, width: 16, feedforward: 16, classifier: 16,
        train_encoder: false}}
-    train: {{epochs: 2, batch_size: 8, learning_rate: 3.0e-3}}
+    train: {{epochs: 2, batch_size: 8, learning_rate: 3.0e-3, cpus_per_worker: 3}}
 evaluation: {{resamples: 100, latency_clips: 2}}
 """
 

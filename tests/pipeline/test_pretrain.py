@@ -1,13 +1,15 @@
-"""The recipe `pretrain` through real Ray: branches, the teacher on them, and its students."""
+"""The recipe `pretrain`: branches, the teacher on them, and its students."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from helpers.without_ray import without_ray
 
 from multistill import pipeline
 from multistill.errors import MultistillError, UsageError
@@ -75,8 +77,14 @@ def indexes(outcome: Any) -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def no_ray() -> Iterator[None]:
+    with without_ray():
+        yield
+
+
 @pytest.mark.timeout(600)
-def test_a_teacher_stands_on_branches_of_its_own_fold(ray_session: None, tmp_path: Path) -> None:
+def test_a_teacher_stands_on_branches_of_its_own_fold(no_ray: None, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus")
     job = jobfile.parse(JOB.format(home=tmp_path, rate=3.0e-3), "first.yaml")
     first = pipeline.run(job)

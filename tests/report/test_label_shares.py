@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from helpers.label_share_points import point
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multistill.report.label_shares import gain_by_label_share, lines, percent
@@ -28,6 +28,7 @@ CURVE = [
 NUMBER = st.none() | st.floats(-1, 1).map(lambda value: round(value, 3))
 
 
+@settings(max_examples=25)  # a drawing takes a quarter of a second
 @given(
     st.lists(st.tuples(st.integers(0, 6), st.floats(0.001, 1), NUMBER), min_size=1, max_size=12),
     st.booleans(),

@@ -13,7 +13,7 @@ SLACK = 1.3
 """Fonts of a browser may be wider than those that the figure was laid out with."""
 
 
-@pytest.mark.parametrize("largest", [0.015, 0.03, 0.05, 0.1, 0.123, 0.2, 0.35, 0.6, 1.0])
+@pytest.mark.parametrize("largest", [0.015, 0.05, 0.123, 0.35, 1.0])
 @pytest.mark.parametrize("narrow", [False, True])
 def test_tick_labels_of_differences_do_not_touch(
     monkeypatch: pytest.MonkeyPatch, largest: float, narrow: bool

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from helpers.servers import MlflowServer
 
 from multistill.config import TrackingConfig
 from multistill.errors import MultistillError, UsageError
-from multistill.tracking import Tracker, open_tracker
+from multistill.tracking import Tracker, open_tracker, recorder
 from multistill.tracking.journal import Journal
 
 
@@ -54,6 +55,27 @@ def steps(client: Any, run: Any, key: str) -> list[int]:
 def delivered(tracker: Tracker, seconds: float = 15.0) -> bool:
     """Wait until everything logged so far is on the server; return whether it is."""
     return tracker._recorder.flush(seconds)
+
+
+@contextmanager
+def unanswered(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server that answers no request, until several were sent."""
+    monkeypatch.setattr(recorder, "RETRY_SECONDS", (0.3,))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    yield
+    deadline = time.monotonic() + 120
+    while tracker._recorder._failures < 3:
+        assert time.monotonic() < deadline, "it did not ask again"
+        time.sleep(0.05)
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
+
+
+def deliver(tracker: Tracker) -> None:
+    """Wait until the server that answers again has everything, and end the run."""
+    deadline = time.monotonic() + 120
+    while not delivered(tracker, 5) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    tracker.close()
 
 
 def unsent(workspace: Path) -> list[str]:
@@ -186,21 +208,16 @@ os._exit(9)
 def test_a_server_that_hangs_while_runs_are_created_makes_each_once(
     start: Start, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     top = start("hung", server.uri)
     server.pause()
     try:
-        for name in ("a", "b"):
-            child = top.child(name, name, "model")
-            child.metrics({"loss": 1.0}, step=1)
-        time.sleep(14)  # several requests, none of them answered
+        with unanswered(top, monkeypatch):
+            for name in ("a", "b"):
+                child = top.child(name, name, "model")
+                child.metrics({"loss": 1.0}, step=1)
     finally:
         server.resume()
-    deadline = time.monotonic() + 120
-    while not delivered(top, 5) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    top.close()
+    deliver(top)
     runs = runs_of(client_of(server.uri), "hung")  # fails if two have the same name
     assert set(runs) == {"hung", "a", "b"}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
@@ -211,21 +228,16 @@ def test_a_server_that_hangs_while_runs_are_created_makes_each_once(
 def test_a_locked_database_makes_each_run_once(
     start: Start, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     top = start("locked", server.uri)
     database = sqlite3.connect(server.folder / "mlflow.db", timeout=30, isolation_level=None)
     database.execute("BEGIN EXCLUSIVE")
     try:
-        top.child("a", "a", "model").metrics({"loss": 1.0}, step=1)
-        time.sleep(14)
+        with unanswered(top, monkeypatch):
+            top.child("a", "a", "model").metrics({"loss": 1.0}, step=1)
     finally:
         database.rollback()
         database.close()
-    deadline = time.monotonic() + 120
-    while not delivered(top, 5) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    top.close()
+    deliver(top)
     runs = runs_of(client_of(server.uri), "locked")
     assert set(runs) == {"locked", "a"}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}

@@ -8,23 +8,26 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from helpers.paths import PYTHONPATH
 from helpers.recording_logger import RecordingLogger
-from helpers.training_corpus import make_corpus, make_task, with_dropout, with_states
+from helpers.training_corpus import (
+    assert_equals_single_process,
+    make_corpus,
+    make_task,
+    with_dropout,
+    with_states,
+)
 
 from multistill.errors import MultistillError
 from multistill.models.files import load_model
-from multistill.training.checkpoint import best_weights, newest_epoch
+from multistill.training.checkpoint import newest_epoch
 from multistill.training.data import TrainingData
 from multistill.training.export import export, is_finished, state_folder
 from multistill.training.loop import fit
-from multistill.training.task import TrainingTask
 from multistill.workspace import read_json
 
 
@@ -78,29 +81,6 @@ def test_training_with_four_workers_and_a_killed_one_equals_a_single_process(
     again = RecordingLogger(child_kind="model")
     assert train([task], tmp_path / "out", again)[0]["best_epoch"] == result["best_epoch"]
     assert not any(child.steps for child in again.children.values())  # nothing was trained again
-
-
-def assert_equals_single_process(
-    folder: Path, task: TrainingTask, state: Path, tolerance: float
-) -> None:
-    """Compare losses and weights of a result with an uninterrupted training in this process."""
-    reports = list(fit(task, state_dir=state, device="cpu"))
-    history = read_json(folder / "history.json")["epochs"]
-    assert [epoch["train_loss"] for epoch in history] == pytest.approx(
-        [report.metrics["train_loss"] for report in reports], abs=tolerance
-    )
-    expected, _ = best_weights(state)
-    weights = load_model(folder).state_dict()
-    for name, tensor in expected.items():
-        if name.endswith("key_value.bias"):
-            # Softmax is invariant to a shift of all keys: the gradient of the key bias is
-            # rounding error, which Adam scales to full steps, and which depends on the number
-            # of threads.
-            shift, value = tensor.chunk(2)
-            assert shift.abs().max() < 0.1
-            torch.testing.assert_close(weights[name].chunk(2)[1], value, atol=tolerance, rtol=0)
-        else:
-            torch.testing.assert_close(weights[name], tensor, atol=tolerance, rtol=0)
 
 
 DRIVER_SCRIPT = """
@@ -159,66 +139,6 @@ def test_workers_exit_with_a_killed_driver_and_resuming_equals_one_run(
     assert resumed[0].epoch == reached + 1
     export(task, data, state_folder(folder), folder)
     assert_equals_single_process(folder, task, tmp_path / "single", 1e-5)
-
-
-NODE_FAILURE_SCRIPT = """
-import json
-import sys
-from pathlib import Path
-import ray
-from ray.cluster_utils import Cluster
-from multistill.training.launcher import train
-from multistill.training.task import TrainingTask
-from helpers.recording_logger import RecordingLogger
-
-quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500,
-         "health_check_failure_threshold": 4}
-head = {"num_cpus": 0, "include_dashboard": False, "include_log_monitor": False}
-cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": quick})
-nodes = [cluster.add_node(wait=False, num_cpus=2) for _ in range(2)]
-cluster.wait_for_nodes()
-ray.init(address=cluster.address, log_to_driver=False)
-
-def remove_first_node(logger, method, recorded):
-    if method == "metrics" and recorded[0] == 2 and len(nodes) == 2:
-        pid = logger.tag_calls[0]["worker"].split(":")[1]
-        status = Path(f"/proc/{pid}/stat").read_text()
-        raylet = int(status.rpartition(")")[2].split()[1])  # the worker's parent
-        [lost] = [node for node in nodes if raylet in pids(node)]
-        nodes.remove(lost)
-        cluster.remove_node(lost, allow_graceful=False)
-
-def pids(node):
-    return [entry.process.pid for entry in node.all_processes["raylet"]]
-
-logger = RecordingLogger(on_event=remove_first_node)
-task = TrainingTask.from_dict(json.loads(Path(sys.argv[1]).read_text()))
-train([task], Path(sys.argv[2]), logger)
-[record] = logger.children.values()
-workers = [tags["worker"] for tags in record.tag_calls]
-assert len(nodes) == 1 and len(set(workers)) == 2, workers
-ray.shutdown()
-cluster.shutdown()
-"""
-
-
-@pytest.mark.ray
-def test_training_resumes_on_another_node_when_a_node_dies(corpus, tmp_path):
-    """One of three nodes is removed abruptly during the training of two workers."""
-    task = make_task(corpus, "teacher", epochs=30, batch_size=8, workers=2)
-    (tmp_path / "task.json").write_text(json.dumps(task.to_dict()))
-    out = tmp_path / "out"
-    driver = subprocess.Popen(
-        [sys.executable, "-c", NODE_FAILURE_SCRIPT, tmp_path / "task.json", out],
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": PYTHONPATH},
-    )
-    try:
-        assert driver.wait(timeout=270) == 0
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(driver.pid, signal.SIGKILL)  # the rest of the cluster after a failed run
-    assert_equals_single_process(out / "teacher", task, tmp_path / "single", 1e-3)
 
 
 @pytest.mark.ray
