@@ -15,7 +15,7 @@ DRIVER_SECONDS_PER_SHARD = 0.0059
 """Processor time of the driver (`benchmarks/dispatch.py`)."""
 DRIVER_BYTES_PER_SHARD = 10_500.0
 """5.9 kB of Ray Data's (`benchmarks/dispatch.py`) and the shard's marker in memory."""
-PREPARE_BYTES_PER_ROW = 396.0
+PREPARE_BYTES_PER_ROW = 111.0
 """Memory of `prepare` (`benchmarks/prepare.py`)."""
 AUDIO_BYTES_PER_SECOND = 32_000.0
 """16 kHz, 16 bits, one channel."""
