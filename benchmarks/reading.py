@@ -1,36 +1,30 @@
 """An epoch over a store that is larger than the memory for it, and stores shared by processes.
 
     python benchmarks/reading.py [--gb 2] [--rounds 3] [--share 0.25] [--folder /tmp/reading-bench]
-    python benchmarks/reading.py --within "systemd-run --user --scope -p MemoryMax={bytes}"
 
 1. Epochs of a process of its own over a store of random states of encoder size, in the order of a
    training: reading and padding alone, and the training of a model. With the whole store in
-   memory, and with at most `--share` of it, with and without asking for the pages of the next
-   batches; the variants alternate. `disk` is what a plain read of the same files takes.
+   memory, and in a cgroup whose memory is `--share` of the store and what the process itself
+   needs, with and without asking for the pages of the next batches; the variants alternate.
+   `disk` is what a plain read of the same files takes.
 2. Memory of 1, 2 and 4 processes that have read all of the store.
 
-`--within` limits the process by a command that it is run in; `{bytes}` is the share of the store,
-to which the process's own memory comes. Without it, where no such command works, a second process
-(`evict`) looks every 50 ms which pages of the store are in memory, and drops those that came first
-beyond the share: from the memory of the process and from the page cache. That is no cgroup: between
-two looks more can be there (`resident_mb` is the most that was seen), and memory that is no page of
-the store is not limited.
+The cgroup (version 1 or 2) is made below `/sys/fs/cgroup`, which takes root.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import mmap
 import os
-import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 from unittest.mock import patch
@@ -42,13 +36,10 @@ from rows import add_row
 Figures: TypeAlias = dict[str, Any]
 
 PAGE = mmap.PAGESIZE
-CHUNK = 1 << 20
-"""Bytes that are dropped at once."""
 BATCH = 16
 CLIPS_PER_SHARD = 512
 MB = 1e6
-_PROCESS_MADVISE, _MADV_PAGEOUT = 440, 21  # of the kernel's interface
-_LIBRARY = ctypes.CDLL(None, use_errno=True)
+NAME = "multistill-reading"
 
 
 def make_inputs(folder: Path, size: float) -> None:
@@ -167,6 +158,7 @@ def epoch(folder: Path, kind: str, ahead: bool) -> Figures:
         "seconds": time.perf_counter() - started,
         "cpu_s": time.process_time() - cpu,
         "read_mb": (disk_bytes() - before) / MB,
+        "own_mb": own_bytes() / MB,
     }
 
 
@@ -174,6 +166,12 @@ def disk_bytes() -> int:
     """What this process has caused to be read from disks."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+
+
+def own_bytes() -> int:
+    """Memory of this process that is no file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 def hold(folder: Path) -> None:
@@ -189,101 +187,60 @@ def hold(folder: Path) -> None:
     sys.stdin.read()
 
 
-# -- a bound of the page cache without a cgroup ----------------------------------------------------
+# -- a bound of the page cache ---------------------------------------------------------------------
 
 
-class _Piece(ctypes.Structure):
-    _fields_ = (("start", ctypes.c_void_p), ("length", ctypes.c_size_t))
+@dataclass(frozen=True)
+class Cgroup:
+    """A cgroup with a memory limit: of the processes in it, and of the pages that they read."""
 
+    folder: Path
+    limit: str = "memory.max"
+    peak: str = "memory.peak"
 
-def mapped(process: int, paths: list[Path]) -> dict[Path, int]:
-    """Where a process has mapped files that it maps from their start."""
-    wanted = {str(path.resolve()): path for path in paths}
-    found = {}
-    for line in Path(f"/proc/{process}/maps").read_text().splitlines():
-        parts = line.split(maxsplit=5)
-        if len(parts) == 6 and parts[5] in wanted:
-            start = int(parts[0].partition("-")[0], 16) - int(parts[2], 16)
-            found.setdefault(wanted[parts[5]], start)
-    return found
+    @classmethod
+    def create(cls) -> Cgroup:
+        first = Path("/sys/fs/cgroup/memory")
+        if first.is_dir():
+            found = cls(first / NAME, "memory.limit_in_bytes", "memory.max_usage_in_bytes")
+        else:
+            found = cls(Path("/sys/fs/cgroup") / NAME)
+        try:
+            found.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise SystemExit(f"{found.folder} cannot be made, {error.strerror}: run as root") from None
+        return found
 
+    def run(self, command: list[str], limit: float) -> list[str]:
+        """The command that runs another one within the limit, in bytes."""
+        (self.folder / self.limit).write_text(str(int(limit)))
+        if self.peak == "memory.max_usage_in_bytes":
+            (self.folder / self.peak).write_text("0")
+        enter = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
+        return ["sh", "-c", enter, str(self.folder), *command]
 
-def evict(process: subprocess.Popen[str], paths: list[Path], limit: float) -> float:
-    """Keep at most `limit` bytes of files in memory while a process runs; the most that was seen.
+    def peak_mb(self) -> float:
+        return int((self.folder / self.peak).read_text()) / MB
 
-    Chunks go in the order in which they came, as they would from the kernel's list of pages that
-    were used once.
-    """
-    views = []
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        view = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
-        views.append((path, descriptor, view, len(view)))
-    pages = {path: (ctypes.c_ubyte * -(-size // PAGE))() for path, _, _, size in views}
-    came: dict[tuple[Path, int], int] = {}
-    handle = os.pidfd_open(process.pid)
-    most = 0.0
-    while process.poll() is None:
-        resident: dict[tuple[Path, int], int] = {}
-        for path, _, view, size in views:
-            address = np.frombuffer(view, np.uint8).__array_interface__["data"][0]
-            _LIBRARY.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), pages[path])
-            there = np.frombuffer(pages[path], np.uint8) & 1
-            step = CHUNK // PAGE
-            counts = np.add.reduceat(there, np.arange(0, len(there), step), dtype=np.int64)
-            for chunk in np.flatnonzero(counts).tolist():
-                resident[path, chunk * CHUNK] = int(counts[chunk]) * PAGE
-        came = {key: 0 for key in came if key in resident} | dict.fromkeys(resident, 0)
-        held = sum(resident.values())
-        most = max(most, held)
-        places: dict[Path, int] | None = None
-        descriptors = {path: descriptor for path, descriptor, _, _ in views}
-        sizes = {path: size for path, _, _, size in views}
-        for path, start in list(came):
-            if held <= limit:
-                break
-            try:
-                places = mapped(process.pid, paths) if places is None else places
-            except OSError:
-                break
-            length = min(CHUNK, sizes[path] - start)
-            if path in places:
-                piece = _Piece(places[path] + start, length)
-                _LIBRARY.syscall(_PROCESS_MADVISE, handle, ctypes.byref(piece), 1, _MADV_PAGEOUT, 0)
-            os.posix_fadvise(descriptors[path], start, length, os.POSIX_FADV_DONTNEED)
-            held -= resident[path, start]
-            del came[path, start]
-        time.sleep(0.05)
-    os.close(handle)
-    for _, descriptor, view, _ in views:
-        os.close(descriptor)
-        del view
-    return most
+    def remove(self) -> None:
+        self.folder.rmdir()
 
 
 # -- the comparison --------------------------------------------------------------------------------
 
 
-def run_epoch(
-    folder: Path, kind: str, ahead: bool, share: float | None, within: str | None
-) -> Figures:
-    """An epoch in a process of its own, with all or a share of the store in memory."""
+def run_epoch(folder: Path, kind: str, ahead: bool, limit: float | None, group: Cgroup) -> Figures:
+    """An epoch in a process of its own, with all of the store in memory or within a limit."""
     paths = shards(folder)
-    size = sum(path.stat().st_size for path in paths)
-    if share is None:
+    command = [sys.executable, __file__, "--measure", "epoch", str(folder), kind, str(int(ahead))]
+    if limit is None:
         warm(paths)
     else:
-        drop(paths)
-    command = [sys.executable, __file__, "--measure", "epoch", str(folder), kind, str(int(ahead))]
-    if share is not None and within:
-        command = [*shlex.split(within.format(bytes=int(share * size))), *command]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    most = evict(process, paths, share * size) if share is not None and not within else None
-    output, _ = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"the epoch failed with status {process.returncode}")
-    figures: Figures = json.loads(output.splitlines()[-1])
-    return figures if most is None else {**figures, "resident_mb": most / MB}
+        drop(paths)  # pages count where they were read first
+        command = group.run(command, limit)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+    return figures if limit is None else {**figures, "peak_mb": group.peak_mb()}
 
 
 def measure_epochs(folder: Path, arguments: argparse.Namespace) -> None:
@@ -293,32 +250,26 @@ def measure_epochs(folder: Path, arguments: argparse.Namespace) -> None:
     disk = warm(paths)
     add_row("reading", {"what": "disk", "store_mb": round(size / MB), **rounded(disk)})
     print(f"plain read {disk['mb_per_s']:.0f} MB/s", flush=True)
-    limit = "a process that drops pages"
-    limit = arguments.within.split()[0] if arguments.within else limit
+    group = Cgroup.create()
+    variants = [(1.0, True), (arguments.share, True), (arguments.share, False)]
     for kind in arguments.kinds:
-        variants = [(None, True), (arguments.share, True), (arguments.share, False)]
         found: dict[Any, list[Figures]] = {variant: [] for variant in variants}
         for _ in range(arguments.rounds):
+            whole: Figures = {}
             for share, ahead in variants:
-                figures = run_epoch(folder, kind, ahead, share, arguments.within)
-                figures["speed"] = 1.0
-                if found[variants[0]] and share is not None:
-                    figures["speed"] = found[variants[0]][-1]["seconds"] / figures["seconds"]
+                limit = share * size + whole["own_mb"] * MB if whole else None
+                figures = run_epoch(folder, kind, ahead, limit, group)
+                whole = whole or figures
+                figures["speed"] = whole["seconds"] / figures["seconds"]
                 found[share, ahead].append(figures)
                 print(kind, share, ahead, rounded(figures), flush=True)
         for (share, ahead), rounds in found.items():
             medians = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
-            variant = f"{kind}, {share or 1:g}, {'ahead' if ahead else 'not ahead'}"
-            row = {
-                "what": "epoch",
-                "variant": variant,
-                "kind": kind,
-                "share": share or 1.0,
-                "ahead": ahead,
-            }
-            row |= {"store_mb": round(size / MB), "rounds": len(rounds)}
-            row |= {"limit": limit if share else "all"}
+            variant = f"{kind}, {share:g}, {'ahead' if ahead else 'not ahead'}"
+            row = {"what": "epoch", "variant": variant, "kind": kind, "share": share}
+            row |= {"ahead": ahead, "store_mb": round(size / MB), "rounds": len(rounds)}
             add_row("reading", {**row, **rounded(medians)})
+    group.remove()
 
 
 def measure_sharing(folder: Path) -> None:
@@ -358,7 +309,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--share", type=float, default=0.25, help="of the store in memory")
     parser.add_argument("--kinds", nargs="+", default=["reading", "training"])
-    parser.add_argument("--within", help="command that limits the memory of what it runs")
     parser.add_argument("--folder", type=Path, help="keep the store here for further runs")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
