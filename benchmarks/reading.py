@@ -208,7 +208,9 @@ class Cgroup:
         try:
             found.folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise SystemExit(f"{found.folder} cannot be made, {error.strerror}: run as root") from None
+            raise SystemExit(
+                f"{found.folder} cannot be made, {error.strerror}: run as root"
+            ) from None
         return found
 
     def run(self, command: list[str], limit: float) -> list[str]:
