@@ -111,7 +111,7 @@ class Trace:
             text += overlap(of_worker["text"], speech)
             writes += length(of_worker["write"])
             write += overlap(of_worker["write"], speech)
-            waiting_for_text += length(of_worker["wait for text"])
+            waiting_for_text += length(of_worker["text awaited"])
         return {
             "speech_encoder_waits": idle / wall,
             "speech_encoder_waits_for_text": waiting_for_text / wall,

@@ -250,7 +250,7 @@ class ShardEncoder:
                 if len(states[row]) == len(cuts[row])
             ]
             if complete:
-                with spans.span("wait for text"):
+                with spans.span("text awaited"):
                     encoded = texts.result()
                 yield self._clips(decoded, complete, cuts, states, encoded, reasons)
 

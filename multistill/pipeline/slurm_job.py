@@ -179,8 +179,11 @@ class SlurmJob:
         try:
             call_slurm("scontrol", "requeue", job_id)
         except MultistillError as error:
-            _say(f"{error}; submit the job again to continue it")
-            return 1
+            # Slurm ends all processes of a job that it queues again, `scontrol` sometimes before
+            # that has its answer.
+            if getattr(error.__cause__, "returncode", None) != -signal.SIGTERM:
+                _say(f"{error}; submit the job again to continue it")
+                return 1
         _say("the job is queued again and will continue")
         return 0
 

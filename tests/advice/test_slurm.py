@@ -176,3 +176,17 @@ def test_a_queue_that_takes_no_job_back(
     text = capsys.readouterr().out
     says("{}; submit the job again to continue it", text)
     assert "disabled" in text
+
+
+def test_a_queue_that_ends_the_program_that_asked_it_has_taken_the_job_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(*command: object, **_: object) -> None:
+        raise subprocess.CalledProcessError(-signal.SIGTERM, "scontrol")
+
+    monkeypatch.setattr(
+        slurm, "subprocess", SimpleNamespace(run=ended, SubprocessError=subprocess.SubprocessError)
+    )
+    monkeypatch.setattr(slurm_job, "reached", lambda job: frozenset(["teacher"]))
+    assert attempt(monkeypatch, tmp_path)._try_again(frozenset()) == 0
+    says("the job is queued again and will continue", capsys.readouterr().out)

@@ -101,7 +101,7 @@ def test_the_example_of_the_docs_needs_neither_torch_nor_multistill(
         for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
         if "onnxruntime" in block
     ]
-    assert len(example.splitlines()) <= 25
+    assert len([line for line in example.splitlines() if line]) <= 25
     (tmp_path / "export").symlink_to(done.out)
     write_clip(tmp_path / "clip.wav")
     printed = run_without(["torch", "multistill", "transformers"], example, tmp_path)
