@@ -47,8 +47,13 @@ class Ids(Sequence[str]):
     def __getitem__(self, place: slice) -> Ids: ...
 
     def __getitem__(self, place: int | slice) -> str | Ids:
-        found = self.array[place]
-        return Ids(found) if isinstance(place, slice) else str(found)
+        if not isinstance(place, slice):
+            return str(self.array[place])
+        rows = range(len(self))[place]
+        if rows.step == 1:
+            return Ids(self.array.slice(rows.start, len(rows)))
+        # Arrow overflows at a step that a list takes: the rows are counted here.
+        return self.take(np.fromiter(rows, np.int64, len(rows)))
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), _AT_ONCE):

@@ -30,3 +30,10 @@ def test_they_are_the_list_that_they_were_made_of(
         assert ids.take(rows) == [names[row] for row in rows]
         places = ids.places(Ids(others)).tolist()
         assert places == [names.index(name) if name in names else -1 for name in others]
+
+
+def test_a_step_beyond_64_bits_is_a_step_past_the_end() -> None:
+    ids = Ids(["a", "b", "c"])
+    assert ids[:: 2**70] == ["a"]
+    assert ids[:: -(2**70)] == ["c"]
+    assert Ids([])[:: 2**63] == []
