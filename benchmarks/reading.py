@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 from unittest.mock import patch
@@ -48,6 +48,7 @@ def make_inputs(folder: Path, size: float) -> None:
 
     from multistill.config import CLASSES
     from multistill.corpora.manifest import MANIFEST_FIELDS, manifest_schema, write_manifest
+    from multistill.features.statistics import compute_statistics
     from multistill.features.store_writer import Clip, finish_store, read_marker, shard_writer
 
     random = np.random.default_rng(0)
@@ -90,6 +91,7 @@ def make_inputs(folder: Path, size: float) -> None:
     schema = manifest_schema(CLASSES)
     columns = [table.get(f.name, pa.nulls(len(frames))).cast(f.type) for f in schema]
     write_manifest(pa.table(columns, schema=schema), folder)
+    compute_statistics(folder / "manifest.parquet", folder / "features", folder / "statistics")
 
 
 def shards(folder: Path) -> list[Path]:
@@ -132,6 +134,8 @@ def epoch(folder: Path, kind: str, ahead: bool) -> Figures:
     torch.set_num_threads(1)
     task = make_task((folder / "manifest.parquet", folder / "features"), "small-student",
                      epochs=1, batch_size=BATCH)  # fmt: skip
+    # A job computes them once for all trainings.
+    task = replace(task, statistics=str(folder / "statistics"))
     data = TrainingData.open(task)
     for name in data.train.ids[::BATCH]:
         data.store.raw("audio", name)  # every shard is opened
@@ -323,7 +327,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
-        if not (folder / "manifest.parquet").exists():
+        if not (folder / "statistics").exists():
             make_inputs(folder, arguments.gb * 1e9)
         measure_epochs(folder, arguments)
         measure_sharing(folder)

@@ -8,9 +8,11 @@ trained from waves or token ids keeps its integer type.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -106,7 +108,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Unread:
-    """The places of a batch in a store; `will_read` finds them.
+    """The places of a batch in a store; `find` finds them.
 
     Attributes:
         audio, text: stored values and scales of each utterance, as of `StateReader.raw`.
@@ -122,24 +124,56 @@ class Unread:
     audio_dim: int
     text_dim: int
 
+    def will_read(self) -> None:
+        """Start to read the states from the disk, without waiting for them."""
+        for places, lengths in ((self.audio, self.frames), (self.text, self.tokens)):
+            for (values, _), length in zip(places, lengths.tolist(), strict=True):
+                will_need(values[:length])
+
     def read(self) -> Batch:
-        """The states, padded."""
+        """The states, padded; call `will_read` before."""
         audio, audio_mask = _pad(self.audio, self.frames, self.audio_dim)
         text, text_mask = _pad(self.text, self.tokens, self.text_dim)
         return Batch(self.ids, audio, audio_mask, text, text_mask)
 
 
-def will_read(store: StateReader, ids: Sequence[str], max_frames: int | None = None) -> Unread:
-    """Find some utterances, and start to read them from the disk; arguments as of `collate`."""
+def find(store: StateReader, ids: Sequence[str], max_frames: int | None = None) -> Unread:
+    """Find some utterances in a store; arguments as of `collate`."""
     frames = store.audio_frames(ids)
     if max_frames is not None:
         frames = np.minimum(frames, max_frames)
     tokens = store.text_tokens(ids)
     audio, text = ([store.raw(kind, name) for name in ids] for kind in ("audio", "text"))
-    for places, lengths in ((audio, frames), (text, tokens)):
-        for (values, _), length in zip(places, lengths.tolist(), strict=True):
-            will_need(values[:length])
     return Unread(list(ids), audio, text, frames, tokens, store.audio_dim, store.text_dim)
+
+
+class _Readable(Protocol):
+    """An `Unread`, or what holds one."""
+
+    def will_read(self) -> None: ...
+
+
+_T = TypeVar("_T", bound=_Readable)
+
+
+def read_ahead(batches: Iterable[_T], count: int) -> Iterator[_T]:
+    """The same batches, each after the disk was asked for those up to `count` later.
+
+    A thread asks: where memory is short that takes time, since other pages have to go, but no GIL.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
+        asked: deque[tuple[_T, Future[None]]] = deque()
+        for batch in batches:
+            asked.append((batch, pool.submit(batch.will_read)))
+            if len(asked) > count:
+                yield _when_asked(*asked.popleft())
+        while asked:
+            yield _when_asked(*asked.popleft())
+
+
+def _when_asked(batch: _T, done: Future[None]) -> _T:
+    done.result()
+    return batch
 
 
 def collate(store: StateReader, ids: Sequence[str], max_frames: int | None = None) -> Batch:
@@ -149,7 +183,9 @@ def collate(store: StateReader, ids: Sequence[str], max_frames: int | None = Non
         ids: can be empty, for ranks without a row: the batch has shape [0, 1, dim].
         max_frames: number of audio frames to keep from the start of each clip; None: all.
     """
-    return will_read(store, ids, max_frames).read()
+    unread = find(store, ids, max_frames)
+    unread.will_read()
+    return unread.read()
 
 
 def _pad(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +62,10 @@ class InitialStates:
     def text(self, utterance_id: str) -> AnyArray:
         """Text states [tokens, text_dim]."""
         return self._states("text", utterance_id)
+
+    def each(self, modality: str, ids: Iterable[str]) -> Iterator[AnyArray]:
+        """`audio` or `text` of one utterance after the other."""
+        return map(self.audio if modality == "audio" else self.text, ids)
 
     def _states(self, section: Section, utterance_id: str) -> AnyArray:
         encoder = self._encoders.get(section)

@@ -144,8 +144,8 @@ def training_statistics(
     # In the order of the files, which are read once from start to end.
     order = np.argsort(store.rows(present), kind="stable")
     ordered = [present[position] for position in order]
-    audio, audio_clips = moments_of("audio", map(read.audio, ordered), read.audio_dim)
-    text, text_clips = moments_of("text", map(read.text, ordered), read.text_dim)
+    audio, audio_clips = moments_of("audio", read.each("audio", ordered), read.audio_dim)
+    text, text_clips = moments_of("text", read.each("text", ordered), read.text_dim)
     return StateStatistics(
         audio=audio,
         text=text,

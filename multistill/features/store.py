@@ -15,7 +15,8 @@ All processes of a node that read a store share one copy of it in the page cache
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from multistill.errors import MultistillError
 from multistill.features.dtypes import Dtype, StoredDtype, dtype_of, unpack
 from multistill.features.ids import Ids
 from multistill.features.index import INDEX, POSITION, Index
+from multistill.features.pages import read_at_random, will_need
 from multistill.typing import AnyArray, BoolArray, FloatArray, IntArray
 from multistill.workspace import read_json
 
@@ -34,6 +36,8 @@ FORMAT = 2
 INFO = "features.json"
 QUARANTINE = "quarantine.parquet"
 SHARDS = "shards"
+_AHEAD = 64
+"""Clips that `each` asks the disk for before it reads them: some 20 MB."""
 
 
 class _Batch:
@@ -169,14 +173,34 @@ class FeatureStore:
 
         Of an encoder that is trained from waves, its rows of int16 (`encoders.stored_inputs`).
         """
-        return unpack(*self.raw("audio", utterance_id), self.types["audio"])
+        return self._read("audio", utterance_id)
 
     def text(self, utterance_id: str) -> AnyArray:
         """Text states [tokens, text_dim], like `audio`."""
-        return unpack(*self.raw("text", utterance_id), self.types["text"])
+        return self._read("text", utterance_id)
+
+    def _read(self, modality: str, utterance_id: str) -> AnyArray:
+        values, scales = self.raw(modality, utterance_id)
+        will_need(values)
+        return unpack(values, scales, self.types[modality])
+
+    def each(self, modality: str, ids: Iterable[str]) -> Iterator[AnyArray]:
+        """`audio` or `text` of one utterance after the other; the disk reads the next meanwhile."""
+        asked: deque[tuple[AnyArray, FloatArray | None]] = deque()
+        for utterance_id in ids:
+            asked.append(self.raw(modality, utterance_id))
+            will_need(asked[-1][0])
+            if len(asked) > _AHEAD:
+                yield unpack(*asked.popleft(), self.types[modality])
+        while asked:
+            yield unpack(*asked.popleft(), self.types[modality])
 
     def raw(self, modality: str, utterance_id: str) -> tuple[AnyArray, FloatArray | None]:
-        """Stored values [length, dim] (a view of the mapped file) and int8 scales [dim]."""
+        """Stored values [length, dim] and int8 scales [dim].
+
+        The values are a view of the mapped file. Call `pages.will_need` before they are read:
+        the kernel reads single pages of it by itself.
+        """
         [place] = self.rows([utterance_id])
         shard, batch, row = (int(self._index.columns[name][place]) for name in POSITION)
         dim = self.audio_dim if modality == "audio" else self.text_dim
@@ -190,7 +214,10 @@ class FeatureStore:
         if batches is None:
             path = self.folder / SHARDS / self._files[shard]["file"]
             try:
-                reader = pa.ipc.open_file(pa.memory_map(str(path)))
+                # Of a buffer: Arrow asks for all of a record batch of a file when it is opened.
+                file = pa.memory_map(str(path)).read_buffer()
+                read_at_random(file)
+                reader = pa.ipc.open_file(file)
                 batches = [_Batch(reader.get_batch(i)) for i in range(reader.num_record_batches)]
             except (OSError, LookupError, AttributeError, pa.ArrowException) as error:
                 raise MultistillError(

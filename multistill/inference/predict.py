@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from multistill.corpora.manifest import read_manifest
-from multistill.features.collate import StateReader, collate, cut_by_padded_size
+from multistill.features.collate import StateReader, cut_by_padded_size, find, read_ahead
 from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
 from multistill.models.base import keeping_sequences
@@ -27,6 +27,8 @@ BATCH_FRAMES = 32_768
 """Padded audio frames plus text tokens per batch: about 128 MB at 1,024 values per frame."""
 JOINT_BATCH_FRAMES = 4096
 """The same of a model that runs an encoder: 80 seconds of audio."""
+_AHEAD = 1
+"""Batches that the disk reads during the computation of one."""
 
 
 def dialogue_context(model: Model, store: FeatureStore, manifest: Path) -> DialogueContext | None:
@@ -101,9 +103,10 @@ def predict(
         model.eval()
     try:
         with torch.inference_mode(), keeping_sequences(model, keep_sequences):
-            for rows in _by_length(frames, tokens, batch_frames):
-                batch_ids = [ids[row] for row in rows]
-                batch = collate(store, batch_ids, max_frames).to(device)
+            planned = list(_by_length(frames, tokens, batch_frames))
+            batches = (find(store, [ids[row] for row in rows], max_frames) for rows in planned)
+            for rows, unread in zip(planned, read_ahead(batches, _AHEAD), strict=True):
+                batch, batch_ids = unread.read().to(device), unread.ids
                 turns = context.batch(batch_ids) if model.spec.context_turns and context else None
                 output = model(
                     batch.audio,

@@ -1,7 +1,7 @@
 """Micro-batches on the device, read ahead of the computation.
 
-Without a GPU nothing computes while a thread reads, but the disk works: the pages of the next
-micro-batches are asked for before they are used.
+Without a GPU a thread that reads takes the cores from the computation, but the disk works beside
+it: the pages of the next micro-batches are asked for before they are used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from multistill.features.collate import Batch, Unread, will_read
+from multistill.features.collate import Batch, Unread, find, read_ahead
 from multistill.features.copies import StoreWithCopies
 from multistill.features.store import FeatureStore
 from multistill.models.context import DialogueContext
@@ -107,11 +107,15 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class _Found:
-    """Rows of a micro-batch, the ids of their clips, and where their states are."""
+    """The rows of a group, the ids of their clips, and where their states are."""
 
+    group: IntArray
     rows: IntArray
     ids: list[str]
     states: Unread
+
+    def will_read(self) -> None:
+        self.states.will_read()
 
 
 class Augmentation(Protocol):
@@ -155,13 +159,9 @@ class Prefetcher:
             row_groups: with an epoch, groups of its places in place of rows.
         """
         if self.device.type != "cuda":
-            ahead: deque[tuple[IntArray, _Found]] = deque()
-            for group in row_groups:
-                ahead.append((group, self._find(examples, group, epoch)))
-                if len(ahead) > _PREFETCH:
-                    yield self._read(examples, *ahead.popleft(), epoch).to(self.device)
-            while ahead:
-                yield self._read(examples, *ahead.popleft(), epoch).to(self.device)
+            unread = (self._find(examples, group, epoch) for group in row_groups)
+            for found in read_ahead(unread, _PREFETCH):
+                yield self._read(examples, found, epoch).to(self.device)
             return
         pending: deque[Future[MicroBatch]] = deque()
         with ThreadPoolExecutor(THREADS, thread_name_prefix="prefetch") as pool:
@@ -179,10 +179,12 @@ class Prefetcher:
     def _find_and_read(
         self, examples: Examples, group: IntArray, epoch: Epoch | None
     ) -> MicroBatch:
-        return self._read(examples, group, self._find(examples, group, epoch), epoch)
+        found = self._find(examples, group, epoch)
+        found.will_read()
+        return self._read(examples, found, epoch)
 
     def _find(self, examples: Examples, group: IntArray, epoch: Epoch | None) -> _Found:
-        """Find what a group reads; its pages are on their way to the memory then."""
+        """Find what a group reads."""
         rows, copies = group, None
         if epoch is not None:
             places = self.augmentation.places(epoch, group) if self.augmentation else group
@@ -190,14 +192,12 @@ class Prefetcher:
         names = ids = list(examples.ids.take(rows))
         if copies is not None and isinstance(self.store, StoreWithCopies):
             names = self.store.names(ids, copies.tolist())
-        return _Found(rows, ids, will_read(self.store, names, self.max_frames))
+        return _Found(group, rows, ids, find(self.store, names, self.max_frames))
 
-    def _read(
-        self, examples: Examples, group: IntArray, found: _Found, epoch: Epoch | None
-    ) -> MicroBatch:
+    def _read(self, examples: Examples, found: _Found, epoch: Epoch | None) -> MicroBatch:
         read = self._read_rows(examples, found)
         if epoch is not None and self.augmentation is not None:
-            read = self.augmentation(read, epoch, group)
+            read = self.augmentation(read, epoch, found.group)
         return replace(read, states=read.states.pin()) if self.device.type == "cuda" else read
 
     def _read_rows(self, examples: Examples, found: _Found) -> MicroBatch:

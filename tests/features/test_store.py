@@ -45,6 +45,17 @@ def test_every_clip_is_read_by_id_within_the_precision_of_the_stored_type(
             assert (np.abs(stored.astype(np.float32) - written) <= tolerance).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_each_gives_the_clips_in_the_order_asked_for(tmp_path: Path, dtype: str) -> None:
+    store = make_store(tmp_path, random_clips(150), dtype)
+    ids = [*store.ids[::-1], store.ids[3], store.ids[3]]  # more than are asked for ahead
+    for modality, read in (("audio", store.audio), ("text", store.text)):
+        found = list(store.each(modality, iter(ids)))
+        assert len(found) == len(ids)
+        for name, states in zip(ids, found, strict=True):
+            np.testing.assert_array_equal(states, read(name))
+
+
 def test_int8_keeps_a_small_channel_next_to_a_large_one() -> None:
     states = np.stack([np.linspace(-1e-3, 1e-3, 50), np.linspace(-500, 500, 50)], axis=1)
     values, scales = pack(states.astype(np.float32), "int8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,10 @@ def test_the_disk_reads_later_micro_batches_while_one_is_computed(
     sizes = 2 * np.cumsum([len(group) for group in groups])
     read = 0
     for number, micro_batch in enumerate(reader.micro_batches(data.train, groups)):
+        deadline = time.monotonic() + 60
+        while len(asked) < sizes[min(number + 8, 23)]:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
         assert len(asked) == sizes[min(number + 8, 23)]
         assert micro_batch.rows == groups[number].tolist()
         assert torch.equal(micro_batch.states.audio, plain[number].audio)
