@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from rows import add_row
 from torch import nn
 
 from multistill.audio import SAMPLE_RATE
@@ -76,11 +77,6 @@ def main() -> None:
     torch.set_num_threads(1)
     noise = np.random.default_rng(0).standard_normal(round(SECONDS * SAMPLE_RATE))
     wave = noise.astype(np.float32)
-    print(
-        "| row | parameters | MB | MB in 8 bits | front end, ms | head, ms | real-time factor ",
-        end="",
-    )
-    print("| head, dynamic int8, ms |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
     costs: list[float] = []
     for name, (preset, layer) in ROWS.items():
         front = encoder(layer)
@@ -108,15 +104,20 @@ def main() -> None:
             (stored_bytes(model, int8=int8) + front.info.params * (1 if int8 else 4)) / 1e6
             for int8 in (False, True)
         ]
-        print(
-            f"| {name} | {count:,} | {sizes[0]:.2f} | {sizes[1]:.2f} | {before:.1f} | {after:.1f} "
-            f"| {(before + after) / 1000 / SECONDS:.4f} | {median_ms(quantized, given.clips):.1f} |"
-        )
+        figures = {
+            "row": name,
+            "parameters": count,
+            "mb": round(sizes[0], 2),
+            "int8_mb": round(sizes[1], 2),
+            "front_end_ms": round(before, 2),
+            "head_ms": round(after, 2),
+            "real_time_factor": round((before + after) / 1000 / SECONDS, 5),
+            "dynamic_int8_ms": round(median_ms(quantized, given.clips), 2),
+        }
+        print(add_row("light_cost", figures), flush=True)
     if (missing := missing_package()) is not None:
-        print(f"\nopenSMILE: not measured, {missing}")
+        print(f"openSMILE: not measured, {missing}")
         return
-    print("\n| openSMILE and a linear classifier | values | ms | times light-student-s |")
-    print("| --- | --- | --- | --- |")
     for name in SETS:
         extract, values = extractor(name)
         weights = np.zeros((len(values), 4), np.float32)
@@ -125,7 +126,9 @@ def main() -> None:
             np.argmax(extract(wave) @ weights)
 
         cost = median_ms(classify, given.clips)
-        print(f"| {TITLES[name]} | {len(values):,} | {cost:.1f} | {cost / costs[0]:.1f} |")
+        figures = {"functionals": TITLES[name], "values": len(values), "ms": round(cost, 2)}
+        figures["times_light_student_s"] = round(cost / costs[0], 1)
+        print(add_row("light_cost", figures), flush=True)
 
 
 if __name__ == "__main__":

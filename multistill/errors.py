@@ -13,6 +13,10 @@ class UsageError(MultistillError):
     exit_code = 2
 
 
+class MissingPackageError(UsageError):
+    """A package of an extra is not installed here."""
+
+
 def known_cause(error: BaseException) -> BaseException:
     """Our own error inside what Ray wrapped around it, else the error itself.
 

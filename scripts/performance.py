@@ -8,6 +8,7 @@ is out of date.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -121,6 +122,9 @@ def measured(*sources: Any) -> str:
     lines = []
     for where, loads in texts.items():
         known = sorted(load for load in loads if load)
+        if len(known) > 2:  # of many rows: the range
+            values = sorted(float(each) for each in re.findall(r"[\d.]+", " ".join(known)))
+            known = [f"{values[0]} to {values[-1]}"] if values else known
         lines.append(f"*{where}{', load ' + ', '.join(known) if known else ''}.*")
     return "  \n".join(lines)
 
@@ -182,7 +186,7 @@ def _difference(share: Any) -> str:
 
 
 def percent(value: Any) -> str:
-    return NOT_MEASURED if isinstance(value, jinja2.Undefined) else f"{100 * value:.2g} %"
+    return NOT_MEASURED if isinstance(value, jinja2.Undefined) else f"{number(100 * value, 2)} %"
 
 
 def at_least(value: Any, target: float, unit: str = "") -> str:

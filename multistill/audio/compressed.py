@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from struct import pack, unpack
 
 from multistill.audio.errors import UnusableClipError
@@ -9,9 +10,30 @@ from multistill.audio.parts import FilePart, Promise, refuse_missing
 
 _SEARCHED = 1 << 16  # bytes of a page at most, and of what may precede the first MPEG frame
 _LAST_PAGE = 4
+_TAGS = 64  # a file has one or two
+_MOST_FRAMES = 2_000_000  # of 14 hours at 44.1 kHz, and the time of a file made to be counted
 _RATES_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # kbit/s, MPEG 1
 _RATES_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _SAMPLES = {3: 384, 2: 1152, 1: 1152}  # per frame, by the layer's bits; layer III of MPEG 2: 576
+
+
+def _frame_heads() -> re.Pattern[bytes]:
+    """Of MPEG audio frames: a search in Python would take seconds over a file of 0xFF."""
+    sync = [
+        byte
+        for byte in range(0xE0, 0x100)
+        if byte >> 3 & 3 != 1 and byte >> 1 & 3 != 0  # version, layer
+    ]
+    rates = [
+        byte
+        for byte in range(0x100)
+        if byte >> 4 not in (0, 15) and byte >> 2 & 3 != 3  # bit rate, sampling rate
+    ]
+    classes = [b"[" + re.escape(bytes(each)) + b"]" for each in (sync, rates)]
+    return re.compile(b"\xff" + b"".join(classes) + b".", re.DOTALL)
+
+
+_FRAME = _frame_heads()
 
 
 def flac_promise(part: FilePart, start: int) -> Promise:
@@ -40,9 +62,12 @@ def ogg_promise(part: FilePart, start: int) -> Promise:
 
 
 def id3_length(part: FilePart) -> int:
-    """Bytes of the ID3v2 tags at the beginning."""
+    """Bytes of the ID3v2 tags at the beginning, of `_TAGS` at most."""
     start = 0
-    while (head := part.read(start, 10))[:3] == b"ID3" and len(head) == 10:
+    for _ in range(_TAGS):
+        head = part.read(start, 10)
+        if head[:3] != b"ID3" or len(head) < 10:
+            break
         length = 0
         for byte in head[6:10]:
             length = length << 7 | byte & 0x7F
@@ -73,7 +98,7 @@ def mp3_without_length(part: FilePart, start: int) -> tuple[bytes, int] | None:
     if states_it_otherwise:
         at += _frame_length(head)
     count, varies = _count_frames(part, at)
-    if not varies and not states_it_otherwise:
+    if count == _MOST_FRAMES or (not varies and not states_it_otherwise):
         return None
     # Without a checksum and padding, at the first bit rate that leaves enough bytes.
     heads = (bytes([0xFF, head[1] | 1, rate << 4 | head[2] & 12, head[3]]) for rate in range(1, 15))
@@ -86,15 +111,15 @@ def mp3_without_length(part: FilePart, start: int) -> tuple[bytes, int] | None:
 def _count_frames(part: FilePart, at: int) -> tuple[int, bool]:
     """The number of frames of layer III from here on, and whether their bit rates differ.
 
-    What lies between two frames is passed over.
+    What lies between two frames is passed over. No more than `_MOST_FRAMES` are counted.
     """
     count, rates = 0, set[int]()
-    while at < part.size:
+    while at < part.size and count < _MOST_FRAMES:
         data = part.read(at, _SEARCHED)
         position = _next_frame(data, 0)
         if position is None:
             break
-        while position is not None and position + 4 <= len(data):
+        while position is not None and position + 4 <= len(data) and count < _MOST_FRAMES:
             count += 1
             rates.add(data[position + 2] >> 4)
             position += _frame_length(data[position : position + 4])
@@ -106,11 +131,8 @@ def _count_frames(part: FilePart, at: int) -> tuple[int, bool]:
 
 def _next_frame(data: bytes, at: int) -> int | None:
     """The first byte of a frame in `data`, from `at` on."""
-    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
-        if _is_frame(data[at : at + 4]):
-            return at
-        at += 1
-    return None
+    found = _FRAME.search(data, at)
+    return None if found is None else found.start()
 
 
 def _tag_offset(head: bytes) -> int:
@@ -168,10 +190,4 @@ def mpeg_promise(part: FilePart, start: int) -> Promise:
 
 def _is_frame(head: bytes) -> bool:
     """Whether four bytes are the head of an MPEG audio frame."""
-    return (
-        head[1] & 0xE0 == 0xE0
-        and head[1] >> 3 & 3 != 1  # version
-        and head[1] >> 1 & 3 != 0  # layer
-        and head[2] >> 4 not in (0, 15)  # bit rate
-        and head[2] >> 2 & 3 != 3  # sampling rate
-    )
+    return _FRAME.match(head) is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +11,7 @@ from typing import Annotated
 import typer
 
 from multistill.cli.options import JobWorkspace, Json, Model, Temperature, print_json
+from multistill.errors import UsageError
 
 
 def serve(
@@ -69,10 +72,21 @@ def serve(
     from multistill.serving.settings import ServingSettings
 
     check_temperature(temperature)
+    for option, value in {
+        "--cpus": cpus,
+        "--gpus": gpus,
+        "--max-mb": max_mb,
+        "--max-uploads-mb": max_uploads_mb,
+        "--max-seconds": max_seconds,
+        "--timeout": timeout,
+    }.items():
+        if not math.isfinite(value):
+            raise UsageError(f"{option}: {value} is no limit; write a number")
+    path = os.path.expanduser(model)  # noqa: PTH111, Path's raises for an unknown user
     settings = run.with_token(
         ServingSettings(
             # Replicas run in folders of their own.
-            model=str(path.absolute()) if (path := Path(model).expanduser()).exists() else model,
+            model=os.path.abspath(path) if os.path.exists(path) else model,  # noqa: PTH100, PTH110
             workspace=str(workspace.expanduser().absolute()),
             temperature=temperature,
             token_file=None if token_file is None else str(token_file.expanduser().absolute()),

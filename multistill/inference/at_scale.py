@@ -6,6 +6,7 @@ result, as long as clips and encoders are the same. They are removed when the re
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from multistill.tracking.logger import RunLogger
 from multistill.workspace import fingerprint
 
 CLIPS_PER_BATCH = 256
+_SURROGATES = re.compile("[\ud800-\udfff]")
 FEATURES = "features"
 
 Results = list[tuple[str, Prediction | str]]
@@ -90,9 +92,14 @@ def predict_at_scale(
 
 
 def _is_file(clip: NamedClip) -> bool:
-    """Whether the features stage encodes a clip: a file with a transcript that is text."""
-    valid = not control_characters(clip.input.text or "")
-    return clip.error is None and isinstance(clip.input.audio, str | Path) and valid
+    """Whether the features stage encodes a clip: a file with a transcript that is text.
+
+    Its manifest holds no file names that are not UTF-8.
+    """
+    if clip.error is not None or not isinstance(clip.input.audio, str | Path):
+        return False
+    names = clip.id + str(clip.input.audio)
+    return not control_characters(clip.input.text or "") and not _SURROGATES.search(names)
 
 
 def _write_manifest(clips: Sequence[NamedClip], with_text: bool, path: Path) -> None:
@@ -123,8 +130,13 @@ def _of_store(
     predictor: Predictor, folder: Path, only: Sequence[str] | None, unsure_below: float | None
 ) -> Iterator[Results]:
     store = FeatureStore(folder)
-    failed = read_table(folder / QUARANTINE, columns=["utterance_id", "reason"]).to_pylist()
-    yield [(row["utterance_id"], row["reason"]) for row in failed]
+    columns = ["utterance_id", "audio_path", "reason"]
+    failed = read_table(folder / QUARANTINE, columns=columns).to_pylist()
+    yield [
+        # A row has the file's name already.
+        (row["utterance_id"], row["reason"].removesuffix(f" ({Path(row['audio_path']).name})"))
+        for row in failed
+    ]
     for start in range(0, len(store.ids), CLIPS_PER_BATCH):
         ids = store.ids[start : start + CLIPS_PER_BATCH]
         answers = predictor.predict_stored(store, ids, only=only, unsure_below=unsure_below)

@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multistill.audio import SUFFIXES
 from multistill.corpora.loaders.csv_parquet import Table, open_table
 from multistill.corpora.records import Rejected
 from multistill.corpora.text import CorpusText
 from multistill.errors import UsageError
 from multistill.inference.clip import Input
 
-ENDINGS = (
-    *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au"),
-    *(".snd", ".caf", ".w64", ".rf64", ".sph", ".m4a", ".mp4"),
-)
+ENDINGS = SUFFIXES | {".m4a", ".mp4"}
 """Of the files that are taken from a folder."""
 TABLES = {".csv", ".tsv", ".parquet"}
 _COLUMNS = {"audio": ("audio", "audio_path"), "text": ("text",), "id": ("id", "utterance_id")}
@@ -69,6 +67,8 @@ def find_clips(audio: Sequence[str], text: str | None) -> list[NamedClip]:
 
 
 def _clips_of(name: str) -> Iterator[NamedClip]:
+    if not name:
+        raise UsageError("--audio is empty; name a file, a folder, a pattern or a table")
     path = Path(os.path.expanduser(name))  # noqa: PTH111, Path's raises for an unknown user
     if os.path.isdir(path):  # noqa: PTH112, Path.is_dir raises for what cannot be one
         files = sorted(
@@ -77,9 +77,8 @@ def _clips_of(name: str) -> Iterator[NamedClip]:
             if file.suffix.lower() in ENDINGS and not file.name.startswith(".") and file.is_file()
         )
         if not files:
-            raise UsageError(
-                f"there is no recording below `{name}` ({', '.join(ENDINGS)}); name another folder"
-            )
+            known = ", ".join(sorted(ENDINGS))
+            raise UsageError(f"there is no recording below `{name}` ({known}); name another folder")
         yield from (NamedClip(str(file), Input(file)) for file in files)
     elif path.suffix.lower() in TABLES:
         yield from _rows_of(path)

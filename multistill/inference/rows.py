@@ -10,7 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from multistill.corpora.paths import printable
 from multistill.errors import UsageError
+from multistill.full_disk import is_full, writing
 from multistill.inference.predictor import Prediction
 from multistill.workspace import atomic_path
 
@@ -20,8 +22,9 @@ FORMATS = (".jsonl", ".csv", ".parquet")
 
 def row_of(name: str, result: Prediction | str) -> Row:
     """A row with the clip's id, of a prediction or of the reason why there is none."""
+    name = printable(name)  # of a file, whose name may be no UTF-8
     if isinstance(result, str):
-        return {"id": name, "error": result}
+        return {"id": name, "error": printable(result)}
     return {"id": name, **asdict(result)}
 
 
@@ -41,22 +44,27 @@ def writer(
 
     Raises:
         UsageError: the ending names no format, or the file cannot be written.
+        FullDiskError: its disk is full.
     """
     ending = path.suffix.lower()
     if ending not in FORMATS:
         raise UsageError(
             f"--out {path}: `{ending}` is no format; use an ending of {', '.join(FORMATS)}"
         )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path, concurrent=True) as temporary, ExitStack() as stack:
+    with writing(path.parent, "shards that were encoded"), ExitStack() as stack:
+        try:
+            temporary = stack.enter_context(atomic_path(path, concurrent=True))
             if ending == ".parquet":
-                yield stack.enter_context(_parquet(temporary, labels, dimensions))
+                write = stack.enter_context(_parquet(temporary, labels, dimensions))
             else:
                 stream = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
-                yield _jsonl(stream) if ending == ".jsonl" else _csv(stream, labels, dimensions)
-    except OSError as error:
-        raise UsageError(f"--out {path} cannot be written ({error.strerror or error})") from error
+                write = _jsonl(stream) if ending == ".jsonl" else _csv(stream, labels, dimensions)
+        except OSError as error:
+            if is_full(error):
+                raise
+            reason = error.strerror or error
+            raise UsageError(f"--out {path} cannot be written ({reason})") from error
+        yield write
 
 
 def _jsonl(stream: TextIO) -> Callable[[Sequence[Row]], None]:

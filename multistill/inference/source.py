@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from multistill.config import TrackingConfig
+from multistill.corpora.paths import printable
 from multistill.errors import UsageError
 from multistill.models.files import CONFIG, WEIGHTS, read_model_config
 from multistill.tracking.registry import model_in
@@ -44,8 +46,9 @@ def found_model(model: str | Path, workspace: Path) -> Iterator[tuple[Path, str 
         with tempfile.TemporaryDirectory(prefix="multistill-") as into:
             yield _downloaded(text, workspace, Path(into))
         return
-    path = Path(model).expanduser()
-    if path.exists():
+    # Path's own methods raise for an unknown user and for what cannot be a path.
+    path = Path(os.path.expanduser(model))  # noqa: PTH111
+    if os.path.exists(path):  # noqa: PTH110
         yield model_in(path.parent if path.name in {CONFIG, WEIGHTS} else path), None
         return
     yield _best_student(text, workspace), None
@@ -81,15 +84,15 @@ def _best_student(name: str, workspace: Path) -> Path:
         UsageError: no such job has finished, or it has no student.
     """
     root = Workspace(workspace)
-    report = root.root / "reports" / file_name(name) / "latest" / "report.json"
     try:
+        report = root.root / "reports" / file_name(name) / "latest" / "report.json"
         stages = read_json(report)["stages"]
-    except (OSError, ValueError, KeyError):
+        fingerprints = {stage["name"]: str(stage["fingerprint"]) for stage in stages}
+    except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(
-            f"`{name}` is neither a model folder nor a job that has finished in `{root.root}`; "
-            "give one of them, or the workspace of the job"
+            f"`{printable(name)}` is neither a model folder nor a job that has finished in "
+            f"`{root.root}`; give one of them, or the workspace of the job"
         ) from None
-    fingerprints = {stage["name"]: str(stage["fingerprint"]) for stage in stages}
     folders = [
         root.folder("models", str(model["fingerprint"]))
         for stage in _STAGES

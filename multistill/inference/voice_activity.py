@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from multistill.audio import SAMPLE_RATE
-from multistill.errors import UsageError
+from multistill.errors import MissingPackageError
 from multistill.inference.stream_settings import SegmentSettings
 from multistill.typing import FloatArray
 
@@ -38,7 +38,7 @@ class SileroVoiceActivity:
     """silero-vad on one stream, on one thread; all streams of a process share the network.
 
     Raises:
-        UsageError: the packages of the extra `stream` are not installed.
+        MissingPackageError: the packages of the extra `stream` are not installed.
     """
 
     def __init__(self) -> None:
@@ -60,13 +60,13 @@ def require_silero() -> Path:
     """The file of the network.
 
     Raises:
-        UsageError: the packages of the extra `stream` are not installed.
+        MissingPackageError: the packages of the extra `stream` are not installed.
     """
     package = find_spec("silero_vad")
     folders = (package.submodule_search_locations if package else None) or []
     found = [Path(folder, _FILE) for folder in folders if Path(folder, _FILE).is_file()]
     if not found or find_spec("onnxruntime") is None:
-        raise UsageError(
+        raise MissingPackageError(
             "streams need the packages silero-vad and onnxruntime; run "
             "`pip install 'multistill[stream]'`"
         )

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -48,6 +49,24 @@ _PICKLES = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.ckpt")
 
 Role = Literal["teacher", "student", "control"]
 Output = Literal["logits", "shares", "one-vs-rest"]
+
+
+class _Config(BaseModel):
+    """What every reader of config.json relies on."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    sha256: str
+    spec: dict[str, Any]
+    labels: list[str]
+    output: Output
+    audio_dim: int
+    text_dim: int
+    max_frames: int | None = Field(ge=1)
+    encoders: dict[str, dict[str, Any]]
+    dtype: str
+    temperature: float | None = Field(gt=0)
+    training: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -171,7 +190,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     """Read config.json of a model folder.
 
     Raises:
-        DamagedModelError: it is missing or not JSON.
+        DamagedModelError: it is missing, not JSON, or a field that all models have is.
         MultistillError: it has another format version, or the folder holds pickles only.
     """
     try:
@@ -198,6 +217,14 @@ def read_model_config(folder: Path) -> dict[str, Any]:
             f"{folder / CONFIG} has format {config.get('format')}, this version reads {FORMAT}; "
             "use the version of multistill that wrote it"
         )
+    try:
+        _Config.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DamagedModelError(
+            f"{folder / CONFIG} is damaged ({'.'.join(map(str, first['loc']))}: {first['msg']}); "
+            "remove the folder and run the job again"
+        ) from error
     return config
 
 
@@ -219,6 +246,8 @@ def load_model(folder: Path, expect: Mapping[str, Any] | None = None) -> Model:
     with reading(folder / CONFIG):
         spec = ModelSpec.from_dict(config["spec"])
         dims = int(config["audio_dim"]), int(config["text_dim"])
+        if len(config["labels"]) != spec.num_classes:
+            raise ValueError(f"{len(config['labels'])} labels and {spec.num_classes} outputs")
         sources = trained_encoders_of(folder, config)
         if not sources:
             _refuse_size(spec, dims, folder / WEIGHTS)

@@ -26,6 +26,8 @@ HEALTH_CHECK_SECONDS = 1.0
 """Between questions whether a replica lives: a dead one has no successor before (Serve's 10 s)."""
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 """Of Serve's processes: a line per request costs time, and /metrics counts them."""
+DESCRIPTIONS = 32
+"""Questions for the description of the model that a replica takes beside predictions."""
 CONNECTIONS = 1000
 """Requests that the HTTP process holds at a time, uploads and streams included."""
 
@@ -108,7 +110,8 @@ def application(settings: ServingSettings) -> serve.Application:
         num_replicas=settings.replicas,
         # Predictions wait in the replicas: Serve's router asks a full one again after pauses only,
         # and with 128 clients most of the time went into these.
-        max_ongoing_requests=settings.max_requests,
+        # Questions for the model's description need room too while all predictions are taken.
+        max_ongoing_requests=settings.max_requests + DESCRIPTIONS,
         max_queued_requests=settings.max_requests,
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         graceful_shutdown_timeout_s=settings.timeout_s,

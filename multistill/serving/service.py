@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -91,9 +92,22 @@ class Service:
     def check_caller(self, connection: HTTPConnection) -> None:
         """Refuse who may not ask: without the token, or a page of another site.
 
+        A browser takes a page of another site for one of this server where the site's name
+        resolves to this machine by now (DNS rebinding): its `Origin` is the `Host`, so without a
+        token a server that only this machine reaches answers to the names of this machine alone.
+
         Raises:
             RefusedError: see there.
         """
+        address, _ = connection.scope.get("server") or ("", None)
+        host = urlsplit(f"//{connection.headers.get('host', '')}").hostname
+        if self.token is None and _is_loopback(address) and not _is_loopback(host):
+            raise RefusedError(
+                403,
+                "other host",
+                "without a token this server answers on its own machine only, as localhost or "
+                "127.0.0.1; start it with --token-file to reach it by another name",
+            )
         origin = connection.headers.get("origin")
         if origin and _netloc(origin) != connection.headers.get("host"):
             raise RefusedError(
@@ -118,6 +132,13 @@ class Service:
         finally:
             self._predictions -= 1
             self.metrics.predictions.dec()
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return host == "localhost" or (host is not None and ip_address(host).is_loopback)
+    except ValueError:
+        return False
 
 
 def _netloc(origin: str) -> str:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from multistill.audio import SAMPLE_RATE
 from multistill.audio.errors import UnusableClipError
-from multistill.errors import MultistillError, UsageError
+from multistill.errors import MissingPackageError, MultistillError, UsageError
 from multistill.inference.predictor import Prediction, check_options
 from multistill.inference.stream_settings import StreamSettings
 from multistill.inference.streaming import NoRoomError, SamplesPredictor, StreamingPredictor
 from multistill.serving.backend import Served
 from multistill.serving.clips import Clip
 from multistill.serving.refusals import Refusal, RefusedError, of_clip
+from multistill.serving.settings import MEGABYTE
 from multistill.serving.tokens import PROTOCOL
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from multistill.serving.service import Service
     from multistill.typing import FloatArray
+
+_T = TypeVar("_T")
 
 IDLE_SECONDS = 60.0
 """Without a message, after which a stream is closed."""
@@ -115,6 +118,8 @@ def add_stream(app: FastAPI, service: Service) -> None:
             refusal = error.refusal
         except UnusableClipError as error:
             refusal = of_clip(error)
+        except MissingPackageError as error:
+            refusal = Refusal(503, "not possible", str(error))
         except UsageError as error:
             refusal = Refusal(422, "invalid options", str(error))
         except MultistillError as error:
@@ -137,6 +142,7 @@ class _Stream:
         self._bytes_waiting = 0
         self._ended = False
         self._arrived = asyncio.Event()
+        self._reader: asyncio.Task[None]
 
     async def run(self) -> None:
         """Answer until the client ends the stream.
@@ -146,37 +152,47 @@ class _Stream:
             WebSocketDisconnect: it left.
         """
         options = _Options(self._socket)
-        served = await self._service.served()
         loop = asyncio.get_running_loop()
-        predictor = RemotePredictor(self._service, served, loop)
-        streaming = await loop.run_in_executor(self._threads, options.start, predictor)
-        await self._socket.send_json(
-            {"event": "ready", "model": served.model, "notes": list(streaming.notes)}
-        )
-        reader = asyncio.create_task(self._read(options.rate))
+        self._reader = asyncio.create_task(self._read(options.rate))
         try:
-            await self._judge(streaming, options, reader)
+            served = await self._unless_refused(self._service.served())
+            predictor = RemotePredictor(self._service, served, loop)
+            streaming = await self._in_thread(partial(options.start, predictor))
+            await self._socket.send_json(
+                {"event": "ready", "model": served.model, "notes": list(streaming.notes)}
+            )
+            await self._judge(streaming, options)
         finally:
-            reader.cancel()
+            self._reader.cancel()
         await self._socket.send_json({"event": "end", "at": streaming.position})
 
-    async def _judge(
-        self, streaming: StreamingPredictor, options: _Options, reader: asyncio.Task[None]
-    ) -> None:
+    async def _in_thread(self, call: Callable[[], _T]) -> _T:
         loop = asyncio.get_running_loop()
+        return await self._unless_refused(loop.run_in_executor(self._threads, call))
+
+    async def _unless_refused(self, awaitable: Awaitable[_T]) -> _T:
+        """The result, or at once the reason for which nobody reads the socket any more."""
+        future = asyncio.ensure_future(awaitable)
+        await asyncio.wait({future, self._reader}, return_when=asyncio.FIRST_COMPLETED)
+        if self._reader.done():
+            future.cancel()
+            self._reader.result()
+        return await future
+
+    async def _judge(self, streaming: StreamingPredictor, options: _Options) -> None:
         per_second = _BYTES * options.rate
         while True:
             await self._arrived.wait()
-            if reader.done():
-                reader.result()
+            if self._reader.done():
+                self._reader.result()
             chunk = self._next(int(PUSH_SECONDS * options.rate) * _BYTES)
             if chunk:
                 samples = np.frombuffer(chunk, "<i2")
                 waiting = self._bytes_waiting / per_second if options.keep_up else 0.0
                 push = partial(streaming.push, samples, waiting=waiting)
-                events = await loop.run_in_executor(self._threads, push)
+                events = await self._in_thread(push)
             elif self._ended:
-                events = await loop.run_in_executor(self._threads, streaming.finish)
+                events = await self._in_thread(streaming.finish)
             else:
                 self._arrived.clear()
                 continue
@@ -200,15 +216,20 @@ class _Stream:
         return chunk
 
     async def _read(self, rate: int) -> None:
-        """Take messages as they come: Serve's proxy would keep any number in memory.
+        """Take messages as they come until cancelled: Serve's proxy would keep any number of them.
 
         Raises:
-            RefusedError: too much is sent, or nothing for too long.
+            RefusedError: too much is sent, for too long, or nothing for too long.
+            WebSocketDisconnect: the client left.
         """
         settings = self._service.settings
+        per_second = rate * _BYTES
+        most = min(settings.max_seconds * per_second, settings.max_mb * MEGABYTE)
+        loop = asyncio.get_running_loop()
+        closed = loop.time() + settings.max_stream_seconds + IDLE_SECONDS
         total = 0
         try:
-            while not self._ended:
+            while True:
                 data = await self._message()
                 if len(data) % _BYTES:
                     raise RefusedError(
@@ -220,19 +241,20 @@ class _Stream:
                 self._bytes_waiting += len(data)
                 self._waiting.append(data)
                 self._arrived.set()
-                if total > settings.max_stream_seconds * rate * _BYTES:
+                late = not self._ended and loop.time() > closed
+                if late or total > settings.max_stream_seconds * per_second:
                     raise RefusedError(
                         413,
                         "too long",
                         f"the stream is longer than the {settings.max_stream_seconds:g} s that "
                         "this server reads; open another",
                     )
-                if self._bytes_waiting > settings.max_seconds * rate * _BYTES:
+                if self._bytes_waiting > most:
                     raise RefusedError(
                         413,
                         "too fast",
-                        f"more than {settings.max_seconds:g} s of sound wait to be judged; send "
-                        "it more slowly",
+                        f"more than {most / per_second:g} s of sound wait to be judged; send it "
+                        "more slowly",
                     )
         finally:
             self._ended = True
@@ -246,7 +268,8 @@ class _Stream:
             WebSocketDisconnect: the client left.
         """
         try:
-            message = await asyncio.wait_for(self._socket.receive(), IDLE_SECONDS)
+            limit = None if self._ended else IDLE_SECONDS
+            message = await asyncio.wait_for(self._socket.receive(), limit)
         except TimeoutError:
             raise RefusedError(
                 408,
@@ -256,6 +279,8 @@ class _Stream:
             ) from None
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))
+        if self._ended:
+            raise RefusedError(422, "not samples", "a message came after `end`; open a new stream")
         if (text := message.get("text")) is not None:
             if text != "end":
                 raise RefusedError(

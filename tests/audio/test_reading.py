@@ -16,8 +16,10 @@ from helpers.recordings import RATE, STATED, UNSEEKABLE, chunk, encoded, noise, 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from multistill.audio import compressed
 from multistill.audio.digests import Digests, digest_of
 from multistill.audio.errors import UnusableClipError
+from multistill.audio.parts import FilePart
 from multistill.audio.reading import convert, opened, read_header, read_sound
 
 FRAMES = 40_000
@@ -489,3 +491,21 @@ def test_samples_in_memory_are_read_as_those_of_a_file(
         for found in (read_sound(content, max_seconds=seconds), convert(samples, rate, seconds)):
             np.testing.assert_array_equal(found.samples, wanted.samples)
             assert found.cut == wanted.cut and found.header[:3] == wanted.header[:3]
+
+
+def test_a_file_made_of_tags_or_frames_is_not_counted_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b"ID3" + bytes(7)
+    with (tmp_path / "tags").open("w+b") as file:
+        file.write(data * 1000)
+        file.flush()
+        part = FilePart(file.fileno(), len(data) * 1000, data)
+        assert compressed.id3_length(part) == 640
+    path = tmp_path / "clip"
+    path.write_bytes(without_header(encoded(tmp_path, "MP3", "MPEG_LAYER_III", noise(80_000))))
+    with path.open("rb") as file:
+        part = FilePart(file.fileno(), path.stat().st_size, b"")
+        assert compressed.mp3_without_length(part, 0) is not None
+        monkeypatch.setattr(compressed, "_MOST_FRAMES", 10)
+        assert compressed.mp3_without_length(part, 0) is None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +16,9 @@ from helpers.predictor_case import LABELS, save_predictor, speech_like
 
 from multistill import Predictor
 from multistill.cli.app import main
+from multistill.errors import UsageError
+from multistill.full_disk import FullDiskError
+from multistill.inference.rows import FORMATS, writer
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +134,46 @@ def test_a_file_that_is_written_appears_only_complete(
         main(["predict", str(home / "model"), "--audio", str(home / "clips"), "--out", str(out)])
     assert end.value.code == 130
     assert out.read_text() == "before" and list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_file_name_that_is_no_utf8_costs_nothing(
+    home: Path, tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    name = os.fsdecode(b"\xb0\xa8.wav")
+    soundfile.write(str(folder / "a.wav"), speech_like(1.0), 16_000)
+    (folder / "a.wav").rename(folder / name)
+    (folder / os.fsdecode(b"\xb1.wav")).write_bytes(b"no sound")
+    out = tmp_path / f"found{ending}"
+    code, _, err = run(capsys, home / "model", "--audio", folder, "--out", out)
+    assert code == 1 and "1 of 2 clips" in err
+    assert b"\\xb0" in out.read_bytes()
+
+
+def test_an_empty_name_is_not_the_current_folder(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, home / "model", "--audio", "")
+    assert code == 2 and "--audio is empty" in err
+
+
+def test_errors_of_the_work_are_not_those_of_the_file_that_is_written(tmp_path: Path) -> None:
+    for number, kind in ((errno.EACCES, PermissionError), (errno.ENOSPC, FullDiskError)):
+        with pytest.raises(kind), writer(tmp_path / "found.csv", LABELS, ()):
+            raise OSError(number, os.strerror(number))
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UsageError, match="cannot be written"),
+        writer(tmp_path / "file" / "found.csv", LABELS, ()),
+    ):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_limit_of_a_server_is_a_number(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option, value in (("--timeout", "inf"), ("--max-seconds", "inf")):
+        with pytest.raises(SystemExit) as end:
+            main(["serve", str(home / "model"), option, value])
+        assert end.value.code == 2 and f"{option}: {value}" in capsys.readouterr().err

@@ -239,6 +239,15 @@ def _edit(**changes: Any) -> Callable[[Path], None]:
     return edit
 
 
+def _without(name: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        del config[name]
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return edit
+
+
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "is not a model folder"),
     "cut config": (lambda folder: (folder / "config.json").write_text("{"), "is damaged"),
@@ -262,6 +271,14 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         _edit(encoders={k: {"settings": {"model": "log-mel", "x": 1}} for k in ("speech", "text")}),
         "settings that this version does not know",
     ),
+    "labels of another model": (_edit(labels=["joy"]), "1 labels and "),
+    "no labels": (_edit(labels=None), "labels: Input should be a valid list"),
+    "temperature 0": (_edit(temperature=0), "temperature: Input should be greater than 0"),
+    "unknown output": (_edit(output="odds"), "output: Input should be 'logits'"),
+    "unknown dtype": (_edit(dtype="int4"), "settings that this version does not know"),
+    "no dtype": (_without("dtype"), "dtype: Field required"),
+    "no training": (_without("training"), "training: Field required"),
+    "encoders without values": (_edit(encoders={"speech": None}), "encoders.speech: Input should"),
     "no encoders": (_edit(encoders={}), "does not say which speech encoder it reads"),
 }
 
@@ -292,6 +309,9 @@ def test_a_broken_or_foreign_model_folder_is_one_sentence(
 def test_neither_model_nor_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, reason in (
         ("nothing", "neither a model folder nor a job"),
+        ("a" * 300, "neither a model folder nor a job"),
+        ("\udcff", "neither a model folder nor a job"),
+        ("~nobody-at-all/m", "neither a model folder nor a job"),
         ("models:/nothing@champion", "there is no MLflow database"),
         ("runs:/0123", "there is no MLflow database"),
     ):

@@ -202,3 +202,22 @@ def test_an_unexpected_error_is_told_without_its_text(
         text = http.get("/metrics").text
         assert 'multistill_requests_total{path="/predict",status="500"} 1.0' in text
         assert "multistill_predictions_in_progress 0.0" in text
+
+
+def test_a_server_of_this_machine_has_no_other_name(predictor: Predictor) -> None:
+    """A page whose name resolves to this machine by now is of the same origin to a browser."""
+    for token, host, status in (
+        (None, "127.0.0.1:8000", 200),
+        (None, "localhost:8000", 200),
+        (None, "[::1]:8000", 200),
+        (None, "evil.example:8000", 403),
+        (None, "", 403),
+        (TOKEN, "emotions.example", 200),
+    ):
+        with client(predictor, token) as (http, _):
+            http.base_url = "http://127.0.0.1:8000"
+            headers = {"Host": host, "Origin": f"http://{host}"}
+            if token:
+                headers["Authorization"] = f"Bearer {token}"
+            reply = http.post("/predict", files={"text": (None, "good day")}, headers=headers)
+            assert reply.status_code == status, (host, reply.text)

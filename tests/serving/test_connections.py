@@ -19,7 +19,7 @@ KIND = "multipart/form-data; boundary=b"
 
 
 def head(length: int) -> bytes:
-    lines = ("POST /predict HTTP/1.1", "Host: h", f"Content-Type: {KIND}")
+    lines = ("POST /predict HTTP/1.1", "Host: localhost", f"Content-Type: {KIND}")
     return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode()
 
 
@@ -60,7 +60,9 @@ def test_a_request_that_stops_in_the_middle_holds_nobody_up(
 def test_uploads_at_a_time_are_bounded_in_bytes(predictor: Predictor, announced: bool) -> None:
     """Of six uploads of 1 MB that do not end, at most four find room; later there is some again."""
     length = f"Content-Length: {2 * 10**6}" if announced else "Transfer-Encoding: chunked"
-    start = "\r\n".join(["POST /predict HTTP/1.1", "Host: h", f"Content-Type: {KIND}", length])
+    start = "\r\n".join(
+        ["POST /predict HTTP/1.1", "Host: localhost", f"Content-Type: {KIND}", length]
+    )
     part = BODY.replace(b'"text"', b'"audio"; filename="a"').removesuffix(b"\r\n--b--\r\n")
     part += b"x" * 10**6
     sent = part if announced else b"%x\r\n%s\r\n" % (len(part), part)

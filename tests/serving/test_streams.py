@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,10 +15,11 @@ from helpers.serving_case import TOKEN, LoudIsSpeech, client
 from starlette.websockets import WebSocketDisconnect
 
 from multistill import Predictor
+from multistill.errors import MissingPackageError
 from multistill.inference import streaming
 from multistill.inference.stream_settings import StreamSettings
 from multistill.inference.streaming import Final, StreamingPredictor
-from multistill.serving import service
+from multistill.serving import service, streams
 from multistill.serving.refusals import RefusedError
 
 SAMPLES = np.concatenate(
@@ -206,3 +208,52 @@ def test_a_page_of_another_site_gets_no_stream(predictor: Predictor) -> None:
         http.websocket_connect("/stream", headers={"Origin": "https://example.org"}) as socket,
     ):
         assert socket.receive_json()["reason"] == "other site"
+
+
+def test_nothing_follows_the_end(predictor: Predictor) -> None:
+    with client(predictor) as (http, backend):
+        with http.websocket_connect("/stream") as socket:
+            assert socket.receive_json()["event"] == "ready"
+            backend.released.clear()  # no prediction comes, and the socket is read all the same
+            send(socket, PCM)
+            socket.send_bytes(bytes(1000))
+            *_, error = rest(socket)
+        backend.released.set()
+    assert "a message came after `end`" in error["error"]
+
+
+def test_messages_without_sound_keep_no_stream_open(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "IDLE_SECONDS", 0.2)
+    with (
+        client(predictor, max_stream_seconds=0.1) as (http, _),
+        http.websocket_connect("/stream") as socket,
+    ):
+        assert socket.receive_json()["event"] == "ready"
+        for _ in range(400):
+            socket.send_bytes(b"")
+            time.sleep(0.001)
+        assert socket.receive_json()["reason"] == "too long"
+
+
+def test_the_limit_on_waiting_sound_is_one_of_bytes_too(predictor: Predictor) -> None:
+    with (
+        client(predictor, max_mb=0.1) as (http, _),
+        http.websocket_connect("/stream?rate=192000&keep_up=false") as socket,
+    ):
+        assert socket.receive_json()["event"] == "ready"
+        socket.send_bytes(bytes(200_000))
+        *_, error = rest(socket)
+    assert error["reason"] == "too fast" and "more than 0.26" in error["error"]
+
+
+def test_a_server_without_the_packages_of_streams_says_so(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise MissingPackageError("streams need the packages silero-vad and onnxruntime")
+
+    monkeypatch.setattr(streaming, "SileroVoiceActivity", missing)
+    with client(predictor) as (http, _), http.websocket_connect("/stream") as socket:
+        assert socket.receive_json()["reason"] == "not possible"
