@@ -292,14 +292,12 @@ class Workspace:
             file_lock.acquire(timeout=0)
         except Timeout:
             return None
-        target = path.with_name(f".{path.name.strip('.')}.{uuid.uuid4().hex}{DELETED}")
         try:
-            path.rename(target)
+            return _set_aside(path)
         except FileNotFoundError:
             return None
         finally:
             file_lock.release()
-        return target
 
     def _lock_file(self, name: str) -> Path:
         return self.root / "locks" / f"{name}.lock"
@@ -313,6 +311,7 @@ class Workspace:
         config: Any = None,
         inputs: Mapping[str, str] | None = None,
         provenance: Mapping[str, Any] | None = None,
+        is_intact: Callable[[Artifact], bool] = lambda artifact: True,
         log: Callable[[str], None] | None = None,
     ) -> Artifact:
         """Return the artifact; build it if it does not exist.
@@ -320,14 +319,22 @@ class Workspace:
         Args:
             build: writes the artifact into the given folder and returns a small JSON summary.
                 The folder can contain files of an attempt that was killed: resume or clear it.
+            is_intact: whether what a finished artifact refers to is as it was; one that is not is
+                deleted and built again. Asked under the artifact's lock, so that nobody deletes
+                what another process has just built.
 
         Raises:
             whatever `build` raises; the partial folder is kept for the next attempt.
         """
-        with self.lock(_lock_name(kind, fingerprint), log):
+        name = _lock_name(kind, fingerprint)
+        with self.lock(name, log):
             artifact = self.find(kind, fingerprint)
-            if artifact is not None:
+            if artifact is not None and is_intact(artifact):
                 return artifact
+            if artifact is not None:
+                if log:
+                    log(f"{name} refers to files that are gone or changed; it is made again")
+                shutil.rmtree(_set_aside(artifact.path))
             partial = self.partial(kind, fingerprint)
             partial.mkdir(parents=True, exist_ok=True)
             start = time.monotonic()
@@ -363,6 +370,13 @@ def _lock_problem(path: Path) -> str | None:
         except OSError:
             return None
     return "a lock that is held is given a second time"
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a folder that is to be deleted, so that a part of it is never taken for the whole."""
+    target = path.with_name(f".{path.name.strip('.')}.{uuid.uuid4().hex}{DELETED}")
+    path.rename(target)
+    return target
 
 
 def _lock_name(kind: str, fingerprint: str) -> str:

@@ -20,6 +20,7 @@ import multistill
 from multistill.errors import MultistillError, UsageError
 from multistill.workspace import (
     MAX_NAME_BYTES,
+    Artifact,
     Workspace,
     atomic_path,
     canonical,
@@ -116,6 +117,26 @@ def test_make_builds_an_artifact_once(tmp_path: Path) -> None:
     assert second.path == first.path == tmp_path / "stage" / "f1"
     assert second.summary == {"rows": 3}
     assert second.meta["inputs"] == {"in": "f0"}
+
+
+def test_an_artifact_that_is_not_intact_is_made_again_under_its_lock(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path).open()
+    said: list[str] = []
+
+    def is_lost(artifact: Artifact) -> bool:
+        assert workspace.is_building("stage", "f1")
+        return False
+
+    first = workspace.make("stage", "f1", lambda out: {"number": 1}, is_intact=is_lost)
+    assert first.summary == {"number": 1}
+    again = workspace.make(
+        "stage", "f1", lambda out: {"number": 2}, is_intact=is_lost, log=said.append
+    )
+    assert again.summary == {"number": 2}
+    assert said == ["stage-f1 refers to files that are gone or changed; it is made again"]
+    assert [path.name for path in (tmp_path / "stage").iterdir()] == ["f1"]
+    kept = workspace.make("stage", "f1", lambda out: {"number": 3}, is_intact=lambda _: True)
+    assert kept.summary == {"number": 2}
 
 
 def test_failed_build_leaves_no_artifact_but_keeps_its_files(tmp_path: Path) -> None:

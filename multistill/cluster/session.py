@@ -126,13 +126,18 @@ def set_environment(resources: ResourcesConfig) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token" if not _address(resources) else _auth_mode())
 
 
-def init_local(resources: ResourcesConfig, dashboard: bool) -> None:
+def init_local(
+    resources: ResourcesConfig, dashboard: bool, is_unwanted: Callable[[], bool] = lambda: False
+) -> None:
     """Start a Ray of this process alone; see `start`.
+
+    Args:
+        is_unwanted: asked before a second attempt, which is then left out.
 
     Raises:
         RayStartError: it does not start.
     """
-    _init(None, _local_options(resources, dashboard))
+    _init(None, _local_options(resources, dashboard), is_unwanted)
 
 
 def is_private(resources: ResourcesConfig) -> bool:
@@ -157,7 +162,11 @@ def check(resources: ResourcesConfig) -> None:
         raise RayStartError(*problem)
 
 
-def _init(address: str | None, options: dict[str, Any]) -> None:
+def _init(
+    address: str | None,
+    options: dict[str, Any],
+    is_unwanted: Callable[[], bool] = lambda: False,
+) -> None:
     import ray
 
     for is_last_attempt in (False, True):
@@ -168,7 +177,8 @@ def _init(address: str | None, options: dict[str, Any]) -> None:
         except Exception as error:
             # Ray gives its own processes 30 s to start; the first time, from a cold or busy
             # disk, their imports can take longer.
-            if is_last_attempt or address or "timed out during startup" not in str(error):
+            is_slow = address is None and "timed out during startup" in str(error)
+            if is_last_attempt or not is_slow or is_unwanted():
                 raise _failure(address, error) from error
             ray.shutdown()
 

@@ -12,6 +12,9 @@ WEBHOOK = "MULTISTILL_WEBHOOK"
 """Environment variable with the address of the webhook. Addresses of webhooks are secrets, so
 none stands in a job file."""
 
+NOTIFY_COMMAND = "MULTISTILL_NOTIFY_COMMAND"
+"""Environment variable with the command that is told. It may hold a secret, as an argument."""
+
 Event = Literal["end", "failure", "champion"]
 Variable = Annotated[str, StringConstraints(pattern=rf"^{WEBHOOK}(_[A-Z0-9_]+)?$")]
 

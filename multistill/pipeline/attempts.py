@@ -46,7 +46,8 @@ def _parts(folder: Path) -> Iterator[str]:
             continue
         try:
             if path.name == JOURNAL:
-                yield f"{len(_ENDED_TRIAL.findall(path.read_text(encoding='utf-8')))} trials"
+                text = path.read_text(encoding="utf-8", errors="replace")
+                yield f"{len(_ENDED_TRIAL.findall(text))} trials"
             elif path.is_file() and path.suffix not in {".log", ".lock"}:
                 size = path.stat().st_size
                 small = path.read_bytes() if size < _SMALL else b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,9 @@ CLUSTER = "the cluster"
 def machine_of(job: JobConfig, resources: Resources, *, cluster: bool = False) -> Machine:
     """Where the job will run, as far as this machine can know.
 
+    Of a cluster that this process is connected to, these are the nodes; of another, a single one
+    that has what the job waits for.
+
     Args:
         resources: of this machine's Ray.
         cluster: the job is to be submitted to one.
@@ -40,10 +44,28 @@ def machine_of(job: JobConfig, resources: Resources, *, cluster: bool = False) -
     here = {name: value for name, value in resources.items() if name in ("CPU", "GPU")}
     if job.resources.address is None and not cluster:
         return Machine([here], cores, [device_name()])
-    wanted = dict(job.resources.wait_for)
-    node = {**here, **wanted}
-    node["CPU"] = max(node["CPU"], node.get("GPU", 0.0))
-    return Machine([node], max(cores, int(node["CPU"])), [CLUSTER, device_name()])
+    nodes = _connected_nodes()
+    if not nodes:
+        node = {**here, **job.resources.wait_for}
+        node["CPU"] = max(node["CPU"], node.get("GPU", 0.0))
+        nodes = [node]
+    return Machine(nodes, max(cores, int(nodes[0]["CPU"])), [CLUSTER, device_name()])
+
+
+def _connected_nodes() -> list[dict[str, float]]:
+    """CPUs and GPUs of the nodes of the connected cluster that have any."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return []
+    from multistill.cluster.nodes import cluster_nodes
+
+    try:
+        nodes = cluster_nodes()
+    except Exception:  # a forecast is no reason to end a run whose cluster has just gone
+        return []
+    return [
+        {name: node.get(name, 0.0) for name in ("CPU", "GPU")} for node in nodes if node.get("CPU")
+    ]
 
 
 def counts_of(manifest: Artifact) -> Counts:

@@ -37,6 +37,7 @@ from multistill.pipeline.references import (
 )
 from multistill.pipeline.step import Step
 from multistill.pipeline.steps.continual import FISHER
+from multistill.tracking.delivery import unclosed
 from multistill.tracking.journal import Journal, held
 from multistill.tracking.tracker import SPOOL
 from multistill.training.model_store import KIND as MODELS
@@ -321,15 +322,16 @@ class _Search:
     def _journals(self) -> None:
         for journal in Journal.read_all(self.workspace.root / SPOOL):
             if self._is_delivered(journal) and _newest(journal.folder) < self.before:
-                self._add("journal", journal.folder, "all its records are on the server")
+                self._add("journal", journal.folder, "the server has all that it records")
 
     @staticmethod
     def _is_delivered(journal: Journal) -> bool:
+        """Whether a replay has nothing left to do: neither to send, nor to end a killed run."""
         try:
-            waiting = journal.count_from(journal.sent_offset)
-        except OSError:
+            left = journal.unsent or journal.doubts or unclosed(journal)
+        except (OSError, LookupError, TypeError, ValueError):  # gone meanwhile, or damaged
             return False
-        return not (waiting or journal.doubts or held(journal.folder))
+        return not (left or held(journal.folder))
 
     def _add(self, kind: str, path: Path, why: str) -> None:
         self.found.items.append(Item(kind, path, size_of(path), why, partial(_aside, path)))

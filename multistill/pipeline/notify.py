@@ -24,13 +24,11 @@ from typing import Any
 
 from multistill import provenance
 from multistill.config import NotifyConfig
-from multistill.config.notify import WEBHOOK, Event
+from multistill.config.notify import NOTIFY_COMMAND, WEBHOOK, Event
 from multistill.errors import known_cause
 from multistill.tracking.redaction import redact
 from multistill.workspace import to_json
 
-COMMAND = "MULTISTILL_NOTIFY_COMMAND"
-"""Environment variable with the command."""
 TRY_SECONDS = 5.0
 COMMAND_SECONDS = 10.0
 TRIES = 2
@@ -80,7 +78,7 @@ class Notifier:
         self._config = config
         self._variable = config.webhook_env or WEBHOOK
         self._address = os.environ.get(self._variable, "").strip()
-        self._command = command or os.environ.get(COMMAND, "")
+        self._command = command or os.environ.get(NOTIFY_COMMAND, "")
         self._log = log
 
     def problems(self) -> Iterator[str]:
@@ -96,16 +94,25 @@ class Notifier:
                 "https://HOST/PATH; correct it, or unset it"
             )
         if self._command:
-            try:
-                words = shlex.split(self._command)
-            except ValueError:
-                words = []
-            if not words or shutil.which(words[0]) is None:
-                name = words[0] if words else self._command
-                yield (
-                    f"the command for notifications `{redact(name)}` cannot be run on this "
-                    f"machine; correct --notify-command or {COMMAND}"
-                )
+            yield from self._command_problems()
+
+    def _command_problems(self) -> Iterator[str]:
+        """Of the command, which may hold a secret, the name of its program alone is repeated."""
+        try:
+            words = shlex.split(self._command)
+        except ValueError:
+            yield (
+                "the quotes or backslashes in the command for notifications do not match; correct "
+                f"--notify-command or {NOTIFY_COMMAND}"
+            )
+            return
+        program = words[0] if words else ""
+        if shutil.which(program) is None:
+            name = redact(program.partition("=")[0])  # of `TOKEN=... curl`, which only a shell runs
+            yield (
+                f"the command for notifications `{name}` cannot be run on this machine; correct "
+                f"--notify-command or {NOTIFY_COMMAND}"
+            )
 
     def ended(self, describe: Callable[[], RunFacts], error: BaseException | None) -> None:
         """Tell that a run ended, and which of its models became champions. Never raises.

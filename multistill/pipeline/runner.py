@@ -1,13 +1,14 @@
 """Runs the steps of a job's recipe in order: looks each one up, makes what is missing.
 
-Every artifact is looked up by fingerprint first. Ray and the tracking server are started only
-when there is work to do. Nothing here knows a step by name.
+Every artifact is looked up by fingerprint first. A run that finds all of them starts neither Ray
+nor the tracking server. A local Ray starts beside the first missing step if any later step uses it,
+also where it turns out that none has to: a manifest that is made again may have the same content.
+Nothing here knows a step by name.
 """
 
 from __future__ import annotations
 
 import difflib
-import shutil
 import signal
 import threading
 import time
@@ -109,6 +110,7 @@ def run(
         notifier = Notifier(job.notify, notify_command, display.print)
         context = RunContext(job, workspace, steps, display, stack, driver, notifier, repeats)
         stack.push(context.notify)  # last, when the record is on the server
+        stack.push(context.close)  # after Ray, whose workers write until it ends
         for number in range(len(steps)):
             context.make(number)
         context.finish()
@@ -229,12 +231,6 @@ class RunContext:
             raise UsageError("; ".join(problems))
 
     def _build(self, step: Step, name: str) -> Artifact:
-        lost = self.workspace.find(step.kind, name)
-        if lost is not None:
-            self.display.print(
-                f"{step.name:<9} refers to files that are gone or changed; running it again"
-            )
-            shutil.rmtree(lost.path)
         run_logger = self._open()
         self.driver.stage(step.name)
         if step.uses_ray:
@@ -259,6 +255,7 @@ class RunContext:
                     "ray_job_id": self.ray.job_id,
                     "record_id": logger.record_id,
                 },
+                is_intact=step.is_intact,
                 log=logger.info,
             )
             logger.metrics({"stage_seconds": artifact.seconds})
@@ -307,7 +304,6 @@ class RunContext:
             status = StatusLogger(self.driver, self.job.name)
             console = ConsoleLogger(self.display, self.job.name)
             self.logger = CompositeLogger([console, tracker, status])
-            self.stack.push(self._close)
             resolved = job_file(self.workspace.root, self.job.name, self.key)
             write_atomic(resolved, self.job.to_yaml())
             self.logger.artifact(resolved, "job")
@@ -315,8 +311,10 @@ class RunContext:
             self.logger.tags({record.NOTE_TAG: record.describe(self.job, self.steps)})
         return self.logger
 
-    def _close(self, kind: type[BaseException] | None, *_: object) -> bool:
-        assert self.logger is not None
+    def close(self, kind: type[BaseException] | None, *_: object) -> bool:
+        """Close the run's record, if it was opened."""
+        if self.logger is None:
+            return False
         if kind is None:
             status = "FINISHED"
         else:

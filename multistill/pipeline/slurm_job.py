@@ -27,7 +27,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from multistill.cluster.ray_node import RayNode, own_address
+from multistill.cluster.ray_node import RayNode, gpus_of, own_address
 from multistill.cluster.slurm import call_slurm, seconds_of
 from multistill.config import JobConfig
 from multistill.errors import MultistillError
@@ -48,11 +48,13 @@ class Allocation:
     Attributes:
         names: of the nodes; the first runs the batch script.
         cpus: of the job on each node.
+        gpus: of the job on all nodes together.
     """
 
     job_id: str
     names: list[str]
     cpus: list[int]
+    gpus: int = 0
 
     @classmethod
     def of(cls, variables: Mapping[str, str]) -> Allocation:
@@ -68,13 +70,25 @@ class Allocation:
             )
         names = call_slurm("scontrol", "show", "hostnames", variables["SLURM_JOB_NODELIST"]).split()
         cpus = cpus_per_node(variables.get("SLURM_JOB_CPUS_PER_NODE", "1"))
-        return cls(variables["SLURM_JOB_ID"], names, cpus)
+        return cls(variables["SLURM_JOB_ID"], names, cpus, gpus_of_job(variables, len(names)))
 
 
 def cpus_per_node(text: str) -> list[int]:
     """Of Slurm's short form: `4(x2),8` is [4, 4, 8]."""
     found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
     return [int(cpus) for cpus, count in found for _ in range(int(count or 1))]
+
+
+def gpus_of_job(variables: Mapping[str, str], nodes: int) -> int:
+    """GPUs of the job on all its nodes.
+
+    Slurm tells the total only where it was asked for one (`--gpus=5`, `--gpus=a100:4,h100`), which
+    it may divide unevenly; otherwise every node has as many as this one.
+    """
+    if asked := variables.get("SLURM_GPUS"):
+        counts = [part.rpartition(":")[2] for part in asked.split(",")]
+        return sum(int(count) if count.isdecimal() else 1 for count in counts)
+    return gpus_of(variables) * nodes
 
 
 class SlurmJob:
@@ -152,13 +166,12 @@ class SlurmJob:
         return head
 
     def _run_driver(self, head: RayNode) -> int:
-        cpus = sum(self.allocation.cpus)
-        command = [
-            *self.command,
-            *("--set", f"resources.address={head.address}"),
-            # Every stage sizes itself by the nodes that exist when it starts.
-            *("--set", f"resources.wait_for.CPU={cpus}"),
-        ]
+        # Every stage sizes itself by the nodes that exist when it starts.
+        expected = {"CPU": sum(self.allocation.cpus), "GPU": self.allocation.gpus}
+        command = [*self.command, "--set", f"resources.address={head.address}"]
+        for name, count in expected.items():
+            if count:
+                command += ["--set", f"resources.wait_for.{name}={count}"]
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         self._driver = subprocess.Popen(command, env=environment)
         if self.ending is not None:  # between the start of the nodes and now
@@ -197,7 +210,8 @@ def was_cancelled(job: Mapping[str, str]) -> bool:
     """Whether a job that was sent SIGTERM was cancelled, rather than out of time or preempted.
 
     Args:
-        job: as `scontrol show job` says.
+        job: as `scontrol show job` says; empty: it did not answer, and the job counts as not
+            cancelled.
     """
     if job.get("JobState") == "CANCELLED":
         return True
@@ -222,7 +236,11 @@ def _new_token(job_id: str) -> Path:
 
 
 def _job(job_id: str) -> dict[str, str]:
-    words = call_slurm("scontrol", "show", "job", "-o", job_id).split()
+    """What `scontrol show job` says; nothing where it has no answer, so that the job goes on."""
+    try:
+        words = call_slurm("scontrol", "show", "job", "-o", job_id).split()
+    except MultistillError:
+        return {}
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 

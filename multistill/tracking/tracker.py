@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from multistill.databases import CHECK_TIMEOUT_SECONDS, problem_of, sqlite_file, sqlite_url
 from multistill.errors import MultistillError, UsageError
+from multistill.tracking.addresses import without_credentials
 from multistill.tracking.journal import Journal, size_of
 from multistill.tracking.owner import Owner, current_owner
 from multistill.tracking.recorder import Recorder, now_ms
@@ -342,5 +343,4 @@ def _unavailable_message(
 
 def _target(uri: str) -> str:
     """Hash the URI without credentials, so that old journals match after a password change."""
-    without_credentials = re.sub(r"://[^/@]*@", "://", uri)
-    return hashlib.sha256(without_credentials.encode()).hexdigest()[:16]
+    return hashlib.sha256(without_credentials(uri).encode()).hexdigest()[:16]

@@ -6,7 +6,8 @@ import pytest
 from helpers.advice import says
 
 from multistill.config import NotifyConfig
-from multistill.pipeline.notify import COMMAND, Notifier
+from multistill.config.notify import NOTIFY_COMMAND
+from multistill.pipeline.notify import Notifier
 
 
 def problems(config: NotifyConfig, command: str | None = None) -> list[str]:
@@ -14,7 +15,7 @@ def problems(config: NotifyConfig, command: str | None = None) -> list[str]:
 
 
 def test_webhooks_and_commands_that_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MULTISTILL_WEBHOOK", "MULTISTILL_WEBHOOK_ANN", COMMAND):
+    for name in ("MULTISTILL_WEBHOOK", "MULTISTILL_WEBHOOK_ANN", NOTIFY_COMMAND):
         monkeypatch.delenv(name, raising=False)
     named = NotifyConfig(webhook_env="MULTISTILL_WEBHOOK_ANN")
     [missing] = problems(named)
@@ -26,7 +27,15 @@ def test_webhooks_and_commands_that_cannot_be_told(monkeypatch: pytest.MonkeyPat
     assert "s3cret" not in wrong
     monkeypatch.setenv("MULTISTILL_WEBHOOK_ANN", "https://chat.lab/hook")
     assert problems(named) == []
-    for command in ("no-such-program --now", "unclosed 'quote", " "):
+    for command in ("no-such-program --now", "TOKEN=s3cret curl", " "):
         [sentence] = problems(NotifyConfig(), command)
         says("cannot be run on this machine; correct --notify-command or", sentence)
+        assert "s3cret" not in sentence
+    for command in ("curl -H 'token: s3cret", "curl s3cret\\"):
+        [sentence] = problems(NotifyConfig(), command)
+        says(
+            "the quotes or backslashes in the command for notifications do not match; correct ",
+            sentence,
+        )
+        assert "s3cret" not in sentence
     assert problems(NotifyConfig(), "cat -") == []

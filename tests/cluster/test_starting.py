@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -71,8 +73,10 @@ def test_a_run_that_fails_meanwhile_shuts_it_down_once_it_has_started(
     import ray
 
     failed, events = threading.Event(), []
+    questions: list[Callable[[], bool]] = []
 
-    def start(*_: object) -> None:
+    def start(_: object, __: object, is_unwanted: Callable[[], bool]) -> None:
+        questions.append(is_unwanted)
         assert failed.wait(60)
         events.append("started")
 
@@ -82,3 +86,46 @@ def test_a_run_that_fails_meanwhile_shuts_it_down_once_it_has_started(
         failed.set()
         raise KeyError("of another stage")
     assert events == ["started", "shut down"]
+    assert questions[0]()
+
+
+def test_an_interrupt_of_the_wait_leaves_the_shutdown_to_the_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    interrupted, over = threading.Event(), threading.Event()
+
+    wait_for_threads = ThreadPoolExecutor.shutdown
+
+    def is_interrupted(executor: ThreadPoolExecutor, wait: bool) -> None:
+        wait_for_threads(executor, wait=False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", is_interrupted)
+    monkeypatch.setattr(session, "init_local", lambda *_: interrupted.wait(60))
+    monkeypatch.setattr(ray, "shutdown", over.set)
+    with pytest.raises(KeyboardInterrupt), cluster.starting(ResourcesConfig()):
+        raise KeyError("of another stage")
+    assert not over.is_set()
+    interrupted.set()
+    assert over.wait(60)
+
+
+@pytest.mark.parametrize(("is_unwanted", "attempts"), [(False, 2), (True, 1)])
+def test_a_slow_start_is_tried_again_unless_its_run_ends(
+    is_unwanted: bool, attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    made: list[object] = []
+
+    def init(**options: object) -> None:
+        made.append(options)
+        raise TimeoutError("the raylet timed out during startup")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(RayStartError, match="timed out"):
+        session.init_local(ResourcesConfig(num_cpus=1), False, lambda: is_unwanted)
+    assert len(made) == attempts

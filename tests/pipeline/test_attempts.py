@@ -42,12 +42,17 @@ def only_started(folder: Path) -> None:
         path.write_text("new")
 
 
+def trial_in_a_damaged_journal(folder: Path) -> None:
+    (folder / JOURNAL).write_bytes(b"\xff\xfe\n" + (TRIAL % 0 + TRIAL % 1).encode())
+
+
 @pytest.mark.parametrize(
     ("attempt", "is_progress"),
     [
         (checkpoint, True),
         (step_saved_in_place, True),
         (trial, True),
+        (trial_in_a_damaged_journal, True),
         (nothing, False),
         (only_started, False),
     ],

@@ -9,6 +9,8 @@ from helpers.generators import kemdy20
 
 from multistill import pipeline
 from multistill.config import JobConfig
+from multistill.forecast.estimate import Counts, Estimator
+from multistill.forecast.rates import Rates
 from multistill.forecast.record import beside_truth
 from multistill.forecast.text import forecast_lines
 from multistill.pipeline import forecasts, jobfile, probing
@@ -97,3 +99,30 @@ def test_a_forecast_of_another_size_grows_with_it(job: JobConfig) -> None:
         assert many["amount"] == pytest.approx(2 * few["amount"])
     assert small["forecast_and_truth"] is None
     assert any("200 h of audio, 4 nodes" in text for _, text in forecast_lines(large))
+
+
+def test_a_cluster_has_what_the_job_waits_for_and_once_connected_its_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    values = ["address=n1:1", "wait_for.CPU=16", "wait_for.GPU=8"]
+    text = f"name: t\nworkspace: {tmp_path}\ncorpora: [{{kind: demo}}]\n"
+    job = jobfile.parse(text, "t.yaml", [f"resources.{value}" for value in values])
+    here = {"CPU": 8.0, "GPU": 4.0, "cores": 8.0}
+    row = {"workers": 1, "gpus_per_worker": 1.0, "cpus_per_worker": 1}
+
+    def together() -> int:
+        machine = forecasts.machine_of(job, here)
+        return Estimator(Rates(tmp_path), machine, Counts(1, 1.0, 1, 1, 1)).layout(row, 100)[0]
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert together() == 8
+    nodes = [{"CPU": 8.0, "GPU": 3.0, "memory": 1e9}, {"CPU": 8.0, "GPU": 3.0}, {"memory": 1e9}]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr("multistill.cluster.nodes.cluster_nodes", lambda: nodes)
+    assert together() == 6
+    assert len(forecasts.machine_of(job, here).nodes) == 2
+    alone = jobfile.parse(text, "t.yaml")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert forecasts.machine_of(alone, here).resources == {"CPU": 8.0, "GPU": 4.0}

@@ -266,6 +266,14 @@ def test_delivered_journals_go_and_others_stay(tmp_path: Path) -> None:
     doubtful.mark_sent(doubtful.size)
     doubtful.write_doubts({"requests": [{}]})
     doubtful.release()
+    full = Journal.create(spool, {"owner": {}})
+    full.mark_sent(full.size)
+    full.defer({"op": "artifact", "node": "n", "file": "files/1/model", "folder": ""})
+    full.release()
+    killed = Journal.create(spool, {"owner": {}})
+    killed.append({"op": "open", "node": "n", "t": 1})
+    killed.mark_sent(killed.size)  # but its run is still to be ended on the server
+    killed.release()
     _, gone = delete(tmp_path, 0.0)
     assert [item.path for item in gone] == [journals["sent"].folder]
     assert not journals["sent"].folder.exists()

@@ -20,6 +20,7 @@ from helpers.small_runs import Scores, install, runs_of, workspace
 
 from multistill.cli import main
 from multistill.config import NotifyConfig
+from multistill.config.notify import NOTIFY_COMMAND
 from multistill.databases import sqlite_url
 from multistill.errors import MultistillError
 from multistill.pipeline import notify
@@ -213,7 +214,7 @@ def test_a_command_gets_the_message_on_its_standard_input(
 ) -> None:
     monkeypatch.delenv("MULTISTILL_WEBHOOK", raising=False)
     file = tmp_path / "message.json"
-    monkeypatch.setenv(notify.COMMAND, f"tee {shlex.quote(str(file))}")
+    monkeypatch.setenv(NOTIFY_COMMAND, f"tee {shlex.quote(str(file))}")
     assert sent() == []
     message = json.loads(file.read_text())
     assert (message["event"], message["reason"]) == ("failure", "no")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from multistill.errors import JobFileError
-from multistill.pipeline import slurm_job
+from multistill.errors import JobFileError, MultistillError
+from multistill.pipeline import jobfile, slurm_job
 from multistill.pipeline.slurm_job import Allocation, cpus_per_node, was_cancelled
 
 TASKS = ["--task=--set seed=5", "--task=--set seed=6 --until teacher"]
@@ -89,3 +90,36 @@ def test_a_job_beyond_its_limit_was_not_cancelled(
 ) -> None:
     job = {"JobState": state, "Reason": "None", "RunTime": run, "TimeLimit": limit}
     assert was_cancelled(job) == cancelled
+
+
+def test_a_job_of_which_slurm_says_nothing_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_answer(*command: str) -> str:
+        raise MultistillError("`scontrol show job` timed out after 60 seconds")
+
+    monkeypatch.setattr(slurm_job, "call_slurm", no_answer)
+    assert not was_cancelled(slurm_job._job("7"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "gpus"),
+    [
+        ({"SLURM_GPUS_ON_NODE": "4"}, 8),
+        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_GPUS": "5"}, 5),
+        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_GPUS": "a100:4,h100"}, 5),
+        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, 0),
+    ],
+)
+def test_a_run_waits_for_the_cpus_and_gpus_of_all_nodes(
+    variables: dict[str, str], gpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_job, "call_slurm", lambda *command: "n1\nn2\n")
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_CPUS_PER_NODE": "4,8"}
+    allocation = Allocation.of({**job, **variables})
+    said = tmp_path / "arguments"
+    program = f"import sys; open({str(said)!r}, 'w').write(' '.join(sys.argv[1:]))"
+    config = jobfile.parse("name: t\ncorpora: [{kind: demo}]\n", "t.yaml")
+    attempt = slurm_job.SlurmJob(allocation, config, [sys.executable, "-c", program])
+    head: Any = SimpleNamespace(address="n1:1")
+    assert attempt._run_driver(head) == 0
+    waits = "--set resources.address=n1:1 --set resources.wait_for.CPU=12"
+    assert said.read_text() == waits + (f" --set resources.wait_for.GPU={gpus}" if gpus else "")

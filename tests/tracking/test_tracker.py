@@ -16,6 +16,7 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from multistill.config import TrackingConfig
 from multistill.errors import UsageError
 from multistill.tracking import redact, tracking_uri
+from multistill.tracking.addresses import run_page
 from multistill.tracking.journal import Journal
 from multistill.tracking.server import (
     RecordRejectedError,
@@ -26,6 +27,7 @@ from multistill.tracking.server import (
     clean_key,
     clean_params,
 )
+from multistill.tracking.tracker import _target
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,23 @@ def test_a_secret_from_the_environment_is_redacted(
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "tok-12345678")
     assert redact("Bearer tok-12345678 was refused") == "Bearer *** was refused"
     assert clean_params({"note": "tok-12345678"}) == {"note": "***"}
+
+
+@pytest.mark.parametrize("password", ["secret", "p@ss", "p@ss/w0rd", "p?a#s@s"])
+def test_pages_and_hashes_of_a_server_know_no_password(password: str) -> None:
+    uri, plain = f"https://kim:{password}@mlflow.lab:5000", "https://mlflow.lab:5000"
+    assert run_page(uri, "3", "ab") == f"{plain}/#/experiments/3/runs/ab"
+    assert run_page(uri, None, None) == plain
+    assert _target(uri) == _target(plain)
+
+
+def test_a_command_for_notifications_is_redacted_unless_it_is_a_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MULTISTILL_NOTIFY_COMMAND", "curl -H token:abc")
+    assert redact("`curl -H token:abc` failed") == "`***` failed"
+    monkeypatch.setenv("MULTISTILL_NOTIFY_COMMAND", "true")
+    assert redact("freeze: true") == "freeze: true"
 
 
 def test_text_without_secrets_is_unchanged() -> None:
