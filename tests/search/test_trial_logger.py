@@ -22,7 +22,7 @@ FINAL = {"epoch": 9, "value": 0.7, "cost": 5.0, "seconds": 2.0, "finished": True
 
 @pytest.fixture
 def searcher(tmp_path):
-    _open(make_spec(), tmp_path)
+    _open(make_spec(), tmp_path, tmp_path / "others")
     return searcher_of(tmp_path)
 
 
