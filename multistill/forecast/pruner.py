@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import insort
 
 from multistill.forecast.spread import Spread
 
@@ -52,7 +53,7 @@ def _simulate(
         result = generator.random()
         for epoch, results in rungs:
             cutoff = _cutoff(results, reduction)
-            results.append(result)
+            insort(results, result)  # sorting a rung for every result of it is quadratic
             if cutoff is not None and result < cutoff:
                 stopped = epoch
                 break
@@ -60,11 +61,10 @@ def _simulate(
     return float(spent)
 
 
-def _cutoff(results: list[float], reduction: int) -> float | None:
+def _cutoff(ordered: list[float], reduction: int) -> float | None:
     """The result that divides the best 1/`reduction` from the rest; None before there is one."""
-    if not results:
+    if not ordered:
         return None
-    ordered = sorted(results)
     place = (1 - 1 / reduction) * (len(ordered) - 1)
     below = math.floor(place)
     above = min(below + 1, len(ordered) - 1)

@@ -19,7 +19,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from multistill.cluster.handback import Request, on_sigterm
 from multistill.cluster.waiting import Waiting
-from multistill.full_disk import FullDiskError
+from multistill.full_disk import FullDiskError, writing
 from multistill.search.locks import JOINED
 from multistill.search.searcher import SharedStudySearcher
 from multistill.search.spec import SearchSpec
@@ -84,7 +84,9 @@ def run_experiment(
 
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM; running trials keep their state to be continued.
-        FullDiskError: a trial could not write; it and the others are continued by the next call.
+        FullDiskError: a trial or the study could not be written; trials without an end are
+            continued by the next call.
+        MultistillError: the study's database was away for too long; likewise.
     """
     started = time.monotonic()
     request = Request(driver)
@@ -115,19 +117,23 @@ def run_experiment(
         request.clear()
         trial_logger.close_running()
         folders.remove_all()
-        if not driver.startswith(JOINED):
-            took = {
-                "seconds": round(time.monotonic() - started, 3),
-                "training": round(trial_logger.training_seconds, 3),
-                "slots": concurrency,
-                "waits": [round(seconds, 3) for seconds in trial_logger.start_delays],
-            }
-            searcher.study.set_user_attr(f"{EXPERIMENT}{driver}", took)
+    # Not above: after a second Ctrl-C, nothing waits for a database.
+    if not driver.startswith(JOINED):
+        took = {
+            "seconds": round(time.monotonic() - started, 3),
+            "training": round(trial_logger.training_seconds, 3),
+            "slots": concurrency,
+            "waits": [round(seconds, 3) for seconds in trial_logger.start_delays],
+        }
+        searcher.add_attribute(f"{EXPERIMENT}{driver}", took)
     if interrupt.requested:
         logger.info("the search stopped; the same command, or `search resume`, continues it")
         raise KeyboardInterrupt
     if searcher.full_disk is not None:
         raise FullDiskError(searcher.full_disk)
+    if searcher.storage_error is not None:
+        with writing(out, "finished epochs"):
+            raise searcher.storage_error
     return ExperimentResult(
         trial_logger.trials_ended, concurrency, searcher.should_abort, searcher.exhausted
     )
@@ -171,7 +177,8 @@ class Interrupt:
 
 
 class _Stopper(NotPickled, tune.Stopper):
-    """Ends the experiment on Ctrl-C, on a full disk, or when trials fail one after another."""
+    """Ends the experiment on Ctrl-C, on a full disk, when the storage of the study fails, or when
+    trials fail one after another."""
 
     def __init__(self, interrupt: Interrupt, searcher: SharedStudySearcher) -> None:
         self._interrupt, self._searcher = interrupt, searcher
@@ -183,6 +190,7 @@ class _Stopper(NotPickled, tune.Stopper):
         return (
             self._interrupt.requested
             or self._searcher.full_disk is not None
+            or self._searcher.storage_error is not None
             or self._searcher.should_abort
         )
 

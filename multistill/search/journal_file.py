@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -64,17 +64,41 @@ class JournalFile(JournalFileBackend):
         """Append a line per entry: all of them, or none.
 
         Raises:
-            OSError: the disk is full, or another reason.
+            OSError: the disk is full, or another reason. Lines that were written and may not be on
+                the disk stay: other drivers may have read them.
         """
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        with self._appending, self._journal.open("ab", buffering=0) as stream:
-            end = stream.tell()
+        with self._appending, self._journal.open("a+b", buffering=0) as stream:
+            end, written = _cut_torn_line(stream), 0
             try:
-                written = 0
                 while written < len(lines):  # a disk that gets full takes a part
                     written += stream.write(lines[written:])
-                if any(log["op_code"] not in REPEATABLE for log in logs):
-                    os.fsync(stream.fileno())
             except OSError:
                 stream.truncate(end)  # or the next line would be appended to a part of one
                 raise
+            if any(log["op_code"] not in REPEATABLE for log in logs):
+                os.fsync(stream.fileno())
+
+
+def _cut_torn_line(stream: BinaryIO) -> int:
+    """Cut off a last line without a line end, to which the next one would be appended.
+
+    Its writer died, so it was never acknowledged.
+
+    Returns:
+        the position after the last line.
+    """
+    size = position = stream.seek(0, os.SEEK_END)
+    block = 1
+    while position:
+        start = max(0, position - block)
+        stream.seek(start)
+        end = stream.read(position - start).rfind(b"\n")
+        position = start
+        if end >= 0:
+            position += end + 1
+            break
+        block = 65536
+    if position < size:
+        stream.truncate(position)
+    return position

@@ -15,8 +15,14 @@ import pyarrow.parquet as pq
 from multistill.search.analysis import grid, history, importance
 from multistill.search.locks import JOINED
 from multistill.search.spec import SearchSpec
-from multistill.search.storage import DRIVER, EXPERIMENT, had_its_budget, outcome_of
-from multistill.search.trial_folders import trial_key
+from multistill.search.storage import (
+    DRIVER,
+    EXPERIMENT,
+    had_its_budget,
+    outcome_of,
+    run_suffix,
+)
+from multistill.search.trial_folders import run_key
 from multistill.tracking.logger import RunLogger
 from multistill.workspace import to_json, write_json
 
@@ -53,8 +59,11 @@ Rows = list[dict[str, Any]]
 
 def trial_rows(study: optuna.Study) -> Rows:
     """Every trial that was handed out, in order of its number."""
+    suffix = run_suffix(study)
     return [
-        _row(trial) for trial in study.get_trials(deepcopy=False) if trial.state.name in _STATES
+        _row(trial, suffix)
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state.name in _STATES
     ]
 
 
@@ -147,13 +156,13 @@ def log_joined_trials(study: optuna.Study, logger: RunLogger, metric: str) -> No
     Those drivers have no tracking server: two drivers that log to one run would end each
     other's child runs.
     """
-    attributes = study.user_attrs
+    attributes, suffix = study.user_attrs, run_suffix(study)
     for trial in study.get_trials(deepcopy=False):
         logged = f"recorded-{trial.number}"  # of the study: a finished trial is read-only
         joined = str(trial.user_attrs.get(DRIVER, "")).startswith(JOINED)
         if not joined or logged in attributes or not trial.state.is_finished():
             continue
-        row = _row(trial)
+        row = _row(trial, suffix)
         child = logger.child(f"trial {trial.number}", row["key"], "trial")
         child.params(row["params"])
         for epoch, value in sorted(trial.intermediate_values.items()):
@@ -165,7 +174,7 @@ def log_joined_trials(study: optuna.Study, logger: RunLogger, metric: str) -> No
         study.set_user_attr(logged, True)
 
 
-def _row(trial: FrozenTrial) -> dict[str, Any]:
+def _row(trial: FrozenTrial, suffix: str) -> dict[str, Any]:
     outcome = outcome_of(trial)
     value = trial.values[0] if trial.values else None
     state = _STATES[trial.state.name]
@@ -173,7 +182,7 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
         state = "stopped"
     return {
         "trial": trial.number,
-        "key": trial_key(trial.number),
+        "key": run_key(trial.number, suffix),
         "state": state,
         "reason": str(outcome.get("reason", "")),
         "params": dict(trial.params),

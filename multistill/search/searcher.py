@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -46,6 +46,9 @@ _MAX_FIRST_FAILURES, _MAX_FAILURES = 3, 10
 disk, a wrong setting, a lost mount."""
 
 
+_T = TypeVar("_T")
+
+
 @dataclass
 class RunningTrial:
     """A trial that this driver runs, handed out at `started` on the monotonic clock."""
@@ -66,7 +69,9 @@ class SharedStudySearcher(NotPickled, Searcher):
             history, for the scheduler.
 
     Attributes:
+        running: by Tune's id, trials that were handed out and have no end in the study.
         full_disk: what a trial said that met a full disk; then none is handed out any more.
+        storage_error: why the study could not be read or written; it is then left alone.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class SharedStudySearcher(NotPickled, Searcher):
         self.running: dict[str, RunningTrial] = {}
         self._consecutive_failures = 0
         self.full_disk: str | None = None
+        self.storage_error: Exception | None = None
         self.study = open_study(open_storage(folder, config.storage), spec.study, spec.directions)
         look_for_waiting_only(self.study)
         trials = self.study.get_trials(deepcopy=False)
@@ -123,6 +129,24 @@ class SharedStudySearcher(NotPickled, Searcher):
             return None
         if self._stop_requested() or self.exhausted or self.full_disk is not None:
             return Searcher.FINISHED
+        return self._stored(lambda: self._hand_out(trial_id)) or Searcher.FINISHED
+
+    def _stored(self, request: Callable[[], _T]) -> _T | None:
+        """Carry out a request to the study; None if its storage fails now, or did before.
+
+        The error ends the experiment (`run_experiment` raises it). Raised in a callback, it would
+        let Tune repeat a trial that has ended, or reach the user as the text of a traceback.
+        """
+        if self.storage_error is not None:
+            return None
+        try:
+            return request()
+        except Exception as error:  # database drivers raise arbitrary exceptions
+            self.storage_error = error
+            return None
+
+    def _hand_out(self, trial_id: str) -> dict[str, Any] | None:
+        """The config of an orphan or of a new trial; None if the search has its trials."""
         with self._lock, quiet_optuna():
             has_room = self._has_room()
             orphan = self._orphan(look=not has_room)
@@ -132,7 +156,7 @@ class SharedStudySearcher(NotPickled, Searcher):
             elif has_room:
                 trial = self._ask()
             else:
-                return Searcher.FINISHED
+                return None
             trial.set_user_attr(DRIVER, self._driver)
             values = suggest(self._spec.config.space, trial)
         self.running[trial_id] = RunningTrial(trial, time.monotonic())
@@ -199,7 +223,8 @@ class SharedStudySearcher(NotPickled, Searcher):
 
     def _report(self, trial_id: str, result: Mapping[str, Any]) -> None:
         if not self._spec.config.second:  # Optuna has no intermediate values of two objectives
-            self.running[trial_id].trial.report(result["value"], step=result["epoch"])
+            trial = self.running[trial_id].trial
+            self._stored(lambda: trial.report(result["value"], step=result["epoch"]))
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -250,8 +275,7 @@ class SharedStudySearcher(NotPickled, Searcher):
         result: Mapping[str, Any],
         stopped: bool = False,
     ) -> None:
-        entry = self.running.pop(trial_id, None)
-        if entry is None:
+        if trial_id not in self.running:
             return
         outcome = {
             "reason": reason,
@@ -261,12 +285,24 @@ class SharedStudySearcher(NotPickled, Searcher):
         }
         if "cost" in result and self._spec.config.second:
             outcome["cost"] = float(result["cost"])
-        with quiet_optuna():
-            entry.trial.set_user_attr(OUTCOME, outcome)
-            self.study.tell(entry.trial, values, state=state, skip_if_finished=True)
+        trial = self.running[trial_id].trial
+
+        def tell() -> None:
+            with quiet_optuna():
+                trial.set_user_attr(OUTCOME, outcome)
+                self.study.tell(trial, values, state=state, skip_if_finished=True)
+
+        self._stored(tell)
+        if self.storage_error is not None:  # it has no end: the next call continues it
+            return
+        del self.running[trial_id]
         failed = state == TrialState.FAIL
         self._consecutive_failures = self._consecutive_failures + 1 if failed else 0
         self._succeeded = self._succeeded or not failed
+
+    def add_attribute(self, name: str, value: Any) -> None:
+        """Set an attribute of the study."""
+        self._stored(lambda: self.study.set_user_attr(name, value))
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the study is the state, and Tune's copy of it would be a pickle."""

@@ -10,7 +10,6 @@ the only state of a search; nothing here is a pickle.
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from multistill.damaged import reading
 from multistill.databases import explain, problem_of
-from multistill.errors import UsageError
+from multistill.errors import MultistillError, UsageError
 from multistill.search.locks import StudyLock
 from multistill.tracking.redaction import redact
 
@@ -32,6 +31,8 @@ DRIVER = "driver"
 """Attribute of a trial: name of the driver that runs it."""
 OUTCOME = "outcome"
 """Attribute of a finished trial: `reason`, `epochs`, `seconds` and, with two objectives, `cost`."""
+RUNS = "runs"
+"""Attribute of a study whose damaged journal was cut: the suffix of its trials' runs since then."""
 EXPERIMENT = "round-"
 """Prefix of an attribute of the study: what one Tune experiment took (`seconds`, `training`,
 `slots`, `waits`), so that a later process of the same search can add it up."""
@@ -54,8 +55,6 @@ def open_storage(folder: Path, url: str | None) -> optuna.storages.BaseStorage:
 
     if url is None:
         lock = StudyLock(folder, f"{JOURNAL}.lock")
-        with lock:
-            _drop_torn_line(folder / JOURNAL)
         with reading(folder / JOURNAL):
             return JournalStorage(JournalFile(folder / JOURNAL, lock))
     if problem := storage_problem(url):
@@ -102,11 +101,42 @@ def open_study(
         )
 
 
+def read_study(folder: Path, url: str | None, name: str) -> optuna.Study:
+    """Load a study that stays as it is: it may be a finished artifact, or another account's.
+
+    Args:
+        folder, url: as of `open_storage`.
+
+    Raises:
+        FileNotFoundError: there is no journal.
+        UsageError: the database cannot be reached.
+        MultistillError: the journal is damaged, or there is no such study.
+    """
+    import optuna
+
+    if url is None and not (folder / JOURNAL).exists():  # opening it would create it
+        raise FileNotFoundError(folder / JOURNAL)
+    storage = open_storage(folder, url)
+    with quiet_optuna():
+        try:
+            return optuna.load_study(study_name=name, storage=storage)
+        except KeyError as error:
+            raise MultistillError(f"the storage of {folder} has no study {name}") from error
+
+
 def has_values(study: optuna.Study) -> bool:
     """Whether any trial of the study finished with a value."""
     from optuna.trial import TrialState
 
     return bool(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+
+
+def run_suffix(study: optuna.Study) -> str:
+    """What tells the runs of a study's trials from those of another study of the same search.
+
+    A search begins anew where its folder was removed; its trials have other settings then.
+    """
+    return str(study.user_attrs.get(RUNS, study.study_name[-8:]))
 
 
 def outcome_of(trial: Any) -> dict[str, Any]:
@@ -137,27 +167,3 @@ def quiet_optuna() -> Iterator[None]:
             yield
     finally:
         optuna.logging.set_verbosity(before)
-
-
-def _drop_torn_line(journal: Path) -> None:
-    """Cut off a last line without a line end: its writer died, so it was never acknowledged.
-
-    Optuna would append the next event to that line and then refuse the file.
-    """
-    if not journal.exists():
-        return
-    with journal.open("rb+") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        if size == 0:
-            return
-        stream.seek(-1, os.SEEK_END)
-        if stream.read(1) == b"\n":
-            return
-        keep, position = 0, size
-        while position and not keep:
-            start = max(0, position - 65536)
-            stream.seek(start)
-            block = stream.read(position - start)
-            keep = start + block.rfind(b"\n") + 1 if b"\n" in block else 0
-            position = start
-        stream.truncate(keep)

@@ -40,6 +40,7 @@ from multistill.search.spec import SPEC, SearchSpec
 from multistill.search.storage import (
     DRIVER,
     JOURNAL,
+    RUNS,
     has_values,
     open_storage,
     open_study,
@@ -147,10 +148,15 @@ def join(
 
 
 def _salvage(out: Path, logger: RunLogger) -> None:
-    with StudyLock(out), StudyLock(out, f"{JOURNAL}.lock"):
-        lost = salvage(out)
-    if lost:
+    with StudyLock(out):
+        with StudyLock(out, f"{JOURNAL}.lock"):
+            lost = salvage(out)
+        if not lost:
+            return
         logger.info(lost)
+        if (out / SPEC).exists():  # numbers of lost trials are given again, to other settings
+            study = _open_study(SearchSpec.read(out), out)
+            study.set_user_attr(RUNS, uuid.uuid4().hex[:8])
 
 
 def _joining_config(config: SearchConfig, search: SearchConfig) -> SearchConfig:
@@ -211,13 +217,18 @@ def _open(spec: SearchSpec, out: Path, others: Path | None = None) -> SearchSpec
             _refuse_other_search(existing, spec, out)
             opened = replace(spec, study=existing.study)
         else:
-            study = f"multistill-{spec.fingerprint}-{uuid.uuid4().hex[:8]}"
-            opened = replace(spec, study=study)
-            _open_study(opened, out)
-            if (previous := find_previous(others or out.parent, spec)) is not None:
-                with contextlib.suppress(UsageError):  # its database is gone: start from scratch
-                    copy_trials(previous, opened, out)
+            previous = find_previous(others or out.parent, spec)
+            opened = _create(spec, out)
+            while previous is not None and not copy_trials(previous, opened, out):
+                opened = _create(spec, out)
         opened.write(out)
+    return opened
+
+
+def _create(spec: SearchSpec, out: Path) -> SearchSpec:
+    """Create an empty study; returns `spec` with its name."""
+    opened = replace(spec, study=f"multistill-{spec.fingerprint}-{uuid.uuid4().hex[:8]}")
+    _open_study(opened, out)
     return opened
 
 

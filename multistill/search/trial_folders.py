@@ -16,8 +16,17 @@ _TRIAL_LOCK = "trial.lock"
 
 
 def trial_key(number: int) -> str:
-    """Name of a trial in every record; the same after a restart."""
+    """Name of a trial within its study; the same after a restart."""
     return f"trial-{number:04d}"
+
+
+def run_key(number: int, suffix: str) -> str:
+    """Key of a trial's run, below which a restart continues it.
+
+    Args:
+        suffix: of the study (`storage.run_suffix`).
+    """
+    return f"{trial_key(number)}-{suffix}"
 
 
 def trial_folder(folder: Path, number: int) -> Path:

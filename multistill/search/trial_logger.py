@@ -10,7 +10,8 @@ from ray import tune
 
 from multistill.cluster.waiting import Waiting
 from multistill.search.searcher import SharedStudySearcher
-from multistill.search.trial_folders import trial_key
+from multistill.search.storage import run_suffix
+from multistill.search.trial_folders import run_key
 from multistill.search.tune_internals import NotPickled, drop_statistics, failure_reason
 from multistill.tracking.logger import RunLogger
 from multistill.wording import listed
@@ -54,6 +55,7 @@ class TrialLogger(NotPickled, tune.Callback):
         self._reached: dict[int, int] = {}
         self._finished, self._total, self._best = finished, total, best
         self._sign = 1.0 if searcher.study.directions[0].name == "MAXIMIZE" else -1.0
+        self._suffix = run_suffix(searcher.study)
         self._children: dict[str, RunLogger] = {}
         self._started: set[str] = set()
         self.trials_ended = 0
@@ -67,7 +69,7 @@ class TrialLogger(NotPickled, tune.Callback):
         if trial.trial_id in self._children:  # another attempt of the same trial
             return
         number = trial.config["number"]
-        child = self._logger.child(f"trial {number}", trial_key(number), "trial")
+        child = self._logger.child(f"trial {number}", run_key(number, self._suffix), "trial")
         child.params(trial.config["values"])
         self._children[trial.trial_id] = child
 
@@ -95,9 +97,8 @@ class TrialLogger(NotPickled, tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
         failure = str(result.get("failure", ""))
-        if result.get("full_disk"):  # it can be continued, so its folder stays
-            if (child := self._children.pop(trial.trial_id, None)) is not None:
-                child.close("KILLED")
+        if result.get("full_disk") or trial.trial_id in self._searcher.running:
+            self._keep(trial)
             return
         if failure:
             self._logger.info(f"trial {trial.config['number']} failed: {failure}")
@@ -106,6 +107,9 @@ class TrialLogger(NotPickled, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         reason = failure_reason(trial)
         self._searcher.fail(trial.trial_id, reason, trial.last_result or {})
+        if trial.trial_id in self._searcher.running:
+            self._keep(trial)
+            return
         self._logger.info(f"trial {trial.config['number']} failed: {reason}")
         self._close(trial, "FAILED", trial.last_result or {}, reason)
 
@@ -114,6 +118,11 @@ class TrialLogger(NotPickled, tune.Callback):
         for child in self._children.values():
             child.close("KILLED")
         self._children.clear()
+
+    def _keep(self, trial: Any) -> None:
+        """Close the run of a trial that ended here and not in the study: it is continued."""
+        if (child := self._children.pop(trial.trial_id, None)) is not None:
+            child.close("KILLED")
 
     def _close(self, trial: Any, status: str, result: dict[str, Any], reason: str) -> None:
         child = self._children.pop(trial.trial_id, None)

@@ -13,6 +13,7 @@ released by the kernel when that process dies).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -250,8 +251,7 @@ class Journal:
     def write_nothing_to_send(self) -> None:
         """Discard all records but the header; the doubts stay."""
         with self._write_lock:
-            self._stream.close()
-            self._stream = None
+            self._close_stream()
             self._path.write_text(to_json({"header": self.header}) + "\n")
             for name in ("sent", DEFERRED):
                 (self.folder / name).unlink(missing_ok=True)
@@ -276,10 +276,18 @@ class Journal:
 
     def release(self) -> None:
         """Close the journal and release its lock, so that a later run can replay it."""
-        with self._write_lock:
-            if self._stream is not None:
+        try:
+            with self._write_lock:
+                self._close_stream()
+        finally:
+            self._file_lock.release()
+
+    def _close_stream(self) -> None:
+        """Close the file; on a full disk it still buffers a record, for which `append` raised."""
+        if self._stream is not None:
+            with contextlib.suppress(OSError):
                 self._stream.close()
-        self._file_lock.release()
+            self._stream = None
 
     def remove(self) -> None:
         """Delete the journal, once everything is on the server."""

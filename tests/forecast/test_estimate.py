@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -132,6 +134,37 @@ def test_the_pruner_spends_at_least_the_grace_and_at_most_the_budget(
     spent = epochs_of_search(trials, epochs, grace, reduction)
     assert trials * min(grace, epochs) <= spent.low <= spent.value <= spent.high <= trials * epochs
     assert epochs_of_search(trials + more, epochs, grace, reduction).value > spent.value
+
+
+def test_the_pruner_counts_as_one_that_sorts_every_rung_anew() -> None:
+    for trials, epochs, grace, reduction in ((1, 9, 1, 2), (60, 27, 2, 3), (90, 16, 1, 4)):
+        spent = [asha_by_definition(trials, epochs, grace, reduction, seed) for seed in range(200)]
+        found = epochs_of_search(trials, epochs, grace, reduction)
+        assert found.value == sum(spent) / 200
+        assert (found.low, found.high) == (
+            min(sorted(spent)[20], found.value),
+            max(sorted(spent)[180], found.value),
+        )
+
+
+def asha_by_definition(trials: int, epochs: int, grace: int, reduction: int, seed: int) -> float:
+    """Epochs of one simulated search; each cutoff is the quantile of all results of the rung."""
+    generator = random.Random(seed)
+    rungs: dict[int, list[float]] = {}
+    while grace < epochs:
+        rungs[grace] = []
+        grace *= reduction
+    spent = 0
+    for _ in range(trials):
+        result, stopped = generator.random(), epochs
+        for epoch, results in rungs.items():
+            results.append(result)
+            below = results[:-1]
+            if below and result < np.quantile(below, 1 - 1 / reduction):
+                stopped = epoch
+                break
+        spent += stopped
+    return float(spent)
 
 
 def test_a_pruner_saves_about_what_successive_halving_does() -> None:

@@ -34,7 +34,6 @@ from helpers.search_case import choice
 from multistill.config import FeaturesConfig, SearchConfig
 from multistill.features.encode import encode
 from multistill.search.study import search
-from multistill.search.trial_folders import trial_key
 from multistill.training.launcher import train
 from multistill.training.task import TrainingTask
 
@@ -206,7 +205,7 @@ def searching(nodes: Nodes, task: TrainingTask, out: Path) -> dict[str, Any]:
             messages.append(recorded)
             print(recorded, flush=True)
         begun = an_epoch_ended(method, recorded) and len(changes) < len(WIDTHS)
-        if begun and logger.key == trial_key(len(changes)):
+        if begun and logger.name == f"trial {len(changes)}":
             changes.append(nodes.thread.submit([preempted, killed][len(changes)]))
 
     def preempted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -48,3 +49,28 @@ def test_a_disk_that_gets_full_leaves_whole_lines_and_the_trial_goes_on(tmp_path
         study.tell(trial, 0.5)
         [seen] = study_of(disk, make_spec()).get_trials()
         assert (seen.value, seen.user_attrs) == (0.5, {})
+
+
+def test_lines_that_may_not_be_on_the_disk_stay_since_others_have_read_them(tmp_path, monkeypatch):
+    study = study_of(tmp_path, make_spec())
+    trial = study.ask(DISTRIBUTIONS)
+    monkeypatch.setattr(os, "fsync", failing_disk)
+    with pytest.raises(OSError, match="Input/output"):
+        study.tell(trial, 0.5)
+    monkeypatch.undo()
+    [seen] = study_of(tmp_path, make_spec()).get_trials()
+    assert seen.value == 0.5
+
+
+def failing_disk(handle: int) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_running_driver_appends_to_no_line_that_a_dead_one_tore(tmp_path):
+    study, other = (study_of(tmp_path, make_spec()) for _ in range(2))
+    trial = study.ask(DISTRIBUTIONS)
+    with (tmp_path / "study.log").open("ab") as stream:  # from a machine that lost its power
+        stream.write(b'{"op_code": 4, "worker' + b"x" * 100_000)
+    study.tell(trial, 0.5)
+    assert [trial.value for trial in other.get_trials()] == [0.5]
+    assert b"xx" not in (tmp_path / "study.log").read_bytes()

@@ -13,15 +13,15 @@ import sqlalchemy
 from helpers import search_objectives
 from helpers.postgres import Postgres, programs, running_postgres
 from helpers.recording_logger import RecordingLogger
-from helpers.search_case import DISTRIBUTIONS, TASK
+from helpers.search_case import DISTRIBUTIONS, TASK, finish_trial, make_spec, study_of, write_spec
 from optuna.exceptions import StorageInternalError
 
 from multistill.config import SearchConfig
 from multistill.errors import MultistillError
 from multistill.search import patient_storage
 from multistill.search.patient_storage import PatientStorage
-from multistill.search.storage import open_study
-from multistill.search.study import search
+from multistill.search.storage import open_storage, open_study
+from multistill.search.study import _open, search
 
 
 @pytest.fixture
@@ -89,6 +89,21 @@ def test_a_request_without_an_answer_is_repeated(
     assert len(trials) - len(finished) == (name == "_create_new_trial" and carries_out)
 
 
+def test_a_copied_trial_without_an_answer_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: None
+) -> None:
+    old = write_spec(tmp_path / "old", trials=4)
+    for value in (0.1, 0.2, 0.3):
+        finish_trial(study_of(tmp_path / "old", old), value, "a")
+    (tmp_path / "old" / "study.json").write_text("{}")
+    failed = failing(monkeypatch, "_create_new_trial", carries_out=True)
+    opened = _open(make_spec(trials=6, storage=f"sqlite:///{tmp_path}/s.db"), tmp_path / "new")
+    assert failed
+    storage = open_storage(tmp_path / "new", opened.config.storage)
+    trials = open_study(storage, opened.study, opened.directions).get_trials()
+    assert [trial.value for trial in trials] == [0.1, 0.2, 0.3]
+
+
 def test_a_database_that_stays_away_ends_the_search_with_a_sentence(
     tmp_path: Path, pauses: None
 ) -> None:
@@ -119,7 +134,7 @@ def test_a_search_whose_database_is_gone_for_a_while_has_the_trials_of_an_undist
         config = SearchConfig(trials=5, concurrent=1, startup_trials=2, storage=postgres.url())
 
         def stop(logger: RecordingLogger, method: str, recorded: Any) -> None:
-            if method == "child" and recorded.key == "trial-0002":
+            if method == "child" and recorded.name == "trial 2":
                 postgres.stop()
                 threading.Timer(3.0, postgres.start).start()
 

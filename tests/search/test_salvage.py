@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 from helpers.recording_logger import RecordingLogger
-from helpers.search_case import DISTRIBUTIONS, make_spec, study_of
+from helpers.search_case import DISTRIBUTIONS, make_spec, study_of, write_spec
 
 from multistill.errors import MultistillError
 from multistill.search.locks import DriverLease
 from multistill.search.salvage import salvage
-from multistill.search.storage import JOURNAL, quiet_optuna
+from multistill.search.storage import JOURNAL, quiet_optuna, run_suffix
 from multistill.search.study import _salvage
 from multistill.search.trial_folders import trial_folder, unfinished_trials
 
@@ -31,7 +31,9 @@ def finished_study(folder):
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_trials_before_the_damage_are_kept_and_the_search_goes_on(tmp_path, damage):
-    lines = finished_study(tmp_path)
+    lines, spec = finished_study(tmp_path), write_spec(tmp_path)
+    suffix = run_suffix(study_of(tmp_path, spec))
+    assert suffix == run_suffix(study_of(tmp_path, spec))
     [second] = [n for n, line in enumerate(lines) if b"[0.2]" in line]
     lines[second] = damage(lines[second])
     damaged = b"".join(lines)
@@ -45,7 +47,9 @@ def test_trials_before_the_damage_are_kept_and_the_search_goes_on(tmp_path, dama
     assert aside.name in message
     assert aside.read_bytes() == damaged
     with quiet_optuna():
-        study = study_of(tmp_path, make_spec())
+        study = study_of(tmp_path, spec)
+        # The numbers of lost trials are given to others, which must not continue their runs.
+        assert run_suffix(study) != suffix
         assert study.trials[0].value == 0.1
         assert [trial.state.name for trial in study.trials] == ["COMPLETE", "RUNNING"]
         assert unfinished_trials(tmp_path, study) == []

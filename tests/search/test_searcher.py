@@ -18,6 +18,8 @@ from helpers.search_case import (
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from multistill.errors import MultistillError
+from multistill.search.journal_file import JournalFile
 from multistill.search.locks import DriverLease
 from multistill.search.results import trial_rows
 from multistill.search.searcher import SharedStudySearcher, _sampler
@@ -199,6 +201,39 @@ def test_a_continued_study_does_not_repeat_its_random_start(tmp_path):
     first = make_searcher(tmp_path, spec).suggest("a")["values"]
     study_of(tmp_path, spec).tell(0, 0.5)
     assert make_searcher(tmp_path, spec).suggest("a")["values"] != first
+
+
+@pytest.mark.parametrize("when", ["an epoch", "the end", "the hand-out"])
+def test_an_error_of_the_storage_is_noted_and_the_trial_continued(tmp_path, monkeypatch, when):
+    spec = write_spec(tmp_path)
+    with DriverLease(tmp_path) as lease:
+        searcher = make_searcher(tmp_path, spec, lease.name)
+        first = searcher.suggest("a")
+        calls = []
+
+        def failing(*_: object) -> None:
+            calls.append(1)
+            raise MultistillError("the database was away")
+
+        monkeypatch.setattr(JournalFile, "append_logs", failing)
+        if when == "an epoch":
+            searcher.on_trial_result("a", FINAL)
+        elif when == "the end":
+            searcher.on_trial_complete("a", {**FINAL, "failure": "diverged"})
+        else:
+            assert searcher.suggest("b") == Searcher.FINISHED
+        assert str(searcher.storage_error) == "the database was away"
+        searcher.on_trial_complete("a", FINAL)
+        searcher.fail("a", "its process died")
+        searcher.add_attribute("took", 1.0)
+        assert searcher.suggest("c") == Searcher.FINISHED
+        assert len(calls) == 1, "it was asked again, which takes fifteen minutes each"
+        assert "a" in searcher.running
+        monkeypatch.undo()
+    again = make_searcher(tmp_path, spec)
+    assert again.suggest("a") == {**first, "driver": "own"}
+    again.on_trial_complete("a", FINAL)
+    assert study_of(tmp_path, spec).get_trials()[0].value == 0.7
 
 
 def test_a_trial_that_met_a_full_disk_is_continued_by_the_next_driver(tmp_path):

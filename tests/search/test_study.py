@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -21,11 +22,13 @@ from helpers.paths import PYTHONPATH, ROOT, TESTS
 from helpers.recording_logger import RecordingLogger
 from helpers.search_case import TASK, choice, interval, search_again
 from helpers.training_corpus import make_corpus, make_task
+from optuna.trial import TrialState
 
 from multistill.config import DistillationConfig, SearchConfig
 from multistill.distillation.targets import write_soft_targets
 from multistill.errors import MultistillError, UsageError
 from multistill.full_disk import FullDiskError
+from multistill.search.journal_file import JournalFile
 from multistill.search.spec import SearchSpec
 from multistill.search.study import search
 from multistill.training.task import TrainingTask
@@ -189,6 +192,27 @@ def test_a_full_disk_ends_the_search_and_no_trial_fails_by_it(out):
     assert set(epochs_run(out).values()) == {1}, "a finished epoch ran again"
 
 
+def test_a_full_disk_of_the_journal_costs_no_trial_its_end(out, monkeypatch):
+    logger = recording_logger()
+    append = JournalFile.append_logs
+
+    def append_no_end(journal: JournalFile, logs: list[dict]) -> None:
+        if any(TrialState(log.get("state", 0)).is_finished() for log in logs):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(journal, logs)
+
+    monkeypatch.setattr(JournalFile, "append_logs", append_no_end)
+    with pytest.raises(FullDiskError, match="finished epochs are kept"):
+        run_search(out, "fast", logger, trials=3, grace_epochs=9)
+    monkeypatch.undo()
+    assert {child.status for child in logger.children.values()} == {"KILLED"}
+    summary = run_search(out, "fast", logger, trials=3, grace_epochs=9)
+    assert summary["counts"] == {"complete": 3, "stopped": 0, "failed": 0, "running": 0}
+    assert set(epochs_run(out).values()) == {1}, "a finished epoch ran again"
+    assert len(logger.children) == 3, "a continued trial got a run of its own"
+    assert {child.status for child in logger.children.values()} == {"FINISHED"}
+
+
 def test_a_killed_trial_process_continues_from_its_last_epoch(out):
     logger = recording_logger()
     summary = run_search(out, "killed_once", logger, trials=2, concurrent=1)
@@ -272,7 +296,7 @@ def test_no_trial_is_lost_or_counted_twice_after_interrupts_and_a_kill(tmp_path)
     assert summary["counts"] == {"complete": 4, "stopped": 0, "failed": 0, "running": 0}
     again = Counter(epochs_run(tmp_path).values())
     assert set(again) <= {1, 2} and again[2] <= 2, "only epochs running at the kill run again"
-    assert started & {key.removeprefix("trial-") for key in logger.children}, "none was continued"
+    assert started & {key.split("-")[1] for key in logger.children}, "none was continued"
     assert all(row["epochs"] == 9 for row in rows)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +161,31 @@ def test_an_incomplete_last_line_is_skipped(tmp_path: Path) -> None:
     assert [record.get("op") for record in records] == [None, "tags"]
     assert abandoned.read(offset, 100) == ([], offset)
     abandoned.release()
+
+
+class FullDisk:
+    """A file of which nothing can be written any more, and so not closed in peace either."""
+
+    def write(self, line: bytes) -> int:
+        return len(line)
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    close = flush
+
+
+@pytest.mark.parametrize("end", ["release", "remove", "write_nothing_to_send"])
+def test_a_journal_on_a_full_disk_is_given_up_without_an_error(tmp_path: Path, end: str) -> None:
+    journal = Journal.create(tmp_path, {"target": "a"})
+    journal._stream.close()
+    journal._stream = FullDisk()
+    with pytest.raises(OSError, match="No space"):
+        journal.append({"op": "tags", "node": "n", "values": {}})
+    getattr(journal, end)()
+    journal.release()
+    assert journal.folder.exists() == (end != "remove")
+    assert _count_abandoned(tmp_path) == (end != "remove")
 
 
 def test_reading_in_chunks_returns_every_record_once(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Search(ModelStep):
 
     name = "search"
     artifact = "search"
-    version = 4
+    version = 5
     sections = frozenset({"search", "students", "distillation"})
 
     @property
