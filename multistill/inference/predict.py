@@ -111,8 +111,8 @@ def predict(
     try:
         with torch.inference_mode(), keeping_sequences(model, keep_sequences):
             planned = list(_by_length(frames, tokens, batch_frames))
-            parts = [[ids[row] for row in rows] for rows in planned]
-            for rows, read in zip(planned, _batches(store, parts, max_frames), strict=True):
+            batches = _batches(store, ids, planned, max_frames)
+            for rows, read in zip(planned, batches, strict=True):
                 batch = read.to(device)
                 turns = context.batch(batch.ids) if model.spec.context_turns and context else None
                 output = model(
@@ -160,11 +160,12 @@ def predict_logits(
 
 
 def _batches(
-    store: StateReader, parts: Sequence[Sequence[str]], max_frames: int | None
+    store: StateReader, ids: Sequence[str], planned: Sequence[IntArray], max_frames: int | None
 ) -> Iterator[Batch]:
-    """The states of each part; the disk reads the next meanwhile."""
-    if len(parts) == 1:  # as of one clip that is served: no thread, which takes longer than to ask
-        yield collate(store, parts[0], max_frames)
+    """The states of each batch; the disk reads the next meanwhile."""
+    parts = ([ids[row] for row in rows] for rows in planned)
+    if len(planned) == 1:  # as of a clip that is served: a thread takes longer than asking
+        yield collate(store, next(parts), max_frames)
         return
     for unread in read_ahead((find(store, part, max_frames) for part in parts), _AHEAD):
         yield unread.read()
