@@ -85,15 +85,22 @@ class Digests:
                 del self._new[key]
 
     def confirm(self, paths: Sequence[str], digests: Sequence[str]) -> bool:
-        """Whether every file still has its digest; files that look changed are read."""
+        """Whether every file still has its digest; files that look changed are read.
+
+        What is no path or no digest, as in a damaged manifest, is not confirmed.
+        """
         keys: list[bytes] = []
         for path in paths:
             try:
                 keys.append(_key(path, os.stat(path)))  # noqa: PTH116, hot
-            except OSError:
+            except (OSError, TypeError, ValueError):
                 return False
         halves = np.frombuffer(b"".join(keys), np.uint64).reshape(-1, 2)
-        expected = np.frombuffer(bytes.fromhex("".join(digests)), np.uint64).reshape(-1, 2)
+        try:
+            expected = np.frombuffer(bytes.fromhex("".join(digests)), np.uint64)
+            expected = expected.reshape(halves.shape)
+        except (TypeError, ValueError):
+            return False
         row = np.searchsorted(self._known[0], halves[:, 0])
         row = np.minimum(row, max(0, self._known.shape[1] - 1))
         doubtful = np.arange(len(paths))

@@ -104,8 +104,10 @@ class ComparedWithFloat32:
         worst = 1.0
         for wave in waves:
             self._bfloat16 = False
-            [exact] = self.encode([wave])
-            self._bfloat16 = True
+            try:
+                [exact] = self.encode([wave])
+            finally:
+                self._bfloat16 = True
             [rounded] = self.encode([wave])
             norms = float(np.linalg.norm(exact) * np.linalg.norm(rounded))
             worst = min(worst, float((exact * rounded).sum()) / max(norms, 1e-12))

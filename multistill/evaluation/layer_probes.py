@@ -8,7 +8,7 @@ quote is chosen inside each fold, too, by macro F1 on validation: `chosen` is it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,20 +38,16 @@ class LayerView:
         self.store = store
         width = (store.audio_dim if encoder == "speech" else store.text_dim) // count
         self._slice = slice(position * width, (position + 1) * width)
-        self._encoder = encoder
+        self._modality = MODALITIES[encoder]
         self.audio_dim = width if encoder == "speech" else store.audio_dim
         self.text_dim = width if encoder == "text" else store.text_dim
 
     def __contains__(self, utterance_id: str, /) -> bool:
         return utterance_id in self.store
 
-    def audio(self, utterance_id: str, /) -> AnyArray:
-        states = self.store.audio(utterance_id)
-        return states[:, self._slice] if self._encoder == "speech" else states
-
-    def text(self, utterance_id: str, /) -> AnyArray:
-        states = self.store.text(utterance_id)
-        return states[:, self._slice] if self._encoder == "text" else states
+    def each(self, modality: str, ids: Iterable[str], /) -> Iterator[AnyArray]:
+        values = self._slice if modality == self._modality else slice(None)
+        return (states[:, values] for states in self.store.each(modality, ids))
 
 
 def describe_layers(

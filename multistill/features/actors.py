@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from multistill.config import FeaturesConfig
 from multistill.errors import MultistillError
 from multistill.features.spans import Spans
 from multistill.features.store import SHARDS
-from multistill.features.waves import RECORDINGS, ShardSource
+from multistill.features.waves import RECORDINGS, DecodedShard, ShardSource
 from multistill.full_disk import writing
 
 SHARDS_AT_A_TIME = 2
@@ -22,7 +22,11 @@ SHARDS_AT_A_TIME = 2
 encoded, or the last is finished."""
 
 MAX_ATTEMPTS = 5
-"""Workers that may die while they encode one shard; Ray itself would retry forever."""
+"""Workers that may die while they work on one shard; Ray itself would retry forever.
+
+A worker that dies counts for every shard that it decodes or encodes, and it is not known which of
+them it died of; one that waits to be decoded is not among them.
+"""
 
 
 class DecodeShard:
@@ -94,21 +98,26 @@ class EncodeShard:
         return pa.table({"shard": [shard], "error": pa.array([error], pa.string())})
 
     def _encode(self, batch: pa.Table, shard: int) -> None:
-        from multistill.features.waves import from_table
-
         if isinstance(self._encoder, MultistillError):
             raise self._encoder
         spans = Spans(shard)
-        with count_attempts(self._out, shard):
-            if "samples" in batch.column_names:
-                decoded = from_table(batch)
-            else:
-                with self._decoding, spans.span("decode"):
-                    decoded = self._source.decode(self._plan, shard, self._config)
+        with ExitStack() as attempt:
+            with self._decoding:
+                # Not before: a shard that waits has no part in the death of the worker.
+                attempt.enter_context(count_attempts(self._out, shard))
+                decoded = self._decoded(batch, shard, spans)
             with spans.span("shard"):
                 self._encoder.write(decoded, shard, self._out, spans)
         if self._config.trace:
             spans.save(self._out)
+
+    def _decoded(self, batch: pa.Table, shard: int, spans: Spans) -> DecodedShard:
+        from multistill.features.waves import from_table
+
+        if "samples" in batch.column_names:
+            return from_table(batch)
+        with spans.span("decode"):
+            return self._source.decode(self._plan, shard, self._config)
 
 
 @contextmanager
@@ -116,7 +125,7 @@ def count_attempts(out: Path, shard: int) -> Iterator[None]:
     """Count the attempts at a shard in a file, which survives the death of a worker.
 
     Raises:
-        MultistillError: too many workers died while they encoded this shard.
+        MultistillError: too many workers died while they worked on this shard.
     """
     attempts = out / SHARDS / f".{shard:05d}.attempts"
     with attempts.open("ab") as stream:
@@ -124,8 +133,9 @@ def count_attempts(out: Path, shard: int) -> Iterator[None]:
         count = stream.tell()
     if count > MAX_ATTEMPTS:
         raise MultistillError(
-            f"shard {shard} crashed its worker {MAX_ATTEMPTS} times, most likely out of memory; "
-            "lower `features.batch_seconds` or `features.encoders`"
+            f"{MAX_ATTEMPTS} workers died while they worked on shard {shard}, most likely out of "
+            "memory for it or for the shard beside it; lower `features.batch_seconds` or "
+            "`features.encoders`"
         )
     yield
     attempts.unlink(missing_ok=True)

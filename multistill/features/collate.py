@@ -19,7 +19,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from multistill.features.dtypes import Dtype
 from multistill.features.pages import will_need
 from multistill.typing import AnyArray, FloatArray, IntArray
 
@@ -36,9 +35,6 @@ class StateReader(Protocol):
 
     @property
     def text_dim(self) -> int: ...
-
-    @property
-    def dtype(self) -> Dtype: ...
 
     def audio_frames(self, ids: Sequence[str], /) -> IntArray: ...
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from multistill.features.distorted import key_of
-from multistill.features.dtypes import Dtype
 from multistill.features.store import FeatureStore
 from multistill.typing import AnyArray, FloatArray, IntArray
 
@@ -46,7 +45,6 @@ class StoreWithCopies:
             if (key := key_of(copy_name(copy), name)) in copies
         }
         self.audio_dim, self.text_dim = store.audio_dim, store.text_dim
-        self.dtype: Dtype = store.dtype
 
     def names(self, ids: Sequence[str], copies: Sequence[int]) -> list[str]:
         """Ids to read clips by, each as one of its copies; a clip that lacks it is read itself.

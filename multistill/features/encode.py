@@ -195,7 +195,8 @@ def _finish(
             f"{len(quarantined)} quarantined; remove the folder {out} and run again"
         )
     bytes_stored = sum(marker["bytes"] for marker in markers)
-    # Wall time of the encoders over all attempts, without their start.
+    # Of every shard, from its turn at the speech encoder to the next shard's: over all workers and
+    # attempts, without the start of the encoders and the writing of each shard's last batch.
     encode_seconds = sum(marker["encode_seconds"] for marker in markers)
     summary = {
         "clips": plan.clips,

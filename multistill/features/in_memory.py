@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -60,7 +60,6 @@ class StatesInMemory:
         text_dim: int,
         stored: Mapping[str, Stored] = STATES,
     ) -> None:
-        self.dtype = dtype
         self.audio_dim = audio_dim
         self.text_dim = text_dim
         self._types = {name: dtype_of(each, dtype) for name, each in stored.items()}
@@ -92,13 +91,9 @@ class StatesInMemory:
         """Values [length, dim] and int8 scales [dim], as of `FeatureStore.raw`."""
         return self._clips[utterance_id][modality]
 
-    def audio(self, utterance_id: str) -> AnyArray:
-        """Speech states [frames, audio_dim]."""
-        return unpack(*self.raw("audio", utterance_id), self._types["audio"])
-
-    def text(self, utterance_id: str) -> AnyArray:
-        """Text states [tokens, text_dim]."""
-        return unpack(*self.raw("text", utterance_id), self._types["text"])
+    def each(self, modality: str, ids: Iterable[str]) -> Iterator[AnyArray]:
+        """Speech states [frames, audio_dim], or text states [tokens, text_dim], of each clip."""
+        return (unpack(*self.raw(modality, name), self._types[modality]) for name in ids)
 
     def audio_frames(self, ids: Iterable[str]) -> IntArray:
         """Frames of each clip."""

@@ -65,6 +65,8 @@ class InitialStates:
 
     def each(self, modality: str, ids: Iterable[str]) -> Iterator[AnyArray]:
         """`audio` or `text` of one utterance after the other."""
+        if ("speech" if modality == "audio" else "text") not in self._encoders:
+            return self.store.each(modality, ids)
         return map(self.audio if modality == "audio" else self.text, ids)
 
     def _states(self, section: Section, utterance_id: str) -> AnyArray:

@@ -141,9 +141,7 @@ def training_statistics(
     read = with_initial_states(store, encoders)
     if isinstance(read, InitialStates):
         present = drawn_clips(present)
-    # In the order of the files, which are read once from start to end.
-    order = np.argsort(store.rows(present), kind="stable")
-    ordered = [present[position] for position in order]
+    ordered = store.in_file_order(present)  # each modality is read from start to end, once
     audio, audio_clips = moments_of("audio", read.each("audio", ordered), read.audio_dim)
     text, text_clips = moments_of("text", read.each("text", ordered), read.text_dim)
     return StateStatistics(

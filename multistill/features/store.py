@@ -155,6 +155,16 @@ class FeatureStore:
             )
         return rows
 
+    def in_file_order(self, ids: Sequence[str]) -> list[str]:
+        """The utterances in the order in which the files hold them.
+
+        Raises:
+            MultistillError: the store does not have one of them.
+        """
+        rows = self.rows(ids)
+        shard, batch, row = (self._index.columns[name][rows] for name in POSITION)
+        return [ids[place] for place in np.lexsort((row, batch, shard)).tolist()]
+
     def audio_frames(self, ids: Sequence[str]) -> IntArray:
         """Frames of each utterance, from the index: no states are read."""
         return self.lengths("audio", self.rows(ids))

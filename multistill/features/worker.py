@@ -14,13 +14,13 @@ import resource
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -88,6 +88,8 @@ class Text(NamedTuple):
 Texts = Future[dict[int, Text]]
 """By row of the shard."""
 
+_T = TypeVar("_T")
+
 
 class ShardEncoder:
     """Both encoders on one device; turns decoded shards into shards of the store.
@@ -106,7 +108,9 @@ class ShardEncoder:
         self._batch_seconds = config.batch_seconds
         self._verified = False
         self._turn = threading.Lock()
+        # For want of memory an encoder works alone: with both locks, taken in this order.
         self._speech_works = threading.Lock()
+        self._text_works = threading.Lock()
         # A single thread, since a tokenizer cannot be shared.
         self._text_thread = ThreadPoolExecutor(1, "text")
         self._stream: torch.cuda.Stream | None = None
@@ -154,10 +158,12 @@ class ShardEncoder:
                         # memory.
                         if len(pending) > 1:
                             _add_refused(pending.pop(0).result(), decoded, reasons)
+                    # The next shard has its turn while the last batch is written.
+                    encode_seconds = time.monotonic() - started
                 for future in pending:
                     _add_refused(future.result(), decoded, reasons)
                 summary.update(self._summary(decoded, texts.result(), reasons, writer))
-                summary["encode_seconds"] = round(time.monotonic() - started, 4)
+                summary["encode_seconds"] = round(encode_seconds, 4)
         finally:
             texts.cancel()
         return summary
@@ -165,7 +171,7 @@ class ShardEncoder:
     def _verify(self, waves: list[Wave]) -> None:
         shortest = sorted((wave.samples for wave in waves), key=len)[:VERIFIED_CLIPS]
         try:
-            self.speech.verify(shortest)
+            self._run_speech(lambda: self.speech.verify(shortest))
         except Exception as error:
             if not is_of_the_item(error):
                 raise
@@ -300,7 +306,7 @@ class ShardEncoder:
 
     def _encode_text_batch(self, texts: list[str]) -> list[AnyArray | str]:
         def encode() -> list[AnyArray | str]:
-            with _in_stream(self._stream):
+            with self._text_works, _in_stream(self._stream):
                 return encode_each(self.text.encode, texts, PROBE_TEXT, "the text encoder failed")
 
         try:
@@ -316,30 +322,47 @@ class ShardEncoder:
     def _encode(self, batch: list[Window]) -> list[AnyArray | str]:
         """States of each window, or the reason why it could not be encoded.
 
-        A batch that exceeds the memory is halved. Batches of later shards are limited to half of
-        what failed.
+        A batch that exceeds the memory even without the text encoder is halved. Batches of later
+        shards are limited to half of what failed.
         """
         waves = [window.samples for window in batch]
+
+        def encode() -> list[AnyArray | str]:
+            return encode_each(self.speech.encode, waves, probe_wave(), "the speech encoder failed")
+
         try:
-            with self._speech_works:
-                return encode_each(
-                    self.speech.encode, waves, probe_wave(), "the speech encoder failed"
-                )
+            return self._run_speech(encode)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            self._release_memory()
-            if len(batch) == 1:
-                seconds = len(batch[0].samples) / SAMPLE_RATE
-                return [
-                    f"out of memory: {seconds:.1f} s do not fit; set features.speech.long_clips: "
-                    "window, with max_seconds and window_seconds below that"
-                ]
         # Outside the handler, where the tensors of the failed batch are released.
+        self._release_memory()
+        if len(batch) == 1:
+            seconds = len(batch[0].samples) / SAMPLE_RATE
+            return [
+                f"out of memory: {seconds:.1f} s do not fit; set features.speech.long_clips: "
+                "window, with max_seconds and window_seconds below that"
+            ]
         failed_seconds = len(batch) * max(len(window.samples) for window in batch) / SAMPLE_RATE
         self._batch_seconds = min(self._batch_seconds, max(failed_seconds / 2, 1.0))
         middle = len(batch) // 2
         return [*self._encode(batch[:middle]), *self._encode(batch[middle:])]
+
+    def _run_speech(self, work: Callable[[], _T]) -> _T:
+        """Result of work of the speech encoder, which waits for the text encoder's memory.
+
+        Raises:
+            whatever `work` raises; for want of memory, what it raises without the text encoder.
+        """
+        try:
+            with self._speech_works:
+                return work()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        with self._speech_works, self._text_works:
+            self._release_memory()
+            return work()
 
     def _release_memory(self) -> None:
         if self.device.type == "cuda":

@@ -12,7 +12,14 @@ import numpy.typing as npt
 import torch
 
 from multistill.corpora.manifest import read_manifest
-from multistill.features.collate import StateReader, cut_by_padded_size, find, read_ahead
+from multistill.features.collate import (
+    Batch,
+    StateReader,
+    collate,
+    cut_by_padded_size,
+    find,
+    read_ahead,
+)
 from multistill.features.store import FeatureStore
 from multistill.hardware import default_device
 from multistill.models.base import keeping_sequences
@@ -104,10 +111,10 @@ def predict(
     try:
         with torch.inference_mode(), keeping_sequences(model, keep_sequences):
             planned = list(_by_length(frames, tokens, batch_frames))
-            batches = (find(store, [ids[row] for row in rows], max_frames) for rows in planned)
-            for rows, unread in zip(planned, read_ahead(batches, _AHEAD), strict=True):
-                batch, batch_ids = unread.read().to(device), unread.ids
-                turns = context.batch(batch_ids) if model.spec.context_turns and context else None
+            batches = _batches(store, ids, planned, max_frames)
+            for rows, read in zip(planned, batches, strict=True):
+                batch = read.to(device)
+                turns = context.batch(batch.ids) if model.spec.context_turns and context else None
                 output = model(
                     batch.audio,
                     batch.audio_mask,
@@ -150,6 +157,18 @@ def predict_logits(
     return predict(
         model, store, ids, device, max_frames, batch_frames, context, keep_pooled=False
     ).logits
+
+
+def _batches(
+    store: StateReader, ids: Sequence[str], planned: Sequence[IntArray], max_frames: int | None
+) -> Iterator[Batch]:
+    """The states of each batch; the disk reads the next meanwhile."""
+    parts = ([ids[row] for row in rows] for rows in planned)
+    if len(planned) == 1:  # as of a clip that is served: a thread takes longer than asking
+        yield collate(store, next(parts), max_frames)
+        return
+    for unread in read_ahead((find(store, part, max_frames) for part in parts), _AHEAD):
+        yield unread.read()
 
 
 def _move(model: Model, device: torch.device) -> None:

@@ -8,7 +8,7 @@ model reads the text part only, an audio model the audio part only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -102,9 +102,7 @@ class StateStore(Protocol):
     audio_dim: int
     text_dim: int
 
-    def audio(self, utterance_id: str, /) -> np.ndarray: ...
-
-    def text(self, utterance_id: str, /) -> np.ndarray: ...
+    def each(self, modality: str, ids: Iterable[str], /) -> Iterator[np.ndarray]: ...
 
     def __contains__(self, utterance_id: str, /) -> bool: ...
 
@@ -115,13 +113,10 @@ def mean_states(store: StateStore, ids: Sequence[str]) -> np.ndarray:
     Zeros for an empty transcript and for utterances that are not in the store.
     """
     result = np.zeros((len(ids), store.text_dim + store.audio_dim), dtype=np.float32)
-    for row, utterance_id in enumerate(ids):
-        if utterance_id not in store:
-            continue
-        for states, start in (
-            (store.text(utterance_id), 0),
-            (store.audio(utterance_id), store.text_dim),
-        ):
+    stored = [(row, name) for row, name in enumerate(ids) if name in store]
+    names = [name for _, name in stored]
+    for modality, start in (("text", 0), ("audio", store.text_dim)):
+        for (row, _), states in zip(stored, store.each(modality, names), strict=True):
             if len(states):
                 mean = np.asarray(states, dtype=np.float32).mean(axis=0)
                 result[row, start : start + mean.shape[0]] = mean

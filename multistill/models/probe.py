@@ -147,18 +147,18 @@ def pooled_states(store: StateStore, ids: Sequence[str], modality: Modality) -> 
     """
     parts = []
     if modality != "audio":
-        parts.append((store.text, store.text_dim))
+        parts.append(("text", store.text_dim))
     if modality != "text":
-        parts.append((store.audio, store.audio_dim))
+        parts.append(("audio", store.audio_dim))
     result = np.zeros((len(ids), 2 * sum(dim for _, dim in parts)), dtype=np.float32)
-    for row, utterance_id in enumerate(ids):
-        if utterance_id not in store:
-            continue
-        start = 0
-        for read, dim in parts:
-            states = np.asarray(read(utterance_id), dtype=np.float32)
+    stored = [(row, name) for row, name in enumerate(ids) if name in store]
+    names = [name for _, name in stored]
+    start = 0
+    for part, dim in parts:
+        for (row, _), read in zip(stored, store.each(part, names), strict=True):
+            states = np.asarray(read, dtype=np.float32)
             if len(states):
                 result[row, start : start + dim] = states.mean(axis=0)
                 result[row, start + dim : start + 2 * dim] = states.std(axis=0)
-            start += 2 * dim
+        start += 2 * dim
     return result

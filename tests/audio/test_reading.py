@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -321,6 +322,20 @@ class TestRememberedDigests:
         kept = [path for path in paths if path != paths[7]]
         assert again.confirm([str(path) for path in kept], [expected[paths.index(p)] for p in kept])
         assert len(read) == 2
+
+    @pytest.mark.parametrize("bad", [None, "", "no digest", "ab", "0" * 32, "0" * 31 + "x", "\0"])
+    def test_what_is_no_digest_of_the_file_is_not_confirmed(
+        self, tmp_path: Path, bad: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("multistill.audio.digests.SETTLED", -1.0)
+        path = tmp_path / "a.wav"
+        path.write_bytes(b"one")
+        digests = Digests(tmp_path / "digests.npy")
+        good = self.digest(digests, path)
+        digests.save()
+        assert digests.confirm([str(path)] * 2, [good, good])
+        assert not digests.confirm([str(path)] * 2, [good, bad])
+        assert not digests.confirm([str(path), bad], [good, good])
 
     def test_what_was_just_written_is_not_remembered(self, tmp_path: Path) -> None:
         path = tmp_path / "a.wav"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from multistill.encoders.registry import (
     resolve_speech,
     resolve_text,
 )
-from multistill.encoders.speech import LogMel, Wav2Vec2Family
+from multistill.encoders.speech import ComparedWithFloat32, LogMel, Wav2Vec2Family
 from multistill.errors import MultistillError, UsageError
 from multistill.features.decode import normalize
 from multistill.features.identity import features_identity
@@ -376,3 +377,17 @@ def test_an_error_of_any_http_client_is_an_unreachable_hub(
     monkeypatch.setattr(HfApi, "model_info", refuse)
     with pytest.raises(UnavailableModelError, match="model hub cannot be reached"):
         resolve("someone/some-encoder", None)
+
+
+def test_a_comparison_that_fails_leaves_the_encoder_in_bfloat16() -> None:
+    class Failing(ComparedWithFloat32):
+        _bfloat16 = True
+
+        def encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+            assert not self._bfloat16
+            raise RuntimeError("shape")
+
+    encoder = Failing()
+    with pytest.raises(RuntimeError, match="shape"):
+        encoder.verify(waves([5_000]))
+    assert encoder._bfloat16

@@ -66,9 +66,9 @@ def test_a_view_reads_one_layer(evaluation_case: EvaluationCase, tmp_path: Path)
     name = store.ids[0]
     parts = [LayerView(store, "speech", position, 3) for position in range(3)]
     assert [part.audio_dim for part in parts] == [WIDTH] * 3
-    joined = np.concatenate([part.audio(name) for part in parts], axis=1)
+    joined = np.concatenate([next(part.each("audio", [name])) for part in parts], axis=1)
     np.testing.assert_array_equal(joined, store.audio(name))
-    np.testing.assert_array_equal(parts[0].text(name), store.text(name))
+    np.testing.assert_array_equal(next(parts[0].each("text", [name])), store.text(name))
     assert name in parts[0] and "nobody" not in parts[0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from multistill.features.statistics import (
     training_statistics,
     write_statistics,
 )
+from multistill.features.store import FeatureStore
 
 
 @given(
@@ -63,6 +65,24 @@ def test_only_the_training_utterances_are_read(tmp_path: Path) -> None:
     assert result.clips == 5
     np.testing.assert_allclose(result.audio.mean, audio.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(result.audio.deviation, audio.std(axis=0), atol=1e-6)
+
+
+def test_the_files_are_read_from_start_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = random_clips(11)[::-1]  # ids in another order than the files
+    store = make_store(tmp_path, clips)
+    read: list[tuple[str, str]] = []
+    raw = FeatureStore.raw
+
+    def recorded(self: FeatureStore, modality: str, name: str) -> Any:
+        read.append((modality, name))
+        return raw(self, modality, name)
+
+    monkeypatch.setattr(FeatureStore, "raw", recorded)
+    training_statistics(store, list(store.ids))
+    names = [clip.utterance_id for clip in clips]
+    assert read == [(modality, name) for modality in ("audio", "text") for name in names]
 
 
 @pytest.mark.parametrize("modality", ["audio", "text"])

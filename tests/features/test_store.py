@@ -56,6 +56,17 @@ def test_each_gives_the_clips_in_the_order_asked_for(tmp_path: Path, dtype: str)
             np.testing.assert_array_equal(states, read(name))
 
 
+def test_clips_in_file_order_are_those_of_shards_batches_and_rows(tmp_path: Path) -> None:
+    clips = random_clips(11)[::-1]
+    store = make_store(tmp_path, clips)
+    written = [clip.utterance_id for clip in clips]
+    assert store.in_file_order(store.ids) == written
+    assert store.in_file_order(sorted(written[2:9:3])) == written[2:9:3]
+    assert store.in_file_order([]) == []
+    with pytest.raises(MultistillError, match="utterance nobody is not in the store"):
+        store.in_file_order(["nobody"])
+
+
 def test_int8_keeps_a_small_channel_next_to_a_large_one() -> None:
     states = np.stack([np.linspace(-1e-3, 1e-3, 50), np.linspace(-500, 500, 50)], axis=1)
     values, scales = pack(states.astype(np.float32), "int8")

@@ -6,9 +6,11 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace, TracebackType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from helpers.features_case import save_wav2vec2, tone
@@ -17,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from multistill.config import FeaturesConfig
 from multistill.encoders.base import EncoderInfo
 from multistill.errors import MultistillError
-from multistill.features.actors import MAX_ATTEMPTS, count_attempts
+from multistill.features.actors import MAX_ATTEMPTS, EncodeShard, count_attempts
 from multistill.features.decode import Wave, normalize
 from multistill.features.store import FeatureStore
-from multistill.features.store_writer import finish_store, read_marker
-from multistill.features.waves import DecodedShard
+from multistill.features.store_writer import Clip, ShardWriter, finish_store, read_marker
+from multistill.features.waves import DecodedShard, ShardSource
 from multistill.features.worker import TEXTS_PER_BATCH, ShardEncoder
 from multistill.typing import AnyArray, FloatArray
 
@@ -300,7 +302,7 @@ def test_a_shard_that_crashes_every_worker_is_given_up(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError), count_attempts(tmp_path, 4):
             raise RuntimeError("as if killed")
     with (
-        pytest.raises(MultistillError, match=r"shard 4 crashed its worker 5 times"),
+        pytest.raises(MultistillError, match=r"5 workers died while they worked on shard 4"),
         count_attempts(tmp_path, 4),
     ):
         pass
@@ -312,6 +314,38 @@ def test_a_successful_shard_resets_its_attempts(tmp_path: Path) -> None:
         with count_attempts(tmp_path, 4):
             pass
     assert list((tmp_path / "shards").iterdir()) == []
+
+
+def test_a_shard_that_waits_to_be_decoded_is_not_attempted(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    seen: list[list[str]] = []
+
+    def look() -> None:
+        seen.append([path.name for path in (tmp_path / "shards").glob(".*.attempts")])
+
+    class Turn:
+        def __enter__(self) -> None:
+            look()
+
+        def __exit__(
+            self,
+            kind: type[BaseException] | None,
+            error: BaseException | None,
+            trace: TracebackType | None,
+        ) -> None: ...
+
+    def decode(plan: Path, shard: int, config: FeaturesConfig) -> DecodedShard:
+        look()
+        return decoded([1.0])
+
+    weights = {"speech": None, "text": None}
+    source = ShardSource((), decode)
+    settings = FeaturesConfig().model_dump()
+    worker = EncodeShard(settings, weights, "plan", str(tmp_path), False, 1, source)
+    worker._decoding = Turn()  # type: ignore[assignment]
+    [result] = worker(pa.table({"shard": [4]})).to_pylist()
+    assert result["error"] is None
+    assert seen == [[], [".00004.attempts"]]
 
 
 def test_transcripts_are_encoded_while_the_speech_encoder_works(tmp_path: Path) -> None:
@@ -375,3 +409,67 @@ def test_transcripts_wait_for_the_memory_that_the_speech_encoder_holds(tmp_path:
     encoder.text.encode = short_of_memory  # type: ignore[method-assign]
     assert encoder.write(decoded([1.0] * 3), 0, tmp_path)["encoded"] == 3
     assert held[1:] == [True]
+
+
+@pytest.mark.parametrize("seconds", [[9.0], [1.0] * 6])
+def test_speech_waits_for_the_memory_that_the_text_encoder_holds(
+    tmp_path: Path, seconds: list[float]
+) -> None:
+    """No clip is lost, and batches stay as long as they were."""
+    started, failed, held = threading.Event(), threading.Event(), threading.Event()
+
+    class Beside(FakeEncoder):
+        def encode(self, waves: Sequence[FloatArray]) -> list[FloatArray]:
+            assert started.wait(60)
+            if held.is_set():
+                failed.set()
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().encode(waves)
+
+    speech = Beside()
+    encoder = shard_encoder(speech)
+    correct = encoder.text.encode
+
+    def greedy(texts: Sequence[str]) -> Sequence[AnyArray]:
+        held.set()
+        started.set()
+        assert failed.wait(60)
+        held.clear()
+        return correct(texts)
+
+    encoder.text.encode = greedy  # type: ignore[method-assign]
+    summary = encoder.write(decoded(seconds), 0, tmp_path)
+    assert (summary["encoded"], summary["quarantined"]) == (len(seconds), [])
+    assert len(speech.batches) == 1
+    assert encoder._batch_seconds == encoder.config.batch_seconds
+
+
+def test_transcripts_that_need_the_memory_wait_for_the_comparison_of_bfloat16(
+    tmp_path: Path,
+) -> None:
+    speech = FakeEncoder()
+    encoder = shard_encoder(speech)
+    held: list[bool] = []
+    speech.verify = lambda _: held.append(encoder._speech_works.locked())  # type: ignore[method-assign]
+    encoder.write(decoded([1.0]), 0, tmp_path)
+    assert held == [True]
+
+
+def test_a_shards_seconds_end_where_the_next_one_has_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = shard_encoder(FakeEncoder())
+    now = [0.0]
+    append = ShardWriter.append
+
+    def slow(writer: ShardWriter, clips: Sequence[Clip]) -> list[tuple[str, str]]:
+        with encoder._turn:  # as another shard has it
+            now[0] += 100.0
+        return append(writer, clips)
+
+    monkeypatch.setattr(ShardWriter, "append", slow)
+    monkeypatch.setattr(
+        "multistill.features.worker.time", SimpleNamespace(monotonic=lambda: now[0])
+    )
+    assert encoder.write(decoded([1.0]), 0, tmp_path)["encode_seconds"] == 0.0
+    assert now == [100.0]

@@ -52,6 +52,18 @@ def test_the_batch_size_does_not_change_the_outputs(store: FeatureStore, batch_f
         np.testing.assert_allclose(outputs.pooled[row], single.pooled[0], atol=1e-5)
 
 
+def test_one_batch_is_asked_for_and_read_without_a_thread(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(
+        "multistill.features.collate.will_need", lambda values: asked.append(len(values))
+    )
+    monkeypatch.delattr("multistill.inference.predict.read_ahead")
+    predict_logits(small_model(), store, IDS[:1], "cpu")
+    assert asked == [7, 2]
+
+
 def test_outputs_are_in_the_order_of_the_ids(store: FeatureStore) -> None:
     model = small_model()
     forward = predict_logits(model, store, IDS, "cpu")

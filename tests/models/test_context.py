@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from helpers.encoder_states import AUDIO_DIM, TEXT_DIM, make_store
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multistill.features.store import FeatureStore
 from multistill.models.build import build
 from multistill.models.context import DialogueContext, mean_states, previous_turns
 from multistill.models.presets import resolve
@@ -61,6 +63,17 @@ def test_context_is_the_mean_text_then_the_mean_audio_of_each_turn(tmp_path: Pat
     assert not values[0, 1, :TEXT_DIM].any()
     np.testing.assert_allclose(values[0, 2, :TEXT_DIM], store.text("u0").mean(axis=0), rtol=1e-6)
     assert mean_states(store, []).shape == (0, TEXT_DIM + AUDIO_DIM)
+
+
+def test_the_states_of_turns_are_read_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path, [(4, 2), (6, 0)])
+    expected = store.audio("u1").mean(axis=0)
+    monkeypatch.delattr(FeatureStore, "_read")  # one at a time
+    found = mean_states(store, ["u1", "quarantined"])
+    np.testing.assert_allclose(found[0, TEXT_DIM:], expected, rtol=1e-6)
+    assert not found[1].any()
 
 
 def test_previous_turns_are_read_in_the_layer_that_the_model_reads() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import pytest
 from helpers.encoder_states import AUDIO_DIM, TEXT_DIM, make_store
@@ -91,12 +93,11 @@ def test_a_probe_hears_what_only_the_deviation_over_time_shows() -> None:
     class Spread:
         audio_dim, text_dim = 2, 1
 
-        def audio(self, name: str) -> np.ndarray:
-            states = rng.normal(size=(30, 2)) * (1 + 2 * labels[int(name)])
-            return (states - states.mean(axis=0)).astype(np.float32)
-
-        def text(self, name: str) -> np.ndarray:
-            return np.zeros((0, 1), np.float32)
+        def each(self, modality: str, ids: Iterable[str]) -> Iterator[np.ndarray]:
+            assert modality == "audio"
+            for name in ids:
+                states = rng.normal(size=(30, 2)) * (1 + 2 * labels[int(name)])
+                yield (states - states.mean(axis=0)).astype(np.float32)
 
         def __contains__(self, name: str) -> bool:
             return True
@@ -106,6 +107,19 @@ def test_a_probe_hears_what_only_the_deviation_over_time_shows() -> None:
         Spread(), ids[60:]
     )
     assert (predicted.argmax(axis=1) == labels[60:]).mean() > 0.9
+
+
+def test_pooled_states_are_those_of_each_utterance_and_zeros_without(store: FeatureStore) -> None:
+    ids = ["u7", "quarantined", "u4", "u0"]  # u4 and u0 have no transcript
+    expected = np.zeros((4, 2 * (TEXT_DIM + AUDIO_DIM)), np.float32)
+    for row, name in enumerate(ids):
+        start = 0
+        for read, dim in ((store.text, TEXT_DIM), (store.audio, AUDIO_DIM)):
+            if name in store and len(states := read(name)):
+                expected[row, start : start + dim] = states.mean(axis=0)
+                expected[row, start + dim : start + 2 * dim] = states.std(axis=0)
+            start += 2 * dim
+    np.testing.assert_array_equal(pooled_states(store, ids, "multimodal"), expected)
 
 
 def test_two_classes_and_one_class_are_fitted_and_none_is_refused(store: FeatureStore) -> None:

@@ -139,6 +139,7 @@ class Statistics(Step):
     """Mean and deviation of the training part's states, which heads are standardised with."""
 
     name = "statistics"
+    version = 2
     artifact = "statistics"
     uses_ray = True
 
