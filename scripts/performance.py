@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import jinja2
@@ -179,6 +180,39 @@ def by_size(rows: Sequence[Row], size: str, cost: str) -> list[tuple[float, floa
     ]
 
 
+def against_grid(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Searches of `benchmarks/search.py compare`: mean best value by space and method.
+
+    Each at the epochs of its grid, of the seeds that all methods have; the gain over the grid is
+    paired by seed, with its standard error.
+    """
+    curves = {(row["space"], row["method"], row["seed"]): row["curve"] for row in rows}
+    methods = list(dict.fromkeys(method for _, method, _ in curves))
+    found = []
+    for space in dict.fromkeys(space for space, _, _ in curves):
+        seeds = [
+            seed
+            for seed in sorted({seed for _, _, seed in curves})
+            if all((space, method, seed) in curves for method in methods)
+        ]
+        best: dict[str, list[float]] = {}
+        for method in methods if seeds else ():
+            best[method] = [
+                max(
+                    value
+                    for spent, value in curves[space, method, seed]
+                    if spent <= curves[space, "grid", seed][-1][0]
+                )
+                for seed in seeds
+            ]
+        for method, values in best.items():
+            gains = [value - of_grid for value, of_grid in zip(values, best["grid"], strict=True)]
+            error = stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
+            figures = {"space": space, "method": method, "seeds": len(seeds), "error": error}
+            found.append({**figures, "best": fmean(values), "gain": fmean(gains)})
+    return found
+
+
 def _difference(share: Any) -> str:
     if isinstance(share, jinja2.Undefined):
         return NOT_MEASURED
@@ -248,6 +282,7 @@ def render(template: str, rows: Sequence[Row]) -> str:
         at_most=at_most,
         scale=scale,
         by_size=by_size,
+        against_grid=against_grid,
         difference=_difference,
     )
     environment.filters.update(n=number, percent=percent)

@@ -221,9 +221,9 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         _Config.model_validate(config)
     except ValidationError as error:
         first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise DamagedModelError(
-            f"{folder / CONFIG} is damaged ({'.'.join(map(str, first['loc']))}: {first['msg']}); "
-            "remove the folder and run the job again"
+            f"{folder / CONFIG} is damaged ({reason}); remove the folder and run the job again"
         ) from error
     return config
 

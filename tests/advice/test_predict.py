@@ -45,6 +45,8 @@ def test_which_clips(tmp_path: Path) -> None:
     with told("there is nothing to predict; give --audio or --text", UsageError):
         find_clips([], None)
     find_clips([], "hello")
+    with told("--audio is empty; name a file, a folder, a pattern or a table", UsageError):
+        find_clips([""], None)
     one, two = write_clip(tmp_path / "one.wav"), write_clip(tmp_path / "more" / "two.wav")
     with told("name one file with --audio, or give a table with the columns audio and text"):
         find_clips([str(one), str(two)], "hello")

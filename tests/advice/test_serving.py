@@ -82,6 +82,10 @@ def test_what_it_needs(
             main(["serve", str(tmp_path), "--temperature", value])
         assert end.value.code == 2
         says("temperature: {} is not above 0; use 1 for none", capsys.readouterr().err)
+    with pytest.raises(SystemExit) as end:
+        main(["serve", str(tmp_path), "--timeout", "inf"])
+    assert end.value.code == 2
+    says("{}: {} is no limit; write a number", capsys.readouterr().err)
     with monkeypatch.context() as patch:
         patch.setattr(run, "find_spec", lambda name: None)
         with told("serving needs the package {}; run `pip install 'multistill[serve]'`"):
@@ -108,13 +112,21 @@ def test_requests(predictor: Predictor) -> None:
         assert http.post("/predict", files={**text, "unsure_below": (None, "0.1")}).is_success
         says("a page of another site may not ask; use the page of this server",
              error(files=text, headers={"Origin": "https://example.org"}))  # fmt: skip
+        http.base_url = "http://127.0.0.1:8000"
+        says("without a token this server answers on its own machine only, as localhost or",
+             error(files=text, headers={"Host": "example.org"}))  # fmt: skip
+        assert http.post("/predict", files=text, headers={"Host": "localhost:8000"}).is_success
+        with client(predictor, TOKEN) as (other, _):
+            other.base_url = http.base_url
+            headers = {"Host": "example.org", "Authorization": f"Bearer {TOKEN}"}
+            assert other.post("/predict", files=text, headers=headers).is_success
         says("there is no {} {}; see /docs", http.get("/nothing").json()["error"])
         assert http.get("/docs").is_success
 
 
 def test_streams(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "IDLE_SECONDS", 0.2)
-    with client(predictor, max_stream_seconds=1) as (http, _):
+    with client(predictor, max_stream_seconds=1) as (http, backend):
 
         def error(query: str, *messages: bytes) -> str:
             with http.websocket_connect(f"/stream{query}") as socket:
@@ -132,6 +144,16 @@ def test_streams(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
              error("", bytes(64_000)))  # fmt: skip
         says("nothing arrived for {} s; open the stream again when there is sound", error(""))
         monkeypatch.setattr(streams, "IDLE_SECONDS", 60)
+        with http.websocket_connect("/stream") as socket:
+            assert socket.receive_json()["event"] == "ready"
+            backend.released.clear()  # the stream is open until a prediction comes
+            socket.send_bytes((32767 * speech_like(0.5)).astype("<i2").tobytes())
+            socket.send_text("end")
+            socket.send_text("end")
+            while (event := socket.receive_json())["event"] != "error":
+                pass
+            says("a message came after `end`; open a new stream", event["error"])
+        backend.released.set()
         with http.websocket_connect("/stream?window=2&keep_up=false") as socket:
             socket.send_bytes((32767 * speech_like(0.5)).astype("<i2").tobytes())
             socket.send_text("end")

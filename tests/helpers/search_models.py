@@ -71,6 +71,8 @@ class StoreWithScores:
             (folder / "model.safetensors").write_text(task.name)
             config = {
                 **{"format": FORMAT, "sha256": "", "spec": {"modality": "audio"}},
+                **{"output": "logits", "audio_dim": 8, "text_dim": 8, "max_frames": None},
+                **{"encoders": {}, "dtype": "float16"},
                 **{"role": "student", "labels": ["happy", "sad"], "temperature": None},
                 "training": TRAINING,
             }
