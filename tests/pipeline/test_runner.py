@@ -382,6 +382,8 @@ def test_the_champion_gives_a_recording_one_answer_by_each_door(
             assert shown == f"{wanted.label}, {round(100 * wanted.distribution[wanted.label])} %"
     export(name, tmp_path / "onnx", "onnx")
     by_onnx_runtime(tmp_path / "onnx" / MODEL, clip).assert_same(wanted, 1e-4)
+    if program() is None:
+        pytest.skip("every door but the page, for which no Chromium is installed, gave the same")
 
 
 def test_the_search_is_evaluated_over_seeds_with_out_of_fold_targets(
