@@ -174,11 +174,3 @@ def listed(errors: Record) -> list[dict[str, Any]]:
     """All clips of `describe_errors`, in the order of the page; one can be in both lists."""
     differing = errors["differing"]
     return [*errors["missed"]["clips"], *(differing["clips"] if differing else [])]
-
-
-def grouped_answers(answers: Record) -> list[tuple[str, list[tuple[str, float]]]]:
-    """Per answered class, the most frequent first: who answered it, and with which probability."""
-    groups: dict[str, list[tuple[str, float]]] = {}
-    for name, answer in answers.items():
-        groups.setdefault(answer["class"], []).append((name, answer["probability"]))
-    return sorted(groups.items(), key=lambda group: -len(group[1]))

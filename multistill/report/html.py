@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from importlib import resources
 from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup
 
 from multistill.config import JobConfig
-from multistill.evaluation.figures import METRIC_TITLES, over_seeds
+from multistill.evaluation.figures import METRIC_TITLES
 from multistill.report import plots
 from multistill.report.cell_labels import label_cells
 from multistill.report.cost import accuracy_by_cost
 from multistill.report.dimensions import dimension_rows
-from multistill.report.errors import grouped_answers
-from multistill.report.label_shares import gain_by_label_share, percent
+from multistill.report.environment import environment
+from multistill.report.label_shares import gain_by_label_share
 from multistill.report.layer_probes import by_layer
 from multistill.report.playback import Playback
 from multistill.report.protocol import over_folds
 from multistill.report.robustness import heat_map
 from multistill.report.selective import risk_over_coverage
 from multistill.report.speakers import over_speakers
-from multistill.report.terminal import count, describe_encoders, score
-from multistill.wording import counted, with_code
 
 MAX_LISTED_TRIALS = 20
-TEMPLATES = "templates"
 
 
 def render(
@@ -74,33 +68,6 @@ def _present_classes(
         if any(count[label] for count in counts)
         or any(row[index] for model in models for row in model["confusion"])
     ]
-
-
-@cache
-def environment() -> jinja2.Environment:
-    """The Jinja environment: values are escaped and undefined names are errors."""
-    folder = resources.files("multistill.report") / TEMPLATES
-    jinja_environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    jinja_environment.globals.update(over_seeds=over_seeds, grouped_answers=grouped_answers)
-    jinja_environment.filters.update(
-        score=_score,
-        signed=_signed,
-        parameters=count,
-        encoders=describe_encoders,
-        counted=counted,
-        with_code=lambda text: Markup(with_code(text)),  # noqa: S704, which escapes
-        number=_number,
-        percent=_percent,
-        share=percent,
-        seconds=_seconds,
-    )
-    return jinja_environment
 
 
 def _figures(
@@ -204,43 +171,3 @@ def _best_trials(
         key=lambda trial: (trial["state"] != "complete", sign * trial["value"], trial["trial"]),
     )
     return ranked[:MAX_LISTED_TRIALS]
-
-
-def _score(metric: Mapping[str, float | None]) -> Markup:
-    value, _, interval = score(metric).partition(" ")
-    if not interval:
-        return Markup("<b>{}</b>").format(value)
-    return Markup('<b>{}</b> <span class="ci">{}</span>').format(value, interval)
-
-
-def _signed(metric: Mapping[str, float | None]) -> Markup:
-    value, low, high = metric["value"], metric["low"], metric["high"]
-    if value is None:
-        return Markup("<b>-</b>")
-    if low is None or high is None:
-        return Markup("<b>{}</b>").format(_minus(value))
-    return Markup('<b>{}</b> <span class="ci">[{}, {}]</span>').format(
-        *(_minus(number) for number in (value, low, high))
-    )
-
-
-def _minus(number: float) -> str:
-    return f"{number:+.3f}".replace("-", "\u2212")
-
-
-def _number(value: float | int | None, digits: int = 3) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{100 * value:.{digits}f} %"
-
-
-def _seconds(value: float) -> str:
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

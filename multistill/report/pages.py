@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from multistill import provenance
 from multistill.report.cell_labels import label_cells
-from multistill.report.html import environment
+from multistill.report.environment import environment
 from multistill.report.tables import Cell, Table
 
 

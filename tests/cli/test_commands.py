@@ -77,6 +77,11 @@ def test_what_a_finished_job_needs_to_end_pulls_in_neither_torch_nor_scipy_nor_p
     assert loaded_after(code) & {"torch", "scipy", "pandas"} == set()
 
 
+def test_the_page_on_a_manifest_pulls_in_nothing_that_draws_or_tests() -> None:
+    code = "import multistill.report.data_page"
+    assert loaded_after(code) & {"torch", "scipy", "sklearn", "matplotlib"} == set()
+
+
 def code_of(arguments: list[str]) -> int:
     try:
         main(arguments)

@@ -16,8 +16,8 @@ from helpers.evaluation_case import EvaluationCase, make_job
 
 from multistill.corpora.manifest import with_classes
 from multistill.evaluation.evaluate import predictions_schema
-from multistill.report.errors import MAX_LISTED, describe_errors, grouped_answers, listed
-from multistill.report.html import environment
+from multistill.report.environment import environment, grouped_answers
+from multistill.report.errors import MAX_LISTED, describe_errors, listed
 from multistill.report.playback import read_clips
 
 CLASSES = ("calm", "glad", "sad")

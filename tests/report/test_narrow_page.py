@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from multistill.config import CLASSES
 from multistill.report import plots
 from multistill.report.cell_labels import label_cells
-from multistill.report.html import _present_classes, environment
+from multistill.report.environment import environment
+from multistill.report.html import _present_classes
 
 if TYPE_CHECKING:
     from helpers.evaluation_case import EvaluationCase
