@@ -185,7 +185,8 @@ def compare(
             row = json.loads(line)
             if (row["trials"], row["epochs"]) == (trials, epochs):
                 done[row["space"], row["seed"], row["method"]] = row["curve"]
-    print_estimate(3 * trials * seeds * len(spaces) - trials * len(done), epochs, folder)
+    cells = 3 * seeds * len(spaces) - sum(space in spaces for space, _, _ in done)
+    print_estimate(trials * cells, epochs, folder)
     for name in spaces:
         space = SPACES[name]
         points = grid(space, trials)

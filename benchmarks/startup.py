@@ -11,7 +11,9 @@ Three rows, seconds from the command, median of the rounds, on the packaged corp
   the search exists.
 
 `processor_s` is of the command's own process and not of Ray's, which outlive it; of the two that
-start Ray it is of the whole stage.
+start Ray it is of the whole stage. `parts` is the processor time until the work began, by kind of
+process; `mlflow` is part of that of the command: MLflow's import and its new database, opened in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rows import add_row
 
 JOB: dict[str, Any] = {
@@ -56,10 +60,19 @@ JOB: dict[str, Any] = {
 }
 SEARCH = {"trials": 2, "epochs": 2, "grace_epochs": 1, "seeds": 1}
 WAIT_SECONDS = 600.0
+RAY_DATA = ("_StatsActor", "_AutoscalingCoordinatorActor", "ActorLocationTracker")
+OPEN_MLFLOW = """
+import logging, sys, time
+logging.disable()
+from mlflow import MlflowClient
+MlflowClient("sqlite:///" + sys.argv[1]).search_experiments()
+print(time.process_time())
+"""
 
 
-def run(job: Path, *options: str, until: Callable[[], bool] | None = None) -> dict[str, float]:
+def run(job: Path, *options: str, until: Callable[[], bool] | None = None) -> dict[str, Any]:
     """Run the job; seconds until the condition holds, or until the end where there is none."""
+    parts: dict[str, float] = {}
     command = [sys.executable, "-m", "multistill", "run", str(job), *options]
     with tempfile.TemporaryFile() as output:
         started = time.perf_counter()
@@ -68,6 +81,7 @@ def run(job: Path, *options: str, until: Callable[[], bool] | None = None) -> di
         while until is not None and process.returncode is None:
             if until():
                 seconds = time.perf_counter() - started
+                parts = processor_parts(process.pid)
                 break
             if time.perf_counter() - started > WAIT_SECONDS:
                 process.terminate()
@@ -81,10 +95,38 @@ def run(job: Path, *options: str, until: Callable[[], bool] | None = None) -> di
             output.seek(0)
             raise SystemExit(output.read().decode(errors="replace")[-2000:])
     processor = usage.ru_utime + usage.ru_stime
-    return {"seconds": ended if seconds is None else seconds, "processor_s": processor}
+    figures = {"seconds": ended if seconds is None else seconds, "processor_s": processor}
+    return {**figures, **({"parts": parts} if parts else {})}
 
 
-def one_round(folder: Path) -> dict[str, dict[str, float]]:
+def processor_parts(pid: int) -> dict[str, float]:
+    """Processor seconds so far of a command and of what it has started, by kind of process."""
+    parts: Counter[str] = Counter(command=0.0)
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        try:
+            name = " ".join(process.cmdline())
+            spent = process.cpu_times()
+        except psutil.Error:
+            continue
+        if process.pid == pid:
+            kind = "command"
+        elif any(actor in name for actor in RAY_DATA):
+            kind = "Ray Data's actors"
+        elif name.startswith("ray::") and "Agent" not in name:
+            kind = "workers"
+        else:
+            kind = "Ray's services"
+        parts[kind] += spent.user + spent.system
+    return dict(parts)
+
+
+def mlflow_seconds(folder: Path) -> float:
+    """Processor seconds of MLflow's import and of opening a new database."""
+    command = [sys.executable, "-c", OPEN_MLFLOW, str(folder / "new.db")]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def one_round(folder: Path) -> dict[str, dict[str, Any]]:
     """Every kind of start, in one new workspace."""
     workspace = folder / "workspace"
     job, searching = folder / "job.yaml", folder / "search.yaml"
@@ -99,10 +141,15 @@ def one_round(folder: Path) -> dict[str, dict[str, float]]:
         return any(workspace.glob("search/.*.partial/trials/*/**/epoch-*"))
 
     first_clip = run(job, *options, "--until", "features", until=shard)
+    first_clip["parts"]["mlflow"] = mlflow_seconds(folder)
     run(job, *options)
     finished = run(job, *options)
     first_step = run(searching, *options, "--until", "search", until=epoch)
     return {"finished job": finished, "first clip": first_clip, "first step": first_step}
+
+
+def median(values: Iterable[float]) -> float:
+    return round(statistics.median(values), 3)
 
 
 def main() -> None:
@@ -117,10 +164,13 @@ def main() -> None:
             print(json.dumps(rounds[-1]), flush=True)
     for what in rounds[0]:
         figures = {
-            name: round(statistics.median(each[what][name] for each in rounds), 3)
-            for name in rounds[0][what]
+            name: median(each[what][name] for each in rounds) for name in ("seconds", "processor_s")
         }
-        row = {"what": what, "rounds": given.rounds, **figures}
+        row: dict[str, Any] = {"what": what, "rounds": given.rounds, **figures}
+        if parts := [each[what]["parts"] for each in rounds if "parts" in each[what]]:
+            row["parts"] = {
+                name: median(each.get(name, 0.0) for each in parts) for name in parts[0]
+            }
         print(json.dumps(add_row("startup", row, seed=JOB["seed"], file=given.results)))
 
 

@@ -180,11 +180,16 @@ def by_size(rows: Sequence[Row], size: str, cost: str) -> list[tuple[float, floa
     ]
 
 
+def best_within(curve: Sequence[tuple[int, float]], epochs: float) -> float:
+    """Best value after as many epochs of training as a method may take."""
+    return max(value for spent, value in curve if spent <= epochs)
+
+
 def against_grid(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Searches of `benchmarks/search.py compare`: mean best value by space and method.
 
-    Each at the epochs of its grid, of the seeds that all methods have; the gain over the grid is
-    paired by seed, with its standard error.
+    Each at the epochs of its grid and at half of them, of the seeds that all methods have; the gain
+    over the grid is paired by seed, with its standard error.
     """
     curves = {(row["space"], row["method"], row["seed"]): row["curve"] for row in rows}
     methods = list(dict.fromkeys(method for _, method, _ in curves))
@@ -196,20 +201,27 @@ def against_grid(rows: Sequence[Row]) -> list[dict[str, Any]]:
             if all((space, method, seed) in curves for method in methods)
         ]
         best: dict[str, list[float]] = {}
+        half: dict[str, list[float]] = {}
+        budgets = {seed: curves[space, "grid", seed][-1][0] for seed in seeds}
         for method in methods if seeds else ():
-            best[method] = [
-                max(
-                    value
-                    for spent, value in curves[space, method, seed]
-                    if spent <= curves[space, "grid", seed][-1][0]
-                )
-                for seed in seeds
-            ]
+            chosen = {seed: curves[space, method, seed] for seed in seeds}
+            best[method] = [best_within(chosen[seed], budgets[seed]) for seed in seeds]
+            half[method] = [best_within(chosen[seed], budgets[seed] / 2) for seed in seeds]
         for method, values in best.items():
             gains = [value - of_grid for value, of_grid in zip(values, best["grid"], strict=True)]
             error = stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
-            figures = {"space": space, "method": method, "seeds": len(seeds), "error": error}
-            found.append({**figures, "best": fmean(values), "gain": fmean(gains)})
+            found.append(
+                {
+                    "space": space,
+                    "method": method,
+                    "seeds": len(seeds),
+                    "epochs": max(budgets.values()),
+                    "half": fmean(half[method]),
+                    "best": fmean(values),
+                    "gain": fmean(gains),
+                    "error": error,
+                }
+            )
     return found
 
 
