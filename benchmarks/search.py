@@ -183,10 +183,10 @@ def compare(
     if results.exists():
         for line in results.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            if (row["trials"], row["epochs"]) == (trials, epochs):
+            same = (row["trials"], row["epochs"]) == (trials, epochs)
+            if same and row["space"] in spaces and row["seed"] < seeds:
                 done[row["space"], row["seed"], row["method"]] = row["curve"]
-    cells = 3 * seeds * len(spaces) - sum(space in spaces for space, _, _ in done)
-    print_estimate(trials * cells, epochs, folder)
+    print_estimate(trials * (3 * seeds * len(spaces) - len(done)), epochs, folder)
     for name in spaces:
         space = SPACES[name]
         points = grid(space, trials)

@@ -11,9 +11,9 @@ Three rows, seconds from the command, median of the rounds, on the packaged corp
   the search exists.
 
 `processor_s` is of the command's own process and not of Ray's, which outlive it; of the two that
-start Ray it is of the whole stage. `parts` is the processor time until the work began, by kind of
-process; `mlflow` is part of that of the command: MLflow's import and its new database, opened in a
-process of its own.
+start Ray it is of the whole stage. `command_s`, `services_s` (Ray's), `data_actors_s` (Ray Data's)
+and `workers_s` are processor time until the work began, by kind of process; `mlflow_s`, MLflow's
+import and its new database, is part of `command_s`, measured in a process of its own.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ print(time.process_time())
 """
 
 
-def run(job: Path, *options: str, until: Callable[[], bool] | None = None) -> dict[str, Any]:
+def run(job: Path, *options: str, until: Callable[[], bool] | None = None) -> dict[str, float]:
     """Run the job; seconds until the condition holds, or until the end where there is none."""
     parts: dict[str, float] = {}
     command = [sys.executable, "-m", "multistill", "run", str(job), *options]
@@ -95,29 +94,28 @@ def run(job: Path, *options: str, until: Callable[[], bool] | None = None) -> di
             output.seek(0)
             raise SystemExit(output.read().decode(errors="replace")[-2000:])
     processor = usage.ru_utime + usage.ru_stime
-    figures = {"seconds": ended if seconds is None else seconds, "processor_s": processor}
-    return {**figures, **({"parts": parts} if parts else {})}
+    return {"seconds": ended if seconds is None else seconds, "processor_s": processor, **parts}
 
 
 def processor_parts(pid: int) -> dict[str, float]:
     """Processor seconds so far of a command and of what it has started, by kind of process."""
-    parts: Counter[str] = Counter(command=0.0)
-    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+    parts = dict.fromkeys(("command_s", "services_s", "data_actors_s", "workers_s"), 0.0)
+    command = psutil.Process(pid)
+    for process in [command, *command.children(recursive=True)]:
         try:
-            name = " ".join(process.cmdline())
-            spent = process.cpu_times()
-        except psutil.Error:
+            name, spent = " ".join(process.cmdline()), process.cpu_times()
+        except psutil.Error:  # it has ended
             continue
-        if process.pid == pid:
-            kind = "command"
+        if process == command:
+            kind = "command_s"
         elif any(actor in name for actor in RAY_DATA):
-            kind = "Ray Data's actors"
+            kind = "data_actors_s"
         elif name.startswith("ray::") and "Agent" not in name:
-            kind = "workers"
+            kind = "workers_s"
         else:
-            kind = "Ray's services"
+            kind = "services_s"
         parts[kind] += spent.user + spent.system
-    return dict(parts)
+    return parts
 
 
 def mlflow_seconds(folder: Path) -> float:
@@ -126,7 +124,7 @@ def mlflow_seconds(folder: Path) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def one_round(folder: Path) -> dict[str, dict[str, Any]]:
+def one_round(folder: Path) -> dict[str, dict[str, float]]:
     """Every kind of start, in one new workspace."""
     workspace = folder / "workspace"
     job, searching = folder / "job.yaml", folder / "search.yaml"
@@ -141,15 +139,11 @@ def one_round(folder: Path) -> dict[str, dict[str, Any]]:
         return any(workspace.glob("search/.*.partial/trials/*/**/epoch-*"))
 
     first_clip = run(job, *options, "--until", "features", until=shard)
-    first_clip["parts"]["mlflow"] = mlflow_seconds(folder)
+    first_clip["mlflow_s"] = mlflow_seconds(folder)
     run(job, *options)
     finished = run(job, *options)
     first_step = run(searching, *options, "--until", "search", until=epoch)
     return {"finished job": finished, "first clip": first_clip, "first step": first_step}
-
-
-def median(values: Iterable[float]) -> float:
-    return round(statistics.median(values), 3)
 
 
 def main() -> None:
@@ -164,13 +158,10 @@ def main() -> None:
             print(json.dumps(rounds[-1]), flush=True)
     for what in rounds[0]:
         figures = {
-            name: median(each[what][name] for each in rounds) for name in ("seconds", "processor_s")
+            name: round(statistics.median(each[what][name] for each in rounds), 3)
+            for name in rounds[0][what]
         }
-        row: dict[str, Any] = {"what": what, "rounds": given.rounds, **figures}
-        if parts := [each[what]["parts"] for each in rounds if "parts" in each[what]]:
-            row["parts"] = {
-                name: median(each.get(name, 0.0) for each in parts) for name in parts[0]
-            }
+        row = {"what": what, "rounds": given.rounds, **figures}
         print(json.dumps(add_row("startup", row, seed=JOB["seed"], file=given.results)))
 
 

@@ -200,26 +200,26 @@ def against_grid(rows: Sequence[Row]) -> list[dict[str, Any]]:
             for seed in sorted({seed for _, _, seed in curves})
             if all((space, method, seed) in curves for method in methods)
         ]
-        best: dict[str, list[float]] = {}
-        half: dict[str, list[float]] = {}
+        if not seeds:
+            continue
         budgets = {seed: curves[space, "grid", seed][-1][0] for seed in seeds}
-        for method in methods if seeds else ():
-            chosen = {seed: curves[space, method, seed] for seed in seeds}
-            best[method] = [best_within(chosen[seed], budgets[seed]) for seed in seeds]
-            half[method] = [best_within(chosen[seed], budgets[seed] / 2) for seed in seeds]
+        best = {
+            method: [best_within(curves[space, method, seed], budgets[seed]) for seed in seeds]
+            for method in methods
+        }
         for method, values in best.items():
+            halves = (best_within(curves[space, method, seed], budgets[seed] / 2) for seed in seeds)
             gains = [value - of_grid for value, of_grid in zip(values, best["grid"], strict=True)]
-            error = stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
             found.append(
                 {
                     "space": space,
                     "method": method,
                     "seeds": len(seeds),
                     "epochs": max(budgets.values()),
-                    "half": fmean(half[method]),
+                    "half": fmean(halves),
                     "best": fmean(values),
                     "gain": fmean(gains),
-                    "error": error,
+                    "error": stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None,
                 }
             )
     return found
